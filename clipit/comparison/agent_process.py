@@ -7,7 +7,7 @@ import sys
 import threading
 
 from clipit.comparison.compare import train_share
-from clipit.comparison.tune import search
+from clipit.comparison.tune import run_trials
 from clipit.config.load import validate_file
 from clipit.errors import user_errors
 
@@ -20,7 +20,7 @@ def main() -> None:
         logging.getLogger("clipit").setLevel(logging.WARNING)  # the first agent logs the runs
         sys.argv = request["argv"]  # the command in the provenance of the results
         file = validate_file(request["values"], "the comparison")
-        work = search if request["task"] == "tune" else train_share
+        work = run_trials if request["task"] == "tune" else train_share
         work(file.run, file.comparison)
 
 

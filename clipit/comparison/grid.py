@@ -145,7 +145,7 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
         )
 
 
-def search_settings(config: RunConfig) -> dict[str, Any]:
+def tuning_sections(config: RunConfig) -> dict[str, Any]:
     """Return the sections that determine the result of a search, in addition to the arms."""
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
     values: dict[str, Any] = config.model_dump(mode="json", include=set(sections))

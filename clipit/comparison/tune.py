@@ -12,7 +12,7 @@ import yaml
 
 from clipit.artifacts import write_json
 from clipit.comparison.agents import additional_agents
-from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, search_settings
+from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_sections
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -55,7 +55,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
         JSON file with all scores and, in `arms`, each arm's best point as configuration keys.
     """
     with additional_agents(agents, "tune", config, comparison):
-        base, workspace, points = search(config, comparison)
+        base, workspace, points = run_trials(config, comparison)
     seeds = comparison.tuning_seeds
     scored = {
         arm: [
@@ -71,7 +71,9 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
     return path
 
 
-def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, Workspace, dict[str, list[GridPoint]]]:
+def run_trials(
+    config: RunConfig, comparison: ComparisonConfig
+) -> tuple[RunConfig, Workspace, dict[str, list[GridPoint]]]:
     """Run all trials, together with other agents.
 
     Returns:
@@ -162,7 +164,7 @@ def _write(
         "monitor": config.training.monitor,
         "tiles": workspace.all_tiles.fingerprint,
         "vlm": workspace.vlm.fingerprint,
-        "made_with": search_settings(config),
+        "made_with": tuning_sections(config),
         "trials": {
             arm: [{"keys": dict(point.values), "scores": list(point.scores)} for point in points]
             for arm, points in scored.items()

@@ -160,9 +160,11 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
     names = [plain_text(name) for name in spec.classes[:_MAX_CLASSES]]
     more = f" and {len(spec.classes) - len(names)} more" if len(spec.classes) > len(names) else ""
     lines = [f"- Tiles: {facts.data}", f"- Classes: {', '.join(names)}{more}"]
-    if facts.training_tiles is not None:
-        lines.append(f"- Training: {facts.training_tiles} tiles, {facts.training_labels} labels used")
-        lines.append(f"- Validation: {facts.validation_labels} labels used")
+    if facts.training_tiles is not None and facts.training_labels is not None:
+        tiles, labels = counted(facts.training_tiles, "tile"), counted(facts.training_labels, "label")
+        lines.append(f"- Training: {tiles}, {labels} used")
+    if facts.validation_labels is not None:
+        lines.append(f"- Validation: {counted(facts.validation_labels, 'label')} used")
     if facts.reports and facts.snippets:
         lines.append(
             f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; none is in this folder"

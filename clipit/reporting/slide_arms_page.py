@@ -74,8 +74,9 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
         )
         if outcome in arms_by_outcome
     ]
-    units = f"slides of {counted(first['patients'], 'patient')}" if level == "slide" else "patients"
-    return f"Balanced accuracy on {first['labelled']:,} {first['split']} {units}: {'; '.join(parts)}."
+    units = counted(first["labelled"], f"{first['split']} {level}")
+    of_patients = f" of {counted(first['patients'], 'patient')}" if level == "slide" else ""
+    return f"Balanced accuracy on {units}{of_patients}: {'; '.join(parts)}."
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -46,9 +46,8 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
     rows = select_rows(comparison, split, metric, level)
     if not rows:
         return f"No {split} {level}s to compare"
-    units = f"{rows[0]['labelled']:,} {level}s" + (
-        f" of {counted(rows[0]['patients'], 'patient')}" if level == "slide" else ""
-    )
+    of_patients = f" of {counted(rows[0]['patients'], 'patient')}" if level == "slide" else ""
+    units = f"{counted(rows[0]['labelled'], level)}{of_patients}"
     chosen = comparison.choices[comparison.reference].key is not None
     how = (
         f"the pooling of each arm was chosen on validation {level}s"

@@ -151,7 +151,7 @@ def _repeats_slides(part: pd.DataFrame) -> bool:
 def _describe(split: str, level: str, part: pd.DataFrame) -> str:
     labelled, patients = int(part["labelled"].iloc[0]), int(part["patients"].iloc[0])
     of_patients = f" of {counted(patients, 'patient')}" if level == "slide" else ""
-    return f"{split}, per {level}: {labelled:,} labelled {level}s{of_patients}"
+    return f"{split}, per {level}: {counted(labelled, f'labelled {level}')}{of_patients}"
 
 
 def _cells(scores: pd.DataFrame) -> list[str]:

@@ -61,7 +61,7 @@ def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], ar
     return [started]
 
 
-def run_facts(config: RunConfig) -> dict[str, Any]:
+def tracked_keys(config: RunConfig) -> dict[str, Any]:
     """Return the arm, the seed and the keys that change results, without paths."""
     return {"arm": config.arm or "custom", "seed": config.seed} | select_keys(config, "results")
 

@@ -30,7 +30,7 @@ from clipit.runs.folder import (
     run_lock,
 )
 from clipit.runs.predict import classifier_logits, open_classifier
-from clipit.runs.tracking import finish_trackers, flat_test_scores, run_facts, start_trackers
+from clipit.runs.tracking import finish_trackers, flat_test_scores, start_trackers, tracked_keys
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
@@ -244,7 +244,7 @@ def _train(
             fix="choose a precision that this device supports, and train runs of different precision in separate "
             "processes",
         ) from error
-    accelerator.trackers = start_trackers(config, folder, run_facts(config), config.arm or "custom")
+    accelerator.trackers = start_trackers(config, folder, tracked_keys(config), config.arm or "custom")
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
     training = config.training.model_copy(update={"accumulation": memory.micro_batches})
     config = config.model_copy(update={"training": training})

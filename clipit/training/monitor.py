@@ -36,7 +36,7 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
         targets = [term.class_probabilities("validation") for term in terms if term.supervises_unlabelled]
         soft_labels = next((target for target in targets if target is not None), None)
         if soft_labels is not None:
-            return lambda logits: agreement(logits, soft_labels)
+            return lambda logits: soft_label_agreement(logits, soft_labels)
     if not (validation.labels >= 0).any():
         logger.info("note: no validation tile has a label; the last step's weights are used")
         return None
@@ -48,7 +48,7 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
     return score
 
 
-def agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
+def soft_label_agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
     """Compute the fraction of tiles whose predicted class is the most probable class of the soft labels."""
     return float((logits.argmax(axis=1) == soft_labels.argmax(axis=1)).mean())
 

@@ -13,7 +13,7 @@ from clipit.comparison.grid import (
     grid_axes,
     grid_points,
     is_tuned,
-    search_settings,
+    tuning_sections,
 )
 from clipit.comparison.own_reports import report_probe_name, resolve_plan_arm
 from clipit.comparison.plan import Plan
@@ -166,7 +166,7 @@ def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConf
         return "set in the configuration", list(comparison.arms)
     fix = "delete it and tune again"
     record = read_json(file, fix)
-    searched, recorded, current = record.get("arms", {}), record.get("made_with", {}), search_settings(config)
+    searched, recorded, current = record.get("arms", {}), record.get("made_with", {}), tuning_sections(config)
     if (
         not isinstance(recorded, dict)
         or not isinstance(searched, dict)

@@ -5,14 +5,13 @@ from jaxtyping import Float32
 
 from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
-from clipit.prompts.prompt_set import PromptSet
 from clipit.training.terms.term import Probabilities
 from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 
-def class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "classes dim"]:
-    """Compute the unit-norm prompt embedding of each class, in the tiles' class order, centred like the snippets.
+def required_class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "classes dim"]:
+    """Return `Workspace.class_embeddings`, which must exist.
 
     Args:
         key: Configuration key that needs the embeddings, for the error message.
@@ -20,8 +19,10 @@ def class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "cla
     Raises:
         ConfigError: No prompt set is configured.
     """
-    prompts = _required_prompts(workspace, key)
-    return prompt_embeddings(prompts, workspace.encode, workspace.text_mean, workspace.all_tiles.classes)
+    embeddings = workspace.class_embeddings()
+    if embeddings is None:
+        raise _without_prompts(key)
+    return embeddings
 
 
 def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilities:
@@ -33,17 +34,16 @@ def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilitie
     Raises:
         ConfigError: No prompt set is configured.
     """
-    prompts = _required_prompts(workspace, "soft_labels.source or distillation.target")
+    if workspace.prompts is None:
+        raise _without_prompts("soft_labels.source or distillation.target")
     text_mean, tile_mean = (workspace.text_mean, workspace.tile_mean) if centre else (None, None)
-    classes = prompt_embeddings(prompts, workspace.encode, text_mean, workspace.all_tiles.classes)
+    classes = prompt_embeddings(workspace.prompts, workspace.encode, text_mean, workspace.all_tiles.classes)
     store = workspace.tile_store(split)
     vectors = centred(store.rows(store.positions(workspace.all_tiles.of_split(split).ids)), tile_mean)
     return zero_shot_probabilities(vectors, classes, workspace.vlm.logit_scale)
 
 
-def _required_prompts(workspace: Workspace, key: str) -> PromptSet:
-    if workspace.prompts is None:
-        raise ConfigError(
-            "class prompts are needed, but no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
-        )
-    return workspace.prompts
+def _without_prompts(key: str) -> ConfigError:
+    return ConfigError(
+        "class prompts are needed, but no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
+    )

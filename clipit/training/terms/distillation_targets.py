@@ -11,7 +11,7 @@ from clipit.errors import DataError, shortlist
 from clipit.pairing.sources import representative_rows
 from clipit.stores.embed import Store
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.class_prompts import class_embeddings, zero_shot
+from clipit.training.terms.class_prompts import required_class_embeddings, zero_shot
 from clipit.training.terms.report_targets import report_context, report_label_vectors
 from clipit.training.terms.target_vectors import (
     PairedSnippets,
@@ -44,7 +44,7 @@ def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tup
         return image_targets(train.ids, workspace.tile_store("train"), workspace.tile_mean), {}
     if d.target == "class_prompts":
         probabilities = zero_shot(workspace, "train", centre=config.soft_labels.centred)
-        return class_targets(probabilities, class_embeddings(workspace, "distillation.target")), {}
+        return class_targets(probabilities, required_class_embeddings(workspace, "distillation.target")), {}
     store = workspace.text_store(d.word_drop, config.seed) if d.word_drop else workspace.index.store
     paired = paired_snippets(train.ids, workspace.pairs, store)
     if d.target == "shuffled_text":

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipit.config.training import PromptBagsConfig
 from clipit.training.losses import cross_entropy_sum, prototype_logits, soft_cross_entropy_sum
-from clipit.training.terms.class_prompts import class_embeddings
+from clipit.training.terms.class_prompts import required_class_embeddings
 from clipit.training.terms.soft_labels import SoftLabelsTerm
 from clipit.training.terms.term import MicroBatch, Term, TermInputs
 
@@ -45,7 +45,7 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Embed the class prompts."""
-        self._prototypes = class_embeddings(inputs.workspace, "prompt_bags.weight")
+        self._prototypes = required_class_embeddings(inputs.workspace, "prompt_bags.weight")
         self._soft = inputs.term(SoftLabelsTerm)
         return {}
 

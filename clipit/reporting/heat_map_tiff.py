@@ -24,19 +24,17 @@ def write_heat_map_tiff(
     grid: SlideGrid,
     classes: Sequence[str],
     scores: Float[np.ndarray, "n classes"],
-    downsample: float | None = None,
 ) -> None:
     """Write the heat maps of a slide as an OME-TIFF with one float32 channel per class and smaller levels as sub-IFDs.
 
-    Values are mean scores of the tiles at each pixel; NaN marks pixels without a tile. The map has the origin of the
-    slide and states its own pixel size in micrometres, so that viewers can lay it over the slide. Each pixel of a
-    smaller level is the mean of up to four pixels.
+    A map has one pixel per grid cell. Values are mean scores of the tiles at each pixel; NaN marks pixels without a
+    tile. The map has the origin of the slide and states its own pixel size in micrometres, so that viewers can lay it
+    over the slide. Each pixel of a smaller level is the mean of up to four pixels.
 
     Args:
         path: Output file (.ome.tif).
         classes: Class names, used as channel names.
         scores: Scores, one row per tile of the grid.
-        downsample: Pixels of level 0 of the slide per pixel of the map; by default, a map has one pixel per grid cell.
 
     Raises:
         DataError: tifffile is not installed.
@@ -49,11 +47,10 @@ def write_heat_map_tiff(
             f"cannot write {path.name} without tifffile ({error})",
             fix="pip install tifffile",
         ) from error
-    downsample = grid.step if downsample is None else downsample
-    levels = [heat_map(grid, scores, downsample)]
+    levels = [heat_map(grid, scores, grid.step)]
     while max(levels[-1].shape[1:]) > _TILE:
         levels.append(halved(levels[-1]))
-    size = downsample * grid.mpp
+    size = grid.step * grid.mpp
     metadata: dict[str, Any] = {
         "axes": "CYX",
         # derived from the content, so that writing the same map again gives the same file

@@ -94,7 +94,7 @@ def console_summary(markdown: str, end: str = "## Provenance") -> str:
     return "\n\n".join(map(console_block, blocks[:count]))
 
 
-def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
+def metrics_table(results: Mapping[str, Any]) -> str:
     """Format results as Markdown, with a column for each split, its zero-shot scores and its annotators."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, split_results in results["splits"].items():
@@ -110,17 +110,17 @@ def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
     rows = [
         [
             LABELS.get(name, name),
-            *(with_interval(c[name]["value"], c[name]["low"], c[name]["high"], digits) for c in columns.values()),
+            *(with_interval(c[name]["value"], c[name]["low"], c[name]["high"]) for c in columns.values()),
         ]
         for name in names
     ]
     return markdown_table(["score", *columns], rows)
 
 
-def per_class_table(per_class: Sequence[Mapping[str, Any]], digits: int = 3) -> str:
+def per_class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
     """Format precision, recall, F1 and support of each class."""
     rows = [
-        [row["class"], *(number(row[key], digits) for key in ("precision", "recall", "f1")), row["support"]]
+        [row["class"], *(number(row[key]) for key in ("precision", "recall", "f1")), row["support"]]
         for row in per_class
     ]
     return markdown_table(("class", "precision", "recall", "F1", "tiles"), rows)

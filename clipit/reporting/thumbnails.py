@@ -37,15 +37,14 @@ LARGE_BYTES = 12_000_000
 
 
 def page_pictures(
-    tiles: TileSet, rows: Sequence[int], *, max_bytes: int = LARGE_BYTES, advance: Callable[[], object] = lambda: None
+    tiles: TileSet, rows: Sequence[int], *, advance: Callable[[], object] = lambda: None
 ) -> Iterator[str | None]:
-    """Yield the picture of each tile for one page: of 224 pixels as long as these fit into `max_bytes`, else of 64.
+    """Yield the picture of each tile for one page: of 224 pixels as long as these fit into `LARGE_BYTES`, else of 64.
 
     Large pictures are spread evenly over the rows. Pictures are base64-encoded JPEGs; None if an image cannot be
     decoded.
 
     Args:
-        max_bytes: Maximum number of bytes of all large pictures.
         advance: Function called after each tile, for a progress bar.
 
     Raises:
@@ -58,7 +57,7 @@ def page_pictures(
             yield None
         else:
             picture = base64.b64encode(jpeg(image, LARGE, 75)).decode()
-            if used + len(picture) <= max_bytes * i // len(rows):
+            if used + len(picture) <= LARGE_BYTES * i // len(rows):
                 used += len(picture)
                 yield picture
             else:

@@ -352,6 +352,10 @@ def _is_visible(path: Path) -> bool:
 
 
 def _load_error(path: str, key: str, error: Exception) -> DataError:
+    import datasets
+
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # it only says that something failed
     return DataError(
         f"cannot load this data set: {type(error).__name__}: {error}",
         where=path,

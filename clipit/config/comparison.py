@@ -84,11 +84,11 @@ class ComparisonConfig(Section):
             raise ValueError("name each shifted set: {name: {source: ..., path: ...}}")
         return sets
 
-    @field_validator("arms", "backbones")
+    @field_validator("arms", "controls", "backbones", "analyses", "learning_rates", "steps")
     @classmethod
-    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        check_once(names)
-        return names
+    def _check_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        check_once(values)
+        return values
 
     @field_validator("seeds", "tuning_seeds")
     @classmethod

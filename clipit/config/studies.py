@@ -1,6 +1,6 @@
 """Configuration of the studies of finished runs and frozen models."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -39,6 +39,12 @@ class ProbingConfig(Section):
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
     """CSV with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
+
+    @field_validator("probes", "shots", "shares", "at", "votes_at")
+    @classmethod
+    def _check_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        check_once(values)
+        return values
 
     @field_validator("shots", "at", "votes_at")
     @classmethod
@@ -98,6 +104,12 @@ class RobustnessConfig(Section):
     """Number of repetitions of the adaptation guard's test on batches with shifted class proportions. Each draws six
     batches from each set: up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
 
+    @field_validator("adaptation")
+    @classmethod
+    def _check_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(values)
+        return values
+
     @field_validator("perturbations")
     @classmethod
     def _check_levels(cls, perturbations: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
@@ -106,6 +118,7 @@ class RobustnessConfig(Section):
             outside = [level for level in levels if not low <= level <= high]
             if outside:
                 raise ValueError(f"levels of {name} must be between {low:g} and {high:g}, not {outside}")
+            check_once(levels)
             if name == "jpeg" and any(level != int(level) for level in levels):
                 raise ValueError("levels of jpeg must be whole numbers")
         return perturbations
@@ -152,6 +165,12 @@ class PromptStudyConfig(Section):
     """Magnification words of the grid."""
     stains: tuple[str, ...] = ("", "H&E stained")
     """Stain words of the grid."""
+
+    @field_validator("modes", "templates", "organs", "magnifications", "stains")
+    @classmethod
+    def _check_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(values)
+        return values
 
 
 class LabelIssuesConfig(Section):

@@ -1,4 +1,5 @@
 import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +80,19 @@ def test_a_data_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load this data set"):
         load_tiles(config(tmp_path / "empty"), seed=0)
+
+
+def test_the_reason_is_named_if_a_data_set_cannot_be_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The datasets package takes the name of a zip for a class."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
+        for name in ("benign/1.png", "tumour/2.png"):
+            archive.writestr(name, stream.getvalue())
+    with pytest.raises(DataError, match="cannot load this data set: (?!DatasetGenerationError)"):
+        load_tiles(config(tmp_path / "set"), seed=0)
 
 
 def plain(folder: Path, labels: Sequence[object], **columns: Sequence[object]) -> Path:

@@ -91,7 +91,7 @@ def test_the_reason_is_named_if_a_data_set_cannot_be_generated(tmp_path: Path, m
     with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
         for name in ("benign/1.png", "tumour/2.png"):
             archive.writestr(name, stream.getvalue())
-    with pytest.raises(DataError, match="cannot load this data set: (?!DatasetGenerationError)"):
+    with pytest.raises(DataError, match=r"cannot load this data set: (?!DatasetGenerationError)"):
         load_tiles(config(tmp_path / "set"), seed=0)
 
 

@@ -149,7 +149,6 @@ class _Chunk:
 
     @property
     def start(self) -> int:
-        """First row of the chunk."""
         return self._rows[0]
 
     def add(self, rows: range, reasons: Sequence[str | None], pixels: UInt8[Tensor, "b 3 h w"]) -> None:

@@ -154,8 +154,7 @@ def list_unreadable(path: Path, unreadable: Sequence[tuple[str, str, str]]) -> N
 
 
 class _Writer(Protocol):
-    def write(self, table: pa.Table) -> None:
-        """Append a table."""
+    def write(self, table: pa.Table) -> None: ...
 
 
 class _CsvWriter:
@@ -175,7 +174,6 @@ class _CsvWriter:
         self._csv.writerows(zip(*columns, strict=True))
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 
@@ -193,7 +191,6 @@ class _ParquetWriter:
         self._parquet.write_table(table)
 
     def close(self) -> None:
-        """Write the footer and close the file."""
         if self._parquet is not None:
             self._parquet.close()
 

@@ -58,12 +58,10 @@ class _JournalLock:
         self._lock = FileLock(lock_file(journal))
 
     def acquire(self) -> bool:
-        """Wait for the lock."""
         self._lock.acquire()
         return True
 
     def release(self) -> None:
-        """Release the lock."""
         self._lock.release()
 
 

@@ -217,7 +217,6 @@ class _Members:
     weights: Float[Tensor, "b m"] | None
 
     def select(self, rows: Int64[Tensor, " c"]) -> "_Members":
-        """Select the bags in these rows."""
         return _Members(self.vectors[rows], self.mask[rows], None if self.weights is None else self.weights[rows])
 
 

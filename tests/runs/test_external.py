@@ -238,7 +238,7 @@ def test_the_python_function_gives_scores_and_predictions_of_new_tiles(run: Path
 
 def test_options_that_change_a_finished_run_are_refused(tmp_path: Path) -> None:
     run = ["--run", "folder"]
-    with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*keys of tiles and prompts"):
+    with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*only --tiles keys"):
         read_new_inputs("", OPTIONS, [*run, "--lora.rank=2", "--leaks.policy=note"])
     given = read_new_inputs("", OPTIONS, [*run, f"--tiles.path={tmp_path}", "--leaks.pixels=near"])
     assert given.tiles is not None and given.tiles.source == "folders"

@@ -4,7 +4,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +62,15 @@ def is_image(path: str | Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def decode(source: Path | io.BytesIO) -> Image.Image:
+def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Image:
     """Decode an image file completely and convert it to RGB (see `to_rgb`).
 
     Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`). It also
     reports corrupt data for which Pillow returns wrong pixels.
+
+    Args:
+        compare_pages: Whether smaller pages of a TIFF must be copies of the first, masks or named as thumbnail, label
+            or macro. Slides may have labels without a name.
 
     Raises:
         ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` refuses the image.
@@ -74,7 +78,7 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
     """
     try:
         with open_header(source) as image:
-            _check(image)
+            _check(image, compare_pages)
             plain = decode_plain(image)
             if isinstance(plain, Image.Image):
                 return turn_upright(plain, image)
@@ -134,10 +138,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _load(image)
 
 
-def _check(image: Image.Image) -> None:
+def _check(image: Image.Image, compare_pages: bool = True) -> None:
     """Refuse images that cannot be converted to 8-bit RGB without loss."""
     _check_depth(image)
-    _check_pages(image)
+    _check_pages(image, compare_pages)
 
 
 def check_bytes(image: Image.Image) -> None:
@@ -253,7 +257,7 @@ def _jpeg2000_bits(image: Image.Image) -> int:
     return max(((depth & 0x7F) + 1 for depth in size[38 : 38 + 3 * components : 3]), default=0)
 
 
-def _check_pages(image: Image.Image) -> None:
+def _check_pages(image: Image.Image, compare: bool) -> None:
     """Refuse animations and TIFF files of several images; smaller copies and masks may follow the first page.
 
     A TIFF whose first page is smaller than another one is refused, because only the first page is read.
@@ -278,7 +282,7 @@ def _check_pages(image: Image.Image) -> None:
         equal += image.size == size and not marked
         if image.width > size[0] and image.height > size[1]:
             larger = image.size
-        elif image.size != size and not marked and not is_auxiliary(str(tags.get(_DESCRIPTION, ""))[:_NAME_LENGTH]):
+        elif compare and image.size != size and not (marked or is_auxiliary(_page_name(tags))):
             with suppress(Exception):  # damaged, or in a mode that cannot be compared
                 smaller[page] = image.convert("RGB")
     image.seek(0)
@@ -297,6 +301,10 @@ def _check_pages(image: Image.Image) -> None:
             f"a TIFF of several images: page {others[0]} ({extent} pixels) is no smaller copy of the first: save each "
             "page as a separate file"
         )
+
+
+def _page_name(tags: Mapping[int, object]) -> str:
+    return str(tags.get(_DESCRIPTION, ""))[:_NAME_LENGTH]
 
 
 def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Image.Image | Unreadable:

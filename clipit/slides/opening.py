@@ -197,7 +197,7 @@ class _FlatImage:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._image = decode(path)
+            self._image = decode(path, compare_pages=False)  # see check_one_image
         except ImageError as error:
             raise DataError(
                 f"the image cannot be read as a slide: {error}", where=path, fix="copy it again, or convert it to RGB"

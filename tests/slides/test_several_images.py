@@ -122,6 +122,12 @@ def test_another_image_in_a_plain_tiff_is_refused(size: tuple[int, int], first: 
         open_slide(path)
 
 
+def test_a_flat_slide_may_have_a_label_without_a_name(tmp_path: Path) -> None:
+    label = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    slide = open_slide(write_pages(tmp_path / "a.tif", (label, STRIPS), first=STRIPS))
+    assert np.array_equal(np.asarray(slide.read_region(0, 0, 0, 600, 400)), PIXELS)
+
+
 def test_another_image_among_the_levels_of_an_aperio_slide_is_refused(tmp_path: Path) -> None:
     aperio = TILED | {"description": "Aperio Image Library v11\n600x400|MPP = 0.5"}
     other = (PIXELS[:, :500], aperio)

@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterable
 _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
 """Whole number, with leading zeros, which spreadsheets drop, or as 1.0, as in a column with missing values."""
 
+_MIDNIGHT = re.compile(r"(?<=\d\d\d\d-\d\d-\d\d)[ t]00:00:00(?:\.0+)?$")
+"""Time that programs add to a date."""
+
 _CYRILLIC = ("АВЕЅІЈКМНОРСТУХаеѕіјорсух", "ABESIJKMHOPCTYXaesijopcyx")  # noqa: RUF001
 _GREEK = ("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEZHIKMNOPTYXo")  # noqa: RUF001
 _QUOTES = ("\u2018\u2019\u201a\u201b\u2032\u02bc\u00b4`\u201c\u201d\u201e\u201f\u2033", "''''''''\"\"\"\"\"")
@@ -63,7 +66,8 @@ def _normal_forms(name: str) -> list[str]:
 
 def _folded(name: str) -> str:
     visible = "".join(char for char in name if char.isprintable() or char.isspace())
-    return _WHOLE.sub(r"\1\2", " ".join(visible.casefold().strip("\"' ").split()))
+    folded = " ".join(visible.casefold().strip("\"' ").split())
+    return _MIDNIGHT.sub("", _WHOLE.sub(r"\1\2", folded))
 
 
 def _quote(name: str) -> str:

@@ -17,6 +17,8 @@ from clipit.spelling import format_pairs, spelled_alike, spelled_differently
         ("\u041d\u0415\u0422", "\u043d\u0435\u0442"),  # a Russian word in two letter cases
         ("007", "7.0"),
         ("stroma ", "Stroma"),
+        ("2019-02-17", "2019-02-17 00:00:00"),  # as pandas and Excel write a date
+        ("2019-02-17T00:00:00.000", "2019-02-17 00:00:00"),
     ],
 )
 def test_spellings_of_one_name(first: str, second: str) -> None:
@@ -26,7 +28,16 @@ def test_spellings_of_one_name(first: str, second: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("Pat-01", "Pat-10"), ("2019-02-17", "2019-02-18"), ("TGF-\u03b1", "TGF-a"), ("1-2", "12"), ("T1a", "T1b")],
+    [
+        ("Pat-01", "Pat-10"),
+        ("2019-02-17", "2019-02-18"),
+        ("TGF-\u03b1", "TGF-a"),
+        ("1-2", "12"),
+        ("T1a", "T1b"),
+        ("2019-02-17", "2019-02-17 00:00:01"),
+        ("2019-02-17-A", "2019-02-17-B"),
+        ("slide 00:00:00", "slide"),
+    ],
 )
 def test_names_of_different_things(first: str, second: str) -> None:
     assert not spelled_alike([first, second])

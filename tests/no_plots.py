@@ -2,6 +2,7 @@
 
 import io
 from functools import cache
+from pathlib import Path
 
 import pytest
 from markupsafe import Markup
@@ -16,6 +17,14 @@ COMPARISON_PLOTS = {
     "clipit.comparison.report.sections": ("plot_seed_scores", "inline_svg"),
 }
 """The same for the page of a comparison."""
+MAP_PLOTS = {"clipit.reporting.heat_maps": ("save_plot",)}
+"""The same for the maps of slides."""
+ROBUSTNESS_PLOTS = {"clipit.studies.robustness.plots": ("save_plot",)}
+"""The same for a study of robustness."""
+PROMPT_PLOTS = {"clipit.studies.prompts.plots": ("save_plot",)}
+"""The same for a study of prompts."""
+SWEEP_PLOTS = {"clipit.sweeps.report": ("save_plot",)}
+"""The same for a sweep."""
 
 
 def leave_out_plots(patch: pytest.MonkeyPatch, plots: dict[str, tuple[str, ...]]) -> None:
@@ -25,8 +34,15 @@ def leave_out_plots(patch: pytest.MonkeyPatch, plots: dict[str, tuple[str, ...]]
             patch.setattr(f"{module}.{name}", _REPLACED.get(name, lambda *_, **__: None))
 
 
+def _save_empty(figure: object, path: Path, compression: int = 6) -> None:
+    from clipit.artifacts import whole_file
+
+    with whole_file(path) as temporary:  # as the plot, with its folder and what happens on a full disk
+        temporary.write_bytes(empty_picture())
+
+
 _REPLACED = {
-    "save_plot": lambda _, path: path.write_bytes(empty_picture()),
+    "save_plot": _save_empty,
     "inline_svg": lambda _, label: Markup("<svg></svg>"),
 }
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, run_two
+from no_plots import MAP_PLOTS, leave_out_plots
 from slide_files import damage_tile, picture, write_slide
 from tiny_classifier import CLASSES, save_classifier
 
@@ -60,6 +61,12 @@ def mapped(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory)
     """The slides, scored and mapped."""
     out = tmp_path_factory.mktemp("mapped")
     return clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
+
+
+@pytest.fixture(autouse=True)
+def no_maps(mapped: SlidesResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the shared maps, which are made first, are drawn."""
+    leave_out_plots(monkeypatch, MAP_PLOTS)
 
 
 @pytest.fixture

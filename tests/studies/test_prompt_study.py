@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from launching import run_program
+from no_plots import PROMPT_PLOTS, leave_out_plots
 from study_records import lacking
 
 import clipit
@@ -57,6 +58,12 @@ def two_sets(world: dict[str, Any], shared_output: Path, simple: str) -> tuple[C
     keys = nested({**KEYS, "name": "ways", "prompt_study.simple": simple, "note": "A note."})
     config = validate_file(merge({**world, "output": shared_output}, keys), "test")
     return config, study(config)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(two_sets: tuple[ConfigFile, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the plots of the shared study, which is made first, are drawn."""
+    leave_out_plots(monkeypatch, PROMPT_PLOTS)
 
 
 def study(file: ConfigFile, run: Path | None = None) -> Path:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from launching import ROOT, run_program, run_two
+from no_plots import ROBUSTNESS_PLOTS, leave_out_plots
 from PIL import Image
 from study_records import lacking
 from tiny_models import MakeConfig, MakeFile, with_run
@@ -72,6 +73,12 @@ def measured(world: dict[str, Any], shared_output: Path) -> tuple[ConfigFile, li
     arms = ("image_only", "clip_it_all", "late")
     runs = [train_run(file.run.model_copy(update={"arm": arm})) for arm in arms]
     return file, runs, measure(file, runs)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(measured: tuple[ConfigFile, list[Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the plots of the shared study, which is made first, are drawn."""
+    leave_out_plots(monkeypatch, ROBUSTNESS_PLOTS)
 
 
 def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:

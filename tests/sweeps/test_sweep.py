@@ -20,11 +20,13 @@ import pytest
 import yaml
 from launching import ROOT, start
 from logged_lines import capture_log
+from no_plots import SWEEP_PLOTS, leave_out_plots
 from run_files import losses
 from tiny_models import MakeConfig
 
 import clipit.sweeps.run as sweep_module
 from clipit.errors import ArtifactError, ClipitError, ConfigError, LaunchError
+from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import mean_per_value
 from clipit.runs.folder import run_folder
 from clipit.runs.search import SharedSearch, Trial
@@ -35,6 +37,12 @@ from clipit.sweeps.trials import SweepPlan, make_trial, plan_sweep
 
 WriteConfig = Callable[..., Path]
 WriteSweep = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots, which one test draws."""
+    leave_out_plots(monkeypatch, SWEEP_PLOTS)
 
 
 @pytest.fixture
@@ -256,7 +264,10 @@ def hold(trial: Trial, search: SharedSearch) -> ExitStack:
     return held
 
 
-def test_validation_chooses_and_the_test_score_does_not(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_validation_chooses_and_the_test_score_does_not(
+    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipit.sweeps.report.save_plot", save_plot)
     path = write_sweep({"early_terminate": {"type": "hyperband", "min_iter": 1}})
     folder = run_sweep(plan_of(path))
     assert pretended == ["2/0", "2/1", "4/0", "4/1"]

@@ -22,7 +22,7 @@ def measure(options: Options) -> list[Figure]:
     figures = []
     for config, tiles in (
         (BackboneConfig(name="embedded"), options.size(64, 4)),
-        (BackboneConfig(name=options.vit, pretrained=False), options.size(8, 1, 32)),
+        (BackboneConfig(name=options.vit, pretrained=False), options.size(8, 2, 32)),
     ):
         lora = LoraConfig(rank=8)
         backbone, base = load_backbone(config), load_backbone(config).module

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipit.artifacts import locked
 from clipit.comparison.agents import additional_agents, claim_runs
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
@@ -75,13 +76,14 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
         write_pairing_page(plan, workspace, rows)
         all_rows += rows
     if get_processes().main:
-        analyses = write_points(analyses, folder)
-        results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
-        tiles = [workspace.all_tiles for workspace in workspaces]
-        verdict = judge_comparison(plans, results.arms, comparison.metric)
-        notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles)
-        export_comparison(config, comparison, results, analyses, notes, folder, verdict)
-        write_cards(plans, results)
+        with locked(folder):  # another command may be writing the same comparison
+            analyses = write_points(analyses, folder)
+            results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
+            tiles = [workspace.all_tiles for workspace in workspaces]
+            verdict = judge_comparison(plans, results.arms, comparison.metric)
+            notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles)
+            export_comparison(config, comparison, results, analyses, notes, folder, verdict)
+            write_cards(plans, results)
     get_processes().barrier()
     return folder
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipit.artifacts import locked
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file, without
 from clipit.config.paths import to_file_name
@@ -107,7 +108,8 @@ def conditions_study(file: ConfigFile) -> Path:
         folders[name] = mil_study(plan.run, plan.mil)
     folder = file.run.output / NAME / file.run.name
     if get_processes().main:
-        _write(file, folders, folder)
+        with locked(folder):  # another command may be writing the same study
+            _write(file, folders, folder)
     get_processes().barrier()
     return folder
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from clipit.artifacts import write_record
+from clipit.artifacts import locked, write_record
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -92,8 +92,9 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     if get_processes().main:
         comparison = _compare(scored, list(scored.sets), reference, mil, level)
         against_control = [_compare(scored, arms, arms[0], mil, level) for arms in _control_groups(scored)]
-        maps = make_maps(inputs, scored.models, config.tiles, mil, masked, folder)
-        _write(config, mil, inputs, scored, comparison, against_control, maps, level, folder)
+        with locked(folder):  # another command may be writing the same study
+            maps = make_maps(inputs, scored.models, config.tiles, mil, masked, folder)
+            _write(config, mil, inputs, scored, comparison, against_control, maps, level, folder)
     get_processes().barrier()
     return folder
 

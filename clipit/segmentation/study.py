@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64
 
-from clipit.artifacts import make_folder, write_json
+from clipit.artifacts import locked, make_folder, write_json
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
@@ -105,7 +105,8 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         segmented += [_segment(segmenter, method, inputs, test) for segmenter in segmenters]
     folder = config.output / NAME / config.name
     if get_processes().main:
-        _write(inputs, test, segmented, folder, notes)
+        with locked(folder):  # another command may be writing the same study
+            _write(inputs, test, segmented, folder, notes)
     get_processes().barrier()
     return folder
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from browser import CHROMIUM, HOSTILE, opened
 
 import clipit
 from clipit.api.labels import LabelIssuesResult
+from clipit.artifacts import locked
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
@@ -71,6 +74,23 @@ def test_flipped_labels_come_first_in_the_table(checked: LabelIssuesResult) -> N
     assert set(tiles["tile"][:5]) == set(FLIPPED)
     assert tiles["suspicious"][:5].all() and (tiles["label"] != tiles["suggested"])[:5].all()
     assert (tiles.groupby("group")["fold"].nunique() == 1).all()
+
+
+def test_a_second_check_waits_while_another_process_writes_the_same_files(
+    file: ConfigFile, checked: LabelIssuesResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    record = checked.folder / "label_issues.json"
+    before = record.stat().st_mtime_ns
+    with ThreadPoolExecutor(1) as pool:
+        with locked(checked.folder):
+            waiting = pool.submit(clipit.find_label_issues, file)
+            while "waiting: another process" not in caplog.text:
+                assert not waiting.done()
+                time.sleep(0.02)
+            assert record.stat().st_mtime_ns == before
+        assert waiting.result().folder == checked.folder
+    assert record.stat().st_mtime_ns > before
 
 
 def test_the_ranking_is_scored_against_verified_labels(checked: LabelIssuesResult) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clipit.artifacts import locked
 from clipit.config.load import names_tiles, require_tiles
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
@@ -105,23 +106,18 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     folder = config.output / NAME / config.name
     if get_processes().main:
         scores, contrasts = _compare(config, section, models)
-        write_results(
-            config,
-            section,
-            probing,
-            workspace,
-            folder,
-            StudyResults(
-                scores=scores,
-                contrasts=contrasts,
-                facts={model: {seed: each.facts for seed, each in seeds.items()} for model, seeds in models.items()},
-                tiles={model: {seed: each.tiles for seed, each in seeds.items()} for model, seeds in models.items()},
-                folders=folders,
-                forgetting={name: each.notes for name, each in further.items()},
-                held_out=held_out,
-                split=split,
-            ),
+        results = StudyResults(
+            scores=scores,
+            contrasts=contrasts,
+            facts={model: {seed: each.facts for seed, each in seeds.items()} for model, seeds in models.items()},
+            tiles={model: {seed: each.tiles for seed, each in seeds.items()} for model, seeds in models.items()},
+            folders=folders,
+            forgetting={name: each.notes for name, each in further.items()},
+            held_out=held_out,
+            split=split,
         )
+        with locked(folder):  # another command may be writing the same study
+            write_results(config, section, probing, workspace, folder, results)
     get_processes().barrier()
     return folder
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from clipit.artifacts import write_json
+from clipit.artifacts import locked, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import LabelIssuesConfig
 from clipit.distributed import get_processes
@@ -63,7 +63,8 @@ def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:
     features, facts = _features_of(tiles, visible, config, options, workspace)
     folder = config.output / "label_issues" / config.name
     if get_processes().main:
-        _check(config, options, tiles, features, verified, facts, folder)
+        with locked(folder):  # another command may be writing the same study
+            _check(config, options, tiles, features, verified, facts, folder)
     get_processes().barrier()
     return folder
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
-from clipit.artifacts import write_json
+from clipit.artifacts import locked, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.distributed import get_processes
@@ -132,7 +132,8 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
                 for part in parts:
                     rows += part
                     advance()
-        _write(config, probing, workspace, {model.name: model.facts for model in models}, rows, folder, run)
+        with locked(folder):  # another command may be writing the same study
+            _write(config, probing, workspace, {model.name: model.facts for model in models}, rows, folder, run)
     get_processes().barrier()
     return folder
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from clipit.artifacts import write_json
+from clipit.artifacts import locked, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
@@ -151,7 +151,8 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
         tasks = [_Task(model, prompts, test, workspace, options.seed) for model in models for prompts in prompt_sets]
         rows = [row for task in tasks for row in (*_mode_rows(task, options), *_grid_rows(task, options))]
         logger.info(f"scored {counted(len(rows), 'zero-shot classifier')} on {counted(len(test), 'test tile')}")
-        _write(folder, config, options, rows, tasks)
+        with locked(folder):  # another command may be writing the same study
+            _write(folder, config, options, rows, tasks)
     get_processes().barrier()
     return folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.artifacts import write_json
+from clipit.artifacts import locked, write_json
 from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
@@ -99,7 +99,8 @@ def measure_robustness(
         for model in models:
             rows += calibration_rows(config, workspace, model, vlm_vectors.get(model.name))
         notes = {name: list(tiles.notes) for name, tiles in (sets | {"test": workspace.all_tiles}).items()}
-        _write(config, robustness, workspace, models, test_sets, notes, rows, folder)
+        with locked(folder):  # another command may be writing the same study
+            _write(config, robustness, workspace, models, test_sets, notes, rows, folder)
     get_processes().barrier()
     return folder
 

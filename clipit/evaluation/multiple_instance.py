@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from clipit.errors import DataError
+from clipit.evaluation.logistic import fit_logistic
 
 _ROUNDS = 20
 
@@ -30,7 +31,6 @@ def assign_instances(
     Raises:
         DataError: No bag has the background class, or all have it.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     bag_class = bag_labels[bags]
@@ -44,7 +44,7 @@ def assign_instances(
     assigned = bag_class.copy()
     open_rows = np.flatnonzero(bag_class != background)
     for _ in range(_ROUNDS):
-        model = LogisticRegression(max_iter=1000).fit(scaled, assigned)
+        model = fit_logistic(scaled, assigned)
         log_p = model.predict_log_proba(scaled[open_rows])
         column_of = {int(label): column for column, label in enumerate(model.classes_)}
         bag_log_p = log_p[np.arange(len(open_rows)), [column_of[label] for label in bag_class[open_rows].tolist()]]

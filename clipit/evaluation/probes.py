@@ -1,6 +1,5 @@
 """Linear probes on frozen features: logistic regression (L-BFGS), and eva's protocol (AdamW)."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,12 +7,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from clipit.errors import DataError, counted
+from clipit.evaluation.logistic import MAX_ITERATIONS, fit_logistic
 from clipit.evaluation.metrics import count_scores
 from clipit.evaluation.predictions import softmax
 
 DEFAULT_GRID = tuple(float(c) for c in np.logspace(-4, 4, 17))
 _MIN_PROBABILITY = 1e-6
-_MAX_ITERATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,6 @@ def linear_probe(
         DataError: There are fewer than two classes among the training labels, or no labelled validation tile to choose
             among several values of C, or a feature is not finite.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     train_x, train_y = _labelled(features, labels)
     valid_x, valid_y = _labelled(validation_features, validation_labels)
     present = np.unique(train_y)
@@ -94,12 +90,9 @@ def linear_probe(
     best: LinearProbe | None = None
     losses: dict[float, float] = {}
     for inverse_penalty in sorted(grid):
-        model = LogisticRegression(C=inverse_penalty, solver="lbfgs", max_iter=_MAX_ITERATIONS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `converged`
-            model.fit((train_x - centre) / scale, train_y)
+        model = fit_logistic((train_x - centre) / scale, train_y, inverse_penalty)
         weight, bias = _all_classes(model.coef_ / scale, model.intercept_, present, n_classes)
-        converged = int(model.n_iter_.max()) < _MAX_ITERATIONS
+        converged = int(model.n_iter_.max()) < MAX_ITERATIONS
         probe = LinearProbe(weight, bias - weight @ centre, inverse_penalty, losses, converged)
         if len(valid_y):
             likelihood = probe.probabilities(valid_x)[np.arange(len(valid_y)), valid_y]

@@ -1,6 +1,5 @@
 """Classify reports by text alone: logistic regression on TF-IDF or embeddings, cross-fitted by group, calibrated."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,13 @@ from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from clipit.errors import DataError, counted, counted_of
 from clipit.evaluation.calibration import fit_temperature, with_temperature
 from clipit.evaluation.intervals import group_numbers
+from clipit.evaluation.logistic import fit_logistic
 
 FOLDS = 5
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Inverses of the L2 penalty, for features of norm 1 (TF-IDF) or of root mean square norm 1."""
 _MIN_PROBABILITY = 1e-6  # bounds the log loss of a class that is absent from the training documents
 _MIN_DOCUMENTS = 2  # training documents that contain a word or pair of words, below which it is dropped
-_MAX_ITERATIONS = 2000
 
 _FitFeatures = Callable[[Int64[np.ndarray, " k"]], Any]
 """Function from the rows of the training documents to the features of all documents, a dense or sparse matrix."""
@@ -186,18 +185,12 @@ def _fit_and_predict(
     inverse_penalty: float,
 ) -> Float64[np.ndarray, "r c"]:
     """Fit a logistic regression on the rows `train`, and predict class probabilities of `rows`."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     probabilities: Float64[np.ndarray, "r c"] = np.zeros((len(rows), n_classes))
     counts = np.bincount(labels[train], minlength=n_classes)
     if (counts > 0).sum() < 2:
         probabilities[:] = (counts + 1) / (len(train) + n_classes)
     elif len(rows):
-        model = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is used
-            model.fit(features[train], labels[train])
+        model = fit_logistic(features[train], labels[train], inverse_penalty)
         probabilities[:, model.classes_] = model.predict_proba(features[rows])
     return probabilities
 

@@ -75,7 +75,7 @@ def test_folder_with_user_files_is_not_changed(config: RunConfig, tmp_path: Path
     for name in ("tiles.csv", "tiles.zip"):
         (world / name).write_text("my own", encoding="utf-8")
     before = digests(world)
-    with pytest.raises(ArtifactError, match=r"holds other files(?s:.*)tiles\.path"):
+    with pytest.raises(ArtifactError, match=r"contains other files(?s:.*)tiles\.path"):
         write_demo_world(config)
     assert digests(world) == before
     assert [path.name for path in tmp_path.iterdir()] == ["world"]

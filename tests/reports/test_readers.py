@@ -416,7 +416,7 @@ def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
         archive.writestr("a/b.txt", "Colon.")
         archive.writestr("a\\b.txt", "Liver.")
-    with pytest.raises(DataError, match="two files of the zip have the same name"):
+    with pytest.raises(DataError, match="two files in the zip have the same name"):
         read(tmp_path / "texts.zip")
 
 

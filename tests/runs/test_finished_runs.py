@@ -221,7 +221,7 @@ def test_a_finished_run_that_cannot_be_written_is_read(
     assert write_pages(resolved, workspace) == [folder / "report.html"]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
     other = config.evaluation.model_copy(update={"splits": ("train",)})
-    with pytest.raises(ArtifactError, match=r"lacks results for these keys .* cannot be written"):
+    with pytest.raises(ArtifactError, match=r"lacks results for these keys .* its folder is read-only"):
         evaluate_again(resolved.model_copy(update={"evaluation": other}), workspace)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from clipit.errors import DataError, counted, shortlist
+from clipit.evaluation.logistic import fit_logistic
 from clipit.stores.embed import Store
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
 from clipit.vectors import unit
@@ -112,7 +113,6 @@ def report_label_vectors(
     Raises:
         DataError: The reports have fewer than two labels, or fewer than two groups.
     """
-    from sklearn.linear_model import LogisticRegression
 
     known = labels != ""
     names = np.unique(labels[known])
@@ -136,7 +136,7 @@ def report_label_vectors(
         fit, predicted = known & (fold != held_out), np.unique(positions[fold == held_out])
         if len(np.unique(code[fit])) < 2:
             continue
-        model = LogisticRegression(max_iter=1000).fit(stored[positions[fit]], code[fit])
+        model = fit_logistic(stored[positions[fit]], code[fit])
         probabilities[np.ix_(predicted, model.classes_)] += model.predict_proba(stored[predicted])
         n_predictions[predicted] += 1
     probabilities /= np.maximum(n_predictions, 1)[:, None]

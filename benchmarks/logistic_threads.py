@@ -1,0 +1,34 @@
+"""Fit of a small logistic regression with one thread of linear algebra, against the default of all cores."""
+
+from functools import partial
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+
+
+def measure(options: Options) -> list[Figure]:
+    """Time the fits of a linear probe relative to those of scikit-learn by itself, on features of random tiles."""
+    from sklearn.linear_model import LogisticRegression
+
+    from clipit.evaluation.logistic import MAX_ITERATIONS, fit_logistic
+
+    figures = []
+    for n, dim, classes in ((options.size(400, 40), 256, 8), (options.size(2000, 80), 512, 8)):
+        random = np.random.default_rng(0)
+        labels = random.integers(0, classes, n)
+        features = (random.standard_normal((n, dim)) + 0.3 * np.eye(classes, dim)[labels]).astype(np.float32)
+        model = LogisticRegression(max_iter=MAX_ITERATIONS)
+        samples = alternate(
+            {
+                "clipit": partial(seconds, partial(fit_logistic, features, labels)),
+                "scikit-learn": partial(seconds, partial(model.fit, features, labels)),
+            },
+            options,
+        )
+        difference = np.abs(fit_logistic(features, labels).coef_ - model.fit(features, labels).coef_).max()
+        name = f"{n} tiles x {dim} features, {classes} classes, one thread / scikit-learn's default: time"
+        facts = {"iterations": int(model.n_iter_.max()), "largest_difference": float(difference)}
+        values = ratios(samples, "clipit", "scikit-learn")
+        figures.append(Figure("logistic_threads", name, values, "", None, False, samples, facts))
+    return figures

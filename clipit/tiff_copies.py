@@ -1,4 +1,4 @@
-"""Smaller pages of a TIFF: copies of its first page, label and macro images, or images that would be lost."""
+"""Tell whether a smaller page of a TIFF is a copy of the first, a label or macro image, or another image."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Types shared by independent packages."""
+"""Types that several rooms share."""
 
 from collections.abc import Callable, Sequence
 

@@ -159,7 +159,7 @@ def tile_slides(
         table = tile(listed, config, folder, tuple(extras))
     shown = table[table["status"] == "ok"]
     rows = [[row.slide, row.format, f"{row.mpp:.4g}", f"{row.tissue:.0%}", row.tiles] for row in shown.itertuples()]
-    text = markdown_table(["slide", "format", "um/px", "tissue", "tiles"], rows[:20])
+    text = markdown_table(["slide", "format", "µm per pixel", "tissue", "tiles"], rows[:20])
     more = f"\n... and {len(rows) - 20} more" if len(rows) > 20 else ""
     failed = int((table["status"] == "failed").sum())
     note = f"\nnote: {counted(failed, 'slide')} cannot be used; see the column reason" if failed else ""

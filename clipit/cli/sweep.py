@@ -51,11 +51,11 @@ def main() -> None:
         plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
         check_run_prompts(plan.trials[0].config)
         from clipit.distributed import get_processes
-        from clipit.sweeps.report import read_head
+        from clipit.sweeps.report import read_sweep_head
         from clipit.sweeps.run import run_sweep
 
         folder = run_sweep(plan, arguments.launch)
         if get_processes().main:
-            print(f"\n{read_head(folder)}\n")
+            print(f"\n{read_sweep_head(folder)}\n")
             files = {"page": "sweep.html", "text": "sweep.md", "trials": "trials.csv", "plot": "sweep.png"}
             print("\n".join(f"{title}: {folder / name}" for title, name in files.items()))

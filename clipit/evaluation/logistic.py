@@ -1,4 +1,4 @@
-"""Logistic regressions of scikit-learn (L-BFGS), with the threads that pay for their size."""
+"""Logistic regressions of scikit-learn (L-BFGS), with a single thread if they are small."""
 
 import warnings
 from contextlib import nullcontext

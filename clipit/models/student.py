@@ -1,4 +1,4 @@
-"""The student: a backbone with heads, one of which predicts the VLM's text embedding."""
+"""The student: a backbone with a classification head and, for distillation, one that predicts text embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Frozen vision-language models, with one interface for all packages that load them: `VLM` and `load_vlm`."""
+"""Frozen vision-language models, with one interface for all libraries that load them: `VLM` and `load_vlm`."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Find patients whose names are spelled differently in two sources, and who would count as different patients."""
+"""Name patients that are spelled differently in two sources, because each would count as two patients."""
 
 from collections.abc import Sequence
 

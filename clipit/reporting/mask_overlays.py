@@ -9,6 +9,7 @@ from PIL import Image
 
 from clipit.reporting.heat_maps import class_colours
 from clipit.reporting.plots import in_style, new_figure
+from clipit.tiles.mask_files import IGNORED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 MISSED, FALSE, CONFUSED = "#F0E442", "#000000", "#FFFFFF"
 """Colours of errors, distinct from those of classes: foreground predicted as background, background predicted as
 foreground, and one foreground class predicted as another."""
-_IGNORED = -1
 _OPACITY = 0.5
 _GREY = (128, 128, 128, 255)
 _MAX_PIXELS = 700  # longest edge of a panel
@@ -44,7 +44,7 @@ def plot_segmentation(
     truth, predicted = truth[::step, ::step], predicted[::step, ::step]
     small = image.resize(truth.shape[::-1])
     colours = class_colours(len(classes))
-    shown = np.where(truth == _IGNORED, _IGNORED, predicted)
+    shown = np.where(truth == IGNORED, IGNORED, predicted)
     panels = {
         "image": None,
         "truth": _colour_classes(truth, colours),
@@ -63,7 +63,7 @@ def plot_segmentation(
     kinds |= {"a different class": CONFUSED} if len(foreground) > 1 else {}
     handles = [Patch(color=colour, label=name) for name, colour in zip(classes, colours, strict=True)]
     handles += [Patch(facecolor=colour, edgecolor="grey", label=f"error: {name}") for name, colour in kinds.items()]
-    handles += [Patch(color="grey", label="ignored")] if (truth == _IGNORED).any() else []
+    handles += [Patch(color="grey", label="ignored")] if (truth == IGNORED).any() else []
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
     figure.suptitle(title, fontsize=9)
     return figure
@@ -87,5 +87,5 @@ def _colour_errors(
     pixels = np.zeros((*truth.shape, 4), dtype=np.uint8)
     for mask, colour in masks:
         pixels[wrong & mask] = [*bytes.fromhex(colour[1:]), 255]
-    pixels[truth == _IGNORED] = _GREY
+    pixels[truth == IGNORED] = _GREY
     return pixels

@@ -15,7 +15,7 @@ from PIL import Image
 from clipit.reporting.heat_maps import best_class_colours, class_colours
 from clipit.reporting.html import Include, Link, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import number
-from clipit.reporting.thumbnails import jpeg, jpeg_uri
+from clipit.reporting.thumbnails import encode_jpeg, jpeg_uri
 from clipit.slides.grid import SlideGrid, tile_id
 from clipit.slides.heat_map import halved, heat_map
 from clipit.slides.polygons import Polygon
@@ -197,7 +197,7 @@ def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:
 def _overview_jpeg(overview: Image.Image) -> bytes:
     """Encode the overview, shrunk until it takes at most 3 MB."""
     pixels = OVERVIEW_PIXELS
-    while len(encoded := jpeg(overview, pixels, 80)) > _OVERVIEW_BYTES:
+    while len(encoded := encode_jpeg(overview, pixels, 80)) > _OVERVIEW_BYTES:
         pixels = pixels * 3 // 4
     return encoded
 

@@ -11,7 +11,7 @@ from clipit.images import Unreadable
 from clipit.tiles.tileset import TileSet
 
 
-def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
+def encode_jpeg(image: Image.Image, side: int, quality: int) -> bytes:
     """Encode an image as JPEG, shrunk to fit a square of `side` pixels (never enlarged)."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
@@ -27,7 +27,7 @@ def thumbnail(tiles: TileSet | ImageSet, row: int, *, side: int = 64, quality: i
         DataError: The file cannot be opened.
     """
     image = tiles.try_read(row)
-    return None if isinstance(image, Unreadable) else base64.b64encode(jpeg(image, side, quality)).decode()
+    return None if isinstance(image, Unreadable) else base64.b64encode(encode_jpeg(image, side, quality)).decode()
 
 
 LARGE, SMALL = 224, 64
@@ -56,12 +56,12 @@ def page_pictures(
         if isinstance(image, Unreadable):
             yield None
         else:
-            picture = base64.b64encode(jpeg(image, LARGE, 75)).decode()
+            picture = base64.b64encode(encode_jpeg(image, LARGE, 75)).decode()
             if used + len(picture) <= LARGE_BYTES * i // len(rows):
                 used += len(picture)
                 yield picture
             else:
-                yield base64.b64encode(jpeg(image, SMALL, 70)).decode()
+                yield base64.b64encode(encode_jpeg(image, SMALL, 70)).decode()
         advance()
 
 

@@ -26,7 +26,7 @@ _FORMAT_OF_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".xlsx": "xlsx", ".jsonl": "jsonl",
     ".ndjson": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
-_TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
+_DATA_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
 _DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file"}
 """First characters of documents that are not plain text."""
@@ -129,7 +129,7 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
             return "huggingface"
         listed = list_files(path)
         names = [file.relative_to(path).as_posix() for file in (*listed.files, *listed.dangling, *listed.undecodable)]
-        is_tables = any(name.lower().endswith(_TABLES) for name in names) and not any(map(is_text, names))
+        is_tables = any(name.lower().endswith(_DATA_FILES) for name in names) and not any(map(is_text, names))
         return "huggingface" if is_tables else "texts"
     if path.suffix.lower() in _FORMAT_OF_SUFFIX:
         return _FORMAT_OF_SUFFIX[path.suffix.lower()]

@@ -1,4 +1,4 @@
-"""Floors and ceilings of segmentations: predictions that need no model, and the best class per tile."""
+"""Floors and ceilings of a segmentation study, computed from its masks."""
 
 import math
 from collections.abc import Sequence

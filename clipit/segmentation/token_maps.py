@@ -15,11 +15,11 @@ from PIL import Image
 
 from clipit.errors import ModelError
 from clipit.segmentation.stitching import window_starts
+from clipit.tiles.mask_files import IGNORED
 
 if TYPE_CHECKING:
     from clipit.models.patch_tokens import PatchTokens
 
-_IGNORED = -1
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -58,7 +58,7 @@ class Lattice:
         row = self._cell_of(self.height, self.rows)
         column = self._cell_of(self.width, self.columns)
         flat = (row[:, None] * self.columns + column) * classes + codes
-        counts = np.bincount(flat[codes != _IGNORED], minlength=self.rows * self.columns * classes)
+        counts = np.bincount(flat[codes != IGNORED], minlength=self.rows * self.columns * classes)
         area = np.bincount(row, minlength=self.rows)[:, None] * np.bincount(column, minlength=self.columns)
         shares = counts.reshape(self.rows, self.columns, classes) / np.maximum(area, 1)[:, :, None]
         return np.asarray(shares, dtype=np.float32)

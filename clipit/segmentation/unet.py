@@ -24,6 +24,7 @@ from clipit.models.weights import write_tensors
 from clipit.progress import progress
 from clipit.segmentation.soft_dice import soft_dice
 from clipit.segmentation.stitching import window_starts
+from clipit.tiles.mask_files import IGNORED
 
 Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
 """An image, and the class of each pixel; -1 is ignored."""
@@ -31,7 +32,6 @@ Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
 _WEIGHTS, _CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
 _CHECKPOINT_SECONDS = 30.0  # between checkpoints; they do not change the result
 _CACHED = 64  # decoded images in memory
-_IGNORED = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,10 +248,10 @@ def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: in
 
 def unet_loss(logits: Float[Tensor, "b c h w"], codes: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
     """Return the mean of cross-entropy and of 1 - soft Dice (`soft_dice`); pixels of -1 are ignored."""
-    labelled = codes != _IGNORED
+    labelled = codes != IGNORED
     if not bool(labelled.any()):
         return logits.sum() * 0
-    entropy = nn.functional.cross_entropy(logits, codes, ignore_index=_IGNORED)
+    entropy = nn.functional.cross_entropy(logits, codes, ignore_index=IGNORED)
     probabilities = logits.softmax(dim=1).movedim(1, -1)[labelled]
     truth = nn.functional.one_hot(codes[labelled], logits.shape[1]).to(probabilities.dtype)
     return (entropy + 1 - soft_dice(probabilities, truth)) / 2
@@ -270,7 +270,7 @@ def _reader(samples: Samples, options: UnetConfig) -> Callable[[int], Sample]:
         beyond = (0, max(0, options.crop - height)), (0, max(0, options.crop - width))
         return (
             np.pad(pixels, (*beyond, (0, 0)), mode="symmetric"),
-            np.pad(codes.astype(np.int16), beyond, constant_values=_IGNORED),
+            np.pad(codes.astype(np.int16), beyond, constant_values=IGNORED),
         )
 
     return read

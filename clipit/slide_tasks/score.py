@@ -112,7 +112,7 @@ def score_slides(
         "model": scorer.title,
         "classes": ", ".join(scorer.classes),
         "scores": "probabilities" if scorer.kind == "classifier" else "cosine similarities to the class prompts",
-        "tiles read": f"{config.pixels} px at {config.mpp:g} um/px, overlap {config.overlap:g}, "
+        "tiles read": f"{config.pixels} px at {config.mpp:g} µm per pixel, overlap {config.overlap:g}, "
         f"tissue {config.min_tissue:g}{'; resolution assumed from the backbone' if assumed else ''}",
         **{name: value for name, value in scorer.facts.items() if isinstance(value, str)},
     }

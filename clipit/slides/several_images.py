@@ -1,4 +1,4 @@
-"""Find images in a TIFF that are not part of its slide, because only one image is read."""
+"""Refuse TIFFs with several images, because only one would be read as the slide."""
 
 from pathlib import Path
 

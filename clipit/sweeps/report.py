@@ -160,7 +160,7 @@ def _page(name: str, summary: _Summary, note: str, picture: bytes, table: pd.Dat
     return page(name, note, sections, verdict=summary.choice)
 
 
-def read_head(folder: Path) -> str:
+def read_sweep_head(folder: Path) -> str:
     """Return the head of sweep.md for the console: title, table and choice."""
     return "\n\n".join((folder / "sweep.md").read_text(encoding="utf-8").split("\n\n")[:3])
 

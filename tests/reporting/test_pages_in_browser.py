@@ -18,7 +18,7 @@ from PIL import Image
 
 from clipit.reporting.html import PageSection, Rows, page
 from clipit.reporting.pairing_page import choose_tiles, pairing_page
-from clipit.reporting.thumbnails import jpeg
+from clipit.reporting.thumbnails import encode_jpeg
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +34,7 @@ def pairs_page(n: int, k: int = 2, run: bool = True) -> str:
     columns = {"tile_id": tile_ids, "rank": pa.array(ranks, pa.int16()), "snippet_id": snippets, "score": scores}
     table = pa.table(columns)
     noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
-    pictures = [base64.b64encode(jpeg(Image.fromarray(pixels), 64, 70)).decode() for pixels in noise]
+    pictures = [base64.b64encode(encode_jpeg(Image.fromarray(pixels), 64, 70)).decode() for pixels in noise]
     return pairing_page(
         "pairs", "", table, {f"s{i}": f"Words of number{i}. {HOSTILE}" for i in range(8)}, choose_tiles(table, n),
         classes=("adipose", "<b>stroma"),

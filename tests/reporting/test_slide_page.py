@@ -15,7 +15,7 @@ from browser import CHROMIUM, HOSTILE, opened
 from PIL import Image
 
 from clipit.reporting.slide_page import Neighbour, SlidePage, TopTile, outline_path, slide_page, top_rows
-from clipit.reporting.thumbnails import jpeg, jpeg_uri
+from clipit.reporting.thumbnails import encode_jpeg, jpeg_uri
 from clipit.slides.grid import SlideGrid
 from clipit.slides.polygons import trace
 
@@ -32,7 +32,7 @@ def grid_of(columns: int, rows: int, edge: int = 100, step: int = 100) -> SlideG
 def content(columns: int = 16, rows: int = 12) -> SlidePage:
     grid = grid_of(columns, rows)
     scores = np.random.default_rng(0).dirichlet([1, 1, 1], len(grid)).astype(np.float32)
-    picture = jpeg_uri(base64.b64encode(jpeg(Image.new("RGB", (50, 50), "pink"), 50, 70)).decode())
+    picture = jpeg_uri(base64.b64encode(encode_jpeg(Image.new("RGB", (50, 50), "pink"), 50, 70)).decode())
     prompts = [Neighbour("an image of tumour", 0.3125, "tumour"), Neighbour("glands & <b>stroma</b>", 0.25)]
     snippets = [Neighbour(f"Invasive carcinoma. {HOSTILE}", 0.5, "report-7-2")]
     top = [

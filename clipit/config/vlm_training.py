@@ -29,7 +29,7 @@ class PairsConfig(Section):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the groups (without groups: of the images) held out if the source has no validation split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of these held-out groups."""
+    """Seed for drawing the held-out groups."""
 
 
 class ContrastBagsConfig(Section):
@@ -87,7 +87,7 @@ class AdaptConfig(Section):
     """Bags or pairs per step, over all processes; each is contrasted with all others."""
     micro_batch: Speed[int] = Field(32, ge=1)
     """Images or texts per forward pass of a process, which bounds memory; the batch may be much larger, because
-    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, it changes the random numbers."""
+    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, it changes which values are dropped."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW, with warm-up and cosine decay to 0."""
     weight_decay: float = Field(1e-2, ge=0)
@@ -102,13 +102,13 @@ class AdaptConfig(Section):
     """Mixed precision; `auto`: bf16 on GPUs with native support, otherwise none."""
     augmentation: AugmentationConfig = AugmentationConfig()
     validate_every: int = Field(50, ge=1)
-    """Steps between two evaluations of the contrastive loss on the validation split."""
+    """Steps between evaluations of the contrastive loss on the validation split."""
     keep: Literal["last", "best"] = "last"
     """Step that is kept: the last, or the one with the lowest loss on the validation split."""
     log_every: Reporting[int] = Field(10, ge=1)
     """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Reporting[int] = Field(100, ge=1)
-    """Steps between two resumable checkpoints."""
+    """Steps between checkpoints."""
     arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
     """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another patient
     (without groups: of another image); `images`, each image is contrasted with a second view of itself or a different
@@ -116,7 +116,7 @@ class AdaptConfig(Section):
     seeds: Seeds = (0,)
     """Seeds of initialisation, order and augmentation."""
     forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
-    """Additional sets that measure zero-shot classification before and after the adaptation: name -> `config`, a
+    """Additional test sets for zero-shot classification before and after the adaptation: name -> `config`, a
     configuration file with tiles and prompts."""
 
     @property

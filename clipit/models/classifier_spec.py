@@ -64,7 +64,7 @@ class ClassifierSpec:
         vlm: `VLM.describe()` of the VLM whose joint space it predicts.
         prompts: Class names of each cached prompt set.
         provenance: Run, configuration and versions, as passed by the caller.
-        loader: Package whose format the backbone is in.
+        loader: Package in whose format the backbone is saved.
         pooling: Token pooling by clipit; `default` leaves pooling to the package.
         remote_code: Whether Python code next to the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
@@ -98,7 +98,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
     """State how to load an exported folder without clipit, and what is then unavailable.
 
     Args:
-        loader: Package whose format the folder is in.
+        loader: Package in whose format the folder is saved.
         opens: Whether that package opens the folder as a classifier.
         pooling: Token pooling by clipit.
         head: Head of the student in training.

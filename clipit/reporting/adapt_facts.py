@@ -52,7 +52,7 @@ _OF_STUDY = {"data", "arm", "split", "seed"}
 
 
 def fact_label(name: str) -> str:
-    """Return the display name of a fact; without one, replace underscores by spaces."""
+    """Return the display name of a fact; otherwise its key, with underscores replaced by spaces."""
     return _LABELS.get(name, name.replace("_", " "))
 
 

@@ -1,4 +1,4 @@
-"""Page section on the human ceiling: scores of annotators on the tiles that score a classifier."""
+"""Page section on the human ceiling: scores of annotators on the tiles used to score a classifier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

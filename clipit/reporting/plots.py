@@ -283,7 +283,7 @@ def legend_beside(axes: "Axes") -> None:
 
 @in_style
 def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "Figure":
-    """Plot a reliability diagram: accuracy over confidence by bin, and the number of tiles in each bin.
+    """Plot a reliability diagram: accuracy against confidence by bin, and the number of tiles in each bin.
 
     Args:
         bins: Bins from `clipit.evaluation.metrics.reliability_bins`.

@@ -39,7 +39,7 @@ def prediction_page(
         name: Name of the table of predictions.
         summary: Counts and shares, as in the summary file.
         predicted: Classes predicted by the classifier's head.
-        zero_shot: Classes predicted zero-shot; None for none.
+        zero_shot: Classes predicted zero-shot; None if not computed.
         images: Predicted images, which are read again for thumbnails.
         facts: Facts about the classifier.
         unreadable: Id, file and reason of each unreadable image.

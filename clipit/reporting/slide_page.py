@@ -98,7 +98,7 @@ def slide_page(slide: SlidePage) -> str:
     sections = []
     if slide.slide_scores:
         rows = [(name, *(number(value) for value in values)) for name, values in slide.slide_scores.items()]
-        caption = "Scores of the slide by pooling of its tiles"
+        caption = "Slide scores by pooling of the tiles"
         sections.append(PageSection("Slide scores", [Table(("pooling", *slide.classes), rows, caption=caption)]))
     sections += [
         PageSection("Map", [Include("slide_map.html", _map_values(slide, colours))]),

@@ -22,7 +22,7 @@ MAX_SHOWN = 40
 POOLING_TEXT = (
     "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all tiles of a slide "
     "with fewer; the K tiles differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
-    "`share`: share of the tiles whose highest score is that of the class. `smoothed`: the scores of each tile are "
+    "`share`: share of tiles predicted as the class. `smoothed`: the scores of each tile are "
     "first averaged over the 3 x 3 cells around it that contain tissue. The predicted class has the highest score."
 )
 LEVEL_TEXT = (

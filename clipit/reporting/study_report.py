@@ -37,7 +37,7 @@ class StudyRow:
     Attributes:
         subject: Name of the measured model.
         seed: Seed of the row, if it differs from that of the study.
-        index: Fingerprint of the index whose mean centred the texts.
+        index: Fingerprint of the index whose mean was subtracted from the text embeddings.
         tiles_fingerprint: Fingerprint of the tiles, if they differ from those of the study.
     """
 

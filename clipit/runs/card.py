@@ -27,7 +27,7 @@ _SOURCES = {
 
 
 def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> Path:
-    """Write README.md into the classifier of a run's folder, or replace it.
+    """Write or replace README.md in the classifier folder of a run.
 
     Args:
         folder: Folder of the run.

@@ -131,7 +131,7 @@ class FaissIndex:
 
 @contextmanager
 def _lengths_within(size: int) -> Iterator[None]:
-    """Let faiss refuse lengths in a file that are larger than the file, instead of reserving memory for them.
+    """Make faiss refuse lengths that exceed the size of the file, instead of reserving memory for them.
 
     Args:
         size: Size of the file in bytes.

@@ -77,8 +77,8 @@ def write_faiss(
 ) -> None:
     """Train and write the index of these rows of a text store.
 
-    Distances are Euclidean, which rank unit vectors as cosines do, because faiss then codes the residuals of the lists
-    more accurately than for inner products.
+    Distances are Euclidean: they rank unit vectors as cosines do, and faiss codes the residuals of lists more
+    accurately than for inner products.
 
     Raises:
         ConfigError: faiss cannot build the index of these rows.

@@ -1,4 +1,4 @@
-"""Checks of the shards of a store before they are searched."""
+"""Check the shards of a store before they are searched."""
 
 import numpy as np
 from jaxtyping import Float
@@ -76,7 +76,7 @@ def check_finite(store: Store, items: str) -> None:
 
 
 def _all_finite(values: Float[np.ndarray, "_ dim"]) -> bool:
-    """Return whether all values are finite, for half precision from the bits of the exponents: 14 times as fast."""
+    """Return whether all values are finite; in half precision the exponent bits tell, which is 14 times as fast."""
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     exponent = np.uint16(0x7C00)  # all bits of the exponent are set in infinities and NaN

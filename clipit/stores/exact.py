@@ -43,7 +43,7 @@ def nearest_rows(
     faiss: bool = False,
     shared: bool = False,
 ) -> Int[np.ndarray, "q k"]:
-    """Find the rows with the k highest scores of each query, in no particular order, padded with -1.
+    """Find the k rows with the highest scores for each query, in no particular order, padded with -1.
 
     The vectors are read once, part by part, and each part is compared with the queries block by block.
 

@@ -31,7 +31,7 @@ from clipit.synthetic.status_words import MUTATED, STATUS_PROMPTS, STATUS_RULES,
 from clipit.synthetic.world_files import prompt_set, write_prompt_bags, write_yaml
 
 _N_PIXELS = 40
-"""Number of pixels drawn per slide, whose tissues the report may describe."""
+"""Number of pixels sampled per slide; the report may describe their tissues."""
 
 
 class ReportedSlidesConfig(SlideWorldConfig):

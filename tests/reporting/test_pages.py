@@ -43,7 +43,7 @@ from clipit.reporting.pairing_page import choose_tiles, pairing_page
 from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
 from clipit.reporting.run_page import extreme_tiles, run_page
 from clipit.reporting.tables import number
-from clipit.reporting.thumbnails import jpeg
+from clipit.reporting.thumbnails import encode_jpeg
 from clipit.runs.folder import run_folder
 from clipit.runs.page import write_pages
 from clipit.workspace.pairing_report import write_pairs_page
@@ -267,7 +267,7 @@ def test_thumbnails_are_small_jpegs() -> None:
     import io
 
     noise = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
-    data = jpeg(Image.fromarray(noise), 64, 70)
+    data = encode_jpeg(Image.fromarray(noise), 64, 70)
     small = Image.open(io.BytesIO(data))
     assert small.format == "JPEG" and small.size == (43, 64) and len(data) < 5000
 

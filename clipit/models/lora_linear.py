@@ -82,7 +82,7 @@ class _LoraLinear(torch.autograd.Function):
         output.addmm_(narrow, up.t(), alpha=scale)
         context.save_for_backward(rows, weight, down, up, narrow)
         context.scale, context.shape = scale, x.shape
-        return output.view(*x.shape[:-1], -1)
+        return output.view(*x.shape[:-1], len(weight))  # also of an empty batch
 
     @staticmethod
     @once_differentiable

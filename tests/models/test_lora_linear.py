@@ -40,7 +40,7 @@ def _step(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4), (0, 7)])
 def test_output_and_gradients_are_those_of_peft(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
     ours, theirs = _pair(bias, dropout)
     x = torch.randn(*shape, 12)

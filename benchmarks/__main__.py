@@ -44,8 +44,8 @@ from benchmarks import (
 )
 from benchmarks.harness import Figure, Options, table
 from benchmarks.machine import machine, machine_text
-from clipit.artifacts import write_json
 from clipit.errors import LaunchError, user_errors
+from clipit.output_files.artifacts import write_json
 
 BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "embedding": embedding.measure,

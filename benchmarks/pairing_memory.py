@@ -20,8 +20,8 @@ def main() -> None:
     if sys.argv[1] == "search":
         _search(int(sys.argv[2]))
         return
-    from clipit.artifacts import open_artifact
     from clipit.distributed import get_processes
+    from clipit.output_files.artifacts import open_artifact
     from clipit.pairing.pairs import pair_tiles
     from clipit.stores.embed import Store
     from clipit.stores.index import build_index

@@ -29,7 +29,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit import load_classifier
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
     from clipit.distributed import get_processes
-    from clipit.image_set import open_images
+    from clipit.images.image_set import open_images
     from clipit.models.backbones import load_backbone
     from clipit.models.export import export_classifier
     from clipit.models.student import build_student

@@ -57,7 +57,7 @@ def _make_slide(path: Path, side: int, distinct: int, *, jpeg2000: bool = False)
 def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any], distinct: int) -> Figure:
     import openslide
 
-    from clipit.image_readers import ZipReader
+    from clipit.images.image_readers import ZipReader
     from clipit.slides.opening import open_slide, over_white
     from clipit.slides.reading import PlacedSlide, SlideReader
 
@@ -106,7 +106,7 @@ def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any],
 
 
 def _read_all(read: Callable[[int], object], count: int) -> None:
-    from clipit.read_ahead import read_ahead, reading_threads
+    from clipit.images.read_ahead import read_ahead, reading_threads
 
     batches = [range(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
     with reading_threads() as pool:

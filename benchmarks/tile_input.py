@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import draw_tile, encode
-from clipit.read_ahead import available_cores
+from clipit.images.read_ahead import available_cores
 
 _MODEL = 224  # edge of the model's input, pixels
 _WORKERS = 8
@@ -26,7 +26,7 @@ _H100_FLOP_PER_SECOND = 4e14  # assumed: 40 % of the card's 989 TFLOP/s in bf16
 
 def bare(path: Path) -> UInt8[np.ndarray, "3 224 224"]:
     """Decode and resize a file with Pillow alone, or with simplejpeg for JPEG files where clipit uses it."""
-    from clipit.jpeg import find_decoder
+    from clipit.images.jpeg import find_decoder
 
     decode = find_decoder() if path.suffix == ".jpg" else None
     image = Image.fromarray(decode(path.read_bytes())) if decode else Image.open(path).convert("RGB")

@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.artifacts import MANIFEST, Artifact, artifact_folder, finish_partial, locked, open_artifact, start_partial
 from clipit.errors import LaunchError, counted
 from clipit.free_memory import keep_freed_memory
+from clipit.output_files.artifacts import (
+    MANIFEST,
+    Artifact,
+    artifact_folder,
+    finish_partial,
+    locked,
+    open_artifact,
+    start_partial,
+)
 
 if TYPE_CHECKING:
     import torch

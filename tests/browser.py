@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from clipit.whole_files import write_text
+from clipit.output_files.whole_files import write_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"

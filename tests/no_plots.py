@@ -35,7 +35,7 @@ def leave_out_plots(patch: pytest.MonkeyPatch, plots: dict[str, tuple[str, ...]]
 
 
 def _save_empty(figure: object, path: Path, compression: int = 6) -> None:
-    from clipit.artifacts import whole_file
+    from clipit.output_files.artifacts import whole_file
 
     with whole_file(path) as temporary:  # as the plot, with its folder and what happens on a full disk
         temporary.write_bytes(empty_picture())

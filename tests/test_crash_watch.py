@@ -11,7 +11,7 @@ import pytest
 HEAD = """
     import os, signal, sys, threading, time
     from clipit.errors import user_errors
-    from clipit.images import attempt
+    from clipit.images.decode import attempt
     def read(name, what):
         return attempt(what, tile_id=name, where=f"tiles.zip!{name}")
     def die():

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipit.artifacts import reading
 from clipit.errors import ArtifactError, DataError, counted, counted_of, disk_errors, explain, shortlist, user_errors
 from clipit.models.loading import foreign_errors
+from clipit.output_files.artifacts import reading
 
 FULL = Path("/dev/full")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import write_json
+from clipit.output_files.artifacts import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "notebook"

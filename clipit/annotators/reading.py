@@ -11,7 +11,8 @@ import numpy as np
 from clipit.annotators.votes import ANONYMOUS, Votes
 from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
-from clipit.data_files import (
+from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.data_files import (
     MISSING_VALUES,
     NO_CLASS,
     CsvTable,
@@ -20,9 +21,8 @@ from clipit.data_files import (
     delimiter_hint,
     read_csv,
 )
-from clipit.errors import DataError, counted, shortlist
-from clipit.mangled_names import check_rounded
-from clipit.nearby_files import similar_names
+from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.nearby_files import similar_names
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHERE = "tiles.annotations"

@@ -21,7 +21,7 @@ class AdaptationResult(StudyResult):
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """Content of adapt.json: verdict, means, differences and provenance."""
-        from clipit.artifacts import read_json
+        from clipit.output_files.artifacts import read_json
 
         return read_json(self.folder / "adapt.json", "run the study again")
 

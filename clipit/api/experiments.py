@@ -88,7 +88,7 @@ class TuneResult:
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        from clipit.artifacts import read_json
+        from clipit.output_files.artifacts import read_json
 
         return read_json(self.file, "delete it and run clipit tune again, which keeps finished trials")
 

@@ -30,7 +30,7 @@ class AnnotatorsResult:
     @cached_property
     def record(self) -> dict[str, Any]:
         """Content of the page: agreement, pairs, training and test (estimates of annotators), human_ceiling, notes."""
-        from clipit.artifacts import read_json
+        from clipit.output_files.artifacts import read_json
 
         return read_json(self.folder / "annotators.json", "run clipit annotators again")
 
@@ -83,7 +83,7 @@ class MergedMasksResult:
 
         Each part has an alpha, priors, and annotators (accuracy, Dice by class, confusion).
         """
-        from clipit.artifacts import read_json
+        from clipit.output_files.artifacts import read_json
 
         return read_json(self.folder / "masks.json", "run clipit annotators --masks again")
 
@@ -115,7 +115,7 @@ class LabelIssuesResult:
 
 
 def _read_texts(path: Path, texts: Sequence[str], fix: str) -> pd.DataFrame:
-    from clipit.artifacts import reading
+    from clipit.output_files.artifacts import reading
 
     with reading(path, fix):
         return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)

@@ -41,7 +41,7 @@ class MilResult(StudyResult):
         return self._csv(path.name) if path.is_file() else pd.DataFrame()
 
     def _csv(self, name: str) -> pd.DataFrame:
-        from clipit.artifacts import reading
+        from clipit.output_files.artifacts import reading
 
         path = self.folder / name
         with reading(path, fix="run the study again"):

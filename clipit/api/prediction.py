@@ -42,7 +42,7 @@ class PredictResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Number of images, and count, share and mean confidence per class."""
-        from clipit.artifacts import read_json
+        from clipit.output_files.artifacts import read_json
 
         return read_json(self.summary_file, _AGAIN)
 
@@ -56,7 +56,7 @@ class PredictResult:
         Raises:
             ArtifactError: The table is missing, unreadable, or not the one whose SHA-256 the summary records.
         """
-        from clipit.artifacts import file_sha256, reading
+        from clipit.output_files.artifacts import file_sha256, reading
 
         with reading(self.table, _AGAIN):
             if self.summary.get("sha256") not in (None, file_sha256(self.table)):

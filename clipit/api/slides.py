@@ -102,7 +102,7 @@ class SlideCompareResult:
     @cached_property
     def verdict(self) -> str:
         """Verdict on which arms are better than the reference, in one sentence."""
-        from clipit.artifacts import read_json
+        from clipit.output_files.artifacts import read_json
 
         record = read_json(self.folder / "slide_comparison.json", "delete it and compare again, which keeps the scores")
         return str(record["verdict"])

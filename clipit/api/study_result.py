@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from clipit.whole_files import read_frame
+from clipit.output_files.whole_files import read_frame
 
 
 @dataclass(frozen=True)

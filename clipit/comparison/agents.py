@@ -17,11 +17,11 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from clipit.artifacts import lock_file, make_folder
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, ConfigError, counted, disk_errors
+from clipit.output_files.artifacts import lock_file, make_folder
 
 logger = logging.getLogger(__name__)
 _DEMO_AGENTS = 4

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import locked
 from clipit.comparison.agents import additional_agents, claim_runs
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
@@ -26,6 +25,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted
 from clipit.evaluation.score_row import ScoreRow
+from clipit.output_files.artifacts import locked
 from clipit.pairing.leaks import patient_of
 from clipit.patients import patients
 from clipit.progress import RunCounter

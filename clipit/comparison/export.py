@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipit.artifacts import read_json, write_record
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.contrasts import Contrast
 from clipit.comparison.headline import ComparisonVerdict
@@ -19,9 +18,10 @@ from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
+from clipit.output_files.artifacts import read_json, write_record
+from clipit.output_files.whole_files import write_parquet
 from clipit.reporting.csv_export import write_csv
 from clipit.versions import git_commit
-from clipit.whole_files import write_parquet
 
 RERUN = "run clipit compare again with the comparison's configuration: finished runs are kept"
 

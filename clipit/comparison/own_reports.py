@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from clipit.artifacts import fingerprint
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import REFERENCE
 from clipit.comparison.vlm_reference import PROBE
 from clipit.config.run import RunConfig
+from clipit.output_files.artifacts import fingerprint
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_reports
 

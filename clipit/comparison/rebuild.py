@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from clipit.artifacts import file_sha256, write_record
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.export import RERUN, export_verdict, read_comparison
 from clipit.comparison.headline import judge_comparison
@@ -19,6 +18,7 @@ from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, shortlist
 from clipit.evaluation.score_row import ScoreRow
+from clipit.output_files.artifacts import file_sha256, write_record
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipit.artifacts import file_sha256
 from clipit.comparison.grid import arm_values, grid_axes
 from clipit.comparison.plan import Plan
 from clipit.distributed import get_processes
 from clipit.evaluation.predictions import PREDICTIONS
 from clipit.evaluation.score_row import Provenance, ScoreRow
+from clipit.output_files.artifacts import file_sha256
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import read_results
 from clipit.runs.predict import open_classifier

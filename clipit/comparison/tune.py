@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import write_json
 from clipit.comparison.agents import additional_agents
 from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_sections
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
+from clipit.output_files.artifacts import write_json
 from clipit.progress import RunCounter
 from clipit.reporting.tables import LABELS, markdown_table, percent
 from clipit.runs.folder import is_trained, read_training, run_folder

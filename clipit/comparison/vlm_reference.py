@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from clipit.artifacts import file_sha256, fingerprint
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import REFERENCE
 from clipit.distributed import get_processes
@@ -19,6 +18,7 @@ from clipit.evaluation.predictions import Predictions, write_predictions
 from clipit.evaluation.probes import DEFAULT_GRID, LinearProbe, linear_probe
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.output_files.artifacts import file_sha256, fingerprint
 from clipit.stores.embed import Store, embed_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred

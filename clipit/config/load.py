@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, counted, shortlist
-from clipit.nearby_files import similar_names
-from clipit.yaml_file import MAX_DEPTH, load_yaml
+from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.yaml_file import MAX_DEPTH, load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
 NO_TILES = ""  # path of the placeholder for tiles that a command does not need

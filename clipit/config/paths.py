@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator
 
-from clipit.nearby_files import SAVE_FIRST, special_file
+from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # prefixes of names that may be followed by a folder
 _VARIABLE = re.compile(r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})")

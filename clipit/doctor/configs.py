@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clipit.artifacts import fingerprint
 from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_yaml
@@ -20,6 +19,7 @@ from clipit.doctor.data import check_kept_size, check_prompts, check_reports, ch
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
 from clipit.models.licences import vlm_licence
+from clipit.output_files.artifacts import fingerprint
 from clipit.studies.adapted_vlms.further_sets import read_further_sets
 from clipit.workspace.tile_reading import artefacts_of
 

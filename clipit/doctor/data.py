@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.shipped import data_card
-from clipit.data_files import hub_id
 from clipit.doctor.checks import Check, failed_check
 from clipit.errors import ClipitError, counted
-from clipit.nearby_files import similar_names
+from clipit.input_files.data_files import hub_id
+from clipit.input_files.nearby_files import similar_names
 
 if TYPE_CHECKING:
     from clipit.tiles.tileset import TileSet

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.doctor.checks import Check, failed_check
 from clipit.doctor.models import vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError, shortlist
+from clipit.output_files.artifacts import fingerprint
 
 if TYPE_CHECKING:
     import torch

@@ -72,7 +72,7 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
 
 def check_jpeg() -> Check:
     """Report which library decodes JPEG tiles: simplejpeg if it is installed and agrees with Pillow, or Pillow."""
-    from clipit.jpeg import find_decoder
+    from clipit.images.jpeg import find_decoder
 
     versions = installed(["simplejpeg"])
     if find_decoder() is not None:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.artifacts import file_sha256, read_json
 from clipit.errors import DataError, counted, shortlist
+from clipit.output_files.artifacts import file_sha256, read_json
+from clipit.output_files.whole_files import write_parquet
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_parquet
 
 PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
 """Files of a run that contain its predictions and their scores."""

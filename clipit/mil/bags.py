@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL
+from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipit.artifacts import locked
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file, without
 from clipit.config.paths import to_file_name
@@ -22,10 +21,11 @@ from clipit.evaluation.metrics import weighted_scores
 from clipit.evaluation.significance import Significance, holm, paired_t_test
 from clipit.mil.arms import ARMS
 from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
+from clipit.output_files.artifacts import locked
+from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.html import Links, PageSection, Table, Text
 from clipit.reporting.html import page as render_page
 from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
-from clipit.whole_files import write_frame, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from clipit.artifacts import fingerprint
 from clipit.config.data import TilesConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.image_readers import FileReader, file_stamp
-from clipit.images import SUFFIXES
+from clipit.images.decode import SUFFIXES
+from clipit.images.image_readers import FileReader, file_stamp
+from clipit.input_files.spelling import format_pairs, spelled_differently
 from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_checks import (
     check_copies,
@@ -21,9 +21,9 @@ from clipit.mil.feature_file_checks import (
     find_copies,
 )
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
+from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
-from clipit.spelling import format_pairs, spelled_differently
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation

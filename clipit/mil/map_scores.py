@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int64
 from clipit.errors import DataError
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.map_agreement import MapAgreement, class_map, majority_tiles, score_map
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import map_shape
 from clipit.tiles.mask_files import IGNORED, decode_values

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from clipit.artifacts import locked, write_record
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -25,12 +24,13 @@ from clipit.mil.bags import MilBags, keep_labels
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
 from clipit.mil.maps import MilMaps, check_masks, make_maps, read_masks
 from clipit.mil.training import MilModel, check_trainable, train_mil
+from clipit.output_files.artifacts import locked, write_record
+from clipit.output_files.whole_files import write_frame, write_text
 from clipit.progress import progress
 from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
 from clipit.reporting.notes import compose_note
 from clipit.reporting.slide_arms_page import slide_verdict
 from clipit.versions import git_commit, package_version, versions
-from clipit.whole_files import write_frame, write_text
 from clipit.workspace.tile_reading import artefacts_of
 
 logger = logging.getLogger(__name__)

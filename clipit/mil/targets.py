@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped
 
-from clipit.artifacts import fingerprint
+from clipit.output_files.artifacts import fingerprint
 
 
 @dataclass(frozen=True, eq=False)

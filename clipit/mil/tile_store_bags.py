@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags
+from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.slides.grid import parse_tile_id
 from clipit.stores.embed import Store

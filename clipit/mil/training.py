@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from clipit.artifacts import REBUILD, read_json, reading, write_record
 from clipit.config.mil import MilTrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
@@ -23,9 +22,10 @@ from clipit.mil.distillation import TargetedBags, select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.targets import BagTargets
 from clipit.models.weights import write_tensors
+from clipit.output_files.artifacts import REBUILD, read_json, reading, write_record
+from clipit.output_files.whole_files import write_text
 from clipit.stores.moments import mean_and_deviation
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
-from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from clipit.artifacts import read_json, write_record
 from clipit.errors import ClipitError, ModelError, shortlist
-from clipit.file_hashes import hash_files
 from clipit.models.loading import OPEN_CLIP_CONFIG, read_model_json
+from clipit.output_files.artifacts import read_json, write_record
+from clipit.output_files.file_hashes import hash_files
 
 ADAPTED_FROM = "adapted_from"
 """Configuration key of a merged folder: public name of the model that was adapted."""

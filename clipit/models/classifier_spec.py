@@ -23,13 +23,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from clipit.artifacts import file_sha256, write_json
 from clipit.config.run import LARGEST_INPUT
 from clipit.errors import ModelError, counted, shortlist
-from clipit.git_lfs import PULL, find_pointer
+from clipit.input_files.git_lfs import PULL, find_pointer
 from clipit.models.loading import read_model_json
 from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
+from clipit.output_files.artifacts import file_sha256, write_json
 
 FORMAT = 2
 """Version of `clipit.json`; format 1 had no checksums."""

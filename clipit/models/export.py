@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.artifacts import whole_folder, write_json
 from clipit.errors import ArtifactError, ModelError, counted, disk_errors
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
@@ -33,6 +32,7 @@ from clipit.models.timm_backbones import build_timm
 from clipit.models.transformers_backbones import classification_model, save_transformers
 from clipit.models.trunks import TimmSpec, TokenPool, inner_model
 from clipit.models.weights import write_tensors
+from clipit.output_files.artifacts import whole_folder, write_json
 from clipit.versions import versions
 
 _TOLERANCE = 1e-4  # relative to the largest logit (at least 1), in float32

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipit.config.run import VLMConfig
-from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError, ModelError, counted, is_out_of_memory, out_of_memory
+from clipit.images.device_copies import copy_ahead, stack
+from clipit.images.read_ahead import check_batches, read_ahead, reading_threads
 from clipit.models.classifier_checks import check_network, check_timm_preprocess, check_transformers_preprocess
 from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
 from clipit.models.classifier_spec import (
@@ -32,7 +33,6 @@ from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last, cpu_parts, inner_model
 from clipit.models.vlm import VLM, load_vlm
-from clipit.read_ahead import check_batches, read_ahead, reading_threads
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 """Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipit.artifacts import locked, make_folder, whole_file, write_json
 from clipit.errors import ClipitError, ModelError, disk_errors, is_out_of_memory, out_of_memory
 from clipit.models.inference import Classifier
 from clipit.models.licences import model_licences
 from clipit.models.loading import errors_only
+from clipit.output_files.artifacts import locked, make_folder, whole_file, write_json
 from clipit.versions import installed, package_version
 
 Format = Literal["onnx", "torch_export"]

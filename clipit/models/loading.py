@@ -15,11 +15,11 @@ from typing import Any
 from torch import nn
 
 from clipit.errors import ClipitError, ModelError, is_out_of_memory, out_of_memory
-from clipit.git_lfs import PULL, find_pointer
-from clipit.json_record import JsonRecord
+from clipit.input_files.git_lfs import PULL, find_pointer
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
+from clipit.output_files.json_record import JsonRecord
 
 _HUB_TIMEOUT_S = 5.0
 """Seconds to wait for a response from the hub before using only the cache."""

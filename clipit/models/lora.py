@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from clipit.artifacts import write_json
 from clipit.config.run import LoraConfig
 from clipit.errors import ModelError, counted, counted_of, shortlist
 from clipit.models.loading import foreign_errors, read_model_json
 from clipit.models.trunks import TokenPool
 from clipit.models.weights import write_tensors
+from clipit.output_files.artifacts import write_json
 
 if TYPE_CHECKING:
     import peft

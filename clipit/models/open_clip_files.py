@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from clipit.artifacts import write_json
 from clipit.models.loading import OPEN_CLIP_CONFIG, hub_file, read_model_json
 from clipit.models.weights import write_tensors
+from clipit.output_files.artifacts import write_json
 
 _WEIGHTS = "open_clip_model.safetensors"
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")

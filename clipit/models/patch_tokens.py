@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from clipit.artifacts import fingerprint
 from clipit.errors import ModelError, is_out_of_memory
 from clipit.models.token_grids import no_tokens, pool_each, trunk_grid
 from clipit.models.trunks import cpu_parts
+from clipit.output_files.artifacts import fingerprint
 
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone

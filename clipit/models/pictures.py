@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipit.data_files import list_files
 from clipit.errors import DataError, shortlist
-from clipit.image_set import ZIP, open_images
-from clipit.images import is_image
+from clipit.images.decode import is_image
+from clipit.images.image_set import ZIP, open_images
+from clipit.input_files.data_files import list_files
 from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_pyramid, is_slide
 

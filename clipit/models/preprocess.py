@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, ModelError
-from clipit.images import ImageError, decode, to_rgb
+from clipit.images.decode import ImageError, decode, to_rgb
+from clipit.output_files.artifacts import fingerprint
 
 if TYPE_CHECKING:
     from clipit.models.specs import ModelSpec
@@ -242,7 +242,7 @@ def require_sequence(images: Sequence[Picture] | str | Path) -> Sequence[Picture
 
 
 def open_picture(image: Picture, position: int) -> Image.Image:
-    """Open an image as RGB, decoded in the same way as training tiles (`clipit.images`).
+    """Open an image as RGB, decoded in the same way as training tiles (`clipit.images.decode`).
 
     Args:
         image: PIL image, uint8 array [h,w,3], or path.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clipit.artifacts import write_json
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import foreign_errors, quiet_transformers, read_model_json
@@ -17,6 +16,7 @@ from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, unsupported_size
 from clipit.models.weights import mismatches
+from clipit.output_files.artifacts import write_json
 
 PREFIX = "transformers:"
 PROCESSOR = "preprocessor_config.json"

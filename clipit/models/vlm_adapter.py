@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipit.artifacts import file_sha256, read_json, write_record
 from clipit.errors import ArtifactError, ModelError, shortlist
 from clipit.models.adapted_towers import AdaptedTowers, log_scale
 from clipit.models.loading import foreign_errors
 from clipit.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_lora, save_adapter
 from clipit.models.towers import Towers
 from clipit.models.weights import write_tensors
+from clipit.output_files.artifacts import file_sha256, read_json, write_record
 
 RECORD = "clipit_adapter.json"
 _OTHERS = "weights.safetensors"

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipit.artifacts import whole_folder, write_json
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.models.adapted_base import ADAPTED_FROM, base_of_adapted, record_files
@@ -15,6 +14,7 @@ from clipit.models.python_vlm import PREFIX, python_towers
 from clipit.models.vlm import VLM, load_vlm, vlm_fingerprint
 from clipit.models.vlm_adapter import save_vlm_adapter
 from clipit.models.vlm_specs import VLMS
+from clipit.output_files.artifacts import whole_folder, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipit.artifacts import whole_file
 from clipit.errors import ModelError, shortlist
+from clipit.output_files.artifacts import whole_file
 
 Shape = tuple[int, ...]
 

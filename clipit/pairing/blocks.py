@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from clipit.distributed import get_processes
+from clipit.output_files.whole_files import read_parquet, write_parquet
 from clipit.progress import progress
-from clipit.whole_files import read_parquet, write_parquet
 
 _ROW_GROUP = 2**20  # rows per Parquet row group, the default of pyarrow
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_file, write_json
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, counted
+from clipit.output_files.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_file, write_json
+from clipit.output_files.whole_files import write_array
 from clipit.pairing.blocks import iterate_blocks, read_blocks, write_passes, write_tables
 from clipit.pairing.nearest import search
 from clipit.pairing.recall import fit_search
@@ -36,7 +37,6 @@ from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_per_pass
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import centred_rows
-from clipit.whole_files import write_array
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from clipit.errors import counted, shortlist
+from clipit.input_files.spelling import format_pairs, spelled_differently
 from clipit.pairing.leaks import SeenTiles, patient_of
 from clipit.patients import patients
 from clipit.reports.readers import Report
-from clipit.spelling import format_pairs, spelled_differently
 from clipit.tiles.tileset import TileSet
 
 

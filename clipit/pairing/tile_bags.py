@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
-from clipit.artifacts import Artifact, fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
+from clipit.output_files.artifacts import Artifact, fingerprint
+from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.blocks import read_blocks, write_passes
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest
 from clipit.pairing.pairs import Pairs
@@ -25,7 +26,6 @@ from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_per_pass
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import StoredRows, centred_rows
-from clipit.whole_files import write_parquet
 
 KINDS = ("image", "text")
 """Members nearest to the tile's own embedding, or to the embedding of its first snippet."""

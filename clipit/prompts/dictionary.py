@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, counted
+from clipit.output_files.artifacts import fingerprint
 from clipit.prompts import files
 from clipit.prompts.lint import fold
 

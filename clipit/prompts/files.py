@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipit.errors import DataError, counted, has_controls, shortlist
-from clipit.nearby_files import similar_names
-from clipit.yaml_file import load_mapping
+from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent
 _MAX_BYTES = 8 * 2**20

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, has_controls, printable
+from clipit.output_files.artifacts import fingerprint
 from clipit.prompts import files
 from clipit.prompts.published import read_draws, read_set
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import make_folder, whole_file
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, counted
+from clipit.output_files.artifacts import make_folder, whole_file
 from clipit.reporting.tables import console_block
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def export_study(folder: Path, name: str, path: Path) -> None:
         DataError: The folder does not contain this table.
         ArtifactError: The table is unreadable, or the file cannot be written.
     """
-    from clipit.whole_files import read_parquet
+    from clipit.output_files.whole_files import read_parquet
 
     source = folder / f"{name}.parquet"
     if not source.is_file():

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from clipit.artifacts import whole_file
 from clipit.errors import DataError
+from clipit.output_files.artifacts import whole_file
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import halved, heat_map
 

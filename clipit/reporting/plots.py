@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Int64
 from markupsafe import Markup
 
-from clipit.artifacts import whole_file
 from clipit.errors import ClipitError, counted
+from clipit.output_files.artifacts import whole_file
 from clipit.reporting.curves import Series
 from clipit.reporting.tables import MAX_CLASSES
 

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from clipit.errors import counted
 from clipit.evaluation.predicted_classes import PredictedClasses
-from clipit.image_set import ImageSet
+from clipit.images.image_set import ImageSet
 from clipit.reporting.html import Card, Cards, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.tables import number
 from clipit.reporting.thumbnails import picture_uri

@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow as pa
 
 from clipit.config.run import RunConfig
-from clipit.leftovers import delete_leftovers
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_parquet, write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 from clipit.versions import command_line, git_commit, versions
-from clipit.whole_files import write_parquet, write_text
 
 PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
-from clipit.image_set import ImageSet
-from clipit.images import Unreadable
+from clipit.images.decode import Unreadable
+from clipit.images.image_set import ImageSet
 from clipit.tiles.tileset import TileSet
 
 

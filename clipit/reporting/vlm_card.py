@@ -12,10 +12,10 @@ from clipit.models.adapted_base import base_of_adapted
 from clipit.models.licences import ModelLicence, vlm_licence
 from clipit.models.specs import LICENCE_NOTE
 from clipit.models.vlm import VLM
+from clipit.output_files.whole_files import write_text
 from clipit.reporting.adapt_facts import fact_label, training_counts
 from clipit.reporting.model_card import licence_fields, plain_text
 from clipit.reporting.tables import markdown_table, number
-from clipit.whole_files import write_text
 
 _DATA = {
     "pairs": "images, each with a text",

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import REBUILD, read_json, reading
 from clipit.errors import counted, printable
+from clipit.output_files.artifacts import REBUILD, read_json, reading
 from clipit.reports.readers import Reports
 
 _BINS = 8

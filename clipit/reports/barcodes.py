@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import delimiter_hint, read_csv
 from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.data_files import delimiter_hint, read_csv
 from clipit.patients import all_patients_in, leading_patient
 from clipit.reports.textfiles import RawReport
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clipit.errors import ConfigError, DataError, counted, shortlist
-from clipit.git_lfs import PULL, is_pointer
+from clipit.input_files.git_lfs import PULL, is_pointer
 
 _HEAD_BYTES = 1024  # checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, without_decimals
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.mangled_names import check_mangled
-from clipit.nearby_files import similar_names
+from clipit.input_files.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, without_decimals
+from clipit.input_files.mangled_names import check_mangled
+from clipit.input_files.nearby_files import similar_names
 from clipit.patients import leading_patient
 from clipit.reports.tables import read_side_table
 from clipit.reports.textfiles import RawReport

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, NO_CLASS, hub_id, is_saved_dataset, list_files, without_decimals
 from clipit.errors import DataError, counted, is_limit, printable, shortlist
-from clipit.git_lfs import check_pointer
-from clipit.mangled_names import check_rounded
-from clipit.nearby_files import similar_names
+from clipit.input_files.data_files import (
+    MISSING_VALUES,
+    NO_CLASS,
+    hub_id,
+    is_saved_dataset,
+    list_files,
+    without_decimals,
+)
+from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import count_misread
 from clipit.reports.metadata import check_dates, read_metadata

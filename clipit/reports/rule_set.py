@@ -7,12 +7,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, counted, has_controls
+from clipit.input_files.yaml_file import load_mapping
+from clipit.output_files.artifacts import fingerprint
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.headings import SECTIONS
 from clipit.reports.phrases import PhraseFinder, regular_expression, tokenize
-from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent / "rule_sets"
 _KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negation", "uncertainty")

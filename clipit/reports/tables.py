@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import (
+from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.data_files import (
     MISSING_VALUES,
     CsvTable,
     cell_text,
@@ -24,10 +25,9 @@ from clipit.data_files import (
     load_huggingface,
     read_csv,
 )
-from clipit.errors import DataError, counted, shortlist
-from clipit.git_lfs import check_pointer
-from clipit.json_record import unique_keys
-from clipit.mangled_names import check_mangled
+from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.mangled_names import check_mangled
+from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
 from clipit.reports.encodings import codec, decoding

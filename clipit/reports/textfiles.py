@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from clipit.data_files import list_files
 from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
+from clipit.input_files.data_files import list_files
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
 _MAX_TEXT_BYTES = 16 * 2**20  # bytes of one report; larger files are other data, or zip bombs

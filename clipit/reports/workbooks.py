@@ -10,8 +10,8 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.data_files import CsvTable, check_column_names
 from clipit.errors import DataError, counted, is_limit, shortlist
+from clipit.input_files.data_files import CsvTable, check_column_names
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell

@@ -5,16 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import read_json, reading, write_record
 from clipit.config.run import RunConfig
 from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
+from clipit.output_files.artifacts import read_json, reading, write_record
+from clipit.output_files.whole_files import write_text
 from clipit.reporting.model_card import CardArm, CardComparison, CardFacts, model_card
 from clipit.runs.folder import EXTERNAL
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import ARMS
 from clipit.training.terms.distillation import DistillationTerm
 from clipit.training.terms.table import active_terms
-from clipit.whole_files import write_text
 
 _COMPARED = "compared.json"
 _SOURCES = {

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
+from clipit.output_files.artifacts import file_sha256, fingerprint, read_json, write_record
+from clipit.output_files.whole_files import write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.curves import read_curves
 from clipit.reporting.notes import compose_note
@@ -35,7 +36,6 @@ from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import models_of, uses_vlm
 from clipit.versions import command_line, git_commit, versions
-from clipit.whole_files import write_text
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from clipit.artifacts import locked, read_json, whole_folder
 from clipit.config.effects import select_keys
 from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
-from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError, as_note
+from clipit.output_files.artifacts import locked, read_json, whole_folder
+from clipit.output_files.differences import difference_lines, list_differences
 from clipit.patients import patients
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.runs.card import write_card

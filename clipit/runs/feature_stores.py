@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.load import read_yaml
 from clipit.config.run import BackboneConfig, RunConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, ConfigError, ModelError
+from clipit.output_files.artifacts import file_sha256, fingerprint
 from clipit.progress import Advance
 from clipit.runs.folder import read_training
 from clipit.stores.embed import Store, write_shards

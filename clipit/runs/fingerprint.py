@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.differences import list_differences
+from clipit.output_files.artifacts import file_sha256, fingerprint
+from clipit.output_files.differences import list_differences
 from clipit.training.precision import resolve_precision
 from clipit.training.terms.table import active_terms, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace

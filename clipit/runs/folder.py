@@ -10,22 +10,22 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_folder, write_json
 from clipit.config.effects import Effect, select_keys
 from clipit.config.load import read_yaml, validate, validate_file
 from clipit.config.run import RunConfig
-from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
-from clipit.json_record import JsonRecord
-from clipit.leftovers import TEMPORARY, is_alive, is_temporary
 from clipit.models.classifier_spec import read_spec
+from clipit.output_files.artifacts import lock_file, locked, make_folder, read_json, whole_folder, write_json
+from clipit.output_files.differences import difference_lines, list_differences
+from clipit.output_files.json_record import JsonRecord
+from clipit.output_files.leftovers import TEMPORARY, is_alive, is_temporary
+from clipit.output_files.whole_files import write_text
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
 from clipit.training.precision import resolve_precision
 from clipit.versions import command_line, git_commit, versions
-from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import RunConfig
-from clipit.differences import difference_lines
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, read_run_predictions
+from clipit.output_files.differences import difference_lines
+from clipit.output_files.whole_files import write_text
 from clipit.reporting.curves import read_curves
 from clipit.reporting.html import PageSection
 from clipit.reporting.pairing_page import MAX_TILES
@@ -17,7 +18,6 @@ from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_text
 from clipit.workspace.pairing_report import write_pairs_page
 from clipit.workspace.workspace import Workspace
 

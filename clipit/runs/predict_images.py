@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
-from clipit.image_set import ImageSet
+from clipit.images.image_set import ImageSet
+from clipit.output_files.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
+from clipit.output_files.whole_files import write_text
 from clipit.reporting.prediction_page import prediction_page
 from clipit.runs.prediction_chunks import PredictionOptions, read_chunks, write_chunks
 from clipit.runs.prediction_files import PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses
-from clipit.whole_files import write_text
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier

@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
 from clipit.errors import ModelError, counted
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
-from clipit.image_set import ImageSet
-from clipit.images import Unreadable
+from clipit.images.decode import Unreadable
+from clipit.images.device_copies import copy_ahead, stack
+from clipit.images.image_set import ImageSet
+from clipit.images.read_ahead import ReadingClock, check_batches, read_ahead, reading_threads
+from clipit.output_files.whole_files import read_parquet, write_parquet
 from clipit.progress import progress
-from clipit.read_ahead import ReadingClock, check_batches, read_ahead, reading_threads
 from clipit.runs.prediction_inputs import ZeroShotClasses
-from clipit.whole_files import read_parquet, write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier

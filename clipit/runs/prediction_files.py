@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipit.artifacts import file_sha256, read_json, whole_file
 from clipit.errors import ArtifactError, ConfigError, shortlist
 from clipit.evaluation.predicted_classes import PredictedClasses
-from clipit.image_set import ImageSet
+from clipit.images.image_set import ImageSet
+from clipit.output_files.artifacts import file_sha256, read_json, whole_file
 from clipit.runs.prediction_chunks import REASON
 
 FORMATS = (".csv", ".parquet")

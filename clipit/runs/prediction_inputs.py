@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError, ModelError, counted, has_controls, shortlist
-from clipit.image_set import ImageSet, join_images, open_images
+from clipit.images.image_set import ImageSet, join_images, open_images
 from clipit.prompts.files import packaged, unknown_prompts
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.slides.opening import is_pyramid

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from clipit.artifacts import lock_file, make_folder
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, ClipitError, counted, disk_errors, is_limit
+from clipit.output_files.artifacts import lock_file, make_folder
 
 if TYPE_CHECKING:
     import optuna

@@ -10,11 +10,11 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipit.artifacts import fingerprint
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import class_means, embed_prompt_set, prompt_embeddings
+from clipit.output_files.artifacts import fingerprint
 from clipit.runs.prediction_inputs import embed_classes
 from clipit.runs.text_neighbours import TextNeighbours
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
+from clipit.output_files.artifacts import write_record
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (

@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import reading
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ClipitError, DataError, as_note, counted, shortlist
 from clipit.evaluation.predictions import read_run_predictions
+from clipit.output_files.artifacts import reading
+from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
 from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_parquet
 from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.tile_hashes import cached_hashes
 from clipit.workspace.workspace import Workspace

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
 
-from clipit.artifacts import fingerprint
 from clipit.config.mask_training import PseudoLabelsConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
 from clipit.mil.training import MilModel
+from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.segmentation.token_store import TokenStore
 from clipit.tiles.tileset import TileSet

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int16
 from PIL import Image
 
-from clipit.artifacts import fingerprint
 from clipit.mil.training import train_mil
+from clipit.output_files.artifacts import fingerprint
 from clipit.segmentation.draws import masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_bags

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64
 
-from clipit.artifacts import locked, make_folder, write_json
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError, counted
 from clipit.evaluation.segmentation import count_pixels, foreground_dice, score_masks
+from clipit.output_files.artifacts import locked, make_folder, write_json
+from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
 from clipit.reporting.csv_export import export_study
 from clipit.reporting.mask_overlays import plot_segmentation
@@ -30,7 +31,6 @@ from clipit.segmentation.selection import select_methods
 from clipit.segmentation.tables import SegmentationRow, study_chapters, without_seed
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
-from clipit.whole_files import write_parquet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

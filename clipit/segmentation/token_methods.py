@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Float32
 from PIL import Image
 
-from clipit.artifacts import fingerprint
 from clipit.distributed import get_processes
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.evaluation.zero_shot import class_means, embed_prompt_set
 from clipit.models.patch_tokens import PatchTokens, backbone_tokens, student_tokens, vlm_tokens
+from clipit.output_files.artifacts import fingerprint
 from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.prediction_inputs import embed_classes
 from clipit.segmentation.draws import draw_order, masks_title, nested_counts

@@ -11,13 +11,13 @@ import pyarrow as pa
 from jaxtyping import Float16
 from PIL import Image
 
-from clipit.artifacts import Artifact, fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
+from clipit.output_files.artifacts import Artifact, fingerprint
+from clipit.output_files.whole_files import write_array, write_parquet, write_text
 from clipit.progress import progress
 from clipit.segmentation.token_maps import lattice_of, token_map
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_array, write_parquet, write_text
 
 if TYPE_CHECKING:
     from clipit.models.patch_tokens import PatchTokens

@@ -16,11 +16,11 @@ from jaxtyping import Float, Float32, Int16, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from clipit.artifacts import reading, whole_file
 from clipit.config.mask_training import UnetConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.models.weights import write_tensors
+from clipit.output_files.artifacts import reading, whole_file
 from clipit.progress import progress
 from clipit.segmentation.soft_dice import soft_dice
 from clipit.segmentation.stitching import window_starts

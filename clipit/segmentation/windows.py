@@ -10,9 +10,9 @@ from jaxtyping import Float32, Int16, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError
-from clipit.read_ahead import read_ahead, reading_threads
+from clipit.images.device_copies import copy_ahead, stack
+from clipit.images.read_ahead import read_ahead, reading_threads
 from clipit.runs.tile_scorer import TileScorer
 from clipit.segmentation.stitching import Corner, Strip, WindowGrid, average_strips, fill, stitch
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.artifacts import write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.slide_arms import SlideComparison, compare_slide_arms
+from clipit.output_files.artifacts import write_record
+from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 from clipit.reporting.tables import console_summary
 from clipit.runs.predict import open_exported
@@ -26,7 +27,6 @@ from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_tab
 from clipit.slides.prepare import FailedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, package_version, versions
-from clipit.whole_files import write_frame, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 
-from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes
 from clipit.errors import counted
 from clipit.evaluation.slide_scores import SCORE_PREFIX
 from clipit.evaluation.slide_sets import PoolingKey
-from clipit.file_hashes import are_unchanged, hash_files
-from clipit.leftovers import delete_leftovers
+from clipit.output_files.artifacts import file_sha256, fingerprint, read_json, write_record
+from clipit.output_files.file_hashes import are_unchanged, hash_files
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_text
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
 from clipit.reporting.heat_maps import class_colours, write_overlays
@@ -34,7 +35,6 @@ from clipit.slides.prepare import PreparedSlide
 from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
 from clipit.slides.whole import read_whole
 from clipit.tiles.slides import slide_tiles
-from clipit.whole_files import write_text
 
 RECORD, PAGE, OVERLAYS, _, TILES_QUPATH, REGIONS_QUPATH = MAPS
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from clipit.artifacts import locked
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError
+from clipit.output_files.artifacts import locked
 
 RECORDS = {
     "clipit slides tile": "tiling.json",

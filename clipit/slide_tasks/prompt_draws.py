@@ -9,11 +9,11 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from clipit.artifacts import make_folder
 from clipit.errors import ModelError
 from clipit.evaluation.slide_prompts import pool_prompts
 from clipit.evaluation.slide_scores import slide_table
-from clipit.whole_files import read_frame, write_frame
+from clipit.output_files.artifacts import make_folder
+from clipit.output_files.whole_files import read_frame, write_frame
 
 DRAWS = "prompt_draws.parquet"
 """Table of a slide's scores by draw: the columns of `slide_table`, and `draw` (index of the prompt set in its file)."""

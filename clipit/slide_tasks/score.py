@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.artifacts import write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
@@ -16,6 +15,8 @@ from clipit.evaluation.slide_prompts import ENSEMBLE, PUBLISHED_DRAWS, score_pro
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import PoolingKey, collect_slides
 from clipit.models.adapted_base import base_of_adapted
+from clipit.output_files.artifacts import write_record
+from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.html import Table
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
@@ -28,7 +29,6 @@ from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folde
 from clipit.slides.prepare import PreparedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_frame, write_text
 
 logger = logging.getLogger(__name__)
 

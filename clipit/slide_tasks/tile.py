@@ -11,7 +11,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from clipit.artifacts import (
+from clipit.config.data import SlidesConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError, as_note, counted, disk_errors
+from clipit.images.decode import Unreadable, attempt
+from clipit.images.read_ahead import read_ahead, reading_threads
+from clipit.output_files.artifacts import (
     file_sha256,
     make_folder,
     read_json,
@@ -19,14 +24,10 @@ from clipit.artifacts import (
     whole_folder,
     write_record,
 )
-from clipit.config.data import SlidesConfig
-from clipit.distributed import get_processes
-from clipit.errors import DataError, as_note, counted, disk_errors
-from clipit.file_hashes import are_unchanged, hash_files
-from clipit.images import Unreadable, attempt
-from clipit.leftovers import delete_leftovers
+from clipit.output_files.file_hashes import are_unchanged, hash_files
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_frame
 from clipit.progress import progress
-from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
 from clipit.slides.geojson import read_polygons
 from clipit.slides.option_names import SLIDES_OPTIONS
@@ -34,7 +35,6 @@ from clipit.slides.prepare import GRID, TISSUE, TISSUE_COLOUR, FailedSlide, Prep
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.tiles.slides import SlideList, failure_notes, resolution_notes, slide_tiles
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_frame
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, UInt8
 
-from clipit.artifacts import fingerprint, make_folder, reading
-from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError, counted, disk_errors
-from clipit.images import Unreadable, attempt
-from clipit.leftovers import delete_leftovers
+from clipit.images.decode import Unreadable, attempt
+from clipit.images.device_copies import copy_ahead, stack
+from clipit.images.read_ahead import ReadingClock, read_ahead, reading_threads
+from clipit.output_files.artifacts import fingerprint, make_folder, reading
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
-from clipit.read_ahead import ReadingClock, read_ahead, reading_threads
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer
 from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
@@ -29,7 +30,6 @@ from clipit.slides.grid import SlideGrid
 from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import FailedSlide, PreparedSlide
 from clipit.tiles.slides import slide_tiles
-from clipit.whole_files import write_parquet
 
 TILES = "tiles.parquet"
 """Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.deflate import COMPRESSIONS, find_damage
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
+from clipit.images.deflate import COMPRESSIONS, find_damage
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import TiffBytes, open_levels
 

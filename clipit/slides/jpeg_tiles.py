@@ -1,7 +1,7 @@
 """Decode JPEG-compressed tiles of TIFF slides, which is faster than reading them through openslide.
 
-As for image files (`clipit.jpeg`), simplejpeg is used where it is installed: it is faster than Pillow, and reports
-corrupt data for which Pillow and openslide return wrong pixels.
+As for image files (`clipit.images.jpeg`), simplejpeg is used where it is installed: it is faster than Pillow, and
+reports corrupt data for which Pillow and openslide return wrong pixels.
 """
 
 import itertools
@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from clipit.images import ImageError
-from clipit.jpeg import decode_bytes, is_compared
+from clipit.images.decode import ImageError
+from clipit.images.jpeg import decode_bytes, is_compared
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import TiffBytes, open_levels
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipit.errors import DataError, shortlist
+from clipit.images.tiff_copies import is_auxiliary
 from clipit.slides.several_images import is_smaller_copy
-from clipit.tiff_copies import is_auxiliary
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

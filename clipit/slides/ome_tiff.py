@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from clipit.errors import DataError
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
 from clipit.slides.ome_images import choose_image, has_several, read_images
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import check_orientation, check_tiles

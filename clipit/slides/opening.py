@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from clipit.errors import DataError, is_limit
-from clipit.git_lfs import check_pointer
-from clipit.images import SUFFIXES, ImageError, decode
+from clipit.images.decode import SUFFIXES, ImageError, decode
+from clipit.input_files.git_lfs import check_pointer
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff
@@ -20,7 +20,7 @@ from clipit.slides.tiff_pages import FORMATS, check_level_orientations, check_pa
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
 )
-"""Suffixes of slides; where slides are expected, flat images (`clipit.images.SUFFIXES`) are read as well."""
+"""Suffixes of slides; where slides are expected, flat images (`clipit.images.decode.SUFFIXES`) are read as well."""
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes; they are never read as slides, even in a folder of slides."""
 MPP_TOLERANCE = 0.02

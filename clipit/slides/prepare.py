@@ -12,7 +12,12 @@ import pyarrow as pa
 from jaxtyping import Bool
 from PIL import Image
 
-from clipit.artifacts import (
+from clipit.config.data import SlidesConfig
+from clipit.distributed import get_processes
+from clipit.errors import ConfigError, DataError, counted
+from clipit.images.decode import ImageError
+from clipit.images.read_ahead import reading_threads
+from clipit.output_files.artifacts import (
     MANIFEST,
     Artifact,
     artifact_folder,
@@ -24,12 +29,8 @@ from clipit.artifacts import (
     start_partial,
     whole_file,
 )
-from clipit.config.data import SlidesConfig
-from clipit.distributed import get_processes
-from clipit.errors import ConfigError, DataError, counted
-from clipit.images import ImageError
+from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
-from clipit.read_ahead import reading_threads
 from clipit.slides.geojson import is_ignored, read_contours
 from clipit.slides.grid import SlideGrid, make_grid
 from clipit.slides.opening import open_slide
@@ -41,7 +42,6 @@ from clipit.slides.resolution import doubts, resolve_mpp
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.stamps import slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue
-from clipit.whole_files import write_parquet
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from clipit.artifacts import whole_file
 from clipit.errors import DataError, counted
+from clipit.output_files.artifacts import whole_file
 from clipit.slides.grid import SlideGrid, tile_id
 from clipit.slides.heat_map import heat_map
 from clipit.slides.polygons import Polygon, trace_regions

@@ -15,7 +15,7 @@ from jaxtyping import Int32
 from PIL import Image
 
 from clipit.errors import DataError
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
 from clipit.slides.grid import tile_id
 from clipit.slides.opening import open_slide
 from clipit.slides.slide_file import Level, SlideFile
@@ -166,7 +166,7 @@ class PlacedSlide:
 
 
 class SlideReader:
-    """Reads tiles of slides by row (see `clipit.image_readers.Reader`)."""
+    """Reads tiles of slides by row (see `clipit.images.image_readers.Reader`)."""
 
     def __init__(
         self,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from clipit.errors import DataError, shortlist
+from clipit.images.tiff_copies import is_auxiliary
 from clipit.slides.tiff_pages import TiffPage, read_pages
-from clipit.tiff_copies import is_auxiliary
 
 _DESCRIPTION = 100  # characters in which a description names the image
 _MIN_FACTOR = 1.3  # between the levels of a pyramid

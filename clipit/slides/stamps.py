@@ -3,7 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from clipit.image_readers import file_stamp
+from clipit.images.image_readers import file_stamp
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import series_of
 

@@ -5,7 +5,7 @@ import logging
 from PIL import Image
 
 from clipit.errors import DataError
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
 from clipit.slides.opening import open_slide
 from clipit.slides.prepare import PreparedSlide
 from clipit.slides.reading import read_overview

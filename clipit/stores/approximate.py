@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import REBUILD, reading
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
+from clipit.output_files.artifacts import REBUILD, reading
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import whole_file
 from clipit.errors import ConfigError, counted, is_limit
 from clipit.free_memory import device_memory
+from clipit.output_files.artifacts import whole_file
 from clipit.stores.embed import Store
 from clipit.vectors import centred
 

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from clipit.artifacts import known_digests
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
+from clipit.output_files.artifacts import known_digests
 from clipit.stores import embed
 from clipit.stores.embed import Store
 

@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float16, Float32, Int
 
-from clipit.artifacts import Artifact, fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
+from clipit.images.read_ahead import ReadingClock
+from clipit.output_files.artifacts import Artifact, fingerprint
+from clipit.output_files.whole_files import write_array, write_parquet
 from clipit.progress import Advance, progress
-from clipit.read_ahead import ReadingClock
 from clipit.vectors import unit
-from clipit.whole_files import write_array, write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space

@@ -17,16 +17,16 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import Artifact
 from clipit.config.run import has_graph, has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, counted
+from clipit.output_files.artifacts import Artifact
+from clipit.output_files.whole_files import write_array, write_parquet
 from clipit.stores.approximate import DEFAULT_SETTINGS, FaissIndex, SearchSettings
 from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_memory, write_faiss
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
-from clipit.whole_files import write_array, write_parquet
 
 Backend = Literal["auto", "faiss", "torch"]
 _MIN_SPREAD = 1e-3  # unit vectors with smaller distances may be equal up to half precision

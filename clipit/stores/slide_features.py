@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.artifacts import file_sha256, write_json
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, counted_of, shortlist
-from clipit.git_lfs import check_pointer
+from clipit.input_files.git_lfs import check_pointer
+from clipit.output_files.artifacts import file_sha256, write_json
+from clipit.output_files.whole_files import write_parquet
 from clipit.progress import Advance
 from clipit.stores.embed import Store, write_embeddings
-from clipit.whole_files import write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM

@@ -8,9 +8,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import fingerprint
 from clipit.config.load import all_keys, read_yaml
 from clipit.errors import ConfigError, counted, shortlist
+from clipit.output_files.artifacts import fingerprint
 
 METHODS = ("grid", "random", "bayes")
 _SECTIONS = {

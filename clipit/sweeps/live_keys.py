@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clipit.artifacts import fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
+from clipit.output_files.artifacts import fingerprint
 from clipit.training.terms.table import disabled_term_keys, uses_vlm
 
 

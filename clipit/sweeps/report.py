@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from clipit.artifacts import whole_file, write_json
-from clipit.leftovers import delete_leftovers
+from clipit.output_files.artifacts import whole_file, write_json
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import save_plot
@@ -21,7 +22,6 @@ from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_vlm
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_frame, write_text
 
 _PERCENT = 100.0
 

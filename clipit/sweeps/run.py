@@ -9,9 +9,9 @@ from clipit.config.effects import select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
-from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors
+from clipit.output_files.differences import difference_lines, list_differences
 from clipit.progress import RunCounter
 from clipit.reporting.tables import percent
 from clipit.runs.folder import is_trained, read_training, resolve_run_precision, run_folder

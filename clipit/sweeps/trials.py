@@ -11,7 +11,7 @@ from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
-from clipit.nearby_files import SAVE_FIRST, special_file
+from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 from clipit.runs.search import Trial
 from clipit.sweeps.file import Sweep, plain_name, raise_problems
 from clipit.sweeps.live_keys import unused_keys

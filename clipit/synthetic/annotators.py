@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int64, Shaped
 from pydantic import Field, ValidationError, model_validator
 
-from clipit.artifacts import read_json, whole_file, write_json
 from clipit.config.run import Section
-from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, ConfigError, counted, disk_errors
+from clipit.output_files.artifacts import read_json, whole_file, write_json
+from clipit.output_files.differences import difference_lines, list_differences
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, stream
 
 ANNOTATIONS, ANNOTATORS = "annotations.csv", "annotators.json"

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from clipit.artifacts import write_json
 from clipit.config.section import Section
 from clipit.errors import ConfigError
+from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import write_case_reports
 from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_cases

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from clipit.read_ahead import available_cores
+from clipit.images.read_ahead import available_cores
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.language import caption, choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, draw_latents, stream

@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from PIL import Image
 from pydantic import Field
 
-from clipit.artifacts import write_json
 from clipit.config.section import Share
 from clipit.errors import disk_errors
+from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import ReportOptions, write_own_reports
 from clipit.synthetic.case_world import REPORTS, STATUS_PROMPT_FILE, STATUS_RULE_FILE, write_variants

@@ -13,10 +13,11 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from pydantic import Field, model_validator
 
-from clipit.artifacts import whole_file, write_json
 from clipit.config.run import Section
 from clipit.config.section import Share
 from clipit.errors import DataError, disk_errors
+from clipit.output_files.artifacts import whole_file, write_json
+from clipit.output_files.whole_files import write_rows
 from clipit.progress import progress
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, check_centres
@@ -24,7 +25,6 @@ from clipit.synthetic.latents import ADIPOSE, CLASSES, HIGH, LOW, LYMPHOID, MUCI
 from clipit.synthetic.slide_layout import ARTEFACTS, GLASS, draw_artefacts, draw_layout
 from clipit.synthetic.slide_render import INKS, add_fold, draw_stains, draw_status, scan_slide
 from clipit.synthetic.world_files import ensure_written, patient_name, prompt_set, write_yaml
-from clipit.whole_files import write_rows
 
 SLIDES = "slides.csv"
 STATUS_MASK = "status_mask"

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from clipit.artifacts import write_json
 from clipit.config.run import Section
+from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import draw_cases, draw_other_organ, draw_reports
 from clipit.synthetic.draws import check_centres, draw_splits, draw_tiles

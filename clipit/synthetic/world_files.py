@@ -13,15 +13,15 @@ import numpy as np
 import yaml
 from jaxtyping import UInt8
 
-from clipit.artifacts import locked, whole_file
 from clipit.config.section import Section
-from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, disk_errors
 from clipit.free_memory import keep_freed_memory
+from clipit.output_files.artifacts import locked, whole_file
+from clipit.output_files.differences import difference_lines, list_differences
+from clipit.output_files.whole_files import write_rows, write_text
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, Draw
 from clipit.synthetic.latents import CLASSES
-from clipit.whole_files import write_rows, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from clipit.artifacts import whole_file
 from clipit.errors import DataError, disk_errors
-from clipit.image_readers import zip_stamps
+from clipit.images.image_readers import zip_stamps
+from clipit.output_files.artifacts import whole_file
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import counted, counted_of, shortlist
-from clipit.image_files import image_files
-from clipit.image_readers import FileReader, Reader, file_stamp
-from clipit.images import ImageError, decode
+from clipit.images.decode import ImageError, decode
+from clipit.images.image_files import image_files
+from clipit.images.image_readers import FileReader, Reader, file_stamp
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.source import SourceTiles
 

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clipit.distributed import get_processes
+from clipit.images.read_ahead import ReadingClock
 from clipit.progress import progress
-from clipit.read_ahead import ReadingClock
 from clipit.tiles.pixel_source import PixelSource
 
 Result = TypeVar("Result")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import (
+from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.data_files import (
     MISSING_VALUES,
     NO_CLASS,
     CsvTable,
@@ -15,8 +16,7 @@ from clipit.data_files import (
     joined_rows,
     without_decimals,
 )
-from clipit.errors import DataError, counted, shortlist
-from clipit.mangled_names import check_mangled
+from clipit.input_files.mangled_names import check_mangled
 
 logger = logging.getLogger(__name__)
 

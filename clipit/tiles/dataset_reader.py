@@ -7,8 +7,8 @@ from pathlib import Path
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.image_files import image_files, image_stamps
-from clipit.image_readers import FileReader
+from clipit.images.image_files import image_files, image_stamps
+from clipit.images.image_readers import FileReader
 from clipit.tiles.datasets import Count, DataSet
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import split_map

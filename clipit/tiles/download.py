@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from clipit.artifacts import locked, write_json
 from clipit.config.shipped import data_card
 from clipit.errors import DataError, counted
+from clipit.output_files.artifacts import locked, write_json
 from clipit.tiles.archives import fetch, unpack
 from clipit.tiles.datasets import DATASETS, DataSet, Remote
 

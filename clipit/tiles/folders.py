@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.image_files import image_files, image_stamps, subfolders
-from clipit.image_readers import FileReader, Reader, ZipReader, zip_stamps
-from clipit.images import SUFFIXES, ImageError, is_image
+from clipit.images.decode import SUFFIXES, ImageError, is_image
+from clipit.images.image_files import image_files, image_stamps, subfolders
+from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamps
 from clipit.tiles.imagefolder import check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import split_map

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.spelling import plain_letters
 from clipit.patients import patient_in
-from clipit.spelling import plain_letters
 from clipit.tiles.source import SourceTiles
 
 GROUP_COLUMNS = (

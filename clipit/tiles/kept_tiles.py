@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from clipit.artifacts import Artifact, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import counted
-from clipit.images import decode
+from clipit.images.decode import decode
+from clipit.images.read_ahead import read_ahead, reading_threads
+from clipit.output_files.artifacts import Artifact, whole_file
+from clipit.output_files.whole_files import read_parquet, write_parquet
 from clipit.progress import Advance, progress
-from clipit.read_ahead import read_ahead, reading_threads
 from clipit.tiles.tar_shards import TarReader
-from clipit.whole_files import read_parquet, write_parquet
 
 _SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last complete shard
 _BATCH = 32  # tiles resized together; three batches of original images are in memory

@@ -11,9 +11,9 @@ from jaxtyping import Int16
 
 from clipit.annotators.reading import match_tiles
 from clipit.errors import DataError, counted, shortlist
-from clipit.image_readers import FileReader, ZipReader
-from clipit.images import ImageError
-from clipit.mangled_names import check_rounded
+from clipit.images.decode import ImageError
+from clipit.images.image_readers import FileReader, ZipReader
+from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import read_cells
 from clipit.tiles.mask_files import MaskClasses, decode_mask
 from clipit.tiles.masks import shared_files

@@ -11,7 +11,7 @@ from jaxtyping import Int16, Integer
 from PIL import Image, ImageFile
 
 from clipit.errors import ClipitError, shortlist
-from clipit.images import ImageError, check_bytes, open_header, turn_upright
+from clipit.images.decode import ImageError, check_bytes, open_header, turn_upright
 from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from clipit.config.data import TilesConfig
 from clipit.errors import ClipitError, ConfigError, DataError, counted, counted_of, shortlist
-from clipit.image_readers import FileReader, ZipReader
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
+from clipit.images.image_readers import FileReader, ZipReader
+from clipit.images.read_ahead import read_ahead, reading_threads
 from clipit.progress import progress
-from clipit.read_ahead import read_ahead, reading_threads
 from clipit.tiles.mask_files import IGNORED, MaskClasses, decode_mask
 from clipit.tiles.table import open_files, open_table, read_columns
 from clipit.tiles.tileset import TileSet

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
-from clipit.image_files import image_files, image_stamps, subfolders
-from clipit.image_readers import FileReader
+from clipit.images.image_files import image_files, image_stamps, subfolders
+from clipit.images.image_readers import FileReader
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.source import SourceTiles
 

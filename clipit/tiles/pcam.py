@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import FolderFiles, list_files
 from clipit.errors import DataError, counted, shortlist
-from clipit.git_lfs import check_pointer
-from clipit.image_readers import LazyHandle, file_stamp
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
+from clipit.images.image_readers import LazyHandle, file_stamp
+from clipit.input_files.data_files import FolderFiles, list_files
+from clipit.input_files.git_lfs import check_pointer
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.splits import configured_splits, split_map

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL.Image import Image
 
-from clipit.device_copies import copy_ahead, stack
 from clipit.errors import ClipitError, DataError, is_limit
-from clipit.read_ahead import ReadingClock, read_ahead, reading_threads
+from clipit.images.device_copies import copy_ahead, stack
+from clipit.images.read_ahead import ReadingClock, read_ahead, reading_threads
 from clipit.tiles.tileset import TileSet
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.images import Unreadable
+from clipit.images.decode import Unreadable
 from clipit.tiles.tileset import TileSet
 
 _BLOCK = 1024

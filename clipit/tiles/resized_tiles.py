@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from clipit.artifacts import artifact_folder
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, counted, disk_errors
+from clipit.images.read_ahead import ReadingClock
+from clipit.output_files.artifacts import artifact_folder
 from clipit.progress import progress
-from clipit.read_ahead import ReadingClock
 from clipit.tiles.pixel_source import MEMORY_LIMIT, Geometry, PixelSource
 from clipit.tiles.tileset import TileSet
 

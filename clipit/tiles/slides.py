@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from clipit.config.data import SlidesConfig, TilesConfig
-from clipit.data_files import list_files
 from clipit.errors import DataError, counted, counted_of, printable, shortlist
-from clipit.image_set import ImageSet
-from clipit.images import is_image
-from clipit.mangled_names import check_rounded
+from clipit.images.decode import is_image
+from clipit.images.image_set import ImageSet
+from clipit.input_files.data_files import list_files
+from clipit.input_files.mangled_names import check_rounded
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_pyramid, is_slide, slide_name

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.image_readers import Reader
-from clipit.spelling import spelled_alike
+from clipit.images.image_readers import Reader
+from clipit.input_files.spelling import spelled_alike
 
 ALIASES: Mapping[str, str] = {
     "train": "train",

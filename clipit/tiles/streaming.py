@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from clipit.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.config.run import TilesConfig
-from clipit.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_limit
-from clipit.image_readers import file_stamp
-from clipit.image_set import JoinedReader
+from clipit.images.image_readers import file_stamp
+from clipit.images.image_set import JoinedReader
+from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
+from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import SplitRows, check_columns, image_column, join_splits, not_images, select_splits
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles

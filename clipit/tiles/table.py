@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipit.config.run import LabelsConfig, TilesConfig
-from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, counted, shortlist
-from clipit.git_lfs import check_pointer
-from clipit.image_files import dangling_links, image_stamps
-from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
-from clipit.image_set import ImageSet
-from clipit.images import is_image
-from clipit.mangled_names import check_rounded
-from clipit.nearby_files import similar_names
+from clipit.images.decode import is_image
+from clipit.images.image_files import dangling_links, image_stamps
+from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
+from clipit.images.image_set import ImageSet
+from clipit.input_files.data_files import check_column_names, delimiter_hint, read_csv
+from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.nearby_files import similar_names
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk

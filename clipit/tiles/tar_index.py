@@ -14,19 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import MANIFEST, artifact_folder, fingerprint, reading
 from clipit.config.run import TilesConfig
-from clipit.data_files import is_unicode
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, shortlist
-from clipit.image_readers import file_stamp
-from clipit.images import SUFFIXES
-from clipit.json_record import unique_keys
+from clipit.images.decode import SUFFIXES
+from clipit.images.image_readers import file_stamp
+from clipit.input_files.data_files import is_unicode
+from clipit.output_files.artifacts import MANIFEST, artifact_folder, fingerprint, reading
+from clipit.output_files.json_record import unique_keys
+from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
 from clipit.tiles.cells import stored_cell
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
-from clipit.whole_files import write_parquet
 
 OWN_FIELDS = ("id", "label", "split", "group", "mpp")
 """Fields of a sample that are read by these names, unless `tiles.columns` sets others."""

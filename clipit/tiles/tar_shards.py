@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 from PIL import Image
 
-from clipit.data_files import list_files
 from clipit.errors import DataError, counted_of, is_limit, shortlist
-from clipit.git_lfs import check_pointer
-from clipit.images import ImageError, decode
-from clipit.nearby_files import similar_names
+from clipit.images.decode import ImageError, decode
+from clipit.input_files.data_files import list_files
+from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.nearby_files import similar_names
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000

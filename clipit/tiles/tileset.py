@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 from PIL import Image
 
 from clipit.annotators.labelling import Annotations
-from clipit.data_files import is_unicode
 from clipit.errors import DataError, as_note, counted, shortlist
-from clipit.image_readers import Reader
-from clipit.images import Unreadable, attempt
+from clipit.images.decode import Unreadable, attempt
+from clipit.images.image_readers import Reader
+from clipit.input_files.data_files import is_unicode
 
 SPLITS = ("train", "validation", "test")
 NO_LABEL = "(no label)"

@@ -7,8 +7,8 @@ import numpy as np
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import DataError, counted_of, shortlist
-from clipit.image_set import ImageSet
-from clipit.mangled_names import check_rounded
+from clipit.images.image_set import ImageSet
+from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles

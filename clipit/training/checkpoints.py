@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipit.artifacts import file_sha256, whole_file, with_checksum, without_checksum
-from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, disk_errors
+from clipit.output_files.artifacts import file_sha256, whole_file, with_checksum, without_checksum
+from clipit.output_files.differences import difference_lines, list_differences
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ClipitError, ConfigError, ModelError, counted, is_out_of_memory
 from clipit.free_memory import device_memory
+from clipit.images.read_ahead import bytes_ahead
 from clipit.models.student import Student
-from clipit.read_ahead import bytes_ahead
 from clipit.training.memory import MemoryEstimate, estimate_memory
 from clipit.training.terms.table import all_terms
 from clipit.training.terms.term import Normalise

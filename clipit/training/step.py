@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes
-from clipit.read_ahead import ReadingClock
+from clipit.images.read_ahead import ReadingClock
 from clipit.tiles.augment import augment
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.batches import BatchPlan

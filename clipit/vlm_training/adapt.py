@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipit.artifacts import locked, write_record
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
@@ -23,6 +22,7 @@ from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
+from clipit.output_files.artifacts import locked, write_record
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import (

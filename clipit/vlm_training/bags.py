@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError, counted
+from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.prompts.dictionary import MOST_TEXTS, load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members

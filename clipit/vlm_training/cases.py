@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.artifacts import Artifact
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
+from clipit.output_files.artifacts import Artifact
 from clipit.pairing.cases import Cases
 from clipit.patients import patients
 from clipit.reports.readers import Reports

@@ -5,11 +5,11 @@ import logging
 
 import numpy as np
 
-from clipit.artifacts import fingerprint
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError, counted
+from clipit.output_files.artifacts import fingerprint
 from clipit.vlm_training.bag_batches import BagExamples, check_negatives
 from clipit.vlm_training.bags import bag_examples
 from clipit.vlm_training.captions import count_prompt_texts

@@ -12,10 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from clipit.artifacts import fingerprint, reading, whole_file
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
+from clipit.output_files.artifacts import fingerprint, reading, whole_file
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.bags import MinedBags, examples_of, first_mined_bags, mine_bags
 from clipit.workspace.workspace import Workspace

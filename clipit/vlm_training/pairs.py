@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.artifacts import fingerprint
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError, as_note, counted_of, shortlist
+from clipit.output_files.artifacts import fingerprint
 from clipit.pairing.leaks import Leak, find_copies, find_leaks, find_shared_patients
 from clipit.pairing.patient_spelling import misspelled_pairs
 from clipit.patients import patients

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from clipit.artifacts import locked, whole_folder, write_json
-from clipit.data_files import MISSING_VALUES
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
+from clipit.input_files.data_files import MISSING_VALUES
+from clipit.output_files.artifacts import locked, whole_folder, write_json
 from clipit.progress import progress
 from clipit.vlm_training.bag_batches import BagExamples
 

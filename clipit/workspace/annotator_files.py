@@ -8,16 +8,16 @@ import numpy as np
 from clipit.annotators.agreement import alpha_interval, krippendorff_alpha, pair_agreement
 from clipit.annotators.labelling import Annotations, Consensus
 from clipit.annotators.votes import majority
-from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.intervals import group_numbers
+from clipit.output_files.artifacts import write_json
+from clipit.output_files.whole_files import write_rows, write_text
 from clipit.reporting.annotators_page import DisputedTile, annotators_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.tileset import TileSet
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_rows, write_text
 from clipit.workspace.workspace import Workspace
 
 _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the tiles on the page

@@ -12,11 +12,12 @@ from PIL import Image
 
 from clipit.annotators.agreement import krippendorff_alpha
 from clipit.annotators.pixels import PixelConsensus, PixelPatterns, annotator_dice
-from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config.file import ConfigFile
 from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ClipitError, ConfigError, DataError, counted, shortlist
+from clipit.output_files.artifacts import fingerprint, whole_file, write_json
+from clipit.output_files.whole_files import write_array, write_rows, write_text
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
 from clipit.reporting.thumbnails import picture_uri
@@ -26,7 +27,6 @@ from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_array, write_rows, write_text
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
 _MAX_PROBLEMS = 10  # listed in an error

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted, shortlist
+from clipit.output_files.artifacts import write_json
+from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
 from clipit.pairing.patient_spelling import misspelled_reports
 from clipit.patients import patients
@@ -21,7 +22,6 @@ from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
-from clipit.whole_files import write_parquet
 from clipit.workspace.leak_policy import hash_images, leak_folder
 from clipit.workspace.preflight import check_output
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.artifacts import fingerprint, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.output_files.artifacts import fingerprint, write_json
 from clipit.pairing.leaks import ImageHashes, Leak, find_copies, find_leaks, patient_of, report_leaks
 from clipit.pairing.patient_spelling import misspelled_reports, misspelled_tests
 from clipit.patients import patients

@@ -11,6 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.output_files.whole_files import write_text
 from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
 from clipit.reporting.notes import compose_note
@@ -19,7 +20,6 @@ from clipit.reporting.thumbnails import LARGE, LARGE_BYTES, SMALL, page_pictures
 from clipit.stores.approximate import search_settings
 from clipit.stores.index import Index, build_index
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_text
 from clipit.workspace.workspace import Workspace
 
 TilePredictions = Mapping[str, tuple[int, float]]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig
-from clipit.data_files import hub_id
 from clipit.errors import ArtifactError, ClipitError, DataError, counted, shortlist
-from clipit.nearby_files import similar_names
+from clipit.input_files.data_files import hub_id
+from clipit.input_files.nearby_files import similar_names
 from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import fingerprint
 from clipit.config.run import ReportsConfig
 from clipit.distributed import build_once, get_processes
+from clipit.output_files.artifacts import fingerprint
+from clipit.output_files.whole_files import write_array
 from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Report, Reports
 from clipit.vectors import unit
-from clipit.whole_files import write_array
 from clipit.workspace.workspace import Workspace
 
 _FILE = "vectors.npy"

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Shaped, UInt8
 
-from clipit.artifacts import MANIFEST, artifact_folder, open_artifact
 from clipit.distributed import build_once, get_processes
+from clipit.output_files.artifacts import MANIFEST, artifact_folder, open_artifact
+from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.leaks import ImageHashes
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_parquet
 
 _BLOCK = 4096  # tiles per file; an interrupted build resumes after the last complete file
 _CHUNK = 64  # images in memory per thread

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import fingerprint
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.models.input_size import input_pixels
+from clipit.output_files.artifacts import fingerprint
 from clipit.prompts.prompt_set import PromptSet
 from clipit.tiles.load import read_tiles
 from clipit.tiles.overview import tiles_overview

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Shaped
 
-from clipit.artifacts import Artifact, fingerprint, write_json
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, counted
 from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.output_files.artifacts import Artifact, fingerprint, write_json
+from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.cases import Cases, join_cases, join_patients
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
@@ -31,7 +32,6 @@ from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_parquet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles, with_report_policy
 from clipit.workspace.near_copies import warn_of_near_copies
 from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology

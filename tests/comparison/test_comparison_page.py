@@ -35,10 +35,10 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
+from clipit.output_files.whole_files import write_text
 from clipit.reporting.html import Links, page
 from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
 from clipit.reporting.score_plots import plot_seed_scores
-from clipit.whole_files import write_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from clipit.artifacts import write_json
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.rows import read_run_rows
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import ArtifactError
 from clipit.evaluation.score_row import ScoreRow
+from clipit.output_files.artifacts import write_json
 from clipit.workspace.workspace import Workspace
 
 

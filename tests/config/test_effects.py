@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from clipit.artifacts import write_json
 from clipit.config.effects import EFFECTS, field_effect, select_keys
 from clipit.config.load import validate
 from clipit.config.run import RunConfig, VLMConfig
 from clipit.errors import ArtifactError
+from clipit.output_files.artifacts import write_json
 from clipit.runs.fingerprint import RunFingerprint, _model_name, run_fingerprint
 from clipit.runs.folder import check_fingerprint
 from clipit.training.arms import resolve_arm

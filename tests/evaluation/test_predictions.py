@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from clipit.artifacts import file_sha256, write_json
 from clipit.errors import DataError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.intervals import paired_bootstrap
@@ -22,7 +21,8 @@ from clipit.evaluation.predictions import (
     softmax,
     write_predictions,
 )
-from clipit.image_readers import FileReader
+from clipit.images.image_readers import FileReader
+from clipit.output_files.artifacts import file_sha256, write_json
 from clipit.tiles.tileset import TileSet
 
 CLASSES = ("AC", "H", "S")

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from clipit.artifacts import fingerprint
-from clipit.image_readers import FileReader
+from clipit.images.image_readers import FileReader
 from clipit.mil.bags import MilBags
+from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.tileset import TileSet
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 MAKE = """
 import sys
 from pathlib import Path
-from clipit.artifacts import open_artifact
+from clipit.output_files.artifacts import open_artifact
 from clipit.config.run import PairingConfig
 from clipit.stores.embed import Store
 from clipit.errors import DataError

@@ -9,8 +9,8 @@ from logged_lines import capture_log
 from tiny_models import write_store
 
 import clipit.pairing.pairs as module
-from clipit.artifacts import open_artifact
 from clipit.errors import ArtifactError
+from clipit.output_files.artifacts import open_artifact
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summarise, summary_text
 from clipit.stores.approximate import SearchSettings
@@ -142,7 +142,7 @@ def test_a_flipped_bit_in_a_large_file(
     tmp_path: Path, index: Index, texts: Store, tiles: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     pair_tiles(tmp_path, index, tiles)
-    monkeypatch.setattr("clipit.artifacts._SMALL", 0)
+    monkeypatch.setattr("clipit.output_files.artifacts._SMALL", 0)
     for file in tmp_path.glob(f"*/{name}"):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1

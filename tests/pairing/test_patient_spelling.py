@@ -8,7 +8,7 @@ import pytest
 
 from clipit.config.load import validate
 from clipit.config.run import LeaksConfig, RunConfig
-from clipit.image_readers import FileReader
+from clipit.images.image_readers import FileReader
 from clipit.pairing.leaks import SeenTiles, report_leaks
 from clipit.pairing.patient_spelling import misspelled_reports, misspelled_tests
 from clipit.reports.readers import Report, Reports

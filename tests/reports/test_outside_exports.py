@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import without_decimals
+from clipit.input_files.data_files import without_decimals
 from clipit.reports.readers import read_reports
 
 

@@ -14,9 +14,9 @@ import pytest
 from logged_lines import capture_log
 
 import clipit.runs.train as run_module
-from clipit.artifacts import fingerprint, write_json, write_record
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ClipitError
+from clipit.output_files.artifacts import fingerprint, write_json, write_record
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.page import write_pages
@@ -214,7 +214,7 @@ def test_a_finished_run_that_cannot_be_written_is_read(
     results = read_results(folder)
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
-    monkeypatch.setattr("clipit.artifacts.FileLock", lambda *_: pytest.fail("a lock file was written"))
+    monkeypatch.setattr("clipit.output_files.artifacts.FileLock", lambda *_: pytest.fail("a lock file was written"))
     assert any("is read-only; its existing results are used" in line for line in again(config))
     resolved = resolve_arm(config)
     assert evaluate_again(resolved, workspace) == (folder, results)

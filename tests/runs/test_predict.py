@@ -8,7 +8,7 @@ import pytest
 
 from clipit.config.load import validate
 from clipit.errors import ConfigError, DataError
-from clipit.read_ahead import check_batches
+from clipit.images.read_ahead import check_batches
 from clipit.runs.predict import open_classifier
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.prediction_inputs import open_inputs

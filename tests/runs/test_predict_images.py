@@ -25,7 +25,7 @@ import clipit
 from clipit.cli.predict import main
 from clipit.config.data import SlidesConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
-from clipit.image_set import open_images
+from clipit.images.image_set import open_images
 from clipit.models.inference import Classifier
 from clipit.runs import predict_images as predict_images_module
 from clipit.runs import prediction_chunks

@@ -23,8 +23,8 @@ from tiny_classifier import CLASSES, save_classifier
 
 import clipit
 from clipit.api.slides import SlidesResult
-from clipit.artifacts import locked
 from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.output_files.artifacts import locked
 from clipit.slide_tasks import tile_scores
 from clipit.slide_tasks.inputs import list_inputs
 from clipit.slides.geojson import read_contours

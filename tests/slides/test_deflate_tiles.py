@@ -7,9 +7,9 @@ import pytest
 import tifffile
 from slide_files import levels_of, picture, write_slide
 
-from clipit.deflate import find_damage
 from clipit.errors import DataError
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
+from clipit.images.deflate import find_damage
 from clipit.slides import deflate_tiles
 from clipit.slides.opening import open_slide
 from clipit.slides.reading import read_tile

@@ -17,7 +17,7 @@ from slide_files import picture, write_slide
 
 from benchmarks.inputs import write_jpeg_slide
 from clipit.errors import DataError
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
 from clipit.slides.jpeg_tiles import JpegLevel, TileCache, open_jpeg_levels
 from clipit.slides.opening import open_slide, over_white
 from clipit.slides.reading import read_tile

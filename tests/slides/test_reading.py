@@ -12,8 +12,8 @@ from slide_files import PEN, PINK, PURPLE, damage_tile, levels_of, picture, writ
 
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.image_readers import file_stamp
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
+from clipit.images.image_readers import file_stamp
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import make_grid, parse_tile_id
 from clipit.slides.opening import open_slide

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_models import write_store
 
-from clipit.artifacts import Artifact
 from clipit.config.run import PairingConfig
 from clipit.errors import ArtifactError
+from clipit.output_files.artifacts import Artifact
 from clipit.pairing.nearest import exact_cosines, search
 from clipit.pairing.pairs import pair_tiles
 from clipit.pairing.selection import find_candidates, prepare_selection

@@ -10,9 +10,9 @@ import pytest
 from jaxtyping import Float32
 from tiny_models import write_store
 
-from clipit.artifacts import file_sha256
 from clipit.distributed import Processes
 from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.output_files.artifacts import file_sha256
 from clipit.pairing.pairs import search
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store

@@ -15,11 +15,11 @@ from browser import CHROMIUM, HOSTILE, opened
 
 import clipit
 from clipit.api.labels import LabelIssuesResult
-from clipit.artifacts import locked
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
 from clipit.evaluation.intervals import Estimate, Interval
+from clipit.output_files.artifacts import locked
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.studies.label_issues.verified import read_verified
 from clipit.workspace.workspace import Workspace

@@ -16,9 +16,9 @@ import tifffile
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.deflate import find_damage, find_damaged_part
 from clipit.errors import DataError
-from clipit.images import ImageError, decode, to_rgb
+from clipit.images.decode import ImageError, decode, to_rgb
+from clipit.images.deflate import find_damage, find_damaged_part
 from clipit.tiles.load import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_mask
 
@@ -250,8 +250,8 @@ def test_a_flipped_bit_in_a_tiff_mask_is_found_wherever_it_is() -> None:
 
 
 def test_a_tiff_strip_that_unpacks_to_more_than_any_image_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.deflate._MAX_BYTES", 1000)
-    monkeypatch.setattr("clipit.deflate._CHUNK_BYTES", 100)
+    monkeypatch.setattr("clipit.images.deflate._MAX_BYTES", 1000)
+    monkeypatch.setattr("clipit.images.deflate._CHUNK_BYTES", 100)
     with pytest.raises(ImageError, match="more than 0 GiB when unpacked"):
         decode(io.BytesIO(tiff(NOISE, photometric="rgb")))
 

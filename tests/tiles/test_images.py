@@ -13,8 +13,8 @@ from PIL import Image, ImageFile
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.image_set import open_images
-from clipit.images import ImageError, Unreadable, attempt, decode, to_rgb
+from clipit.images.decode import ImageError, Unreadable, attempt, decode, to_rgb
+from clipit.images.image_set import open_images
 from clipit.models.preprocess import open_picture
 from clipit.tiles.kept_tiles import KeptSize, keep_image
 from clipit.tiles.load import load_tiles
@@ -403,7 +403,7 @@ def test_the_orientation_of_a_file_is_applied_in_every_format(
     path = with_orientation(tmp_path / f"a.{suffix}", orientation)
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr("clipit.jpeg.find_decoder", lambda: None)
+            monkeypatch.setattr("clipit.images.jpeg.find_decoder", lambda: None)
         with Image.open(path) as opened:
             for image in (decode(path), decode(io.BytesIO(path.read_bytes())), to_rgb(opened), open_picture(path, 0)):
                 assert np.abs(np.asarray(image).astype(int) - CORNERS).max() < 40

@@ -2,7 +2,7 @@ import os
 import pickle
 from multiprocessing import get_context
 
-from clipit.image_readers import LazyHandle
+from clipit.images.image_readers import LazyHandle
 
 SHARED = LazyHandle(os.getpid)  # "opening" tells which process did it
 

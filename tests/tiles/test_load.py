@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError
-from clipit.image_readers import FileReader
+from clipit.images.image_readers import FileReader
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import load_tiles, read_tiles
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError
-from clipit.read_ahead import ReadingClock, available_cores, read_ahead, reading_threads
+from clipit.images.device_copies import copy_ahead, stack
+from clipit.images.read_ahead import ReadingClock, available_cores, read_ahead, reading_threads
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 
@@ -58,7 +58,7 @@ def test_the_tile_that_cannot_be_resized_is_named(tiles: TileSet) -> None:
 
 
 def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.read_ahead._MAX_BYTES", 2000)
+    monkeypatch.setattr("clipit.images.read_ahead._MAX_BYTES", 2000)
     started = []
 
     def read(item: int) -> np.ndarray:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from clipit import distributed
 from clipit.config.run import TilesConfig
-from clipit.data_files import hub_revision
 from clipit.distributed import Processes
 from clipit.errors import ArtifactError, ConfigError, DataError
-from clipit.images import ImageError, Unreadable
+from clipit.images.decode import ImageError, Unreadable
+from clipit.input_files.data_files import hub_revision
 from clipit.tiles import kept_tiles, streaming
 from clipit.tiles.kept_tiles import Block, KeptSize, SourceTile, keep_image, keep_tiles
 from clipit.tiles.load import read_tiles

@@ -11,8 +11,8 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.image_readers import ZipReader
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
+from clipit.images.image_readers import ZipReader
 from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 

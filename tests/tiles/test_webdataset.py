@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.images import ImageError
+from clipit.images.decode import ImageError
 from clipit.tiles import tar_index
 from clipit.tiles.load import read_tiles
 from clipit.tiles.tar_shards import expand_braces, list_shards

@@ -9,7 +9,7 @@ import torch
 from logged_lines import capture_log
 from tiny_models import MakeConfig
 
-from clipit import read_ahead
+from clipit.images import read_ahead
 from clipit.models.checkpointing import compiled_backbone
 from clipit.runs.train import train_run
 from clipit.training import train_student

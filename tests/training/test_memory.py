@@ -23,11 +23,11 @@ from clipit.doctor.memory import check_memory
 from clipit.doctor.models import vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError
 from clipit.free_memory import _cgroup_memory, device_memory
+from clipit.images.read_ahead import bytes_ahead
 from clipit.models.backbones import load_backbone
 from clipit.models.checkpointing import set_checkpointing
 from clipit.models.lora import add_lora
 from clipit.models.student import Student, build_student
-from clipit.read_ahead import bytes_ahead
 from clipit.runs.folder import resolve_run_precision, run_folder
 from clipit.runs.train import train_run
 from clipit.tiles.pixel_source import PixelSource

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from tiny_models import WORDS, MakeConfig
 from torch import Tensor
 
-from clipit.artifacts import read_json, write_json
 from clipit.config.load import read_yaml, validate_file
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError, ClipitError, ConfigError
 from clipit.models.vlm import load_vlm
 from clipit.models.vlm_export import adapted_vlm
+from clipit.output_files.artifacts import read_json, write_json
 from clipit.runs.folder import config_differences
 from clipit.vlm_training.adapt import _resolve_precision, adapt, adaptation_folder, is_adapted
 from clipit.vlm_training.step import ContrastStep

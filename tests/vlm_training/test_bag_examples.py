@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from tiny_models import MakeConfig
 
 import clipit
-from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.models.vlm import VLM, load_vlm
+from clipit.output_files.artifacts import fingerprint
 from clipit.prompts.dictionary import load_dictionary
 from clipit.vlm_training import mining
 from clipit.vlm_training.bag_batches import BagExamples

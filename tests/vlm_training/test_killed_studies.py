@@ -9,7 +9,7 @@ import pytest
 from launching import ROOT, run_program
 
 import clipit
-from clipit.artifacts import file_sha256
+from clipit.output_files.artifacts import file_sha256
 
 pytestmark = pytest.mark.slow
 

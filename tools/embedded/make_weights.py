@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from clipit.artifacts import file_sha256, read_json, write_json
 from clipit.config.load import validate
 from clipit.errors import user_errors
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.output_files.artifacts import file_sha256, read_json, write_json
 from clipit.pairing.sources import representative_rows
 from clipit.prompts.prompt_set import load_prompts
 from clipit.synthetic.case_world import write_case_world

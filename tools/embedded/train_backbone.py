@@ -132,7 +132,7 @@ def _save(model: Any, folder: Path) -> None:
     """Write config.json and model.safetensors as `timm.create_model("local-dir:...")` reads them."""
     from safetensors.torch import save_file
 
-    from clipit.artifacts import whole_file, write_json
+    from clipit.output_files.artifacts import whole_file, write_json
 
     with whole_file(folder / "model.safetensors") as path:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, {"format": "pt"})

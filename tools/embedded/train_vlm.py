@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from clipit.artifacts import write_json
 from clipit.config.run import AugmentationConfig
+from clipit.output_files.artifacts import write_json
 from clipit.progress import progress
 from clipit.synthetic.draws import MPP, STATUS_NAMED, VLM_CENTRES, Wording, draw_captions, draw_tiles
 from clipit.synthetic.latents import stream

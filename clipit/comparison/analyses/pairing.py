@@ -13,12 +13,12 @@ from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
 from clipit.errors import counted
 from clipit.evaluation.score_row import ScoreRow
+from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare_selection
 from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
 from clipit.training.arms import resolve_arm
 from clipit.vectors import centred
-from clipit.whole_files import write_parquet
 from clipit.workspace.workspace import Workspace
 
 _QUARTILES = 4

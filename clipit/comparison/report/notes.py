@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import read_json
 from clipit.comparison.grid import (
     RATE,
     STEPS,
@@ -25,6 +24,7 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, counted, counted_of
 from clipit.evaluation.significance import MIN_SEEDS
+from clipit.output_files.artifacts import read_json
 from clipit.reporting.tables import LABELS
 from clipit.runs.folder import read_training
 

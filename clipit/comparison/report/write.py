@@ -37,14 +37,14 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import counted
 from clipit.evaluation.human_ceiling import human_ceiling
-from clipit.leftovers import delete_leftovers
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_text
 from clipit.reporting.annotators_section import annotator_parts, ceiling_note
 from clipit.reporting.html import PageSection, page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import uses_vlm
-from clipit.whole_files import write_text
 
 
 def write_report(

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
-from clipit.artifacts import fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.evaluation.features import Features
 from clipit.evaluation.measured_models import Measured
 from clipit.evaluation.neighbours import nearest_neighbours
+from clipit.output_files.artifacts import fingerprint
+from clipit.output_files.whole_files import write_array
 from clipit.studies.adapted_vlms.measure import query_scores
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.whole_files import write_array
 from clipit.workspace.workspace import Workspace
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"

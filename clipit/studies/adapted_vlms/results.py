@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import make_folder, read_json, write_json
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError, counted
 from clipit.evaluation.measured_models import ModelDifference, SubjectScore
+from clipit.output_files.artifacts import make_folder, read_json, write_json
 from clipit.reporting.adapt_facts import training_counts
 from clipit.reporting.adapt_page import (
     BEFORE,

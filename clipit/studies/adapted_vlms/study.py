@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from clipit.artifacts import locked
 from clipit.config.load import names_tiles, require_tiles
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
@@ -21,6 +20,7 @@ from clipit.models.adapted_towers import adapt_towers
 from clipit.models.loading import public_name
 from clipit.models.vlm import load_vlm
 from clipit.models.vlm_export import adapted_vlm, check_adaptable
+from clipit.output_files.artifacts import locked
 from clipit.reporting.adapt_page import BEFORE, PROBE, TEXT, ZERO_SHOT, forgetting_task
 from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.adapted_vlms.further_sets import FurtherSet, check_further_sets, read_further_sets

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from clipit.artifacts import locked, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import LabelIssuesConfig
 from clipit.distributed import get_processes
@@ -22,6 +21,8 @@ from clipit.evaluation.label_issues import (
     rank_issues,
 )
 from clipit.evaluation.neighbours import nearest_neighbours
+from clipit.output_files.artifacts import locked, write_json
+from clipit.output_files.whole_files import write_rows, write_text
 from clipit.patients import patients
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
@@ -30,7 +31,6 @@ from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_rows, write_text
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

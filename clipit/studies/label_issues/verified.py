@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.data_files import delimiter_hint, read_csv, without_decimals
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import LabelIssues, score_ranking
-from clipit.mangled_names import check_rounded
+from clipit.input_files.data_files import delimiter_hint, read_csv, without_decimals
+from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
 _FIX = "use a csv file with the columns tile (or id) and label"

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
-from clipit.artifacts import locked, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.distributed import get_processes
@@ -25,6 +24,7 @@ from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
 from clipit.evaluation.retrieval import RetrievalScore, class_match
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.output_files.artifacts import locked, write_json
 from clipit.progress import progress
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_label_efficiency

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.studies import ProbingConfig
-from clipit.data_files import MISSING_VALUES, delimiter_hint, read_csv
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
-from clipit.mangled_names import check_rounded
+from clipit.input_files.data_files import MISSING_VALUES, delimiter_hint, read_csv
+from clipit.input_files.mangled_names import check_rounded
 from clipit.studies.features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
 

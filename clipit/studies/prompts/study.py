@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from clipit.artifacts import locked, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
@@ -21,6 +20,7 @@ from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompt_set, zero_shot_probabilities
+from clipit.output_files.artifacts import locked, write_json
 from clipit.prompts.prompt_grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.reporting.study_report import (

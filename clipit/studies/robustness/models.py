@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from clipit.artifacts import file_sha256
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError
@@ -20,6 +19,7 @@ from clipit.models.classifier_spec import WEIGHTS, ZERO_SHOT
 from clipit.models.inference import Classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.timm_backbones import open_timm
+from clipit.output_files.artifacts import file_sha256
 from clipit.runs.feature_stores import classifier_fingerprint, run_facts, store_features, vlm_facts
 from clipit.runs.predict import open_classifier, zero_shot_embeddings
 from clipit.studies.features import check_classes_match

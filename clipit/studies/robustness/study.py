@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.artifacts import locked, write_json
 from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.perturb import PERTURBATIONS
+from clipit.output_files.artifacts import locked, write_json
 from clipit.reporting.study_report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.runs.folder import explaining_differences
 from clipit.studies.features import run_prompts

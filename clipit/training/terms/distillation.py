@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipit.artifacts import fingerprint
 from clipit.config.run import DistillationConfig, RunConfig
 from clipit.errors import DataError, ModelError, counted
 from clipit.models.student import Student
+from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.losses import cosine_distillation_sum
 from clipit.training.terms.distillation_targets import make_targets

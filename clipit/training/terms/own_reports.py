@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from clipit.artifacts import fingerprint
 from clipit.config.run import OwnReportConfig, RunConfig
 from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
 from clipit.evaluation.multiple_instance import assign_instances
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.output_files.artifacts import fingerprint
 from clipit.pairing.cases import Cases
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.build import snippet_keys

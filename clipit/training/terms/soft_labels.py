@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from clipit.artifacts import fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig, SoftLabelsConfig
 from clipit.errors import DataError
 from clipit.evaluation.probes import linear_probe
+from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.losses import correct_prior, sharpen, smooth_labels, soft_cross_entropy_sum

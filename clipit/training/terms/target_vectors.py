@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Float32, Int
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError
+from clipit.output_files.artifacts import fingerprint
 from clipit.pairing.pairs import Pairs
 from clipit.stores.embed import Store
 from clipit.stores.index import Index

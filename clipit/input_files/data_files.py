@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.csv_row_ends import RowEnds
 from clipit.errors import DataError, counted, has_controls, shortlist
-from clipit.parquet_classes import check_parquet_classes
+from clipit.input_files.csv_row_ends import RowEnds
+from clipit.input_files.parquet_classes import check_parquet_classes
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from clipit import yaml_file
 from clipit.errors import ConfigError, DataError
-from clipit.yaml_file import load_mapping, load_yaml
+from clipit.input_files import yaml_file
+from clipit.input_files.yaml_file import load_mapping, load_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -83,7 +83,7 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
 
 
 def test_all_yaml_is_read_by_this_reader() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     files = [path for folder in ("clipit", "scripts", "benchmarks", "tools") for path in (root / folder).rglob("*.py")]
     others = [path.name for path in files if re.search(r"yaml\.(\w*load|compose|parse)", path.read_text("utf-8"))]
     assert others == []

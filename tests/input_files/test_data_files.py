@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from clipit.data_files import cell_text, delimiter_hint, list_files, load_huggingface
 from clipit.errors import DataError
-from clipit.nearby_files import similar_names
+from clipit.input_files.data_files import cell_text, delimiter_hint, list_files, load_huggingface
+from clipit.input_files.nearby_files import similar_names
 
 
 def _write(path: Path) -> Path:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from logged_lines import capture_log
 
-from clipit.artifacts import (
+from clipit.distributed import build_once
+from clipit.errors import ArtifactError, DataError
+from clipit.output_files.artifacts import (
     MANIFEST,
     artifact_folder,
     file_sha256,
@@ -25,8 +27,6 @@ from clipit.artifacts import (
     write_json,
     write_record,
 )
-from clipit.distributed import build_once
-from clipit.errors import ArtifactError, DataError
 
 INPUTS = {"a": 1}
 OUT = Path("/proc/out/facts.json")
@@ -141,7 +141,7 @@ def test_missing_and_changed_files(tmp_path: Path) -> None:
 
 def test_a_large_file_is_verified_when_it_is_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = finished(tmp_path)
-    monkeypatch.setattr("clipit.artifacts._SMALL", 3)
+    monkeypatch.setattr("clipit.output_files.artifacts._SMALL", 3)
     artifact = open_artifact(folder, "thing")
     assert artifact.file("data.txt").read_text() == "content"
     (folder / "data.txt").write_text("changed")  # as long as before
@@ -163,10 +163,10 @@ def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Mo
         return file_sha256(path)
 
     folder = finished(tmp_path)
-    monkeypatch.setattr("clipit.artifacts.file_sha256", count)
+    monkeypatch.setattr("clipit.output_files.artifacts.file_sha256", count)
     open_artifact(folder, "thing").file("data.txt")
     assert len(hashed) == 2  # written a moment ago: it might change again within the resolution of its time stamp
-    monkeypatch.setattr("clipit.artifacts._SETTLED", 0)
+    monkeypatch.setattr("clipit.output_files.artifacts._SETTLED", 0)
     for _ in range(3):
         open_artifact(folder, "thing").file("data.txt")
     assert len(hashed) == 3

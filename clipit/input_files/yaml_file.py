@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from clipit.errors import ClipitError, ConfigError, DataError
-from clipit.git_lfs import PULL, is_pointer
+from clipit.input_files.git_lfs import PULL, is_pointer
 
 _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`

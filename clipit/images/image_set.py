@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.image_files import image_files, image_stamps
-from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
-from clipit.images import SUFFIXES, Unreadable, attempt, is_image
+from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
+from clipit.images.image_files import image_files, image_stamps
+from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 
 ZIP = ".zip"
 

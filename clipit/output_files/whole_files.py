@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import reading, whole_file
+from clipit.output_files.artifacts import reading, whole_file
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
-"""Names of the temporary files of `clipit.artifacts.whole_file`, with the id of the process that writes them."""
+"""Names of the temporary files of `artifacts.whole_file`, with the id of the process that writes them."""
 
 _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """Names of the temporary files of safetensors since version 0.8, which contain no process id."""
@@ -17,7 +17,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def delete_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed processes left directly in a folder (see `clipit.artifacts.whole_file`).
+    """Delete the temporary files that killed processes left directly in a folder (see `artifacts.whole_file`).
 
     Files of processes that are still running on this machine are kept.
     """

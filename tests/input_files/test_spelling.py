@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipit.spelling import format_pairs, spelled_alike, spelled_differently
+from clipit.input_files.spelling import format_pairs, spelled_alike, spelled_differently
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from pathlib import Path
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
-from clipit.deflate import find_damaged_part
 from clipit.errors import DataError
-from clipit.git_lfs import PULL, find_pointer, is_pointer
-from clipit.jpeg import decode_plain
-from clipit.tiff_copies import differs, is_auxiliary
+from clipit.images.deflate import find_damaged_part
+from clipit.images.jpeg import decode_plain
+from clipit.images.tiff_copies import differs, is_auxiliary
+from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
@@ -65,7 +65,7 @@ def is_image(path: str | Path) -> bool:
 def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Image:
     """Decode an image file completely and convert it to RGB (see `to_rgb`).
 
-    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`). It also
+    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.images.jpeg`). It also
     reports corrupt data for which Pillow returns wrong pixels.
 
     Args:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from clipit.errors import DataError
-from clipit.image_set import join_images, open_images
-from clipit.images import ImageError, Unreadable
-from clipit.read_ahead import read_ahead, reading_threads
+from clipit.images.decode import ImageError, Unreadable
+from clipit.images.image_set import join_images, open_images
+from clipit.images.read_ahead import read_ahead, reading_threads
 
 
 def save(path: Path, value: int = 0) -> Path:

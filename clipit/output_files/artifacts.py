@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 
 from clipit.errors import ArtifactError, ClipitError, disk_errors, is_limit
-from clipit.json_record import JsonRecord
-from clipit.leftovers import is_temporary
+from clipit.output_files.json_record import JsonRecord
+from clipit.output_files.leftovers import is_temporary
 from clipit.versions import git_commit, versions
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from clipit.config.load import read_yaml
 from clipit.config.run import ReportsConfig, TilesConfig
 from clipit.errors import ClipitError
-from clipit.git_lfs import find_pointer
-from clipit.images import decode
+from clipit.images.decode import decode
+from clipit.input_files.git_lfs import find_pointer
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
 from clipit.slides.opening import open_slide

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipit import jpeg
 from clipit.doctor.packages import check_jpeg
-from clipit.images import ImageError, Unreadable, attempt, decode
+from clipit.images import jpeg
+from clipit.images.decode import ImageError, Unreadable, attempt, decode
 
 simplejpeg = pytest.importorskip("simplejpeg")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from clipit.errors import DataError
-from clipit.mangled_names import check_mangled, check_rounded
+from clipit.input_files.mangled_names import check_mangled, check_rounded
 
 
 def check(names: list[str]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from clipit.artifacts import read_json, write_json
 from clipit.errors import ArtifactError
-from clipit.json_record import JsonRecord
+from clipit.output_files.artifacts import read_json, write_json
+from clipit.output_files.json_record import JsonRecord
 from clipit.runs.folder import read_results, read_training
 
 FIX = "evaluate again"

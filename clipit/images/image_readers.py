@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
-from clipit.git_lfs import check_pointer
-from clipit.images import ImageError, decode
-from clipit.nearby_files import SAVE_FIRST, special_kind
+from clipit.images.decode import ImageError, decode
+from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.nearby_files import SAVE_FIRST, special_kind
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import file_sha256
 from clipit.errors import disk_errors
+from clipit.output_files.artifacts import file_sha256
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from clipit.data_files import list_files
 from clipit.errors import DataError, counted, shortlist
-from clipit.image_readers import file_stamp
-from clipit.images import is_image
+from clipit.images.decode import is_image
+from clipit.images.image_readers import file_stamp
+from clipit.input_files.data_files import list_files
 
 
 def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tuple[list[str], list[str]]:

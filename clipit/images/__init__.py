@@ -1,0 +1,1 @@
+"""Images: decoding, readers of folders and zips, and reading ahead of a model."""

@@ -12,8 +12,8 @@ PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
     "output_files", "input_files", "images", "config", "slides", "annotators", "models", "tiles", "reports", "prompts",
-    "synthetic", "stores", "evaluation", "reporting", "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "mil",
-    "vlm_training", "segmentation", "doctor", "api", "cli",
+    "synthetic", "stores", "evaluation", "reporting", "pairing", "workspace", "training", "runs",
+    "comparison", "studies", "sweeps", "slide_tasks", "mil", "vlm_training", "segmentation", "doctor", "api", "cli",
 )  # fmt: skip
 
 

@@ -21,9 +21,9 @@ def measure(options: Options) -> list[Figure]:
     from clipit.distributed import get_processes
     from clipit.models.adapted_towers import adapt_towers
     from clipit.models.vlm import load_vlm
+    from clipit.vlm_training.contrastive_step import ContrastStep
     from clipit.vlm_training.examples import make_examples
     from clipit.vlm_training.mining import least_interval, mine
-    from clipit.vlm_training.step import ContrastStep
     from clipit.workspace.workspace import Workspace
 
     folder = options.folder / "tiles"

@@ -12,7 +12,7 @@ from benchmarks.pairing_memory import peak_bytes
 from clipit.errors import LaunchError, counted
 
 if TYPE_CHECKING:
-    from clipit.vlm_training.step import ContrastStep
+    from clipit.vlm_training.contrastive_step import ContrastStep
 
 _WORDS = ("tumour", "gland", "stroma", "mucin", "necrosis", "lymphocytes")
 
@@ -60,7 +60,7 @@ def _contrast(micro_batch: int, batch: int) -> "ContrastStep":
     from clipit.models.vlm import load_vlm
     from clipit.tiles.pixel_source import PixelSource
     from clipit.vlm_training.bag_batches import BagExamples, Members
-    from clipit.vlm_training.step import ContrastStep
+    from clipit.vlm_training.contrastive_step import ContrastStep
 
     processes = get_processes()
     vlm = load_vlm(VLMConfig(name="embedded"), processes.device)

@@ -15,7 +15,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit.models.backbones import load_backbone
     from clipit.models.checkpointing import set_checkpointing
     from clipit.models.student import build_student
-    from clipit.training.memory import estimate_memory
+    from clipit.training.memory_estimate import estimate_memory
 
     device, tiles = get_processes().device, options.size(16, 2, 64)
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ def _plain(index: "Index", tiles: "Store") -> None:
 
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Workload:
     def workload() -> None:
-        from clipit.pairing.selection import find_candidates, prepare_selection
+        from clipit.pairing.pair_rules import find_candidates, prepare_selection
         from clipit.vectors import centred
 
         queries = centred(tiles.rows(np.arange(tiles.size)), tiles.mean())

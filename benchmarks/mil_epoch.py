@@ -100,7 +100,7 @@ def _epoch(bags: Any) -> None:
 
     from clipit.distributed import get_processes
     from clipit.mil.network import MilNetwork
-    from clipit.mil.training import train_epoch
+    from clipit.mil.train_network import train_epoch
 
     options = MilTrainingConfig()
     torch.manual_seed(0)

@@ -67,7 +67,7 @@ def _workload(options: Options, config: "RunConfig", source: "PixelSource", targ
     from clipit.training.batches import plan_batches
     from clipit.training.step import TrainingData
     from clipit.training.terms.distillation import DistillationTerm
-    from clipit.training.terms.table import active_terms
+    from clipit.training.terms.term_table import active_terms
     from clipit.training.train_student import Validation, train_student
 
     config = resolve_arm(config)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from clipit.api.adaptation import adapt_vlm, write_pairs
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
     from clipit.api.labels import describe_annotators, find_label_issues, merge_masks
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from clipit.api.sharing import export_program, push_classifier
     from clipit.api.slides import compare_slides, score_slides, tile_slides
     from clipit.api.texts import build_text_index, pair
+    from clipit.api.vlm_adaptation import adapt_vlm, write_pairs
     from clipit.errors import ClipitError
     from clipit.models.inference import load_classifier
 
@@ -59,7 +59,7 @@ _MODULES = {
     "load_classifier": "clipit.models.inference",
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     **dict.fromkeys(("describe_annotators", "find_label_issues", "merge_masks"), "clipit.api.labels"),
-    **dict.fromkeys(("adapt_vlm", "write_pairs"), "clipit.api.adaptation"),
+    **dict.fromkeys(("adapt_vlm", "write_pairs"), "clipit.api.vlm_adaptation"),
     **dict.fromkeys(("export_program", "push_classifier"), "clipit.api.sharing"),
     "train_mil": "clipit.api.mil",
     "predict": "clipit.api.prediction",

@@ -29,7 +29,7 @@ _FORKS.set_forkserver_preload([
     "torch.distributed.nn.functional", "torchvision.transforms.v2", "timm", "peft", "accelerate.commands.launch",
     "transformers.models.clip.modeling_clip", "transformers.models.clip.image_processing_clip",
     "transformers.models.auto.modeling_auto", "faiss", "pandas", "matplotlib.pyplot", "scipy.optimize",
-    "clipit.api.runs", "clipit.comparison.compare", "clipit.sweeps.run", "tests.frozen_imports",
+    "clipit.api.runs", "clipit.comparison.compare", "clipit.sweeps.run_sweep", "tests.frozen_imports",
 ])  # fmt: skip
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.doctor import machine, models, packages
-from clipit.doctor.checks import Check, CheckGroup, failed_check, format_checks
+from clipit.doctor import machine, model_checks, packages
+from clipit.doctor.check_results import Check, CheckGroup, failed_check, format_checks
 from clipit.doctor.configs import check_config, check_gpu, check_index
-from clipit.doctor.data import check_prompts, check_reports, check_tiles
-from clipit.doctor.models import Access, AskHub, check_backbone, check_download, check_hub, check_vlm, is_cached
+from clipit.doctor.data_checks import check_prompts, check_reports, check_tiles
+from clipit.doctor.model_checks import Access, AskHub, check_backbone, check_download, check_hub, check_vlm, is_cached
 from clipit.errors import DataError, explain
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS

@@ -8,7 +8,7 @@ import pytest
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.shipped import run_configs, shipped_folder
-from clipit.doctor.checks import Check, merge_checks
+from clipit.doctor.check_results import Check, merge_checks
 from clipit.doctor.configs import (
     check_config,
     check_shipped_config,
@@ -17,10 +17,10 @@ from clipit.doctor.configs import (
     missing_keys,
     read_incomplete,
 )
-from clipit.doctor.data import check_tiles
+from clipit.doctor.data_checks import check_tiles
 from clipit.doctor.diagnose import diagnose
-from clipit.doctor.memory import check_memory_of_runs
-from clipit.doctor.models import Access
+from clipit.doctor.memory_check import check_memory_of_runs
+from clipit.doctor.model_checks import Access
 from clipit.errors import ConfigError
 
 
@@ -172,7 +172,7 @@ def test_the_memory_of_every_arm_is_checked_and_named_where_it_differs(monkeypat
         steps = config.training.tiles_per_step
         return [Check("PASS" if steps < 1000 else "FAIL", "memory", f"{steps} tiles")]
 
-    monkeypatch.setattr("clipit.doctor.memory.check_memory", estimated)
+    monkeypatch.setattr("clipit.doctor.memory_check.check_memory", estimated)
     arms = {
         "other": {"base": "image_only", "training.weight_decay": 0.1},
         "big": {"base": "image_only", "training.tiles_per_step": 4096},

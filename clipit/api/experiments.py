@@ -35,7 +35,7 @@ class CompareResult:
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """Content of comparison.json: every number of the page, with its provenance."""
-        from clipit.comparison.export import read_comparison
+        from clipit.comparison.export_tables import read_comparison
 
         return read_comparison(self.folder)
 

@@ -101,7 +101,7 @@ class RunResult(EvaluationResult):
     @cached_property
     def history(self) -> pd.DataFrame:
         """Training log, one row per record of metrics.jsonl: step, losses and validation scores."""
-        from clipit.reporting.curves import read_log
+        from clipit.reporting.training_curves import read_log
 
         return pd.DataFrame(read_log(self.folder / "metrics.jsonl"))
 

@@ -147,8 +147,8 @@ def tile_slides(
         ConfigError: An option is invalid.
     """
     from clipit.reporting.tables import markdown_table
-    from clipit.slide_tasks.inputs import list_inputs
     from clipit.slide_tasks.output_folder import output_folder
+    from clipit.slide_tasks.slide_inputs import list_inputs
     from clipit.slide_tasks.tile import TILING as RECORD
     from clipit.slide_tasks.tile import tile_slides as tile
 
@@ -231,10 +231,10 @@ def score_slides(
         ModelError: The model cannot be loaded, or does not support zero-shot classification.
     """
     from clipit.runs.prediction_chunks import PredictionOptions
-    from clipit.slide_tasks.inputs import list_inputs
     from clipit.slide_tasks.output_folder import output_folder
     from clipit.slide_tasks.score import RECORD, write_report
     from clipit.slide_tasks.score import score_slides as score
+    from clipit.slide_tasks.slide_inputs import list_inputs
 
     folder = expand_home(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
@@ -312,10 +312,10 @@ def compare_slides(
     """
     from clipit.distributed import get_processes
     from clipit.runs.prediction_chunks import PredictionOptions
-    from clipit.slide_tasks.compare import RECORD, ComparisonOptions, check_resolution
-    from clipit.slide_tasks.compare import compare_slides as compare
-    from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.compare_slides import RECORD, ComparisonOptions, check_resolution
+    from clipit.slide_tasks.compare_slides import compare_slides as compare
     from clipit.slide_tasks.output_folder import output_folder
+    from clipit.slide_tasks.slide_inputs import list_inputs
     from clipit.slide_tasks.slide_runs import check_comparison, find_runs
 
     folder = expand_home(Path(out))

@@ -154,8 +154,8 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
 
 def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
     """Pair the tiles of slides by precomputed features."""
+    from clipit.pairing.pair_statistics import summary_text
     from clipit.pairing.pairs import pair_tiles
-    from clipit.pairing.summary import summary_text
     from clipit.stores.slide_features import TILES, import_features
 
     rules = workspace.config.pairing

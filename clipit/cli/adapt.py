@@ -32,7 +32,7 @@ def main() -> None:
                 raise ConfigError(
                     "nothing is measured with --write-pairs", where="--record", fix="remove one of the options"
                 )
-            from clipit.api.adaptation import write_pairs
+            from clipit.api.vlm_adaptation import write_pairs
 
             counts = write_pairs(file, options.write_pairs, options.format or "csv")
             print(f"{', '.join(f'{split} {count:,}' for split, count in counts.items())} pairs: {options.write_pairs}")
@@ -43,6 +43,6 @@ def main() -> None:
             )
         if options.record:
             check_export(options.record)
-        from clipit.api.adaptation import adapt_vlm
+        from clipit.api.vlm_adaptation import adapt_vlm
 
         finish_study(adapt_vlm(file).folder, "adapt", options.record)

@@ -18,7 +18,7 @@ def main() -> None:
         from clipit.api.experiments import compare
 
         check_prompt_files(file)  # before packages that take seconds
-        from clipit.comparison.export import export_csv
+        from clipit.comparison.export_tables import export_csv
         from clipit.comparison.report.write import read_head
         from clipit.distributed import get_processes
         from clipit.reporting.csv_export import check_export

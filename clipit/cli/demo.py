@@ -56,7 +56,7 @@ def _map_slides(run: Path, out: Path) -> None:
     """Map synthetic slides with the classifier of a run, if the packages that read slides are installed."""
     from clipit.distributed import get_processes
     from clipit.errors import DataError
-    from clipit.slide_tasks.demo import demo_slides
+    from clipit.slide_tasks.slides_demo import demo_slides
     from clipit.slides.opening import MISSING_SLIDE_PACKAGES, import_openslide
 
     try:

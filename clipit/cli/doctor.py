@@ -26,12 +26,12 @@ def main() -> None:
         if options.shipped and options.config is not None:
             raise ConfigError("--shipped and --config are mutually exclusive", fix="remove one of them")
         if options.models:
-            from clipit.doctor.models import model_tables
+            from clipit.doctor.model_checks import model_tables
 
             print(model_tables())
             return
         _announce("starting")
-        from clipit.doctor.checks import format_checks
+        from clipit.doctor.check_results import format_checks
         from clipit.doctor.diagnose import diagnose
 
         groups = diagnose(

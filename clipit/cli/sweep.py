@@ -39,7 +39,7 @@ def main() -> None:
     if arguments.config is not None:
         rest = [f"--config={arguments.config}", *rest]
     with user_errors():
-        from clipit.sweeps.file import parse_options, read_sweep
+        from clipit.sweeps.sweep_file import parse_options, read_sweep
         from clipit.sweeps.trials import make_trial, plan_sweep
 
         sweep, options = read_sweep(arguments.file), parse_options(rest)
@@ -52,7 +52,7 @@ def main() -> None:
         check_run_prompts(plan.trials[0].config)
         from clipit.distributed import get_processes
         from clipit.sweeps.report import read_sweep_head
-        from clipit.sweeps.run import run_sweep
+        from clipit.sweeps.run_sweep import run_sweep
 
         folder = run_sweep(plan, arguments.launch)
         if get_processes().main:

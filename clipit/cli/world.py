@@ -85,8 +85,8 @@ def main() -> None:
         if arguments.slides is not None:
             folder = _write_slides(arguments)
         elif arguments.cases:
+            from clipit.synthetic.case_latents import CaseWorldConfig
             from clipit.synthetic.case_world import add_variants, check_variants, ensure_case_world
-            from clipit.synthetic.cases import CaseWorldConfig
 
             cases = CaseWorldConfig(seed=arguments.seed)
             check_variants(cases, arguments.variant)  # writing the world takes a while

@@ -10,9 +10,9 @@ from clipit.comparison.agents import additional_agents, claim_runs
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.cards import write_cards
-from clipit.comparison.export import export_comparison, write_points
+from clipit.comparison.export_tables import export_comparison, write_points
 from clipit.comparison.headline import judge_comparison
-from clipit.comparison.own_reports import resolve_plan_arm
+from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
@@ -36,7 +36,7 @@ from clipit.runs.train import train_run
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
-from clipit.training.terms.table import models_of, uses_reports
+from clipit.training.terms.term_table import models_of, uses_reports
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from clipit.comparison.judged_arms import TEXT_CONTROLS
-from clipit.comparison.own_reports import ARM_CONTROLS
+from clipit.comparison.own_report_arms import ARM_CONTROLS
 from clipit.comparison.statistics import ArmResult
 from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.significance import Significance, paired_t_test

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.comparison.compare import compare
-from clipit.comparison.export import read_comparison
+from clipit.comparison.export_tables import read_comparison
 from clipit.comparison.report.write import read_head
 from clipit.comparison.statistics import PERCENT
 from clipit.config.comparison import ComparisonConfig
@@ -17,8 +17,8 @@ from clipit.errors import counted
 from clipit.reporting.tables import LABELS, difference, interval, markdown_table, mean_sd
 from clipit.runs.folder import run_folder
 from clipit.runs.predict import open_classifier
+from clipit.synthetic.case_latents import CaseWorldConfig
 from clipit.synthetic.case_world import ensure_case_world
-from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.world import WorldConfig, ensure_world
 from clipit.tiles.load import read_tiles
 

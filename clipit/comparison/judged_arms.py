@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from clipit.comparison.own_reports import CONTROL_TARGETS, own_report_arms, resolve_plan_arm
+from clipit.comparison.own_report_arms import CONTROL_TARGETS, own_report_arms, resolve_plan_arm
 from clipit.comparison.plan import Plan
-from clipit.training.terms.table import uses_reports
+from clipit.training.terms.term_table import uses_reports
 
 Text = Literal["own reports", "reports", ""]
 """Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clipit.comparison.grid import check_grid
+from clipit.comparison.search_grid import check_grid
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import SECTIONS
 from clipit.config.load import dotted, merge, nested, validate, without
@@ -11,7 +11,7 @@ from clipit.config.paths import to_file_name
 from clipit.config.run import RunConfig, TrackingConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 
 _SHARED_KEYS = ("name", "output", "seed", "arm", "arms", "overrides", *SECTIONS)
 """Keys that a data set cannot set: the comparison sets them, or they are the same for all runs."""

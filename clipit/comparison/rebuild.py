@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from clipit.comparison.analyses.result import AnalysisResult
-from clipit.comparison.export import RERUN, export_verdict, read_comparison
+from clipit.comparison.export_tables import RERUN, export_verdict, read_comparison
 from clipit.comparison.headline import judge_comparison
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report

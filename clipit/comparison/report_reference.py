@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.comparison.own_reports import label_sources, report_probe_name
+from clipit.comparison.own_report_arms import label_sources, report_probe_name
 from clipit.comparison.plan import Plan
 from clipit.comparison.vlm_reference import (
     fit_vlm_probe,

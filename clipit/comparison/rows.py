@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipit.comparison.grid import arm_values, grid_axes
 from clipit.comparison.plan import Plan
+from clipit.comparison.search_grid import arm_values, grid_axes
 from clipit.distributed import get_processes
 from clipit.evaluation.predictions import PREDICTIONS
 from clipit.evaluation.score_row import Provenance, ScoreRow

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from clipit.comparison.agents import additional_agents
-from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_sections
+from clipit.comparison.search_grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_sections
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -23,7 +23,7 @@ from clipit.runs.folder import is_trained, read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.table import models_of, uses_reports
+from clipit.training.terms.term_table import models_of, uses_reports
 from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

@@ -14,9 +14,16 @@ from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.vlm_training import AdaptConfig
-from clipit.doctor.checks import Check, failed_check
-from clipit.doctor.data import check_kept_size, check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
-from clipit.doctor.models import AskHub, check_backbone, check_vlm
+from clipit.doctor.check_results import Check, failed_check
+from clipit.doctor.data_checks import (
+    check_kept_size,
+    check_prompts,
+    check_reports,
+    check_tiles,
+    is_unwritten,
+    unwritten_paths,
+)
+from clipit.doctor.model_checks import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
 from clipit.models.licences import vlm_licence
 from clipit.output_files.artifacts import fingerprint

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from clipit.config.load import read_yaml
 from clipit.config.shipped import run_configs, shipped_folder
-from clipit.doctor.checks import Check, CheckGroup, failed_check, merge_checks
+from clipit.doctor.check_results import Check, CheckGroup, failed_check, merge_checks
 from clipit.doctor.configs import check_config, check_shipped_config, head_entry, read_incomplete
 from clipit.doctor.machine import check_machine
-from clipit.doctor.memory import check_memory, check_memory_of_runs
-from clipit.doctor.models import Access, AskHub, ask_hub, check_hub
+from clipit.doctor.memory_check import check_memory, check_memory_of_runs
+from clipit.doctor.model_checks import Access, AskHub, ask_hub, check_hub
 from clipit.doctor.packages import check_packages
 from clipit.errors import ClipitError, ConfigError, counted
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clipit.doctor.checks import Check
+from clipit.doctor.check_results import Check
 from clipit.errors import counted
 
 _GIB = 2**30

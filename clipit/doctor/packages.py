@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from clipit.doctor.checks import Check
+from clipit.doctor.check_results import Check
 from clipit.versions import DISTRIBUTION, installed
 
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")

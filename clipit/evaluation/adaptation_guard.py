@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import check_finite_features
+from clipit.evaluation.test_time_adaptation import check_finite_features
 
 MIN_MISFIT = 8.0
 """Chosen on the second synthetic world among 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15: the value with the highest

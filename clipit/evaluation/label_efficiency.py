@@ -7,7 +7,7 @@ import numpy as np
 
 from clipit.evaluation.features import Features, Probe, class_counts
 from clipit.evaluation.metrics import compute_metrics
-from clipit.tiles.labels import proportional
+from clipit.tiles.hidden_labels import proportional
 from clipit.tiles.splits import shuffled
 
 

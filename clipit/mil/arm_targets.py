@@ -10,7 +10,7 @@ from clipit.mil.arms import ARMS, MilArm
 from clipit.mil.bags import MilBags
 from clipit.mil.privileged import image_embeddings, predicted_labels, report_embeddings, report_labels
 from clipit.mil.targets import BagTargets, join_targets
-from clipit.mil.training import train_mil
+from clipit.mil.train_network import train_mil
 from clipit.workspace.workspace import Workspace
 
 

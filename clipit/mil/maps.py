@@ -26,7 +26,7 @@ from clipit.mil.map_scores import (
     score_table,
     slide_score_table,
 )
-from clipit.mil.training import MilModel
+from clipit.mil.train_network import MilModel
 from clipit.reporting.heat_maps import write_map, write_overlays
 from clipit.reporting.html import Card
 from clipit.reporting.mil_page import ShownBag

@@ -23,12 +23,12 @@ from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms, class_frequenci
 from clipit.mil.bags import MilBags, keep_labels
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
 from clipit.mil.maps import MilMaps, check_masks, make_maps, read_masks
-from clipit.mil.training import MilModel, check_trainable, train_mil
+from clipit.mil.train_network import MilModel, check_trainable, train_mil
 from clipit.output_files.artifacts import locked, write_record
 from clipit.output_files.whole_files import write_frame, write_text
 from clipit.progress import progress
 from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.slide_arms_page import slide_verdict
 from clipit.versions import git_commit, package_version, versions
 from clipit.workspace.tile_reading import artefacts_of

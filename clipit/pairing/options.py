@@ -12,10 +12,17 @@ from jaxtyping import Float32, Float64, Int
 from clipit.config.run import Correction, PairingConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted, printable
+from clipit.pairing.pair_rules import (
+    Candidates,
+    Selection,
+    find_candidates,
+    judged_table,
+    kept_pairs,
+    prepare_selection,
+)
+from clipit.pairing.pair_statistics import agreement, summarise
 from clipit.pairing.pairs import check_same_encoder
-from clipit.pairing.selection import Candidates, Selection, find_candidates, judged_table, kept_pairs, prepare_selection
 from clipit.pairing.sources import sole_groups
-from clipit.pairing.summary import agreement, summarise
 from clipit.stores.check import check_finite
 from clipit.stores.embed import Store
 from clipit.stores.index import Index

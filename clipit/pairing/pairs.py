@@ -19,8 +19,7 @@ from clipit.output_files.artifacts import REBUILD, Artifact, fingerprint, read_j
 from clipit.output_files.whole_files import write_array
 from clipit.pairing.blocks import iterate_blocks, read_blocks, write_passes, write_tables
 from clipit.pairing.nearest import search
-from clipit.pairing.recall import fit_search
-from clipit.pairing.selection import (
+from clipit.pairing.pair_rules import (
     REASONS,
     check_pairs_left,
     find_candidates,
@@ -30,7 +29,8 @@ from clipit.pairing.selection import (
     prepare_selection,
     rule_inputs,
 )
-from clipit.pairing.summary import summarise
+from clipit.pairing.pair_statistics import summarise
+from clipit.pairing.recall import fit_search
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.check import check_finite, check_shards
 from clipit.stores.embed import Store

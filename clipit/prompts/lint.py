@@ -9,7 +9,7 @@ from typing import Literal
 from clipit.errors import counted, counted_of
 from clipit.prompts import files
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, parse_prompts, set_problems
-from clipit.prompts.published import read_set
+from clipit.prompts.published_prompts import read_set
 from clipit.types import TokenCounter
 
 _SMALL_WORDS = frozenset(("a", "an", "of", "the"))

@@ -8,7 +8,7 @@ from typing import Any
 from clipit.errors import DataError, has_controls, printable
 from clipit.output_files.artifacts import fingerprint
 from clipit.prompts import files
-from clipit.prompts.published import read_draws, read_set
+from clipit.prompts.published_prompts import read_draws, read_set
 
 _BAG_KEYS = ("name", "version", "source", "texts")
 
@@ -90,7 +90,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     """Read a prompt set from a file, or a packaged one by its name.
 
     The file is a prompt set in YAML or JSON, or a file published with CONCH, MI-Zero, KEP or KEEP; see
-    `clipit.prompts.published.read_set`.
+    `clipit.prompts.published_prompts.read_set`.
 
     Raises:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.
@@ -101,7 +101,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
 
 
 def load_prompt_draws(name_or_path: str | Path) -> list[PromptSet]:
-    """Read the sampled prompt sets of a published file one by one; see `clipit.prompts.published.read_draws`.
+    """Read the sampled prompt sets of a published file one by one; see `clipit.prompts.published_prompts.read_draws`.
 
     Raises:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.

@@ -8,10 +8,10 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.measured_models import ModelDifference, Subject, SubjectScore
 from clipit.reporting.adapt_facts import fact_label, fact_text
-from clipit.reporting.curves import Series
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot
 from clipit.reporting.tables import LABELS, difference, interval, number
+from clipit.reporting.training_curves import Series
 
 BEFORE, TEXT = "before", "text"
 """The VLM without adaptation, and the arm that learns from text."""

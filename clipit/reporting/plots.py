@@ -21,8 +21,8 @@ from markupsafe import Markup
 
 from clipit.errors import ClipitError, counted
 from clipit.output_files.artifacts import whole_file
-from clipit.reporting.curves import Series
 from clipit.reporting.tables import MAX_CLASSES
+from clipit.reporting.training_curves import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from jaxtyping import Int64
 from clipit.errors import counted
 from clipit.evaluation.predictions import Predictions
 from clipit.reporting.annotators_section import annotator_parts
-from clipit.reporting.curves import Series
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
-from clipit.reporting.summary import describe_protocol, list_undefined
+from clipit.reporting.run_summary import describe_protocol, list_undefined
 from clipit.reporting.tables import LABELS, MAX_CLASSES, interval, number
+from clipit.reporting.training_curves import Series
 
 MAX_TILES = 12
 """Maximum number of tiles shown for each outcome (misclassified, correctly classified)."""

@@ -14,7 +14,7 @@ from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_parquet, write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 from clipit.versions import command_line, git_commit, versions
 

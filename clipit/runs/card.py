@@ -14,7 +14,7 @@ from clipit.runs.folder import EXTERNAL
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import ARMS
 from clipit.training.terms.distillation import DistillationTerm
-from clipit.training.terms.table import active_terms
+from clipit.training.terms.term_table import active_terms
 
 _COMPARED = "compared.json"
 _SOURCES = {

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
-from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
+from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.output_files.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.output_files.whole_files import write_text
 from clipit.prompts.prompt_set import PromptSet
-from clipit.reporting.curves import read_curves
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
-from clipit.reporting.summary import run_summary
+from clipit.reporting.run_summary import run_summary
+from clipit.reporting.training_curves import read_curves
 from clipit.runs.card import write_card
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
@@ -34,7 +34,7 @@ from clipit.runs.folder import (
 from clipit.runs.page import write_run_page
 from clipit.runs.predict import join_predictions, open_classifier, predict_tiles, zero_shot_embeddings
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.table import models_of, uses_vlm
+from clipit.training.terms.term_table import models_of, uses_vlm
 from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

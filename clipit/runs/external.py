@@ -29,7 +29,7 @@ from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import mpp_warning
 from clipit.tiles.overview import tiles_overview
-from clipit.training.terms.table import uses_reports
+from clipit.training.terms.term_table import uses_reports
 from clipit.workspace.external_leaks import enforce_on_external, note_reports
 from clipit.workspace.workspace import Workspace
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.calibration import fit_temperature, measure_calibration, with_temperature
-from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import PREDICTIONS, Predictions, read_run_predictions, write_predictions
+from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.models.classifier_spec import WEIGHTS
 from clipit.output_files.artifacts import file_sha256, write_record
 from clipit.output_files.whole_files import write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.external_page import external_sections, external_texts
-from clipit.reporting.summary import run_summary
+from clipit.reporting.run_summary import run_summary
 from clipit.runs.page import write_run_page
 from clipit.tiles.tileset import TileSet
 from clipit.versions import command_line, git_commit, versions

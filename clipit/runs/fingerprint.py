@@ -9,8 +9,8 @@ from clipit.config.effects import select_keys
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.output_files.artifacts import file_sha256, fingerprint
 from clipit.output_files.differences import list_differences
-from clipit.training.precision import resolve_precision
-from clipit.training.terms.table import active_terms, uses_reports, uses_vlm
+from clipit.training.auto_precision import resolve_precision
+from clipit.training.terms.term_table import active_terms, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
 
 

@@ -23,8 +23,8 @@ from clipit.output_files.leftovers import TEMPORARY, is_alive, is_temporary
 from clipit.output_files.whole_files import write_text
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
+from clipit.training.auto_precision import resolve_precision
 from clipit.training.checkpoints import latest_checkpoint
-from clipit.training.precision import resolve_precision
 from clipit.versions import command_line, git_commit, versions
 
 logger = logging.getLogger(__name__)

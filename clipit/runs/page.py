@@ -11,11 +11,11 @@ from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.output_files.differences import difference_lines
 from clipit.output_files.whole_files import write_text
-from clipit.reporting.curves import read_curves
 from clipit.reporting.html import PageSection
 from clipit.reporting.pairing_page import MAX_TILES
 from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import picture_uri
+from clipit.reporting.training_curves import read_curves
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.pairing_report import write_pairs_page

@@ -36,10 +36,11 @@ from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 from clipit.training.monitor import LABEL_FREE, make_monitor
 from clipit.training.terms.distillation import second_workspace
-from clipit.training.terms.table import (
+from clipit.training.terms.term import Probabilities, Term
+from clipit.training.terms.term_table import (
     active_terms,
     describe_terms,
     models_of,
@@ -48,7 +49,6 @@ from clipit.training.terms.table import (
     uses_reports,
     uses_vlm,
 )
-from clipit.training.terms.term import Probabilities, Term
 from clipit.versions import git_commit
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

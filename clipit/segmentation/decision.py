@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64, Int16, Int64
 from PIL import Image
 
 from clipit.config.segmentation import SegmentationConfig
-from clipit.evaluation.segmentation import count_pixels, foreground_dice
+from clipit.evaluation.segmentation_scores import count_pixels, foreground_dice
 from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
 

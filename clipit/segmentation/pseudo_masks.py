@@ -11,7 +11,7 @@ from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
-from clipit.mil.training import MilModel
+from clipit.mil.train_network import MilModel
 from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.segmentation.token_store import TokenStore

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Int16
 from PIL import Image
 
-from clipit.mil.training import train_mil
+from clipit.mil.train_network import train_mil
 from clipit.output_files.artifacts import fingerprint
-from clipit.segmentation.draws import masks_title, nested_counts
+from clipit.segmentation.mask_draws import masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_bags
 from clipit.segmentation.token_methods import (

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import counted
 from clipit.evaluation.mask_references import all_one_class, best_dice_tiles, haematoxylin_mask, majority_class
-from clipit.evaluation.segmentation import count_pixels
+from clipit.evaluation.segmentation_scores import count_pixels
 from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
 

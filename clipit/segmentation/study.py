@@ -15,7 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError, counted
-from clipit.evaluation.segmentation import count_pixels, foreground_dice, score_masks
+from clipit.evaluation.segmentation_scores import count_pixels, foreground_dice, score_masks
 from clipit.output_files.artifacts import locked, make_folder, write_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
@@ -27,7 +27,7 @@ from clipit.runs.training_tiles import check_test_patients
 from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.references import reference_counts
-from clipit.segmentation.selection import select_methods
+from clipit.segmentation.selected_methods import select_methods
 from clipit.segmentation.tables import SegmentationRow, study_chapters, without_seed
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks

@@ -16,7 +16,7 @@ from clipit.models.patch_tokens import PatchTokens, backbone_tokens, student_tok
 from clipit.output_files.artifacts import fingerprint
 from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.prediction_inputs import embed_classes
-from clipit.segmentation.draws import draw_order, masks_title, nested_counts
+from clipit.segmentation.mask_draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.token_head import Targets, train_token_head
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_rows

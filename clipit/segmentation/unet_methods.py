@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int16
 from PIL import Image
 
-from clipit.segmentation.draws import draw_order, masks_title, nested_counts
+from clipit.segmentation.mask_draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.token_methods import missing_training_masks
 from clipit.segmentation.unet import Samples, missing_unet_package, train_unet

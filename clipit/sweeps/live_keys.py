@@ -7,7 +7,7 @@ from clipit.config.effects import select_keys
 from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
 from clipit.output_files.artifacts import fingerprint
-from clipit.training.terms.table import disabled_term_keys, uses_vlm
+from clipit.training.terms.term_table import disabled_term_keys, uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from clipit.output_files.artifacts import whole_file, write_json
 from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
 from clipit.reporting.tables import LABELS, markdown_line, markdown_table, mean_sd
@@ -20,7 +20,7 @@ from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
 from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.table import uses_vlm
+from clipit.training.terms.term_table import uses_vlm
 from clipit.versions import git_commit, versions
 
 _PERCENT = 100.0

@@ -13,10 +13,10 @@ from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 from clipit.runs.search import Trial
-from clipit.sweeps.file import Sweep, plain_name, raise_problems
 from clipit.sweeps.live_keys import unused_keys
+from clipit.sweeps.sweep_file import Sweep, plain_name, raise_problems
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 
 if TYPE_CHECKING:
     import optuna

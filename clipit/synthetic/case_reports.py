@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from clipit.config.section import Section
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.cases import Case, CaseWorldConfig, draw_cases
+from clipit.synthetic.case_latents import Case, CaseWorldConfig, draw_cases
 from clipit.synthetic.corpora import diagnosis_line, diagnosis_name, microscopic_sentence
 from clipit.synthetic.language import boilerplate, choose, lay_out, ocr_noise
 from clipit.synthetic.latents import HIGH, LOW, stream

@@ -10,12 +10,12 @@ from clipit.config.section import Section
 from clipit.errors import ConfigError
 from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
+from clipit.synthetic.case_latents import EXTERNAL, Case, CaseWorldConfig, draw_cases
 from clipit.synthetic.case_reports import write_case_reports
-from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_cases
-from clipit.synthetic.draws import Draw, draw_splits
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, stream
 from clipit.synthetic.render import render
 from clipit.synthetic.status_words import NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES
+from clipit.synthetic.tile_draws import Draw, draw_splits
 from clipit.synthetic.world import GRADE_PROMPTS, grade_prompts
 from clipit.synthetic.world_files import ensure_written, prompt_set, write_prompt_bags, write_tiles, write_yaml
 

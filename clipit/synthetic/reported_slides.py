@@ -14,9 +14,9 @@ from clipit.config.section import Share
 from clipit.errors import disk_errors
 from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
+from clipit.synthetic.case_latents import Case
 from clipit.synthetic.case_reports import ReportOptions, write_own_reports
 from clipit.synthetic.case_world import REPORTS, STATUS_PROMPT_FILE, STATUS_RULE_FILE, write_variants
-from clipit.synthetic.cases import Case
 from clipit.synthetic.language import choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, attributes, stream
 from clipit.synthetic.slides import (

@@ -20,10 +20,10 @@ from clipit.output_files.artifacts import whole_file, write_json
 from clipit.output_files.whole_files import write_rows
 from clipit.progress import progress
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.draws import MPP, check_centres
 from clipit.synthetic.latents import ADIPOSE, CLASSES, HIGH, LOW, LYMPHOID, MUCIN, NECROSIS, NORMAL, STROMA, stream
 from clipit.synthetic.slide_layout import ARTEFACTS, GLASS, draw_artefacts, draw_layout
 from clipit.synthetic.slide_render import INKS, add_fold, draw_stains, draw_status, scan_slide
+from clipit.synthetic.tile_draws import MPP, check_centres
 from clipit.synthetic.world_files import ensure_written, patient_name, prompt_set, write_yaml
 
 SLIDES = "slides.csv"

@@ -11,8 +11,8 @@ from clipit.config.run import Section
 from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import draw_cases, draw_other_organ, draw_reports
-from clipit.synthetic.draws import check_centres, draw_splits, draw_tiles
 from clipit.synthetic.latents import CLASSES, stream
+from clipit.synthetic.tile_draws import check_centres, draw_splits, draw_tiles
 from clipit.synthetic.world_files import (
     ensure_written,
     prompt_set,

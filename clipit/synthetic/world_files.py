@@ -20,8 +20,8 @@ from clipit.output_files.artifacts import locked, whole_file
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.output_files.whole_files import write_rows, write_text
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.draws import MPP, Draw
 from clipit.synthetic.latents import CLASSES
+from clipit.synthetic.tile_draws import MPP, Draw
 
 logger = logging.getLogger(__name__)
 

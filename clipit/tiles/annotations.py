@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int64
 
+from clipit.annotators.label_table import AnnotationTable, make_votes, read_annotations
 from clipit.annotators.labelling import label_tiles
-from clipit.annotators.reading import AnnotationTable, make_votes, read_annotations
 from clipit.annotators.votes import Votes, majority
 from clipit.config.run import AnnotationsConfig, TilesConfig
 from clipit.tiles.datasets import DATASETS
@@ -71,7 +71,7 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
     """Read the table of annotators' labels; None if none is configured.
 
     Raises:
-        DataError: See `clipit.annotators.reading.read_annotations`; or two annotators' names differ only in spelling.
+        DataError: See `label_table.read_annotations`; or two annotators' names differ only in spelling.
     """
     if config.annotations is None:
         return None

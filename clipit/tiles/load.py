@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from clipit.annotators.reading import AnnotationTable
+from clipit.annotators.label_table import AnnotationTable
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, counted, counted_of, has_controls, shortlist
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
@@ -17,9 +17,9 @@ from clipit.tiles.dataset_reader import read_data_set
 from clipit.tiles.datasets import DATASETS, DataSet
 from clipit.tiles.folders import read_folders
 from clipit.tiles.groups import add_groups, group_advice
+from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.hold_out import hold_out_fold, hold_out_test, hold_out_validation
 from clipit.tiles.huggingface import read_huggingface
-from clipit.tiles.labels import hide_labels
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images

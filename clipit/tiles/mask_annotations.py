@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
-from clipit.annotators.reading import match_tiles
+from clipit.annotators.label_table import match_tiles
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import ImageError
 from clipit.images.image_readers import FileReader, ZipReader

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 from clipit.config.run import RunConfig
 from clipit.distributed import stream_positions
 from clipit.errors import ConfigError, DataError, counted
-from clipit.training.terms.table import supervises_unlabelled, uses_unlabelled
+from clipit.training.terms.term_table import supervises_unlabelled, uses_unlabelled
 
 
 @dataclass(frozen=True)

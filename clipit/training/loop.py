@@ -15,7 +15,7 @@ from clipit.distributed import Processes
 from clipit.errors import ModelError, disk_errors
 from clipit.output_files.whole_files import write_text
 from clipit.progress import progress as progress_bar
-from clipit.reporting.curves import read_log
+from clipit.reporting.training_curves import read_log
 from clipit.training.checkpoints import Progress, best_file, save_checkpoint, save_weights
 
 

@@ -13,9 +13,9 @@ from clipit.errors import ClipitError, ConfigError, ModelError, counted, is_out_
 from clipit.free_memory import device_memory
 from clipit.images.read_ahead import bytes_ahead
 from clipit.models.student import Student
-from clipit.training.memory import MemoryEstimate, estimate_memory
-from clipit.training.terms.table import all_terms
+from clipit.training.memory_estimate import MemoryEstimate, estimate_memory
 from clipit.training.terms.term import Normalise
+from clipit.training.terms.term_table import all_terms
 
 logger = logging.getLogger(__name__)
 

@@ -34,14 +34,14 @@ from clipit.runs.folder import (
     recorded_precision,
 )
 from clipit.runs.tracking import finish_trackers, start_trackers
+from clipit.training.auto_precision import resolve_precision
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
 from clipit.training.loop import Schedule, StepParts, make_optimizer, run_steps
-from clipit.training.precision import resolve_precision
 from clipit.training.step import Clock
 from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.contrastive_step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.vlm_training.mining import mine, warn_of_mining
-from clipit.vlm_training.step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

@@ -11,10 +11,10 @@ from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError, counted
 from clipit.output_files.artifacts import fingerprint
 from clipit.vlm_training.bag_batches import BagExamples, check_negatives
-from clipit.vlm_training.bags import bag_examples
+from clipit.vlm_training.bag_examples import bag_examples
 from clipit.vlm_training.captions import count_prompt_texts
-from clipit.vlm_training.cases import case_examples
-from clipit.vlm_training.pairs import pair_examples
+from clipit.vlm_training.case_examples import case_examples
+from clipit.vlm_training.pair_examples import pair_examples
 from clipit.workspace.workspace import Workspace
 
 _MAKERS = {"cases": case_examples, "pairs": pair_examples, "bags": bag_examples}

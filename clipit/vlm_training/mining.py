@@ -17,7 +17,7 @@ from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
 from clipit.output_files.artifacts import fingerprint, reading, whole_file
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.vlm_training.bags import MinedBags, examples_of, first_mined_bags, mine_bags
+from clipit.vlm_training.bag_examples import MinedBags, examples_of, first_mined_bags, mine_bags
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.output_files.whole_files import write_text
 from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.pairing_page import MAX_TILES, choose_tiles, pairing_page
 from clipit.reporting.thumbnails import LARGE, LARGE_BYTES, SMALL, page_pictures
 from clipit.stores.approximate import search_settings

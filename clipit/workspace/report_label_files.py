@@ -11,7 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.output_files.artifacts import write_json
 from clipit.output_files.whole_files import write_rows, write_text
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.report_labels_page import SampledReport, count_rule_classes, report_labels_page
 from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 

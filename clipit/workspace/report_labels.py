@@ -18,7 +18,7 @@ from clipit.patients import patients
 from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
 from clipit.reports.rules import ReportLabel, RuleSet, label_report, load_rules
-from clipit.tiles.labels import hide_labels
+from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.report_vectors import report_vectors
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size

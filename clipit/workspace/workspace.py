@@ -18,8 +18,8 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.output_files.artifacts import Artifact, fingerprint, write_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.cases import Cases, join_cases, join_patients
+from clipit.pairing.pair_statistics import summary_text
 from clipit.pairing.pairs import Pairs, pair_tiles
-from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_prompt_bag, load_prompts
 from clipit.reports.build import Snippets, build_snippets, snippet_keys
 from clipit.reports.rules import RuleSet, label_report
@@ -27,7 +27,7 @@ from clipit.stores.approximate import search_settings
 from clipit.stores.approximate_build import check_key
 from clipit.stores.embed import Store, embed_prompts, embed_texts, embed_tiles
 from clipit.stores.index import Index, build_index, has_faiss
-from clipit.tiles.labels import hide_labels, with_all_labels
+from clipit.tiles.hidden_labels import hide_labels, with_all_labels
 from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching

@@ -8,7 +8,7 @@ from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.analyses.pairing import _arms_with_other_rules, first_cosines
 from clipit.comparison.plan import Plan, plan_comparison
-from clipit.comparison.published import collect_published, published_score
+from clipit.comparison.published_scores import collect_published, published_score
 from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 

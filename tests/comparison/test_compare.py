@@ -15,7 +15,7 @@ import clipit
 from clipit.api.experiments import CompareResult
 from clipit.comparison.compare import compare
 from clipit.comparison.demo import demo_table
-from clipit.comparison.export import export_csv
+from clipit.comparison.export_tables import export_csv
 from clipit.comparison.tune import ScoredPoint, best_point, tune
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.compare import compare
-from clipit.comparison.published import CAUTION, SOURCE
+from clipit.comparison.published_scores import CAUTION, SOURCE
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections, mean_curves
 from clipit.comparison.report.changed_tiles import main_arms, tile_sections

@@ -14,7 +14,7 @@ from clipit.comparison.demo import write_demo_world
 from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
-from clipit.synthetic.cases import CaseWorldConfig
+from clipit.synthetic.case_latents import CaseWorldConfig
 from clipit.synthetic.world import WorldConfig, write_world
 
 SMALL = WorldConfig(seed=3, train=16, validation=8, test=8, shift=8, reports=4)

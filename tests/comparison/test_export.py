@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.compare import compare
-from clipit.comparison.export import export_csv, export_numbers, write_points
+from clipit.comparison.export_tables import export_csv, export_numbers, write_points
 from clipit.comparison.rebuild import _read_analysis
 from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_results
 from clipit.comparison.vlm_reference import reference_file

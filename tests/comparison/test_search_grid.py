@@ -10,9 +10,9 @@ import pytest
 from tiny_models import MakeFile, with_comparison, with_run
 
 import clipit
-from clipit.comparison.grid import check_grid, grid_points, interpolate_rates, is_tuned
 from clipit.comparison.plan import plan_comparison
-from clipit.comparison.report.notes import compose_notes
+from clipit.comparison.report.table_notes import compose_notes
+from clipit.comparison.search_grid import check_grid, grid_points, interpolate_rates, is_tuned
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig

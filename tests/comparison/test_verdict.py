@@ -11,7 +11,7 @@ from tiny_models import MakeFile
 
 from clipit.comparison.headline import judge_comparison
 from clipit.comparison.judged_arms import judged_arms
-from clipit.comparison.own_reports import label_sources, own_report_arms
+from clipit.comparison.own_report_arms import label_sources, own_report_arms
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, compute_results

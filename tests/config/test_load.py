@@ -19,7 +19,7 @@ from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
 from clipit.config.paths import expand_home, option_path
 from clipit.errors import ConfigError
-from clipit.sweeps.file import read_sweep
+from clipit.sweeps.sweep_file import read_sweep
 from clipit.training.arms import resolve_arm
 
 MINIMAL: dict[str, Any] = {"tiles": {"source": "folders", "path": "tiles"}}

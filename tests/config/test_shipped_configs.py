@@ -10,17 +10,17 @@ import pytest
 import yaml
 
 from clipit.comparison.plan import Plan, plan_comparison
-from clipit.comparison.published import published_score
+from clipit.comparison.published_scores import published_score
 from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
 from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
-from clipit.sweeps.file import read_sweep
+from clipit.sweeps.sweep_file import read_sweep
 from clipit.sweeps.trials import plan_sweep
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -194,7 +194,7 @@ def test_a_sweep_file_has_no_violation_of_wandb_s_schema(path: Path) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=names)
 def test_wandb_s_command_line_is_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
-    from clipit.sweeps.file import parse_options
+    from clipit.sweeps.sweep_file import parse_options
     from clipit.sweeps.trials import make_trial
 
     monkeypatch.chdir(CONFIGS.parent)

@@ -5,7 +5,7 @@ import pytest
 from adaptation_worlds import World, clear_world, misleading_world
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, compute_feature_statistics, transductive
+from clipit.evaluation.test_time_adaptation import align_statistics, compute_feature_statistics, transductive
 
 
 def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndarray:

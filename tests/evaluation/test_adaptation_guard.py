@@ -7,7 +7,6 @@ from adaptation_worlds import Origin, an_origin
 from scipy.stats import multivariate_normal
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, compute_feature_statistics
 from clipit.evaluation.adaptation_guard import (
     MAX_TILES,
     MIN_MISFIT,
@@ -15,6 +14,7 @@ from clipit.evaluation.adaptation_guard import (
     fit_mixture,
     judge_adaptation,
 )
+from clipit.evaluation.test_time_adaptation import align_statistics, compute_feature_statistics
 from clipit.studies.robustness.guard_errors import count_guard_errors
 
 

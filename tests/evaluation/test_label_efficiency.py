@@ -10,7 +10,7 @@ from clipit.evaluation.features import Features
 from clipit.evaluation.label_efficiency import label_efficiency, label_subset
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.neighbours import knn_probabilities, simple_shot
-from clipit.tiles.labels import hide_labels
+from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.tileset import TileSet
 
 

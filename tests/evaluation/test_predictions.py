@@ -12,7 +12,6 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from clipit.errors import DataError
-from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.predictions import (
     Predictions,
@@ -21,6 +20,7 @@ from clipit.evaluation.predictions import (
     softmax,
     write_predictions,
 )
+from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.images.image_readers import FileReader
 from clipit.output_files.artifacts import file_sha256, write_json
 from clipit.tiles.tileset import TileSet

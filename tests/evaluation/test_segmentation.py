@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
 
 from clipit.evaluation.mask_references import all_one_class, best_dice_tiles, haematoxylin_mask, majority_class
-from clipit.evaluation.segmentation import (
+from clipit.evaluation.segmentation_scores import (
     FALSE_AREA,
     MEAN,
     count_pixels,

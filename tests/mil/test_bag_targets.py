@@ -10,11 +10,11 @@ from mil_bags import ArrayReader
 
 from clipit.config.mil import MilTrainingConfig
 from clipit.mil.bags import MilBags
-from clipit.mil.distillation import select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.privileged import image_embeddings, predicted_labels
+from clipit.mil.target_losses import select_targeted, target_loss
 from clipit.mil.targets import BagTargets, join_targets, label_targets, vector_targets
-from clipit.mil.training import MilModel, train_mil
+from clipit.mil.train_network import MilModel, train_mil
 
 OPTIONS = MilTrainingConfig(hidden=8, attention=4, dropout=0.0, epochs=8, patience=8, learning_rate=0.02)
 TRUTH = np.arange(60, dtype=np.int64) % 2

@@ -17,7 +17,6 @@ from tiny_models import MakeConfig
 import clipit
 from clipit.api.mil import MilResult
 from clipit.errors import ConfigError, DataError
-from clipit.mil import training
 from clipit.runs.train import train_run
 
 CLASSES = ("gland", "stroma")

@@ -10,11 +10,10 @@ from mil_bags import ArrayReader, bags_with_signal
 
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import DataError
-from clipit.mil import training
 from clipit.mil.arms import ARMS, class_frequencies
 from clipit.mil.bags import keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
-from clipit.mil.training import train_mil
+from clipit.mil.train_network import train_mil
 
 OPTIONS = MilTrainingConfig(hidden=16, attention=8, epochs=12, learning_rate=1e-2)
 

@@ -8,7 +8,7 @@ from tiny_models import MakeConfig
 
 from clipit.distributed import Processes
 from clipit.models.precision import tf32_products
-from clipit.training.precision import resolve_precision
+from clipit.training.auto_precision import resolve_precision
 
 CUDA = torch.device("cuda", 0)
 
@@ -17,7 +17,7 @@ CUDA = torch.device("cuda", 0)
 def test_automatic_precision_is_bf16_on_gpus_that_compute_in_it(
     configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, major: int, expected: str
 ) -> None:
-    monkeypatch.setattr("clipit.training.precision.get_processes", lambda: Processes(0, 1, CUDA))
+    monkeypatch.setattr("clipit.training.auto_precision.get_processes", lambda: Processes(0, 1, CUDA))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     assert resolve_precision(configure()).training.precision == expected
     assert resolve_precision(configure({"training.precision": "fp16"})).training.precision == "fp16"
@@ -25,7 +25,7 @@ def test_automatic_precision_is_bf16_on_gpus_that_compute_in_it(
 
 
 def test_gpus_of_different_kinds_use_no_mixed_precision(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.training.precision.get_processes", lambda: Processes(0, 2, CUDA))
+    monkeypatch.setattr("clipit.training.auto_precision.get_processes", lambda: Processes(0, 2, CUDA))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9))
     monkeypatch.setattr(Processes, "broadcast", lambda _, value: value)
     monkeypatch.setattr(Processes, "gather", lambda _, value: [value, "no"])

@@ -11,8 +11,8 @@ from tiny_models import write_store
 
 from clipit.config.run import PairingConfig
 from clipit.pairing.options import compare_options, options_text
+from clipit.pairing.pair_statistics import agreement, skewness, summarise, summary_text
 from clipit.pairing.pairs import pair_tiles
-from clipit.pairing.summary import agreement, skewness, summarise, summary_text
 from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index
 from clipit.vectors import unit

@@ -11,8 +11,8 @@ from tiny_models import write_store
 import clipit.pairing.pairs as module
 from clipit.errors import ArtifactError
 from clipit.output_files.artifacts import open_artifact
+from clipit.pairing.pair_statistics import summarise, summary_text
 from clipit.pairing.pairs import Pairs, pair_tiles
-from clipit.pairing.summary import summarise, summary_text
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index, has_faiss

@@ -8,8 +8,8 @@ import pytest
 from logged_lines import capture_log
 from tiny_models import write_store
 
+from clipit.pairing.pair_statistics import summary_text
 from clipit.pairing.pairs import Pairs, pair_tiles
-from clipit.pairing.summary import summary_text
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store
 from clipit.stores.index import build_index, has_faiss

@@ -10,8 +10,8 @@ from tiny_models import write_store
 
 from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError
+from clipit.pairing.pair_statistics import summary_text
 from clipit.pairing.pairs import Pairs, pair_tiles
-from clipit.pairing.summary import summary_text
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index, has_faiss

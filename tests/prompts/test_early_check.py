@@ -34,9 +34,9 @@ COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first package of 
     "train": (CONFIG, "clipit.api.runs"),
     "evaluate": (CONFIG, "clipit.api.runs"),
     "evaluate --run": (["--run=outputs/runs/a"], "clipit.runs.evaluate"),
-    "compare": (CONFIG, "clipit.comparison.export"),
+    "compare": (CONFIG, "clipit.comparison.export_tables"),
     "tune": (CONFIG, "clipit.comparison.tune"),
-    "adapt": (CONFIG, "clipit.api.adaptation"),
+    "adapt": (CONFIG, "clipit.api.vlm_adaptation"),
     "mil": (CONFIG, "clipit.api.mil"),
     "robustness": ([*CONFIG, "--run=outputs/runs/a"], "clipit.studies.robustness.study"),
     "label-issues": (CONFIG, "clipit.api.labels"),
@@ -49,7 +49,7 @@ COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first package of 
     "slides score": (["a.svs", "--out=o", "--vlm=plip"], "clipit.api.slides"),
     "slides map": (["a.svs", "--out=o", "--vlm=plip"], "clipit.api.slides"),
     "slides compare": (["a.svs", "--out=o", "--runs=r", "--reference=a", "--vlm=plip"], "clipit.api.slides"),
-    "sweep": (["sweep.yaml", *CONFIG[1:]], "clipit.sweeps.run"),
+    "sweep": (["sweep.yaml", *CONFIG[1:]], "clipit.sweeps.run_sweep"),
 }
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from clipit.comparison.report.sections import row_section, seed_figure
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
-from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
+from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.html import (
     Card,

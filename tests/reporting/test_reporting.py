@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from clipit.errors import DataError
-from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, softmax
+from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.reporting import plots, tables
-from clipit.reporting.curves import read_curves
-from clipit.reporting.summary import run_summary
+from clipit.reporting.run_summary import run_summary
+from clipit.reporting.training_curves import read_curves
 
 CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 

@@ -8,7 +8,7 @@ import yaml
 
 from clipit.config.run import VLMConfig
 from clipit.models.vlm import load_vlm
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 
 FACTS = AdaptationFacts(

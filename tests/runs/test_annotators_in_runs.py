@@ -20,12 +20,12 @@ from clipit.reporting.html import page
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 from clipit.training.terms.cross_entropy import CrossEntropyTerm
 from clipit.training.terms.prompt_bags import PromptBagsTerm
 from clipit.training.terms.soft_labels import SoftLabels, SoftLabelsTerm, make_soft_labels
-from clipit.training.terms.table import active_terms, describe_terms
 from clipit.training.terms.term import MicroBatch, TermInputs
+from clipit.training.terms.term_table import active_terms, describe_terms
 from clipit.workspace.workspace import Workspace
 
 POSTERIOR = {"base": "image_only", "tiles.annotations.labels": "posterior", "soft_labels.source": "annotators"}

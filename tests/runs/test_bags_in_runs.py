@@ -21,9 +21,9 @@ from clipit.training.arms import resolve_arm
 from clipit.training.terms.bag_members import make_contrast_bags
 from clipit.training.terms.bags import BagsTerm
 from clipit.training.terms.distillation_targets import make_targets
-from clipit.training.terms.table import prepare_terms
 from clipit.training.terms.target_vectors import Targets, sum_targets
 from clipit.training.terms.term import MicroBatch
+from clipit.training.terms.term_table import prepare_terms
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError
 from clipit.runs.train import run_folder, train_run
 from clipit.training.arms import ARMS, resolve_arm
-from clipit.training.terms.table import active_terms
+from clipit.training.terms.term_table import active_terms
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow

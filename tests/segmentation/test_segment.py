@@ -20,14 +20,13 @@ from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
 from clipit.errors import ConfigError, DataError, ModelError
-from clipit.evaluation.segmentation import MEAN
+from clipit.evaluation.segmentation_scores import MEAN
 from clipit.runs.training_tiles import TRAINING_TILES
-from clipit.segmentation import selection
 from clipit.segmentation.decision import DecisionSearch
-from clipit.segmentation.draws import draw_order
+from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS
-from clipit.segmentation.selection import select_methods
+from clipit.segmentation.selected_methods import select_methods
 from clipit.segmentation.study import _segment, read_study_masks, segment
 from clipit.workspace.workspace import Workspace
 

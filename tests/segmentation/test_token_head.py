@@ -12,7 +12,7 @@ from token_fixtures import CLASSES, colour_model, open_images, write_images
 from clipit.config.load import validate_file
 from clipit.config.mask_training import PseudoLabelsConfig, TokenHeadConfig
 from clipit.errors import ConfigError, DataError
-from clipit.mil.training import train_mil
+from clipit.mil.train_network import train_mil
 from clipit.segmentation import token_methods
 from clipit.segmentation.method import MethodInputs
 from clipit.segmentation.pseudo_masks import pseudo_masks, token_bags

@@ -8,7 +8,7 @@ from PIL import Image
 from token_fixtures import colour_model, open_images, write_images
 
 from clipit import distributed
-from clipit.segmentation.draws import draw_order, nested_counts
+from clipit.segmentation.mask_draws import draw_order, nested_counts
 from clipit.segmentation.stitching import window_starts
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_map, token_rows
 from clipit.segmentation.token_store import store_tokens

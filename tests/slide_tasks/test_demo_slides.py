@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from tiny_classifier import save_classifier
 
-from clipit.slide_tasks import demo as demo_module
-from clipit.slide_tasks.demo import demo_slides, read_mask
+from clipit.slide_tasks import slides_demo as demo_module
+from clipit.slide_tasks.slides_demo import demo_slides, read_mask
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slides import SlideWorldConfig
 

@@ -26,7 +26,7 @@ from clipit.api.slides import SlidesResult
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.output_files.artifacts import locked
 from clipit.slide_tasks import tile_scores
-from clipit.slide_tasks.inputs import list_inputs
+from clipit.slide_tasks.slide_inputs import list_inputs
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import parse_tile_id
 from clipit.slides.opening import open_slide

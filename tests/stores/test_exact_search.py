@@ -14,8 +14,8 @@ from clipit.config.run import PairingConfig
 from clipit.errors import ArtifactError
 from clipit.output_files.artifacts import Artifact
 from clipit.pairing.nearest import exact_cosines, search
+from clipit.pairing.pair_rules import find_candidates, prepare_selection
 from clipit.pairing.pairs import pair_tiles
-from clipit.pairing.selection import find_candidates, prepare_selection
 from clipit.stores import stored_rows
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store

@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_models import WORDS, MakeFile
 
 import clipit
-from clipit.api.adaptation import AdaptationResult
+from clipit.api.vlm_adaptation import AdaptationResult
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.config.studies import ProbingConfig
@@ -31,7 +31,7 @@ from clipit.reporting.study_report import render_markdown
 from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms import study
 from clipit.studies.adapted_vlms.measure import measure_tiles, worse_than_chance
-from clipit.studies.features import joint_features
+from clipit.studies.model_features import joint_features
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,7 @@ from clipit.evaluation.metrics import compute_metrics
 from clipit.models.inference import load_classifier
 from clipit.runs.feature_stores import saw_labels
 from clipit.runs.train import train_run
-from clipit.studies.features import backbone_features, classifier_features
+from clipit.studies.model_features import backbone_features, classifier_features
 from clipit.studies.probing.study import probe
 from clipit.studies.probing.text_retrieval import read_captions
 from clipit.workspace.workspace import Workspace

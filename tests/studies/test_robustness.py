@@ -22,14 +22,14 @@ from clipit.cli.robustness import main as robustness_command
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, compute_feature_statistics
 from clipit.evaluation.adaptation_guard import fit_mixture, judge_adaptation
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.perturb import perturb
 from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.test_time_adaptation import align_statistics, compute_feature_statistics
 from clipit.models.inference import load_classifier
 from clipit.runs.train import train_run
-from clipit.studies.robustness.adaptation import draw_batches
+from clipit.studies.robustness.adaptation_gain import draw_batches
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, summarise_guard
 from clipit.studies.robustness.models import compute_vectors, load_run_model, sample_tiles
 from clipit.studies.robustness.study import MAX_TRAINING_TILES, measure_robustness

@@ -24,15 +24,15 @@ from no_plots import SWEEP_PLOTS, leave_out_plots
 from run_files import losses
 from tiny_models import MakeConfig
 
-import clipit.sweeps.run as sweep_module
+import clipit.sweeps.run_sweep as sweep_module
 from clipit.errors import ArtifactError, ClipitError, ConfigError, LaunchError
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import mean_per_value
 from clipit.runs.folder import run_folder
 from clipit.runs.search import SharedSearch, Trial
-from clipit.sweeps.file import parse_options, read_sweep
 from clipit.sweeps.report import best_group, format_values
-from clipit.sweeps.run import run_sweep
+from clipit.sweeps.run_sweep import run_sweep
+from clipit.sweeps.sweep_file import parse_options, read_sweep
 from clipit.sweeps.trials import SweepPlan, make_trial, plan_sweep
 
 WriteConfig = Callable[..., Path]
@@ -403,7 +403,7 @@ import sys, time
 from contextlib import ExitStack
 from pathlib import Path
 from clipit.runs.search import SharedSearch
-from clipit.sweeps.file import read_sweep
+from clipit.sweeps.sweep_file import read_sweep
 from clipit.sweeps.trials import plan_sweep
 plan = plan_sweep(read_sweep(Path(sys.argv[1])), {})
 search = SharedSearch(Path(sys.argv[2]))

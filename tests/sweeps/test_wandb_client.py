@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from clipit.runs.train import train_run
-from clipit.sweeps.file import parse_options, read_sweep
+from clipit.sweeps.sweep_file import parse_options, read_sweep
 from clipit.sweeps.trials import make_trial
 
 pytestmark = pytest.mark.slow

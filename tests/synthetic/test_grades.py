@@ -9,8 +9,8 @@ import yaml
 
 from clipit.errors import DataError
 from clipit.models.loading import EMBEDDED
-from clipit.synthetic.draws import tile_latents
 from clipit.synthetic.latents import HIGH, LOW
+from clipit.synthetic.tile_draws import tile_latents
 from clipit.synthetic.world import CASES, GRADE_PROMPTS, WorldConfig, write_world
 from tools.embedded.make_weights import check_grades
 

@@ -16,7 +16,6 @@ from clipit.cli.world import main
 from clipit.config.run import VLMConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.models.vlm import load_vlm
-from clipit.synthetic.draws import VLM_CENTRES
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, NECROSIS, NORMAL, Latents, attributes, stream
 from clipit.synthetic.slide_layout import (
     ARTEFACTS,
@@ -31,6 +30,7 @@ from clipit.synthetic.slide_layout import (
 )
 from clipit.synthetic.slide_render import draw_stains, scan_slide
 from clipit.synthetic.slides import SLIDE_LABELS, SlideWorldConfig, draw_slide, ensure_slides, write_slides
+from clipit.synthetic.tile_draws import VLM_CENTRES
 from clipit.synthetic.tissues import draw_tissue
 from tools.embedded.measure_slides import correct_tiles
 

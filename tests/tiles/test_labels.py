@@ -5,7 +5,7 @@ import pytest
 
 from clipit.config.run import LabelsConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.labels import hide_labels, proportional
+from clipit.tiles.hidden_labels import hide_labels, proportional
 from clipit.tiles.tileset import TileSet
 
 Make = Callable[..., TileSet]

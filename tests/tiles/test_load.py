@@ -9,7 +9,7 @@ from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError
 from clipit.images.image_readers import FileReader
-from clipit.tiles.labels import hide_labels
+from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.load import load_tiles, read_tiles
 
 from .conftest import paint, write_table

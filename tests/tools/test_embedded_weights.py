@@ -13,8 +13,8 @@ from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.models.backbones import load_backbone
 from clipit.models.loading import EMBEDDED
 from clipit.models.vlm import load_vlm
-from clipit.synthetic.draws import MPP
 from clipit.synthetic.latents import CLASSES
+from clipit.synthetic.tile_draws import MPP
 from clipit.synthetic.vocabulary import PROMPT_NAMES
 from tools.embedded.make_weights import GATE, MEASURED, SUMS, hash_models
 from tools.embedded.train_backbone import image_statistics

@@ -8,9 +8,9 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes
 from clipit.errors import ConfigError
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 from clipit.training.terms import bags
-from clipit.training.terms.table import describe_terms
+from clipit.training.terms.term_table import describe_terms
 
 LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  # 6 x 5 members: 0.47 GiB once
 

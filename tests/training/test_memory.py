@@ -15,12 +15,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
-import clipit.training.memory as memory
+import clipit.training.memory_estimate as memory
 import clipit.training.memory_plan as memory_plan
 from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConfig, VLMConfig
 from clipit.distributed import Processes
-from clipit.doctor.memory import check_memory
-from clipit.doctor.models import vlm_weight_bytes
+from clipit.doctor.memory_check import check_memory
+from clipit.doctor.model_checks import vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError
 from clipit.free_memory import _cgroup_memory, device_memory
 from clipit.images.read_ahead import bytes_ahead
@@ -31,9 +31,9 @@ from clipit.models.student import Student, build_student
 from clipit.runs.folder import resolve_run_precision, run_folder
 from clipit.runs.train import train_run
 from clipit.tiles.pixel_source import PixelSource
-from clipit.training.memory import Activations, MemoryEstimate, estimate_memory
+from clipit.training.auto_precision import resolve_precision
+from clipit.training.memory_estimate import Activations, MemoryEstimate, estimate_memory
 from clipit.training.memory_plan import _smallest_memory, choose_memory_plan
-from clipit.training.precision import resolve_precision
 from clipit.workspace.workspace import Workspace
 
 MakeConfig = Callable[..., RunConfig]

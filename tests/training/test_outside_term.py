@@ -12,8 +12,8 @@ from clipit.errors import ConfigError
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check_keys
-from clipit.training.terms.table import active_terms, describe_terms, disabled_term_keys, uses_key
+from clipit.training.config_checks import check_keys
+from clipit.training.terms.term_table import active_terms, describe_terms, disabled_term_keys, uses_key
 from clipit.workspace.workspace import Workspace
 
 ENTROPY = '''

@@ -16,7 +16,7 @@ from clipit.errors import ConfigError, DataError
 from clipit.reports.rules import label_report
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check_keys
+from clipit.training.config_checks import check_keys
 from clipit.training.terms.case_labels import CaseLabels, exchange_labels
 from clipit.training.terms.own_reports import OwnLabels, own_report_labels
 from clipit.workspace.workspace import Workspace

@@ -21,9 +21,9 @@ from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
 from clipit.models.vlm import load_vlm
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.losses import many_to_many_sum
-from clipit.vlm_training import step as step_module
+from clipit.vlm_training import contrastive_step as step_module
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.vlm_training.step import ContrastStep, ScaleWatch
+from clipit.vlm_training.contrastive_step import ContrastStep, ScaleWatch
 
 
 class Noise(PixelSource):

@@ -16,7 +16,7 @@ from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import examples_content, make_examples, validation_examples
-from clipit.vlm_training.pairs import exchange_images
+from clipit.vlm_training.pair_examples import exchange_images
 from clipit.workspace.workspace import Workspace
 
 Row = tuple[str, str, str]

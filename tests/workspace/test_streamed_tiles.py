@@ -6,7 +6,7 @@ import pytest
 from tiny_models import MakeConfig
 
 from clipit.config.run import BackboneConfig, TilesConfig, VLMConfig
-from clipit.doctor.data import check_kept_size, check_tiles
+from clipit.doctor.data_checks import check_kept_size, check_tiles
 from clipit.errors import ConfigError
 from clipit.models.input_size import input_pixels
 from clipit.tiles import tar_index

@@ -20,10 +20,10 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.output_files.artifacts import file_sha256, read_json, write_json
 from clipit.pairing.sources import representative_rows
 from clipit.prompts.prompt_set import load_prompts
+from clipit.synthetic.case_latents import CaseWorldConfig
 from clipit.synthetic.case_world import write_case_world
-from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.corpora import GRADES
-from clipit.synthetic.draws import Wording, tile_latents
+from clipit.synthetic.tile_draws import Wording, tile_latents
 from clipit.synthetic.vocabulary import ORGANS
 from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
 from clipit.vectors import centred

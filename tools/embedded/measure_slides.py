@@ -16,11 +16,11 @@ from clipit.errors import user_errors
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.vlm import VLM, load_vlm
 from clipit.prompts.prompt_set import load_prompts
-from clipit.synthetic.draws import draw_tiles
 from clipit.synthetic.fields import SIZE
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slide_layout import ARTEFACTS
 from clipit.synthetic.slides import SLIDES
+from clipit.synthetic.tile_draws import draw_tiles
 from clipit.vectors import unit
 from tools.embedded.measure import text_vectors
 

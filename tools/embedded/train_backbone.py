@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from clipit.config.run import AugmentationConfig
 from clipit.progress import progress
-from clipit.synthetic.draws import MPP, VLM_CENTRES, draw_tiles
 from clipit.synthetic.latents import stream
+from clipit.synthetic.tile_draws import MPP, VLM_CENTRES, draw_tiles
 from clipit.tiles.augment import augment, tile_keys
 from tools.embedded.train_vlm import MEAN, STD
 

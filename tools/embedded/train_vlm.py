@@ -15,8 +15,8 @@ from torch import Tensor
 from clipit.config.run import AugmentationConfig
 from clipit.output_files.artifacts import write_json
 from clipit.progress import progress
-from clipit.synthetic.draws import MPP, STATUS_NAMED, VLM_CENTRES, Wording, draw_captions, draw_tiles
 from clipit.synthetic.latents import stream
+from clipit.synthetic.tile_draws import MPP, STATUS_NAMED, VLM_CENTRES, Wording, draw_captions, draw_tiles
 from clipit.tiles.augment import augment, tile_keys
 
 CONTEXT = 48

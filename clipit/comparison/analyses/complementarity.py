@@ -25,7 +25,7 @@ from clipit.evaluation.complementarity import Complementarity, complementarity
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.score_row import ScoreRow
-from clipit.pairing.selection import Selection, snippet_weights
+from clipit.pairing.pair_rules import Selection, snippet_weights
 from clipit.reporting.tables import interval, number
 from clipit.vectors import unit
 from clipit.workspace.workspace import Workspace

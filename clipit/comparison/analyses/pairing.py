@@ -14,8 +14,8 @@ from clipit.distributed import get_processes
 from clipit.errors import counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.output_files.whole_files import write_parquet
-from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare_selection
-from clipit.pairing.summary import agreement
+from clipit.pairing.pair_rules import Candidates, Selection, find_candidates, judge_candidates, prepare_selection
+from clipit.pairing.pair_statistics import agreement
 from clipit.reporting.tables import number
 from clipit.training.arms import resolve_arm
 from clipit.vectors import centred

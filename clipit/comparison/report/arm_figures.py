@@ -11,9 +11,9 @@ from clipit.comparison.statistics import ArmResult
 from clipit.errors import counted
 from clipit.evaluation.metrics import confusion_matrix, reliability_bins
 from clipit.evaluation.predictions import read_predictions
-from clipit.reporting.curves import Series, read_curves
 from clipit.reporting.html import Figure, Folded, PageSection, Part, Table, Text
 from clipit.reporting.plots import COLOURS, inline_svg, plot_lines, plot_reliability
+from clipit.reporting.training_curves import Series, read_curves
 
 _MAX_CLASSES = 20  # larger matrices appear only on the pages of the runs
 _UNFOLDED = 2  # plots of curves that are not collapsed

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipit.comparison.analyses.result import AnalysisResult
-from clipit.comparison.published import PublishedScores
+from clipit.comparison.published_scores import PublishedScores
 from clipit.comparison.report.tables import (
     CONTROL_NOTE,
     COST_NOTE,

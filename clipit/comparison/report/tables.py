@@ -5,7 +5,7 @@ from statistics import mean
 
 import numpy as np
 
-from clipit.comparison.published import PublishedScores
+from clipit.comparison.published_scores import PublishedScores
 from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.evaluation.intervals import Interval

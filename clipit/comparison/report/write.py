@@ -5,13 +5,12 @@ from pathlib import Path
 
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.headline import ComparisonVerdict
-from clipit.comparison.own_reports import resolve_plan_arm
+from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import Plan
-from clipit.comparison.published import CAUTION, SOURCE, PublishedScores, collect_published
+from clipit.comparison.published_scores import CAUTION, SOURCE, PublishedScores, collect_published
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.links import link_sections
-from clipit.comparison.report.notes import compose_notes, own_report_notes
 from clipit.comparison.report.sections import (
     cost_section,
     finding_sections,
@@ -19,6 +18,7 @@ from clipit.comparison.report.sections import (
     row_section,
     score_sections,
 )
+from clipit.comparison.report.table_notes import compose_notes, own_report_notes
 from clipit.comparison.report.tables import (
     CONTROL_NOTE,
     COST_NOTE,
@@ -41,10 +41,10 @@ from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.annotators_section import annotator_parts, ceiling_note
 from clipit.reporting.html import PageSection, page
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.table import uses_vlm
+from clipit.training.terms.term_table import uses_vlm
 
 
 def write_report(

@@ -18,7 +18,7 @@ from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.retrieval import RetrievalScore
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.prompts.prompt_set import PromptSet
-from clipit.studies.features import FrozenFeatures
+from clipit.studies.model_features import FrozenFeatures
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace

@@ -26,8 +26,7 @@ from clipit.reporting.adapt_page import (
     adapt_verdict,
     seed_scores,
 )
-from clipit.reporting.curves import read_curves
-from clipit.reporting.notes import compose_note
+from clipit.reporting.page_note import compose_note
 from clipit.reporting.plots import plot_lines, save_plot
 from clipit.reporting.score_plots import plot_seed_scores
 from clipit.reporting.study_report import (
@@ -38,6 +37,7 @@ from clipit.reporting.study_report import (
     write_study,
 )
 from clipit.reporting.tables import LABELS
+from clipit.reporting.training_curves import read_curves
 from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms.measure import TileResults
 from clipit.vlm_training.bag_batches import BagExamples

@@ -27,7 +27,7 @@ from clipit.studies.adapted_vlms.further_sets import FurtherSet, check_further_s
 from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, measure_zero_shot
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
 from clipit.studies.adapted_vlms.results import StudyResults, write_results
-from clipit.studies.features import joint_features
+from clipit.studies.model_features import joint_features
 from clipit.vlm_training.adapt import adapt, used_towers
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import make_examples, validation_examples

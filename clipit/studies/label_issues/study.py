@@ -28,8 +28,8 @@ from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, lab
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
 from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.feature_stores import vlm_facts
-from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
+from clipit.studies.model_features import backbone_features
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

@@ -39,7 +39,7 @@ from clipit.reporting.study_report import (
 )
 from clipit.runs.feature_stores import JOINT
 from clipit.runs.folder import explaining_differences
-from clipit.studies.features import (
+from clipit.studies.model_features import (
     FrozenFeatures,
     backbone_features,
     classifier_features,

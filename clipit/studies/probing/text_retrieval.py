@@ -12,7 +12,7 @@ from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
 from clipit.input_files.data_files import MISSING_VALUES, delimiter_hint, read_csv
 from clipit.input_files.mangled_names import check_rounded
-from clipit.studies.features import FrozenFeatures
+from clipit.studies.model_features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
 
 _COLUMNS = ("tile_id", "text")

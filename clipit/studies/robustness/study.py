@@ -17,9 +17,8 @@ from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.output_files.artifacts import locked, write_json
 from clipit.reporting.study_report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.runs.folder import explaining_differences
-from clipit.studies.features import run_prompts
-from clipit.studies.robustness.adaptation import adaptation_rows, fit_reference
-from clipit.studies.robustness.curves import UNPERTURBED, curve_rows
+from clipit.studies.model_features import run_prompts
+from clipit.studies.robustness.adaptation_gain import adaptation_rows, fit_reference
 from clipit.studies.robustness.guard_errors import guard_rows, summarise_guard, to_frame
 from clipit.studies.robustness.models import (
     ZERO_SHOT_OUTPUT,
@@ -29,6 +28,7 @@ from clipit.studies.robustness.models import (
     load_vlm_model,
     sample_tiles,
 )
+from clipit.studies.robustness.perturbation_curves import UNPERTURBED, curve_rows
 from clipit.studies.robustness.plots import plot_calibration, plot_curve
 from clipit.studies.robustness.scores import (
     RobustnessRow,

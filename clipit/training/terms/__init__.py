@@ -1,1 +1,1 @@
-"""Loss terms, one file each; `table.py` lists them."""
+"""Loss terms, one file each; `term_table.py` lists them."""

@@ -18,8 +18,8 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
-from clipit.mil.distillation import TargetedBags, select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
+from clipit.mil.target_losses import TargetedBags, select_targeted, target_loss
 from clipit.mil.targets import BagTargets
 from clipit.models.weights import write_tensors
 from clipit.output_files.artifacts import REBUILD, read_json, reading, write_record

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig
-from clipit.doctor.checks import Check, failed_check
-from clipit.doctor.models import vlm_weight_bytes
+from clipit.doctor.check_results import Check, failed_check
+from clipit.doctor.model_checks import vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError, shortlist
 from clipit.output_files.artifacts import fingerprint
 
@@ -57,7 +57,7 @@ def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
 def _memory_key(config: RunConfig) -> str:
     """Return the fingerprint of the keys that determine the memory of training."""
     from clipit.training.memory_plan import views_per_tile
-    from clipit.training.terms.table import uses_vlm
+    from clipit.training.terms.term_table import uses_vlm
 
     student = config.model_dump(mode="json", include={"backbone", "lora", "student"})
     batch = {"tiles_per_step", "accumulation", "gradient_checkpointing", "precision"}
@@ -83,11 +83,11 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
     from clipit.training.arms import resolve_arm
-    from clipit.training.checks import check_keys
-    from clipit.training.memory import estimate_memory
+    from clipit.training.auto_precision import resolve_precision
+    from clipit.training.config_checks import check_keys
+    from clipit.training.memory_estimate import estimate_memory
     from clipit.training.memory_plan import choose_memory_plan
-    from clipit.training.precision import resolve_precision
-    from clipit.training.terms.table import uses_vlm
+    from clipit.training.terms.term_table import uses_vlm
 
     try:
         config = resolve_precision(resolve_arm(config))

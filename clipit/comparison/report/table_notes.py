@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.comparison.grid import (
+from clipit.comparison.own_report_arms import report_probe_name, resolve_plan_arm
+from clipit.comparison.plan import Plan
+from clipit.comparison.published_scores import CAUTION
+from clipit.comparison.report.tables import setting_label
+from clipit.comparison.report_reference import STRENGTH_WITHOUT_VALIDATION
+from clipit.comparison.search_grid import (
     RATE,
     STEPS,
     arm_values,
@@ -14,11 +19,6 @@ from clipit.comparison.grid import (
     is_tuned,
     tuning_sections,
 )
-from clipit.comparison.own_reports import report_probe_name, resolve_plan_arm
-from clipit.comparison.plan import Plan
-from clipit.comparison.published import CAUTION
-from clipit.comparison.report.tables import setting_label
-from clipit.comparison.report_reference import STRENGTH_WITHOUT_VALIDATION
 from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig

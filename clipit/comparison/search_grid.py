@@ -11,7 +11,7 @@ from clipit.config.load import merge, nested, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
-from clipit.training.terms.table import uses_key
+from clipit.training.terms.term_table import uses_key
 
 GridPoint = Mapping[str, Any]
 """Dotted keys with their values: the learning rate, the steps, then the arm's other axes."""

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from clipit.errors import ConfigError, ModelError, counted
-from clipit.segmentation.draws import draw_order, masks_title, nested_counts
+from clipit.segmentation.mask_draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import Method, MethodInputs
 from clipit.segmentation.methods import METHODS
 from clipit.segmentation.zero_shot import map_classes

@@ -3,7 +3,7 @@
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError
-from clipit.training.terms.table import all_terms
+from clipit.training.terms.term_table import all_terms
 
 
 def check_keys(config: RunConfig) -> None:

@@ -13,8 +13,8 @@ from clipit.patients import patients
 from clipit.prompts.dictionary import MOST_TEXTS, load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.vlm_training.cases import code_pixels
-from clipit.vlm_training.pairs import exchange_images
+from clipit.vlm_training.case_examples import code_pixels
+from clipit.vlm_training.pair_examples import exchange_images
 from clipit.workspace.workspace import Workspace
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from clipit.config.run import BackboneConfig, VLMConfig
-from clipit.doctor.checks import Check, Status, failed_check
+from clipit.doctor.check_results import Check, Status, failed_check
 from clipit.errors import ClipitError
 
 if TYPE_CHECKING:

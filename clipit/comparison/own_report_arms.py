@@ -8,7 +8,7 @@ from clipit.comparison.vlm_reference import PROBE
 from clipit.config.run import RunConfig
 from clipit.output_files.artifacts import fingerprint
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.table import uses_reports
+from clipit.training.terms.term_table import uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
 """Roles of the controls of an arm with own reports, in the order of the table."""

@@ -21,9 +21,9 @@ from clipit.reporting.tables import markdown_table
 from clipit.runs.predict import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer, vlm_scorer
-from clipit.slide_tasks.inputs import list_inputs
 from clipit.slide_tasks.map import PAGE, MapOptions, map_slides
 from clipit.slide_tasks.score import score_slides, write_report
+from clipit.slide_tasks.slide_inputs import list_inputs
 from clipit.slide_tasks.tile_scores import read_scores
 from clipit.slides.prepare import PreparedSlide
 from clipit.synthetic.latents import CLASSES

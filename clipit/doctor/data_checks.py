@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.shipped import data_card
-from clipit.doctor.checks import Check, failed_check
+from clipit.doctor.check_results import Check, failed_check
 from clipit.errors import ClipitError, counted
 from clipit.input_files.data_files import hub_id
 from clipit.input_files.nearby_files import similar_names

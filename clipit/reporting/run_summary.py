@@ -19,7 +19,7 @@ def run_summary(
     """Compose the summary: note, scores, undefined scores, per-class tables, further sections, plots and provenance.
 
     Args:
-        results: Results of `clipit.evaluation.evaluate.evaluate_predictions`.
+        results: Results of `clipit.evaluation.run_scores.evaluate_predictions`.
         provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
         note: Warning about the scores, printed first.
         sections: Preformatted text by heading, such as the pairing summary.

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from clipit.config.section import Section, Share
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import DIAGNOSES
-from clipit.synthetic.draws import check_centres
 from clipit.synthetic.language import choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, mixed_latents, stream
 from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, WILD_TYPE
+from clipit.synthetic.tile_draws import check_centres
 from clipit.synthetic.world_files import patient_name
 
 EXTERNAL = "external"

@@ -17,12 +17,12 @@ from clipit.reporting.tables import percent
 from clipit.runs.folder import is_trained, read_training, resolve_run_precision, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
-from clipit.sweeps.file import Sweep
 from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.report import format_values, write_tables
+from clipit.sweeps.sweep_file import Sweep
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.table import models_of, uses_reports
+from clipit.training.terms.term_table import models_of, uses_reports
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

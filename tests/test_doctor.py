@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.doctor import machine, model_checks, packages
+from clipit.doctor import machine, packages
 from clipit.doctor.check_results import Check, CheckGroup, failed_check, format_checks
 from clipit.doctor.configs import check_config, check_gpu, check_index
 from clipit.doctor.data_checks import check_prompts, check_reports, check_tiles

@@ -54,7 +54,8 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     text = _for_one(of_first[0], arms, LABELS[metric]) if len(of_first) == 1 else _for_several(of_first, LABELS[metric])
     if others:
         helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
-        text += f"; of the other arms, {', '.join(helpful) or 'none'} {'help' if len(helpful) > 1 else 'helps'}"
+        names = f"{', '.join(helpful) or 'none'} {'are' if len(helpful) > 1 else 'is'}"
+        text += f"; of the other arms, {names} better than the baseline and every control"
     return f"{text}."
 
 

@@ -233,14 +233,14 @@ def test_the_sentence_is_about_the_first_arm_with_text_and_counts_the_others(mak
     )
     both = judge_comparison([plan], results(plan, {**EQUAL, "consensus": 0.9}), "accuracy")
     assert both.headline.startswith("clip_it_all: no gain shown")
-    assert both.headline.endswith("; of the other arms, consensus helps.")
+    assert both.headline.endswith("; of the other arms, consensus is better than the baseline and every control.")
     places = [plan, replace(plan, data_set="other")]
     scores = [result for each in places for result in results(each, {**EQUAL, "clip_it_all": 0.8, "consensus": 0.5})]
     headline = judge_comparison(places, scores, "accuracy").headline
     assert headline.startswith(
         "clip_it_all helps on 2 of 2 data sets: accuracy +30.0 to +30.0 points against image_only, +30.0 to"
     )
-    assert headline.endswith("; of the other arms, none helps.")
+    assert headline.endswith("; of the other arms, none is better than the baseline and every control.")
 
 
 def test_arms_without_text_are_judged_against_the_baseline_alone(make_plan: Any) -> None:

@@ -69,8 +69,8 @@ def seed_figure(
     """
     line = f" The dashed line is the mean of {baseline}." if baseline in scores else ""
     svg = inline_svg(plot_seed_scores(scores, x_label=label, baseline=baseline), f"{label}, per arm and seed")
-    stroke = ", the stroke is their mean" if any(len(by_seed) > 1 for by_seed in scores.values()) else ""
-    return Figure(svg, f"{label}: one dot per seed{stroke}.{line}", source=source)
+    stroke = "; the stroke is their mean" if any(len(by_seed) > 1 for by_seed in scores.values()) else ""
+    return Figure(svg, f"{label}. One dot per seed{stroke}.{line}", source=source)
 
 
 def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: str) -> Table:

@@ -12,7 +12,7 @@ from clipit.reporting.annotators_section import annotator_parts
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
 from clipit.reporting.run_summary import describe_protocol, list_undefined
-from clipit.reporting.tables import LABELS, MAX_CLASSES, interval, number
+from clipit.reporting.tables import LABELS, MAX_CLASSES, number, with_interval
 from clipit.reporting.training_curves import Series
 
 MAX_TILES = 12
@@ -39,8 +39,9 @@ def run_page(
         texts: Preformatted text by heading, such as tiles, snippets and pairing.
         more: Further sections, placed after the scores.
     """
-    sections = [PageSection("Scores", _scores(results)), *more]
-    for split, split_results in results["splits"].items():
+    splits = dict(sorted(results["splits"].items(), key=lambda item: item[0] != "test"))  # test first
+    sections = [PageSection("Scores", _scores(splits, results)), *more]
+    for split, split_results in splits.items():
         if "annotators" in split_results:
             source = f"results.json: splits.{split}.annotators"
             parts = annotator_parts(split_results["annotators"], f"Annotators on the {split} tiles", source)
@@ -70,38 +71,41 @@ def extreme_tiles(
     return order[~correct][:max_tiles], order[correct][:max_tiles]
 
 
-def _scores(results: Mapping[str, Any]) -> list[Part]:
-    """Build a table of scores for each split and predictor (head, class prompts), with the key of each score."""
-    parts: list[Part] = []
-    for split, split_results in results["splits"].items():
-        predictors = {"": split_results}
+def _scores(splits: Mapping[str, Any], results: Mapping[str, Any]) -> list[Part]:
+    """Build one table with a row per score and a column per split and predictor (head, class prompts)."""
+    columns: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    labelled = []
+    for split, split_results in splits.items():
+        columns[split] = (f"splits.{split}.metrics", split_results["metrics"])
         if "zero_shot" in split_results:
-            predictors["zero_shot."] = split_results["zero_shot"]
-        for prefix, scores in predictors.items():
-            metrics = scores["metrics"]
-            annotators = split_results["annotators"]["mean"] if "annotators" in split_results else None
-            rows = [
-                (
-                    LABELS.get(name, name),
-                    number(m["value"]),
-                    interval(m["low"], m["high"]),
-                    *([] if annotators is None else [number(annotators.get(name))]),
-                )
-                for name, m in metrics.items()
-            ]
-            groups = f" from {counted(split_results['groups'], 'group')}" if split_results["groups"] else ""
-            predictor = ", zero-shot with the class prompts" if prefix else ""
-            parts.append(
-                Table(
-                    ("score", "value", "95 % interval", *([] if annotators is None else ["annotators, mean"])),
-                    rows,
-                    traces=[f"results.json: splits.{split}.{prefix}metrics.{name}" for name in metrics],
-                    caption=f"{split}: {counted(split_results['labelled'], 'labelled tile')}{groups}{predictor}",
-                )
+            columns[f"{split}, zero-shot"] = (
+                f"splits.{split}.zero_shot.metrics",
+                split_results["zero_shot"]["metrics"],
             )
-    parts.append(Text(describe_protocol(results)))
-    parts += [Text(f"Undefined, or over some classes only: {line}.") for line in list_undefined(results)]
-    return parts
+        if "annotators" in split_results:
+            means = {name: {"value": value} for name, value in split_results["annotators"]["mean"].items()}
+            columns[f"{split}, mean annotator"] = (f"splits.{split}.annotators.mean", means)
+        groups = f" from {counted(split_results['groups'], 'group')}" if split_results["groups"] else ""
+        labelled.append(f"{split}: {counted(split_results['labelled'], 'labelled tile')}{groups}")
+    names = dict.fromkeys(name for split_results in splits.values() for name in split_results["metrics"])
+    rows = [(LABELS.get(name, name), *(_score(scores.get(name)) for _, scores in columns.values())) for name in names]
+    zero_shot = "; zero-shot: with the class prompts" if any(", zero-shot" in column for column in columns) else ""
+    table = Table(
+        ("score", *columns),
+        rows,
+        traces=[
+            f"results.json: {', '.join(f'{key}.{name}' for key, scores in columns.values() if name in scores)}"
+            for name in names
+        ],
+        caption=f"Scores with 95 % intervals ({'; '.join(labelled)}{zero_shot})",
+    )
+    undefined = [Text(f"Undefined, or over some classes only: {line}.") for line in list_undefined(results)]
+    return [table, Text(describe_protocol(results)), *undefined]
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    """Format a score and, if there is one, its interval; empty if the predictor does not have the score."""
+    return "" if score is None else with_interval(score["value"], score.get("low"), score.get("high"))
 
 
 def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any]) -> list[Part]:

@@ -42,7 +42,7 @@ from clipit.reporting.html import (
 from clipit.reporting.pairing_page import choose_tiles, pairing_page
 from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
 from clipit.reporting.run_page import extreme_tiles, run_page
-from clipit.reporting.tables import number
+from clipit.reporting.tables import with_interval
 from clipit.reporting.thumbnails import encode_jpeg
 from clipit.runs.folder import run_folder
 from clipit.runs.page import write_pages
@@ -175,13 +175,17 @@ def test_each_score_of_a_run_is_where_its_source_says() -> None:
     results = results_of(example())
     text = run_page("a run", results, example(), curves={"loss": ([1, 2], [1.0, 0.5])}, texts={"Snippets": "400 <b>"})
     scores = text[text.index('id="s0"') : text.index('id="s1"')]
-    names = re.findall(r'<tr><th scope="row">([^<]*)</th><td class="n">([^<]*)</td>', scores)
-    sources = re.findall(r"<dt>([^<]*)</dt><dd>results\.json: ([\w.]+)</dd>", scores)
-    assert [name for name, _ in names] == [name for name, _ in sources]
-    rows = [(shown, keys) for (_, shown), (_, keys) in zip(names, sources, strict=True)]
-    assert len(rows) == 28, "7 scores x 2 splits x (head, prompts)"
-    for shown, keys in rows:
-        assert shown == number(look_up(results, keys)["value"]), keys
+    columns = re.findall(r'<th scope="col" class="n">([^<]*)</th>', scores)
+    assert columns == ["test", "test, zero-shot", "validation", "validation, zero-shot"]
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th>((?:<td class="n">[^<]*</td>)+)', scores)
+    sources = re.findall(r"<dt>([^<]*)</dt><dd>results\.json: ([\w., ]+)</dd>", scores)
+    assert [name for name, _ in rows] == [name for name, _ in sources] and len(rows) == 7
+    for (_, cells), (_, keys) in zip(rows, sources, strict=True):
+        shown = re.findall(r">([^<]+)<", cells)
+        assert len(shown) == len(columns)
+        for cell, key in zip(shown, keys.split(", "), strict=True):
+            score = look_up(results, key)
+            assert cell == with_interval(score["value"], score["low"], score["high"]), key
     for keys in re.findall(r"from results\.json: ([\w.]+)<", text):
         assert look_up(results, keys)
     seen = Reader(text)
@@ -365,7 +369,7 @@ def test_a_run_writes_its_page(configure: MakeConfig) -> None:
     folder = train_run(config, Workspace(config))
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     text = (folder / "report.html").read_text(encoding="utf-8")
-    accuracy = number(results["splits"]["test"]["metrics"]["accuracy"]["value"])
-    assert f'<td class="n">{accuracy}</td>' in text
-    assert "<dt>accuracy</dt><dd>results.json: splits.test.metrics.accuracy</dd>" in text
+    accuracy = results["splits"]["test"]["metrics"]["accuracy"]
+    assert f'<td class="n">{with_interval(accuracy["value"], accuracy["low"], accuracy["high"])}</td>' in text
+    assert "<dt>accuracy</dt><dd>results.json: splits.test.metrics.accuracy, splits.validation" in text
     assert "Loss, validation score, learning rate over steps" in text and results["provenance"]["preprocess"] in text

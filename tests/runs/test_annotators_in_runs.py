@@ -138,7 +138,7 @@ def test_a_run_on_posteriors_shows_the_human_ceiling(
     of = {record["annotator"]: record for record in people["annotators"]}
     assert set(of) == set(SKILLS) and of["dora"]["reference"] == "eve alone" and people["independent"] == "yes"
     assert 0.5 < of["cleo"]["metrics"]["accuracy"] < of["ann"]["metrics"]["accuracy"]
-    assert "annotators, mean" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "test, mean annotator" in (folder / "report.html").read_text(encoding="utf-8")
     summary = (folder / "summary.md").read_text(encoding="utf-8")
     assert "test, annotators" in summary and "none of them labels a training tile" in summary
     log = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
-from clipit.errors import DataError, ModelError
+from clipit.errors import DataError, ModelError, shortlist
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.output_files.artifacts import fingerprint
 
@@ -27,6 +27,11 @@ _PIL_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
+"""Switches of transformers that are applied here, or that do not concern images."""
+_SQUASHING = ("ViT", "DeiT", "Beit", "DINOv3ViT")  # image processors that read one number as height and width
+_BILINEAR = ("ViT", "DINOv3ViT")  # image processors that resize bilinearly unless their file states a filter
 
 _one_at_a_time = threading.Lock()
 _LARGEST_RATIO = 8
@@ -128,15 +133,18 @@ def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
     """Build the preprocessing from timm's `resolve_data_config`, equal to `create_transform(is_training=False)`."""
-    size = _square(data_config["input_size"][-2:], name)
+    channels, *edges = data_config["input_size"]
+    if channels != 3:
+        raise _unsupported(f"input of {channels} channels, not 3 (RGB)", name)
+    size = _square(edges, name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
     return Preprocess(
         size=size,
         resize_to=_at_least(size, math.floor(size / data_config["crop_pct"]), name),
         mode=_known(modes, data_config["crop_mode"], "crop_mode", name),
         interpolation=_filter(data_config["interpolation"], name),
-        mean=_triple(data_config["mean"]),
-        std=_triple(data_config["std"]),
+        mean=_mean(data_config["mean"], "mean", name),
+        std=_std(data_config["std"], "std", name),
     )
 
 
@@ -151,8 +159,8 @@ def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preproces
         resize_to=size,
         mode=_known(modes, config["resize_mode"], "resize_mode", name),
         interpolation=_filter(interpolation, name),
-        mean=_triple(config["mean"]),
-        std=_triple(config["std"]),
+        mean=_mean(config["mean"], "mean", name),
+        std=_std(config["std"], "std", name),
     )
 
 
@@ -165,29 +173,54 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
         raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
     if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
         raise _unsupported(f"rescale_factor is {config['rescale_factor']}, not 1/255", name)
-    edges = config["size"]
-    if isinstance(edges, Mapping) and "shortest_edge" not in edges:
-        mode: Literal["shortest", "squash"] = "squash"
-        resize_to = _square((edges["height"], edges["width"]), name)
-    else:
-        mode = "shortest"
-        resize_to = int(edges["shortest_edge"] if isinstance(edges, Mapping) else edges)
+    others = [key for key, value in config.items() if value and key.startswith("do_") and key not in _STEPS]
+    others += [key for key in ("crop_pct", "rescale_offset") if config.get(key)]
+    if others:
+        raise _unsupported(f"steps that clipit does not have: {shortlist(others)}", name)
+    processor = _processor_kind(config)
+    mode, resize_to = _resizing(config["size"], processor in _SQUASHING, name)
     size = resize_to
     if config.get("do_center_crop", True):
-        crop = config.get("crop_size", resize_to)
+        crop = config.get("crop_size") or resize_to
         size = _square((crop["height"], crop["width"]) if isinstance(crop, Mapping) else crop, name)
     elif mode == "shortest":
         raise _unsupported("it neither squashes nor crops, so inputs differ in size", name)
-    filters = {int(value): key for key, value in _PIL_FILTERS.items()}
+    filters: dict[Any, str] = {int(value): key for key, value in _PIL_FILTERS.items()}
+    stated = config.get("resample")
+    resample = (2 if processor in _BILINEAR else 3) if stated is None else stated
     return Preprocess(
         size=size,
         resize_to=_at_least(size, resize_to, name),
         mode=mode,
-        interpolation=_filter(filters.get(int(config.get("resample", 3)), config.get("resample")), name),
-        mean=_triple(config["image_mean"]),
-        std=_triple(config["image_std"]),
+        interpolation=_filter(filters.get(resample, resample), name),
+        mean=_mean(config["image_mean"], "image_mean", name),
+        std=_std(config["image_std"], "image_std", name),
         odd_margin="down",
     )
+
+
+def _processor_kind(config: Mapping[str, Any]) -> str:
+    """Return the family of an image processor, such as CLIP; "" if its file does not name one."""
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _resizing(edges: Any, squashes: bool, name: str) -> tuple[Literal["shortest", "squash"], int]:
+    """Read the key `size` of transformers.
+
+    Args:
+        squashes: Whether the image processor reads one number as height and width, not as the shorter edge.
+    """
+    if isinstance(edges, Mapping):
+        edges = {key: value for key, value in edges.items() if value is not None}
+        if edges.keys() == {"height", "width"}:
+            return "squash", _square((edges["height"], edges["width"]), name)
+        if edges.keys() != {"shortest_edge"}:
+            raise _unsupported(f"size is {dict(edges)}; known: shortest_edge, or height and width", name)
+        return "shortest", _square(edges["shortest_edge"], name)
+    return ("squash" if squashes else "shortest"), _square(edges, name)
 
 
 def _unsupported(problem: str, name: str) -> ModelError:
@@ -209,9 +242,11 @@ def _filter(value: Any, name: str) -> Any:
 
 
 def _square(size: Any, name: str) -> int:
-    edges = (size, size) if isinstance(size, int) else tuple(size)
+    edges = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(set(edges)) != 1:
         raise _unsupported(f"input of {edges} pixels is not square", name)
+    if not isinstance(edges[0], int) or edges[0] < 1:
+        raise _unsupported(f"input of {edges[0]!r} pixels", name)
     return int(edges[0])
 
 
@@ -221,8 +256,25 @@ def _at_least(size: int, resize_to: int, name: str) -> int:
     return resize_to
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
+def _mean(values: Any, key: str, name: str) -> tuple[float, float, float]:
+    mean = _triple(values, key, name)
+    if not all(0 <= value <= 1 for value in mean):
+        raise _unsupported(f"{key} is {values!r}; values must be between 0 and 1, as for pixel values in 0..1", name)
+    return mean
+
+
+def _std(values: Any, key: str, name: str) -> tuple[float, float, float]:
+    std = _triple(values, key, name)
+    if not all(0 < value <= 1 for value in std):
+        raise _unsupported(f"{key} is {values!r}; values must be above 0 and at most 1, for pixel values in 0..1", name)
+    return std
+
+
+def _triple(values: Any, key: str, name: str) -> tuple[float, float, float]:
+    numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    if not numbers or len(values) != 3:
+        raise _unsupported(f"{key} is {values!r}, not one number per colour channel", name)
+    red, green, blue = map(float, values)
     return red, green, blue
 
 

@@ -91,6 +91,12 @@ def test_hash_covers_every_field() -> None:
         (preprocess_from_timm, {"interpolation": "nearest"}),
         (preprocess_from_timm, {"input_size": (3, 32, 48)}),
         (preprocess_from_timm, {"crop_pct": 1.5}),
+        (preprocess_from_timm, {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}),
+        (preprocess_from_timm, {"mean": (0.5,)}),
+        (preprocess_from_timm, {"mean": (123.675, 116.28, 103.53)}),
+        (preprocess_from_timm, {"mean": (float("nan"),) * 3}),
+        (preprocess_from_timm, {"std": (0, 0, 0)}),
+        (preprocess_from_timm, {"std": (58.4, 57.1, 57.4)}),
     ],
 )
 def test_what_is_not_reproduced_is_refused(make: Callable[..., Preprocess], change: dict[str, Any]) -> None:
@@ -109,6 +115,46 @@ def test_switched_off_steps_are_refused(clip_folder: Path) -> None:
     preprocess_from_transformers(config, "x")
     with pytest.raises(ModelError, match="switched off"):
         preprocess_from_transformers({**config, "do_normalize": False}, "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_mean": 0.5},
+        {"image_mean": None},
+        {"image_mean": ["a", "b", "c"]},
+        {"image_mean": [123.7, 116.3, 103.5]},
+        {"image_std": [0, 0, 0]},
+        {"size": {"longest_edge": 32}},
+        {"size": {"shortest_edge": 32, "longest_edge": 48}},
+        {"size": 0},
+        {"size": "32"},
+        {"resample": "nearest"},
+        {"do_flip_channel_order": True},
+        {"do_grayscale": True},
+        {"do_pad": True},
+        {"crop_pct": 0.875},
+        {"rescale_offset": True},
+    ],
+)
+def test_preprocessing_of_transformers_that_is_not_reproduced_is_refused(change: dict[str, Any]) -> None:
+    config = {"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": "bilinear", "do_pad": False}
+    assert preprocess_from_transformers(config, "x").interpolation == "bilinear"
+    with pytest.raises(ModelError, match="unsupported preprocessing"):
+        preprocess_from_transformers({**config, **change}, "x")
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DeiT", "Beit", "DINOv3ViT", "CLIP", "Bit", "Siglip"])
+def test_defaults_of_image_processors_are_those_of_transformers(kind: str) -> None:
+    import transformers
+
+    processor = getattr(transformers, f"{kind}ImageProcessor")(size=32)
+    short = {"size": 32, "crop_size": None, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    for name in (f"{kind}ImageProcessor", f"{kind}ImageProcessorFast", f"{kind}FeatureExtractor"):
+        key = "feature_extractor_type" if name.endswith("Extractor") else "image_processor_type"
+        ours = preprocess_from_transformers({**short, key: name}, "x")
+        assert ours.interpolation == {2: "bilinear", 3: "bicubic"}[int(processor.resample)]
+        assert (ours.mode == "squash") == (processor.size.height == 32), processor.size
 
 
 @pytest.mark.parametrize("shape", [(40, 45), (45, 40), (63, 40), (64, 97)])

@@ -189,7 +189,15 @@ class VLM:
                 )
         with torch.inference_mode(), self._autocast():
             tokens = {key: value.to(self.device) for key, value in self.towers.tokenise(texts).items()}
-            embeddings = self.towers.text(tokens)
+            try:
+                embeddings = self.towers.text(tokens)
+            except IndexError as error:  # from the embedding of tokens
+                raise ModelError(
+                    f"a text contains a token that the text tower does not embed: {error}",
+                    where=self.towers.source,
+                    fix="use the tokeniser files of this model; tokens that were added to a tokeniser need a text "
+                    "tower that was trained with them",
+                ) from error
         return embeddings.float().clone()
 
     @contextmanager
@@ -266,11 +274,19 @@ def _check_batches(towers: Towers) -> int:
     """Check that a short text has the same embedding alone and in a batch with a longer one; return its dimension.
 
     Raises:
-        ModelError: The embeddings differ, so pairs would depend on the batch size, or they are not finite.
+        ModelError: The embeddings differ, so pairs would depend on the batch size, they are not finite, or both texts
+            have the same embedding.
     """
     with torch.inference_mode():
         alone = towers.text(towers.tokenise([_SHORT_TEXT]))[0]
-        in_batch = towers.text(towers.tokenise([_SHORT_TEXT, _LONG_TEXT]))[0]
+        in_batch, longer = towers.text(towers.tokenise([_SHORT_TEXT, _LONG_TEXT]))
+    if torch.isfinite(alone).all() and torch.equal(in_batch, longer):
+        raise ModelError(
+            "different texts have the same embedding, as if the text tower did not find the end of a text",
+            where=towers.source,
+            fix="check the tokeniser's end token against eos_token_id in config.json; the tokeniser files may belong "
+            "to a different model",
+        )
     distance = float((alone - in_batch).norm() / alone.norm())
     if not distance <= _TOLERANCE:  # also true for NaN
         raise ModelError(

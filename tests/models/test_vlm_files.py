@@ -135,3 +135,25 @@ def test_a_text_that_depends_on_its_batch_is_refused(clip_folder: Path, monkeypa
     monkeypatch.setattr(clip_vlm, "transformers_tokenise", tokenise_to_the_left)
     with pytest.raises(ModelError, match="depends on the other texts of its batch"):
         load(str(clip_folder))
+
+
+@pytest.mark.parametrize("end", [1, 49407])  # the begin token, and an id that the tokeniser does not have
+def test_a_text_tower_that_finds_no_end_token_is_refused(clip_folder: Path, tmp_path: Path, end: int) -> None:
+    folder = copied(clip_folder, tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = end
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="different texts have the same embedding"):
+        load(str(folder))
+
+
+def test_a_token_that_the_text_tower_does_not_embed_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copied(clip_folder, tmp_path / "clip")
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    rules["added_tokens"].append({"id": len(rules["model"]["vocab"]), "content": "xyzzy", **added})
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    vlm = load(str(folder))
+    assert vlm.encode_texts(["mucin"]).shape == (1, vlm.joint_dim)
+    with pytest.raises(ModelError, match="does not embed"):
+        vlm.encode_texts(["mucin xyzzy"])

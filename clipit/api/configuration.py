@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipit.argument_types import type_name
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import (
     dotted,
@@ -88,13 +89,13 @@ def _check_types(config: object, overrides: object) -> None:
             fix = "pass the result of load_config, not its attribute run"
         raise ConfigError(
             f"a configuration must be the path of a YAML file, the name of a shipped configuration or a result of "
-            f"load_config, not {_type_name(config)}",
+            f"load_config, not {type_name(config)}",
             where="config",
             fix=fix,
         )
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ConfigError(
-            f"overrides must be a dictionary of dotted keys and their values, not {_type_name(overrides)}",
+            f"overrides must be a dictionary of dotted keys and their values, not {type_name(overrides)}",
             where="overrides",
             fix='write, for example, {"training.steps": 200}',
         )
@@ -105,12 +106,6 @@ def _check_types(config: object, overrides: object) -> None:
             where="overrides",
             fix='write, for example, {"training.steps": 200}',
         )
-
-
-def _type_name(value: object) -> str:
-    """Name the type of a value with its article."""
-    name = {"NoneType": "None", "dict": "a dictionary"}.get(type(value).__name__)
-    return name or f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
 
 
 def _path(config: str | Path) -> Path:

@@ -1,9 +1,12 @@
 """Behaviour shared by all functions of the Python API: log messages are printed, and errors are `ClipitError`."""
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
+from clipit.api.configuration import Config, as_config
+from clipit.argument_types import checks_types
 from clipit.errors import ClipitError, machine_errors
 from clipit.progress import show_messages
 
@@ -12,18 +15,23 @@ _Result = TypeVar("_Result")
 
 
 def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: print log messages, and convert errors such as a full disk to `ClipitError`.
+    """Wrap a function: check its arguments, print log messages, and convert errors of the machine to `ClipitError`.
 
     Messages are printed unless the program has configured logging; `logging.getLogger("clipit").setLevel("WARNING")`
     silences them.
     """
+
+    called: Callable[..., _Result] = checks_types(function)
+    names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         show_messages()
         try:
             with machine_errors():
-                return function(*args, **kwargs)
+                if args and names[0] == "config":  # read before the function imports torch
+                    return called(as_config(cast(Config, args[0]), needs_tiles=False), *args[1:], **kwargs)
+                return called(*args, **kwargs)
         except ClipitError as error:
             _shorten_chain(error)
             raise

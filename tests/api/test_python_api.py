@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,63 @@ def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without 
     assert "not a RunConfig" in run and "not its attribute run" in run
     assert "a dictionary of dotted keys and their values, not a str" in overrides
     assert "keys of overrides must be strings, not 1" in key and "names must be text, not 0" in name
+
+
+_WRONG_ARGUMENTS = """
+import sys
+from pathlib import Path
+import clipit
+for name, arguments, options in (
+    ("train", [None], {}), ("predict", [3, "tiles", "out.csv"], {}), ("predict", ["run", None, "out.csv"], {}),
+    ("predict", ["run", ["a.png", None], "out.csv"], {}), ("predict", ["run", "tiles", "o.csv"], {"batch_size": "8"}),
+    ("predict", ["run", "tiles", "out.csv"], {"bf16": "no"}), ("tile_slides", ["slides", []], {}),
+    ("tile_slides", ["slides", "out"], {"extras": "png"}), ("tile_slides", ["slides", "out"], {"mpp": "0.5"}),
+    ("evaluate_external", [Path("run")], {"tiles": ["a.csv"]}), ("probe", ["demo", 7], {}),
+    ("compare", ["demo"], {"agents": 2.5}), ("push_classifier", ["run", None], {}),
+    ("write_pairs", ["demo", "folder", "tar"], {}), ("export_program", [None, "model.onnx"], {}),
+    ("load_classifier", [None], {}), ("load_classifier", ["run"], {"vlm": 3}),
+):
+    loaded = "torch" in sys.modules
+    try:
+        getattr(clipit, name)(*arguments, **options)
+    except clipit.ClipitError as error:
+        print(" ".join(str(error).split()))
+    assert loaded or name == "load_classifier" or "torch" not in sys.modules, name
+"""
+
+
+def test_arguments_of_a_wrong_type_are_errors_that_name_them() -> None:  # without the checks of types of these tests
+    lines = run_program("-c", _WRONG_ARGUMENTS).stdout.splitlines()
+    expected = (
+        "not None", "classifier must be a string, a path or a Classifier, not an int",
+        "inputs must be a string, a path or a list of strings or paths, not None",
+        "inputs must be a string, a path or a list of strings or paths, not a list",
+        "batch_size must be a whole number, not a str", "bf16 must be True or False, not a str",
+        "out must be a string or a path, not a list", "extras must be a list of 'png' or 'h5', not a str",
+        "mpp must be a number or None, not a str", "tiles must be a string, a path, a dictionary or None, not a list",
+        "run must be a string, a path or None, not an int", "agents must be a whole number, not a float",
+        "repository must be a string, not None where: clipit.push_classifier",
+        "format must be 'csv' or 'webdataset', not a str",
+        "classifier must be a Classifier, a string or a path, not None", "path must be a string or a path, not None",
+        "vlm must be a string, a VLMConfig or None, not an int",
+    )  # fmt: skip
+    assert len(lines) == len(expected)
+    for line, words in zip(lines, expected, strict=True):
+        assert words in line, line
+
+
+def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:
+    import pandas as pd
+
+    from clipit.argument_types import checks_types
+
+    @checks_types
+    def taken(paths: Sequence[str | Path], size: int, share: float, quick: bool = False) -> int:
+        return len(paths)
+
+    table = pd.DataFrame({"path": ["a.png", "b.png"]})
+    assert taken(table["path"], np.int64(3), np.float32(0.5), np.True_) == 2
+    assert taken(table["path"].to_numpy(), 3, 1) == 2
 
 
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:

@@ -1,0 +1,106 @@
+"""Check the types of arguments of the Python API, so that a wrong one is an error that names it."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+from clipit.errors import ConfigError
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_WORDS = {
+    str: "a string",
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    type(None): "None",
+}
+_NAMED = {kind.__name__: kind for kind in (str, Path, int, float, bool)} | {"None": type(None)}
+_CHECKED_LATER = {"config", "overrides"}
+"""Configurations and their changes, whose own checks explain how to make them."""
+
+
+def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Wrap a function: raise a `ConfigError` for arguments that do not have the annotated types."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            kinds = list(_alternatives(signature.parameters[name].annotation))
+            if name not in _CHECKED_LATER and not any(_fits(value, kind) for kind in kinds):
+                raise ConfigError(
+                    f"{name} must be {_listed([_describe(kind) for kind in kinds])}, not {type_name(value)}",
+                    where=f"clipit.{function.__name__}",
+                    fix=f"see help(clipit.{function.__name__})",
+                )
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def type_name(value: object) -> str:
+    """Name the type of a value with its article."""
+    name = {"NoneType": "None", "dict": "a dictionary"}.get(type(value).__name__)
+    return name or f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the members of a union; the names in an annotation that is a string stand for their classes."""
+    if isinstance(annotation, str):
+        for name in annotation.split(" | "):
+            yield _NAMED.get(name, name.rpartition(".")[2])
+    elif get_origin(annotation) in (Union, UnionType):
+        yield from get_args(annotation)
+    else:
+        yield annotation
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if isinstance(kind, str):  # a class that is not imported yet
+        return kind in {base.__name__ for base in type(value).__mro__}
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if origin is Mapping:
+        return isinstance(value, Mapping)
+    if origin is Sequence:  # also arrays and columns of tables
+        members = list(_alternatives(get_args(kind)[0]))
+        return (
+            isinstance(value, Iterable)
+            and not isinstance(value, str | bytes | Mapping | os.PathLike)
+            and all(any(_fits(member, one) for one in members) for member in value)
+        )
+    if kind is float:
+        return isinstance(value, Real)
+    if kind is int:
+        return isinstance(value, Integral)
+    if kind is bool:  # also numpy's, and 0 or 1
+        return isinstance(value, Integral) or type(value).__name__ in ("bool", "bool_")
+    if kind is Path:
+        return isinstance(value, os.PathLike)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _describe(kind: Any, plural: bool = False) -> str:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return _listed([repr(value) for value in get_args(kind)])
+    if origin is Sequence:
+        members = [_describe(member, plural=True) for member in _alternatives(get_args(kind)[0])]
+        return f"a list of {_listed(members)}"
+    if origin is Mapping:
+        return "a dictionary"
+    words = _WORDS.get(kind, f"a {kind if isinstance(kind, str) else kind.__name__}")
+    return f"{words.removeprefix('a ')}s" if plural else words
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -1,5 +1,6 @@
 """Bags of features that TRIDENT or CLAM computed (HDF5, one file per slide), with a table of the slides' labels."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from clipit.input_files.spelling import format_pairs, spelled_differently
 from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_checks import (
     check_copies,
+    check_encoders,
     check_owners,
     count_repeated,
     describe_settings,
@@ -27,7 +29,7 @@ from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
-from clipit.tiles.source import ALIASES, check_class_names, check_group_names
+from clipit.tiles.source import ALIASES, DROPPED, check_class_names, check_group_names
 from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import open_table, read_columns
 from clipit.tiles.tileset import TileSet
@@ -104,7 +106,9 @@ class HeldOut:
     seed: int = 0
 
 
-def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> MilBags:
+def bags_of_files(
+    features: Path, table: Path, unit: Unit, held_out: HeldOut, tiles: TilesConfig | None = None
+) -> MilBags:
     """Read bags of slides from feature files and a table with their labels.
 
     Slides without features, features without a row in the table, slides without tiles, and repeated tiles are dropped
@@ -116,19 +120,21 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
         table: Table with the columns slide, label, and optionally group (patient) and split.
         unit: Unit of a bag; a slide of an unknown patient is a patient of its own.
         held_out: Shares of the patients to hold out if the table has no splits.
-        classes: Class names in order; empty for the sorted labels.
+        tiles: Section `tiles`, of which classes, class_map, splits and other_parts apply to the table; None for their
+            defaults.
 
     Raises:
+        ConfigError: A split is named twice.
         DataError: A file or the table is invalid, no slide of the table has features, slides have features of different
             dimensions, a slide is listed twice, names of classes or patients differ in spelling only, or a patient or
             copies of one slide are in two splits.
     """
     files = {path.stem: path for path in find_feature_files([features])}
-    listed = _read_slides(table, files, classes)
+    listed = _read_slides(table, files, tiles or TilesConfig(source="slides", path=str(table)))
     opened_files = _open_files(files, listed.tiles, features)
     opened, dim = opened_files.files, opened_files.dim
-    tiles = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
-    slides = _split(listed.tiles.select(tiles > 0), held_out, table)
+    counts = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
+    slides = _split(listed.tiles.select(counts > 0), held_out, table)
     slide_names = [str(name) for name in slides.ids.tolist()]
     split_of, label_of = (
         dict(zip(slide_names, values.tolist(), strict=True)) for values in (slides.splits, slides.truth)
@@ -139,9 +145,9 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
         *opened_files.notes,
         *check_copies(opened_files.copies, split_of, label_of, table),
     ]
-    if not tiles.all():
-        without_tiles = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
-        count = counted(int((tiles == 0).sum()), "slide without tiles", "slides without tiles")
+    if not counts.all():
+        without_tiles = shortlist([str(name) for name in listed.tiles.ids[counts == 0].tolist()])
+        count = counted(int((counts == 0).sum()), "slide without tiles", "slides without tiles")
         notes.append(f"dropped {count}: {without_tiles}")
     owners = patients(slides.groups, slides.ids)
     own_names = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
@@ -173,9 +179,15 @@ class _ListedSlides:
     notes: tuple[str, ...]
 
 
-def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) -> _ListedSlides:
+def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) -> _ListedSlides:
     """Read the table as a tile set with one row per slide; all slides are in train if the table has no splits."""
-    config = TilesConfig(source="slides", path=str(path), columns={"path": "slide"}, classes=tuple(classes) or None)
+    config = TilesConfig(
+        source="slides",
+        path=str(path),
+        columns={"path": "slide"},
+        classes=options.classes,
+        class_map=options.class_map,
+    )
     table = open_table(path)
     columns = read_columns(path, config, table, ("path", "label", "split", "group"))
     cells = columns["path"]
@@ -189,16 +201,20 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     groups, group_remarks = resolve_missing(
         columns.get("group", [""] * len(cells)), "group", config, path, table.row_name
     )
+    labels, map_remarks = _map_labels(labels, options.class_map, path)
+    classes = options.classes or ()
     if not classes:
         check_class_names([label for label in labels if label], str(path))
     check_group_names([group for group in groups if group], str(path))
-    known = list(classes) or sorted({label for label in labels if label})
-    unknown = sorted({label for label in labels if label and label not in known})
+    known = list(classes) or sorted({label for label in labels if label and label != DROPPED})
+    unknown = sorted({label for label in labels if label and label not in (*known, DROPPED)})
     if unknown:
         raise DataError(
             f"labels that are not classes: {shortlist(unknown)}", where=path, fix="add them to tiles.classes"
         )
-    splits = resolve_splits(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
+    stated_splits = columns.get("split", [""] * len(cells))
+    splits = resolve_splits(stated_splits, options.splits, ALIASES, str(path), options.other_parts)
+    others = Counter(stated or "(none)" for stated, split in zip(stated_splits, splits, strict=True) if not split)
     if alike := spelled_differently(set(names) - files.keys(), files.keys() - {*names}):
         raise DataError(
             "slides of the table and feature files differ only in spelling, such as in leading zeros, which "
@@ -216,7 +232,10 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         )
     without_features = [name for name, present in zip(names, has_features.tolist(), strict=True) if not present]
     unlisted = sorted(files.keys() - {*names})
-    notes = [*label_remarks, *group_remarks]
+    notes = [*label_remarks, *map_remarks, *group_remarks]
+    if others:
+        listed = shortlist([f"{stated}: {count}" for stated, count in sorted(others.items())])
+        notes.append(f"dropped {counted(others.total(), 'slide')} of other splits ({listed})")
     if without_features:
         notes.append(
             f"dropped {counted(len(without_features), 'slide')} of the table without features: "
@@ -226,13 +245,13 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         notes.append(
             f"dropped {counted(len(unlisted), 'feature file')} without a row in the table: {shortlist(unlisted)}"
         )
-    codes = np.array([known.index(label) if label else -1 for label in labels], dtype=np.int64)
+    codes = np.array([known.index(label) if label in known else -1 for label in labels], dtype=np.int64)
     count = len(names)
     tiles = TileSet(
         ids=np.array(names, dtype=object),
         labels=codes,
         truth=codes.copy(),
-        splits=np.array(splits, dtype="<U10"),
+        splits=np.array([split or "train" for split in splits], dtype="<U10"),  # those without a split are dropped
         groups=np.array(groups, dtype=object),
         mpp=np.full(count, np.nan),
         classes=tuple(known),
@@ -241,8 +260,38 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         stamps=np.array([""] * count),
         where=str(path),
     )
-    check_groups(tiles)
-    return _ListedSlides(tiles.select(has_features), tuple(notes))
+    kept = np.array([bool(split) and label != DROPPED for split, label in zip(splits, labels, strict=True)], dtype=bool)
+    if not (kept & has_features).any():
+        raise DataError(
+            "no slide with features remains after mapping splits and labels",
+            where=path,
+            fix="correct tiles.splits or tiles.class_map",
+        )
+    check_groups(tiles.select(kept))
+    return _ListedSlides(tiles.select(kept & has_features), tuple(notes))
+
+
+def _map_labels(labels: Sequence[str], class_map: Mapping[str, str], path: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Replace labels with the classes that they map to, or with `DROPPED` if they map to none, with a note on those.
+
+    Raises:
+        DataError: The mapping names a label that no slide has.
+    """
+    if not class_map:
+        return list(labels), ()
+    counts = Counter(label for label in labels if label)
+    if absent := sorted(class_map.keys() - counts.keys()):
+        raise DataError(
+            f"tiles.class_map names labels that do not occur: {shortlist(absent)}; there are: "
+            f"{shortlist(sorted(counts), 20)}",
+            where=path,
+            fix="correct tiles.class_map (label of the table: class)",
+        )
+    mapped = [class_map.get(label, DROPPED) if label else "" for label in labels]
+    others = {label: count for label, count in sorted(counts.items()) if label not in class_map}
+    listed = shortlist([f"{label}: {count}" for label, count in others.items()])
+    note = f"dropped {counted(sum(others.values()), 'slide')} with labels outside tiles.class_map ({listed})"
+    return mapped, (note,) if others else ()
 
 
 def _slide_of(cell: str) -> str:
@@ -279,6 +328,7 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Ope
     if not any(map(len, slides)):
         raise DataError("no slide has a tile", where=where, fix="use slides with tissue")
     check_owners(slides, where)
+    check_encoders(slides, where)
     repeated = {slide.slide: count_repeated(slide) for slide in slides}
     opened = {
         slide.slide: FeatureFile(slide.path, len(slide) - repeated[slide.slide], repeated[slide.slide])

@@ -8,7 +8,7 @@ import numpy as np
 from clipit.errors import DataError, counted, shortlist
 from clipit.stores.slide_features import SlideFeatures
 
-_SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap")
+_SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap", "custom_downsample", "downsample")
 """Attributes in which TRIDENT and CLAM record how tiles were cut; all slides of a study should have the same."""
 _RECOMPUTE = "compute the features of this slide again"
 
@@ -72,6 +72,25 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
         )
 
 
+def check_encoders(slides: Sequence[SlideFeatures], where: object) -> None:
+    """Refuse features that different models computed; equal dimensions do not make them comparable.
+
+    Raises:
+        DataError: Files state different models.
+    """
+    of_encoder: dict[str, list[str]] = {}
+    for slide in slides:
+        of_encoder.setdefault(slide.encoder, []).append(slide.slide)
+    of_encoder.pop("", None)  # files that do not state it
+    if len(of_encoder) > 1:
+        listed = "; ".join(f"{name}: {len(names)} ({shortlist(names, 3)})" for name, names in of_encoder.items())
+        raise DataError(
+            f"the features of the slides were computed by different models: {listed}",
+            where=where,
+            fix="compute the features of all slides with the same model",
+        )
+
+
 def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
     """Describe tile settings that differ between slides and so make their features hard to compare."""
     notes = []
@@ -79,11 +98,18 @@ def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
         of_value: dict[str, list[str]] = {}
         for slide in slides:
             if setting in slide.attributes:
-                of_value.setdefault(str(slide.attributes[setting]), []).append(slide.slide)
+                of_value.setdefault(_shown(slide.attributes[setting]), []).append(slide.slide)
         if len(of_value) > 1:
             listed = "; ".join(f"{value}: {len(names)} ({shortlist(names, 3)})" for value, names in of_value.items())
             notes.append(f"WARNING: the tiles of the slides differ in {setting}: {listed}")
     return notes
+
+
+def _shown(value: object) -> str:
+    """Format the value of a setting; downsamples of levels, one per axis, differ slightly between slides."""
+    if isinstance(value, list) and value and all(isinstance(each, float) for each in value):
+        value = sum(value) / len(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def check_copies(

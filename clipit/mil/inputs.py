@@ -127,7 +127,7 @@ def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, note
     check_output(config.output)
     held_out = HeldOut(mil.validation_fraction, mil.test_fraction, mil.split_seed)
     files, table = Path(str(mil.h5)), Path(str(mil.slides))
-    bags = bags_of_files(files, table, mil.bags, held_out, config.tiles.classes or ())
+    bags = bags_of_files(files, table, mil.bags, held_out, config.tiles)
     zero_shot = None
     if with_zero_shot:
         _check_joint(bags, workspace)

@@ -44,6 +44,7 @@ class SlideFeatures:
         slide: Name of the slide: the name of the file without suffix.
         coords: Upper left corner of each tile, x and y, in pixels of the slide's finest level.
         attributes: Attributes of `coords`, such as patch_size and patch_level (CLAM) or patch_size_level0 (TRIDENT).
+        encoder: Attribute `encoder` of `features`: the model that computed them; "" if the file does not state it.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class SlideFeatures:
     dim: int
     coords: Int64[np.ndarray, "n 2"]
     attributes: dict[str, Any]
+    encoder: str = ""
 
     def __len__(self) -> int:
         """Return the number of tiles."""
@@ -94,7 +96,9 @@ def open_slide_features(path: Path) -> SlideFeatures:
         values = np.asarray(coords[0] if coords.ndim == 3 else coords[:])
         _check_coords(values, path)
         attributes = {str(_as_json(name)): _as_json(value) for name, value in coords.attrs.items()}
-        return SlideFeatures(path, path.stem, int(arrays["features"].shape[-1]), values.astype(np.int64), attributes)
+        features = arrays["features"]
+        encoder = str(_as_json(features.attrs.get("encoder", "")))
+        return SlideFeatures(path, path.stem, int(features.shape[-1]), values.astype(np.int64), attributes, encoder)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from mil_bags import tiles_of, write_features
 from tiny_models import write_store
 
+from clipit.config.mil import MilConfig
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
+from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files
+from clipit.mil.inputs import read_inputs
 from clipit.mil.tile_store_bags import bags_of_tiles
 from clipit.tiles.tileset import SPLITS
 
@@ -209,4 +214,45 @@ def test_classes_and_patients_of_the_table_that_differ_in_spelling_are_refused(
 ) -> None:
     table = _write(tmp_path, "\n".join(_split_table()).replace(before, after, 1))
     with pytest.raises(DataError, match=f"{what} with almost the same name"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+
+
+def _study(tmp_path: Path, table: str, **tiles: Any) -> MilBags:
+    """The bags that `clipit mil` reads with these keys of the section `tiles`."""
+    path = _write(tmp_path, table)
+    keys = {"name": "t", "prompts": None, "output": str(tmp_path / "out"), "tiles": {"source": "slides", "path": "none", **tiles}}
+    mil = MilConfig(features="h5", h5=str(tmp_path / "h5"), slides=str(path), arms=("mean", "attention"), reference="mean")
+    return read_inputs(RunConfig.model_validate(keys), mil).bags
+
+
+def test_splits_and_classes_of_the_table_are_mapped_as_the_messages_advise(tmp_path: Path) -> None:
+    folds = "\n".join(["slide,label,group,split", *(f"{row},{n // 2}" for n, row in enumerate(_rows()))])
+    with pytest.raises(DataError, match=r"(?s)unknown split values: 0, 1.*tiles\.splits"):
+        _study(tmp_path, folds)
+    splits = {"train": ["0", "1", "2"], "test": ["3", "4"]}
+    with pytest.raises(DataError, match=r"(?s)unknown split values: 5.*other_parts"):
+        _study(tmp_path, folds, splits=splits)
+    bags = _study(tmp_path, folds, splits=splits, other_parts="ignore", class_map={"a": "x", "b": "y"})
+    assert bags.names.tolist() == [f"s{n:02d}" for n in range(10)] and bags.classes == ("x", "y")
+    assert (bags.splits == "test").sum() == 4
+    assert "dropped 2 slides of other splits (5: 2)" in bags.notes
+    three = "\n".join(["slide,label,group,split", *(_split_table()[1:])]).replace("s01.svs,a", "s01.svs,c")
+    bags = _study(tmp_path, three, class_map={"a": "x", "b": "y"}, classes=["y", "x"])
+    assert "s01" not in bags.names.tolist() and bags.classes == ("y", "x")
+    assert "dropped 1 slide with labels outside tiles.class_map (c: 1)" in bags.notes
+    with pytest.raises(DataError, match="tiles.class_map names labels that do not occur: z; there are: a, b, c"):
+        _study(tmp_path, three, class_map={"z": "x"})
+
+
+def test_features_of_different_models_are_refused_and_other_downsamples_are_noted(tmp_path: Path) -> None:
+    table = _write(tmp_path, "\n".join(_split_table()))
+    for number in range(12):
+        with h5py.File(tmp_path / f"h5/s{number:02d}.h5", "r+") as file:
+            file["features"].attrs["encoder"] = "uni_v1"
+            file["coords"].attrs["downsample"] = np.array([4.0, 4.0003]) if number != 3 else np.array([2.0, 2.0])
+    notes = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes
+    assert any("differ in downsample: 4: 11 (s00, s01, s02 and 8 more); 2: 1 (s03)" in note for note in notes)
+    with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
+        file["features"].attrs["encoder"] = "conch_v1"
+    with pytest.raises(DataError, match=r"different models: uni_v1: 11 \(s00.*\); conch_v1: 1 \(s03\)"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)

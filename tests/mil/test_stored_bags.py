@@ -221,7 +221,8 @@ def _study(tmp_path: Path, table: str, **tiles: Any) -> MilBags:
     """The bags that `clipit mil` reads with these keys of the section `tiles`."""
     path = _write(tmp_path, table)
     keys = {"name": "t", "prompts": None, "output": str(tmp_path / "out"), "tiles": {"source": "slides", "path": "none", **tiles}}
-    mil = MilConfig(features="h5", h5=str(tmp_path / "h5"), slides=str(path), arms=("mean", "attention"), reference="mean")
+    files = {"features": "h5", "h5": str(tmp_path / "h5"), "slides": str(path)}
+    mil = MilConfig.model_validate({**files, "arms": ["mean", "attention"], "validation_fraction": 0.4})
     return read_inputs(RunConfig.model_validate(keys), mil).bags
 
 

@@ -220,7 +220,8 @@ def test_classes_and_patients_of_the_table_that_differ_in_spelling_are_refused(
 def _study(tmp_path: Path, table: str, **tiles: Any) -> MilBags:
     """The bags that `clipit mil` reads with these keys of the section `tiles`."""
     path = _write(tmp_path, table)
-    keys = {"name": "t", "prompts": None, "output": str(tmp_path / "out"), "tiles": {"source": "slides", "path": "none", **tiles}}
+    keys: dict[str, Any] = {"name": "t", "prompts": None, "output": str(tmp_path / "out")}
+    keys["tiles"] = {"source": "slides", "path": "none", **tiles}
     files = {"features": "h5", "h5": str(tmp_path / "h5"), "slides": str(path)}
     mil = MilConfig.model_validate({**files, "arms": ["mean", "attention"], "validation_fraction": 0.4})
     return read_inputs(RunConfig.model_validate(keys), mil).bags
@@ -241,7 +242,7 @@ def test_splits_and_classes_of_the_table_are_mapped_as_the_messages_advise(tmp_p
     bags = _study(tmp_path, three, class_map={"a": "x", "b": "y"}, classes=["y", "x"])
     assert "s01" not in bags.names.tolist() and bags.classes == ("y", "x")
     assert "dropped 1 slide with labels outside tiles.class_map (c: 1)" in bags.notes
-    with pytest.raises(DataError, match="tiles.class_map names labels that do not occur: z; there are: a, b, c"):
+    with pytest.raises(DataError, match=r"tiles\.class_map names labels that do not occur: z; there are: a, b, c"):
         _study(tmp_path, three, class_map={"z": "x"})
 
 

@@ -1,8 +1,8 @@
 """Report the images that a process was reading when it crashed.
 
 A crash in a decoder, or the system's out-of-memory killer, ends the process without an exception. Reading threads
-therefore note their current image in shared memory, and a small watcher process, which waits for the end of this one,
-prints the remaining notes.
+therefore note their current image in shared memory. A small watcher process waits until this process ends, and prints
+the remaining notes.
 """
 
 import mmap
@@ -17,7 +17,7 @@ from itertools import count
 from typing import IO
 
 _SLOTS, _BYTES = 128, 512
-"""Number of notes and bytes per note; additional threads share the notes."""
+"""Number of notes, and bytes per note. If there are more threads than notes, several threads share a note."""
 _WATCH = f"""
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -28,8 +28,8 @@ notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") f
 if notes:
     shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
     print("error: a signal ended the process while it read these images\\n  where: " + shown +
-          "\\n  to do: unless you stopped it yourself: if it ends at the same image again, replace this file, which "
-          "crashes a decoder; if memory ran out, read with fewer threads", file=sys.stderr)
+          "\\n  to do: if you did not stop it yourself, run it again; if it ends at the same image, that file crashes "
+          "a decoder: replace it; if memory ran out, read with fewer threads", file=sys.stderr)
 """
 
 
@@ -48,7 +48,7 @@ class _Watch:
         )  # fmt: skip
 
     def note(self, text: str) -> None:
-        """Note the image that this thread reads; "" for none."""
+        """Note the image that this thread reads; "" clears the note."""
         slot = getattr(self._local, "slot", None)
         if slot is None:
             slot = self._local.slot = next(self._numbers) % _SLOTS
@@ -73,7 +73,7 @@ def watch_reading() -> None:
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note the image that is read in this block; without effect outside commands.
+    """Note the image that is read in this block; this has no effect outside commands.
 
     Args:
         where: File of the image, or zip and member.
@@ -97,7 +97,7 @@ def _get_watch() -> _Watch | None:
             if _watch is None and _enabled:
                 try:
                     _watch = _Watch()
-                except OSError:  # no memory, processes or temporary folder: read without it
+                except OSError:  # no memory, processes or temporary folder: read without a watcher
                     _enabled = False
     return _watch
 

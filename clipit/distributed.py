@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(hours=12)  # while another process builds an artefact
+_TIMEOUT = timedelta(hours=12)  # longest wait for another process to build an artefact
 _claims = count()  # every process calls `claim` in the same order
 
 
@@ -61,8 +61,8 @@ class Processes:
     def claim(self, items: Sequence[T]) -> Iterator[T]:
         """Yield items that no other process has claimed, so that faster processes get more of them.
 
-        All processes call this with the same items, in the same order of calls. Which items a process gets depends on
-        its speed, so results must not depend on the process.
+        All processes must make the same calls in the same order. Which items a process gets depends on its speed, so
+        results must not depend on the process.
         """
         if self.count == 1:
             yield from items
@@ -141,7 +141,7 @@ def check_launch(count: int) -> None:
 
 @cache
 def get_processes() -> Processes:
-    """Join the process group that Accelerate or torchrun started; without one, run as a single process.
+    """Join the process group that Accelerate or torchrun started, or run as a single process if there is none.
 
     Raises:
         LaunchError: The launcher did not start the requested processes (see `check_launch`).
@@ -152,7 +152,8 @@ def get_processes() -> Processes:
     keep_freed_memory()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # unlike Accelerator, PartialState does not read it
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Imported later (by open_clip), its default arguments keep the group alive until exit; see `_leave_group`.
+        # Import this before the group exists. If open_clip imported it later, the default arguments of its functions
+        # would keep the group alive until exit; see `_leave_group`.
         import torch.distributed.nn.functional  # noqa: F401
 
         state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_TIMEOUT).to_kwargs())
@@ -185,8 +186,8 @@ def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Pa
     Args:
         kind: Kind of the artefact, which is the first part of the folder's name.
         inputs: JSON-like inputs that determine its content; their fingerprint is the second part of the name.
-        make: Function called in every process with the folder to write to, which may contain files of a killed attempt;
-            it returns facts (such as row counts) for the manifest.
+        make: Function called in every process with the folder to write to, which may contain files of an interrupted
+            attempt; it returns facts (such as row counts) for the manifest.
     """
     processes = get_processes()
     folder = artifact_folder(root, kind, inputs)

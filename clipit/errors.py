@@ -15,11 +15,11 @@ from clipit.crash_watch import watch_reading
 from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Disk full, over quota or read-only; a file where a folder is needed; name too long."""
+"""Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long."""
 
-_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
-"""Parts of messages of torch (GPU and CPU), faiss and safetensors."""
+"""Parts of the out-of-memory messages of torch (GPU and CPU), faiss and safetensors."""
 _BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
 
 
@@ -97,7 +97,7 @@ def counted(number: int, one: str, several: str = "") -> str:
 
 
 def as_note(text: str) -> str:
-    """Mark a remark as a note, unless it is marked as a warning."""
+    """Prefix a remark with `note:`, unless it starts with WARNING."""
     return text if text.startswith("WARNING") else f"note: {text}"
 
 
@@ -130,7 +130,7 @@ def disk_errors(where: object) -> Iterator[None]:
         ) from error
     except ClipitError:
         raise
-    except IsADirectoryError as error:  # of a rename, the second name is the target
+    except IsADirectoryError as error:  # for a rename, filename2 is the target
         raise ArtifactError(
             "cannot write this file: there is a folder of the same name",
             where=error.filename2 or error.filename or where,

@@ -22,11 +22,11 @@ def keep_freed_memory() -> None:
     step. With small tiles on a CPU, this takes a fifth of the step's time. Results do not change. Thresholds that the
     user has set in the environment are left unchanged.
     """
-    own = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
-    if sys.platform != "linux" or own & os.environ.keys():
+    user_settings = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
+    if sys.platform != "linux" or user_settings & os.environ.keys():
         return
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # musl has none
+    if hasattr(library, "mallopt"):  # missing in musl
         library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
 
@@ -68,6 +68,6 @@ def _cgroup_memory(root: Path) -> Iterable[int]:
             try:
                 allowed, used = (int((folder / name).read_text()) for name in (limit, usage))
                 statistics = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no limit ("max"), or a group that this process cannot see
+            except (OSError, ValueError):  # no limit ("max"), or a group that this process cannot read
                 continue
             yield max(allowed - used + int(statistics.get(cache, 0)), 0)

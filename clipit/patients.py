@@ -1,4 +1,4 @@
-"""Find the patient of a tile, slide or report: the TCGA barcode in its name or, without one, its group."""
+"""Find the patient of a tile, slide or report, from its group or from a TCGA barcode in its name."""
 
 import re
 
@@ -37,7 +37,7 @@ def all_patients_in(text: str) -> set[str]:
 
 
 def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Return the patient (or slide) of each tile, from its group or, without one, from its id; "" if unknown."""
+    """Return the patient (or slide) of each tile, from its group or, if that is empty, from its id; "" if unknown."""
     names, rows = np.unique(groups, return_inverse=True)
     result = np.asarray([patient(name) for name in names.tolist()], dtype=object)[rows]
     nameless = np.flatnonzero(result == "")

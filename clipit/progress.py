@@ -181,7 +181,7 @@ class RunCounter:
         """Count a finished run, timed since the previous one, and return `3 of 35, about 20 minutes left`.
 
         Args:
-            kept: Whether the run had been finished earlier, so that its time is ignored.
+            kept: Whether an earlier command finished the run; its time is then ignored.
         """
         now = time.monotonic()
         if not kept:

@@ -1,12 +1,12 @@
 """Import hook for a torchvision build that does not match torch (a CUDA wheel with a CPU torch, or the reverse).
 
-Such a torchvision fails on import with "operator torchvision::nms does not exist", and with it timm, open_clip, peft
-and the `accelerate` command. Its transforms and models work once the two missing operator schemas are declared.
-Because `accelerate` itself is affected, the hook has to run before any project code: this file copies itself into
-site-packages with a `.pth` line, and runs when torchvision is first imported. It does nothing if torchvision's own
-library loads.
+Importing such a torchvision fails with "operator torchvision::nms does not exist", and so do timm, open_clip, peft and
+the `accelerate` command. The transforms and models of torchvision work once the two missing operator schemas are
+declared. Because `accelerate` itself is affected, the hook has to be active before any project code runs: `main` copies
+this file into site-packages, with a `.pth` file that imports it when Python starts. The hook runs at the first import
+of torchvision, and does nothing if torchvision's own library loads.
 
-`python -m clipit.torchvision_hook` installs it if, and only if, a plain `import torchvision` fails in this way.
+`python -m clipit.torchvision_hook` installs the hook only if a plain `import torchvision` fails in this way.
 """
 
 import importlib.abc

@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def installed(names: Collection[str]) -> dict[str, str]:
-    """Return the versions of these distributions, without those that are not installed."""
+    """Return the versions of the named distributions; those that are not installed are omitted."""
     versions = {}
     for name in names:
         try:
@@ -41,7 +41,7 @@ def package_version() -> str:
 def git_commit() -> str:
     """Return the commit of this package's checkout, with `+` for local changes; "" outside a checkout."""
     package = Path(__file__).resolve().parent
-    if not (package.parent / ".git").exists():  # git would describe a repository that contains the environment
+    if not (package.parent / ".git").exists():  # git would describe a repository around the environment
         return ""
     command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:

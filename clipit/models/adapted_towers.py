@@ -31,7 +31,7 @@ _PROJECTIONS = re.compile(
     r"|visual_head\..*|text\.pooler\..*"  # KEEP, whose text tower ends with BERT's pooler
     r"|(vision_head|language_head)\..*"  # MUSK
 )
-"""Names of the weights of the projections into the joint space."""
+"""Pattern of the names of the weights that project into the joint space."""
 
 
 class AdaptedTowers(nn.Module):
@@ -42,7 +42,7 @@ class AdaptedTowers(nn.Module):
         network: Module of the VLM, with LoRA layers if `tuning` is `lora`.
         tuning: Kind of trained weights: `lora`, `full` or `projection`.
         trained_towers: Names of the trained towers.
-        logit_scale: Logarithm of the factor of cosine similarities; the VLM's own parameter if it has one.
+        logit_scale: Logarithm of the factor that multiplies cosine similarities; the VLM's own parameter if it has one.
     """
 
     def __init__(self, towers: Towers, network: nn.Module, tuning: Tuning, trained_towers: tuple[Tower, ...]) -> None:
@@ -70,7 +70,8 @@ class AdaptedTowers(nn.Module):
 
         With `full`, dropout is active in the layers with trained weights. Otherwise it is active only inside the
         adapters: frozen weights cannot adjust to dropout, and their embeddings are used without it. Batch
-        normalisation keeps its running statistics, because those of a micro-batch would differ from the batch's.
+        normalisation keeps its running statistics, because the statistics of a micro-batch would differ from those
+        of the whole batch.
         """
         super().train(mode)
         trained = _parts_with_trained_weights(self.network) if self.tuning == "full" else frozenset()
@@ -120,7 +121,7 @@ def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
 
 
 def log_scale(towers: Towers) -> nn.Parameter:
-    """Return the module's own `logit_scale` if it holds the towers' scale, otherwise a new parameter of this value."""
+    """Return the module's `logit_scale` if it equals the towers' scale, otherwise a new parameter with that value."""
     module_scale = getattr(towers.module, "logit_scale", None)
     if (
         isinstance(module_scale, nn.Parameter)
@@ -225,9 +226,9 @@ def _unfreeze(towers: Towers, trained_towers: Sequence[Tower], tuning: Tuning) -
 
 
 def _usable_layers(towers: Towers, tower: Tower) -> set[str]:
-    """Return the names of the modules that a tower calls and whose own weights its embeddings depend on.
+    """Return the names of the modules that a tower calls and whose own weights affect its embeddings.
 
-    Updates of other layers would have no effect, because the layer's weight is read without calling the layer (such as
+    An update of any other layer would have no effect: its weight is read without calling the layer (such as
     the output projection in PyTorch's attention), or its output is not used (such as CoCa's pooling for captions).
     """
     called: set[str] = set()
@@ -300,7 +301,7 @@ def _check_reach(adapted: AdaptedTowers) -> None:
 
 @contextmanager
 def _noise(weights: list[nn.Parameter]) -> Iterator[None]:
-    """Replace weights of zero by small random values within the block."""
+    """Replace zero weights with small random values within the block."""
     generator = torch.Generator().manual_seed(2)
     for weight in weights:
         weight.data += 1e-3 * torch.randn(weight.shape, generator=generator).to(weight)
@@ -323,6 +324,6 @@ def _embed_trial_inputs(towers: Towers, tower: Tower) -> Tensor:
 
 
 def _scalar(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Return a random linear combination; the sum of squares of normalised embeddings would be constant."""
+    """Return a random linear combination, because the sum of squares of normalised embeddings would be constant."""
     noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1))
     return (embeddings * noise.to(embeddings)).sum()

@@ -139,7 +139,7 @@ def _family(name: str) -> Loader:
 
 
 def _check(spec: ModelSpec, trunk: Trunk, pooling: Pooling, config: BackboneConfig) -> None:
-    """Check the loaded model against its table entry, with the number of features only for the entry's pooling."""
+    """Check the loaded model against its table entry; `dim` is checked only if the pooling is the entry's."""
     loaded: dict[str, Any] = {"pixels": trunk.native_pixels, "mean": trunk.preprocess.mean, "std": trunk.preprocess.std}
     if pooling == spec.pooling:
         loaded["dim"] = trunk.dim

@@ -101,7 +101,8 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Parse the data type of a backbone's weights: `float32` (`fp32`) or `bfloat16` (`bf16`).
 
     Raises:
-        ModelError: The type is not supported, or is float16, which cannot hold the activations of pathology backbones.
+        ModelError: The type is not supported, or is float16, whose range is too small for the activations of
+            pathology backbones.
     """
     names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
     known = dtype if isinstance(dtype, torch.dtype) else names.get(dtype)

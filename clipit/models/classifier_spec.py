@@ -3,10 +3,10 @@
 `config.json` and `model.safetensors` are in the format of the package that loads the backbone (`loader`). A plain
 export (`plain`) is an ordinary timm model, which timm and transformers' image-classification pipeline load without
 this package. It needs a timm backbone, timm's own pooling (`cls` but not `cls_mean`) and the linear head. All other
-exports store their head in `heads.safetensors`. Of these, ViT and DINOv2 backbones of transformers with the linear head
-are also written as transformers' own image classifiers, which its pipeline opens; all others (late fusion, other
-models) are loaded by `load_classifier` alone. `export_note` in `clipit.json` states which case applies. The projector
-and the prompts are never part of the files that timm or transformers read.
+exports store their head in `heads.safetensors`. Among these, ViT and DINOv2 backbones of transformers with the linear
+head are also written as transformers' own image classifiers, which the same pipeline opens. Only `load_classifier`
+loads the rest (late fusion, other models). `export_note` in `clipit.json` states which case applies. The projector and
+the prompts are never part of the files that timm or transformers read.
 
 `README.md` is the classifier's card. It has no checksum, because every evaluation of the run rewrites it, and no loader
 reads it.
@@ -58,19 +58,19 @@ class ClassifierSpec:
     Attributes:
         classes: Class names, in the order of the logits.
         head: Head of the student in training.
-        projector_layers: Layers of the projector; 0 if trained without text, which rules out zero-shot classification.
+        projector_layers: Number of layers of the projector; 0 without text in training, and so without zero-shot use.
         plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
         mpp: Expected micrometres per pixel; None if unknown.
-        vlm: `VLM.describe()` of the VLM whose joint space it predicts.
+        vlm: `VLM.describe()` of the VLM whose joint space the projector predicts.
         prompts: Class names of each cached prompt set.
         provenance: Run, configuration and versions, as passed by the caller.
         loader: Package in whose format the backbone is saved.
         pooling: Token pooling by clipit; `default` leaves pooling to the package.
         remote_code: Whether Python code next to the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
-        files: SHA-256 of every other file but the card, by path in the folder.
-        tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if they differ in size or unknown.
-        mpp_assumed: Whether `mpp` is the backbone's, because no training tile stated its own.
+        files: SHA-256 of every other file except the card, by path in the folder.
+        tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if unknown or not uniform.
+        mpp_assumed: Whether `mpp` is the value that the backbone expects, because no training tile had a stated mpp.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -122,7 +122,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
-    """Write `clipit.json`, with the SHA-256 of every other file of the folder but the card, and of itself."""
+    """Write `clipit.json`, with a digest of its own keys and the SHA-256 of every other file except the card."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: file_sha256(folder / name) for name in names if name not in (DESCRIPTION, CARD)}
     values = json.loads(json.dumps({"format": FORMAT, **asdict(replace(spec, files=files))}, default=str))
@@ -138,7 +138,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
         check_files: Whether the files must exist.
 
     Raises:
-        ModelError: The folder holds no classifier, is incomplete or damaged, or was written by a different version.
+        ModelError: The folder contains no classifier, is incomplete or damaged, or was written by a different version.
     """
     file = folder / DESCRIPTION
     if not file.is_file():
@@ -198,7 +198,7 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
     """Check the tensors of `heads.safetensors` and `zero_shot.safetensors` against the description.
 
     Raises:
-        ModelError: A tensor is not finite, or does not fit the number of classes, the features or the joint space.
+        ModelError: A tensor is not finite, or does not match the number of classes, the features or the joint space.
     """
     check_finite_weights(tensors, where)
     joint = tensors.get("projector.weight", tensors.get("projector.2.weight"))
@@ -218,7 +218,7 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
     if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
         misfits.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
     if misfits:
-        raise ModelError(f"the weights do not fit the description: {shortlist(misfits)}", where=where, fix=COPY_AGAIN)
+        raise ModelError(f"the weights do not match the description: {shortlist(misfits)}", where=where, fix=COPY_AGAIN)
 
 
 def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:

@@ -63,7 +63,7 @@ def clip_towers(source: str) -> Towers:
     problems += mismatches(report.get("mismatched_keys", ()))
     if problems:  # transformers would keep random weights
         raise ModelError(
-            f"the weights do not fit a CLIP model: {shortlist(problems)}",
+            f"the weights do not match a CLIP model: {shortlist(problems)}",
             where=source,
             fix="use a folder or hub id written by CLIPModel.save_pretrained",
         )
@@ -71,7 +71,7 @@ def clip_towers(source: str) -> Towers:
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
-        # loaded again, because tokenising stores truncation and padding in a tokeniser
+        # load a fresh tokeniser, because tokenising has stored truncation and padding in the first one
         AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options).save_pretrained(folder)
         if local:
             shutil.copyfile(Path(source) / _PROCESSOR, folder / _PROCESSOR)
@@ -104,6 +104,6 @@ def _patch_tokens(model: Any, pixels: Tensor) -> Tensor:
 
 
 def _projected(output: Any) -> Tensor:
-    """Return the projected embedding; transformers 4 returns it, 5 an output with it as `pooler_output`."""
+    """Return the projected embedding: the output itself in transformers 4, its `pooler_output` in transformers 5."""
     embeddings: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return embeddings

@@ -22,7 +22,7 @@ from clipit.models.towers import Towers, transformers_token_counter
 from clipit.models.weights import read_tensors
 
 WEIGHTS = "pytorch_model.bin"
-_NOT_RELEASED = "text_decoder."  # unused; the weights of the caption decoder are not published
+_NOT_RELEASED = "text_decoder."  # prefix of the caption decoder's weights, which are unused and not published
 
 
 def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
@@ -31,12 +31,12 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     `image` applies the contrastive projection and `raw` omits it; neither normalises embeddings.
 
     Args:
-        spec: Entry of CONCH in the table; `loader["config"]` is the name of one of the package's configurations, or a
-            mapping.
+        spec: Entry of CONCH in the table; `loader["config"]` is the name of one of the package's configurations, or the
+            configuration itself.
         path: Checkpoint or the folder that contains it; None downloads it from the gated repository.
 
     Raises:
-        ModelError: The package or the checkpoint is missing, or the weights do not fit.
+        ModelError: The package or the checkpoint is missing, or the weights do not match.
     """
     if importlib.util.find_spec("conch") is None:
         raise ModelError(
@@ -57,9 +57,9 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     unfit += [f"{name} is unknown" for name in report.unexpected_keys if not name.startswith(_NOT_RELEASED)]
     if unfit:  # the package would keep random values
         raise ModelError(
-            f"the weights do not fit CONCH: {shortlist(unfit)}",
+            f"the weights do not match CONCH: {shortlist(unfit)}",
             where=file,
-            fix=f"use the released {WEIGHTS}, or the name of the other model",
+            fix=f"use the released {WEIGHTS}, or set vlm.name to the model that this file belongs to",
         )
     tokenizer = conch_tokenizer()
     length = int(model.context_length)

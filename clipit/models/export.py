@@ -35,7 +35,7 @@ from clipit.models.weights import write_tensors
 from clipit.output_files.artifacts import whole_folder, write_json
 from clipit.versions import versions
 
-_TOLERANCE = 1e-4  # relative to the largest logit (at least 1), in float32
+_TOLERANCE = 1e-4  # largest difference allowed, relative to the largest logit (at least 1), in float32
 _SOURCE_KEYS = {
     # keys of timm's pretrained_cfg that describe the original weights, or are stated elsewhere in config.json
     "architecture", "url", "hf_hub_id", "hf_hub_filename", "file", "source", "state_dict", "custom_load",
@@ -96,7 +96,7 @@ def export_classifier(
 def _check_place(folder: Path) -> None:
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ArtifactError(
-            "the folder holds something other than a classifier",
+            "the folder contains something other than a classifier",
             where=folder,
             fix="delete it, or choose a different folder",
         )
@@ -197,7 +197,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
 
 
 def _timm_config(model: Any, spec: TimmSpec, classes: Sequence[str]) -> dict[str, Any]:
-    """Build the configuration in timm's hub format; transformers passes num_classes, so `model_args` must not."""
+    """Build the configuration in timm's hub format; `model_args` omits num_classes, which transformers passes."""
     config: dict[str, Any] = {
         "architecture": spec.architecture,
         "num_classes": len(classes),

@@ -19,7 +19,7 @@ class Upload:
 
     Attributes:
         repository: Repository on the hub, `owner/name`.
-        files: Files to upload with their sizes in bytes: those of the export, and the card.
+        files: Sizes in bytes of the exported files and the card, by file name.
         private: Whether a new repository is private.
     """
 
@@ -54,11 +54,11 @@ class Upload:
 def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a classifier: a local one, or the downloaded files of a repository on the hub.
 
-    A local path takes precedence. For the folder of a run, that of its classifier is returned. Only the files that
-    `clipit.json` lists are downloaded.
+    A local path takes precedence. For the folder of a run, the classifier folder inside it is returned. Only the files
+    that `clipit.json` lists are downloaded, with the card.
 
     Args:
-        name: Local folder of a classifier or of a run with one, or repository as `owner/name`.
+        name: Local folder of a classifier or of a finished run, or a repository as `owner/name`.
         revision: Branch, tag or commit of the repository; None for its main branch.
 
     Raises:
@@ -73,7 +73,7 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     shown, hint = (
-        f"{name} (no such folder, so a repository on the hub)",
+        f"{name} (no such folder, so it is looked up on the hub)",
         "If you mean a local folder, correct its path.",
     )
     with foreign_errors(shown, name, hint):
@@ -93,7 +93,7 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
     """Check a classifier and list what would be uploaded.
 
     Args:
-        folder: Folder of a classifier, or of a run with one.
+        folder: Folder of a classifier or of a finished run.
         repository: Repository on the hub, as `owner/name`.
         private: Whether a new repository is private.
 
@@ -110,7 +110,7 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
         raise ArtifactError(
             f"this classifier has no card ({CARD})",
             where=folder,
-            fix="run clipit evaluate with the run's configuration, which writes it, or write one yourself",
+            fix="run clipit evaluate with the run's configuration to write the card, or write one yourself",
         )
     names = [CARD, DESCRIPTION, *sorted(name for name in spec.files if (folder / name).is_file())]
     sizes = {name: (folder / name).stat().st_size for name in names}
@@ -123,7 +123,7 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
     Args:
         upload: Result of `plan_upload`.
         accept: Function that returns whether the user agrees to the upload.
-        permitted: Whether the user has permission from the holders of licences that do not permit sharing.
+        permitted: Whether the licence holders have given permission, where a licence does not permit sharing.
 
     Returns:
         Address of the repository.

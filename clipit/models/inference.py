@@ -262,7 +262,7 @@ class Classifier:
             vectors = torch.from_numpy(np.atleast_2d(np.asarray(prompts, dtype=np.float32)))
             if vectors.ndim != 2 or vectors.shape[1] != self.joint_dim or not len(vectors):
                 raise DataError(
-                    f"embeddings of shape {prompts.shape} do not fit the joint space of {self.joint_dim} dimensions",
+                    f"embeddings of shape {prompts.shape} do not match the joint space of {self.joint_dim} dimensions",
                     where=f"prompts[{name!r}]",
                     fix="embed the texts with the VLM that the classifier was trained with",
                 )
@@ -273,12 +273,12 @@ class Classifier:
         return self._text_vlm().encode_prompts(texts).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Return the configuration of the caller's VLM, or of the one used in training if embedded or in the table.
+        """Return the configuration of the caller's VLM, or of the training's VLM if that is embedded or in the table.
 
         If the training's VLM is in the table, a folder passed by the caller is loaded according to that entry.
 
         Raises:
-            ModelError: The caller passed no VLM, and the classifier's file names one that is neither embedded nor in
+            ModelError: The caller passed no VLM, and the classifier's file names a VLM that is neither embedded nor in
                 the table. The file of an untrusted classifier could name any model.
         """
         from clipit.models.vlm_specs import VLMS
@@ -312,7 +312,7 @@ class Classifier:
                 raise ModelError(
                     f"new prompts need the VLM {name}, which cannot be loaded:\n{error}",
                     where="zero_shot",
-                    fix="load_classifier(..., vlm=NAME_OR_FOLDER), cached prompts (prompts=None), "
+                    fix="use load_classifier(..., vlm=NAME_OR_FOLDER), cached prompts (prompts=None), "
                     "or embeddings instead of texts",
                 ) from error
             if vlm.fingerprint != self.spec.vlm["fingerprint"]:
@@ -320,7 +320,7 @@ class Classifier:
                     f"{name} (fingerprint {vlm.fingerprint}) is not the VLM used in training "
                     f"({trained_with}, {self.spec.vlm['fingerprint']})",
                     where="zero_shot",
-                    fix="load_classifier(..., vlm=NAME_OR_FOLDER) with the same weights and preprocessing",
+                    fix="use load_classifier(..., vlm=NAME_OR_FOLDER) with the same weights and preprocessing",
                 )
             self._vlm = vlm
         return self._vlm
@@ -343,8 +343,8 @@ def load_classifier(
         path: Folder of a run or its folder `classifier/`, or a repository on the Hugging Face Hub (`owner/name`); a
             folder of that name takes precedence.
         device: Device of the model; by default the GPU, if available.
-        vlm: Name, folder or configuration of the VLM that it was trained with. Needed only for new prompt texts, unless
-            that VLM is embedded or listed in the table of VLMs.
+        vlm: Name, folder or configuration of the VLM that the classifier was trained with. It is needed only for new
+            prompt texts, and not if that VLM is embedded or listed in the table of VLMs.
         dtype: Data type of the backbone: `float32` (the default) or `bfloat16`, which needs half of the memory and is
             faster on most GPUs; heads and outputs are float32.
         compile: Whether to compile the network with `torch.compile`, which can take minutes.

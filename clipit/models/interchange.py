@@ -32,7 +32,7 @@ INPUT, OUTPUT = "pixels", "logits"
 """Names of the input and the output of an exported program."""
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_LARGE = 1.8e9  # bytes of weights, above which an ONNX file keeps them in a second file; its limit is 2 GiB
+_LARGE = 1.8e9  # bytes; larger weights go into a second file, because an ONNX file is limited to 2 GiB
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ExportedProgram:
 
     Attributes:
         path: The program; ONNX weights above 1.8 GB are stored next to it in `<file>.data`.
-        description: JSON file next to it, with classes, preprocessing and the comparison of logits.
+        description: JSON file next to the program, with classes, preprocessing and the comparison of logits.
         differences: Largest logit difference for each test input.
         allowed: Largest logit difference allowed.
     """

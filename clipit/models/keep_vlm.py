@@ -1,6 +1,6 @@
 """KEEP, loaded with the Python code of its own repository, if the user trusts that code.
 
-Tested with code and files in the layout of the release and random weights; not tested with the released weights.
+Tested with random weights, and code and files in the layout of the release; not tested with the released weights.
 """
 
 import shutil
@@ -64,7 +64,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
                 where=path,
                 fix=f"use a folder with all files of {spec.page}",
             )
-    with foreign_errors(spec.name, None if path else spec.source, "Its code may ask for other package versions.", path):
+    with foreign_errors(spec.name, None if path else spec.source, "Its code may need other package versions.", path):
         from transformers import AutoTokenizer
 
         model = _build(source)
@@ -79,7 +79,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
     missing = [key for key in report.missing_keys if not key.endswith("position_ids")]
     if missing:
         raise ModelError(
-            f"the weights do not fit {spec.name}; missing: {shortlist(missing)}",
+            f"the weights do not match {spec.name}; missing: {shortlist(missing)}",
             where=file,
             fix=f"copy all files of {spec.page} into one folder",
         )

@@ -22,7 +22,7 @@ class ModelLicence:
     """Licence of a classifier's backbone, or of a VLM that it was trained with.
 
     Attributes:
-        role: `backbone`, whose adapted weights are part of the classifier, or `VLM`, used for its pairs or targets.
+        role: `backbone`, whose adapted weights the classifier contains, or `VLM`, which provided its pairs or targets.
         model: Name of the model, without local paths.
         licence: Licence in clipit's model tables; `unknown` for other models.
         page: Page of the model; "" if unknown.
@@ -39,7 +39,7 @@ class ModelLicence:
 
     @property
     def identifier(self) -> str:
-        """Identifier in a card's field `license`; `other` for licences without one."""
+        """Identifier in a card's field `license`; `other` if the licence has no identifier."""
         return _IDENTIFIERS.get(self.licence, OTHER)
 
     @property

@@ -190,7 +190,7 @@ def errors_only(*names: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars, and its reports on weights, which callers report as errors."""
+    """Silence transformers' progress bars and its reports on weights; callers raise errors for unmatched weights."""
     from transformers.utils import logging as messages
 
     messages.disable_progress_bar()
@@ -204,7 +204,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @cache
 def hub_is_reachable() -> bool:
-    """Check whether the hub responds at all; the result is cached per process."""
+    """Check whether the hub responds; the result is cached per process."""
     responded = threading.Event()
 
     def send_request() -> None:

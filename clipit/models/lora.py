@@ -32,7 +32,7 @@ _PATCH_PARENTS = {"patch_embed", "patch_embeddings"}
 _PATCHES = {"proj", "projection"}
 _PATCH_LAYERS = {"patch_embed", "patch_embedding", "patch_embeddings"}  # CLIP and DINOv3 in transformers
 _EXPERTS = {"A", "B"}
-"""Image and text expert of a layer of MUSK."""
+"""Names of the image and text experts in a layer of MUSK."""
 _KINDS = ("qkv", "projection", "mlp", "patch_embed", "conv")
 _DEFAULT = LoraConfig().targets
 
@@ -137,7 +137,7 @@ def add_lora(
         base_name: Name of the base model to record in the adapter.
 
     Raises:
-        ModelError: There are no targets, a target matches nothing, or peft cannot adapt a layer.
+        ModelError: There are no targets, a target matches no layer, or peft cannot adapt a layer.
     """
     import peft
 
@@ -205,7 +205,7 @@ def _inject(module: nn.Module, settings: "peft.LoraConfig", hint: str) -> Any:
 def check_gradients(module: nn.Module) -> None:
     """Check after the first backward pass that every LoRA layer has received a gradient.
 
-    The gradient of factor A is zero while factor B is zero, as at the start, so only that of B must be non-zero.
+    Factor B is zero at the start, which makes the gradient of factor A zero; only that of B must be non-zero.
 
     Raises:
         ModelError: Some layers received no gradient; a layer whose weight is read without calling it cannot be adapted.

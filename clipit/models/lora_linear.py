@@ -52,9 +52,9 @@ def adapted_linear(adapter: LoraLayer, x: Tensor, weight: Tensor, bias: Tensor |
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, *, scale: float) -> Tensor:
     """Return x W^T + b + s (x A^T) B^T (Hu et al., arXiv 2106.09685, equation 3), with gradients of x, A and B.
 
-    The update is added in place to the output and to the gradient of x, the scale is applied to the r-wide factor, and
-    the gradients of A and B are computed as products whose long dimension is contiguous, which is two to three times as
-    fast on CPUs. The frozen weight and bias receive no gradient.
+    The update is added in place to the output and to the gradient of x, and the scale is applied to the r-wide factor.
+    The gradients of A and B are computed as products whose long dimension is contiguous, which is two to three times
+    as fast on CPUs. The frozen weight and bias receive no gradient.
 
     Args:
         x: Features, float [..., in].
@@ -82,19 +82,19 @@ class _LoraLinear(torch.autograd.Function):
         output.addmm_(narrow, up.t(), alpha=scale)
         context.save_for_backward(rows, weight, down, up, narrow)
         context.scale, context.shape = scale, x.shape
-        return output.view(*x.shape[:-1], len(weight))  # also of an empty batch
+        return output.view(*x.shape[:-1], len(weight))  # for an empty batch, -1 would be ambiguous
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, down, up, narrow = context.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1])
-        of_x = of_down = of_up = None
+        grad_x = grad_down = grad_up = None
         if context.needs_input_grad[4]:
-            of_up = ((narrow * context.scale).t() @ gradient).t()
-        of_narrow = (gradient @ up).mul_(context.scale)
+            grad_up = ((narrow * context.scale).t() @ gradient).t()
+        grad_narrow = (gradient @ up).mul_(context.scale)
         if context.needs_input_grad[3]:
-            of_down = of_narrow.t() @ rows
+            grad_down = grad_narrow.t() @ rows
         if context.needs_input_grad[0]:
-            of_x = (gradient @ weight).addmm_(of_narrow, down).view(context.shape)
-        return of_x, None, None, of_down, of_up, None
+            grad_x = (gradient @ weight).addmm_(grad_narrow, down).view(context.shape)
+        return grad_x, None, None, grad_down, grad_up, None

@@ -54,7 +54,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         path: Weights file or the folder that contains it; None downloads it from the gated repository.
 
     Raises:
-        ModelError: Packages or weights are missing, or the weights do not fit.
+        ModelError: Packages or weights are missing, or the weights do not match.
     """
     absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
@@ -77,7 +77,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         processor = optional_module("sentencepiece").SentencePieceProcessor(model_file=str(model_file))
     if report.missing_keys:
         raise ModelError(
-            f"the weights do not fit {spec.name}; missing: {shortlist(report.missing_keys)}",
+            f"the weights do not match {spec.name}; missing: {shortlist(report.missing_keys)}",
             where=file,
             fix=f"use {WEIGHTS} from {spec.page}",
         )

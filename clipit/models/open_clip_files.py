@@ -18,7 +18,7 @@ def save_open_clip(model: Any, model_name: str, folder: Path) -> None:
 
     Args:
         model: Model created by open_clip.
-        model_name: Name that it was created with: `local-dir:FOLDER`, `hf-hub:ID`, or a built-in architecture.
+        model_name: Name that the model was created with: `local-dir:FOLDER`, `hf-hub:ID`, or a built-in architecture.
         folder: Existing folder to write to.
     """
     import open_clip

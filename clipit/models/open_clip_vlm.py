@@ -121,7 +121,7 @@ def folder_towers(
 
     Raises:
         ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the hub), the
-            weights do not fit the configuration, or the folder requests to run code and is not trusted.
+            weights do not match the configuration, or the folder requests to run code and is not trusted.
     """
     description = read_model_json(folder / OPEN_CLIP_CONFIG)
     check_tokenizer_options(description, folder / OPEN_CLIP_CONFIG, trusted, TRUST)
@@ -215,7 +215,7 @@ def _load(
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """Return a function from pixels to features before the projection, and their dimension; None without them."""
+    """Return a function from pixels to features before the projection, and their dimension; None if not available."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 

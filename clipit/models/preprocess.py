@@ -66,7 +66,7 @@ class Preprocess:
     def hash(self) -> str:
         """Hash of all fields, for cache keys and manifests."""
         fields = asdict(self)
-        if self.odd_margin == "nearest":  # omitted, so that hashes from before this field stay valid
+        if self.odd_margin == "nearest":  # omitted, so that hashes from before this field existed stay valid
             del fields["odd_margin"]
         return fingerprint(fields)
 

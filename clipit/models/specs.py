@@ -39,7 +39,7 @@ class ModelSpec:
         std: Per-channel standard deviation for normalisation, for values in 0..1.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         context_length: VLM: maximum number of tokens of a text, special tokens included; None without a text tower.
-        raw_dim: VLM: length of an image embedding before projection; None if it has none, or if unknown.
+        raw_dim: VLM: length of an image embedding before projection; None if unknown or not available.
         licence: Licence as named by the registry; see `LICENCE_NOTE`.
         gated: Whether access must be requested at `page`.
         loader: Further arguments of the loader, JSON-like; `facts` in it are checked like the attributes above.

@@ -1,4 +1,4 @@
-"""The student: a backbone with a classification head and, for distillation, one that predicts text embeddings."""
+"""The student: a backbone with a classification head and, for distillation, a projector to text embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class StudentOutput:
         logits: Class logits [b,C].
         projected: Predicted text embeddings [b,D]; None without a projector.
         features: Features of the backbone [b,d].
-        second: Predicted embeddings of a second VLM [b,D2]; None without one.
+        second: Predicted embeddings of a second VLM [b,D2]; None without a second VLM.
     """
 
     logits: torch.Tensor
@@ -163,7 +163,7 @@ def build_student(
         loss_parameters: Initial values of the trainable scalars of loss terms, by name.
 
     Raises:
-        ModelError: LoRA targets match nothing, or the heads cannot be built.
+        ModelError: LoRA targets match no layer, or the heads cannot be built.
     """
     device = next(backbone.module.parameters()).device
     trunk = backbone.module

@@ -173,7 +173,7 @@ def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
         raise ModelError(
             f"no weights of {spec.name}: looked for {', '.join(_WEIGHTS)}",
             where=path,
-            fix=f"download them from {spec.page} and use their folder, or one file of weights",
+            fix=f"download them from {spec.page}, and use their folder or a single weights file",
         )
     return _Request(architecture, None, arguments, {**standalone, "file": str(files[0])}, files[0])
 
@@ -214,7 +214,7 @@ def _check_weights(
     spec: ModelSpec | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> None:
-    """Check that only classifier weights are missing or unused, and that a table entry has its architecture."""
+    """Check that only classifier weights are missing or unused, and that a table entry's model has its architecture."""
     where = request.file or request.hub_id or request.name
     page = spec.page if spec and spec.page else f"https://huggingface.co/{request.hub_id}" if request.hub_id else ""
     fix = f"use the files of {page}" if page else "use weights and config.json of the same model"

@@ -83,8 +83,8 @@ def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Ten
 def open_clip_tokens(visual: Any) -> Callable[[Tensor], Tensor] | None:
     """Return a function from normalised pixels to projected patch tokens of an open_clip image tower.
 
-    Tokens pass through the tower's pooling and projection one by one. Returns None for towers whose pooling includes
-    more (modified ResNets, CoCa with two poolings).
+    Tokens pass through the tower's pooling and projection one by one. Returns None for towers whose pooling cannot be
+    applied to a single token (modified ResNets, CoCa with two poolings).
     """
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer

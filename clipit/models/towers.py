@@ -56,14 +56,14 @@ class Towers:
         vocabulary: Ids of the tokeniser's tokens.
         image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
         text: Function from tokens to un-normalised embeddings [b,d] of the joint space.
-        raw: Function from normalised pixels to pooled features [b,raw_dim] before the projection; None if the model
-            has none.
-        raw_dim: Dimension of the `raw` features; None if the model has none.
-        tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the
-            model has none.
+        raw: Function from normalised pixels to pooled features [b,raw_dim] before the projection; None if they
+            are not available.
+        raw_dim: Dimension of the `raw` features; None if they are not available.
+        tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if they
+            are not available.
         is_image_weight: Function from the name of a weight of `module` to whether it belongs to the image tower.
         save: Function that writes the current weights, tokeniser and preprocessing into an existing folder, in the
-            VLM's own format; None if it has none.
+            VLM's own format; None if the VLM has no format of its own.
     """
 
     module: nn.Module

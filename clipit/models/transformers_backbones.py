@@ -75,7 +75,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     if config.pixels not in (None, native_pixels):
         _change_size(model, config.pixels, native_pixels, config.name)
         preprocess, origin = preprocess.at(config.pixels), "backbone.pixels"
-    with foreign_errors(config.name, where=source, hint=f"Its input size is {preprocess.size}, by {origin}."):
+    with foreign_errors(config.name, where=source, hint=f"Its input size is {preprocess.size}, from {origin}."):
         pooled = _pooled(model, preprocess.size, kind, source)
         with torch.inference_mode():
             dim = pooled(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape[1]
@@ -218,9 +218,9 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
         unfit += [f"{key} is not in config.json's model" for key in _further_layers(model, report["unexpected_keys"])]
         if unfit:  # transformers would keep random values
             raise ModelError(
-                f"the weights do not fit the model of config.json: {shortlist(unfit)}",
+                f"the weights do not match the model of config.json: {shortlist(unfit)}",
                 where=source,
-                fix="copy all files of one model's page, and of no other, into this folder",
+                fix="copy all files from the page of a single model into this folder",
             )
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise ModelError(
@@ -232,7 +232,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
 
 
 def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """List unused weights of further layers like the model's own; unused weights of heads are allowed."""
+    """List unused weights of numbered layers beyond the model's own; unused weights of heads are allowed."""
     known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
     return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))
 

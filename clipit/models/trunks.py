@@ -113,7 +113,7 @@ def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
         ModelError: The edge is too small, or not a multiple of the step.
     """
     if pixels < step:
-        problem = f"{pixels} pixels are too few: it needs {step} or more"
+        problem = f"{pixels} pixels are too few: the model needs {step} or more"
     elif multiple and pixels % step:
         problem = f"{pixels} is not a multiple of its patch size of {step} pixels"
     else:

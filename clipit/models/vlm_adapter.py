@@ -117,7 +117,7 @@ def _copy_weights(towers: Towers, others: Mapping[str, Tensor], folder: Path) ->
     ]
     if unfit or _SCALE not in others:
         raise ModelError(
-            f"weights of the adapter do not fit the VLM: {shortlist(unfit or [f'{_SCALE} is missing'])}",
+            f"weights of the adapter do not match the VLM: {shortlist(unfit or [f'{_SCALE} is missing'])}",
             where=folder / _OTHERS,
             fix="use the adapter with the VLM that it was trained on",
         )

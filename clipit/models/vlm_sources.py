@@ -161,5 +161,5 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
         f"no {spec.name if spec else 'VLM'} in this folder: looked for {OPEN_CLIP_CONFIG} (open_clip) "
         f"and for config.json with model_type clip (transformers){other}",
         where=folder,
-        fix="use the folder that holds the model's files",
+        fix="use the folder that contains the model's files",
     )

@@ -79,7 +79,7 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
         if keys
     ]
     if parts:
-        raise ModelError(f"the weights do not fit {name}; {'; '.join(parts)}", where=where, fix=fix)
+        raise ModelError(f"the weights do not match {name}; {'; '.join(parts)}", where=where, fix=fix)
 
 
 def mismatches(keys: Iterable[Any]) -> list[str]:
@@ -93,7 +93,7 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file, a state dict, or a checkpoint with one under the key `state_dict`.
+    """Read the tensors of a safetensors file, a state dict, or a checkpoint with a state dict under `state_dict`.
 
     The prefix `module.` of PyTorch's parallel wrappers is removed from names. Errors of the readers are not converted:
     call this inside `foreign_errors`.

@@ -21,7 +21,7 @@ class AnnotatedTiles:
 
     Attributes:
         config: Section `tiles.annotations`.
-        source_labels: Label of each tile in the source, by id; -1 for none.
+        source_labels: Class of each tile in the source, by id; -1 if unlabelled.
         blind: Whether labels of training and validation tiles must not be used.
     """
 
@@ -35,8 +35,8 @@ class AnnotatedTiles:
 
         Args:
             tiles: Tiles before any are held out.
-            tests: Whether test tiles will be held out, which are stratified by the labels that they are scored on.
-                Otherwise validation tiles will be, stratified by the majority vote of the training annotators.
+            tests: Whether test tiles will be held out; they are stratified by the labels that they are scored on.
+                Validation tiles are stratified by the majority vote of the training annotators.
         """
         if tests and self.config.test_labels == "source":
             return _with_labels(tiles, self.source_labels)

@@ -115,7 +115,7 @@ def _verify(file: Path, target: Path, md5: str, page: str) -> None:
 
 
 def unpack(archive: Path, content: str) -> Path:
-    """Unpack a zip or gzip file next to it, completely or not at all, and return the path of its content.
+    """Unpack a zip or gzip file into its folder, completely or not at all, and return the path of the content.
 
     Args:
         archive: Path of a zip file with one top-level folder, or of a gzip file.

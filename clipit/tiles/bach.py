@@ -75,8 +75,8 @@ def bach_splits() -> list[dict[str, str]]:
 def read_bach(config: TilesConfig) -> SourceTiles:
     """Read BACH's photos, either whole to be resized (`photos: resize`) or as 3 x 4 crops of 512 px (`photos: crops`).
 
-    The id is the photo's file name, or `<file>#<row>,<column>` for a crop. The group is the photo: the split keeps
-    patients apart, but they are not published for every photo.
+    The id is the photo's file name, or `<file>#<row>,<column>` for a crop. The group is the photo, because patients
+    are not published for every photo; the published split keeps patients apart.
 
     Raises:
         DataError: Photos are missing.

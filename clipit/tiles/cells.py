@@ -20,7 +20,7 @@ from clipit.input_files.mangled_names import check_mangled
 
 logger = logging.getLogger(__name__)
 
-_MIN_MPP, _MAX_MPP = 0.01, 100
+_MIN_MPP, _MAX_MPP = 0.01, 100  # plausible micrometres per pixel
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 
@@ -119,7 +119,7 @@ def resolve_missing(
             "which marks a missing "
             f"value in many programs: {shortlist(rows, 3)}",
             where=where,
-            fix="leave these cells empty if the tiles have no label, or name all classes in tiles.classes if it is one"
+            fix="leave these cells empty if the tiles have no label, or, if it is a class, list all in tiles.classes"
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )

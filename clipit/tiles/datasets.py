@@ -54,13 +54,13 @@ class DataSet:
     pattern: str = ""
     """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Class by text that the group label matches, where they differ."""
+    """Class by the text that the group label matches; texts that are not listed are class names."""
     table: str = ""
     """Reader `table`: name of the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Reader `table`: published column names, by clipit's column names."""
     split_names: Mapping[str, str] = field(default_factory=dict)
-    """Split by published name, in addition to the usual names."""
+    """Splits by their published names, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
@@ -73,11 +73,11 @@ class DataSet:
     0.3 with seed 1 follows PLIP's protocol, and is also the default for data sets without a protocol."""
     test_seed: int = 1
     faults: str = ""
-    """Known faults that affect results, which are added to the notes of the tiles."""
+    """Known faults that affect results; they are added to the notes of the tiles."""
     by_annotators: bool = False
     """Whether the labels derive from published labels by several annotators."""
     group_kind: str = ""
-    """What a group is if not a patient, such as photo or slide; "" for patients or if groups are unknown."""
+    """Kind of group, such as photo or slide; "" if groups are patients or unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""

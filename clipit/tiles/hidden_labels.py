@@ -1,4 +1,4 @@
-"""Hide labels: choose which training and validation tiles keep theirs."""
+"""Hide labels: choose which training and validation tiles keep their labels."""
 
 import logging
 from dataclasses import replace
@@ -63,7 +63,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
             f"{unlabelled:,} of the {counted(drawn, 'training tile')} drawn as labelled "
             f"{'lacks' if unlabelled == 1 else 'lack'} a label by the chosen annotator"
         )
-    if remaining.any() and not remaining.all():  # without any label, training needs none or fails
+    if remaining.any() and not remaining.all():  # with no label at all, either the arm needs none or training fails
         missing = [name for name, count in zip(tiles.classes, remaining.tolist(), strict=True) if not count]
         notes.append(f"no training tile is labelled {shortlist(missing, 20)}")
         logger.warning(notes[-1])
@@ -71,7 +71,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
-    """Divide `total` among classes in proportion to their counts, by largest remainders and at most the count."""
+    """Divide `total` among classes in proportion to their counts, by largest remainders, never above a count."""
     if total >= counts.sum():
         return counts.copy()
     exact = counts * (total / max(int(counts.sum()), 1))

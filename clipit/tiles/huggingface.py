@@ -27,7 +27,7 @@ class DatasetReader:
     """Reader for the image column of a data set with several splits; rows are numbered across the splits."""
 
     def __init__(self, splits: dict[str, Any], column: str) -> None:
-        """Index the rows of the splits, which are `datasets.Dataset` with undecoded images, by name."""
+        """Index the rows of the splits: `datasets.Dataset` objects with undecoded images, by name of the split."""
         self._splits = splits
         self._column = column
         self._rows = [(name, row) for name, rows_of_split in splits.items() for row in range(rows_of_split.num_rows)]
@@ -73,7 +73,7 @@ class SplitRows:
 
 
 def read_huggingface(config: TilesConfig) -> SourceTiles:
-    """Read the tiles of a data set; the id is the column tiles.columns.id, or else `<split>/<row>`.
+    """Read the tiles of a data set; ids come from the column tiles.columns.id if that is set, else `<split>/<row>`.
 
     The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` is the image
     column). If tiles.splits is set, splits that it does not map are dropped. A data set without splits becomes train.

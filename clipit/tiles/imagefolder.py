@@ -22,16 +22,16 @@ def check_metadata(
     Args:
         config: Section `tiles`.
         root: Folder or zip of the tiles.
-        others: Names of the files in it that are not images.
+        others: Names of the files in that folder or zip that are not images.
         read: Function from the name of such a file to its bytes.
-        loose: Whether images are outside class folders.
+        loose: Whether some images are outside class folders.
 
     Returns:
         Notes on metadata files without labels, which are not read.
 
     Raises:
-        DataError: A metadata file has labels, unless tiles.classes or tiles.class_map names the folders, or images are
-            outside class folders.
+        DataError: There is a metadata file, and some images are outside class folders; or it has labels, and neither
+            tiles.classes nor tiles.class_map is set.
     """
     notes: list[str] = []
     for name in sorted(file for file in others if PurePosixPath(file).name in _NAMES):

@@ -28,7 +28,7 @@ _SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last com
 _BATCH = 32  # tiles resized together; three batches of original images are in memory
 _ROWS = "rows.parquet"
 FIELD = "field."
-"""Prefix of the columns that hold fields."""
+"""Prefix of the columns that contain fields."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a data set once and keep its tiles, or open the tiles kept before; call it in all processes.
+    """Read a data set once and keep its tiles, or open the tiles of an earlier call; call it in all processes.
 
     The blocks are distributed over processes. An image that is not larger than the kept size, or cannot be decoded, is
     copied byte for byte, so that it yields the same pixels or the same error as in the set.

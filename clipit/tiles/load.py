@@ -53,7 +53,7 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
 
 
 def load_tiles(config: TilesConfig, seed: int) -> TileSet:
-    """Load tiles and hide labels, by `read_tiles` and `hide_labels`.
+    """Load tiles with `read_tiles`, and hide labels with `hide_labels`.
 
     For several seeds, call `read_tiles` once and `hide_labels` for each seed.
 
@@ -84,7 +84,7 @@ def read_tiles(
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
         root: Folder of artefacts for streamed tiles and the index of shards; if given, call this in all processes.
-            Without it, streaming is an error, and shards are indexed on every call.
+            Without a folder, streaming is an error, and shards are indexed on every call.
 
     Raises:
         DataError: The data set is missing, inconsistent or not as published.
@@ -167,7 +167,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
-    if config.mpp is not None and config.source != "slides":  # for slides, tiles.mpp is that of the slides
+    if config.mpp is not None and config.source != "slides":  # for slides, tiles.mpp is the resolution of the slides
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
     splits = resolve_splits(source.source_splits, config.splits, source.split_names, source.where, config.other_parts)
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)

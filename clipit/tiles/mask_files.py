@@ -20,7 +20,7 @@ IGNORED = -1
 _GEOJSON = (".geojson", ".json")
 _IGNORE_NAME = "ignore"
 _TOLERANCE = 0.01  # share of a tile's edge by which a polygon may extend beyond it
-_LISTED = 5
+_LISTED = 5  # values or classes listed in an error
 _FORMATS = frozenset({"PNG", "TIFF", "BMP", "DIB", "PPM", "WEBP"})
 """Pillow's names of the formats that preserve the values of masks; PPM includes PGM."""
 _LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})

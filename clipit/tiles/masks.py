@@ -22,9 +22,9 @@ from clipit.tiles.mask_files import IGNORED, MaskClasses, decode_mask
 from clipit.tiles.table import open_files, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
-_BLOCK = 32
-_LISTED = 5
-_MAX_LINES = 10
+_BLOCK = 32  # masks decoded together
+_LISTED = 5  # masks listed in a note
+_MAX_LINES = 10  # masks listed in an error
 
 
 @dataclass(frozen=True, eq=False)

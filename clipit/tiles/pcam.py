@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PCAM = DATASETS["pcam"]
 COUNTS = {split: count for split, _, count in PCAM.counts}
 """Published number of tiles by split."""
-SIDE = 96
+SIDE = 96  # edge length of a tile in pixels
 _SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 _FILES = frozenset(f"camelyonpatch_level_2_split_{split}_{kind}.h5" for split in COUNTS for kind in "xy")
 _CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring rows are decompressed only once

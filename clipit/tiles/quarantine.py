@@ -14,8 +14,8 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import Unreadable
 from clipit.tiles.tileset import TileSet
 
-_BLOCK = 1024
-_BAR_AFTER_S = 2.0
+_BLOCK = 1024  # images between updates of the progress bar
+_BAR_AFTER_S = 2.0  # seconds before the progress bar appears
 
 
 def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> TileSet:

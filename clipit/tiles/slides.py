@@ -104,8 +104,8 @@ def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
 def is_slide_input(path: Path) -> bool:
     """Return whether a path is a slide or a folder of slides, rather than an image or a folder of images.
 
-    A TIFF is a slide if openslide finds several levels in it. A folder counts as one of slides if it contains
-    slides and no images.
+    A TIFF is a slide if openslide finds several levels in it. A folder counts as a folder of slides if it
+    contains slides and no other images.
     """
     if path.is_dir():
         files = list_files(path, lambda file: not file.name.startswith(".")).files
@@ -154,9 +154,9 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
 
 
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
-    """Describe slides with unread content or doubtful resolution, or coarser than their tiles."""
+    """Describe slides that have unread content or a doubtful resolution, or are coarser than their tiles."""
     notes = []
-    # artefacts of earlier versions have neither remark nor doubt
+    # artefacts of earlier versions lack `remark` and `doubt`
     unread = [f"{slide.name}: {slide.facts['remark']}" for slide in slides if slide.facts.get("remark")]
     if unread:
         notes.append(

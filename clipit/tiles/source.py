@@ -20,7 +20,7 @@ ALIASES: Mapping[str, str] = {
 """Split by its name in a source (in lower case), for names that need no configuration."""
 
 DROPPED = "\0dropped"
-"""Stands for labels that map to no class; no file or folder can have this name."""
+"""Placeholder for labels that map to no class; no file or folder can have this name."""
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,13 @@ def check_groups(tiles: TileSet) -> None:
     Raises:
         DataError: A group is in several splits; the message lists such groups with their splits.
     """
-    seen: dict[str, set[str]] = {}
+    splits_of: dict[str, set[str]] = {}
     for group, split in zip(patients(tiles.groups, tiles.ids).tolist(), tiles.splits.tolist(), strict=True):
         if group:
-            seen.setdefault(group, set()).add(split)
-    crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
+            splits_of.setdefault(group, set()).add(split)
+    crossing = [
+        f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(splits_of.items()) if len(splits) > 1
+    ]
     if crossing:
         raise DataError(
             f"{counted(len(crossing), 'group is', 'groups are')} in more than one split: {shortlist(crossing)}",

@@ -45,7 +45,7 @@ class StreamedSet:
 
     Attributes:
         splits: Splits used by the configuration, by name.
-        revision: Commit on the hub that all splits are read from; None for local folders and offline.
+        revision: Commit on the hub that all splits are read from; None for local folders, or if offline.
     """
 
     splits: dict[str, StreamedSplit]
@@ -53,7 +53,7 @@ class StreamedSet:
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
-    """Keep the tiles of a data set or of webdataset shards, or open the tiles kept before.
+    """Keep the tiles of a data set or of webdataset shards, or open the tiles of an earlier call.
 
     Call it in all processes. Ids, labels, splits, groups and errors are the same as without streaming.
 
@@ -246,7 +246,7 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
     """Return the bytes of an image, from its file or URL if the row does not contain them.
 
     Raises:
-        DataError: The file cannot be opened; such tiles are not quarantined, as without streaming.
+        DataError: The file cannot be opened; as without streaming, such tiles are not quarantined.
     """
     if value.get("bytes") is not None:
         return bytes(value["bytes"])
@@ -281,7 +281,7 @@ def _reading(config: TilesConfig, position: str) -> Iterator[None]:
         raise DataError(
             f"the data set cannot be read: {type(error).__name__}: {error}",
             where=f"{config.path}, {position}",
-            fix="check the network or the file, and run the command again, which resumes after the last complete shard",
+            fix="check the network or the file, and run the command again to resume after the last complete shard",
         ) from error
 
 

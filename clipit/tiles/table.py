@@ -48,7 +48,7 @@ class TileTable:
 
 
 def read_table(config: TilesConfig) -> SourceTiles:
-    """Read tiles from a table; the id of a tile is its `id` column, or else its path.
+    """Read tiles from a table; the id of a tile comes from the column `id`, or else is its path.
 
     Raises:
         DataError: The table cannot be read or is inconsistent, or files are missing.
@@ -83,7 +83,7 @@ def table_images(
     Args:
         images: Folder or zip that the paths are relative to; None for the folder of the table.
         path_column: Name of the column of paths; None for `path`.
-        id_column: Name of the column of ids; None for `id`, without which the paths are the ids.
+        id_column: Name of the column of ids; None for `id`. If there is no such column, the paths are the ids.
 
     Raises:
         DataError: The table cannot be read or is inconsistent, or files are missing.
@@ -263,7 +263,7 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
-            f"{counted(len(nameless), 'row names', 'rows name')} no file, first {table.row_name(nameless[0])}",
+            f"{counted(len(nameless), 'row names', 'rows name')} no file; the first is {table.row_name(nameless[0])}",
             where=path,
             fix="fill in the path or remove the rows",
         )

@@ -31,14 +31,14 @@ from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
 OWN_FIELDS = ("id", "label", "split", "group", "mpp")
 """Fields of a sample that are read by these names, unless `tiles.columns` sets others."""
 FIELD_PREFIX = "field."
-"""Prefix of the index's columns with fields."""
+"""Prefix of the columns of the index that contain fields."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """Key and suffix of a member, split at the first dot of the file name as in the webdataset package."""
 _FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
 """Members that contain fields."""
 _JSON = frozenset({"json", "jsn"})
 _KIND = "tar_index"
-_MAX_FIELD_BYTES = 16 * 2**20  # bytes
+_MAX_FIELD_BYTES = 16 * 2**20  # maximum size of a member with fields
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TarIndex:
 
     Attributes:
         stamps: Size and modification time of each shard.
-        table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
+        table: One row per sample: shard, key, name of the image ("" if there is none), offset, size, and fields.
         names: Names of all fields in the shards, including those that are not in the table.
         unread: Number of members that are neither images nor fields, by suffix.
     """
@@ -187,7 +187,7 @@ def _merge(shards: list[Path], stamps: list[str], tables: list[pa.Table]) -> Tar
     return TarIndex(shards, stamps, table, sorted(names), dict(unread))
 
 
-def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str], captions: str = "") -> pa.Table:
+def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], indexed: set[str], captions: str = "") -> pa.Table:
     """Tabulate the samples of a shard; the table's metadata lists the names of all fields."""
     samples: dict[str, _Sample] = {}
     current, names, unread = "", dict[str, None](), Counter[str]()
@@ -216,7 +216,7 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set
             read = {
                 name: stored_cell(value)
                 for name, value in fields.items()
-                if name in wanted or (is_group_column(name) and is_unicode(name))
+                if name in indexed or (is_group_column(name) and is_unicode(name))
             }
             if captions and captions in fields:
                 read[captions] = json.dumps(fields[captions])

@@ -87,7 +87,7 @@ def _bad_braces(pattern: str, problem: str) -> DataError:
 
 
 def list_shards(path: str) -> list[Path]:
-    """List the shards of a path: a tar file, a folder of tar files, or brace patterns, several joined by `::`.
+    """List the shards of a path: a tar file, a folder of tar files, or brace patterns joined by `::`.
 
     Raises:
         DataError: Shards are missing or named twice, the path is a URL or a pipe, or a folder has no shards.

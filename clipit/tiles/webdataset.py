@@ -16,7 +16,7 @@ from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_sha
 
 
 def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str = "") -> SourceTiles:
-    """Read the samples of shards; the id is the field tiles.columns.id, or else `<shard>/<key>`.
+    """Read the samples of shards; ids come from the field tiles.columns.id if that is set, else `<shard>/<key>`.
 
     `<shard>` is the shard's path below the innermost folder that contains all shards, so these ids depend on which
     shards are read together. Fields are the entries of a sample's JSON member, and its text members by suffix (`cls`,

@@ -115,7 +115,7 @@ def test_transformers_errors(vision_folders: dict[str, Path], tmp_path: Path) ->
     copy = Path(shutil.copytree(vision_folders["Dinov2"], tmp_path / "copy"))
     weights = load_file(copy / "model.safetensors")
     save_file({key: value for key, value in weights.items() if "key.bias" not in key}, copy / "model.safetensors")
-    with pytest.raises(ModelError, match="do not fit the model"):
+    with pytest.raises(ModelError, match="do not match the model"):
         load_backbone(BackboneConfig(name=str(copy)))
     save_file({**weights, "layernorm.weight": torch.ones(31)}, copy / "model.safetensors")
     with pytest.raises(ModelError, match=r"layernorm\.weight|mismatch"):

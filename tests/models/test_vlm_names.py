@@ -132,7 +132,7 @@ def test_weights_of_other_shapes(clip_folder: Path, open_clip_folder: Path, tmp_
     config = json.loads((copy / "config.json").read_text())
     config["projection_dim"] = 28
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"weights do not fit.*text_projection\.weight.*28, 32"):
+    with pytest.raises(ModelError, match=r"weights do not match.*text_projection\.weight.*28, 32"):
         load(str(copy))
 
 

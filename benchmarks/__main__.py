@@ -77,8 +77,8 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "faiss_threads": faiss_threads.measure,
 }
 GPU = ("training_step", "lora_layers", "bag_step", "checkpointing", "embedding", "pairing", "prediction")
-"""Benchmarks of `--gpu`, the most important first."""
-_GPU_REPEATS = 3
+"""Benchmarks that `--gpu` runs, the most important first."""
+_GPU_REPEATS = 3  # maximum number of rounds with --gpu
 _GPU_SECONDS = 330  # no benchmark is started after this time; the longest takes two minutes
 
 
@@ -101,35 +101,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--slide", type=Path, action="append", default=[], help="slide for slide_tiles (TIFF; may be repeated)"
     )
-    given = parser.parse_args(arguments)
-    unknown = [name for name in given.names if name not in BENCHMARKS]
+    parsed = parser.parse_args(arguments)
+    unknown = [name for name in parsed.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
-    missing = [str(path) for path in given.slide if not path.is_file()]
+    missing = [str(path) for path in parsed.slide if not path.is_file()]
     if missing:
         parser.error(f"no such slide: {', '.join(missing)}")
-    if given.repeats < 1:
+    if parsed.repeats < 1:
         parser.error("--repeats must be at least 1")
     start = time.monotonic()
     with user_errors(), tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
         hardware = machine()
         print(machine_text(hardware), flush=True)
-        gpu = hardware["device"] != "cpu" and not given.quick
-        if given.gpu and not gpu and not given.quick:
+        gpu = hardware["device"] != "cpu" and not parsed.quick
+        if parsed.gpu and not gpu and not parsed.quick:
             raise LaunchError(
                 "there is no GPU that torch can use",
                 where="--gpu",
                 fix="use a machine with a GPU (clipit doctor shows which GPUs torch finds), or --quick",
             )
-        names = given.names or list(GPU if given.gpu else BENCHMARKS)
-        repeats = min(given.repeats, _GPU_REPEATS) if given.gpu else given.repeats
-        file = given.json or _default_file(hardware["device"] if given.gpu else "")
-        slides = tuple(given.slide)
-        options = Options(Path(temporary), given.quick, 1 if given.quick else repeats, gpu or given.gpu, slides)
+        names = parsed.names or list(GPU if parsed.gpu else BENCHMARKS)
+        repeats = min(parsed.repeats, _GPU_REPEATS) if parsed.gpu else parsed.repeats
+        file = parsed.json or _default_file(hardware["device"] if parsed.gpu else "")
+        slides = tuple(parsed.slide)
+        options = Options(Path(temporary), parsed.quick, 1 if parsed.quick else repeats, gpu or parsed.gpu, slides)
         figures: list[Figure] = []
         skipped: list[str] = []
         for name in names:
-            if given.gpu and time.monotonic() - start > _GPU_SECONDS:
+            if parsed.gpu and time.monotonic() - start > _GPU_SECONDS:
                 skipped.append(name)
                 continue
             folder = Path(temporary) / name
@@ -138,16 +138,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures += BENCHMARKS[name](replace(options, folder=folder))
             record = {
                 "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-                "quick": given.quick,
+                "quick": parsed.quick,
                 "repeats": options.repeats,
                 "machine": hardware,
                 "figures": [figure.as_dict() for figure in figures],
             }
             write_json(file, record)  # after each benchmark, so that an interruption loses nothing
-        print(f"\n{table(figures, quick=given.quick)}\n\n{file}")
+        print(f"\n{table(figures, quick=parsed.quick)}\n\n{file}")
         if skipped:
             print(f"out of time: {', '.join(skipped)} not measured; run them by name")
-        if given.quick:
+        if parsed.quick:
             print("quick sizes: these figures do not measure speed")
 
 

@@ -50,11 +50,11 @@ def measure(options: Options) -> list[Figure]:
     torch.manual_seed(0)
     adapted = adapt_towers(vlm.towers, "lora", ("image", "text"), section.lora, True).to(vlm.device)
     contrast = ContrastStep(adapted, examples, section, 0, get_processes(), options.precision)
-    steps, minings, taken = options.size(3, 1, 20), count(1), count()
+    steps, minings, rounds = options.size(3, 1, 20), count(1), count()
 
     def take_steps() -> None:
         adapted.train()
-        first = next(taken) * steps
+        first = next(rounds) * steps
         pixels = contrast.pixels(range(first, first + steps))
         for step in range(first, first + steps):
             contrast(step, pixels)
@@ -66,7 +66,7 @@ def measure(options: Options) -> list[Figure]:
     samples = alternate({"mining": lambda: seconds(mine_bags), "steps": lambda: seconds(take_steps)}, options)
     interval = least_interval(examples)
     shares = [
-        mining / (interval * each / steps) for mining, each in zip(samples["mining"], samples["steps"], strict=True)
+        mining / (interval * taken / steps) for mining, taken in zip(samples["mining"], samples["steps"], strict=True)
     ]
     facts = {
         "vlm": vlm.name,

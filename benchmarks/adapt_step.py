@@ -119,14 +119,14 @@ def _plain(contrast: "ContrastStep") -> None:
 def _measure_memory(batch: int, micro_batch: int) -> int:
     command = [sys.executable, "-m", "benchmarks.adapt_step", str(batch), str(micro_batch)]
     home = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
+    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if result.returncode:
         raise LaunchError(
             "the program that measures memory failed",
             where="adapt_step",
-            fix=f"see its output: {done.stderr.strip()[-2000:]}",
+            fix=f"see its output: {result.stderr.strip()[-2000:]}",
         )
-    return int(json.loads(done.stdout.splitlines()[-1])["peak"])
+    return int(json.loads(result.stdout.splitlines()[-1])["peak"])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ _CONCH = 448
 def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `embed_tiles` (read, decode, forward, write) relative to the bare model.
 
-    On a GPU, a tower of the size of CONCH's is measured as well.
+    On a GPU, a tower of the size of CONCH's is also measured.
     """
     return [_measure(options, pixels) for pixels in ((SIZE, _CONCH) if options.gpu else (SIZE,))]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.harness import Figure, Options, alternate, ratios
 from clipit.errors import LaunchError
 
-_KERNELS = ("Haswell", "SkylakeX")  # OPENBLAS_CORETYPE: an OpenBLAS that does not know a new CPU picks a slower kernel
+_KERNELS = ("Haswell", "SkylakeX")  # for OPENBLAS_CORETYPE; an old OpenBLAS picks slow kernels for a new CPU
 
 
 def measure(options: Options) -> list[Figure]:
@@ -50,16 +50,16 @@ def _search(sizes: list[int], changes: dict[str, str | None]) -> float:
     environment = {name: value for name, value in (dict(os.environ) | changes).items() if value is not None}
     command = [sys.executable, "-m", "benchmarks.faiss_threads", *map(str, sizes)]
     home = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
         raise LaunchError(
-            "a faiss search failed", where=f"{changes}", fix=f"see its output: {done.stderr.strip()[-2000:]}"
+            "a faiss search failed", where=f"{changes}", fix=f"see its output: {result.stderr.strip()[-2000:]}"
         )
-    return float(json.loads(done.stdout))
+    return float(json.loads(result.stdout))
 
 
 def main() -> None:
-    """Print the seconds of the second of two searches, given the number of index rows and of queries."""
+    """Print the time in seconds of the second of two searches, given the number of index rows and of queries."""
     import faiss
     import numpy as np
 

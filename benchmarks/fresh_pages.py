@@ -51,7 +51,7 @@ def measure(options: Options) -> list[Figure]:
 
 def _run(home: Path, name: str, steps: int) -> float:
     command = [sys.executable, "-c", _PROGRAM, name, str(steps)]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LaunchError("a training step failed", where="benchmarks.fresh_pages", fix=done.stderr.strip()[-2000:])
-    return float(done.stdout)
+    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LaunchError("a training step failed", where="benchmarks.fresh_pages", fix=result.stderr.strip()[-2000:])
+    return float(result.stdout)

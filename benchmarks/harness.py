@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Workload = Callable[[], float]
-"""Function that runs a workload once, and returns its time in seconds, without that of its preparation."""
+"""Function that runs a workload once, and returns its time in seconds, excluding preparation."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Figure:
         name: Quantity or comparison, as shown in the table.
         values: One value per repeat.
         unit: Unit of the values; empty for a ratio.
-        goal: Largest (with `at_least`: smallest) acceptable median; None: no goal.
+        goal: Largest (with `at_least`: smallest) acceptable median; None for no goal.
         at_least: Whether larger values are better.
-        samples: Seconds (or bytes) of each side, one per repeat.
-        facts: Sizes, and checks that all sides computed the same result.
+        samples: Seconds (or bytes) of each workload, one value per repeat.
+        facts: Sizes, and checks that all workloads computed the same result.
     """
 
     benchmark: str

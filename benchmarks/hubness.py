@@ -38,7 +38,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
         options: Folder, size and number of repeats of the benchmark.
         n_tiles: Number of tiles.
         n_snippets: Number of snippets.
-        with_sinkhorn: Whether to measure Sinkhorn (ten rounds) as well, once and without a goal.
+        with_sinkhorn: Whether to measure also Sinkhorn (ten rounds), once and without a goal.
     """
     from clipit.config.run import PairingConfig
     from clipit.pairing.nearest import search
@@ -105,12 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiles", type=int, default=30_000)
     parser.add_argument("--snippets", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one warm-up round")
-    given = parser.parse_args(arguments)
-    if min(given.tiles, given.snippets, given.repeats) < 1:
+    parsed = parser.parse_args(arguments)
+    if min(parsed.tiles, parsed.snippets, parsed.repeats) < 1:
         parser.error("--tiles, --snippets and --repeats must be at least 1")
     with tempfile.TemporaryDirectory(prefix="clipit-hubness-") as temporary:
-        options = Options(Path(temporary), quick=False, repeats=given.repeats)
-        figures = measure_size(options, given.tiles, given.snippets, with_sinkhorn=False)
+        options = Options(Path(temporary), quick=False, repeats=parsed.repeats)
+        figures = measure_size(options, parsed.tiles, parsed.snippets, with_sinkhorn=False)
     print(f"{table(figures, quick=False)}\n\nnot measured: {large_size()}")
 
 

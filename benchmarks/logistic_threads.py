@@ -1,4 +1,4 @@
-"""Fit of a small logistic regression with one thread of linear algebra, against the default of all cores."""
+"""Time of fitting a small logistic regression with one thread for linear algebra, relative to all cores."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 
 
 def measure(options: Options) -> list[Figure]:
-    """Time the fits of a linear probe relative to those of scikit-learn by itself, on features of random tiles."""
+    """Time the fits of a linear probe relative to plain scikit-learn, on random features."""
     from sklearn.linear_model import LogisticRegression
 
     from clipit.evaluation.logistic import MAX_ITERATIONS, fit_logistic

@@ -1,4 +1,4 @@
-"""Forward and backward pass of a backbone with LoRA on its linear layers, against the layers of peft."""
+"""Time of a forward and backward pass of a backbone with clipit's LoRA layers, relative to peft's layers."""
 
 from functools import partial
 
@@ -8,7 +8,8 @@ from benchmarks.harness import Figure, Options, Workload, alternate, ratios, sec
 def measure(options: Options) -> list[Figure]:
     """Time both passes with the layers of clipit relative to those of peft, with equal weights.
 
-    Models are the embedded backbone on 64 tiles of 64 pixels and a ViT-S/16 with random weights on 8 tiles of 224.
+    Models are the embedded backbone, on 64 tiles of 64 pixels, and a ViT-S/16 with random weights, on 8 tiles of 224
+    pixels.
     """
     import peft
     import torch

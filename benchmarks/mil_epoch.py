@@ -111,15 +111,17 @@ def _epoch(bags: Any) -> None:
 def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.mil_epoch", str(store), str(slides), str(tiles)]
     home = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LaunchError("the process that measures memory failed", where="mil_epoch", fix=done.stderr.strip()[-2000:])
-    memory: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LaunchError(
+            "the process that measures memory failed", where="mil_epoch", fix=result.stderr.strip()[-2000:]
+        )
+    memory: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return memory
 
 
 def _allocated_bytes() -> int:
-    """Return the allocated bytes of this process, without mapped files; without /proc, its peak including them."""
+    """Return the allocated bytes of this process without mapped files, or, without /proc, its peak with them."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():
@@ -152,17 +154,17 @@ def main() -> None:
     parser.add_argument("store", nargs="*", help="folder of the store, number of slides, tiles per slide")
     parser.add_argument("--slides", type=int, default=None, help="write a store with this many slides and measure it")
     parser.add_argument("--tiles", type=int, default=5_000, help="tiles per slide")
-    given = parser.parse_args()
-    if given.slides is None:
-        folder, slides, tiles = given.store
+    parsed = parser.parse_args()
+    if parsed.slides is None:
+        folder, slides, tiles = parsed.store
         print(json.dumps(_memory(Path(folder), int(slides), int(tiles))))
         return
     with tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
-        store = write_features(Path(temporary), given.slides, given.tiles)
-        bags = _open(store, given.slides, given.tiles)
+        store = write_features(Path(temporary), parsed.slides, parsed.tiles)
+        bags = _open(store, parsed.slides, parsed.tiles)
         reading, epoch = seconds(lambda: _read(bags)), seconds(lambda: _epoch(bags))
-        memory = _memory(store, given.slides, given.tiles)
-        facts = {"bytes": given.slides * given.tiles * _DIM * 2, "bag": given.tiles * _DIM * 4}
+        memory = _memory(store, parsed.slides, parsed.tiles)
+        facts = {"bytes": parsed.slides * parsed.tiles * _DIM * 2, "bag": parsed.tiles * _DIM * 4}
         print(json.dumps({**facts, "reading": reading, "epoch": epoch, **memory}))
 
 

@@ -50,12 +50,12 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
         return seconds(lambda: pair_tiles(root, fresh, tiles, k=_K))
 
     device = get_processes().device
-    keys_there = torch.from_numpy(keys).to(device)
+    keys_on_device = torch.from_numpy(keys).to(device)
     block = 4096 if options.gpu else len(queries)
 
     def with_torch() -> Int[np.ndarray, "q k"]:
         parts = [torch.from_numpy(queries[start : start + block]) for start in range(0, len(queries), block)]
-        best = [(part.to(device) @ keys_there.T).topk(_K, dim=1).indices.cpu() for part in parts]
+        best = [(part.to(device) @ keys_on_device.T).topk(_K, dim=1).indices.cpu() for part in parts]
         return torch.cat(best).numpy()
 
     def with_numpy() -> Int[np.ndarray, "q k"]:

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _search(rows: int) -> None:
-    """Search the top 5 of 2,000 queries in this process's share of the rows, which repeat the same 4,096 vectors."""
+    """Search the nearest 5 rows of 2,000 queries in this process's share of the rows, which repeat 4,096 vectors."""
     import faiss
 
     from clipit.distributed import get_processes
@@ -68,8 +68,8 @@ def peak_bytes() -> int:
         for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

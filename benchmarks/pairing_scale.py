@@ -112,10 +112,10 @@ def _run(arguments: list[str], processes: int, threads: int | None) -> dict[str,
     changes = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     environment = {**os.environ, **changes, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
     home = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
         raise LaunchError(
-            "the program that pairs tiles failed", where=arguments[-1], fix=f"see its output: {done.stderr[-2000:]}"
+            "the program that pairs tiles failed", where=arguments[-1], fix=f"see its output: {result.stderr[-2000:]}"
         )
-    measured: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    measured: dict[str, Any] = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
     return measured

@@ -20,8 +20,8 @@ _EVERY = 4
 def measure(options: Options) -> list[Figure]:
     """Measure the images per second of `predict_images` (read, decode, forward, write) relative to the bare model.
 
-    All files have 224 pixels; half are JPEG and half PNG, on a GPU all are JPEG. The measured time includes the page
-    with thumbnails, but not the loading of the model. The warm-up is a call with two batches.
+    All files have 224 pixels. On a CPU, half are JPEG and half PNG; on a GPU, all are JPEG. The measured time includes
+    the page with thumbnails, but not the loading of the model. The warm-up is a call with two batches.
     """
     import timm
     import torch
@@ -37,10 +37,10 @@ def measure(options: Options) -> list[Figure]:
     from clipit.runs.prediction_chunks import PredictionOptions
 
     device = get_processes().device
-    given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=options.size(16, 2) if options.gpu else 0)
+    settings = PredictionOptions(batch_size=options.size(32, 4, 256), workers=options.size(16, 2) if options.gpu else 0)
     kinds = ("JPEG",) if options.gpu else ("JPEG", "PNG")
     images = make_image_folder(options.folder / "tiles", options.size(384, 6, 16384), kinds=kinds)
-    few = make_image_folder(options.folder / "few_tiles", 2 * given.batch_size, kinds=kinds)
+    few = make_image_folder(options.folder / "few_tiles", 2 * settings.batch_size, kinds=kinds)
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False))
     student = build_student(
@@ -51,8 +51,8 @@ def measure(options: Options) -> list[Figure]:
     bare = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
     source, preprocess = open_images(images), classifier.spec.preprocess
     number, predicted, ready = count(), list[Path](), []
-    starts = range(0, len(source), given.batch_size)[:: options.size(_EVERY, 1)]
-    rows = [range(start, min(start + given.batch_size, len(source))) for start in starts]
+    starts = range(0, len(source), settings.batch_size)[:: options.size(_EVERY, 1)]
+    rows = [range(start, min(start + settings.batch_size, len(source))) for start in starts]
     for batch in rows:
         pixels = np.stack([preprocess.pixels(source.read(row)) for row in batch])
         ready.append(preprocess.normalise(torch.from_numpy(pixels).to(device)))
@@ -60,7 +60,7 @@ def measure(options: Options) -> list[Figure]:
 
     def predict(folder: Path) -> Path:
         out = options.folder / f"out{next(number)}/predictions.parquet"
-        predict_images(classifier, open_images(folder), out, options=given)
+        predict_images(classifier, open_images(folder), out, options=settings)
         predicted.append(out)
         return out
 
@@ -80,7 +80,7 @@ def measure(options: Options) -> list[Figure]:
     facts = {
         "backbone": options.vit,
         "images": len(source),
-        "batch": given.batch_size,
+        "batch": settings.batch_size,
         "images_per_second": {name: len(source) / min(taken) for name, taken in samples.items()},
         "images_of_the_bare_model": sum(map(len, rows)),
         "largest_difference_of_probabilities": _difference(
@@ -96,5 +96,5 @@ def _difference(table: Path, rows: list[int], logits: "Tensor") -> float:
     import pyarrow.parquet as pq
 
     written = pq.read_table(table)
-    found = np.stack([written[f"p_{name}"].to_numpy()[rows] for name in CLASSES], axis=1)
-    return float(np.abs(found - logits.float().softmax(1).cpu().numpy()).max())
+    probabilities = np.stack([written[f"p_{name}"].to_numpy()[rows] for name in CLASSES], axis=1)
+    return float(np.abs(probabilities - logits.float().softmax(1).cpu().numpy()).max())

@@ -20,7 +20,7 @@ _HARD = {
     "damaged words": "intesFnal tissue, intestinal Fssue: NVAS:i:ONt ltO ",
 }
 """Repeated patterns that are slow to split unless the search is bounded."""
-_GROWTH = 4
+_GROWTH = 4  # ratio of the larger to the smaller input
 _LENGTHS = (250, 1000, 4000, 16_000)  # characters per report
 _NAME = "report_splitting"
 

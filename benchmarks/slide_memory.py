@@ -61,10 +61,10 @@ def _make_slide(path: Path, side: int) -> Path:
 def _map(slide: Path, mpp: float, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.slide_memory", str(slide), str(mpp), str(out)]
     home = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LaunchError("the process that maps the slide failed", where=slide, fix=done.stderr.strip()[-2000:])
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LaunchError("the process that maps the slide failed", where=slide, fix=result.stderr.strip()[-2000:])
+    measured: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return measured
 
 

@@ -14,20 +14,20 @@ from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg2000_slide, wri
 
 _EDGE = 256  # pixels of the slide's own tiles
 _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
-_BATCH = 64
-_MOST = 4096  # tiles of a real slide
+_BATCH = 64  # tiles read together
+_MOST = 4096  # maximum number of tiles read from a slide
 _JPEG = 7  # TIFF: compression
 _JPEG2000: dict[str, Any] = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
 """Compression to a twelfth of the size of the pixels, similar to that of real slides."""
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both with the reading threads.
+    """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both in reading threads.
 
     The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
-    for scoring. Additional rows are the slides of `--slide` or, without any, a real slide, if the environment variable
-    CLIPIT_TEST_DATA names a folder that contains it. JPEG tiles of a real slide are written to the zip with its
-    quantisation tables and colour space, tiles of other slides as JPEG 2000 of about the same size.
+    for scoring. Additional figures are measured on the slides of `--slide` or, if there are none, on a real slide in
+    the folder that the environment variable CLIPIT_TEST_DATA names. JPEG tiles of a real slide are written to the zip
+    with its quantisation tables and colour space, tiles of other slides as JPEG 2000 of about the same size.
     """
     distinct = options.size(256, 4)
     slide = _make_slide(options.folder / "synthetic.tif", options.size(12_288, 1024), distinct)
@@ -122,8 +122,8 @@ def _difference(slide: Path, corners: np.ndarray) -> int:
     opened, bare, largest = open_slide(slide), openslide.OpenSlide(str(slide)), 0
     for x, y in corners.tolist():
         expected = np.asarray(bare.read_region((x, y), 0, (SIZE, SIZE)).convert("RGB"), dtype=int)
-        found = np.asarray(opened.read_region(x, y, 0, SIZE, SIZE), dtype=int)
-        largest = max(largest, int(np.abs(found - expected).max()))
+        actual = np.asarray(opened.read_region(x, y, 0, SIZE, SIZE), dtype=int)
+        largest = max(largest, int(np.abs(actual - expected).max()))
     return largest
 
 

@@ -30,10 +30,10 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _run(home: Path, command: list[str]) -> None:
-    done = subprocess.run([sys.executable, *command], cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
+    result = subprocess.run([sys.executable, *command], cwd=home, capture_output=True, text=True, check=False)
+    if result.returncode:
         raise LaunchError(
-            f"a script's --help ended with status {done.returncode}",
+            f"a script's --help ended with status {result.returncode}",
             where=" ".join(command),
-            fix=done.stderr.strip()[-2000:],
+            fix=result.stderr.strip()[-2000:],
         )

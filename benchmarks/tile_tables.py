@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.pairing_memory import peak_bytes
 
-_SIZES = (5_000, 105_000)
-_PER_SLIDE = 500
+_SIZES = (5_000, 105_000)  # tiles per table
+_PER_SLIDE = 500  # tiles per slide
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
         for count in _SIZES:
             table, archive = _write(Path(folder), count)
             command = [sys.executable, "-m", "benchmarks.tile_tables", str(table), str(archive)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+            result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results.append(json.loads(result.stdout.splitlines()[-1]))
     for name in ("held", "peak"):
         print(f"{name}: {(results[1][name] - results[0][name]) / (_SIZES[1] - _SIZES[0]):.0f} bytes per tile")
 

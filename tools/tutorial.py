@@ -73,10 +73,10 @@ def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
     key = _digest(path)
     file = cache / "notebook.json"
     if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            pictures = {name: base64.b64decode(picture) for name, picture in kept["pictures"].items()}
-            return RenderedNotebook(kept["markdown"], pictures)
+        cached = json.loads(file.read_text(encoding="utf-8"))
+        if cached["key"] == key:
+            pictures = {name: base64.b64decode(picture) for name, picture in cached["pictures"].items()}
+            return RenderedNotebook(cached["markdown"], pictures)
     rendered = render_notebook(path)
     texts = {name: base64.b64encode(picture).decode("ascii") for name, picture in rendered.pictures.items()}
     write_json(file, {"key": key, "markdown": rendered.markdown, "pictures": texts})
@@ -85,7 +85,7 @@ def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
 
 def _digest(path: Path) -> str:
     """Compute a digest of a notebook and of everything that affects its outputs: package, dependencies, this file."""
-    versions = sorted({f"{found.name} {found.version}" for found in importlib.metadata.distributions()})
+    versions = sorted({f"{package.name} {package.version}" for package in importlib.metadata.distributions()})
     digest = hashlib.sha256("\n".join([sys.version, *versions]).encode())
     folders = [ROOT / "clipit", ROOT / "configs"]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"]

@@ -8,8 +8,8 @@ from typing import Literal
 
 Status = Literal["PASS", "WARN", "FAIL"]
 _COLOURS: dict[Status, str] = {"FAIL": "\033[31m", "WARN": "\033[33m", "PASS": "\033[32m"}
-"""Worst first, as checks are printed."""
-_WIDTH = 120
+"""Terminal colour by status; the worst status first, as problems are printed."""
+_WIDTH = 120  # characters per line
 
 
 @dataclass(frozen=True)

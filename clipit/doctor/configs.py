@@ -36,7 +36,7 @@ _CONTINUATION = re.compile(r"#\s{3,}(?P<text>\S.*)")
 
 
 def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
-    """Check a shipped configuration; missing data and models are only warnings, since it may not be used."""
+    """Check a shipped configuration; missing data and models are only warnings, since few users need all of them."""
     try:
         checks = check_config(*read_incomplete(path, []), path, ask)
     except ClipitError as error:
@@ -125,7 +125,7 @@ def _pending_checks(
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig], command: str) -> list[Check]:
-    """Check for missing inputs below outputs/, which `command` (from the head comment) or an earlier command writes."""
+    """Report missing inputs below outputs/, which `command` (from the head comment) or another command writes."""
     paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
@@ -176,12 +176,12 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
 
 
 def head_entry(path: Path, word: str) -> str:
-    """Return the text of an entry in a file's head comment (`# needs     2 cores ...`); "" without one."""
+    """Return the text of an entry in a file's head comment (`# needs     2 cores ...`); "" if there is none."""
     return " ".join(_head_lines(path, word))
 
 
 def command_of(path: Path) -> str:
-    """Return the command in a file's head comment, on one line; "" without one."""
+    """Return the command in a file's head comment, on one line; "" if there is none."""
     parts: list[str] = []
     for line in _head_lines(path, "command"):
         parts.append(line.removesuffix("\\").strip())

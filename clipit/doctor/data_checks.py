@@ -86,7 +86,7 @@ def check_kept_size(subject: str, tiles: TilesConfig, config: RunConfig) -> list
         pixels = with_kept_size(tiles, config).keep_pixels
     except ClipitError as error:
         return [failed_check(subject, error)]
-    return [Check("PASS", subject, f"streamed tiles whose shorter edge is longer than {pixels} px are resized to it")]
+    return [Check("PASS", subject, f"streamed tiles with a shorter edge above {pixels} px are resized to {pixels} px")]
 
 
 def check_reports(config: RunConfig) -> list[Check]:

@@ -71,7 +71,7 @@ def _check_folder(folder: Path, ask: AskHub, announce: Callable[[str], None]) ->
     """Check all run configurations in a folder; an invalid key affects only its own file."""
     files = run_configs(folder)
     if not files:
-        hint = "none here; clipit init own_table > config.yaml writes one, --shipped checks those of the package"
+        hint = "none here; clipit init own_table > config.yaml writes one, --shipped checks those in the package"
         return [Check("PASS", "configurations", hint)]
     checks = {}
     for file in files:

@@ -28,7 +28,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
         "FAIL",
         "Python",
         f"Python {text} is too old.",
-        "install clipit into an environment of Python 3.11 or later (in a checkout: PYTHON=python3.12 make env)",
+        "install clipit into an environment with Python 3.11 or later (in a checkout: PYTHON=python3.12 make env)",
     )
 
 
@@ -77,8 +77,8 @@ def check_devices() -> list[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # `import clipit` sets this to passive, unless the user has set it.
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        message = "OMP_WAIT_POLICY is active, so waiting threads slow down all other work on these cores"
-        checks.append(Check("WARN", "CPU", f"{message} ({cores}).", "unset OMP_WAIT_POLICY"))
+        message = f"OMP_WAIT_POLICY is active, so waiting threads slow down all other work on these {cores} cores."
+        checks.append(Check("WARN", "CPU", message, "unset OMP_WAIT_POLICY"))
     else:
         checks.append(Check("PASS", "CPU", f"{cores} cores"))
     return checks

@@ -49,7 +49,7 @@ def check_hub(needed: bool = True) -> list[Check]:
     """Check whether the hub can be reached and a token is present; the token itself is never shown.
 
     Args:
-        needed: Whether a model or data set may come from the hub; otherwise nothing here is a warning.
+        needed: Whether a model or data set may come from the hub; if not, no result is a warning.
     """
     from huggingface_hub import constants, get_token
 

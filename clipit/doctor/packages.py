@@ -111,7 +111,7 @@ def check_openblas() -> list[Check]:
 def check_kernel(kernel: str, cpu_flags: Collection[str]) -> Check:
     """Check that an OpenBLAS kernel uses the CPU's instruction sets, given the CPU flags as listed by Linux.
 
-    An OpenBLAS that does not know the CPU falls back to kernels for a much older one, which makes exact search 3 to 5
+    An OpenBLAS that does not know the CPU falls back to kernels for a much older CPU, which makes exact search 3 to 5
     times slower (`python -m benchmarks faiss_threads` measures it).
     """
     best = "SKYLAKEX" if "avx512f" in cpu_flags else "Haswell" if "avx2" in cpu_flags else ""

@@ -28,7 +28,7 @@ _MOST_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other p
 _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
-_HEADER_BYTES = 2**16
+_HEADER_BYTES = 2**16  # start of a JPEG 2000 file in which the codestream is searched
 _ORIENTATION = 274  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,7 +69,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
     reports corrupt data for which Pillow returns wrong pixels.
 
     Args:
-        compare_pages: Whether smaller pages of a TIFF must be copies of the first, masks or named as thumbnail, label
+        compare_pages: Whether smaller pages of a TIFF must be copies of the first, masks, or named thumbnail, label
             or macro. Slides may have labels without a name.
 
     Raises:
@@ -106,7 +106,7 @@ def open_header(source: Path | io.BytesIO) -> Image.Image:
     """Open an image without decoding it; its declared size is checked first, because decoding reserves memory for it.
 
     Raises:
-        ImageError: It declares more than 179 million pixels.
+        ImageError: The file declares more than 179 million pixels.
         OSError: The file cannot be opened, or its format is unknown.
     """
     reason = (
@@ -154,7 +154,7 @@ def check_bytes(image: Image.Image) -> None:
     """
     stream = getattr(image, "fp", None)
     if image.format not in ("JPEG", "PNG", "TIFF") or stream is None or getattr(stream, "closed", False):
-        return  # without an open file, the image was loaded before
+        return  # if no file is open, the image has already been loaded
     position = stream.tell()
     if image.format == "TIFF":
 
@@ -271,7 +271,7 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
         return
     equal = 1
     larger = None
-    smaller: dict[int, Image.Image] = {}  # that are not marked as copies
+    smaller: dict[int, Image.Image] = {}  # smaller pages that are not marked as copies
     for page in range(1, pages):
         try:
             image.seek(page)
@@ -298,8 +298,8 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     if others:
         extent = " x ".join(map(str, smaller[others[0]].size))
         raise ImageError(
-            f"a TIFF of several images: page {others[0]} ({extent} pixels) is no smaller copy of the first: save each "
-            "page as a separate file"
+            f"a TIFF of several images: page {others[0]} ({extent} pixels) is not a smaller copy of the first: save "
+            "each page as a separate file"
         )
 
 

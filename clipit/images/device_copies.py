@@ -16,7 +16,7 @@ def stack(pixels: Sequence[UInt8[np.ndarray, "3 h w"]], device: "torch.device") 
     """Stack the pixels of a batch as a tensor [b, 3, h, w] in the CPU's memory, pinned if the device is a GPU.
 
     Args:
-        pixels: Pixels of each tile; without any, the tensor is empty.
+        pixels: Pixels of each tile; if there are none, the tensor is empty.
         device: Device to which the batch will be copied.
     """
     import torch

@@ -119,7 +119,7 @@ class FileReader:
 _MEMBER = np.dtype(
     [("offset", "<i8"), ("packed", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<u2"), ("flags", "<u2")]
 )
-"""Offset and size of a member in a zip: 32 bytes, compared with about 600 for an entry of zipfile."""
+"""Location, sizes, checksum and flags of a zip member, in 32 bytes; an entry of zipfile takes about 600."""
 _ABSENT = -(2**62)  # offset of a member that the zip does not contain
 
 
@@ -145,7 +145,7 @@ class _OpenZip:
         """Return the entry of a member.
 
         Raises:
-            ImageError: The zip was replaced and does not contain it.
+            ImageError: The zip was replaced and does not contain the member.
         """
         info = zipfile.ZipInfo(self._members[row])
         offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits = self._places[
@@ -211,7 +211,7 @@ def file_stamp(path: Path) -> str:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        DataError: It is a pipe, a device or a socket, which may never end, or wait for a writer.
+        DataError: The path is a pipe, a device or a socket; reading it could block forever.
     """
     status = path.stat()
     if kind := special_kind(status.st_mode):
@@ -223,7 +223,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Return the size and CRC-32 of each file in a zip, from its central directory.
 
     Raises:
-        DataError: The zip is invalid or truncated, or contains two files of one name, encrypted files, or files
+        DataError: The zip is invalid or truncated, or contains two files of the same name, encrypted files, or files
             compressed by a method that Python does not support.
     """
     try:

@@ -65,7 +65,7 @@ class ImageSet:
         return image
 
     def try_read(self, row: int) -> Image.Image | Unreadable:
-        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or may not be read.
+        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or the permission to read it is missing.
 
         Raises:
             DataError: The file cannot be opened for another reason, such as a disconnected disk.
@@ -105,8 +105,8 @@ class JoinedReader:
 def open_images(path: Path) -> ImageSet:
     """List the images of a folder or zip, sorted by id, or open one image file.
 
-    The id of an image is its path relative to the folder or in the zip, and the name of a single file. Hidden files are
-    skipped, and so are files that are not images, with a note.
+    The id of an image is its path relative to the folder or in the zip; the id of a single file is its name. Hidden
+    files are skipped silently, and files that are not images with a note.
 
     Raises:
         DataError: The path does not exist, contains no image, or is a file of a different kind.

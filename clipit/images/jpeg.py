@@ -6,7 +6,7 @@ libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
 Files for which simplejpeg raises an error or a warning are left to Pillow, so that files that Pillow refuses cause the
 same errors with and without it. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are
-corrupt; simplejpeg names them, so such damage is reported only where it is used.
+corrupt; simplejpeg reports them, so such damage is detected only where it is installed.
 """
 
 import io
@@ -43,7 +43,7 @@ def decode_plain(image: Image.Image) -> Image.Image | str:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
 
     Returns:
-        The decoded image. For a file that Pillow must decode, libjpeg's warning of corrupt data, or "" without one.
+        The decoded image. For a file that Pillow must decode, libjpeg's warning of corrupt data, or "".
     """
     if type(image) is not JpegImageFile or image.mode != "RGB" or image.fp is None or not image.tile:
         return ""

@@ -27,12 +27,12 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 8
-_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
-_AHEAD = 4  # batches
+_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # on Linux only
+_AHEAD = 4  # batches that are read ahead
 _MAX_BYTES = 2**30  # bytes of results that are read ahead; at least one batch
 _GROUPS = 4  # groups of items per thread into which a batch is divided
 _Cost = tuple[float, float, float, int]
-"""Seconds of reading, seconds of these on a core, seconds of these waiting for a core, and blocks read from disk."""
+"""Seconds of reading, its parts on a core and waiting for a core, and the number of blocks read from disk."""
 _MIN_SECONDS = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
 """Fraction of the time spent waiting above which remedies are logged."""
@@ -149,7 +149,7 @@ def reading_threads(count: int = 0) -> ThreadPoolExecutor:
     """Create a pool of reading threads.
 
     Args:
-        count: Number of threads; 0: one per available core, at most 8.
+        count: Number of threads; 0 for one per available core, at most 8.
     """
     return ThreadPoolExecutor(count or min(_MAX_THREADS, available_cores()), thread_name_prefix="images")
 

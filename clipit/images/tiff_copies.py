@@ -1,4 +1,4 @@
-"""Tell whether a smaller page of a TIFF is a copy of the first, a label or macro image, or another image."""
+"""Distinguish the smaller pages of a TIFF: copies of the first page, label or macro images, and other images."""
 
 import re
 
@@ -7,10 +7,10 @@ from jaxtyping import Float
 from PIL import Image
 
 _AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
-_CELLS, _CELL = 8, 4  # cells per edge that are compared, at most; least pixels per edge of a cell
-_LEAST_CELLS = 4
-_ALIKE_GREY = 12  # mean difference of the cells' grey values (0 to 255)
-_ALIKE_CORRELATION = 0.6
+_CELLS, _CELL = 8, 4  # maximum number of cells per edge; minimum edge of a cell in pixels
+_LEAST_CELLS = 4  # minimum number of cells per edge for a comparison
+_ALIKE_GREY = 12  # maximum mean difference of the cells' grey values (0 to 255)
+_ALIKE_CORRELATION = 0.6  # minimum correlation of the cells' grey values
 
 
 def is_auxiliary(name: str) -> bool:

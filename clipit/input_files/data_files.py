@@ -30,7 +30,7 @@ MISSING_VALUES = frozenset(
 )
 """Texts that programs write for a missing value. Letter case matters: `none` may be a grade or a finding."""
 NO_CLASS = "-1"
-"""Number that stands for an unknown class in Hugging Face data sets and many tables."""
+"""Number that marks a missing class in Hugging Face data sets and many tables."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FolderFiles:
 
 
 def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
-    """List the files of a folder and its subfolders that `accept` returns True for.
+    """List the files of a folder and its subfolders for which `accept` returns True.
 
     Links to folders are followed, but every real folder is listed only once: under its own path if it is inside
     `folder`, otherwise under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders and
@@ -109,7 +109,7 @@ def cell_text(value: Any) -> str:
 
     Raises:
         ValueError: The cell contains a list, a line break or another control character, or characters that are not
-            valid Unicode; the message says which.
+            valid Unicode; the message states which.
     """
     if value is None or value != value:  # NaN is the only value that differs from itself
         return ""
@@ -171,11 +171,11 @@ def read_csv(
     Args:
         delimiter: Character between fields.
         encoding: Name of the Python codec.
-        columns: Names of the columns by position, if the file has no header; None: its first row is the header.
+        columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
     Raises:
-        DataError: Broken quotes, a repeated column name, a row of the wrong length, or some rows that end in a carriage
-            return alone.
+        DataError: The file has broken quotes, a repeated column name or a row of the wrong length, or only some rows
+            end in a carriage return alone.
         UnicodeError: The file is not in this encoding.
     """
     csv.field_size_limit(_LONGEST_FIELD)
@@ -276,7 +276,7 @@ def hub_id(path: str) -> str | None:
 
 
 def hub_revision(path: str, key: str) -> str | None:
-    """Look up the newest commit of a data set on the hub, for `load_huggingface`; None offline and for local folders.
+    """Look up the newest commit of a data set on the hub, for `load_huggingface`; None if it is local or offline.
 
     Raises:
         DataError: The data set does not exist, or the hub cannot be reached.
@@ -308,7 +308,7 @@ def load_huggingface(
             007 as 7.
 
     Returns:
-        A `datasets.Dataset`, or a dictionary of them by split; with `streaming`, `datasets.IterableDataset`.
+        A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
 
     Raises:
         DataError: The folder does not exist, or the data set cannot be loaded, or its files number the classes of a
@@ -355,7 +355,7 @@ def _load_error(path: str, key: str, error: Exception) -> DataError:
     import datasets
 
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # it only says that something failed
+        error = error.__cause__  # the outer error only states that something failed
     return DataError(
         f"cannot load this data set: {type(error).__name__}: {error}",
         where=path,

@@ -26,7 +26,7 @@ def check_pointer(path: Path) -> None:
 
 
 def find_pointer(path: Path) -> Path | None:
-    """Return the first Git LFS pointer in a folder, or the file itself if it is one; None if there is none."""
+    """Return the first Git LFS pointer in a folder, or the path itself if it is a pointer; None if there is none."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return next((file for file in files if _is_pointer_file(file)), None)
 

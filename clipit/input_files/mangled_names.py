@@ -33,7 +33,8 @@ def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[
 def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
     """Check that a spreadsheet program has not rounded the names of tiles or annotators, or replaced them with ###.
 
-    It writes the different numbers 120000000001 and 120000000002 as 1.2E+11. Names that look like dates are accepted.
+    Such programs write the different numbers 120000000001 and 120000000002 as 1.2E+11. Names that look like dates are
+    accepted.
 
     Raises:
         DataError: Some names look changed; the message lists the first ones with their rows.

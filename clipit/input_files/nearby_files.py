@@ -22,7 +22,7 @@ def special_file(path: str | Path) -> str:
 
 
 def special_kind(mode: int) -> str:
-    """Return "a pipe", "a device" or "a socket" for the mode of one, as `os.stat` returns it; otherwise ""."""
+    """Return "a pipe", "a device" or "a socket" for a mode returned by `os.stat`; "" for files and folders."""
     if stat.S_ISFIFO(mode):
         return "a pipe"
     if stat.S_ISSOCK(mode):
@@ -33,7 +33,7 @@ def special_kind(mode: int) -> str:
 def similar_names(path: str) -> str:
     """Describe what exists near a missing path: similar names or, if none exist, the content of the closest folder.
 
-    For files below `outputs/`, as in the shipped configurations, also say which command writes them.
+    For files below `outputs/`, as in the shipped configurations, also name the command that writes them.
     """
     if "://" in path:
         return "this is a URL: download the file first"
@@ -59,13 +59,13 @@ def similar_names(path: str) -> str:
         or names
     )
     place = "this folder" if folder == Path() else folder
-    found = f"{place} contains {shortlist(similar)}" if similar else f"{place} is empty"
+    contents = f"{place} contains {shortlist(similar)}" if similar else f"{place} is empty"
     written = _written_by_clipit(missing)
-    return f"{found}; {written}" if written else found
+    return f"{contents}; {written}" if written else contents
 
 
 def _written_by_clipit(missing: Path) -> str:
-    """Say which command writes a file below `outputs/`; "" for other files, and if the file's folder exists."""
+    """Name the command that writes a file below `outputs/`; "" for other files, and if the file's folder exists."""
     if missing.parts[:1] != ("outputs",) or missing.parent.is_dir():
         return ""
     if missing.parts[1:3] == ("demo", "world"):

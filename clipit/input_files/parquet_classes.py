@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipit.errors import DataError
 
-_KEY = b"huggingface"  # of the schema's metadata
+_KEY = b"huggingface"  # key in the schema's metadata
 
 
 def check_parquet_classes(files: Iterable[Path]) -> None:
@@ -38,7 +38,7 @@ def _class_names(path: Path) -> dict[str, list[str]]:
 
     try:
         features = json.loads((pq.read_schema(path).metadata or {})[_KEY])["info"]["features"]
-        found = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
-        return {name: names for name, names in found.items() if isinstance(names, list)}
-    except Exception:  # without these metadata, or damaged, which is reported when the file is read
+        listed = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        return {name: names for name, names in listed.items() if isinstance(names, list)}
+    except Exception:  # the metadata are missing, or the file is damaged, which is reported when it is read
         return {}

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
-"""Whole number, with leading zeros, which spreadsheets drop, or as 1.0, as in a column with missing values."""
+"""Whole number, possibly with leading zeros, which spreadsheets drop, or as 1.0, as in columns with empty cells."""
 
 _MIDNIGHT = re.compile(r"(?<=\d\d\d\d-\d\d-\d\d)[ t]00:00:00(?:\.0+)?$")
 """Time that programs add to a date."""
@@ -40,7 +40,7 @@ def spelled_alike(names: Iterable[str]) -> list[str]:
 
 
 def spelled_differently(names: Iterable[str], others: Collection[str]) -> dict[str, str]:
-    """Map each name that is missing from the others to one of them that differs only in spelling, if there is one."""
+    """Map each name that is not among `others` to one of `others` that differs only in spelling, if there is one."""
     known = set(others)
     named = {form: other for other in sorted(known, reverse=True) for form in _normal_forms(other)}
     pairs = {}

@@ -18,14 +18,14 @@ _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
 _PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 _NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
-_SUFFIXES = (".yaml", ".yml", ".json")  # every JSON file is a YAML file, too
-_MAX_BYTES = 8 * 2**20
-_CACHE_LIMITS = (64, 2**16)  # number of cached files, and the characters of the largest
+_SUFFIXES = (".yaml", ".yml", ".json")  # JSON is a subset of YAML
+_MAX_BYTES = 8 * 2**20  # maximum size of a file
+_CACHE_LIMITS = (64, 2**16)  # maximum number of cached files, and of characters in each
 MAX_DEPTH = 40
 """Maximum nesting depth of mappings and lists."""
 _MAX_BITS = 64  # maximum bits of a whole number
 _OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers in base 8 or 60 in YAML 1.1: `030`, `1:30`
-_MAX_REPEATED = 10_000  # values that aliases repeat, over the whole file
+_MAX_REPEATED = 10_000  # maximum number of values that the aliases of a file repeat
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters.
 
-        Numbers that YAML 1.1 reads in a different base are refused as well: it reads `030` as 24.
+        Numbers that YAML 1.1 reads in a different base are also refused; `030`, for example, would be 24.
         """
         number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
         if number and isinstance(node.value, str) and _OTHER_BASE.fullmatch(node.value):

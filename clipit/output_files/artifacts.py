@@ -1,7 +1,7 @@
 """Artefacts: folders with a manifest that are written atomically.
 
-The folder of an artefact is named by its kind and the fingerprint of its inputs, which makes it its own cache key. It
-is built in `<folder>.partial`, where a killed attempt is resumed, and renamed once it is complete.
+The folder of an artefact is named after its kind and the fingerprint of its inputs; this name serves as the cache key.
+It is built in `<folder>.partial`, where an interrupted attempt is resumed, and renamed when it is complete.
 
 The SHA-256 of a file is verified when a process first reads it, and again if the file has changed since.
 """
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_CHECKSUM = "checksum"  # key in JSON files
+_CHECKSUM = "checksum"  # key of the checksum in JSON files
 REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
 _SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same time stamp
@@ -151,7 +151,7 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
         yield
     except (PermissionError, ClipitError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:  # also of pyarrow, NumPy, faiss
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:  # of several libraries
         if is_limit(error):
             raise
         raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
@@ -244,10 +244,10 @@ def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object without its checksum; one without a checksum, as in earlier versions, is accepted.
+    """Return a JSON object without its checksum; objects of earlier versions, which have no checksum, are accepted.
 
     Raises:
-        ValueError: The content does not have this checksum.
+        ValueError: The content does not match the checksum.
     """
     record = {name: value for name, value in values.items() if name != _CHECKSUM}
     if values.get(_CHECKSUM) not in (None, fingerprint(record)):
@@ -259,8 +259,8 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     """Open a complete artefact of the given kind.
 
     Args:
-        verify: Whether to verify the SHA-256 of every file now. Otherwise, verify that of small files and the size of
-            all; large files are verified when they are first read.
+        verify: Whether to verify the SHA-256 of every file now. Otherwise, only the SHA-256 of small files and the
+            sizes of all files are verified now, and large files when they are first read.
 
     Raises:
         ArtifactError: The artefact is missing, incomplete, damaged, or of a different kind, schema or fingerprint.
@@ -315,9 +315,9 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def read_json(path: Path, fix: str) -> JsonRecord:
-    """Read a JSON object that this package wrote, without its checksum, which is verified if there is one.
+    """Read a JSON object that this package wrote; its checksum, if it has one, is verified and removed.
 
-    Reading a key that the object lacks, as in a file of an earlier version, raises an `ArtifactError` as well.
+    Looking up a key that the object lacks, as in a file of an earlier version, also raises an `ArtifactError`.
 
     Args:
         fix: What to do if the file is damaged or lacks a key, for the error.
@@ -360,7 +360,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def start_partial(folder: Path) -> Path:
-    """Create the folder in which `folder` is built, or reuse the one left by a killed attempt with the same inputs."""
+    """Create the folder in which `folder` is built, or reuse the one that an interrupted attempt left behind."""
     partial = folder.with_name(folder.name + ".partial")
     make_folder(partial)
     return partial
@@ -369,7 +369,7 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for leftover in filter(is_temporary, partial.rglob(".*")):  # of a killed attempt; all processes have finished
+    for leftover in filter(is_temporary, partial.rglob(".*")):  # left by a killed attempt; all processes have finished
         leftover.unlink()
     files = {
         str(path.relative_to(partial)): path

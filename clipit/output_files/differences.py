@@ -8,7 +8,7 @@ from clipit.errors import printable
 
 MAX_SHOWN = 10
 """Maximum number of differences listed in a message."""
-_MAX_LENGTH = 80  # characters of a value
+_MAX_LENGTH = 80  # maximum number of characters per value
 _ABSENT = "(absent)"
 
 

@@ -1,4 +1,4 @@
-"""SHA-256 of finished files, so that a command that keeps them notices if they have changed."""
+"""SHA-256 of finished files, with which commands that reuse the files detect changes."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,8 +29,8 @@ def are_unchanged(folder: Path, names: Iterable[str], recorded: Any) -> bool:
 
     Args:
         names: As in `hash_files`; files that are missing have changed.
-        recorded: SHA-256 by path, as returned by `hash_files`; anything but a mapping, as in a record of an earlier
-            version, is accepted.
+        recorded: SHA-256 by path, as returned by `hash_files`; any value other than a mapping, as in a record of an
+            earlier version, counts as unchanged.
     """
     if not isinstance(recorded, Mapping):
         return True

@@ -10,8 +10,8 @@ from clipit.errors import ArtifactError, ClipitError, shortlist
 class JsonRecord(dict[str, Any]):
     """A JSON object read from a file.
 
-    If a key is missing, `record["key"]` raises a `ClipitError` that names the file and the key, and says what to do.
-    Otherwise, it behaves like a dict; nested objects are records as well.
+    If a key is missing, `record["key"]` raises a `ClipitError` that names the file and the key, and states what to do.
+    Otherwise, it behaves like a dict; nested objects are also records.
     """
 
     def __init__(

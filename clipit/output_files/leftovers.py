@@ -12,7 +12,7 @@ _SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a file is a temporary file (`.*.tmp`, or one of safetensors), by its name."""
+    """Return whether a file has the name of a temporary file (`.*.tmp`, or as written by safetensors)."""
     return bool(path.match(".*.tmp") or _SAFETENSORS_TEMPORARY.fullmatch(path.name))
 
 

@@ -58,6 +58,6 @@ def read_parquet(path: Path, fix: str) -> pa.Table:
 
 
 def read_frame(path: Path, fix: str) -> pd.DataFrame:
-    """Read a Parquet file as `read_parquet` does, as a data frame."""
+    """Read a Parquet file like `read_parquet`, and return it as a data frame."""
     with reading(path, fix):
         return pd.read_parquet(path, page_checksum_verification=True)

@@ -49,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Dictionary entries by id, in the order of the files; `load_dictionary` reads one."""
+    """Dictionary entries by id, in the order of the files; `load_dictionary` reads a dictionary."""
 
     name: str
     version: str

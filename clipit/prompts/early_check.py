@@ -28,8 +28,8 @@ def check_prompt_files(file: ConfigFile) -> None:
     check_prompt_file(file.prompt_study.simple)
     check_prompt_file(file.segmentation.prompts)
     for keys in file.comparison.data_sets.values():
-        own = keys.get("prompts")
-        check_prompt_file(own if isinstance(own, str) else None)
+        prompts = keys.get("prompts")
+        check_prompt_file(prompts if isinstance(prompts, str) else None)
 
 
 def check_run_prompts(run: RunConfig) -> None:

@@ -30,11 +30,11 @@ def find(name_or_path: str | Path, folder: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        found = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
         raise DataError(
             "a folder, not a prompt file",
             where=path,
-            fix=f"name one of its files: {shortlist(found)}" if found else "name a YAML or JSON file",
+            fix=f"name one of its files: {shortlist(names)}" if names else "name a YAML or JSON file",
         )
     if str(name_or_path) in packaged(folder):
         return _FOLDER / folder / f"{name_or_path}.yaml"

@@ -102,16 +102,16 @@ def lint_file(
 def _check_templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     if not templates:
         yield LintMessage("error", "templates", "no templates", f"add at least one, such as {PLACEHOLDER}")
-    seen: dict[str, str] = {}
+    key_of: dict[str, str] = {}
     for i, template in enumerate(templates):
         key = f"templates[{i}]"
         if template.count(PLACEHOLDER) != 1:
             problem = f"{template!r} contains {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
             yield LintMessage("error", key, problem, f"write {PLACEHOLDER} once, in place of the class name")
         folded = " ".join(template.casefold().split())
-        if folded in seen:
-            yield LintMessage("error", key, f"{template!r} is given twice, see {seen[folded]}", "remove one of them")
-        seen.setdefault(folded, key)
+        if folded in key_of:
+            yield LintMessage("error", key, f"{template!r} is given twice, see {key_of[folded]}", "remove one of them")
+        key_of.setdefault(folded, key)
 
 
 def _check_classes(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:

@@ -12,7 +12,7 @@ SLOTS = ("organ", "magnification", "stain")
 """Slots of a grid template, in addition to the `{}` for the class name."""
 _SLOT = re.compile(r"\{(\w*)\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=(\S))")
-_VOWEL_SOUNDS = "aeiouAEIOUH"  # H as in H&E, the only stain word that begins with it
+_VOWEL_SOUNDS = "aeiouAEIOUH"  # with H, because H&E is the only stain word that begins with H
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_pa
     ("name", "pixels", "message"),
     [
         ("test_vit", 100, r"(?s)100 is not a multiple of its patch size of 16 pixels.*set backbone\.pixels=96"),
-        ("test_vit", 8, r"8 pixels are too few: it needs 16 or more"),
-        ("test_convnext", 16, r"16 pixels are too few: it needs 32 or more"),
+        ("test_vit", 8, r"8 pixels are too few: the model needs 16 or more"),
+        ("test_convnext", 16, r"16 pixels are too few: the model needs 32 or more"),
         ("resmlp_12_224", 96, r"(?s)tiles of 96 pixels are not supported.*remove backbone\.pixels.*224"),
         ("swin_s3_tiny_224", 112, r"(?s)tiles of 112 pixels are not supported: timm builds a different model"),
     ],

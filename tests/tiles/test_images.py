@@ -298,7 +298,7 @@ def test_a_smaller_page_that_shows_something_else_is_not_lost_silently(tmp_path:
     for small in (tile.resize(half), tile.resize(half, Image.Resampling.NEAREST), tile.resize((16, 16))):
         assert decode(io.BytesIO(two_pages(tile, small))).tobytes() == tile.tobytes()
     for small in (other.resize(half), other.resize((60, 30)), Image.new("RGB", half)):
-        with pytest.raises(ImageError, match=r"several images: page 1 \(60 x .* no smaller copy of the first"):
+        with pytest.raises(ImageError, match=r"several images: page 1 \(60 x .* no.*smaller copy"):
             decode(io.BytesIO(two_pages(tile, small)))
         for options in ({"subfiletype": 1}, {"description": "label 60x60"}, {"description": "Macro"}):
             assert decode(io.BytesIO(two_pages(tile, small, **options))).tobytes() == tile.tobytes()

@@ -148,7 +148,7 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
         (1, {"mpp": "-1"}, "invalid mpp '-1'"),
         (1, {"mpp": 5e-07}, "(?s)invalid mpp '5e-07'.*not metres or nanometres"),
         (1, {"mpp": 500}, "(?s)invalid mpp '500.*from 0.01 to 100"),
-        (1, {"path": ""}, "1 row names no file, first record 2"),
+        (1, {"path": ""}, "1 row names no file; the first is record 2"),
     ],
 )
 def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:

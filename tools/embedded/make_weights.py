@@ -51,14 +51,14 @@ def make_embedded_weights(
     """Train the embedded VLM and backbone, and measure them on a world that shares no tile or report with training.
 
     `vlm/`, `backbone/`, `SHA256SUMS.json` (hash of each file) and `measured.json` (recipes, versions, scores) are
-    written to `folder`. Earlier ones are replaced once both models are trained.
+    written to `folder`. Earlier files are replaced when both models are trained.
 
     Args:
         folder: Folder for the two model folders.
         seed: Seed of the training data and the training; worlds use other random streams, even with the same seed.
         vlm: Recipe of the VLM; by default the shipped one.
         backbone: Recipe of the backbone; by default the shipped one.
-        world: World on which they are measured; by default the demo's.
+        world: World on which the models are measured; by default the demo's.
         threads: CPU threads of torch; the same number gives the same weights on the same machine.
 
     Returns:
@@ -101,7 +101,7 @@ def make_status_vlm(
         folder: Folder for the VLM's folder.
         seed: Seed of the training data and the training.
         recipe: Recipe of the VLM.
-        world: World of cases on which it is measured.
+        world: World of cases on which the VLM is measured.
         threads: CPU threads of torch; the same number gives the same weights on the same machine.
 
     Returns:
@@ -136,8 +136,8 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
     configs/knowing_reports.yaml. The figures are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
     nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
     validation part. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
-    zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`. `nearest_case`,
-    `nearest_case_none`: the grade of the nearest snippet's reports is correct, or these describe no tumour.
+    zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`. `nearest_case`:
+    the grade of the nearest snippet's reports is correct. `nearest_case_none`: these reports describe no tumour.
     `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half). Figures
     without tiles are omitted.
 
@@ -191,10 +191,10 @@ def _score_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
     """Return which training tiles a probe classifies correctly; it is fitted and tuned on validation tiles."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
-    seen = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
-    x, y, half = seen["validation"], parts["validation"].truth, np.arange(len(parts["validation"])) % 2 == 0
+    embeddings = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
+    x, y, half = embeddings["validation"], parts["validation"].truth, np.arange(len(parts["validation"])) % 2 == 0
     probe = linear_probe(x[half], y[half], x[~half], y[~half], 2)
-    return np.asarray(probe.probabilities(seen["train"]).argmax(axis=1) == parts["train"].truth, dtype=np.bool_)
+    return np.asarray(probe.probabilities(embeddings["train"]).argmax(axis=1) == parts["train"].truth, dtype=np.bool_)
 
 
 def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Workspace:
@@ -267,7 +267,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
     parser.add_argument("--seed", type=int, default=100, help="seed of the training data and the training")
-    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which they are measured")
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which the models are measured")
     parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weaker")
     parser.add_argument("--vlm-epochs", type=int, default=10, help="training epochs of the VLM")
     parser.add_argument(

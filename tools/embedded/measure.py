@@ -38,20 +38,21 @@ def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: 
     encode = lambda texts: text_vectors(vlm, list(texts))  # noqa: E731
     classes = prompt_embeddings(load_prompts(world / "prompts.yaml"), encode, classes=CLASSES)
     parts = {name: tiles.of_split(name) for name in ("train", "validation", "test")} | {"shift": shift}
-    seen = {name: vlm_images(vlm, part) for name, part in parts.items()}
-    plain = {name: _backbone_images(backbone, part) for name, part in parts.items()}
+    embeddings = {name: vlm_images(vlm, part) for name, part in parts.items()}
+    features = {name: _backbone_images(backbone, part) for name, part in parts.items()}
     scores: dict[str, Any] = {
-        f"zero_shot_{name}": _accuracy(seen[name] @ classes.T, parts[name].truth) for name in ("test", "shift")
+        f"zero_shot_{name}": _accuracy(embeddings[name] @ classes.T, parts[name].truth) for name in ("test", "shift")
     }
     scores["zero_shot_per_class"] = {
         name: _accuracy(
-            (seen["test"] @ classes.T)[parts["test"].truth == k], np.full(int((parts["test"].truth == k).sum()), k)
+            (embeddings["test"] @ classes.T)[parts["test"].truth == k],
+            np.full(int((parts["test"].truth == k).sum()), k),
         )
         for k, name in enumerate(CLASSES)
     }
-    scores["vlm_probe"] = _probe(seen, parts, world, seeds)
-    scores["backbone_probe"] = _probe(plain, parts, world, seeds)
-    return scores | _pairing(vlm, seen["train"], parts["train"].truth, world)
+    scores["vlm_probe"] = _probe(embeddings, parts, world, seeds)
+    scores["backbone_probe"] = _probe(features, parts, world, seeds)
+    return scores | _pairing(vlm, embeddings["train"], parts["train"].truth, world)
 
 
 def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: Path) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def _tiles(world: Path, name: str, labels: LabelsConfig | None = None, seed: int
 
 
 def _probe(features: dict[str, Vectors], parts: dict[str, TileSet], world: Path, seeds: int) -> dict[str, float]:
-    """Compute test accuracies of a linear probe with 10 labels per class, and as many to select its penalty."""
+    """Compute test accuracies of a linear probe with 10 labels per class, and 10 per class to select its penalty."""
     accuracies: dict[str, list[float]] = {"test": [], "shift": []}
     for seed in range(seeds):
         tiles = _tiles(world, "tiles", LabelsConfig(kind="per_class", value=10), seed)

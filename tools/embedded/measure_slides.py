@@ -33,8 +33,9 @@ _MIN_ARTEFACT = 0.25
 def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
     """Measure balanced zero-shot accuracies of tiles in a grid of 64 px, with the prompts of the folder.
 
-    `world_tiles`: test tiles of world 0, and those of a single tissue. `slide_tiles`: tiles of slides with a single
-    tissue and no artefact; `pen`, `fold` and `blur`: tiles with a single tissue, a quarter covered by the artefact.
+    `world_tiles`: test tiles of world 0. `world_tiles_of_one_tissue`: those that show a single tissue. `slide_tiles`:
+    tiles of slides with a single tissue and no artefact. `pen`, `fold` and `blur`: tiles of slides with a single
+    tissue, at least a quarter of which the artefact covers.
 
     Args:
         vlm_folder: Folder or name of a VLM.
@@ -69,12 +70,12 @@ def slide_tiles(
         labels, artefacts = (np.asarray(Image.open(mask.with_stem(f"{mask.stem}{of}"))) for of in ("", "_artefacts"))
         for y in range(0, len(image), SIZE):
             for x in range(0, len(image), SIZE):
-                here = slice(y, y + SIZE), slice(x, x + SIZE)
-                counts = np.bincount(labels[here].ravel(), minlength=len(CLASSES) + 1)[1:]
+                window = slice(y, y + SIZE), slice(x, x + SIZE)
+                counts = np.bincount(labels[window].ravel(), minlength=len(CLASSES) + 1)[1:]
                 if counts.max() >= _MIN_TISSUE * SIZE**2:
-                    images.append(image[here])
+                    images.append(image[window])
                     truth.append(int(counts.argmax()))
-                    shares.append([float((artefacts[here] == value).mean()) for value in ARTEFACTS.values()])
+                    shares.append([float((artefacts[window] == value).mean()) for value in ARTEFACTS.values()])
     return np.stack(images), np.array(truth, dtype=np.int64), np.array(shares)
 
 

@@ -24,12 +24,12 @@ def measure(options: Options) -> list[Figure]:
     """
     micro = options.size(16, 2, 64)
     counts = {1: "one_micro_batch", options.size(4, 2, 8): "some", options.size(16, 3, 32): "many"}
-    most = max(counts)
+    max_count = max(counts)
     steps = {count: _contrast(micro, micro * count) for count in counts}
-    plain = _contrast(micro, micro * most)
+    plain = _contrast(micro, micro * max_count)
 
     def scaled(count: int) -> Workload:
-        return lambda: most / count * seconds(lambda: _cached(steps[count]))
+        return lambda: max_count / count * seconds(lambda: _cached(steps[count]))
 
     workloads: dict[str, Workload] = {name: scaled(count) for count, name in counts.items()}
     samples = alternate(workloads | {"plain": lambda: seconds(lambda: _plain(plain))}, options)

@@ -47,7 +47,7 @@ def measure(options: Options) -> list[Figure]:
         "backbone": options.vit,
         "tiles": batch * batches,
         "batch": batch,
-        "tiles_per_second": {side: batch * batches / min(taken) for side, taken in samples.items()},
+        "tiles_per_second": {side: batch * batches / min(times) for side, times in samples.items()},
         "largest_difference_of_logits": difference,
     }
     values = ratios(samples, "classifier", "timm")

@@ -61,7 +61,7 @@ def _measure(options: Options, size: int) -> Figure:
         "tiles": len(tiles),
         "pixels": vlm.preprocess.size,
         "batch": batch_size,
-        "tiles_per_second": {name: len(tiles) / min(taken) for name, taken in samples.items()},
+        "tiles_per_second": {name: len(tiles) / min(times) for name, times in samples.items()},
         "image_tower": ("ViT-B/16" if size > SIZE else "ViT-L/16") + ", bfloat16"
         if options.gpu
         else "ViT-S/16, float32",

@@ -22,15 +22,15 @@ def measure(options: Options) -> list[Figure]:
         print("faiss_threads: faiss is not installed, nothing to measure")
         return []
     sizes = [options.size(50_000, 1_000), options.size(1_000, 50)]
-    ways: dict[str, dict[str, str | None]] = {
+    settings: dict[str, dict[str, str | None]] = {
         "default": {},
         "one thread": {"OMP_NUM_THREADS": "1"},
         "passive wait": {"OMP_WAIT_POLICY": "passive"},  # spinning threads slow down a busy machine
     }
     if platform.machine() in ("x86_64", "AMD64") and not options.quick:
-        ways["kernel unset"] = {"OPENBLAS_CORETYPE": None}
-        ways |= {f"kernel {name}": {"OPENBLAS_CORETYPE": name} for name in _KERNELS}
-    workloads = {name: (lambda c=changes: _search(sizes, c)) for name, changes in ways.items()}
+        settings["kernel unset"] = {"OPENBLAS_CORETYPE": None}
+        settings |= {f"kernel {name}": {"OPENBLAS_CORETYPE": name} for name in _KERNELS}
+    workloads = {name: (lambda c=changes: _search(sizes, c)) for name, changes in settings.items()}
     samples = alternate(workloads, options)
     facts = {"snippets": sizes[0], "tiles": sizes[1], "dim": 512, "OPENBLAS_CORETYPE": os.getenv("OPENBLAS_CORETYPE")}
     return [
@@ -41,7 +41,7 @@ def measure(options: Options) -> list[Figure]:
             samples=samples,
             facts=facts,
         )
-        for name in ways
+        for name in settings
         if name != "default"
     ]
 

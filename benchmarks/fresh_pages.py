@@ -44,7 +44,7 @@ def measure(options: Options) -> list[Figure]:
     home, steps = Path(__file__).resolve().parent.parent, options.size(30, 1)
     workloads = {name: (lambda n=name: _run(home, n, steps)) for name in ("kept", "returned")}
     samples = alternate(workloads, options)
-    facts = {"steps": steps, "seconds_per_step": {name: min(taken) / steps for name, taken in samples.items()}}
+    facts = {"steps": steps, "seconds_per_step": {name: min(times) / steps for name, times in samples.items()}}
     values = ratios(samples, "kept", "returned")
     return [Figure("fresh_pages", "step with kept memory: time", values, "", None, False, samples, facts)]
 

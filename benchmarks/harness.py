@@ -127,9 +127,9 @@ def alternate(workloads: Mapping[str, Workload], options: Options, *, warm_up: b
     samples: dict[str, list[float]] = {name: [] for name in workloads}
     for turn in range(-options.size(1, 0) if warm_up else 0, options.repeats):
         for name, workload in workloads.items():
-            taken = workload()
+            elapsed = workload()
             if turn >= 0:
-                samples[name].append(taken)
+                samples[name].append(elapsed)
     return samples
 
 

@@ -38,7 +38,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
         options: Folder, size and number of repeats of the benchmark.
         n_tiles: Number of tiles.
         n_snippets: Number of snippets.
-        with_sinkhorn: Whether to measure also Sinkhorn (ten rounds), once and without a goal.
+        with_sinkhorn: Whether to also measure Sinkhorn (ten rounds), once and without a goal.
     """
     from clipit.config.run import PairingConfig
     from clipit.pairing.nearest import search
@@ -64,9 +64,9 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     if not with_sinkhorn:
         return figures
     rules = PairingConfig(correction="sinkhorn")
-    taken = _corrected(index, tiles, rules)() / min(samples["plain"])
+    ratio_of_one = _corrected(index, tiles, rules)() / min(samples["plain"])
     facts = facts | {"iterations": rules.correction_iterations}
-    return [*figures, Figure("hubness", "sinkhorn: time against one plain search", [taken], facts=facts)]
+    return [*figures, Figure("hubness", "sinkhorn: time against one plain search", [ratio_of_one], facts=facts)]
 
 
 def large_size() -> str:

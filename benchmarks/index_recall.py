@@ -43,9 +43,9 @@ def measure(options: Options) -> list[Figure]:
         return lambda: seconds(lambda: search(index, queries, _K))
 
     samples = alternate({key: workload(index) for key, index in searched.items()}, options)
-    for key, taken in samples.items():
-        rates = [len(queries) / value for value in taken]
-        figures.append(Figure("index_recall", f"{key}: search", rates, "tiles/s", samples={key: taken}))
+    for key, times in samples.items():
+        rates = [len(queries) / value for value in times]
+        figures.append(Figure("index_recall", f"{key}: search", rates, "tiles/s", samples={key: times}))
     return figures
 
 

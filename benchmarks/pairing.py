@@ -95,21 +95,21 @@ def _backend(options: Options) -> Literal["auto", "torch"]:
 
 def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:
     """Return the columns of each row's largest scores, in descending order."""
-    some = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
-    order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1)
-    return np.take_along_axis(some, order, 1)
+    columns = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
+    order = np.argsort(-np.take_along_axis(scores, columns, 1), axis=1)
+    return np.take_along_axis(columns, order, 1)
 
 
 def _memory(options: Options, texts: "Store") -> list[Figure]:
     """Measure the peak memory of processes that pair a few tiles, and ten times as many."""
     few = options.size(2_000, 100)
     stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
-    ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}
+    cases = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}
     runs_of: dict[str, list[dict[str, Any]]] = {
         name: [
             pair(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(options.size(2, 1))
         ]
-        for name, (n, block) in ways.items()
+        for name, (n, block) in cases.items()
     }
     samples = {name: [float(run["peak"]) for run in runs] for name, runs in runs_of.items()}
     facts = {"tiles": few, "snippets": len(texts.ids), "block": few, "before_pairing": runs_of["few"][0]["before"]}

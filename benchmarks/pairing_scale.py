@@ -52,11 +52,11 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Fig
     """
     cores = os.cpu_count() or 1
     figures = []
-    for way, block in {"blocks of tiles": -(-tiles.size // 2), "shards of snippets": tiles.size}.items():
+    for work, block in {"blocks of tiles": -(-tiles.size // 2), "shards of snippets": tiles.size}.items():
         one, two = (partial(_seconds, options, texts, tiles, block, processes) for processes in (1, 2))
         samples = alternate({"one": one, "two": two}, options)
         facts = {"tiles": tiles.size, "snippets": texts.size, "dim": _DIM, "block": block, "cores": cores}
-        title = f"pairing by one process against two that share {way}, time"
+        title = f"pairing by one process against two that share {work}, time"
         goal = 1.8 if cores > 1 else None
         figures.append(
             Figure("pairing_scale", title, ratios(samples, "one", "two"), "", goal, True, samples=samples, facts=facts)

@@ -81,7 +81,7 @@ def measure(options: Options) -> list[Figure]:
         "backbone": options.vit,
         "images": len(source),
         "batch": settings.batch_size,
-        "images_per_second": {name: len(source) / min(taken) for name, taken in samples.items()},
+        "images_per_second": {name: len(source) / min(times) for name, times in samples.items()},
         "images_of_the_bare_model": sum(map(len, rows)),
         "largest_difference_of_probabilities": _difference(
             predicted[-1], [row for batch in rows for row in batch], torch.cat(forward())

@@ -46,11 +46,11 @@ def _by_length(options: Options) -> list[Figure]:
     samples = alternate(workloads, options)
     figures: list[Figure] = []
     for length, texts in corpora.items():
-        taken, facts = samples[str(length)], {"reports": len(texts), "characters": length}
+        times, facts = samples[str(length)], {"reports": len(texts), "characters": length}
         title = f"ordinary reports of {length:,} characters"
-        per_character = [1e6 * value / total for value in taken]
-        per_report = [1e3 * value / len(texts) for value in taken]
-        hours = [100_000 * value / len(texts) / 3600 for value in taken]
+        per_character = [1e6 * value / total for value in times]
+        per_report = [1e3 * value / len(texts) for value in times]
+        hours = [100_000 * value / len(texts) / 3600 for value in times]
         figures += [
             Figure(_NAME, f"{title}: time per character", per_character, "us", facts=facts),
             Figure(_NAME, f"{title}: time per report", per_report, "ms", facts=facts),

@@ -96,7 +96,7 @@ def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any],
     facts = {
         "tiles": len(x),
         "bytes_per_tile_in_zip": float(np.mean([len(data) for data in encoded])),
-        "tiles_per_second": {side: len(x) / float(np.median(taken)) for side, taken in samples.items()},
+        "tiles_per_second": {side: len(x) / float(np.median(times)) for side, times in samples.items()},
         "against_openslide": float(np.median(ratios(samples, "openslide", "slide"))),
         "largest_difference_to_openslide": _difference(slide, corners[:: max(1, len(corners) // 20)]),
     }

@@ -21,7 +21,7 @@ def measure(options: Options) -> list[Figure]:
     """Measure the CPU seconds of tissue detection and tiling, and their ratio to those of reading the overview.
 
     Both run in one thread, so CPU time equals wall time on an idle machine. The overview is 4,096 pixels wide, the
-    largest size in use, and is read from a level of 6,250 pixels, which most scanners write. A third of the slide is
+    largest size in use, and is read from a level of 6,250 pixels, as most scanners write. A third of the slide is
     tissue, with noise, small pieces and holes.
     """
     from clipit.config.data import SlidesConfig

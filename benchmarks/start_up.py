@@ -20,12 +20,12 @@ def measure(options: Options) -> list[Figure]:
         Figure(
             "start_up",
             name if name == "bare python" else f"{name} --help",
-            taken,
+            times,
             "s",
             None if name == "bare python" else 1.5,
-            samples={name: taken},
+            samples={name: times},
         )
-        for name, taken in samples.items()
+        for name, times in samples.items()
     ]
 
 

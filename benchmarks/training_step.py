@@ -48,7 +48,7 @@ def measure(options: Options) -> list[Figure]:
         "tiles_per_step": per_step,
         "steps_per_repeat": steps,
         "peak_gpu_memory": {arm: peak_memory(workload) for arm, workload in workloads.items()},
-        "seconds_per_step": {arm: min(taken) / steps for arm, taken in samples.items()},
+        "seconds_per_step": {arm: min(times) / steps for arm, times in samples.items()},
     }
     values = ratios(samples, *_ARMS)
     return [Figure("training_step", "clip_it_all: time against image_only", values, "", 1.03, False, samples, facts)]

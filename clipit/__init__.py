@@ -4,8 +4,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# By default, idle OpenMP threads spin. If anything else runs on the same cores, this makes small models about twenty
-# times slower; passive waiting costs next to nothing. torch reads the variable at import, so it is set here, before it.
+# By default, idle OpenMP threads spin, which makes small models about twenty times slower if anything else runs on the
+# same cores. Passive waiting costs next to nothing. The variable must be set before torch is imported and reads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:

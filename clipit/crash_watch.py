@@ -34,7 +34,7 @@ if notes:
 
 
 class _Watch:
-    """Notes of this process, and the watcher, which waits for its end."""
+    """Notes of this process, and the watcher process that waits for its end."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
@@ -56,7 +56,7 @@ class _Watch:
 
     @property
     def pipe(self) -> IO[bytes] | None:
-        """Pipe to the watcher, which is closed when this process ends."""
+        """Pipe to the watcher; it is closed when this process ends."""
         return self._watcher.stdin
 
 
@@ -90,7 +90,7 @@ def noted(where: str) -> Iterator[None]:
 
 
 def _get_watch() -> _Watch | None:
-    """Return the watch, which is started at the first image; None if it cannot be started."""
+    """Return the watch, started at the first image; None if it cannot be started."""
     global _watch, _enabled
     if _watch is None:
         with _lock:

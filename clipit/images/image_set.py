@@ -26,7 +26,7 @@ class ImageSet:
 
     Attributes:
         ids: Unique names, such as paths relative to a folder.
-        stamps: Stamp of each image's content, which changes when the file is replaced.
+        stamps: Stamp of each image's content; it changes when the file is replaced.
         notes: Remarks such as the number of skipped files.
     """
 

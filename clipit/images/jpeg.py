@@ -1,7 +1,7 @@
 """Decode plain JPEG files with simplejpeg, which is faster than Pillow, if it gives the same pixels.
 
-The package is optional (`pip install simplejpeg`) and changes no pixel: before its first use in a process, a few
-images are decoded with it and with Pillow, and it is used only if all pixel values agree. Both usually contain
+The package is optional (`pip install simplejpeg`) and changes no pixel. Before its first use in a process, a few
+images are decoded with it and with Pillow; it is used only if all pixel values agree. Both usually contain
 libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
 Files for which simplejpeg raises an error or a warning are left to Pillow, so that files that Pillow refuses cause the

@@ -221,8 +221,8 @@ def read_csv(
 def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:
     """Find rows in which a stray quotation mark joined later rows to a cell.
 
-    Such a cell is recognised by the number of its delimiters: its first line has as many as columns follow the cell,
-    its last line as many as columns precede it, and each line in between as many as a whole row.
+    Such a cell is recognised by its delimiters: the first line has as many as columns follow the cell, the last line
+    as many as columns precede it, and each line in between as many as a whole row.
 
     Args:
         table: Table as returned by `read_csv`.
@@ -271,7 +271,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def hub_id(path: str) -> str | None:
-    """Return the id of a data set on the Hugging Face hub, which is written `hf:owner/name`; None for local paths."""
+    """Return the hub id in a path of the form `hf:owner/name`; None for local paths."""
     return path.removeprefix(_HUB) if path.startswith(_HUB) else None
 
 

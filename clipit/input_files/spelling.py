@@ -28,8 +28,8 @@ def plain_letters(name: str) -> str:
 def spelled_alike(names: Iterable[str]) -> list[str]:
     """List names that differ only in spelling.
 
-    Names differ only in spelling if they are equal except for letter case, spaces, kinds of quotes and dashes,
-    invisible characters and letters that look like Latin ones, or are the same number, like 1, 01 and 1.0.
+    Names differ only in spelling if they are the same number, like 1, 01 and 1.0, or are equal except for letter case,
+    spaces, kinds of quotes and dashes, invisible characters, and letters that look like Latin ones.
     """
     names_of: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -210,15 +210,17 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         shapes |= {f"prompts.{name}": (len(classes), dim) for name, classes in spec.prompts.items()}
     if "text_mean" in tensors:
         shapes["text_mean"] = (dim,)
-    misfits = [
+    mismatches = [
         f"{name} is {tuple(tensors[name].shape) if name in tensors else 'missing'}, not {shape}"
         for name, shape in shapes.items()
         if name not in tensors or tuple(tensors[name].shape) != shape
     ]
     if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
-        misfits.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
-    if misfits:
-        raise ModelError(f"the weights do not match the description: {shortlist(misfits)}", where=where, fix=COPY_AGAIN)
+        mismatches.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
+    if mismatches:
+        raise ModelError(
+            f"the weights do not match the description: {shortlist(mismatches)}", where=where, fix=COPY_AGAIN
+        )
 
 
 def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:

@@ -53,11 +53,11 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         if "visual.trunk.pos_embed" in weights:
             package.resize_pos_embed(weights, model)  # as the package does for other input sizes
         report = model.load_state_dict(weights, strict=False)
-    unfit = [f"{name} is missing" for name in report.missing_keys]
-    unfit += [f"{name} is unknown" for name in report.unexpected_keys if not name.startswith(_NOT_RELEASED)]
-    if unfit:  # the package would keep random values
+    mismatched = [f"{name} is missing" for name in report.missing_keys]
+    mismatched += [f"{name} is unknown" for name in report.unexpected_keys if not name.startswith(_NOT_RELEASED)]
+    if mismatched:  # the package would keep random values
         raise ModelError(
-            f"the weights do not match CONCH: {shortlist(unfit)}",
+            f"the weights do not match CONCH: {shortlist(mismatched)}",
             where=file,
             fix=f"use the released {WEIGHTS}, or set vlm.name to the model that this file belongs to",
         )
@@ -91,8 +91,8 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
 def patch_tokens(visual: Any, pixels: Tensor) -> Tensor:
     """Return patch tokens [b,h,w,d] in the joint space, each pooled alone by the contrastive attention pooling."""
     grid = trunk_grid(visual.trunk, pixels)
-    alone = visual.attn_pool_contrast(grid.flatten(0, 2)[:, None])[:, 0]
-    projected: Tensor = visual.ln_contrast(alone) @ visual.proj_contrast
+    pooled = visual.attn_pool_contrast(grid.flatten(0, 2)[:, None])[:, 0]
+    projected: Tensor = visual.ln_contrast(pooled) @ visual.proj_contrast
     return projected.reshape(*grid.shape[:3], -1)
 
 

@@ -246,27 +246,29 @@ def _check(
     text_mean: np.ndarray | None,
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
 ) -> None:
-    def misfit(problem: str) -> ModelError:
+    def mismatch(problem: str) -> ModelError:
         return ModelError(
             problem, where="export", fix="pass the classes, prompts and mean that the student was trained with"
         )
 
     expected = student.image_head.out_features
     if len(set(classes)) != expected or len(classes) != expected:
-        raise misfit(f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes")
+        raise mismatch(
+            f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes"
+        )
     if student.projector is None:
         if prompts or text_mean is not None:
-            raise misfit("a student without a projector takes no prompts and no text mean")
+            raise mismatch("a student without a projector takes no prompts and no text mean")
         return
     last = student.projector if isinstance(student.projector, nn.Linear) else student.projector[-1]
     dim = last.out_features
     if vlm_info is not None and vlm_info.get("joint_dim") != dim:
-        raise misfit(f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, the projector's {dim}")
+        raise mismatch(f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, the projector's {dim}")
     if text_mean is not None and text_mean.shape != (dim,):
-        raise misfit(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
+        raise mismatch(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
     for name, (names, embeddings) in (prompts or {}).items():
         if embeddings.shape != (len(names), dim):
-            raise misfit(
+            raise mismatch(
                 f"prompt set {name}: {counted(len(names), 'class', 'classes')} with embeddings of shape "
                 f"{embeddings.shape}, D = {dim}"
             )

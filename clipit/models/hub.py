@@ -68,15 +68,15 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     if folder.exists() or isinstance(name, Path) or not _REPOSITORY.fullmatch(name):
         if revision is not None:
             raise ModelError("revision is for repositories on the hub, not for folders", where=folder, fix="remove it")
-        inside = folder / CLASSIFIER
-        return inside if (inside / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
+        nested = folder / CLASSIFIER
+        return nested if (nested / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
     from huggingface_hub import snapshot_download
 
-    shown, hint = (
+    label, hint = (
         f"{name} (no such folder, so it is looked up on the hub)",
         "If you mean a local folder, correct its path.",
     )
-    with foreign_errors(shown, name, hint):
+    with foreign_errors(label, name, hint):
         first = Path(snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, CARD]))
         if not (first / DESCRIPTION).is_file():
             raise ModelError(

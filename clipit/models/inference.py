@@ -248,13 +248,10 @@ class Classifier:
             problem = (
                 f"no prompt set {name!r} in this classifier"
                 if name
-                else f"{counted(len(known), 'prompt set')} in this classifier"
+                else f"no prompt set is named, and this classifier contains {counted(len(known), 'prompt set')}"
             )
-            raise ModelError(
-                problem,
-                where="prompts",
-                fix=f"name one of: {', '.join(known) or 'none'}; or pass a mapping from class to texts",
-            )
+            names = f"name one of: {', '.join(known)}; or " if known else ""
+            raise ModelError(problem, where="prompts", fix=f"{names}pass a mapping from class to texts")
         return self._tensors[f"prompts.{name}"]
 
     def _embed_class(self, name: str, prompts: Sequence[str] | str | np.ndarray) -> Float[Tensor, "n D"]:

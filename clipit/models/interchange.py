@@ -73,7 +73,7 @@ def export_program(
     and in `<file>.json` next to it. The file replaces an earlier one only after the logits have been compared.
 
     Args:
-        classifier: Classifier in float32, which is moved to the CPU.
+        classifier: Classifier in float32; it is moved to the CPU.
         path: File to write, `.onnx` or `.pt2`; an earlier one is replaced.
         format: `onnx` (by torch's dynamo exporter) or `torch_export`.
         tolerance: Largest logit difference allowed, relative to the largest logit (at least 1).

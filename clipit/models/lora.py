@@ -89,9 +89,9 @@ def target_modules(
                 where=where,
                 fix=f"available kinds: {kinds or 'none'}; last parts of layer names: {shortlist(endings, 20)}",
             )
-        if unfit := [f"{name} ({refused[name]})" for name in matches if name in refused]:
+        if refused_names := [f"{name} ({refused[name]})" for name in matches if name in refused]:
             raise ModelError(
-                f"LoRA cannot be merged into these layers, so the model could not be exported: {shortlist(unfit)}",
+                f"LoRA cannot be merged into these layers, so the model could not be exported: {shortlist(refused_names)}",
                 where=f"{where}: {target}",
                 fix=f"use other layers, or kinds, which select only layers that can be merged: {kinds or 'none'}",
             )

@@ -63,11 +63,11 @@ def check_builtin(spec: str) -> None:
     architecture, _, pretrained = spec.partition("/")
     known = open_clip.list_models()
     if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, 5, 0.4)
+        similar = difflib.get_close_matches(architecture, known, 5, 0.4)
         raise ModelError(
             f"open_clip has no architecture {architecture!r}",
             where=f"open_clip:{spec}",
-            fix=f"similar names: {', '.join(near) or shortlist(known)}",
+            fix=f"similar names: {', '.join(similar) or shortlist(known)}",
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained.lower() not in tags and not Path(pretrained).is_file():

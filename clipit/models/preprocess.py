@@ -317,7 +317,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
                 )
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
-            with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it at once
+            with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it together
                 return to_rgb(image)
         return decode(Path(image))
     except (DataError, MemoryError):

@@ -102,13 +102,13 @@ def spec_table(specs: Iterable[ModelSpec]) -> str:
 def similar_models(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> list[str]:
     """Find names in the table that are similar to `name`.
 
-    Case, the difference between `_` and `-`, and a prefix that ends with a colon are ignored; hub ids match as well.
+    Case, the difference between `_` and `-`, and a prefix that ends with a colon are ignored; hub ids also match.
     """
     normalised = _normalise_name(name.rpartition(":")[2])
     by_source = [key for key, spec in known.items() if _normalise_name(spec.source) == normalised]
     plain = {_normalise_name(key): key for key in known}
-    near = difflib.get_close_matches(normalised, plain, limit, 0.6)
-    return list(dict.fromkeys([*by_source, *(plain[key] for key in near)]))[:limit]
+    similar = difflib.get_close_matches(normalised, plain, limit, 0.6)
+    return list(dict.fromkeys([*by_source, *(plain[key] for key in similar)]))[:limit]
 
 
 def _normalise_name(name: str) -> str:

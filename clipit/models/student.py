@@ -186,7 +186,7 @@ def build_student(
 def collapse_linear(student: Student) -> tuple[Float[torch.Tensor, "C d"], Float[torch.Tensor, " C"]]:
     """Collapse the linear head into one linear layer of z, and return its weight and bias.
 
-    W = W_z + W_t P and b = b_z + W_t p for the projector t^ = P z + p, computed in float64; the head on a second VLM's
+    W = W_z + W_t P and b = b_z + W_t p for the projector t^ = P z + p, computed in float64. The head on a second VLM's
     projector is added in the same way.
 
     Raises:

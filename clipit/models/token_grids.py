@@ -72,11 +72,11 @@ def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Ten
     trunk = module
     b, h, w, d = grid.shape
     if hasattr(trunk, "num_prefix_tokens") and not _channels_are_last(trunk):
-        alone = grid.reshape(b * h * w, 1, d).expand(-1, int(trunk.num_prefix_tokens) + 1, -1)
+        single_tokens = grid.reshape(b * h * w, 1, d).expand(-1, int(trunk.num_prefix_tokens) + 1, -1)
     else:
-        alone = grid.reshape(b * h * w, 1, 1, d)
-        alone = alone if _channels_are_last(trunk) else alone.permute(0, 3, 1, 2)
-    pooled: Tensor = trunk.forward_head(alone, pre_logits=pre_logits)
+        single_tokens = grid.reshape(b * h * w, 1, 1, d)
+        single_tokens = single_tokens if _channels_are_last(trunk) else single_tokens.permute(0, 3, 1, 2)
+    pooled: Tensor = trunk.forward_head(single_tokens, pre_logits=pre_logits)
     return pooled.reshape(b, h, w, -1)
 
 

@@ -29,7 +29,7 @@ def transformers_token_counter(tokenizer: Any) -> TokenCounter:
 def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequence[str]], Tokens]:
     """Return a function from texts to ids and masks, padded to the longest text and truncated to the context length.
 
-    Texts are always padded on the right, with id 0: padding on the left would shift the positions of a text by the
+    Texts are always padded on the right, with id 0. Padding on the left would shift the positions of a text by the
     length of the others in its batch, and CLIP models may interpret the highest id of a text as its end.
     """
     tokenizer.padding_side = "right"

@@ -211,14 +211,16 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
                 trust_remote_code=remote, **options,
             )  # fmt: skip
         model, report = loaded
-        unfit = [
+        mismatched = [
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
-        unfit += mismatches(report.get("mismatched_keys", ()))
-        unfit += [f"{key} is not in config.json's model" for key in _further_layers(model, report["unexpected_keys"])]
-        if unfit:  # transformers would keep random values
+        mismatched += mismatches(report.get("mismatched_keys", ()))
+        mismatched += [
+            f"{key} is not in config.json's model" for key in _further_layers(model, report["unexpected_keys"])
+        ]
+        if mismatched:  # transformers would keep random values
             raise ModelError(
-                f"the weights do not match the model of config.json: {shortlist(unfit)}",
+                f"the weights do not match the model of config.json: {shortlist(mismatched)}",
                 where=source,
                 fix="copy all files from the page of a single model into this folder",
             )

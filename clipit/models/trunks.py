@@ -71,7 +71,7 @@ class TokenPool(nn.Module):
 
     Attributes:
         prefix: Number of tokens before the patches (class token and registers).
-        normalise: Whether to apply the model's `post_layernorm`, which it applies only to its own pooled output.
+        normalise: Whether to apply `post_layernorm`, which the model itself applies only to its pooled output.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ def cpu_parts(pixels: Float[torch.Tensor, "b 3 h w"]) -> tuple[torch.Tensor, ...
     The activations of a part mostly stay below 32 MB. The allocator returns larger blocks to the operating system after
     each layer; in small networks, zeroing their pages again takes longer than the layer itself.
     """
-    most = max(1, _CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
-    if pixels.device.type != "cpu" or len(pixels) <= most or torch.get_num_threads() > _CPU_THREADS:
+    max_tiles = max(1, _CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
+    if pixels.device.type != "cpu" or len(pixels) <= max_tiles or torch.get_num_threads() > _CPU_THREADS:
         return (pixels,)
-    count = -(-len(pixels) // most)
+    count = -(-len(pixels) // max_tiles)
     parts: tuple[torch.Tensor, ...] = torch.split(pixels, -(-len(pixels) // count))
     return parts

@@ -110,14 +110,14 @@ def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
 def _copy_weights(towers: Towers, others: Mapping[str, Tensor], folder: Path) -> None:
     weights = dict(towers.module.named_parameters())
     scale = log_scale(towers)
-    unfit = [
+    mismatched = [
         name
         for name, value in others.items()
         if name != _SCALE and (name not in weights or weights[name].shape != value.shape)
     ]
-    if unfit or _SCALE not in others:
+    if mismatched or _SCALE not in others:
         raise ModelError(
-            f"weights of the adapter do not match the VLM: {shortlist(unfit or [f'{_SCALE} is missing'])}",
+            f"weights of the adapter do not match the VLM: {shortlist(mismatched or [f'{_SCALE} is missing'])}",
             where=folder / _OTHERS,
             fix="use the adapter with the VLM that it was trained on",
         )

@@ -44,7 +44,7 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
 
     Raises:
         ConfigError: All weights would be trained although the licence forbids derivatives; or the VLM already has an
-            adapter, and its licence or the lack of a format of its own rules out a merged copy.
+            adapter, and cannot be merged because of its licence or because it has no format of its own.
     """
     licence = vlm_licence(config.name)
     if config.adapter is not None and (licence.forbids_derivatives or not _has_format(config.name)):

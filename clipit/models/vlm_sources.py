@@ -133,13 +133,13 @@ def _is_open_clip(folder: Path) -> bool:
 
 def _check_folder(folder: Path, config: VLMConfig) -> None:
     if not folder.is_dir():
-        near = similar_models(config.name, VLMS)
-        if config.name in {VLMS[key].source for key in near if VLMS[key].family == "clip"}:
-            near.append(f"clip:{config.name}")
+        similar = similar_models(config.name, VLMS)
+        if config.name in {VLMS[key].source for key in similar if VLMS[key].family == "clip"}:
+            similar.append(f"clip:{config.name}")
         raise ModelError(
             "unknown VLM: neither a known name nor a folder",
             where=folder,
-            fix=(f"similar names: {', '.join(near)}; or " if near else "")
+            fix=(f"similar names: {', '.join(similar)}; or " if similar else "")
             + f"use embedded, a name of the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
             "hf-hub:ID (open_clip), clip:ID (transformers), python:package.module:function, or a folder",
         )

@@ -178,7 +178,7 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
-    """Return the shapes of weights, and the numbers of attention heads, which shapes do not reveal."""
+    """Return the shapes of weights, and the numbers of attention heads, which cannot be inferred from shapes."""
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     heads = {
         f"{key}.num_heads": (int(part.num_heads),)

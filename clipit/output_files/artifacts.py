@@ -151,7 +151,8 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
         yield
     except (PermissionError, ClipitError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:  # of several libraries
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
+        # pyarrow, NumPy and faiss raise all of these for damaged files
         if is_limit(error):
             raise
         raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error

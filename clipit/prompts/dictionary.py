@@ -18,7 +18,7 @@ _TEXTS = ("id", "term", "kind", "organ", "source")
 _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
 """Minimum and maximum number of texts in each list; the maxima are those of CPLIP's bags."""
 
-MOST_TEXTS = 1 + sum(most for _, most in _LISTS.values())
+MOST_TEXTS = 1 + sum(maximum for _, maximum in _LISTS.values())
 """Maximum number of texts of an entry."""
 
 

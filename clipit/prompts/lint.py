@@ -60,7 +60,7 @@ def lint_prompts(
     Args:
         prompts: Prompt set, which may be invalid.
         classes: Class names of the tiles; None if unknown.
-        count_tokens: Token counter of the text tower; lengths are checked only if `budget` is given as well.
+        count_tokens: Token counter of the text tower; lengths are checked only if `budget` is also given.
         budget: Maximum number of tokens per text.
     """
     names = [

@@ -124,7 +124,7 @@ def _train_quota(
 
 def _keep(
     labels: Int64[np.ndarray, " n"],
-    inside: Int64[np.ndarray, " m"],
+    rows: Int64[np.ndarray, " m"],
     tiles: TileSet,
     strata: Int64[np.ndarray, " n"],
     quota: Int64[np.ndarray, " c"],
@@ -132,7 +132,7 @@ def _keep(
 ) -> None:
     """Hide all labels of the tiles `inside` beyond the quota of each class, in place."""
     for code, kept in enumerate(quota.tolist()):
-        members = inside[strata[inside] == code]
+        members = rows[strata[rows] == code]
         if kept < members.size:
             order = shuffled(tiles.ids[members], seed, "labels")
             labels[members[order[kept:]]] = -1

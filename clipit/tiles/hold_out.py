@@ -52,13 +52,13 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     Raises:
         DataError: There are fewer groups than folds.
     """
-    inside = np.flatnonzero(tiles.splits == "train").tolist()
-    name_of = _group_names(tiles, inside)
-    members = _members(name_of, inside)
+    train_rows = np.flatnonzero(tiles.splits == "train").tolist()
+    name_of = _group_names(tiles, train_rows)
+    members = _members(name_of, train_rows)
     if len(members) < folds:
         raise DataError(
             f"{folds} folds need at least {folds} groups; train has {len(members)}, with "
-            f"{counted(len(inside), 'tile')}",
+            f"{counted(len(train_rows), 'tile')}",
             where=tiles.where,
             fix="lower tiles.folds",
         )
@@ -74,7 +74,7 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
             totals[chosen] += len(members[name])
     moved = {name for name, number in fold_of.items() if number == fold}
     note = f"test: fold {fold} of {folds} (numbered from 0), held out with seed {seed}"
-    moved_tiles = _move(tiles, inside, name_of, moved, "test", note)
+    moved_tiles = _move(tiles, train_rows, name_of, moved, "test", note)
     codes = set(moved_tiles.truth[moved_tiles.splits == "test"].tolist())
     absent = [name for code, name in enumerate(tiles.classes) if code not in codes]
     if not absent:
@@ -92,20 +92,20 @@ def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: fl
     Raises:
         DataError: No group could be moved.
     """
-    inside = np.flatnonzero(tiles.splits == "train").tolist()
-    labelled = [index for index in inside if tiles.truth[index] >= 0]
-    countable = labelled or inside
-    name_of = _group_names(tiles, inside)
+    train_rows = np.flatnonzero(tiles.splits == "train").tolist()
+    labelled = [index for index in train_rows if tiles.truth[index] >= 0]
+    countable = labelled or train_rows
+    name_of = _group_names(tiles, train_rows)
     members = _members(name_of, countable)
     moved: set[str] = set()
     for _, stratum in sorted(_strata(tiles, members).items()):
         target = fraction * sum(len(members[name]) for name in stratum)
-        taken = 0
+        moved_count = 0
         for position in shuffled(stratum, seed, split):
             size = len(members[stratum[position]])
-            if abs(taken + size - target) < abs(taken - target):
+            if abs(moved_count + size - target) < abs(moved_count - target):
                 moved.add(stratum[position])
-                taken += size
+                moved_count += size
     if not moved:
         key = "validation_fraction" if split == "validation" else "test_fraction"
         raise DataError(
@@ -114,7 +114,7 @@ def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: fl
             where=tiles.where,
             fix=f"name a {split} split in tiles.splits, or raise tiles.{key}",
         )
-    return _move(tiles, inside, name_of, moved, split, f"{split}: {fraction:g} of train, held out with seed {seed}")
+    return _move(tiles, train_rows, name_of, moved, split, f"{split}: {fraction:g} of train, held out with seed {seed}")
 
 
 def _group_names(tiles: TileSet, rows: Sequence[int]) -> dict[int, str]:
@@ -143,7 +143,7 @@ def _strata(tiles: TileSet, members: Mapping[str, Sequence[int]]) -> dict[int, l
 
 def _move(
     tiles: TileSet,
-    inside: Sequence[int],
+    train_rows: Sequence[int],
     name_of: Mapping[int, str],
     moved: set[str],
     split: Literal["validation", "test"],
@@ -151,7 +151,7 @@ def _move(
 ) -> TileSet:
     """Move whole groups of train to a split, and add a note that warns if groups are unknown."""
     splits = tiles.splits.astype("<U10")
-    splits[[row for row in inside if name_of[row] in moved]] = split
-    if any(name_of[row].startswith("tile:") for row in inside):
+    splits[[row for row in train_rows if name_of[row] in moved]] = split
+    if any(name_of[row].startswith("tile:") for row in train_rows):
         note += f"; {_UNKNOWN_GROUPS.format(split=split)}"
     return replace(tiles, splits=splits, notes=(*tiles.notes, note))

@@ -108,9 +108,9 @@ def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
         return ()
     used = {file for rows in splits for file in _file_paths(rows, column)}
     listed = list_files(folder, lambda file: is_image(file) and not file.name.startswith("."))
-    places = {folder.absolute(), folder.resolve()}
+    folders = {folder.absolute(), folder.resolve()}
     names = [file.relative_to(folder) for file in listed.files]
-    unused = [name.as_posix() for name in names if not any(str(place / name) in used for place in places)]
+    unused = [name.as_posix() for name in names if not any(str(place / name) in used for place in folders)]
     if not unused:
         return ()
     return (

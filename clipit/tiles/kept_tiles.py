@@ -98,7 +98,7 @@ class KeptTiles:
         return np.asarray(self.rows(["scale"]).column("scale"), dtype=np.float64)
 
     def reader(self, prefix: str = "") -> TarReader:
-        """Return a reader for the images, which verifies their checksums."""
+        """Return a reader that verifies the checksums of the images."""
         table = self.rows(["shard", "name", "offset", "size", "crc"])
         shard, offset, size, crc = (
             np.asarray(table.column(name), dtype=dtype)

@@ -73,10 +73,13 @@ def read_tiles(
 ) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
-    Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
-    images if configured, hold out a missing test split or fold (as configured, or with the fraction and seed of a
-    published data set), hold out a missing validation split (with `split_seed`), and label the tiles by their
-    annotators if configured.
+    The steps are:
+
+    - read the source, map and check classes, map splits, drop unmapped tiles, and check groups;
+    - drop unreadable images, if configured;
+    - hold out a missing test split or fold, as configured or with the fraction and seed of a published data set;
+    - hold out a missing validation split with `split_seed`;
+    - label the tiles by their annotators, if configured.
 
     Args:
         config: Section `tiles`.
@@ -154,7 +157,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 
     Args:
         config: Section `tiles`.
-        annotators: Labels by annotators, whose classes are added to those of the tiles.
+        annotators: Labels by annotators; their classes are added to those of the tiles.
 
     Raises:
         DataError: Labels, splits or groups are inconsistent, or no tiles remain.

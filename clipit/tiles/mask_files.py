@@ -25,7 +25,7 @@ _FORMATS = frozenset({"PNG", "TIFF", "BMP", "DIB", "PPM", "WEBP"})
 """Pillow's names of the formats that preserve the values of masks; PPM includes PGM."""
 _LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
-_WEBP_HEADER = 64  # bytes, which include the chunk type of the first image
+_WEBP_HEADER = 64  # bytes to read; they include the chunk type of the first image
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def decode_mask(
     """Decode a mask: an image with 1, 8 or 16 bits or a palette (see `decode_values`), or GeoJSON.
 
     The values of a palette image are its indices. Images and masks are rotated by their EXIF orientation. In GeoJSON,
-    coordinates are pixels of the tile, names are classes or `ignore`, later polygons cover earlier ones, and the
-    remaining pixels have the class with value 0, or are ignored if there is none.
+    coordinates are pixels of the tile, and names are classes or `ignore`. Later polygons cover earlier ones. The
+    remaining pixels have the class with value 0, or are ignored if there is no such class.
 
     Args:
         content: File, or the bytes of a zip member.

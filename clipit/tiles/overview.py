@@ -26,13 +26,13 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
         f"{shortlist(classes, _MAX_CLASSES) or 'no labels'}",
     ]
     for split in SPLITS:
-        inside = tiles.splits == split
-        if inside.any():
-            labelled = int((tiles.truth[inside] >= 0).sum())
-            unlabelled = int(inside.sum()) - labelled
+        in_split = tiles.splits == split
+        if in_split.any():
+            labelled = int((tiles.truth[in_split] >= 0).sum())
+            unlabelled = int(in_split.sum()) - labelled
             labels = "no labels" if not labelled else f"{labelled:,} labelled, {unlabelled:,} not"
             labels = "all labelled" if labelled and not unlabelled else labels
-            lines.append(f"  {split:<10} {int(inside.sum()):>7,} tiles, {labels}, {_patients_of(groups[inside])}")
+            lines.append(f"  {split:<10} {int(in_split.sum()):>7,} tiles, {labels}, {_patients_of(groups[in_split])}")
     lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
     lines += [f"  missing: {problem}" for problem in _missing(tiles, groups, tests_only)]
     lines += [f"  {as_note(note)}" for note in tiles.notes]
@@ -41,13 +41,13 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
     return printable("\n".join(lines), keep="\n")
 
 
-def _patients_of(named: np.ndarray) -> str:
-    known = named[named != ""]
+def _patients_of(groups: np.ndarray) -> str:
+    known = groups[groups != ""]
     if not known.size:
         return "patients unknown"
-    rest = int(named.size - known.size)
+    rest = int(groups.size - known.size)
     text = f"{counted(np.unique(known.astype(str)).size, 'patient or slide', 'patients or slides')}"
-    return f"{text} and {counted(rest, 'tile')} without one" if rest else text
+    return f"{text}, unknown for {counted(rest, 'tile')}" if rest else text
 
 
 def _labels_used(config: TilesConfig) -> str:
@@ -62,23 +62,23 @@ def _labels_used(config: TilesConfig) -> str:
     return "" if labels.kind == "fraction" and labels.value == 1 else limits[labels.kind]
 
 
-def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
+def _missing(tiles: TileSet, groups: np.ndarray, tests_only: bool) -> list[str]:
     """List missing splits, labels and groups, each with its consequence."""
     problems = []
-    inside = {split: tiles.splits == split for split in SPLITS}
-    labelled = {split: mask & (tiles.truth >= 0) for split, mask in inside.items()}
-    if not tests_only and not inside["train"].any():
+    masks = {split: tiles.splits == split for split in SPLITS}
+    labelled = {split: mask & (tiles.truth >= 0) for split, mask in masks.items()}
+    if not tests_only and not masks["train"].any():
         problems.append("no train split, so nothing can be trained: name it in tiles.splits")
-    elif not tests_only and not inside["validation"].any():
+    elif not tests_only and not masks["validation"].any():
         problems.append("no validation split, so the best step cannot be chosen")
-    if not inside["test"].any():
+    if not masks["test"].any():
         problems.append("no test split, so there is no test score: tiles.test_fraction or tiles.folds holds one out")
     for split, effect in (
         ("train", "nothing can be learnt from labels"),
         ("validation", "the best step cannot be chosen by labels"),
         ("test", "there is no test score"),
     ):
-        if inside[split].any() and not labelled[split].any():
+        if masks[split].any() and not labelled[split].any():
             problems.append(f"no labels in {split}, so {effect}")
     for split in ("train", "test"):
         present = set(tiles.truth[labelled[split]].tolist())
@@ -86,7 +86,7 @@ def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
         if absent and present:
             effect = "so they cannot be learnt from labels" if split == "train" else "so they are not scored"
             problems.append(f"no labelled {split} tiles of {shortlist(absent)}, {effect}")
-    ungrouped = int((named == "").sum())
+    ungrouped = int((groups == "").sum())
     if ungrouped:
         how_many = "no groups" if ungrouped == len(tiles) else f"no group for {counted(ungrouped, 'tile')}"
         effect = "so tiles of one patient or slide may be in two splits, and scores too high"

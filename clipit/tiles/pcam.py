@@ -26,7 +26,7 @@ COUNTS = {split: count for split, _, count in PCAM.counts}
 SIDE = 96  # edge length of a tile in pixels
 _SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 _FILES = frozenset(f"camelyonpatch_level_2_split_{split}_{kind}.h5" for split in COUNTS for kind in "xy")
-_CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring rows are decompressed only once
+_CHUNK_CACHE = 64 * 2**20  # bytes; enough for a complete chunk, so that neighbouring rows are decompressed only once
 
 
 class H5Reader:

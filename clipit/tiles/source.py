@@ -37,7 +37,7 @@ class SourceTiles:
     mpp: Sequence[float]
     """Micrometres per pixel; nan if unknown."""
     stamps: Sequence[str]
-    """Stamp of each image's content, which changes if the file is replaced."""
+    """Stamp of each image's content; it changes if the file is replaced."""
     reader: Reader
     where: str
     """Path or id of the source, for error messages."""

@@ -159,7 +159,7 @@ def _example(missing: Sequence[str], names: Sequence[str]) -> str:
 def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequence[str]) -> dict[str, list[str]]:
     """Read the columns of some fields, by clipit's names.
 
-    `path` is required, and so is `label` unless tiles.labels.kind is none or the labels come from annotators; the
+    `path` is required. `label` is required unless tiles.labels.kind is none or the labels come from annotators. The
     others (id, split, group, mpp) are required only if tiles.columns names them.
     """
     labelled = config.labels.kind != "none" and config.annotations is None

@@ -160,8 +160,8 @@ class TileSet:
         ]
         visible, all_labels = self.counts(), self.counts(truth=True)
         for split in visible:
-            inside = self.splits == split
-            groups = self.groups[inside]
+            in_split = self.splits == split
+            groups = self.groups[in_split]
             n = np.unique(groups[groups != ""]).size
             group_text = counted(n, "group") if n else "groups unknown"
             total = sum(all_labels[split].values())

@@ -35,7 +35,7 @@ def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) 
     assert "missing: no groups, so tiles of one patient or slide may be in two splits" in told
     assert told.endswith("  note: cut\n  WARNING: odd\n  WARNING: set --tiles.columns.group=case")
     part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
-    assert "no train split, so nothing can" in part and "1 patient or slide and 1 tile without one" in part
+    assert "no train split, so nothing can" in part and "1 patient or slide, unknown for 1 tile" in part
     assert "missing: no group for 1 tile" in part
 
 

@@ -154,14 +154,14 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
     scores = {name: _score_grades(workspace, world) for name, workspace in workspaces.items()}
     train, probe = workspaces["uncentred"].all_tiles.of_split("train"), _score_probe(workspaces["uncentred"])
     latents = tile_latents(facts["seed"], "world/train", facts["train"])
-    places = [int(name.rpartition("-")[2]) for name in train.ids.tolist()]
-    ambiguous = (latents.pleo[places] == 1) & (latents.gland[places] == 1)
+    numbers = [int(name.rpartition("-")[2]) for name in train.ids.tolist()]
+    ambiguous = (latents.pleo[numbers] == 1) & (latents.gland[numbers] == 1)
     return {
         name: {"tiles": int(keep.sum())}
         | ({"probe": float(np.mean(probe[keep]))} if keep.any() else {})
         | {
-            way: {name: float(np.mean(values[keep])) for name, values in figures.items()}
-            for way, figures in scores.items()
+            variant: {name: float(np.mean(values[keep])) for name, values in figures.items()}
+            for variant, figures in scores.items()
             if keep.any()
         }
         for name, keep in (("all", np.ones_like(ambiguous)), ("ambiguous", ambiguous))
@@ -176,13 +176,13 @@ def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
     for name, file in (("grade_alone", GRADE_PROMPTS), ("all_names", ALL_NAMES)):
         classes = prompt_embeddings(load_prompts(world / file), workspace.encode, workspace.text_mean, train.classes)
         scores[name] = (images @ classes.T).argmax(axis=1) == train.truth
-    near = _nearest_grades(workspace, train.ids)
-    correct = np.take_along_axis(near, train.truth[:, None, None], axis=2)[..., 0]
-    other = np.take_along_axis(near, 1 - train.truth[:, None, None], axis=2)[..., 0]
+    nearest = _nearest_grades(workspace, train.ids)
+    correct = np.take_along_axis(nearest, train.truth[:, None, None], axis=2)[..., 0]
+    other = np.take_along_axis(nearest, 1 - train.truth[:, None, None], axis=2)[..., 0]
     more = np.sign((correct.sum(axis=1) - other.sum(axis=1)).round(9))  # rounded, so that a tie is exact
     return scores | {
         "nearest_case": correct[:, 0],
-        "nearest_case_none": near[:, 0, 2],
+        "nearest_case_none": nearest[:, 0, 2],
         "consensus": 0.5 + 0.5 * more,
     }
 
@@ -228,8 +228,8 @@ def _nearest_grades(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray
     label_of = {report.report_id: report.label for report in workspace.reports.reports}
     grades = [label_of[report] for report in sources.column("report_id").to_pylist()]
     index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
-    named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
-    snippets = index.ids[representative_rows(index)[index.store.positions(named)]]
+    snippet_ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
+    snippets = index.ids[representative_rows(index)[index.store.positions(snippet_ids)]]
     counts: dict[str, Counter[str]] = {}
     for snippet, grade in zip(snippets.tolist(), grades, strict=True):
         if grade:  # reports of the other organ have none

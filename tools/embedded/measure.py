@@ -63,7 +63,7 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
     snippets = build_snippets(read_reports(config), config, vlm.count_tokens, vlm.context_length, None).snippets
     texts = snippets["text"].to_pylist()
     vectors = text_vectors(vlm, texts)
-    named = np.array([named_class(text) for text in texts])
+    classes_named = np.array([named_class(text) for text in texts])
     mean = vectors.mean(0)
     nearest = [
         (
@@ -75,21 +75,21 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
     kept = nearest[0] >= nearest[1]
     result: dict[str, Any] = {
         "snippets": len(texts),
-        "snippets_naming_a_class": int((named >= 0).sum()),
-        "filter_keeps_of_naming": float(kept[named >= 0].mean()),
-        "filter_keeps_of_others": float(kept[named < 0].mean()),
+        "snippets_naming_a_class": int((classes_named >= 0).sum()),
+        "filter_keeps_of_naming": float(kept[classes_named >= 0].mean()),
+        "filter_keeps_of_others": float(kept[classes_named < 0].mean()),
     }
-    for way, chosen in (("all", np.ones_like(kept)), ("filtered", kept)):
+    for corpus, chosen in (("all", np.ones_like(kept)), ("filtered", kept)):
         for centring in (False, True):
             text, image = vectors[chosen], images
             if centring:
                 text, image = centred(text, text.mean(0)), centred(image, image.mean(0))
             best = (image @ text.T).argmax(1)
-            used = np.sort(np.bincount(best, minlength=len(text)))[::-1]
-            result[f"pairing_{way}{'_centred' if centring else ''}"] = {
-                "class_match": float((named[chosen][best] == truth).mean()),
-                "names_no_class": float((named[chosen][best] < 0).mean()),
-                "held_by_top_1_percent": float(used[: max(1, len(used) // 100)].sum() / len(image)),
+            use_counts = np.sort(np.bincount(best, minlength=len(text)))[::-1]
+            result[f"pairing_{corpus}{'_centred' if centring else ''}"] = {
+                "class_match": float((classes_named[chosen][best] == truth).mean()),
+                "names_no_class": float((classes_named[chosen][best] < 0).mean()),
+                "held_by_top_1_percent": float(use_counts[: max(1, len(use_counts) // 100)].sum() / len(image)),
             }
     return result
 

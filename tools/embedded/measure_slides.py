@@ -45,8 +45,11 @@ def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
     prompts = folder / "prompts.yaml"
     tiles = draw_tiles(0, "world/test", 1500, (6, 7))
     correct, truth = correct_tiles(vlm, tiles.images, tiles.latents.tissue, prompts), tiles.latents.tissue
-    alone = tiles.latents.second < 0
-    result = {"world_tiles": _score(correct, truth), "world_tiles_of_one_tissue": _score(correct[alone], truth[alone])}
+    single = tiles.latents.second < 0
+    result = {
+        "world_tiles": _score(correct, truth),
+        "world_tiles_of_one_tissue": _score(correct[single], truth[single]),
+    }
     images, truth, artefacts = slide_tiles(folder)
     correct = correct_tiles(vlm, images, truth, prompts)
     parts = {"slide_tiles": artefacts.sum(1) == 0}

@@ -38,9 +38,9 @@ def check_status(vlm_folder: str, world: Path) -> dict[str, float]:
     train, validation = parts["train"].truth, parts["validation"].truth
     probe = linear_probe(images_of["train"], train, images_of["validation"], validation, len(_CLASSES))
     return {
-        f"{way}_{name}": _balanced(scores(images_of[name]), parts[name].truth)
+        f"{method}_{name}": _balanced(scores(images_of[name]), parts[name].truth)
         for name in ("test", "shift")
-        for way, scores in (("zero_shot", lambda images: images @ classes.T), ("probe", probe.probabilities))
+        for method, scores in (("zero_shot", lambda images: images @ classes.T), ("probe", probe.probabilities))
     }
 
 

@@ -61,10 +61,14 @@ def train_backbone(folder: Path, seed: int, recipe: BackboneRecipe) -> dict[str,
 def image_statistics(images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b 38"]:
     """Compute 38 classical statistics of images in 0..1, none of which is specific to tissue.
 
-    They are the mean, standard deviation, skewness and kurtosis of the three channels (12) and of the mean channel (4);
-    the standard deviation of the mean channel after box filters of 2, 4, 8 and 16 px (4), and its mean local standard
-    deviation at the same scales (4); the mean absolute differences at 1, 2 and 4 px along both axes (6), and their
-    standard deviation (6); and correlations between channels (2).
+    They are, with their number in parentheses:
+
+    - mean, standard deviation, skewness and kurtosis of the three channels (12) and of the mean channel (4);
+    - standard deviation of the mean channel after box filters of 2, 4, 8 and 16 px (4), and its mean local standard
+      deviation at the same scales (4);
+    - mean absolute differences of the mean channel at 1, 2 and 4 px along both axes (6), and the standard deviations of
+      these differences (6);
+    - correlations between channels (2).
     """
     grey = images.mean(1, keepdim=True)
     parts = [_moments(images), _moments(grey)]

@@ -164,11 +164,11 @@ def _fit(
     with progress("embedded VLM", recipe.epochs * batches) as advance:
         for epoch in range(recipe.epochs):
             order = rng.permutation(len(pixels))
-            which = rng.integers(0, recipe.captions, len(pixels))
+            caption_of = rng.integers(0, recipe.captions, len(pixels))
             for number in range(batches):
                 rows = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
                 images = augment(pixels[rows], keys[rows], seed, epoch, jitter).float() / 255
-                ids, mask = (part[rows, which[rows]] for part in tokens)
+                ids, mask = (part[rows, caption_of[rows]] for part in tokens)
                 length = int(mask.sum(1).max())
                 output = model(
                     input_ids=ids[:, :length],

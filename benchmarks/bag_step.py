@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clipit.training.terms.bag_members import ContrastBags
     from clipit.training.terms.bags import BagsTerm
 
-_DIM, _CLASSES = 512, 3
+_DIM, _CLASSES = 512, 3  # dimension of the embeddings, number of classes
 
 
 def measure(options: Options) -> list[Figure]:

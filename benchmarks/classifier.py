@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import CLASSES, SIZE
 
-_DIM = 512
+_DIM = 512  # dimension of the text embeddings
 
 
 def measure(options: Options) -> list[Figure]:

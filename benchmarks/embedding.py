@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import SIZE, make_tiles, make_vlm
 
-_BATCH, _BATCH_GPU = 64, 256
+_BATCH, _BATCH_GPU = 64, 256  # tiles per batch on a CPU and on a GPU
 _CONCH = 448
 """Input size of CONCH in pixels; its image tower is a ViT-B/16."""
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clipit.stores.embed import Store
     from clipit.stores.index import Index
 
-_K = 1
+_K = 1  # snippets per tile
 _FULL = ("IVF1024,Flat", "IVF1024,SQ8", "IVF256,PQ16", "PQ16x4fs", "HNSW32", "NSG32")
 _QUICK = ("IVF16,Flat", "PQ8x4fs")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipit.stores.embed import Store
     from clipit.tiles.tileset import TileSet
 
-SIZE = 224
+SIZE = 224  # default edge length of a tile in pixels
 CLASSES = ("first", "second", "third")
 
 

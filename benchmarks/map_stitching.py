@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.harness import Figure, Options
 
 _TIMES = 8  # height of the high image, relative to the low one
-_CLASSES = 8
+_CLASSES = 8  # scores per window
 
 
 def measure(options: Options) -> list[Figure]:

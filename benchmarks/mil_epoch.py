@@ -22,9 +22,8 @@ from benchmarks.pairing_memory import peak_bytes
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import LaunchError
 
-_DIM = 512
+_DIM = 512  # dimension of the features
 _CLASSES = ("a", "b")
-_MIB = 2**20
 
 
 def measure(options: Options) -> list[Figure]:

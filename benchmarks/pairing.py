@@ -13,7 +13,7 @@ from benchmarks.pairing_scale import pair
 if TYPE_CHECKING:
     from clipit.stores.embed import Store
 
-_DIM, _K = 512, 5
+_DIM, _K = 512, 5  # dimension of the embeddings, snippets per tile
 _MIB = 1024**2
 
 

@@ -16,8 +16,8 @@ from clipit.errors import LaunchError
 if TYPE_CHECKING:
     from clipit.stores.embed import Store
 
-_DIM = 512
-_TILES = 2_000
+_DIM = 512  # dimension of the embeddings
+_TILES = 2_000  # tiles to pair, unless quick
 
 
 def measure(options: Options) -> list[Figure]:

@@ -19,7 +19,7 @@ from clipit.errors import LaunchError
 if TYPE_CHECKING:
     from PIL import Image
 
-_EDGE = 256  # pixels of the slide's own tiles
+_EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _STAIN = (0.9, 0.5, 0.8)
 """Share of red, green and blue light that passes the tissue."""
 _FEW, _MANY = 2.0, 1.0  # micrometres per pixel of the tiles

@@ -12,11 +12,11 @@ import numpy as np
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg2000_slide, write_jpeg_slide
 
-_EDGE = 256  # pixels of the slide's own tiles
+_EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
 _BATCH = 64  # tiles read together
 _MOST = 4096  # maximum number of tiles read from a slide
-_JPEG = 7  # TIFF: compression
+_JPEG = 7  # TIFF code of JPEG compression
 _JPEG2000: dict[str, Any] = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
 """Compression to a twelfth of the size of the pixels, similar to that of real slides."""
 

@@ -13,8 +13,8 @@ from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
 if TYPE_CHECKING:
     from PIL import Image
 
-_EDGE = 256  # pixels along a side of the tiles that the slide file is stored in
-_MPP = 0.25
+_EDGE = 256  # edge length of the tiles in the slide file, in pixels
+_MPP = 0.25  # micrometres per pixel of the finest level
 
 
 def measure(options: Options) -> list[Figure]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clipit.tiles.pixel_source import PixelSource
     from clipit.training.terms.target_vectors import Targets
 
-_DIM = 512
+_DIM = 512  # dimension of the text embeddings
 _ARMS = ("clip_it_all", "image_only")
 
 

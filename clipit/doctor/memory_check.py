@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from clipit.config.file import ConfigFile
 
-_CLASSES, _JOINT_DIM = 10, 768  # the heads are small, whatever the data and the VLM
+_CLASSES, _JOINT_DIM = 10, 768  # assumed sizes of the heads, which hardly affect the memory
 
 
 def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:

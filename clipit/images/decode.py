@@ -21,7 +21,7 @@ from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION = 258, 254, 339, 270  # TIFF tags
-_NAME_LENGTH = 100  # characters in which a description names the image
+_NAME_LENGTH = 100  # leading characters of a description that may name the image
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
 _MOST_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off

@@ -91,7 +91,8 @@ def target_modules(
             )
         if refused_names := [f"{name} ({refused[name]})" for name in matches if name in refused]:
             raise ModelError(
-                f"LoRA cannot be merged into these layers, so the model could not be exported: {shortlist(refused_names)}",
+                "LoRA cannot be merged into these layers, so the model could not be exported: "
+                f"{shortlist(refused_names)}",
                 where=f"{where}: {target}",
                 fix=f"use other layers, or kinds, which select only layers that can be merged: {kinds or 'none'}",
             )

@@ -11,7 +11,7 @@ from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent
-_MAX_BYTES = 8 * 2**20
+_MAX_BYTES = 8 * 2**20  # maximum size of a file
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 

@@ -19,7 +19,7 @@ from clipit.output_files.artifacts import whole_file
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 2**20
+_BLOCK = 2**20  # bytes read at a time
 _TIMEOUT_S = 60.0
 _RETRY = "run the same command again, which resumes the download"
 

@@ -42,7 +42,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or an existing
             configuration.
         overrides: Dotted key -> value; paths may be `Path` objects.
-        keys: Top-level key -> value; sections are dictionaries, merged into those of the file (`{}` empties one).
+        keys: Top-level key -> value; sections are dictionaries, merged into those of the file (`{}` empties a section).
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the other sections, such as `comparison`, by name.
@@ -52,8 +52,8 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
     """
     _check_types(config, overrides)
-    stated = [*keys.items(), *(overrides or {}).items()]
-    times = Counter(name for key, value in stated for name in dotted(nested({key: value})))
+    entries = [*keys.items(), *(overrides or {}).items()]
+    times = Counter(name for key, value in entries for name in dotted(nested({key: value})))
     twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
         raise ConfigError(f"keys are given twice: {', '.join(twice)}", where="load_config", fix="keep one of each")
@@ -72,7 +72,7 @@ def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
     """Return a configuration unchanged, or read it by its path or name.
 
     Raises:
-        ConfigError: It cannot be read, or has no tiles although they are needed.
+        ConfigError: The configuration cannot be read, or has no tiles although they are needed.
     """
     file = config if isinstance(config, ConfigFile) else load_config(config)
     if needs_tiles:

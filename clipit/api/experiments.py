@@ -41,7 +41,7 @@ class CompareResult:
 
     @property
     def verdict(self) -> str:
-        """Verdict on whether text helps, in one sentence; "" for comparisons of earlier versions."""
+        """Verdict on whether text helps, in one sentence; "" for comparisons written by earlier versions."""
         return str(self.numbers.get("verdict", ""))
 
     @cached_property

@@ -56,7 +56,7 @@ class AnnotatorsResult:
 
 @dataclass(frozen=True)
 class MergedMasksResult:
-    """Consensus of masks by several annotators.
+    """Consensus masks of several annotators.
 
     Attributes:
         folder: Folder of the masks: `consensus/`, `confident/` (uncertain pixels ignored) and `posterior/` (.npy).
@@ -79,9 +79,10 @@ class MergedMasksResult:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Content of the page: facts, shared_annotators, notes, and parts (of the tiles).
+        """Content of the page: facts, shared_annotators, notes and parts.
 
-        Each part has an alpha, priors, and annotators (accuracy, Dice by class, confusion).
+        There is one part for the training and validation tiles and one for the test tiles, each with its alpha, priors
+        and annotators (accuracy, Dice by class, confusion).
         """
         from clipit.output_files.artifacts import read_json
 
@@ -156,7 +157,7 @@ def merge_masks(
 
     Example:
         >>> merged = clipit.merge_masks(config, "masks.csv")
-        >>> merged.record["annotators"][0]["dice"]
+        >>> merged.record["parts"][0]["annotators"][0]["dice"]
 
     Args:
         config: Configuration with tiles from a table and `segmentation.classes`.

@@ -54,7 +54,7 @@ class PredictResult:
         class) and its probabilities zs_<class>.
 
         Raises:
-            ArtifactError: The table is missing, unreadable, or not the one whose SHA-256 the summary records.
+            ArtifactError: The table is missing, unreadable, or differs from the SHA-256 in the summary.
         """
         from clipit.output_files.artifacts import file_sha256, reading
 

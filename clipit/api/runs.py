@@ -50,7 +50,7 @@ class EvaluationResult:
     def scores(self) -> pd.DataFrame:
         """Scores, one row per split, output and metric: value from 0 to 1 with its 95 % interval.
 
-        The output is `classifier`, or `zero_shot` for predictions by class prompts. `reason` states why a value or an
+        The output is `classifier`, or `zero_shot` for predictions from class prompts. `reason` states why a value or an
         interval is undefined.
         """
         rows = []
@@ -120,7 +120,7 @@ class RunResult(EvaluationResult):
 
 @public
 def train(config: Config) -> RunResult:
-    """Train, export and evaluate a run, or resume it; a finished run is not repeated.
+    """Train, export and evaluate a run, or resume it; a finished run is returned unchanged.
 
     Missing inputs (snippets, embeddings, index, pairs) are built first.
 

@@ -64,14 +64,14 @@ def push_classifier(classifier: str | Path, repository: str, *, private: bool = 
         classifier: Folder of a run or of its classifier.
         repository: Repository on the hub, `owner/name`; it is created if it does not exist.
         private: Whether a new repository is private.
-        permitted: Whether you have permission from the holders of licences that do not permit sharing.
+        permitted: Whether you have the rights holders' permission to share models whose licences do not permit it.
 
     Returns:
         Address of the repository.
 
     Raises:
         ModelError: The folder contains no classifier, its files have changed, a licence does not permit sharing it, or
-            the hub refuses.
+            the hub rejects the upload.
         ArtifactError: The classifier has no card, or the repository's name is invalid.
     """
     from clipit.models.hub import plan_upload

@@ -43,7 +43,7 @@ def grid_options(
     min_tissue: float,
     contours: str | Path | None,
 ) -> tuple[SlidesConfig, list[str]]:
-    """Return the options of the grid, and the names of those given among `mpp` and `pixels`.
+    """Return the options of the grid, and which of `mpp` and `pixels` the user set.
 
     Raises:
         ConfigError: An option is out of range, or `contours` does not exist.

@@ -50,9 +50,10 @@ class AdaptationResult(StudyResult):
         return self._read("adapt.parquet")
 
     def vlm(self, arm: str = "text", seed: int | None = None) -> Path:
-        """Return the folder of an adapted VLM, for `vlm.name` (or `vlm.path`, for a VLM with a known name).
+        """Return the folder of an adapted VLM, to be set as `vlm.name` (or as `vlm.path`, for a VLM with a known name).
 
-        If the licence or the format does not allow a merged model, return the folder of the adapter, for `vlm.adapter`.
+        If the licence or the format does not allow a merged model, return the adapter's folder, to be set as
+        `vlm.adapter`.
 
         Args:
             arm: Arm of the adaptation.

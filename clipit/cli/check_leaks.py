@@ -1,8 +1,8 @@
 """Find tiles, patients and reports that occur on both sides of a split.
 
-The exit status is 0 if nothing leaks, 1 if anything leaks, 2 for errors, and 3 if no leak was found but
-patients and slides could not be compared, because they are known in fewer than two splits, or images could not be
-compared, because all tiles of a split are nearly empty.
+The exit status is 0 if nothing leaks, 1 if anything leaks, 2 for errors, and 3 if no leak was found but the check is
+incomplete: patients and slides are known in fewer than two splits, or all tiles of a split are nearly empty, so that
+images cannot be compared.
 """
 
 from clipit.config.command_line import read_file_command

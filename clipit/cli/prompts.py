@@ -21,7 +21,7 @@ def list_sets(arguments: list[str]) -> None:
 
 
 def lint(arguments: list[str]) -> None:
-    """Print the problems of each file, and exit with status 1 if any of them is an error, 2 if one cannot be read."""
+    """Print the problems of each file; exit with status 1 if any problem is an error, 2 if a file cannot be read."""
     parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
     parser.add_argument("files", type=option_name, nargs="+", help="YAML or JSON files, or names of packaged sets")
     parser.add_argument("--config", help="configuration with the classes and the VLM to check the prompts against")

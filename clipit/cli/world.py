@@ -58,7 +58,8 @@ def main() -> None:
         nargs="+",
         type=float,
         metavar="P",
-        help="with --annotators: probability of the correct label, one per annotator (default: evenly from 0.9 to 0.5)",
+        help="with --annotators: probability of the correct label, one per annotator (default: evenly spaced from 0.9 "
+        "to 0.5)",
     )
     parser.add_argument(
         "--biased",
@@ -76,7 +77,7 @@ def main() -> None:
         "--annotated",
         type=float,
         metavar="SHARE",
-        help="with --annotators: probability that a tile is annotated at all (default: 1)",
+        help="with --annotators: probability that a tile is annotated by anyone (default: 1)",
     )
     arguments = parser.parse_args()
     with user_errors():

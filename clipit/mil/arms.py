@@ -14,7 +14,7 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.inputs import ZERO_SHOT
 
-_MIN_SHUFFLED = 4  # labels per class; with fewer, permutations often restore the labels or swap whole classes
+_MIN_SHUFFLED = 4  # labels per class; with fewer labels, permutations often restore the labels or swap whole classes
 
 FLOOR = "class frequencies"
 """Name of the arm that predicts the class frequencies of the training bags for every bag."""

@@ -50,6 +50,7 @@ class MilBags:
         patients: Patient of each bag; "" where unknown.
         splits: train, validation or test.
         reader: Source of the features.
+        rows: Row of each bag in the reader.
         notes: Remarks on bags that were dropped or have no label.
         where: Table, folder or configuration that the bags come from, for error messages.
     """
@@ -152,7 +153,7 @@ class MilBags:
         return fingerprint([*(column.tolist() for column in columns), self.classes, self.reader.fingerprint()])
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Count bags per split and class; `(no label)` for those without."""
+        """Count bags per split and class; unlabelled bags are counted as `(no label)`."""
         names = (*enumerate(self.classes), (NO_LABEL, "(no label)"))
         return {
             split: {name: int((self.labels[self.splits == split] == code).sum()) for code, name in names}
@@ -181,11 +182,12 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
 
 
 def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
-    """Permute the labels of the training bags and, separately, of the validation bags (control).
+    """Permute the labels of the training bags and, separately, those of the validation bags (control).
 
-    With few labels, a permutation often returns labels to their own bags. Of many random permutations, the function
-    uses the one whose table of old against new labels is closest to that expected under independence, so that about as
-    many bags keep their label as on average. Ties go to the permutation that keeps fewer labels.
+    With few labels, a random permutation often returns labels to their own bags. The function therefore draws many
+    permutations, and uses the one whose table of old against new labels is closest to the table expected under
+    independence. The share of bags that keep their label is then about the expected one. Ties go to the permutation
+    that keeps fewer labels.
 
     Args:
         bags: Bags with the labels that the training may use.

@@ -30,7 +30,7 @@ from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
 logger = logging.getLogger(__name__)
 
 METRICS = ("auroc", "balanced_accuracy")
-"""Metrics of the table; contrasts are tested on the first."""
+"""Metrics of the table; contrasts are tested on the first metric."""
 CONTRASTS = "contrasts.csv"
 _EXPLANATION = (
     "Test bags; mean and standard deviation over seeds. Contrasts are paired by seed: mean difference with its "
@@ -43,7 +43,7 @@ class MilContrast:
     """Difference between an arm that learns from reports and a control, in one condition.
 
     Attributes:
-        control: Arm that it is compared with.
+        control: Control arm that it is compared with.
         differences: Difference of the metric for each seed.
         test: Corrected test over seeds.
     """
@@ -92,7 +92,7 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
 def conditions_study(file: ConfigFile) -> Path:
     """Compare the arms in every condition of `mil.conditions`.
 
-    Each condition is a study of its own (`mil_study`) in `mil/<name>-<condition>`. Writes `mil.parquet` (the rows of
+    Each condition is a separate study (`mil_study`) in `mil/<name>-<condition>`. Writes `mil.parquet` (the rows of
     all studies with their condition), `contrasts.csv`, `mil.md` and `mil.html` to `mil/<name>`.
 
     Returns:
@@ -117,8 +117,9 @@ def conditions_study(file: ConfigFile) -> Path:
 def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]:
     """Compute a metric on the test bags for each arm and seed; undefined values are dropped.
 
-    As in the study of one condition, scores are centred on their mean over the classes (see `SlideSet`), because those
-    of `zero_shot` are cosine similarities. Centring does not change the metrics of probabilities, which sum to 1.
+    As in the study of one condition, the scores of a bag are centred on their mean over the classes (see `SlideSet`),
+    because scores of `zero_shot` are cosine similarities. Centring does not change the metrics of probabilities,
+    because probabilities sum to 1.
 
     Args:
         table: Scores as in `bag_scores.csv`.

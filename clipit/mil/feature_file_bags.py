@@ -43,7 +43,7 @@ class FeatureFile:
 
     Attributes:
         path: HDF5 file.
-        tiles: Number of tiles, each position counted once.
+        tiles: Number of tiles with distinct positions.
         repeated: Number of dropped tiles, each at the position of an earlier tile.
     """
 
@@ -118,7 +118,7 @@ def bags_of_files(
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
         table: Table with the columns slide, label, and optionally group (patient) and split.
-        unit: Unit of a bag; a slide of an unknown patient is a patient of its own.
+        unit: Unit of a bag; a slide of an unknown patient counts as a separate patient.
         held_out: Shares of the patients to hold out if the table has no splits.
         tiles: Section `tiles`, of which classes, class_map, splits and other_parts apply to the table; None for their
             defaults.
@@ -150,8 +150,8 @@ def bags_of_files(
         count = counted(int((counts == 0).sum()), "slide without tiles", "slides without tiles")
         notes.append(f"dropped {count}: {without_tiles}")
     owners = patients(slides.groups, slides.ids)
-    own_names = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
-    names = slides.ids if unit == "slide" else np.where(owners == "", own_names, owners)
+    slide_owners = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
+    names = slides.ids if unit == "slide" else np.where(owners == "", slide_owners, owners)
     unique, first, member = np.unique(names.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(slides.truth, member, len(unique))
     files_of_bag: list[list[FeatureFile]] = [[] for _ in unique]
@@ -220,7 +220,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
             "slides of the table and feature files differ only in spelling, such as in leading zeros, which "
             f"spreadsheets drop: {shortlist(format_pairs(alike))}",
             where=path,
-            fix="spell the slides of the column slide as the feature files",
+            fix="spell the names in the column slide like the names of the feature files",
         )
     has_features = np.array([name in files for name in names], dtype=bool)
     if not has_features.any():

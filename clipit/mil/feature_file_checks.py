@@ -9,12 +9,12 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.stores.slide_features import SlideFeatures
 
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap", "custom_downsample", "downsample")
-"""Attributes in which TRIDENT and CLAM record how tiles were cut; all slides of a study should have the same."""
+"""Attributes in which TRIDENT and CLAM record how tiles were cut; they should be equal for all slides of a study."""
 _RECOMPUTE = "compute the features of this slide again"
 
 
 def count_repeated(slide: SlideFeatures) -> int:
-    """Count tiles at the position of an earlier tile, as left by an extraction that was resumed by appending.
+    """Count tiles at the position of an earlier tile, such as those appended when an extraction was resumed.
 
     Raises:
         DataError: Tiles at the same position have different features.
@@ -32,7 +32,7 @@ def count_repeated(slide: SlideFeatures) -> int:
         ]
         if other:
             raise DataError(
-                f"{counted(len(other), 'tile occurs', 'tiles occur')} again with different features: "
+                f"{counted(len(other), 'tile occurs', 'tiles occur')} twice with different features: "
                 f"{shortlist(other)}",
                 where=slide.path,
                 fix=_RECOMPUTE,
@@ -56,7 +56,7 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Refuse files that name a different slide of the study; a name that is not in the study may be a former name.
+    """Reject files that name a different slide of the study; other names may be former names of the same slide.
 
     Raises:
         DataError: A file names a different slide.
@@ -92,7 +92,7 @@ def check_encoders(slides: Sequence[SlideFeatures], where: object) -> None:
 
 
 def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
-    """Describe tile settings that differ between slides and so make their features hard to compare."""
+    """Describe tile settings that differ between slides, which makes their features hard to compare."""
     notes = []
     for setting in _SETTINGS:
         of_value: dict[str, list[str]] = {}
@@ -120,7 +120,7 @@ def check_copies(
     Args:
         copies: Groups of slides with the same features (`find_copies`).
         split_of: Split of each slide that is used.
-        label_of: Label of each slide that is used; -1 without one.
+        label_of: Label of each slide that is used; -1 if unlabelled.
 
     Raises:
         DataError: Copies are in different splits or have different labels.

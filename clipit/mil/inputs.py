@@ -23,7 +23,7 @@ from clipit.workspace.workspace import Workspace
 
 ZERO_SHOT = "zero_shot"
 """Name of the arm that scores with the VLM's class prompts."""
-_UNIT_TOLERANCE = 0.02  # half precision and rounding
+_UNIT_TOLERANCE = 0.02  # of the norm, for half precision and rounding
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class MilInputs:
 
 
 def check_labels(config: RunConfig, mil: MilConfig) -> None:
-    """Check that labels are only hidden by `mil.labels_per_class`.
+    """Check that only `mil.labels_per_class` hides labels.
 
     Raises:
         ConfigError: `tiles.labels` hides labels of tiles, which bags would ignore.

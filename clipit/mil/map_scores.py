@@ -55,9 +55,9 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
         DataError: The mask cannot be read, has a different shape from the slide, or has no labelled pixel on a tile.
     """
 
-    def check_shape(columns: int, rows: int, turned: bool = True) -> None:
-        """Compare the shapes, in either orientation if the mask may still be turned by its EXIF tag."""
-        shapes = [(columns, rows), (rows, columns)] if turned else [(columns, rows)]
+    def check_shape(columns: int, rows: int, may_be_rotated: bool = True) -> None:
+        """Compare the shapes, in either orientation if the EXIF tag of the mask is not applied yet."""
+        shapes = [(columns, rows), (rows, columns)] if may_be_rotated else [(columns, rows)]
         if all(abs(tall * grid.width / (wide * grid.height) - 1) > _SHAPE_TOLERANCE for wide, tall in shapes):
             raise DataError(
                 f"the mask has {columns} x {rows} pixels, not the shape of the slide, {grid.width} x {grid.height}",
@@ -70,7 +70,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     except ImageError as error:
         raise DataError(f"the mask cannot be used: {error}", where=path, fix="save the mask again") from error
     rows, columns = values.shape
-    check_shape(columns, rows, turned=False)
+    check_shape(columns, rows, may_be_rotated=False)
     cell = max(1.0, grid.edge / CELLS)
     height, width = map_shape(grid, cell)
     down = ((np.arange(height) + 0.5) * cell * rows / grid.height).astype(int).clip(max=rows - 1)
@@ -107,7 +107,7 @@ def class_scores(scores: Float32[np.ndarray, "n c"], label: int) -> InstanceMap:
 
 
 def attention_scores(attention: Float32[np.ndarray, " n"]) -> InstanceMap:
-    """Return the attention map, in which tiles above the mean weight count as the slide's class."""
+    """Return the attention map; tiles above the mean weight count as the slide's class."""
     return InstanceMap(None, attention)
 
 
@@ -198,7 +198,7 @@ def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFram
 
 
 def slide_score_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
-    """Tabulate the scores of each slide: slide, patient, arm, map, seed, dice (nan without the class), auroc."""
+    """Tabulate the scores of each slide: slide, patient, arm, map, seed, dice (nan if the class is absent), auroc."""
     rows = [
         (each.slide, each.patient, each.arm, each.kind, each.seed, float(each.agreement.dice[1]), each.auroc)
         for each in scores

@@ -40,7 +40,7 @@ from clipit.tiles.tileset import TileSet
 _TOP_TILES = 8
 _PICTURE = 96  # pixels of a tile on the page
 _OVERVIEW = 700  # longest edge of a map in pixels
-_MAX_SLIDES = 2  # mapped slides of a patient
+_MAX_SLIDES = 2  # maximum number of mapped slides per patient
 _INSTANCE, _ATTENTION = "instance logits", "attention"
 
 

@@ -120,8 +120,8 @@ def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTa
     With features of the VLM, it differs from `report_embeddings` only in the modality.
 
     Args:
-        reported: Targets of `report_embeddings` for the same bags; only bags with a vector there get one, so that the
-            control has no more targets than the arm with text. None for all training bags.
+        reported: Targets of `report_embeddings` for the same bags. Only bags that have one of these targets get a
+            vector, so that the control has no more targets than the arm with text. None for all training bags.
     """
     train = bags.of_split("train")
     has_target = np.ones(len(train), dtype=np.bool_) if reported is None else reported.distilled

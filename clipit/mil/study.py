@@ -193,7 +193,7 @@ def _zero_shot_set(bags: MilBags, zero_shot: ZeroShot) -> SlideSet:
     for bag, name in enumerate(bags.names.tolist()):
         scores = zero_shot.scores(bag)
         pooled[str(name)] = pool_slide(scores, np.zeros((len(scores), 2), dtype=np.int64), smoothing=(False,))
-    names = np.array([*bags.classes, ""], dtype=object)  # the last name is that of the unknown label, -1
+    names = np.array([*bags.classes, ""], dtype=object)  # index -1, the unknown label, is the last name
     slides = pd.DataFrame(
         {"slide": bags.names, "label": names[bags.labels], "group": bags.patients, "split": bags.splits}
     )
@@ -267,7 +267,7 @@ def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mappin
 
 
 def _score_table(scored: _Scored) -> pd.DataFrame:
-    """Tabulate the scores of every bag by arm and seed; those of the zero-shot arm with its chosen pooling."""
+    """Tabulate the scores of every bag by arm and seed; the zero-shot arm uses its chosen pooling."""
     tables = []
     for arm, by_seed in scored.sets.items():
         key = scored.choices[arm].key

@@ -18,7 +18,7 @@ class TargetedBags:
 
     Attributes:
         bags: Bags, labelled or not.
-        targets: Targets of these and perhaps other bags.
+        targets: Targets of these bags, and possibly of others.
         rows: Row of each bag in the targets.
     """
 

@@ -18,8 +18,9 @@ class BagTargets:
     Attributes:
         names: Unique names of bags.
         probabilities: Class probabilities, one row per bag.
-        weights: Weight of the cross-entropy with the probabilities, from 0 to 1; 0 without probabilities.
+        weights: Weight of the cross-entropy with the probabilities, from 0 to 1; 0 for bags without probabilities.
         vectors: Unit vectors that the representations of the bags learn to predict.
+        distilled: Whether each bag has a vector.
         label_weight: Weight of the mean cross-entropy in the loss.
         vector_weight: Weight of the mean cosine distance in the loss.
         notes: Remarks on the source of the targets and on bags without targets.

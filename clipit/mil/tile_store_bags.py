@@ -62,9 +62,9 @@ class StoreReader:
 def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> MilBags:
     """Group the tiles of a workspace into bags.
 
-    With `slide`, tiles whose ids name their slide (`slide@x,y,edge`) form one bag per slide, others one per group. With
-    `patient`, all tiles of a patient form one bag. The label of a bag is the one that all of its labelled tiles have; a
-    bag with tiles of several classes has no label, and is counted in the notes.
+    With `slide`, tiles whose ids name their slide (`slide@x,y,edge`) form one bag per slide, and other tiles one bag
+    per group. With `patient`, all tiles of a patient form one bag. The label of a bag is the class that all of its
+    labelled tiles share. A bag with tiles of several classes has no label, and is counted in the notes.
 
     Args:
         tiles: Tiles with all labels (`truth`), splits and groups.

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
-_CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
+_CHECKPOINT_SECONDS = 20.0  # between checkpoints, which do not change the result
 _STATISTICS_INSTANCES = 512  # instances per training bag used for the mean and standard deviation
 
 
@@ -74,7 +74,7 @@ def check_dim(bags: MilBags, dim: int) -> None:
     """Check that features have the dimension that the network was trained on.
 
     Raises:
-        DataError: They have a different dimension.
+        DataError: The features have a different dimension.
     """
     if bags.dim != dim:
         raise DataError(

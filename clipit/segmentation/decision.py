@@ -14,8 +14,8 @@ from clipit.tiles.masks import MaskSet
 
 _CANDIDATES = np.linspace(-12, 12, 961)
 """Candidate thresholds on the log odds of the second class."""
-_SMALLEST = 1e-7
-_TIE = 1e-12
+_SMALLEST = 1e-7  # lower limit of probabilities, so that log odds are finite
+_TIE = 1e-12  # thresholds with a smaller difference of mean Dice are tied
 
 Predict = Callable[[Image.Image, float], Float32[np.ndarray, "c h w"]]
 """Function from an image and its micrometres per pixel to class probabilities."""
@@ -48,8 +48,8 @@ class Decision:
 class DecisionSearch:
     """Search for the rule with the highest mean Dice of the foreground on validation masks.
 
-    With two classes, the rule is a threshold; ties go to the one nearest to a probability of 0.5. With more classes, or
-    with `threshold: none`, it is the most probable class, and only its Dice is computed.
+    With two classes, the rule is a threshold; ties go to the threshold nearest to a probability of 0.5. With more
+    classes, or with `threshold: none`, the rule is the most probable class, and only its Dice is computed.
     """
 
     def __init__(self, classes: Sequence[str], options: SegmentationConfig) -> None:

@@ -13,8 +13,8 @@ from clipit.tiles.splits import shuffled
 def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:
     """Order images so that the first k are a draw of k masks, from as many patients as possible.
 
-    Patients take turns in an order drawn by the seed; a larger draw contains a smaller one. Images without a patient
-    count as patients of their own.
+    Patients take turns in an order drawn by the seed; a larger draw contains a smaller one. Each image
+    without a known patient counts as a separate patient.
 
     Args:
         groups: Patient or slide of each image; "" where unknown.
@@ -35,7 +35,7 @@ def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], 
 
 
 def nested_counts(configured: Sequence[int | None], available: int) -> list[int]:
-    """Return the numbers of masks to train on, without those that exceed the available ones; None stands for all."""
+    """Return the numbers of masks to train on; None means all masks, and numbers above `available` are dropped."""
     counts = {available if count is None else count for count in configured}
     return sorted(count for count in counts if count <= available)
 

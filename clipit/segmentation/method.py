@@ -31,7 +31,7 @@ class MethodInputs:
     Attributes:
         options: Section `segmentation`.
         masks: Masks of all splits. Train on `train`, choose on `validation`, and do not read `test`.
-        run: Folder of a finished run; None without one.
+        run: Folder of a finished run; None if no run is given.
     """
 
     config: RunConfig
@@ -90,8 +90,8 @@ class Method:
         title: Description in a few words.
         missing: Function that names the inputs that the method lacks; "" if none.
         prepare: Function that loads, trains and chooses, and returns the segmentations to score.
-        trained: Whether it trains on masks. It then runs only if `segmentation.methods` names it, and predicts the most
-            probable class, because a threshold would be chosen on more masks than it is trained on.
+        trained: Whether the method trains on masks. If so, it runs only if `segmentation.methods` names it, and it
+            predicts the most probable class, because a threshold would be chosen on more masks than it is trained on.
         classes: Function that opens the model and returns its classes, which are mapped to those of the masks; None if
             the model has the classes of the masks. It raises a ModelError if the model does not support the method.
     """

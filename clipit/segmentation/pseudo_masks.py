@@ -58,9 +58,10 @@ class TokenReader:
 
 
 def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
-    """Group the tokens of each patient's images into one bag; an image without a patient is a bag of its own.
+    """Group the tokens of each patient's images into one bag; an image without a patient is a separate bag.
 
-    The label of a bag is the label shared by all of its labelled images; a bag with images of several classes has none.
+    The label of a bag is the label shared by all of its labelled images; a bag with images of several
+    classes has no label.
 
     Raises:
         DataError: A patient is in two splits.
@@ -109,7 +110,7 @@ class PseudoMasks:
         return replace(self, codes=codes)
 
     def facts(self) -> dict[str, object]:
-        """Return the provenance: the model, images, and share of cells with a pseudo-label of each class."""
+        """Return the provenance: the model, number of images, and share of cells with a pseudo-label of each class."""
         cells = np.concatenate([each.ravel() for each in self.codes.values()])
         shares = {name: round(float((cells == code).mean()), 4) for code, name in enumerate(self.classes)}
         return {"pseudo_images": len(self.codes), "pseudo_shares": str(shares), **self.model}
@@ -127,10 +128,10 @@ def pseudo_masks(
 ) -> PseudoMasks:  # fmt: skip
     """Label the tokens of labelled images where a multiple-instance model is confident.
 
-    An image may contain the class that its label is evidence of, and the background. The probabilities of these two are
-    summed over the labels that are evidence of them and renormalised; a token gets the class whose probability is at
-    least `confidence`, if any. An image whose label is evidence of the background contains nothing else, so all of its
-    tokens are background.
+    An image may contain the class that its label is evidence of, and the background. The probability of each of these
+    two classes is the sum over the labels that are evidence of it; the two sums are renormalised. A token gets the
+    class whose probability is at least `confidence`, if any. An image whose label is evidence of the background
+    contains nothing else, so all of its tokens are background.
 
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.

@@ -42,7 +42,7 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
-        DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
+        DataError: There are fewer than two labels, or no validation image has a label, so no epoch can be chosen.
     """
     title = f"linear head on {inputs.options.training.tokens} tokens"
 
@@ -59,7 +59,7 @@ def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
-        DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
+        DataError: There are fewer than two labels, or no validation image has a label, so no epoch can be chosen.
     """
 
     def train(heads: HeadInputs, drawn: list[int], pseudo: PseudoMasks, count: int, seed: int) -> Segmenter:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
-    """Return the methods to compare: the configured ones, or else all untrained ones that can run.
+    """Return the methods to compare: the configured ones, or else all methods without training that can run.
 
     Returns:
         Methods by name, and notes on methods and numbers of masks that are skipped.

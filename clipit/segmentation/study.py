@@ -62,19 +62,19 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
     """Compare segmentation methods on the test masks, and write tables, scores per image and a page.
 
     Methods are trained on the masks of the split `train`; thresholds and scales of methods without training are chosen
-    on those of `validation`. Every process computes everything; only the main process writes.
+    on the masks of `validation`. Every process computes everything; only the main process writes.
 
     Args:
         config: Run configuration, whose tiles have masks.
         options: Section `segmentation`.
-        run: Folder of a finished run for the methods that use its classifier; None without one.
+        run: Folder of a finished run for the methods that use its classifier; None for no run.
 
     Returns:
         Folder with segmentation.parquet, .csv, .json, .md and .html, images.parquet and the pictures.
 
     Raises:
         ConfigError: No classes are named, or a method lacks its inputs or classes.
-        DataError: Masks cannot be used, no test tile has one, or the run was trained on test patients.
+        DataError: Masks cannot be used, no test tile has a mask, or the run was trained on test patients.
         ModelError: The model of a configured method does not support it.
     """
     if not options.classes:
@@ -115,7 +115,7 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
     """Open and check the masks of all splits.
 
     Raises:
-        DataError: Masks cannot be used, or no test tile has one.
+        DataError: Masks cannot be used, or no test tile has a mask.
     """
     classes = MaskClasses(tuple(options.classes), options.class_of, options.ignore)
     masks = check_masks(open_masks(config.tiles, workspace.all_tiles, classes), config.tiles.unreadable)

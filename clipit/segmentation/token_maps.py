@@ -75,7 +75,7 @@ class Lattice:
     def _interpolation(
         self, length: int, cells: int
     ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
-        """Return the cells before and after each pixel, and the weight of the one after it."""
+        """Return the cells before and after each pixel, and the weight of the cell after it."""
         position = np.clip((np.arange(length) + 0.5) / self.cell - 0.5, 0, cells - 1)
         before = np.floor(position).astype(np.int64)
         return before, np.minimum(before + 1, cells - 1), (position - before).astype(np.float32)

@@ -115,12 +115,12 @@ class HeadInputs:
         options = self.inputs.options.training.head
         classes = len(self.train.classes.names)
         head = train_token_head(self.store, sources, options, seed, classes)
-        own = {"head": fingerprint([head.weight.tolist(), head.bias.tolist()]), "steps": options.steps, **facts}
+        head_facts = {"head": fingerprint([head.weight.tolist(), head.bias.tolist()]), "steps": options.steps, **facts}
 
         def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
             return self.model.probabilities(image, mpp, head.probabilities)
 
-        return Segmenter(name, probabilities, {**self.model.facts(), **own}, training_masks=masks, seed=seed)
+        return Segmenter(name, probabilities, {**self.model.facts(), **head_facts}, training_masks=masks, seed=seed)
 
 
 def head_inputs(inputs: MethodInputs) -> HeadInputs:

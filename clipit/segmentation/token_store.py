@@ -55,7 +55,7 @@ class TokenStore:
         return list(self._rows)
 
     def find(self, image: Image.Image, mpp: float) -> Float16[np.ndarray, "rows columns d"] | None:
-        """Map the tokens of an image with these pixels and resolution into memory; None if the store has none."""
+        """Map the tokens of an image with these pixels and resolution into memory; None if they are not stored."""
         row = self._digests.get(_digest(image, mpp))
         return None if row is None else self.artifact.array(_file(row), "r")
 
@@ -98,7 +98,7 @@ def store_tokens(
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        if not (folder / _IDS).is_file():  # written last; present if an attempt was killed after that
+        if not (folder / _IDS).is_file():  # written last; exists if an attempt was killed after writing it
             write_tokens(folder)
         if get_processes().main:
             for file in folder.glob("*.pixels"):

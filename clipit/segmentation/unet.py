@@ -30,7 +30,7 @@ Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
 """An image, and the class of each pixel; -1 is ignored."""
 
 _WEIGHTS, _CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
-_CHECKPOINT_SECONDS = 30.0  # between checkpoints; they do not change the result
+_CHECKPOINT_SECONDS = 30.0  # between checkpoints, which do not change the result
 _CACHED = 64  # decoded images in memory
 
 
@@ -40,7 +40,7 @@ class Samples:
 
     Attributes:
         read: Function that reads an image, its labels and its micrometres per pixel (nan if unknown).
-        identity: JSON-like description of images and labels.
+        identity: JSON-like description of images and labels, for the fingerprint.
     """
 
     count: int
@@ -181,7 +181,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
 
 
 def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
-    """Train a U-Net for a fixed number of steps, or open that of an earlier call; no validation masks are used.
+    """Train a U-Net for a fixed number of steps, or open an existing one; no validation masks are used.
 
     The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source
     contributes the same number of crops to each step. The crops of a step depend only on (seed, step), so an

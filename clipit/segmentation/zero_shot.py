@@ -61,7 +61,7 @@ def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def prompts_name(inputs: MethodInputs) -> str | None:
-    """Return the prompt set of the methods that compare with text; None without one."""
+    """Return the prompt set of the methods that compare with text; None if none is configured."""
     return inputs.options.prompts or inputs.config.prompts
 
 
@@ -105,8 +105,8 @@ def map_classes(
     Raises:
         ConfigError: A class of the masks has no corresponding class of the model.
     """
-    own_classes = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
-    reached = {*own_classes.values()}
+    target_of = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
+    reached = {*target_of.values()}
     without = [name for name in masks if name not in reached]
     if without:
         raise ConfigError(
@@ -117,7 +117,7 @@ def map_classes(
         )
     matrix = np.zeros((len(model), len(masks)), dtype=np.float32)
     for row, name in enumerate(model):
-        target = own_classes.get(name)
+        target = target_of.get(name)
         if target is not None and target in masks:
             matrix[row, list(masks).index(target)] = 1
     return matrix

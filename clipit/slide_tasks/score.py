@@ -135,7 +135,7 @@ def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
 
 
 def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | None:
-    """Choose the pooling on labelled validation slides; None without such slides."""
+    """Choose the pooling on labelled validation slides; None if there are none."""
     known = slides_table(scored.outcome)[_KNOWN]
     return choose_pooling(collect_slides(scored.table, known, scorer.classes)).key
 
@@ -187,7 +187,10 @@ def write_report(
 
 
 def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores by prompt set alongside published scores of the same classes; empty without either."""
+    """Tabulate zero-shot scores by prompt set, followed by published scores of the same classes.
+
+    Empty if there are neither sampled prompt sets nor published scores for these classes.
+    """
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)

@@ -1,4 +1,4 @@
-"""Slides that a command is given: files, folders, or one table with labels and splits."""
+"""Slide inputs of a command: files, folders, or one table with labels and splits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ _OTHER_TABLES = (".xlsx", ".xls", ".ods", ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
-    """List the slides of files and folders, or of one table; its splits `val` and `training` are renamed.
+    """List the slides of files and folders, or of one table, whose splits `val` and `training` are renamed.
 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).

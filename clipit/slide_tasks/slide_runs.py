@@ -22,7 +22,7 @@ class SlideRun:
     """A trained run.
 
     Attributes:
-        arm: Arm in the run's configuration; `custom` without one.
+        arm: Arm in the run's configuration; `custom` if it names none.
         mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
     """
 

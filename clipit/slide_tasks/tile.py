@@ -61,7 +61,7 @@ class SlideOutcome:
     failed: tuple[FailedSlide, ...]
 
     def label_of(self, name: str) -> str:
-        """Return the label of a slide; "" without one."""
+        """Return the label of a slide; "" if it has none."""
         labels = (
             label for slide, label in zip(self.listed.slides, self.listed.labels, strict=True) if slide.name == name
         )
@@ -143,7 +143,7 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
     Writes `slides.csv` and `tiling.json` (options, slides and versions), and for each slide
     `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the thumbnail `tiles.png` with the outlines of
     tissue and tiles, and the output named in `extras`: the folder `tiles/` of PNG files, or `coords.h5`. Files of a
-        slide are kept if they belong to the same tiles and are unchanged (`tile.json`); others are replaced.
+    slide are kept if they belong to the same tiles and are unchanged (`tile.json`); others are replaced.
 
     Returns:
         The table of slides.
@@ -226,7 +226,7 @@ def thumbnail(slide: PreparedSlide) -> Image.Image:
 
 
 def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
-    """Write every tile as a PNG file, the whole folder or nothing; unreadable tiles are skipped and counted.
+    """Write every tile as a PNG file, as one atomic folder; unreadable tiles are skipped and counted.
 
     Raises:
         DataError: The slide cannot be opened.

@@ -1,6 +1,7 @@
 """Verify the checksums of Deflate-compressed tiles of TIFF slides, because openslide does not.
 
-Each tile is verified when a region that contains it is first read, which takes about a quarter of the time of decoding.
+Each tile is verified when a region that contains it is first read. Verification takes about a quarter of the decoding
+time.
 """
 
 import math

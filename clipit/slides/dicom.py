@@ -9,7 +9,7 @@ _HEADER = 2**20  # bytes to search; the tag comes before the pixels
 
 
 def series_of(path: Path) -> str:
-    """Return the UID of a DICOM file's series; "" if the file cannot be read or names none."""
+    """Return the UID of a DICOM file's series; "" if the file cannot be read or states no series."""
     try:
         with path.open("rb") as stream:
             header = stream.read(_HEADER)
@@ -30,7 +30,7 @@ def slide_key(path: Path) -> Hashable:
 
 
 def one_per_slide(files: Iterable[Path]) -> list[Path]:
-    """Keep one file of each DICOM series and folder, and all other files, in their order."""
+    """Keep one file per DICOM series and folder, and all files of other formats, in their original order."""
     kept: dict[Hashable, Path] = {}
     for number, path in enumerate(files):
         key = slide_key(path) if path.suffix.lower() == SUFFIX else number  # other files are compared by the caller

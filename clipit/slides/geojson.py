@@ -18,23 +18,23 @@ from clipit.slides.polygons import Polygon
 logger = logging.getLogger(__name__)
 
 _WITHOUT_AREA = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
-_DEGREES = ("CRS84", "4326")  # in the names of coordinate systems of longitude and latitude
-_TOLERANCE = 0.01  # of the width and height of a slide
+_DEGREES = ("CRS84", "4326")  # parts of the names of coordinate systems in longitude and latitude
+_TOLERANCE = 0.01  # contours may extend beyond the slide by this share of its width and height
 _CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
-_LEAST_RING = 4  # corners of a triangle, the first one twice
+_LEAST_RING = 4  # points of a closed triangle, whose first point is repeated at the end
 _QUPATH = b'"objectType"'  # a property of the features that QuPath writes
-_IGNORED = ("ignore*", "ignore")  # class of areas to leave out, in QuPath and in masks for segmentation
+_IGNORED = ("ignore*", "ignore")  # class names of areas to exclude, in QuPath and in masks for segmentation
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
 
 
 def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
-    """Read contours that a user provides (`read_polygons`), and check that their coordinates are pixels of this slide.
+    """Read the contours of a slide (`read_polygons`), and check that their coordinates are pixels of this slide.
 
     Args:
         width: Width of the slide at level 0.
         height: Height of the slide at level 0.
-        origin: Level-0 pixel where QuPath's coordinates start (see `clipit.slides.qupath`); those of other programs
-            start at 0.
+        origin: Level-0 pixel where QuPath's coordinates start (see `clipit.slides.qupath`); the
+            coordinates of other programs start at 0.
 
     Returns:
         The polygons, including those of the class `Ignore*` (`is_ignored`).
@@ -56,7 +56,7 @@ def is_ignored(polygon: Polygon) -> bool:
 
 
 def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: bool = False) -> tuple[list[Polygon], str]:
-    """Read the polygons of a GeoJSON file, and the name of its coordinate system ("" without one).
+    """Read the polygons of a GeoJSON file, and the name of its coordinate system ("" if unstated).
 
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
     of them are read; a polygon is named after its class (QuPath's `classification`) or its object. Points, lines, empty
@@ -164,7 +164,7 @@ def _ring(corners: Any, path: Path) -> Float64[np.ndarray, "_ 2"]:
     try:
         pairs = [(corner[0], corner[1]) for corner in corners]
         if not {type(number) for pair in pairs for number in pair} <= {int, float}:
-            raise TypeError  # NumPy converts texts and booleans, and a text is a sequence of characters
+            raise TypeError  # NumPy would convert strings and booleans, and a string is a sequence of characters
         ring = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise DataError(

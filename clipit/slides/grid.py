@@ -13,8 +13,8 @@ from clipit.errors import DataError
 from clipit.slides.option_names import KEYS, OptionNames
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
-_SMALLEST = 16  # pixels of level 0
-_MAX_TILES = 2**26  # including tiles without tissue
+_SMALLEST = 16  # edge of a tile in pixels of level 0
+_MAX_TILES = 2**26  # per grid, including tiles without tissue
 _BLOCK = 2**20  # tiles whose tissue is measured at once
 
 
@@ -83,7 +83,7 @@ def make_grid(
         share: Function from left edges, upper edges and edge length of tiles to their share of tissue.
 
     Raises:
-        DataError: The tiles are smaller than 16 pixels of level 0, or more than 67 million.
+        DataError: The tiles are smaller than 16 pixels of level 0, or there are more than 67 million.
     """
     extent = tile_extent(mpp, config)
     if extent < _SMALLEST:

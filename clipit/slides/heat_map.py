@@ -22,8 +22,8 @@ def heat_map(
 
     Args:
         downsample: Pixels of level 0 per pixel of the map, at most the edge of a tile. With the grid's step, the map
-            has one pixel per cell of the grid. Gaps of less than a pixel of level 0 between tiles, which come from
-            rounded corners, are closed.
+            has one pixel per cell of the grid. Gaps of less than one level-0 pixel between tiles, caused by rounded
+            coordinates, are closed.
 
     Raises:
         ValueError: Pixels of the map are larger than tiles, so tiles would be lost.

@@ -24,9 +24,9 @@ from clipit.slides.tiff_pages import TiffBytes, open_levels
 _JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF: compression, photometric interpretation
 CACHE_BYTES = 256 * 2**20
 """Size of a cache of decoded tiles: enough for two rows of 256-pixel tiles of a slide 130,000 pixels wide."""
-_BYTES_PER_PIXEL = 4  # in Pillow's memory, RGB takes as much as RGBA
+_BYTES_PER_PIXEL = 4  # Pillow stores RGB as RGBA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames
-_STRIPES = 64
+_STRIPES = 64  # number of locks; tiles that share none are decoded in parallel
 _level_ids = itertools.count()
 
 
@@ -138,7 +138,7 @@ class JpegLevel:
                 f"tile {index} of the slide is damaged, so that some of its pixels are wrong: {corruption}"
             )
         try:
-            # `Image.open` would spend much of its time on detecting what is known here.
+            # `Image.open` would spend much of its time on detecting the format and size, which are known.
             return Image.frombytes("RGB", (self.tile_width, self.tile_height), data, "jpeg", "RGB", "")
         except MemoryError:
             raise

@@ -16,7 +16,7 @@ _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "
 _ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
 _MPP_TOLERANCE = 0.02
 _FIX = (
-    "save each image as a file of its own, for example with bfconvert of Bio-Formats: bfconvert -noflat -series 0 "
+    "save each image as a separate file, for example with bfconvert of Bio-Formats: bfconvert -noflat -series 0 "
     "SLIDE OUT_0.ome.tif, and so on for each series"
 )
 
@@ -27,7 +27,7 @@ class OmeImage:
 
     Attributes:
         number: Position in the metadata; Bio-Formats and tifffile call it the series.
-        name: Name that the metadata give it; "" if they give none.
+        name: Name in the metadata; "" if there is none.
         size: Width and height in pixels.
         mpp: Micrometres per pixel; None if they are not stated, in an unknown unit, or differ between the axes.
         has_alpha: Whether a channel is named as transparency.
@@ -51,7 +51,7 @@ def choose_image(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
         file: Open file of tifffile.
 
     Returns:
-        Series of tifffile, and its metadata; None if the file has none for it.
+        Series of tifffile, and the image's metadata; None if the file has no metadata for it.
 
     Raises:
         DataError: Several images may be the slide.
@@ -61,7 +61,7 @@ def choose_image(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
     candidates = _candidates(file)
     if len(candidates) > 1:
         raise DataError(
-            f"the OME-TIFF holds {len(candidates)} images instead of one slide: "
+            f"the OME-TIFF contains {len(candidates)} images instead of one slide: "
             f"{shortlist([image for _, image in candidates])}",
             where=path,
             fix=_FIX,
@@ -75,24 +75,24 @@ def has_several(file: Any) -> bool:
 
 
 def _candidates(file: Any) -> list[tuple[Any, OmeImage]]:
-    """List the images of a file without label, macro, overview, thumbnail, and smaller copies of another image.
+    """List the images of a file, except label, macro, overview, thumbnail and smaller copies of another image.
 
-    Images that the metadata name but that are stored in another file are not listed.
+    Images that the metadata describe but another file contains are not listed.
     """
-    own = [(series, image) for series, image in _pair(file) if series.keyframe.parent is file]
-    found = [(series, image) for series, image in own if not is_auxiliary(image.name)] or own
-    return [(series, image) for series, image in found if not any(_is_copy(image, other) for _, other in found)]
+    stored = [(series, image) for series, image in _pair(file) if series.keyframe.parent is file]
+    slides = [(series, image) for series, image in stored if not is_auxiliary(image.name)] or stored
+    return [(series, image) for series, image in slides if not any(_is_copy(image, other) for _, other in slides)]
 
 
 def _is_copy(image: OmeImage, other: OmeImage) -> bool:
-    """Return whether an image has the shape of a smaller level of another, and does not state the same mpp."""
+    """Return whether an image has the shape of a smaller level of another image, but does not state the same mpp."""
     if image.mpp is not None and other.mpp is not None and abs(image.mpp - other.mpp) <= _MPP_TOLERANCE * other.mpp:
         return False
     return is_smaller_copy(image.size, other.size)
 
 
 def _pair(file: Any) -> list[tuple[Any, OmeImage]]:
-    """Join the series of tifffile, which leaves out images that it cannot read, with the images of the metadata."""
+    """Match series of tifffile to images of the metadata; tifffile skips images that it cannot read."""
     images = read_images(file.ome_metadata)
     pairs, first = [], 0
     for series in file.series:

@@ -1,7 +1,7 @@
 """OME-TIFF slides, whose smaller levels are stored in sub-IFDs that openslide does not read.
 
-A fourth channel is transparency if the file says so (TIFF tag ExtraSamples, or a channel named alpha); without a stated
-meaning it is not read, as the TIFF specification demands.
+A fourth channel is transparency if the file declares it as such (TIFF tag ExtraSamples, or a channel named alpha). A
+fourth channel without a stated meaning is not read, as the TIFF specification requires.
 """
 
 import threading
@@ -58,7 +58,7 @@ class OmeTiff:
             mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if unknown.
 
         Raises:
-            DataError: The file is damaged, not an 8-bit RGB image, or holds several images that may be the slide.
+            DataError: The file is damaged, not an 8-bit RGB image, or contains several images that may be the slide.
         """
         tifffile = _import()
         self._lock = threading.Lock()
@@ -126,7 +126,7 @@ def _unreadable(error: Exception, path: Path) -> DataError:
 
 
 def count_ome_levels(path: Path) -> int:
-    """Return the number of levels of an OME-TIFF; the largest number if it holds several images that may be the slide.
+    """Return the number of levels of an OME-TIFF; the largest number if several of its images may be the slide.
 
     Raises:
         DataError: The file is damaged, or not an 8-bit RGB image.
@@ -147,7 +147,7 @@ def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
     """Check that the image is 8-bit RGB, and that all levels show the same area and have the same channels.
 
     Raises:
-        DataError: The image is not 8-bit RGB, or a level is damaged, differs or is stored turned.
+        DataError: The image is not 8-bit RGB, or a level is damaged, differs from the first or is stored rotated.
     """
     first = pages[0]
     is_rgb = str(first.dtype) == "uint8" and first.samplesperpixel in (3, 4) and first.planarconfig == 1
@@ -201,13 +201,13 @@ def _tile_counts(page: Any) -> tuple[int, int]:
 
 
 def _is_decoded_to_rgb(page: Any) -> bool:
-    """Return whether decoding a page gives RGB; of YCbCr, only the decoders of JPEG and JPEG 2000 return RGB."""
+    """Return whether decoding a page gives RGB; YCbCr becomes RGB only in the decoders of JPEG and JPEG 2000."""
     kind = page.photometric.name
     return kind == "RGB" or (kind == "YCBCR" and "JP" in page.compression.name)
 
 
 def has_unknown_channel(path: Path) -> bool:
-    """Return whether a TIFF has a fourth channel and does not say what it means.
+    """Return whether a TIFF has a fourth channel without a stated meaning.
 
     Raises:
         DataError: tifffile is not installed.

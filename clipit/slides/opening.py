@@ -45,12 +45,12 @@ def import_openslide() -> Any:
 
 
 def is_slide(path: Path) -> bool:
-    """Check by its name whether a file may be a slide, that is, neither hidden nor one of clipit's heat maps."""
+    """Return whether a file may be a slide by its name: hidden files and clipit's heat maps are not slides."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.name != HEAT_MAP
 
 
 def is_pyramid(path: Path) -> bool:
-    """Check by its content whether a TIFF with the suffix of an image is a slide, that is, has several levels.
+    """Return whether a file with a TIFF suffix is a slide by its content, that is, has several levels.
 
     If a file has a single page, only its header is read, so that many files can be checked.
     """
@@ -104,7 +104,7 @@ def _open(path: Path) -> SlideFile:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and suffix not in _TIFF:
         return _FlatImage(path)
-    if suffix == ".vsi":  # a TIFF of label and overview; openslide does not read the .ets files next to it
+    if suffix == ".vsi":  # contains only label and overview; openslide does not read the .ets files with the slide
         raise DataError(
             "VSI slides (Olympus) cannot be read",
             where=path,
@@ -136,7 +136,7 @@ def _open(path: Path) -> SlideFile:
 def _why_unknown(path: Path) -> str:
     """Explain why openslide does not recognise a file."""
     if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
-        return f"the folder {path.stem} with the pixels of the slide is missing next to it"
+        return f"the folder {path.stem} with the pixels of the slide is missing; it must be next to the file"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about the tags of a truncated TIFF

@@ -134,7 +134,7 @@ def trace_regions(labels: Integer[np.ndarray, "h w"], n: int, downsample: float 
 
 
 def _rings(labels: Integer[np.ndarray, "h w"]) -> list[tuple[int, Int64[np.ndarray, "_ 2"]]]:
-    """Return label and corners of each closed ring, which has its region on the right.
+    """Return the label and corners of each closed ring; the region lies to the right of its ring.
 
     The borders of pixels are directed edges between their corners. Where two pixels of a region touch only at a corner,
     a ring turns left, so that it never touches itself.

@@ -51,7 +51,7 @@ _OVERVIEW_MPP = 8.0  # enough for tissue
 _OVERVIEW_EDGE = 4096  # pixels; bounds the memory
 TISSUE_COLOUR = "#1b7837"
 """Colour of the tissue in QuPath."""
-_THREADS = 4  # each holds one overview
+_THREADS = 4  # each keeps one overview in memory
 _CONTOUR_SUFFIXES = (".geojson", ".json")
 
 
@@ -244,7 +244,7 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
 
 
 def _find_contours(contours: Path, slide: SlidePath) -> Path | None:
-    """Find the contour file of a slide in a folder: named after the slide, or else after its file; None without one."""
+    """Find the contour file of a slide in a folder: named after the slide or its file; None if there is none."""
     names = [name + suffix for name in dict.fromkeys((slide.name, slide.path.stem)) for suffix in _CONTOUR_SUFFIXES]
     return next((contours / name for name in names if (contours / name).is_file()), None)
 

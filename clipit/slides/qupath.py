@@ -22,7 +22,7 @@ from clipit.slides.polygons import Polygon, trace_regions
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "clipit-pathology")
 _BLOCK = 2_000  # tiles per write
-_DECIMALS = 2  # of coordinates, as QuPath writes them
+_DECIMALS = 2  # decimals of coordinates, as in files written by QuPath
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -36,8 +36,8 @@ def write_tiles_geojson(
 ) -> None:
     """Write each tile as an object of its most probable class, with the probabilities of all classes as measurements.
 
-    The file is written in blocks, atomically; memory does not depend on the number of tiles. The same tiles have the
-    same UUIDs.
+    The file is written in blocks, so that memory does not depend on the number of tiles, and atomically. UUIDs are
+    derived from the ids of the tiles.
 
     Args:
         colours: Colour of each class, as #rrggbb.

@@ -24,7 +24,7 @@ from clipit.slides.tiff_pages import TO_PYRAMID
 logger = logging.getLogger(__name__)
 
 _LEVEL_TOLERANCE = 1.01
-"""A level may be up to 1 % coarser than requested, because a level with a downsample of 2.0005 stands for 2."""
+"""A level may be up to 1 % coarser than requested, because a downsample of 2.0005 means 2."""
 _MAX_OPEN = 16
 """Number of slides that a process keeps open."""
 _MAX_PIXELS = 2**33
@@ -36,8 +36,10 @@ _BLOCK = 2048  # edge of the regions read for an overview, in pixels of the leve
 
 def choose_level(slide: SlideFile, downsample: float) -> int:
     """Return the coarsest level whose downsample exceeds the given one by at most 1 %; else the finest level."""
-    fitting = [number for number, level in enumerate(slide.levels) if level.downsample <= downsample * _LEVEL_TOLERANCE]
-    return max(fitting, key=lambda number: slide.levels[number].downsample, default=0)
+    candidates = [
+        number for number, level in enumerate(slide.levels) if level.downsample <= downsample * _LEVEL_TOLERANCE
+    ]
+    return max(candidates, key=lambda number: slide.levels[number].downsample, default=0)
 
 
 def read_tile(slide: SlideFile, x: int, y: int, extent: float, pixels: int) -> Image.Image:
@@ -136,7 +138,7 @@ class SlidePool:
             return slide
 
     def drop(self, path: Path, slide: SlideFile) -> None:
-        """Drop a slide whose reading failed, unless it has been opened again since."""
+        """Drop a slide that could not be read, unless it has been reopened since."""
         with self._lock:
             if self._slides.get(path) is slide:
                 del self._slides[path]
@@ -199,11 +201,11 @@ class SlideReader:
         except ImageError:
             self._pool.drop(placed.path, shared)
         # Openslide refuses every read after an error, so the error may belong to another tile and thread.
-        own = open_slide(placed.path)
+        reopened = open_slide(placed.path)
         try:
-            return self._read(own, placed, row)
+            return self._read(reopened, placed, row)
         finally:
-            own.close()
+            reopened.close()
 
     def _read(self, slide: SlideFile, placed: PlacedSlide, row: int) -> Image.Image:
         return read_tile(slide, int(self._x[row]), int(self._y[row]), placed.extent, placed.pixels)

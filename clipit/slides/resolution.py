@@ -10,9 +10,9 @@ _PLAUSIBLE_MPP = (0.05, 20.0)
 _USUAL_MPP = (0.1, 4.0)
 """Micrometres per pixel of scanners, from an objective of 100x to one of 2.5x."""
 _GLASS = 80.0
-"""Length of a standard glass slide in millimetres, 76, with some margin."""
+"""Length of a standard glass slide (76 mm) plus a margin, in millimetres."""
 _LARGEST_GLASS = 210.0
-"""Length of the largest glass slides in millimetres (8 inches), with some margin."""
+"""Length of the largest glass slides (8 inches) plus a margin, in millimetres."""
 _POWER_RATIO = 3.0
 """Largest plausible ratio of the stated micrometres per pixel to 10 / power; a doubling lens gives 2."""
 
@@ -32,10 +32,10 @@ def resolve_mpp(
 ) -> tuple[float, str]:
     """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
 
-    If they are not stated, they are derived as 10 / objective's power; a power is never assumed.
+    If neither the file nor the user states a value, it is 10 / objective's power, which is never assumed.
 
     Args:
-        stated: Value for this slide in the user's table; None if it has none.
+        stated: Value for this slide in the user's table; None if unstated.
         default: Value of the user's option, for slides with no other value; None if the option is not given.
 
     Raises:

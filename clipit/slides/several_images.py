@@ -6,8 +6,8 @@ from clipit.errors import DataError, shortlist
 from clipit.images.tiff_copies import is_auxiliary
 from clipit.slides.tiff_pages import TiffPage, read_pages
 
-_DESCRIPTION = 100  # characters in which a description names the image
-_MIN_FACTOR = 1.3  # between the levels of a pyramid
+_DESCRIPTION = 100  # characters at the start of a description that may name the image
+_MIN_FACTOR = 1.3  # smallest downsample between two levels of a pyramid
 _TOLERANCE = 0.02  # relative difference of shape between levels, besides rounding
 
 
@@ -34,10 +34,10 @@ def check_one_image(path: Path, strips_are_images: bool = True) -> None:
     ]
     if others:
         raise DataError(
-            f"the TIFF holds several images instead of one slide: page 0 ({whole[0]} x {whole[1]} pixels), and pages "
-            f"that are not smaller levels of it: {shortlist(others)}",
+            f"the TIFF contains several images instead of one slide: page 0 ({whole[0]} x {whole[1]} pixels), and "
+            f"pages that are not smaller levels of it: {shortlist(others)}",
             where=path,
-            fix="save each image as a file of its own, for example with libvips: vips tiffsave 'SLIDE[page=0]' "
+            fix="save each image as a separate file, for example with libvips: vips tiffsave 'SLIDE[page=0]' "
             "OUT_0.tif --tile --pyramid --bigtiff --compression jpeg --Q 90",
         )
 

@@ -46,8 +46,9 @@ class SlideFile(Protocol):
         Args:
             x: Left edge in pixels of level 0.
             y: Upper edge in pixels of level 0.
-            width: Width in pixels of that level.
-            height: Height in pixels of that level.
+            level: Index in `levels`.
+            width: Width in pixels of this level.
+            height: Height in pixels of this level.
 
         Raises:
             ImageError: The pixels are damaged.

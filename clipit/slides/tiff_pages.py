@@ -1,6 +1,6 @@
 """Pages of TIFF slides: check that they are bright-field slides, and find the page of each level.
 
-Libraries that read slides show the first 8-bit RGB page of any TIFF.
+The checks are needed because libraries that read slides show the first 8-bit RGB page of any TIFF.
 """
 
 import os
@@ -17,14 +17,14 @@ T = TypeVar("T")
 FORMATS = frozenset({"aperio", "generic-tiff"})
 """Openslide's formats in which each level is one page of a TIFF, without overlap or gaps."""
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type
-_MAX_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
+_MAX_PIXELS = 2**26  # of one internal tile or strip, because each is decoded as a whole
 TO_PYRAMID = (
     "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
     "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"
 )
 """Fix named in errors about slides without smaller levels."""
-_ORIENTATION = 274  # TIFF tag
-_TURNED = range(2, 9)  # its values for images that are stored turned or mirrored
+_ORIENTATION = 274  # number of the TIFF tag
+_TURNED = range(2, 9)  # values of this tag for images that are stored rotated or mirrored
 _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
 
 
@@ -34,7 +34,7 @@ class TiffPage(NamedTuple):
     Attributes:
         size: Width and height in pixels.
         is_tiled: Whether the pixels are stored in tiles, not in strips.
-        is_reduced: Whether the subfile type says that the page is a smaller copy of another, or a transparency mask.
+        is_reduced: Whether the subfile type marks the page as a smaller copy of another, or as a transparency mask.
         description: Text of the tag ImageDescription; "" if there is none.
         orientation: Value of the tag Orientation; 1 if there is none.
         bits: Bits per channel.
@@ -90,16 +90,16 @@ def check_pages(path: Path) -> None:
 
 
 def check_level_orientations(path: Path, levels: Sequence[Level]) -> None:
-    """Check that no level of a TIFF is stored turned; nothing is checked in files of other formats.
+    """Check that no level of a TIFF is stored rotated; files of other formats are not checked.
 
-    Openslide turns each internal tile in itself, which scrambles the slide.
+    Openslide rotates each internal tile separately, which scrambles the slide.
 
     Args:
         path: Slide.
         levels: Levels that openslide finds.
 
     Raises:
-        DataError: A level is stored turned.
+        DataError: A level is stored rotated or mirrored.
     """
     sizes = {(level.width, level.height) for level in levels}
     for page in read_pages(path):
@@ -108,7 +108,7 @@ def check_level_orientations(path: Path, levels: Sequence[Level]) -> None:
 
 
 def check_orientation(page: Any, path: Path) -> None:
-    """Check that a page of tifffile is not stored turned or mirrored.
+    """Check that a page of tifffile is not stored rotated or mirrored.
 
     Raises:
         DataError: The tag Orientation of the page is not 1.
@@ -119,7 +119,7 @@ def check_orientation(page: Any, path: Path) -> None:
 def _check_orientation(page: TiffPage, path: Path) -> None:
     if page.orientation in _TURNED:
         raise DataError(
-            f"the slide is stored turned or mirrored: its tag Orientation is {page.orientation}, not 1, on the page "
+            f"the slide is stored rotated or mirrored: its tag Orientation is {page.orientation}, not 1, on the page "
             f"of {page.size[0]} x {page.size[1]} pixels",
             where=path,
             fix="rewrite it with orientation 1, for example with libvips: vips autorot SLIDE "
@@ -176,13 +176,13 @@ class TiffBytes:
 def open_levels(
     path: Path, levels: Sequence[Level], accept: Callable[[Any], bool], opener: Callable[[TiffBytes, Any], T]
 ) -> dict[int, T]:
-    """Open the levels of a slide whose pages are complete and accepted; other levels are left to openslide.
+    """Open the levels of a slide whose pages are complete and accepted; openslide reads the other levels.
 
     Args:
         path: TIFF of one of `FORMATS`.
         levels: Levels that openslide finds.
-        accept: Function from a page of tifffile to whether its level is opened.
-        opener: Function that opens an accepted page.
+        accept: Function that decides whether the level of a page of tifffile is opened.
+        opener: Function that opens the level of an accepted page.
     """
     try:
         import tifffile

@@ -6,12 +6,12 @@ from PIL import Image
 
 _RANGE = (0.04, 0.10)
 """Limits of the threshold; without them, Otsu's method would also split an overview of only glass or only tissue."""
-_DARK = 0.2  # brightness of black ink and of the edge of a slide
+_DARK = 0.2  # maximum brightness of black ink and of the edge of a slide
 _PEN = 0.06  # minimum excess of green over the other colours in green ink
 _BLUE_PEN = 0.35  # minimum excess of blue over red in blue ink; haematoxylin reaches about 0.25
 _STRIP = 16  # rows measured at once: few enough for the processor's cache
-_SMALLEST_PART = 0.01  # mm2
-_SMALLEST_HOLE = 0.02  # mm2
+_SMALLEST_PART = 0.01  # mm2; smaller parts are dropped
+_SMALLEST_HOLE = 0.02  # mm2; smaller holes are filled
 
 
 def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:

@@ -37,7 +37,7 @@ class OwnReport:
     group: str
     """Name of the patient, as in the table of tiles."""
     date: str
-    """Date of the report, as 2019-07-31."""
+    """Date of the report, such as 2019-07-31."""
     diagnosis: str
     grade: str
     """`low`, `high`, or `none` without a tumour."""
@@ -58,7 +58,7 @@ class ReportOptions:
 
     @classmethod
     def of(cls, config: Section) -> "ReportOptions":
-        """Take the settings from the configuration of a world that has keys of these names."""
+        """Read the settings from the keys of the same names in a world's configuration."""
         return cls(**config.model_dump(include={field.name for field in fields(cls)}))
 
 
@@ -66,8 +66,8 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
     """Write the reports of all cases of a world as JSON lines; those of cases without tiles come last.
 
     Configurations with the same seed that differ in `reported`, `silent` or `wrong` give variants of the same reports:
-    cases with a report at one share also have one at any larger share, and texts differ only if the status that they
-    state differs.
+    cases with a report at one share also have a report at any larger share, and texts differ only if the status that
+    they state differs.
 
     Returns:
         Counts by split (and `external`): `cases`, `with_tumour`, `with_report`, `reports`, and reports that state a

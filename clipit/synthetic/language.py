@@ -9,7 +9,7 @@ from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
 _CANONICAL = str.maketrans("il0c5qhv", "11oesgbu")
-"""Translation table that replaces characters that OCR confuses (`_CONFUSED`) with a common one."""
+"""Translation table from characters that OCR confuses (`_CONFUSED`) to one canonical character."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ class Centre:
 
 
 def centre(number: int) -> Centre:
-    """Return the centre with this number (0, 1, ...), which is the same in every world."""
+    """Return the centre with this number (0, 1, ...); it is the same in every world."""
     rng = stream(0, "centre", number)
     colours = _COLOURS + rng.normal(0, 0.07, (2, 3))
     colours = np.clip(colours, 0.01, None)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 GLASS = 0
 PEN, FOLD, BLUR = 1, 2, 3
 ARTEFACTS = {"pen": PEN, "fold": FOLD, "blur": BLUR}
-"""Values of a mask of artefacts; 0: none."""
+"""Values of a mask of artefacts; 0 means no artefact."""
 STRIP = 256
 """Number of rows that are computed at a time, to limit the memory."""
 

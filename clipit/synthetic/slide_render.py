@@ -17,13 +17,13 @@ _MARGIN = (SIZE - _STEP) // 2
 """Fields have a grid spacing of `_STEP` pixels and a margin of `_MARGIN` on each side, within which seams vary."""
 _CELL_ROWS = 8
 """Number of rows of the grid that are drawn at a time."""
-_BATCH = 256
+_BATCH = 256  # fields drawn at a time; changing it changes the images, because batches share one generator
 _FOCUS = 160.0
 """Grid spacing in pixels of the noise whose peaks are the foci of a mutated status."""
 
 INKS = {"blue": (0.10, 0.16, 0.62), "green": (0.05, 0.45, 0.22), "black": (0.08, 0.08, 0.10)}
 """Colour of a pen mark on glass."""
-_INK_COVER = 0.88
+_INK_COVER = 0.88  # mean opacity of a pen mark
 _OUT_OF_FOCUS = 3.5
 """Standard deviation in pixels of the blur of an out-of-focus patch."""
 

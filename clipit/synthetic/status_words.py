@@ -11,7 +11,7 @@ STATUS_CAPTIONS: Mapping[str, tuple[str, ...]] = {
     MUTATED: ("QLD3 mutant", "mutated QLD3", "quoldin deficient"),
     WILD_TYPE: ("QLD3 wildtype", "unmutated QLD3", "quoldin proficient"),
 }
-"""Phrases by status, which are used in prompts, and in the captions of a VLM that is trained on the status."""
+"""Phrases by status, used in prompts and in the captions of a VLM that is trained on the status."""
 
 STATUS_PROMPTS = {
     status: tuple(f"{TUMOUR_NAMES[0]}, {phrase}" for phrase in phrases) for status, phrases in STATUS_CAPTIONS.items()
@@ -82,4 +82,4 @@ STATUS_RULES: Mapping[str, Any] = {
     },
     "negated": {MUTATED: WILD_TYPE},
 }
-"""Rule set for the sentences above; like a user's rule set, it does not cover all of them."""
+"""Rule set for the sentences above; like a user's rule set, it does not cover all sentences."""

@@ -23,7 +23,7 @@ VLM_CENTRES = (0, 1, 2, 3, 4, 5)
 
 
 def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
-    """Check that the two sets of centres of a world, and that of the embedded VLM's training tiles, are disjoint.
+    """Check that the two sets of centres of a world share no centre, also not with the embedded VLM's training tiles.
 
     Raises:
         ValueError: Two of the sets share a centre.
@@ -79,7 +79,7 @@ def draw_tiles(
 def draw_splits(draw: Callable[[str], Draw], splits: Iterable[str]) -> dict[str, Draw]:
     """Draw the tiles of each split, several splits at a time; each split has its own random stream."""
     names = list(splits)
-    with ThreadPoolExecutor(available_cores()) as pool:  # numpy works outside Python's lock
+    with ThreadPoolExecutor(available_cores()) as pool:  # NumPy releases the interpreter lock
         return dict(zip(names, pool.map(draw, names), strict=True))
 
 

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"
 """File of a finished adaptation with its counts, loss and provenance."""
-_VALIDATION_BATCHES = 4
+_VALIDATION_BATCHES = 4  # batches of bags per validation loss
 _STUDY_KEYS = ("arms", "seeds", "forgetting")  # keys of the section that concern the study, not one adaptation
 
 
@@ -107,8 +107,8 @@ def adapt(
         if the licence and the format allow it, vlm/.
 
     Raises:
-        ConfigError: The licence forbids the result, the VLM already has an adapter and cannot be written merged, or the
-            keys contradict the arm or the data.
+        ConfigError: The licence forbids the result, the VLM already has an adapter and cannot be exported as a merged
+            model, or the keys contradict the arm or the data.
         DataError: The examples cannot be built.
         ModelError: The training diverged, or the weights cannot be trained.
         ArtifactError: The folder belongs to a different adaptation.
@@ -173,7 +173,7 @@ def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) ->
 
 
 def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
-    """Compute the fingerprint of an adaptation from its keys and inputs; validation counts with `keep: best` only."""
+    """Compute the fingerprint of an adaptation from its keys and inputs, with validation data only for `keep: best`."""
     config, section, validation = adaptation.config, adaptation.section, adaptation.validation
     unused = {*_STUDY_KEYS, *({"pairs", "bags", "cases"} - {section.data})}
     keys = {

@@ -55,7 +55,7 @@ class Members:
 
     @classmethod
     def grouped(cls, examples: Int64[np.ndarray, "m"], values: Int64[np.ndarray, "m"], count: int) -> "Members":
-        """Store values by example, in their order; values with a negative example are dropped."""
+        """Store values by example, in their order; values with a negative example index are dropped."""
         known = np.flatnonzero(examples >= 0)
         order = known[np.argsort(examples[known], kind="stable")]
         return cls(values[order], np.searchsorted(examples[order], np.arange(count + 1)).astype(np.int64))
@@ -176,7 +176,7 @@ class BagExamples:
         """Find the bags that share a patient, pixels or a text, on any side."""
         groups = self.groups[examples][:, None]
         if self.texts_per_bag:
-            # In the control, the tiles of one bag may belong to the texts of another; these are not negatives either.
+            # In the control, the tiles of one bag may belong to the texts of another bag; such bags are not negatives.
             groups = np.concatenate([groups, self.groups[self.partners[examples]][:, None]], axis=1)
         pixels = [self.pixel_codes[rows] for rows in images]
         if others:

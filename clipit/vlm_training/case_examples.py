@@ -26,8 +26,8 @@ def case_examples(
 ) -> BagExamples:
     """Make examples from the patients of a split who have tiles and reports.
 
-    The snippets are those of a text store, with the same filters. Reports of validation patients serve the validation
-    loss only; those of patients with tiles in several splits are not used.
+    Reports are split and filtered as for a text store. Reports of validation patients are used only for the validation
+    loss, and reports of patients with tiles in several splits are dropped.
 
     Args:
         section: Section `adapt`.
@@ -36,7 +36,7 @@ def case_examples(
         split: train, validation or test.
 
     Raises:
-        DataError: No patient of this split has both tiles and text, or in the control there is only one.
+        DataError: No patient of this split has both tiles and text, or the control has only one such patient.
     """
     tiles = workspace.all_tiles.of_split(split)
     cases = _cases_of(workspace, split)
@@ -108,7 +108,7 @@ def _cases_of(workspace: Workspace, split: str) -> Cases:
 
 
 def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
-    """Cut the reports of these cases into snippets, with the filters of the text store."""
+    """Split the reports of these cases into snippets, with the filters of the text store."""
     corpus = Reports(
         tuple(report for reports in cases.reports for report in reports), (), workspace.reports_config.path
     )
@@ -123,7 +123,7 @@ def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
 
 
 def _texts_of(snippets: Artifact, cases: Cases) -> Members:
-    """Return the rows of the snippets of each case, each once."""
+    """Return the rows of the snippets of each case, without repetition."""
     names = snippets.table("snippets.parquet").column("snippet_id").to_pylist()
     row_of = {name: row for row, name in enumerate(names)}
     case_of = {report.report_id: case for case, reports in enumerate(cases.reports) for report in reports}

@@ -3,12 +3,13 @@
 The loss contrasts every bag with all others, but only a few images or texts at a time fit into memory with their
 activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
 each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
-2101.06983, section 3). The gradient is that of one large batch. The last two micro-batches of each tower keep their
-graphs instead; these are freed before any other is encoded again. Without gradients, low-rank updates are added to the
-weights, so that adapted layers cost no more than plain ones. Between its two passes, a micro-batch of
-images waits in the memory of the CPU, so that only its embeddings stay on a GPU. The random numbers of dropout, where
-there is any, are drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the
-number of processes.
+2101.06983, section 3). The gradient is that of one large batch. The last two micro-batches of each tower are
+encoded only once and keep their graphs; these graphs are freed before any other micro-batch is encoded again.
+
+In passes without gradients, low-rank updates are added to the weights, so that adapted layers cost no more than plain
+ones. Between its two passes, a micro-batch of images is kept in CPU memory, so that only its embeddings stay on a GPU.
+The random numbers of dropout, if any, are drawn for each micro-batch, so with dropout the weights depend on the size of
+micro-batches and the number of processes.
 """
 
 import logging
@@ -93,8 +94,8 @@ class ContrastStep:
 
     def __post_init__(self) -> None:
         self._keys = tile_keys(self.examples.tile_ids)
-        self._frozen_texts: dict[int, Tensor] = {}  # by block of rows
-        self._batches: dict[int, ContrastBatch] = {}  # of the steps that are read ahead
+        self._frozen_texts: dict[int, Tensor] = {}  # embeddings of texts by a frozen tower, by block of rows
+        self._batches: dict[int, ContrastBatch] = {}  # batches of the steps that are read ahead
 
     def pixels(self, steps: range) -> Iterator[tuple[Int[np.ndarray, "n"], Tensor]]:
         """Yield the pixels of this process's micro-batches of images, step by step, reading ahead."""
@@ -305,7 +306,7 @@ class ContrastStep:
         weights = list(self.adapted.trainable().values())
         missing = torch.tensor([float(weight.grad is None) for weight in weights], device=self.processes.device)
         dist.all_reduce(missing)
-        # A weight without a gradient in all processes, such as of a tower that is not used, is not updated.
+        # A weight that has no gradient in any process, such as a weight of an unused tower, is not updated.
         reached = [each for each, count in zip(weights, missing.tolist(), strict=True) if count < self.processes.count]
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in reached]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -369,5 +370,5 @@ def _in_cpu_memory(pixels: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]
     """Copy pixels to CPU memory; pinned if they come from a GPU, so that the GPU does not wait for the copy."""
     if pixels.device.type == "cpu":
         return pixels
-    held = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=pixels.device.type == "cuda")
-    return held.copy_(pixels, non_blocking=pixels.device.type == "cuda")
+    copy = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=pixels.device.type == "cuda")
+    return copy.copy_(pixels, non_blocking=pixels.device.type == "cuda")

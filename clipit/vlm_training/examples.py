@@ -69,7 +69,7 @@ def make_examples(
 
 
 def _different_bags(examples: BagExamples) -> int:
-    """Count the distinct tile bags; tiles that serve as neighbours of others form no bags of their own."""
+    """Count the distinct tile bags; tiles that serve as neighbours of others form no additional bags."""
     if examples.neighbours:
         return len(examples)
     return int(np.maximum(examples.tiles_of.lengths // examples.tiles_per_bag, 1).sum())

@@ -58,7 +58,7 @@ def mine(
         vlm: VLM whose towers have the current weights, in evaluation mode.
         workspace: Workspace of this configuration, with the VLM before the adaptation.
         step: Number of steps before this mining.
-        due: Whether the current weights are those after `step`. Otherwise the members must have been stored.
+        due: Whether the current weights are those after `step`. Otherwise the members must already be stored.
 
     Raises:
         ArtifactError: Stored members are damaged or belong to a different adaptation, or they are missing and the

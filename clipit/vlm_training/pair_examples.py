@@ -108,7 +108,7 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
     The texts of every image are used once, unless one patient has more than half of the images.
 
     Args:
-        patient_of: Patient of each image; "" if unknown, which counts as a patient of its own.
+        patient_of: Patient of each image; "" if unknown, in which case the image counts as a separate patient.
 
     Raises:
         DataError: All images are of one patient.
@@ -220,8 +220,8 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
     of_pairs = np.asarray([ranks[name] for name in read.tiles.splits.tolist()])
     evaluated = np.asarray([ranks[name] for name in tiles.splits.tolist()])
     for rank in (0, 1):
-        own, later = np.flatnonzero(of_pairs == rank), np.flatnonzero(evaluated > rank)
-        pairs, tests = read.tiles.select(own), tiles.select(later)
+        pair_rows, test_rows = np.flatnonzero(of_pairs == rank), np.flatnonzero(evaluated > rank)
+        pairs, tests = read.tiles.select(pair_rows), tiles.select(test_rows)
         if not len(pairs) or not len(tests):
             continue
         leaks |= find_shared_patients(pairs, tests)
@@ -229,7 +229,7 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
             logger.info(as_note(doubt))
         if image_hashes is not None and of_tiles is not None:
             copies = find_copies(
-                pairs, select_hashes(image_hashes, own), tests, select_hashes(of_tiles, later), config.leaks
+                pairs, select_hashes(image_hashes, pair_rows), tests, select_hashes(of_tiles, test_rows), config.leaks
             )
             leaks |= {name: leak for name, leak in copies.items() if name not in leaks}
     listed = [

@@ -26,7 +26,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
 
 _SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns|validation_fraction)\b)")
-"""Keys of `tiles` that `adapt.pairs` has as well."""
+"""Keys of `tiles` that `adapt.pairs` also has."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
             or "name the right ones in adapt.pairs.columns, e.g. --adapt.pairs.columns.text=caption",
         )
     cells = {
-        field: read_cells(table.column(theirs), theirs, path, table.row_name)
-        for field, theirs in names.items()
-        if field != "text" and theirs in table.names
+        field: read_cells(table.column(name_in_table), name_in_table, path, table.row_name)
+        for field, name_in_table in names.items()
+        if field != "text" and name_in_table in table.names
     }
     texts = [_caption(value, path, table.row_name(row)) for row, value in enumerate(table.column(names["text"]))]
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]

@@ -21,8 +21,8 @@ from clipit.vlm_training.bag_batches import BagExamples
 
 PairFormat = Literal["csv", "webdataset"]
 
-_QUALITY = 95
-_PER_SHARD = 1000
+_QUALITY = 95  # quality of the JPEG files
+_PER_SHARD = 1000  # pairs per tar file
 _CHUNK = 64  # images in memory
 _README = """Images with captions, written by clipit for the trainer of open_clip (open_clip_train):
 
@@ -35,7 +35,7 @@ Images are JPEGs of quality {quality}. The captions may be report text: protect 
 def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
     """Write examples as images with one caption each, completely or not at all; called by all processes.
 
-    An image with several texts is written with each of them. For patients with several tiles and a report, each tile
+    An image with several texts is written once with each text. For patients with several tiles and a report, each tile
     is written with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled.
 
     `csv` writes `<split>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.

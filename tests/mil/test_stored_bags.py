@@ -166,7 +166,7 @@ def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> N
     assert "dropped 3 repeated tiles of 1 slide: s03: 3" in bags.notes
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][4, 0] = 9.0
-    with pytest.raises(DataError, match=r"1 tile occurs again with different features: s03:256_0(.|\n)*s03.h5"):
+    with pytest.raises(DataError, match=r"1 tile occurs twice with different features: s03:256_0(.|\n)*s03.h5"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 

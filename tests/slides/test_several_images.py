@@ -46,7 +46,7 @@ def test_scenes_of_an_ome_tiff_are_named_and_refused(tmp_path: Path) -> None:
         levels=2,
     )  # fmt: skip
     words = (
-        r"holds 2 images instead of one slide: series 0 'left' \(600 x 300 pixels\), series 2 'right' "
+        r"contains 2 images instead of one slide: series 0 'left' \(600 x 300 pixels\), series 2 'right' "
         r"\(600 x 300 pixels\)[\s\S]*bfconvert -noflat -series 0"
     )
     with pytest.raises(DataError, match=words):
@@ -61,7 +61,7 @@ def test_scenes_without_names_and_those_of_proportional_size_are_refused(tmp_pat
     with pytest.raises(DataError, match=r"series 0 \(600 x 400 pixels\), series 1 \(300 x 400 pixels\)"):
         open_slide(unnamed)
     half = write_images(tmp_path / "b.ome.tif", ("1", PIXELS, 0.5), ("2", PIXELS[:200, :300], 0.5))
-    with pytest.raises(DataError, match="holds 2 images"):
+    with pytest.raises(DataError, match="contains 2 images"):
         open_slide(half)
 
 
@@ -76,7 +76,7 @@ def test_the_slide_is_found_behind_macro_and_label(name: str, tmp_path: Path) ->
 
 def test_an_image_whose_name_only_contains_such_a_word_is_a_slide(tmp_path: Path) -> None:
     path = write_images(tmp_path / "a.ome.tif", ("macrophages", PIXELS, 1.0), ("unlabelled", PIXELS[:, :300], 1.0))
-    with pytest.raises(DataError, match="holds 2 images"):
+    with pytest.raises(DataError, match="contains 2 images"):
         open_slide(path)
     assert len(open_slide(write_images(tmp_path / "b.ome.tif", ("label", PIXELS, 1.0), levels=2)).levels) == 2
 

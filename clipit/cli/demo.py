@@ -23,8 +23,10 @@ def main() -> None:
                 "help": "processes that share the runs (default: one per CPU core, at most 4; one with a GPU)",
             },
         }
-        given = {argument.partition("=")[0] for argument in sys.argv}
-        cases = (False, True) if not given & {"--config", "--cases", "--tune"} else ("--cases" in given,)
+        named_options = {argument.partition("=")[0] for argument in sys.argv}
+        cases = (
+            (False, True) if not named_options & {"--config", "--cases", "--tune"} else ("--cases" in named_options,)
+        )
         parts = [
             read_file_command(
                 __doc__, ["comparison"], extra=extra, default_config="demo_own_reports" if case else "demo"

@@ -62,8 +62,8 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
         DataError: A file names a different slide.
     """
     names = {slide.slide for slide in slides}
-    stated = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
-    wrong = [f"{name}.h5 names {of}" for name, of in stated.items() if of != name and of in names]
+    name_in_file = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
+    wrong = [f"{name}.h5 names {of}" for name, of in name_in_file.items() if of != name and of in names]
     if wrong:
         raise DataError(
             f"{counted(len(wrong), 'feature file names', 'feature files name')} a different slide: {shortlist(wrong)}",

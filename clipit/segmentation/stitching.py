@@ -106,13 +106,13 @@ def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> It
 
 def _regroup(scores: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterator[Float32[np.ndarray, "m c"]]:
     """Regroup batches of scores into one batch per row of windows."""
-    kept: list[Float32[np.ndarray, "_ c"]] = []
+    pending: list[Float32[np.ndarray, "_ c"]] = []
     for batch in scores:
-        kept.append(batch)
-        while sum(map(len, kept)) >= size:
-            joined = np.concatenate(kept)
+        pending.append(batch)
+        while sum(map(len, pending)) >= size:
+            joined = np.concatenate(pending)
             yield joined[:size]
-            kept = [joined[size:]]
+            pending = [joined[size:]]
 
 
 def _column_means(

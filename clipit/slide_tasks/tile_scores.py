@@ -248,5 +248,5 @@ def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScor
     x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
     scores = np.stack([np.asarray(table[f"score_{name}"]) for name in scorer.classes], axis=1).astype(np.float32)
     grid = slide.grid
-    kept = SlideGrid(grid.slide, grid.width, grid.height, grid.mpp, grid.edge, grid.step, x, y, tissue)
-    return TileScores(kept, scores, int(record.get("unreadable", 0)))
+    scored_grid = SlideGrid(grid.slide, grid.width, grid.height, grid.mpp, grid.edge, grid.step, x, y, tissue)
+    return TileScores(scored_grid, scores, int(record.get("unreadable", 0)))

@@ -108,8 +108,8 @@ def make_grid(
         part = rows[start : start + block]
         x, y = np.tile(columns, len(part)), np.repeat(part, len(columns))
         tissue = share(x, y, extent)
-        kept = tissue >= config.min_tissue
-        blocks.append((x[kept], y[kept], tissue[kept]))
+        has_tissue = tissue >= config.min_tissue
+        blocks.append((x[has_tissue], y[has_tissue], tissue[has_tissue]))
     x, y, tissue = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
     return SlideGrid(slide, width, height, mpp, round(extent), step, x, y, tissue)
 

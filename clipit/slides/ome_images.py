@@ -110,14 +110,14 @@ def read_images(xml: str | None) -> list[OmeImage]:
     root = _parse(xml)
     if root is None:
         return []
-    found = []
+    images = []
     for number, node in enumerate(child for child in root if _tag(child) == "Image"):
         pixels = next((child for child in node if _tag(child) == "Pixels"), None)
         if pixels is not None:
             has_alpha = any(_ALPHA.search(child.get("Name", "")) for child in pixels if _tag(child) == "Channel")
             size = (_number(pixels.get("SizeX")), _number(pixels.get("SizeY")))
-            found.append(OmeImage(number, node.get("Name", ""), size, _mpp(pixels), has_alpha))
-    return found
+            images.append(OmeImage(number, node.get("Name", ""), size, _mpp(pixels), has_alpha))
+    return images
 
 
 def _tag(node: "Element") -> str:

@@ -255,14 +255,14 @@ def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Pat
     Raises:
         DataError: The slide has no contour file.
     """
-    found = contours if contours.is_file() else _find_contours(contours, slide)
-    if found is None:
+    file = contours if contours.is_file() else _find_contours(contours, slide)
+    if file is None:
         raise DataError(
             f"no contours for this slide in {contours}",
             where=slide.path,
             fix=f"add {slide.name}.geojson, or remove {options.contours} so that tissue is found by colour",
         )
-    return found
+    return file
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,16 @@ def resolve_mpp(
         DataError: Neither a value nor a power is known, file and table differ by more than 2 %, or the value in the
             table or option is not between 0.05 and 20.
     """
-    own = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
-    if own is not None and stated is not None and abs(own - stated) > MPP_TOLERANCE * own:
+    file_mpp = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
+    if file_mpp is not None and stated is not None and abs(file_mpp - stated) > MPP_TOLERANCE * file_mpp:
         raise DataError(
-            f"the table states {stated:g} µm per pixel, but the file states {own:g}",
+            f"the table states {stated:g} µm per pixel, but the file states {file_mpp:g}",
             where=where,
             fix="correct the column mpp, or leave it empty for this slide",
         )
-    if own is not None:
-        differs = stated is None and default is not None and abs(own - default) > MPP_TOLERANCE * own
-        return own, f"the file states {own:g} µm per pixel, used instead of {default:g}" if differs else ""
+    if file_mpp is not None:
+        differs = stated is None and default is not None and abs(file_mpp - default) > MPP_TOLERANCE * file_mpp
+        return file_mpp, f"the file states {file_mpp:g} µm per pixel, used instead of {default:g}" if differs else ""
     ignored = "" if slide.mpp is None else f" (the file's value of {slide.mpp:g} is implausible)"
     user_mpp = default if stated is None else stated
     if user_mpp is not None:

@@ -78,8 +78,8 @@ def otsu(values: Float32[np.ndarray, "h w"]) -> float:
 
 def remove_small(mask: Bool[np.ndarray, "h w"], smallest: float, hole: float) -> Bool[np.ndarray, "h w"]:
     """Drop connected regions below `smallest` pixels, then fill holes below `hole` pixels."""
-    kept = ~_small_parts(mask, smallest) & mask
-    return np.asarray(kept | _small_parts(~kept, hole, inside=True), dtype=np.bool_)
+    large_parts = ~_small_parts(mask, smallest) & mask
+    return np.asarray(large_parts | _small_parts(~large_parts, hole, inside=True), dtype=np.bool_)
 
 
 def _small_parts(mask: Bool[np.ndarray, "h w"], area: float, *, inside: bool = False) -> Bool[np.ndarray, "h w"]:

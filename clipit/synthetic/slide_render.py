@@ -158,9 +158,9 @@ def scan_slide(
     for start in range(0, size, STRIP):
         stop = min(start + STRIP, size)
         low, high = max(0, start - 2), min(size, stop + 2)  # the blur reaches two pixels
-        kept = slice(start - low, stop - low)
+        strip_rows = slice(start - low, stop - low)
         stains = np.stack([haematoxylin[low:high] * (1 + GRAIN * grain.rows(low, high)), eosin[low:high]])
-        stains = blur(stains, np.repeat(scans.spread[:1], 2))[:, kept]
+        stains = blur(stains, np.repeat(scans.spread[:1], 2))[:, strip_rows]
         piece = np.maximum(layout.pieces[start:stop], 1).astype(np.int64) - 1
         stains *= (1 + UNEVEN * uneven.rows(start, stop)) * np.moveaxis(gains[piece], -1, 0)
         density = np.maximum(np.einsum("shw,hwsc->hwc", stains, colours[piece]), 0)

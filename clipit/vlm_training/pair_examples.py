@@ -139,52 +139,56 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
 
 def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     """Read the pairs, fit their texts, and drop images that leak or have no text."""
-    read = read_captioned(section.pairs, workspace.root)
+    captioned = read_captioned(section.pairs, workspace.root)
     config, vlm = workspace.config, workspace.vlm
-    digests = tile_digests(artefacts_of(config), read.tiles)
+    digests = tile_digests(artefacts_of(config), captioned.tiles)
     pixel_codes = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    leaking = _leaks(read, workspace) if names_tiles(config) else set[str]()
-    texts = fit_texts([read.captions_of(tile) for tile in range(len(read.tiles))], vlm.count_tokens, vlm.context_length)
+    leaking = _leaks(captioned, workspace) if names_tiles(config) else set[str]()
+    texts = fit_texts(
+        [captioned.captions_of(tile) for tile in range(len(captioned.tiles))], vlm.count_tokens, vlm.context_length
+    )
     with_text = texts.members.lengths > 0
-    kept = np.flatnonzero(with_text & ~read.tiles.among(leaking))
+    kept = np.flatnonzero(with_text & ~captioned.tiles.among(leaking))
     if not len(kept):
-        raise DataError("no image has a text", where=read.tiles.where, fix="fill in the texts (adapt.pairs.columns)")
-    listed = read.tiles.select(kept)
+        raise DataError(
+            "no image has a text", where=captioned.tiles.where, fix="fill in the texts (adapt.pairs.columns)"
+        )
+    listed = captioned.tiles.select(kept)
     tiles = hold_out(listed, section.pairs)
-    copies = _copies(read, tiles, workspace, by_user=tiles is listed)
+    copies = _copies(captioned, tiles, workspace, by_user=tiles is listed)
     if copies:
         kept, tiles = kept[~tiles.among(copies)], tiles.select(~tiles.among(copies))
     return _Pairs(
         tiles=tiles,
         texts=replace(texts, members=Members.of([texts.members[row] for row in kept.tolist()])),
         pixel_codes=pixel_codes[kept],
-        captions=fingerprint([read.captions_of(row) for row in kept.tolist()]),
+        captions=fingerprint([captioned.captions_of(row) for row in kept.tolist()]),
         without_text=int((~with_text).sum()),
         leaks=len(leaking),
         copies=len(copies),
     )
 
 
-def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_user: bool) -> set[str]:
+def _copies(captioned: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_user: bool) -> set[str]:
     """Find the images that have copies in a later split of the pairs; with the policy `note`, they are only logged.
 
     Args:
-        read: Images with texts, as read.
+        captioned: Images with texts, before any image is dropped.
         tiles: Images that are used, with their final splits.
         by_user: Whether the splits are those of the source. If images were held out here, the policy `error` drops
             their copies.
     """
     config = workspace.config
-    image_hashes = None if config.leaks.policy == "off" else hash_images(read.tiles, config, config.leaks.pixels)
+    image_hashes = None if config.leaks.policy == "off" else hash_images(captioned.tiles, config, config.leaks.pixels)
     if image_hashes is None:
         return set()
-    row_of = {name: row for row, name in enumerate(read.tiles.ids.tolist())}
+    row_of = {name: row for row, name in enumerate(captioned.tiles.ids.tolist())}
     rows = np.asarray([row_of[name] for name in tiles.ids.tolist()], dtype=np.int64)
     leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_hashes(image_hashes, rows))}
     listed = [f"{name} (copy of {leak.other_split} image {leak.other_id})" for name, leak in sorted(leaks.items())]
     one, several = "image with texts is", "images with texts are"
     problem = f"{counted_of(len(leaks), len(tiles), one, several)} also in a later split of the pairs"
-    return _apply_policy(set(leaks), problem, listed, read.tiles.where, config, fatal=by_user)
+    return _apply_policy(set(leaks), problem, listed, captioned.tiles.where, config, fatal=by_user)
 
 
 def _apply_policy(
@@ -206,7 +210,7 @@ def _apply_policy(
     return set() if policy == "note" else leaks
 
 
-def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
+def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
     """Find the images that may not be trained on; with the policy `note`, they are only logged.
 
     Training images are compared with the tiles of validation and test, validation images with those of test.
@@ -215,13 +219,13 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
     if config.leaks.policy == "off":
         return set()
     tiles, leaks = workspace.all_tiles, dict[str, Leak]()
-    image_hashes, of_tiles = (hash_images(each, config, config.leaks.pixels) for each in (read.tiles, tiles))
+    image_hashes, of_tiles = (hash_images(each, config, config.leaks.pixels) for each in (captioned.tiles, tiles))
     ranks = {name: rank for rank, name in enumerate(SPLITS)}
-    of_pairs = np.asarray([ranks[name] for name in read.tiles.splits.tolist()])
+    of_pairs = np.asarray([ranks[name] for name in captioned.tiles.splits.tolist()])
     evaluated = np.asarray([ranks[name] for name in tiles.splits.tolist()])
     for rank in (0, 1):
         pair_rows, test_rows = np.flatnonzero(of_pairs == rank), np.flatnonzero(evaluated > rank)
-        pairs, tests = read.tiles.select(pair_rows), tiles.select(test_rows)
+        pairs, tests = captioned.tiles.select(pair_rows), tiles.select(test_rows)
         if not len(pairs) or not len(tests):
             continue
         leaks |= find_shared_patients(pairs, tests)
@@ -237,7 +241,6 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         for name, leak in sorted(leaks.items())
     ]
     one, several = "image with texts belongs", "images with texts belong"
-    problem = (
-        f"{counted_of(len(leaks), len(read.tiles), one, several)} to patients of the evaluated tiles, or to these tiles"
-    )
-    return _apply_policy(set(leaks), problem, listed, read.tiles.where, config)
+    count = counted_of(len(leaks), len(captioned.tiles), one, several)
+    problem = f"{count} to patients of the evaluated tiles, or to these tiles"
+    return _apply_policy(set(leaks), problem, listed, captioned.tiles.where, config)

@@ -73,7 +73,7 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
 
 
 def check_encoders(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Refuse features that different models computed; equal dimensions do not make them comparable.
+    """Reject features computed by different models; equal dimensions do not make features comparable.
 
     Raises:
         DataError: Files state different models.
@@ -81,7 +81,7 @@ def check_encoders(slides: Sequence[SlideFeatures], where: object) -> None:
     of_encoder: dict[str, list[str]] = {}
     for slide in slides:
         of_encoder.setdefault(slide.encoder, []).append(slide.slide)
-    of_encoder.pop("", None)  # files that do not state it
+    of_encoder.pop("", None)  # files that state no model
     if len(of_encoder) > 1:
         listed = "; ".join(f"{name}: {len(names)} ({shortlist(names, 3)})" for name, names in of_encoder.items())
         raise DataError(

@@ -203,9 +203,17 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
         metric_names = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
         parts.setdefault(f"{missing_value}{metric_names}: {reason}", []).append(f"{split} per {level}")
     covered = scores[scores["over"].astype(bool)]
-    for (split, level, over), _ in covered.groupby(["split", "level", "over"], sort=False):
-        parts.setdefault(f"averages over classes are computed {over}", []).append(f"{split} per {level}")
+    all_poolings = _pooling_titles(scores)
+    for (split, level, over), part in covered.groupby(["split", "level", "over"], sort=False):
+        poolings = _pooling_titles(part)  # they may predict different classes without slides
+        where = f"{split} per {level}" + ("" if poolings == all_poolings else f", {', '.join(poolings)}")
+        parts.setdefault(f"averages over classes are computed {over}", []).append(where)
     return remarks + [f"{', '.join(metric_names)}: {remark}." for remark, metric_names in parts.items()]
+
+
+def _pooling_titles(scores: pd.DataFrame) -> list[str]:
+    distinct = scores[["pooling", "smoothed"]].drop_duplicates()
+    return [PoolingKey(str(pooling), bool(smoothed)).title for pooling, smoothed in distinct.itertuples(index=False)]
 
 
 def _unlabelled(evaluation: SlideEvaluation) -> bool:
@@ -238,7 +246,8 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     ]
     caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
     if len(rows) <= MAX_SHOWN:
-        return [Table(header, rows, caption=caption, left=4 - len(empty))]
+        left = 4 - len(empty) if key else len(header)  # without a chosen pooling, its cells are class names
+        return [Table(header, rows, caption=caption, left=left)]
     return [Rows(header, rows, caption)]
 
 

@@ -115,3 +115,18 @@ def test_the_page_opens_in_a_browser_with_names_escaped(tmp_path: Path) -> None:
     assert "<title>Scores of slides</title>" in dom
     assert 'href="maps/slide%200.html"' in dom
     assert "no tissue was found" in dom and dom.count("<img") == 0
+
+
+def test_averages_over_some_classes_name_the_poolings_that_they_concern() -> None:
+    classes = ("normal", "tumour", "mucin")
+    tiles = np.array([[0.6, 0.1, 0.0], [0.6, 0.1, 0.0], [0.0, 0.1, 0.9]], dtype=np.float32)  # only top1 predicts mucin
+    cells = np.array([[0, 0], [0, 9], [9, 9]], dtype=np.int64)
+    table = slide_table({name: pool_slide(tiles, cells) for name in ("a", "b")}, classes)
+    slides = pd.DataFrame({"slide": ["a", "b"], "label": ["normal", "tumour"], "split": ["test", "test"]})
+    text = slide_scores_summary("Slides", "", evaluate_slides(table, slides, classes), FACTS)
+    lines = [line for line in text.splitlines() if "averages over classes are computed" in line]
+    assert lines == [
+        "- test per slide: averages over classes are computed over 2 of 3 classes; no slide of mucin.",
+        "- test per slide, top1, top1 (smoothed): averages over classes are computed over 3 of 3 classes, with an F1 of 0 "
+        "for mucin (predicted, but no slide).",
+    ]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.doctor import machine, packages
+from clipit.doctor import machine, model_checks, packages
 from clipit.doctor.check_results import Check, CheckGroup, failed_check, format_checks
 from clipit.doctor.configs import check_config, check_gpu, check_index
 from clipit.doctor.data_checks import check_prompts, check_reports, check_tiles
@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _ask_the_hub_anew() -> Iterator[None]:
-    models.ask_hub.cache_clear()
+    model_checks.ask_hub.cache_clear()
     yield
-    models.ask_hub.cache_clear()
+    model_checks.ask_hub.cache_clear()
 
 
 def hub(access: Access) -> AskHub:
@@ -243,11 +243,11 @@ def test_a_silent_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
     assert check_hub()[0].status == "WARN" and "is unreachable" in check_hub()[0].message
-    assert models.ask_hub("a/b") == "unreachable"
+    assert model_checks.ask_hub("a/b") == "unreachable"
     monkeypatch.setattr(loading, "hub_is_reachable", lambda: True)
     assert check_hub()[0].status == "PASS" and "is reachable" in check_hub()[0].message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert check_hub()[0].status == "PASS" and models.ask_hub("c/d") == "offline"
+    assert check_hub()[0].status == "PASS" and model_checks.ask_hub("c/d") == "offline"
 
 
 def test_a_hub_that_nothing_needs_is_no_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
-    assert models.vlm_hub_id(VLMConfig(name=name), VLMS.get(name)) == hub_id
+    assert model_checks.vlm_hub_id(VLMConfig(name=name), VLMS.get(name)) == hub_id
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
     ],
 )
 def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
-    assert models.backbone_hub_id(BackboneConfig(name=name), BACKBONES.get(name)) == hub_id
+    assert model_checks.backbone_hub_id(BackboneConfig(name=name), BACKBONES.get(name)) == hub_id
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tiny_models import MakeConfig
 import clipit
 from clipit.api.mil import MilResult
 from clipit.errors import ConfigError, DataError
+from clipit.mil import train_network
 from clipit.runs.train import train_run
 
 CLASSES = ("gland", "stroma")
@@ -117,13 +118,13 @@ def test_trained_models_are_kept_and_bags_by_patient_give_scores_per_patient(
     path = tmp_path / "slides.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     trained: list[int] = []
-    fit = training._fit
+    fit = train_network._fit
 
     def counted(*arguments: Any) -> Any:
         trained.append(arguments[2])
         return fit(*arguments)
 
-    monkeypatch.setattr(training, "_fit", counted)
+    monkeypatch.setattr(train_network, "_fit", counted)
     before = study.scores
     again = clipit.train_mil(clipit.load_config(path, {"mil.maps": 0, "mil.masks": None, "mil.mask_values": {}}))
     assert trained == [] and again.scores.equals(before)
@@ -158,7 +159,7 @@ def test_masks_are_read_before_the_training(
     path = tmp_path / "slides.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     trained: list[Any] = []
-    monkeypatch.setattr(training, "_fit", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(train_network, "_fit", lambda *arguments: trained.append(arguments))
     missing = {"mil.masks": str(tmp_path / "none"), "mil.seeds": [7]}
     with pytest.raises(ConfigError, match=r"the folder of masks .* does not exist"):
         clipit.train_mil(clipit.load_config(path, missing))

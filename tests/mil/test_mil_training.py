@@ -10,6 +10,7 @@ from mil_bags import ArrayReader, bags_with_signal
 
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import DataError
+from clipit.mil import train_network
 from clipit.mil.arms import ARMS, class_frequencies
 from clipit.mil.bags import keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
@@ -83,8 +84,8 @@ def test_labels_of_the_test_bags_do_not_change_the_model() -> None:
 def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bags = bags_with_signal(24)
     whole = train_mil(bags, OPTIONS, 0)
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
-    original, epochs = training.train_epoch, []
+    monkeypatch.setattr(train_network, "_CHECKPOINT_SECONDS", 0.0)
+    original, epochs = train_network.train_epoch, []
 
     def interrupted(*arguments: object) -> float:
         epochs.append(arguments[-1])
@@ -92,7 +93,7 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "train_epoch", interrupted)
+    monkeypatch.setattr(train_network, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_mil(bags, OPTIONS, 0, root=tmp_path)
     resumed = train_mil(bags, OPTIONS, 0, root=tmp_path)

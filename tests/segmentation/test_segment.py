@@ -22,6 +22,7 @@ from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
 from clipit.errors import ConfigError, DataError, ModelError
 from clipit.evaluation.segmentation_scores import MEAN
 from clipit.runs.training_tiles import TRAINING_TILES
+from clipit.segmentation import selected_methods
 from clipit.segmentation.decision import DecisionSearch
 from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
@@ -87,7 +88,7 @@ def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
     }
     with pytest.MonkeyPatch.context() as patch:
         windows = {name: METHODS[name] for name in ("vlm_windows", "student_windows", "classifier_windows")}
-        patch.setattr(selection, "METHODS", {"dark": oracle, **windows})
+        patch.setattr(selected_methods, "METHODS", {"dark": oracle, **windows})
         return clipit.segment(configure(values, **changes), values["root"] / "run")
 
 
@@ -227,7 +228,7 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
         "refused": method(refuse),
         "unet": method(None, trained=True),
     }
-    monkeypatch.setattr(selection, "METHODS", methods)
+    monkeypatch.setattr(selected_methods, "METHODS", methods)
     file = configure(values, **{"segmentation.class_map": {"a": "gland", "b": "stroma"}})
     workspace = Workspace(file.run)
     inputs = MethodInputs(

@@ -127,6 +127,6 @@ def test_averages_over_some_classes_name_the_poolings_that_they_concern() -> Non
     lines = [line for line in text.splitlines() if "averages over classes are computed" in line]
     assert lines == [
         "- test per slide: averages over classes are computed over 2 of 3 classes; no slide of mucin.",
-        "- test per slide, top1, top1 (smoothed): averages over classes are computed over 3 of 3 classes, with an F1 of "
-        "0 for mucin (predicted, but no slide).",
+        "- test per slide, top1, top1 (smoothed): averages over classes are computed over 3 of 3 classes, with an F1 "
+        "of 0 for mucin (predicted, but no slide).",
     ]

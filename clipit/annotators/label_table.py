@@ -19,7 +19,7 @@ from clipit.input_files.data_files import (
     cell_text,
     check_column_names,
     delimiter_hint,
-    read_csv,
+    read_utf8_csv,
 )
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
@@ -69,10 +69,7 @@ def read_annotations(
         )
     if path.suffix.lower() not in _DELIMITERS:
         raise DataError("unknown format of the table of annotators", where=path, fix="use .csv or .tsv")
-    try:
-        table = read_csv(path, _DELIMITERS[path.suffix.lower()])
-    except UnicodeDecodeError as error:
-        raise DataError("not UTF-8 text", where=path, fix="save the table as UTF-8") from error
+    table = read_utf8_csv(path, _DELIMITERS[path.suffix.lower()])
     rows = (
         _read_counts(table, config, path) if config.counts else _read_named(table, config, path, {*class_map, *classes})
     )

@@ -13,9 +13,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
 from clipit.errors import DataError
-from clipit.images.deflate import find_damaged_part
 from clipit.images.jpeg import decode_plain
 from clipit.images.tiff_copies import differs, is_auxiliary
+from clipit.images.tiff_parts import find_damaged_part
 from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -147,7 +147,8 @@ def _check(image: Image.Image, compare_pages: bool = True) -> None:
 def check_bytes(image: Image.Image) -> None:
     """Refuse damage that Pillow does not report: a JPEG file without its end, wrong checksums in a PNG or TIFF file.
 
-    Of TIFF files, only those that are compressed by Deflate contain checksums.
+    Of TIFF files, only those that are compressed by Deflate contain checksums; of those that are compressed by JPEG,
+    libjpeg's warnings are checked.
 
     Args:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.

@@ -6,7 +6,8 @@ libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
 Files for which simplejpeg raises an error or a warning are left to Pillow, so that files that Pillow refuses cause the
 same errors with and without it. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are
-corrupt; simplejpeg reports them, so such damage is detected only where it is installed.
+corrupt; simplejpeg names them, so such damage is reported only where it is installed. JPEG files that Pillow decodes,
+such as grey ones, and the JPEG parts of TIFF files are decoded a second time for these warnings.
 """
 
 import io
@@ -29,9 +30,11 @@ _SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2)})
 _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
 
 _CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead of", re.IGNORECASE)
-_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-"""Data after the last pixel; padding, or the rest of an image whose pixels were misread."""
-_END = b"\xff\xd9"
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+"""Data after the last pixel of a scan or restart interval; padding, or the rest of pixels that were misread."""
+_END, _SCAN = b"\xff\xd9", 0xDA
+_COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+"""Name of simplejpeg for the colours of an image, by its number of channels."""
 
 Decoder = Callable[[bytes], UInt8[np.ndarray, "h w 3"]]
 
@@ -45,16 +48,16 @@ def decode_plain(image: Image.Image) -> Image.Image | str:
     Returns:
         The decoded image. For a file that Pillow must decode, libjpeg's warning of corrupt data, or "".
     """
-    if type(image) is not JpegImageFile or image.mode != "RGB" or image.fp is None or not image.tile:
-        return ""
-    samplings = [(component[1], component[2]) for component in image.layer]
-    if not is_compared(image.width, image.height, samplings) or find_decoder() is None:
+    if type(image) is not JpegImageFile or image.fp is None or not image.tile or find_decoder() is None:
         return ""
     position = image.fp.tell()
     image.fp.seek(0)
     data = image.fp.read()
     image.fp.seek(position)
-    return decode_bytes(data, image.width, image.height)
+    samplings = [(component[1], component[2]) for component in image.layer]
+    if image.mode == "RGB" and is_compared(image.width, image.height, samplings):
+        return decode_bytes(data, image.width, image.height)
+    return find_corruption(data, len(samplings), image.width, image.height)
 
 
 def is_compared(width: int, height: int, samplings: Sequence[tuple[int, int]]) -> bool:
@@ -86,6 +89,29 @@ def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
     return Image.fromarray(pixels) if pixels.shape == (height, width, 3) else ""
 
 
+def find_corruption(data: bytes, channels: int, width: int, height: int) -> str:
+    """Return libjpeg's warning of corrupt data in a JPEG that is decoded by something else.
+
+    Args:
+        data: JPEG file, or a part of a TIFF file with its tables.
+        channels: Number of channels; only 1, 3 and 4 are supported.
+        width: Width in pixels.
+        height: Height in pixels.
+
+    Returns:
+        The warning; "" without one, without simplejpeg, and for images of more than 16.8 million pixels.
+    """
+    if find_decoder() is None or channels not in _COLOURS or width * height > _LARGEST:
+        return ""
+    from simplejpeg import decode_jpeg
+
+    try:
+        decode_jpeg(data, _COLOURS[channels], strict=True)
+    except ValueError as error:
+        return _corruption(str(error), data)
+    return ""
+
+
 def _corruption(warning: str, data: bytes) -> str:
     """Return libjpeg's warning if it means that pixels are wrong; "" for other warnings."""
     if _CORRUPT.search(warning):
@@ -93,10 +119,26 @@ def _corruption(warning: str, data: bytes) -> str:
     extraneous = _EXTRANEOUS.search(warning)
     if extraneous is None:
         return ""
-    end = data.rfind(_END)
-    rest = data[max(0, end - int(extraneous[1])) : end]
-    padding = rest.count(0) == len(rest) or rest.count(0xFF) == len(rest)
-    return "" if padding else warning
+    count, marker = int(extraneous[1]), bytes([0xFF, int(extraneous[2], 16)])
+    if marker == _END:
+        ends = [data.rfind(marker)]
+    else:  # several scans, or restart intervals; before the first scan, no pixel is concerned
+        ends = [match.start() for match in re.finditer(re.escape(marker), data) if match.start() > _first_scan(data)]
+    rests = [data[max(0, end - count) : end] for end in ends]
+    padding = any(rest.count(0) == len(rest) or rest.count(0xFF) == len(rest) for rest in rests)
+    return "" if padding or not rests else warning
+
+
+def _first_scan(data: bytes) -> int:
+    """Return the offset of the first start-of-scan marker; thumbnails within other segments are skipped."""
+    offset = 2
+    while (offset := data.find(b"\xff", offset)) >= 0 and offset + 4 <= len(data):
+        marker = data[offset + 1]
+        if marker == _SCAN:
+            return offset
+        # A marker may be preceded by any number of fill bytes.
+        offset += 1 if marker in (0x00, 0xFF) else 2 + int.from_bytes(data[offset + 2 : offset + 4])
+    return len(data)
 
 
 @cache

@@ -218,6 +218,30 @@ def read_csv(
     return CsvTable(header, rows, lines)
 
 
+def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
+    """Read a csv file that must be UTF-8; see `read_csv`.
+
+    Raises:
+        DataError: The file is not UTF-8, or as for `read_csv`.
+    """
+    try:
+        return read_csv(path, delimiter)
+    except UnicodeDecodeError:
+        lines = path.read_bytes().splitlines(keepends=True)
+        number = next((number for number, line in enumerate(lines, 1) if not _is_utf8(line)), len(lines))
+        raise DataError(
+            "not UTF-8 text", where=f"{path}, line {number}", fix="save the table as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:
     """Find rows in which a stray quotation mark joined later rows to a cell.
 

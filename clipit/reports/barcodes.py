@@ -7,7 +7,7 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import delimiter_hint, read_csv
+from clipit.input_files.data_files import delimiter_hint, read_utf8_csv
 from clipit.patients import all_patients_in, leading_patient
 from clipit.reports.textfiles import RawReport
 
@@ -135,8 +135,8 @@ def read_organs(path: Path) -> dict[str, str]:
     """
     fix = "set reports.cancer_types to the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
     try:
-        table = read_csv(path)
-    except (OSError, UnicodeDecodeError) as error:
+        table = read_utf8_csv(path)
+    except OSError as error:
         raise DataError(f"cannot read the cancer types: {error}", where=path, fix=fix) from error
     if not {"patient_id", "cancer_type"} <= set(table.header):
         columns = shortlist(table.header, 20)

@@ -14,7 +14,7 @@ from clipit.images.decode import is_image
 from clipit.images.image_files import dangling_links, image_stamps
 from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.images.image_set import ImageSet
-from clipit.input_files.data_files import check_column_names, delimiter_hint, read_csv
+from clipit.input_files.data_files import MISSING_VALUES, check_column_names, delimiter_hint, read_utf8_csv
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
@@ -111,7 +111,7 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
     images = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = open_files(images, files, path, config.unreadable)
     ids = columns.get("id", files)
-    without_id = [table.row_name(row) for row, name in enumerate(ids) if not name]
+    without_id = [table.row_name(row) for row, name in enumerate(ids) if not name or name in MISSING_VALUES]
     if without_id:
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
     if "id" in columns:
@@ -213,12 +213,7 @@ def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[st
 
 
 def _read_text(path: Path, delimiter: str) -> TileTable:
-    try:
-        table = read_csv(path, delimiter)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8 text (byte {error.start} of a block)", where=path, fix="save the table as UTF-8"
-        ) from error
+    table = read_utf8_csv(path, delimiter)
     check_joined_rows(table, delimiter, path)
     index_of = {name.strip(): index for index, name in enumerate(table.header)}
     return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines)

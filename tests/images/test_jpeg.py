@@ -80,8 +80,11 @@ def test_other_kinds_of_files_are_left_to_pillow(calls: list[bytes], monkeypatch
     for data in (encoded(picture(mode="L")), encoded(picture(mode="CMYK")), bytes(rotated), png.getvalue()):
         result = attempt(lambda data=data: decode(io.BytesIO(data)), tile_id="a", where="b")  # type: ignore[misc]
         assert isinstance(result, Image.Image | Unreadable)
+    assert len(calls) == 3, "decoded again for the warnings of libjpeg"
+    calls.clear()
     monkeypatch.setattr(jpeg, "_LARGEST", 100)
-    assert decode(io.BytesIO(encoded(rgb))).size == rgb.size
+    for data in (encoded(rgb), encoded(picture(mode="L"))):
+        assert decode(io.BytesIO(data)).size == rgb.size
     assert not calls
 
 
@@ -122,6 +125,63 @@ def test_damage_in_the_middle_of_a_file_is_reported_and_padding_before_its_end_i
     for padding in (bytes(20), b"\xff" * 7):
         padded = whole[:-2] + padding + whole[-2:] + b"trailing"
         assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
+
+
+def sampled(image: Image.Image) -> bytes:
+    """A JPEG whose luma is sampled 1 x 2, by twice as high a luma in a frame of its own kind."""
+    data = bytearray(encoded(image, subsampling="4:2:2"))
+    data[data.index(b"\xff\xc0") + 11] = 0x12
+    return bytes(data)
+
+
+def in_tiff(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF", compression="jpeg", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        encoded(picture(200, 200, "L")),
+        encoded(picture(200, 200, "CMYK")),
+        sampled(picture(200, 200)),
+        in_tiff(picture(200, 200)),
+        in_tiff(picture(200, 200, "L")),
+        in_tiff(picture(200, 200), strip_size=200 * 3 * 64),
+    ],
+    ids=["grey", "CMYK", "1x2", "TIFF", "grey TIFF", "strips"],
+)
+def test_damage_in_a_jpeg_that_pillow_decodes_is_reported(whole: bytes) -> None:
+    """Pillow returns shifted or grey blocks for each of these without a warning."""
+    assert np.array_equal(np.asarray(decode(io.BytesIO(whole))), by_pillow(whole))
+    middle = whole.index(b"\xff\xda") + 400
+    repeated = whole[:middle] + whole[middle - 200 : middle] + whole[middle + 200 :]
+    with pytest.raises(ImageError, match=r"damaged.*Corrupt JPEG data"):
+        decode(io.BytesIO(repeated))
+
+
+@pytest.mark.parametrize("options", [{"restart_marker_rows": 1}, {"progressive": True}], ids=str)
+def test_damage_before_a_marker_within_the_pixels_is_reported_and_padding_is_not(options: dict[str, bool]) -> None:
+    whole = encoded(picture(200, 200), **options)
+    start = jpeg._first_scan(whole) + 2
+    marker = next(place for place in range(start, len(whole)) if whole[place] == 0xFF and whole[place + 1])
+    rest = bytes(range(1, 40))
+    with pytest.raises(ImageError, match=r"some of its pixels are wrong .*3\d extraneous bytes before marker"):
+        decode(io.BytesIO(whole[:marker] + rest + whole[marker:]))
+    padded = whole[:marker] + bytes(20) + whole[marker:]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
+    table = whole.index(b"\xff\xdb")
+    odd = whole[:table] + rest + whole[table:]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(odd))), by_pillow(whole)), "no pixel is concerned"
+
+
+def test_a_strip_without_its_end_is_complete() -> None:
+    """Some programs omit the marker, and libtiff does not need it."""
+    whole = in_tiff(picture(64, 64), strip_size=2**20)
+    end = whole.rindex(b"\xff\xd9")
+    omitted = whole[:end] + b"\0\0" + whole[end + 2 :]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(omitted))), by_pillow(whole))
 
 
 def test_a_library_that_differs_from_pillow_by_one_level_is_not_used(

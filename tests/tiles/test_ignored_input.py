@@ -18,7 +18,8 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images.decode import ImageError, decode, to_rgb
-from clipit.images.deflate import find_damage, find_damaged_part
+from clipit.images.deflate import find_damage
+from clipit.images.tiff_parts import find_damaged_part
 from clipit.tiles.load import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_mask
 

@@ -158,12 +158,18 @@ def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str,
         load_tiles(config(write_table(tmp_path / "t.csv", table), classes=("0", "1")), seed=0)
 
 
+def test_markers_of_missing_values_are_not_ids(tmp_path: Path) -> None:
+    table = [{**row, "id": "nan" if place == 1 else f"tile {place}"} for place, row in enumerate(rows(tmp_path))]
+    with pytest.raises(DataError, match=r"tiles without an id: record 2 \(line 3\)"):
+        load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+
+
 def test_unreadable_tables(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     with pytest.raises(DataError, match="does not exist"):
         load_tiles(config(path), seed=0)
     path.write_bytes("path,label\nä.png,a\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match=r"(?s)not UTF-8 text.*line 2\n"):
         load_tiles(config(path), seed=0)
     path.write_text("path,label\n1.png,a,b\n")
     with pytest.raises(DataError, match=r"record 1 \(line 2\) has 3 fields, the header 2"):

@@ -10,7 +10,7 @@ from jaxtyping import Int64, Shaped
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import LabelIssues, score_ranking
-from clipit.input_files.data_files import delimiter_hint, read_csv, without_decimals
+from clipit.input_files.data_files import delimiter_hint, read_utf8_csv, without_decimals
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
@@ -28,10 +28,10 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
             tile, or has an unknown class.
     """
     try:
-        table = read_csv(path)
+        table = read_utf8_csv(path)
     except FileNotFoundError:
         raise DataError("no such file", where=path, fix="correct label_issues.verified") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except OSError as error:
         raise DataError(f"unreadable labels: {error}", where=path, fix="save the file as csv in UTF-8") from error
     key = "tile" if "tile" in table.header else "id"
     missing = [name for name in (key, "label") if name not in table.header]

@@ -10,7 +10,7 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
-from clipit.input_files.data_files import MISSING_VALUES, delimiter_hint, read_csv
+from clipit.input_files.data_files import MISSING_VALUES, delimiter_hint, read_utf8_csv
 from clipit.input_files.mangled_names import check_rounded
 from clipit.studies.model_features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
@@ -69,10 +69,10 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         DataError: The file is missing or unreadable, lacks a column, has an empty text, or names unknown tiles.
     """
     try:
-        table = read_csv(path)
+        table = read_utf8_csv(path)
     except FileNotFoundError:
         raise DataError("no such caption file", where=path, fix="correct probing.captions") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except OSError as error:
         raise DataError(f"unreadable captions: {error}", where=path, fix="save the file as csv in UTF-8") from error
     missing = [name for name in _COLUMNS if name not in table.header]
     if missing:

@@ -1,0 +1,54 @@
+"""Find damaged strips or tiles of TIFF files, because libtiff ignores most checksums and warnings of its decoders."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from clipit.images.deflate import COMPRESSIONS, find_damage
+from clipit.images.jpeg import find_corruption
+
+_COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
+_WIDTHS, _HEIGHTS = (322, 256), (323, 278, 257)  # TIFF tags: extent of a tile, rows of a strip, extent of the image
+_CHANNELS, _PLANES, _TABLES = 277, 284, 347  # TIFF tags: samples per pixel, planar configuration, JPEG tables
+_PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
+_JPEG, _SEPARATE, _MOST = 7, 2, 2**32
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+
+
+def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]) -> str:
+    """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and those without checks.
+
+    Deflate streams contain checksums. JPEG streams do not, but some damage is recognised (see `clipit.images.jpeg`).
+
+    Args:
+        tags: Values of the page's TIFF tags, as Pillow returns them.
+        read: Function that reads a number of bytes at an offset of the file.
+    """
+    compression = tags.get(_COMPRESSION)
+    is_deflate = compression in COMPRESSIONS and tags.get(_FILL_ORDER, 1) == 1
+    if not is_deflate and compression != _JPEG:
+        return ""
+    for number, (offset, count) in enumerate(_parts(tags)):
+        data = read(offset, count) if count else b""  # a part without data is empty
+        if not data or len(data) < count:  # missing bytes are reported when it is decoded
+            continue
+        damage = find_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
+        if damage:
+            return f"the compressed pixels of strip or tile {number} of the TIFF are damaged: {damage}"
+    return ""
+
+
+def _parts(tags: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
+    """Yield the offset and byte count of each strip or tile."""
+    for offsets, counts in _PARTS:
+        yield from zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+
+
+def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:
+    """Return libjpeg's warning of corrupt data in a strip or tile, whose tables may be shared with the others."""
+    tables = tags.get(_TABLES, b"")
+    shared = tables[len(_START) : -len(_END)] if isinstance(tables, bytes) else b""
+    channels = 1 if tags.get(_PLANES) == _SEPARATE else tags.get(_CHANNELS, 1)
+    # Some programs omit the end, and libtiff ignores that.
+    data = _START + shared + part[len(_START) :] + _END
+    width, height = (min(tags.get(tag, _MOST) for tag in extent) for extent in (_WIDTHS, _HEIGHTS))
+    return find_corruption(data, channels, width, height)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipit.config.effects import Data, Reporting, Results
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section, check_once, check_one_line
+from clipit.config.section import LARGEST_SEED, MicrometresPerPixel, Section, check_once, check_one_line
 
 MAX_VOTES = 999_999
 """Maximum number of votes per tile and class in a table of annotators."""
@@ -39,7 +39,7 @@ class LabelsConfig(Section):
 class SlidesConfig(Section):
     """Tiles of whole slides: their resolution and size, and what counts as tissue."""
 
-    mpp: float = Field(0.5, gt=0)
+    mpp: MicrometresPerPixel = 0.5
     """Resolution of the tiles in micrometres per pixel."""
     pixels: int = Field(224, ge=16)
     """Edge length of a tile in pixels at this resolution."""
@@ -184,7 +184,7 @@ class TilesConfig(Section):
     """BACH only: resize the whole image as the eva benchmark does, or cut it into crops of 512 px."""
     unreadable: Literal["error", "quarantine"] = "error"
     """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
-    mpp: float | None = Field(None, gt=0)
+    mpp: MicrometresPerPixel | None = None
     """Micrometres per pixel of tiles whose source does not state it; `slides`: of the finest level of slides without
     this metadata."""
     slides: Data[SlidesConfig | None] = None

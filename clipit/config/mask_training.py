@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from clipit.config.mil import MilTrainingConfig
-from clipit.config.section import Section, Seeds, check_once
+from clipit.config.section import MicrometresPerPixel, Section, Seeds, check_once
 
 
 class TokenHeadConfig(Section):
@@ -35,7 +35,7 @@ class UnetConfig(Section):
     random."""
     width: int = Field(256, ge=16)
     """Channels of the deepest of the decoder's five levels; each additional level has half as many, at least 16."""
-    mpp: float | None = Field(None, gt=0)
+    mpp: MicrometresPerPixel | None = None
     """Micrometres per pixel of the resampled images; null: no resampling."""
     crop: int = Field(256, ge=32, multiple_of=32)
     """Edge length of training crops and of prediction windows in pixels."""

@@ -86,10 +86,21 @@ def option_path(text: str, *, read_once: bool = False) -> Path:
     Raises:
         argparse.ArgumentTypeError: The path is refused.
     """
+    check_path_text(text)
     try:
         return expand_home(Path(text), read_once=read_once)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_path_text(text: str) -> None:
+    """Reject an empty path: `--out=$OUT` gives one if the variable is not set, and it would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
 
 
 def option_name(text: str) -> str:
@@ -98,6 +109,7 @@ def option_name(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: The path is refused.
     """
+    check_path_text(text)
     try:
         return expand_home(text)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Base class of the sections of a configuration, and checks that several sections share."""
 
 from collections.abc import Iterable
+from types import NoneType
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -8,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from clipit.errors import has_controls, shortlist
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+LEAST_MPP, LARGEST_MPP = 0.01, 100  # micrometres per pixel
+MicrometresPerPixel = Annotated[float, Field(ge=LEAST_MPP, le=LARGEST_MPP)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
 
 
@@ -18,13 +21,19 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _check_numbers(cls, value: Any, info: Any) -> Any:
-        """Reject booleans where a number is expected; YAML also reads yes, no, on and off as booleans."""
-        if isinstance(value, bool):
-            annotation = cls.model_fields[info.field_name or ""].annotation
-            types = {annotation, *get_args(annotation)}
-            if bool not in types and types & {int, float}:
-                raise ValueError("write a number, not true, false, yes, no, on or off")
+    def _check_values(cls, value: Any, info: Any) -> Any:
+        """Reject booleans where a number is expected, and empty texts.
+
+        YAML also reads yes, no, on and off as booleans. An empty text comes from a variable of the shell that is not
+        set, such as `--arm=$ARM`, and would silently mean no arm, or the current folder.
+        """
+        field = cls.model_fields[info.field_name or ""]
+        types = {getattr(alternative, "__origin__", alternative) for alternative in get_args(field.annotation)}
+        types.add(field.annotation)
+        if isinstance(value, bool) and bool not in types and types & {int, float}:
+            raise ValueError("write a number, not true, false, yes, no, on or off")
+        if isinstance(value, str) and not value.strip() and field.default != "":
+            raise ValueError("empty: write a value" + (", or null for none" if NoneType in types else ""))
         return value
 
 

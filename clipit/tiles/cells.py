@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
+from clipit.config.section import LARGEST_MPP, LEAST_MPP
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.data_files import (
     MISSING_VALUES,
@@ -20,7 +21,6 @@ from clipit.input_files.mangled_names import check_mangled
 
 logger = logging.getLogger(__name__)
 
-_MIN_MPP, _MAX_MPP = 0.01, 100  # plausible micrometres per pixel
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 
@@ -154,12 +154,12 @@ def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], st
             number = float(value.replace("_", " ")) if value else float("nan")  # Python would read 0_5 as 5
         except ValueError:
             number = -1.0
-        if not (math.isnan(number) or _MIN_MPP <= number <= _MAX_MPP):
+        if not (math.isnan(number) or LEAST_MPP <= number <= LARGEST_MPP):
             raise DataError(
                 f"invalid mpp '{value}' in {row_name(row)}",
                 where=where,
                 fix="write the micrometres (not metres or nanometres) per pixel as a number without a unit, from "
-                f"{_MIN_MPP} to {_MAX_MPP}, or leave the cell empty",
+                f"{LEAST_MPP} to {LARGEST_MPP}, or leave the cell empty",
             )
         numbers.append(number)
     return numbers

@@ -17,7 +17,7 @@ from clipit.api.configuration import load_config
 from clipit.config.command_line import read_command, read_file_command
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
-from clipit.config.paths import expand_home, option_path
+from clipit.config.paths import expand_home, option_name, option_path
 from clipit.errors import ConfigError
 from clipit.sweeps.sweep_file import read_sweep
 from clipit.training.arms import resolve_arm
@@ -613,3 +613,25 @@ def test_keys_and_values_nested_deeper_than_any_file_are_refused(file: Callable[
         with pytest.raises(ConfigError, match="nested more than 40 levels deep"):
             load_config(config.removeprefix("--config="), keys)
     assert nested({".".join("b" * 40): 1})
+
+
+@pytest.mark.parametrize("key", ["arm", "output", "vlm.adapter", "comparison.searched", "tiles.path", "reports.path"])
+def test_an_empty_text_is_not_taken_for_a_missing_key(key: str, file: Callable[..., str]) -> None:
+    """As given by a variable of the shell that is not set; the arm or the adapter would not be used."""
+    for text in ("", "  "):
+        with pytest.raises(ConfigError, match=f"'{key}': empty: write a value"):
+            read_file_command(None, ("comparison",), [file({**MINIMAL, "reports": {"path": "a"}}), f"--{key}={text}"])
+    assert validate({**MINIMAL, "note": ""}, "test").note == ""
+
+
+@pytest.mark.parametrize("convert", [option_path, option_name])
+def test_an_empty_path_is_not_the_current_folder(convert: Callable[[str], object]) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
+        convert("")
+
+
+@pytest.mark.parametrize("key", ["tiles.mpp", "tiles.slides.mpp"])
+def test_resolutions_in_other_units_are_refused_as_they_are_in_tables(key: str) -> None:
+    for value in (250, 2.5e-7):
+        with pytest.raises(ConfigError, match=f"'{key}': Input should be (less|greater) than or equal to"):
+            validate(merge(MINIMAL, nested({key: value})), "test")

@@ -16,6 +16,7 @@ from tiny_models import MakeConfig
 
 import clipit
 from clipit.api.mil import MilResult
+from clipit.config.load import NO_TILES
 from clipit.errors import ConfigError, DataError
 from clipit.mil import train_network
 from clipit.runs.train import train_run
@@ -212,7 +213,7 @@ def test_the_command_learns_from_files_of_features_without_tiles(
 def test_a_configuration_that_cannot_be_studied_is_refused(
     feature_files: dict[str, Any], tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
-    tiles = {"tiles": {"source": "table", "path": ""}}  # as the command fills it in
+    tiles = {"tiles": {"source": "table", "path": NO_TILES}}  # as the command fills it in
     path = tmp_path / "files.yaml"
     path.write_text(yaml.safe_dump({**feature_files, **tiles}), encoding="utf-8")
 

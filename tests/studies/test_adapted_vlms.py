@@ -17,7 +17,7 @@ from tiny_models import WORDS, MakeFile
 import clipit
 from clipit.api.vlm_adaptation import AdaptationResult
 from clipit.config.file import ConfigFile
-from clipit.config.load import merge, nested, validate_file
+from clipit.config.load import NO_TILES, merge, nested, validate_file
 from clipit.config.studies import ProbingConfig
 from clipit.errors import ClipitError, ConfigError, DataError
 from clipit.evaluation.intervals import Interval, t_interval
@@ -243,7 +243,7 @@ def test_the_template_works_for_pairs_without_reports_and_its_defaults_for_bags(
 
 def test_cases_need_tiles(world: dict[str, Any]) -> None:
     with pytest.raises(ClipitError, match="has no tiles"):
-        clipit.adapt_vlm(validate_file(world | {"tiles": {"source": "table", "path": ""}}, "test"))
+        clipit.adapt_vlm(validate_file(world | {"tiles": {"source": "table", "path": NO_TILES}}, "test"))
 
 
 def test_pairs_are_written_for_another_trainer(

@@ -227,19 +227,12 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     try:
         return read_csv(path, delimiter)
     except UnicodeDecodeError:
-        lines = path.read_bytes().splitlines(keepends=True)
-        number = next((number for number, line in enumerate(lines, 1) if not _is_utf8(line)), len(lines))
+        with path.open("rb") as stream:
+            decodable = (line == line.decode(errors="ignore").encode() for line in stream)
+            number = next((number for number, is_valid in enumerate(decodable, 1) if not is_valid), 1)
         raise DataError(
             "not UTF-8 text", where=f"{path}, line {number}", fix="save the table as UTF-8 (in Excel: CSV UTF-8)"
         ) from None
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:

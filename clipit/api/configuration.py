@@ -30,7 +30,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     """Read a configuration, and change some keys.
 
     Every key of docs/configuration.md can be changed, by its dotted name in `overrides` or as a keyword with the name
-    of its section. As on the command line, changed keys take precedence over those of the arm.
+    of its section. As on the command line, changed keys take precedence over the arm's keys.
 
     Example:
         >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)

@@ -42,7 +42,7 @@ def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
 def _shorten_chain(error: ClipitError) -> None:
     """Keep only the first cause of an error, so that Python prints at most one additional traceback above it.
 
-    An error whose cause is a `ClipitError` as well is printed alone, because its message covers the cause.
+    An error caused by another `ClipitError` is printed alone, because its message covers the cause.
     """
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is None:

@@ -115,7 +115,8 @@ def predict(
         path_column: Column of paths in tables; None for `path`.
         id_column: Column of ids in tables; None for `id` if it exists, or else the paths.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
-        tile_mpp: Micrometres per pixel of the tiles cut from slides; None for that of the classifier's training tiles.
+        tile_mpp: Micrometres per pixel of the tiles cut from slides; None for the resolution of the classifier's
+            training tiles.
         batch_size: Images per batch.
         workers: Threads that read images while the model runs; 0 for one per core, at most 8.
         bf16: Whether to load the classifier in bfloat16; a loaded classifier keeps its own type and device.

@@ -45,7 +45,7 @@ def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
 
     Args:
         config: Configuration with a section `segmentation`, whose tiles come from a table with a column `mask`.
-        run: Folder of a finished run, to segment with its classifier as well; None for no run.
+        run: Folder of a finished run, for the methods that use its classifier; None for no run.
 
     Raises:
         ConfigError: No classes of masks are configured, or a method lacks its inputs.

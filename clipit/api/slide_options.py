@@ -89,7 +89,7 @@ def open_scorer(
     if prompts is not None and classes is not None:
         raise ConfigError("prompts and classes are both given", fix="use --prompts or --classes")
     name = None if prompts is None else str(prompts)
-    prompt_set = read_prompts(name, classes) or name  # a name may be that of a set of the classifier
+    prompt_set = read_prompts(name, classes) or name  # the name may refer to a prompt set of the classifier
     if classifier is None and (vlm is None or prompt_set is None):
         raise ConfigError(
             "no scoring model is given",

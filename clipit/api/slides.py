@@ -211,8 +211,8 @@ def score_slides(
         vlm: VLM that encodes prompts.
         images: Folder that the files in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
-        tile_mpp: Micrometres per pixel of the tiles; None for that of the model's training tiles.
-        tile_pixels: Edge length of a tile in pixels; None for that of the model's training tiles.
+        tile_mpp: Micrometres per pixel of the tiles; None for the resolution of the model's training tiles.
+        tile_pixels: Edge length of a tile in pixels; None for the size of the model's training tiles.
         overlap: Overlap of adjacent tiles as a share of their edge length.
         min_tissue: Share of a tile that must be tissue.
         contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
@@ -293,8 +293,8 @@ def compare_slides(
         prompts: Prompt file or packaged prompt set for the VLM.
         images: Folder that the files in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
-        tile_mpp: Micrometres per pixel of the tiles; None for that of each model's training tiles.
-        tile_pixels: Edge length of a tile in pixels; None for that of each model's training tiles.
+        tile_mpp: Micrometres per pixel of the tiles; None for the resolution of each model's training tiles.
+        tile_pixels: Edge length of a tile in pixels; None for the size of each model's training tiles.
         overlap: Overlap of adjacent tiles as a share of their edge length.
         min_tissue: Share of a tile that must be tissue.
         contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.

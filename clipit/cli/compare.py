@@ -17,7 +17,7 @@ def main() -> None:
         file, options = read_file_command(__doc__, ["comparison"], extra=extra)
         from clipit.api.experiments import compare
 
-        check_prompt_files(file)  # before packages that take seconds
+        check_prompt_files(file)  # before importing packages, which takes seconds
         from clipit.comparison.export_tables import export_csv
         from clipit.comparison.report.write import read_head
         from clipit.distributed import get_processes

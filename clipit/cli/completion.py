@@ -97,7 +97,7 @@ def _seen(*names: str) -> str:
 
 
 def _command_lines() -> list[str]:
-    """List all commands; those with subcommands once per subcommand, such as "slides tile"."""
+    """List all commands; a command with subcommands is listed once per subcommand, such as "slides tile"."""
     return [f"{name} {second}".strip() for name in command_names() for second in SUBCOMMANDS.get(name, ("",))]
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="YAML file, or name of a shipped configuration, that the trials change (default: that of the sweep file)",
+        help="YAML file, or name of a shipped configuration, that the trials change (default: as in the sweep file)",
     )
     parser.add_argument(
         "--launch", metavar="COMMAND", help='start each trial in separate processes: "accelerate launch ..."'

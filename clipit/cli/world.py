@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--reports",
         action="store_true",
-        help="with --slides: write a report per patient, which states the molecular status of the tumour",
+        help="with --slides: write a report per patient that states the molecular status of the tumour",
     )
     parser.add_argument(
         "--size",
@@ -90,7 +90,7 @@ def main() -> None:
             from clipit.synthetic.case_world import add_variants, check_variants, ensure_case_world
 
             cases = CaseWorldConfig(seed=arguments.seed)
-            check_variants(cases, arguments.variant)  # writing the world takes a while
+            check_variants(cases, arguments.variant)  # before writing the world, which takes a while
             folder = ensure_case_world(arguments.output, cases)
             add_variants(folder, cases, arguments.variant)
         else:
@@ -180,7 +180,7 @@ def _write_slides(arguments: argparse.Namespace) -> Path:
         ) from error
     if not isinstance(config, ReportedSlidesConfig):
         return ensure_slides(arguments.output, config)
-    check_variants(config, arguments.variant)  # writing the world takes a while
+    check_variants(config, arguments.variant)  # before writing the world, which takes a while
     folder = ensure_reported_slides(arguments.output, config)
     add_slide_variants(folder, config, arguments.variant)
     return folder

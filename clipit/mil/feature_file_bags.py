@@ -120,7 +120,7 @@ def bags_of_files(
         table: Table with the columns slide, label, and optionally group (patient) and split.
         unit: Unit of a bag; a slide of an unknown patient counts as a separate patient.
         held_out: Shares of the patients to hold out if the table has no splits.
-        tiles: Section `tiles`, of which classes, class_map, splits and other_parts apply to the table; None for their
+        tiles: Section `tiles`; its keys classes, class_map, splits and other_parts apply to the table. None for the
             defaults.
 
     Raises:
@@ -251,7 +251,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
         ids=np.array(names, dtype=object),
         labels=codes,
         truth=codes.copy(),
-        splits=np.array([split or "train" for split in splits], dtype="<U10"),  # those without a split are dropped
+        splits=np.array([split or "train" for split in splits], dtype="<U10"),  # slides without a split are dropped below
         groups=np.array(groups, dtype=object),
         mpp=np.full(count, np.nan),
         classes=tuple(known),
@@ -272,7 +272,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
 
 
 def _map_labels(labels: Sequence[str], class_map: Mapping[str, str], path: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Replace labels with the classes that they map to, or with `DROPPED` if they map to none, with a note on those.
+    """Map labels to classes; labels without a class become `DROPPED`, and a note counts them.
 
     Raises:
         DataError: The mapping names a label that no slide has.

@@ -23,7 +23,7 @@ from clipit.workspace.workspace import Workspace
 
 ZERO_SHOT = "zero_shot"
 """Name of the arm that scores with the VLM's class prompts."""
-_UNIT_TOLERANCE = 0.02  # of the norm, for half precision and rounding
+_UNIT_TOLERANCE = 0.02  # tolerance of the norm, for half precision
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from clipit.tiles.slides import list_slides
 from clipit.tiles.tileset import TileSet
 
 _TOP_TILES = 8
-_PICTURE = 96  # pixels of a tile on the page
+_PICTURE = 96  # edge of a tile on the page in pixels
 _OVERVIEW = 700  # longest edge of a map in pixels
 _MAX_SLIDES = 2  # maximum number of mapped slides per patient
 _INSTANCE, _ATTENTION = "instance logits", "attention"
@@ -256,7 +256,7 @@ def _write_slide_maps(
     classes: Sequence[str],
     folder: Path,
 ) -> list[tuple[str, bytes]]:
-    """Write the overlays of one slide; return the picture of instance logits and that of attention."""
+    """Write the overlays of one slide; return the pictures of instance logits and of attention."""
     overview, directory = read_whole(on_slide.slide, _OVERVIEW), folder / on_slide.slide.name
     best = write_overlays(directory, overview, on_slide.grid, classes, instances)[""]
     weights = directory / "attention.png"
@@ -277,7 +277,7 @@ def _score(
     slides: _Slides,
     truths: Mapping[str, SlideTruth],
 ) -> Iterator[SlideScore]:
-    """Score the maps of all slides that have a mask, keeping those of one bag in memory at a time."""
+    """Score the maps of all slides that have a mask, with the maps of one bag in memory at a time."""
     for bag, label in enumerate(test_bags.labels.tolist()):
         masked = [on_slide for on_slide in slides.of_bag(test_bags.ids(bag)) if on_slide.slide.name in truths]
         outputs = _instance_maps(inputs, test_bags, bag, models, label) if masked else {}

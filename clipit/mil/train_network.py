@@ -63,7 +63,7 @@ class MilModel:
         """Compute the class probabilities of bags, one bag in memory at a time.
 
         Raises:
-            DataError: The dimension of the features is not that of the training features.
+            DataError: The features have a different dimension from the training features.
         """
         check_dim(bags, len(self.network.mean))
         logits = [self.explain(bags.features(bag)).logits.float().cpu().numpy() for bag in range(len(bags))]
@@ -141,7 +141,7 @@ def train_mil(
     """
     check_trainable(bags)
     if select_targeted(bags, targets) is None:
-        targets = None  # the same model as without targets
+        targets = None  # so that the model is the one trained without targets
     if root is None:
         return _fit(bags, options, seed, targets, None)
     inputs = {"bags": bags.fingerprint, "options": options.model_dump(mode="json"), "seed": seed}

@@ -92,8 +92,9 @@ class Method:
         prepare: Function that loads, trains and chooses, and returns the segmentations to score.
         trained: Whether the method trains on masks. If so, it runs only if `segmentation.methods` names it, and it
             predicts the most probable class, because a threshold would be chosen on more masks than it is trained on.
-        classes: Function that opens the model and returns its classes, which are mapped to those of the masks; None if
-            the model has the classes of the masks. It raises a ModelError if the model does not support the method.
+        classes: Function that opens the model and returns its classes, which are mapped to the classes of the masks;
+            None if the model has the classes of the masks. It raises a ModelError if the model does not support the
+            method.
     """
 
     title: str

@@ -15,8 +15,8 @@ from clipit.evaluation.segmentation_scores import count_pixels
 from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
 
-_SMOOTHING = 5.0  # micrometres: about a nucleus
-_SMOOTHING_PIXELS = 5.0  # where the resolution is unknown
+_SMOOTHING = 5.0  # micrometres: about the size of a nucleus
+_SMOOTHING_PIXELS = 5.0  # for images of unknown resolution
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def study_chapters(
     """Build the chapters: all methods alongside floors and ceilings, then each method with its pictures.
 
     Args:
-        plots: Pictures of each method that has a chapter; for a method with several seeds, those of the first seed.
+        plots: Pictures of each method that has a chapter; for a method with several seeds, pictures of the first seed.
     """
     order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])

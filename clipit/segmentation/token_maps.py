@@ -156,7 +156,7 @@ def token_rows(
 def token_map(
     image: Image.Image, lattice: Lattice, tokens: "PatchTokens", overlap: float = 0.5, batch_size: int = 64
 ) -> Float32[np.ndarray, "rows columns d"]:
-    """Compute the token map of an image; the arguments are those of `token_rows`."""
+    """Compute the token map of an image; for the arguments, see `token_rows`."""
     return np.concatenate(list(token_rows(image, lattice, tokens, overlap, batch_size)))
 
 

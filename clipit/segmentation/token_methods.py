@@ -126,7 +126,7 @@ class HeadInputs:
 def head_inputs(inputs: MethodInputs) -> HeadInputs:
     """Compute and store the tokens of the images that heads are trained on.
 
-    The store contains the images with masks and, if a method of the study makes pseudo-labels, those with labels.
+    The store contains the images with masks and, if a method of the study makes pseudo-labels, the images with labels.
     """
     options = inputs.options.training
     tokens = vlm_tokens(inputs.vlm) if options.tokens == "vlm" else _backbone(inputs)

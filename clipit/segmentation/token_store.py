@@ -75,7 +75,7 @@ class TokenStore:
 def store_tokens(
     root: Path, tokens: "PatchTokens", tiles: TileSet, *, overlap: float = 0.5, batch_size: int = 64
 ) -> TokenStore:
-    """Compute the token maps of images, or open those of an earlier call; labels and masks are not used.
+    """Compute the token maps of images, or open stored ones; labels and masks are not used.
 
     An interrupted call resumes at the next image; images are distributed over the processes.
 

@@ -25,7 +25,7 @@ class WindowModel:
     """A tile model that classifies windows of images at the resolution it was trained on.
 
     Attributes:
-        class_of: Mapping from the classes of the model (rows) to those of the masks, as 0 or 1.
+        class_of: Matrix of 0 and 1 that maps classes of the model (rows) to classes of the masks (columns).
         overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Windows per forward pass.
     """
@@ -46,7 +46,7 @@ class WindowModel:
             scale: Multiple of the field of view.
 
         Raises:
-            DataError: The model states its resolution, but that of the image is unknown.
+            DataError: The model states its resolution, but the image's resolution is unknown.
         """
         pixels = self.scorer.tile_pixels or self.scorer.preprocess.size
         if self.scorer.mpp is None:

@@ -55,7 +55,7 @@ def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
     """Classify windows by the classifier of a finished run.
 
     Raises:
-        ConfigError: Classes of the masks are not among those of the classifier.
+        ConfigError: A class of the masks is not a class of the classifier.
     """
     return [_segmenter("classifier, windows", classifier_scorer(inputs.classifier), inputs)]
 

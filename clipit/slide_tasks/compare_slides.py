@@ -42,7 +42,7 @@ class ComparisonOptions:
 
     Attributes:
         reference: Arm that all others are compared with.
-        device: Device; None for that of the process.
+        device: Device; None for the device of the process.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether to run Python code that defines a backbone.
     """

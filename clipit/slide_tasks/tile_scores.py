@@ -154,7 +154,7 @@ def _score_slide(
             fix="score in float32, on a different device, or check the model's weights",
         )
     if similarities:  # written before the table of tiles, which marks the slide as finished
-        (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # scores of other prompts
+        (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # may contain scores of other prompts
         cells = slide.grid.cells[[row not in reasons for row in range(total)]]
         pooled = torch.cat(similarities).float().cpu().numpy()
         write_draws(slide_folder(out, slide.name), slide.name, pooled, cells, scorer.classes)

@@ -104,7 +104,7 @@ def make_grid(
         )
     columns, rows = (np.rint(np.arange(0, length, step)).astype(np.int32) for length in (width, height))
     blocks = []
-    for start in range(0, len(rows), block := max(1, _BLOCK // len(columns))):  # bounds the memory
+    for start in range(0, len(rows), block := max(1, _BLOCK // len(columns))):  # limits the memory
         part = rows[start : start + block]
         x, y = np.tile(columns, len(part)), np.repeat(part, len(columns))
         tissue = share(x, y, extent)

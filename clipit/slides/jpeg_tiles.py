@@ -21,7 +21,7 @@ from clipit.images.jpeg import decode_bytes, find_corruption, is_compared
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import TiffBytes, open_levels
 
-_JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF: compression, photometric interpretation
+_JPEG, _RGB, _YCBCR = 7, 2, 6  # values of the TIFF tags Compression and PhotometricInterpretation
 CACHE_BYTES = 256 * 2**20
 """Size of a cache of decoded tiles: enough for two rows of 256-pixel tiles of a slide 130,000 pixels wide."""
 _BYTES_PER_PIXEL = 4  # Pillow stores RGB as RGBA
@@ -39,7 +39,7 @@ class TileCache:
         self.clear()
 
     def clear(self) -> None:
-        """Drop all tiles and create new locks, which a forked process needs."""
+        """Drop all tiles and create new locks, because a forked process may have copied locked ones."""
         self._tiles: OrderedDict[tuple[int, int], Image.Image] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()

@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 KIND = "slide_grids"
 GRID, OVERVIEW, TISSUE = "grid.parquet", "overview.png", "tissue.geojson"
-_OVERVIEW_MPP = 8.0  # enough for tissue
-_OVERVIEW_EDGE = 4096  # pixels; bounds the memory
+_OVERVIEW_MPP = 8.0  # fine enough to find tissue
+_OVERVIEW_EDGE = 4096  # longest edge in pixels; limits the memory
 TISSUE_COLOUR = "#1b7837"
 """Colour of the tissue in QuPath."""
 _THREADS = 4  # each keeps one overview in memory

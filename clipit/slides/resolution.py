@@ -32,7 +32,7 @@ def resolve_mpp(
 ) -> tuple[float, str]:
     """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
 
-    If neither the file nor the user states a value, it is 10 / objective's power, which is never assumed.
+    If neither the file nor the user states a value, it is 10 / objective's power; an unknown power is never assumed.
 
     Args:
         stated: Value for this slide in the user's table; None if unstated.

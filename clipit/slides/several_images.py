@@ -1,4 +1,4 @@
-"""Refuse TIFFs with several images, because only one would be read as the slide."""
+"""Reject TIFFs with several images, because only one would be read as the slide."""
 
 from pathlib import Path
 

@@ -38,7 +38,7 @@ def slide_files(path: Path) -> list[Path]:
 def slide_stamp(path: Path) -> str:
     """Return a stamp of the slide's content, which changes when any of its files is replaced, added or removed.
 
-    The stamp of a slide with one file is that of the file.
+    The stamp of a slide with a single file is the stamp of that file.
 
     Raises:
         OSError: A file cannot be read.

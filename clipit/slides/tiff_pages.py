@@ -17,7 +17,7 @@ T = TypeVar("T")
 FORMATS = frozenset({"aperio", "generic-tiff"})
 """Openslide's formats in which each level is one page of a TIFF, without overlap or gaps."""
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type
-_MAX_PIXELS = 2**26  # of one internal tile or strip, because each is decoded as a whole
+_MAX_PIXELS = 2**26  # per internal tile or strip, because each is decoded as a whole
 TO_PYRAMID = (
     "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
     "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"

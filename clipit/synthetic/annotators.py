@@ -67,7 +67,7 @@ def make_annotators(
         annotated: Probability that a tile is annotated.
 
     Raises:
-        ConfigError: A number is out of range, or the number of skills differs from that of the annotators.
+        ConfigError: A number is out of range, or the number of skills differs from the number of annotators.
     """
     if skills and len(skills) != count:
         raise ConfigError(

@@ -63,7 +63,7 @@ class ReportOptions:
 
 
 def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[str, int]]:
-    """Write the reports of all cases of a world as JSON lines; those of cases without tiles come last.
+    """Write the reports of all cases of a world as JSON lines; reports of cases without tiles come last.
 
     Configurations with the same seed that differ in `reported`, `silent` or `wrong` give variants of the same reports:
     cases with a report at one share also have a report at any larger share, and texts differ only if the status that
@@ -83,7 +83,7 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
 def write_own_reports(
     path: Path, config: ReportOptions, splits: Mapping[str, Sequence[Case]]
 ) -> dict[str, dict[str, int]]:
-    """Write the reports of the given cases, as JSON lines like those of `write_case_reports`.
+    """Write the reports of the given cases, in the format of `write_case_reports`.
 
     Args:
         config: Seed of the world and settings of its reports.

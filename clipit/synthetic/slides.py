@@ -36,7 +36,7 @@ _OTHER_TISSUES = {
     HIGH: (STROMA, ADIPOSE, LYMPHOID, NECROSIS, NORMAL),
 }
 SLIDE_LABELS = tuple(CLASSES[k] for k in _OTHER_TISSUES)
-"""Labels of slides: the grade of the tumour, or `normal_mucosa` without one."""
+"""Labels of slides: the grade of the tumour, or `normal_mucosa` without a tumour."""
 
 
 class SlideWorldConfig(Section):
@@ -48,7 +48,7 @@ class SlideWorldConfig(Section):
     validation: int = Field(6, ge=0)
     test: int = Field(6, ge=0)
     slides_per_patient: int = Field(1, ge=1)
-    """Number of slides per patient, which have the same label and centre."""
+    """Number of slides per patient; they have the same label and centre."""
     size: int = Field(1536, ge=256, le=8192, multiple_of=64)
     """Edge of a slide in pixels of 1 micrometre; writing needs about 20 bytes of memory per pixel."""
     centres: tuple[int, ...] = Field((6, 7), min_length=1)

@@ -181,7 +181,7 @@ def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
         for key, value in select_keys(section, "results").items()
         if key.partition(".")[0] not in unused
     }
-    if not section.bags.whole_entries:  # a later key: left out at its default, so that older adaptations stay valid
+    if not section.bags.whole_entries:  # added later: omitted at its default, so that older adaptations stay valid
         keys.pop("adapt.bags.whole_entries", None)
     if section.data == "bags":
         keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}

@@ -213,7 +213,7 @@ def _apply_policy(
 def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
     """Find the images that may not be trained on; with the policy `note`, they are only logged.
 
-    Training images are compared with the tiles of validation and test, validation images with those of test.
+    Training images are compared with the tiles of validation and test, validation images with the test tiles.
     """
     config = workspace.config
     if config.leaks.policy == "off":

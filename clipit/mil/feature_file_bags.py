@@ -251,7 +251,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
         ids=np.array(names, dtype=object),
         labels=codes,
         truth=codes.copy(),
-        splits=np.array([split or "train" for split in splits], dtype="<U10"),  # slides without a split are dropped below
+        splits=np.array([split or "train" for split in splits], dtype="<U10"),  # others are dropped below
         groups=np.array(groups, dtype=object),
         mpp=np.full(count, np.nan),
         classes=tuple(known),

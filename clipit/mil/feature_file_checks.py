@@ -106,7 +106,7 @@ def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """Format the value of a setting; downsamples, one per axis, are averaged and rounded, because slides differ slightly."""
+    """Format the value of a setting; downsamples are averaged over axes and rounded, because they differ slightly."""
     if isinstance(value, list) and value and all(isinstance(each, float) for each in value):
         value = sum(value) / len(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

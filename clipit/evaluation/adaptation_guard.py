@@ -1,17 +1,17 @@
 """Guard for test-time adaptation: decide without labels whether adapting to a set of tiles is safe.
 
-Adaptation helps if images look different from the training tiles (stain, blur, scanner), and harms if only the class
-proportions differ. The guard tells these cases apart in four steps.
+Adaptation helps if images look different from the training tiles (stain, blur, scanner), and hurts if only the class
+proportions differ. The guard distinguishes these cases in four steps.
 
 1. Summarise the training tiles as one Gaussian per predicted class, with a shared covariance.
 2. Estimate the class proportions that explain the new tiles best under these Gaussians.
-3. Compare the mean of the new tiles with the mean that these proportions predict. The misfit is their squared distance
-   in units of its sampling variance: about 1 if only the proportions differ.
+3. Compare the mean of the new tiles with the mean that these proportions predict. The misfit is the squared distance
+   of the two means, divided by its sampling variance: about 1 if only the proportions differ.
 4. Accept the adaptation if the misfit is at least `MIN_MISFIT`, and refuse it otherwise.
 
 Limitations: the guard does not detect a change in the spread of features without a change of their mean (it refuses,
 although adapting may help). It mistakes a class without training tiles, or one unusual patient, for a change in
-appearance (it accepts). It also accepts if appearance and proportions change together, although adapting may then harm.
+appearance (it accepts). It also accepts if appearance and proportions change together, although adapting may then hurt.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,16 @@ from clipit.errors import DataError
 from clipit.evaluation.test_time_adaptation import check_finite_features
 
 MIN_MISFIT = 8.0
-"""Chosen on the second synthetic world among 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15: the value with the highest
-mean change in score, with full sets and batches weighted equally. docs/results_single_runs.md reports the guard's error
+"""Misfit from which the adaptation is accepted.
+
+Of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, this value has the highest mean change in score on the second
+synthetic world, with full sets and batches weighted equally. docs/results_single_runs.md reports the guard's error
 rates on the first world."""
 MAX_TILES = 400
 """Upper limit of n in the sampling variance: the size of the largest set that `MIN_MISFIT` was chosen on.
 
-Without it, any difference would become significant with enough tiles, while the cost of adapting stays the same."""
+Without this limit, any difference would become significant with enough tiles, while the cost of adapting stays the
+same."""
 MIN_CLASS_TILES = 5
 _EM_ITERATIONS = 50
 
@@ -41,6 +44,7 @@ class TrainingMixture:
     Attributes:
         whitening: Matrix that whitens the within-class covariance.
         means: Whitened mean per class.
+        counts: Number of training tiles per class.
     """
 
     whitening: Float64[np.ndarray, "d d"]
@@ -71,7 +75,7 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
         predicted: Class probabilities of these tiles without adaptation. Classes with fewer than 5 tiles are dropped.
 
     Raises:
-        DataError: No class has 5 training tiles, or a feature is not finite.
+        DataError: No class is predicted for at least 5 training tiles, or a feature is not finite.
     """
     from sklearn.covariance import LedoitWolf
 

@@ -11,7 +11,7 @@ from clipit.evaluation.metrics import expected_calibration_error
 from clipit.evaluation.predictions import softmax
 
 MIN_LABELS = 20
-"""Minimum number of validation labels; with fewer, the temperature would fit these tiles rather than the classifier."""
+"""Minimum number of validation labels; with fewer, the temperature would overfit them."""
 MEASURES = ("ece", "nll", "brier")
 _RANGE = (0.02, 50.0)
 _MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -25,8 +25,8 @@ class Temperature:
         value: Temperature T; above 1 it softens probabilities, below 1 it sharpens them. Predicted classes do not
             change.
         labels: Number of validation labels used for the fit.
-        before: Mean negative log-likelihood of these tiles at T = 1.
-        after: Mean negative log-likelihood at the fitted T.
+        before: Mean negative log-likelihood of the labelled validation tiles at T = 1.
+        after: The same at the fitted T.
     """
 
     value: float
@@ -71,7 +71,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     if min(best - low, high - best) < 1e-2:
         raise DataError(
             f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss on the {len(labels)} "
-            f"validation labels: it keeps falling towards {np.exp(best):.3g}",
+            f"validation labels: the loss keeps falling towards {np.exp(best):.3g}",
             where="validation predictions",
             fix="label more validation tiles; this happens when all tiles are predicted correctly, or no better than "
             "chance",

@@ -37,9 +37,9 @@ def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
     """Score each annotator on test tiles like a classifier.
 
     The reference is the consensus of the other test annotators (an annotator's own label would agree with itself), or
-    the labels of the source if these are the test labels. For votes without names, the score is the expected accuracy
-    of one randomly drawn vote against the majority of the other votes on its tile; a tied majority counts as the
-    fraction of tied classes that match.
+    the labels of the tile source if these are the test labels. For votes without names, the score is the expected
+    accuracy of one randomly drawn vote against the majority of the other votes on its tile; a tied majority counts as
+    the fraction of tied classes that match.
 
     Args:
         tiles: Tiles of one split, or of one test set.

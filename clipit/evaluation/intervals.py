@@ -62,10 +62,10 @@ def bootstrap(
     """Compute percentile bootstrap intervals of scores that are functions of weighted tiles.
 
     Units (groups; single tiles if the group is unknown) are drawn with replacement, as many as there are; the weight of
-    a tile is the number of times its unit was drawn. The interval is undefined for fewer than `MIN_UNITS` units, and if
-    the score is undefined in more than 5 % of the resamples; fewer such resamples are dropped. To bound memory,
-    resamples are drawn 50 at a time. A score with a resampling bias (such as the calibration error, which increases)
-    can be near the edge of its interval, or outside.
+    a tile is the number of times its unit was drawn. Resamples in which the score is undefined are dropped. The
+    interval is undefined if these are more than 5 % of the resamples, or if there are fewer than `MIN_UNITS` units. To
+    bound memory, resamples are drawn 50 at a time. A score that resampling biases (the calibration error, for example,
+    increases) can lie near the edge of its interval, or outside.
 
     If all resamples agree, as they do if every tile is classified correctly, the percentile interval would be a single
     point for any number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound
@@ -154,7 +154,7 @@ def paired_bootstrap(
 def t_interval(values: Sequence[float | int]) -> Interval:
     """Compute the 95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
 
-    The interval is undefined for fewer than 2 values, and if all values are equal: t divides by their spread, and an
+    The interval is undefined for fewer than 2 values, or if all values are equal: t divides by their spread, and an
     interval of width 0 would claim a certainty that a handful of equal values does not justify.
 
     Raises:

@@ -17,6 +17,7 @@ class LabelPoint:
 
     Attributes:
         share: Share of the training labels.
+        labels: Number of training labels used.
         validation_labels: Number of validation labels used (at most `labels`).
         score: Test score; None if undefined (see `reason`).
     """
@@ -104,7 +105,7 @@ def _score(
 
 
 def _take_quota(features: Features, quota: Sequence[int], seed: int) -> Features:
-    """Select the given number of labelled rows per class, in the order that `hide_labels` draws."""
+    """Select the given number of labelled rows per class, in the order in which `hide_labels` draws them."""
     rows = []
     for label, count in enumerate(quota):
         members = np.flatnonzero(features.labels == label)

@@ -1,4 +1,4 @@
-"""Logistic regressions of scikit-learn (L-BFGS), with a single thread if they are small."""
+"""Logistic regression with scikit-learn (L-BFGS), on a single thread for small inputs."""
 
 import warnings
 from contextlib import nullcontext
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 MAX_ITERATIONS = 2000
-_LARGE = 2**23  # values of the training features from which several threads are as fast as one
+_LARGE = 2**23  # number of feature values (n x d) from which several threads are as fast as one
 
 
 def fit_logistic(features: Any, labels: Int64[np.ndarray, " n"], inverse_penalty: float = 1.0) -> "LogisticRegression":
     """Fit a multinomial logistic regression; a fit that has not converged after 2,000 iterations is returned as it is.
 
-    The products of a small fit are so short that waiting for a second thread takes longer than computing with one.
+    A small fit runs on one thread: its matrix products take less time than the synchronisation of several threads.
 
     Args:
         features: Features, float [n, d], dense or sparse.
@@ -37,7 +37,7 @@ def fit_logistic(features: Any, labels: Int64[np.ndarray, " n"], inverse_penalty
 
 @cache
 def _blas() -> Any:
-    """Return the controller of the threads of the linear algebra libraries that this process has loaded."""
+    """Return a controller for the thread counts of the loaded linear algebra libraries."""
     from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController()

@@ -34,7 +34,7 @@ class MapAgreement:
 
     @property
     def dice(self) -> Float[np.ndarray, " c"]:
-        """Dice of each class, 2 |A and B| / (|A| + |B|) over the labelled pixels; nan for a class without pixels."""
+        """Dice of each class, 2 |A and B| / (|A| + |B|) over the labelled pixels; NaN for a class without pixels."""
         inside = np.diag(self.counts[:, :-1]).astype(np.float64)
         total = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -54,7 +54,7 @@ def score_map(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h 
     """Compare a class map with a mask of the same shape.
 
     Args:
-        mapped: Class of each pixel; -1 without a tile.
+        mapped: Class of each pixel; -1 outside the tiles.
         truth: True class of each pixel; -1 is ignored.
         classes: Number of classes.
 
@@ -70,7 +70,7 @@ def score_map(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h 
 
 
 def class_map(grid: SlideGrid, scores: Float[np.ndarray, "n c"], downsample: float) -> Int64[np.ndarray, "h w"]:
-    """Return the most probable class of each pixel of a map, with overlapping tiles averaged; -1 without a tile."""
+    """Return the most probable class of each pixel of a map, with overlapping tiles averaged; -1 outside the tiles."""
     means = heat_map(grid, scores, downsample)
     return np.where(np.isnan(means[0]), IGNORED, np.nan_to_num(means).argmax(axis=0)).astype(np.int64)
 

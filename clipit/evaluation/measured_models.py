@@ -120,7 +120,7 @@ def compare_models(
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Returns:
-        One score per subject and metric, and one difference per contrast and metric that both have.
+        One score per subject and metric, and one difference per contrast and metric that both subjects have.
 
     Raises:
         DataError: The items or seeds differ.

@@ -80,7 +80,7 @@ def expected_calibration_error(
     """Compute the expected calibration error of the top class over `ECE_BINS` equal-width bins.
 
     arXiv 1706.04599, equation 3:
-    sum over bins of share of tiles * |accuracy - mean confidence|; a bin holds confidences in (low, high].
+    sum over bins of share of tiles * |accuracy - mean confidence|; a bin covers confidences in (low, high].
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
@@ -246,6 +246,6 @@ def divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def mean_defined(values: Float[np.ndarray, "r c"]) -> Float[np.ndarray, " r"]:
-    """Return the mean of the defined values of each row; NaN without any."""
+    """Return the mean of the defined values of each row; NaN if there are none."""
     defined = np.isfinite(values)
     return divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))

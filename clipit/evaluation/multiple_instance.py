@@ -19,8 +19,8 @@ def assign_instances(
 
     Start with the label of the bag for all instances. Then repeat until nothing changes, at most 20 times: fit a
     logistic regression on standardised features; an instance keeps the label of its bag if the regression finds that
-    label at least as probable as the background. In a bag without such an instance, the one with the highest log ratio
-    of the two keeps it. Bags of the background class contain only background.
+    label at least as probable as the background. If no instance of a bag keeps it, the instance with the highest log
+    ratio of label to background does. Bags of the background class contain only background.
 
     Args:
         background: Class of the instances that do not show the label of their bag.
@@ -29,7 +29,7 @@ def assign_instances(
         Class of each instance: that of its bag, or `background`.
 
     Raises:
-        DataError: No bag has the background class, or all have it.
+        DataError: No bag has the background class, or all bags have it.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -38,7 +38,7 @@ def assign_instances(
         raise DataError(
             "choosing tiles needs patients with the background class and patients with a different class",
             where="soft_labels.own_report.background",
-            fix="set it to a class that some reports have, or use soft_labels.own_report.tiles=all",
+            fix="set this key to a class that some reports have, or use soft_labels.own_report.tiles=all",
         )
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
     assigned = bag_class.copy()

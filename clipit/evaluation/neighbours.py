@@ -11,7 +11,7 @@ from clipit.evaluation.features import Features
 from clipit.evaluation.predictions import softmax
 from clipit.vectors import unit
 
-_DECIMALS = 6  # cosines that agree to this many decimals are ties, which rounding errors would otherwise break
+_DECIMALS = 6  # cosines that agree to this many decimals are ties; otherwise, rounding errors would break ties
 _CELLS = 16_000_000  # cosines held in memory at once: 64 MiB
 
 

@@ -18,10 +18,11 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of R, G, B in grey (ITU-R BT.601), as in Pillow."""
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 HED: Float64[np.ndarray, "3 3"] = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True)
-"""Unit-norm rows of haematoxylin, eosin and a residual stain in R, G, B (Ruifrok and Johnston 2001)."""
+"""Unit absorption vectors in R, G, B of haematoxylin, eosin and a residual stain, one row per stain (Ruifrok and
+Johnston 2001)."""
 
 _BETA = 0.15 * np.log(10)
-"""Pixels below this density in any channel are background: 0.15 in decadic logarithms (Macenko et al. 2009)."""
+"""Optical density below which a pixel is background, if it is in any channel: 0.15 in base 10 (Macenko et al. 2009)."""
 _ALPHA = 1.0
 """Percentile of the angles, from each end, that defines a stain."""
 _MIN_TISSUE_PIXELS = 64
@@ -203,7 +204,7 @@ def to_pixels(density: Float64[np.ndarray, "p 3"], shape: tuple[int, ...]) -> UI
 def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "2 3"] | None:
     """Estimate unit vectors of a tile's two stains, haematoxylin (stronger in red) first; None if there are not two.
 
-    Macenko et al., ISBI 2009: drop pixels below `_BETA` density in any channel; project the rest on the plane of the
+    Macenko et al., ISBI 2009: drop pixels below `_BETA` density in any channel; project the rest onto the plane of the
     two largest singular vectors of the densities; take the directions at the 1st and 99th percentile of the angle in
     that plane.
 

@@ -72,7 +72,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
             groups or classes, or no tile has a label.
     """
     if not tables:
-        raise DataError("no predictions given", fix="pass at least one table per side")
+        raise DataError("no predictions given", fix="pass at least one table of predictions")
     aligned = [table.by_id() for table in tables]
     first = aligned[0]
     splits = sorted({str(split) for table in aligned for split in np.unique(table.splits)})
@@ -238,12 +238,18 @@ def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     ids, splits, labels = (values[rows][order] for values in (tiles.ids, tiles.splits, tiles.truth))
     if not np.array_equal(by_id.ids, ids):
         differing = np.setxor1d(by_id.ids, ids).tolist()
-        raise DataError(f"the predictions cover other tiles; not in both: {shortlist(differing)}", where=where, fix=fix)
+        raise DataError(
+            "the predictions and the configuration have different tiles; "
+            f"{counted(len(differing), 'tile occurs', 'tiles occur')} in only one of them: {shortlist(differing)}",
+            where=where,
+            fix=fix,
+        )
     hidden = (by_id.labels == NO_LABEL) | (labels == NO_LABEL)
     differing = ids[(by_id.splits != splits) | ((by_id.labels != labels) & ~hidden)].tolist()
     if differing:
         raise DataError(
-            f"the splits or labels of {counted(len(differing), 'tile')} differ: {shortlist(differing)}",
+            f"the splits or labels of {counted(len(differing), 'tile')} differ from the configuration: "
+            f"{shortlist(differing)}",
             where=where,
             fix=fix,
         )

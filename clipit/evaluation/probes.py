@@ -12,6 +12,7 @@ from clipit.evaluation.metrics import count_scores
 from clipit.evaluation.predictions import softmax
 
 DEFAULT_GRID = tuple(float(c) for c in np.logspace(-4, 4, 17))
+"""Values of C, the inverse of the L2 penalty, from which `linear_probe` selects."""
 _MIN_PROBABILITY = 1e-6
 
 
@@ -124,8 +125,9 @@ def adamw_probe(
     best weights are kept (the earliest if tied), and training stops after a fifth of all steps without improvement.
 
     There are three differences from eva. The learning rate is constant: in eva, a scheduler's default divides it by 3
-    for the first five epochs, which its description does not mention and which makes the result depend on the length
-    of an epoch. Two classes have two outputs with a softmax instead of one with a sigmoid. Every call is seeded.
+    for the first five epochs. eva's documentation does not mention this division, and it makes the result depend on
+    the length of an epoch. Two classes have two outputs with a softmax instead of one with a sigmoid. Every call is
+    seeded.
 
     Args:
         features: Features of the training tiles, in a fixed order.

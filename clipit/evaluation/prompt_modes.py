@@ -148,7 +148,7 @@ def score_classifiers(
 
 
 def summarise_scores(values: Sequence[float | None]) -> ScoreSummary | None:
-    """Summarise scores by median, quartiles and extremes; None if there are no scores or one is undefined."""
+    """Summarise scores by median, quartiles and extremes; None if there are no scores or any is undefined."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return None

@@ -16,7 +16,7 @@ FOLDS = 5
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Inverses of the L2 penalty, for features of norm 1 (TF-IDF) or of root mean square norm 1."""
 _MIN_PROBABILITY = 1e-6  # bounds the log loss of a class that is absent from the training documents
-_MIN_DOCUMENTS = 2  # training documents that contain a word or pair of words, below which it is dropped
+_MIN_DOCUMENTS = 2  # words and pairs of words that occur in fewer training documents are dropped
 
 _FitFeatures = Callable[[Int64[np.ndarray, " k"]], Any]
 """Function from the rows of the training documents to the features of all documents, a dense or sparse matrix."""
@@ -29,7 +29,7 @@ class CrossFitted:
     Attributes:
         probabilities: Calibrated class probabilities, one row per document.
         folds: Fold of each document, predicted by the model fitted on the other folds; -1 for documents of groups
-            without a label, which get the mean over the models of all folds.
+            without a label, for which the predictions of all folds' models are averaged.
         inverse_penalties: Selected inverse L2 penalty of each fold's model.
         temperatures: Temperature of each fold's model; 1 where none could be fitted.
         note: Sentence on the folds without a fitted temperature; "" if there are none.
@@ -72,7 +72,7 @@ def cross_fitted_probabilities(
         documents: Texts, from which TF-IDF features of words and pairs of words are computed (`tfidf_features`), or
             embeddings, one row per document.
         labels: Class index of each document; -1 if unknown.
-        groups: Group of each document, such as the patient; "" where unknown, for a group of its own.
+        groups: Group of each document, such as the patient; "" where unknown, which makes the document its own group.
         folds: Number of folds; at most the number of groups with labels.
         inverse_penalties: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
 
@@ -116,7 +116,7 @@ def cross_fitted_probabilities(
     missing = sum(not choice.calibrated for choice in choices)
     note = (
         f"{counted_of(missing, folds, 'fold is', 'folds are')} not calibrated: a temperature needs at "
-        "least 20 labelled reports, not all of which are predicted correctly or no better than by chance"
+        "least 20 labelled reports, some of them misclassified, and predictions that are better than chance"
     )
     return CrossFitted(
         probabilities.astype(np.float32),
@@ -156,7 +156,7 @@ def tfidf_features(texts: Sequence[str]) -> _FitFeatures:
 
 
 def embedding_features(vectors: Float[np.ndarray, "n d"]) -> _FitFeatures:
-    """Centre embeddings and divide them by the root mean square of their norms, both over the training documents.
+    """Centre embeddings and divide them by their root mean square norm, both computed on the training documents.
 
     Returns:
         Function from the rows of the training documents to the features of all documents.

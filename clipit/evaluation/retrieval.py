@@ -22,7 +22,9 @@ class RetrievalScore:
     Attributes:
         name: Name of the measure: `recall`, `precision` or `vote`.
         value: Mean over the queries; None if undefined (see `reason`).
-        random: Expected score of items drawn at random.
+        random: Expected score of items drawn at random; None if unknown.
+        queries: Number of scored queries.
+        gallery: Number of items searched.
     """
 
     name: str
@@ -100,8 +102,8 @@ def class_match(
 
     precision@k: mean over queries of the share of the k nearest items (or of all permitted items, if fewer) that have
     the query's class. vote@k: share of queries whose class is the most frequent among the k nearest items; ties go to
-    the lowest class index. A query never retrieves its own id, so passing the queries as the gallery evaluates
-    leave-one-out.
+    the lowest class index. A query never retrieves its own id, so passing the queries as the gallery gives a
+    leave-one-out evaluation.
 
     Args:
         queries: Features of tiles, class prompts or texts with a known class.

@@ -41,7 +41,7 @@ def evaluate_predictions(
         bootstrap: Number of resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
         present_only: Whether to average macro F1 and AUROC only over the classes that have tiles. Otherwise AUROC is
-            undefined if a class has none, and macro F1 also covers classes that are only predicted.
+            undefined if a class has no tiles, and macro F1 also covers classes that are only predicted.
 
     Raises:
         DataError: A split has no tile in the table.

@@ -10,7 +10,8 @@ from clipit.errors import DataError
 from clipit.evaluation.intervals import NO_SPREAD, standard_deviation
 
 MIN_SEEDS = 5
-"""Minimum number of seeds; with fewer, a p-value would describe the tails of the t distribution more than the arms."""
+"""Minimum number of seeds; with fewer, a p-value depends more on the heavy tails of the t distribution than on the
+arms."""
 
 Key = TypeVar("Key")
 
@@ -26,8 +27,8 @@ class Significance:
 def paired_t_test(differences: Sequence[float | int]) -> Significance:
     """Test whether the mean paired difference over seeds is 0: Student's t with n - 1 degrees of freedom, two-sided.
 
-    t = mean / (sd / sqrt(n)). The p-value is undefined for fewer than `MIN_SEEDS` seeds, and if all differences are
-    equal, because their standard deviation, by which t is divided, is then 0.
+    t = mean / (sd / sqrt(n)). The p-value is undefined for fewer than `MIN_SEEDS` seeds, or if all differences are
+    equal, because sd is then 0.
 
     Raises:
         DataError: A difference is not finite.

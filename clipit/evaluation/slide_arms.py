@@ -24,7 +24,7 @@ T = TypeVar("T")
 SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
 """Tables of `slide_scores.slide_table`, by arm and seed."""
 CONTROL = Significance(None, "control")
-"""Result for arms that are controls, which are not tested."""
+"""Significance of controls, which are not tested."""
 _COLUMNS = [
     "arm", "split", "level", "pooling", "smoothed", "metric", "seeds", "mean", "sd", "difference", "low", "high",
     "reason", "seeds_low", "seeds_high", "p", "p_holm", "p_reason", "labelled", "patients",
@@ -38,7 +38,7 @@ class SlideComparison:
     Attributes:
         reference: Arm that the others are compared with.
         choices: Pooling of each arm, chosen on validation slides.
-        table: One row per split, level (`slide` or `patient`), metric and arm; without a choice also per pooling.
+        table: One row per split, level (`slide` or `patient`), metric and arm, and per pooling if none was chosen.
             `mean` and `sd` over seeds; `difference` from the reference, with its bootstrap interval over patients
             (`low`, `high`; `reason` where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`);
             `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
@@ -220,8 +220,8 @@ def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_p
     first = next(iter(arms[reference].values()))
     for arm, by_seed in arms.items():
         for number, scored in by_seed.items():
-            others = same_poolings and scored.scores.keys() != first.scores.keys()
-            if scored.slides.tolist() != first.slides.tolist() or others:
+            different_poolings = same_poolings and scored.scores.keys() != first.scores.keys()
+            if scored.slides.tolist() != first.slides.tolist() or different_poolings:
                 problems.append(f"{arm}, seed {number}: its slides or poolings differ from those of {reference}")
         if len(by_seed) > 1 and len(arms[reference]) > 1 and by_seed.keys() != arms[reference].keys():
             other_seeds, reference_seeds = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))

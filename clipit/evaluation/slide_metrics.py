@@ -44,8 +44,9 @@ class SlideEvaluation:
     Attributes:
         scores: One row per split, level (`slide` or `patient`), pooling and metric: `split`, `level`, `pooling`,
             `smoothed`, `chosen`, `metric`, `value`, `low`, `high`, `reason` (why the value or its interval is
-            undefined), `over` (the classes that it covers if some have no slide), `labelled` (labelled slides or
-            patients), `patients`, and `single` (whether each labelled slide belongs to a different patient).
+            undefined), `over` (the classes that the value covers, if some have no slide), `labelled` (number of
+            labelled slides or patients), `patients`, and `single` (whether each labelled slide belongs to a different
+            patient).
         slides: One row per scored slide: `slide`, `patient`, `label`, `split`, `tiles`; with a chosen pooling also its
             scores, `predicted` and `tied`, otherwise the class predicted by each pooling.
         failed: Slides without scores: `slide` and `reason`.

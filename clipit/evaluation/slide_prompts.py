@@ -59,7 +59,7 @@ def score_prompts(
         classes: Class names, in the order of the scores.
 
     Returns:
-        One row per kind, split, level, pooling and metric: `prompts` (the kind), `draws` (their number), `split`,
+        One row per kind, split, level, pooling and metric: `prompts` (the kind), `draws` (number of draws), `split`,
         `level`, `pooling`, `smoothed`, `metric`, `median`, `lower` and `upper` (quartiles; equal to the median for one
         classifier; None where a score is undefined), `labelled` slides or patients, and `patients`.
 

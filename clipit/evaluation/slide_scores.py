@@ -28,7 +28,7 @@ class PooledScore:
 
     Attributes:
         pooling: Name from `POOLINGS`.
-        smoothed: Whether the tiles' scores were averaged with their neighbours' first.
+        smoothed: Whether the scores of each tile were first averaged with those of its neighbours.
         tiles: Number of tiles of the slide.
         pooled: Number of tiles that enter the score of a class: K, or all tiles of a slide with fewer than K.
         scores: Score of each class.

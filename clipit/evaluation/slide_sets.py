@@ -15,7 +15,7 @@ from clipit.evaluation.slide_scores import POOLINGS, SCORE_PREFIX
 Level = Literal["slide", "patient"]
 LEVELS: tuple[Level, ...] = ("slide", "patient")
 ALL_SLIDES = "all"
-"""Name of the split for slides without one."""
+"""Split assigned to slides without a split."""
 
 
 class PoolingKey(NamedTuple):
@@ -51,9 +51,9 @@ class SlideSet:
     def predictions(self, key: PoolingKey, level: Level, split: str) -> Predictions:
         """Return the predictions of one split by one pooling, per slide or per patient.
 
-        The score of a patient is the mean of the scores of the patient's slides. Every slide has the same weight,
-        regardless of its tissue area; the top K of all tiles of a patient would come from the largest slides, or from
-        one with artefacts. A slide without a known patient counts as a patient of its own.
+        The score of a patient is the mean of the scores of the patient's slides, regardless of their tissue area. If
+        the top K were taken from all tiles of a patient instead, they would mostly come from large slides or from
+        slides with artefacts. A slide without a known patient counts as a patient of its own.
 
         A patient's label is that of the patient's labelled slides. Patients whose slides have different labels are
         unlabelled (see `mixed_patients`).
@@ -114,7 +114,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     problems = []
     unknown = sorted(set(names.tolist()) - set(known.index))
     if unknown:
-        problems.append(f"scored slides are missing in the table of slides: {shortlist(unknown)}")
+        problems.append(f"scored slides are missing from the table of slides: {shortlist(unknown)}")
     known = known.reindex(names.tolist(), fill_value="")
     unknown_labels = sorted(set(known["label"]) - {*classes, ""})
     if unknown_labels:
@@ -133,7 +133,9 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
             continue
         scores[key] = ordered[columns].to_numpy(dtype=np.float32)
     if problems:
-        raise DataError("\n".join(problems), where="slides", fix="correct the table of slides, or score them again")
+        raise DataError(
+            "\n".join(problems), where="slides", fix="correct the table of slides, or score the slides again"
+        )
     ordered_keys = sorted(scores, key=pooling_order)
     numbers = {name: number for number, name in enumerate(classes)}
     return SlideSet(
@@ -174,7 +176,7 @@ def _owners(names: Shaped[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"])
 def _patient_labels(
     labels: Int64[np.ndarray, " n"], member: Int64[np.ndarray, " n"], patients: int
 ) -> Int64[np.ndarray, " p"]:
-    """Return the label that all labelled slides of each patient share; -1 without one."""
+    """Return the label that all labelled slides of each patient share; -1 if there is none."""
     known = labels != NO_LABEL
     lowest = np.full(patients, np.iinfo(np.int64).max)
     highest = np.full(patients, NO_LABEL)

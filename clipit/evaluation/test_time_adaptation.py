@@ -16,8 +16,8 @@ MIN_TILES = 20
 _ASSIGNMENT_STEPS = 5
 """Fixed-point steps of the assignments per iteration."""
 _LIKELIHOOD_WEIGHT = 10.0
-"""Weight of the log-likelihood before it is divided by the dimension (at 512 dimensions: 10 / 512). Without this
-division, hundreds of dimensions would outweigh the text prior. The value was fixed before any measurement."""
+"""Numerator of the weight 10 / d of the log-likelihood of d features. Without the division by d, hundreds of features
+would outweigh the text prior. The value was fixed before any measurement."""
 _MIN_VARIANCE = 1e-3
 """Minimum variance relative to its initial value of 1 / dimension, so that a constant dimension does not dominate."""
 _MIN_PRIOR = 1e-6
@@ -129,7 +129,7 @@ def transductive(
     variance = np.full(dim, 1.0 / dim)
     means = _class_means(f, z, np.broadcast_to(f.mean(axis=0), (z.shape[1], dim)))
     for _ in range(iterations):
-        # log N up to a term that is the same for all classes, as they share the variance
+        # log N up to a term that is the same for all classes, because they share the variance
         unary = log_p - _LIKELIHOOD_WEIGHT / dim * _squared_distances(f, means, variance) / 2
         for _ in range(_ASSIGNMENT_STEPS):
             z = _softmax(unary + _smooth(z, nearest, weights))

@@ -220,7 +220,7 @@ def tiles_of(predictions: Predictions) -> TileSet:
     [
         (
             {"ids": np.array([f"tile-{i:03}" for i in range(1, 91)])},
-            "not in both: tile-000, tile-090",
+            "2 tiles occur in only one of them: tile-000, tile-090",
         ),
         ({"splits": np.full(90, "test")}, "splits or labels of 30 tiles differ"),
         ({"truth": np.zeros(90, dtype=np.int64)}, "splits or labels of [0-9]+ tiles differ"),

@@ -212,7 +212,7 @@ def test_patients_in_several_splits_are_pointed_out() -> None:
 
 def test_tables_that_do_not_match_are_refused() -> None:
     table, slides = random_slides(6)
-    with pytest.raises(DataError, match="missing in the table of slides: slide005"):
+    with pytest.raises(DataError, match="missing from the table of slides: slide005"):
         collect_slides(table, slides[:5], CLASSES)
     with pytest.raises(DataError, match="labels that are not classes of the scores: carcinoma"):
         collect_slides(table, slides.assign(label="carcinoma"), CLASSES)

@@ -44,11 +44,11 @@ _LABELS = {
     "without_patient": "reports without a patient, not used",
     "without_snippets": "tiles without a paired snippet",
 }
-_OF_TEXTS = {
+_TEXT_COUNTS = {
     "texts", "pairs", "empty_texts", "repeated_texts", "split_texts", "texts_like_prompts", "examples_like_prompts",
     "minable_texts", "empty_text_bags", "pruned_snippets", "without_snippets",
 }  # fmt: skip
-_OF_STUDY = {"data", "arm", "split", "seed"}
+_STUDY_KEYS = {"data", "arm", "split", "seed"}
 
 
 def fact_label(name: str) -> str:
@@ -57,13 +57,13 @@ def fact_label(name: str) -> str:
 
 
 def training_counts(summary: Mapping[str, object], arm: str) -> dict[str, object]:
-    """Select the counts of an arm's training data, without empty values, or those of texts if it uses none.
+    """Select the counts of an arm's training data, without empty values; an arm without texts has no counts of texts.
 
     Args:
         summary: Counts in `training.json`, key `examples`.
         arm: Name of the arm.
     """
-    unused = _OF_STUDY | (_OF_TEXTS if arm == "images" else set())
+    unused = _STUDY_KEYS | (_TEXT_COUNTS if arm == "images" else set())
     return {name: value for name, value in summary.items() if name not in unused and value not in ([], "", None)}
 
 

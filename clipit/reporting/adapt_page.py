@@ -29,14 +29,14 @@ _MAIN = "balanced_accuracy"
 _CONTROLS = {"shuffled_text": "with shuffled texts", "images": "with images alone"}
 _TILES = (
     "Scores are means over seeds (± standard deviation) on the test tiles, which no adaptation was trained on. In "
-    "brackets: 95 % percentile bootstrap of the mean over groups, where known. Zero-shot classification uses no label. "
-    "The linear probe is fitted on the image embeddings with the labels of tiles.labels."
+    "brackets: 95 % percentile bootstrap interval of the mean, over groups where known. Zero-shot classification uses "
+    "no labels. The linear probe is fitted on the image embeddings with the labels of tiles.labels."
 )
 _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
-    "of the difference, over groups and over seeds, are on the same side of 0; open if they are not; undecided if one "
-    "of them is undefined, as with one seed, with fewer than ten groups, or if all resamples or all seeds agree. "
-    "p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
+    "of the difference, over groups and over seeds, are on the same side of 0. Otherwise the outcome is open. It is "
+    "undecided if an interval is undefined: with one seed, with fewer than ten groups, or if all resamples or all "
+    "seeds agree. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
     "The gain is due to the text only if the arm text is better than both controls. The control shuffled_text uses the "
@@ -257,7 +257,10 @@ def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
 
 
 def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows | Text]:
-    """Tabulate differences in the main metric, and fold those in the others, or summarise them if all are undecided."""
+    """Tabulate the differences in the main metric, and in a collapsed table those in the other metrics.
+
+    If all differences in the other metrics are undecided for the same reason, a sentence replaces the collapsed table.
+    """
     header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
     chosen = [each for each in content.contrasts if each.subject.task in tasks]
     main = [_difference_row(each) for each in chosen if each.metric == _MAIN]

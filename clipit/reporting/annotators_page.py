@@ -9,7 +9,7 @@ from clipit.reporting.annotators_section import annotator_parts, confusion_table
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table
 from clipit.reporting.tables import MAX_CLASSES, interval, number
 
-_MAX_PAIRED = 20  # annotators; with more, the page has no table of pairs
+_MAX_PAIRED = 20  # maximum number of annotators in the table of pairs
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     """Explain the scores of annotators, and whether the test labels are independent of the training labels."""
     text = (
         "Each annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
-        "others rests on fewer labels than the consensus of all, so these scores are slightly lower than they would be "
-        "against the latter. A classifier that scores higher than the annotators agrees with the consensus more often; "
-        "this does not show that its diagnoses are better."
+        "others rests on fewer labels than the consensus of all annotators, so these scores are slightly too low. A "
+        "classifier that scores higher than the annotators agrees with the consensus more often; this does not show "
+        "that its diagnoses are better."
     )
     return f"{text} {_INDEPENDENT.get(ceiling['independent'], _UNKNOWN)}"
 

@@ -24,8 +24,8 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
     "--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
-_MAX_LINES = 32  # of a table on the console
-_EXCLUDED = ("batch",)  # values of the column `analysis`: thousands of rows, which the rows of `guard` summarise
+_MAX_LINES = 32  # maximum number of lines of a table on the console
+_EXCLUDED = ("batch",)  # values of `analysis` that are not exported: thousands of rows, summarised by the `guard` rows
 
 
 def check_export(path: Path) -> None:
@@ -103,7 +103,7 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
 def first_table(text: str) -> str:
     """Return the title, the notes, the verdict and the first table of a Markdown document as text for the console.
 
-    Rows and tables that are left out are counted.
+    The text ends with the numbers of omitted rows and tables.
     """
     blocks = text.strip().split("\n\n")
     position = next((i for i, block in enumerate(blocks) if block.startswith("|")), len(blocks))

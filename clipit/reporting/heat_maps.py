@@ -25,7 +25,7 @@ _COMPRESSION = 1  # PNG level; higher levels hardly shrink images of tissue, and
 _DPI = 110  # resolution of `save_plot`
 _MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
 _TINTS = (1.0, 0.55, 0.25)  # fractions of a colour mixed with white, if there are more classes than colours
-_SCALE_BAR = 0.2  # maximum length as a fraction of the width
+_SCALE_BAR = 0.2  # maximum length of the scale bar, as a fraction of the slide's width
 
 
 def class_colours(n: int) -> list[str]:
@@ -54,7 +54,7 @@ def write_overlays(
 ) -> dict[str, Path]:
     """Write images of each class's heat map, and of the most probable class, over the overview of a slide.
 
-    Each has a scale bar in micrometres, and a colour bar from 0 to 1 or a legend of the classes.
+    Each image has a scale bar in micrometres, and a colour bar from 0 to 1 or a legend of the classes.
 
     Args:
         folder: Output folder for `classes.png` and one file per class, named after its index and name.

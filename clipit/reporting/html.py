@@ -158,7 +158,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Include:
-    """A template of this package, such as a form that a script fills; it reads its values from `part.values`."""
+    """A template of this package, such as a form that a script fills; the template reads `part.values`."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict)

@@ -118,7 +118,7 @@ def _title(facts: CardFacts) -> str:
 
 
 def licence_fields(licence: ModelLicence) -> dict[str, str]:
-    """Return a card's metadata on the licence, if it is not one of the hub's, and on the base model."""
+    """Return a card's metadata on a licence that the hub does not list, and on the base model."""
     fields = {}
     if licence.identifier == OTHER:
         fields["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
@@ -167,7 +167,8 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
         lines.append(f"- Validation: {counted(facts.validation_labels, 'label')} used")
     if facts.reports and facts.snippets:
         lines.append(
-            f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; none is in this folder"
+            f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; this folder contains no "
+            "report text"
         )
     for split, scored in facts.results.get("splits", {}).items():
         groups = (
@@ -206,7 +207,7 @@ def _scores(facts: CardFacts) -> str:
 
 
 def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Format the scores on new test sets, which are numbered, since their names may identify hospitals or files."""
+    """Format the scores on new test sets. Sets are numbered, because their names may identify hospitals or files."""
     if not evaluations:
         return ""
     splits = {f"set {number}": next(iter(results["splits"].values())) for number, results in enumerate(evaluations, 1)}
@@ -245,7 +246,8 @@ def _comparison(compared: CardComparison | None) -> str:
 def _limits(spec: ClassifierSpec, licences: Sequence[ModelLicence]) -> str:
     lines = [
         "- Every image is assigned to one of these classes, even if it shows something else.",
-        "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
+        "- Other scanners, stains, magnifications and centres can lower the scores: test the classifier on your own "
+        "tiles first.",
         "- Scores are per tile; they say nothing about patients or whole slides.",
     ]
     embedded = [licence.role for licence in licences if licence.model.startswith("embedded")]

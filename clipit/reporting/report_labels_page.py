@@ -72,7 +72,10 @@ def report_labels_page(
 
 
 def count_rule_classes(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
-    """Count the reports by class, in the order of the rules; those without a class are split by uncertain mentions."""
+    """Count the reports by class, in the order of the rules.
+
+    Reports without a class are counted separately if all their mentions are uncertain.
+    """
     counts_of_class = Counter(label.class_name for label in labels)
     uncertain = sum(label.uncertain_only for label in labels)
     counts = {name: counts_of_class[name] for name in (*classes, BOTH)}
@@ -91,7 +94,7 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     by_class = Counter((mention.class_name, mention.status) for mention in mentions)
     by_section = Counter((mention.section, mention.status) for mention in mentions)
     return [
-        Text("The rules give `both` if mentions of several classes count, and `none` if no mention counts."),
+        Text("The rules assign `both` if mentions of several classes count, and `none` if no mention counts."),
         Table(
             ("class by the rules", "reports", "share"),
             rows,

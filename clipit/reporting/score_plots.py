@@ -78,7 +78,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
         summary = summarise_shares(points)
         undefined += len({share for share, _ in points}) - len(summary)
         colour, style = line_style(i)
-        if any(share == 0 for share, *_ in summary):  # uses no labels, and a logarithmic axis has no 0
+        if any(share == 0 for share, *_ in summary):  # the arm uses no labels, and a logarithmic axis has no 0
             level = mean(average for share, average, _, _ in summary if share == 0)
             axes.axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{name} (no label)")
             summary = [point for point in summary if point[0] > 0]

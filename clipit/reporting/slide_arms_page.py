@@ -83,7 +83,7 @@ def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return whether an arm is better, worse, open or undecided, and the reason for the last two."""
     low, high = row["low"], row["high"]
     if low is None and str(row["reason"]).startswith(NO_VARIATION):
-        low = high = row["difference"]  # its sign is the same in all resamples
+        low = high = row["difference"]  # the difference is the same in all resamples
     if low is None:
         return "undecided", row["reason"] or "a score is undefined"
     if row["seeds_low"] is None:
@@ -105,9 +105,9 @@ def _why_open(over_patients: bool, over_seeds: bool, seeds: int) -> str:
     if over_patients and over_seeds:
         return f"the intervals over patients and over {counted(seeds, 'seed')} have opposite signs"
     if over_patients:
-        return f"the interval over {counted(seeds, 'seed')} includes 0, the one over patients does not"
+        return f"the interval over {counted(seeds, 'seed')} includes 0, but the one over patients does not"
     if over_seeds:
-        return f"the interval over patients includes 0, the one over {counted(seeds, 'seed')} does not"
+        return f"the interval over patients includes 0, but the one over {counted(seeds, 'seed')} does not"
     return f"the intervals over patients and over {counted(seeds, 'seed')} include 0"
 
 
@@ -205,7 +205,7 @@ def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
 def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[str]:
     remarks = []
     if comparison.crossing:
-        remarks.append(f"Patients have slides in several splits, so scores can be too high: {comparison.crossing}.")
+        remarks.append(f"Patients with slides in several splits, which can inflate scores: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():
         remarks.append("The slides have no split, so listed slides that the runs were trained on are also compared.")
     rows = _main_rows(comparison)

@@ -11,7 +11,7 @@ from clipit.evaluation.slide_sets import Level, PoolingKey
 from clipit.reporting.html import Table
 from clipit.reporting.tables import LABELS, difference, interval, markdown_table, number
 
-_LEFT = 2  # columns with names
+_LEFT = 2  # number of left-aligned columns
 
 
 def slide_arms_table(comparison: SlideComparison, split: str, metric: str, level: Level = "slide") -> Table:
@@ -74,6 +74,6 @@ def _row(row: Mapping[str, Any]) -> list[object]:
     if row["p_reason"] is None:  # the reference itself
         return [*cells, "", "", ""]
     bounds = None if row["low"] is None else (row["low"], row["high"])
-    gain = difference(row["difference"], bounds) + (f" (none: {row['reason']})" if bounds is None else "")
+    gain = difference(row["difference"], bounds) + (f" (no interval: {row['reason']})" if bounds is None else "")
     p = f"none: {row['p_reason']}" if row["p_holm"] is None else number(row["p_holm"])
     return [*cells, gain, interval(row["seeds_low"], row["seeds_high"], signed=True), p]

@@ -22,9 +22,9 @@ from clipit.slides.polygons import Polygon
 
 OVERVIEW_PIXELS = 2_400
 """Longest edge of the overview on a page."""
-_OVERVIEW_BYTES = 3_000_000
-_LAYER_BYTES = 2_500_000  # of all layers
-_LEVELS = 32  # shades of a probability on the page
+_OVERVIEW_BYTES = 3_000_000  # maximum size of the overview
+_LAYER_BYTES = 2_500_000  # maximum total size of the layers
+_LEVELS = 32  # number of shades of a probability on the page
 _OUTLINE = 2_000  # steps along the longest edge of the slide, to which outlines are rounded
 
 

@@ -18,12 +18,12 @@ _MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, heade
 _PUBLISHED = "Zero-shot scores by prompts"
 _BY_MEAN = PoolingKey("mean", False).title
 MAX_SHOWN = 40
-"""Number of slides up to which their table is not collapsed, and of failed slides listed in the summary."""
+"""Maximum number of slides in a table that is not collapsed, and of failed slides listed in the summary."""
 POOLING_TEXT = (
     "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all tiles of a slide "
-    "with fewer; the K tiles differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
-    "`share`: share of tiles predicted as the class. `smoothed`: the scores of each tile are "
-    "first averaged over the 3 x 3 cells around it that contain tissue. The predicted class has the highest score."
+    "with fewer; the K tiles can differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
+    "`share`: share of tiles predicted as the class. `smoothed`: the scores of each tile are first averaged over the "
+    "3 x 3 cells around it that contain tissue. The predicted class is the one with the highest score."
 )
 LEVEL_TEXT = (
     "The score of a patient is the mean of the scores of the patient's slides. AUROC: from each score minus the mean "
@@ -116,7 +116,7 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Tabulate the scores of the chosen pooling on slides not used for the choice, or of all poolings without one."""
+    """Tabulate the scores of the chosen pooling, without the slides it was chosen on; without a choice, of all poolings."""
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
         return _metric_tables(evaluation)
@@ -144,7 +144,7 @@ def _metric_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
 
 
 def _repeats_slides(part: pd.DataFrame) -> bool:
-    """Check whether scores per patient repeat those per slide, since every patient has one slide."""
+    """Check whether scores per patient repeat those per slide, because every patient has one slide."""
     return bool(part["single"].iloc[0]) and part["level"].iloc[0] == "patient"
 
 

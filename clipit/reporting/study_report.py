@@ -25,7 +25,7 @@ PROVENANCE = (
 """Columns of every row of every study. Columns of prompts, VLM and index are empty if these were not used; `commit` is
 empty outside a Git checkout."""
 MAX_TABLE_ROWS = 40
-"""Maximum number of rows of a plain table; longer ones are collapsed on the page and get a filter box."""
+"""Maximum number of rows of a plain table; longer tables are collapsed on the page and get a filter box."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,10 +75,10 @@ def published_subtyping(classes: Sequence[str]) -> list[PublishedSubtyping]:
 
 
 def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -> list[Table]:
-    """Build a table per split, per slide: own scores by prompts and pooling, then published scores.
+    """Build a table of scores per slide for each split: those of this evaluation, then published scores.
 
-    Scores of several draws are medians, with quartiles in brackets. There is no table without draws or published
-    scores for these classes.
+    Scores of several draws are medians, with quartiles in brackets. The list is empty if no score has several draws
+    and no scores are published for these classes.
 
     Args:
         scores: Scores from `slide_prompts.score_prompts`.

@@ -12,14 +12,14 @@ Series = Mapping[str, tuple[list[int], list[float]]]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl, JSON objects with a `step`.
+    """Read the rows of a metrics.jsonl: JSON objects with the key `step`.
 
     A truncated last line, left by a killed process, is ignored.
 
     Raises:
         DataError: The file is missing or not UTF-8, or a line before the last is damaged.
     """
-    fix = "delete the line, or the whole file: only the curves are drawn from it"
+    fix = "delete the line, or the whole file: it is only used to draw curves"
     try:
         lines = path.read_bytes().rstrip().split(b"\n")
     except (FileNotFoundError, IsADirectoryError) as error:

@@ -147,7 +147,8 @@ def _score(value: float | None) -> str:
 def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
     lines = [
         "- Adaptation can lower performance elsewhere: compare both models on tiles unlike the training data.",
-        "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
+        "- Other scanners, stains, magnifications and centres can lower the scores: test the model on your own tiles "
+        "first.",
     ]
     if facts.arm != "text":
         lines.insert(0, "- This model is a control of a study: it was not trained on images with their own texts.")
@@ -175,6 +176,6 @@ def _usage(licence: ModelLicence) -> str:
     if licence.forbids_derivatives:
         return f"In a configuration of clipit, {adapter}."
     return (
-        "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`; the package that the base "
-        f"comes from (open_clip or transformers) opens it as well. {adapter}."
+        "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`. The package of the base "
+        f"(open_clip or transformers) can also open this folder. {adapter}."
     )

@@ -35,13 +35,13 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
         ({}, "better than image_only: text."),
         (
             {"low": -0.01},
-            "no difference from image_only shown: text (the interval over patients includes 0, the one over 5 seeds "
-            "does not).",
+            "no difference from image_only shown: text (the interval over patients includes 0, but the one over 5 "
+            "seeds does not).",
         ),
         (
             {"seeds_low": -0.01},
-            "no difference from image_only shown: text (the interval over 5 seeds includes 0, the one over patients "
-            "does not).",
+            "no difference from image_only shown: text (the interval over 5 seeds includes 0, but the one over "
+            "patients does not).",
         ),
         ({"low": -0.3, "high": -0.1, "seeds_low": -0.3, "seeds_high": -0.1}, "worse than image_only: text."),
         (
@@ -53,8 +53,8 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
         ({"low": None, "high": None, "reason": f"{NO_VARIATION} of 30 units"}, "better than image_only: text."),
         (
             {"low": None, "high": None, "difference": 0.0, "reason": f"{NO_VARIATION} of 30 units"},
-            "no difference from image_only shown: text (the interval over patients includes 0, the one over 5 seeds "
-            "does not).",
+            "no difference from image_only shown: text (the interval over patients includes 0, but the one over 5 "
+            "seeds does not).",
         ),
         (
             {"low": -0.1, "seeds_low": -0.1},

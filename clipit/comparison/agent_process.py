@@ -1,4 +1,4 @@
-"""Process of an additional agent, which `clipit.comparison.agents` starts to train runs until all are finished."""
+"""Process of an additional agent, started by `clipit.comparison.agents`. It trains runs until all are finished."""
 
 import json
 import logging

@@ -1,8 +1,8 @@
 """Agents: processes that share the runs of a comparison or search; each agent trains whole runs.
 
 Small models make poor use of several CPU cores, so runs finish sooner side by side than one after the other. With
-several GPUs, each agent has its own. An agent locks the run that it trains. If the agent is killed, the operating
-system releases the lock, and another agent takes over the run.
+several GPUs, each agent uses one. An agent locks the run that it trains. If the agent is killed, the operating system
+releases the lock, and another agent takes over the run.
 """
 
 import json
@@ -29,10 +29,10 @@ Task = Literal["compare", "tune"]
 
 
 def claim_runs(folders: Sequence[Path]) -> Iterator[int]:
-    """Yield the index of every run, each locked against other agents until the next one is requested.
+    """Yield the index of every run, locked against other agents until the next index is requested.
 
-    Finished runs and those that no other agent holds come first, in order, then those that other agents release. An
-    agent holds its run until the additional test sets are scored as well.
+    Runs that are finished or not locked by another agent come first, in order. The others follow when their locks are
+    released. The lock also covers the scoring of the run's additional test sets.
 
     Args:
         folders: Folders of the runs, which need not exist.
@@ -78,7 +78,7 @@ def demo_agents() -> int:
 
 @contextmanager
 def additional_agents(count: int, task: Task, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
-    """Start `count - 1` additional agents, which share the runs that the body trains and end with it.
+    """Start `count - 1` agents that train runs together with the body of the `with` statement, and end with it.
 
     Without a GPU, the agents share the CPU threads; with GPUs, each agent uses one.
 
@@ -101,7 +101,7 @@ def additional_agents(count: int, task: Task, config: RunConfig, comparison: Com
     request = compose_request(task, config, comparison)
     share = max(1, threads // count)
     torch.set_num_threads(share)
-    # Standard input stays open until this process ends, however it does, and its agents end with it.
+    # An agent ends when its standard input closes, which happens no matter how this process ends.
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "clipit.comparison.agent_process"],
@@ -114,7 +114,7 @@ def additional_agents(count: int, task: Task, config: RunConfig, comparison: Com
     try:
         for agent in started:
             if agent.stdin is not None:
-                with suppress(BrokenPipeError):  # it has ended already
+                with suppress(BrokenPipeError):  # the agent has already ended
                     agent.stdin.write(request)
                     agent.stdin.flush()
         yield

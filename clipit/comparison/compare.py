@@ -111,7 +111,7 @@ def _train(
     Args:
         plans: Runs to train.
         workspaces: Workspace of each plan.
-        finished_too: Whether finished runs are verified and read as well.
+        finished_too: Whether to verify and read finished runs, too.
     """
     runs = [
         (plan, workspace, arm, seed)
@@ -142,7 +142,7 @@ def _same_arm_runs(config: RunConfig) -> list[Path]:
     """Find runs of the same arm and seed on other data sets, or in other comparisons of the output folder.
 
     An arm that does not use what distinguishes two data sets, such as their reports, is thus trained only once. With a
-    tracker, every run is trained, since a copied one would have no curves there.
+    tracker, every run is trained, because a copied run would have no curves in the tracker.
     """
     if config.tracking.tracker != "none":
         return []
@@ -156,7 +156,7 @@ def _percent(score: float | None) -> str:
 
 def _check_reports(plan: Plan, workspace: Workspace) -> None:
     """Check the reports, and labels from own reports, before training."""
-    if plan.config.reports is not None and plan.config.prompts is not None:  # the centred zero-shot reference
+    if plan.config.reports is not None and plan.config.prompts is not None:  # for the centred zero-shot reference row
         _ = workspace.reports
     for arm in plan.arms:
         config = resolve_plan_arm(plan, arm)
@@ -198,7 +198,7 @@ def _require_test_tiles(plan: Plan, tiles: TileSet) -> None:
         raise DataError(
             "a comparison needs labelled test tiles",
             where=f"tiles.splits and evaluation.splits ({plan.data_set})",
-            fix="add test tiles, or set tiles.test_fraction or tiles.folds; and keep test in evaluation.splits",
+            fix="add test tiles, or set tiles.test_fraction or tiles.folds, and keep test in evaluation.splits",
         )
 
 

@@ -35,8 +35,8 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
     """Write the synthetic world, compare the arms on it, and try the exported classifier.
 
     Args:
-        config: Configuration such as configs/demo.yaml, with tiles and reports in one folder, which is written if
-            missing.
+        config: Configuration such as configs/demo.yaml. Its tiles and reports are in one folder, which is written if it
+            is missing.
         comparison: Arms and seeds to compare.
         cases: Whether to use the world whose tiles and reports come from the same patients.
         agents: Number of processes that share the runs.
@@ -104,7 +104,7 @@ def _percent(value: float | None) -> float | None:
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:
-    """Describe the exported classifier's predictions for a few test tiles, with its own prompts and with new ones."""
+    """Describe the exported classifier's predictions for a few test tiles, and its zero-shot ones with new prompts."""
     tiles = read_tiles(config.tiles, check=False).of_split("test")
     rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
     images = [tiles.read(int(row)) for row in rows]

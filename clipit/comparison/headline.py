@@ -128,7 +128,7 @@ def _amount(contrast: Contrast) -> str:
 
 
 def _over_tiles(verdict: ArmVerdict, arms: Sequence[ArmResult]) -> str:
-    """Format the bootstrap interval over test tiles of the difference from the baseline; empty without one."""
+    """Format the difference's bootstrap interval over test tiles, against the baseline; empty if it is undefined."""
     of_arm = next((result for result in arms if result.key == verdict.key), None)
     if of_arm is None or of_arm.over_tiles is None or of_arm.over_tiles.interval.low is None:
         return ""

@@ -27,9 +27,9 @@ _LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
 def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
     """Return the arms with own reports and their controls by role; None for a control that the comparison lacks.
 
-    These arms learn labels from own reports, or are paired with their snippets (`pairing.reports`). The latter have no
-    labels from reports, so exchanged labels and the probe on these labels are not controls for them. A control that is
-    also the baseline has only that role.
+    These arms learn labels from own reports, or are paired with snippets of own reports (`pairing.reports`). An arm of
+    the second kind has no labels from reports, so `own_shuffled` and the probe on report labels are not its controls.
+    A control that is also the baseline only has the role of the baseline.
     """
     sources = label_sources(plan)
     paired = [arm for arm in plan.arms if _reads_own_snippets(resolve_plan_arm(plan, arm))]

@@ -23,7 +23,7 @@ class Plan:
     """All runs of a comparison on one data set with one backbone.
 
     Attributes:
-        data_set: Name of the data set; that of the configuration if it lists none.
+        data_set: Name of the data set; the name of the configuration if it lists no data sets.
         backbone: Name of the backbone in tables.
         config: Configuration of the runs, without arm and seed; its `arms` include those at equal steps.
         comparison: Section `comparison`, the same for all plans.
@@ -98,7 +98,7 @@ def _data_set_config(
 
 
 def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
-    """Put the runs of a comparison into one group of the tracker, unless the configuration names a different one."""
+    """Put the runs of a comparison into one group of the tracker, unless the configuration names another group."""
     return tracking.model_copy(update={"group": tracking.group or name})
 
 
@@ -167,5 +167,5 @@ def _check_command_line(config: RunConfig, comparison: ComparisonConfig) -> None
 def _recipe_keys(config: RunConfig, arm: str) -> list[str]:
     try:
         return list(arm_keys(arm, config.arms))
-    except ConfigError:  # reported later, with all others
+    except ConfigError:  # reported later, together with all other errors
         return []

@@ -56,7 +56,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     verdict = judge_comparison(plans, results.arms, file.comparison.metric)
     notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles)
     texts = export_verdict(verdict) | {"notes": notes}
-    if saved != saved | texts:  # if the record of the search is missing, or the wording has changed
+    if saved != saved | texts:  # because the record of the search is missing, or the wording has changed
         write_record(source, saved | texts)
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 

@@ -30,9 +30,9 @@ STRENGTH_WITHOUT_VALIDATION = 1.0
 def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     """Score a linear probe of the VLM on the labels of each arm with own reports, on the test sets of a plan.
 
-    The probe is a logistic regression on the VLM's image embeddings, fitted to the tile labels that the arm sees and,
-    for other tiles, to the most probable class according to the report; tile weights are ignored. Its C is chosen on
-    the validation labels that the arms of the same seed see; it is 1 if there are none.
+    The probe is a logistic regression on the VLM's image embeddings, fitted to the tile labels that the arm may use
+    and, for other tiles, to the most probable class according to the report; tile weights are ignored. Its C is chosen
+    on the validation labels that the arms of the same seed may use; it is 1 if there are none.
 
     Returns:
         One row per seed, test set and arm with distinct report labels (see `label_sources`).

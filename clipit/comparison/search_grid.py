@@ -1,4 +1,4 @@
-"""Search grid of a comparison: the points of each arm, and a check that all arms were searched alike."""
+"""Search grid of a comparison: the points of each arm, and a check that all arms were searched in the same way."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce

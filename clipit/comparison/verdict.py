@@ -15,9 +15,9 @@ from clipit.evaluation.significance import holm
 Outcome = Literal["helps", "no gain", "no gain from text", "harms", "not decided"]
 """Outcome of the contrasts of an arm; an arm without text helps if it is better than the baseline."""
 _USE_PROBE = {
-    "report probe": "Use the VLM's linear probe on the report labels instead: no student needed. The gain lies in the "
-    "labels; the student adds at most speed and independence from the VLM.",
-    "tile probe": "Use the VLM's linear probe on the tile labels instead: no student and no report needed.",
+    "report probe": "Use the VLM's linear probe on the report labels instead: no student is needed. The gain comes "
+    "from the labels; the student adds at most speed and independence from the VLM.",
+    "tile probe": "Use the VLM's linear probe on the tile labels instead: no student and no reports are needed.",
 }
 
 
@@ -28,7 +28,7 @@ class ArmVerdict:
     Attributes:
         key: Data set, backbone, test set and arm.
         text: Source of the text that the arm learns from.
-        limit: Role of the control that decides against the arm, because the arm is not better; "" for none.
+        limit: Role of the control that decides the verdict, because the arm is not better than it; "" for none.
     """
 
     key: ArmKey
@@ -75,7 +75,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     first rule that applies decides:
 
     1. Without an interval against the baseline (one seed, an undefined score): not decided.
-    2. Not better than the VLM's linear probe on the same labels from reports, while the arm or this probe is better
+    2. Not better than the VLM's linear probe on the same labels from reports, although the arm or this probe is better
        than the baseline: use the probe.
     3. The same for the VLM's linear probe on the tile labels.
     4. Worse than the baseline: harms. Not better than the baseline: no gain.

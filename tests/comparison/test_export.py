@@ -224,7 +224,7 @@ def test_rows_have_provenance_and_hashes_of_their_predictions(
             assert json.loads(row["searched"]) == {"training.learning_rate": row["learning_rate"], "training.steps": 6}
     page = html.unescape((folder / "comparison.html").read_text(encoding="utf-8"))
     for key in ("lines", "against.clip_it_all", "findings[0].values"):
-        assert f"comparison.json: {key}, made from" in page
+        assert f"comparison.json: {key}, computed from" in page
     assert "of small/image_only-seed1, small/image_only-seed2" in page and str(folder / "predictions") in page
     assert all(note in page for note in found["notes"]) and found["notes"]
 

@@ -177,7 +177,7 @@ def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
     (as in training), or by a zero vector if the rules leave it unpaired. Statistics over all tiles (hubness correction,
     mutual neighbours) come from the training tiles only. `exclude_same_group` applies to training tiles only; `leaks`
-    covers the reports of other patients. The head is fitted on the training labels visible to the runs of this seed,
+    covers the reports of other patients. The head is fitted on the training labels that the runs of this seed may use,
     and its regularisation is chosen on their validation labels. The paper's text classifier has two layers and a
     fine-tuned text tower; here, the head is linear and the tower is frozen.
 
@@ -214,7 +214,7 @@ def mean_snippets(
     vectors: Float32[np.ndarray, "n dim"],
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Float32[np.ndarray, "n dim"]:
-    """Return the unit-norm mean of the snippets that each tile retrieves; 0 where it retrieves none.
+    """Return the unit-norm mean of the snippets that each tile retrieves; 0 for a tile without snippets.
 
     Args:
         vectors: Unit-norm tile embeddings.
@@ -240,7 +240,7 @@ def _image_embeddings(workspace: Workspace) -> dict[str, Float32[np.ndarray, "_ 
 def _probe_predictions(
     workspace: Workspace, seed: int, vectors: dict[str, Float32[np.ndarray, "_ dim"]]
 ) -> Predictions:
-    """Fit a linear probe on the labels that the runs of a seed see, and predict the test tiles."""
+    """Fit a linear probe on the labels that the runs of a seed may use, and predict the test tiles."""
     tiles = workspace.tiles(seed)
     train, validation, test = (tiles.of_split(split) for split in ("train", "validation", "test"))
     probe = linear_probe(vectors["train"], train.labels, vectors["validation"], validation.labels, len(tiles.classes))

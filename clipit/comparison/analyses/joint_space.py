@@ -17,7 +17,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred, unit
 from clipit.workspace.workspace import Workspace
 
-_SAMPLE = 1000  # tiles and snippets per plot
+_SAMPLE = 1000  # maximum number of tiles, and of snippets, in the analysis
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], fol
     Args:
         workspace: Cached inputs of the plan's configuration.
         rows: Rows of the plan's runs and reference classifiers.
-        folder: Folder for predictions and scores that the analyses compute themselves.
+        folder: Folder for predictions and scores that the analyses compute.
     """
     results = []
     for name in plan.comparison.analyses:

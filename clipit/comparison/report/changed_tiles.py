@@ -17,9 +17,10 @@ from clipit.tiles.tileset import TileSet
 
 MAIN_ARMS = ("clip_it_all", "image_embedding")
 _MAX_ARMS = 3
-_MAX_TILES = 12  # tiles shown of each kind (gained, lost)
-_SIDE, _QUALITY = 96, 70  # pixels and JPEG quality of the pictures
-_MANY_SETTINGS, _FEW_TILES = 4, 4  # data sets and backbones above which fewer tiles of each kind are shown
+_MAX_TILES = 12  # maximum number of tiles shown of each kind (gained, lost)
+_SIDE, _QUALITY = 96, 70  # side in pixels and JPEG quality of the pictures
+_MANY_SETTINGS = 4  # with more data sets and backbones, only `_FEW_TILES` of each kind are shown
+_FEW_TILES = 4
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def find_changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) 
     votes = [_count_votes(seeds, tiles) for seeds in (tables[: len(base)], tables[len(base) :])]
     rows = np.arange(len(tiles.ids))
     gain = np.subtract(*(arm_votes.probabilities[rows, tiles.labels] for arm_votes in reversed(votes)))
-    order = gain.round(6)  # the precision of float32 probabilities: ties are broken by id, not by noise
+    order = gain.round(6)  # to the precision of float32 probabilities, so that ids break ties rather than noise
     mostly_correct = [2 * votes[i].correct > n for i, n in enumerate((len(base), len(arm)))]
     mostly_wrong = [2 * votes[i].correct < n for i, n in enumerate((len(base), len(arm)))]
     return ChangedTiles(
@@ -141,7 +142,8 @@ def _count_votes(tables: Sequence[Predictions], tiles: Predictions) -> ArmVotes:
     mean = probabilities.mean(axis=0)
     votes = (predicted[:, :, None] == np.arange(len(tiles.classes))).sum(axis=0)
     correct = (predicted == tiles.labels).sum(axis=0)
-    return ArmVotes(correct, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability is less than a vote
+    # Half the mean probability is less than a vote, so it only breaks ties.
+    return ArmVotes(correct, (votes + 0.5 * mean).argmax(axis=1), mean)
 
 
 def _select(mask: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:

@@ -16,7 +16,7 @@ _Row = tuple[str, list[tuple[str, str]]]
 def link_sections(
     config: RunConfig, plans: Sequence[Plan], results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Build a section with relative links to all existing pages; no section without pages.
+    """Build a section with relative links to all existing pages; the list is empty if there are no pages.
 
     Args:
         config: Configuration of the comparison, whose output folder is searched.

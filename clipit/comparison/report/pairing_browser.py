@@ -62,8 +62,8 @@ def _predict(
                 predictions[str(tiles.ids[i])] = int(probabilities.argmax()), float(probabilities.max())
             advance(len(batch_rows))
     note = (
-        f"Predictions: the classifier of {run.parent.name}/{run.name}, applied to these tiles. It was trained on them, "
-        "and saw the labels of the labelled ones, so correct predictions here do not measure its accuracy."
+        f"Predictions: the classifier of {run.parent.name}/{run.name}, applied to these tiles. It was trained on these "
+        "tiles, including the labels of labelled ones, so correct predictions here do not measure its accuracy."
     )
     pairing = plan.config.pairing
     if resolve_arm(plan.run_config(arm, seed)).pairing != pairing:

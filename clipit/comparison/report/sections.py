@@ -82,7 +82,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
         if HEADER[i] not in header and results
     ]
     rows = "comparison.parquet: column score of the rows of an arm's data_set, backbone, test_set and arm"
-    source = f"comparison.json: {key}, made from {rows}"
+    source = f"comparison.json: {key}, computed from {rows}"
     if constant:
         source += f" ({', '.join(constant)})"
     return Table(header, cells, source=source, left=count_left(header))
@@ -118,7 +118,7 @@ def label_sections(
 
 def cost_section(results: Sequence[ArmResult]) -> PageSection:
     """Build the section of each arm's costs."""
-    source = "comparison.json: lines, costs, made from comparison.parquet"
+    source = "comparison.json: lines, costs, computed from comparison.parquet"
     return PageSection("Costs", [Table(*cost_table(results), source=source), Text(COST_NOTE)])
 
 
@@ -130,7 +130,7 @@ def finding_sections(analyses: Sequence[AnalysisResult], folder: Path) -> list[P
     """
     sections = []
     for i, analysis in enumerate(analyses):
-        source = f"comparison.json: findings[{i}].values, made from {analysis.source}"
+        source = f"comparison.json: findings[{i}].values, computed from {analysis.source}"
         parts: list[Part] = [Text(analysis.text), Table(analysis.header, analysis.rows, source=source)]
         if analysis.planes:
             path = folder / f"plane-{i}.png"

@@ -50,14 +50,14 @@ def compose_notes(
     n = len(comparison.seeds)
     metric = LABELS[comparison.metric]
     notes = [
-        f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {counted(n, 'seed')} (none for a "
-        "reference row that does not depend on the seed). Differences "
+        f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {counted(n, 'seed')} (no standard "
+        "deviation for a reference row that does not depend on the seed). Differences "
         f"from {comparison.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
         f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), "
         f"and a paired bootstrap over the independent units of the test sets ({_resampled_units(results)}; "
         f"{config.evaluation.bootstrap} resamples, the same for all seeds).",
-        "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none with "
-        f"fewer than {MIN_SEEDS} seeds.",
+        "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; undefined "
+        f"with fewer than {MIN_SEEDS} seeds.",
     ]
     if n == 1:
         notes.append("With only one seed, there is neither an interval over seeds nor a p-value.")
@@ -111,7 +111,11 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
     else:
         source, set_by_hand = _read_search(config, comparison, first)
         searched = [arm for arm in comparison.arms if arm not in set_by_hand]
-        instead = " (an arm without such a term gets intermediate learning rates instead)" if comparison.grid else ""
+        instead = (
+            " (an arm to which a key does not apply gets intermediate learning rates instead)"
+            if comparison.grid
+            else ""
+        )
         further = "".join(f" x {len(values)} of {key}" for key, values in comparison.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {source}, all within one grid of "
@@ -144,7 +148,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
 
 
 def _format_counts(trials: Mapping[str, int]) -> str:
-    """Format the trials per arm, as one number if it is the same for all arms."""
+    """Format the number of trials per arm; a single number if it is the same for all arms."""
     groups: dict[int, list[str]] = {}
     for arm, count in trials.items():
         groups.setdefault(count, []).append(arm)
@@ -271,7 +275,7 @@ def _describe(facts: Mapping[str, Any], seed: int) -> str:
     if not facts["compared_cases"]:
         return f"{text}; none of them has a labelled tile to compare with (seed {seed})"
     return (
-        f"{text}; it agrees with {facts['agreeing_tiles']:,} of {counted(facts['compared_tiles'], 'labelled tile')} "
+        f"{text}; labels agree with {facts['agreeing_tiles']:,} of {counted(facts['compared_tiles'], 'labelled tile')} "
         f"and {facts['agreeing_cases']:,} of {counted(facts['compared_cases'], 'patient')} (seed {seed})"
     )
 

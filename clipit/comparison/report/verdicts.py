@@ -21,8 +21,8 @@ TEXT_RULE = (
     "learns from the VLM's embedding of the tile instead of text; controls that were not run are named."
 )
 OWN_RULE = (
-    "Own reports: an arm that is not better than the VLM's linear probe on the same report labels (or on the tile "
-    "labels), although the arm or the probe is better than the baseline, is not needed: use the probe. If the arm is "
+    "Own reports: if the arm or the VLM's linear probe on the same report labels (or on the tile labels) is better "
+    "than the baseline, but the arm is not better than the probe, the arm is not needed: use the probe. If the arm is "
     "not better than own_case, whose labels are spread over the tiles of a patient without text, its gain is due to "
     "knowing which tiles belong to one patient. Text from own reports adds information if the arm is better than every "
     "control that was run, among them own_case or own_shuffled (for snippets, own_case or other snippets); controls "

@@ -232,7 +232,7 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
     text = (folder / "robustness.md").read_text(encoding="utf-8")
     worth = settings["feature statistics (transductive)", WHOLE_SETS]
     gained = worth["change_guarded"] - worth["change_always"]
-    assert f"{abs(gained):.3f} of the score on average, compared with always adapting" in text
+    assert f"{abs(gained):.3f} in score on average, compared with always adapting" in text
     told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
     assert "Errors of the guard" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
 

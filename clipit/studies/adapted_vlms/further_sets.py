@@ -35,9 +35,10 @@ class FurtherSet:
 
 
 def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunConfig]:
-    """Read the configurations of `adapt.forgetting`, with the VLM, output folder and `evaluation` of this one.
+    """Read the configurations of `adapt.forgetting`, with the VLM, output folder and `evaluation` of `config`.
 
     Args:
+        config: Configuration of the adaptation.
         section: Section `adapt`.
 
     Raises:

@@ -35,7 +35,7 @@ class TileResults:
 
     Attributes:
         zero_shot: Zero-shot classification; None without prompts or labelled test tiles.
-        probes: Linear probe on the labels that each seed keeps; empty without labels.
+        probes: Linear probe on the labels that each seed may use; empty without labels.
         retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
         labels: Number of training and validation labels of the probe, by seed.
         problems: Reasons for missing measurements.
@@ -101,14 +101,14 @@ def measure_zero_shot(
 def worse_than_chance(labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"]) -> float | None:
     """Return the balanced accuracy if predictions are worse than chance, else None.
 
-    This is a permutation test: at most 2.5 % of 1,000 random permutations of the labels give a balanced accuracy as low
-    as this.
+    Predictions are worse than chance if at most 2.5 % of 1,000 random permutations of the labels give a balanced
+    accuracy that is at least as low (a permutation test).
 
     Args:
         predicted: Predicted class indices.
     """
     classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights = 1 / (len(classes) * counts[class_of])  # of a correctly classified tile in the balanced accuracy
+    weights = 1 / (len(classes) * counts[class_of])  # contribution of a correct tile to the balanced accuracy
     accuracy = float(weights @ (predicted == labels))
     random = np.random.default_rng(0)
     orders = random.permuted(np.tile(np.arange(len(labels)), (_PERMUTATIONS, 1)), axis=1)

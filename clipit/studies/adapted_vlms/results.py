@@ -262,11 +262,11 @@ def _class_match(
     """Average the class-match retrieval scores over seeds."""
     table: dict[tuple[str, str, int], dict[str, tuple[float | None, float | None]]] = {}
     for model, seeds in results.tiles.items():
-        found: dict[tuple[str, str, int], list[tuple[float | None, float | None]]] = {}
+        by_measure: dict[tuple[str, str, int], list[tuple[float | None, float | None]]] = {}
         for tiles in seeds.values():
             for task, score in tiles.retrieval:
-                found.setdefault((task, score.name, score.k), []).append((score.value, score.random))
-        for key, values in found.items():
+                by_measure.setdefault((task, score.name, score.k), []).append((score.value, score.random))
+        for key, values in by_measure.items():
             defined = [value for value, _ in values if value is not None]
             mean = sum(defined) / len(defined) if len(defined) == len(values) else None
             table.setdefault(key, {})[model] = (mean, values[0][1])
@@ -274,7 +274,7 @@ def _class_match(
 
 
 def _write_scores(content: AdaptContent, results: StudyResults) -> None:
-    """Add the scores of each adapted VLM, and those of the VLM before, to its cards."""
+    """Add the scores before and after adaptation to the cards of each adapted VLM."""
     measured = [score for score in content.scores if score.subject.model == BEFORE and score.subject.task != PROBE]
     for arm, seeds in results.folders.items():
         for seed, folder in seeds.items():

@@ -49,8 +49,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
             where=path,
             fix="use the ids of the checked tiles, and write the class of each verified tile in the column label",
         )
-    spelled = _as_classes({label for _, label in checked}, tiles.classes)
-    checked = [(name, spelled.get(label, label)) for name, label in checked]
+    class_of = _as_classes({label for _, label in checked}, tiles.classes)
+    checked = [(name, class_of.get(label, label)) for name, label in checked]
     unknown = sorted({label for _, label in checked} - {*tiles.classes})
     repeated = sorted(name for name, count in Counter(name for name, _ in checked).items() if count > 1)
     if unknown or repeated:
@@ -68,7 +68,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
 
 
 def _as_classes(labels: Set[str], classes: Sequence[str]) -> dict[str, str]:
-    """Map labels that are no classes to the class that is the same whole number, as 1.0 and 1 are."""
+    """Map each label that is not a class to the class with the same whole number, such as 1.0 to 1."""
     whole = {_without_decimals(name): name for name in classes}
     return {
         label: whole[_without_decimals(label)] for label in labels - {*classes} if _without_decimals(label) in whole

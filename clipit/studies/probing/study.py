@@ -184,7 +184,7 @@ def _zero_shot_rows(
 def _probe_rows(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, model: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Compute the scores of every probe, with the labels that a run of this seed sees."""
+    """Compute the scores of every probe, with the labels that a run of this seed may use."""
     visible, tiles = workspace.tiles(config.seed), workspace.all_tiles
     train, validation = model.split(visible, "train"), model.split(visible, "validation")
     test = model.split(tiles, "test").labelled()

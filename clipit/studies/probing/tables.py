@@ -50,7 +50,7 @@ def probing_chapters(
                     "clustered by group where known."
                 ),
                 Text(
-                    f"Probes use the labels that a run with seed {seed} sees (tiles.labels). k-NN: cosine, k = "
+                    f"Probes use the labels that a run with seed {seed} may use (tiles.labels). k-NN: cosine, k = "
                     f"{probing.neighbours}, unweighted votes, ties to the first class; with fewer than k labels, all "
                     "of them vote, so the result is uninformative. SimpleShot: features centred on the training mean, "
                     "L2-normalised, nearest class mean."
@@ -98,7 +98,7 @@ def probing_chapters(
                     "class has the most votes among the k nearest; recall@k: share of the true partners retrieved. In "
                     f"brackets: fold over random. {own_group}Image to image, test: leave-one-out within the test "
                     "split; where groups are unknown, tiles of the query's own slide may be retrieved, so these "
-                    "scores are too high."
+                    "scores can be too high."
                 ),
                 *(
                     _retrieval_table(frame[frame.metric == name], name)

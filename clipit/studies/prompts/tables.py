@@ -59,7 +59,7 @@ def prompt_chapters(
         differences: Differences in this score, rich minus simple prompts.
     """
     column = f"{FILE}: column {metric}"
-    scores = frame.assign(score=frame[metric], asked=frame.subject + ": " + frame.prompts)
+    scores = frame.assign(score=frame[metric], classifier=frame.subject + ": " + frame.prompts)
     intro = [
         Text(_REPORTED_ONLY),
         *([Text(f"{LABELS[metric]} is undefined for some rows: {undefined}.")] if undefined else []),
@@ -135,11 +135,11 @@ def _summary_cells(scores: Sequence[float | None]) -> list[str]:
 
 
 def _word_table(cells: pd.DataFrame, column: str) -> Table:
-    columns = list(dict.fromkeys(cells.asked))
+    columns = list(dict.fromkeys(cells.classifier))
     lines = []
     for axis in AXES:
         for (word,), group in iter_groups(cells, [axis]):
-            scores = [group.score[group.asked == name].tolist() for name in columns]
+            scores = [group.score[group.classifier == name].tolist() for name in columns]
             lines.append([axis, word or _NO_WORD, *(number(None if None in s else mean(s)) for s in scores)])
     caption = "Mean score over all cells with the word"
     return Table(("axis", "word", *columns), lines, caption=caption, source=f"{column}, kind = cell", left=2)
@@ -147,7 +147,7 @@ def _word_table(cells: pd.DataFrame, column: str) -> Table:
 
 def _cell_rows(cells: pd.DataFrame, column: str) -> Rows:
     words = cells.assign(**{axis: [word or _NO_WORD for word in cells[axis]] for axis in AXES})
-    columns, lines = pivot_cells(words, AXES, "asked", lambda row: number(row.score))
+    columns, lines = pivot_cells(words, AXES, "classifier", lambda row: number(row.score))
     return Rows((*AXES, *columns), lines, "Every cell", f"{column}, kind = cell")
 
 

@@ -86,7 +86,7 @@ def adapt_tiles(
     for output, readout in model.readouts.items():
         for method in robustness.adaptation:
             if method == "transductive" and output != ZERO_SHOT_OUTPUT:
-                continue  # needs a text prior
+                continue  # the method needs a text prior
             task = _Adaptation(
                 config, readout, reference.vectors[output], reference.mixtures[output], method,
                 model.not_adaptable.get(output, "") if method == "statistics" else "",
@@ -141,7 +141,7 @@ class _Adaptation:
 
 
 def draw_batches(tiles: TileSet, repeats: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
-    """Draw batches with Dirichlet class proportions, without replacement; yields concentration and rows of each.
+    """Draw batches with Dirichlet class proportions, without replacement; yield concentration and rows of each batch.
 
     In practice, batches of tiles are rarely balanced, and adaptation is most likely to harm unbalanced ones. Labels
     are used to draw the batches and to measure the guard, but not by the guard itself. Each batch is as large as

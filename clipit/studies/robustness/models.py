@@ -149,7 +149,7 @@ def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSe
 
     Args:
         limit: Maximum number of tiles; None keeps all.
-        labelled: Whether to keep only labelled tiles, and to sample evenly over classes as well.
+        labelled: Whether to keep only labelled tiles, and to sample evenly over classes.
     """
     order = np.lexsort((tiles.ids, tiles.labels) if labelled else (tiles.ids,))
     if labelled:

@@ -32,8 +32,8 @@ def curve_rows(
 ) -> list[RobustnessRow]:
     """Score every model at every level, with and without adaptation; returns rows only in the main process.
 
-    The stored tile is perturbed before a model resizes it, so that models with different input sizes see the same
-    change. Only one level is held in memory at a time, so tiles are read again for each level.
+    The stored tile is perturbed before it is resized for a model, so that the change is the same for models with
+    different input sizes. Only one level is held in memory at a time, so tiles are read again for each level.
 
     Args:
         references: Training references for adaptation, by model name.

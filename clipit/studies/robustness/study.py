@@ -109,7 +109,7 @@ def _load_models(
     config: RunConfig, robustness: RobustnessConfig, workspace: Workspace, runs: Sequence[Path]
 ) -> list[MeasuredModel]:
     names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):  # arms of two comparisons
+    if len(set(names)) < len(names):  # runs of two comparisons may have the same name
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
     if len(set(names)) < len(names):
         raise DataError("a run is listed twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
@@ -196,7 +196,7 @@ def _write_plots(robustness: RobustnessConfig, frame: pd.DataFrame, folder: Path
         curve = curves[curves.perturbation.isin([name, UNPERTURBED])]
         if (curve.level.notna() & curve.value.notna()).any():
             plots.append(f"curve_{name}.png")
-            neutral = None if name == "jpeg" else PERTURBATIONS[name].neutral  # JPEG at 100 is not the stored tile
+            neutral = None if name == "jpeg" else PERTURBATIONS[name].neutral  # JPEG at quality 100 changes the tile
             plot_curve(curve, name, folder / plots[-1], metric=robustness.metric, neutral=neutral)
     calibrations = frame[(frame.analysis == "calibration") & frame.reliability.notna()]
     if len(calibrations):

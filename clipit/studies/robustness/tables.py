@@ -29,8 +29,8 @@ _TEST = (
     "paired."
 )
 _PERTURBED = (
-    "The stored tile is perturbed and then resized for each model, so all models see the same change. Each cell shows "
-    "the score and, in parentheses, its change from the unperturbed tile."
+    "The stored tile is perturbed and then resized for each model, so the change is the same for all models. Each cell "
+    "shows the score and, in parentheses, its change from the unperturbed tile."
 )
 _CALIBRATED = (
     "Temperature scaling (Guo et al. 2017): a single parameter, fitted on the validation labels that the run was "
@@ -40,7 +40,8 @@ _ADAPTED = (
     "Transductive: every result depends on all test tiles together and is undefined for a single tile. Gains "
     "and losses are shown regardless of the guard. Feature statistics assume the class proportions of training. The"
     " guard uses no labels: it estimates the mixture of training classes that explains the tiles best, and compares"
-    " its mean with that of the tiles. It accepts the adaptation if the misfit of the two means is at least "
+    " the mean of this mixture with that of the tiles. It accepts the adaptation if the misfit of the two means is at "
+    "least "
     f"{MIN_MISFIT:g} (about 1 is expected if only the class proportions differ). Its verdict depends on the tiles "
     "and the feature space, not on the adaptation. It does not detect changes of the spread alone, and it also "
     "accepts if a class is absent from training or a single patient is unusual. The next chapter "
@@ -54,8 +55,8 @@ _GUARD = (
     "of its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this "
     "happens in about 1 of 40 settings for each. The guard can make two kinds of error: accepting a harmful adaptation,"
     " or refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to measure the"
-    " guard. Its threshold was chosen on a synthetic world other than the demo's (see the page Results: single runs of"
-    " the documentation). "
+    " guard. The guard's threshold was chosen on a synthetic world other than the demo's (see the page Results: single"
+    " runs of the documentation). "
     "Settings share tiles and models and are not independent, so no intervals are given for these shares."
 )
 _NO_INTERVALS = (
@@ -202,7 +203,8 @@ def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
         if summary.settings not in (WHOLE_SETS, BATCHES) or always is None or guarded is None:
             continue
         benefit = guarded - always
-        effect = "changed" if abs(benefit) < _ROUNDED else "gained" if benefit > 0 else "lost"
+        change = f"{'gained' if benefit > 0 else 'lost'} {number(abs(benefit))} in score"
+        effect = "neither gained nor lost" if abs(benefit) < _ROUNDED else change
         if abs(benefit) < _ROUNDED and guarded > _ROUNDED:
             verdict = "Always adapting would have been as good here."
         elif guarded < _ROUNDED:
@@ -212,8 +214,8 @@ def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
         texts.append(
             Text(
                 f"{summary.method}, {summary.settings} ({LABELS[summary.metric]}): over "
-                f"{counted(errors.cases, 'setting')} the guard {effect} {number(abs(benefit))} of the score on "
-                f"average, compared with always adapting ({number(always, signed=True)}; never: 0; guarded: "
+                f"{counted(errors.cases, 'setting')}, the guard {effect} on average, compared with always adapting "
+                f"({number(always, signed=True)}; never: 0; guarded: "
                 f"{number(guarded, signed=True)}); it refused {errors.harmful - errors.let_through} of "
                 f"{errors.harmful} harmful and {errors.refused} of {counted(errors.helpful, 'helpful adaptation')}. "
                 f"{verdict}"

@@ -67,7 +67,8 @@ def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
     training = read_training(folder, "score", "chosen_step", "steps", "seconds")
     results = read_results(folder)
     monitor = config.training.monitor
-    test_metric = comparison_metric if monitor in ("agreement", "information") else monitor  # these use no labels
+    uses_labels = monitor not in ("agreement", "information")
+    test_metric = monitor if uses_labels else comparison_metric
     return {
         "run": str(folder.relative_to(config.output)),
         "arm": config.arm or "custom",
@@ -114,8 +115,8 @@ def _summarise(
         for name, group in groups.items()
     ]
     choice = (
-        f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, because it is "
-        f"the best of {len(groups)}; nothing was selected on test scores."
+        f"Chosen by the mean validation score: {chosen}. This score is optimistic, because it is the best of "
+        f"{len(groups)}; nothing was selected on test scores."
         if chosen and len(groups) > 1
         else f"Nothing was chosen: only {chosen} was trained."
         if chosen

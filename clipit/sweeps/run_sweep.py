@@ -50,7 +50,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     processes, sweep = get_processes(), plan.sweep
     _check_launch(plan, launch)
     folder = plan.trials[0].config.output / "sweeps" / sweep.name
-    if (folder / "search").is_dir():  # another sweep's folder is refused before inputs are read
+    if (folder / "search").is_dir():  # reject the folder of another sweep before inputs are read
         _check_folder(SharedSearch(folder / "search"), plan, folder)
     for same in equal_trials([resolve_arm(trial.config) for trial in plan.trials]):
         if processes.main:
@@ -103,7 +103,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse its folder.
 
-    A configuration may be named by a different path, or be a copy.
+    The configuration file may have moved since, or may be a copy of the recorded one.
     """
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}

@@ -61,7 +61,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
         raise ConfigError(
             f"method {sweep.method} needs a number of trials",
             where=sweep.path,
-            fix="pass --count=N, or run_cap in the file",
+            fix="pass --count=N, or set run_cap in the file",
         )
     if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
         raise ConfigError(
@@ -125,12 +125,13 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
 
 
 class Proposals:
-    """The trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator."""
+    """Trials of the method bayes: those in the study, then new ones proposed by a tree-structured Parzen estimator."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._space = _search_space(plan.sweep)
-        self._built: dict[tuple[str, ...], Trial] = {}  # by values; the study is read again before every trial
+        # Built trials by their values, because the study is read again before every trial.
+        self._built: dict[tuple[str, ...], Trial] = {}
 
     def __call__(self, study: "optuna.Study") -> Iterator[Trial]:
         """Yield the trials in starting order."""

@@ -73,8 +73,8 @@ class PairAgreement:
 
     Attributes:
         shared: Number of items that both labelled; on the diagonal, those that the annotator labelled.
-        agreement: Share of shared items with equal labels; nan without a shared item.
-        kappa: Cohen's kappa; nan where it is undefined.
+        agreement: Share of shared items with equal labels; NaN if no item is shared.
+        kappa: Cohen's kappa; NaN where it is undefined.
     """
 
     shared: Int64[np.ndarray, "a a"]

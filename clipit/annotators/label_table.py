@@ -54,7 +54,7 @@ def read_annotations(
     Args:
         config: Section `tiles.annotations`.
         class_map: Class of each label; other labels are dropped and counted. If empty, labels are classes.
-        classes: Configured classes. Unless -1 is one of them, it marks a missing label among whole numbers.
+        classes: Configured classes. Among whole numbers, -1 marks a missing label unless it is one of these classes.
 
     Raises:
         DataError: The file cannot be read, lacks columns or cells, an annotator gave a tile two labels, or it is
@@ -86,14 +86,14 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         The votes on these tiles, and notes on labels of other tiles.
 
     Raises:
-        DataError: A label is outside the classes, no tile of the table is among these, or a tile has two spellings.
+        DataError: A label is outside the classes, no tile of the table is among `ids`, or a tile has two spellings.
     """
     code_of = {name: code for code, name in enumerate(classes)}
     unknown = Counter(label for label in table.labels if label not in code_of)
     if unknown:
         listed = shortlist([f"{name!r} in {counted(count, 'row')}" for name, count in sorted(unknown.items())])
         raise DataError(
-            f"labels of annotators outside the classes: {listed}",
+            f"annotators' labels outside the classes: {listed}",
             where=table.where,
             fix=f"the classes are {', '.join(classes)}: correct the labels, map them in tiles.class_map, or name all "
             "classes in tiles.classes",
@@ -105,8 +105,8 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     if not items:
         raise DataError(
             f"none of the {counted(len(annotated), 'tile')} in the table of annotators is among the "
-            f"{counted(len(ids), 'tile')}; the table has {shortlist(sorted(annotated), 3) or 'none'}, the data set "
-            f"{shortlist(list(ids), 3)}",
+            f"{counted(len(ids), 'tile')} of the data set; the table has {shortlist(sorted(annotated), 3) or 'none'}, "
+            f"and the data set has {shortlist(list(ids), 3)}",
             where=table.where,
             fix=f"write the ids of the tiles (for tables without a column id: their paths), or name the column in "
             f"{_WHERE}.columns",
@@ -317,7 +317,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
                 labels.append(label)
                 times.append(count)
     if invalid:
-        limit = "" if config.voters is None else f" of at most {config.voters} in all"
+        limit = "" if config.voters is None else f" of at most {config.voters} in total"
         problems.append(
             f"{counted(len(invalid), 'row')} without a tile, or without numbers of votes{limit}: {shortlist(invalid)}"
         )
@@ -343,7 +343,8 @@ def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> Annotat
         else:
             others[label] += times
     listed = shortlist([f"{name}: {count}" for name, count in sorted(others.items())])
-    note = f"dropped {counted(sum(others.values()), 'label')} of annotators outside tiles.class_map ({listed})"
+    n_others = counted(sum(others.values()), "label")
+    note = f"dropped {n_others} in the table of annotators that tiles.class_map does not list ({listed})"
     return AnnotationTable(
         [key[0] for key in summed],
         [key[1] for key in summed],

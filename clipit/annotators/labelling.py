@@ -154,7 +154,7 @@ def label_tiles(
 
     Raises:
         DataError: An annotator is unknown, no annotator is left for training or test tiles, or the labels do not permit
-            the estimates that `labels` needs.
+            the estimates that `config.labels` needs.
     """
     _check_names(votes, config)
     source_tests = config.test_labels == "source"
@@ -195,7 +195,7 @@ def best_annotator(consensus: Consensus) -> str:
         raise DataError(
             f"the best annotator is unknown: {consensus.reason}",
             where=f"{_WHERE}.labels",
-            fix=f"name one in {_WHERE}.annotator",
+            fix=f"name an annotator in {_WHERE}.annotator",
         )
     items = consensus.votes.items_of()
     accuracies = np.where(2 * items >= items.max(), consensus.estimates.accuracies, -1.0)

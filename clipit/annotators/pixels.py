@@ -25,6 +25,7 @@ class PixelConsensus:
 
     Attributes:
         votes: Labels of each pattern; the items are the pattern numbers, in ascending order.
+        pixels: Number of pixels with each pattern.
         estimates: Dawid-Skene estimates; None if no pixel has labels by two annotators.
         probabilities: Class probabilities, one row per pattern; label shares if `estimates` is None.
     """

@@ -64,11 +64,11 @@ class Votes:
 
     def of_annotators(self, names: Collection[str]) -> "Votes":
         """Select the labels of these annotators, and drop the other annotators."""
-        wanted = set(names)
-        inside = np.asarray([name in wanted for name in self.annotators], dtype=np.bool_)
+        chosen = set(names)
+        inside = np.asarray([name in chosen for name in self.annotators], dtype=np.bool_)
         selected = self._select(inside[self.annotator])
         new_index = np.cumsum(inside) - 1
-        annotators = tuple(name for name in self.annotators if name in wanted)
+        annotators = tuple(name for name in self.annotators if name in chosen)
         return Votes(
             selected.items,
             annotators,

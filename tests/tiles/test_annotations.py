@@ -206,7 +206,9 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
         classes=["B", "T"],
         class_map={"benign": "B", "tumour": "T"},
     )
-    assert "dropped 1 label of annotators outside tiles.class_map (artefact: 1)" in " ".join(mapped.notes)
+    assert "dropped 1 label in the table of annotators that tiles.class_map does not list (artefact: 1)" in " ".join(
+        mapped.notes
+    )
     assert mapped.labels.tolist() == TRUTH
 
 
@@ -232,7 +234,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tile has several labels by one annotator: ann on t0.png"),
         (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (NaN)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
-        (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 row"),
+        (["t0.png,ann,cancer"], {"classes": CLASSES}, "annotators' labels outside the classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
         (["x.png,ann,benign"], {}, "none of the 1 tile in the table of annotators is among the 12 tiles"),
         (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels by two annotators"),

@@ -116,7 +116,10 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Tabulate the scores of the chosen pooling, without the slides it was chosen on; without a choice, of all poolings."""
+    """Tabulate the scores of the chosen pooling on slides that were not used to choose it.
+
+    If no pooling was chosen, tabulate the scores of all poolings.
+    """
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
         return _metric_tables(evaluation)

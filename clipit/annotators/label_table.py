@@ -35,7 +35,7 @@ class AnnotationTable:
     Attributes:
         annotators: Names of the annotators; `ANONYMOUS` for votes without names.
         times: Number of votes for the label; 1 for named annotators.
-        notes: Dropped rows, by reason.
+        notes: Notes on dropped rows, one per reason.
     """
 
     tiles: Sequence[str]
@@ -130,7 +130,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
 
 
 def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict[str, str]:
-    """Match tile names in a table with tile ids, which are paths with slashes if the table of tiles has no ids.
+    """Match tile names in a table with tile ids. If the table of tiles has no ids, the ids are paths with slashes.
 
     Args:
         names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.

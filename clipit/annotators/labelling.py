@@ -69,7 +69,11 @@ class Consensus:
             for row in rows
         ]
         few = len(self.votes) < _FEW_TILES
-        advice = f"; {len(self.votes)} tiles are too few for reliable confusion matrices, so check these" if few else ""
+        advice = (
+            f"; {len(self.votes)} tiles are too few for reliable confusion matrices, so check these tiles"
+            if few
+            else ""
+        )
         return [
             f"{'WARNING: ' if few else ''}{subject}: the consensus differs from more than half of the labels on "
             f"{counted(len(rows), 'tile')}: {shortlist(listed)}{advice}",

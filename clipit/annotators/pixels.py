@@ -133,7 +133,7 @@ def annotator_dice(consensus: PixelConsensus) -> dict[str, dict[str, float | Non
     Formula: 2 |A and B| / (|A| + |B|) over all pixels labelled by the annotator and by at least one other.
 
     Returns:
-        Dice by annotator and class; None where neither labels a pixel as the class.
+        Dice by annotator and class; None where neither the annotator nor the consensus has a pixel of the class.
     """
     votes, table = consensus.votes, consensus.votes.table()
     row_of = {item: row for row, item in enumerate(votes.items)}

@@ -138,7 +138,7 @@ def _tests_text(arm: ArmVerdict) -> bool:
     tested = {contrast.role for contrast in arm.contrasts if contrast.tested}
     if arm.text == "own reports":
         return bool(tested & {"case", "shuffled" if arm.contrast("shuffled") is not None else "snippet"})
-    # Without the role, the baseline itself is the VLM's embedding of the tile.
+    # The role is missing if the baseline is itself the arm `image_embedding`.
     return arm.contrast("image embedding") is None or "image embedding" in tested
 
 

@@ -127,7 +127,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
     misfit = float((gap**2).mean()) / variance
     if misfit >= MIN_MISFIT:
         return GuardVerdict(True, misfit, "")
-    reason = f"a mixture of the training classes explains their mean (misfit {misfit:.1f}, below {MIN_MISFIT:g})"
+    reason = f"a mixture of the training classes explains the tiles' mean (misfit {misfit:.1f}, below {MIN_MISFIT:g})"
     return GuardVerdict(False, misfit, reason)
 
 

@@ -14,7 +14,7 @@ from clipit.evaluation.metrics import compute_metrics
 from clipit.tiles.tileset import TileSet
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa")
-"""Metrics of annotators: those that need predicted classes, but no probabilities."""
+"""Metrics that need predicted classes, but no probabilities."""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def bootstrap(
     Units (groups; single tiles if the group is unknown) are drawn with replacement, as many as there are; the weight of
     a tile is the number of times its unit was drawn. Resamples in which the score is undefined are dropped. The
     interval is undefined if these are more than 5 % of the resamples, or if there are fewer than `MIN_UNITS` units. To
-    bound memory, resamples are drawn 50 at a time. A score that resampling biases (the calibration error, for example,
-    increases) can lie near the edge of its interval, or outside.
+    bound memory, resamples are drawn 50 at a time. Resampling biases some scores (it increases the calibration error,
+    for example); such a score can lie near the edge of its interval, or outside.
 
     If all resamples agree, as they do if every tile is classified correctly, the percentile interval would be a single
     point for any number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound

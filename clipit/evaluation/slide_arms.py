@@ -99,7 +99,7 @@ def compare_slide_sets(
     seed: int = 0,
     controls: Collection[str] = (),
 ) -> SlideComparison:
-    """Compare arms like `compare_slide_arms`, with poolings that are given and may differ between arms.
+    """Compare arms like `compare_slide_arms`, but with given poolings, which may differ between arms.
 
     Args:
         arms: Scored slides by arm and seed, all of the same slides.

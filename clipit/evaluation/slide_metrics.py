@@ -139,7 +139,7 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     shared = (
         ""
         if len(tied) == 1
-        else f" {counted(len(tied), 'pooling ties', 'poolings tie')}; the one with the smallest K was chosen."
+        else f" {counted(len(tied), 'pooling ties', 'poolings tie')}; the one with the fewest tiles was chosen."
     )
     sentence = (
         f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "

@@ -106,8 +106,8 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
             `split`; empty cells are unknown. Slides without scores are dropped.
 
     Raises:
-        DataError: A slide occurs twice in the table of slides or is missing there, a label is not a class, or a slide
-            lacks a pooling that others have.
+        DataError: A slide occurs twice in the table of slides or is missing from it, a label is not a class, or a slide
+            lacks a pooling that other slides have.
     """
     known = _known_slides(slides)
     names = np.unique(table["slide"].to_numpy(dtype=str)) if len(table) else np.empty(0, dtype=str)

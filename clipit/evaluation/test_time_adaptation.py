@@ -19,7 +19,7 @@ _LIKELIHOOD_WEIGHT = 10.0
 """Numerator of the weight 10 / d of the log-likelihood of d features. Without the division by d, hundreds of features
 would outweigh the text prior. The value was fixed before any measurement."""
 _MIN_VARIANCE = 1e-3
-"""Minimum variance relative to its initial value of 1 / dimension, so that a constant dimension does not dominate."""
+"""Minimum of the variance as a fraction of its initial value 1 / d, so that a constant feature does not dominate."""
 _MIN_PRIOR = 1e-6
 
 
@@ -99,7 +99,8 @@ def transductive(
         - a sum_i sum_k z_ik log N(f_i; m_k, s) - 1/2 sum_ij w_ij z_i . z_j + sum_i KL(z_i || p_i)
 
     with f_i the unit vectors, p_i the zero-shot probabilities, w_ij the cosine of tiles that are among the 3 nearest
-    neighbours of each other (half of it if only in one direction), and a = 10 / d. It alternates 10 times between
+    neighbours of each other (half of it if only one is a neighbour of the other), and a = 10 / d. It alternates 10
+    times between
 
         z_ik  <- p_ik exp(a log N(f_i; m_k, s) + sum_j w_ij z_jk), divided by its sum over k (5 times)
         m_k   <- sum_i z_ik f_i / sum_i z_ik

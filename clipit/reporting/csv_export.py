@@ -40,7 +40,7 @@ def check_export(path: Path) -> None:
     make_folder(path.parent)
     writable = os.access(path.parent, os.W_OK)
     for folder in created:
-        with suppress(OSError):  # another process may have written to it
+        with suppress(OSError):  # another process may have written to the folder
             folder.rmdir()
     if not writable:
         raise ArtifactError("no permission to write here", where=path, fix="choose a different --record")

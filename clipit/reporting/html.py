@@ -38,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, whose rows begin with a heading; None is shown as n/a.
+    """A table whose first column contains row headings; None is shown as n/a.
 
     Attributes:
         rows: Cells, one per column of the header.

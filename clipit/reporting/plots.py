@@ -132,7 +132,7 @@ def inline_svg(figure: "Figure", label: str) -> Markup:
 
 
 def _render(figure: "Figure", write: "Callable[[Figure], object]", name: str) -> None:
-    """Write a figure, or the reason why matplotlib cannot render it, which is also logged."""
+    """Write a figure; if matplotlib cannot render it, log the reason and write the reason instead."""
     try:
         write(figure)
     except (OSError, ClipitError):
@@ -152,7 +152,7 @@ def tooltip(text: str) -> str:
 
 @contextmanager
 def _missing_glyphs_allowed() -> Iterator[None]:
-    """Silence warnings about characters that the font lacks, such as emoji, which a PNG shows as boxes."""
+    """Silence warnings about characters that the font lacks, such as emoji; a PNG shows them as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         yield

@@ -101,7 +101,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
 
 
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
-    """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse its folder.
+    """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse the folder.
 
     The configuration file may have moved since, or may be a copy of the recorded one.
     """
@@ -177,5 +177,5 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         raise LaunchError(
             f"a trial failed (exit status {status})",
             where=shlex.join(command),
-            fix="see its message above; start the sweep again to resume",
+            fix="see the message of the trial above; start the sweep again to resume",
         )

@@ -79,7 +79,7 @@ def test_other_class_proportions_are_refused_where_adaptation_harms() -> None:
         labels, vectors = origin.draw(rng, 200, np.array([0.9, 0.1, 0, 0]))
         verdict = judge_adaptation(mixture_of(origin), vectors)
         assert gain(origin, labels, vectors) < -0.05
-        assert not verdict.accepted and "a mixture of the training classes explains their mean" in verdict.reason
+        assert not verdict.accepted and "a mixture of the training classes explains the tiles' mean" in verdict.reason
 
 
 def test_changed_images_are_accepted_where_adaptation_helps() -> None:

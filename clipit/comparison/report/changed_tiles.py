@@ -123,7 +123,7 @@ def find_changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) 
     votes = [_count_votes(seeds, tiles) for seeds in (tables[: len(base)], tables[len(base) :])]
     rows = np.arange(len(tiles.ids))
     gain = np.subtract(*(arm_votes.probabilities[rows, tiles.labels] for arm_votes in reversed(votes)))
-    order = gain.round(6)  # to the precision of float32 probabilities, so that ids break ties rather than noise
+    order = gain.round(6)  # to the precision of float32 probabilities, so that ids, not noise, break ties
     mostly_correct = [2 * votes[i].correct > n for i, n in enumerate((len(base), len(arm)))]
     mostly_wrong = [2 * votes[i].correct < n for i, n in enumerate((len(base), len(arm)))]
     return ChangedTiles(

@@ -83,16 +83,18 @@ def measure_tiles(
 
 
 def measure_zero_shot(
-    workspace: Workspace, joint: FrozenFeatures, kept: Shaped[np.ndarray, " n"] | None = None
+    workspace: Workspace, joint: FrozenFeatures, test_ids: Shaped[np.ndarray, " n"] | None = None
 ) -> Measured | None:
     """Classify the labelled test tiles by prompts; None without prompts or labels. Embeddings are not centred.
 
     Args:
-        kept: Ids of the test tiles to measure; None for all.
+        test_ids: Ids of the test tiles to measure; None for all.
     """
     tiles, prompts = workspace.all_tiles, workspace.prompts
     test = joint.split(tiles, "test")
-    test = (test if kept is None else test.take(np.isin(test.ids.astype(str), kept.astype(str)))).labelled()
+    if test_ids is not None:
+        test = test.take(np.isin(test.ids.astype(str), test_ids.astype(str)))
+    test = test.labelled()
     if prompts is None or not len(test):
         return None
     return _classified(test, _zero_shot(workspace, prompts, test), tiles.classes)

@@ -124,8 +124,8 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
     """Score the VLM, and optionally a student, on the test tiles with many wordings of the prompts.
 
     Covers the modes of `prompt_study.modes` for `prompts` and, if set, `prompt_study.simple`; the sensitivity grid of
-    both; and the difference between the two with its interval. Prompts are screened on training tiles; nothing is
-    selected on test tiles.
+    both sets; and the difference between the two sets with its interval. Prompts are screened on training tiles;
+    nothing is selected on test tiles.
 
     Args:
         options: Modes, random draws and sensitivity grid to measure.

@@ -30,7 +30,7 @@ def curve_rows(
     models: list[MeasuredModel],
     references: Mapping[str, TrainingReference],
 ) -> list[RobustnessRow]:
-    """Score every model at every level, with and without adaptation; returns rows only in the main process.
+    """Score every model at every level, with and without adaptation; return rows only in the main process.
 
     The stored tile is perturbed before it is resized for a model, so that the change is the same for models with
     different input sizes. Only one level is held in memory at a time, so tiles are read again for each level.

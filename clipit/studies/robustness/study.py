@@ -54,7 +54,7 @@ def measure_robustness(
     runs: Sequence[Path],
     shifted: Mapping[str, TilesConfig] | None = None,
 ) -> Path:
-    """Measure the robustness of finished runs and, with prompts, of the VLM; writes tables, a report and plots.
+    """Measure the robustness of finished runs and, with prompts, of the VLM; write tables, a report and plots.
 
     Args:
         robustness: Configuration of the study, with perturbations and adaptations.
@@ -189,7 +189,7 @@ def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> 
 
 
 def _write_plots(robustness: RobustnessConfig, frame: pd.DataFrame, folder: Path) -> list[str]:
-    """Plot all curves with scores, and the calibration; returns the file names."""
+    """Plot all curves with scores, and the calibration; return the file names."""
     plots = []
     curves = frame[frame.analysis == "curve"]
     for name in robustness.perturbations:

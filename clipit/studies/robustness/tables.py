@@ -64,7 +64,7 @@ _NO_INTERVALS = (
     "helpful, because they cannot be distinguished from chance."
 )
 _ROUNDED = 0.0005
-"""Mean changes below this are shown as 0."""
+"""Mean changes in score below this are reported as no gain and no loss."""
 
 
 def robustness_chapters(

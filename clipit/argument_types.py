@@ -1,4 +1,4 @@
-"""Check the types of arguments of the Python API, so that a wrong one is an error that names it."""
+"""Check the types of the Python API's arguments, so that an argument of a wrong type is named in an error."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ _WORDS = {
 }
 _NAMED = {kind.__name__: kind for kind in (str, Path, int, float, bool)} | {"None": type(None)}
 _CHECKED_LATER = {"config", "overrides"}
-"""Configurations and their changes, whose own checks explain how to make them."""
+"""Arguments that are not checked here, because the configuration's own checks give better advice."""
 
 
 def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -47,13 +47,13 @@ def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
 
 
 def type_name(value: object) -> str:
-    """Name the type of a value with its article."""
+    """Name the type of a value, with an article."""
     name = {"NoneType": "None", "dict": "a dictionary"}.get(type(value).__name__)
     return name or f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union; the names in an annotation that is a string stand for their classes."""
+    """Yield the members of a union; in an annotation that is a string, classes may be represented by their names."""
     if isinstance(annotation, str):
         for name in annotation.split(" | "):
             yield _NAMED.get(name, name.rpartition(".")[2])
@@ -65,13 +65,13 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
 
 def _fits(value: Any, kind: Any) -> bool:
     origin = get_origin(kind)
-    if isinstance(kind, str):  # a class that is not imported yet
+    if isinstance(kind, str):  # name of a class that may not have been imported
         return kind in {base.__name__ for base in type(value).__mro__}
     if origin is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if origin is Mapping:
         return isinstance(value, Mapping)
-    if origin is Sequence:  # also arrays and columns of tables
+    if origin is Sequence:  # arrays and columns of tables are accepted
         members = list(_alternatives(get_args(kind)[0]))
         return (
             isinstance(value, Iterable)
@@ -82,7 +82,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, Real)
     if kind is int:
         return isinstance(value, Integral)
-    if kind is bool:  # also numpy's, and 0 or 1
+    if kind is bool:  # NumPy's Booleans and integers such as 0 and 1 are accepted
         return isinstance(value, Integral) or type(value).__name__ in ("bool", "bool_")
     if kind is Path:
         return isinstance(value, os.PathLike)

@@ -150,10 +150,10 @@ def disk_errors(where: object) -> Iterator[None]:
 
 
 def _unreadable(filename: object) -> bool:
-    """Return whether a file exists but may not be read."""
+    """Return whether a file exists, but its permissions do not allow reading it."""
     try:
         return isinstance(filename, str) and Path(filename).is_file() and not os.access(filename, os.R_OK)
-    except PermissionError:  # its folder may not be read either
+    except PermissionError:  # the folder's permissions do not allow reading it either
         return False
 
 
@@ -238,7 +238,7 @@ def user_errors() -> Iterator[None]:
             except SystemExit:
                 flush_console()
                 raise
-            flush_console()  # errors while Python exits could not be handled
+            flush_console()  # flush now, because errors while Python exits cannot be handled
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         close_console()
         raise SystemExit(_BROKEN_PIPE) from None

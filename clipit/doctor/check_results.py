@@ -20,7 +20,7 @@ class Check:
         status: Outcome; `WARN` for a problem that does not prevent a run.
         subject: Checked item, in a word or two.
         message: Result of the check; a full sentence for a problem.
-        fix: How to fix the problem; "" without a problem.
+        fix: How to fix the problem; "" if there is no problem.
     """
 
     status: Status

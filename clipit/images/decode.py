@@ -147,7 +147,7 @@ def _check(image: Image.Image, compare_pages: bool = True) -> None:
 def check_bytes(image: Image.Image) -> None:
     """Refuse damage that Pillow does not report: a JPEG file without its end, wrong checksums in a PNG or TIFF file.
 
-    Of TIFF files, only those that are compressed by Deflate contain checksums; of those that are compressed by JPEG,
+    In TIFF files that are compressed with Deflate, the checksums are verified. For those that are compressed with JPEG,
     libjpeg's warnings are checked.
 
     Args:

@@ -31,10 +31,10 @@ _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
 
 _CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead of", re.IGNORECASE)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-"""Data after the last pixel of a scan or restart interval; padding, or the rest of pixels that were misread."""
+"""Warning about data after the last pixel of a scan or restart interval: padding, or the rest of misread pixels."""
 _END, _SCAN = b"\xff\xd9", 0xDA
 _COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
-"""Name of simplejpeg for the colours of an image, by its number of channels."""
+"""simplejpeg's name for the colours of an image, by its number of channels."""
 
 Decoder = Callable[[bytes], UInt8[np.ndarray, "h w 3"]]
 

@@ -274,7 +274,7 @@ def check_column_names(names: Sequence[str], where: object) -> None:
 def delimiter_hint(names: Sequence[str]) -> str:
     """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise.
 
-    A first line such as `sep=;`, which Excel writes, is not a header either.
+    The advice also covers a first line such as `sep=;`, which Excel writes.
     """
     if names and names[0].strip().lower().startswith("sep="):
         return "the first line declares a delimiter: remove it, and save the table with commas, or as .tsv"
@@ -293,7 +293,7 @@ def hub_id(path: str) -> str | None:
 
 
 def hub_revision(path: str, key: str) -> str | None:
-    """Look up the newest commit of a data set on the hub, for `load_huggingface`; None if it is local or offline.
+    """Look up the newest commit of a data set on the hub, for `load_huggingface`; None for local sets and offline.
 
     Raises:
         DataError: The data set does not exist, or the hub cannot be reached.
@@ -328,7 +328,7 @@ def load_huggingface(
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
 
     Raises:
-        DataError: The folder does not exist, or the data set cannot be loaded, or its files number the classes of a
+        DataError: The folder does not exist, the data set cannot be loaded, or its files number the classes of a
             column differently.
     """
     name, folder = hub_id(path), Path(path).expanduser()

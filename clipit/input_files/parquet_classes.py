@@ -12,7 +12,7 @@ _KEY = b"huggingface"  # key in the schema's metadata
 def check_parquet_classes(files: Iterable[Path]) -> None:
     """Check that all parquet files of a data set list the same classes in the same order.
 
-    Each file stores the labels as indices into its own list, but `datasets` reads all of them by the list of one file.
+    Each file stores labels as indices into its own list, but `datasets` reads all of them with the list of one file.
     Files without class names, and files that cannot be read, are not checked.
 
     Raises:

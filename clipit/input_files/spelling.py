@@ -57,7 +57,7 @@ def format_pairs(pairs: dict[str, str]) -> list[str]:
 
 
 def _normal_forms(name: str) -> list[str]:
-    """Return a name's normal forms, which differently spelled names share: as it is written, and with Latin letters.
+    """Return the normal forms of a name, as written and with Latin letters; names spelled alike share one.
 
     Both are needed, because some letters look like a Latin letter only in upper or only in lower case.
     """
@@ -71,7 +71,7 @@ def _folded(name: str) -> str:
 
 
 def _quote(name: str) -> str:
-    """Quote a name, and state the code of letters and signs that look like others."""
+    """Quote a name, and state the code points of characters that look like others."""
     foreign = [char for char in name if char.translate(_LOOKALIKES) != char and plain_letters(name).isascii()]
     codes = ", ".join(f"{char} is U+{ord(char):04X}" for char in dict.fromkeys(foreign))
     return f"{name!r} ({codes})" if codes else repr(name)

@@ -216,7 +216,7 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         if name not in tensors or tuple(tensors[name].shape) != shape
     ]
     if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
-        mismatches.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
+        mismatches.append(f"the projector has {dim} outputs, but the joint space {spec.vlm['joint_dim']} dimensions")
     if mismatches:
         raise ModelError(
             f"the weights do not match the description: {shortlist(mismatches)}", where=where, fix=COPY_AGAIN

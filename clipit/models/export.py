@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.errors import ArtifactError, ModelError, counted, disk_errors
+from clipit.errors import ArtifactError, ModelError, counted, disk_errors, shortlist
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
     ADAPTER,
@@ -186,7 +186,8 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
     unmatched = set(missing) - (head_names if linear else set())
     if unmatched or unexpected:
         raise ModelError(
-            f"the architecture that timm builds is not the backbone's: {sorted(unmatched | set(unexpected))[:5]}",
+            "timm builds a different architecture than the backbone's; unmatched weights: "
+            f"{shortlist(sorted(unmatched | set(unexpected)))}",
             where="export",
             fix="report this backbone; it cannot be exported",
         )

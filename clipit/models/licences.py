@@ -13,7 +13,7 @@ from clipit.models.vlm_specs import VLMS
 
 OTHER = "other"
 _IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0"}
-"""Hugging Face's identifier of each licence in the model tables that has one."""
+"""Hugging Face's identifiers of licences in the model tables, by clipit's names."""
 _UNKNOWN = "unknown"
 
 

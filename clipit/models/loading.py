@@ -176,7 +176,7 @@ def hub_access() -> Iterator[None]:
 
 @contextmanager
 def errors_only(*names: str) -> Iterator[None]:
-    """Silence these loggers for messages below errors."""
+    """Silence messages of these loggers below the level ERROR."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

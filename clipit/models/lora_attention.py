@@ -16,7 +16,7 @@ _PACKED, _PROJECTION = "in_proj_weight", "out_proj.base_layer.weight"
 class PackedAttention(MultiheadAttention):  # type: ignore[misc]
     """LoRA for the packed q, k, v weights and the output projection of `nn.MultiheadAttention`.
 
-    peft 0.21's own layer adds the update of the output projection twice, and replaces the frozen weights by rounded
+    peft 0.21's own layer adds the update of the output projection twice, and replaces the frozen weights with rounded
     copies in each forward pass. Here, the frozen weights do not change. Self-attention applies the low-rank factors to
     the tokens, which needs no gradient of a full weight; other calls use the sums of weights and updates.
     """

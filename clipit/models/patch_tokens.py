@@ -70,7 +70,7 @@ def vlm_tokens(vlm: "VLM") -> PatchTokens:
     """
     side, dim = _output_shape(vlm.encode_patches, vlm.preprocess.size, vlm.device, vlm.name)
     if dim != vlm.joint_dim:
-        raise no_tokens(vlm.name, f"they have {dim} dimensions, the joint space {vlm.joint_dim}")
+        raise no_tokens(vlm.name, f"its tokens have {dim} dimensions, the joint space {vlm.joint_dim}")
     identity = fingerprint([vlm.fingerprint, vlm.precision])
     return PatchTokens(
         vlm.name, "vlm", vlm.preprocess, side, dim, vlm.expected_mpp, identity, vlm.device, vlm.encode_patches

@@ -29,7 +29,7 @@ _PIL_FILTERS = {
 }
 
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
-"""Switches of transformers that are applied here, or that do not concern images."""
+"""Switches in transformers' file that are applied here, or that do not affect pixels."""
 _SQUASHING = ("ViT", "DeiT", "Beit", "DINOv3ViT")  # image processors that read one number as height and width
 _BILINEAR = ("ViT", "DINOv3ViT")  # image processors that resize bilinearly unless their file states a filter
 
@@ -176,7 +176,7 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
     others = [key for key, value in config.items() if value and key.startswith("do_") and key not in _STEPS]
     others += [key for key in ("crop_pct", "rescale_offset") if config.get(key)]
     if others:
-        raise _unsupported(f"steps that clipit does not have: {shortlist(others)}", name)
+        raise _unsupported(f"additional steps: {shortlist(others)}", name)
     processor = _processor_kind(config)
     mode, resize_to = _resizing(config["size"], processor in _SQUASHING, name)
     size = resize_to

@@ -119,11 +119,12 @@ def resolve_missing(
             "which marks a missing "
             f"value in many programs: {shortlist(rows, 3)}",
             where=where,
-            fix="leave these cells empty if the tiles have no label, or, if it is a class, list all in tiles.classes"
+            fix="leave these cells empty if the tiles have no label; if this is a class, name all classes in "
+            "tiles.classes"
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it in columns with empty cells
+    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # programs write -1.0 in columns with empty cells
     others = set(counts) - {"", no_class}
     all_integers = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
     if no_class not in counts or no_class in class_names or not all_integers:

@@ -17,7 +17,7 @@ from clipit.tiles.splits import split_map
 _DOCUMENTS = frozenset(
     {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
-"""Suffixes of documents; a folder that contains nothing else is not a class."""
+"""Suffixes of documents; a folder that contains only documents is not a class."""
 _HIDDEN = (".", "__MACOSX", "@eaDir")
 """Prefixes of files and folders that are ignored."""
 UNLABELLED = ("unlabelled", "unlabeled")

@@ -130,7 +130,7 @@ def _keep(
     quota: Int64[np.ndarray, " c"],
     seed: int,
 ) -> None:
-    """Hide all labels of the tiles `inside` beyond the quota of each class, in place."""
+    """Hide all labels of the tiles `rows` beyond the quota of each class, in place."""
     for code, kept in enumerate(quota.tolist()):
         members = rows[strata[rows] == code]
         if kept < members.size:

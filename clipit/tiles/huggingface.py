@@ -76,7 +76,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     """Read the tiles of a data set; ids come from the column tiles.columns.id if that is set, else `<split>/<row>`.
 
     The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` is the image
-    column). If tiles.splits is set, splits that it does not map are dropped. A data set without splits becomes train.
+    column). If tiles.splits is set, splits that it does not map are dropped. A set without splits is read as train.
 
     Raises:
         DataError: The data set cannot be loaded, or lacks splits or columns.

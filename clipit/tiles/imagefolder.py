@@ -59,14 +59,14 @@ def _fix(root: Path, name: str, labels: Sequence[str]) -> str:
         return "unpack the zip and set tiles.source: huggingface; or repack it without this file to use folder names"
     label = "" if "label" in labels else f" and tiles.columns: {{label: {labels[0] if labels else 'COLUMN'}}}"
     return (
-        f"set tiles.source: huggingface{label}; or, to use other columns such as patients as well, tiles.source: "
+        f"set tiles.source: huggingface{label}; or, to also use other columns such as patients, tiles.source: "
         f"table, tiles.path: {root / name} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}; or move the file away to "
         "use the names of folders"
     )
 
 
 def _columns(name: str, read: Callable[[str], bytes]) -> list[str]:
-    """Return the column names of a metadata file; none if it cannot be read."""
+    """Return the column names of a metadata file; an empty list if it cannot be read."""
     try:
         data = read(name)
         if name.endswith(".parquet"):

@@ -108,8 +108,8 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     others = sorted({tile for tile, _ in keys} - known)
     if not kept:
         raise DataError(
-            f"none of the {counted(len(others), 'tile')} of the table is among the {counted(len(tiles), 'tile')}; it "
-            f"names {shortlist(others, 3) or 'none'}, the tiles are {shortlist(tiles.ids.tolist(), 3)}",
+            f"none of the {counted(len(others), 'tile')} in the table is in the data set; the table "
+            f"names {shortlist(others, 3) or 'none'}, the data set contains {shortlist(tiles.ids.tolist(), 3)}",
             where=path,
             fix="write the ids of the tiles (for tables without a column id: their paths)",
         )

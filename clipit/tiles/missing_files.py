@@ -73,7 +73,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
     """
     difference = _difference(missing, present)
     contents = f"{counted(len(present), 'file')}, such as {shortlist(present[:3])}" if present else "no file"
-    hint = f"; all of them match if {difference}" if difference else ""
+    hint = f"; all missing files match if {difference}" if difference else ""
     archives = [name for name in present if name.lower().endswith(_ARCHIVES)]
     if archives and not difference:
         hint = f"; among them are archives: {shortlist(archives, 3)}"

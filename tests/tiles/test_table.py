@@ -428,7 +428,7 @@ def test_decomposed_names_in_a_folder_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda name: name.upper(), "all of them match if differences in letter case are corrected"),
+        (lambda name: name.upper(), "all missing files match if differences in letter case are corrected"),
         (lambda name: name.removesuffix(".png"), "differences in the suffix are corrected"),
         (lambda name: name.replace("png", "TIF"), "differences in the suffix are corrected"),
         (lambda name: f"tiles/{name}", "'tiles/' is removed from the start of the paths"),

@@ -1,7 +1,7 @@
-"""Time of mining the bags of an adaptation again, relative to the steps between two minings.
+"""Time of re-mining the bags of an adaptation, relative to the training steps between two minings.
 
-Both use the embedded VLM and LoRA: mining embeds all tiles and the prompt dictionary, searches neighbours and writes
-the members; a step encodes its bags with cached gradients.
+Both use the embedded VLM with LoRA. Mining embeds all tiles and the prompt dictionary, searches neighbours and writes
+the members of the bags. A step encodes its bags with cached gradients.
 """
 
 from itertools import count

@@ -1,4 +1,4 @@
-"""Time of a forward pass on a large batch in parts, as on CPUs, relative to the whole batch at once."""
+"""Time of forward passes on the parts of a large batch, as on CPUs, relative to one pass on the whole batch."""
 
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clipit.stores.index import Index
 
 _DIM, _K, _BLOCK = 512, 5, 4096  # dimension of the embeddings, snippets per tile, tiles per block
-_GOAL = 1.0  # ratio to two plain searches
+_GOAL = 1.0  # maximum time, relative to two plain searches
 _LARGE = (300_000, 1_000_000)  # numbers of tiles and snippets to which the goal refers
 
 

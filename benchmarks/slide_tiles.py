@@ -76,7 +76,7 @@ def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any],
 
     def read_slide() -> float:
         reader = SlideReader([place], np.zeros(len(x), dtype=np.int32), x, y)
-        reader.read(len(x) - 1)  # opens the file, whose time is not measured
+        reader.read(len(x) - 1)  # opens the file, which is not part of the measured time
         return seconds(lambda: _read_all(reader.read, len(x)))
 
     def read_zip() -> float:

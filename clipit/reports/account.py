@@ -55,21 +55,20 @@ class Account:
     long_words: int = 0
     """Number of words of more than 500 characters, which were dropped before splitting."""
     long_word_reports: tuple[str, ...] = ()
-    """Descriptions of the reports with such words, one line each."""
+    """Descriptions of the reports with over-long words, one line each."""
     kept_short: Tally | None = None
     """Short snippets that were kept because they name a diagnosis."""
     section_reports: dict[str, int] | None = None
     """Section -> number of reports with text in it."""
     mended: dict[str, int] | None = None
     """Repaired words, written as "intesFnal -> intestinal" -> number of occurrences, the most frequent first."""
-
     page_lines: Tally | None = None
     """Page numbers, headers and footers dropped at page breaks; None if there were none."""
     page_line_reports: int | None = None
-    """Number of reports with such lines."""
+    """Number of reports in which page lines were dropped."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-serialisable values; those of disabled steps are omitted."""
+        """Return JSON-serialisable values; the values of disabled steps are omitted."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod

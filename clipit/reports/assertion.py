@@ -100,11 +100,12 @@ class Assertions:
 
         Triggers within a mention have no effect; of two overlapping triggers, the longer one counts. Two negations in a
         row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain. A trigger that
-        normally follows its mention applies to the text after it if it introduces a list at the start of the sentence:
-        "Not excluded: MSI-H". The answer "no" after a dash and counts of zero also negate a mention (`denials.py`).
+        normally follows its mention applies to the text after the trigger if it introduces a list at the start of the
+        sentence: "Not excluded: MSI-H". The answer "no" after a dash and counts of zero also negate a mention
+        (`denials.py`).
 
         Args:
-            mentions: Start and end of each mention within the sentence.
+            mentions: Start and end of each mention within the sentence, in characters.
         """
         tokens = tokenize(sentence)
         first, last = _token_spans(tokens, mentions)

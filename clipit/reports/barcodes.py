@@ -76,8 +76,8 @@ def add_patients(
 ) -> Iterator[RawReport]:
     """Set the group and organ of reports from the TCGA barcode and project in their id or table row.
 
-    Groups and organs given by the source are kept. Reports with barcodes of several patients get neither and are
-    counted in `problems`; `notes` states how many groups and organs were set.
+    Groups and organs given by the source are kept. Reports with barcodes of several patients get neither a group nor
+    an organ, and are counted in `problems`; `notes` states how many groups and organs were set.
 
     Raises:
         DataError: The table of cancer types is invalid.
@@ -151,10 +151,10 @@ def read_organs(path: Path) -> dict[str, str]:
         patient, code = leading_patient(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
         if not patient or code not in ORGANS:
             raise DataError(
-                f"{row['patient_id']!r} is not a TCGA patient barcode, or {row['cancer_type']!r} not a cancer type",
+                f"{row['patient_id']!r} is not a TCGA patient barcode, or {row['cancer_type']!r} is not a cancer type",
                 where=f"{path}, line {line}",
                 fix=f"correct the row; the codes are {', '.join(ORGANS)}",
             )
         if organ_of.setdefault(patient, ORGANS[code]) != ORGANS[code]:
-            raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one row")
+            raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one organ")
     return organ_of

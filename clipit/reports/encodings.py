@@ -9,9 +9,9 @@ from pathlib import Path
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, is_pointer
 
-_HEAD_BYTES = 1024  # checked at the start of a file
+_HEAD_BYTES = 1024  # bytes at the start of a file that are checked
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with the mark of UTF-16
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the little-endian mark begins with that of UTF-16
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
 _CONTINUATION = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
 _MISREAD = re.compile(
@@ -61,7 +61,7 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
 
 
 def check_head(data: bytes, where: object, encoding: str) -> None:
-    """Reject text files that are Git LFS pointers, or UTF-16 although a different encoding is configured.
+    """Reject Git LFS pointers, and UTF-16 text if a different encoding is configured.
 
     Raises:
         DataError: The content is a Git LFS pointer or UTF-16.

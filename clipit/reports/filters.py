@@ -47,7 +47,7 @@ def filter_snippets(
         texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
 
     def rescue(passes: Sequence[bool]) -> list[bool]:
-        """Keep short diagnoses; those of several words only with the packaged prompts, which are general."""
+        """Keep short diagnoses; those of more than three words only with the packaged prompts, which are general."""
         if checks is None or not checks.short_diagnoses:
             return list(passes)
         short = [
@@ -137,7 +137,7 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
 
 
 _BRIEF = 3
-"""Maximum number of readable words of a text that only has to name a diagnosis; a longer one must affirm an entity."""
+"""Maximum number of readable words of a text that only has to name a diagnosis; longer texts must affirm an entity."""
 _LONGEST = 6
 """Maximum number of readable words of a short diagnosis, without the label or site before a colon."""
 _ENTITY = re.compile(
@@ -148,9 +148,10 @@ _ENTITY = re.compile(
 def is_short_diagnosis(text: str, longest: int = _LONGEST) -> bool:
     """Return whether a text is a short diagnosis, such as "Partially mucinous colorectal adenocarcinoma".
 
-    A text of at most three readable words only has to name a diagnosis. A longer one, of up to `longest` words after
-    its last colon ("Histologic type: ..."), has to affirm an entity there: templates such as "Margins negative for
-    carcinoma" or "Number of nodes with metastasis: 0" do not. If `longest` is at most three, longer texts do not count.
+    A text of at most three readable words only has to name a diagnosis. A longer text must have at most `longest`
+    readable words after its last colon ("Histologic type: ..."), and affirm an entity in them; templates such as
+    "Margins negative for carcinoma" or "Number of nodes with metastasis: 0" do not. If `longest` is at most three, no
+    longer text is a short diagnosis.
     """
     if readable_words(text) <= _BRIEF:
         return names_diagnosis(text)

@@ -113,7 +113,7 @@ def foreign_patterns(*, several_words: bool) -> dict[str, str]:
     """Return an alternation of the headings of each section.
 
     Args:
-        several_words: Whether to include headings of several words; otherwise headings of one word.
+        several_words: Whether to return headings of several words; False for headings of one word.
     """
     chosen = {
         section: [heading for heading in headings if (" " in heading) == several_words]

@@ -11,7 +11,7 @@ from clipit.reports.headings import FIELD, STRONG, WEAK
 
 _FAMILIAR_COUNT = 5  # minimum occurrences of a familiar word, which needs no further check
 _REPEATED_COUNT = 3  # minimum occurrences of a word that contributes trigrams
-_MIN_REPEATED_WORDS = 1000  # with fewer of these words, trigrams are not used
+_MIN_REPEATED_WORDS = 1000  # with fewer repeated words, trigrams are not used
 _MAX_ABSENT = 0.25  # above this share of absent trigrams, a text's unfamiliar words may be jumbled
 _STRANGE_SHARE = 0.3  # a word with this share of absent trigrams is strange
 _MAX_FAMILIAR_SHARE = 0.2  # above this share of letters in familiar words of four or more letters, no word is jumbled
@@ -26,7 +26,7 @@ _COMMON = frozenset({
 })  # fmt: skip
 """Short words and units that are readable in a corpus of any size."""
 _LATIN = "0-9A-Za-z\u00c0-\u024f\u1e00-\u1eff"
-_PART = re.compile(rf"[{_LATIN}]+|[^\W_{_LATIN}]+")  # words of Latin letters and digits; those of other scripts
+_PART = re.compile(rf"[{_LATIN}]+|[^\W_{_LATIN}]+")  # a word of Latin letters and digits, or of a different script
 _CODE = r"(?:[a-z]+|[a-z]?[A-Z]*|[A-Z][a-z]+[A-Z]?)(?:\d+(?:[a-z]{0,3}|[A-Z]{0,3})){1,2}"  # 5cm, CD117, 2x3cm
 _STAGE = r"[pcymrua]{0,2}(?:[TNMGLVR][\dOoXx]?[a-dis]{0,3})+\d?"  # pT2cN0M0
 _NUMBERED = re.compile(rf"{_CODE}|{_STAGE}")
@@ -40,10 +40,10 @@ _ANY_LATIN = re.compile(rf"[{_LATIN}]")
 _JUNK = re.compile(r"(?<=[^\W\d_])[:;~^\\|{}<>=*#@!?$]+(?=[^\W\d_])")
 _MAX_LETTERS = 40  # longer words are codes, or several words without spaces
 _MIN_LETTERS = 3  # shorter words in lower case are readable only if they are common or familiar
-_MAX_ACRONYM = 5  # letters of an acronym, which needs no vowel
-_MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # of a list item: "A. ", "2) "
+_MAX_ACRONYM = 5  # maximum number of letters of an acronym, which needs no vowel
+_MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # mark of a list item: "A. ", "2) "
 _LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")
-_MAX_LABEL_WORDS = 4
+_MAX_LABEL_WORDS = 4  # a longer text that ends in a colon is not a bare label
 _DIAGNOSIS = re.compile(
     r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|"
     r"\bmetasta(?:sis|ses|tic)\b|\b(?:benign|malignan\w+|polyps?|ulcers?|infarct\w*|necrotic)\b"
@@ -139,7 +139,7 @@ def _trigrams(word: str) -> list[str]:
 
 
 def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
-    """Return whether the corpus lacks over a quarter of all trigrams, and at least 30 % of those of two words."""
+    """Return whether the corpus lacks over a quarter of the words' trigrams, and at least 30 % in each of two words."""
     if len(words) < 2 or not trigrams:
         return False
     absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]

@@ -23,10 +23,11 @@ def find_repairs(texts: Iterable[str]) -> dict[str, str]:
     """Find the words of a corpus that can be repaired unambiguously.
 
     The vocabulary consists of the words that occur in lower case at least three times in the same corpus. A word is
-    repaired if one capital letter or foreign character interrupts its lower-case letters, once or more, and exactly
-    one ligature in its place yields a word of the vocabulary. An initial capital is repaired only if the same capital
-    stands for a ligature inside other words, and no English word starts with its letters ("Fssue"). Words with digits,
-    and all other words with capitals, are left unchanged. The time is linear in the length of the texts.
+    repaired if a single capital letter or foreign character occurs among its lower-case letters, once or more often,
+    and exactly one ligature in place of this character yields a word of the vocabulary. An initial capital is repaired
+    only if the same capital stands for a ligature inside other words, and no English word starts like the damaged word
+    ("Fssue"). Words with digits, and all other words with capitals, are left unchanged. The time is linear in the
+    length of the texts.
 
     Returns:
         Damaged word -> repaired word.

@@ -63,7 +63,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
             predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
-            # The tiles may have been loaded with the labels of a different seed.
+            # The tiles of the source may have the labels of a different seed.
             by_split.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
@@ -82,10 +82,10 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
     Args:
         config: Run configuration with its arm resolved.
         workspace: Cached inputs of this configuration.
-        folder: Folder of the run; by default the one that the configuration names.
+        folder: Folder of the run; by default, the one that the configuration determines.
 
     Raises:
-        ArtifactError: The run does not exist, its folder belongs to a different configuration, or it is read-only and
+        ArtifactError: The run does not exist, or its folder belongs to a different configuration, or is read-only and
             lacks results.
     """
     from clipit.models.backbones import load_backbone

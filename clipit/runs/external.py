@@ -54,7 +54,7 @@ def evaluate_external(
     Args:
         run: Folder of the run.
         tiles: New tiles; None for the run's own test tiles.
-        prompts: File or packaged name of the prompt set for zero-shot predictions; None for that of the run.
+        prompts: File or packaged name of the prompt set for zero-shot predictions; None for the run's own prompts.
         name: Name of the folder under `external/`; "" to derive it from the tiles and prompts.
         config: Configuration of the run (`read_run_config`), possibly with changes to `evaluation`, `leaks` or the
             paths of models; read from the folder by default.
@@ -110,7 +110,7 @@ def evaluate_external(
         with locked(folder), whole_folder(folder) as partial:
             write_external(partial, run, results, renamed, scored)
         if os.access(run / "classifier", os.W_OK):
-            with locked(folder.with_name("card")):  # another evaluation may be writing it
+            with locked(folder.with_name("card")):  # another evaluation may be writing the card
                 write_card(run, read_run_config(run), run_results)
     get_processes().barrier()
     return folder, results
@@ -158,7 +158,7 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> list[str]:
-    """Check that new prompts suit a classifier and cover its classes; return a note about further classes."""
+    """Check that new prompts suit a classifier and cover its classes; return a note about prompts of other classes."""
     if classifier.spec.vlm is None or not classifier.spec.projector_layers:
         raise ModelError(
             "this classifier was trained without text, so it has no zero-shot predictions",
@@ -185,7 +185,7 @@ def _new_tiles(
     classifier: "Classifier",
     name: str,
 ) -> tuple[MappedTiles, dict[str, Any]]:
-    """Read the new tiles, without those of other classes or seen in training; or return the run's own test tiles."""
+    """Read the new tiles, and drop those of other classes or seen in training; by default, use the run's test tiles."""
     if section is None:
         test_tiles = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}

@@ -39,7 +39,7 @@ def score_external(
         run_results: Content of the run's own results.json.
         predictions: Predictions of the new tiles, with the name of the set as their split.
         external: Description of the new set: name, identity, tiles, excluded classes and notes.
-        prompts: New prompt set; None for that of the run.
+        prompts: New prompt set; None for the run's own prompts.
     """
     name, resamples = external["name"], config.evaluation.bootstrap
     scores = evaluate_predictions(predictions, [name], resamples, config.seed, present_only=True)

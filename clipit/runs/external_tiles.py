@@ -27,7 +27,7 @@ class MappedTiles:
 
 
 def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
-    """Read a new test set with all of its labels: its test split, or all tiles if it has none.
+    """Read a new test set with all of its labels: its test split, or all tiles if it has no test split.
 
     Args:
         section: Section `tiles` of the new set.
@@ -57,8 +57,8 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     """Map labels to the classes of a classifier by name; drop and count tiles of other classes.
 
     Raises:
-        DataError: A class differs only in spelling from one of the classifier, no class is shared, or no tile of a
-            shared class has a label.
+        DataError: A class differs only in spelling from a class of the classifier, or no labelled tile has a class of
+            the classifier.
     """
     counts = {name: int((tiles.truth == code).sum()) for code, name in enumerate(tiles.classes)}
     excluded = {name: count for name, count in counts.items() if name not in classes and count}

@@ -20,8 +20,7 @@ class RunFingerprint:
 
     Attributes:
         keys: Values of the configuration keys that change results, by dotted key.
-        inputs: Fingerprints of the data and models that the run reads, None for those that it does not use; and the
-            class names.
+        inputs: Fingerprints of the data and models that the run reads (None if unused), and the class names.
         unused: Keys without effect on this run, which records of earlier versions may contain.
     """
 
@@ -62,7 +61,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model_name(model) for key, model in models.items() if model is not None}
     keys = select_keys(config, "results") | names
-    # Keys without effect on this run. Leaving out those that were added later keeps older runs valid.
+    # Keys without effect on this run. Excluding those that a later version added keeps older runs valid.
     unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
     if not config.training.compile:
         unused.add("training.compile")
@@ -88,7 +87,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
 
 
 def _model_name(config: VLMConfig | BackboneConfig) -> str:
-    """Return the name of a model, or a fingerprint of its configuration if it is local (its weights are inputs)."""
+    """Return a model's name or, for a local model, a fingerprint of its configuration; `inputs` cover its weights."""
     named = Path(config.name.removeprefix("clip:").removeprefix("transformers:"))
     folder = named if config.path is None else Path(config.path)
     if not folder.is_dir():

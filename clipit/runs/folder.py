@@ -52,13 +52,13 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunConfig:
-    """Replace `training.precision: auto` by the precision of the run's folder, else by that of the devices.
+    """Replace `training.precision: auto` by the precision recorded in the run's folder, or else that of the devices.
 
     A run that was trained on a GPU can thus be evaluated, compared or resumed on a different kind of machine.
 
     Args:
         config: Run configuration with its arm resolved.
-        folder: Folder of the run; by default the one that the configuration names.
+        folder: Folder of the run; by default, the one that the configuration determines.
     """
     folder = folder or run_folder(config)
     recorded = None
@@ -68,7 +68,7 @@ def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunC
 
 
 def recorded_precision(folder: Path, key: str) -> str | None:
-    """Return the precision that a folder's training recorded in `run.json`, such as bf16; None if there is none.
+    """Return the precision that a folder's training recorded in `run.json`, such as bf16; None if none is recorded.
 
     Args:
         folder: Folder of a run or adaptation whose training has started.
@@ -134,7 +134,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         needed: Keys that must be present.
 
     Raises:
-        ArtifactError: The file is missing or damaged, lacks one of these keys, or belongs to a different run.
+        ArtifactError: The file is missing or damaged, lacks a needed key, or belongs to a different run.
     """
     fix = (
         f"delete it and the folder {folder / 'classifier'}, and run clipit train again; both are restored from the "
@@ -148,7 +148,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     recorded, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # None in earlier versions
     if recorded is not None and run.is_file() and read_json(run, fix).get("fingerprint") != recorded:
         raise ArtifactError(
-            f"this file belongs to a different run: its fingerprint is {recorded}, that of run.json is "
+            f"this file belongs to a different run: its fingerprint is {recorded}, but the fingerprint in run.json is "
             f"{read_json(run, fix).get('fingerprint')}",
             where=folder / "training.json",
             fix=fix,
@@ -227,7 +227,7 @@ def _is_writable(folder: Path) -> bool:
 def claim_folder(
     folder: Path, config: RunConfig, fingerprint: RunFingerprint, sections: Mapping[str, Any] | None = None
 ) -> None:
-    """Claim the folder for this run, overwriting one without checkpoint, classifier and results.
+    """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
 
     Args:
         folder: Folder of the run, whose lock the caller holds.
@@ -322,10 +322,10 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
 
 
 def config_differences(folder: Path, config: RunConfig, *effects: Effect, sections: Sequence[str] = ()) -> list[str]:
-    """List the keys in which the configuration in a run's folder differs from another one, with both values.
+    """List the keys in which the configuration in a run's folder differs from another configuration, with both values.
 
     Args:
-        effects: Effects of the keys to compare; by default those that change results or select data.
+        effects: Effects of the keys to compare; by default, changing results and selecting data.
         sections: Top-level keys to compare; empty for all.
 
     Returns:
@@ -351,7 +351,7 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
     """Add the differing keys of tiles, prompts and VLM to errors about a run that is read with another configuration.
 
     Args:
-        config: Configuration that the run is read with, such as that of a study.
+        config: Configuration with which the run is read, such as that of a study.
     """
     try:
         yield

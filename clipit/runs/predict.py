@@ -59,8 +59,8 @@ def open_exported(
     """Open a classifier on this process's device.
 
     Args:
-        path: Folder of a classifier, or of a run with one.
-        device: Device; by default, the one that the launcher chose, or else the GPU if there is one.
+        path: Folder of a classifier, or of a run that contains a classifier.
+        device: Device; by default, the one chosen by the launcher, or else the GPU if there is one.
         vlm: VLM for prompts that the classifier does not contain, as for `load_classifier`.
         dtype: Data type of the backbone: `float32` (the default) or `bfloat16`.
         trust_remote_code: Whether Python code in a model's folder may run.
@@ -109,7 +109,7 @@ def predict_tiles(
 
     Args:
         source: Tiles to predict; their classes must be those of the classifier.
-        embeddings: Class embeddings, in the order of the classes; None for no zero-shot predictions.
+        embeddings: Class embeddings, in the order of the classes; None to skip zero-shot predictions.
         batch_size: Tiles per forward pass.
         title: Name of the tiles for the progress bar.
     """

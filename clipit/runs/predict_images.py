@@ -39,7 +39,7 @@ def predict_images(
 
     Args:
         out: Table to write, .csv or .parquet.
-        zero_shot: Classes for zero-shot prediction; None for none.
+        zero_shot: Classes for zero-shot prediction; None to skip it.
 
     Returns:
         The summary: number of images, and count, share and mean confidence per class.
@@ -65,9 +65,9 @@ def predict_images(
                 if processes.main:
                     _finish(paths, files, inputs, classifier, images, zero_shot)
             if processes.main:
-                _delete_chunks(paths)  # while locked: a waiting command would write to the folder
+                _delete_chunks(paths)  # before the lock is released: a waiting command may then write to the folder
     elif processes.main:
-        _delete_chunks(paths)  # of a command that was killed while it deleted them
+        _delete_chunks(paths)  # left by a command that was killed while deleting them
     if processes.main and complete:
         logger.info("nothing to do: the same command has already finished")
     processes.barrier()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 REASON = "reason"
 """Column with the reason why an image could not be read; null for images with predictions."""
 _MAX_CHUNK = 1024  # images per chunk; a killed process loses at most one chunk
-_MIN_CHUNKS = 16  # for small sets, so that several processes can share them
+_MIN_CHUNKS = 16  # approximate number of chunks of a small set, so that several processes can share it
 
 ReadResult = UInt8[np.ndarray, "3 h w"] | Unreadable
 
@@ -50,7 +50,7 @@ class PredictionOptions:
         """Check the numbers.
 
         Raises:
-            ConfigError: One of them is not an integer, or is too small.
+            ConfigError: A number is not an integer, or is too small.
         """
         check_batches(self.batch_size, self.workers)
 
@@ -76,7 +76,7 @@ def write_chunks(
     """Predict the missing chunks, distributed over all processes.
 
     Args:
-        zero_shot: Classes for zero-shot prediction; None for none.
+        zero_shot: Classes for zero-shot prediction; None to skip it.
 
     Returns:
         Files of all chunks, in order, after all processes have written theirs.

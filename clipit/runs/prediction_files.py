@@ -19,7 +19,7 @@ from clipit.output_files.artifacts import file_sha256, read_json, whole_file
 from clipit.runs.prediction_chunks import REASON
 
 FORMATS = (".csv", ".parquet")
-_DIGITS = 6
+_DIGITS = 6  # significant digits of the probabilities in a csv table
 _OTHER_FILES = "delete these files, or choose a different --out"
 
 
@@ -74,7 +74,7 @@ class PredictionPaths:
             ArtifactError: The files exist, but belong to a different command or have changed.
         """
         if self.command.is_file() and read_json(self.command, _OTHER_FILES) == inputs:
-            return False  # killed, perhaps while the files were written
+            return False  # the command was killed, perhaps while writing the files
         present = [path for path in (self.table, self.summary, self.unreadable, self.page) if path.exists()]
         if not present:
             return False

@@ -55,9 +55,9 @@ def open_inputs(
             are cut into tissue tiles.
         images: Folder or zip to which the paths in tables are relative; None for the folder of each table.
         path_column: Column of paths in tables; None for `path`.
-        id_column: Column of ids in tables; None for `id` if there is one, or else the paths.
+        id_column: Column of ids in tables; None for the column `id` if it exists, or else the paths.
         slides: Tiling of slides; needed if an input is a slide (see `is_slide_input`).
-        slide_mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        slide_mpp: Micrometres per pixel of the finest level, for slides whose files do not state it.
 
     Raises:
         ConfigError: An option for tables is given, but no input is a table.
@@ -72,7 +72,7 @@ def open_inputs(
         raise ConfigError(
             f"{' and '.join(options)} only apply to tables, and no input is a table",
             where=shortlist(inputs, 3),
-            fix=f"remove them, or pass a table ({', '.join(TABLES)})",
+            fix=f"remove these options, or pass a table ({', '.join(TABLES)})",
         )
     sets = []
     for path in inputs:
@@ -104,11 +104,11 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     """Read the classes for zero-shot prediction, before a model is loaded.
 
     Args:
-        prompts: Prompt file, packaged prompt set, or name of a set that the classifier contains; None for none.
-        classes: Class names separated by semicolons, each used as its own prompt; None for none.
+        prompts: Prompt file, packaged prompt set, or name of a set that the classifier contains; None if not given.
+        classes: Class names separated by semicolons, each used as its own prompt; None if not given.
 
     Returns:
-        The prompt set; None if neither is given, or if `prompts` can only be a set in the classifier.
+        The prompt set; None if neither argument is given, or if `prompts` can only name a set in the classifier.
 
     Raises:
         DataError: The prompt set is invalid.
@@ -138,10 +138,10 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
 
     Args:
         classifier: Classifier that was trained with text.
-        prompts: Prompt set, or the name of one that the classifier contains.
+        prompts: Prompt set, or the name of a set that the classifier contains.
 
     Raises:
-        ModelError: The classifier was trained without text, or the VLM that new texts need cannot be loaded.
+        ModelError: The classifier was trained without text, or the VLM that embeds new texts cannot be loaded.
         DataError: The prompt set is neither a file, nor packaged, nor contained in the classifier.
     """
     spec = classifier.spec
@@ -166,7 +166,7 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
 def class_embeddings(
     classifier: "Classifier", prompts: PromptSet, classes: Sequence[str]
 ) -> Float32[np.ndarray, "K D"]:
-    """Embed the classes of a prompt set in this order, without the VLM if the classifier contains the prompt set."""
+    """Embed classes with a prompt set, in this order; no VLM is loaded if the classifier contains the prompt set."""
     hashes = classifier.spec.provenance.get("prompt_hashes", {})
     if prompts.name in classifier.spec.prompts and hashes.get(prompts.name) == prompts.hash:
         stored = classifier.spec.prompts[prompts.name]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _JOURNAL = "trials.journal"
-_ROUNDING = 1e-9  # scores that differ by no more are equal
+_ROUNDING = 1e-9  # scores that differ by at most this count as equal
 TrialKey = tuple[tuple[str, str], ...]
 
 
@@ -50,8 +50,8 @@ def _equal(old: float | None, new: float | None) -> bool:
 class _JournalLock:
     """Lock of Optuna's journal that the operating system releases when the process ends.
 
-    Optuna's own locks are files, which a killed process leaves behind: the next process waits for half a minute or for
-    ever.
+    Optuna's own locks are files, which a killed process leaves behind: the next process then waits for half a minute,
+    or forever.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -124,9 +124,9 @@ class SharedSearch:
         `run_trial` is also called for trials that had already finished, to verify their results.
 
         Args:
-            trials: Function from the study to the trials, in starting order. It may propose trials based on those of
-                the study, which no other agent changes during the iteration.
-            run_trial: Function that runs a trial and returns its score; None if it is undefined.
+            trials: Function from the study to the trials, in starting order. The function may propose trials based on
+                those in the study; no other agent changes the study during the iteration.
+            run_trial: Function that runs a trial and returns its score; None if the score is undefined.
         """
         from optuna.trial import TrialState
 
@@ -149,16 +149,16 @@ class SharedSearch:
         return list({trial.key: trial for trial in trials(self.study)}.values()) if processes.main else []
 
     def _compare_score(self, number: int, score: float | None) -> None:
-        """Warn if the journal's score of a finished trial differs from that of its run, as after damage to the file."""
+        """Warn if a finished trial's score in the journal differs from that of its run, as in a damaged journal."""
         from optuna.trial import TrialState
 
         recorded = self.study.get_trials(deepcopy=False)[number]
         old = recorded.value if recorded.state == TrialState.COMPLETE else None
         if recorded.state in (TrialState.COMPLETE, TrialState.FAIL) and not _equal(old, score):
             logger.warning(
-                f"{self.folder / _JOURNAL}: the score of trial {number} is {old}, but its run has {score}; trials "
-                "proposed since then may be based on the wrong score. To propose them again, delete the file and start "
-                "again: finished runs are kept"
+                f"{self.folder / _JOURNAL}: the score of trial {number} is {old}, but the score of its run is {score}; "
+                "trials proposed since then may be based on the wrong score. To propose these trials again, delete the "
+                "file and start again: finished runs are kept"
             )
 
     def _recorded(self) -> "dict[TrialKey, optuna.trial.FrozenTrial]":
@@ -187,8 +187,8 @@ class SharedSearch:
                         return number, trial
             if not running:
                 return None
-            logger.info(f"waiting: other agents run the last {counted(len(running), 'trial')}")
-            with running[0]:  # until the agent that holds it finishes or dies
+            logger.info(f"waiting: other agents are running the last {counted(len(running), 'trial')}")
+            with running[0]:  # until the agent that runs this trial finishes or dies
                 pass
 
     def _start(self, trial: Trial) -> int:

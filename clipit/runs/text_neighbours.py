@@ -53,11 +53,11 @@ def snippet_neighbours(
 
     Args:
         workspace: Workspace with reports, which are embedded if necessary.
-        vlm: Fingerprint of the VLM whose joint space the model uses; None for a model without one.
-        mean: Mean subtracted from text embeddings when the model was trained; None for none.
+        vlm: Fingerprint of the VLM whose joint space the model uses; None for a model without a joint space.
+        mean: Mean subtracted from text embeddings when the model was trained; None if none was subtracted.
 
     Raises:
-        ConfigError: The VLM of the configuration is not that of the model.
+        ConfigError: The configuration and the model use different VLMs.
     """
     if vlm is None or workspace.vlm.fingerprint != vlm:
         raise ConfigError(

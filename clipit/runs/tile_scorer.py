@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipit.models.vlm import VLM
     from clipit.prompts.prompt_set import PromptSet
 
-_MAX_RATIO = 1.5  # of resolutions, beyond which a warning is logged
+_MAX_RATIO = 1.5  # a warning is logged if one resolution exceeds the other (requested or expected) by more than this
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class TileScorer:
         title: Name of the model for pages and errors.
         compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
             unnormalised embeddings in it.
-        mpp: Micrometres per pixel of its training tiles; None if unknown.
-        tile_pixels: Edge of its training tiles in pixels; None if unknown.
+        mpp: Micrometres per pixel of the model's training tiles; None if unknown.
+        tile_pixels: Edge of the model's training tiles in pixels; None if unknown.
         logit_scale: Factor that turns cosine similarities into logits.
         facts: Provenance of the model and the prompts, which together determine the scores.
         prompts: Class prompts with their vectors; None for a model without text.
-        vlm: Fingerprint of the VLM whose joint space contains the embeddings; None for a model without one.
-        text_mean: Mean subtracted from text embeddings in training; None for none.
-        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None for none.
-        mpp_assumed: Whether `mpp` is that of the backbone because the training tiles do not state theirs.
+        vlm: Fingerprint of the VLM whose joint space contains the embeddings; None for a model without a joint space.
+        text_mean: Mean subtracted from text embeddings in training; None if none was subtracted.
+        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None if there are none.
+        mpp_assumed: Whether `mpp` is that of the backbone because the resolution of the training tiles is unknown.
     """
 
     classes: tuple[str, ...]
@@ -82,7 +82,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
     """Build a scorer from a classifier, for its own classes or zero-shot with class prompts.
 
     Args:
-        prompts: Prompt set, or the name of one that the classifier contains; None for the classifier's classes.
+        prompts: Prompt set, or the name of a set that the classifier contains; None for the classifier's classes.
 
     Raises:
         ModelError: Prompts are given, but the classifier was trained without text.
@@ -113,7 +113,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
     def cosines(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         _, projected = classifier.forward(spec.preprocess.normalise(pixels))
         if projected is None:
-            raise ModelError("this classifier has no projector", fix="use one that was trained with text")
+            raise ModelError("this classifier has no projector", fix="use a classifier that was trained with text")
         return torch.nn.functional.normalize(projected.float(), dim=1) @ vectors.T, projected
 
     facts |= {"prompts": zero_shot.source, "prompt_vectors": fingerprint(zero_shot.embeddings.tolist())}
@@ -126,7 +126,10 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
 
 
 def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
-    """Return the class embeddings of the first prompt set in a classifier, which does not contain its texts."""
+    """Return the class embeddings of a classifier's first prompt set, with class names as texts.
+
+    A classifier contains the embeddings of its prompts, but not their texts.
+    """
     name = next(iter(classifier.spec.prompts), None)
     if name is None:
         return None
@@ -149,7 +152,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
 
     texts = embed_prompt_set(prompts, encode)
     vectors = torch.from_numpy(class_means(texts)).to(vlm.device)
-    known = TextNeighbours(
+    neighbours = TextNeighbours(
         texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors.__getitem__
     )
 
@@ -169,7 +172,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     sampled = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
     return TileScorer(
         tuple(prompts.classes), "vlm", f"VLM {vlm.name}, zero-shot with {prompts.name}", cosines, vlm.preprocess,
-        vlm.device, vlm.expected_mpp, None, vlm.logit_scale, facts, known, vlm.fingerprint,
+        vlm.device, vlm.expected_mpp, None, vlm.logit_scale, facts, neighbours, vlm.fingerprint,
         draws=np.stack(sampled) if sampled else None,
     )  # fmt: skip
 
@@ -178,14 +181,14 @@ def choose_tiling(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[
     """Choose the resolution and size of tiles: the requested ones, or else those of the training tiles.
 
     Args:
-        requested: Tiling options, of which `mpp` and `pixels` only count if listed in `stated`.
-        stated: Which of `mpp` and `pixels` the user requested.
+        requested: Tiling options; `mpp` and `pixels` are used only if `stated` contains them.
+        stated: Those of `mpp` and `pixels` that the user requested.
 
     Returns:
         Tiling options, and warnings.
 
     Raises:
-        ConfigError: The model does not state its resolution and none is given.
+        ConfigError: The model does not state the resolution of its training tiles, and the user requested none.
     """
     changes: dict[str, Any] = {}
     warnings = []

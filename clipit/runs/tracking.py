@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], arm: str) -> "list[GeneralTracker]":
-    """Start the configured tracker, if any; log, once, the command that opens it for all runs in the parent folder.
+    """Start the configured tracker, if any; log the command that opens it for all runs in the parent folder, but once.
 
     The runs of a comparison or sweep, and the adaptations of a study, share `tracking.group`; for TensorBoard, the
     group is their common folder.

@@ -135,7 +135,7 @@ def _train_and_evaluate(
     steps = 0
     if not processes.broadcast(is_trained(folder)):
         if evaluated:
-            logger.info(f"note: {folder} has results but no classifier, so it is trained again")
+            logger.info(f"note: {folder} has results but no classifier, so the run is trained again")
         preprocess, t = backbone.preprocess, config.training
         reads = {"train": t.steps * t.tiles_per_step, "validation": None}
         cached = sum(
@@ -162,7 +162,7 @@ def _train_and_evaluate(
         if not missing:
             return
         if evaluated:
-            logger.info(f"note: {folder} lacks {missing}, so it is re-evaluated")
+            logger.info(f"note: {folder} lacks {missing}, so the run is re-evaluated")
     processes.barrier()
     results = evaluate_run(config, workspace, folder)
     finish_trackers(trackers, flat_test_scores(results), steps)
@@ -248,7 +248,7 @@ def _train(
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
     training = config.training.model_copy(update={"accumulation": memory.micro_batches})
     config = config.model_copy(update={"training": training})
-    # Only here: the exported classifier predicts in full float32, so that its scores are the same on all devices.
+    # TF32 is used only in training: the exported classifier predicts in float32, for equal scores on all devices.
     with tf32_products(accelerator.device), checkpointed_backbone(student.backbone, memory.checkpointing):
         result = train_student(config, student, normalise, data, scored, folder, accelerator)
     return result, accelerator.trackers
@@ -269,9 +269,9 @@ def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
     if not teaches_text(config):
         return None
     prompts, classes = workspace.prompts, workspace.class_embeddings()
-    known = {} if prompts is None or classes is None else {prompts.name: (workspace.all_tiles.classes, classes)}
+    embedded = {} if prompts is None or classes is None else {prompts.name: (workspace.all_tiles.classes, classes)}
     hashes = {} if prompts is None else {prompts.name: prompts.hash}
-    return _TextSide(workspace.vlm.describe(), workspace.text_mean, known, hashes)
+    return _TextSide(workspace.vlm.describe(), workspace.text_mean, embedded, hashes)
 
 
 def _export(
@@ -280,7 +280,7 @@ def _export(
     from clipit.models.export import export_classifier
     from clipit.models.loading import public_name
 
-    known = tiles.mpp[~np.isnan(tiles.mpp)]
+    known_mpp = tiles.mpp[~np.isnan(tiles.mpp)]
     export_classifier(
         student,
         backbone,
@@ -289,7 +289,7 @@ def _export(
         vlm_info=text.vlm if text else None,
         text_mean=text.mean if text else None,
         prompts=text.prompts if text else None,
-        mpp=float(np.median(known)) if known.size else None,
+        mpp=float(np.median(known_mpp)) if known_mpp.size else None,
         tile_pixels=_tile_pixels(tiles),
         provenance={
             "run": folder.name,

@@ -33,7 +33,7 @@ _COLUMNS = ("id", "split", "group")
 
 @dataclass(frozen=True)
 class TrainingTiles:
-    """Tiles that a run was trained or validated on, as far as known.
+    """Tiles on which a run was trained or validated, as far as known.
 
     Attributes:
         tiles: Ids, splits and groups.
@@ -123,8 +123,8 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
             raise DataError(
                 message,
                 where=run,
-                fix="use a run that was trained without them, or other test patients; or set leaks.policy: note to "
-                "keep and count them. If different patients have the same name, rename them",
+                fix="use a run that was trained without these patients, or other test patients; or set leaks.policy: "
+                "note to keep and count the tiles. If different patients have the same name, rename them",
             )
         notes.insert(0, f"WARNING: {message}; kept on request (leaks.policy: note)")
     for note in notes:
@@ -205,12 +205,12 @@ def _without_record(
 
 
 def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, ImageHashes] | None", reason: str) -> TrainingTiles:
-    """Take all hashed tiles except the run's test tiles for training tiles; only TCGA barcodes identify patients."""
-    patients = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
+    """Treat all hashed tiles except the run's test tiles as training tiles; only TCGA barcodes identify patients."""
+    patient_problem = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
     none = np.zeros(0, dtype=object)
     if hashes is None:
-        images = "images: the training tiles cannot be read, and their hashes are not cached"
-        return TrainingTiles(SeenTiles(none, none, none), None, (patients, images))
+        image_problem = "images: the training tiles cannot be read, and their hashes are not cached"
+        return TrainingTiles(SeenTiles(none, none, none), None, (patient_problem, image_problem))
     try:
         tested = set(read_run_predictions(folder).select("test").ids.tolist())
     except DataError:
@@ -219,4 +219,4 @@ def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, ImageHashes] | None", 
     ids = hashes[0][rows]
     unknown = np.full(len(ids), "", dtype=object)
     splits = np.full(len(ids), "train", dtype=object)
-    return TrainingTiles(SeenTiles(ids, splits, unknown), select_hashes(hashes[1], rows), (patients,))
+    return TrainingTiles(SeenTiles(ids, splits, unknown), select_hashes(hashes[1], rows), (patient_problem,))

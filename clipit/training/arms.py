@@ -48,7 +48,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     # Control: the VLM's own embedding of the tile instead of text.
     "image_embedding": {"base": "clip_it_all", "distillation.target": "image"},
     "text_and_image": {"base": "clip_it_all", "distillation.target": "text_and_image"},
-    # Control: text, but not from reports: the prompts of the VLM's zero-shot class.
+    # Control: text that is not from reports: the prompts of the class that the VLM predicts zero-shot.
     "class_prompts": {"base": "clip_it_all", "distillation.target": "class_prompts"},
     # Denoising: the mean of many retrieved snippets.
     "consensus": {"base": "clip_it_all", "pairing.k": 20},
@@ -68,14 +68,14 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
     # Soft labels from the VLM's zero-shot predictions, without distillation.
     "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
-    # Control: soft labels from the same VLM without text, by a linear probe on the run's labels.
+    # Control: soft labels from the same VLM without text: a linear probe fitted on the run's labels.
     "probe_labels": {**_IMAGE_ONLY, "soft_labels.source": "vlm_probe"},
     # Retrieved text in addition to the soft labels from class prompts.
     "soft_labels_and_text": {"base": "clip_it_all", "soft_labels.source": "zero_shot"},
     # Control: soft labels from an image-only student of the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
-    # Labels from the reports of the tiles' own patients, by a column of the reports, rules or a text classifier.
+    # Labels from the reports of the tiles' own patients: from a column of the reports, rules or a text classifier.
     "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "soft_labels.own_report.labels": "label"},
     "own_rules": {"base": "own_label", "soft_labels.own_report.labels": "rules"},
     "own_text": {"base": "own_label", "soft_labels.own_report.labels": "text"},
@@ -83,7 +83,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
     # Control: the reports' labels, exchanged between patients.
     "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
-    # The nearest snippet of the patient's own report instead of the nearest of all.
+    # The nearest snippet of the patient's own report instead of the nearest snippet of all reports.
     "own_snippet": {"base": "clip_it_all", "pairing.reports": "own_then_any"},
     "own_bags": {"base": "bags", "pairing.reports": "own_then_any"},
     # Control: the nearest snippet of another patient's report.
@@ -122,7 +122,7 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
                 if cyclic
                 else f"unknown arm {current!r}",
                 where=f"arms.{seen[-1][0]}.base" if seen else "arm",
-                fix="change the `base` of one of them"
+                fix="change the `base` of one of these arms"
                 if cyclic
                 else f"use one of {', '.join({**ARMS, **configured})}, or define it under `arms`",
             )
@@ -134,7 +134,7 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
 
 
 def resolve_arm(config: RunConfig) -> RunConfig:
-    """Fill in the keys of the configuration's arm; return the configuration unchanged if it names none.
+    """Fill in the keys of the configuration's arm; return a configuration without an arm unchanged.
 
     Keys given on the command line (`config.overrides`) keep their values.
 

@@ -20,7 +20,7 @@ class BatchPlan:
         unlabelled: Rows of unlabelled tiles; empty if no loss term uses them.
         n_labelled: Number of labelled tiles per global batch.
         n_unlabelled: Number of unlabelled tiles per global batch.
-        seed: Seed of the order of the tiles.
+        seed: Seed of the shuffled order of the tiles.
     """
 
     labelled: Int64[np.ndarray, "_"]
@@ -89,6 +89,6 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
             f"{counted(size, 'tile')} per step with a labelled share of {config.training.labelled_share:g} leave no "
             "room for both labelled and unlabelled tiles",
             where="training.labelled_share",
-            fix="choose a share between 0 and 1 that gives at least one of each",
+            fix="choose a share between 0 and 1 that gives at least one labelled and one unlabelled tile",
         )
     return BatchPlan(labelled, unlabelled, n_labelled, size - n_labelled, config.seed)

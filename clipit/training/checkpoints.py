@@ -37,7 +37,7 @@ class Progress:
         step: Number of completed steps.
         best_step: Step with the best validation score; 0 if there is none.
         best_score: Validation score of that step; None if there is none.
-        best_sha256: SHA-256 of the file with its weights; "" if there is none, and in processes that do not write it.
+        best_sha256: SHA-256 of the file with that step's weights; "" if there is none, and outside the main process.
         validations_without_gain: Number of validations since the best step.
         stopped: Whether training stopped early.
         seconds: Duration of the training so far in seconds.
@@ -99,7 +99,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
     """Load trainable parameters.
 
     Args:
-        sha256: Expected SHA-256 of the file; "" if it has been verified.
+        sha256: Expected SHA-256 of the file; "" if the file has already been verified.
 
     Raises:
         ArtifactError: The file is damaged, or belongs to a different student.
@@ -157,7 +157,7 @@ def _delete_old(folder: Path, progress: Progress) -> None:
     for step in kept[1:]:
         try:
             best.add(_read_progress(_folder(folder, step)).best_step)
-        except ArtifactError:  # useless as a fallback
+        except ArtifactError:  # a damaged checkpoint is useless as a fallback
             kept.remove(step)
     for path in folder.glob("step-*"):
         if path not in [_folder(folder, step) for step in kept]:
@@ -217,7 +217,7 @@ def _read_progress(checkpoint: Path) -> Progress:
     with _reading_checkpoint(checkpoint / _PROGRESS) as path:
         progress = Progress.from_json(json.loads(path.read_text(encoding="utf-8")))
         if checkpoint.name != f"step-{progress.step:08d}":
-            raise ValueError("its step differs from that in the folder's name")
+            raise ValueError("the recorded step differs from the step in the folder's name")
     return progress
 
 

@@ -28,7 +28,7 @@ class Schedule:
         learning_rate: Peak learning rate.
         rate_key: Configuration key of the learning rate, for error messages.
         warmup: Fraction of the steps over which the learning rate rises to its peak.
-        log_every: Number of steps between log entries; likewise for validations and checkpoints.
+        log_every: Number of steps between log entries; `validate_every` and `checkpoint_every` are also in steps.
         patience: Number of validations without improvement after which training stops; None to train to the end.
     """
 
@@ -60,7 +60,7 @@ class StepParts:
         facts: Function that returns additional log columns.
         status: Function that returns the text of the progress bar.
         seconds: Function that returns the duration of the training so far in seconds.
-        scaler: Function that returns the state of the loss scaler, or None without one.
+        scaler: Function that returns the state of the loss scaler, or None without a loss scaler.
         log: Function that passes a row of the log to the trackers.
         device: Device of the losses.
     """
@@ -178,7 +178,7 @@ def _check_finite(
 
 
 def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
-    """Sum the losses over all processes, each of which has its share of a global mean."""
+    """Sum the losses over all processes; each process has computed its share of the mean over the global batch."""
     parts = processes.gather({name: float(value) for name, value in losses.items()})
     return {name: sum(part[name] for part in parts) for name in losses}
 
@@ -206,8 +206,8 @@ class _Log:
     ) -> None:
         self._path, self._main, self._tracker = path, processes.main, tracker
         if processes.main and path.is_file():
-            kept = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step)
-            write_text(path, kept)
+            earlier_rows = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step)
+            write_text(path, earlier_rows)
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl (main process only) and pass its defined values to the trackers."""

@@ -134,7 +134,7 @@ def consistency_sum(
 ) -> Float[Tensor, ""]:
     """Compute the sum of squared distances between the class probabilities of two views, over the selected rows.
 
-    Formula: sum over valid i of (1 / C) sum_c (softmax(a_i)_c - softmax(b_i)_c)^2 (the Pi-model, arXiv 1610.02242,
+    Formula: sum over selected i of (1 / C) sum_c (softmax(a_i)_c - softmax(b_i)_c)^2 (Pi-model, arXiv 1610.02242,
     section 2.1). It is bounded and symmetric, and the gradient reaches both views.
 
     Args:
@@ -166,8 +166,8 @@ def many_to_many_sum(
     Formula: with unit vectors u_im of tile bag i (M_i members) and v_jn of text bag j (N_j members),
     S_ij = log( 1 / (M_i N_j) sum over m, n of exp(u_im . v_jn / temperature) ) and
     L = sum over i of -1/2 (log softmax over j of S_ij, at j = i, plus log softmax over k of S_ki, at k = i).
-    Adapted from CPLIP (CVPR 2024), which contrasts in one direction only, and sums over members instead of averaging
-    them, which favours large bags. With one member per bag, it is CLIP's loss (arXiv 2103.00020, figure 3) times b.
+    Adapted from CPLIP (CVPR 2024). CPLIP contrasts in one direction only, and favours large bags because it sums over
+    members instead of averaging. With one member per bag, L is CLIP's loss (arXiv 2103.00020, figure 3) times b.
     Two tiles of a batch with the same snippets are each other's negatives, as in CLIP, unless `same` is given: both
     softmaxes of bag i then exclude every j for which same_ij is true. With `text_weights` w, which are normalised to
     sum to 1 in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
@@ -178,7 +178,7 @@ def many_to_many_sum(
         texts: Members of the text bags; row i belongs to tile bag i.
         text_mask: Mask of the existing members.
         temperature: Positive temperature; a tensor if it is learnt.
-        rows: Bags to sum over, each contrasted with all bags; all by default. If bags are gathered from all processes
+        rows: Bags to sum over, each contrasted with all bags; by default, all. If bags are gathered from all processes
             (with gradient), each process sums over its own rows, and the sums and counts of the processes add up.
         same: True where bag j is not a negative of bag i; the diagonal is ignored. By default, all other bags are
             negatives.
@@ -186,7 +186,7 @@ def many_to_many_sum(
 
     Returns:
         The sum (float32, or float64 for float64 input; 0 with a zero gradient if there is no bag to sum over), and the
-        number of bags summed over. Bags that are empty on either side are left out, also as negatives; a bag without
+        number of bags summed over. Bags that are empty on either side are excluded, also as negatives; a bag without
         negatives adds 0.
     """
     if text_weights is not None:

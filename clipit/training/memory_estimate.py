@@ -21,22 +21,22 @@ from clipit.training.terms.term import Normalise
 
 logger = logging.getLogger(__name__)
 
-_TRIVIAL = (20_000_000, 224)  # bytes of weights and input pixels up to which a real pass of a few tiles always fits
-_TILES = (2, 3)  # measured batches; with one tile, memory formats are ambiguous and copies differ
+_TRIVIAL = (20_000_000, 224)  # bytes of weights and input edge in pixels up to which a pass of a few tiles always fits
+_TILES = (2, 3)  # sizes of the measured batches; one tile has an ambiguous memory format, which changes the copies
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _cache: dict[tuple[object, ...], "Activations"] = {}
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Memory in addition to weights and optimiser after each operation of a forward and backward pass, in bytes.
+    """Memory in use, besides weights and optimiser state, after each operation of a forward and backward pass.
 
     It is linear in the number of tiles, with different coefficients at each operation: activations dominate at the end
     of the forward pass, gradients at the end of the backward pass.
 
     Attributes:
-        fixed: Bytes after each operation that do not depend on the batch.
-        per_tile: Bytes after each operation per tile.
+        fixed: Bytes that do not depend on the batch, one value per operation.
+        per_tile: Bytes per tile of the batch, one value per operation.
     """
 
     fixed: Float64[np.ndarray, "o"]
@@ -93,7 +93,7 @@ class MemoryEstimate:
         Args:
             tiles: Images in one forward pass: tiles per micro-batch, times the views of each.
             checkpointing: Whether gradient checkpointing is used.
-            micro_batches: Micro-batches per step; with several, the gradients of the earlier ones are in memory.
+            micro_batches: Micro-batches per step; with several, the gradients of earlier micro-batches stay in memory.
             processes: Number of processes; with several, gradients are synchronised through buffers of the same size.
         """
         fixed, per_tile = self.activations(checkpointing).peak(tiles)
@@ -121,7 +121,8 @@ def estimate_memory(
         pixels: Edge of the input in pixels.
         precision: Mixed precision: `no`, `bf16` or `fp16`.
         checkpointing: Whether to measure passes with gradient checkpointing as well.
-        mode: The `FakeTensorMode` in which the student was built without memory for its weights; None for a real one.
+        mode: The `FakeTensorMode` in which the student was built without memory for its weights; None if the student
+            has real weights.
     """
     weights = sum(map(_bytes, [*student.parameters(), *student.buffers()]))
     if mode is None and (weights > _TRIVIAL[0] or pixels > _TRIVIAL[1]):
@@ -151,7 +152,7 @@ def estimate_memory(
         weights=weights,
         gradients=trained,
         optimiser=2 * trained,
-        update=2 * trained if parameters[0].device.type == "cuda" else trained,  # a GPU updates all at once
+        update=2 * trained if parameters[0].device.type == "cuda" else trained,  # a GPU updates all weights at once
         plain=plain,
         checkpointed=checkpointed,
     )
@@ -186,11 +187,11 @@ def _live_bytes(
     precision: str,
     mode: AbstractContextManager[Any] | None,
 ) -> list[int]:
-    """Return the bytes in use in addition to weights after each operation of a forward and backward pass."""
+    """Return the bytes in use, besides the weights, after each operation of a forward and backward pass."""
     device = next(student.parameters()).device
     autocast = torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "no")
     generators = [device] if device.type == "cuda" else []
-    gc.collect(1)  # of young objects, so that a collection does not fall into just one of the passes
+    gc.collect(1)  # collect young objects now, so that a collection does not occur in just one of the passes
     with torch.random.fork_rng(generators), mode or nullcontext(), _LiveStorages(student) as live:
         images = torch.zeros(tiles, 3, pixels, pixels, dtype=torch.uint8, device=device)
         with autocast:

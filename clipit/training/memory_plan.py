@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _USABLE = 0.9  # share of the free memory that a plan may use; fragmentation and library workspaces take the rest
 _MIN_TILES = 8  # tiles per micro-batch below which checkpointing costs less time than smaller micro-batches
-_logged: set[str] = set()  # estimates that this process has logged; the runs of a comparison often have equal ones
+_logged: set[str] = set()  # messages that this process has logged; the runs of a comparison often repeat them
 _UNEQUAL = 0.9  # ratio of the smallest to the largest free memory below which the difference is logged
 
 
@@ -102,7 +102,7 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
 
     measured = estimate(False)
     free = _smallest_memory(processes) + measured.weights  # the weights are already loaded
-    reserved = cached if processes.device.type == "cpu" else 0  # the loaded VLM is not part of the free memory
+    reserved = cached if processes.device.type == "cpu" else 0  # the free memory already excludes the loaded VLM
     budget = _Budget(free, processes.count, reserved, pixels)
     if (
         config.training.gradient_checkpointing == "always"
@@ -164,7 +164,7 @@ def choose_memory_plan(
         raise ModelError(
             "the backbone does not support gradient checkpointing",
             where=f"backbone.name: {config.backbone.name}",
-            fix="training.gradient_checkpointing=never and training.accumulation=auto, or a different backbone",
+            fix="set training.gradient_checkpointing=never and training.accumulation=auto, or use a different backbone",
         )
     modes = {"auto": [False, True], "never": [False], "always": [True]}[t.gradient_checkpointing]
     plans: list[MemoryPlan] = []

@@ -27,7 +27,7 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
     Args:
         config: Run configuration, with its arm resolved.
         validation: Validation tiles, in the order of the logits.
-        terms: Prepared loss terms of the run; `agreement` needs one with class targets.
+        terms: Prepared loss terms of the run; the metric `agreement` needs a term with class targets.
     """
     metric = config.training.monitor
     if metric == "information" and len(validation):
@@ -54,7 +54,7 @@ def soft_label_agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: 
 
 
 def information(probabilities: Float32[np.ndarray, "n classes"]) -> float:
-    """Compute H(mean p) - mean H(p), large if p is confident and covers all classes (Krause et al., NIPS 2010)."""
+    """Compute H(mean p) - mean H(p), which is large if p is confident and covers all classes (Krause et al., 2010)."""
     mean = probabilities.mean(axis=0)
     return _entropy(mean[None])[0] - float(np.mean(_entropy(probabilities)))
 

@@ -22,8 +22,8 @@ from clipit.training.terms.term import MicroBatch, Normalise, Term
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_COPY = np.uint64(0x9E3779B97F4A7C15)  # augments copies of a tile in one batch differently
-_VIEW = 0xC2B2AE3D27D4EB4F  # augments the views of one copy differently
+_COPY = np.uint64(0x9E3779B97F4A7C15)  # changes the augmentation seed for each further copy of a tile in a batch
+_VIEW = 0xC2B2AE3D27D4EB4F  # changes the augmentation seed for each view of a copy
 LocalBatch = tuple[Int[np.ndarray, "b"], Tensor]
 """Rows of one micro-batch of this process, and their pixels on the device, uint8 [b, 3, h, w]."""
 
@@ -87,7 +87,7 @@ def local_batches(
 def local_parts(
     values: Integer[np.ndarray, "b"], processes: Processes, accumulation: int
 ) -> list[Integer[np.ndarray, "_"]]:
-    """Select this process's share of the values of a global batch (one per tile), split into micro-batches."""
+    """Select this process's share of a global batch, given one value per tile, and split it into micro-batches."""
     return np.array_split(values[processes.rank :: processes.count], accumulation)
 
 

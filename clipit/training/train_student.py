@@ -158,7 +158,7 @@ def train_student(
     with compiled_backbone(student.backbone, t.compile):
         run_steps(schedule, parts, progress, folder, processes)
     clock.reading.report("training", "training.threads", cache=t.cache_tiles == "none", cached=data.source.cached)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # so that the student computes in float32 again
     chosen = progress.best_step or progress.step
     if progress.best_step:
         load_weights(best_file(checkpoints, progress.best_step), student, progress.best_sha256)

@@ -70,7 +70,7 @@ def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.
         again(config)
     shutil.rmtree(folder / "classifier")
     monkeypatch.undo()
-    assert any("no classifier, so it is trained again" in line for line in again(config))
+    assert any("no classifier, so the run is trained again" in line for line in again(config))
     assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
 
 
@@ -123,7 +123,7 @@ def test_lost_or_changed_predictions_are_made_again(finished: Finished, change: 
     elif change == "labels shifted":
         labels = np.roll(table.column("label").to_numpy(), 1)
         pq.write_table(table.set_column(2, "label", pa.array(labels)), path)
-    assert any("lacks the predictions.parquet that was scored, so it is re-evaluated" in line for line in again(config))
+    assert any("lacks the predictions.parquet that was scored, so the run is re-evaluated" in line for line in again(config))
     assert path.read_bytes() == content
     assert not [line for line in again(config) if "again" in line]
 

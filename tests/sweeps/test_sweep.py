@@ -392,7 +392,7 @@ def test_a_trial_that_another_agent_runs_comes_last(write_sweep: WriteSweep, pre
     lines = capture_log(release)
     run_sweep(plan)
     assert pretended == ["2/1", "4/0", "4/1", "2/0"]
-    assert [line for line in lines if line.startswith("waiting")] == ["waiting: other agents run the last 1 trial"]
+    assert [line for line in lines if line.startswith("waiting")] == ["waiting: other agents are running the last 1 trial"]
 
 
 def test_the_trial_of_a_killed_agent_is_taken_over(write_sweep: WriteSweep, pretended: list[str]) -> None:
@@ -602,7 +602,7 @@ def test_a_changed_score_in_the_journal_is_warned_about(configure: MakeConfig, t
     content = journal.read_text(encoding="utf-8")
     journal.write_text(content.replace('"values":[0.5]', '"values":[0.75]'), encoding="utf-8")
     SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
-    assert len(lines) == 1 and "the score of trial 0 is 0.75, but its run has 0.5" in lines[0]
+    assert len(lines) == 1 and "the score of trial 0 is 0.75, but the score of its run is 0.5" in lines[0]
 
 
 def test_the_configuration_may_precede_the_sweep_file(

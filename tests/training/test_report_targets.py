@@ -99,7 +99,8 @@ def test_tiles_that_fall_back_to_their_snippet_are_counted(workspace: Workspace)
     assert from_reports.fell_back[rows].tolist() == [False, False, True, True]
     pairs = paired([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
     assert from_reports.describe_fallbacks(pairs).startswith(
-        "2 of 4 tiles fell back to their snippets' own embeddings: their reports contain no other such snippet"
+        "2 of 4 tiles fell back to their snippets' own embeddings: their reports contain no other snippet "
+        "that may serve as context"
     )
 
 

@@ -23,7 +23,7 @@ class BagMembers:
 
     Attributes:
         store: Store of the members' embeddings.
-        mean: Mean embedding to subtract; None for none.
+        mean: Mean embedding, subtracted from each vector; None to subtract nothing.
         members: Rows of the store, one bag per training tile; -1 for no member.
     """
 
@@ -110,7 +110,7 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
     """Build the bags of all training tiles.
 
     Raises:
-        ConfigError: `bags.weighted` without weighted pairs, or class prompts without a prompt set.
+        ConfigError: `bags.weighted` is set but the pairs have no weights, or class prompts lack a prompt set.
         DataError: Every text bag is empty.
     """
     b = config.bags
@@ -139,7 +139,7 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
 def neighbour_members(
     config: RunConfig, workspace: Workspace, train: TileSet
 ) -> tuple[BagMembers | None, dict[str, int]]:
-    """Find each training tile's nearest tiles of other patients, without those beyond `bags.margin`.
+    """Find each training tile's nearest tiles of other patients within `bags.margin`.
 
     Returns:
         The members (None if `bags.tiles` is 0), and the numbers of empty bags and pruned members.
@@ -166,7 +166,7 @@ def neighbour_members(
 
 
 def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
-    """Find each tile's nearest dictionary and class prompts, without those beyond `bags.margin`.
+    """Find each tile's nearest dictionary and class prompts within `bags.margin`.
 
     Raises:
         ConfigError: Class prompts are configured without a prompt set.
@@ -178,12 +178,12 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
     members: list[np.ndarray] = []
 
     def add(pool: list[str], searched: Bool[np.ndarray, "p"], count: int) -> Int[np.ndarray, "n k"]:
-        """Embed a pool of texts, and return each tile's nearest among the searched ones, as rows of the pool."""
+        """Embed a pool of texts, and return each tile's nearest searched texts, as rows of the pool."""
         embedded = centred(workspace.encode(pool), workspace.text_mean)
         texts.extend(pool)
         vectors.append(embedded)
-        found = nearest_prompts(tiles, embedded[searched], min(count, int(searched.sum())), config.pairing.block)
-        rows: Int[np.ndarray, "n k"] = np.flatnonzero(searched)[found]
+        nearest = nearest_prompts(tiles, embedded[searched], min(count, int(searched.sum())), config.pairing.block)
+        rows: Int[np.ndarray, "n k"] = np.flatnonzero(searched)[nearest]
         return rows
 
     if b.prompts:

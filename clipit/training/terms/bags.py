@@ -163,7 +163,7 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     """Find the pairs of text bags in a batch that share a member.
 
     Args:
-        members: Number of each member's text; -1 for no member.
+        members: Text number of each bag member; -1 for no member.
 
     Returns:
         Symmetric matrix, true where two bags share a member.
@@ -173,8 +173,8 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     bag, slot = np.nonzero(members >= 0)
     texts, column = np.unique(members[bag, slot], return_inverse=True)
     # Counts in int8 could overflow to 0, which would mean "no common member".
-    holds = csr_matrix((np.ones(len(bag), dtype=np.int32), (bag, column)), shape=(len(members), len(texts)))
-    return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)
+    contains = csr_matrix((np.ones(len(bag), dtype=np.int32), (bag, column)), shape=(len(members), len(texts)))
+    return np.asarray((contains @ contains.T).toarray() > 0, dtype=np.bool_)
 
 
 def gather_rows(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:

@@ -32,7 +32,7 @@ class CaseLabels:
         probabilities: Class probabilities, one row per patient with a report; zeros where unknown.
         known: Mask of the patients with a label.
         counts: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
-        note: Note on the calibration of the text classifier; "" for none.
+        note: Note on the calibration of the text classifier; "" if there is none.
     """
 
     probabilities: Float32[np.ndarray, "cases classes"]
@@ -49,7 +49,7 @@ def label_cases(
     Args:
         config: Run configuration, with its arm resolved.
         cases: Patients with their reports and rows (training tiles or slides).
-        labels: Class index of each row, as far as the run may use it; -1 if unlabelled.
+        labels: Class index of each row; -1 if it has no label that the run may use.
         classes: Class names.
     """
     options = config.soft_labels.own_report
@@ -97,8 +97,8 @@ def label_cases(
 def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
     """Exchange labels between labelled patients of the same organ (control).
 
-    Patients who are the only ones of their organ exchange labels with each other. A single such patient joins those of
-    the most frequent organ.
+    Patients who are the only ones of their organ exchange labels with each other. If there is only one such patient,
+    this patient exchanges labels with those of the most frequent organ.
 
     Raises:
         DataError: Fewer than two patients have a label.
@@ -130,11 +130,12 @@ def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndar
     """Measure the agreement of patients' labels with the labels of their tiles or slides.
 
     Args:
-        labels: Class index of each tile or slide, as far as the run may use it; -1 if unlabelled.
+        labels: Class index of each tile or slide; -1 if it has no label that the run may use.
 
     Returns:
-        `agreeing_tiles` out of `compared_tiles`. For patients, whose tiles vote: `agreeing_cases` out of
-        `compared_cases`, and the Wilson interval of this share, `agreement_interval`.
+        `agreeing_tiles` out of `compared_tiles`; `agreeing_cases` out of `compared_cases`, where a patient's label is
+        compared with the most frequent label of its tiles; and `agreement_interval`, the Wilson interval of the share
+        of agreeing cases.
     """
     from scipy.stats import binomtest
 
@@ -154,7 +155,7 @@ def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndar
 
 
 def _mapped_class(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> _ReadLabel:
-    """Return the name under which a report's label is counted, and its class; -1 for none."""
+    """Return the name under which a report's label is counted, and its class index; -1 if it is not a class."""
     if label is None:
         return NONE, -1
     mapped = map_label(label, options.class_map)
@@ -174,7 +175,7 @@ def _check_labels(
             fix=f"use {shortlist(classes, 20)}",
         )
     report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
-    if report_labels and not any(number >= 0 for patient_labels in read_labels for _, number in patient_labels):
+    if report_labels and not any(code >= 0 for patient_labels in read_labels for _, code in patient_labels):
         raise DataError(
             f"no report label names a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
             f"{shortlist(classes, 20)}",
@@ -184,12 +185,12 @@ def _check_labels(
 
 
 def _average_labels(report_labels: Sequence[Sequence[_ReadLabel]], n_classes: int) -> CaseLabels:
-    """Average the labels of each patient's reports, without those that are not classes."""
+    """Average the labels of each patient's reports; labels that are not classes are ignored."""
     votes = np.zeros((len(report_labels), n_classes), dtype=np.float32)
     for row, patient_labels in enumerate(report_labels):
-        for _, number in patient_labels:
-            if number >= 0:
-                votes[row, number] += 1
+        for _, code in patient_labels:
+            if code >= 0:
+                votes[row, code] += 1
     total = votes.sum(axis=1)
     counts = Counter(name for patient_labels in report_labels for name, _ in patient_labels)
     return CaseLabels(votes / np.maximum(total, 1)[:, None], total > 0, dict(sorted(counts.items())))

@@ -59,7 +59,7 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def teaches_text(self) -> bool | None:
-        """True unless the target is a meaningless control, or the text side has a space of its own."""
+        """True unless the target is a meaningless control, or an adapted text side has a separate space."""
         return self.options.target not in _MEANINGLESS and self.options.text == "frozen"
 
     def problems(self) -> list[str]:
@@ -123,14 +123,14 @@ class DistillationTerm(Term[DistillationConfig]):
 
     def describe(self) -> str:
         """Describe the target with its tiles, its weight, the VLMs and additional inputs."""
-        d, how = self.options, [f"weight {self.options.weight:g}"]
+        d, details = self.options, [f"weight {self.options.weight:g}"]
         if self.config.second_vlm is not None:
-            how.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
+            details.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
         if d.text != "frozen":
-            how.append(f"{_TEXT_SIDES[d.text]} fitted to the tiles' labels")
+            details.append(f"{_TEXT_SIDES[d.text]} fitted to the tiles' labels")
         if d.target in REPORT_LABELS and self.config.reports is not None:
-            how.append(f"by the reports' own labels, column {self.config.reports.label_column}")
-        return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(how)})"
+            details.append(f"by the reports' own labels, column {self.config.reports.label_column}")
+        return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(details)})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
         """Return the fingerprint of the reports' own labels, if the target uses them."""
@@ -193,11 +193,11 @@ class SecondDistillationTerm(DistillationTerm):
         return self.config.second_vlm is not None and super().active
 
     def problems(self) -> list[str]:
-        """Return no problems: the first term checks the keys for both."""
+        """Return no problems, since the first distillation term checks the keys for both VLMs."""
         return []
 
     def describe(self) -> str:
-        """Return "", since the first term describes both."""
+        """Return "", since the first distillation term describes both VLMs."""
         return ""
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:

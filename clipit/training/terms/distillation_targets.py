@@ -61,14 +61,14 @@ def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tup
 def _snippet_vectors(
     config: RunConfig, workspace: Workspace, store: Store, paired: PairedSnippets, train: TileSet
 ) -> tuple[SnippetVectors, dict[str, Any]]:
-    """Return the vectors that represent snippets, embeddings or derived ones, with entries for training.json."""
+    """Return the lookup of the vectors that represent snippets (stored or derived), and entries for training.json."""
     d, stored = config.distillation, stored_vectors(store, workspace.index)
     if d.target == "random_codes":
         return random_codes(store, config.seed), {}
     if d.target in ("report_context", "report_labels", "report_labels_and_image"):
         sources = workspace.snippets.table("snippet_sources.parquet")
         ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
-        index = workspace.index  # of snippets with equal embeddings, one represents all, with the reports of all
+        index = workspace.index  # one snippet represents all snippets with equal embeddings, and gets all their reports
         snippet_ids = index.ids[representative_rows(index)[index.store.positions(ids)]]
         report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
         if d.target == "report_context":
@@ -112,7 +112,7 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
 def _labels_and_groups(
     workspace: Workspace, report_ids: Shaped[np.ndarray, "_"]
 ) -> tuple[Shaped[np.ndarray, "_"], Shaped[np.ndarray, "_"]]:
-    """Look up the label of each report ("" if unlabelled) and its group (its own id if it has none)."""
+    """Look up the label of each report ("" if unlabelled) and its group (the report's id if it has no group)."""
     known = {r.report_id: (r.label or "", r.group or r.report_id) for r in workspace.reports.reports}
     rows = [known[report_id] for report_id in report_ids.tolist()]
     labels, groups = [label for label, _ in rows], [group for _, group in rows]

@@ -52,14 +52,14 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     """Compute the labels of the training tiles from the reports of their own patients.
 
     Only patients whose tiles are all in training are used. The control `case` needs no reports, so it includes
-    patients without one.
+    patients without a report.
 
     Args:
         config: Run configuration, with its arm resolved.
         tiles: All tiles, with the labels that the run may use.
 
     Raises:
-        DataError: No training patient has a report, no report gives a class, or a class is unknown to the tiles.
+        DataError: No training patient has a report, no report gives a class, or the tiles lack a class of the rules.
     """
     options, train = config.soft_labels.own_report, tiles.of_split("train")
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
@@ -70,7 +70,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         raise DataError(
             "no labelled training tile belongs to a known patient, so there is no label to spread",
             where=f"{_WHERE}.labels",
-            fix="give the patients of labelled tiles (column group), or keep more labels: tiles.labels",
+            fix="provide the patients of labelled tiles (column group), or keep more labels: tiles.labels",
         )
     if not case_labels.known.any():
         raise DataError(
@@ -108,7 +108,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     lines = [
         cases.account.text(),
         f"labels of reports: {_format_counts(case_labels.counts)}; "
-        f"{counted(int(case_labels.known.sum()), 'patient has', 'patients have')} one",
+        f"{counted(int(case_labels.known.sum()), 'patient has', 'patients have')} a label",
         f"{labelled} one of these labels",
         *([f"no report gives the classes {shortlist(unreported, 10)}"] if unreported else []),
         *([_format_agreement(agreement)] if agreement else []),
@@ -118,7 +118,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
 
 
 def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str, str]:
-    """Return the fingerprints of the inputs that are used: reports of training patients, rules and tissue prompts."""
+    """Return the fingerprints of the inputs in use: reports of training patients, rules and tissue prompts."""
     options = config.soft_labels.own_report
     inputs = {"own reports": workspace.cases.fingerprint}
     if options.labels == "rules":
@@ -159,7 +159,7 @@ def _choose_tiles(
     with_label: Bool[np.ndarray, "n"],
     probabilities: Float32[np.ndarray, "n classes"],
 ) -> Float32[np.ndarray, "n classes"]:
-    """Assign the patient's most probable class to at least one tile per patient, and the background to the others."""
+    """Assign each patient's most probable class to at least one of its tiles, and the background class to the rest."""
     if options.background not in train.classes:
         raise ConfigError(
             f"the background {options.background!r} is not a class of the tiles",

@@ -14,7 +14,7 @@ from clipit.training.terms.term import MicroBatch, Term, TermInputs
 
 
 class PromptBagsTerm(Term[PromptBagsConfig]):
-    """Cross-entropy of cosines with class prompts against labels or, for unlabelled tiles, enabled soft labels."""
+    """Cross-entropy of cosines with class prompts against labels and, if enabled, soft labels of unlabelled tiles."""
 
     name = section = "prompt_bags"
 
@@ -50,7 +50,7 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         return {}
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Sum the weights of the tiles: 1 for labelled ones, and those of the soft labels."""
+        """Sum the weights of the tiles: 1 per labelled tile, plus the weights of the soft labels."""
         if self._soft is not None and self._soft.replaces_labels:
             return self._soft.count(rows)
         labelled = float((self.labels[rows] >= 0).sum())

@@ -48,8 +48,8 @@ class ReportVectors:
         )
         if self.unlabelled is not None:
             text += (
-                f"; {_count_tiles(paired, self.unlabelled)} tiles have only snippets of reports without a label, "
-                "which are classified like the others"
+                f"; {_count_tiles(paired, self.unlabelled)} tiles have only snippets of unlabelled reports; these "
+                "snippets are classified like the others"
             )
         return text
 
@@ -68,7 +68,7 @@ def report_context(
     vectors_of: SnippetVectors,
     in_context: Bool[np.ndarray, "_"] | None = None,
 ) -> ReportVectors:
-    """Compute the mean of the other snippets in each snippet's reports, or its own vector if there are none.
+    """Compute the mean of the other snippets in each snippet's reports, or its own vector if there are no others.
 
     Args:
         snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share one id, the one
@@ -90,7 +90,8 @@ def report_context(
     np.subtract.at(context, context_pairs[:, 0], stored[context_pairs[:, 0]])  # a snippet is not its own context
     without_context = np.linalg.norm(context, axis=1) < 1e-6
     context = np.where(without_context[:, None], stored, unit(context))
-    return ReportVectors(_lookup(context), without_context, "their reports contain no other such snippet")
+    reason = "their reports contain no other snippet that may serve as context"
+    return ReportVectors(_lookup(context), without_context, reason)
 
 
 def report_label_vectors(
@@ -113,7 +114,6 @@ def report_label_vectors(
     Raises:
         DataError: The reports have fewer than two labels, or fewer than two groups.
     """
-
     known = labels != ""
     names = np.unique(labels[known])
     if len(names) < 2 or len(np.unique(groups[known])) < 2:

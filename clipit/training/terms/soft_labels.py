@@ -160,7 +160,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Compute the source's class probabilities of the training tiles, and correct them by `make_soft_labels`."""
+        """Compute the source's class probabilities of the training tiles, and correct them with `make_soft_labels`."""
         if self.options.source == "own_report":
             own_labels = own_report_labels(self.config, inputs.workspace, inputs.tiles)
             labelled = own_labels.weights > 0

@@ -31,8 +31,8 @@ class TermInputs:
     Attributes:
         workspace: Workspace of the run's configuration.
         tiles: All tiles, with the labels that the run may use.
-        image_only: Function from a split to the class probabilities by the image-only run of the same seed, which is
-            trained if missing.
+        image_only: Function from a split to the class probabilities predicted by the image-only run of the same seed;
+            it trains this run if necessary.
         terms: Active terms of the run, in the order in which they are prepared.
     """
 
@@ -52,7 +52,7 @@ class MicroBatch:
 
     Attributes:
         rows: Rows of the training tiles in this pass.
-        batch_rows: Rows of the global batch; process r of n has every n-th of them, starting at r.
+        batch_rows: Rows of the global batch; process r of n has every n-th row, starting at the r-th.
         labels: Class indices; -1 if unknown.
         views: Logits of each augmented view of the tiles; most terms use `logits`, the first view.
         projections: Predicted text embeddings of each view; most terms use `projected`, the first view. Empty without a
@@ -158,7 +158,7 @@ class Term(Generic[Options]):
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """Whether unlabelled tiles get class targets, so that a run needs no labels at all."""
+        """Whether unlabelled tiles get class targets, so that a run needs no labels."""
         return False
 
     @property
@@ -194,7 +194,7 @@ class Term(Generic[Options]):
         """Change the student before the first step; not called when a run resumes."""
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Return class targets for a split, to select the best step without labels; None if there are none."""
+        """Return class targets for a split, to select the best step without labels; None if the term has none."""
         return None
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:

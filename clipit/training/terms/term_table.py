@@ -97,7 +97,7 @@ def uses_vlm(config: RunConfig) -> bool:
 
 
 def models_of(config: RunConfig) -> list[Model]:
-    """Return the sections of the models that training loads."""
+    """Return the configuration sections of the models that training loads."""
     models: list[Model] = ["backbone"]
     models += ["vlm"] if uses_vlm(config) else []
     return [*models, "second_vlm"] if config.second_vlm is not None else models
@@ -146,8 +146,8 @@ def prepare_terms(
     Args:
         config: Run configuration, with its arm resolved.
         tiles: All tiles, with the labels that the run may use.
-        image_only: Function from a split to the class probabilities by the image-only run of the same seed, which is
-            trained if missing.
+        image_only: Function from a split to the class probabilities predicted by the image-only run of the same seed;
+            it trains this run if necessary.
 
     Raises:
         DataError: The classes of the prompt set differ from those of the tiles, or a term finds no targets.

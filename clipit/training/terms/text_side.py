@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _ADAPTER_STEPS, _ADAPTER_RATE = 300, 1e-3
 _LORA_STEPS, _LORA_RATE, _LORA_BATCH = 200, 5e-4, 32
 _HIDDEN = 4  # the adapter's hidden layer is narrower than the joint space by this factor
-_MIN_HIDDEN = 16
-_SCALE = 10.0  # unscaled cosines would give nearly uniform probabilities
+_MIN_HIDDEN = 16  # minimum width of the adapter's hidden layer
+_SCALE = 10.0  # factor of the logits; without it, unit vectors would give nearly uniform probabilities
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def labelled_snippets(
         raise DataError(
             "the text side is fitted on the snippets of labelled tiles, which have fewer than two classes",
             where="distillation.text",
-            fix="keep more labels (tiles.labels), or distillation.text=frozen",
+            fix="keep more labels (tiles.labels), or set distillation.text=frozen",
         )
     return positions, targets
 
@@ -182,7 +182,7 @@ def text_layers(module: nn.Module) -> list[str]:
     ]
     if not layers:
         raise ModelError(
-            "no linear layer of the text tower can be adapted", where="vlm", fix="distillation.text=adapter"
+            "no linear layer of the text tower can be adapted", where="vlm", fix="set distillation.text=adapter"
         )
     return layers
 

@@ -52,10 +52,10 @@ def warm_start(
         lambda pixels: student.backbone(normalise(pixels)).float().cpu().numpy(),
         config.evaluation.batch_size,
     )
-    known = torch.from_numpy(labels[rows]).to(device)
+    known_labels = torch.from_numpy(labels[rows]).to(device)
     texts = torch.from_numpy(targets.vectors[rows].astype(np.float32)).to(device)
-    _fit(student.image_head, torch.from_numpy(np.concatenate(features)).to(device), known, decay)
-    _fit(student.text_head, texts, known, decay)
+    _fit(student.image_head, torch.from_numpy(np.concatenate(features)).to(device), known_labels, decay)
+    _fit(student.text_head, texts, known_labels, decay)
 
 
 def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> None:
@@ -67,4 +67,4 @@ def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -
         torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
         optimizer.step()
         schedule.step()
-    head.zero_grad(set_to_none=True)  # they would add to the gradients of stage 2
+    head.zero_grad(set_to_none=True)  # otherwise, these gradients would add to those of stage 2

@@ -16,9 +16,10 @@ _ROW_GROUP = 2**20  # rows per Parquet row group, the default of pyarrow
 
 
 def distribute(blocks: int, shards: int) -> tuple[range, range]:
-    """Return the blocks of tiles and the shards that this process multiplies.
+    """Return the blocks of tiles and the shards of snippets that this process multiplies.
 
-    Blocks are distributed over processes or, if there are fewer blocks than processes and shards, shards are.
+    The blocks are distributed over processes. If there are fewer blocks than processes, and fewer than shards, the
+    shards are distributed instead.
     """
     processes = get_processes()
     if blocks >= processes.count or shards <= blocks:
@@ -56,8 +57,8 @@ def write_passes(
 ) -> list[Path]:
     """Write one table per block of rows, reading the shards of a store once for several blocks.
 
-    The missing blocks are distributed over processes. If there are fewer of them than processes and shards, the shards
-    are distributed instead, and all processes compute all blocks together.
+    The missing blocks are distributed over processes. If there are fewer missing blocks than processes, and fewer than
+    shards, the shards are distributed instead, and all processes compute all blocks together.
 
     Args:
         size: Rows per block.
@@ -72,7 +73,7 @@ def write_passes(
     files = {start: folder / f".part-{start:09d}-{size}.parquet" for start in range(0, total, size)}
     missing = [start for start, file in files.items() if not file.is_file()]
     done = total - sum(min(size, total - start) for start in missing)
-    processes.barrier()  # no process may write a block before all have listed the missing ones
+    processes.barrier()  # no process may write a block before all processes have listed the missing blocks
     own_blocks, own_shards = distribute(len(missing), shards)
     shared = len(own_shards) < shards
     with progress(title, total, shown=processes.main, done=done) as advance:
@@ -107,7 +108,7 @@ def iterate_blocks(files: Sequence[Path]) -> Iterator[pa.Table]:
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables to one Parquet file without holding all of them in memory.
+    """Write tables to one Parquet file without keeping all tables in memory.
 
     The file is identical to the one that `pyarrow.parquet.write_table` writes for the concatenated table.
 

@@ -26,11 +26,14 @@ class CaseAccount:
     """Numbers of tiles, patients and reports in the join.
 
     Attributes:
+        tiles: Number of training tiles.
         tiles_without_patient: Number of training tiles without a group.
-        cases_with_report: Number of these patients with at least one report.
-        cases_with_several: Number of these patients with several reports.
+        cases: Number of patients with training tiles.
+        cases_with_report: Number of patients with a used report: they have training tiles, but no later ones.
+        cases_with_several: Number of patients with several used reports.
         reports: Number of reports in the corpus.
-        later_splits: Number of reports of patients with validation or test tiles; never used.
+        own: Number of used reports.
+        later_splits: Number of reports of patients with validation or test tiles; these reports are never used.
         both_sides: Number of patients with both training tiles and validation or test tiles; their reports are never
             used.
         external: Number of reports of patients without tiles.
@@ -140,7 +143,7 @@ class Cases:
                 f"{counted(len(ambiguous), 'patient has', 'patients have')} several reports with missing or equal "
                 f"dates: {shortlist(ambiguous, _SHOWN)}",
                 where="reports.date_column",
-                fix="set it to a column that dates every report, or set soft_labels.own_report.several=all",
+                fix="choose a column with a date for every report, or set soft_labels.own_report.several=all",
             )
         return replace(self, reports=tuple(reports[-1:] for reports in self.reports))
 
@@ -164,7 +167,7 @@ def join_patients(
 
     Args:
         owners: Patient of each sample; "" where unknown.
-        splits: Split of each sample; patients with samples in a split other than "train" are left out.
+        splits: Split of each sample; patients with samples in a split other than "train" are excluded.
 
     Raises:
         DataError: The samples or the reports have no groups, or no training patient has a report.
@@ -239,7 +242,7 @@ def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseA
         matched = {change(name) for name in tile_names} & {change(name) for name in report_names}
         if matched:
             hints.append(f"{len(matched)} would match {description}")
-    cause = "; ".join(hints) or "no simple change of spelling would match them"
+    cause = "; ".join(hints) or "no simple change of spelling would produce a match"
     if account.later_splits:
         cause = (
             f"{counted(account.later_splits, 'report belongs', 'reports belong')} to patients with validation or "
@@ -251,8 +254,8 @@ def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseA
             f"later split, so their reports are not used; {cause}"
         )
     return DataError(
-        f"no training patient has a report; tiles have the groups {shortlist(tile_names, _SHOWN)}, reports the groups "
-        f"{shortlist(report_names, _SHOWN)}; {cause}",
+        f"no training patient has a report; the groups of the tiles are {shortlist(tile_names, _SHOWN)}, those of the "
+        f"reports {shortlist(report_names, _SHOWN)}; {cause}",
         where="groups of tiles and reports",
         fix="use the same patient ids in both, or assign groups to reports with reports.metadata",
     )

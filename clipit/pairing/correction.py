@@ -57,7 +57,7 @@ class TileBlocks:
 
 
 def correction_inputs(rules: PairingConfig) -> dict[str, Any]:
-    """Return the keys of the correction that the fingerprint of pairs depends on; empty without a correction."""
+    """Return the keys of the correction that enter the fingerprint of pairs; empty without a correction."""
     if rules.correction == "none":
         return {}
     inputs: dict[str, Any] = {"correction": rules.correction}
@@ -170,8 +170,8 @@ def _over_tiles(
 
     Args:
         start: Function that returns the initial state for a number of snippets.
-        fold: Function that returns the next state, given the state and the cosines with a block of tiles, which it may
-            overwrite.
+        fold: Function that returns the next state, given the state and the cosines with a block of tiles; it may
+            overwrite the cosines.
         advance: Progress callback, called with a number of tiles.
 
     Yields:
@@ -216,15 +216,16 @@ def sinkhorn_biases(
 
 
 def fits_in_memory(snippets: StoredRows) -> bool:
-    """Return whether Sinkhorn may hold the embeddings of all snippets in memory."""
+    """Return whether Sinkhorn may keep the embeddings of all snippets in memory."""
     return len(snippets) * snippets.store.dim <= _SINKHORN_VALUES
 
 
 Masses = Callable[[Float[Tensor, "s"]], Float[Tensor, "s"]]
+"""Function from biases to the logarithm of each snippet's mass over this process's tiles."""
 
 
 def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
-    """Return a function that maps biases to the log of each snippet's mass over this process's tiles."""
+    """Return the function that computes masses with all snippets in memory."""
     processes = get_processes()
     vectors = torch.from_numpy(snippets.vectors(np.arange(len(snippets)))).to(processes.device)
     blocks = TileBlocks(tiles.store, tiles.mean, max(1, min(tiles.size, _SINKHORN_SCORES // max(len(snippets), 1))))
@@ -245,7 +246,7 @@ def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, ad
 
 
 def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
-    """Return the function of `_scale_dense`, with one pass over the shards to scale tiles and one to sum masses."""
+    """Return the function that computes masses in two passes over the shards: to scale the tiles, and to sum masses."""
     processes = get_processes()
     own_blocks, shards = distribute(len(tiles.starts), snippets.store.shards)
     shared, per_pass = len(shards) < snippets.store.shards, blocks_per_pass(tiles.size, tiles.store.dim)
@@ -280,7 +281,7 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
 
 
 def _groups(snippets: StoredRows) -> list[range]:
-    """Group the shards to hold in memory at a time, with at least one shard per process."""
+    """Group the shards that are in memory at the same time, with at least one shard per process."""
     per_pass, shards = max(blocks_per_pass(SHARD, snippets.store.dim), get_processes().count), snippets.store.shards
     return [range(first, min(first + per_pass, shards)) for first in range(0, shards, per_pass)]
 

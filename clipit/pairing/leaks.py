@@ -1,7 +1,7 @@
 """Leaks: tiles, patients and reports that occur on both sides of a split.
 
-Of two tiles in different splits, the leak is the tile in the earlier split (train, validation, test): dropping it
-removes the leak without changing a test set.
+Of two matching tiles in different splits, the one in the earlier split (train, validation, test) is called the leak:
+dropping it does not change a test set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,11 @@ from clipit.reports.readers import Report
 from clipit.tiles.perceptual import Fingerprints, oriented
 from clipit.tiles.tileset import SPLITS, TileSet
 
-_BANDS, _WIDTH = 4, 16
-_MAX_CANDIDATES = 2**22  # candidate pairs in memory
+_BANDS, _WIDTH = 4, 16  # number of bands of a 64-bit hash, and bits per band
+_MAX_CANDIDATES = 2**22  # maximum number of candidate pairs in memory
 
 Hits = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], UInt8[np.ndarray, " hits"]]
+"""Pairs of similar hashes: rows of the searched hashes, rows of the queries, and numbers of differing bits."""
 
 Kind = Literal["group", "exact", "near", "report"]
 ImageHashes = Fingerprints | UInt8[np.ndarray, "_ 16"]
@@ -49,7 +50,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class SeenTiles:
-    """Tiles that a run was trained or validated on, without their images.
+    """Tiles on which a run was trained or validated, without their images.
 
     Attributes:
         splits: Split of each tile: train or validation.
@@ -85,7 +86,10 @@ def find_leaks(
 
 
 def group_leaks(tiles: TileSet) -> list[Leak]:
-    """Find tiles whose patient or slide also has tiles in a later split, and the lowest tile id in the latest split."""
+    """Find tiles whose patient or slide also has tiles in a later split.
+
+    Each leak names the tile of that patient or slide with the lowest id in its latest split.
+    """
     groups = patients(tiles.groups, tiles.ids)
     last: dict[str, tuple[int, str]] = {}  # latest split of each patient, and the lowest id in it
     ranks = _split_ranks(tiles)
@@ -320,8 +324,8 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
 
     The 64 bits are split into four bands of 16. If two hashes differ in at most d bits, they differ in at most d // 4
     bits of some band (pigeonhole principle). Candidates are therefore looked up per band, as every value within d // 4
-    bits of the query's (Norouzi et al. 2014, arXiv 1307.2982), and their differing bits are counted. Memory does not
-    depend on the number of pairs.
+    bits of the query's band (Norouzi et al. 2014, arXiv 1307.2982), and their differing bits are counted. Memory does
+    not depend on the number of pairs.
 
     Args:
         base: Hashes that are searched.
@@ -372,7 +376,7 @@ def _candidates(
 
 
 def _first_in(different: UInt64[np.ndarray, " hits"], band: int, radius: int) -> np.ndarray:
-    """Mask the pairs that no earlier band finds, so that every pair is returned once."""
+    """Return the mask of pairs that no earlier band finds, so that every pair is returned once."""
     new = np.ones(len(different), dtype=np.bool_)
     for earlier in range(band):
         new &= np.bitwise_count(_band(different, earlier)) > radius

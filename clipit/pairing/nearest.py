@@ -16,7 +16,7 @@ SPARE = 4
 """Number of additional candidates, so that ties at rank k are included."""
 DECIMALS = 6
 """Number of decimals of rounded scores, so that ties do not depend on rounding errors."""
-_RESCORED = 2**20  # float32 values of candidate embeddings in memory (4 MiB)
+_RESCORED = 2**20  # maximum number of float32 values of candidate embeddings in memory (4 MiB)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def search(
     """Find the rows and cosines of the k nearest snippets, nearest first; ties are broken by the lowest id.
 
     The index returns slightly more than k candidates; an approximate index returns as many as its settings specify.
-    Their cosines are recomputed exactly, in an order of operations that does not depend on the batch size, and rounded
-    before sorting.
+    The cosines of the candidates are recomputed exactly, in an order of operations that does not depend on the batch
+    size, and rounded before sorting.
 
     Args:
         queries: Unit vectors of the queries, centred like the index.
@@ -66,7 +66,7 @@ def search(
 
 
 def shards_of_process(stored: StoredRows, shared: bool) -> range:
-    """Return the shards that this process searches: its share, or all."""
+    """Return the shards that this process searches: its share, or all shards."""
     processes, shards = get_processes(), stored.store.shards
     return range(processes.rank, shards, processes.count) if shared else range(shards)
 

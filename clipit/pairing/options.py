@@ -30,7 +30,7 @@ from clipit.vectors import centred
 
 T = TypeVar("T")
 
-_MAX_ORGANS = 4
+_MAX_ORGANS = 4  # maximum number of organs that get a row each
 _MAX_NAMED_ORGANS = 2  # longer lists are shown as a count
 _COLUMNS = {
     "without_pair": "no pair",
@@ -186,11 +186,11 @@ def _judge_variants(prepared: Selection, variants: Sequence[PairingConfig], tile
 
 
 def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
-    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th by ranking score."""
+    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th snippet by ranking score."""
 
     def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
         matched = np.isfinite(candidates.ranking[:, 0])
-        leads = candidates.ranking[matched, 0] - candidates.ranking[matched, -1]  # infinite without a (k+1)-th
+        leads = candidates.ranking[matched, 0] - candidates.ranking[matched, -1]  # infinite without a (k+1)-th snippet
         return np.stack([candidates.cosines[matched, 0].astype(np.float64), leads])
 
     return np.concatenate([np.empty((2, 0)), *_map_candidates(prepared, tiles, compute)], axis=1)
@@ -209,7 +209,7 @@ def _map_candidates(
 
 
 def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
-    """Return the lower quartile and median of the finite values, to three significant digits; one value if equal."""
+    """Return lower quartile and median of the finite values, to three significant digits; one value if both are equal."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return ()
@@ -217,7 +217,7 @@ def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
 
 
 def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[PairingConfig]:
-    """Return rules with one filter changed: each organ alone (or all, if some are configured), or own groups."""
+    """Return rules with one filter changed: the organs (each alone, or all if some are configured), or own groups."""
     variants = []
     if base.organs:
         variants.append(base.model_copy(update={"organs": ()}))

@@ -28,7 +28,7 @@ class Selection:
 
     Attributes:
         keys: Snippets for exact search; None to search the index.
-        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without that rule.
+        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without the rule `mutual`.
         owners: Index of each tile's patient, -1 if unknown; all -1 unless `exclude_same_group` or `reports` is set.
         own: Snippets of each patient; None unless `reports` is set.
     """
@@ -170,7 +170,7 @@ def _among_own(
     """Replace the candidates of tiles whose patient has a report with that patient's snippets.
 
     Args:
-        own_only: Whether to remove all candidates of tiles whose patient has no report; otherwise these are kept.
+        own_only: Whether to remove all candidates of tiles whose patient has no report; otherwise, they are kept.
         queries: Unit-norm tile embeddings.
         owners: Patients of the tiles; tiles with -1 keep their candidates.
         rows: Candidates among all snippets.
@@ -196,14 +196,14 @@ def judge_candidates(
 
     Args:
         candidates: k + 1 candidates per tile.
-        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without that rule.
+        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without the rule `mutual`.
     """
     scores, rows, ranking = candidates.cosines[:, :-1], candidates.rows[:, :-1], candidates.ranking[:, :-1]
     reasons = np.zeros(scores.shape, dtype=np.int8)
     if mutual is not None:
         reasons[scores < mutual[rows] - _TIE] = REASONS.index("mutual")
     if rules.margin is not None:
-        runner_up = candidates.ranking[:, -1:]  # the (k + 1)-th; -inf if there is none
+        runner_up = candidates.ranking[:, -1:]  # the (k + 1)-th snippet; -inf if there is none
         reasons[ranking < runner_up + rules.margin - _TIE] = REASONS.index("margin")
     if rules.threshold is not None:
         reasons[scores < rules.threshold] = REASONS.index("threshold")

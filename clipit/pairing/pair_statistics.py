@@ -75,7 +75,7 @@ def summarise(
 
 
 def skewness(uses: Int[np.ndarray, "used"], n_snippets: int) -> float | None:
-    """Compute the skewness of the k-occurrences: the number of tiles paired with each snippet, unused ones included.
+    """Compute the skewness of the k-occurrences: the number of tiles paired with each snippet, 0 for unused snippets.
 
     The formula is E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). Even use gives 0, hubs a
     large value. None if all snippets are used equally often.
@@ -131,7 +131,7 @@ def _agreement_lines(statistics: Mapping[str, Any] | None) -> list[str]:
     descriptions = {
         "neighbours": "tiles that share a snippet share the label",
         "zero_shot": "the snippet's text is nearest to the label's prompts",
-        "score_auroc": "the score separates these from the others (AUROC)",
+        "score_auroc": "the score separates these tiles from the others (AUROC)",
     }
     lines = [
         f"  {text}: "
@@ -163,8 +163,8 @@ def agreement(
 
     Returns:
         `labelled`: number of labelled tiles. `neighbours`: share of tiles whose label is the majority label of the
-        *other* labelled tiles with the same snippet (ties count as fractions). `neighbours_tiles`: number of tiles with
-        such other tiles. `chance`: accuracy of always predicting the most frequent label. With class prompts,
+        *other* labelled tiles with the same snippet (ties count as fractions). `neighbours_tiles`: number of tiles that
+        share their snippet. `chance`: accuracy of always predicting the most frequent label. With class prompts,
         `zero_shot`: share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of
         the score as a predictor of these tiles. Undefined statistics are None; `undefined` contains the reasons.
     """
@@ -205,7 +205,7 @@ def agreement(
 
 
 def majority_credit(groups: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Credit each tile with 1 if its label is the most frequent one of the other tiles in its bag.
+    """Credit each tile with 1 if its label is the most frequent label of the other tiles in its bag.
 
     If m labels tie, the credit is 1/m; for a tile alone in its bag, NaN.
 

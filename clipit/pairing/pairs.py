@@ -170,7 +170,9 @@ def pair_tiles(
         missing = tiles.size * min(k, index.size) - int(outcomes.sum())
         if missing and not index.flat and processes.main:
             key = index.artifact.manifest.facts["key"]
-            logger.info(f"note: index {key} misses {counted(missing, 'candidate')} ({k} per tile); Flat finds all")
+            logger.info(
+                f"note: index {key} misses {counted(missing, 'candidate')} ({k} per tile); pairing.index=Flat finds all"
+            )
         if rule_keys and not outcomes[0]:
             check_pairs_left(read_blocks(files), rules)
         processes.barrier()

@@ -1,4 +1,4 @@
-"""Name patients that are spelled differently in two sources, because each would count as two patients."""
+"""Warn of patients whose names are spelled differently in two sources, since each would count as two patients."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from clipit.tiles.tileset import TileSet
 
 
 def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> str:
-    """Warn of reports whose patients are spelled differently in validation or test tiles; "" for none."""
+    """Return a warning of reports whose patients are spelled differently in validation or test tiles, or ""."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
     return _warning(("report", "reports"), names, later, "validation or test tiles")
 
 
 def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> str:
-    """Warn of new tiles whose patients are spelled differently in training or validation tiles; "" for none."""
+    """Return a warning of new tiles whose patients are spelled differently in training or validation tiles, or ""."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warning(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> str:
-    """Warn of images with texts whose patients are spelled differently in later tiles; "" for none."""
+    """Return a warning of images with texts whose patients are spelled differently in later tiles, or ""."""
     names = patients(pairs.groups, pairs.ids).tolist()
     return _warning(("image with texts", "images with texts"), names, tests, "later tiles")
 

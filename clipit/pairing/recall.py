@@ -19,13 +19,13 @@ from clipit.stores.stored_rows import centred_rows
 logger = logging.getLogger(__name__)
 
 TARGET = 0.99
-"""Recall that the settings are chosen to reach."""
+"""Recall that the chosen settings should reach."""
 LOW_RECALL = 0.95
 """Recall below which a warning is logged."""
 SAMPLE = 600
 """Number of tiles that are also searched exactly: half to choose the settings, half to measure the recall."""
-_MAX_CANDIDATES = 1024
-_MAX_LIST_LENGTH = 4096
+_MAX_CANDIDATES = 1024  # largest number of candidates that is tried
+_MAX_LIST_LENGTH = 4096  # largest ef_search that is tried
 _MIN_GAIN = 0.005  # gain in recall that justifies a slower search
 
 
@@ -43,7 +43,7 @@ def fit_search(
     """Choose the settings of an approximate index that the configuration leaves open, and measure its recall.
 
     Call it in all processes. The recall at k is the share of the k nearest snippets that are found, measured on tiles
-    that were not used to choose settings. If it is below 0.95, a warning names the keys to raise.
+    that were not used to choose settings. If the recall is below 0.95, a warning names the keys to raise.
 
     Args:
         mean: Mean to subtract from the tile embeddings; None for no centring.
@@ -91,7 +91,7 @@ def recall_lines(figures: dict[str, Any]) -> list[str]:
 def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> SearchSettings:
     """Choose the open settings: first the fastest search that reaches the target, then the fewest candidates."""
     total, k = index.size, queries.nearest.shape[1]
-    most = configured.candidates or min(_MAX_CANDIDATES, total)
+    max_candidates = configured.candidates or min(_MAX_CANDIDATES, total)
     efforts = [configured]
     if configured.nprobe is None and index.faiss_index.lists:
         efforts = [replace(configured, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
@@ -99,12 +99,13 @@ def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> Sear
         lengths = _doubling(MIN_LIST_LENGTH, max(MIN_LIST_LENGTH, min(_MAX_LIST_LENGTH, total)))
         efforts = [replace(configured, ef_search=length) for length in lengths]
     chosen = _first_reaching(
-        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=most)), queries)
+        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=max_candidates)), queries)
     )
     if configured.candidates is not None:
         return chosen
-    counts = [2**power for power in range(1, 11) if k + SPARE <= 2**power < most]
-    settings = [replace(chosen, candidates=count) for count in [*counts, max(most, min(k + SPARE, total))]]
+    counts = [2**power for power in range(1, 11) if k + SPARE <= 2**power < max_candidates]
+    counts.append(max(max_candidates, min(k + SPARE, total)))
+    settings = [replace(chosen, candidates=count) for count in counts]
     return _first_reaching(settings, lambda setting: _recall(replace(index, settings=setting), queries))
 
 
@@ -122,7 +123,7 @@ def _first_reaching(settings: Sequence[SearchSettings], recall: Callable[[Search
 
 
 def _recall(index: Index, queries: _Queries) -> float:
-    """Measure the share of the nearest snippets among the candidates, which exact scoring will rank first."""
+    """Measure the share of the nearest snippets that are candidates; exact scoring then ranks these snippets first."""
     total, k = queries.nearest.shape
     n_candidates = min(max(k, index.settings.candidates or k + SPARE), index.size)
 
@@ -137,7 +138,7 @@ def _recall(index: Index, queries: _Queries) -> float:
 
 
 def _doubling(first: int, last: int) -> list[int]:
-    """List a number and its doubles up to the last number, which is included."""
+    """List `first` and its doubles that are less than `last`, then `last`."""
     values = [first]
     while values[-1] < last:
         values.append(min(2 * values[-1], last))

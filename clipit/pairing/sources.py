@@ -15,7 +15,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Mask the rows of the index with a report of one of these organs (ignoring case); all rows if none are given.
+    """Mask the rows of the index with a report of one of these organs (ignoring case); all rows without organs.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.
@@ -41,7 +41,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """Return the patient whose reports contain each row of the index; "" if there are several or one is unknown."""
+    """Return the patient whose reports contain each row of the index; "" if several patients do, or one is unknown."""
     rows, values = _source_patients(index, sources)
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)
@@ -95,10 +95,10 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
             rows_of[name].add(row)
     if not any(rows_of.values()):
         raise DataError(
-            f"no training tile has a report of its own patient; tiles have the groups {shortlist(names, 3)}, reports "
-            f"the groups {shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
+            f"no training tile has a report of its own patient; the groups of the tiles are {shortlist(names, 3)}, "
+            f"those of the reports {shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
             where="pairing.reports",
-            fix="use the same patient ids in both (reports.group_column, reports.metadata), or pairing.reports=any",
+            fix="use the same patient ids in both (reports.group_column, reports.metadata), or set pairing.reports=any",
         )
     number = {name: index for index, name in enumerate(names)} | {"": len(names)}
     return OwnSnippets(
@@ -132,13 +132,13 @@ def _source_patients(index: Index, sources: pa.Table | None) -> tuple[Int[np.nda
 def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[np.ndarray, "_"], np.ndarray]:
     """Return the row of the index and the value of a column for each source of each snippet.
 
-    A row that represents several snippets with equal embeddings has the sources of all of them.
+    A row that represents several snippets with equal embeddings has the sources of all these snippets.
     """
     if sources is None:
         raise DataError(
             "the reports of the snippets are unknown",
             where="pairing",
-            fix="delete the snippets artefact, which is then rebuilt",
+            fix="delete the snippets artefact; it is then rebuilt",
         )
     row_of = dict(zip(index.store.ids.tolist(), representative_rows(index).tolist(), strict=True))
     rows = [row_of[snippet] for snippet in sources.column("snippet_id").to_pylist()]

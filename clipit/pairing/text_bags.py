@@ -32,7 +32,7 @@ class TextBags:
 
     @property
     def empty(self) -> Bool[np.ndarray, "n"]:
-        """Mask of tiles without snippets, which the bag loss skips."""
+        """Mask of tiles without snippets; the bag loss skips these tiles."""
         return np.asarray((self.rows < 0).all(axis=1), dtype=np.bool_)
 
 
@@ -45,7 +45,8 @@ def text_bags(
         tile_ids: Tile ids, in the order of the result.
         pairs: Pairs of the tiles, equally weighted unless they have weights.
         max_snippets: Maximum number of snippets per bag.
-        margin: Maximum difference between a snippet's cosine and the highest in the bag; others are dropped.
+        margin: Maximum difference between a snippet's cosine and the highest in the bag; snippets beyond it are
+            dropped. None to keep all.
     """
     table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) < max_snippets))
     row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}

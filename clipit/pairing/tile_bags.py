@@ -28,7 +28,7 @@ from clipit.stores.index import Index
 from clipit.stores.stored_rows import StoredRows, centred_rows
 
 KINDS = ("image", "text")
-"""Members nearest to the tile's own embedding, or to the embedding of its first snippet."""
+"""Kinds of members: nearest to the tile's own embedding, or to the embedding of its first snippet."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def tile_bags(
         pairs: Pairs with each tile's first snippet; None to use only the nearest other tiles.
         index: Snippet index of the pairs.
         groups: Tile id -> group; bags exclude tiles of the same group. None to exclude only the tile itself.
-        margin: Maximum difference between a member's cosine and the highest of its kind; others are dropped.
+        margin: Maximum difference between a member's cosine and the highest of its kind; members beyond it are
+            dropped. None to keep all.
         block: Number of tiles per matrix product, which bounds memory.
 
     Raises:
@@ -179,7 +180,7 @@ def _members(
     block: int,
     shared: bool,
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-    """Find the k nearest tiles of other owners: rows by id, cosines (-inf for none), and a mask of dropped tiles."""
+    """Find the k nearest tiles of other owners: rows of `keys`, cosines (-inf for none), and a mask of dropped tiles."""
     rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.stored)), block=block, shared=shared)
     scores = exact_cosines(queries, keys.stored, rows)
     order = best_first(rows, scores, k)

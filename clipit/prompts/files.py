@@ -106,7 +106,7 @@ def key_problems(
     raw: Mapping[str, Any], repeated: Sequence[str], known: Sequence[str], required: Sequence[str]
 ) -> list[str]:
     """List the repeated, unknown and missing keys of a mapping."""
-    problems = [f"{key}: is given twice; only the last one would be used" for key in repeated]
+    problems = [f"{key}: is given twice; only the last value would be used" for key in repeated]
     problems += [f"{key}: unknown key; known keys are {', '.join(known)}" for key in raw if key not in known]
     return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
 

@@ -90,7 +90,7 @@ class Metadata:
         return added
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:
-        """Return the key of each report: its id, or its file name if it is unique; .txt is optional."""
+        """Return the key of each report: its id, or its file name if that is unique; the suffix .txt is optional."""
         names = Counter(PurePosixPath(report.report_id or "").name for report in reports)
         keys = []
         for report in reports:
@@ -127,7 +127,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
         raise DataError(
             f"none of the configured columns exists; the columns are {shortlist(table.header, 10)}",
             where=path,
-            fix="set reports.label_column, organ_column, group_column or date_column to one of them",
+            fix="set reports.label_column, organ_column, group_column or date_column to one of these columns",
         )
     rows: dict[str, dict[str, str | None]] = {}
     parsed = [
@@ -165,7 +165,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
                 raise DataError(
                     f"no column {column!r}; the columns are {shortlist(table.header, 20)}",
                     where=path,
-                    fix=delimiter_hint(table.header) or f"set reports.{key} to one of them",
+                    fix=delimiter_hint(table.header) or f"set reports.{key} to one of these columns",
                 )
             return column, key == "metadata_id_column"
     for column, by_report in (("report_id", True), ("group", False)):
@@ -191,10 +191,11 @@ def check_dates(dates: Sequence[str | None], where: str) -> None:
     Raises:
         DataError: Some dates are invalid; the message counts and lists them.
     """
-    wrong = [date for date in dates if date is not None and not _is_date(date)]
-    if wrong:
+    invalid = [date for date in dates if date is not None and not _is_date(date)]
+    if invalid:
+        listed = shortlist(sorted(set(invalid)), 3)
         raise DataError(
-            f"{counted(len(wrong), 'date is', 'dates are')} not in ISO 8601 format: {shortlist(sorted(set(wrong)), 3)}",
+            f"{counted(len(invalid), 'date is', 'dates are')} not in ISO 8601 format: {listed}",
             where=f"{where}, reports.date_column",
             fix="write dates as 2024-05-31",
         )

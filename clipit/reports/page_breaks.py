@@ -13,7 +13,7 @@ from clipit.reports.headings import STRONG, WEAK
 _WINDOW = 12  # lines next to a break that may be its header or footer
 _LONGEST_NUMBER = 80  # characters of a line that is only a page number
 _MAX_WORDS, _MAX_CHARACTERS = 40, 400  # limits of a header or footer in a report without line ends
-_MIN_WORDS = 3  # minimum length of such a header; fewer words can repeat by chance
+_MIN_WORDS = 3  # minimum words of a header or footer in a report without line ends; fewer can repeat by chance
 _PAGE = r"(?:page|seite|blatt|p[aá]gina|pagina|pag\.|p[aá]g\.)"
 _OF = r"(?:of|0f|/|von|de|di|van|sur)"
 _NUMBERED = rf"{_PAGE}\s{{0,3}}:?\s{{0,3}}[\dIl]{{1,3}}\s{{0,3}}{_OF}\s{{0,3}}[\dIlSB]{{1,3}}"  # OCR: "Page I ofS"
@@ -50,7 +50,7 @@ def drop_page_lines(text: str) -> tuple[str, list[str]]:
         text: Text of a report as read, before `clean_text`.
 
     Returns:
-        The text without these lines, and the dropped lines in reading order.
+        The remaining text, and the dropped text: parts of lines, then whole lines, each in reading order.
     """
     if _HINT.search(text) is None:
         return text, []
@@ -192,7 +192,7 @@ def _count_repeated(lines: Sequence[str], numbers: Sequence[_PageNumber], sides:
         longest[a], longest[b] = max(longest[a], common), max(longest[b], common)
     counts = []
     for side, words, common in zip(sides, texts, longest, strict=True):
-        while common and words[common - 1][0].islower():  # may belong to the text of the report
+        while common and words[common - 1][0].islower():  # a word in lower case may belong to the report's text
             common -= 1
         run = words[:common] if not side or side[0] == min(side) else words[:common][::-1]
         counts.append(common if common >= _MIN_WORDS and not _has_content(" ".join(run)) else 0)

@@ -71,7 +71,7 @@ class PhraseTree:
 
 
 class PhraseFinder:
-    """Search for many phrases at once, in time that does not depend on their number."""
+    """Search for many phrases at once; the time depends only on the number of regular expressions."""
 
     def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
         """Build the finder.

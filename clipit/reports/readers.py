@@ -61,7 +61,7 @@ class Reports:
     problems: tuple[str, ...]
     """Descriptions of skipped files and reports, one line each."""
     source: str
-    """Path that the reports were read from, or `hf:owner/name`."""
+    """Path from which the reports were read, or `hf:owner/name`."""
     empty: int = 0
     """Number of empty reports (without letters or digits), which are listed in `problems`."""
     notes: tuple[str, ...] = ()
@@ -285,19 +285,19 @@ def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple
         values: Cells of a column, None where empty.
 
     Returns:
-        The values, and a note that counts the replaced ones; "" if there are none.
+        The values, and a note that counts the replaced values; "" if none were replaced.
 
     Raises:
         DataError: It is unclear whether -1 marks missing values, because the column has only one other integer.
     """
     counts = Counter(value for value in values if value is not None)
     markers = {value for value in counts if value in MISSING_VALUES}
-    no_class = {NO_CLASS, f"{NO_CLASS}.0"} & set(counts)  # as programs write it in columns with empty cells
+    no_class = {NO_CLASS, f"{NO_CLASS}.0"} & set(counts)  # some programs write -1 as -1.0
     others = set(counts) - markers - no_class
     if no_class and all(value.lstrip("-").removesuffix(".0").isdecimal() for value in others):
         if len(others) == 1:
             raise DataError(
-                f"the values are {shortlist([*sorted(no_class), *others])}: -1 may be a value or mark missing ones",
+                f"the values are {shortlist([*sorted(no_class), *others])}: -1 may be a value or mark missing values",
                 where=f"{where}, {key}",
                 fix="replace the numbers with names, or leave the cells of missing values empty",
             )

@@ -52,7 +52,7 @@ class RuleSet:
 
     @cached_property
     def finder(self) -> PhraseFinder:
-        """Finder of the phrases of all classes, and of the ignored ones."""
+        """Finder of the phrases of all classes, and of the ignored phrases."""
         return PhraseFinder({**self.classes, IGNORED: self.ignored})
 
     @cached_property
@@ -61,7 +61,7 @@ class RuleSet:
         return _assertions(self.negation, self.uncertainty)
 
 
-_assertions = lru_cache(maxsize=4)(Assertions)  # most sets have the package's triggers alone
+_assertions = lru_cache(maxsize=4)(Assertions)  # most rule sets use only the package's triggers
 
 
 def packaged_rules() -> list[str]:
@@ -81,7 +81,7 @@ def load_rules(name_or_path: str | Path) -> RuleSet:
     """
     path = _find(name_or_path)
     raw, repeated = load_mapping(path, "`name:` and `classes:`")
-    problems = [f"{key} (line {line}): is given twice; only the last one would be used" for key, line in repeated]
+    problems = [f"{key} (line {line}): is given twice; only the last value would be used" for key, line in repeated]
     problems += _problems(raw)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -67,8 +67,8 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
     """Label one report by rules.
 
     Page numbers, headers and footers are dropped (`drop_page_lines`); the text is cleaned and split into sections and
-    sentences as for snippets. A phrase may span two sentences that are not separated by a full stop, as after a line
-    break by OCR. The time is linear in the length of the text.
+    sentences as for snippets. A phrase may span two sentences that are not separated by a full stop, as at a line break
+    from OCR. The time is linear in the length of the text.
 
     Args:
         text: Text of the report as read.

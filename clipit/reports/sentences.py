@@ -32,7 +32,7 @@ _LINKING_WORD = re.compile(
     r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$"
 )  # "Number of Lymph Nodes Examined:" is one label
 _LOOK_BACK = 300  # characters before a full stop, item or field that are examined
-_LETTERS_BACK = 100  # characters before a letter that are searched for what it labels: "blocks A, B, C and"
+_LETTERS_BACK = 100  # characters before a letter that are searched for the word to which it belongs: "blocks A, B and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
 _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
@@ -159,7 +159,7 @@ def _sentence_starts(text: str) -> list[int]:
 
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Return whether the full stop at `dot` ends the sentence from `begin`; the next one would start at `after`."""
+    """Return whether the mark at `dot` ends the sentence from `begin`; the next sentence would start at `after`."""
     following = text[after : after + 8].lstrip("\"'([¿¡«- ")
     if following[:1].islower():  # non-ASCII letters; the pattern only excludes a to z
         return False
@@ -203,7 +203,7 @@ def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
 
 
 def _continues_label(text: str, match: re.Match[str]) -> bool:
-    """Return whether a field label continues a longer one: "LEFT PELVIC LYMPH NODES:", "Number of Lymph Nodes:"."""
+    """Return whether a label is part of a longer label: "LEFT PELVIC LYMPH NODES:", "Number of Lymph Nodes:"."""
     if _LINKING_WORD.search(text, max(0, match.start() - 10), match.start()):
         return True
     before = text[max(0, match.start() - _LOOK_BACK) : match.start()].rsplit(None, 1)[-1]

@@ -51,7 +51,7 @@ _AFTER_NEGATION = re.compile(
     r"because|due|in\s+a|with)\b"
 )
 _CONJUNCTION = re.compile(r"(?i)(?:and|or|nor)\s+")
-_LONGEST_NEGATION = 0.25  # share of the text; a longer negation is not repeated
+_LONGEST_NEGATION = 0.25  # maximum share of the text in a negation that is repeated
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:
@@ -104,7 +104,8 @@ def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int
                     halved.append(part)
                 elif len(part) < 2:
                     raise ConfigError(
-                        f"a budget of {counted(budget, 'token')} does not fit one character ({part!r}: {counts[part]})",
+                        f"one character does not fit the budget of {counted(budget, 'token')} ({part!r}: "
+                        f"{counts[part]})",
                         where="vlm (context length of its text tower)",
                         fix="choose a VLM with a longer context",
                     )

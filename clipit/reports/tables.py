@@ -73,7 +73,7 @@ def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> C
     """Read a csv, tsv or xlsx file with a header; files with other suffixes are read as csv.
 
     Args:
-        sheet: Sheet of an xlsx file; None for the only one with data.
+        sheet: Sheet of an xlsx file; None for the only sheet with data.
     """
     if path.suffix.lower() == ".xlsx":
         return read_workbook(path, sheet, None, key)
@@ -84,7 +84,7 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = 
     """Yield the reports of a table; `unit` names its rows in error messages."""
     if config.columns and table.rows and [cell.strip() for cell in table.rows[0]] == list(config.columns):
         raise DataError(
-            "the first row is a header, but reports.columns is for tables without one",
+            "the first row is a header, but reports.columns is for tables without a header",
             where=f"{path}, {unit} {table.lines[0]}",
             fix="remove reports.columns",
         )
@@ -174,7 +174,8 @@ def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:
 
 def _not_convertible(error: Exception, where: object) -> DataError:
     """Build the error for a date or duration that Python cannot represent, such as a date in the year 29349."""
-    return DataError(f"cannot read a date or duration: {error}", where=where, fix="correct it, or write it as text")
+    fix = "correct the value, or write it as text"
+    return DataError(f"cannot read a date or duration: {error}", where=where, fix=fix)
 
 
 def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
@@ -192,7 +193,7 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
             raise DataError(
                 f"no split {config.split!r}; the splits are: {', '.join(map(repr, dataset))}",
                 where=config.path,
-                fix="set reports.split to one of them",
+                fix="set reports.split to one of these splits",
             )
         others = [
             f"{name} ({counted(rows.num_rows, 'report')})" for name, rows in dataset.items() if name != config.split
@@ -235,7 +236,7 @@ def _columns(config: ReportsConfig) -> dict[str, str]:
 
 
 def _shown_name(column: str) -> str:
-    """Quote the name of a column; a long one is probably a report and is truncated."""
+    """Quote the name of a column; a long name is probably a report, and is truncated."""
     return repr(column if len(column) <= _MAX_NAME_LENGTH else f"{column[:_MAX_NAME_LENGTH]}...")
 
 
@@ -245,7 +246,7 @@ def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object,
             raise DataError(
                 f"no column {column!r}; the columns are: {', '.join(map(_shown_name, columns)) or 'none'}",
                 where=where,
-                fix=hint or f"set reports.{key} to one of them (--reports.{key}=...)",
+                fix=hint or f"set reports.{key} to one of these columns (--reports.{key}=...)",
             )
 
 
@@ -286,7 +287,7 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
 
 
 def _cell(value: Any, column: str, where: str) -> str | None:
-    """Convert the id, organ, group or label of a report to text; None if it is empty, null or NaN.
+    """Convert the id, organ, group, label or date of a report to text; None if it is empty, null or NaN.
 
     Raises:
         DataError: The value is a list, or has a line break or characters that are not valid Unicode.

@@ -47,7 +47,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     if unknown:
         problems.append(
             f"{config.cancer_types}: no cancer type for {counted(len(unknown), 'patient')} "
-            f"({shortlist(sorted(unknown))}); such reports have no organ"
+            f"({shortlist(sorted(unknown))}); reports of these patients have no organ"
         )
 
 

@@ -17,8 +17,9 @@ from clipit.input_files.data_files import list_files
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
 _MAX_TEXT_BYTES = 16 * 2**20  # bytes of one report; larger files are other data, or zip bombs
-_MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # zipped text is about a tenth of its size, rarely a hundredth
-_MAX_EMPTY_BYTES = 64  # most bytes that any compression method needs for an empty file
+# A zip with more unpacked bytes than both limits is rejected; zipping shrinks text to a tenth, rarely to a hundredth.
+_MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # unpacked size relative to the zip, and in bytes
+_MAX_EMPTY_BYTES = 64  # maximum compressed size of an empty file, with any compression method
 _END_RECORD = struct.Struct("<4s6xH10x")  # end record of a zip, without its comment: signature and number of members
 _SEPARATORS = {
     "\0": "null character",
@@ -62,7 +63,7 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     return ends a line only if the file has no line feed.
 
     Raises:
-        DataError: The text cannot be decoded, or the file is a single line with such characters.
+        DataError: The text cannot be decoded, or the file is a single line that contains such characters.
     """
     counts: Counter[str] = Counter()
     lines = affected = 0
@@ -79,7 +80,7 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
             where=path,
             fix="replace them with line breaks or, if the file is one report, set reports.path to its folder",
         )
-    del counts["\0"]  # listed by report, in all formats
+    del counts["\0"]  # null characters are listed per report, for all formats
     if not counts:
         return
     problems.append(

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NO_DATA = "use a workbook that has a sheet with data"
-_LARGEST = 2**30  # bytes of an unpacked workbook
+_LARGEST = 2**30  # maximum size of an unpacked workbook in bytes
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
-_MOST_MERGED = 10**6  # cells
-_CHUNK, _LONGEST_TAG = 2**20, 200  # bytes
+_MOST_MERGED = 10**6  # maximum number of merged cells in a sheet
+_CHUNK, _LONGEST_TAG = 2**20, 200  # bytes that are read at once, and bytes of the longest expected tag
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
-"""Control characters as Excel stores them, such as _x000D_ for a carriage return, which openpyxl does not decode."""
+"""Control characters as Excel stores them, such as _x000D_ for a carriage return; openpyxl does not decode them."""
 _FORMAT_PART = re.compile(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)(?:-[^\]]*)?\]|([0#?])|[_*].|\[[A-Za-z]+\]|([-+() :])')
 """Parts of a number format: quoted text, an escaped character, a locale's text, a digit placeholder, a space as wide as
 a character, a colour, and characters that need no quotes. Formats with other parts, such as a decimal point, are not
@@ -43,14 +43,14 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
     rows and columns, such as those of a filtered table, are read and counted in the notes of the result.
 
     Args:
-        sheet: Name of the sheet; None for the only one that is not empty.
+        sheet: Name of the sheet; None for the only sheet that is not empty.
         columns: Names of the columns by position, if the sheet has no header; None if the first row is the header.
         key: Configuration key that names the sheet, for error messages.
 
     Raises:
         DataError: openpyxl is not installed; the file is damaged or too large; the sheet is missing or ambiguous; or it
-            has merged cells, error values, formulas without a saved value, repeated column names or rows beyond the
-            last column.
+            has merged cells, error values, formulas without a saved value, repeated column names or values in columns
+            without a name.
     """
     worksheet = _choose_sheet(_load(path, values=False), sheet, path, key)
     where = f"{path}, sheet {worksheet.title!r}"
@@ -72,10 +72,10 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
                 where=where,
                 fix="open and save the file in a spreadsheet program, or replace the formulas with their values",
             )
-    wrong = [cell.coordinate for row in filled for cell in row if cell.data_type == "e" and cell.value not in _MISSING]
-    if wrong:
+    errors = [cell.coordinate for row in filled for cell in row if cell.data_type == "e" and cell.value not in _MISSING]
+    if errors:
         raise DataError(
-            f"{counted(len(wrong), 'error value')}: {shortlist(wrong)}", where=where, fix="correct these cells"
+            f"{counted(len(errors), 'error value')}: {shortlist(errors)}", where=where, fix="correct these cells"
         )
     return replace(_table(filled, columns, where), notes=_hidden_notes(worksheet, filled, where))
 
@@ -199,7 +199,7 @@ def _filled_rows(worksheet: "Worksheet") -> list[list["Cell"]]:
 
 
 def _hidden_notes(worksheet: "Worksheet", filled: Sequence[Sequence["Cell"]], where: str) -> tuple[str, ...]:
-    """Describe hidden rows and columns that have values: filters hide rows, collapsed outlines rows and columns."""
+    """Describe hidden rows and columns with values; filters hide rows, and collapsed outlines hide both."""
     default = bool(worksheet.sheet_format.zeroHeight)
     dimensions, hidden_columns = worksheet.row_dimensions, set[int]()
     for column in worksheet.column_dimensions.values():
@@ -258,7 +258,7 @@ def _text(cell: "Cell") -> str:
 def _shown(value: int, number_format: str) -> str:
     """Format a whole number as Excel displays it and exports it to csv: 7 as 0007, P007 or 00-07.
 
-    Only formats of digits and text are applied, and only to numbers that are not negative; others are not formatted.
+    Only formats of digits and text are applied, and only to non-negative numbers; other numbers are not formatted.
     """
     sections = re.split(r';(?=(?:[^"]*"[^"]*")*[^"]*$)', number_format)
     parts, at = list[tuple[str, bool]](), 0  # text, and whether it is a digit placeholder

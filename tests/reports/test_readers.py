@@ -303,7 +303,7 @@ def test_minus_one_beside_names_is_a_name_and_beside_one_number_unclear(tmp_path
     path.write_text("text,l\na colon,-1\na liver,x\n")
     assert [r.label for r in read(path, label_column="l").reports] == ["-1", "x"]
     path.write_text("text,l\na colon,-1\na liver,1\n")
-    with pytest.raises(DataError, match=r"-1 may be a value or mark missing ones\n.*reports\.label_column"):
+    with pytest.raises(DataError, match=r"-1 may be a value or mark missing values\n.*reports\.label_column"):
         read(path, label_column="l")
 
 
@@ -313,7 +313,7 @@ def test_minus_one_in_a_column_of_decimals_is_missing_as_well(tmp_path: Path) ->
     found = read(path, group_column="g", label_column="l")
     assert [(r.group, r.label) for r in found.reports] == [("1", "2.0"), (None, None), ("2", "4.0")]
     path.write_text("text,l\na colon,-1.0\na liver,1.0\n")
-    with pytest.raises(DataError, match=r"values are -1\.0, 1\.0: -1 may be a value or mark missing ones"):
+    with pytest.raises(DataError, match=r"values are -1\.0, 1\.0: -1 may be a value or mark missing values"):
         read(path, label_column="l")
 
 

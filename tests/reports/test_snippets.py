@@ -193,7 +193,7 @@ def test_long_sentences_are_cut_at_clauses_then_words_then_letters() -> None:
 
 
 def test_a_budget_for_nothing_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="does not fit one character"):
+    with pytest.raises(ConfigError, match="one character does not fit"):
         split_report("carcinoma", words_and_two, 2)
 
 

@@ -119,7 +119,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     ("content", "message"),
     [
         ("patient,type\nTCGA-BP-5195,KIRC\n", "expected the columns patient_id and cancer_type, found patient, type"),
-        ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'KIDNEY' not a cancer type.*line 2"),
+        ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'KIDNEY' is not a cancer type.*line 2"),
         ("patient_id,cancer_type\nBP-5195,KIRC\n", "'BP-5195' is not a TCGA patient barcode"),
         ("patient_id,cancer_type\nTCGA-BP-5195,KIRC\nTCGA-BP-5195,LUAD\n", "two organs for TCGA-BP-5195"),
         (None, "cannot read the cancer types"),

@@ -123,7 +123,8 @@ def test_lost_or_changed_predictions_are_made_again(finished: Finished, change: 
     elif change == "labels shifted":
         labels = np.roll(table.column("label").to_numpy(), 1)
         pq.write_table(table.set_column(2, "label", pa.array(labels)), path)
-    assert any("lacks the predictions.parquet that was scored, so the run is re-evaluated" in line for line in again(config))
+    note = "lacks the predictions.parquet that was scored, so the run is re-evaluated"
+    assert any(note in line for line in again(config))
     assert path.read_bytes() == content
     assert not [line for line in again(config) if "again" in line]
 

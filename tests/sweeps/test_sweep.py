@@ -392,7 +392,8 @@ def test_a_trial_that_another_agent_runs_comes_last(write_sweep: WriteSweep, pre
     lines = capture_log(release)
     run_sweep(plan)
     assert pretended == ["2/1", "4/0", "4/1", "2/0"]
-    assert [line for line in lines if line.startswith("waiting")] == ["waiting: other agents are running the last 1 trial"]
+    waiting = [line for line in lines if line.startswith("waiting")]
+    assert waiting == ["waiting: other agents are running the last 1 trial"]
 
 
 def test_the_trial_of_a_killed_agent_is_taken_over(write_sweep: WriteSweep, pretended: list[str]) -> None:

@@ -56,7 +56,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     times = Counter(name for key, value in entries for name in dotted(nested({key: value})))
     twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
-        raise ConfigError(f"keys are given twice: {', '.join(twice)}", where="load_config", fix="keep one of each")
+        raise ConfigError(f"keys are given twice: {', '.join(twice)}", where="load_config", fix="keep each key once")
     changes = _as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):

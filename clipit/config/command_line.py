@@ -137,7 +137,7 @@ def read_file_command(
 
 @cache
 def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
-    """Build a model of the run's keys and these sections, from which pydantic-settings derives a parser."""
+    """Build a model of the run's keys and these sections; pydantic-settings derives a parser from it."""
     fields: dict[str, Any] = {
         name: (ConfigFile.model_fields[name].annotation, ConfigFile.model_fields[name]) for name in sections
     }
@@ -150,12 +150,12 @@ def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
 
 @cache
 def _parser(settings: type[BaseSettings]) -> CliSettingsSource[BaseSettings]:
-    """Build the parser of a settings model, which is cached because building takes longer than parsing."""
+    """Build the parser of a settings model; it is cached, because building it takes longer than parsing."""
     return CliSettingsSource(settings, cli_exit_on_error=False)
 
 
 def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
-    """Reject options of a section that the command does not read, which would have no effect."""
+    """Reject options of sections that the command does not read; they would have no effect."""
     unread = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
     if unread:
         raise ConfigError(
@@ -166,7 +166,7 @@ def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None
 
 
 def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
-    """Reject repeated options: one value would be dropped, or two lists joined."""
+    """Reject repeated options: one value would be dropped, or two lists would be joined."""
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     twice = sorted({option for option in options if options.count(option) > 1} - {*repeatable})
     if twice:
@@ -213,7 +213,7 @@ def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[s
         elif option:
             options[option].append(argument)
         else:
-            options[argument] = []  # no option: listed as an unknown key
+            options[argument] = []  # an argument that is not an option is listed as an unknown key
     for option, values in options.items():
         if option in keys and len(values) != 1:
             raise ConfigError(

@@ -55,7 +55,7 @@ class ComparisonConfig(Section):
     """Runs whose plots and page (report.html) are drawn. `clipit pages` draws the page of any finished run."""
     searched: LocalPath[str | None] = None
     """Search record (the .json file of `clipit tune`) from which `arms` was taken; null: the record in the output
-    folder, if there is one. The comparison reports which arms differ from it."""
+    folder, if there is one. The comparison reports which arms differ from the record."""
 
     @field_validator("grid")
     @classmethod
@@ -65,7 +65,7 @@ class ComparisonConfig(Section):
                 raise ValueError(f"set {key} with comparison.learning_rates or comparison.steps instead")
             if "." not in key or not values:
                 raise ValueError(
-                    f"{key!r}: expected a dotted key with a list of values, {{distillation.weight: [1, 4]}}"
+                    f"{key!r}: expected a dotted key with a list of values, such as {{distillation.weight: [1, 4]}}"
                 )
             check_once(tuple(str(value) for value in values))
         return grid

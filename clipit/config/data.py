@@ -30,8 +30,8 @@ class LabelsConfig(Section):
     value: float = Field(1.0, gt=0)
     """Share of the labels for `fraction`, number per class for `per_class`."""
     validation: Literal["same", "all"] = "same"
-    """Labels to keep in the validation split; `same`: apply the limit of the training split, because validation
-    tiles must be annotated, too."""
+    """Labels to keep in the validation split. `same`: the limit of the training split also applies, because validation
+    tiles must be annotated, too. `all`: all labels."""
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     """Seed for drawing the labelled tiles; null: the seed of the run."""
 
@@ -60,7 +60,7 @@ class AnnotationsConfig(Section):
     """Labels of tiles by several annotators, used instead of the labels of the source."""
 
     path: LocalPath[str]
-    """Table (csv or tsv) with one row per tile and annotator or, with `counts`, with the votes for each tile."""
+    """Table (csv or tsv) with one row per tile and annotator or, with `counts`, one row of votes per tile."""
     columns: dict[Literal["tile", "annotator", "label"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the table, where they differ; `tile` is the id of the tile."""
     counts: dict[str, str] = Field(default_factory=dict)
@@ -78,7 +78,7 @@ class AnnotationsConfig(Section):
     """`annotator` only: name of the annotator; null: the most accurate annotator under the Dawid-Skene model, among
     those who labelled at least half as many tiles as the most active one."""
     test_annotators: Results[tuple[str, ...]] = ()
-    """Annotators whose consensus labels the test tiles, and whose labels of other tiles are not used; empty: all
+    """Annotators whose consensus is used as the test labels; their labels of other tiles are not used. Empty: all
     annotators label all tiles. Results and pages state whether the test labels are independent of the training
     labels."""
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
@@ -135,7 +135,7 @@ class TilesConfig(Section):
     that the originals need not be on this disk."""
     keep_pixels: Data[int | None] = Field(None, ge=16)
     """With `streaming`: resize tiles whose shorter edge is longer than this number of pixels; null: the largest input
-    size of the VLMs and the backbone, if it is known before they are loaded."""
+    size of the VLMs and the backbone, if these sizes are known before the models are loaded."""
     keep_quality: Data[int | None] = Field(95, ge=1, le=100)
     """With `streaming`: JPEG quality of resized tiles; null: lossless PNG. Other tiles are copied byte for byte."""
     check_counts: bool = True
@@ -154,32 +154,33 @@ class TilesConfig(Section):
     or zip of the images."""
     group_pattern: Data[str | None] = None
     """For sources without groups: regular expression that finds the patient or slide in the id of a tile or, failing
-    that, in its path, such as `patient_\\d+`; if it has a capturing group, that part is used. Null: only TCGA barcodes
-    are recognised."""
+    that, in its path, such as `patient_\\d+`; if the expression has a capturing group, only the text of that group is
+    used. Null: only TCGA barcodes are recognised."""
     splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
-    """Mapping from splits to their names in the source, where they differ; a list joins several, as in
+    """Mapping from splits to their names in the source, where they differ; a list joins several names, as in
     `{train: [labelled, unlabelled]}`, and `""` stands for rows without a split. Any column can define the splits, such
     as the centre."""
     other_parts: Literal["error", "ignore"] = "error"
-    """Rows without a split, or with one not in `splits` (such as other centres): fail, or drop and count them."""
+    """Rows without a split, or with a split that is not in `splits` (such as other centres): fail, or drop and count
+    them."""
     classes: tuple[str, ...] | None = None
-    """Class names in order; null: those of the data set, or the sorted labels."""
+    """Class names in order; null: the classes of the data set, or the sorted labels."""
     class_map: dict[str, str] = Field(default_factory=dict)
     """Mapping from labels in the source to classes; tiles with other labels are dropped and counted. Empty: the labels
     are the classes."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the training groups held out as the validation split if the source has none."""
+    """Share of the training groups held out as the validation split if the source has no validation split."""
     test_fraction: Data[float | None] = Field(None, gt=0, lt=1)
-    """Share of the training groups held out as the test split if the source has none, drawn by group and stratified by
-    class; null: no test split or, for a published data set, its own share."""
+    """Share of the training groups held out as the test split if the source has no test split, drawn by group and
+    stratified by class; null: no test split or, for a published data set, its own share."""
     folds: Data[int | None] = Field(None, ge=2)
     """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
     test split, so that each tile is tested in exactly one fold."""
     fold: Data[int] = Field(0, ge=0)
     """Fold used as the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of these held-out splits and folds; independent of the run's seed, so that all arms and seeds have the same
-    splits."""
+    """Seed of the held-out splits and of the folds; independent of the run's seed, so that all arms and seeds have the
+    same splits."""
     photos: Literal["resize", "crops"] = "resize"
     """BACH only: resize the whole image as the eva benchmark does, or cut it into crops of 512 px."""
     unreadable: Literal["error", "quarantine"] = "error"
@@ -257,7 +258,7 @@ class TextChecksConfig(Section):
     """Repair words with a ligature that was misread as a different character ("intesFnal"), if exactly one word of the
     corpus matches."""
     page_lines: bool = True
-    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks, which would interrupt
+    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks; they would interrupt
     sentences."""
     headings: bool = True
     """Drop snippets that consist only of a heading or a field label."""
@@ -290,7 +291,7 @@ class ReportsConfig(Section):
     """Names of all columns by position, for a csv, tsv or xlsx file without a header; empty: the first row is the
     header."""
     sheet: Data[str | None] = None
-    """Sheet of an xlsx file; null: the only one that is not empty."""
+    """Sheet of an xlsx file; null: the only sheet that is not empty."""
     text_column: str = "text"
     """Column with the text."""
     id_column: str | None = None
@@ -305,19 +306,19 @@ class ReportsConfig(Section):
     date_column: Data[str | None] = None
     """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
-    """Additional table (csv, tsv or xlsx) with one row per report or per patient. Of the configured columns for organ,
-    group, label and date, those that it contains are read from it."""
+    """Additional table (csv, tsv or xlsx) with one row per report or per patient. The configured columns for organ,
+    group, label and date are read from this table if it contains them, and otherwise from the reports."""
     metadata_id_column: Data[str | None] = None
     """Column of `metadata` with report ids; null: `report_id`, if it exists."""
     metadata_group_column: Data[str | None] = None
     """Column of `metadata` with patients; null: `group`, or the only column of TCGA barcodes."""
     metadata_sheet: Data[str | None] = None
-    """Sheet of `metadata`, if that is an xlsx file; null: the only one that is not empty."""
+    """Sheet of `metadata`, if that is an xlsx file; null: the only sheet that is not empty."""
     tcga_barcodes: Data[bool] = True
     """Recognise TCGA barcodes in ids, file names and table cells, in any format: the patient becomes the group of
     reports without a group, and the project, if the names contain it or `cancer_types` is set, determines the organ."""
     cancer_types: Data[LocalPath[str | None]] = None
-    """CSV file with the columns patient_id and cancer_type, which gives the organs of TCGA patients."""
+    """CSV file with the columns patient_id and cancer_type; it determines the organs of TCGA patients."""
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs (case-insensitive); empty keeps all."""
     encoding: Data[str] = "utf-8"
@@ -335,12 +336,12 @@ class ReportsConfig(Section):
     exclude_terms: tuple[str, ...] = ()
     """Drop snippets that contain any of these terms."""
     text_checks: Data[TextChecksConfig | None] = TextChecksConfig()
-    """Repairs and checks of the text; null: none of them."""
+    """Repairs and checks of the text; null: no repairs and no checks."""
     morphology_prompts: Data[LocalPath[str | None]] = "morphology"
     """Prompts that resemble the snippets to keep: a YAML file or the name of a packaged set; null: no filter."""
     boilerplate_prompts: Data[LocalPath[str | None]] = "boilerplate"
-    """Prompts that resemble the snippets to drop; a snippet that is more similar to these than to `morphology_prompts`
-    is dropped. null: no filter."""
+    """Prompts that resemble the snippets to drop; a snippet that is more similar to these prompts than to
+    `morphology_prompts` is dropped. Null: no filter."""
     morphology_margin: float = 0.0
     """Required margin of the similarity to `morphology_prompts` over the similarity to `boilerplate_prompts`."""
 

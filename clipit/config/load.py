@@ -77,7 +77,7 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys: Sequence[str]) -> dict[str, Any]:
-    """Merge changes into the content of a file, and list their dotted keys in `overrides`, which arms do not change."""
+    """Merge changes into the content of a file, and add `stated_keys` to `overrides`; arms do not change these keys."""
     merged = merge(values, changes)
     earlier = merged.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
@@ -86,14 +86,14 @@ def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys:
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Copy a tree without these dotted keys, and without values where their sections should be."""
+    """Copy a tree without these dotted keys, and without values that would replace their sections."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
         if not inner:
             kept[name] = value
         elif isinstance(value, Mapping) and all(inner) and (rest := without(value, inner)):
-            kept[name] = rest  # merging an empty section would clear the other one
+            kept[name] = rest  # an empty section is omitted, since merging it would clear the section
     return kept
 
 
@@ -157,7 +157,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             value = f" (given: {item['input']!r})"
             unquoted = item["type"] == "string_type" and isinstance(item["input"], int | float)
             quotes = "; write it in quotes" if unquoted else ""
-            message = item["msg"].removeprefix("Value error, ")  # pydantic's prefix of this package's own messages
+            message = item["msg"].removeprefix("Value error, ")  # pydantic adds this prefix to messages of this package
             lines.append(f"'{key}': {message}{value if len(value) < 80 else ''}{quotes}")
     listed = "\n    ".join(lines)
     return ConfigError(
@@ -233,23 +233,25 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
         raise ConfigError(
             "no such configuration file",
             where=path,
-            fix=f"correct the path{f' ({near})' if near else ''}, or name a shipped one, such as {example}; "
+            fix=f"correct the path{f' ({near})' if near else ''}, or name a shipped file, such as {example}; "
             "clipit init lists them",
         ) from None
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
     except OSError as error:
         raise ConfigError(
-            f"cannot be read: {error.strerror}", where=path, fix=f"choose a file; clipit init {example} prints one"
+            f"cannot be read: {error.strerror}",
+            where=path,
+            fix=f"choose a file; clipit init {example} prints an example",
         ) from None
     if repeated:
         listed = shortlist([f"'{key}' (line {line})" for key, line in repeated])
         raise ConfigError(
-            f"repeated keys (YAML keeps only the last value): {listed}", where=path, fix="keep one of each"
+            f"repeated keys (YAML keeps only the last value): {listed}", where=path, fix="keep each key once"
         )
     if not isinstance(values, dict):
         raise ConfigError(
-            "not a mapping of keys to values", where=path, fix=f"clipit init {example} prints a valid one"
+            "not a mapping of keys to values", where=path, fix=f"clipit init {example} prints a valid file"
         )
     return values
 
@@ -287,7 +289,7 @@ def require_tiles(config: RunConfig) -> None:
     """Check that a configuration has tiles.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: The configuration has no tiles.
     """
     if not names_tiles(config):
         raise ConfigError(

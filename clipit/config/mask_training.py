@@ -31,10 +31,11 @@ class UnetConfig(Section):
     encoder: str = "resnet18"
     """Encoder of segmentation-models-pytorch."""
     encoder_weights: str | None = None
-    """Pretrained weights of the encoder by their name in the package, such as imagenet, which downloads them; null:
-    random."""
+    """Pretrained weights of the encoder by their name in the package, such as imagenet; the package downloads them.
+    Null: random weights."""
     width: int = Field(256, ge=16)
-    """Channels of the deepest of the decoder's five levels; each additional level has half as many, at least 16."""
+    """Channels of the deepest of the decoder's five levels; each further level has half as many channels, at least
+    16."""
     mpp: MicrometresPerPixel | None = None
     """Micrometres per pixel of the resampled images; null: no resampling."""
     crop: int = Field(256, ge=32, multiple_of=32)

@@ -30,14 +30,14 @@ class MilTrainingConfig(Section):
     """Bags per step."""
     steps_per_epoch: int | None = Field(None, ge=1)
     """Steps of an epoch; null: one pass over the training bags. If arms with few labels are compared with
-    arms that also learn from unlabelled bags, set it so that all take the same number of steps."""
+    arms that also learn from unlabelled bags, set this key so that all arms take the same number of steps."""
     learning_rate: float = Field(1e-3, gt=0)
     """Constant learning rate of AdamW."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     instances: int | None = Field(None, ge=1)
-    """Maximum number of instances of a training bag, drawn anew in every epoch, which bounds the memory of a step;
-    null: all. Predictions always use all instances."""
+    """Maximum number of instances of a training bag, to bound the memory of a step; they are drawn anew in every epoch.
+    Null: all. Predictions always use all instances."""
 
 
 class MilTargetsConfig(Section):
@@ -67,11 +67,11 @@ class MilConfig(Section):
     """Table with the columns slide, label, group (patient) and split, for `features: h5`; without a column split, whole
     patients are held out. Of the section `tiles`, classes, class_map, splits and other_parts apply to it."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the patients of `slides` held out for validation if the table has no such split."""
+    """Share of the patients of `slides` held out for validation if the table has no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for testing if the table has no split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed for drawing these patients, independent of `seeds`."""
+    """Seed for drawing the held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
     """Number of training bags, and of validation bags, per class whose labels are kept, drawn by seed; null: all
     labels."""

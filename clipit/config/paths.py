@@ -21,10 +21,8 @@ _Path = TypeVar("_Path", str, Path, str | None)
 def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
     """Expand a leading `~` or `~user`, and `$NAME` or `${NAME}` of environment variables that are set and not empty.
 
-    Names that are not paths are returned unchanged.
-
-    Pipes, devices and sockets are refused before anything opens them: files are opened several times, to check their
-    first bytes and to read them, whereas a pipe can be read only once.
+    Names that are not paths are returned unchanged. Pipes, devices and sockets are refused before they are opened:
+    files are opened several times, to check their first bytes and to read them, but a pipe can be read only once.
 
     Args:
         read_once: Whether the file is read only once, so that a pipe is allowed.
@@ -60,12 +58,12 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
 
 
 def _expand_variables(text: str) -> str:
-    """Expand environment variables; a part of the path that has the name of an unknown one must exist."""
-    expanded = _VARIABLE.sub(lambda found: os.environ.get(found["plain"] or found["braced"]) or found[0], text)
+    """Expand environment variables; a part of the path that looks like an unknown variable must exist as a file."""
+    expanded = _VARIABLE.sub(lambda match: os.environ.get(match["plain"] or match["braced"]) or match[0], text)
     parts = expanded.split("/")
     for number, part in enumerate(parts):
         if _UNKNOWN_VARIABLE.fullmatch(part) and not Path("/".join(parts[: number + 1])).exists():
-            kind = "is not set" if _VARIABLE.fullmatch(part) else "has a form that is not known here"
+            kind = "is not set" if _VARIABLE.fullmatch(part) else "has an unsupported form"
             raise ValueError(f"the environment variable {part} {kind}; write the full path, or ~ for your home folder")
     return expanded
 

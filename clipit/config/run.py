@@ -70,7 +70,7 @@ class VLMConfig(Section):
     path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name."""
     adapter: Data[LocalPath[str | None]] = None
-    """Folder `adapter/` of an adaptation (`clipit adapt`), whose weights are applied to this model."""
+    """Folder `adapter/` of an adaptation (`clipit adapt`); the adapter's weights are applied to this model."""
     trust_remote_code: bool = False
     """Allow a model to run Python code from its own repository, which KEEP requires. Read that code first."""
     quick_gelu: bool | None = None
@@ -135,7 +135,7 @@ class PairingConfig(Section):
     smallest power of two that reaches a recall of 0.99 on a sample of the tiles, at most 1024."""
     nprobe: int | None = Field(None, ge=1)
     """Lists that an IVF index searches per tile; null: the smallest power of two that reaches a recall of 0.99 on a
-    sample of the tiles. If these contain fewer than k snippets, more lists are searched."""
+    sample of the tiles. If these lists contain fewer than k snippets, more lists are searched."""
     ef_search: int | None = Field(None, ge=1)
     """Length of the candidate list in the search of a graph (HNSW, NSG); null: the smallest power of two that reaches a
     recall of 0.99 on a sample of the tiles, or `nprobe` if the graph only finds the lists of an IVF index."""
@@ -168,8 +168,9 @@ class PairingConfig(Section):
     exclude_same_group: bool = False
     """Never pair a tile with a snippet that occurs only in reports of its own group (needs `index: Flat`)."""
     reports: Literal["any", "own", "own_then_any"] = "any"
-    """Reports that supply a tile's snippets: of any patient; only of its own patient, so that tiles without such a
-    report get no pair; or of its own patient if there is a report, otherwise of any (needs `index: Flat`)."""
+    """Reports that supply a tile's snippets. `any`: of any patient. `own`: only of the tile's own patient; tiles of
+    patients without a report get no pair. `own_then_any`: of the tile's own patient if there is a report, otherwise of
+    any patient. `own` and `own_then_any` need `index: Flat`."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
@@ -230,7 +231,8 @@ class RunConfig(Section):
     """Prompt set of the classes for zero-shot classification: a file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
     second_vlm: VLMConfig | None = None
-    """Second teacher in addition to `vlm`, with its own stores, pairs and projector; zero-shot uses `vlm`."""
+    """Second teacher in addition to `vlm`, with its own stores, pairs and projector; zero-shot classification uses
+    `vlm`."""
     backbone: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     pairing: PairingConfig = PairingConfig()

@@ -56,7 +56,7 @@ def check_one_line(names: Iterable[str]) -> None:
     """
     wrong = [name for name in names if not name.strip() or has_controls(name)]
     if wrong:
-        raise ValueError(f"empty or containing a control character: {shortlist([repr(name) for name in wrong])}")
+        raise ValueError(f"names are empty or contain a control character: {shortlist([repr(name) for name in wrong])}")
 
 
 def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ class ProbingConfig(Section):
     neighbours: int = Field(20, ge=1)
     """k of the k-nearest-neighbour probe; if there are fewer labelled tiles, all of them vote."""
     adamw_steps: int = Field(12_500, ge=1)
-    """Maximum number of steps of the probe `adamw`, which stops after a fifth of them without improvement on the
+    """Maximum number of steps of the probe `adamw`; it stops after a fifth of these steps without improvement on the
     validation split."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the few-shot and label-efficiency tables."""
@@ -27,14 +27,14 @@ class ProbingConfig(Section):
     shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Shares of the training labels on the label-efficiency curve; empty: no curve."""
     seeds: Seeds = (0, 1, 2, 3, 4)
-    """Seeds of the labels on the curve."""
+    """Seeds for drawing the labels of the curve."""
     at: tuple[int, ...] = (1, 5, 10, 50)
     """Values of k for recall@k and precision@k."""
     votes_at: tuple[int, ...] = (1, 3, 5)
     """Values of k for the majority vote of the k nearest images."""
     centred: bool = False
-    """Also score zero-shot classification with embeddings centred as by `pairing.centring`, which requires embedding
-    the reports."""
+    """Also score zero-shot classification with embeddings centred as by `pairing.centring`. For this, the reports must
+    be embedded."""
     exclude_groups: bool = True
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
@@ -139,7 +139,7 @@ class PromptStudyConfig(Section):
     simple: LocalPath[str | None] = None
     """Simpler prompt set of the same classes to compare with `prompts`: a file or a packaged name."""
     centred: bool = False
-    """Also measure the VLM with embeddings centred as by `pairing.centring`, which requires embedding the reports."""
+    """Also measure the VLM with embeddings centred as by `pairing.centring`. For this, the reports must be embedded."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
     """Metric of the tables and plots; prompts.parquet contains all metrics."""
     draws: int = Field(100, ge=1)

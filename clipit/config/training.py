@@ -80,8 +80,8 @@ class BagsConfig(Section):
     prompts: int = Field(0, ge=0, le=32)
     """Number of prompt-dictionary texts (terms and rephrasings) in a text bag: those nearest to the tile."""
     whole_entries: bool = False
-    """Add all texts of the dictionary entries of these prompts, at most 12 each: term, rephrasings, findings and
-    causes."""
+    """Add all texts of the dictionary entries of the prompts in the bag, at most 12 per entry: term, rephrasings,
+    findings and causes."""
     class_prompts: int = Field(0, ge=0, le=32)
     """Number of class-prompt texts in a text bag: those nearest to the tile."""
     dictionary: Data[LocalPath[str]] = "histology"
@@ -95,9 +95,9 @@ class BagsConfig(Section):
     learn_temperature: bool = False
     """Learn the temperature during training, starting at `temperature`."""
     margin: float | None = Field(None, ge=0)
-    """Drop bag members whose similarity is lower than that of the best member of the same kind by more than this; null:
-    keep all. Kinds: snippets; prompts (of the dictionary and the classes together); tiles near the tile; tiles near its
-    first snippet."""
+    """Drop bag members whose similarity is lower than that of the best member of the same kind by more than this
+    margin; null: keep all. Kinds: snippets; prompts (of the dictionary and the classes together); tiles near the tile;
+    tiles near its first snippet."""
     shared_negatives: bool = True
     """Treat two tiles of a batch as negatives, as in CLIP, even if their text bags share a text. With class prompts in
     the bags, all tiles of one zero-shot class share a text."""
@@ -122,7 +122,7 @@ class OwnReportConfig(Section):
     labels: Literal["label", "rules", "text", "case"] = "label"
     """`label`: the column `reports.label_column`. `rules`: phrases per class, with negation and uncertainty. `text`: a
     text-only classifier fitted on the reports of patients with labelled tiles, cross-fitted by patient. `case`
-    (control without text): the labels of the patient's labelled tiles, including patients without a report."""
+    (control without text): the labels of the patient's labelled tiles, also for patients without a report."""
     class_map: dict[str, str] = Field(default_factory=dict)
     """`label` only: mapping from report labels to classes; reports with other labels are counted and not used. Empty:
     the labels are the classes."""
@@ -131,8 +131,8 @@ class OwnReportConfig(Section):
     features: Literal["tfidf", "vlm"] = "tfidf"
     """`text` only: TF-IDF of words and word pairs, or the mean VLM embedding of the report's snippets."""
     several: Literal["all", "latest"] = "all"
-    """For patients with several reports: average their labels, or use the report with the latest
-    `reports.date_column`."""
+    """For patients with several reports: average their labels, or use only the report with the latest date
+    (`reports.date_column`)."""
     tiles: Literal["all", "tissue", "at_least_one"] = "all"
     """Tiles of a patient that get the label. `tissue`: all, weighted by the VLM's zero-shot probability of
     `tissue_classes`. `at_least_one`: at least one tile per patient, chosen by alternating between fitting a linear
@@ -142,7 +142,8 @@ class OwnReportConfig(Section):
     tissue_classes: tuple[str, ...] = ()
     """`tissue` only: classes of `tissue_prompts` that the label refers to, such as the tumour."""
     background: str | None = None
-    """`at_least_one` only: class of the tiles that do not show the finding, which is never reassigned."""
+    """`at_least_one` only: class of the tiles that do not show the finding. All tiles of a patient with this label keep
+    it."""
     shuffled: bool = False
     """Control: exchange the labels between patients of the same organ."""
 
@@ -193,7 +194,7 @@ class TrainingConfig(Section):
     tiles_per_step: int = Field(64, ge=1)
     """Batch size: labelled and unlabelled tiles per step, over all processes."""
     labelled_share: Share = 1 / 3
-    """Share of labelled tiles in a batch if unlabelled tiles are distilled, too."""
+    """Share of labelled tiles in a batch if a loss term also uses unlabelled tiles."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(1e-4, ge=0)
@@ -205,8 +206,8 @@ class TrainingConfig(Section):
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     accumulation: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    """Number of micro-batches per step, whose gradients are accumulated; `auto`: the smallest that fits into the
-    memory of the device."""
+    """Number of micro-batches per step, whose gradients are accumulated; `auto`: the smallest number that fits into
+    the memory of the device."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
     """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,
     about a third more time, the same gradients. `auto`: if the batch does not fit without it or, with `accumulation:

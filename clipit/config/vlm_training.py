@@ -43,15 +43,15 @@ class ContrastBagsConfig(Section):
     prompts: int = Field(0, ge=0, le=32)
     """Number of nearest texts of the prompt dictionary in a text bag."""
     whole_entries: bool = False
-    """Add all texts of the dictionary entries of these prompts, at most 12 each: term, rephrasings, findings and
-    causes."""
+    """Add all texts of the dictionary entries of the prompts in the bag, at most 12 per entry: term, rephrasings,
+    findings and causes."""
     class_prompts: int = Field(0, ge=0, le=32)
     """Number of nearest texts of the class prompts in a text bag (needs `prompts`)."""
     dictionary: Data[LocalPath[str]] = "histology"
     """Prompt dictionary: a YAML file or the name of a packaged dictionary."""
     margin: float | None = Field(None, ge=0)
-    """Drop members whose similarity is lower than that of the best member of the same kind by more than this; null:
-    keep all."""
+    """Drop members whose similarity is lower than that of the best member of the same kind by more than this margin;
+    null: keep all."""
     mine_every: int = Field(0, ge=0)
     """Number of steps after which the bags are mined again, with tiles and texts embedded by the adapted VLM; 0:
     never."""
@@ -87,7 +87,8 @@ class AdaptConfig(Section):
     """Bags or pairs per step, over all processes; each is contrasted with all others."""
     micro_batch: Speed[int] = Field(32, ge=1)
     """Images or texts per forward pass of a process, which bounds memory; the batch may be much larger, because
-    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, it changes which values are dropped."""
+    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, this key changes which values are
+    dropped."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW, with warm-up and cosine decay to 0."""
     weight_decay: float = Field(1e-2, ge=0)

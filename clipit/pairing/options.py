@@ -209,7 +209,8 @@ def _map_candidates(
 
 
 def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
-    """Return lower quartile and median of the finite values, to three significant digits; one value if both are equal."""
+    """Return lower quartile and median of the finite values, to three significant digits; one value if they are equal.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return ()

@@ -180,7 +180,7 @@ def _members(
     block: int,
     shared: bool,
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-    """Find the k nearest tiles of other owners: rows of `keys`, cosines (-inf for none), and a mask of dropped tiles."""
+    """Find the k nearest tiles of other owners: key rows, cosines (-inf for none), and a mask of dropped tiles."""
     rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.stored)), block=block, shared=shared)
     scores = exact_cosines(queries, keys.stored, rows)
     order = best_first(rows, scores, k)

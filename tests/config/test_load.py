@@ -369,7 +369,7 @@ def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken
     ],
 )
 def test_a_key_given_twice_in_the_file(file: Callable[..., str], text: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)last value\): {named}\n.*keep one of each"):
+    with pytest.raises(ConfigError, match=rf"(?s)last value\): {named}\n.*keep each key once"):
         read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
 
 
@@ -400,7 +400,7 @@ def test_a_broken_file_of_another_kind_points_to_its_own_examples(tmp_path: Path
     with pytest.raises(ConfigError, match=r"(?s)not valid YAML.*sweep\.yaml, line 2"):
         read_sweep(path)
     with pytest.raises(
-        ConfigError, match=r"(?s)no such.*contains sweep\.yaml\), or name a shipped one, such as sweeps/"
+        ConfigError, match=r"(?s)no such.*contains sweep\.yaml\), or name a shipped file, such as sweeps/"
     ):
         read_sweep(tmp_path / "nothing.yaml")
 
@@ -504,7 +504,7 @@ def test_environment_variables_in_paths_are_expanded(file: Callable[..., str], m
     for path, part in (("$NOWHERE/a", r"\$NOWHERE"), ("/a/${NOWHERE}/b", r"\$\{NOWHERE\}"), ("$EMPTY/a", r"\$EMPTY")):
         with pytest.raises(ConfigError, match=rf"variable {part} is not set; write the full path"):
             read(path)
-    with pytest.raises(ConfigError, match=r"\$\{oc.env:SCRATCH\} has a form that is not known"):
+    with pytest.raises(ConfigError, match=r"\$\{oc.env:SCRATCH\} has an unsupported form"):
         read("${oc.env:SCRATCH}/a")
     monkeypatch.chdir(Path(file().removeprefix("--config=")).parent)
     Path("$NOWHERE").mkdir()

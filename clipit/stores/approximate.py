@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 MIN_LIST_LENGTH = 16
 """Default length of the candidate list in the search of a graph, as in faiss."""
-_MIN_LIMIT = 2**20  # bytes of a vector, and entries of a list, in an index file
-_MAX_LISTS_ON_GPU = 2048  # limit of faiss
+_MIN_LIMIT = 2**20  # smallest limit that is set for the bytes of a vector and the entries of a list in an index file
+_MAX_LISTS_ON_GPU = 2048  # maximum number of lists that faiss searches on a GPU
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class FaissIndex:
         """Open an index.
 
         Args:
-            rows: Number of rows that it must have.
-            dim: Dimension of the vectors that it must have.
+            rows: Number of rows that the index must have.
+            dim: Dimension that its vectors must have.
 
         Raises:
             ArtifactError: The file is damaged, or has a different dimension or number of rows.

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 MIN_ROWS, MAX_ROWS = 39, 256
 """Minimum number of training rows per centroid that faiss recommends, and maximum that it uses."""
 _OTHER_ROWS = 65_536  # training rows of rotations and scalar codes, which have no centroids
-_MAX_BYTES = 2 * 2**30  # of training rows beyond the recommended minimum
+_MAX_BYTES = 2 * 2**30  # maximum bytes of training rows, unless the recommended minimum exceeds it
 _BLOCK = 65_536  # rows added at once
-_OPQ_CENTROIDS = 256  # of the 8-bit codes with which a rotation is trained
+_OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes with which a rotation is trained
 
 
 def check_key(key: str, dim: int, rows: int) -> None:
@@ -34,16 +34,19 @@ def check_key(key: str, dim: int, rows: int) -> None:
         rows: Number of vectors, or an upper bound if some may be equal.
 
     Raises:
-        ConfigError: The key is unknown, does not fit the dimension, or has more centroids than there are vectors.
+        ConfigError: The key is unknown, does not suit the dimension, or has more centroids than there are vectors.
     """
     _empty_index(key, dim, rows)
 
 
 def training_rows(centroids: int, dim: int, rows: int) -> int:
-    """Return the number of training rows: 256 per centroid, or fewer if these exceed 2 GiB, but at least 39.
+    """Return the number of training rows: 256 per centroid, or fewer if these exceed 2 GiB.
+
+    There are at least 39 rows per centroid and at least 65,536 rows, or all rows if there are fewer.
 
     Args:
         centroids: Largest number of centroids of a k-means of the index.
+        rows: Number of rows of the index.
     """
     affordable = min(MAX_ROWS * centroids, _MAX_BYTES // (4 * dim))
     return min(rows, max(affordable, MIN_ROWS * centroids, _OTHER_ROWS))
@@ -90,7 +93,7 @@ def write_faiss(
     if len(rows) < MIN_ROWS * centroids:
         logger.info(
             f"note: index {key!r} trains {centroids} centroids on {counted(len(rows), 'snippet')}; faiss recommends "
-            f"{MIN_ROWS} to {MAX_ROWS} per centroid, as for {fitting_key(key, len(rows))!r}"
+            f"{MIN_ROWS} to {MAX_ROWS} per centroid, as with the key {fitting_key(key, len(rows))!r}"
         )
     try:
         if not index.is_trained:
@@ -199,7 +202,7 @@ def _build_error(key: str, rows: int, reason: str) -> ConfigError:
     return ConfigError(
         f"faiss cannot build index {key!r} of {counted(rows, 'snippet')}: {reason}",
         where="pairing.index",
-        fix=f"use {advice}, HNSW32, which needs no training, or Flat, which is exact",
+        fix=f"use {advice}, HNSW32 (needs no training) or Flat (exact)",
     )
 
 

@@ -9,7 +9,7 @@ from clipit.output_files.artifacts import known_digests
 from clipit.stores import embed
 from clipit.stores.embed import Store
 
-_SHOWN = 5
+_SHOWN = 5  # maximum number of problems that an error lists
 
 
 def check_shards(store: Store) -> None:
@@ -47,8 +47,8 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    Must be called by all processes: each checks a part of the shards, and need not verify files that another process of
-        this machine has read.
+    Call it in all processes: each checks a part of the shards, and need not verify files that another process of this
+    machine has read.
 
     Args:
         items: Name of the embedded items, for the error message.
@@ -76,7 +76,7 @@ def check_finite(store: Store, items: str) -> None:
 
 
 def _all_finite(values: Float[np.ndarray, "_ dim"]) -> bool:
-    """Return whether all values are finite; in half precision the exponent bits tell, which is 14 times as fast."""
+    """Return whether all values are finite; in half precision, only exponents are compared, 14 times as fast."""
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     exponent = np.uint16(0x7C00)  # all bits of the exponent are set in infinities and NaN

@@ -119,7 +119,7 @@ class Store:
         return vectors.reshape(*positions.shape, self.dim)
 
     def ids_at(self, positions: Int[np.ndarray, "n"]) -> np.ndarray:
-        """Read the ids of the given rows, without reading those of other shards."""
+        """Read the ids of the given rows, without reading other shards."""
         if "ids" in self.__dict__:
             return np.asarray(self.ids[positions])
         ids = np.empty(len(positions), dtype=object)
@@ -283,7 +283,7 @@ def write_shards(
 
     Args:
         encode: Function from the first and last (exclusive) row of a shard to its vectors, in the stored precision; it
-            advances the bar by the rows of each batch.
+            advances the progress bar by the rows of each batch.
     """
     processes = get_processes()
     missing = [start for start in range(0, len(ids), SHARD) if not all(f.is_file() for f in _shard(folder, start))]
@@ -317,7 +317,8 @@ def write_embeddings(
     """Write the embeddings of a VLM in half precision, as unit vectors in the joint space; return the store's facts.
 
     Args:
-        encode: Function from the first and last (exclusive) row of a shard to its vectors, which advances the bar.
+        encode: Function from the first and last (exclusive) row of a shard to its vectors; it advances the progress
+            bar.
 
     Raises:
         DataError: An embedding is not finite.

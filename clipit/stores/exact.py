@@ -1,6 +1,6 @@
 """Exact search by matrix products in blocks, so that memory use depends only on the block size.
 
-Products are computed in full float32, on GPUs as well: TF32 keeps ten bits of the mantissa, with which some of the
+Products are computed in full float32, also on GPUs: TF32 keeps only ten bits of the mantissa, so that some of the
 nearest rows would be missed.
 """
 
@@ -17,10 +17,12 @@ from clipit.distributed import get_processes
 BLOCK = 4096
 """Maximum number of vectors per matrix product; together with the number of queries, it limits the memory."""
 _VALUES_PER_PASS = {"cpu": 2**23, "cuda": 2**28}  # float32 values of the vectors kept for one pass: 32 MiB, 1 GiB
-_CHUNK = 64  # scores per maximum
+_CHUNK = 64  # number of scores in a chunk of `best_of`
 
 Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
+"""Rows, and their vectors."""
 Adjust = Callable[[slice, Int[Tensor, "_"], Float[Tensor, "q _"]], None]
+"""Function that changes the scores of some queries with some rows in place."""
 
 
 def blocks_per_pass(block: int, dim: int) -> int:
@@ -126,7 +128,8 @@ def product(
 ) -> Float[Tensor, "a b"]:
     """Compute the inner products of all rows in a reused buffer; allocating each block would take 10 % of the time.
 
-    On the CPU, NumPy computes the product, because its BLAS is faster: 0.58 s, torch 0.68 s (one thread, AMD EPYC).
+    On the CPU, NumPy computes the product, because its BLAS is faster than torch's: 0.58 s instead of 0.68 s with one
+    thread of an AMD EPYC.
     """
     out = buffer[: len(left) * len(right)].view(len(left), len(right))
     if left.device.type == "cpu":

@@ -30,7 +30,7 @@ from clipit.stores.stored_rows import StoredRows
 
 Backend = Literal["auto", "faiss", "torch"]
 _MIN_SPREAD = 1e-3  # unit vectors with smaller distances may be equal up to half precision
-_MAX_SPREAD_CHECK = 4096
+_MAX_SPREAD_CHECK = 4096  # number of rows above which the check is skipped
 _POSITIONS, _ROWS = "positions.npy", "rows.npy"  # row of the store for each row of the index, and the inverse
 
 
@@ -67,11 +67,11 @@ def build_index(
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
     if chosen == "faiss" and not has_faiss():
         raise ConfigError(
-            "faiss is not installed", where="pairing.backend", fix="pip install faiss-cpu, or pairing.backend=torch"
+            "faiss is not installed", where="pairing.backend", fix="install faiss-cpu, or set pairing.backend=torch"
         )
     if chosen == "torch" and key != "Flat":
         raise ConfigError(
-            f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or pairing.index=Flat"
+            f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or set pairing.index=Flat"
         )
     if search.nprobe is not None and not has_lists(key):
         raise ConfigError(
@@ -189,7 +189,7 @@ class Index:
         return FaissIndex(self.artifact.file("index.faiss"), self.size, int(self.artifact.manifest.facts["dim"]))
 
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int = 1) -> Int[np.ndarray, "q k"]:
-        """Find the k nearest rows of each query in an approximate index; -1 where it returns fewer.
+        """Find the k nearest rows of each query in an approximate index; -1 where the index returns fewer rows.
 
         Args:
             queries: Unit vectors of the queries, centred like the index.
@@ -224,7 +224,7 @@ def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.nda
 
 
 def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
-    """Return the rows of the store in the order of their ids; of equal embeddings, only the one with the lowest id."""
+    """Return the rows of the store in the order of their ids; of rows with equal embeddings, only the first."""
     digests = np.empty(len(store.ids), dtype="S32")
     row = 0
     for _, block in store.blocks():

@@ -31,13 +31,13 @@ TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
 _CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide; tolerance of their length, for half precision
-_MAX_COMPRESSION = 2000  # gzip compresses equal bytes by a factor of about 1000
+_MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """Features of the tiles of one slide, whose vectors are read from disk on demand.
+    """Features of the tiles of one slide; the vectors are read from disk on demand.
 
     Attributes:
         path: HDF5 file.
@@ -130,7 +130,7 @@ def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
 
 
 def find_feature_files(paths: Sequence[Path]) -> list[Path]:
-    """List feature files, with all .h5 files of a folder.
+    """List feature files; a folder stands for all of its .h5 files.
 
     Raises:
         DataError: There are no files, or two slides have the same name.
@@ -215,7 +215,7 @@ def _check_unit_vectors(slide: SlideFeatures) -> None:
             f"the vectors have a median norm of {np.median(lengths):.3g} instead of 1: features before the projection "
             "into the joint space cannot be compared with texts",
             where=slide.path,
-            fix="compute them with the projection and normalised (TRIDENT's conch_v1: with_proj=True, normalize=True)",
+            fix="compute projected and normalised features (TRIDENT's conch_v1: with_proj=True, normalize=True)",
         )
 
 

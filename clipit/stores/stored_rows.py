@@ -14,7 +14,7 @@ from clipit.stores import embed
 from clipit.stores.embed import Store
 from clipit.vectors import centred
 
-_GPU_SHARE = 0.25  # of the GPU's free memory, for vectors that are kept between passes
+_GPU_SHARE = 0.25  # share of the GPU's free memory for vectors that are kept between passes
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def centred_rows(
 
 
 def bytes_to_keep(device: torch.device) -> int:
-    """Return the number of bytes of vectors that a device keeps between passes: 0 on a CPU, which maps the files."""
+    """Return the number of bytes of vectors that a device keeps between passes: 0 on a CPU, since files are mapped."""
     return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE) if device.type == "cuda" else 0
 
 

@@ -29,7 +29,7 @@ from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
-_MAX_PROBLEMS = 10  # listed in an error
+_MAX_PROBLEMS = 10  # maximum number of problems that an error lists
 _ALL, _TRAINING, _TEST = "all tiles", "training and validation tiles", "test tiles"
 _COLUMNS = ("mask_consensus", "mask_confident")
 
@@ -43,19 +43,19 @@ def write_annotator_masks(
     `consensus/` contains the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
     `confident/` contains the same, but ignores pixels with a posterior below `confidence`; `posterior/` contains the
     class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the additional columns
-    mask_consensus and mask_confident; `clipit segment` reads the one that `tiles.columns.mask` names. Each mask is
+    mask_consensus and mask_confident; `clipit segment` reads the column that `tiles.columns.mask` names. Each mask is
     read twice, and only one tile is in memory at a time.
 
     Args:
         file: Configuration with tiles from a table and `segmentation.classes`.
         table: Table with the columns tile, annotator and mask.
-        files: Folder or zip that the paths of the masks are relative to; None for the folder of the table.
+        files: Folder or zip to which the paths of the masks are relative; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
         shown: Number of tiles with the largest share of uncertain pixels on the page.
 
     Returns:
-        Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, which the
-        paths in tiles.csv are relative to.
+        Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, to which the
+        paths in tiles.csv are relative.
 
     Raises:
         ConfigError: The tiles do not come from a table, no classes are named, or an option is out of range.
@@ -102,7 +102,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile; the annotators are estimated for each part. Without splits, there is one part."""
+    """Return the part of each tile: annotators are estimated separately for each part. Without splits, there is one."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -170,7 +170,7 @@ def _pixel_values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
     ignore = min(classes.ignore) if classes.ignore else _IGNORE
     if ignore in classes.class_of:
         raise ConfigError(
-            f"{_IGNORE} is a class, so it cannot mark pixels without a label",
+            f"{_IGNORE} is the value of a class, so it cannot mark pixels without a label",
             where="segmentation.ignore",
             fix="name a value for ignored pixels",
         )
@@ -191,7 +191,7 @@ def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
 
 
 def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> Path:
-    """Write the table of the tiles with two additional columns, and return the folder that its paths are relative to.
+    """Write the table of the tiles with two additional columns, and return the folder to which its paths are relative.
 
     If the images are in a zip, this is the folder of the written table, and the images must be unpacked into it.
     """
@@ -278,7 +278,7 @@ def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
 def _independence_notes(shared: list[str] | None) -> list[str]:
     if shared is None:
         return [
-            "the tiles have no test split, so the annotators are estimated on all of them: test tiles split off later "
+            "the tiles have no test split, so the annotators are estimated on all tiles: test tiles split off later "
             "are not independent of the training tiles"
         ]
     if shared:

@@ -35,7 +35,7 @@ _GROUP_ADVICE = (
     "name the patient or slide of each tile in a column group, or set --tiles.columns.group=COLUMN or "
     "--tiles.group_pattern=REGEX"
 )
-_MAX_NAMES = 50  # patients listed for a pair of splits; leaks.json lists all
+_MAX_NAMES = 50  # maximum number of patients listed for a pair of splits; leaks.json lists all patients
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("kind", "id", "split", "other_id", "other_split", "group")),
@@ -46,14 +46,15 @@ _SCHEMA = pa.schema(
 
 
 class _Comparable(NamedTuple):
-    """Numbers of tiles whose images are compared: not those of a single colour, nor, for similarity, nearly empty ones.
+    """Numbers of tiles whose images are compared, and of tiles that are excluded from the comparison.
 
     Attributes:
-        equal: Tiles compared for equality.
-        plain: Tiles of a single colour.
-        similar: Tiles compared for similarity.
-        flat: Nearly empty tiles, whose similarity means nothing.
-        in_two_splits: Whether at least two splits have tiles that were compared in the strictest way asked for.
+        equal: Number of tiles compared for equality.
+        plain: Number of tiles of a single colour, which are not compared for equality.
+        similar: Number of tiles compared for similarity.
+        flat: Number of nearly empty tiles, which are not compared for similarity.
+        in_two_splits: Whether at least two splits have tiles that were compared for similarity or, without this
+            comparison, for equality.
     """
 
     equal: int = 0
@@ -77,9 +78,11 @@ class LeakCheck(NamedTuple):
     """Result of a search for leaks.
 
     Attributes:
+        path: Path of leaks.json.
+        leaking: Number of tiles and reports that leak.
         compared_patients: Whether patients or slides are known in at least two splits, so that they were compared.
-        compared_images: Whether at least two splits have tiles that were compared as asked for; true if images were not
-            to be compared. Nearly empty tiles are not compared.
+        compared_images: Whether at least two splits have tiles whose images were compared as requested; true if no
+            comparison was requested.
     """
 
     path: Path

@@ -22,7 +22,7 @@ def enforce_on_external(
     """Return a new test set without patients and images of training or validation. Call it in all processes.
 
     Args:
-        seen: Tiles that the run, or the adaptation of its VLM, was trained or validated on.
+        seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.
         seen_hashes: Hashes of the images of `seen`, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
 
@@ -55,8 +55,8 @@ def enforce_on_external(
         raise DataError(
             f"{message}: {shortlist(pairs)}",
             where=where,
-            fix="remove them from the new set, or set --leaks.policy=exclude to drop and count them, or note to only "
-            "count them. If different patients have the same name, rename them",
+            fix="remove these tiles from the new set, or set --leaks.policy=exclude to drop and count them, or "
+            "--leaks.policy=note to only count them. If different patients have the same name, rename them",
         )
     if policy == "note":
         outcome = "kept on request (leaks.policy: note)"
@@ -91,7 +91,7 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
 def describe_leaks(leaks: list[Leak], total: int) -> str:
     """Describe how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
     descriptions = {
-        "group": "of its patients or slides",
+        "group": "of the same patients or slides",
         "exact": "with the same pixels",
         "near": "that look similar",
     }

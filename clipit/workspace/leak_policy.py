@@ -100,11 +100,11 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
         f"{counted_of(len(ids), len(tests), 'shifted tile has', 'shifted tiles have')} the image of a training or "
         "validation tile"
     )
-    message += f" ({near} of them are similar, not identical)" if near else ""
+    message += f" ({counted(near, 'image is', 'images are')} similar, not identical)" if near else ""
     if policy == "error":
         fix = (
-            "remove them from one of the two sets, or set --leaks.policy=exclude to drop them from this set, or note "
-            "to only log them"
+            "remove these tiles from one of the two sets, or set --leaks.policy=exclude to drop them from this set, or "
+            "--leaks.policy=note to only log them"
         )
         pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(copies.items())]
         raise DataError(f"{message}: {shortlist(pairs)}", where=where, fix=fix)
@@ -123,7 +123,7 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     """Return the reports that may supply snippets.
 
     If tiles are paired with reports of their own patients (`pairing.reports`), the corpus usually has the reports of
-    all patients. Those of validation and test patients are then dropped, whatever the policy.
+    all patients. The reports of validation and test patients are then dropped, whatever the policy.
 
     Args:
         reports: Reports before leaks are dropped.
@@ -169,7 +169,7 @@ def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> ImageHashes |
 
 
 def leak_folder(config: RunConfig) -> Path:
-    """Return the folder that leaks are written to."""
+    """Return the folder to which leaks are written."""
     return config.output / "leaks" / config.name
 
 
@@ -184,7 +184,8 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
         f"training: {shortlist(sorted(shared))}"
     )
     if policy != "note":
-        raise DataError(message, where=where, fix="remove them from one of the two sets, or set leaks.policy=note")
+        fix = "remove these patients from one of the two sets, or set leaks.policy=note"
+        raise DataError(message, where=where, fix=fix)
     logger.info(f"note: {where}: {message}")
 
 
@@ -202,8 +203,8 @@ def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str)
         raise DataError(
             f"leaks between the splits: {counts}",
             where=where,
-            fix="correct the data, or set --leaks.policy=exclude to drop these from training, or note to only log "
-            "them. To list all of them: clipit check-leaks --config ...",
+            fix="correct the data, or set --leaks.policy=exclude to drop the leaks, or --leaks.policy=note to only log "
+            "them. To list all leaks: clipit check-leaks --config ...",
         )
     path = leak_folder(config) / f"{name}.json"
     note = f"leaks, {_outcome(config.leaks.policy)}: {counts}"

@@ -17,15 +17,15 @@ from clipit.workspace.tile_reading import artefacts_of
 
 logger = logging.getLogger(__name__)
 
-_MAX_TILES = 1000  # compared per split
+_MAX_TILES = 1000  # maximum number of compared tiles per split
 
 
 def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     """Warn about similar images in two splits if no tile has a known patient or slide. Call it in all processes.
 
     At most 1,000 tiles of each split are compared, drawn by id. Nothing is dropped; the warning is added to the notes
-    of the returned tiles. If `leaks.pixels` is near, all tiles have been compared already; if it is off, or the policy
-    is off, no images are compared.
+    of the returned tiles. If `leaks.pixels` is near, all tiles have already been compared; if `leaks.pixels` or
+    `leaks.policy` is off, no images are compared.
 
     Args:
         config: Run configuration with the section `leaks`.
@@ -47,7 +47,7 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     )
     logger.warning(
         f"{note}\n  to do: name the patient or slide (tiles.columns.group, tiles.group_pattern), or set "
-        "--leaks.pixels=near --leaks.policy=exclude. To list all of them: clipit check-leaks --config ..."
+        "--leaks.pixels=near --leaks.policy=exclude. To list all leaks: clipit check-leaks --config ..."
     )
     return replace(tiles, notes=(*tiles.notes, note))
 

@@ -148,7 +148,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
 def _with_opposite_centring(
     workspace: Workspace, with_prompts: bool
 ) -> tuple[Index, Float32[np.ndarray, "classes dim"] | None]:
-    """Build an index of the same snippets with the opposite centring, and class embeddings to match if requested."""
+    """Build an index of the snippets with the opposite centring and, if requested, class embeddings centred like it."""
     p, prompts = workspace.config.pairing, workspace.prompts
     index = build_index(
         workspace.root,

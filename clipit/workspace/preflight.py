@@ -27,7 +27,7 @@ def check_inputs(
     """Check the output folder, the model names, the path of the reports, the tiles and the prompts of a workspace.
 
     Images, reports and weights are not read. Problems of the data are reported together; those of models, whose
-    packages take seconds to import, are reported afterwards. A class of a prompt set that no tile has is logged. Call
+    packages take seconds to import, are reported afterwards. Classes of a prompt set that no tile has are logged. Call
     it in all processes.
 
     Args:
@@ -65,8 +65,8 @@ def _run_checks(*steps: Callable[[], None]) -> None:
 def check_output(folder: Path) -> None:
     """Check that an output folder can be created, or, if it is empty, written to; nothing is created.
 
-    The permissions of a folder that is not empty are not checked, because it may contain finished runs of another user,
-    which can be read.
+    The permissions of a folder that is not empty are not checked, because it may contain another user's finished runs;
+    to read these, write permission is not needed.
 
     Raises:
         ArtifactError: The folder, or the nearest existing parent, is a file or cannot be written to.
@@ -119,6 +119,5 @@ def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet
         unused = unused_classes(prompts, tiles.classes)
         if unused:
             workspace.log_once(
-                f"note: the prompt set {prompts.name} has classes that no tile has, which are ignored: "
-                f"{shortlist(unused)}"
+                f"note: classes of the prompt set {prompts.name} that no tile has are ignored: {shortlist(unused)}"
             )

@@ -34,7 +34,7 @@ class CorpusLabels:
 
     Attributes:
         reports: Reports, without those of patients with validation or test tiles.
-        own: Class index of each report's own label; -1 if there is none, or if it is not a class.
+        own: Class index of each report's own label; -1 if there is no label, or if it is not a class.
         tile_labels: Most common class index among the labelled training tiles of each report's patient; -1 without
             labels.
         rules: Rule set; None if none is configured.
@@ -89,7 +89,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         raise ConfigError(
             "this command needs rules, or labels of the reports or of tiles",
             where="soft_labels.own_report.rules and reports.label_column",
-            fix="set one of them, or both to compare them",
+            fix="set one of these keys, or both to compare the labels",
         )
     rules = load_rules(section.rules) if section.rules is not None else None
     corpus = read_reports(config.reports)
@@ -139,7 +139,7 @@ def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
     """Measure the agreement of the rules and of the text classifier with the labels of reports and of tiles.
 
     Labels of reports are those of `reports.label_column`. The label by tiles is the most common class among the
-    labelled training tiles of the report's patient. Kinds of labels that do not exist are omitted.
+    labelled training tiles of the report's patient. Kinds of labels that no report has are omitted.
     """
     agreements = []
     has_own = bool((labels.own >= 0).any())
@@ -217,7 +217,7 @@ def _drop_leaking_reports(
 def _tile_labels(
     reports: Sequence[Report], tiles: TileSet, classes: Sequence[str], notes: list[str]
 ) -> Int64[np.ndarray, " n"]:
-    """Return the most common class of the labelled training tiles of each report's patient; -1 if there are none."""
+    """Return the most common class of the labelled training tiles of each report's patient; -1 without such tiles."""
     train = tiles.of_split("train")
     numbers = np.array([classes.index(name) if name in classes else -1 for name in train.classes], dtype=np.int64)
     counts: dict[str, Counter[int]] = {}
@@ -239,7 +239,7 @@ def map_label(label: str | None, class_map: dict[str, str]) -> str | None:
 
 
 def _label_classes(mapped: Sequence[str | None], class_map: dict[str, str]) -> tuple[str, ...]:
-    """Return the classes of the labels, in the order of the class map, or sorted if there is none."""
+    """Return the classes of the labels, in the order of the class map, or sorted if there is no class map."""
     names = {name for name in mapped if name is not None}
     return tuple(dict.fromkeys(class_map.values())) if class_map else tuple(sorted(names))
 

@@ -22,7 +22,7 @@ _FILE = "vectors.npy"
 def report_vectors(
     workspace: Workspace, reports: Sequence[Report], config: ReportsConfig
 ) -> Float32[np.ndarray, "n dim"]:
-    """Return the normalised mean embedding of each report's snippets; 0 for a report without snippets.
+    """Return the normalised mean embedding of each report's snippets; zeros for a report without snippets.
 
     The snippets are not filtered by morphology. The vectors are cached as an artefact.
 

@@ -12,7 +12,7 @@ from clipit.vectors import centred
 
 
 def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
-    """Return the prompt bags of the filter, the bag of texts to keep first; empty without a filter."""
+    """Return the prompt bags of the filter: first that for texts to keep, then that for texts to drop; or neither."""
     if config.morphology_prompts is None or config.boilerplate_prompts is None:
         return {}
     return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}

@@ -17,7 +17,7 @@ from clipit.tiles.tileset import TileSet
 
 logger = logging.getLogger(__name__)
 
-_MANY_CLASSES = 20  # with fewer, a small data set is plausible
+_MANY_CLASSES = 20  # with fewer classes, few tiles per class are plausible
 
 Cache = Callable[[str, Callable[[], Any]], Any]
 """Function that returns the value of a function, computed once per key."""
@@ -44,10 +44,10 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
     unknown = [name for name, pixels in sizes.items() if pixels is None]
     if unknown:
         raise ConfigError(
-            f"streamed tiles are resized to the largest input of the models, but that of {shortlist(unknown)} is known "
-            "only after loading",
+            "streamed tiles are resized to the largest input size of the models, but the input size of "
+            f"{shortlist(unknown)} is known only after loading",
             where="tiles.keep_pixels",
-            fix="set it to the largest input of your models, such as --tiles.keep_pixels=224",
+            fix="set it to the largest input size of your models, such as --tiles.keep_pixels=224",
         )
     return section.model_copy(update={"keep_pixels": max(pixels for pixels in sizes.values() if pixels is not None)})
 
@@ -122,7 +122,7 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
     """Check that a shifted test set has test tiles and the classes of the configuration's tiles.
 
     Raises:
-        DataError: It has no test tiles, or other classes.
+        DataError: The set has no test tiles, or different classes.
     """
     if not len(tests):
         raise DataError("the shifted set has no test tiles", where=where, fix="map its split to test (splits)")
@@ -135,7 +135,7 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
 
 
 def note_many_classes(tiles: TileSet) -> TileSet:
-    """Warn if there are fewer than two labelled tiles per class, which suggests ids instead of labels."""
+    """Warn if there are many classes with fewer than two labelled tiles each, which suggests ids instead of labels."""
     labelled = int((tiles.truth >= 0).sum())
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles

@@ -81,7 +81,7 @@ class Workspace:
         return Workspace(config, self._shared) if workspace is None else workspace
 
     def apart(self, config: RunConfig) -> "Workspace":
-        """Return the workspace of a different configuration, which uses the cache of this one but does not add to it.
+        """Return a workspace for a different configuration; it uses this workspace's cache, but does not add to it.
 
         What the returned workspace loads, such as the weights of a different VLM, is released with it.
         """
@@ -256,7 +256,7 @@ class Workspace:
 
     @cached_property
     def snippets(self) -> Artifact:
-        """The snippets of the reports, truncated to the context length of the VLM's text tower."""
+        """The snippets of the reports, each within the context length of the VLM's text tower."""
         reports = self.reports
 
         def make(folder: Path) -> dict[str, Any]:
@@ -274,7 +274,7 @@ class Workspace:
         return snippets
 
     def write_snippets(self, folder: Path, reports: "Reports") -> Snippets:
-        """Cut reports into snippets, with the filters of the configuration, and write them to an artefact's folder."""
+        """Split reports into snippets, filter them as configured, and write them to an artefact's folder."""
         section, vlm = self.reports_config, self.vlm
         similarity = (
             (lambda texts: score_morphology(texts, self.encode, section)) if filter_prompt_bags(section) else None
@@ -285,7 +285,7 @@ class Workspace:
         return built
 
     def snippet_inputs(self, reports: "Reports | None" = None) -> dict[str, Any]:
-        """Return everything that determines the snippets, of all reports or of these."""
+        """Return everything that determines the snippets of all reports, or of the given ones."""
         section = self.reports_config
         return {
             "reports": (reports or self.reports).fingerprint,
@@ -297,11 +297,12 @@ class Workspace:
         }
 
     def snippet_summary(self) -> str:
-        """Summarise how many snippets of the reports were truncated, merged and dropped."""
+        """Summarise how many sentences were split, and how many snippets were merged and dropped."""
         return self._format_account(self.snippets)
 
     def _format_account(self, snippets: Artifact) -> str:
-        """Format the account, with the path of the reports in this run, which may differ from that at the build."""
+        """Format the account with the current path of the reports, which may have changed since the snippets were built.
+        """
         from clipit.reports.account import read_account
 
         return read_account(snippets.file("account.json")).text(self.reports)
@@ -365,7 +366,7 @@ class Workspace:
         """The index of the snippets."""
         p = self.config.pairing
         count = int(self.snippets.manifest.facts["snippets"])
-        if p.index != "Flat" and count and has_faiss():  # before the snippets are embedded
+        if p.index != "Flat" and count and has_faiss():  # checked before the snippets are embedded
             check_key(p.index, self.vlm.joint_dim, count)
         return build_index(
             self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend, search=search_settings(p)

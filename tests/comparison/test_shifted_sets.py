@@ -94,7 +94,7 @@ def test_near_duplicates_of_training_tiles_are_found_with_pixels_near(
     kept = shifted_tiles(made, elsewhere).ids.tolist()
     assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
     (told,) = [line for line in said if "have the image of a training or validation tile" in line]
-    assert "(1 of them are similar, not identical)" in told
+    assert "(1 image is similar, not identical)" in told
     listed = json.loads(Path(told.partition("listed in ")[2]).read_text(encoding="utf-8"))["leaks"]
     assert [(leak["kind"], leak["id"], leak["other_id"]) for leak in listed] == [
         ("exact", "images/train-005.png", "images/test-003.png"),

@@ -209,8 +209,7 @@ def _map_candidates(
 
 
 def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
-    """Return lower quartile and median of the finite values, to three significant digits; one value if they are equal.
-    """
+    """Return the lower quartile and the median of the finite values, rounded; only one value if they are equal."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return ()

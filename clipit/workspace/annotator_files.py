@@ -51,7 +51,9 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     tiles = Workspace(config).listed_tiles
     annotations = tiles.annotations
     if annotations is None:
-        raise ConfigError("the tiles have no labels by annotators", where="tiles.annotations", fix="set tiles.annotations.path")
+        raise ConfigError(
+            "the tiles have no labels by annotators", where="tiles.annotations", fix="set tiles.annotations.path"
+        )
     record = describe_annotators(tiles, annotations, config.evaluation.bootstrap, config.seed)
     folder = config.output / "annotators" / config.name
     write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})

@@ -301,8 +301,7 @@ class Workspace:
         return self._format_account(self.snippets)
 
     def _format_account(self, snippets: Artifact) -> str:
-        """Format the account with the current path of the reports, which may have changed since the snippets were built.
-        """
+        """Format the account with the current path of the reports; this may have changed since the build."""
         from clipit.reports.account import read_account
 
         return read_account(snippets.file("account.json")).text(self.reports)

@@ -16,10 +16,10 @@ class ComparisonConfig(Section):
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms in the order of the table."""
     baseline: str = "image_only"
-    """Arm that the others are compared with."""
+    """Arm with which the other arms are compared."""
     controls: tuple[str, ...] = ()
-    """Additional arms that the others are compared with, each in a separate table; image_embedding shows whether a gain
-    is due to the text."""
+    """Additional arms with which the other arms are compared, each in a separate table. The control image_embedding
+    tests whether a gain is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Reported seeds of labels, initialisation and batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
@@ -41,7 +41,7 @@ class ComparisonConfig(Section):
     )
     """Analyses of the finished runs of each data set and backbone."""
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
-    """Learning rates of the search grid of `clipit tune`, which is the same for every arm."""
+    """Learning rates of the search grid of `clipit tune`; the grid is the same for every arm."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)

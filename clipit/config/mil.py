@@ -82,7 +82,7 @@ class MilConfig(Section):
     learn from reports (`report_labels`, `report_embedding`, or both: `report`) and need the section `reports`; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
-    """Arm that the others are compared with."""
+    """Arm with which the other arms are compared."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings under which all arms are compared: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""
@@ -115,7 +115,7 @@ class MilConfig(Section):
             raise ValueError("h5 and slides are read only with features: h5")
         if (self.masks is None) != (not self.mask_values):
             raise ValueError("set masks and mask_values together: the folder and the value of each class")
-        wrong = sorted(name for name, value in self.mask_values.items() if not 0 <= value < 255)
-        if wrong:
-            raise ValueError(f"mask values must lie between 0 and 254, because 255 is ignored: {', '.join(wrong)}")
+        invalid = sorted(name for name, value in self.mask_values.items() if not 0 <= value < 255)
+        if invalid:
+            raise ValueError(f"mask values must lie between 0 and 254, because 255 is ignored: {', '.join(invalid)}")
         return self

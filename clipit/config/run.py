@@ -143,7 +143,7 @@ class PairingConfig(Section):
     """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is searched
     by torch with either backend."""
     block: Speed[int] = Field(4096, ge=1)
-    """Tiles searched at once, which bounds memory."""
+    """Tiles searched at once, to bound memory."""
     correction: Correction = "none"
     """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs `index:
     Flat`)."""
@@ -250,7 +250,7 @@ class RunConfig(Section):
     arms: Recipe[dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Additional recipes: name -> dotted keys with their values; `base` names the recipe to extend."""
     overrides: Recipe[tuple[str, ...]] = ()
-    """Keys given on the command line, which take precedence over those of the arm; set by clipit."""
+    """Keys given on the command line; they take precedence over the keys of the arm. Set by clipit."""
     note: Reporting[str] = ""
     """Text printed in every summary of the run."""
 

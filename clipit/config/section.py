@@ -54,9 +54,9 @@ def check_one_line(names: Iterable[str]) -> None:
     Raises:
         ValueError: A name is invalid; the message lists all such names.
     """
-    wrong = [name for name in names if not name.strip() or has_controls(name)]
-    if wrong:
-        raise ValueError(f"names are empty or contain a control character: {shortlist([repr(name) for name in wrong])}")
+    invalid = [repr(name) for name in names if not name.strip() or has_controls(name)]
+    if invalid:
+        raise ValueError(f"names are empty or contain a control character: {shortlist(invalid)}")
 
 
 def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:

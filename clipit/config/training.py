@@ -13,8 +13,8 @@ class StudentConfig(Section):
     """Classification heads on the backbone."""
 
     head: Literal["linear", "late_fusion"] = "linear"
-    """`linear`: one linear head on the features and the projected text embedding, which collapses into a single layer;
-    `late_fusion`: an image head and a text head, fused as in the paper."""
+    """`linear`: one linear head on the features and the projected text embedding; projector and head collapse into a
+    single layer. `late_fusion`: an image head and a text head, fused as in the paper."""
     projector_layers: int = Field(1, ge=0, le=2)
     """Number of projector layers; 0: no projector (image only); 2 requires `head: late_fusion`."""
     warm_start: bool = False

@@ -261,7 +261,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
 def pair_table(
     tile_ids: np.ndarray, index: Index, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
 ) -> pa.Table:
-    """Tabulate pairs by tile and rank, without those with score -inf."""
+    """Tabulate pairs by tile and rank, except pairs with score -inf."""
     valid = np.isfinite(scores)
     tile, rank = np.nonzero(valid)
     return pa.table(

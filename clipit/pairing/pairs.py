@@ -110,7 +110,7 @@ def pair_tiles(
     Args:
         tiles: Tile store of the same VLM.
         k: Maximum number of snippets per tile.
-        block: Number of tiles per search, which bounds memory.
+        block: Number of tiles per search, to bound memory.
         rules: Pairing rules, whose k, block and index are ignored; None for no rules.
         sources: Table snippet_sources, for the rules `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.

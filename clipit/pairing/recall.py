@@ -79,7 +79,7 @@ def fit_search(
 
 
 def recall_lines(figures: dict[str, Any]) -> list[str]:
-    """Format the entries of `fit_search` for the summary, without the advice, which `fit_search` logs."""
+    """Format the entries of `fit_search` for the summary, except the advice: `fit_search` logs it."""
     names = {"nprobe": "nprobe {:,}", "ef_search": "ef_search {:,}", "candidates": "{:,} candidates scored exactly"}
     settings = [text.format(figures[name]) for name, text in names.items() if figures[name] is not None]
     return [

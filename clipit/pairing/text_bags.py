@@ -76,7 +76,7 @@ def nearest_prompts(
     Args:
         tiles: Unit-norm tile embeddings, centred as for pairing.
         prompts: Unit-norm prompt embeddings, centred like the snippets.
-        block: Number of tiles per block, which bounds memory.
+        block: Number of tiles per block, to bound memory.
 
     Raises:
         ConfigError: There are fewer prompts than k.

@@ -90,7 +90,7 @@ def tile_bags(
         groups: Tile id -> group; bags exclude tiles of the same group. None to exclude only the tile itself.
         margin: Maximum difference between a member's cosine and the highest of its kind; members beyond it are
             dropped. None to keep all.
-        block: Number of tiles per matrix product, which bounds memory.
+        block: Number of tiles per matrix product, to bound memory.
 
     Raises:
         DataError: There are no tiles, or an embedding is not finite.

@@ -71,7 +71,7 @@ def build_snippets(
 ) -> Snippets:
     """Clean reports, split them into snippets, merge duplicates and filter them (`filter_snippets`).
 
-    A snippet that occurs in several sections is kept if any of them is kept.
+    A snippet that occurs in several sections is kept if any of these sections is kept.
 
     Args:
         reports: Reports from `read_reports`.

@@ -184,12 +184,12 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
 
 
 def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:
-    """Assign ids and drop empty reports; return the reports and the number of empty ones.
+    """Assign ids and drop empty reports; return the remaining reports and the number of empty reports.
 
     Reports with null characters are listed in `problems`.
 
     Raises:
-        DataError: Two reports have the same id, or one is a document in a different format (RTF, PDF).
+        DataError: Two reports have the same id, or a report is a document in a different format (RTF, PDF).
     """
     reports: list[Report] = []
     locations: dict[str, str] = {}

@@ -38,7 +38,7 @@ _DAMAGED = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError, struct.error, zlib.error,
     lzma.LZMAError,
 )  # fmt: skip
-"""Exceptions that zipfile raises for damaged members; RuntimeError also for encrypted ones."""
+"""Exceptions that zipfile raises for damaged members; RuntimeError is also raised for encrypted members."""
 
 
 class RawReport(NamedTuple):

@@ -176,7 +176,7 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
             if filled
             else f"all sheets are empty: {shown(list(sheets))}",
             where=path,
-            fix=f"name one of them in {key} (--{key}={filled[0]!r})" if filled else _NO_DATA,
+            fix=f"name one of these sheets in {key} (--{key}={filled[0]!r})" if filled else _NO_DATA,
         )
     others = [title for title in sheets if title not in filled]
     if others or sheets[filled[0]].sheet_state != "visible":

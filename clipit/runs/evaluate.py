@@ -113,7 +113,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
 def evaluate_shifted(
     config: RunConfig, workspace: Workspace, folder: Path, name: str, tiles: TileSet
 ) -> dict[str, Any]:
-    """Score a run's classifier on a test set of `comparison.shifted`, which must have the same classes.
+    """Score a run's classifier on a test set of `comparison.shifted`; the set must have the classifier's classes.
 
     The predictions are cached in the run's folder, under a fingerprint of the training and the tiles.
 

@@ -21,7 +21,7 @@ class RunFingerprint:
     Attributes:
         keys: Values of the configuration keys that change results, by dotted key.
         inputs: Fingerprints of the data and models that the run reads (None if unused), and the class names.
-        unused: Keys without effect on this run, which records of earlier versions may contain.
+        unused: Keys without effect on this run; records of earlier versions may contain them.
     """
 
     keys: Mapping[str, Any]

@@ -230,7 +230,7 @@ def claim_folder(
     """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
 
     Args:
-        folder: Folder of the run, whose lock the caller holds.
+        folder: Folder of the run; the caller must have locked it.
         config: Configuration of the run, with its arm resolved.
         sections: Further sections to write to config.yaml.
 
@@ -266,7 +266,7 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
     """Copy the training of a finished run with the same fingerprint, unless this run has started.
 
     Args:
-        folder: Folder of this run, whose lock the caller holds.
+        folder: Folder of this run; the caller must have locked it.
         config: Configuration of this run, with its arm resolved.
         others: Folders of runs that may have the same fingerprint; they need not exist.
     """
@@ -364,10 +364,10 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
 
 
 def delete_temporary_files(folder: Path) -> None:
-    """Delete temporary files of killed processes. The caller holds the run's lock, so no writer is active.
+    """Delete temporary files of killed processes; the caller must have locked the run's folder.
 
-    Predictions on shifted and new sets are written without the lock, so their temporary files are kept while the
-    writing process is alive.
+    The lock excludes other writers. Only predictions on shifted and new sets are written without it, so their temporary
+    files are kept while the writing process is alive.
     """
     for path in folder.rglob(".*"):
         process = TEMPORARY.fullmatch(path.name)

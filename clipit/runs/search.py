@@ -107,7 +107,7 @@ class SharedSearch:
                 )
         except (ClipitError, OSError):
             raise
-        except Exception as error:  # Optuna does not validate entries, so damaged ones raise errors of any type
+        except Exception as error:  # Optuna does not validate entries: damaged entries raise errors of any type
             if is_limit(error):
                 raise
             raise ArtifactError(

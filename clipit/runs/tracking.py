@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], arm: str) -> "list[GeneralTracker]":
-    """Start the configured tracker, if any; log the command that opens it for all runs in the parent folder, but once.
+    """Start the configured tracker, if any; log once how to open it for all runs in the parent folder.
 
     The runs of a comparison or sweep, and the adaptations of a study, share `tracking.group`; for TensorBoard, the
     group is their common folder.
@@ -84,7 +84,7 @@ def _log_once(line: str) -> None:
 
 
 def flat_test_scores(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the test scores of a run as `test_<metric>`, and zero-shot ones as `test_zero_shot_<metric>`.
+    """Return the test scores of a run as `test_<metric>`, and zero-shot scores as `test_zero_shot_<metric>`.
 
     Args:
         results: Content of results.json; empty outside the main process.

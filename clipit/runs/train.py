@@ -206,7 +206,7 @@ def _train(
     folder: Path,
     memory: "MemoryPlan",
 ) -> "tuple[TrainingOutcome, list[GeneralTracker]]":
-    """Train the student, and return the outcome with the trackers, which are still open."""
+    """Train the student, and return the outcome and the trackers; the trackers are still open."""
     from accelerate import Accelerator
 
     from clipit.models.checkpointing import checkpointed_backbone

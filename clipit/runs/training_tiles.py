@@ -51,7 +51,7 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
 
     Args:
         tiles: Tiles of the run, after leaks have been dropped.
-        tiles_fingerprint: Fingerprint of all tiles as read, which identifies the artefact with their image hashes.
+        tiles_fingerprint: Fingerprint of all tiles as read; it identifies the artefact with their image hashes.
     """
     seen = tiles.select(tiles.splits != "test")
     columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
@@ -189,7 +189,7 @@ def _without_record(
     trained_on: str,
     hashes: "tuple[np.ndarray, ImageHashes] | None",
 ) -> TrainingTiles:
-    """Find the training tiles of a run of an earlier version, which did not record them."""
+    """Find the training tiles of a run whose folder does not record them, because an earlier version trained it."""
     try:
         current = workspace.all_tiles
     except (ClipitError, OSError) as error:

@@ -1,6 +1,6 @@
 """Index over a text store for nearest-neighbour search of snippets.
 
-A Flat index is the text store itself, whose shards are searched one after another without a copy; only approximate
+A Flat index is the text store itself: its shards are searched one after another, without a copy. Only approximate
 faiss indexes are written to files.
 
 Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented

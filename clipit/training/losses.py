@@ -223,7 +223,7 @@ class _Members:
 def _members(
     vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
 ) -> _Members:
-    """Normalise members, and replace missing ones by zeros, so that their values have no effect."""
+    """Normalise members, and replace missing members by zeros, so that their values have no effect."""
     clean = torch.where(mask[:, :, None], at_least_float32(vectors), torch.zeros((), device=vectors.device))
     if weights is not None:
         existing = torch.where(mask, weights.to(clean.dtype), 0.0)

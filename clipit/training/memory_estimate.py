@@ -120,7 +120,7 @@ def estimate_memory(
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge of the input in pixels.
         precision: Mixed precision: `no`, `bf16` or `fp16`.
-        checkpointing: Whether to measure passes with gradient checkpointing as well.
+        checkpointing: Whether to also measure passes with gradient checkpointing.
         mode: The `FakeTensorMode` in which the student was built without memory for its weights; None if the student
             has real weights.
     """

@@ -36,7 +36,7 @@ class TrainingData:
         plan: Rows of each global batch.
         source: Pixels of the training tiles.
         labels: Class indices of the training tiles; -1 if unknown.
-        keys: Hash of each training tile's id, which seeds its augmentation.
+        keys: Hash of each training tile's id; it seeds the tile's augmentation.
         terms: Prepared loss terms, in the order of summation.
     """
 

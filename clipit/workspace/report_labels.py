@@ -33,7 +33,7 @@ class CorpusLabels:
     """Reports of a corpus with their own labels, and the labels by the rules and by the text classifier.
 
     Attributes:
-        reports: Reports, without those of patients with validation or test tiles.
+        reports: Reports, except those of patients with validation or test tiles.
         own: Class index of each report's own label; -1 if there is no label, or if it is not a class.
         tile_labels: Most common class index among the labelled training tiles of each report's patient; -1 without
             labels.

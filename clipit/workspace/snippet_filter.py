@@ -12,7 +12,7 @@ from clipit.vectors import centred
 
 
 def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
-    """Return the prompt bags of the filter: first that for texts to keep, then that for texts to drop; or neither."""
+    """Return the prompt bags of the filter: `morphology` (to keep), then `boilerplate` (to drop); empty if disabled."""
     if config.morphology_prompts is None or config.boilerplate_prompts is None:
         return {}
     return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}
@@ -21,7 +21,7 @@ def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
 def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsConfig) -> Float[np.ndarray, "n"]:
     """Score the similarity to the morphology prompts minus that to the boilerplate prompts, with centred texts.
 
-    Text embeddings lie in a narrow cone; without centring, any two of them are similar.
+    Text embeddings lie in a narrow cone: without centring, any two texts are similar.
 
     Args:
         config: Section `reports` with both prompt sets.

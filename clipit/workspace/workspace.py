@@ -201,7 +201,7 @@ class Workspace:
 
     @cached_property
     def reports(self) -> "Reports":
-        """The reports, without those that `leaks` drops."""
+        """The reports, except those that `leaks` drops."""
         config = with_report_policy(with_all_labels(self.config))
         reports: Reports = self.cached(
             _key("kept reports", config, "tiles", "reports", "leaks", "prompts"),

@@ -19,7 +19,7 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class BagMembers:
-    """Members of each tile's bag, whose vectors are read on demand.
+    """Members of each tile's bag; their vectors are read on demand.
 
     Attributes:
         store: Store of the members' embeddings.

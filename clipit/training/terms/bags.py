@@ -112,7 +112,7 @@ class BagsTerm(Term[BagsConfig]):
         return 1.0
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Compute this process's share of the mean over all bags of the batch, each contrasted with all of them.
+        """Compute this process's share of the mean over all bags of the batch, each contrasted with all bags.
 
         Every process looks up the cached vectors of the whole batch; only the student's projections are gathered.
         """

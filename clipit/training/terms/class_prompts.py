@@ -11,7 +11,7 @@ from clipit.workspace.workspace import Workspace
 
 
 def required_class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "classes dim"]:
-    """Return the embeddings of the class prompts; raise an error if there are none.
+    """Return the embeddings of the class prompts, which must be configured.
 
     Args:
         key: Configuration key that needs the embeddings, for the error message.

@@ -71,8 +71,8 @@ def report_context(
     """Compute the mean of the other snippets in each snippet's reports, or its own vector if there are no others.
 
     Args:
-        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share one id, the one
-            used in pairs, so that their reports are merged and none of them is context for another.
+        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share one id (that used
+            in pairs), so that their reports are merged, and no such snippet is context for another.
         report_ids: Report id of each entry.
         vectors_of: Function from positions to the snippets' own vectors.
         in_context: Mask of the entries that may be context (by section or organ); None for all.
@@ -107,7 +107,7 @@ def report_label_vectors(
 
     Args:
         snippet_ids: Snippet id of each (snippet, report) entry, as for `report_context`.
-        labels: Label of each entry's report; "" if unknown, which excludes the entry from the fit.
+        labels: Label of each entry's report; "" if unknown: such entries are excluded from the fit.
         groups: Group of each entry's report.
         vectors_of: Function from positions to the snippets' own vectors.
 

@@ -183,8 +183,8 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     def class_probabilities(self, split: str) -> Probabilities | None:
         """Return the probabilities of the tiles of a split, corrected like those of the training tiles.
 
-        None for own reports, since those of validation and test patients are never used, and for annotators, since they
-        also label the validation tiles.
+        None for own reports, since reports of validation and test patients are never used. None for annotators, since
+        they also label the validation tiles.
         """
         if self.options.source == "own_report" or self.replaces_labels:
             return None

@@ -103,7 +103,7 @@ def image_targets(tile_ids: np.ndarray, store: Store, mean: Float32[np.ndarray, 
 
 
 def sum_targets(first: Targets, second: Targets) -> Targets:
-    """Compute the normalised sum of two targets; a tile that lacks one of them gets the other."""
+    """Compute the normalised sum of two targets; a tile with only one target gets that one."""
     total = first.vectors.astype(np.float32) * first.valid[:, None]
     total += second.vectors.astype(np.float32) * second.valid[:, None]
     return Targets(unit(total).astype(np.float16), first.valid | second.valid)

@@ -52,7 +52,7 @@ def labelled_snippets(
     positions, targets = paired.positions[rows, ranks], labels[rows]
     if len(np.unique(targets)) < 2:
         raise DataError(
-            "the text side is fitted on the snippets of labelled tiles, which have fewer than two classes",
+            "the labelled tiles with snippets have fewer than two classes, so the text side cannot be fitted to them",
             where="distillation.text",
             fix="keep more labels (tiles.labels), or set distillation.text=frozen",
         )

@@ -117,7 +117,7 @@ def test_tiles_whose_reports_cannot_be_judged_are_counted(workspace: Workspace) 
     told = from_reports.describe_fallbacks(paired([rows[0]], [rows[5]], [-1]))
     assert (
         told.startswith("2 of 2 tiles fell back")
-        and "1 of 2 tiles have only snippets of reports without a label" in told
+        and "1 of 2 tiles have only snippets of unlabelled reports" in told
     )
 
 

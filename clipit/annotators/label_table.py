@@ -190,12 +190,14 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
     return columns
 
 
-def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: Collection[str]) -> AnnotationTable:
+def _read_named(
+    table: CsvTable, config: AnnotationsConfig, path: Path, class_labels: Collection[str]
+) -> AnnotationTable:
     """Read one row per tile and annotator; rows without a label and repeated rows are dropped and counted.
 
     Args:
         config: Section `tiles.annotations`.
-        named: Labels that the configuration lists as classes.
+        class_labels: Labels that the configuration lists as classes.
     """
     names = {field: config.columns.get(field, field) for field in ("tile", "annotator", "label")}
     columns = read_named_columns(
@@ -211,7 +213,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
     missing = [
         f"line {line} ({label})"
         for line, label in zip(table.lines, columns["label"], strict=True)
-        if label in MISSING_VALUES and label not in named
+        if label in MISSING_VALUES and label not in class_labels
     ]
     if missing:
         raise DataError(
@@ -220,20 +222,20 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
             where=path,
             fix="leave these cells empty, or name the label in tiles.class_map if it is a class",
         )
-    columns["label"] = _without_no_class(columns["label"], named, path)
-    seen: dict[tuple[str, str], str] = {}
+    columns["label"] = _without_no_class(columns["label"], class_labels, path)
+    label_of: dict[tuple[str, str], str] = {}
     conflicting: dict[tuple[str, str], set[str]] = {}
     empty = repeated = 0
     for tile, annotator, label in zip(columns["tile"], columns["annotator"], columns["label"], strict=True):
         key = (tile, annotator)
         if not label:
             empty += 1
-        elif key not in seen:
-            seen[key] = label
-        elif seen[key] == label:
+        elif key not in label_of:
+            label_of[key] = label
+        elif label_of[key] == label:
             repeated += 1
         else:
-            conflicting.setdefault(key, {seen[key]}).add(label)
+            conflicting.setdefault(key, {label_of[key]}).add(label)
     problems = []
     if unnamed:
         problems.append(f"{counted(len(unnamed), 'row')} without a tile or an annotator: {shortlist(unnamed)}")
@@ -258,22 +260,22 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
             f"dropped {counted(repeated, 'repeated row')} (same tile, annotator and label) from the table of annotators"
         )
     return AnnotationTable(
-        [tile for tile, _ in seen],
-        [annotator for _, annotator in seen],
-        list(seen.values()),
-        [1] * len(seen),
+        [tile for tile, _ in label_of],
+        [annotator for _, annotator in label_of],
+        list(label_of.values()),
+        [1] * len(label_of),
         str(path),
         tuple(notes),
     )
 
 
-def _without_no_class(labels: list[str], named: Collection[str], path: Path) -> list[str]:
+def _without_no_class(labels: list[str], class_labels: Collection[str], path: Path) -> list[str]:
     """Replace -1 with "" if all labels are whole numbers, as for tile labels."""
-    no_class = {NO_CLASS, f"{NO_CLASS}.0"} - {*named}
+    no_class = {NO_CLASS, f"{NO_CLASS}.0"} - {*class_labels}
     others = {*labels} - no_class - {""}
     if not no_class & {*labels} or not all(label.lstrip("-").removesuffix(".0").isdecimal() for label in others):
         return labels
-    if len(others) < 2 and not named:
+    if len(others) < 2 and not class_labels:
         listed = [NO_CLASS, *sorted(others)]
         raise DataError(
             f"the labels are {shortlist(listed)}: {NO_CLASS} may be a class or mark missing labels",

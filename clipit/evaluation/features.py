@@ -27,7 +27,10 @@ class Features:
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.vectors), len(self.labels), len(self.groups)}
         if len(lengths) > 1:
-            raise DataError(f"ids, vectors, labels and groups differ in length: {sorted(lengths)}")
+            raise DataError(
+                f"ids, vectors, labels and groups differ in length: {sorted(lengths)}",
+                fix="pass one id, vector, label and group per row",
+            )
         if len(np.unique(self.ids)) < len(self.ids):
             raise DataError("duplicate ids among features", fix="make the ids unique")
         invalid = ~np.isfinite(self.vectors).all(axis=1)

@@ -234,9 +234,13 @@ def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measu
             raise DataError(
                 f"the seeds of {subject.model} on {subject.task} differ from those of the other models",
                 where=[*by_seed],
+                fix="measure all models with the same seeds",
             )
         if any(not np.array_equal(each.ids, first.ids) for each in by_seed.values()):
-            raise DataError(f"the items of {subject.model} on {subject.task} differ from those of the other models")
+            raise DataError(
+                f"the items of {subject.model} on {subject.task} differ from those of the other models",
+                fix="measure all models on the same items",
+            )
 
 
 def _name(subject: Subject, metric: str) -> str:

@@ -153,7 +153,7 @@ def describe_averaging(
     unit: str = "tile",
     predicted: Int64[np.ndarray, " n"] | None = None,
 ) -> str:
-    """Describe how many classes a class-averaged score covers; "" if every class has a tile.
+    """Describe how many classes a class-averaged score covers; "" for other scores, or if every class has a tile.
 
     Args:
         predicted: Predicted classes, if macro F1 also covers classes that are predicted, but have no tile.

@@ -31,9 +31,10 @@ def evaluate_predictions(
     """Compute the scores of each split, ready for results.json.
 
     Per split: `n` (number of tiles), `labelled` (those with a label), `groups` (number of known groups), `resampled`
-    (number and kind of the bootstrap's units), `metrics` (by name: value, low, high, and `reason` where one of them is
-    None), `per_class`, `confusion` (rows: true classes), `reliability`, and, if there are zero-shot predictions,
-    `zero_shot` with their scores. Scores are computed on labelled tiles.
+    (number and kind of the bootstrap's units), `metrics` (by name: `value`, `low`, `high`, `reason` where one of these
+    is None, and `over` if an average covers only some of the classes), `per_class`, `confusion` (rows: true classes),
+    `reliability`, and, if there are zero-shot predictions, `zero_shot` with their scores. Scores are computed on
+    labelled tiles.
 
     Args:
         predictions: Predictions of all splits.

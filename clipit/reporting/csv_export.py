@@ -107,14 +107,14 @@ def first_table(text: str) -> str:
     """
     blocks = text.strip().split("\n\n")
     position = next((i for i, block in enumerate(blocks) if block.startswith("|")), len(blocks))
-    kept = [console_block(block) for block in blocks[:position] if block.startswith(("# ", ">", "**"))]
+    shown = [console_block(block) for block in blocks[:position] if block.startswith(("# ", ">", "**"))]
     if position < len(blocks):
         lines = blocks[position].splitlines()
-        kept.append("\n".join(lines[:_MAX_LINES]))
-        kept += [f"and {counted(len(lines) - _MAX_LINES, 'more row')}"] if len(lines) > _MAX_LINES else []
+        shown.append("\n".join(lines[:_MAX_LINES]))
+        shown += [f"and {counted(len(lines) - _MAX_LINES, 'more row')}"] if len(lines) > _MAX_LINES else []
         others = sum(block.startswith("|") for block in blocks[position + 1 :])
-        kept += [f"and {counted(others, 'more table')}"] if others else []
-    return "\n\n".join(kept)
+        shown += [f"and {counted(others, 'more table')}"] if others else []
+    return "\n\n".join(shown)
 
 
 def run_study(

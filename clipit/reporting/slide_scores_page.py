@@ -208,7 +208,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     covered = scores[scores["over"].astype(bool)]
     all_poolings = _pooling_titles(scores)
     for (split, level, over), part in covered.groupby(["split", "level", "over"], sort=False):
-        poolings = _pooling_titles(part)  # they may predict different classes without slides
+        poolings = _pooling_titles(part)  # poolings may differ in which classes without slides they predict
         where = f"{split} per {level}" + ("" if poolings == all_poolings else f", {', '.join(poolings)}")
         parts.setdefault(f"averages over classes are computed {over}", []).append(where)
     return remarks + [f"{', '.join(metric_names)}: {remark}." for remark, metric_names in parts.items()]
@@ -249,7 +249,7 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     ]
     caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
     if len(rows) <= MAX_SHOWN:
-        left = 4 - len(empty) if key else len(header)  # without a chosen pooling, its cells are class names
+        left = 4 - len(empty) if key else len(header)  # if no pooling was chosen, the cells are class names
         return [Table(header, rows, caption=caption, left=left)]
     return [Rows(header, rows, caption)]
 

@@ -106,7 +106,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
     logged = f"validation_{resolved.training.monitor}"
     if sweep.metric not in (None, logged):
         raise ConfigError(
-            f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
+            f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)",
+            where=sweep.path,
+            fix=f"write metric.name: {logged}, or set training.monitor",
         )
     tracking = file.run.tracking.model_copy(update={"group": file.run.tracking.group or sweep.name})
     run = file.run.model_copy(update={"tracking": tracking})

@@ -107,7 +107,7 @@ def _project_with_text_student(
 
 
 def _sample(n: int) -> Int[np.ndarray, "_"]:
-    """Return at most `_SAMPLE` evenly spaced positions."""
+    """Return at most `_SAMPLE` evenly spaced positions below n."""
     return np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64)) if n else np.empty(0, dtype=np.int64)
 
 

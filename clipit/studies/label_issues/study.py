@@ -109,13 +109,13 @@ def _check(
     """Rank the labels of these tiles, and write the files."""
     predicted = out_of_fold_probabilities(features, len(tiles.classes), folds=options.folds, seed=options.seed)
     notes = [*tiles.notes, *_remarks(tiles, features, predicted)]
-    kept = predicted.checked
-    tiles, features, probabilities = tiles.select(kept), features.take(kept), predicted.probabilities[kept]
+    checked = predicted.checked
+    tiles, features, probabilities = tiles.select(checked), features.take(checked), predicted.probabilities[checked]
     issues = find_label_issues(tiles.labels, probabilities)
     scores: dict[str, Estimate] = {}
     if verified is not None:
         scores, note = score_verified(
-            verified[kept], tiles, issues, features.groups, resamples=config.evaluation.bootstrap, seed=config.seed
+            verified[checked], tiles, issues, features.groups, resamples=config.evaluation.bootstrap, seed=config.seed
         )
         notes.append(note)
     order = rank_issues(issues, tiles.ids)
@@ -128,7 +128,7 @@ def _check(
         "inverse L2 penalty chosen in each fold": ", ".join(f"{value:g}" for value in predicted.inverse_penalties),
     }
     by_class = _count_by_class(tiles, issues)
-    records = _records(tiles, features, issues, probabilities, predicted.folds[kept], order)
+    records = _records(tiles, features, issues, probabilities, predicted.folds[checked], order)
     write_rows(folder / "label_issues.csv", list(records[0]), records)
     write_json(
         folder / "label_issues.json",

@@ -105,7 +105,11 @@ def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
 def _with_equal_steps(
     config: RunConfig, comparison: ComparisonConfig
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-    """Insert a copy with the steps of the longest arm after each shorter arm; also return the recipes of the copies."""
+    """Insert a copy with the maximum number of steps after each arm with fewer steps.
+
+    Returns:
+        The names of all arms, and the recipes of the copies.
+    """
     arms = comparison.arms
     if not comparison.equal_steps:
         return arms, {}

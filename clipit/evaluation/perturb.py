@@ -22,7 +22,7 @@ HED: Float64[np.ndarray, "3 3"] = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, ke
 Johnston 2001)."""
 
 _BETA = 0.15 * np.log(10)
-"""Optical density below which a pixel is background, if it is in any channel: 0.15 in base 10 (Macenko et al. 2009)."""
+"""Optical density, 0.15 in base 10; a pixel below it in any channel is background (Macenko et al. 2009)."""
 _ALPHA = 1.0
 """Percentile of the angles, from each end, that defines a stain."""
 _MIN_TISSUE_PIXELS = 64

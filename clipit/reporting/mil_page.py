@@ -21,14 +21,15 @@ _HOW = (
     "p: paired t-test over seeds, Holm-corrected over the arms of the table except floor and shuffled labels."
 )
 _SHUFFLED = (
-    "An arm is shown to learn from the labels only if it is better than the control with permuted labels: both "
-    "intervals of the difference are above 0. The floor has a balanced accuracy of 1 / number of classes that have "
-    "test bags."
+    "An arm is shown to learn from the labels only if it is better than the control with permuted labels, that is, if "
+    "both intervals of the difference are above 0. The floor has a balanced accuracy of 1 / number of classes that "
+    "have test bags."
 )
 _MAPS = (
-    "A map predicts where a slide shows the class of its label, within the area of its tiles. Instance logits: "
-    "tiles whose highest logit is that of the class; attention: tiles above the mean weight. Dice: over the pixels of "
-    "all slides together. AUROC: tiles that mostly show the class against the others, mean over slides. The floor "
+    "A map predicts where a slide shows the class of its label, within the area of its tiles. The map of instance "
+    "logits contains the tiles whose highest logit is that of the class, the map of attention the tiles above the mean "
+    "weight. Dice is computed over the pixels of all slides together. AUROC measures how well tiles that mostly show "
+    "the class are separated from the others; it is the mean over slides. The floor "
     "assigns all tiles to the class; the ceiling uses the majority class of each tile. Mean and standard deviation "
     "over seeds; in brackets, the 95 % interval of this mean over patients, if there are at least 10. High attention "
     "means that a tile has a large weight in the score, not that it shows the class of the label."

@@ -31,9 +31,8 @@ def run_summary(
     parts += ["## Scores", tables.metrics_table(results), tables.markdown_line(describe_protocol(results))]
     missing = list_undefined(results)
     if missing:
-        parts.append(
-            "Undefined, or over some classes only:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing)
-        )
+        lines = "\n".join(f"- {tables.markdown_line(line)}" for line in missing)
+        parts.append(f"Undefined, or averaged over some classes only:\n{lines}")
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
         if len(results["classes"]) <= tables.MAX_CLASSES:
@@ -59,16 +58,23 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:
-    """List undefined scores and intervals, and scores over some classes only, grouped by reason."""
+    """List undefined scores and intervals, and averages over some classes only, grouped by reason.
+
+    If all intervals are undefined for the same reason, they are not listed by name.
+    """
     names: dict[tuple[str, str], list[str]] = {}
     for split, split_results in results["splits"].items():
         for suffix, scores in (("", split_results), (" zero-shot", split_results.get("zero_shot", {}))):
-            for metric, score in scores.get("metrics", {}).items():
-                name, where = tables.LABELS.get(metric, metric), f"{split}{suffix}"
+            metrics, where = scores.get("metrics", {}), f"{split}{suffix}"
+            reasons = {None if score["value"] is None else score.get("reason") for score in metrics.values()}
+            same_reason = len(metrics) > 1 and len(reasons) == 1
+            for metric, score in metrics.items():
+                name = tables.LABELS.get(metric, metric)
                 if "over" in score:
                     names.setdefault((where, f"computed {score['over']}"), []).append(name)
                 if score["value"] is None:
                     names.setdefault((where, score["reason"]), []).append(name)
                 elif "reason" in score and results["protocol"]["resamples"]:
-                    names.setdefault((where, score["reason"]), []).append(f"interval of {name}")
-    return [f"{where}, {', '.join(listed)}: {reason}" for (where, reason), listed in names.items()]
+                    interval = "all intervals" if same_reason else f"interval of {name}"
+                    names.setdefault((where, score["reason"]), []).append(interval)
+    return [f"{where}, {', '.join(dict.fromkeys(listed))}: {reason}" for (where, reason), listed in names.items()]

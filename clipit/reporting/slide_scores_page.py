@@ -26,8 +26,9 @@ POOLING_TEXT = (
     "3 x 3 cells around it that contain tissue. The predicted class is the one with the highest score."
 )
 LEVEL_TEXT = (
-    "The score of a patient is the mean of the scores of the patient's slides. AUROC: from each score minus the mean "
-    "of the slide's scores, one class against the rest, averaged over classes (with two classes: for the second)."
+    "The score of a patient is the mean of the scores of the patient's slides. AUROC is computed from each score minus "
+    "the mean of the slide's scores, for one class against the rest, and averaged over classes (with two classes, only "
+    "for the second)."
 )
 
 

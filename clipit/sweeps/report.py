@@ -124,7 +124,8 @@ def _summarise(
     )
     several = any(len(group) > 1 for group in groups.values())
     remarks = [
-        "Mean and standard deviation over seeds; smaller differences do not justify a choice."
+        "Mean and standard deviation over seeds; differences smaller than the standard deviation do not justify a "
+        "choice."
         if several
         else "One seed per row, so the variation between seeds is unknown.",
         *(f"Note: {note}." for note in plan.sweep.notes),

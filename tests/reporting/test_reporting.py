@@ -13,7 +13,7 @@ from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.reporting import plots, tables
-from clipit.reporting.run_summary import run_summary
+from clipit.reporting.run_summary import list_undefined, run_summary
 from clipit.reporting.training_curves import read_curves
 
 CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
@@ -103,6 +103,17 @@ def test_summary_holds_scores_reasons_and_provenance() -> None:
         "abc",
     ):
         assert part in text
+
+
+def test_a_reason_shared_by_all_intervals_is_listed_once() -> None:
+    predictions = example()
+    few = dataclasses.replace(predictions, groups=np.array([f"g{i % 3}" for i in range(180)]))
+    results = evaluate_predictions(few, ["test"], 20)
+    reason = "3 independent units to resample; a 95 % interval needs 10"
+    assert list_undefined(results) == [f"test, all intervals: {reason}"]
+    results["splits"]["test"]["metrics"]["kappa"].pop("reason")
+    (line,) = list_undefined(results)
+    assert line.startswith("test, interval of accuracy, interval of balanced accuracy, ") and "kappa" not in line
 
 
 def test_plots_are_pictures_and_repeat(tmp_path: Path) -> None:

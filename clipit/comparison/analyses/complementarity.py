@@ -72,7 +72,7 @@ def analyse_complementarity(
             heading=heading(plan, "Complementarity: correct where vision is wrong"),
             text="R counts the test tiles that another classifier classifies correctly and "
             f"{c.baseline} of the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the "
-            f"highest seed in brackets; the other columns are for seed {first}, with a bootstrap interval over its "
+            f"highest seed in brackets; the other columns are for seed {first}, with a bootstrap interval over the "
             "test tiles. Any two classifiers have R > 0: `expected` is R under independent errors, and a different "
             "seed of the same arm shows the effect of a different initialisation (and, with few labels, of different "
             "labelled tiles) without text. The text-only head uses the `pairing` rules of the configuration for all "

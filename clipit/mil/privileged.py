@@ -117,7 +117,7 @@ def report_embeddings(
 def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTargets:
     """Return the mean feature vector of each training bag, centred by the mean over bags (control without text).
 
-    With features of the VLM, it differs from `report_embeddings` only in the modality.
+    With features of the VLM, the result differs from that of `report_embeddings` only in the modality.
 
     Args:
         reported: Targets of `report_embeddings` for the same bags. Only bags that have one of these targets get a

@@ -31,7 +31,7 @@ class MilResult(StudyResult):
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Scores of every bag by arm and seed: arm, seed, bag, patient, split, label, predicted, score_<class>."""
+        """Scores, one row per arm, seed and bag: arm, seed, bag, patient, split, label, predicted, score_<class>."""
         return self._csv("bag_scores.csv")
 
     @cached_property

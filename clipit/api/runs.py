@@ -1,4 +1,4 @@
-"""Run in Python: train a classifier, and evaluate it on the run's own tiles and on new tiles."""
+"""Runs in Python: train a classifier, and evaluate it on the run's own tiles and on new tiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

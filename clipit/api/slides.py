@@ -276,9 +276,9 @@ def compare_slides(
 ) -> SlideCompareResult:
     """Compare the arms of trained runs on slide labels, optionally with a zero-shot VLM as an additional arm.
 
-    The arm and seed of a run are read from its configuration. Every run scores the slides like `score_slides`; an
-    interrupted call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any,
-    and the arms are compared on the other slides, except those of the split `train`.
+    The arm and seed of a run are read from its configuration. The slides are scored with every run as by
+    `score_slides`; an interrupted call resumes. The pooling of each arm is chosen on the validation slides of the
+    table, if there are any, and the arms are compared on the other slides, except those of the split `train`.
 
     Example:
         >>> result = clipit.compare_slides("slides.csv", "outputs/runs/demo", "compared", reference="image_only")

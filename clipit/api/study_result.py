@@ -1,4 +1,4 @@
-"""What the results of all studies have in common: a folder with a page, a summary and tables."""
+"""Base class of the results of studies: a folder with a page, a summary and tables."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _listing(names: Mapping[str, str]) -> str:
-    """List the configurations with their summaries, configurations for the user's own data first."""
+    """List the configurations with their summaries, starting with those for the user's own data."""
     others = [name for name in names if name not in OWN_DATA]
     width = max(map(len, names))
     lines = []

@@ -107,7 +107,7 @@ def _open_network(file: Path, classes: int, options: UnetConfig) -> nn.Module:
 
 
 class ScaledNetwork(nn.Module):
-    """A network with scaled input: (pixels - mean) / deviation, with the channels in the order that it expects.
+    """A network with scaled input: (pixels - mean) / deviation, with channels in the order that the network expects.
 
     Attributes:
         order: Channel of the image for each channel of the network: (0, 1, 2) for RGB.
@@ -184,8 +184,8 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
     """Train a U-Net for a fixed number of steps, or open an existing one; no validation masks are used.
 
     The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source
-    contributes the same number of crops to each step. The crops of a step depend only on (seed, step), so an
-    interrupted training resumes at its last checkpoint and ends with the same weights.
+    contributes the same number of crops to each step. The crops of a step depend only on (seed, step), so interrupted
+    training resumes at its last checkpoint and ends with the same weights.
 
     Args:
         sources: Masks and, optionally, pseudo-labels.

@@ -114,7 +114,7 @@ class JpegLevel:
         return _cache.get((self._id, index), lambda: self._decode(index))
 
     def _decode(self, index: int) -> Image.Image:
-        """Decode a tile; one at the border is cut to the part inside the level."""
+        """Decode a tile, cropped to the part inside the level."""
         data = self._file.read(int(self._offsets[index]), int(self._counts[index]))
         expected = (self.tile_width, self.tile_height)
         size, samplings = _frame(data)

@@ -223,7 +223,7 @@ def has_unknown_channel(path: Path) -> bool:
 
 
 def _alpha(page: Any, is_named: bool) -> int:
-    """Return how the fourth channel states transparency, as a value of the tag ExtraSamples; 0 if it does not.
+    """Return the kind of transparency in the fourth channel, as a value of the tag ExtraSamples; 0 if it has none.
 
     Args:
         page: Page of tifffile.

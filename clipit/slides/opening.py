@@ -45,12 +45,12 @@ def import_openslide() -> Any:
 
 
 def is_slide(path: Path) -> bool:
-    """Return whether a file may be a slide by its name: hidden files and clipit's heat maps are not slides."""
+    """Return whether a file name has the suffix of a slide, and is neither hidden nor that of clipit's heat maps."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.name != HEAT_MAP
 
 
 def is_pyramid(path: Path) -> bool:
-    """Return whether a file with a TIFF suffix is a slide by its content, that is, has several levels.
+    """Return whether a file with a TIFF suffix is a slide, that is, contains several levels.
 
     If a file has a single page, only its header is read, so that many files can be checked.
     """
@@ -269,10 +269,10 @@ _caches: dict[int, Any] = {}  # by process id: a forked process must not use a l
 
 
 def share_cache(openslide: Any, slide: Any) -> None:
-    """Let a slide keep its decoded tiles in the cache of this process.
+    """Make a slide use the tile cache of this process.
 
     Openslide's own cache of 32 MiB per slide cannot hold two rows of tiles of a slide more than 16,000 pixels wide, so
-    each row of a grid would decode most tiles again. Openslide before version 4 has no other cache.
+    each row of a grid would decode most tiles again. Before version 4, openslide has no other cache.
     """
     process_id = os.getpid()
     try:

@@ -56,8 +56,9 @@ def rasterise(polygons: Sequence[Polygon], shape: tuple[int, int], downsample: f
 
     Pixel (row, column) of the mask covers `downsample` x `downsample` pixels of level 0. It is set if its centre
     ((column + 0.5) * downsample, (row + 0.5) * downsample) lies inside the outer ring of a polygon and outside its
-    holes. A centre exactly on an upper or left border is inside, on a lower or right one outside, so that adjacent
-    polygons neither overlap nor leave a gap. Rings that cross themselves follow the even-odd rule.
+    holes. A centre exactly on an upper or left border is inside, and a centre on a lower or right border is
+    outside, so that adjacent polygons neither overlap nor leave a gap. Rings that cross themselves follow the even-odd
+    rule.
 
     Args:
         polygons: Polygons in pixels of level 0; parts outside the mask are cut off.

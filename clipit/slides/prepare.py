@@ -77,7 +77,7 @@ class PreparedSlide:
     Attributes:
         artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
-        pixels: Edge of a tile in pixels, as it is read.
+        pixels: Edge of a tile in pixels after resampling.
         facts: Format, levels, source of the micrometres per pixel, share of tissue.
     """
 

@@ -36,7 +36,7 @@ def write_tiles_geojson(
 ) -> None:
     """Write each tile as an object of its most probable class, with the probabilities of all classes as measurements.
 
-    The file is written in blocks, so that memory does not depend on the number of tiles, and atomically. UUIDs are
+    The file is written atomically and in blocks, so that memory does not depend on the number of tiles. UUIDs are
     derived from the ids of the tiles.
 
     Args:

@@ -158,7 +158,7 @@ class PlacedSlide:
 
     Attributes:
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
-        pixels: Edge of a tile as it is read.
+        pixels: Edge of a tile in pixels after resampling.
     """
 
     name: str

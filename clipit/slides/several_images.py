@@ -18,7 +18,7 @@ def check_one_image(path: Path, strips_are_images: bool = True) -> None:
 
     Args:
         path: TIFF without OME metadata.
-        strips_are_images: Whether pages in strips are checked; in Aperio's files, they are thumbnail, label and macro.
+        strips_are_images: Whether to check pages in strips; in Aperio's files, these are thumbnail, label and macro.
 
     Raises:
         DataError: A page shows another image, which would not be read.
@@ -59,7 +59,7 @@ def _belongs(page: TiffPage, whole: tuple[int, int]) -> bool:
 def is_smaller_copy(size: tuple[int, int], whole: tuple[int, int]) -> bool:
     """Return whether an image has the shape of a smaller level of another; sizes are width and height in pixels.
 
-    The factor may be any from 1.3, and levels may be rounded or slightly padded.
+    The downsample may be any value from 1.3, and levels may be rounded or slightly padded.
     """
     factor = whole[0] / max(1, size[0])
     rounding = 2 + size[1] / max(1, size[0])  # pixels; width and height are rounded

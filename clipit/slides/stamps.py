@@ -11,8 +11,8 @@ from clipit.slides.dicom import series_of
 def slide_files(path: Path) -> list[Path]:
     """List all files of a slide, sorted: the given file and, in some formats, others.
 
-    The others are those of the same series in the folder (DICOM), those in the folder of the same name (MRXS), or
-    those that the given file lists (VMS, VMU).
+    The others are the files of the same series in the folder (DICOM), the files in the folder of the same name (MRXS),
+    or the files that the given file lists (VMS, VMU).
 
     Args:
         path: File that the slide is opened with.

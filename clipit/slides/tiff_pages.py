@@ -208,6 +208,6 @@ def open_levels(
 
 
 def _is_complete(page: Any) -> bool:
-    """Return whether the file has each tile of a page once, with all its channels."""
+    """Return whether the file contains each tile of a page exactly once, with all channels."""
     tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
     return int(page.planarconfig) == 1 and len(page.dataoffsets) == len(page.databytecounts) == tiles

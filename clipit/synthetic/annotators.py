@@ -136,7 +136,7 @@ def draw_annotations(
 
 
 def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
-    """Write the annotations of a world's tiles, and the true confusion matrices of the annotators, to its folder.
+    """Write the annotations of a world's tiles, and the annotators' true confusion matrices, to the world's folder.
 
     `annotations.csv` has the columns tile, annotator and label, for the tiles of all splits in `tiles.csv`;
     `annotators.json` contains the settings and the true confusion matrix of each annotator. Existing files with the

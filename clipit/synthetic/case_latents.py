@@ -38,7 +38,7 @@ class CaseWorldConfig(Section):
     with_tumour: Share = 0.9
     """Probability that a case has a tumour."""
     tumour_tiles: Share = 0.6
-    """Probability that a tile of a case with a tumour shows it; at least one tile does."""
+    """Probability that a tile of a case with a tumour shows the tumour; at least one tile does."""
     mutated_low_grade: Share = 0.5
     """Probability that a low-grade tumour is mutated."""
     mutated_high_grade: Share = 0.5

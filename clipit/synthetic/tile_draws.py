@@ -23,7 +23,7 @@ VLM_CENTRES = (0, 1, 2, 3, 4, 5)
 
 
 def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
-    """Check that the two sets of centres of a world share no centre, also not with the embedded VLM's training tiles.
+    """Check that a world's two sets of centres and those of the embedded VLM's training tiles are disjoint.
 
     Raises:
         ValueError: Two of the sets share a centre.

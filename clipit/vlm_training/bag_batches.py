@@ -142,9 +142,9 @@ class BagExamples:
         )
 
     def captions(self, example: int) -> list[tuple[int, int]]:
-        """Return the rows of tiles and texts of an example, each tile with as many texts as a bag has.
+        """Return the pairs of an example, as rows of a tile and a text: each tile with as many texts as a bag contains.
 
-        A single tile, or the first one of neighbours, is returned with all texts.
+        An example with a single tile, or whose other tiles are neighbours, gives its first tile with all texts.
         """
         tiles, partner = self.tiles_of[example], int(self.partners[example])
         if self.neighbours or len(tiles) == 1:

@@ -219,7 +219,7 @@ class ContrastStep:
         return at_least_float32(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
 
     def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
-        """Return the embeddings of texts by a frozen tower; each is computed once.
+        """Return the embeddings of texts by a frozen tower; each text is encoded once.
 
         They are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and a resumed
         training must give the same weights.

@@ -138,7 +138,7 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
 
 
 def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
-    """Read the pairs, fit their texts, and drop images that leak or have no text."""
+    """Read the pairs, split long texts, and drop images that leak or have no text."""
     captioned = read_captioned(section.pairs, workspace.root)
     config, vlm = workspace.config, workspace.vlm
     digests = tile_digests(artefacts_of(config), captioned.tiles)

@@ -106,7 +106,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
             fix=delimiter_hint(table.names)
-            or "name the right ones in adapt.pairs.columns, e.g. --adapt.pairs.columns.text=caption",
+            or "name the columns in adapt.pairs.columns, for example --adapt.pairs.columns.text=caption",
         )
     cells = {
         field: read_cells(table.column(name_in_table), name_in_table, path, table.row_name)

@@ -148,13 +148,13 @@ class TilesConfig(Section):
     of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp", "mask"], str] = Field(default_factory=dict)
     """`table`, `huggingface`, `webdataset` and `slides`: mapping from clipit's column names to those of the source,
-    where they differ; for slides, `path` is the file and `id` the name of a slide, by default the columns `path` and
-    `slide`; for webdataset, `path` is the suffix of the images, such as `img.png`, and the others are keys of the
+    where they differ. For slides, `path` is the file and `id` the name of a slide, by default the columns `path` and
+    `slide`. For webdataset, `path` is the suffix of the images, such as `img.png`; the other names are keys of the
     samples' JSON or suffixes of their text members. `mask` (`table` and `slides`) is the file of a mask, in the folder
     or zip of the images."""
     group_pattern: Data[str | None] = None
     """For sources without groups: regular expression that finds the patient or slide in the id of a tile or, failing
-    that, in its path, such as `patient_\\d+`; if the expression has a capturing group, only the text of that group is
+    that, in its path, such as `patient_\\d+`. If the expression has a capturing group, only the text of that group is
     used. Null: only TCGA barcodes are recognised."""
     splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
     """Mapping from splits to their names in the source, where they differ; a list joins several names, as in
@@ -171,8 +171,8 @@ class TilesConfig(Section):
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the training groups held out as the validation split if the source has no validation split."""
     test_fraction: Data[float | None] = Field(None, gt=0, lt=1)
-    """Share of the training groups held out as the test split if the source has no test split, drawn by group and
-    stratified by class; null: no test split or, for a published data set, its own share."""
+    """Share of the training groups held out as the test split if the source has no test split. The groups are drawn
+    stratified by class. Null: no test split or, for a published data set, its own share."""
     folds: Data[int | None] = Field(None, ge=2)
     """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
     test split, so that each tile is tested in exactly one fold."""
@@ -285,7 +285,7 @@ class ReportsConfig(Section):
     path: Data[LocalPath[str]]
     """File, folder, zip, or data set on the Hugging Face hub (`hf:owner/name`)."""
     format: Data[ReportFormat] = "auto"
-    """`lines`: one report per line; `texts`: a folder or zip of .txt files; `tcga`: the CSV file of TCGA-Reports, or a
+    """`lines`: one report per line. `texts`: a folder or zip of .txt files. `tcga`: the CSV file of TCGA-Reports, or a
     folder or zip of .txt files named by TCGA barcode; the patient in the barcode becomes the group."""
     columns: Data[tuple[str, ...]] = ()
     """Names of all columns by position, for a csv, tsv or xlsx file without a header; empty: the first row is the
@@ -315,8 +315,8 @@ class ReportsConfig(Section):
     metadata_sheet: Data[str | None] = None
     """Sheet of `metadata`, if that is an xlsx file; null: the only sheet that is not empty."""
     tcga_barcodes: Data[bool] = True
-    """Recognise TCGA barcodes in ids, file names and table cells, in any format: the patient becomes the group of
-    reports without a group, and the project, if the names contain it or `cancer_types` is set, determines the organ."""
+    """Recognise TCGA barcodes in ids, file names and table cells, in any format. The patient becomes the group of
+    reports without a group. The project determines the organ, if the names contain it or `cancer_types` is set."""
     cancer_types: Data[LocalPath[str | None]] = None
     """CSV file with the columns patient_id and cancer_type; it determines the organs of TCGA patients."""
     organs: tuple[str, ...] = ()

@@ -65,7 +65,8 @@ class MilConfig(Section):
     """Folder of .h5 files, one per slide, or a single file, for `features: h5`."""
     slides: LocalPath[str | None] = None
     """Table with the columns slide, label, group (patient) and split, for `features: h5`; without a column split, whole
-    patients are held out. Of the section `tiles`, classes, class_map, splits and other_parts apply to it."""
+    patients are held out. The keys classes, class_map, splits and other_parts of the section `tiles` apply to this
+    table."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for validation if the table has no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)

@@ -92,7 +92,7 @@ def option_path(text: str, *, read_once: bool = False) -> Path:
 
 
 def check_path_text(text: str) -> None:
-    """Reject an empty path: `--out=$OUT` gives one if the variable is not set, and it would be the current folder.
+    """Reject an empty path, as from `--out=$OUT` if the variable is not set: it would mean the current folder.
 
     Raises:
         argparse.ArgumentTypeError: The text is empty.

@@ -131,14 +131,14 @@ class PairingConfig(Section):
     snippets. The summary of the pairs states the recall of an approximate index, measured on a sample of tiles that are
     also searched exactly."""
     candidates: int | None = Field(None, ge=1, le=65536)
-    """Snippets per tile that an approximate index returns, and whose cosines are then computed exactly; null: the
-    smallest power of two that reaches a recall of 0.99 on a sample of the tiles, at most 1024."""
+    """Snippets per tile that an approximate index returns; their cosines are then computed exactly. Null: the smallest
+    power of two that reaches a recall of 0.99 on a sample of the tiles, at most 1024."""
     nprobe: int | None = Field(None, ge=1)
     """Lists that an IVF index searches per tile; null: the smallest power of two that reaches a recall of 0.99 on a
     sample of the tiles. If these lists contain fewer than k snippets, more lists are searched."""
     ef_search: int | None = Field(None, ge=1)
-    """Length of the candidate list in the search of a graph (HNSW, NSG); null: the smallest power of two that reaches a
-    recall of 0.99 on a sample of the tiles, or `nprobe` if the graph only finds the lists of an IVF index."""
+    """Length of the candidate list in the search of a graph (HNSW, NSG). Null: the smallest power of two that reaches a
+    recall of 0.99 on a sample of the tiles; if the graph only finds the lists of an IVF index, `nprobe`."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
     """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is searched
     by torch with either backend."""

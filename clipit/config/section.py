@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from clipit.errors import has_controls, shortlist
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-LEAST_MPP, LARGEST_MPP = 0.01, 100  # micrometres per pixel
+LEAST_MPP, LARGEST_MPP = 0.01, 100  # smallest and largest accepted micrometres per pixel
 MicrometresPerPixel = Annotated[float, Field(ge=LEAST_MPP, le=LARGEST_MPP)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
 
@@ -24,8 +24,8 @@ class Section(BaseModel):
     def _check_values(cls, value: Any, info: Any) -> Any:
         """Reject booleans where a number is expected, and empty texts.
 
-        YAML also reads yes, no, on and off as booleans. An empty text comes from a variable of the shell that is not
-        set, such as `--arm=$ARM`, and would silently mean no arm, or the current folder.
+        YAML also reads yes, no, on and off as booleans. An empty text usually comes from a shell variable that is not
+        set, as in `--arm=$ARM`; it would silently mean no arm, or the current folder.
         """
         field = cls.model_fields[info.field_name or ""]
         types = {getattr(alternative, "__origin__", alternative) for alternative in get_args(field.annotation)}

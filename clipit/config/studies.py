@@ -133,8 +133,8 @@ class PromptStudyConfig(Section):
         "sampled",
         "screened",
     )
-    """Classifiers built from a prompt set: `single`, the first name in the first template; `ensemble`, the mean of all
-    texts; `sampled`, random choices of a name per class and a template, with median and quartiles; `screened`, the mean
+    """Classifiers built from a prompt set. `single`: the first name in the first template. `ensemble`: the mean of all
+    texts. `sampled`: random choices of a name per class and a template, with median and quartiles. `screened`: the mean
     of the choices with the most confident predictions on unlabelled training tiles."""
     simple: LocalPath[str | None] = None
     """Simpler prompt set of the same classes to compare with `prompts`: a file or a packaged name."""

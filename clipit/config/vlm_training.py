@@ -24,8 +24,8 @@ class PairsConfig(Section):
     images: Data[LocalPath[str | None]] = None
     """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
     columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
-    """Mapping from clipit's column names to those of the source, where they differ; for webdataset, `path` and `text`
-    are suffixes of the samples' members, by default any image and `txt`, or `text` is a key of their JSON."""
+    """Mapping from clipit's column names to those of the source, where they differ. For webdataset, `path` and `text`
+    are suffixes of the samples' members, by default any image and `txt`; `text` may also be a key of their JSON."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the groups (without groups: of the images) held out if the source has no validation split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)

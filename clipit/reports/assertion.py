@@ -1,8 +1,9 @@
 """Assertion status of mentions (affirmed, negated or uncertain), from trigger phrases in their sentence.
 
 The method follows NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and ConText (Chapman et al., BioNLP 2007;
-Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009): a trigger before or after a mention changes
-its status within a scope, which ends with the sentence, at a terminating word such as "but", or after a few words.
+Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009). A trigger before or after a mention changes
+its status if the mention is in the trigger's scope. The scope ends with the sentence, at a terminating word such as
+"but", or after a few words.
 The lists below were written for clipit and pathology reports. The published implementations, medspacy and negspacy,
 are not used because they depend on spaCy and its models.
 """

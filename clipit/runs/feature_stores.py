@@ -108,7 +108,7 @@ def saw_labels(run: Path) -> str:
     """Return whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
 
     The value is `true` if the backbone was tuned and the run used any label, even if only to select its step on
-    validation tiles, and `unknown` if the run's folder does not record this.
+    validation tiles. It is `unknown` if the run's folder does not record this.
     """
     config, training = read_run_record(run)
     tuning = (config.get("backbone") or {}).get("tuning")

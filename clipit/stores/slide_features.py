@@ -44,7 +44,7 @@ class SlideFeatures:
         slide: Name of the slide: the name of the file without suffix.
         coords: Upper left corner of each tile, x and y, in pixels of the slide's finest level.
         attributes: Attributes of `coords`, such as patch_size and patch_level (CLAM) or patch_size_level0 (TRIDENT).
-        encoder: Attribute `encoder` of `features`: the model that computed them; "" if the file does not state it.
+        encoder: Name of the model that computed the features (their attribute `encoder`); "" if it is not stated.
     """
 
     path: Path

@@ -56,7 +56,7 @@ class StepParts:
         clip: Function that clips the gradient and returns its norm.
         after_update: Function called after each update of the weights.
         validate: Function that returns the log columns of a validation, and the score of the step (higher is better;
-            None if undefined); None without validation.
+            None if undefined). None to train without validation.
         facts: Function that returns additional log columns.
         status: Function that returns the text of the progress bar.
         seconds: Function that returns the duration of the training so far in seconds.

@@ -119,7 +119,7 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
 
 
 def _raise_together(problems: Sequence[str | None], processes: Processes) -> None:
-    """Raise the same error in all processes if any has failed, so that none waits for the others.
+    """Raise the same error in all processes if any process has failed, so that no process waits for the others.
 
     Args:
         problems: One entry per process: None for success, "" if memory ran out, else the error message.

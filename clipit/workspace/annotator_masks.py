@@ -40,11 +40,11 @@ def write_annotator_masks(
     """Write the consensus of masks by several annotators to `<output>/annotators/<name>/masks/`.
 
     If the table of tiles has splits, the annotators are estimated separately on test tiles and on all other tiles.
-    `consensus/` contains the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
-    `confident/` contains the same, but ignores pixels with a posterior below `confidence`; `posterior/` contains the
-    class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the additional columns
-    mask_consensus and mask_confident; `clipit segment` reads the column that `tiles.columns.mask` names. Each mask is
-    read twice, and only one tile is in memory at a time.
+    Three folders are written. `consensus/` contains the most probable class of each pixel as PNG, with the values of
+    `segmentation.classes`. `confident/` contains the same masks, with pixels ignored whose posterior is below
+    `confidence`. `posterior/` contains the class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of
+    the tiles with the additional columns mask_consensus and mask_confident; `clipit segment` reads the column that
+    `tiles.columns.mask` names. Each mask is read twice, and only one tile is in memory at a time.
 
     Args:
         file: Configuration with tiles from a table and `segmentation.classes`.

@@ -25,8 +25,8 @@ _MAX_BYTES = 4 * 2**30
 """Maximum memory of the term per process, in bytes."""
 _COPIES, _COPIES_LEARNT = 6, 9
 """Largest number of copies of the similarities between all members (4 bytes each) in memory during a step, with a fixed
-and a learnt temperature: both directions with their masks, values saved for the gradient, and temporary tensors of the
-backward pass. Measured on a CPU."""
+and with a learnt temperature. They are both directions with their masks, values saved for the gradient, and temporary
+tensors of the backward pass. Measured on a CPU."""
 _TEMPERATURE = "bags_log_temperature"
 
 

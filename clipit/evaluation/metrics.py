@@ -170,6 +170,23 @@ def describe_averaging(
     return f"{over}; no {unit} of {', '.join(rest)}" if rest else over
 
 
+def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], where: str) -> str:
+    """Describe which classes the scores of several models on these tiles cover; "" if every class has a tile.
+
+    Args:
+        labels: Labels of the tiles; -1 without one.
+        where: The tiles, such as `the test split`.
+    """
+    absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
+    if not absent or len(absent) == len(classes):
+        return ""
+    return (
+        f"No tile of {where} has the class {', '.join(absent)}: balanced accuracy and F1 are averaged over the other "
+        f"{len(classes) - len(absent)} of {len(classes)} classes, macro F1 also over a class without tiles that a "
+        "model predicts, with an F1 of 0."
+    )
+
+
 def class_table(
     confusion: Int64[np.ndarray, "c c"], classes: tuple[str, ...]
 ) -> list[dict[str, str | int | float | None]]:

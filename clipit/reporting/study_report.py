@@ -154,9 +154,14 @@ def pivot_cells(
     return headings, lines
 
 
-def study_note(config: RunConfig) -> str:
-    """Compose the note above the results of a study, which measures the backbone and the VLM."""
-    return compose_note(config.note, backbones=[config.backbone.name], vlms=[config.vlm.name])
+def study_note(config: RunConfig, *coverage: str) -> str:
+    """Compose the note above the results of a study, which measures the backbone and the VLM.
+
+    Args:
+        coverage: Remarks on the classes that the scores cover, from `describe_coverage`; "" for none.
+    """
+    note = compose_note(config.note, backbones=[config.backbone.name], vlms=[config.vlm.name])
+    return " ".join(filter(None, (note, *coverage)))
 
 
 def write_study(

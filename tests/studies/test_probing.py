@@ -227,6 +227,20 @@ def test_without_labels_probes_are_undefined_and_the_rest_is_measured(configure_
     assert not (folder / "label_efficiency.png").exists()
 
 
+def test_the_page_states_the_classes_that_the_scores_cover(
+    configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
+) -> None:
+    table = Path(world["tiles"]["path"])
+    lines = [line for line in table.read_text().splitlines() if not (",tumour,test," in line)]
+    (tmp_path / "tiles.csv").write_text("\n".join(lines), encoding="utf-8")
+    tiles = {"tiles.path": str(tmp_path / "tiles.csv"), "tiles.images": str(table.parent)}
+    keys = {**SMALL, "probing.shares": [], "probing.shots": [1], "probing.probes": ["knn"], "name": "two"}
+    file = configure_file(**keys, **tiles)
+    page = (probe(file.run, file.probing) / "probing.md").read_text(encoding="utf-8")
+    assert "No tile of the test split has the class tumour: balanced accuracy and F1 are averaged over" in page
+    assert "the other 2 of 3 classes" in page
+
+
 def test_invalid_captions_are_refused(tmp_path: Path) -> None:
     known = np.array(["007", "b"])
     path = tmp_path / "captions.csv"

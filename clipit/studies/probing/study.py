@@ -18,7 +18,7 @@ from clipit.evaluation.features import Features, Probe
 from clipit.evaluation.few_shot import few_shot
 from clipit.evaluation.intervals import bootstrap_intervals
 from clipit.evaluation.label_efficiency import label_efficiency
-from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
+from clipit.evaluation.metrics import METRICS, compute_metrics, describe_coverage, explain_undefined
 from clipit.evaluation.neighbours import knn_probabilities, simple_shot
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
@@ -327,7 +327,8 @@ def _write(
         figure = plot_label_efficiency(_curve_series(curves), metric=probing.metric, title=config.name)
         save_plot(figure, folder / plot)
     chapters = probing_chapters(probing, config.seed, frame, provenance, plot)
-    write_study(folder, "probing", f"{config.name}: probes of frozen features", study_note(config), chapters, frame)
+    note = study_note(config, describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split"))
+    write_study(folder, "probing", f"{config.name}: probes of frozen features", note, chapters, frame)
 
 
 def _curve_series(curves: pd.DataFrame) -> dict[str, list[tuple[float, float | None]]]:

@@ -17,7 +17,7 @@ from clipit.distributed import get_processes
 from clipit.errors import ConfigError, counted
 from clipit.evaluation import prompt_modes
 from clipit.evaluation.intervals import paired_bootstrap
-from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
+from clipit.evaluation.metrics import METRICS, compute_metrics, describe_coverage, explain_undefined
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompt_set, zero_shot_probabilities
 from clipit.output_files.artifacts import locked, write_json
@@ -264,4 +264,5 @@ def _write(
     undefined = explain_undefined(metric, test.labels, test.classes) if frame[metric].isna().any() else ""
     shown = [difference for difference in differences if difference.metric == metric]
     chapters = prompt_chapters(frame, metric, undefined, shown, provenance)
-    write_study(folder, "prompts", f"Prompt study: {config.name}", study_note(config), chapters, frame, SCHEMA)
+    note = study_note(config, describe_coverage(test.labels, test.classes, "the test split"))
+    write_study(folder, "prompts", f"Prompt study: {config.name}", note, chapters, frame, SCHEMA)

@@ -13,6 +13,7 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, shortlist
+from clipit.evaluation.metrics import describe_coverage
 from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.output_files.artifacts import locked, write_json
 from clipit.reporting.study_report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
@@ -176,7 +177,11 @@ def _write(
     write_json(folder / "robustness.json", provenance)
     plots = _write_plots(robustness, frame, folder)
     chapters = robustness_chapters(robustness, frame, guard, provenance, plots)
-    write_study(folder, "robustness", f"{config.name}: robustness", study_note(config), chapters, frame)
+    note = study_note(
+        config,
+        *(describe_coverage(each.labels, each.classes, _set_name(name)) for name, each in test_sets.items()),
+    )
+    write_study(folder, "robustness", f"{config.name}: robustness", note, chapters, frame)
 
 
 def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> RobustnessRow:
@@ -203,3 +208,7 @@ def _write_plots(robustness: RobustnessConfig, frame: pd.DataFrame, folder: Path
         plots.append("calibration.png")
         plot_calibration(calibrations, folder / plots[-1])
     return plots
+
+
+def _set_name(name: str) -> str:
+    return "the test split" if name == "test" else f"the shifted set {name}"

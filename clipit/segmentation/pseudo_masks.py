@@ -45,8 +45,9 @@ class TokenReader:
 
     def features(self, row: int) -> Float32[np.ndarray, "n d"]:
         """Read the tokens of one bag."""
-        tokens = [self.store.tokens(name).reshape(-1, self.dim) for name in self.images[row]]
-        return np.concatenate(tokens).astype(np.float32)
+        # converted one by one, because each map holds an open file, and a patient may have thousands of images
+        tokens = [self.store.tokens(name).reshape(-1, self.dim).astype(np.float32) for name in self.images[row]]
+        return np.concatenate(tokens)
 
     def ids(self, row: int) -> list[str]:
         """Return an id for each token of one bag: image, row and column."""

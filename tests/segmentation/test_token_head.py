@@ -1,5 +1,6 @@
 """Linear heads on hand-made tokens, with masks and with pseudo-labels from labels of images."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from clipit.errors import ConfigError, DataError
 from clipit.mil.train_network import train_mil
 from clipit.segmentation import token_methods
 from clipit.segmentation.method import MethodInputs
-from clipit.segmentation.pseudo_masks import pseudo_masks, token_bags
+from clipit.segmentation.pseudo_masks import TokenReader, pseudo_masks, token_bags
 from clipit.segmentation.pseudo_methods import token_heads_pseudo
 from clipit.segmentation.study import read_study_masks
 from clipit.segmentation.token_head import train_token_head
@@ -138,6 +139,21 @@ def test_bags_are_the_tokens_of_a_patient(images: Images) -> None:
     assert bags.features(0).shape == (128, 3)
     assert bags.ids(0)[64] == "p0-1.png[0,0]"
     assert {bags.classes[code] for code in bags.labels[:2]} == {"normal", "tumour"}
+
+
+def test_a_patient_may_have_more_images_than_a_process_may_open_files(images: Images) -> None:
+    resource = pytest.importorskip("resource")
+    _, _, store = images
+    reader = TokenReader(store, [store.ids * 10])
+    expected = reader.features(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+    try:
+        features = reader.features(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(reader.images[0]) > 100 and np.array_equal(features, expected)
 
 
 def test_labels_without_a_class_and_without_a_background_are_refused(images: Images, tmp_path: Path) -> None:

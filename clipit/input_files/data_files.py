@@ -12,7 +12,8 @@ from typing import Any
 
 from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.input_files.csv_row_ends import RowEnds
-from clipit.input_files.parquet_classes import check_parquet_classes
+from clipit.input_files.dataset_paths import HUB, check_dataset_path
+from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
@@ -289,7 +290,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 def hub_id(path: str) -> str | None:
     """Return the hub id in a path of the form `hf:owner/name`; None for local paths."""
-    return path.removeprefix(_HUB) if path.startswith(_HUB) else None
+    return path.removeprefix(HUB) if path.startswith(HUB) else None
 
 
 def hub_revision(path: str, key: str) -> str | None:
@@ -328,18 +329,11 @@ def load_huggingface(
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
 
     Raises:
-        DataError: The folder does not exist, the data set cannot be loaded, or its files number the classes of a
-            column differently.
+        DataError: The path is ambiguous or does not exist, the data set cannot be loaded, or its files number the
+            classes of a column differently.
     """
     name, folder = hub_id(path), Path(path).expanduser()
-    if name is None and not folder.is_dir():
-        raise DataError(
-            "this path is a file, not the folder of a data set"
-            if folder.is_file()
-            else "no such folder, and local paths are not looked up on the Hugging Face hub",
-            where=path,
-            fix=f"correct {key}; a data set on the hub is written {_HUB}owner/name",
-        )
+    check_dataset_path(path, key)
     import datasets
 
     try:
@@ -352,7 +346,10 @@ def load_huggingface(
         if name is None and ".parquet" in count_suffixes(folder):
             parts = datasets.load_dataset_builder(str(folder)).config.data_files or {}
             check_parquet_classes(Path(file) for files in parts.values() for file in files)
-        return datasets.load_dataset(str(folder) if name is None else name, **options)
+        loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
+        if name is not None and not streaming:
+            check_parquet_classes(cached_parquet(name, revision))
+        return loaded
     except DataError:
         raise
     except Exception as error:  # datasets, its dependencies and the network raise many types

@@ -1,12 +1,14 @@
 """Class names that the `datasets` package writes to each parquet file of a data set."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from clipit.errors import DataError
 
 _KEY = b"huggingface"  # key in the schema's metadata
+_URL = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+\.parquet)")
 
 
 def check_parquet_classes(files: Iterable[Path]) -> None:
@@ -30,6 +32,26 @@ def check_parquet_classes(files: Iterable[Path]) -> None:
                     fix="read each file on its own, cast the column to one list of classes (cast_column with "
                     "datasets.ClassLabel), and save all files again",
                 )
+
+
+def cached_parquet(name: str, revision: str | None) -> list[Path]:
+    """List the parquet files of a data set on the hub that are in the hub's cache, as after loading it.
+
+    The list is empty without access to the hub, if the data set was converted before.
+    """
+    import datasets
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        parts = datasets.load_dataset_builder(name, revision=revision).config.data_files or {}
+    except Exception:  # the data set is loaded, so that a failure of this second request does not matter
+        return []
+    found = []
+    for url in (str(file) for files in parts.values() for file in files):
+        if match := _URL.fullmatch(url):
+            file = try_to_load_from_cache(match["name"], match["file"], revision=match["revision"], repo_type="dataset")
+            found += [Path(file)] if isinstance(file, str) else []
+    return found
 
 
 def _class_names(path: Path) -> dict[str, list[str]]:

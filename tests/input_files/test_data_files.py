@@ -1,7 +1,9 @@
 """Listing of folders: links, loops, permissions, names."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,10 +82,49 @@ def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
         load_huggingface("dta/reports", "a.path")
     with pytest.raises(DataError, match="is a file, not the folder of a data set"):
         load_huggingface(str(_write(tmp_path / "set.parquet")), "a.path")
-    _write(tmp_path / "owner" / "name" / "train.parquet")
     load_huggingface("hf:owner/name", "a.path")
+    _write(tmp_path / "owner" / "name" / "train.parquet")
     load_huggingface("owner/name", "a.path")
     assert asked == ["owner/name", "owner/name"]
+    with pytest.raises(DataError, match=r"(?s)owner/name is a local folder.*remove hf: from a\.path"):
+        load_huggingface("hf:owner/name", "a.path")
+    with pytest.raises(DataError, match="is a local folder"):
+        load_huggingface(f"hf:{tmp_path}", "a.path")
+
+
+def _in_cache(hub: Path, revision: str, orders: Sequence[Sequence[str]]) -> list[str]:
+    """Parquet files of lab/tiles in the hub's cache, one for each order of the classes; their addresses on the hub."""
+    import datasets
+
+    snapshot = hub / "datasets--lab--tiles" / "snapshots" / revision
+    for folder in (snapshot, hub / "datasets--lab--tiles" / "blobs", hub / "datasets--lab--tiles" / "refs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, names in enumerate(orders):
+        features = datasets.Features({"label": datasets.ClassLabel(names=list(names))})
+        rows = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+        rows.to_parquet(str(snapshot / f"train-{number}.parquet"))
+    return [f"hf://datasets/lab/tiles@{revision}/train-{number}.parquet" for number in range(len(orders))]
+
+
+def test_classes_of_files_from_the_hub_are_compared_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets, constants = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: name)
+    orders = {"a" * 40: [["x", "y"], ["x", "y"]], "b" * 40: [["x", "y"], ["y", "x"]]}
+    for revision, order in orders.items():
+        config = SimpleNamespace(data_files={"train": _in_cache(tmp_path, revision, order)})
+        monkeypatch.setattr(
+            datasets, "load_dataset_builder", lambda name, config=config, **options: SimpleNamespace(config=config)
+        )
+        if revision.startswith("a"):
+            assert load_huggingface("hf:lab/tiles", "a.path") == "lab/tiles"
+        else:
+            with pytest.raises(DataError, match="classes of the column label are y, x, but x, y in train-0"):
+                load_huggingface("hf:lab/tiles", "a.path")
+    with pytest.raises(DataError, match=r"(?s)has 2 revisions of the data set.*snapshots"):
+        load_huggingface(str(tmp_path / "datasets--lab--tiles"), "a.path")
 
 
 def test_files_below_outputs_name_the_command_that_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Linear heads on hand-made tokens, with masks and with pseudo-labels from labels of images."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,7 +146,7 @@ def test_a_patient_may_have_more_images_than_a_process_may_open_files(images: Im
     reader = TokenReader(store, [store.ids * 10])
     expected = reader.features(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/dev/fd"))
+    used = len([*Path("/dev/fd").iterdir()])
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
     try:
         features = reader.features(0)

@@ -45,8 +45,8 @@ def check_dataset_path(path: str, key: str) -> None:
         revisions = sorted(each.name for each in snapshots.iterdir() if each.is_dir())
         if len(revisions) > 1:
             raise DataError(
-                f"this folder of the hub's cache has {counted(len(revisions), 'revision')} of the data set, which would "
-                f"be read as one: {shortlist(revisions, 3)}",
+                f"this folder of the hub's cache has {counted(len(revisions), 'revision')} of the data set, which "
+                f"would be read as one: {shortlist(revisions, 3)}",
                 where=folder,
                 fix=f"set {key} to one of the folders in {snapshots}",
             )

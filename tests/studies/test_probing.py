@@ -231,7 +231,7 @@ def test_the_page_states_the_classes_that_the_scores_cover(
     configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
     table = Path(world["tiles"]["path"])
-    lines = [line for line in table.read_text().splitlines() if not (",tumour,test," in line)]
+    lines = [line for line in table.read_text().splitlines() if ",tumour,test," not in line]
     (tmp_path / "tiles.csv").write_text("\n".join(lines), encoding="utf-8")
     tiles = {"tiles.path": str(tmp_path / "tiles.csv"), "tiles.images": str(table.parent)}
     keys = {**SMALL, "probing.shares": [], "probing.shots": [1], "probing.probes": ["knn"], "name": "two"}

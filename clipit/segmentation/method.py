@@ -42,7 +42,7 @@ class MethodInputs:
 
     @cached_property
     def vlm(self) -> "VLM":
-        """The VLM of the configuration; for whole tiles, `workspace.vlm` also checks their resolution."""
+        """The VLM, loaded without the check of the tiles' resolution in `workspace.vlm`, which is for whole tiles."""
         from clipit.models.vlm import load_vlm
 
         return load_vlm(self.config.vlm, get_processes().device)

@@ -11,8 +11,8 @@ class OptionNames:
         mpp: Micrometres per pixel of slides that do not state them.
         tile_mpp: Micrometres per pixel of tiles.
         min_tissue: Share of a tile that must be tissue.
-        elsewhere: Remark that names the command with the options overlap, min_tissue and contours, if the running
-            command lacks them.
+        elsewhere: If the running command lacks the options overlap, min_tissue and contours, a remark on which command
+            has them.
     """
 
     mpp: str

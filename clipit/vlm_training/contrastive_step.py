@@ -324,7 +324,7 @@ def clamp_scale(adapted: AdaptedTowers) -> None:
 
 @dataclass
 class ScaleWatch:
-    """Check of a learnt scale against its bounds.
+    """Checks whether the learnt scale of the logits has reached one of its bounds.
 
     Attributes:
         start: Scale before the training.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clipit.comparison.contrasts import Contrast
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT, ArmResult
-from clipit.comparison.verdict import ArmVerdict, Outcome, judge_arms
+from clipit.comparison.verdict import PROBE_ROLES, ArmVerdict, Outcome, judge_arms
 from clipit.errors import counted
 from clipit.reporting.tables import LABELS, interval, number
 
@@ -15,6 +15,8 @@ _OUTCOME_TEXT: dict[Outcome, str] = {
     "helps": "helps", "no gain": "no gain shown", "no gain from text": "no gain from text shown", "harms": "harms",
     "not decided": "not decided",
 }  # fmt: skip
+_USE_PROBE = "use the VLM's linear probe instead"
+"""Text for arms whose gain the VLM's linear probe also has; the control named with the difference is that probe."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str
     elif verdict.outcome == "harms":
         text = f"{arm} harms: {metric} {over_base}"
     elif limit is not None:
-        text = f"{arm}: {_OUTCOME_TEXT[verdict.outcome]}: {metric} {_amount(limit)} {limit.describe()}, {over_base}"
+        text = f"{arm}: {_outcome_text(verdict)}: {metric} {_amount(limit)} {limit.describe()}, {over_base}"
         shown.insert(0, limit)
     elif verdict.outcome == "no gain":
         text = f"{arm}: no gain shown: {metric} {over_base}"
@@ -95,24 +97,30 @@ def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str
 
 def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
     """Count the outcomes over data sets and backbones, with the range of the differences."""
-    counts = Counter(_OUTCOME_TEXT[verdict.outcome] for verdict in verdicts)
+    counts = Counter(_outcome_text(verdict) for verdict in verdicts)
     n = len(verdicts)
     several = len({verdict.key.backbone for verdict in verdicts}) > 1
     units = f"data sets{' and backbones' if several else ''}"
-    words = [word for word in _OUTCOME_TEXT.values() if counts[word]]
+    words = [word for word in (*_OUTCOME_TEXT.values(), _USE_PROBE) if counts[word]]
     outcomes = [f"{word} on {counts[word]}" + ("" if i else f" of {n} {units}") for i, word in enumerate(words)]
     text = f"{verdicts[0].key.arm}{'' if words[0] in ('helps', 'harms') else ':'} {', '.join(outcomes)}"
     ranges = []
     for role in dict.fromkeys(contrast.role for verdict in verdicts for contrast in verdict.contrasts):
         contrasts = [contrast for verdict in verdicts if (contrast := verdict.contrast(role)) is not None]
         points = [PERCENT * contrast.difference for contrast in contrasts if contrast.difference is not None]
-        if points and role in ("baseline", "image embedding", "case"):
-            name = contrasts[0].control or role
+        if points and role in ("baseline", "image embedding", "case", "report probe"):
+            name = contrasts[0].describe() if role in PROBE_ROLES else contrasts[0].control or role
             low, high = (number(bound, 1, signed=True) for bound in (min(points), max(points)))
             ranges.append(f"{low} to {high} points against {name}")
     seeds = len(verdicts[0].contrasts[0].differences)
     certainty = f"{counted(seeds, 'seed')} each; intervals and p-values under Verdicts"
     return f"{text}: {metric} {', '.join(ranges)} ({certainty})" if ranges else text
+
+
+def _outcome_text(verdict: ArmVerdict) -> str:
+    """Name the outcome of an arm, or the VLM's linear probe if that decides against the arm."""
+    use_probe = verdict.outcome == "no gain" and verdict.limit in PROBE_ROLES
+    return _USE_PROBE if use_probe else _OUTCOME_TEXT[verdict.outcome]
 
 
 def _amount(contrast: Contrast) -> str:

@@ -19,6 +19,8 @@ _USE_PROBE = {
     "from the labels; the student adds at most speed and independence from the VLM.",
     "tile probe": "Use the VLM's linear probe on the tile labels instead: no student and no reports are needed.",
 }
+PROBE_ROLES = frozenset(_USE_PROBE)
+"""Roles of the VLM's linear probes, on the labels from reports and on the tile labels."""
 
 
 @dataclass(frozen=True)

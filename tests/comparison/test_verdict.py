@@ -226,6 +226,25 @@ def test_the_sentence_names_the_control_that_takes_the_gain_away(make_plan: Any)
     )
 
 
+@pytest.mark.parametrize(
+    ("probe", "control"), [(REPORT_PROBE, "probe on the same labels"), (TILE_PROBE, "probe on the tile labels")]
+)
+def test_the_sentence_recommends_a_probe_that_is_as_good_as_the_student(
+    make_plan: Any, probe: str, control: str
+) -> None:
+    plan = make_plan()
+    means: dict[str, float | None] = {**LOW, "own_label": 0.8, probe: 0.85}
+    headline = judge_comparison([plan], results(plan, means), "accuracy").headline
+    assert headline.startswith("own_label: use the VLM's linear probe instead: accuracy -5.0 points")
+    assert f"against the VLM's linear {control}, +30.0 points" in headline and "no gain" not in headline
+    places = [plan, replace(plan, data_set="other")]
+    scores = [*results(plan, means), *results(places[1], {**LOW, "own_label": 0.8})]
+    headline = judge_comparison(places, scores, "accuracy").headline
+    assert headline.startswith("own_label helps on 1 of 2 data sets, use the VLM's linear probe instead on 1: accuracy")
+    difference = "-5.0" if probe == REPORT_PROBE else "+30.0"
+    assert f"{difference} to +30.0 points against the VLM's linear probe on the same labels" in headline
+
+
 def test_the_sentence_is_about_the_first_arm_with_text_and_counts_the_others(make_plan: Any) -> None:
     plan = make_plan((*CLIP_IT, "consensus"))
     assert {arm: judged.text for arm, judged in judged_arms(plan).items()} == dict.fromkeys(

@@ -122,12 +122,13 @@ def test_several_reports_of_a_patient_are_averaged_or_the_latest_is_taken(
     assert found.classes[4] == 1 and found.weights[0] == 1
 
 
-def test_a_class_map_renames_labels(own: Own) -> None:
+def test_a_class_map_renames_labels(own: Own, caplog: pytest.LogCaptureFixture) -> None:
     config = own("label", **{"soft_labels.own_report.class_map": {"something else": "stroma", "gland": "tumour"}})
     found = labels_of(config)
     patient = np.arange(72) // 4
     assert (found.classes[patient == 4] == 1).all() and (found.classes[patient == 0] == 2).all()
-    assert "no report gives the classes gland" in found.text
+    assert "\nno report gives the class gland" in found.text
+    assert "no report gives the class gland: the student learns what such tiles look like from labelled" in caplog.text
     answers = found.facts["answers"]
     assert answers["stroma"] == 1 and answers["stroma (not in class_map)"] == 4, "counted and not used, as on the page"
     assert (found.classes[patient == 1] == -1).all()
@@ -231,12 +232,19 @@ def test_at_least_one_tile_carries_the_label(own: Own) -> None:
 def test_reports_of_validation_and_test_patients_change_nothing(own: Own, tmp_path: Path) -> None:
     """Byte by byte: other texts, labels, dates and ids of these reports leave the classifier as it is."""
 
+    def dated(split: str, row: dict[str, Any]) -> None:
+        row["date"] = "2020-01-01"
+
     def other(split: str, row: dict[str, Any]) -> None:
+        dated(split, row)
         if split != "train":
             row |= {"id": f"other {row['id']}", "text": "Quite another text, tumour. " * 9, "finding": "tumour"}
+            row["date"] = "2024-05-31"
 
+    write_reports(tmp_path / "own.jsonl", dated)
     keys = {"training.steps": 2, "training.evaluate_every": 2, "output": str(tmp_path / "out")}
-    for labels in ("label", "text"):
+    keys |= {"reports.date_column": "date", "soft_labels.own_report.several": "latest"}
+    for labels in ("label", "rules", "text"):
         config = own(labels, name=labels, **keys)
         folder = train_run(config)
         before = {path.name: path.read_bytes() for path in (folder / "classifier").iterdir() if path.is_file()}

@@ -251,11 +251,14 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
         where = setting_label((plan.data_set, plan.backbone), settings)
         for arm in plan.arms:
             result = by_key.get(ArmKey(plan.data_set, plan.backbone, "test", arm))
-            if result is None or resolve_plan_arm(plan, arm).soft_labels.source != "own_report":
+            soft_labels = resolve_plan_arm(plan, arm).soft_labels
+            if result is None or soft_labels.source != "own_report":
                 continue
             folder = result.rows[0].run_folder()
             if (folder / "training.json").is_file() and (facts := read_training(folder).get("own_reports")):
-                notes.setdefault(f"{where}: {_describe(facts, result.rows[0].seed)}", []).append(arm)
+                of_reports = soft_labels.own_report.labels in ("label", "rules")
+                text = _describe(facts, result.rows[0].seed, "reports: " if of_reports else "")
+                notes.setdefault(f"{where}: {text}", []).append(arm)
             report_probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))
             if report_probe is not None and report_probe.mean is not None and _without_validation(report_probe):
                 text = (
@@ -265,11 +268,15 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
     return [f"{', '.join(names)}{text}." for text, names in notes.items()]
 
 
-def _describe(facts: Mapping[str, Any], seed: int) -> str:
-    """Describe the labels recorded in training.json: number, classes and agreement with labelled tiles."""
+def _describe(facts: Mapping[str, Any], seed: int, counted_unit: str) -> str:
+    """Describe the labels recorded in training.json: number, classes and agreement with labelled tiles.
+
+    Args:
+        counted_unit: Text before the numbers of labels by class, which count reports or patients.
+    """
     listed = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
     labelled, cases = facts["labelled_cases"], facts["cases"]["cases"]
-    text = f"{counted_of(labelled, cases, 'training patient has', 'training patients have')} a label ({listed})"
+    text = f"{counted_of(labelled, cases, 'training patient has', 'training patients have')} a label ({counted_unit}{listed})"
     if "compared_cases" not in facts:  # labels of tiles, spread over their patients
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:

@@ -88,7 +88,9 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         weights = weights * _tissue_probability(options, workspace, train)
     elif options.tiles == "at_least_one":
         probabilities = _choose_tiles(options, workspace, train, cases, case_labels, weights > 0, probabilities)
-    unreported = _classes_without_report(case_labels, tiles.classes)
+    unreported = _classes_without_label(case_labels, tiles.classes, options)
+    if unreported:
+        logger.warning("%s: the student learns what such tiles look like from labelled tiles alone", unreported)
     unlabelled = train.labels < 0
     labelled_tiles = int(((weights > 0) & unlabelled).sum())
     if not labelled_tiles:
@@ -107,10 +109,11 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     )
     lines = [
         cases.account.text(),
-        f"labels of reports: {_format_counts(case_labels.counts)}; "
+        f"labels of {'reports' if options.labels in ('label', 'rules') else 'patients'}: "
+        f"{_format_counts(case_labels.counts)}; "
         f"{counted(int(case_labels.known.sum()), 'patient has', 'patients have')} a label",
         f"{labelled} one of these labels",
-        *([f"no report gives the classes {shortlist(unreported, 10)}"] if unreported else []),
+        *([unreported] if unreported else []),
         *([_format_agreement(agreement)] if agreement else []),
         *([f"text classifier: {case_labels.note}"] if case_labels.note else []),
     ]
@@ -188,9 +191,14 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
     )
 
 
-def _classes_without_report(case_labels: CaseLabels, classes: Sequence[str]) -> list[str]:
+def _classes_without_label(case_labels: CaseLabels, classes: Sequence[str], options: OwnReportConfig) -> str:
+    """Name the classes that no patient's label has; "" if there are none."""
     reported = case_labels.probabilities[case_labels.known].max(axis=0) > 0
-    return [name for name, is_reported in zip(classes, reported.tolist(), strict=True) if not is_reported]
+    missing = [name for name, is_reported in zip(classes, reported.tolist(), strict=True) if not is_reported]
+    if not missing:
+        return ""
+    source = "labelled tile of a known patient" if options.labels == "case" else "report"
+    return f"no {source} gives the {'class' if len(missing) == 1 else 'classes'} {shortlist(missing, 10)}"
 
 
 def _format_counts(counts: dict[str, int]) -> str:

@@ -228,20 +228,7 @@ def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
 def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:
     """Build the error for groups without a match, with examples and changes of spelling that would produce matches."""
     tile_names, report_names = sorted(tile_patients), sorted(report_patients)
-    hints = []
-    for description, change in (
-        ("in lower case", str.casefold),
-        ("after Unicode normalisation (NFC)", lambda name: unicodedata.normalize("NFC", name)),
-        ("without leading zeros", lambda name: name.lstrip("0")),
-        ("cut at the first '-'", lambda name: name.partition("-")[0]),
-        ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
-        ("cut at the first '_'", lambda name: name.partition("_")[0]),
-        ("without file suffixes", lambda name: name.partition(".")[0]),
-        ("cut to 12 characters, like a TCGA barcode", lambda name: name[:12]),
-    ):
-        matched = {change(name) for name in tile_names} & {change(name) for name in report_names}
-        if matched:
-            hints.append(f"{len(matched)} would match {description}")
+    hints = _spelling_hints(tile_patients, report_patients)
     cause = "; ".join(hints) or "no simple change of spelling would produce a match"
     if account.later_splits:
         cause = (
@@ -259,3 +246,27 @@ def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseA
         where="groups of tiles and reports",
         fix="use the same patient ids in both, or assign groups to reports with reports.metadata",
     )
+
+
+def _spelling_hints(tile_patients: set[str], report_patients: set[str]) -> list[str]:
+    """Describe the changes of spelling, of both sides or of one, that would match most patients; at most `_SHOWN`."""
+    matches: list[tuple[int, str]] = []
+    for description, change in (
+        ("in lower case", str.casefold),
+        ("after Unicode normalisation (NFC)", lambda name: unicodedata.normalize("NFC", name)),
+        ("without leading zeros", lambda name: name.lstrip("0")),
+        ("cut at the first '-'", lambda name: name.partition("-")[0]),
+        ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
+        ("cut at the first '_'", lambda name: name.partition("_")[0]),
+        ("without file suffixes", lambda name: name.partition(".")[0]),
+        ("cut to 12 characters, like a TCGA barcode", lambda name: name[:12]),
+    ):
+        changed_tiles, changed_reports = set(map(change, tile_patients)), set(map(change, report_patients))
+        sides = (
+            (len(changed_tiles & changed_reports), ""),
+            (len(changed_tiles & report_patients), " (groups of the tiles only)"),
+            (len(tile_patients & changed_reports), " (groups of the reports only)"),
+        )
+        count, side = max(sides, key=lambda item: item[0])  # of equal counts, the first
+        matches += [(count, f"{count} would match {description}{side}")] if count else []
+    return [text for _, text in sorted(matches, key=lambda item: -item[0])[:_SHOWN]]

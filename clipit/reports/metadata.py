@@ -144,7 +144,9 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
             raise DataError(
                 f"{column} {key!r} occurs twice, with different values" if key else f"empty {column}",
                 where=f"{path}, line {line}",
-                fix=f"write one row per {'report' if by_report else 'patient'}",
+                fix="write one row per report"
+                if by_report
+                else "write one row per patient, or name the column with report ids: reports.metadata_id_column",
             )
     return Metadata(path, column, by_report, rows, fields, table.notes)
 

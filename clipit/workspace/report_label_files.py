@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.output_files.artifacts import write_json
 from clipit.output_files.whole_files import write_rows, write_text
 from clipit.reporting.page_note import compose_note
@@ -97,6 +97,7 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
         "patients": len(patients),
         "source": Path(config.reports.path).name if config.reports else "",
     }
+    facts |= _describe_cases(labels)
     if config.reports and config.reports.label_column:
         facts[f"reports with a class in the column {config.reports.label_column}"] = int((labels.own >= 0).sum())
     if labels.rules is not None:
@@ -105,6 +106,28 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
     facts["text classifier"] = (
         "not fitted" if labels.probabilities is None else f"{FEATURES[labels.features]}, cross-fitted by patient"
     )
+    return facts
+
+
+def _describe_cases(labels: CorpusLabels) -> dict[str, Any]:
+    """Describe the join of reports and training tiles by patient; empty without tiles."""
+    account = labels.account
+    if account is None:
+        return {} if labels.joined else {"training patients with a report": "none, see the remarks"}
+    used = f"{counted(account.own, 'report')}; {counted(account.cases_with_several, 'patient has', 'patients have')}"
+    facts: dict[str, Any] = {
+        "training patients with a report": f"{account.cases_with_report:,} of {account.cases:,} ({used} several)",
+        "reports of patients with validation or test tiles": f"{account.later_splits:,} (dropped, not counted above)",
+        "reports of patients without tiles": account.external,
+    }
+    if account.without_patient:
+        facts["reports without a group"] = account.without_patient
+    if account.tiles_without_patient:
+        facts["training tiles without a group"] = f"{account.tiles_without_patient:,} of {account.tiles:,}"
+    if account.both_sides:
+        facts["patients with tiles in training and in a later split"] = (
+            f"{account.both_sides:,} (their reports are not used)"
+        )
     return facts
 
 

@@ -123,6 +123,11 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
         (("P1-A", "P2-B"), ("P1", "P9"), "1 would match cut at the last '-'"),
         (("Jose\u0301",), ("Jos\u00e9",), "1 would match after Unicode normalisation"),
         (("AB-CDEF-0001-x", "AB-CDEF-0002-y"), ("AB-CDEF-0001", "Q"), "1 would match cut to 12 characters"),
+        (
+            ("X-P1", "X-P2", "X-P3"),
+            ("X-P1-B", "X-P2-B", "X-P3-B"),
+            "3 would match cut at the last '-' (groups of the reports only); 1 would match cut at the first '-'",
+        ),
         (("P1", "P2"), ("Q1", "Q2"), "no simple change of spelling would produce a match"),
     ],
 )

@@ -67,6 +67,10 @@ def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> Non
         (("id,status", "a,x"), "neither a column report_id nor a column group"),
         (("report_id,stage", "a,x"), "none of the configured columns"),
         (("report_id,status", "a,x", "a,y"), "report_id 'a' occurs twice"),
+        (
+            ("id,group,status", "a,P1,x", "b,P1,y"),
+            r"(?s)group 'P1' occurs twice.*or name the column with report ids: reports\.metadata_id_column",
+        ),
         (("report_id,status", ",y"), "empty report_id"),
         (("report_id,status", "q,y"), "no report has a row; the ids of the reports are a"),
     ],

@@ -150,11 +150,29 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
         encoding="utf-8",
     )
     tiles = {"source": "table", "path": str(table)}
-    labels = label(write_files(tiles=tiles), classifier=False)
+    config, has_tiles, _ = read_reports_command("", ["--config", str(write_files(tiles=tiles))])
+    labels = label_corpus(config, tiles=has_tiles, classifier=False)
     assert len(labels.reports) == 58
     assert "p3" not in labels.patients.tolist()
     assert "p4" in labels.patients.tolist()
     assert "dropped 2 reports of patients with validation or test tiles" in labels.notes
+    facts = facts_of(write_report_labels(config, labels))
+    assert facts["training patients with a report"] == "1 of 1 (2 reports; 1 patient has several)"
+    assert facts["reports of patients with validation or test tiles"] == "2 (dropped, not counted above)"
+    assert facts["reports of patients without tiles"] == 56
+
+    table.write_text(table.read_text(encoding="utf-8").replace(",p", ",P-"), encoding="utf-8")
+    labels = label_corpus(config, tiles=has_tiles, classifier=False)
+    (problem,) = [note for note in labels.notes if note.startswith("own reports cannot be used")]
+    assert "no training patient has a report; tiles have the groups P-4, reports the groups p0, p1, p10" in problem
+    page = write_report_labels(config, labels)
+    assert facts_of(page)["training patients with a report"] == "none, see the remarks"
+    assert problem in page.read_text(encoding="utf-8")
+
+
+def facts_of(page: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["facts"]
+    return facts
 
 
 def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(

@@ -170,7 +170,8 @@ def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: Co
     assert contrasts["shuffled"]["control"] is None and contrasts["shuffled"]["over_seeds"]["reason"] == "not tested"
     facts = [note for note in found["notes"] if "training patients have a label" in note]
     assert [note.partition(":")[0] for note in facts] == ["own_label", "own_case"]
-    assert facts[0].startswith("own_label: 14 of 18 training patients have a label (reports: gland 5, stroma 5, tumour 4)")
+    labelled = "own_label: 14 of 18 training patients have a label (reports: gland 5, stroma 5, tumour 4)"
+    assert facts[0].startswith(labelled)
 
     texts = {
         kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html", "json")

@@ -276,7 +276,8 @@ def _describe(facts: Mapping[str, Any], seed: int, counted_unit: str) -> str:
     """
     listed = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
     labelled, cases = facts["labelled_cases"], facts["cases"]["cases"]
-    text = f"{counted_of(labelled, cases, 'training patient has', 'training patients have')} a label ({counted_unit}{listed})"
+    known = counted_of(labelled, cases, "training patient has", "training patients have")
+    text = f"{known} a label ({counted_unit}{listed})"
     if "compared_cases" not in facts:  # labels of tiles, spread over their patients
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:

@@ -23,6 +23,7 @@ from clipit.runs.card import write_card
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
     check_fingerprint,
+    delete_temporary_files,
     evaluation_keys,
     find_missing_output,
     read_results,
@@ -99,6 +100,8 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
     )
     with run_lock(folder) if processes.main else nullcontext(False) as locked:
         if processes.broadcast(locked):
+            if processes.main:
+                delete_temporary_files(folder)
             return folder, evaluate_run(config, workspace, folder)
     missing = processes.broadcast(find_missing_output(folder, config) if processes.main else "")
     if missing:

@@ -203,6 +203,9 @@ def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> Non
     written_now.write_text("half")
     again(config)
     assert list(folder.rglob(".*tmp*")) == [written_now]
+    (folder / ".summary.md.1.tmp").write_text("half")
+    evaluate_again(config, Workspace(config))
+    assert list(folder.rglob(".*tmp*")) == [written_now]
     assert json.loads((folder / "run.json").read_text())["fingerprint"]
 
 

@@ -20,6 +20,7 @@ _SECTIONS = {
 _NOT_SWEPT = ("name", "output", "overrides")
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
 _ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
+_METRIC_KEYS = ("name", "goal", "target")  # the target of wandb has no effect on trials
 _LONGEST_NAME = 120
 _EXAMPLE = 'for example\n        command: ["${program}", --config=study.yaml, "${args}"]'
 _MAX_SHOWN = 30
@@ -74,6 +75,8 @@ def read_sweep(path: Path) -> Sweep:
         problems.append(f"method must be grid, random or bayes, not {method!r}")
     if not isinstance(metric, Mapping) or metric.get("goal", "maximize") != "maximize":
         problems.append("metric.goal must be maximize: every training.monitor is better when larger")
+    elif unknown := [key for key in metric if key not in _METRIC_KEYS]:
+        problems.append(f"metric: unknown {shortlist(unknown)}; use {', '.join(_METRIC_KEYS)}")
     if not isinstance(entries, Mapping) or not entries:
         problems.append("parameters must map keys of the configuration to {values: [...]}")
         entries = {}

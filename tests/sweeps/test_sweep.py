@@ -147,6 +147,7 @@ def test_values_that_contradict_the_arm_are_refused(write_sweep: WriteSweep) -> 
         ({"method": "bayes"}, "bayes needs a number of trials(?s:.*)run_cap"),
         ({"method": "gird"}, "grid, random or bayes, not 'gird'"),
         ({"metric": {"name": "validation_balanced_accuracy", "goal": "minimize"}}, "maximize"),
+        ({"metric": {"nam": "validation_balanced_accuracy"}}, "metric: unknown nam; use name, goal"),
         ({"metric": {"name": "accuracy"}}, "log 'validation_balanced_accuracy'"),
         ({"parameters": {}}, "parameters must map"),
         ({"parameters": {"lora.rank": {"min": 1, "max": 9}}}, "a grid needs values"),

@@ -223,8 +223,8 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Return the size and CRC-32 of each file in a zip, from its central directory.
 
     Raises:
-        DataError: The zip is invalid or truncated, or contains two files of the same name, encrypted files, or files
-            compressed by a method that Python does not support.
+        DataError: The zip is invalid or truncated, or contains two files of the same name, paths with `..`, encrypted
+            files, or files compressed by a method that Python does not support.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -237,6 +237,13 @@ def zip_stamps(path: Path) -> dict[str, str]:
         check_pointer(path)
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
+    outside = [info.filename for info in members if ".." in info.filename.split("/")]
+    if outside:
+        raise DataError(
+            f"the zip contains {counted(len(outside), 'path')} outside its folder: {shortlist(outside)}",
+            where=path,
+            fix="repack it from a folder",
+        )
     repeated = [name for name, count in Counter(info.filename for info in members).items() if count > 1]
     if repeated:
         raise DataError(

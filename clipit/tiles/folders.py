@@ -1,5 +1,6 @@
 """Read tiles from class folders, or from a zip of them: `<split>/<class>/*` or `<class>/*`."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
@@ -55,7 +56,15 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     """Read tiles from the class folders of a zip; a single top-level folder around them is ignored."""
     stamp_of = zip_stamps(archive)
-    visible = [name for name in stamp_of if not any(part.startswith(_HIDDEN) for part in name.split("/"))]
+    stored_as = {posixpath.normpath(name): name for name in stamp_of}  # some programs write ./train/...
+    if len(stored_as) < len(stamp_of):
+        repeated = sorted({*stamp_of} - {*stored_as.values()})
+        raise DataError(
+            f"two files of the zip have the same name: {shortlist(repeated)}",
+            where=archive,
+            fix="repack the zip without one of them",
+        )
+    visible = [name for name in stored_as if not any(part.startswith(_HIDDEN) for part in name.split("/"))]
     images = [name for name in visible if is_image(name)]
     tops = {name.split("/", 1)[0] for name in images} - {*(config.classes or ()), *config.class_map}
     in_one = len(tops) == 1 and all(name.startswith(f"{min(tops)}/") and name.count("/") > 1 for name in images)
@@ -65,9 +74,9 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     depth = 2 if with_splits else 1
     loose = any(name.count("/") < depth for name in member_of)
     files = [name for name in visible if not is_image(name)]
-    notes = check_metadata(config, archive, files, lambda name: _read_member(archive, name), loose=loose)
+    notes = check_metadata(config, archive, files, lambda name: _read_member(archive, stored_as[name]), loose=loose)
     ids = _sort_images(config, archive, [*member_of], with_splits=with_splits)
-    members = [member_of[name] for name in ids]
+    members = [stored_as[member_of[name]] for name in ids]
     others = [f"{archive}!{name}" for name in files]
     stamps, reader = [stamp_of[name] for name in members], ZipReader(archive, members)
     return _source(config, archive, ids, others, stamps, reader, notes, with_splits=with_splits)

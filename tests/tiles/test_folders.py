@@ -256,7 +256,7 @@ def test_other_spellings_of_the_unlabelled_folder(tree: Path, name: str) -> None
     assert name in load_tiles(config(tree, classes=("stroma", "tumour", name)), seed=0).classes
 
 
-@pytest.mark.parametrize("top", ["", "tiles/"])
+@pytest.mark.parametrize("top", ["", "tiles/", "./", "./tiles/"])
 def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Path, top: str) -> None:
     folder = load_tiles(config(tree), seed=0)
     archive = tmp_path / "tiles.zip"
@@ -271,6 +271,18 @@ def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Pa
     row = tiles.ids.tolist().index("test/tumour/2.png")
     assert tiles.read(row).tobytes() == folder.read(row).tobytes()
     assert "1 file is not an image" in tiles.describe()
+
+
+def test_no_member_of_a_zip_is_passed_over_because_of_its_path(tree: Path, tmp_path: Path) -> None:
+    names = [str(path.relative_to(tree)) for path in sorted(tree.rglob("*.png"))]
+    for odd, message in (("../train/stroma/0.png", "1 path outside its folder"), (f"./{names[1]}", "the same name")):
+        archive = tmp_path / "tiles.zip"
+        with zipfile.ZipFile(archive, "w") as writer:
+            for name in names:
+                writer.write(tree / name, name)
+            writer.write(tree / names[0], odd)
+        with pytest.raises(DataError, match=message):
+            load_tiles(config(archive), seed=0)
 
 
 def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str = "csv") -> None:

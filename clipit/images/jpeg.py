@@ -6,8 +6,8 @@ libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
 Files for which simplejpeg raises an error or a warning are left to Pillow, so that files that Pillow refuses cause the
 same errors with and without it. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are
-corrupt; simplejpeg names them, so such damage is reported only where it is installed. JPEG files that Pillow decodes,
-such as grey ones, and the JPEG parts of TIFF files are decoded a second time for these warnings.
+corrupt; simplejpeg reports them, so such damage is detected only where it is installed. JPEG files that Pillow
+decodes, such as grey images, and the JPEG parts of TIFF files are decoded a second time for these warnings.
 """
 
 import io
@@ -90,7 +90,7 @@ def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
 
 
 def find_corruption(data: bytes, channels: int, width: int, height: int) -> str:
-    """Return libjpeg's warning of corrupt data in a JPEG that is decoded by something else.
+    """Return libjpeg's warning of corrupt data in a JPEG that another library decodes.
 
     Args:
         data: JPEG file, or a part of a TIFF file with its tables.
@@ -99,7 +99,7 @@ def find_corruption(data: bytes, channels: int, width: int, height: int) -> str:
         height: Height in pixels.
 
     Returns:
-        The warning; "" without one, without simplejpeg, and for images of more than 16.8 million pixels.
+        The warning; "" if there is none, without simplejpeg, and for images of more than 16.8 million pixels.
     """
     if find_decoder() is None or channels not in _COLOURS or width * height > _LARGEST:
         return ""
@@ -122,7 +122,7 @@ def _corruption(warning: str, data: bytes) -> str:
     count, marker = int(extraneous[1]), bytes([0xFF, int(extraneous[2], 16)])
     if marker == _END:
         ends = [data.rfind(marker)]
-    else:  # several scans, or restart intervals; before the first scan, no pixel is concerned
+    else:  # several scans or restart intervals; data before the first scan contain no pixels
         ends = [match.start() for match in re.finditer(re.escape(marker), data) if match.start() > _first_scan(data)]
     rests = [data[max(0, end - count) : end] for end in ends]
     padding = any(rest.count(0) == len(rest) or rest.count(0xFF) == len(rest) for rest in rests)

@@ -7,15 +7,16 @@ from clipit.images.deflate import COMPRESSIONS, find_damage
 from clipit.images.jpeg import find_corruption
 
 _COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
-_WIDTHS, _HEIGHTS = (322, 256), (323, 278, 257)  # TIFF tags: extent of a tile, rows of a strip, extent of the image
+_WIDTHS, _HEIGHTS = (322, 256), (323, 278, 257)  # TIFF tags: extents of a tile, of a strip and of the image
 _CHANNELS, _PLANES, _TABLES = 277, 284, 347  # TIFF tags: samples per pixel, planar configuration, JPEG tables
 _PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
-_JPEG, _SEPARATE, _MOST = 7, 2, 2**32
-_START, _END = b"\xff\xd8", b"\xff\xd9"
+_JPEG, _SEPARATE = 7, 2  # values of TIFF tags: JPEG compression, channels in separate planes
+_MOST = 2**32  # larger than any extent; stands for a missing tag
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # first and last marker of a JPEG stream
 
 
 def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]) -> str:
-    """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and those without checks.
+    """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and pages that cannot be checked.
 
     Deflate streams contain checksums. JPEG streams do not, but some damage is recognised (see `clipit.images.jpeg`).
 
@@ -29,7 +30,7 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
         return ""
     for number, (offset, count) in enumerate(_parts(tags)):
         data = read(offset, count) if count else b""  # a part without data is empty
-        if not data or len(data) < count:  # missing bytes are reported when it is decoded
+        if not data or len(data) < count:  # missing bytes are reported when the page is decoded
             continue
         damage = find_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
         if damage:
@@ -44,7 +45,7 @@ def _parts(tags: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
 
 
 def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:
-    """Return libjpeg's warning of corrupt data in a strip or tile, whose tables may be shared with the others."""
+    """Return libjpeg's warning of corrupt data in a strip or tile; all of them may share one set of tables."""
     tables = tags.get(_TABLES, b"")
     shared = tables[len(_START) : -len(_END)] if isinstance(tables, bytes) else b""
     channels = 1 if tags.get(_PLANES) == _SEPARATE else tags.get(_CHANNELS, 1)

@@ -223,7 +223,7 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     """Read a csv file that must be UTF-8; see `read_csv`.
 
     Raises:
-        DataError: The file is not UTF-8, or as for `read_csv`.
+        DataError: The file is not UTF-8, or `read_csv` rejects it.
     """
     try:
         return read_csv(path, delimiter)

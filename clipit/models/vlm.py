@@ -191,7 +191,7 @@ class VLM:
             tokens = {key: value.to(self.device) for key, value in self.towers.tokenise(texts).items()}
             try:
                 embeddings = self.towers.text(tokens)
-            except IndexError as error:  # from the embedding of tokens
+            except IndexError as error:  # an id beyond the end of the embedding table
                 raise ModelError(
                     f"a text contains a token that the text tower does not embed: {error}",
                     where=self.towers.source,
@@ -274,8 +274,8 @@ def _check_batches(towers: Towers) -> int:
     """Check that a short text has the same embedding alone and in a batch with a longer one; return its dimension.
 
     Raises:
-        ModelError: The embeddings differ, so pairs would depend on the batch size, they are not finite, or both texts
-            have the same embedding.
+        ModelError: The embeddings differ, so that pairs would depend on the batch size; they are not finite; or both
+            texts have the same embedding.
     """
     with torch.inference_mode():
         alone = towers.text(towers.tokenise([_SHORT_TEXT]))[0]

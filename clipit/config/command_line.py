@@ -30,7 +30,7 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
-_MAX_SHOWN = 500  # characters of options in a message
+_MAX_SHOWN = 500  # maximum characters of options in a message
 AGENTS: dict[str, dict[str, Any]] = {
     "--agents": {
         "type": int,

@@ -33,7 +33,7 @@ class Section(BaseModel):
         if isinstance(value, bool) and bool not in types and types & {int, float}:
             raise ValueError("write a number, not true, false, yes, no, on or off")
         if isinstance(value, str) and not value.strip() and field.default != "":
-            raise ValueError("empty: write a value" + (", or null for none" if NoneType in types else ""))
+            raise ValueError("the value is empty; write a value" + (", or null" if NoneType in types else ""))
         return value
 
 

@@ -18,7 +18,7 @@ from clipit.reports.metadata import parse_date
 from clipit.reports.readers import Report
 from clipit.tiles.tileset import TileSet
 
-_SHOWN = 3  # groups in a message
+_SHOWN = 3  # maximum number of groups in a message
 
 
 @dataclass(frozen=True)

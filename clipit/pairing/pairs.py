@@ -87,8 +87,8 @@ def check_same_encoder(index: Index, tiles: Store) -> None:
         )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
-            f"the snippets are embedded by {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
-            f"the tiles by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
+            f"the snippets were embedded by {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), but the "
+            f"tiles by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
             where=f"{index.artifact.folder} and {tiles.artifact.folder}",
             fix="build both with the same `vlm`",
         )

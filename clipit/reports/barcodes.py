@@ -52,7 +52,7 @@ Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC 
 """
 _PROJECT = re.compile(rf"(?<![A-Z0-9])TCGA-({'|'.join(ORGANS)})(?![A-Z0-9-])", re.IGNORECASE)
 _PROJECT_COLUMNS = frozenset({"project", "project_id", "cancer_type", "study"})
-_MAX_NAME_LENGTH = 300  # characters of a cell or path; longer cells are texts
+_MAX_NAME_LENGTH = 300  # maximum characters of a cell that may be a name or path; longer cells are texts
 
 
 def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
@@ -112,8 +112,8 @@ def add_patients(
         yield raw
     if n_groups or n_organs:
         notes.append(
-            f"group (patient) of {n_groups:,} of {counted(total, 'report')} set from TCGA barcodes, organ of "
-            f"{n_organs:,} from TCGA projects; to disable this, set reports.tcga_barcodes: false"
+            f"group (patient) of {n_groups:,} of {counted(total, 'report')} set from TCGA barcodes, and organ of "
+            f"{n_organs:,} set from TCGA projects; to disable this, set reports.tcga_barcodes: false"
         )
     if several:
         problems.append(

@@ -81,7 +81,7 @@ def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:
     if codec(encoding).startswith(("utf-16", "utf-32")) or not first_bytes or 4 * (even + odd) < len(first_bytes):
         return
     likely = "utf-16-le" if odd > even else "utf-16-be"
-    fix = f"set reports.encoding to that of the file, probably {likely} (--reports.encoding={likely})"
+    fix = f"set reports.encoding to the file's encoding, probably {likely} (--reports.encoding={likely})"
     raise DataError(
         f"many null characters: the file is not {encoding} text",
         where=where,
@@ -117,6 +117,6 @@ def _encoding_hint(data: bytes) -> str:
         try:
             data.decode("cp1252")
         except UnicodeDecodeError:
-            return "set reports.encoding to that of the file (neither latin-1 nor cp1252), or convert the file to UTF-8"
+            return "set reports.encoding to the file's (neither latin-1 nor cp1252), or convert the file to UTF-8"
         guess = "cp1252"
-    return f"set reports.encoding to that of the file (--reports.encoding={guess}), or convert the file to UTF-8"
+    return f"set reports.encoding to the file's encoding (--reports.encoding={guess}), or convert the file to UTF-8"

@@ -13,7 +13,7 @@ _FAMILIAR_COUNT = 5  # minimum occurrences of a familiar word, which needs no fu
 _REPEATED_COUNT = 3  # minimum occurrences of a word that contributes trigrams
 _MIN_REPEATED_WORDS = 1000  # with fewer repeated words, trigrams are not used
 _MAX_ABSENT = 0.25  # above this share of absent trigrams, a text's unfamiliar words may be jumbled
-_STRANGE_SHARE = 0.3  # a word with this share of absent trigrams is strange
+_STRANGE_SHARE = 0.3  # a word with at least this share of absent trigrams is strange
 _MAX_FAMILIAR_SHARE = 0.2  # above this share of letters in familiar words of four or more letters, no word is jumbled
 _COMMON = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had", "has", "have",

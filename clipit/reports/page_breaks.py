@@ -10,8 +10,8 @@ from clipit.reports.cleaning import ESCAPED_LINE_END, NEGATIVE_VALUE
 from clipit.reports.garbage import names_diagnosis
 from clipit.reports.headings import STRONG, WEAK
 
-_WINDOW = 12  # lines next to a break that may be its header or footer
-_LONGEST_NUMBER = 80  # characters of a line that is only a page number
+_WINDOW = 12  # maximum lines of a header or footer
+_LONGEST_NUMBER = 80  # maximum characters of a line that is only a page number
 _MAX_WORDS, _MAX_CHARACTERS = 40, 400  # limits of a header or footer in a report without line ends
 _MIN_WORDS = 3  # minimum words of a header or footer in a report without line ends; fewer can repeat by chance
 _PAGE = r"(?:page|seite|blatt|p[aá]gina|pagina|pag\.|p[aá]g\.)"

@@ -34,10 +34,10 @@ from clipit.reports.encodings import codec, decoding
 from clipit.reports.textfiles import RawReport, text_lines
 from clipit.reports.workbooks import read_workbook
 
-_BATCH = 1024  # rows of parquet in memory at once
+_BATCH = 1024  # number of Parquet rows in memory at once
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _TABLES = frozenset({".parquet", ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".ndjson"})
-_MAX_NAME_LENGTH = 60  # characters of a column's name; a longer one is probably a report
+_MAX_NAME_LENGTH = 60  # maximum characters of a column name; a longer name is probably a report
 
 
 def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:

@@ -76,7 +76,7 @@ def open_exported(
         raise LaunchError(
             "the launcher chooses the device of each process",
             where="--device",
-            fix="remove --device; without GPUs set ACCELERATE_USE_CPU=1",
+            fix="remove --device; without GPUs, set ACCELERATE_USE_CPU=1",
         )
     return load_classifier(path, device or processes.device, vlm=vlm, dtype=dtype, trust_remote_code=trust_remote_code)
 

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SAMPLED_TILES = 9  # tiles whose size is read to describe the classifier's input
+_SAMPLED_TILES = 9  # number of tiles whose size is read to describe the classifier's input
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:

@@ -22,7 +22,7 @@ MIN_ROWS, MAX_ROWS = 39, 256
 """Minimum number of training rows per centroid that faiss recommends, and maximum that it uses."""
 _OTHER_ROWS = 65_536  # training rows of rotations and scalar codes, which have no centroids
 _MAX_BYTES = 2 * 2**30  # maximum bytes of training rows, unless the recommended minimum exceeds it
-_BLOCK = 65_536  # rows added at once
+_BLOCK = 65_536  # number of rows that are added at once
 _OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes with which a rotation is trained
 
 

@@ -37,7 +37,7 @@ _MANY_PROMPTS = 1000
 """Number of texts above which a progress bar is shown: for snippets to be filtered, but not for class prompts."""
 SHARD = 4096
 """Rows per shard."""
-_MAX_MAPPED = 256  # shards that are kept mapped, each of which needs a file handle
+_MAX_MAPPED = 256  # maximum number of shards that are kept mapped; each needs a file handle
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
-_CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide; tolerance of their length, for half precision
+_CHECKED, _TOLERANCE = 1000, 0.02  # number of vectors checked per slide; tolerance of their norm, for half precision
 _MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 

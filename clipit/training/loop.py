@@ -112,7 +112,7 @@ def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: 
             logs = progress.step % schedule.log_every == 0 or last or step == 0
             validates = parts.validate is not None and (progress.step % schedule.validate_every == 0 or last)
             saves = progress.step % schedule.checkpoint_every == 0 or last
-            if logs or validates or saves:  # these synchronise with the device anyway
+            if logs or validates or saves:  # all of these wait for the device anyway
                 _check_finite(unchecked_loss, checked_step, progress.step, processes, schedule.rate_key)
                 checked_step, unchecked_loss = progress.step, torch.zeros_like(unchecked_loss)
             if logs:

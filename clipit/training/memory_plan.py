@@ -65,11 +65,11 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class _Budget:
-    """Free memory of a process, and how much of it is not available to the student."""
+    """Memory that a process may use."""
 
-    free: int  # bytes
+    free: int  # free memory in bytes
     processes: int
-    reserved: int  # bytes
+    reserved: int  # bytes that are not available to the student
     pixels: int  # edge of the tiles that are read ahead; 0 to ignore them
 
 
@@ -158,7 +158,7 @@ def choose_memory_plan(
         ModelError: `gradient_checkpointing: always`, and the backbone does not support it.
     """
     t, budget = config.training, _Budget(free, processes, reserved, pixels)
-    frozen = config.backbone.tuning == "frozen"  # keeps no activations anyway
+    frozen = config.backbone.tuning == "frozen"  # a frozen backbone keeps no activations
     supported = estimate.checkpointed is not None and not frozen
     if t.gradient_checkpointing == "always" and not supported and not frozen:
         raise ModelError(

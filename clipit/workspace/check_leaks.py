@@ -207,7 +207,7 @@ def list_patients(leaks: Sequence[Leak]) -> list[str]:
 def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
     """Explain what similar images in two splits suggest, if no tile has a known patient or slide."""
     if (patients(tiles.groups, tiles.ids) == "").all() and any(leak.kind == "near" for leak in leaks):
-        return ["similar images in two splits often show the same patient or slide; more of their tiles may leak"]
+        return ["similar images in two splits often show the same patient or slide, so further tiles may leak"]
     return []
 
 

@@ -206,8 +206,8 @@ def _rule_notes(rules: RuleSet, by_rules: Sequence[ReportLabel]) -> list[str]:
             if same_place and first.sentence is second.sentence and first.class_name != second.class_name:
                 matched.setdefault(first.phrase, set()).update((first.class_name, second.class_name))
     return notes + [
-        f"{phrase!r} is matched by phrases of several classes ({', '.join(sorted(classes))}), so the class of its "
-        "reports is 'both'"
+        f"{phrase!r} matches phrases of several classes ({', '.join(sorted(classes))}), so reports with this text get "
+        "the class 'both'"
         for phrase, classes in sorted(matched.items())
     ]
 

@@ -125,7 +125,9 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
         DataError: The set has no test tiles, or different classes.
     """
     if not len(tests):
-        raise DataError("the shifted set has no test tiles", where=where, fix="map its split to test (splits)")
+        raise DataError(
+            "the shifted set has no test tiles", where=where, fix="map the name of its test split to test (splits)"
+        )
     if tests.classes != tuple(classes):
         raise DataError(
             f"the shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(classes)}",

@@ -619,7 +619,7 @@ def test_keys_and_values_nested_deeper_than_any_file_are_refused(file: Callable[
 def test_an_empty_text_is_not_taken_for_a_missing_key(key: str, file: Callable[..., str]) -> None:
     """As given by a variable of the shell that is not set; the arm or the adapter would not be used."""
     for text in ("", "  "):
-        with pytest.raises(ConfigError, match=f"'{key}': empty: write a value"):
+        with pytest.raises(ConfigError, match=f"'{key}': the value is empty; write a value"):
             read_file_command(None, ("comparison",), [file({**MINIMAL, "reports": {"path": "a"}}), f"--{key}={text}"])
     assert validate({**MINIMAL, "note": ""}, "test").note == ""
 

@@ -37,7 +37,7 @@ def test_names_of_a_zip_give_patients_and_their_folder_the_organ(archive: Path) 
     (note,) = reports.notes
     assert (
         "group (patient) of 2 of 3 reports" in note
-        and "organ of 1 from TCGA projects;" in note
+        and "organ of 1 set from TCGA projects;" in note
         and "tcga_barcodes: false" in note
     )
     account = Account(3, 3, 0, 0, {}, 3, {}, 77, {"1-10": 3})

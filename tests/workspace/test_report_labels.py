@@ -135,7 +135,7 @@ def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
         "name: x\nclasses: {high: [MSI-H], any: ['/MSI-H|MSI-L/'], low: [MSI-L], never: [zebra]}\n", encoding="utf-8"
     )
     labels = label(write_files(soft_labels__own_report__rules=str(rules), reports__label_column=None))
-    assert [note for note in labels.notes if "matched" in note] == [
+    assert [note for note in labels.notes if "matches phrases" in note] == [
         "'MSI-H' matches phrases of several classes (any, high), so reports with this text get the class 'both'"
     ]
     assert "the rules assign the class never to no report" in labels.notes

@@ -13,7 +13,7 @@ from clipit.reports.rules import BOTH, NONE, Mention, ReportLabel
 
 _AROUND = 160  # characters shown on either side of a phrase
 _MENTIONS = 8  # mentions shown per report
-_BEGINNING = 400  # characters shown of a report without a mention
+_BEGINNING = 800  # characters shown of a report without a mention
 _STATUSES: tuple[Status, ...] = ("affirmed", "negated", "uncertain")
 
 
@@ -23,7 +23,8 @@ class SampledReport:
 
     Attributes:
         label: Label by the rules, with the mentions that it is based on.
-        facts: Other labels of the report, such as its given label, by name.
+        facts: Patient and other labels of the report, such as its given label, by name.
+        text: Text in which the rules look for phrases.
     """
 
     report_id: str
@@ -154,7 +155,7 @@ def _agreement(agreement: Agreement) -> list[Part]:
 
 
 def _passage(report: SampledReport) -> Passage:
-    """Quote the mentions of a report, or its beginning if there are none."""
+    """Quote the mentions of a report, or the beginning of the text that the rules read if there are none."""
     mentions = report.label.mentions
     class_name = (
         f"{report.label.class_name}, uncertain mentions only"
@@ -166,7 +167,8 @@ def _passage(report: SampledReport) -> Passage:
     if not mentions:
         text = " ".join(report.text.split())
         shown = text if len(text) <= _BEGINNING else f"{text[:_BEGINNING]} ..."
-        quotes = [Quote("no phrase found; beginning of the report", [(shown, "")])]
+        found = "no phrase found in the text that the rules read" if text else "no text in the sections that are read"
+        quotes = [Quote(found, [(shown, "")])]
     hidden = len(mentions) - _MENTIONS
     more = f"and {counted(hidden, 'more mention')}" if hidden > 0 else ""
     return Passage(report.report_id, "; ".join(facts), quotes, more)

@@ -17,7 +17,7 @@ from clipit.reports.phrases import Match
 from clipit.reports.rule_set import BOTH, IGNORED, NONE, RuleSet, load_rules
 from clipit.reports.sentences import split_sentences
 
-__all__ = ["BOTH", "NONE", "Mention", "ReportLabel", "RuleSet", "label_report", "load_rules"]
+__all__ = ["BOTH", "NONE", "Mention", "ReportLabel", "RuleSet", "label_report", "load_rules", "read_text"]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
     Args:
         text: Text of the report as read.
     """
-    text, _ = drop_page_lines(unicodedata.normalize("NFC", text))
-    cleaned, _ = drop_long_words(clean_text(text))
-    mentions = _find_mentions(split_sentences(cleaned), rules)
+    mentions = _find_mentions(_clean_sentences(text), rules)
     counted = {
         mention.class_name if mention.status == "affirmed" else rules.negated.get(mention.class_name)
         for mention in mentions
@@ -83,6 +81,20 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
     } - {None}
     class_name = str(next(iter(counted))) if len(counted) == 1 else BOTH if counted else NONE
     return ReportLabel(class_name, tuple(mentions))
+
+
+def read_text(text: str, rules: RuleSet) -> str:
+    """Return the part of a report in which `label_report` looks for phrases: the sections of the rule set, cleaned."""
+    return " ".join(
+        sentence for section, sentence in _clean_sentences(text) if not rules.sections or section in rules.sections
+    )
+
+
+def _clean_sentences(text: str) -> list[tuple[str, str]]:
+    """Clean a report and split it into sentences, each with its section."""
+    text, _ = drop_page_lines(unicodedata.normalize("NFC", text))
+    cleaned, _ = drop_long_words(clean_text(text))
+    return split_sentences(cleaned)
 
 
 def _find_mentions(sentences: Sequence[tuple[str, str]], rules: RuleSet) -> list[Mention]:

@@ -13,6 +13,7 @@ from clipit.output_files.artifacts import write_json
 from clipit.output_files.whole_files import write_rows, write_text
 from clipit.reporting.page_note import compose_note
 from clipit.reporting.report_labels_page import SampledReport, count_rule_classes, report_labels_page
+from clipit.reports.rules import read_text
 from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 
 _COLUMNS = (
@@ -82,11 +83,15 @@ def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[Sam
         rows = strata[stratum]
         for row in sorted(generator.permutation(rows)[:per_answer].tolist()):
             record = _record(labels, row)
-            facts = {"own label": record["label"] or "unknown"}
+            facts = (
+                {} if not record["group"] or record["group"] in record["report_id"] else {"patient": record["group"]}
+            )
+            facts["own label"] = record["label"] or "unknown"
             if record["text_class"]:
                 facts["text classifier"] = f"{record['text_class']} ({record['text_probability']:.2f})"
             report = labels.reports[row]
-            sample.append(SampledReport(report.report_id, labels.by_rules[row], facts, report.text))
+            text = report.text if labels.rules is None else read_text(report.text, labels.rules)
+            sample.append(SampledReport(report.report_id, labels.by_rules[row], facts, text))
     return sample
 
 

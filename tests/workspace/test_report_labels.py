@@ -198,6 +198,29 @@ def test_the_sample_has_reports_of_every_class_and_depends_on_the_seed(write_fil
     assert ids != [s.report_id for s in sample_reports(labels, 3, seed=1)]
 
 
+def test_a_report_without_a_phrase_is_shown_in_the_sections_that_the_rules_read(
+    write_files: Write, tmp_path: Path
+) -> None:
+    """Else a missed statement at the end of a long report could not be seen on the page."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("name: r\nsections: [diagnosis]\nclasses: {MSI-H: [MSI-H], MSS: [MSS]}\n", encoding="utf-8")
+    path = write_files(soft_labels__own_report__rules=str(rules))
+    text = f"GROSS DESCRIPTION:\n{'A grey nodule is seen. ' * 50}\n\nFINAL DIAGNOSIS:\nMismatch repair is deficient."
+    rows = [{"id": "a", "text": text, "patient": "P1"}, {"id": "b", "text": "GROSS DESCRIPTION:\nGrey.", "patient": ""}]
+    rows.append({"id": "c-P2", "text": "FINAL DIAGNOSIS:\nMSS.", "patient": "P2", "msi": "stable"})
+    (tmp_path / "reports.jsonl").write_text(
+        "".join(json.dumps({"msi": ""} | row) + "\n" for row in rows), encoding="utf-8"
+    )
+    config, tiles, _ = read_reports_command("", ["--config", str(path)])
+    labels = label_corpus(config, tiles=tiles, classifier=False)
+    mss, a, b = sample_reports(labels, 3, seed=0)
+    assert (mss.report_id, a.report_id, b.report_id) == ("c-P2", "a", "b")
+    assert "Mismatch repair is deficient." in a.text and "nodule" not in a.text and b.text == ""
+    assert [sample.facts.get("patient") for sample in (mss, a, b)] == [None, "P1", None], "c-P2 names its patient"
+    page = write_report_labels(config, labels).read_text(encoding="utf-8")
+    assert "Mismatch repair is deficient." in page and "no text in the sections that are read" in page
+
+
 def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_reports(
     write_files: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -210,7 +233,7 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
     text = (folder / "report_labels.html").read_text(encoding="utf-8")
     assert "<mark>MSI-H</mark> <strong>[MSI-H, negated]</strong>" in text
     assert "<mark>MSI-H</mark> <strong>[MSI-H, uncertain]</strong>" in text
-    assert "no phrase found; beginning of the report" in text
+    assert "no phrase found in the text that the rules read" in text
     assert "rules: none, uncertain mentions only" in text
     assert "<img" not in text
     assert "Content-Security-Policy" in text

@@ -39,9 +39,9 @@ _COMPARED = (
     "seeds agree. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
-    "The gain is due to the text only if the arm text is better than both controls. The control shuffled_text uses the "
-    "same images, texts and number of steps; the control images uses the same images. A gain that a control also shows "
-    "comes from the images, or from texts in general."
+    "The gain is due to the text only if the arm `text` is better than both controls. The control `shuffled_text` uses "
+    "the same images, texts and number of steps; the control `images` uses the same images. A gain that a control also "
+    "shows comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
@@ -111,7 +111,7 @@ def adapt_verdict(content: AdaptContent) -> str:
     """State whether the text improved the VLM, how a linear probe compares, and which other sets have lower scores."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
-        return "No verdict: the arm text was not trained (adapt.arms)."
+        return f"No verdict: the arm {TEXT!r} was not trained (adapt.arms)."
     if gain is None:
         missing = "labelled test tiles" if content.score(PROBE, BEFORE) is None else "prompts"
         return f"No verdict: zero-shot classification before and after could not be measured without {missing}."
@@ -227,7 +227,7 @@ def _score_parts(content: AdaptContent) -> list[Table | Text | Plot]:
         caption = "Zero-shot balanced accuracy: one dot per seed; dashed: before"
         parts.append(Plot(SEED_SCORES, caption, "adapt.json: scores"))
     models = dict.fromkeys(each.subject.model for each in content.scores)
-    models_text = "Models: " + "; ".join(f"{model}, {MODELS[model]}" for model in models) + "."
+    models_text = "Models: " + ", ".join(f"`{model}` ({MODELS[model]})" for model in models) + "."
     return [*parts, Text(models_text), Text(_TILES)]
 
 

@@ -235,7 +235,7 @@ def _below_reference(results: Sequence[ArmResult]) -> list[str]:
         ]
         if below:
             best_score = PERCENT * (best.mean or 0.0)
-            where = f"{name}: below" if (name := _setting_name(best, results)) else "Below"
+            where = f"{name}: arms below" if (name := _setting_name(best, results)) else "Arms below"
             notes.append(f"{where} the best reference row ({best.key.arm}, {best_score:.1f}): {', '.join(below)}.")
     return list(dict.fromkeys(notes))
 

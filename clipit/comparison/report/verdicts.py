@@ -17,16 +17,16 @@ RULE = (
     "or worse if the interval is below 0. Intervals over seeds do not cover the choice of test patients."
 )
 TEXT_RULE = (
-    "Text adds information if the arm is better than every control that was run, among them image_embedding, which "
+    "Text adds information if the arm is better than every control that was run, among them `image_embedding`, which "
     "learns from the VLM's embedding of the tile instead of text; controls that were not run are named."
 )
 OWN_RULE = (
     "Own reports: if the arm or the VLM's linear probe on the same report labels (or on the tile labels) is better "
     "than the baseline, but the arm is not better than the probe, the arm is not needed: use the probe. If the arm is "
-    "not better than own_case, whose labels are spread over the tiles of a patient without text, its gain is due to "
+    "not better than `own_case`, whose labels are spread over the tiles of a patient without text, its gain is due to "
     "knowing which tiles belong to one patient. Text from own reports adds information if the arm is better than every "
-    "control that was run, among them own_case or own_shuffled (for snippets, own_case or other snippets); controls "
-    "that were not run are named."
+    "control that was run, among them `own_case` or `own_shuffled` (for snippets, `own_case` or other snippets); "
+    "controls that were not run are named."
 )
 _HEADER = ("data set", "backbone", "arm", "compared with", "difference", "t over seeds", "p (Holm)")
 _TEXT_COLUMNS = _HEADER[:4]

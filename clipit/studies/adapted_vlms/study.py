@@ -215,7 +215,7 @@ def _compare(
 
 
 def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
-    """Pair each arm with the VLM before adaptation, and the arm text with its controls."""
+    """Pair each arm with the VLM before adaptation, and the arm `text` with its controls."""
     for arm in arms:
         yield Subject(task, arm), Subject(task, BEFORE)
     for arm in arms:

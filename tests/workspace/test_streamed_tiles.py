@@ -63,7 +63,7 @@ def test_the_kept_size_is_the_largest_input_of_the_models(configure: MakeConfig)
     assert input_pixels(BackboneConfig(name="uni")) == 224
     assert input_pixels(BackboneConfig()) == input_pixels(VLMConfig()) == 64
     unknown = own.model_copy(update={"vlm": VLMConfig(name="python:module:function")})
-    with pytest.raises(ConfigError, match="that of python:module:function is known only after loading"):
+    with pytest.raises(ConfigError, match="the input size of python:module:function is known only after loading"):
         with_kept_size(section, unknown)
     kept = section.model_copy(update={"keep_pixels": 100})
     assert with_kept_size(kept, unknown) == kept

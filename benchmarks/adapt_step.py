@@ -1,15 +1,13 @@
 """Time and memory of a step that adapts a VLM with cached gradients, relative to a plain forward and backward pass."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, run_python, seconds
 from benchmarks.pairing_memory import peak_bytes
-from clipit.errors import LaunchError, counted
+from clipit.errors import counted
 
 if TYPE_CHECKING:
     from clipit.vlm_training.contrastive_step import ContrastStep
@@ -117,16 +115,8 @@ def _plain(contrast: "ContrastStep") -> None:
 
 
 def _measure_memory(batch: int, micro_batch: int) -> int:
-    command = [sys.executable, "-m", "benchmarks.adapt_step", str(batch), str(micro_batch)]
-    home = Path(__file__).resolve().parent.parent
-    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError(
-            "the program that measures memory failed",
-            where="adapt_step",
-            fix=f"see its output: {result.stderr.strip()[-2000:]}",
-        )
-    return int(json.loads(result.stdout.splitlines()[-1])["peak"])
+    output = run_python(["-m", "benchmarks.adapt_step", str(batch), str(micro_batch)])
+    return int(json.loads(output.splitlines()[-1])["peak"])
 
 
 def main() -> None:

@@ -3,13 +3,10 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-from benchmarks.harness import Figure, Options, alternate, ratios
-from clipit.errors import LaunchError
+from benchmarks.harness import Figure, Options, alternate, ratios, run_python
 
 _KERNELS = ("Haswell", "SkylakeX")  # for OPENBLAS_CORETYPE; an old OpenBLAS picks slow kernels for a new CPU
 
@@ -48,14 +45,7 @@ def measure(options: Options) -> list[Figure]:
 
 def _search(sizes: list[int], changes: dict[str, str | None]) -> float:
     environment = {name: value for name, value in (dict(os.environ) | changes).items() if value is not None}
-    command = [sys.executable, "-m", "benchmarks.faiss_threads", *map(str, sizes)]
-    home = Path(__file__).resolve().parent.parent
-    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError(
-            "a faiss search failed", where=f"{changes}", fix=f"see its output: {result.stderr.strip()[-2000:]}"
-        )
-    return float(json.loads(result.stdout))
+    return float(json.loads(run_python(["-m", "benchmarks.faiss_threads", *map(str, sizes)], environment=environment)))
 
 
 def main() -> None:

@@ -1,11 +1,6 @@
 """Time of a step on small tiles with `keep_freed_memory` relative to one without it, each in a separate process."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-from benchmarks.harness import Figure, Options, alternate, ratios
-from clipit.errors import LaunchError
+from benchmarks.harness import Figure, Options, alternate, ratios, run_python
 
 _PROGRAM = """
 import sys, time
@@ -41,17 +36,11 @@ def measure(options: Options) -> list[Figure]:
 
     The ratio is 1 if the C library is not glibc.
     """
-    home, steps = Path(__file__).resolve().parent.parent, options.size(30, 1)
-    workloads = {name: (lambda n=name: _run(home, n, steps)) for name in ("kept", "returned")}
+    steps = options.size(30, 1)
+    workloads = {
+        name: (lambda n=name: float(run_python(["-c", _PROGRAM, n, str(steps)]))) for name in ("kept", "returned")
+    }
     samples = alternate(workloads, options)
     facts = {"steps": steps, "seconds_per_step": {name: min(times) / steps for name, times in samples.items()}}
     values = ratios(samples, "kept", "returned")
     return [Figure("fresh_pages", "step with kept memory: time", values, "", None, False, samples, facts)]
-
-
-def _run(home: Path, name: str, steps: int) -> float:
-    command = [sys.executable, "-c", _PROGRAM, name, str(steps)]
-    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError("a training step failed", where="benchmarks.fresh_pages", fix=result.stderr.strip()[-2000:])
-    return float(result.stdout)

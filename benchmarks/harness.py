@@ -1,12 +1,15 @@
 """Measure alternatives in turn, compare them repeat by repeat, and print a table."""
 
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from clipit.errors import LaunchError
 
 Workload = Callable[[], float]
 """Function that runs a workload once, and returns its time in seconds, excluding preparation."""
@@ -120,6 +123,28 @@ def peak_memory(function: Callable[[], object]) -> int | None:
     torch.cuda.reset_peak_memory_stats()
     function()
     return int(torch.cuda.max_memory_allocated())
+
+
+def run_python(arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> str:
+    """Run Python in a new process from the folder of the checkout, and return what it prints.
+
+    Args:
+        arguments: Arguments of the interpreter, such as `-m` and the name of a module.
+        environment: Environment variables instead of those of this process.
+
+    Raises:
+        LaunchError: The process failed.
+    """
+    home = Path(__file__).resolve().parent.parent
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LaunchError(
+            f"a measured process ended with status {result.returncode}",
+            where=" ".join(arguments)[:200],
+            fix=f"see its output: {result.stderr.strip()[-2000:]}",
+        )
+    return result.stdout
 
 
 def alternate(workloads: Mapping[str, Workload], options: Options, *, warm_up: bool = True) -> dict[str, list[float]]:

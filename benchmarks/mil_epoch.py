@@ -6,8 +6,6 @@ and `python -m benchmarks.mil_epoch --slides 1000` writes a store of that size f
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, run_python, seconds
 from benchmarks.pairing_memory import peak_bytes
 from clipit.config.mil import MilTrainingConfig
-from clipit.errors import LaunchError
 
 _DIM = 512  # dimension of the features
 _CLASSES = ("a", "b")
@@ -108,14 +105,8 @@ def _epoch(bags: Any) -> None:
 
 
 def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.mil_epoch", str(store), str(slides), str(tiles)]
-    home = Path(__file__).resolve().parent.parent
-    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError(
-            "the process that measures memory failed", where="mil_epoch", fix=result.stderr.strip()[-2000:]
-        )
-    memory: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    output = run_python(["-m", "benchmarks.mil_epoch", str(store), str(slides), str(tiles)])
+    memory: dict[str, Any] = json.loads(output.splitlines()[-1])
     return memory
 
 

@@ -2,16 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, alternate, ratios
+from benchmarks.harness import Figure, Options, alternate, ratios, run_python
 from benchmarks.inputs import make_store
-from clipit.errors import LaunchError
 
 if TYPE_CHECKING:
     from clipit.stores.embed import Store
@@ -105,17 +102,12 @@ def pair(
 
 def _run(arguments: list[str], processes: int, threads: int | None) -> dict[str, Any]:
     """Run `benchmarks.pairing_memory` in new processes, and return the JSON that it prints."""
-    command = [sys.executable, "-m"]
+    command = ["-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m"]
     command += ["benchmarks.pairing_memory", *arguments]
     changes = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     environment = {**os.environ, **changes, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
-    home = Path(__file__).resolve().parent.parent
-    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError(
-            "the program that pairs tiles failed", where=arguments[-1], fix=f"see its output: {result.stderr[-2000:]}"
-        )
-    measured: dict[str, Any] = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
+    output = run_python(command, environment=environment)
+    measured: dict[str, Any] = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     return measured

@@ -4,17 +4,15 @@ The memory is measured in a separate process: `python -m benchmarks.slide_memory
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options
+from benchmarks.harness import Figure, Options, run_python
 from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
 from benchmarks.pairing_memory import peak_bytes
-from clipit.errors import LaunchError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,12 +57,8 @@ def _make_slide(path: Path, side: int) -> Path:
 
 
 def _map(slide: Path, mpp: float, out: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.slide_memory", str(slide), str(mpp), str(out)]
-    home = Path(__file__).resolve().parent.parent
-    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError("the process that maps the slide failed", where=slide, fix=result.stderr.strip()[-2000:])
-    measured: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    output = run_python(["-m", "benchmarks.slide_memory", str(slide), str(mpp), str(out)])
+    measured: dict[str, Any] = json.loads(output.splitlines()[-1])
     return measured
 
 

@@ -1,11 +1,8 @@
 """Time to show `--help`."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-from benchmarks.harness import Figure, Options, alternate, seconds
-from clipit.errors import LaunchError
+from benchmarks.harness import Figure, Options, alternate, run_python, seconds
 
 
 def measure(options: Options) -> list[Figure]:
@@ -14,7 +11,7 @@ def measure(options: Options) -> list[Figure]:
     scripts = sorted((home / "scripts").glob("*.py"))
     commands = {path.name: [str(path), "--help"] for path in (scripts[:2] if options.quick else scripts)}
     commands["bare python"] = ["-c", "pass"]
-    workloads = {name: (lambda c=command: seconds(lambda: _run(home, c))) for name, command in commands.items()}
+    workloads = {name: (lambda c=command: seconds(lambda: run_python(c))) for name, command in commands.items()}
     samples = alternate(workloads, options)
     return [
         Figure(
@@ -27,13 +24,3 @@ def measure(options: Options) -> list[Figure]:
         )
         for name, times in samples.items()
     ]
-
-
-def _run(home: Path, command: list[str]) -> None:
-    result = subprocess.run([sys.executable, *command], cwd=home, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise LaunchError(
-            f"a script's --help ended with status {result.returncode}",
-            where=" ".join(command),
-            fix=result.stderr.strip()[-2000:],
-        )

@@ -76,8 +76,7 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
-    for module in ("pairing_scale", "mil_epoch", "adapt_step", "slide_memory", "fresh_pages"):
-        monkeypatch.setattr(f"benchmarks.{module}.subprocess", SimpleNamespace(run=run_forked))
+    monkeypatch.setattr("benchmarks.harness.subprocess", SimpleNamespace(run=run_forked))
     file = tmp_path / "benchmarks.json"
     main(["--quick", "--json", str(file)])
 

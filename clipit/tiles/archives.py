@@ -100,9 +100,14 @@ def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, tot
     return done - start
 
 
-def _verify(file: Path, target: Path, md5: str, page: str) -> None:
+def file_md5(file: Path) -> str:
+    """Return the MD5 checksum of a file, in hexadecimal digits."""
     with file.open("rb") as stream:
-        actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _verify(file: Path, target: Path, md5: str, page: str) -> None:
+    actual = file_md5(file)
     if actual == md5:
         return
     rejected = target.with_name(target.name + ".bad")

@@ -1,6 +1,5 @@
 """Download published data sets: show the licence, verify the files, and unpack them into one folder."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from pathlib import Path
 from clipit.config.shipped import data_card
 from clipit.errors import DataError, counted
 from clipit.output_files.artifacts import locked, write_json
-from clipit.tiles.archives import fetch, unpack
+from clipit.tiles.archives import fetch, file_md5, unpack
 from clipit.tiles.datasets import DATASETS, DataSet, Remote
 
 logger = logging.getLogger(__name__)
@@ -114,8 +113,7 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
     """
     if not remote.unpacked_md5:
         return False
-    with file.open("rb") as stream:
-        actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    actual = file_md5(file)
     if actual != remote.unpacked_md5:
         raise DataError(
             f"not the published file: the MD5 is {actual}, expected {remote.unpacked_md5}",

@@ -444,6 +444,25 @@ def test_problems_of_reports_are_counted(configure: MakeConfig, tmp_path: Path) 
     )
 
 
+def test_own_reports_are_joined_if_an_arm_uses_them(configure_file: MakeFile, tmp_path: Path) -> None:
+    rows = [f'{{"id": "{i}", "text": "A tumour.", "patient": "train-{i}", "finding": "tumour"}}' for i in range(4)]
+    reports = tmp_path / "own.jsonl"
+    reports.write_text("\n".join(rows), encoding="utf-8")
+    keys = {"reports.path": str(reports), "reports.group_column": "patient", "reports.organ_column": None}
+
+    def own(arms: list[str]) -> list[Check]:
+        file = configure_file({**keys, "comparison.arms": arms, "comparison.baseline": arms[0]})
+        return [c for c in check_config(file, [], Path("own.yaml"), silent) if c.subject == "own reports"]
+
+    assert own(["image_only", "clip_it_all"]) == []
+    for arm in ("own_label", "own_snippet"):
+        (check,) = own(["image_only", arm])
+        assert check.status == "PASS" and check.message.startswith("4 of 18 training patients have a report of their")
+    reports.write_text("\n".join(rows).replace("train-", "P"), encoding="utf-8")
+    (check,) = own(["image_only", "own_case"])
+    assert check.status == "FAIL" and check.message.startswith("No training patient has a report; the groups of the")
+
+
 def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
     (check,) = check_reports(configure(**{"reports.path": "/nowhere/TCGA_Reports.csv", "reports.format": "tcga"}))
     assert check.status == "FAIL"

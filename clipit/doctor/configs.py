@@ -17,6 +17,7 @@ from clipit.config.vlm_training import AdaptConfig
 from clipit.doctor.check_results import Check, failed_check
 from clipit.doctor.data_checks import (
     check_kept_size,
+    check_own_reports,
     check_prompts,
     check_reports,
     check_tiles,
@@ -90,6 +91,10 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
     for plan in plans:
         for key, run in _pending_checks(plan, ask, comparison.shifted, missing):
             pending.setdefault(key, run)
+        if not missing and not unwritten_paths(plan, {}):
+            arms = comparison.arms if "comparison" in file.model_fields_set else [plan.arm]
+            key = f"own reports {plan.tiles!r} {plan.reports!r}"
+            pending.setdefault(key, partial(check_own_reports, plan, arms))
     checks = [check for run in pending.values() for check in run()]
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)

@@ -1,6 +1,6 @@
 """Check the tiles, reports and prompts of a configuration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,6 +111,37 @@ def check_reports(config: RunConfig) -> list[Check]:
         return [failed_check("reports", error)]
     problems = f"; {counted(len(corpus.problems), 'problem')}, first: {corpus.problems[0]}" if corpus.problems else ""
     return [Check("PASS", "reports", f"{reports.path}: {len(corpus.reports)} with text{problems}")]
+
+
+def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Check]:
+    """Check that training patients have a report, if any arm uses the reports of the tiles' own patients.
+
+    Reports and tiles that cannot be read, which other checks name, are not checked here.
+
+    Args:
+        config: Run configuration of one data set.
+        arms: Names of the arms; None for the configuration itself.
+    """
+    from clipit.pairing.cases import join_cases
+    from clipit.reports.readers import read_reports
+    from clipit.tiles.load import read_tiles
+    from clipit.training.arms import resolve_arm
+
+    tiles, reports = config.tiles, config.reports
+    if reports is None or tiles.streaming or any(hub_id(path) is not None for path in (tiles.path, reports.path)):
+        return []
+    try:
+        configs = [resolve_arm(config.model_copy(update={"arm": arm})) for arm in arms]
+        if not any(arm.soft_labels.source == "own_report" or arm.pairing.reports != "any" for arm in configs):
+            return []
+        found, corpus = read_tiles(tiles, check=False, decode=False), read_reports(reports).reports
+    except ClipitError:
+        return []
+    try:
+        account = join_cases(corpus, found).account
+    except ClipitError as error:
+        return [failed_check("own reports", error)]
+    return [Check("PASS", "own reports", account.text().splitlines()[0])]
 
 
 def _on_hub(subject: str, name: str) -> Check:

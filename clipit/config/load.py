@@ -229,11 +229,10 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
     try:
         values, repeated = load_yaml(path)
     except FileNotFoundError:
-        near = similar_names(str(path))
         raise ConfigError(
             "no such configuration file",
             where=path,
-            fix=f"correct the path{f' ({near})' if near else ''}, or name a shipped file, such as {example}; "
+            fix=f"correct the path ({similar_names(str(path))}), or name a shipped file, such as {example}; "
             "clipit init lists them",
         ) from None
     except PermissionError:

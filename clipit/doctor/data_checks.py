@@ -103,7 +103,7 @@ def check_reports(config: RunConfig) -> list[Check]:
         fix = "correct reports.path, or download the reports; data sets on the Hugging Face hub are hf:owner/name"
         if reports.format == "tcga":
             fix = f"download TCGA-Reports from {_TCGA_PAGE} (see {data_card('tcga_reports')}), or use your own reports"
-        problem = f"{reports.path} does not exist; {similar_names(reports.path)}".rstrip("; ")
+        problem = f"{reports.path} does not exist; {similar_names(reports.path)}"
         return [Check("FAIL", "reports", f"{problem}.", fix)]
     try:
         corpus = read_reports(reports)

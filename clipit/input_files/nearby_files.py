@@ -47,7 +47,7 @@ def similar_names(path: str) -> str:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
-        return ""
+        return f"{folder} cannot be listed"
 
     def spelling(other: str) -> str:
         return unicodedata.normalize("NFC", other).casefold()

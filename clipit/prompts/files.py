@@ -54,8 +54,7 @@ def unknown_prompts(name_or_path: str | Path, folder: str, where: object, furthe
     text = str(name_or_path)
     names = packaged(folder)
     if len(Path(text).parts) > 1 or Path(text).suffix.lower() in _SUFFIXES:
-        advice = f"{similar_names(text)}; " if similar_names(text) else ""
-        return DataError(f"no such prompt file: {text}", where=where, fix=f"{advice}correct the path")
+        return DataError(f"no such prompt file: {text}", where=where, fix=f"{similar_names(text)}; correct the path")
     close = difflib.get_close_matches(text, names, n=1)
     advice = f"did you mean {close[0]}? " if close else ""
     return DataError(

@@ -11,7 +11,7 @@ from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, counted, shortlist
 from clipit.reports.account import Tally
 from clipit.reports.assertion import Assertions, Triggers
-from clipit.reports.garbage import is_bare_heading, learn_vocabulary, names_diagnosis, readability
+from clipit.reports.garbage import DISEASE, is_bare_heading, learn_vocabulary, names_diagnosis, readability
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
@@ -140,9 +140,7 @@ _BRIEF = 3
 """Maximum number of readable words of a text that only has to name a diagnosis; longer texts must affirm an entity."""
 _LONGEST = 6
 """Maximum number of readable words of a short diagnosis, without the label or site before a colon."""
-_ENTITY = re.compile(
-    r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|\bpolyps?\b"
-)
+_ENTITY = re.compile(rf"(?i){DISEASE}|\bpolyps?\b")
 
 
 def is_short_diagnosis(text: str, longest: int = _LONGEST) -> bool:

@@ -44,8 +44,10 @@ _MAX_ACRONYM = 5  # maximum number of letters of an acronym, which needs no vowe
 _MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # mark of a list item: "A. ", "2) "
 _LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")
 _MAX_LABEL_WORDS = 4  # a longer text that ends in a colon is not a bare label
+DISEASE = r"\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b"
+"""Regular expression of one word that names a disease, by its ending; the case must be ignored."""
 _DIAGNOSIS = re.compile(
-    r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|"
+    rf"(?i){DISEASE}|"
     r"\bmetasta(?:sis|ses|tic)\b|\b(?:benign|malignan\w+|polyps?|ulcers?|infarct\w*|necrotic)\b"
 )
 

@@ -114,9 +114,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
         return None
     path = Path(config.metadata)
     if not path.is_file():
-        raise DataError(
-            f"no such file; {similar_names(config.metadata)}".rstrip("; "), where=path, fix="correct reports.metadata"
-        )
+        raise DataError(f"no such file; {similar_names(config.metadata)}", where=path, fix="correct reports.metadata")
     table = read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
     column, by_report = _key_column(table, config, path)
     columns = {field: getattr(config, f"{field}_column") for field in _FIELDS}

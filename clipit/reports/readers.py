@@ -156,7 +156,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         return read_huggingface_reports(config, problems)
     if not path.exists():
         raise DataError(
-            f"no such file or folder of reports; {similar_names(config.path)}".rstrip("; "),
+            f"no such file or folder of reports; {similar_names(config.path)}",
             where=path,
             fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is hf:owner/name",
         )

@@ -115,9 +115,8 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if shared:
         names = sorted({leak.group for leak in shared.values()})
         message = (
-            f"{counted(len(names), 'patient has', 'patients have')} {len(shared):,} of "
-            f"{counted(len(tests), 'test tile')} and also tiles that the run {run.name} was trained or validated on: "
-            f"{shortlist(names)}"
+            f"{len(shared):,} of {counted(len(tests), 'test tile')} show {counted(len(names), 'patient')} whose other "
+            f"tiles the run {run.name} was trained or validated on: {shortlist(names)}"
         )
         if leaks.policy != "note":
             raise DataError(

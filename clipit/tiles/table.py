@@ -133,7 +133,7 @@ def open_table(path: Path) -> TileTable:
             "with tiles.source: huggingface if they contain the images",
         )
     if not path.is_file():
-        advice = f"correct tiles.path; {similar_names(str(path))}".rstrip("; ")
+        advice = f"correct tiles.path; {similar_names(str(path))}"
         raise DataError("the table of tiles does not exist", where=path, fix=advice)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:

@@ -29,12 +29,16 @@ def differs(page: Image.Image, first: Image.Image) -> bool:
     cells = min(_CELLS, min(page.size) // _CELL)
     if cells < _LEAST_CELLS:
         return False
-    one, other = _cell_means(page, cells), _cell_means(first, cells)
+    return not is_alike(_cell_means(page, cells), _cell_means(first, cells))
+
+
+def is_alike(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."]) -> bool:
+    """Return whether grey values of the same areas of two images differ little, or are correlated."""
     if np.abs(one - other).mean() <= _ALIKE_GREY:
-        return False
+        return True
     one, other = one - one.mean(), other - other.mean()
     scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return scale == 0 or float((one * other).sum()) / scale < _ALIKE_CORRELATION
+    return scale > 0 and float((one * other).sum()) / scale >= _ALIKE_CORRELATION
 
 
 def _cell_means(image: Image.Image, cells: int) -> Float[np.ndarray, "cells cells"]:

@@ -33,6 +33,7 @@ from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
 from clipit.slides.geojson import is_ignored, read_contours
 from clipit.slides.grid import SlideGrid, make_grid
+from clipit.slides.level_check import check_tile_level
 from clipit.slides.opening import open_slide
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.polygons import Polygon, rasterise, trace
@@ -282,7 +283,7 @@ def _find_tissue_and_grid(
     """Read the overview, find the tissue and lay the grid.
 
     Raises:
-        DataError: The slide cannot be read, or no tile has enough tissue.
+        DataError: The slide cannot be read, its levels show different images, or no tile has enough tissue.
     """
     file = open_slide(slide.path)
     try:
@@ -291,6 +292,7 @@ def _find_tissue_and_grid(
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)
+        check_tile_level(file, overview, downsample, config.mpp / mpp, slide.path)
         origin, remark = file.origin, file.remark
     finally:
         file.close()

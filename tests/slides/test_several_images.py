@@ -11,8 +11,10 @@ from slide_files import PURPLE, levels_of, picture
 from vendor_slides import write_scn
 
 import clipit
+from clipit.config.data import SlidesConfig
 from clipit.errors import DataError
 from clipit.slides.opening import count_levels, is_pyramid, open_slide
+from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 
 PIXELS = picture()  # 600 x 400
 TILED: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
@@ -205,3 +207,22 @@ def test_such_slides_are_listed_with_the_reason(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         slides = clipit.tile_slides(folder, tmp_path / "out", tile_mpp=1.0, tile_pixels=20).slides.set_index("slide")
     assert slides["status"].to_dict() == {"good": "ok", "turned": "failed", "scenes": "failed"}
+
+
+@pytest.mark.parametrize("kind", ["aperio", "generic"])
+@pytest.mark.parametrize("mpp", [1.0, 2.0])
+def test_a_level_that_shows_another_image_is_refused(kind: str, mpp: float, tmp_path: Path) -> None:
+    def write(name: str, *levels: np.ndarray) -> Path:
+        first = TILED | {"description": "Aperio Image Library v11\n600x400|MPP = 1"} if kind == "aperio" else TILED
+        options = TILED if kind == "aperio" else TILED | {"subfiletype": REDUCED}
+        return write_pages(tmp_path / name, *((level, options) for level in levels), first=first)
+
+    suffix = ".svs" if kind == "aperio" else ".tif"
+    half, quarter = levels_of(PIXELS, 3)[1:]
+    config = SlidesConfig(mpp=mpp, pixels=32, grids=str(tmp_path / "grids"))
+    good = write(f"good{suffix}", half, quarter)
+    wrong = write(f"wrong{suffix}", half, np.roll(quarter, 75, axis=1))
+    slides = [SlidePath(path.stem, path) for path in (good, wrong)]
+    first, second = prepare_slides(slides, config)
+    assert isinstance(first, PreparedSlide)
+    assert isinstance(second, FailedSlide) and "150 x 100 pixels, on which tissue is found" in second.reason

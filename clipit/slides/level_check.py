@@ -1,4 +1,4 @@
-"""Check that the level from which tiles are read shows the same image as the overview, which may be another level."""
+"""Check that all levels and pages of a slide show the image of its overview."""
 
 import math
 from pathlib import Path
@@ -9,15 +9,16 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.images.decode import ImageError
-from clipit.images.tiff_copies import is_alike
+from clipit.images.tiff_copies import differs, is_alike, is_auxiliary
 from clipit.slides.reading import choose_level
 from clipit.slides.slide_file import SlideFile
-from clipit.slides.tiff_pages import TO_PYRAMID
+from clipit.slides.tiff_pages import FORMATS, TO_PYRAMID, read_pages
 
 _CELL = 8  # edge in pixels of the overview
 _CELLS = 16  # areas of evenly spaced grey values, and evenly spaced areas
 _LEAST = 8
 _MAX_EDGE = 1024  # pixels of the level per edge of an area
+_MAX_PIXELS = 2**26  # of a compared page
 
 
 def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float, wanted: float, path: Path) -> None:
@@ -55,11 +56,43 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
     if not is_alike(np.array(actual), np.array(expected)):
         sizes = [f"{each.width} x {each.height}" for each in (slide.levels[level], slide.levels[seen])]
         raise DataError(
-            f"the level of {sizes[0]} pixels, from which tiles are read, and that of {sizes[1]} pixels, on which tissue "
-            "is found, show different images",
+            f"the level of {sizes[0]} pixels, from which tiles are read, and that of {sizes[1]} pixels, on which "
+            "tissue is found, show different images",
             where=path,
             fix=f"remove the level that does not belong to the slide, or {TO_PYRAMID}",
         )
+
+
+def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> None:
+    """Check that tiled pages of a TIFF that are no levels, but have the shape of one, show the image of the overview.
+
+    Such pages are not read. Only generic and Aperio's TIFFs and OME-TIFFs are checked; other scanners store the slide in
+    several images. Pages that are marked as smaller copies, named as label, macro, overview or thumbnail, too
+    large, or damaged are not compared.
+
+    Raises:
+        DataError: A page shows another image, which would be lost.
+    """
+    if slide.format not in (*FORMATS, "ome-tiff"):
+        return
+    levels = {(level.width, level.height) for level in slide.levels}
+    for number, page in enumerate(read_pages(path)):
+        unread = number > 0 and page.is_tiled and not page.is_reduced and page.size not in levels
+        if not unread or is_auxiliary(page.description) or math.prod(page.size) > _MAX_PIXELS:
+            continue
+        try:
+            with Image.open(path) as image:
+                image.seek(number)
+                other = image.size == page.size and differs(image.convert("RGB"), overview)
+        except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
+            continue
+        if other:
+            raise DataError(
+                f"page {number} of the TIFF ({page.size[0]} x {page.size[1]} pixels) has the shape of a smaller level, "
+                "but shows another image, which would not be read",
+                where=path,
+                fix="save each image as a file of its own",
+            )
 
 
 def _choose_cells(means: Float[np.ndarray, "rows columns"]) -> list[tuple[int, int]]:

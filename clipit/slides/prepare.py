@@ -33,7 +33,7 @@ from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
 from clipit.slides.geojson import is_ignored, read_contours
 from clipit.slides.grid import SlideGrid, make_grid
-from clipit.slides.level_check import check_tile_level
+from clipit.slides.level_check import check_tile_level, check_unread_pages
 from clipit.slides.opening import open_slide
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.polygons import Polygon, rasterise, trace
@@ -293,6 +293,7 @@ def _find_tissue_and_grid(
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)
         check_tile_level(file, overview, downsample, config.mpp / mpp, slide.path)
+        check_unread_pages(slide.path, file, overview)
         origin, remark = file.origin, file.remark
     finally:
         file.close()

@@ -226,3 +226,21 @@ def test_a_level_that_shows_another_image_is_refused(kind: str, mpp: float, tmp_
     first, second = prepare_slides(slides, config)
     assert isinstance(first, PreparedSlide)
     assert isinstance(second, FailedSlide) and "150 x 100 pixels, on which tissue is found" in second.reason
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_an_unmarked_page_of_the_shape_of_a_level_may_not_show_another_image(ome: bool, tmp_path: Path) -> None:
+    half = levels_of(PIXELS, 2)[1]
+    other = np.roll(half, 150, axis=1)
+    slides = []
+    for name, page in (("same", half), ("other", other)):
+        path = tmp_path / f"{name}.tif"
+        if ome:
+            write_images(path, ("a", PIXELS, 1.0), ("b", page, 2.0))
+        else:
+            write_pages(path, (page, TILED))
+        slides.append(SlidePath(name, path))
+    config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"))
+    first, second = prepare_slides(slides, config)
+    assert isinstance(first, PreparedSlide)
+    assert isinstance(second, FailedSlide) and "page 1 of the TIFF (300 x 200 pixels)" in second.reason

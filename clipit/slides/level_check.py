@@ -66,9 +66,9 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
 def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> None:
     """Check that tiled pages of a TIFF that are no levels, but have the shape of one, show the image of the overview.
 
-    Such pages are not read. Only generic and Aperio's TIFFs and OME-TIFFs are checked; other scanners store the slide in
-    several images. Pages that are marked as smaller copies, named as label, macro, overview or thumbnail, too
-    large, or damaged are not compared.
+    Such pages are not read. Only generic and Aperio's TIFFs and OME-TIFFs are checked; other scanners store a slide in
+    several images. Pages that are marked as smaller copies, named as label, macro, overview or thumbnail, too large, or
+    damaged are not compared.
 
     Raises:
         DataError: A page shows another image, which would be lost.

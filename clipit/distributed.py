@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+_SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism",
+}
+"""Variables that `accelerate launch` sets from its configuration, and what they switch on."""
 _TIMEOUT = timedelta(hours=12)  # longest wait for another process to build an artefact
 _claims = count()  # every process calls `claim` in the same order
 
@@ -139,17 +146,37 @@ def check_launch(count: int) -> None:
         )
 
 
+def check_backend() -> None:
+    """Check that Accelerate's configuration does not ask to shard the model, which clipit does not support.
+
+    Raises:
+        LaunchError: DeepSpeed, FSDP or another kind of sharding is switched on, for instance in the file that
+            `accelerate config` wrote.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    used = [name for variable, name in _SHARDING.items() if parse_flag_from_env(variable)]
+    if used:
+        raise LaunchError(
+            f"Accelerate's configuration uses {' and '.join(used)}, which clipit does not support: each process holds "
+            "the whole model",
+            where="accelerate launch",
+            fix="pass --config_file with a configuration without it, or run accelerate config again",
+        )
+
+
 @cache
 def get_processes() -> Processes:
     """Join the process group that Accelerate or torchrun started, or run as a single process if there is none.
 
     Raises:
-        LaunchError: The launcher did not start the requested processes (see `check_launch`).
+        LaunchError: The launcher did not start the requested processes (see `check_launch`), or would shard the model.
     """
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
     keep_freed_memory()
+    check_backend()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # unlike Accelerator, PartialState does not read it
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Import this before the group exists. If open_clip imported it later, the default arguments of its functions

@@ -11,7 +11,7 @@ import torch
 from torch.distributed import HashStore, distributed_c10d
 
 from clipit import distributed
-from clipit.distributed import Processes, check_launch, get_processes, stream_positions
+from clipit.distributed import Processes, check_backend, check_launch, get_processes, stream_positions
 from clipit.errors import LaunchError
 
 
@@ -50,6 +50,16 @@ def test_one_instead_of_several(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(LaunchError, match=r"only one was started(?s:.*)ACCELERATE_USE_CPU=1"):
         check_launch(1)
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_launch_that_would_shard_the_model_is_refused(environment: pytest.MonkeyPatch, kind: str) -> None:
+    check_backend()
+    environment.setenv(f"ACCELERATE_USE_{kind}", "false")
+    check_backend()
+    environment.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(LaunchError, match="which clipit does not support"):
+        check_backend()
 
 
 def test_alone() -> None:

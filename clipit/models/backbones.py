@@ -17,6 +17,7 @@ from clipit.models.specs import ModelSpec, check_spec
 from clipit.models.timm_backbones import check_timm_name, load_timm
 from clipit.models.transformers_backbones import PREFIX, load_transformers
 from clipit.models.trunks import Loader, Pooling, TimmSpec, TokenPool, Trunk, channels_last, inner_model
+from clipit.models.weights import check_finite_weights
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             takes no memory), with an empty fingerprint.
 
     Raises:
-        ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
+        ModelError: The name is unknown, files are missing, weights are gated, missing or NaN, the features are not one
             vector per tile, the input size is not supported, or the model differs from its entry in the table.
     """
     config, spec = _resolve(config if weights else config.model_copy(update={"pretrained": False}))
@@ -87,6 +88,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             trunk = load_transformers(config, spec, pooling)
     else:  # timm never runs code from a model's files
         trunk = load_timm(config, spec, pooling, BACKBONES)
+    if weights:
+        check_finite_weights(dict(trunk.module.named_parameters()), config.path or trunk.source, "copy its files again")
     if spec is not None:
         _check(spec, trunk, pooling, config)
     pooled: tuple[str, ...] = () if trunk.pooling == "default" else (trunk.pooling,)

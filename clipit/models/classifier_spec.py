@@ -29,6 +29,7 @@ from clipit.input_files.git_lfs import PULL, find_pointer
 from clipit.models.loading import read_model_json
 from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
+from clipit.models.weights import check_finite_weights
 from clipit.output_files.artifacts import file_sha256, write_json
 
 FORMAT = 2
@@ -200,7 +201,7 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
     Raises:
         ModelError: A tensor is not finite, or does not match the number of classes, the features or the joint space.
     """
-    check_finite_weights(tensors, where)
+    check_finite_weights(tensors, where, COPY_AGAIN)
     joint = tensors.get("projector.weight", tensors.get("projector.2.weight"))
     dim = 0 if joint is None else int(joint.shape[0])
     shapes: dict[str, tuple[int, ...]] = {}
@@ -221,20 +222,6 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         raise ModelError(
             f"the weights do not match the description: {shortlist(mismatches)}", where=where, fix=COPY_AGAIN
         )
-
-
-def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:
-    """Check that all weights are finite.
-
-    Args:
-        fix: Fix named in the error.
-
-    Raises:
-        ModelError: A weight is NaN or infinite.
-    """
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        raise ModelError(f"the weights are not finite: {shortlist(broken)}", where=where, fix=fix)
 
 
 def _loaded_files(spec: ClassifierSpec) -> list[str]:

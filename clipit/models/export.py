@@ -20,7 +20,6 @@ from clipit.models.classifier_spec import (
     WEIGHTS,
     ZERO_SHOT,
     ClassifierSpec,
-    check_finite_weights,
     export_note,
     write_spec,
 )
@@ -31,7 +30,7 @@ from clipit.models.student import Student, collapse_linear
 from clipit.models.timm_backbones import build_timm
 from clipit.models.transformers_backbones import classification_model, save_transformers
 from clipit.models.trunks import TimmSpec, TokenPool, inner_model
-from clipit.models.weights import write_tensors
+from clipit.models.weights import check_finite_weights, write_tensors
 from clipit.output_files.artifacts import whole_folder, write_json
 from clipit.versions import versions
 

@@ -17,11 +17,11 @@ from clipit.images.read_ahead import check_batches, read_ahead, reading_threads
 from clipit.models.classifier_checks import check_network, check_timm_preprocess, check_transformers_preprocess
 from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
 from clipit.models.classifier_spec import (
+    COPY_AGAIN,
     HEADS,
     WEIGHTS,
     ZERO_SHOT,
     ClassifierSpec,
-    check_finite_weights,
     check_tensors,
     read_spec,
     verify_files,
@@ -34,6 +34,7 @@ from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last, cpu_parts, inner_model
 from clipit.models.vlm import VLM, load_vlm
+from clipit.models.weights import check_finite_weights
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 """Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
@@ -375,7 +376,7 @@ def load_classifier(
                 model = open_transformers(
                     folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code
                 )
-        check_finite_weights(model.state_dict(), folder / WEIGHTS)
+        check_finite_weights(model.state_dict(), folder / WEIGHTS, COPY_AGAIN)
         head = load_file(folder / HEADS) if not spec.plain else {}
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
         check_tensors(spec, head | zero_shot, folder)

@@ -27,6 +27,7 @@ from clipit.models.trunks import cpu_parts
 from clipit.models.vlm_adapter import merge_vlm_adapter, read_vlm_adapter
 from clipit.models.vlm_sources import named_towers, unnamed_towers
 from clipit.models.vlm_specs import VLMS
+from clipit.models.weights import check_finite_weights
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +226,13 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     with guard_remote_code(config.trust_remote_code, TRUST):
         towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
     towers.module.eval().requires_grad_(False)
+    check_finite_weights(dict(towers.module.named_parameters()), towers.source, "copy the model's files again")
+    if not (math.isfinite(towers.logit_scale) and towers.logit_scale > 0):
+        raise ModelError(
+            f"the factor of cosine similarities must be positive and finite, not {towers.logit_scale}",
+            where=towers.source,
+            fix="check logit_scale in the weights, which is its logarithm",
+        )
     with foreign_errors(
         config.name,
         hint="The tokeniser files may be incomplete, or belong to a different model.",

@@ -82,6 +82,17 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
         raise ModelError(f"the weights do not match {name}; {'; '.join(parts)}", where=where, fix=fix)
 
 
+def check_finite_weights(tensors: Mapping[str, Tensor], where: object, fix: str) -> None:
+    """Check that all weights are finite.
+
+    Raises:
+        ModelError: A weight is NaN or infinite.
+    """
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise ModelError(f"the weights are not finite: {shortlist(broken)}", where=where, fix=fix)
+
+
 def mismatches(keys: Iterable[Any]) -> list[str]:
     """Format transformers' `mismatched_keys` (name, shape in the file, shape in the model)."""
     return sorted(

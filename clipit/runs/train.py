@@ -208,6 +208,7 @@ def _train(
 ) -> "tuple[TrainingOutcome, list[GeneralTracker]]":
     """Train the student, and return the outcome and the trackers; the trackers are still open."""
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
     from clipit.models.checkpointing import checkpointed_backbone
     from clipit.models.precision import tf32_products
@@ -236,7 +237,12 @@ def _train(
         for term in terms:
             term.initialise(student, normalise, data.source)
     try:
-        accelerator = Accelerator(mixed_precision=config.training.precision)
+        # All stated here, because variables that `accelerate launch` may set would change the results otherwise
+        accelerator = Accelerator(
+            mixed_precision=config.training.precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+        )
     except ValueError as error:  # fp16 without a GPU, or an earlier run of this process with a different precision
         raise ConfigError(
             f"training.precision={config.training.precision} cannot be used here: {' '.join(str(error).split())[:200]}",

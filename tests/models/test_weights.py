@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_backbones import TINY, save_vit
 
-from clipit.config.run import BackboneConfig
+from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import load_backbone
 from clipit.models.specs import HALF, ModelSpec
+from clipit.models.vlm import load_vlm
 from clipit.models.weights import tensor_shapes
 
 Weights = dict[str, torch.Tensor]
@@ -168,3 +169,25 @@ def test_a_folder_behind_the_hubs_prefix(timm_folder: Path) -> None:
     backbone = load(f"hf-hub:{timm_folder}")
     assert backbone.fingerprint == load(str(timm_folder)).fingerprint
     assert backbone.public_name == "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("kind", ["timm", "vit", "clip"])
+def test_weights_that_are_not_finite_are_refused(
+    kind: str, timm_folder: Path, clip_folder: Path, vision_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source = {"timm": timm_folder, "clip": clip_folder, "vit": vision_folders["ViT"]}[kind]
+    folder = Path(shutil.copytree(source, tmp_path / kind))
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in sorted(weights) if key.endswith("patch_embed.proj.weight") or "projection.weight" in key)
+    save_file({**weights, name: weights[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"(?s)weights are not finite: \S*{name.split('.')[-2]}.*{folder.name}"):
+        _ = load_vlm(VLMConfig(name=str(folder))) if kind == "clip" else load_backbone(BackboneConfig(name=str(folder)))
+
+
+def test_a_temperature_that_is_not_finite_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    weights = load_file(folder / "model.safetensors")
+    weights["logit_scale"] = torch.tensor(1000.0)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cosine similarities must be positive and finite, not inf[\s\S]*logit_scale"):
+        load_vlm(VLMConfig(name=str(folder)))

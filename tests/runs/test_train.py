@@ -146,6 +146,18 @@ def test_mixed_precision_exports_the_trained_student(configure: MakeConfig) -> N
     assert np.isfinite(losses(folder)).all()
 
 
+def test_variables_of_accelerate_change_no_run(
+    configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"arm": "image_only", "training.steps": 4, "training.clip_norm": 0.01}
+    plain = train(configure(name="plain", **keys))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1000")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    other = train(configure(name="other", **keys))
+    assert losses(other) == losses(plain)
+    assert predictions(other).equals(predictions(plain))
+
+
 @pytest.mark.parametrize(
     ("arm", "killed_at"),
     [

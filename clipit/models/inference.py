@@ -35,6 +35,7 @@ from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last, cpu_parts, inner_model
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.weights import check_finite_weights
+from clipit.torch_defaults import torch_defaults
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 """Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
@@ -325,6 +326,7 @@ class Classifier:
 
 
 @checks_types
+@torch_defaults()
 def load_classifier(
     path: str | Path,
     device: torch.device | str | None = None,

@@ -114,8 +114,8 @@ class Preprocess:
         The memory format is channels last, in which the convolutions and pooling of a patch stem ran about twice as
         fast on a CPU, and which tensor cores prefer.
         """
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
         return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 

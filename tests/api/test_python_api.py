@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launching import run_program
+from tiny_classifier import save_classifier
 from tiny_models import MakeFile
 
 import clipit
@@ -148,6 +149,35 @@ def test_arguments_of_a_wrong_type_are_errors_that_name_them() -> None:  # witho
     assert len(lines) == len(expected)
     for line, words in zip(lines, expected, strict=True):
         assert words in line, line
+
+
+def test_gradients_are_computed_where_the_program_has_switched_them_off() -> None:
+    import torch
+
+    @public
+    def trained() -> float:
+        weight = torch.nn.Parameter(torch.ones(1))
+        (3 * weight).sum().backward()
+        return float(weight.grad)
+
+    with torch.no_grad():
+        assert trained() == 3 and not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert trained() == 3 and torch.is_inference_mode_enabled()
+
+
+def test_another_default_type_of_the_program_changes_no_prediction(tmp_path: Path) -> None:
+    import torch
+
+    folder = save_classifier(tmp_path) / "run"
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    expected = clipit.load_classifier(folder).predict_proba([image])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(clipit.load_classifier(folder).predict_proba([image]), expected)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:

@@ -62,6 +62,11 @@ class Contrast:
         return self.interval.low is not None and self.interval.low <= 0
 
     @property
+    def undecided_but_higher(self) -> bool:
+        """Whether the interval includes 0, but the arm scores higher by at least the 0.1 points that tables show."""
+        return not self.better and not self.worse and self.difference is not None and self.difference >= 0.0005
+
+    @property
     def difference(self) -> float | None:
         """Mean difference over seeds; None if it is undefined."""
         return fmean(self.differences.values()) if self.differences else None

@@ -15,8 +15,8 @@ _OUTCOME_TEXT: dict[Outcome, str] = {
     "helps": "helps", "no gain": "no gain shown", "no gain from text": "no gain from text shown", "harms": "harms",
     "not decided": "not decided",
 }  # fmt: skip
-_USE_PROBE = "use the VLM's linear probe instead"
-"""Text for arms whose gain the VLM's linear probe also has; the control named with the difference is that probe."""
+_USE_PROBE, _NOT_SHOWN = "use the VLM's linear probe instead", "not shown to be better than the VLM's linear probe"
+"""Texts for arms that the VLM's linear probe decides against: it scores at least as high, or not clearly lower."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
     n = len(verdicts)
     several = len({verdict.key.backbone for verdict in verdicts}) > 1
     units = f"data sets{' and backbones' if several else ''}"
-    words = [word for word in (*_OUTCOME_TEXT.values(), _USE_PROBE) if counts[word]]
+    words = [word for word in (*_OUTCOME_TEXT.values(), _NOT_SHOWN, _USE_PROBE) if counts[word]]
     outcomes = [f"{word} on {counts[word]}" + ("" if i else f" of {n} {units}") for i, word in enumerate(words)]
     text = f"{verdicts[0].key.arm}{'' if words[0] in ('helps', 'harms') else ':'} {', '.join(outcomes)}"
     ranges = []
@@ -119,8 +119,10 @@ def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
 
 def _outcome_text(verdict: ArmVerdict) -> str:
     """Name the outcome of an arm, or the VLM's linear probe if that decides against the arm."""
-    use_probe = verdict.outcome == "no gain" and verdict.limit in PROBE_ROLES
-    return _USE_PROBE if use_probe else _OUTCOME_TEXT[verdict.outcome]
+    probe = verdict.contrast(verdict.limit) if verdict.limit in PROBE_ROLES else None
+    if verdict.outcome != "no gain" or probe is None:
+        return _OUTCOME_TEXT[verdict.outcome]
+    return _NOT_SHOWN if probe.undecided_but_higher else _USE_PROBE
 
 
 def _amount(contrast: Contrast) -> str:

@@ -19,6 +19,13 @@ _USE_PROBE = {
     "from the labels; the student adds at most speed and independence from the VLM.",
     "tile probe": "Use the VLM's linear probe on the tile labels instead: no student and no reports are needed.",
 }
+_UNDECIDED_PROBE = {
+    "report probe": "Not shown to be better than the VLM's linear probe on the report labels, which needs no student: "
+    "use the probe, or run more seeds to decide.",
+    "tile probe": "Not shown to be better than the VLM's linear probe on the tile labels, which needs neither student "
+    "nor reports: use the probe, or run more seeds to decide.",
+}
+"""Verdicts if the student scores higher than the probe, but the interval of the difference includes 0."""
 PROBE_ROLES = frozenset(_USE_PROBE)
 """Roles of the VLM's linear probes, on the labels from reports and on the tile labels."""
 
@@ -109,7 +116,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
         probe, gain = arm.contrast(role), gains.get(role)
         helps = base.better or (gain is not None and gain.low is not None and gain.low > 0)
         if probe is not None and probe.not_better and helps:
-            return decide("no gain", verdict, role)
+            return decide("no gain", _UNDECIDED_PROBE[role] if probe.undecided_but_higher else verdict, role)
     if base.worse:
         return replace(arm, outcome="harms", limit="baseline", verdict=f"Worse than {base.control}.")
     if not base.better:

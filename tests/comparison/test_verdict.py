@@ -239,6 +239,12 @@ def test_the_sentence_recommends_a_probe_that_is_as_good_as_the_student(
     headline = judge_comparison([plan], results(plan, means), "accuracy").headline
     assert headline.startswith("own_label: use the VLM's linear probe instead: accuracy -5.0 points")
     assert f"against the VLM's linear {control}, +30.0 points" in headline and "no gain" not in headline
+    close = judge_comparison([plan], results(plan, {**means, probe: 0.799}), "accuracy")
+    assert close.headline.startswith(
+        "own_label: not shown to be better than the VLM's linear probe: accuracy +0.1 points [-"
+    )
+    assert close.arms[0].verdict.startswith("Not shown to be better than the VLM's linear probe on the ")
+    assert "use the probe, or run more seeds to decide." in close.arms[0].verdict
     places = [plan, replace(plan, data_set="other")]
     scores = [*results(plan, means), *results(places[1], {**LOW, "own_label": 0.8})]
     headline = judge_comparison(places, scores, "accuracy").headline

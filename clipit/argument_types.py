@@ -3,11 +3,11 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
 from clipit.errors import ConfigError
 
@@ -33,15 +33,18 @@ def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
 
     @functools.wraps(function)
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
             kinds = list(_alternatives(signature.parameters[name].annotation))
+            if isinstance(value, Iterator):  # such as Path.glob, which can be read only once
+                bound.arguments[name] = value = list(value)
             if name not in _CHECKED_LATER and not any(_fits(value, kind) for kind in kinds):
                 raise ConfigError(
                     f"{name} must be {_listed([_describe(kind) for kind in kinds])}, not {type_name(value)}",
                     where=f"clipit.{function.__name__}",
                     fix=f"see help(clipit.{function.__name__})",
                 )
-        return function(*args, **kwargs)
+        return cast(Callable[..., _Result], function)(*bound.args, **bound.kwargs)
 
     return wrapped
 
@@ -71,13 +74,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and value in get_args(kind)
     if origin is Mapping:
         return isinstance(value, Mapping)
-    if origin is Sequence:  # arrays and columns of tables are accepted
+    if origin is Sequence:
         members = list(_alternatives(get_args(kind)[0]))
-        return (
-            isinstance(value, Iterable)
-            and not isinstance(value, str | bytes | Mapping | os.PathLike)
-            and all(any(_fits(member, one) for one in members) for member in value)
-        )
+        return _is_list(value) and all(any(_fits(member, one) for one in members) for member in value)
     if kind is float:
         return isinstance(value, Real)
     if kind is int:
@@ -87,6 +86,18 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Path:
         return isinstance(value, os.PathLike)
     return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _is_list(value: Any) -> bool:
+    """Return whether a value is like a list, as arrays and columns of tables are.
+
+    Sets have no order, and a table would be read as the names of its columns.
+    """
+    return (
+        isinstance(value, Collection)
+        and not isinstance(value, str | bytes | Mapping | Set | os.PathLike)
+        and not hasattr(value, "columns")
+    )
 
 
 def _describe(kind: Any, plural: bool = False) -> str:

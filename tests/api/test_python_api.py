@@ -192,6 +192,10 @@ def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:
     table = pd.DataFrame({"path": ["a.png", "b.png"]})
     assert taken(table["path"], np.int64(3), np.float32(0.5), np.True_) == 2
     assert taken(table["path"].to_numpy(), 3, 1) == 2
+    assert taken((name for name in ("a.png", Path("b.png"), "c.png")), 3, 1) == 3
+    for wrong in (table, {"a.png"}, iter([3]), {"a.png": 1}):
+        with pytest.raises(ConfigError, match="paths must be a list of strings or paths, not"):
+            taken(wrong, 3, 1)
 
 
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:

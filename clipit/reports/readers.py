@@ -180,7 +180,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         case "jsonl":
             return read_jsonl(path, config)
         case _:
-            return read_parquet(path, config)
+            return read_parquet(path, config, problems)
 
 
 def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:

@@ -27,6 +27,7 @@ from clipit.input_files.data_files import (
 )
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_mangled
+from clipit.input_files.numbered_files import missing_data_files
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
@@ -128,8 +129,11 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
             yield _raw_report(config, cells, where)
 
 
-def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Read the configured columns of a parquet file, or of all parquet files in a folder, in batches."""
+def read_parquet(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
+    """Read the configured columns of a parquet file, or of all parquet files in a folder, in batches.
+
+    Numbered files that seem to be missing in a folder are listed in `problems`.
+    """
     if not path.is_dir():
         yield from _read_parquet_file(path, config)
         return
@@ -143,6 +147,7 @@ def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
             where=path,
             fix="copy the folder again, or correct reports.path",
         )
+    problems += missing_data_files(str(path))
     for file in files.files:
         yield from _read_parquet_file(file, config)
 
@@ -188,6 +193,7 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
     if hub_id(config.path) is None and folder.is_dir() and not is_saved_dataset(folder):
         _check_one_format(folder)
     dataset = load_huggingface(config.path, "reports.path", texts=sorted(_columns(config).values()))
+    problems += missing_data_files(config.path)
     if isinstance(dataset, dict):
         if config.split not in dataset:
             raise DataError(

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from clipit.config.run import LabelsConfig, TilesConfig
-from clipit.errors import DataError, counted_of, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.images.image_set import ImageSet
 from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.numbered_files import missing_data_files
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -65,10 +66,18 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
         stamps=index.image_stamps,
         reader=index.reader(),
         where=config.path,
-        notes=(*label_notes, *group_notes, *([f"unread members, by suffix: {unread}"] if unread else [])),
+        notes=(*label_notes, *group_notes, *_shard_notes(index, config.path), *([f"unread members, by suffix: {unread}"] if unread else [])),
         paths=members if "id" in config.columns else (),
         columns={name: values for name, values in columns.items() if name not in names.values()},
     )
+
+
+def _shard_notes(index: TarIndex, path: str) -> list[str]:
+    """List shards that seem to be missing, and shards without samples."""
+    filled = set(index.shard_of.tolist())
+    empty = [str(shard) for number, shard in enumerate(index.shards) if number not in filled]
+    note = f"{counted(len(empty), 'shard contains', 'shards contain')} no sample: {shortlist(empty)}" if empty else ""
+    return [*missing_data_files(path), *([note] if note else [])]
 
 
 def shard_images(path: Path) -> ImageSet:

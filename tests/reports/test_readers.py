@@ -112,6 +112,18 @@ def test_huggingface_folder_of_tables(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [report.text for report in read(tmp_path / "tables", **COLUMNS).reports] == TEXTS
 
 
+@pytest.mark.parametrize("format_name", ["auto", "parquet"])
+def test_parts_of_a_table_that_are_missing_are_listed(
+    format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tables").mkdir()
+    write_table(tmp_path / "tables" / "train-00001-of-00002.parquet")
+    found = read(tmp_path / "tables", format=format_name, **COLUMNS)
+    assert any("1 file seems to be missing" in text and "train-00000-of-00002" in text for text in found.problems)
+
+
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     path = write_table(tmp_path / "reports.csv")
     before = read(path, **COLUMNS).fingerprint

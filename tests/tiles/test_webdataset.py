@@ -232,6 +232,14 @@ def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -
     assert len(read_tiles(config(tmp_path / "s", labels={"kind": "none"}), hold_out=False)) == 4
 
 
+def test_shards_that_are_missing_or_empty_are_listed(tmp_path: Path) -> None:
+    write_shards(tmp_path, "train-%06d.tar", samples(0, 10, "train"), most=5)
+    write_tar(tmp_path / "train-000003.tar", [])
+    notes = read_tiles(config(tmp_path), check=False, hold_out=False).notes
+    assert any("1 file seems to be missing" in note and "train-000002.tar" in note for note in notes)
+    assert any("1 shard contains no sample" in note and "train-000003.tar" in note for note in notes)
+
+
 def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> None:
     members = [pair for n in range(3) for pair in ((f"{n}.json", b'{"label": "a"}'), (f"{n}.png", picture(n)))][:-1]
     path = write_tar(tmp_path / "a.tar", members)

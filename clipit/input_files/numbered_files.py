@@ -1,0 +1,69 @@
+"""Detect gaps in numbered files, such as the shards of a data set that was copied incompletely."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clipit.errors import counted, shortlist
+from clipit.input_files.data_files import hub_id, list_files
+
+_OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
+_NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
+"""A number with leading zeros, or one of five digits, as programs write for the parts of a data set."""
+_MOST = 1_000_000  # files of a set
+_DATA_FILES = frozenset({".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar"})
+
+
+def missing_parts(files: Sequence[Path]) -> str:
+    """Describe the files that sets of numbered files lack, for a note; "" if none are missing.
+
+    Files called `train-00001-of-00005.parquet` state the size of their set. Other sets, such as `train-000003.tar`, are
+    expected to count from 0 or 1, and to be complete up to their last number; sets with more gaps than files may be
+    numbered by something else.
+    """
+    missing = [str(path) for numbers in _sets(files).values() for path in numbers]
+    if not missing:
+        return ""
+    return (
+        f"WARNING: {counted(len(missing), 'file seems', 'files seem')} to be missing, because the others are numbered: "
+        f"{shortlist(missing)}"
+    )
+
+
+def missing_data_files(path: str) -> tuple[str, ...]:
+    """Describe the files that seem to be missing in the folder of a data set, as `missing_parts`; () if none are.
+
+    Args:
+        path: Local folder; ids on the Hugging Face hub are complete.
+    """
+    folder = Path(path).expanduser()
+    if hub_id(path) is not None or not folder.is_dir():
+        return ()
+    note = missing_parts(list_files(folder, lambda file: file.suffix.lower() in _DATA_FILES).files)
+    return (note,) if note else ()
+
+
+def _sets(files: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
+    """Return the missing files of each set of numbered files."""
+    numbers_of: dict[tuple[str, ...], dict[int, str]] = {}
+    for path in files:
+        found = _OF_TOTAL.fullmatch(path.name) or _NUMBERED.fullmatch(path.name)
+        if found is not None:
+            width = str(len(found["number"]))
+            key = (str(path.parent), found["head"], width, found["of"], found["total"], found["tail"])
+            numbers_of.setdefault(key, {})[int(found["number"])] = path.name
+    return {key: gaps for key, numbers in numbers_of.items() if (gaps := _gaps(key, set(numbers)))}
+
+
+def _gaps(key: tuple[str, ...], numbers: set[int]) -> list[Path]:
+    parent, head, width, of_total, total, tail = key
+    first = min(numbers)
+    if total:
+        start = 1 if int(total) in numbers else 0
+        expected = set(range(start, min(int(total), _MOST) + start))
+    else:
+        expected = set(range(first, min(max(numbers), _MOST) + 1)) if first in (0, 1) else numbers
+    gaps = sorted(expected - numbers)
+    if not total and len(gaps) > len(numbers):
+        return []
+    return [Path(parent, f"{head}{number:0{int(width)}d}{of_total}{tail}") for number in gaps]

@@ -1,0 +1,35 @@
+"""Gaps in numbered files."""
+
+from pathlib import Path
+
+import pytest
+
+from clipit.input_files.numbered_files import missing_data_files, missing_parts
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"), ["train-00001-of-00003.parquet"]),
+        (("a-00001-of-00002.arrow", "a-00002-of-00002.arrow"), []),
+        (("train-000000.tar", "train-000003.tar", "train-000001.tar"), ["train-000002.tar"]),
+        (("train-000000.tar", "train-000001.tar", "test-000000.tar"), []),
+        (("p-0001.tar", "p-0900.tar"), []),
+        (("2019.parquet", "2021.parquet"), []),
+        (("12.tar", "15.tar"), []),
+        (("slides-01.tar", "slides-02.tar", "slides-04.tar"), ["slides-03.tar"]),
+        (("train.parquet", "test.parquet"), []),
+    ],
+    ids=str,
+)
+def test_gaps_are_named(names: "tuple[str, ...]", missing: "list[str]", tmp_path: Path) -> None:
+    note = missing_parts([tmp_path / name for name in names])
+    assert [name for name in missing if f"{tmp_path / name}" in note] == missing
+    assert bool(note) == bool(missing)
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "000.png").touch()
+    (tmp_path / "001.png").touch()
+    (tmp_path / "003.png").touch()
+    assert missing_data_files(str(tmp_path)) == ((note,) if note else ())
+    assert missing_data_files("hf:owner/name") == ()

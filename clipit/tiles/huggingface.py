@@ -13,8 +13,8 @@ from clipit.errors import DataError, counted, is_limit, shortlist
 from clipit.images.decode import ImageError, decode, is_image
 from clipit.images.image_readers import Reader
 from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
-from clipit.input_files.numbered_files import missing_data_files
 from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.numbered_files import missing_data_files
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles

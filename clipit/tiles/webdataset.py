@@ -66,7 +66,12 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
         stamps=index.image_stamps,
         reader=index.reader(),
         where=config.path,
-        notes=(*label_notes, *group_notes, *_shard_notes(index, config.path), *([f"unread members, by suffix: {unread}"] if unread else [])),
+        notes=(
+            *label_notes,
+            *group_notes,
+            *_shard_notes(index, config.path),
+            *([f"unread members, by suffix: {unread}"] if unread else []),
+        ),
         paths=members if "id" in config.columns else (),
         columns={name: values for name, values in columns.items() if name not in names.values()},
     )

@@ -159,11 +159,13 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         classes = split_classes
         split_of_row += [split] * rows.count
         stamps += rows.stamps
+        where = f"{config.path}, split {split}"
         for key in ("id", "group", "mpp"):
-            columns[key] += rows.text(names[key])
+            cells, cell_names = rows.text(names[key]), rows.class_names.get(names[key])
+            columns[key] += cells if cell_names is None else _name_classes(cells, cell_names, where)
         labels = rows.text(names["label"])
         columns["label"] += (
-            labels if classes is None else _name_classes(labels, classes, f"{config.path}, split {split}")
+            labels if classes is None else _name_classes(labels, classes, where)
         )
         for name, values in others.items():
             values += rows.text(name)

@@ -197,3 +197,20 @@ def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_pat
         read()
     write("test", ["benign", "tumour"])
     assert read().classes == ("benign", "tumour")
+
+
+def test_patients_that_are_stored_as_class_indices_have_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    def part(first: int, names: list[str], codes: list[int]) -> datasets.Dataset:
+        pictures = [Image.fromarray(np.full((8, 8, 3), first + code, np.uint8)) for code in codes]
+        columns = {"image": pictures, "label": [code % 2 for code in codes], "group": codes}
+        kinds = {"label": datasets.ClassLabel(names=["a", "b"]), "group": datasets.ClassLabel(names=names)}
+        return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), **kinds}))
+
+    train = part(0, ["p0", "p1", "p2", "p3", "p4", "p5"], [0, 1, 2, 3, 4, 5])
+    datasets.DatasetDict({"train": train, "test": part(100, ["p8", "p9"], [0, 1])}).save_to_disk(str(tmp_path / "good"))
+    assert {"p0", "p9"} < set(read_tiles(config(tmp_path / "good")).groups.tolist())
+    datasets.DatasetDict({"train": train, "test": part(100, ["p9", "p0"], [1, -1])}).save_to_disk(str(tmp_path / "bad"))
+    with pytest.raises(DataError, match=r"in more than one split: p0 \(test, train\)"):
+        read_tiles(config(tmp_path / "bad"))

@@ -164,9 +164,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
             cells, cell_names = rows.text(names[key]), rows.class_names.get(names[key])
             columns[key] += cells if cell_names is None else _name_classes(cells, cell_names, where)
         labels = rows.text(names["label"])
-        columns["label"] += (
-            labels if classes is None else _name_classes(labels, classes, where)
-        )
+        columns["label"] += labels if classes is None else _name_classes(labels, classes, where)
         for name, values in others.items():
             values += rows.text(name)
     if not split_of_row:

@@ -1,4 +1,4 @@
-"""Time of re-mining the bags of an adaptation, relative to the training steps between two minings.
+"""Time of re-mining the bags of an adaptation, relative to the training steps from one mining to the next.
 
 Both use the embedded VLM with LoRA. Mining embeds all tiles and the prompt dictionary, searches neighbours and writes
 the members of the bags. A step encodes its bags with cached gradients.
@@ -13,7 +13,7 @@ from benchmarks.inputs import make_tiles
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the time of one mining and of a few steps, from which the time between two minings is extrapolated."""
+    """Measure the time of one mining and of a few steps, and extrapolate to the steps from one mining to the next."""
     import torch
 
     from clipit.config.run import LabelsConfig, LeaksConfig, RunConfig, TilesConfig

@@ -66,7 +66,7 @@ _lock = threading.Lock()
 
 
 def watch_reading() -> None:
-    """Report images that are being read when this process dies; commands call it at their start."""
+    """Report images that are being read when this process dies; commands call this when they start."""
     global _enabled
     _enabled = os.name == "posix"
 

@@ -51,8 +51,8 @@ def score(arguments: list[str]) -> None:
     """Score slides with a classifier, or zero-shot with class prompts."""
     parser = _parser(
         "score",
-        "Score slides tile by tile with a classifier, or zero-shot with class prompts, and pool the tiles to one score "
-        "per class and slide. If the table of slides has labels, the scores are evaluated on them.",
+        "Score slides tile by tile with a classifier, or zero-shot with class prompts, and pool the tiles into one "
+        "score per class and slide. If the table of slides has labels, the scores are evaluated on them.",
     )
     _add_inputs(parser)
     _add_model(parser)

@@ -78,7 +78,7 @@ def demo_agents() -> int:
 
 @contextmanager
 def additional_agents(count: int, task: Task, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
-    """Start `count - 1` agents that train runs together with the body of the `with` statement, and end with it.
+    """Start `count - 1` agents that train runs alongside the body of the `with` statement, and end with it.
 
     Without a GPU, the agents share the CPU threads; with GPUs, each agent uses one.
 

@@ -105,7 +105,7 @@ def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
 def _with_equal_steps(
     config: RunConfig, comparison: ComparisonConfig
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-    """Insert a copy with the maximum number of steps after each arm with fewer steps.
+    """After each arm with fewer steps, insert a copy with the maximum number of steps.
 
     Returns:
         The names of all arms, and the recipes of the copies.

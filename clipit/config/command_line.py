@@ -199,7 +199,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
 
 
 def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split options into known keys, for the parser, and unknown keys, for the list of all errors, with their values.
+    """Split options and their values into known keys, for the parser, and unknown keys, for the list of all errors.
 
     Raises:
         ConfigError: A known option has no value, or more than one.

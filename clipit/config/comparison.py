@@ -16,9 +16,9 @@ class ComparisonConfig(Section):
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms in the order of the table."""
     baseline: str = "image_only"
-    """Arm with which the other arms are compared."""
+    """Arm that the other arms are compared with."""
     controls: tuple[str, ...] = ()
-    """Additional arms with which the other arms are compared, each in a separate table. The control image_embedding
+    """Additional arms that the other arms are compared with, each in a separate table. The control image_embedding
     tests whether a gain is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Reported seeds of labels, initialisation and batches."""

@@ -83,18 +83,18 @@ class MilConfig(Section):
     learn from reports (`report_labels`, `report_embedding`, or both: `report`) and need the section `reports`; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
-    """Arm with which the other arms are compared."""
+    """Arm that the other arms are compared with."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings under which all arms are compared: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""
     seeds: Seeds = (0, 1, 2, 3, 4)
-    """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
+    """Seeds for initialisation, the order of bags, and drawing shuffled and kept labels."""
     resamples: int = Field(1000, ge=0)
     """Number of bootstrap resamples of patients; 0: no intervals."""
     maps: int = Field(3, ge=0)
     """Number of test bags on the page, with their maps or most attended tiles."""
     masks: LocalPath[str | None] = None
-    """Folder of masks (`<slide>.png`, of any resolution) with which the maps are compared."""
+    """Folder of masks (`<slide>.png`, of any resolution) to compare the maps with."""
     mask_values: dict[str, int] = Field(default_factory=dict)
     """Class -> value of its pixels in the masks; 255 is ignored, and other values do not belong to the class."""
 

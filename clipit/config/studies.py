@@ -33,8 +33,8 @@ class ProbingConfig(Section):
     votes_at: tuple[int, ...] = (1, 3, 5)
     """Values of k for the majority vote of the k nearest images."""
     centred: bool = False
-    """Also score zero-shot classification with embeddings centred as by `pairing.centring`. For this, the reports must
-    be embedded."""
+    """Also score zero-shot classification with centred embeddings (see `pairing.centring`), which need embedded
+    reports."""
     exclude_groups: bool = True
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
@@ -139,7 +139,7 @@ class PromptStudyConfig(Section):
     simple: LocalPath[str | None] = None
     """Simpler prompt set of the same classes to compare with `prompts`: a file or a packaged name."""
     centred: bool = False
-    """Also measure the VLM with embeddings centred as by `pairing.centring`. For this, the reports must be embedded."""
+    """Also measure the VLM with centred embeddings (see `pairing.centring`), which need embedded reports."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
     """Metric of the tables and plots; prompts.parquet contains all metrics."""
     draws: int = Field(100, ge=1)

@@ -8,7 +8,7 @@ from typing import Literal
 
 Status = Literal["PASS", "WARN", "FAIL"]
 _COLOURS: dict[Status, str] = {"FAIL": "\033[31m", "WARN": "\033[33m", "PASS": "\033[32m"}
-"""Terminal colour by status; the worst status first, as problems are printed."""
+"""Terminal colour by status, in the order in which problems are printed."""
 _WIDTH = 120  # characters per line
 
 

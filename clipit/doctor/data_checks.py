@@ -116,7 +116,7 @@ def check_reports(config: RunConfig) -> list[Check]:
 def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Check]:
     """Check that training patients have a report, if any arm uses the reports of the tiles' own patients.
 
-    Reports and tiles that cannot be read, which other checks name, are not checked here.
+    Other checks report tiles and reports that cannot be read.
 
     Args:
         config: Run configuration of one data set.

@@ -53,7 +53,7 @@ class ScoreRow:
     Attributes:
         arm: Name of the arm, or of the reference classifier.
         chosen_step: Step whose checkpoint was kept.
-        tiles_seen: Number of tiles read during training, with repetitions.
+        tiles_seen: Number of tiles read during training, counting repeats.
         seconds: Training time, in seconds.
         run: Folder of the run; None for a reference classifier.
         test_set: Name of the test set: `test` or the name of a shifted set.

@@ -136,11 +136,7 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
     covered = "" if present == len(first.classes) else f", which cover {present} of {len(first.classes)} classes"
-    shared = (
-        ""
-        if len(tied) == 1
-        else f" {counted(len(tied), 'pooling ties', 'poolings tie')}; the one with the fewest tiles was chosen."
-    )
+    shared = "" if len(tied) == 1 else f" {len(tied)} poolings tie; the one with the fewest tiles was chosen."
     sentence = (
         f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "
         f"{unit}s{covered}, the highest of {counted(len(scores), 'pooling')}.{shared}"

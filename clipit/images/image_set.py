@@ -27,7 +27,7 @@ class ImageSet:
     Attributes:
         ids: Unique names, such as paths relative to a folder.
         stamps: Stamp of each image's content; it changes when the file is replaced.
-        notes: Remarks such as the number of skipped files.
+        notes: Notes, such as the number of skipped files.
     """
 
     ids: Sequence[str]
@@ -65,7 +65,7 @@ class ImageSet:
         return image
 
     def try_read(self, row: int) -> Image.Image | Unreadable:
-        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or the permission to read it is missing.
+        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or may not be read.
 
         Raises:
             DataError: The file cannot be opened for another reason, such as a disconnected disk.
@@ -106,7 +106,7 @@ def open_images(path: Path) -> ImageSet:
     """List the images of a folder or zip, sorted by id, or open one image file.
 
     The id of an image is its path relative to the folder or in the zip; the id of a single file is its name. Hidden
-    files are skipped silently, and files that are not images with a note.
+    files are skipped silently; other files that are not images are skipped with a note.
 
     Raises:
         DataError: The path does not exist, contains no image, or is a file of a different kind.
@@ -131,7 +131,7 @@ def open_images(path: Path) -> ImageSet:
 
 
 def join_images(sets: Sequence[ImageSet]) -> ImageSet:
-    """Join several sets of images in their order.
+    """Join several sets of images, in order.
 
     Raises:
         DataError: An id occurs more than once.

@@ -66,7 +66,7 @@ def check_labels(config: RunConfig, mil: MilConfig) -> None:
     """Check that only `mil.labels_per_class` hides labels.
 
     Raises:
-        ConfigError: `tiles.labels` hides labels of tiles, which bags would ignore.
+        ConfigError: `tiles.labels` hides labels of tiles, although bags ignore this key.
     """
     if mil.features != "h5" and config.tiles.labels.kind != "all":
         raise ConfigError(

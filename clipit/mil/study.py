@@ -78,9 +78,10 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     check_masks(mil, config.tiles)
     inputs = read_inputs(config, mil)
     if get_processes().main:
-        overview = () if inputs.tiles is None else inputs.tiles.notes  # logged when the tiles were read
-        for note in (note for note in inputs.notes if note not in overview):
-            logger.info(as_note(note))
+        logged = () if inputs.tiles is None else inputs.tiles.notes  # when the tiles were read
+        for note in inputs.notes:
+            if note not in logged:
+                logger.info(as_note(note))
     for seed in mil.seeds:
         check_trainable(keep_labels(inputs.bags, mil.labels_per_class, seed))
     inputs = replace(inputs, notes=(*_check_test(inputs.bags, mil), *inputs.notes))

@@ -1,4 +1,4 @@
-"""SHA-256 of finished files, with which commands that reuse the files detect changes."""
+"""SHA-256 of finished files, by which commands that reuse them detect changes."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def are_unchanged(folder: Path, names: Iterable[str], recorded: Any) -> bool:
     """Return whether the files are exactly those recorded, with the same SHA-256.
 
     Args:
-        names: As in `hash_files`; files that are missing have changed.
+        names: As in `hash_files`; missing files count as changed.
         recorded: SHA-256 by path, as returned by `hash_files`; any value other than a mapping, as in a record of an
             earlier version, counts as unchanged.
     """

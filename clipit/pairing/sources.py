@@ -15,7 +15,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Mask the rows of the index with a report of one of these organs (ignoring case); all rows without organs.
+    """Return which rows of the index occur in reports of these organs (ignoring case); all if no organ is given.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.
@@ -100,7 +100,7 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
             where="pairing.reports",
             fix="use the same patient ids in both (reports.group_column, reports.metadata), or set pairing.reports=any",
         )
-    number = {name: index for index, name in enumerate(names)} | {"": len(names)}
+    number = {name: position for position, name in enumerate(names)} | {"": len(names)}
     return OwnSnippets(
         (*(np.array(sorted(rows_of[name]), dtype=np.int64) for name in names), np.empty(0, dtype=np.int64)),
         np.asarray([number[name] for name in tile_patients.tolist()], dtype=np.int64),

@@ -159,7 +159,7 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         f"prompt set {prompts.name} lacks classes of the tiles\n"
         f"  prompts: {', '.join(prompts.classes)}\n"
         f"  tiles: {', '.join(classes)}\n"
-        f"  without prompts: {', '.join(without_prompts) or 'none'}; "
+        f"  without prompts: {', '.join(without_prompts)}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
         where="the configuration key prompts",
         fix="use a prompt set with all classes of the tiles, or rename the classes in its file or in tiles.class_map",

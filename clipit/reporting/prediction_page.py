@@ -1,4 +1,4 @@
-"""Page of predictions: shares of the classes, and images with the most and the least certain predictions."""
+"""Page of predictions: shares of the classes, and images with the most and least certain predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

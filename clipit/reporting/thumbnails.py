@@ -39,7 +39,7 @@ LARGE_BYTES = 12_000_000
 def page_pictures(
     tiles: TileSet, rows: Sequence[int], *, advance: Callable[[], object] = lambda: None
 ) -> Iterator[str | None]:
-    """Yield the picture of each tile of a page: 224 pixels wide as long as `LARGE_BYTES` suffices, otherwise 64.
+    """Yield the picture of each tile of a page: up to 224 pixels per side where `LARGE_BYTES` allows, otherwise 64.
 
     Large pictures are spread evenly over the rows. Pictures are base64-encoded JPEGs; None if an image cannot be
     decoded.

@@ -112,8 +112,8 @@ def add_patients(
         yield raw
     if n_groups or n_organs:
         notes.append(
-            f"group (patient) of {n_groups:,} of {counted(total, 'report')} set from TCGA barcodes, and organ of "
-            f"{n_organs:,} set from TCGA projects; to disable this, set reports.tcga_barcodes: false"
+            f"group (patient) taken from TCGA barcodes for {n_groups:,} of {counted(total, 'report')}, and organ taken "
+            f"from TCGA projects for {n_organs:,}; to disable this, set reports.tcga_barcodes: false"
         )
     if several:
         problems.append(

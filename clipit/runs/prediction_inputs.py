@@ -48,7 +48,7 @@ def open_inputs(
     slides: SlidesConfig | None = None,
     slide_mpp: float | None = None,
 ) -> ImageSet:
-    """List the images of all inputs, in their order.
+    """List the images of all inputs, in order.
 
     Args:
         inputs: Image files, folders, zips, webdataset shards (.tar), tables with a column of paths, and slides, which

@@ -1,4 +1,4 @@
-"""Record of a run's training tiles, with which new test sets are checked for leaks without rereading the images."""
+"""Record of a run's training tiles, used to check new test sets for leaks without rereading the images."""
 
 import logging
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
-from clipit.errors import ClipitError, DataError, as_note, counted, shortlist
+from clipit.errors import ClipitError, DataError, as_note, counted, counted_of, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.output_files.artifacts import reading
 from clipit.output_files.whole_files import write_parquet
@@ -26,7 +26,7 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 TRAINING_TILES = "training_tiles.parquet"
-"""File of a run with the id, split and group of each tile of training and validation."""
+"""File of a run with the id, split and group of each training and validation tile."""
 _HASHED_KEY = b"clipit_hashed_tiles"
 _COLUMNS = ("id", "split", "group")
 
@@ -115,8 +115,9 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if shared:
         names = sorted({leak.group for leak in shared.values()})
         message = (
-            f"{len(shared):,} of {counted(len(tests), 'test tile')} show {counted(len(names), 'patient')} whose other "
-            f"tiles the run {run.name} was trained or validated on: {shortlist(names)}"
+            f"{counted_of(len(shared), len(tests), 'test tile belongs', 'test tiles belong')} to "
+            f"{counted(len(names), 'patient')} whose other tiles the run {run.name} was trained or validated on: "
+            f"{shortlist(names)}"
         )
         if leaks.policy != "note":
             raise DataError(
@@ -141,9 +142,9 @@ def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:
         config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"pixels": "off"})})
         training = find_training_tiles(run, config, Workspace(config))
     except ClipitError as error:
-        none = np.zeros(0, dtype=object)
+        empty = np.zeros(0, dtype=object)
         reason = str(error).splitlines()[0]
-        return SeenTiles(none, none, none), (f"patients: the run did not record its training tiles ({reason})",)
+        return SeenTiles(empty, empty, empty), (f"patients: the run did not record its training tiles ({reason})",)
     return training.tiles, tuple(problem for problem in training.problems if not problem.startswith("images"))
 
 
@@ -206,10 +207,10 @@ def _without_record(
 def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, ImageHashes] | None", reason: str) -> TrainingTiles:
     """Treat all hashed tiles except the run's test tiles as training tiles; only TCGA barcodes identify patients."""
     patient_problem = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
-    none = np.zeros(0, dtype=object)
+    empty = np.zeros(0, dtype=object)
     if hashes is None:
         image_problem = "images: the training tiles cannot be read, and their hashes are not cached"
-        return TrainingTiles(SeenTiles(none, none, none), None, (patient_problem, image_problem))
+        return TrainingTiles(SeenTiles(empty, empty, empty), None, (patient_problem, image_problem))
     try:
         tested = set(read_run_predictions(folder).select("test").ids.tolist())
     except DataError:

@@ -42,7 +42,7 @@ class MethodInputs:
 
     @cached_property
     def vlm(self) -> "VLM":
-        """The VLM, loaded without the check of the tiles' resolution in `workspace.vlm`, which is for whole tiles."""
+        """The VLM, loaded without the resolution check of `workspace.vlm`, which applies to whole tiles."""
         from clipit.models.vlm import load_vlm
 
         return load_vlm(self.config.vlm, get_processes().device)
@@ -63,7 +63,7 @@ class Segmenter:
         name: Name in tables, unique in the study.
         probabilities: Function from an RGB image and its micrometres per pixel (nan if unknown) to the probability of
             each class of the masks at each pixel.
-        facts: Provenance written next to every score: `model` and `fingerprint` at least.
+        facts: Provenance written next to every score: at least `model` and `fingerprint`.
         training_masks: Number of masks that it was trained on.
         seed: Seed of the training; None for methods without training.
         choice: Chosen scale and the scores it is based on; empty if nothing was chosen.
@@ -89,7 +89,7 @@ class Method:
     Attributes:
         title: Description in a few words.
         missing: Function that names the inputs that the method lacks; "" if none.
-        prepare: Function that loads, trains and chooses, and returns the segmentations to score.
+        prepare: Function that loads or trains models, chooses their settings, and returns the segmentations to score.
         trained: Whether the method trains on masks. If so, it runs only if `segmentation.methods` names it, and it
             predicts the most probable class, because a threshold would be chosen on more masks than it is trained on.
         classes: Function that opens the model and returns its classes, which are mapped to the classes of the masks;

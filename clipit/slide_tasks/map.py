@@ -49,7 +49,7 @@ class MapOptions:
     """Content of slide pages.
 
     Attributes:
-        snippets: Report snippets, of which those nearest to the top tiles are shown; None to show none.
+        snippets: Report snippets to search for those nearest to the top tiles; None to show none.
     """
 
     top: int = 8
@@ -64,7 +64,7 @@ class MapOptions:
 def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> dict[str, str]:
     """Write the maps of all scored slides; called by all processes, which share the slides.
 
-    For each slide, writes to `slides/<name>/`: `overlays/` (a picture per class and of the most probable class),
+    For each slide, writes to `slides/<name>/`: `overlays/` (a picture of each class and of the most probable class),
     `heat_map.ome.tif`, `tiles.geojson` and `regions.geojson` for QuPath, the page `index.html`, and last `map.json`. A
     slide whose `map.json` belongs to the same scores and options is not mapped again, unless a file is missing or its
     SHA-256 differs from the one in `map.json`.

@@ -64,7 +64,7 @@ def open_deflate_levels(path: Path, levels: Sequence[Level]) -> dict[int, Deflat
     """Find the levels of a slide whose tiles are compressed by Deflate.
 
     Args:
-        path: TIFF of one of `FORMATS`.
+        path: TIFF of one of `tiff_pages.FORMATS`.
         levels: Levels that openslide finds.
     """
     return open_levels(path, levels, _is_deflate, DeflateLevel)

@@ -90,7 +90,7 @@ class JpegLevel:
         self._id = next(_level_ids)
         self.width, self.height = int(page.imagewidth), int(page.imagelength)
         self.tile_width, self.tile_height = int(page.tilewidth), int(page.tilelength)
-        self._columns, self._rows = -(-self.width // self.tile_width), -(-self.height // self.tile_height)
+        self._columns = -(-self.width // self.tile_width)
         self._offsets: Int64[np.ndarray, " n"] = np.asarray(page.dataoffsets, dtype=np.int64)
         self._counts: Int64[np.ndarray, " n"] = np.asarray(page.databytecounts, dtype=np.int64)
         self._header = _header(page)
@@ -151,14 +151,14 @@ def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel
     """Find the levels of a slide whose tiles are JPEG and complete; the others must be read by openslide.
 
     Args:
-        path: TIFF of one of `FORMATS`.
+        path: TIFF of one of `tiff_pages.FORMATS`.
         levels: Levels that openslide finds.
     """
     return open_levels(path, levels, _is_plain, JpegLevel)
 
 
 def _is_plain(page: Any) -> bool:
-    """Return whether all tiles of a page are complete JPEG images with three channels of 8 bits."""
+    """Return whether all tiles of a page are complete JPEG images with three 8-bit channels."""
     return (
         int(page.compression) == _JPEG
         and int(page.photometric) in (_RGB, _YCBCR)

@@ -145,11 +145,11 @@ class SlidePool:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without open slides."""
-        return {"most": self._max_open}
+        return {"max_open": self._max_open}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle without open slides."""
-        self.__init__(state["most"])  # type: ignore[misc]
+        self.__init__(state["max_open"])  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,9 @@ def _measure_colour(
     red_or_blue = np.maximum(red, blue)
     brightest, darkest = np.maximum(red_or_blue, green), np.minimum(np.minimum(red, blue), green)
     saturation = np.divide(brightest - darkest, np.maximum(brightest, 1), dtype=np.float32)
-    one = 9 * 255  # the sum of nine white pixels
-    ink = (green > red_or_blue + int(_PEN * one)) | (blue > red + int(_BLUE_PEN * one)) | (brightest < _DARK * one)
+    white = 9 * 255  # the sum of nine white pixels
+    green_ink, blue_ink = green > red_or_blue + int(_PEN * white), blue > red + int(_BLUE_PEN * white)
+    ink = green_ink | blue_ink | (brightest < _DARK * white)
     return saturation, ink
 
 

@@ -21,8 +21,8 @@ _GPU_SHARE = 0.25  # share of the GPU's free memory for vectors that are kept be
 class StoredRows:
     """Rows of a store, read shard by shard.
 
-    On a GPU, vectors are kept between passes, as far as they fit into a quarter of the memory that is free before the
-    first pass. Use a new object for each task, so that this memory is released.
+    On a GPU, vectors are kept between passes, up to a quarter of the memory that is free before the first pass.
+    Use a new object for each task, so that this memory is released.
 
     Attributes:
         mean: Mean to subtract before the vectors are normalised again; None for no centring.
@@ -100,7 +100,7 @@ class StoredRows:
 def centred_rows(
     store: Store, rows: Int[np.ndarray, "n"], mean: Float32[np.ndarray, "dim"] | None
 ) -> Float32[np.ndarray, "n dim"]:
-    """Read and centre rows of a store in blocks, to limit the memory."""
+    """Read and centre rows of a store in blocks, to limit memory."""
     vectors = np.empty((len(rows), store.dim), dtype=np.float32)
     for start in range(0, len(rows), embed.SHARD):
         vectors[start : start + embed.SHARD] = centred(store.rows(rows[start : start + embed.SHARD]), mean)

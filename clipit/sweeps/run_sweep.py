@@ -52,13 +52,14 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     folder = plan.trials[0].config.output / "sweeps" / sweep.name
     if (folder / "search").is_dir():  # reject the folder of another sweep before inputs are read
         _check_folder(SharedSearch(folder / "search"), plan, folder)
-    for same in equal_trials([resolve_arm(trial.config) for trial in plan.trials]):
+    configs = [resolve_arm(trial.config) for trial in plan.trials]
+    for same in equal_trials(configs):
         if processes.main:
             described = "; ".join(format_values(plan.trials[position].values) for position in same)
             logger.info(f"note: these trials are the same run: {described}")
     workspace = None if launch else Workspace(plan.trials[0].config)
     if workspace is not None:
-        for config in [resolve_arm(trial.config) for trial in plan.trials]:
+        for config in configs:
             check_inputs(workspace.for_config(config), models_of(config), reports=uses_reports(config))
     search = SharedSearch(folder / "search")
     _check_folder(search, plan, folder)
@@ -177,5 +178,5 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         raise LaunchError(
             f"a trial failed (exit status {status})",
             where=shlex.join(command),
-            fix="see the message of the trial above; start the sweep again to resume",
+            fix="see the trial's message above; start the sweep again to resume",
         )

@@ -28,7 +28,7 @@ class Stains:
     eosin: Maps
 
 
-def scatter(rng: np.random.Generator, counts: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " m"], int]:
+def scatter(counts: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " m"], int]:
     """Return the tile of each spot, for `counts[i]` spots on tile i, and the total number of spots."""
     tile = np.repeat(np.arange(len(counts)), counts)
     return tile, len(tile)
@@ -55,7 +55,7 @@ def nuclei(
         angle: Mean direction per tile in radians; None for random directions.
         depth: Range of the concentration of haematoxylin.
     """
-    tile, count = scatter(rng, counts)
+    tile, count = scatter(counts)
     size = np.broadcast_to(np.asarray(radius, dtype=np.float32), counts.shape)[tile]
     scale = np.broadcast_to(np.asarray(spread, dtype=np.float32), counts.shape)[tile]
     size = np.clip(size * np.exp(scale * rng.standard_normal(count, dtype=np.float32)), 0.8, 7.0)
@@ -159,7 +159,7 @@ def _glands(
         hole = shown * ramp(0.45 * edge - distance + 0.5)
         layer.haematoxylin[:] = layer.haematoxylin * (1 - wall) + 0.22 * wall * (1 - hole)
         layer.eosin[:] = layer.eosin * (1 - wall) + 0.42 * wall * (1 - hole) + 0.02 * hole
-        tile, total = scatter(rng, present[:, slot] * np.rint(radius[:, slot] * 1.7).astype(np.int64))
+        tile, total = scatter(present[:, slot] * np.rint(radius[:, slot] * 1.7).astype(np.int64))
         around = rng.uniform(0, 2 * np.pi, total)
         out = radius[tile, slot] * rng.normal(0.84, 0.04 + 0.25 * ragged, total)
         u, v = out * np.cos(around) * squeeze[tile], out * np.sin(around) / squeeze[tile]
@@ -170,7 +170,7 @@ def _glands(
         size = nuclear_radius * np.exp(rng.normal(0, 0.12 + 0.1 * ragged, total))
         splat(layer.haematoxylin, make_spots(tile, x, y, size, 1.25, pointing, rng.uniform(0.9, 1.15, total)))
         if goblets:
-            tile, total = scatter(rng, present[:, slot] * rng.integers(1, 6, count))
+            tile, total = scatter(present[:, slot] * rng.integers(1, 6, count))
             around, out = rng.uniform(0, 2 * np.pi, total), 0.62 * radius[tile, slot]
             vacuoles = np.zeros_like(layer.eosin)
             x = centres[tile, slot, 1] + out * np.cos(around)
@@ -218,7 +218,7 @@ def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
 
 def _mutated_cytoplasm(rng: np.random.Generator, layer: Stains, shown: Int64[np.ndarray, " m"]) -> None:
     """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with clear vacuoles."""
-    tile, total = scatter(rng, rng.poisson(50, len(shown)))
+    tile, total = scatter(rng.poisson(50, len(shown)))
     vacuoles = np.zeros((len(shown), SIZE, SIZE), dtype=np.float32)
     x, y = rng.uniform(0, SIZE, (2, total))
     splat(vacuoles, make_spots(tile, x, y, rng.uniform(1.5, 2.0, total), 1.0, 0.0, 1.0))

@@ -131,7 +131,7 @@ def _members(name_of: Mapping[int, str], rows: Iterable[int]) -> dict[str, list[
 
 
 def _strata(tiles: TileSet, members: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:
-    """Return groups by the most frequent class of their labelled tiles (in a tie the first); -1 without labels."""
+    """Return groups by the most frequent class of their labelled tiles (the first in a tie); -1 without labels."""
     truth = tiles.truth.tolist()
     strata: dict[int, list[str]] = {}
     for name, rows in members.items():

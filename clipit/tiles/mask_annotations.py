@@ -115,8 +115,9 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         )
     files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
     reader, _ = open_files(path.parent if images is None else images, files, path, "error")
-    notes = [f"dropped masks of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"]
-    notes = notes if others else []
+    notes = []
+    if others:
+        notes.append(f"dropped masks of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}")
     if several := shared_files(files):
         notes.append(
             f"WARNING: {counted(len(several), 'mask file is', 'mask files are')} given for several tiles or "

@@ -47,7 +47,7 @@ class PixelSource:
         self._pool = reading_threads(threads)
 
     def use_resized(self, pixels: UInt8[np.ndarray, "n 3 h w"]) -> None:
-        """Read tiles from an array of resized tiles, such as a memory-mapped file, from now on.
+        """From now on, read tiles from an array of resized tiles, such as a memory-mapped file.
 
         Args:
             pixels: Resized tiles, one row per tile.

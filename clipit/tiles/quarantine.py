@@ -46,10 +46,10 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
     return replace(tiles.select(~unreadable), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
 
 
-def _check_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
-    empty = sorted(set(tiles.splits.tolist()) - set(tiles.splits[~bad].tolist()))
+def _check_empty_splits(tiles: TileSet, unreadable: Bool[np.ndarray, "n"]) -> None:
+    empty = sorted(set(tiles.splits.tolist()) - set(tiles.splits[~unreadable].tolist()))
     if empty:
-        first = int(np.flatnonzero(bad & (tiles.splits == empty[0]))[0])
+        first = int(np.flatnonzero(unreadable & (tiles.splits == empty[0]))[0])
         raise DataError(
             f"none of the {counted(int((tiles.splits == empty[0]).sum()), 'image')} of the split {empty[0]} can be "
             "decoded",

@@ -54,7 +54,7 @@ class TrainingOutcome:
     Attributes:
         chosen_step: Step whose weights the student has after training.
         score: Monitored validation score at this step; None without validation.
-        tiles_seen: Number of tiles over all steps, repeated ones included.
+        tiles_seen: Number of tiles over all steps, counting repeats.
         seconds: Duration of training in seconds, over all resumptions.
         tiles_per_second: Mean throughput, over all processes.
         data_wait: Fraction of the time spent waiting for tiles.

@@ -334,7 +334,7 @@ class _MiningSteps:
         every = section.bags.mine_every if section.data == "bags" else 0
         if self._pixels is None or (every and step % every == 0):
             mined_at = step - step % every if every else 0
-            if mined_at:  # also if training resumes between two minings
+            if mined_at:  # also if training resumes after it
                 mined = self._mine_at(self.contrast.examples, mined_at, step == mined_at)
                 self.contrast = replace(self.contrast, examples=mined)
             end = min(mined_at + every, section.steps) if every else section.steps

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TIME_SHARE = 0.1
-"""Longest time that mining should take, relative to the steps between two minings."""
+"""Maximum time that mining should take, relative to the steps from one mining to the next."""
 _STEP_COST = 2.5
 """Cost of an image or text in a training step relative to mining: two forward passes with cached gradients and a
 backward pass, against reading the image, one forward pass and the search (`benchmarks/adapt_mining.py`)."""
@@ -57,7 +57,7 @@ def mine(
         examples: Examples that the result replaces.
         vlm: VLM whose towers have the current weights, in evaluation mode.
         workspace: Workspace of this configuration, with the VLM before the adaptation.
-        step: Number of steps before this mining.
+        step: Step after which the bags are mined.
         due: Whether the current weights are those after `step`. Otherwise the members must already be stored.
 
     Raises:
@@ -89,7 +89,7 @@ def mine(
 
 
 def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
-    """Warn if mining the bags takes more than a tenth of the training.
+    """Warn if mining the bags takes more than a tenth of the training time.
 
     Mining embeds all training tiles and texts; a step embeds only those of its batch.
 
@@ -108,7 +108,7 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
 
 
 def least_interval(examples: BagExamples) -> int:
-    """Estimate how many steps must lie between two minings for mining to take a tenth of the time.
+    """Estimate how many steps must separate one mining from the next for mining to take a tenth of their time.
 
     Args:
         examples: Examples of the training split, from bags.

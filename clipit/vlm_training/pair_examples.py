@@ -54,7 +54,7 @@ def pair_examples(
 
     Raises:
         DataError: The split has no image with a text, patients or images of the evaluated tiles or of a later split are
-            among the training pairs (`leaks.policy`), or all images of the control are of one patient.
+            among the training pairs (`leaks.policy`), or all images of the control belong to one patient.
     """
     inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # leaks depend on these
     content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])
@@ -103,7 +103,7 @@ def pair_examples(
 
 
 def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
-    """Draw the image whose texts each image gets, always an image of another patient.
+    """Draw for each image an image of another patient, whose texts it gets.
 
     The texts of every image are used once, unless one patient has more than half of the images.
 
@@ -111,7 +111,7 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
         patient_of: Patient of each image; "" if unknown, in which case the image counts as a separate patient.
 
     Raises:
-        DataError: All images are of one patient.
+        DataError: All images belong to one patient.
     """
     n = len(patient_of)
     names = [f"patient {name}" if name else f"image {row}" for row, name in enumerate(patient_of.tolist())]
@@ -119,7 +119,7 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
     counts = np.bincount(codes)
     if len(counts) < 2:
         raise DataError(
-            "all images are of one patient, so texts cannot be exchanged between patients",
+            "all images belong to one patient, so texts cannot be exchanged between patients",
             where="adapt.arms",
             fix="add images of other patients, or remove the arm shuffled_text",
         )
@@ -240,7 +240,7 @@ def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"
         for name, leak in sorted(leaks.items())
     ]
-    one, several = "image with texts belongs", "images with texts belong"
+    one, several = "image with texts matches", "images with texts match"
     count = counted_of(len(leaks), len(captioned.tiles), one, several)
-    problem = f"{count} to patients of the evaluated tiles, or to these tiles"
+    problem = f"{count} evaluated tiles or their patients"
     return _apply_policy(set(leaks), problem, listed, captioned.tiles.where, config)

@@ -31,10 +31,10 @@ def policy(name: str) -> LeaksConfig:
 def test_test_patients_of_the_training_are_named_or_counted_on_request(tmp_path: Path) -> None:
     run = finished_run(tmp_path, ["p1", "p2", "p9", "p5"], ["train", "validation", "test", "train"])
     for name in ("error", "exclude"):
-        with pytest.raises(DataError, match=r"3 of 4 test tiles show 2 patients .* trained or validated on: p1, p2"):
+        with pytest.raises(DataError, match=r"3 of 4 test tiles belong to 2 patients .* on: p1, p2"):
             check_test_patients(run, TESTS, policy(name))
     notes = check_test_patients(run, TESTS, policy("note"))
-    assert len(notes) == 1 and "3 of 4 test tiles show 2 patients" in notes[0] and "kept on request" in notes[0]
+    assert len(notes) == 1 and "3 of 4 test tiles belong to 2 patients" in notes[0] and "kept on request" in notes[0]
     assert check_test_patients(run, TESTS, policy("off")) == ()
 
 
@@ -52,5 +52,5 @@ def test_a_study_of_bags_refuses_a_run_that_was_trained_on_its_test_patients(
 ) -> None:
     run = finished_run(tmp_path, ["test-3", "other"], ["train", "train"])
     keys = {"mil.features": "run", "mil.run": str(run), "mil.arms": ["mean"], "tiles.labels.kind": "all"}
-    with pytest.raises(DataError, match=r"test tiles? show 1 patient .* trained or validated on: test-3"):
+    with pytest.raises(DataError, match=r"test tiles? belongs? to 1 patient .* trained or validated on: test-3"):
         clipit.train_mil(clipit.load_config(write_config(), keys))

@@ -36,8 +36,8 @@ def test_names_of_a_zip_give_patients_and_their_folder_the_organ(archive: Path) 
     assert reports.reports[0].report_id == "TCGA-PRAD/report_TCGA-AB-1234-01Z-00-DX1"
     (note,) = reports.notes
     assert (
-        "group (patient) of 2 of 3 reports" in note
-        and "organ of 1 set from TCGA projects;" in note
+        "group (patient) taken from TCGA barcodes for 2 of 3 reports" in note
+        and "organ taken from TCGA projects for 1;" in note
         and "tcga_barcodes: false" in note
     )
     account = Account(3, 3, 0, 0, {}, 3, {}, 77, {"1-10": 3})

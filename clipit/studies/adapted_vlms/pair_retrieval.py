@@ -26,7 +26,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     Recall@k is the share of queries with a true partner among the k nearest items. The partners of an image are all
     texts of its example (its caption, or the snippets of its patient's reports); the partners of a text are all images
     of the examples that contain it. The group of a text is that of its first image. Values of k that cover the complete
-    gallery are dropped. Scores at random are those of k items drawn without replacement.
+    gallery are dropped. Chance scores are those of k items drawn at random without replacement.
 
     Args:
         at: Values of k.

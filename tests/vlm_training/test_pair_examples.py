@@ -145,7 +145,7 @@ def test_texts_are_exchanged_even_if_one_patient_has_most_images() -> None:
         partners = exchange_images(owners, seed)
         assert all(mine == "" or mine != other for mine, other in zip(owners, owners[partners], strict=True))
         assert (partners != np.arange(10)).all()
-    with pytest.raises(DataError, match="of one patient"):
+    with pytest.raises(DataError, match="belong to one patient"):
         exchange_images(np.asarray(["a", "a"], dtype=object), 0)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.distributed import build_once, get_processes
-from clipit.errors import DataError, counted_of, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.input_files.git_lfs import check_pointer
 from clipit.output_files.artifacts import file_sha256, write_json
 from clipit.output_files.whole_files import write_parquet
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
-_CHECKED, _TOLERANCE = 1000, 0.02  # number of vectors checked per slide; tolerance of their norm, for half precision
+_CHECKED, _TOLERANCE = 1000, 0.02  # vectors of each slide checked at the start; tolerance, for half precision
 _MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
@@ -169,7 +169,7 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
             fix="compute them with the image tower of `vlm`, projected into the joint space",
         )
     for slide in slides:
-        _check_unit_vectors(slide)
+        _check_unit_vectors(slide, slide.vectors(0, _CHECKED), 0)
     ids = [tile for slide in slides for tile in slide.ids]
     repeated = [tile for tile, count in Counter(ids).items() if count > 1]
     if repeated or not ids:
@@ -190,6 +190,7 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
             low, high = max(start - offset, 0), min(stop - offset, len(slide))
             if low < high:
                 blocks.append(slide.vectors(low, high))
+                _check_unit_vectors(slide, blocks[-1], low)
                 advance(high - low)
         return np.concatenate(blocks)
 
@@ -206,17 +207,27 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
     return Store(build_once(root, "tile_store", inputs, make))
 
 
-def _check_unit_vectors(slide: SlideFeatures) -> None:
-    """Check the lengths of the first vectors of a slide; non-finite values are reported when the store is written."""
-    lengths = np.linalg.norm(slide.vectors(0, _CHECKED), axis=1)
-    lengths = lengths[np.isfinite(lengths)]
-    if len(lengths) and not np.allclose(lengths, 1, atol=_TOLERANCE):
-        raise DataError(
-            f"the vectors have a median norm of {np.median(lengths):.3g} instead of 1: features before the projection "
-            "into the joint space cannot be compared with texts",
-            where=slide.path,
-            fix="compute projected and normalised features (TRIDENT's conch_v1: with_proj=True, normalize=True)",
+def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ dim"], start: int) -> None:
+    """Check the norms of the vectors from row `start`; non-finite values are reported when the store is written."""
+    norms = np.linalg.norm(vectors, axis=1)
+    wrong = np.isfinite(norms) & (np.abs(norms - 1) > _TOLERANCE)
+    if not wrong.any():
+        return
+    zero, recompute = norms == 0, "compute the features of this slide again"
+    if zero.any():
+        problem, fix = f"{counted(int(zero.sum()), 'feature vector has', 'feature vectors have')} zeros only", recompute
+    elif wrong.mean() > 0.5:
+        problem = (
+            f"the vectors have a median norm of {np.median(norms[wrong]):.3g} instead of 1: features before the "
+            "projection into the joint space cannot be compared with texts"
         )
+        fix = "compute projected and normalised features (TRIDENT's conch_v1: with_proj=True, normalize=True)"
+    else:
+        problem = f"{counted(int(wrong.sum()), 'vector has', 'vectors have')} a norm other than 1"
+        fix = recompute
+    ids = slide.ids
+    listed = shortlist([ids[start + row] for row in np.flatnonzero(zero if zero.any() else wrong).tolist()], 3)
+    raise DataError(f"{problem}: {listed}", where=slide.path, fix=fix)
 
 
 def _problem(arrays: dict[str, Any], names: list[str]) -> str:

@@ -153,3 +153,10 @@ def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_f
     damaged[1, 3] = np.nan
     with pytest.raises(DataError, match="1 embedding is not finite: nan:256_0"):
         import_features(tmp_path, [write(tmp_path / "nan.h5", damaged, grid(2))], vlm)
+    damaged[1] = 0
+    with pytest.raises(DataError, match="1 feature vector has zeros only: zero:256_0"):
+        import_features(tmp_path, [write(tmp_path / "zero.h5", damaged, grid(2))], vlm)
+    late = np.tile(np.eye(2, 24), (600, 1))
+    late[1100] *= 3  # behind those that are checked at the start
+    with pytest.raises(DataError, match="1 vector has a norm other than 1: late:281600_0"):
+        import_features(tmp_path, [write(tmp_path / "late.h5", late, grid(1200))], vlm)

@@ -1,4 +1,4 @@
-"""Upload a classifier to the Hugging Face Hub: show the files and licences, and ask for consent."""
+"""Upload a classifier to the Hugging Face Hub: show the files and licences, and ask for confirmation."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def main() -> None:
         parser.add_argument(
             "--i-have-permission",
             action="store_true",
-            help="upload although a licence forbids it, because you have the rights holder's permission",
+            help="upload even though a licence forbids it, because you have the rights holder's permission",
         )
         options = parser.parse_args()
         from clipit.models.hub import plan_upload, push_classifier

@@ -73,7 +73,7 @@ class MaskTrainingConfig(Section):
     tokens: Literal["vlm", "backbone"] = "backbone"
     """Model whose tokens are used to train the head and to derive pseudo-labels."""
     masks: tuple[int | None, ...] = Field((1, 2, 5, 10, None), min_length=1)
-    """Numbers of training masks, drawn by seed and from as many patients as possible; null: all. A larger draw contains
+    """Numbers of training masks, drawn at random from as many patients as possible; null: all. A larger draw contains
     the smaller ones."""
     seeds: Seeds = (0,)
     """Seeds of the drawn masks and of the training."""

@@ -74,8 +74,8 @@ class MilConfig(Section):
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed for drawing the held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
-    """Number of training bags, and of validation bags, per class whose labels are kept, drawn by seed; null: all
-    labels."""
+    """Number of training bags, and of validation bags, per class whose labels are kept, drawn for each seed; null:
+    all labels."""
     training: MilTrainingConfig = MilTrainingConfig()
     targets: MilTargetsConfig = MilTargetsConfig()
     arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")

@@ -137,7 +137,7 @@ class PairingConfig(Section):
     """Lists that an IVF index searches per tile; null: the smallest power of two that reaches a recall of 0.99 on a
     sample of the tiles. If these lists contain fewer than k snippets, more lists are searched."""
     ef_search: int | None = Field(None, ge=1)
-    """Length of the candidate list in the search of a graph (HNSW, NSG). Null: the smallest power of two that reaches a
+    """Length of the candidate list in graph search (HNSW, NSG). Null: the smallest power of two that reaches a
     recall of 0.99 on a sample of the tiles; if the graph only finds the lists of an IVF index, `nprobe`."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
     """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is searched

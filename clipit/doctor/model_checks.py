@@ -76,19 +76,20 @@ def check_hub(needed: bool = True) -> list[Check]:
 
 def is_cached(hub_id: str) -> bool:
     """Return whether the local cache contains a snapshot with weights of this repository."""
+    return any(path.suffix in _WEIGHTS and path.exists() for path in _snapshots(hub_id).glob("*/**/*"))
+
+
+def _snapshots(hub_id: str) -> Path:
+    """Return the folder of a model's snapshots in the local cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     name = repo_folder_name(repo_id=hub_id.partition("@")[0], repo_type="model")
-    files = (Path(constants.HF_HUB_CACHE) / name / "snapshots").glob("*/**/*")
-    return any(path.suffix in _WEIGHTS and path.exists() for path in files)
+    return Path(constants.HF_HUB_CACHE) / name / "snapshots"
 
 
 def vlm_weight_bytes(config: VLMConfig) -> int:
     """Return the size of a VLM's local weights in bytes; 0 if they are not on this machine."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     from clipit.models.vlm_specs import VLMS
 
     path = Path(config.path or config.name.removeprefix("clip:")).expanduser()
@@ -99,8 +100,7 @@ def vlm_weight_bytes(config: VLMConfig) -> int:
         hub_id = vlm_hub_id(config, VLMS.get(config.name))
         if hub_id is None:
             return 0
-        name = repo_folder_name(repo_id=hub_id.partition("@")[0], repo_type="model")
-        folders = [*(Path(constants.HF_HUB_CACHE) / name / "snapshots").glob("*")]
+        folders = [*_snapshots(hub_id).glob("*")]
     sizes = [0]
     for folder in folders:  # a snapshot may contain the same weights in several formats
         for suffix in _WEIGHTS:

@@ -23,7 +23,7 @@ from clipit.errors import DataError
 from clipit.evaluation.test_time_adaptation import check_finite_features
 
 MIN_MISFIT = 8.0
-"""Misfit from which the adaptation is accepted.
+"""Smallest misfit for which the adaptation is accepted.
 
 Of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, this value has the highest mean change in score on the second
 synthetic world, with full sets and batches weighted equally. docs/results_single_runs.md reports the guard's error
@@ -85,7 +85,7 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
     kept = np.flatnonzero(counts >= MIN_CLASS_TILES)
     if not len(kept):
         raise DataError(
-            f"no class is predicted for {MIN_CLASS_TILES} training tiles",
+            f"no class is predicted for at least {MIN_CLASS_TILES} training tiles",
             where="the training split",
             fix="add training tiles (they need no labels)",
         )
@@ -100,7 +100,7 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
 def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]) -> GuardVerdict:
     """Accept an adaptation if no mixture of the training classes explains the mean of the tiles.
 
-    With class means m_k and covariance S of the training tiles (shrunk after Ledoit and Wolf 2004), n tiles x_i in d
+    With class means m_k and covariance S of the training tiles (shrunk as in Ledoit and Wolf 2004), n tiles x_i in d
     dimensions, both whitened by S, class proportions w_k estimated by expectation maximisation (Saerens, Latinne and
     Decaestecker 2002) and n_k training tiles of class k,
 

@@ -41,7 +41,7 @@ def label_subset(
     in total, in proportion to their classes.
 
     There are two differences. A share that leaves a class without a tile is undefined here, whereas training uses one
-    tile of that class. Tiles labelled by several annotators are drawn by their training labels.
+    tile of that class. Tiles labelled by several annotators are drawn per class of their training label.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)

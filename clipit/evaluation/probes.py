@@ -73,9 +73,9 @@ def linear_probe(
 ) -> LinearProbe:
     """Fit a multinomial logistic regression (L-BFGS) with the C of the grid that has the lowest validation log loss.
 
-    Features are standardised by the training tiles. Tiles labelled -1 are dropped; ties go to the stronger penalty. A
-    fit that has not converged after 2,000 iterations (a weak penalty on linearly separable tiles) is used nevertheless.
-    A grid of one value needs no validation labels.
+    Features are standardised with the mean and standard deviation of the training tiles. Tiles labelled -1 are
+    dropped; ties go to the stronger penalty. A fit that has not converged after 2,000 iterations (a weak penalty on
+    linearly separable tiles) is used nevertheless. A grid of one value needs no validation labels.
 
     Raises:
         DataError: There are fewer than two classes among the training labels, or no labelled validation tile to choose

@@ -24,11 +24,11 @@ _BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION = 258, 254, 339, 2
 _NAME_LENGTH = 100  # leading characters of a description that may name the image
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
-_MOST_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off
+_MAX_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off
 _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
-_HEADER_BYTES = 2**16  # start of a JPEG 2000 file in which the codestream is searched
+_HEADER_BYTES = 2**16  # leading bytes of a JPEG 2000 file that are searched for the codestream
 _ORIENTATION = 274  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -110,14 +110,14 @@ def open_header(source: Path | io.BytesIO) -> Image.Image:
         OSError: The file cannot be opened, or its format is unknown.
     """
     reason = (
-        f"the file declares more than {_MOST_PIXELS / 1e6:.0f} million pixels: cut it into tiles, or convert it to a "
+        f"the file declares more than {_MAX_PIXELS / 1e6:.0f} million pixels: cut it into tiles, or convert it to a "
         "pyramidal TIFF and read it as a slide"
     )
     try:
         image = Image.open(source)
     except Image.DecompressionBombError:
         raise ImageError(reason) from None
-    if image.width * image.height > _MOST_PIXELS:
+    if image.width * image.height > _MAX_PIXELS:
         image.close()
         raise ImageError(reason)
     return image
@@ -222,7 +222,7 @@ def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuse more than 8 bits per channel, judged by the file, because Pillow drops the lower bits of some formats."""
+    """Refuse files with more than 8 bits per channel; Pillow may report 8, because it drops the lower bits of some."""
     if image.mode not in _EIGHT_BIT:
         depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")

@@ -21,7 +21,6 @@ _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
 _PLAIN_TABLES = frozenset({".csv", ".tsv"})
-_HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
 """Folders that operating systems and network storage create, often unreadable."""
@@ -175,8 +174,8 @@ def read_csv(
         columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
     Raises:
-        DataError: The file has broken quotes, a repeated column name or a row of the wrong length, or only some rows
-            end in a carriage return alone.
+        DataError: The file has broken quotes, a repeated column name or a row of the wrong length, or some rows, but
+            not all, end in a lone carriage return.
         UnicodeError: The file is not in this encoding.
     """
     csv.field_size_limit(_LONGEST_FIELD)

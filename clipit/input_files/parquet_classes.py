@@ -35,16 +35,16 @@ def check_parquet_classes(files: Iterable[Path]) -> None:
 
 
 def cached_parquet(name: str, revision: str | None) -> list[Path]:
-    """List the parquet files of a data set on the hub that are in the hub's cache, as after loading it.
+    """List the parquet files that loading a data set from the hub has left in the hub's cache.
 
-    The list is empty without access to the hub, if the data set was converted before.
+    The list may be empty offline, where `datasets` reads the copy that it converted earlier.
     """
     import datasets
     from huggingface_hub import try_to_load_from_cache
 
     try:
         parts = datasets.load_dataset_builder(name, revision=revision).config.data_files or {}
-    except Exception:  # the data set is loaded, so that a failure of this second request does not matter
+    except Exception:  # the data set is already loaded, so a failure of this second request does not matter
         return []
     found = []
     for url in (str(file) for files in parts.values() for file in files):

@@ -163,7 +163,7 @@ class MilBags:
 
 
 def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
-    """Keep the labels of some training and validation bags of each class, drawn by seed; test bags keep all labels.
+    """Keep the labels of random training and validation bags of each class; test bags keep all labels.
 
     Labels kept for a smaller `per_class` are also kept for a larger one.
 

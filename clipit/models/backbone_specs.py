@@ -140,8 +140,8 @@ _ENTRIES = (
         "hibou-l", "transformers", "histai/hibou-L", 1024,
         **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
         loader={"remote_code": True, "facts": {"num_hidden_layers": 24, "patch_size": 14}},
-        note="Does not load with transformers 5: the code on its page (backbone.trust_remote_code) imports "
-        "transformers.onnx, and that version removed it.",
+        note="Does not load with transformers 5, which removed transformers.onnx: the code on its page "
+        "(backbone.trust_remote_code) imports it.",
     ),
     _spec(
         "midnight", "transformers", "kaiko-ai/midnight", 1536,

@@ -10,7 +10,7 @@ from clipit.images.decode import is_image
 from clipit.images.image_set import ZIP, open_images
 from clipit.input_files.data_files import list_files
 from clipit.models.preprocess import Picture, open_picture, require_sequence
-from clipit.slides.opening import is_pyramid, is_slide
+from clipit.slides.opening import is_slide_file
 
 Images = Sequence[Picture] | str | Path
 """A list of images, or the path of a folder or zip, whose images are read in the order of their paths."""
@@ -46,7 +46,7 @@ def _refuse_slides(paths: Sequence[Path], where: str | Path) -> None:
     Raises:
         DataError: A file is a slide.
     """
-    slides = [path for path in paths if path.is_file() and (is_pyramid(path) if is_image(path) else is_slide(path))]
+    slides = [path for path in paths if path.is_file() and is_slide_file(path)]
     if slides:
         raise DataError(
             f"slides cannot be classified as one image: {shortlist([path.name for path in slides], 3)}",

@@ -242,7 +242,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
         )
     scores = np.asarray(judged.column("score"))
     low, middle, high = (float(value) for value in np.quantile(scores, (0.05, 0.5, 0.95)))
-    counts = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
+    dropped = _count_dropped(reasons)
     hints = {
         "threshold": f"set pairing.threshold to {middle:.3f} to keep about half of the candidates",
         "margin": f"lower pairing.margin (it is {rules.margin})",
@@ -250,11 +250,11 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
     }
     raise DataError(
         f"the rules drop all {counted(len(reasons), 'candidate pair')}; dropped by "
-        + ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+        + ", ".join(f"{name}: {count}" for name, count in dropped.items())
         + f"; cosines of the candidates: lowest {scores.min():.3f}, 5 % {low:.3f}, median {middle:.3f}, "
         f"95 % {high:.3f}, highest {scores.max():.3f}",
         where="pairing",
-        fix="; ".join(hints[name] for name, count in counts.items() if count),
+        fix="; ".join(hints[name] for name in dropped),
     )
 
 
@@ -294,6 +294,10 @@ def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candida
 def kept_pairs(judged: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """Return the kept pairs, and the number of dropped pairs by reason."""
     reasons = np.asarray(judged.column("reason"))
-    dropped = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
-    kept = judged.filter(pa.array(reasons == 0)).drop_columns(["reason"])
-    return kept, {name: count for name, count in dropped.items() if count}
+    return judged.filter(pa.array(reasons == 0)).drop_columns(["reason"]), _count_dropped(reasons)
+
+
+def _count_dropped(reasons: np.ndarray) -> dict[str, int]:
+    """Count the dropped pairs by the rule that drops them, without rules that drop none."""
+    counts = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
+    return {name: count for name, count in counts.items() if count}

@@ -52,12 +52,12 @@ _STUDY_KEYS = {"data", "arm", "split", "seed"}
 
 
 def fact_label(name: str) -> str:
-    """Return the display name of a fact; otherwise its key, with underscores replaced by spaces."""
+    """Return the display name of a fact, by default its key with spaces instead of underscores."""
     return _LABELS.get(name, name.replace("_", " "))
 
 
 def training_counts(summary: Mapping[str, object], arm: str) -> dict[str, object]:
-    """Select the counts of an arm's training data, without empty values; an arm without texts has no counts of texts.
+    """Select the counts of an arm's training data: no empty values, and no counts of texts for the arm `images`.
 
     Args:
         summary: Counts in `training.json`, key `examples`.

@@ -99,7 +99,7 @@ def _scores(splits: Mapping[str, Any], results: Mapping[str, Any]) -> list[Part]
         ],
         caption=f"Scores with 95 % intervals ({'; '.join(labelled)}{zero_shot})",
     )
-    undefined = [Text(f"Undefined, or averaged over some classes only: {line}.") for line in list_undefined(results)]
+    undefined = [Text(f"Undefined, or averaged over only some classes: {line}.") for line in list_undefined(results)]
     return [table, Text(describe_protocol(results)), *undefined]
 
 

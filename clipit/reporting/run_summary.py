@@ -32,7 +32,7 @@ def run_summary(
     missing = list_undefined(results)
     if missing:
         lines = "\n".join(f"- {tables.markdown_line(line)}" for line in missing)
-        parts.append(f"Undefined, or averaged over some classes only:\n{lines}")
+        parts.append(f"Undefined, or averaged over only some classes:\n{lines}")
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
         if len(results["classes"]) <= tables.MAX_CLASSES:
@@ -58,7 +58,7 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:
-    """List undefined scores and intervals, and averages over some classes only, grouped by reason.
+    """List undefined scores and intervals, and averages over only some classes, grouped by reason.
 
     If all intervals are undefined for the same reason, they are not listed by name.
     """

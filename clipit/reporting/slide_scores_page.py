@@ -209,10 +209,10 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     covered = scores[scores["over"].astype(bool)]
     all_poolings = _pooling_titles(scores)
     for (split, level, over), part in covered.groupby(["split", "level", "over"], sort=False):
-        poolings = _pooling_titles(part)  # poolings may differ in which classes without slides they predict
+        poolings = _pooling_titles(part)  # poolings can predict different classes that have no slides
         where = f"{split} per {level}" + ("" if poolings == all_poolings else f", {', '.join(poolings)}")
         parts.setdefault(f"averages over classes are computed {over}", []).append(where)
-    return remarks + [f"{', '.join(metric_names)}: {remark}." for remark, metric_names in parts.items()]
+    return remarks + [f"{', '.join(places)}: {remark}." for remark, places in parts.items()]
 
 
 def _pooling_titles(scores: pd.DataFrame) -> list[str]:

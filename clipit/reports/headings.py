@@ -95,7 +95,7 @@ WEAK = re.compile(
 _GLUED = r"(?:(?<=[a-z]{3})|(?<=\d))(?=[A-Z][a-z]{3,}(?: [a-z-]+){0,4}:)"  # "colonTumor size: 3 cm"
 
 FIELD = re.compile(rf"(?<![A-Z0-9-])(?=[A-Z])(?i:{_FIELD})(?i:\s+[a-z()/]+)?\s*:|{_GLUED}")
-"""Start of a labelled field of a form, also if OCR has dropped the space before it."""
+"""Start of a labelled field of a form, even if OCR has dropped the space before it."""
 
 RECEIVED = re.compile(
     r"(?:\(?[A-Z0-9]{1,2}[.):]\s*)*(?:(?:the\s+|this\s+)?specimens?\s+(?:is|are|was|were|consists?)\b|"

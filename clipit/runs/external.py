@@ -185,7 +185,7 @@ def _new_tiles(
     classifier: "Classifier",
     name: str,
 ) -> tuple[MappedTiles, dict[str, Any]]:
-    """Read the new tiles, and drop those of other classes or seen in training; by default, use the run's test tiles."""
+    """Read the tiles (by default, the run's test tiles), and drop those of other classes and those seen in training."""
     if section is None:
         test_tiles = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}

@@ -145,7 +145,7 @@ def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> T
     for subject in subjects:
         cells = _cells(frame, subject, MEAN, averaging)
         first = frame[frame.subject == subject].iloc[0]
-        masks = ["" if pd.isna(number) else int(number) for number in (first.training_masks, first.validation_masks)]
+        masks = ["" if pd.isna(count) else int(count) for count in (first.training_masks, first.validation_masks)]
         rows.append([subject, first.kind, *masks, *cells])
     averaged_over = "mean of the images' scores" if averaging == "images" else "all pixels together"
     return Table(

@@ -33,7 +33,7 @@ from clipit.slides.geojson import read_polygons
 from clipit.slides.option_names import SLIDES_OPTIONS
 from clipit.slides.prepare import GRID, TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
 from clipit.slides.qupath import write_polygons_geojson
-from clipit.tiles.slides import SlideList, failure_notes, resolution_notes, slide_tiles
+from clipit.tiles.slides import SlideList, failure_notes, list_failures, resolution_notes, slide_tiles
 from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -91,11 +91,8 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
         ):
             logger.info(text)
     if not prepared:
-        lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
-        fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
-        raise DataError(
-            f"none of {counted(len(failed), 'slide')} can be used:{lines}", where=listed.where, fix="; ".join(fixes[:3])
-        )
+        lines, fixes = list_failures(failed)
+        raise DataError(f"none of {counted(len(failed), 'slide')} can be used:{lines}", where=listed.where, fix=fixes)
     return SlideOutcome(listed, prepared, failed)
 
 
@@ -247,7 +244,7 @@ def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
         reasons = [reason for _, results in read_ahead(batches, write, pool) for reason in results if reason]
     if reasons:
         logger.warning(
-            f"{slide.name}: skipped {len(reasons)} of {counted(len(tiles), 'tile')} that cannot be read: {reasons[0]}"
+            f"{slide.name}: skipped {len(reasons)} of {counted(len(tiles), 'tile')} (cannot be read): {reasons[0]}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from clipit.errors import DataError, is_limit
-from clipit.images.decode import SUFFIXES, ImageError, decode
+from clipit.images.decode import SUFFIXES, ImageError, decode, is_image
 from clipit.input_files.git_lfs import check_pointer
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
@@ -62,6 +62,11 @@ def is_pyramid(path: Path) -> bool:
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes, and cannot read every BigTIFF
         several = path.is_file()
     return several and count_levels(path) > 1
+
+
+def is_slide_file(path: Path) -> bool:
+    """Return whether a file is a slide; a file with an image suffix must be a TIFF with several levels."""
+    return is_pyramid(path) if is_image(path) else is_slide(path)
 
 
 def count_levels(path: Path) -> int:

@@ -93,7 +93,7 @@ class PreparedSlide:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Left and upper edge of the scanned area, pixels of level 0."""
+        """Left and upper edge of the scanned area in pixels of level 0."""
         x, y = self.facts.get("origin", (0, 0))  # missing in artefacts of earlier versions
         return int(x), int(y)
 

@@ -18,8 +18,8 @@ from clipit.output_files.artifacts import REBUILD, reading
 logger = logging.getLogger(__name__)
 
 MIN_LIST_LENGTH = 16
-"""Default length of the candidate list in the search of a graph, as in faiss."""
-_MIN_LIMIT = 2**20  # smallest limit that is set for the bytes of a vector and the entries of a list in an index file
+"""Default length of the candidate list in graph search, as in faiss."""
+_MIN_LIMIT = 2**20  # lower bound of the two limits in `_lengths_within`
 _MAX_LISTS_ON_GPU = 2048  # maximum number of lists that faiss searches on a GPU
 
 
@@ -29,7 +29,7 @@ class SearchSettings:
 
     Attributes:
         nprobe: Number of lists that an IVF index searches per query; None for 1.
-        ef_search: Length of the candidate list in the search of a graph (HNSW, NSG); None for 16, or for `nprobe` if
+        ef_search: Length of the candidate list in graph search (HNSW, NSG); None for 16, or for `nprobe` if
             that is larger and the graph finds the lists of an IVF index.
         candidates: Number of rows per query whose cosines are computed exactly; None for as many as an exact search
             needs.

@@ -183,7 +183,8 @@ def embed_texts(
     Args:
         snippets: Artefact with `snippets.parquet`.
         batch_size: Texts per forward pass.
-        word_drop: Probability of dropping a word, drawn by seed and snippet id; at least one word of a text is kept.
+        word_drop: Probability of dropping a word; the choice depends only on seed and snippet id, and at least one word
+            of a text is kept.
         seed: Seed of `word_drop`.
     """
     inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
@@ -226,7 +227,7 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:
-    """Drop words of a text at random, each with probability `share`, drawn by (seed, key); keep at least one word."""
+    """Drop each word of a text with probability `share`, reproducibly by (seed, key); keep at least one word."""
     words = text.split()
     number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
     keep = np.random.default_rng(number).random(len(words)) >= share

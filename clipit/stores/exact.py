@@ -47,7 +47,7 @@ def nearest_rows(
 ) -> Int[np.ndarray, "q k"]:
     """Find the k rows with the highest scores for each query, in no particular order, padded with -1.
 
-    The vectors are read once, part by part, and each part is compared with the queries block by block.
+    The vectors are read once, in parts, and each part is compared with the queries in blocks.
 
     Args:
         vectors: Rows and vectors to search, in parts of at most `BLOCK`, on this process's device.

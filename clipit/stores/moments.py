@@ -11,11 +11,11 @@ _MIN_DEVIATION = 1e-6
 def mean_and_deviation(
     batches: Iterable[Float[np.ndarray, "_ d"]], max_rows: int
 ) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, " d"]]:
-    """Compute mean and standard deviation of features that are read part by part.
+    """Compute mean and standard deviation of features that are read in batches.
 
     Args:
-        batches: Features of each bag or image, one row each; at least one row in all.
-        max_rows: Maximum number of rows of each part that are used, evenly spaced.
+        batches: Features of one bag or image per batch; at least one row in total.
+        max_rows: Maximum number of rows used of each batch, evenly spaced.
 
     Returns:
         Mean and standard deviation; the latter is 1 for constant features.

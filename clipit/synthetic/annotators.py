@@ -88,7 +88,7 @@ def make_annotators(
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
         raise ConfigError(
-            f"invalid settings of the annotators: {problems}",
+            f"invalid annotator settings: {problems}",
             where="--annotators, --skills, --biased, --coverage or --annotated",
             fix="use at least one annotator, skills from 0 to 1, at most as many biased annotators as annotators, and "
             "a coverage and a share of annotated tiles above 0 and up to 1",

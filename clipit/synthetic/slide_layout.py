@@ -179,7 +179,7 @@ class Artefacts:
 
     Attributes:
         mask: Values of `ARTEFACTS`, 0 elsewhere.
-        shift: Displacement (rows, columns) of the tissue that lies on top in the fold.
+        shift: Displacement (rows, columns) of the upper layer of folded tissue.
     """
 
     mask: UInt8[np.ndarray, "size size"]

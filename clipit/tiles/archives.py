@@ -87,7 +87,7 @@ def _download_rest(url: str, partial: Path) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
-    """Copy the response to a file, log progress after every tenth, and return the number of bytes."""
+    """Copy the response to a file, log progress every 10 %, and return the number of bytes."""
     done, logged = start, start * 10 // total if total else 0
     if start:
         logger.info(f"resuming at {start / 2**20:.1f} MiB")

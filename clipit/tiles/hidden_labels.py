@@ -22,9 +22,10 @@ def with_all_labels(config: RunConfig) -> RunConfig:
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     """Hide labels of the training and validation splits; test labels are never hidden.
 
-    Labelled tiles are drawn by (seed, id), so that for a given seed a larger labelled set contains every smaller one. A
-    fraction applies per class and keeps at least one tile of each class. Tiles labelled by annotators are drawn per
-    majority class regardless of `tiles.annotations.labels`, so that all kinds of labels keep the same tiles.
+    Which tiles are drawn depends on (seed, id) alone, so that for a given seed a larger labelled set contains every
+    smaller one. A fraction applies per class and keeps at least one tile of each class. Tiles labelled by annotators
+    are drawn per majority class regardless of `tiles.annotations.labels`, so that all kinds of labels keep the same
+    tiles.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.

@@ -236,7 +236,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))
     shards = {file.name.replace(".rows", "tiles").replace(".parquet", ".tar") for file in files}
     leftover = [shard for shard in folder.glob("tiles-*.tar") if shard.name not in shards]
-    # Delete the marks of finished blocks first, so that an interruption here rereads blocks instead of losing rows.
+    # Delete the markers of finished blocks first: if interrupted here, blocks are read again, and no row is lost.
     for file in (*(folder / f".done-{number:06d}" for number in range(blocks)), *files, *leftover):
         file.unlink(missing_ok=True)
     return {"tiles": tiles, "resized": resized, "blocks": blocks}
@@ -258,7 +258,7 @@ class KeptImage:
 def keep_image(data: bytes, size: KeptSize) -> KeptImage:
     """Resize an image if its shorter edge is longer than the kept size; keep its bytes otherwise.
 
-    Images are resized with Pillow's bicubic filter, like the input of models. A model with this filter and input size
+    Images are resized with Pillow's bicubic filter, as model inputs are. A model with this filter and input size
     therefore receives the same pixels as from the original image, except for JPEG compression.
     """
     if not data:

@@ -189,7 +189,7 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
     notes = list(masks.notes)
     if problems:
         listed = shortlist([f"{ids[i]} ({str(error).splitlines()[0]})" for i, error in problems.items()], _LISTED)
-        notes.append(f"dropped {counted(len(problems), 'mask')} that cannot be used: {listed}")
+        notes.append(f"dropped {counted(len(problems), 'mask')} (cannot be used): {listed}")
     if ignored:
         listed = shortlist([str(ids[i]) for i in ignored], _LISTED)
         notes.append(

@@ -75,7 +75,7 @@ def _missing(tiles: TileSet, groups: np.ndarray, tests_only: bool) -> list[str]:
         problems.append("no test split, so there is no test score: tiles.test_fraction or tiles.folds holds one out")
     for split, effect in (
         ("train", "nothing can be learnt from labels"),
-        ("validation", "the best step cannot be chosen by labels"),
+        ("validation", "labels cannot select the best step"),
         ("test", "there is no test score"),
     ):
         if masks[split].any() and not labelled[split].any():
@@ -93,6 +93,7 @@ def _missing(tiles: TileSet, groups: np.ndarray, tests_only: bool) -> list[str]:
         if tests_only:
             effect = "so patients or slides are not compared with those of the training tiles"
         problems.append(
-            f"{how_many}, {effect}: name the patient in a column group, tiles.columns.group or tiles.group_pattern"
+            f"{how_many}, {effect}: add a column group with the patient or slide, or set tiles.columns.group or "
+            "tiles.group_pattern"
         )
     return problems

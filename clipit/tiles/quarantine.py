@@ -42,7 +42,7 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         return tiles
     _check_empty_splits(tiles, unreadable)
     ids = tuple(tiles.ids[unreadable].tolist())
-    note = f"dropped {len(ids)} of {counted(len(tiles), 'image')} that cannot be decoded: {shortlist(ids)}"
+    note = f"dropped {len(ids)} of {counted(len(tiles), 'image')} (cannot be decoded): {shortlist(ids)}"
     return replace(tiles.select(~unreadable), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
 
 

@@ -16,7 +16,7 @@ from clipit.input_files.data_files import list_files
 from clipit.input_files.mangled_names import check_rounded
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
-from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_pyramid, is_slide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_slide, is_slide_file, slide_name
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
@@ -109,12 +109,8 @@ def is_slide_input(path: Path) -> bool:
     """
     if path.is_dir():
         files = list_files(path, lambda file: not file.name.startswith(".")).files
-        return any(map(is_slide, files)) and all(_is_slide_file(file) for file in files if is_image(file))
-    return path.is_file() and _is_slide_file(path)
-
-
-def _is_slide_file(path: Path) -> bool:
-    return is_pyramid(path) if is_image(path) else is_slide(path)
+        return any(map(is_slide, files)) and all(is_slide_file(file) for file in files if is_image(file))
+    return path.is_file() and is_slide_file(path)
 
 
 def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, options: OptionNames = KEYS) -> ImageSet:
@@ -137,7 +133,7 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
     results = prepare_slides(listed, config, options)
     failed = [result for result in results if isinstance(result, FailedSlide)]
     if len(failed) == len(results):
-        lines, fixes = _listed(failed)
+        lines, fixes = list_failures(failed)
         raise DataError(f"no slide can be used:{lines}", where=path, fix=fixes)
     prepared = [result for result in results if isinstance(result, PreparedSlide)]
     notes = (*failure_notes(failed, len(results)), *resolution_notes(prepared, config))
@@ -148,9 +144,9 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
     """Describe dropped slides in a note; return an empty list if there are none."""
     if not failed:
         return []
-    lines = [f"{slide.name}: {slide.reason}{f'; to do: {slide.fix}' if slide.fix else ''}" for slide in failed]
+    lines = [f"{slide.name}: {slide.explain()}" for slide in failed]
     listed = "; ".join(printable(line) for line in lines[:10]) + (f"; and {len(lines) - 10} more" if lines[10:] else "")
-    return [f"dropped {len(failed)} of {counted(total, 'slide')} that cannot be used: {listed}"]
+    return [f"dropped {len(failed)} of {counted(total, 'slide')} (cannot be used): {listed}"]
 
 
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
@@ -178,14 +174,14 @@ def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> l
     return notes
 
 
-def _listed(failed: Sequence[FailedSlide]) -> tuple[str, str]:
+def list_failures(failed: Sequence[FailedSlide]) -> tuple[str, str]:
     """Return the first ten slides with their reasons, one per line, and the first three fixes."""
     fixes = dict.fromkeys(slide.fix for slide in failed if slide.fix)
     return "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10]), "; ".join([*fixes][:3])
 
 
 def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError:
-    lines, fixes = _listed(failed)
+    lines, fixes = list_failures(failed)
     more = f"\n    ... and {len(failed) - 10} more" if len(failed) > 10 else ""
     return DataError(
         f"{len(failed)} of {counted(total, 'slide')} cannot be used:{lines}{more}",

@@ -1,4 +1,4 @@
-"""Resolve `training.precision: auto`, since results depend on the precision."""
+"""Resolve `training.precision: auto` once per run, because results depend on the precision."""
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes

@@ -161,7 +161,7 @@ class ContrastStep:
     def _image_rows(self, step: int) -> Iterator[Int64[np.ndarray, "_"]]:
         batch = self._batches[step] = self.examples.batch(step)
         for rows in (batch.tiles, batch.others):
-            yield from (rows[shares] for shares in self._shares(len(rows)))
+            yield from (rows[share] for share in self._shares(len(rows)))
 
     def _shares(self, count: int) -> list[Int64[np.ndarray, "_"]]:
         """Return the indices of this process's micro-batches among `count` items."""
@@ -347,7 +347,7 @@ class ScaleWatch:
         if scale <= lowest < self.start:
             raise ModelError(
                 "the temperature diverged: the logit scale has fallen to its lower bound of 1, because images and "
-                "texts of a pair are not more similar than others",
+                "texts of a pair are no more similar than mismatched ones",
                 where="adapt.learn_temperature",
                 fix="check that texts belong to their images, lower adapt.learning_rate, or set "
                 "adapt.learn_temperature: false",

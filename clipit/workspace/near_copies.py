@@ -23,8 +23,8 @@ _MAX_TILES = 1000  # maximum number of compared tiles per split
 def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     """Warn about similar images in two splits if no tile has a known patient or slide. Call it in all processes.
 
-    At most 1,000 tiles of each split are compared, drawn by id. Nothing is dropped; the warning is added to the notes
-    of the returned tiles. If `leaks.pixels` is near, all tiles have already been compared; if `leaks.pixels` or
+    At most 1,000 tiles of each split, drawn reproducibly, are compared. Nothing is dropped; the warning is added to the
+    notes of the returned tiles. If `leaks.pixels` is near, all tiles have already been compared; if `leaks.pixels` or
     `leaks.policy` is off, no images are compared.
 
     Args:

@@ -63,10 +63,10 @@ def _run_checks(*steps: Callable[[], None]) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Check that an output folder can be created, or, if it is empty, written to; nothing is created.
+    """Check that an output folder can be created, or that an empty one can be written to; nothing is created.
 
-    The permissions of a folder that is not empty are not checked, because it may contain another user's finished runs;
-    to read these, write permission is not needed.
+    The permissions of a folder that is not empty are not checked, because it may contain another user's finished runs,
+    and reading those needs no write permission.
 
     Raises:
         ArtifactError: The folder, or the nearest existing parent, is a file or cannot be written to.
@@ -77,8 +77,9 @@ def check_output(folder: Path) -> None:
         raise ArtifactError("this is a file, not a folder", where=nearest, fix=fix)
     is_used = nearest == folder.absolute() and any(nearest.iterdir())
     if not is_used and not os.access(nearest, os.W_OK | os.X_OK):
+        purpose = "" if nearest == folder.absolute() else f", in which the output folder {folder} would be created"
         raise ArtifactError(
-            f"no permission to write to this folder, in which the output folder {folder} would be created",
+            f"no permission to write to this folder{purpose}",
             where=nearest,
             fix="choose a different folder with --output, or change the folder's permissions",
         )

@@ -98,7 +98,7 @@ def read_with_overview(
             if tiles.quarantined:
                 count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
                 logger.info(
-                    f"note: dropped {count} of {counted(total, 'image')} that cannot be decoded: "
+                    f"note: dropped {count} of {counted(total, 'image')} (cannot be decoded): "
                     f"{shortlist(tiles.quarantined)}"
                 )
             return tiles
@@ -132,7 +132,7 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
         raise DataError(
             f"the shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(classes)}",
             where=where,
-            fix="map its labels in its class_map, and name all classes of the tiles in its classes",
+            fix="map its labels with class_map, and list all classes of the tiles in classes",
         )
 
 

@@ -252,7 +252,7 @@ def test_the_latex_captions_state_holm_and_what_was_published(configure_file: Ma
     assert r"\begin{tabular}{lrrrrrr}" in main and "Holm" not in one and "t over seeds" in one
     assert "Published" not in _latex(file.run, file.comparison, five, {}, "")
     assert describe_holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
-        "No p-values: a paired t-test over seeds needs 5."
+        "No p-values: a paired t-test needs at least 5 seeds."
     )
 
 

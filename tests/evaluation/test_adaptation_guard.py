@@ -136,7 +136,7 @@ def test_constant_features_rare_classes_and_few_tiles() -> None:
         np.isfinite(judge_adaptation(found, constant[:40]).misfit)
         and not judge_adaptation(found, constant[:40]).accepted
     )
-    with pytest.raises(DataError, match="no class is predicted for 5 training tiles"):
+    with pytest.raises(DataError, match="no class is predicted for at least 5 training tiles"):
         fit_mixture(constant[:4], predicted[:4])
     with pytest.raises(DataError, match="no target tiles"):
         judge_adaptation(found, constant[:0])

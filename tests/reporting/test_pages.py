@@ -200,12 +200,12 @@ def test_what_is_not_defined_is_said_to_be() -> None:
     predictions = example()
     predictions.labels[predictions.labels == 1] = 0
     text = run_page("a run", results_of(predictions, note="only a proof"), predictions)
-    assert "Undefined, or averaged over some classes only: test, AUROC: no tile of class stroma." in text
+    assert "Undefined, or averaged over only some classes: test, AUROC: no tile of class stroma." in text
     assert "n/a" in text and "only a proof" in text
     predictions.labels[:] = -1
     text = run_page("a run", results_of(predictions), predictions)
     assert "no labelled tile" in text and "No labelled tile is misclassified." in text
-    reasons = re.findall(r"Undefined, or averaged over some classes only: test, ([^<]*): no labelled tile", text)
+    reasons = re.findall(r"Undefined, or averaged over only some classes: test, ([^<]*): no labelled tile", text)
     assert len(reasons) == 1 and reasons[0].startswith("accuracy, balanced accuracy, ")
 
 

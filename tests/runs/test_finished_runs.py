@@ -254,7 +254,7 @@ def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path
     said = capture_log()
     workspace = Workspace(configure(keys))
     assert len(workspace.tiles(0)) == len(workspace.tiles(1)) == 119
-    assert sum("dropped 1 of 120 images that cannot be decoded: images/test-003.png" in text for text in said) == 1
+    assert sum("dropped 1 of 120 images (cannot be decoded): images/test-003.png" in text for text in said) == 1
 
 
 @pytest.mark.parametrize("name", ["results.json", "training.json"])

@@ -338,7 +338,7 @@ def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
     grid = pd.read_parquet(tmp_path / "tiles/slides/s/grid.parquet")
     pictures = list((tmp_path / "tiles/slides/s/tiles").iterdir())
     assert len(pictures) == len(grid) - 4
-    assert f"s: skipped 4 of {len(grid)} tiles that cannot be read" in caplog.text
+    assert f"s: skipped 4 of {len(grid)} tiles (cannot be read)" in caplog.text
     result = clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=2)
     assert len(pd.read_parquet(tmp_path / "maps/slides/s/tiles.parquet")) == len(grid) - 4
     assert "note: unreadable tiles: s: 4\n" in result.text and "its page shows a coarser overview" in caplog.text

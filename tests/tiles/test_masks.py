@@ -163,7 +163,7 @@ def test_all_masks_that_cannot_be_used_are_listed_or_left_out(tmp_path: Path) ->
     assert "8 x 6 pixels" in str(error.value) and "not classes: 7" in str(error.value)
     kept = check_masks(found, "quarantine")
     assert kept.tiles.ids.tolist() == ["0.png"]
-    assert "dropped 2 masks that cannot be used: 1.png" in kept.notes[0]
+    assert "dropped 2 masks (cannot be used): 1.png" in kept.notes[0]
 
 
 def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> 
     assert "the file is empty" in str(caught.value)
     tiles = read_tiles(section(table, unreadable="quarantine"))
     assert {name.split("@")[0] for name in tiles.ids} == {"a"}
-    assert any(note.startswith("dropped 2 of 3 slides that cannot be used: silent:") for note in tiles.notes)
+    assert any(note.startswith("dropped 2 of 3 slides (cannot be used): silent:") for note in tiles.notes)
     # tiles.mpp speaks of the slides, not of the tiles.
     assert len(read_tiles(section(table, unreadable="quarantine", mpp=1.0))) == 2 * len(tiles)
 

@@ -150,7 +150,7 @@ def describe_holm_family(results: Sequence[ArmResult]) -> str:
         if result.p.p is not None:
             families[result.key.test_set] = families.get(result.key.test_set, 0) + 1
     if not families:
-        return f"No p-values: a paired t-test over seeds needs {MIN_SEEDS}."
+        return f"No p-values: a paired t-test needs at least {MIN_SEEDS} seeds."
     counts = ", ".join(f"{test_set}: {n}" for test_set, n in families.items())
     return (
         "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set (tests in "

@@ -142,7 +142,7 @@ def test_output_folders_are_checked_without_creating_them(tmp_path: Path, monkey
     check_output(tmp_path / "new" / "folder")
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ArtifactError, match="no permission .*folder, in which the output folder .* would be created"):
+    with pytest.raises(ArtifactError, match=r"no permission .*folder, in which the output folder .* would be created"):
         check_output(tmp_path / "new" / "folder")
     with pytest.raises(ArtifactError, match=r"no permission to write to this folder\n"):
         check_output(tmp_path)  # an empty folder, which is not created again

@@ -14,7 +14,7 @@ class PredictedClasses:
     """Class and confidence of each predicted image.
 
     Attributes:
-        rows: Position of each image among all images, unreadable ones included.
+        rows: Position of each image among all images, including unreadable ones.
         best: Index of the most probable class.
         confidence: Probability of that class.
     """

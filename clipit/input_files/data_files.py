@@ -38,7 +38,7 @@ class FolderFiles:
     """Files found in a folder and its subfolders, each list sorted.
 
     Attributes:
-        files: Regular files, links to files included.
+        files: Regular files, including links to files.
         dangling: Links whose target does not exist.
         undecodable: Files whose names are not UTF-8; ids and tables cannot contain them.
     """

@@ -29,7 +29,7 @@ class Backbone:
         preprocess: Preprocessing of the model, with `backbone.pixels` as input size if that is set.
         expected_mpp: Micrometres per pixel of the tiles it was pretrained on; None if unknown.
         fingerprint: Fingerprint of the loaded weights, preprocessing and pooling.
-        timm: Arguments with which timm can rebuild the model; None for a transformers model.
+        timm: Arguments for timm to rebuild the model; None for a transformers model.
         plain_head: Whether timm's classifier is one linear layer over these features, so that a linear head can be
             exported as a plain timm model.
         pooling: Token pooling applied by clipit; `default` leaves pooling to timm.

@@ -38,7 +38,7 @@ class ModelSpec:
         mean: Per-channel mean for normalisation, for values in 0..1.
         std: Per-channel standard deviation for normalisation, for values in 0..1.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
-        context_length: VLM: maximum number of tokens of a text, special tokens included; None without a text tower.
+        context_length: VLM: maximum number of tokens of a text, including special tokens; None without a text tower.
         raw_dim: VLM: length of an image embedding before projection; None if unknown or not available.
         licence: Licence as named by the registry; see `LICENCE_NOTE`.
         gated: Whether access must be requested at `page`.

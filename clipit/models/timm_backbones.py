@@ -285,7 +285,7 @@ def _change_size(module: Any, pixels: int, native_pixels: int, name: str) -> dic
     Position embeddings are resampled; models without them (convolutional networks) are not changed.
 
     Returns:
-        Arguments with which timm builds the model at this size.
+        Arguments for timm to build the model at this size.
     """
     resizable = hasattr(module, "set_input_size") and hasattr(module, "patch_embed")
     steps = [int(info["reduction"]) for info in getattr(module, "feature_info", None) or ()]

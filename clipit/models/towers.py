@@ -48,10 +48,10 @@ class Towers:
 
     Attributes:
         module: Module that contains all weights, in float32 and evaluation mode.
-        context_length: Maximum number of tokens of a text, special tokens included.
+        context_length: Maximum number of tokens of a text, including special tokens.
         logit_scale: Learnt factor of cosine similarities (inverse temperature).
         source: Folder, hub id or built-in name that the VLM was loaded from.
-        count_tokens: Function that counts the tokens of each text, special tokens included, without truncation.
+        count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         tokenise: Function from texts to inputs of the text tower, truncated to the context length.
         vocabulary: Ids of the tokeniser's tokens.
         image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.

@@ -48,7 +48,7 @@ class VLM:
     Attributes:
         source: Folder, hub id or built-in name that it was loaded from.
         raw_dim: Dimension of image features before the projection; None if the VLM has none.
-        context_length: Maximum number of tokens of a text, special tokens included.
+        context_length: Maximum number of tokens of a text, including special tokens.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         logit_scale: Learnt factor of cosine similarities.
         fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
@@ -94,7 +94,7 @@ class VLM:
         return sum(p.numel() for name, p in self.towers.module.named_parameters() if self.towers.is_image_weight(name))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count tokens per text, special tokens included, without truncation."""
+        """Count tokens per text, including special tokens, without truncation."""
         return list(self.towers.count_tokens(_as_list(texts)))
 
     def count_truncated(self, texts: Sequence[str]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""SHA-256 of finished files, by which commands that reuse them detect changes."""
+"""Hash finished files, so that commands that reuse them detect changes."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

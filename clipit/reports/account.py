@@ -51,7 +51,7 @@ class Account:
     """Section -> number of pieces, before merging and filtering."""
     budget: int
     tokens: dict[str, int]
-    """Range of token counts (special tokens included) -> number of kept snippets."""
+    """Range of token counts (including special tokens) -> number of kept snippets."""
     long_words: int = 0
     """Number of words of more than 500 characters, which were dropped before splitting."""
     long_word_reports: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class Account:
             lines += [f"{'':23}e.g. {_shorten(example)!r}" for example in self.kept_short.examples]
         lines.append(f"snippets   {self.kept:>9,}  kept")
         largest = max(self.tokens.values(), default=0)
-        lines.append(f"tokens (special tokens included; budget {self.budget})")
+        lines.append(f"tokens (including special tokens; budget {self.budget})")
         lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(largest, 1))}" for span, n in self.tokens.items()]
         if self.sections:
             unit = "(pieces)" if self.section_reports is None else "reports (pieces):"

@@ -61,11 +61,11 @@ def snippet_neighbours(
     """
     if vlm is None or workspace.vlm.fingerprint != vlm:
         raise ConfigError(
-            "the VLM that embeds the snippets is not the VLM with which the model was trained"
+            "the VLM that embeds the snippets is not the one that the model was trained with"
             if vlm
             else "this model has no joint space of images and texts",
             where=f"vlm.name = {workspace.config.vlm.name}",
-            fix="use the configuration with which the model was trained, or leave out --snippets",
+            fix="use the configuration that the model was trained with, or leave out --snippets",
         )
     store = workspace.text_store()
     texts = workspace.snippet_texts()

@@ -61,7 +61,7 @@ def test_changed_reports_are_refused(tmp_path: Path) -> None:
 def test_a_changed_record_of_training_tiles_hides_no_patient(tmp_path: Path) -> None:
     tiles = read_tiles(table_of_tiles(tmp_path))
     write_training_tiles(tmp_path, tiles, "fingerprint")
-    with pytest.raises(DataError, match="4 of 4 test tiles show 4 patients"):
+    with pytest.raises(DataError, match="4 of 4 test tiles belong to 4 patients"):
         check_test_patients(tmp_path, tiles, LeaksConfig())
     damage(tmp_path / TRAINING_TILES, b"patient-1", b"patient-9")
     with pytest.raises(ArtifactError, match="CRC"):

@@ -33,5 +33,5 @@ def test_the_nearest_snippets_stand_beside_the_top_tiles_if_they_are_asked_for(
     assert len(listed) >= 2
 
     other = write_config({"vlm.name": "embedded"}, shared_output)
-    with pytest.raises(ConfigError, match="the VLM that embeds the snippets is not the VLM with which"):
+    with pytest.raises(ConfigError, match="the VLM that embeds the snippets is not the one that"):
         clipit.score_slides(slide, tmp_path / "other", snippets=other, **options)

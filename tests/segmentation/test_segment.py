@@ -118,7 +118,7 @@ def test_a_run_that_was_trained_on_test_patients_is_refused(values: dict[str, An
     rows = [("a", "train", "test-4"), ("b", "validation", "other")]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(("id", "split", "group"))}
     pd.DataFrame(columns).to_parquet(tmp_path / TRAINING_TILES)
-    with pytest.raises(DataError, match=r"1 of 12 test tiles show 1 patient .*: test-4"):
+    with pytest.raises(DataError, match=r"1 of 12 test tiles belongs to 1 patient .*: test-4"):
         clipit.segment(configure(values), tmp_path)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
-from clipit.models.loading import EMBEDDED, foreign_errors, read_model_json
+from clipit.models.loading import EMBEDDED, errors_only, foreign_errors, read_model_json
 from clipit.models.preprocess import preprocess_from_timm
 from clipit.models.specs import ModelSpec, similar_models
 from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk, check_pixels, unsupported_size
@@ -59,7 +59,7 @@ def load_timm(
     uses_hub = config.pretrained and request.file is None
     with foreign_errors(config.name, request.hub_id, _hint(request, spec, table), request.file, uses_hub=uses_hub):
         shapes = tensor_shapes(request.file) if request.file and config.pretrained else None
-        with load_reports() as reports:
+        with load_reports() as reports, errors_only("timm"):  # its warnings are errors below, or do not matter
             module: Any = timm.create_model(
                 request.name,
                 pretrained=config.pretrained,

@@ -131,7 +131,7 @@ def test_cells_left_empty_and_whole_numbers_with_decimals_are_read(file: ConfigF
     tiles = Workspace(file.run).all_tiles
     tiles = replace(tiles, classes=tuple(str(number) for number in range(len(tiles.classes))))
     path = tmp_path / "verified.csv"
-    path.write_text(f"tile,label\n{FLIPPED[0]},1.0\n{FLIPPED[1]},\n{FLIPPED[2]}, 0\n", encoding="utf-8")
+    path.write_text(f"tile,label\n{FLIPPED[0]},1.0\n{FLIPPED[1]},\n{FLIPPED[2]} , 0\n", encoding="utf-8")
     verified = dict(zip(tiles.ids.tolist(), read_verified(path, tiles).tolist(), strict=True))
     assert [verified[name] for name in FLIPPED[:3]] == [1, -1, 0]
 

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from clipit.config.computing_options import add_computing_options
-from clipit.config.paths import option_path
+from clipit.config.paths import option_path, option_text
 from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_file
 
@@ -53,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     zero_shot = parser.add_mutually_exclusive_group()
     zero_shot.add_argument(
-        "--prompts", metavar="NAME", help="also classify zero-shot: prompt file, packaged set, or set of the classifier"
+        "--prompts",
+        type=option_text,
+        metavar="NAME",
+        help="also classify zero-shot: prompt file, packaged set, or set of the classifier",
     )
     zero_shot.add_argument(
         "--classes", metavar='"A; B"', help="also classify zero-shot: names separated by semicolons, used as prompts"
@@ -61,9 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=option_path, metavar="PATH", help="folder or zip that the paths in tables are relative to"
     )
-    parser.add_argument("--path-column", metavar="NAME", help="column of a table with the paths (default: path)")
     parser.add_argument(
-        "--id-column", metavar="NAME", help="column of a table with the ids (default: id if there is one, or the path)"
+        "--path-column", type=option_text, metavar="NAME", help="column of a table with the paths (default: path)"
+    )
+    parser.add_argument(
+        "--id-column",
+        type=option_text,
+        metavar="NAME",
+        help="column of a table with the ids (default: id if there is one, or the path)",
     )
     parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel of slides without this metadata")
     parser.add_argument(
@@ -72,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="UM",
         help="micrometres per pixel of tiles cut from slides (default: as in the classifier's training)",
     )
-    parser.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that encodes new prompts")
+    parser.add_argument(
+        "--vlm", type=option_text, metavar="NAME", help="name or folder of the VLM that encodes new prompts"
+    )
     add_computing_options(parser)
     return parser
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipit.config.computing_options import add_computing_options, positive
-from clipit.config.paths import option_path, run_path
+from clipit.config.paths import option_path, option_text, run_path
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_file
 
@@ -105,10 +105,14 @@ def compare(arguments: list[str]) -> None:
         metavar="RUN",
         help="folders of runs, or folders that contain runs, such as outputs/runs/NAME",
     )
-    parser.add_argument("--reference", required=True, metavar="ARM", help="arm that the others are compared with")
+    parser.add_argument(
+        "--reference", type=option_text, required=True, metavar="ARM", help="arm that the others are compared with"
+    )
     zero_shot = parser.add_argument_group("zero-shot VLM as an additional arm")
-    zero_shot.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM")
-    zero_shot.add_argument("--prompts", metavar="NAME", help="prompt file or packaged set with the same classes")
+    zero_shot.add_argument("--vlm", type=option_text, metavar="NAME", help="name or folder of the VLM")
+    zero_shot.add_argument(
+        "--prompts", type=option_text, metavar="NAME", help="prompt file or packaged set with the same classes"
+    )
     add_computing_options(parser.add_argument_group("computing"))
     options = vars(parser.parse_args(arguments))
     check_prompt_file(options["prompts"])
@@ -179,15 +183,19 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--classifier", metavar="PATH", help="folder of a run or its folder classifier/, or a repository"
+        "--classifier",
+        type=option_text,
+        metavar="PATH",
+        help="folder of a run or its folder classifier/, or a repository",
     )
     model.add_argument(
         "--prompts",
+        type=option_text,
         metavar="NAME",
         help="score zero-shot with class prompts: prompt file, packaged set, or set of the classifier",
     )
     model.add_argument("--classes", metavar='"A; B"', help="score zero-shot with these class names as prompts")
-    model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that encodes prompts")
+    model.add_argument("--vlm", type=option_text, metavar="NAME", help="name or folder of the VLM that encodes prompts")
     add_computing_options(model)
 
 

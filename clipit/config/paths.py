@@ -101,6 +101,17 @@ def check_path_text(text: str) -> None:
         raise argparse.ArgumentTypeError("the path is empty")
 
 
+def option_text(text: str) -> str:
+    """Return the value of an option that is a name, such as that of a column.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty, which would be taken for an option that is not given.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the text is empty")
+    return text
+
+
 def option_name(text: str) -> str:
     """Convert the value of an option that is a path or a name; see `expand_home`.
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from clipit.api.configuration import load_config
+from clipit.cli import predict
 from clipit.config.command_line import read_command, read_file_command
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
-from clipit.config.paths import expand_home, option_name, option_path
+from clipit.config.paths import expand_home, option_name, option_path, option_text
 from clipit.errors import ConfigError
 from clipit.sweeps.sweep_file import read_sweep
 from clipit.training.arms import resolve_arm
@@ -624,10 +625,18 @@ def test_an_empty_text_is_not_taken_for_a_missing_key(key: str, file: Callable[.
     assert validate({**MINIMAL, "note": ""}, "test").note == ""
 
 
-@pytest.mark.parametrize("convert", [option_path, option_name])
-def test_an_empty_path_is_not_the_current_folder(convert: Callable[[str], object]) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
+@pytest.mark.parametrize("convert", [option_path, option_name, option_text])
+def test_an_empty_option_is_not_the_current_folder_or_the_default(convert: Callable[[str], object]) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="the (path|text) is empty"):
         convert("")
+    assert str(convert("a b")) == "a b"
+
+
+@pytest.mark.parametrize("option", ["--prompts", "--vlm", "--path-column", "--id-column", "--images", "--out"])
+def test_predict_refuses_empty_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        predict._parser().parse_args(["run", "images", "--out", "a.csv", f"{option}="])
+    assert f"argument {option}: the" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["tiles.mpp", "tiles.slides.mpp"])

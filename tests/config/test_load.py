@@ -627,7 +627,7 @@ def test_an_empty_text_is_not_taken_for_a_missing_key(key: str, file: Callable[.
 
 @pytest.mark.parametrize("convert", [option_path, option_name, option_text])
 def test_an_empty_option_is_not_the_current_folder_or_the_default(convert: Callable[[str], object]) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="the (path|text) is empty"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"the (path|text) is empty"):
         convert("")
     assert str(convert("a b")) == "a b"
 

@@ -41,7 +41,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     names, labels = table.header.index(key), table.header.index("label")
     check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)
-    checked = [(row[names], row[labels].strip()) for row in table.rows if row[names] in row_of]
+    cells = ((row[names].strip(), row[labels].strip()) for row in table.rows)
+    checked = [(name, label) for name, label in cells if name in row_of]
     checked = [(name, label) for name, label in checked if label]
     if not checked:
         raise DataError(

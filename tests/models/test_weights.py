@@ -171,6 +171,17 @@ def test_a_folder_behind_the_hubs_prefix(timm_folder: Path) -> None:
     assert backbone.public_name == "vit_tiny_patch16_224"
 
 
+def test_unexpected_weights_are_one_error_without_a_warning_of_timm(
+    timm_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(timm_folder, tmp_path / "timm"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"backbone.{name}": value for name, value in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"missing: .*blocks\.0.* unexpected: backbone\.blocks\.0"):
+        load_backbone(BackboneConfig(name=str(folder)))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("kind", ["timm", "vit", "clip"])
 def test_weights_that_are_not_finite_are_refused(
     kind: str, timm_folder: Path, clip_folder: Path, vision_folders: dict[str, Path], tmp_path: Path

@@ -66,7 +66,10 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
     low, high = (0.0, 0.0) if cells.score.isna().all() else (cells.score.min(), cells.score.max())
     templates = list(dict.fromkeys(cells.template))
     groups = list(iter_groups(cells, ["subject", "prompts"]))
-    figure = new_figure(5.0 + 0.62 * len(labels), 1.4 + len(groups) * (0.5 + 0.42 * len(templates)))
+    rows = [fill_template(template) for template in templates]
+    width = 1.8 + 0.62 * len(labels) + 0.06 * max(map(len, rows))  # a letter of the tick labels takes 0.06 inches
+    height = 0.9 + 0.05 * max(map(len, labels)) + len(groups) * (0.5 + 0.42 * len(templates))
+    figure = new_figure(width, height)
     panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
     image = None
     for axes, ((subject, prompts), part) in zip(panels, groups, strict=True):
@@ -77,7 +80,7 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
             colour = "black" if (score - low) / max(high - low, 1e-9) > 0.5 else "white"
             axes.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_title(f"{subject}, {prompts}", fontsize=9, loc="left")
-        axes.set_yticks(range(len(templates)), [fill_template(template) for template in templates], fontsize=7)
+        axes.set_yticks(range(len(rows)), rows, fontsize=7)
     panels[-1].set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=7)
     if image is not None:
         figure.colorbar(image, ax=list(panels), label=LABELS[metric], shrink=0.8)

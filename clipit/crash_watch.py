@@ -28,7 +28,7 @@ notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") f
 if notes:
     shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
     print("error: a signal ended the process while it read these images\\n  where: " + shown +
-          "\\n  to do: if you did not stop it yourself, run it again; if it ends at the same image, that file crashes "
+          "\\n  fix: if you did not stop it yourself, run it again; if it ends at the same image, that file crashes "
           "a decoder: replace it; if memory ran out, read with fewer threads", file=sys.stderr)
 """
 

@@ -58,7 +58,7 @@ def explain(what: str, *, where: object = None, fix: str = "") -> str:
     if where is not None:
         lines.append(f"  where: {where}")
     if fix:
-        lines.append(f"  to do: {fix}")
+        lines.append(f"  fix: {fix}")
     return printable("\n".join(lines), keep="\n")
 
 

@@ -41,7 +41,7 @@ def test_a_crash_names_the_images_that_threads_were_reading(tmp_path: Path) -> N
     assert done.returncode == -signal.SIGSEGV
     assert "error: a signal ended the process while it read these images" in done.stderr
     assert "where: tiles.zip!bad\\n\\xe9.jp2, tiles.zip!slow.png\n" in done.stderr
-    assert "to do: " in done.stderr and "read_before" not in done.stderr
+    assert "fix: " in done.stderr and "read_before" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_lines_are_aligned_counted_and_worst_first() -> None:
     lines = format_checks(groups).splitlines()
     assert lines[0] == "Problems"
     assert lines[1].startswith("  FAIL  longer  ill ill") and lines[2].startswith("                ill")
-    assert "                to do: do this" in lines
-    assert lines.index("  WARN  b       so so") > lines.index("                to do: do this")
+    assert "                fix: do this" in lines
+    assert lines.index("  WARN  b       so so") > lines.index("                fix: do this")
     assert lines[lines.index("One") + 1] == "  PASS  a  well" and "Two" not in lines
     assert lines[-1] == "1 FAIL, 1 WARN, 1 PASS"
     assert max(map(len, lines)) <= 120

@@ -18,13 +18,13 @@ FULL = Path("/dev/full")
 
 
 def test_message_has_three_parts() -> None:
-    assert explain("wrong", where="file, row 3", fix="mend it") == "wrong\n  where: file, row 3\n  to do: mend it"
+    assert explain("wrong", where="file, row 3", fix="mend it") == "wrong\n  where: file, row 3\n  fix: mend it"
     assert shortlist(list("abc"), 2) == "a, b and 1 more"
 
 
 def test_what_a_terminal_would_obey_is_escaped() -> None:
     told = explain("bad\x1b[2J id\n  second line", where="a\x07b\udcff", fix="mend\r it")
-    assert told == "bad\\x1b[2J id\n  second line\n  where: a\\x07b\\udcff\n  to do: mend\\r it"
+    assert told == "bad\\x1b[2J id\n  second line\n  where: a\\x07b\\udcff\n  fix: mend\\r it"
     assert shortlist(["é \U0001f600", "a\nb"]) == "é \U0001f600, a\\nb"
 
 

@@ -67,6 +67,6 @@ def _map_slides(run: Path, out: Path) -> None:
     except DataError as error:
         if error.fix != MISSING_SLIDE_PACKAGES:
             raise
-        text = f"note: no slides were mapped: {error.what}\n  to do: {error.fix}"
+        text = f"note: no slides were mapped: {error.what}\n  fix: {error.fix}"
     if get_processes().main:
         print(f"\n{text}")

@@ -24,7 +24,7 @@ def main() -> None:
     else:
         close = difflib.get_close_matches(name.replace("_", "-"), command_names(), 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        print(f"error: unknown command {name!r}\n  to do: {hint}clipit --help lists all commands", file=sys.stderr)
+        print(f"error: unknown command {name!r}\n  fix: {hint}clipit --help lists all commands", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     if name in ("-h", "--help"):
         print(f"usage: clipit slides {{{','.join(COMMANDS)}}} ...\n\n{__doc__}\nclipit slides COMMAND --help")
         raise SystemExit(0)
-    print(f"error: clipit slides has no command {name!r}\n  to do: use {', '.join(COMMANDS)}", file=sys.stderr)
+    print(f"error: clipit slides has no command {name!r}\n  fix: use {', '.join(COMMANDS)}", file=sys.stderr)
     raise SystemExit(2)
 
 

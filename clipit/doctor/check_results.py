@@ -38,8 +38,8 @@ class CheckGroup:
 
 
 def failed_check(subject: str, error: Exception) -> Check:
-    """Convert an error of the package to a failed check; its `to do` line becomes the fix."""
-    text, _, fix = str(error).partition("\n  to do: ")
+    """Convert an error of the package to a failed check; its line `fix:` becomes the fix."""
+    text, _, fix = str(error).partition("\n  fix: ")
     problem, _, where = text.partition("\n  where: ")
     message = f"{problem} ({where})" if where else problem
     return Check("FAIL", subject, _sentence(" ".join(message.split())), " ".join(fix.split()))
@@ -96,4 +96,4 @@ def _format_group(checks: Sequence[Check], colour: bool) -> Iterator[str]:
         yield f"  {status}  {check.subject.ljust(width)}  {first}".rstrip()
         yield from (indent + line for line in rest)
         if check.fix:
-            yield from (indent + line for line in wrap(f"to do: {check.fix}", subsequent_indent=" " * 7))
+            yield from (indent + line for line in wrap(f"fix: {check.fix}", subsequent_indent=" " * 5))

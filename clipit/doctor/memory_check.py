@@ -116,7 +116,7 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
             mode=mode,
         )
     except Exception as error:  # the model is unknown, not cached, or cannot be built without its weights
-        text = str(error).partition("\n  to do: ")[0].replace("\n  where: ", ": ")
+        text = str(error).partition("\n  fix: ")[0].replace("\n  where: ", ": ")
         reason = " ".join(text.split())[:200]
         fix = "correct the backbone if its own check fails; the estimate is repeated when training starts"
         return [Check("WARN", "memory", f"The memory needed for training could not be estimated: {reason}.", fix)]

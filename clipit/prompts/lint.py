@@ -27,7 +27,7 @@ class LintMessage:
 
     def text(self) -> str:
         """Format the message as one line."""
-        return f"{self.level}: {self.key}: {self.problem}; to do: {self.fix}"
+        return f"{self.level}: {self.key}: {self.problem}; fix: {self.fix}"
 
 
 @dataclass(frozen=True)

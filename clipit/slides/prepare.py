@@ -140,7 +140,7 @@ class FailedSlide:
 
     def explain(self) -> str:
         """Return the reason and the fix in one line."""
-        return f"{self.reason}; to do: {self.fix}" if self.fix else self.reason
+        return f"{self.reason}; fix: {self.fix}" if self.fix else self.reason
 
 
 def prepare_slides(

@@ -184,7 +184,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         try:
             progress = _verified(checkpoint)
         except ArtifactError as error:
-            logger.warning(" ".join(str(error).split("  to do:")[0].split()))
+            logger.warning(" ".join(str(error).split("  fix:")[0].split()))
             damage = damage or error
             continue
         if damage is not None:

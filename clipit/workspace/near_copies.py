@@ -46,7 +46,7 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
         f"({shortlist(examples, 2)}), and no groups are set, so scores will be too high"
     )
     logger.warning(
-        f"{note}\n  to do: name the patient or slide (tiles.columns.group, tiles.group_pattern), or set "
+        f"{note}\n  fix: name the patient or slide (tiles.columns.group, tiles.group_pattern), or set "
         "--leaks.pixels=near --leaks.policy=exclude. To list all leaks: clipit check-leaks --config ..."
     )
     return replace(tiles, notes=(*tiles.notes, note))

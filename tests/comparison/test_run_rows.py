@@ -39,7 +39,7 @@ def test_results_without_a_key_are_a_clear_error(
     tmp_path: Path, changes: dict[str, Any], metric: str, named: str
 ) -> None:
     write_json(tmp_path / "results.json", results(**changes))
-    with pytest.raises(ArtifactError, match=rf"(?s){named}.*where: .*results\.json.*to do: delete this file and run"):
+    with pytest.raises(ArtifactError, match=rf"(?s){named}.*where: .*results\.json.*fix: delete this file and run"):
         read(tmp_path, metric)
 
 

@@ -558,7 +558,7 @@ def test_an_abbreviated_key_is_recognised(file: Callable[..., str], key: str, me
 def test_advice_about_repeated_options_fits_the_option(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError) as error:
         read_command("", [file(), "--output=a", "--output=b"])
-    assert str(error.value).endswith("to do: give each option once")
+    assert str(error.value).endswith("fix: give each option once")
     with pytest.raises(ConfigError, match=r"write a list as '--lora\.targets=\[a, b\]'"):
         read_command("", [file(), "--lora.targets=a", "--lora.targets=b"])
 

@@ -111,7 +111,7 @@ def test_a_file_that_is_read_again_is_parsed_once_and_changes_of_its_values_stay
 def test_a_file_that_was_never_yaml_is_told_so_first(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"(?s)^not a YAML file\n.*to do: choose a YAML file; if this is one, "):
+    with pytest.raises(DataError, match=r"(?s)^not a YAML file\n.*fix: choose a YAML file; if this is one, "):
         load_mapping(path, "`name:`")
     path.rename(tmp_path / "own.yaml")
     with pytest.raises(DataError, match=r"^not (valid YAML|UTF-8|a YAML mapping)"):

@@ -307,7 +307,7 @@ def test_a_changed_record(tmp_path: Path) -> None:
     write_record(path, {"score": 0.5, "where": tmp_path, "nothing": float("nan")})
     assert read_json(path, "again")["where"] == str(tmp_path)
     path.write_text(path.read_text().replace("0.5", "0.9"))
-    with pytest.raises(ArtifactError, match=r"(?s)changed since it was written.*results\.json.*to do: again"):
+    with pytest.raises(ArtifactError, match=r"(?s)changed since it was written.*results\.json.*fix: again"):
         read_json(path, "again")
     path.write_text('{"score": 0.5}')  # written by an earlier version
     assert read_json(path, "again") == {"score": 0.5}

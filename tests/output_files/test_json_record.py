@@ -35,7 +35,7 @@ def test_a_missing_key_names_file_place_and_remedy(record: JsonRecord, tmp_path:
     assert (
         "no 'macro_f1' in splits.test.metrics, which an earlier version may have written; its keys are accuracy" in text
     )
-    assert f"where: {tmp_path / 'results.json'}" in text and f"to do: {FIX}" in text
+    assert f"where: {tmp_path / 'results.json'}" in text and f"fix: {FIX}" in text
     with pytest.raises(ArtifactError, match=r"no 'seed' in rows\[0\]"):
         record["rows"][0]["seed"]
     with pytest.raises(ArtifactError, match="no 'arms' in this file"):

@@ -131,4 +131,4 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("error: ") == 2
     assert "no_such" in done.stderr and "broken.yaml, line 1" in done.stderr
     assert "crc_plip: no problems" in done.stdout and "bad.yaml: " in done.stdout
-    assert "Traceback" not in missing.stderr and "to do:" in missing.stderr
+    assert "Traceback" not in missing.stderr and "fix:" in missing.stderr

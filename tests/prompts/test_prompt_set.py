@@ -33,7 +33,7 @@ def refused(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         load_prompts(path)
     assert str(path) in str(caught.value)
-    assert "to do:" in str(caught.value)
+    assert "fix:" in str(caught.value)
     return str(caught.value)
 
 
@@ -213,7 +213,7 @@ def test_missing_keys(tmp_path: Path, missing: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "just a sentence", "- a\n- b\n", "a: [b\nc: }"])
 def test_not_a_prompt_file(tmp_path: Path, text: str) -> None:
-    assert "to do:" in refused(write(tmp_path, text))
+    assert "fix:" in refused(write(tmp_path, text))
 
 
 def test_not_utf8(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def write(folder: Path, content: Any, name: str = "prompts.json") -> Path:
 def refused(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         load_prompts(path)
-    assert str(path) in str(caught.value) and "to do:" in str(caught.value)
+    assert str(path) in str(caught.value) and "fix:" in str(caught.value)
     return str(caught.value)
 
 

@@ -64,7 +64,7 @@ def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
-    with pytest.raises(ArtifactError, match=r"(?s)not a file.*to do: set --record"):
+    with pytest.raises(ArtifactError, match=r"(?s)not a file.*fix: set --record"):
         export_study(folder, "probing", folder)
     with pytest.raises(DataError, match="no table of prompts results"):
         export_study(folder, "prompts", tmp_path / "rows.csv")

@@ -388,7 +388,7 @@ def test_mistakes_are_explained_without_a_traceback(
     with pytest.raises(SystemExit, match="2"):
         command(monkeypatch, folder / "run/classifier", *(part.format(tiles=tiles, tmp=tmp_path) for part in arguments))
     message = capsys.readouterr().err
-    assert words in message and "to do:" in message and "Traceback" not in message
+    assert words in message and "fix:" in message and "Traceback" not in message
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ def test_a_table_of_annotators_that_is_wrong(table: Table, rows: list[str], keys
     values = table(rows, **keys)
     with pytest.raises(DataError) as error:
         load(values, **section)
-    assert message in str(error.value) and "to do:" in str(error.value)
+    assert message in str(error.value) and "fix:" in str(error.value)
 
 
 def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None:

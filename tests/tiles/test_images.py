@@ -130,10 +130,10 @@ def alter_entry(path: Path, number: int, offset: int, value: int) -> None:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (8, 0x01, r"(?s)1 of 8 files in the zip is encrypted.*where: .*t\.zip!2\.bmp.*to do: .*without"),
+        (8, 0x01, r"(?s)1 of 8 files in the zip is encrypted.*where: .*t\.zip!2\.bmp.*fix: .*without"),
         (8, 0x41, r"(?s)1 of 8 files in the zip is encrypted.*where: .*t\.zip!2\.bmp"),
         (8, 0x20, r"(?s)unknown to Python: patched data.*where: .*t\.zip!2\.bmp"),
-        (10, 9, r"(?s)unknown to Python: method 9 \(Deflate64\).*where: .*t\.zip!2\.bmp.*to do: .*Deflate"),
+        (10, 9, r"(?s)unknown to Python: method 9 \(Deflate64\).*where: .*t\.zip!2\.bmp.*fix: .*Deflate"),
         (10, 77, r"(?s)unknown to Python: method 77\n.*where: .*t\.zip!2\.bmp"),
         (6, 99, r"(?s)not a readable zip: zip file version 9\.9.*where: .*t\.zip"),
     ],

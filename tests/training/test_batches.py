@@ -85,7 +85,7 @@ def test_copies_in_a_batch_are_told_apart() -> None:
 
 def test_advice_about_missing_labels_fits_their_cause(configure: Callable[..., RunConfig]) -> None:
     none = np.zeros(5, dtype=bool)
-    with pytest.raises(DataError, match=r"(?s)to do: keep some labels"):
+    with pytest.raises(DataError, match=r"(?s)fix: keep some labels"):
         plan_batches(configure({"tiles.labels": {"kind": "fraction", "value": 0.1}}), none)
-    with pytest.raises(DataError, match=r"(?s)to do: add labels to the tile source"):
+    with pytest.raises(DataError, match=r"(?s)fix: add labels to the tile source"):
         plan_batches(configure({"tiles.labels": {"kind": "all"}}), none)

@@ -183,7 +183,7 @@ def test_masks_that_cannot_be_used(make: Make, tmp_path: Path, more: list[tuple[
     Image.new("L", (4, 4), 7).save(tmp_path / "masks/seven.png")
     with pytest.raises(DataError) as error:
         clipit.merge_masks(*make(more))
-    assert message in str(error.value) and "to do:" in str(error.value)
+    assert message in str(error.value) and "fix:" in str(error.value)
 
 
 def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: Path) -> None:

@@ -2,23 +2,25 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Compute gradients, and create float32 tensors, within the block.
+    """Compute gradients, and create float32 tensors on the CPU unless stated otherwise, within the block.
 
-    A program may have switched gradients off around its own inference, or chosen another default data type.
+    A program may have switched gradients off around its own inference, or chosen another default data type or device.
     """
     torch = sys.modules.get("torch")
     if torch is None:  # not imported yet, so nothing was changed
         yield
         return
     before = torch.get_default_dtype()
+    # the mode of a device slows every operation down, so it is entered only where it is needed
+    device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), device:
             yield
     finally:
         torch.set_default_dtype(before)

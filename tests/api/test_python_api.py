@@ -166,18 +166,20 @@ def test_gradients_are_computed_where_the_program_has_switched_them_off() -> Non
         assert trained() == 3 and torch.is_inference_mode_enabled()
 
 
-def test_another_default_type_of_the_program_changes_no_prediction(tmp_path: Path) -> None:
+def test_another_default_type_or_device_of_the_program_changes_no_prediction(tmp_path: Path) -> None:
     import torch
 
     folder = save_classifier(tmp_path) / "run"
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     expected = clipit.load_classifier(folder).predict_proba([image])
     torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
     try:
-        assert np.array_equal(clipit.load_classifier(folder).predict_proba([image]), expected)
-        assert torch.get_default_dtype() == torch.float64
+        assert np.array_equal(clipit.load_classifier(folder, "cpu").predict_proba([image]), expected)
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:

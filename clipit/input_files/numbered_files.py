@@ -1,11 +1,12 @@
-"""Detect gaps in numbered files, such as the shards of a data set that was copied incompletely."""
+"""Detect files of a data set that are missing from a numbered set, or that are not read because of their names."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipit.errors import counted, shortlist
-from clipit.input_files.data_files import hub_id, list_files
+from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
@@ -41,6 +42,35 @@ def missing_data_files(path: str) -> tuple[str, ...]:
         return ()
     note = missing_parts(list_files(folder, lambda file: file.suffix.lower() in _DATA_FILES).files)
     return (note,) if note else ()
+
+
+def unread_data_files(path: str) -> tuple[str, ...]:
+    """Describe the files in the folder of a data set that the datasets package does not read; () if there are none.
+
+    If some files are named after splits, such as `train.parquet`, it ignores those that are not.
+
+    Args:
+        path: Local folder, or id on the Hugging Face hub, for which nothing is described.
+    """
+    folder = Path(path).expanduser()
+    if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
+        return ()
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder))
+    if builder.name == "imagefolder":  # its tables describe images
+        return ()
+    parts = builder.config.data_files or {}
+    read = {os.path.realpath(file) for files in parts.values() for file in files}
+    suffixes = {Path(file).suffix.lower() for file in read} & _DATA_FILES
+    listed = list_files(folder, lambda file: file.suffix.lower() in suffixes and not file.name.startswith((".", "_")))
+    unread = [str(file) for file in listed.files if os.path.realpath(file) not in read]
+    if not unread:
+        return ()
+    return (
+        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read, because only files named after splits, such "
+        f"as train, are: {shortlist(unread)}",
+    )
 
 
 def _sets(files: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:

@@ -27,7 +27,7 @@ from clipit.input_files.data_files import (
 )
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_mangled
-from clipit.input_files.numbered_files import missing_data_files
+from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
@@ -193,7 +193,7 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
     if hub_id(config.path) is None and folder.is_dir() and not is_saved_dataset(folder):
         _check_one_format(folder)
     dataset = load_huggingface(config.path, "reports.path", texts=sorted(_columns(config).values()))
-    problems += missing_data_files(config.path)
+    problems += [*missing_data_files(config.path), *unread_data_files(config.path)]
     if isinstance(dataset, dict):
         if config.split not in dataset:
             raise DataError(

@@ -14,7 +14,7 @@ from clipit.images.decode import ImageError, decode, is_image
 from clipit.images.image_readers import Reader
 from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
 from clipit.input_files.mangled_names import check_rounded
-from clipit.input_files.numbered_files import missing_data_files
+from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -93,7 +93,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         undecoded[split] = _undecoded_images(rows, column, config.path)
         described[split] = _describe_rows(rows, f"{config.path}, split {split}")
     source = join_splits(described, config, DatasetReader(undecoded, column))
-    notes = (*missing_data_files(config.path), *_unused_images(config.path, loaded, column))
+    files = (*missing_data_files(config.path), *unread_data_files(config.path))
+    notes = (*files, *_unused_images(config.path, loaded, column))
     return replace(source, notes=(*source.notes, *notes))
 
 

@@ -14,7 +14,7 @@ from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_li
 from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
 from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
-from clipit.input_files.numbered_files import missing_data_files
+from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import SplitRows, check_columns, image_column, join_splits, not_images, select_splits
@@ -138,7 +138,7 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
         name: _kept_rows(kept[name], split, f"{config.path}, split {name}") for name, split in described.splits.items()
     }
     source = join_splits(rows, config, reader)
-    source = replace(source, notes=(*source.notes, *missing_data_files(config.path)))
+    source = replace(source, notes=(*source.notes, *missing_data_files(config.path), *unread_data_files(config.path)))
     return _scale(source, config, np.concatenate([tiles.scales() for tiles in kept.values()]))
 
 

@@ -124,6 +124,21 @@ def test_parts_of_a_table_that_are_missing_are_listed(
     assert any("1 file seems to be missing" in text and "train-00000-of-00002" in text for text in found.problems)
 
 
+def test_tables_that_the_names_of_splits_hide_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The datasets package reads no other file if one is named after a split."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tables").mkdir()
+    for name in ("train.parquet", "more.parquet"):
+        write_table(tmp_path / "tables" / name)
+    found = read(tmp_path / "tables", **COLUMNS)
+    assert len(found.reports) == len(ROWS)
+    assert any("1 file is not read" in text and "more.parquet" in text for text in found.problems)
+    (tmp_path / "tables" / "train.parquet").rename(tmp_path / "tables" / "b.parquet")
+    (tmp_path / "tables" / "more.parquet").unlink()
+    assert not read(tmp_path / "tables", **COLUMNS).problems
+
+
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     path = write_table(tmp_path / "reports.csv")
     before = read(path, **COLUMNS).fingerprint

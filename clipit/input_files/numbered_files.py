@@ -68,8 +68,8 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     if not unread:
         return ()
     return (
-        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read, because only files named after splits, such "
-        f"as train, are: {shortlist(unread)}",
+        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read, because only files named after splits, "
+        f"such as train, are: {shortlist(unread)}",
     )
 
 

@@ -5,6 +5,7 @@ The memory is measured in a separate process: `python -m benchmarks.slide_memory
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _STAIN = (0.9, 0.5, 0.8)
 """Share of red, green and blue light that passes the tissue."""
+_REDUCTION = 16  # pixels of the first level per pixel of the second
 _FEW, _MANY = 2.0, 1.0  # micrometres per pixel of the tiles
 
 
@@ -51,9 +53,23 @@ def _make_slide(path: Path, side: int) -> Path:
         return Image.fromarray((np.asarray(image) * np.array(_STAIN)).astype(np.uint8))
 
     rng = np.random.default_rng(0)
-    tiles = [encode(stain(draw_tile(rng, _EDGE))) for _ in range(64)]
-    levels = [(side, side), (side // 16, side // 16)]
-    return write_jpeg_slide(path, levels, lambda _, row, column: tiles[(7 * row + column) % len(tiles)])
+    images = [stain(draw_tile(rng, _EDGE)) for _ in range(64)]
+    tiles = [encode(image) for image in images]
+    small = [np.asarray(image.resize((_EDGE // _REDUCTION,) * 2)) for image in images]
+
+    def number(row: int, column: int) -> int:
+        return (7 * row + column) % len(tiles)
+
+    @cache
+    def mosaic(first: int) -> bytes:
+        span = range(_REDUCTION)
+        parts = [[small[(first + number(row, column)) % len(small)] for column in span] for row in span]
+        return encode(Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in parts])))
+
+    def tile(level: int, row: int, column: int) -> bytes:
+        return mosaic(number(_REDUCTION * row, _REDUCTION * column)) if level else tiles[number(row, column)]
+
+    return write_jpeg_slide(path, [(side, side), (side // _REDUCTION, side // _REDUCTION)], tile)
 
 
 def _map(slide: Path, mpp: float, out: Path) -> dict[str, Any]:

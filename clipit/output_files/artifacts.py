@@ -201,6 +201,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     with disk_errors(path):
+        if old.exists() and not path.exists():  # an earlier process was killed between the two renames
+            old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         make_folder(partial)
         try:

@@ -332,3 +332,14 @@ def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     with whole_folder(folder) as partial:
         (partial / "b").write_text("3")
     assert [path.name for path in tmp_path.rglob("*")] == ["results", "b"]
+
+
+def test_a_folder_survives_a_process_that_is_killed_while_it_replaces_it(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    with whole_folder(folder) as partial:
+        (partial / "scores.json").write_text("{}")
+    (tmp_path / "results").rename(tmp_path / ".results.old")  # killed after the first of the two renames
+    with pytest.raises(RuntimeError), whole_folder(folder):
+        raise RuntimeError("the next process fails before it writes anything")
+    assert (folder / "scores.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

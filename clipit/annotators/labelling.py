@@ -47,8 +47,8 @@ class Consensus:
         """Items with at least two labels whose consensus differs from more than half of these labels."""
         counts = self.votes.counts()
         clear = (2 * counts > counts.sum(axis=1, keepdims=True)) & (counts > 1)
-        others = clear.any(axis=1) & ~np.take_along_axis(clear, self.labels[:, None], axis=1)[:, 0]
-        return np.flatnonzero(others).astype(np.int64)
+        overruled = clear.any(axis=1) & ~np.take_along_axis(clear, self.labels[:, None], axis=1)[:, 0]
+        return np.flatnonzero(overruled).astype(np.int64)
 
     def remarks(self, subject: str) -> list[str]:
         """List tiles whose consensus overrules a clear majority, and limits of the estimates.
@@ -259,14 +259,16 @@ def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
         )
 
 
+def _annotator_names(votes: Votes) -> str:
+    if not votes.named:
+        return "the annotators"
+    return f"{counted(len(votes.annotators), 'annotator')} ({shortlist(votes.annotators)})"
+
+
 def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[dict[str, int], list[str]]:
     """Return the labels of training and validation tiles, and notes."""
     votes = consensus.votes
-    annotator_names = (
-        f"{counted(len(votes.annotators), 'annotator')} ({shortlist(votes.annotators)})"
-        if votes.named
-        else "the annotators"
-    )
+    annotator_names = _annotator_names(votes)
     if config.labels == "annotator":
         name = config.annotator or best_annotator(consensus)
         chosen_votes = votes.of_annotators([name])
@@ -302,11 +304,7 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
         return []
     if not len(votes):
         return ["no test tile has a label by an annotator, so there is no test score"]
-    annotator_names = (
-        f"{counted(len(votes.annotators), 'annotator')} ({shortlist(votes.annotators)})"
-        if votes.named
-        else "the annotators"
-    )
+    annotator_names = _annotator_names(votes)
     notes = [
         f"test labels: consensus ({consensus.method}) of {annotator_names} on {len(votes):,} of "
         f"{counted(n_tests, 'test tile')}"

@@ -48,7 +48,7 @@ class AnnotatorsResult:
     def summary(self) -> str:
         """Facts and agreement, one line each."""
         alpha = self.record["agreement"]
-        value = "not defined" if alpha["alpha"] is None else f"{alpha['alpha']:.3f}"
+        value = "undefined" if alpha["alpha"] is None else f"{alpha['alpha']:.3f}"
         interval = "" if alpha["low"] is None else f" [{alpha['low']:.3f}, {alpha['high']:.3f}]"
         facts = [f"{name}: {fact}" for name, fact in self.record["facts"].items()]
         return "\n".join([*facts, f"Krippendorff's alpha: {value}{interval}"])
@@ -162,7 +162,7 @@ def merge_masks(
     Args:
         config: Configuration with tiles from a table and `segmentation.classes`.
         masks: Table with the columns tile, annotator and mask.
-        files: Folder or zip that the masks are relative to; None for the folder of the table.
+        files: Folder or zip that the paths of masks are relative to; None for the folder of the table.
         confidence: Posterior below which pixels of the confident masks are ignored.
         shown: Number of tiles with the largest share of uncertain pixels on the page.
 

@@ -151,7 +151,7 @@ def _same_arm_runs(config: RunConfig) -> list[Path]:
 
 
 def _percent(score: float | None) -> str:
-    return "not defined" if score is None else f"{PERCENT * score:.1f}"
+    return "undefined" if score is None else f"{PERCENT * score:.1f}"
 
 
 def _check_reports(plan: Plan, workspace: Workspace) -> None:

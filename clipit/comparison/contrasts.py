@@ -92,7 +92,7 @@ def compare_with(role: str, arm: ArmResult, control: ArmResult | None) -> Contra
     pairs = {seed: (score, control.scores.get(seed)) for seed, score in arm.scores.items()}
     differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
     if len(differences) < len(pairs):
-        return _without_test(role, control.key.arm, "a score is not defined")
+        return _without_test(role, control.key.arm, "a score is undefined")
     values = list(differences.values())
     p = paired_t_test(values)
     return Contrast(role, control.key.arm, differences, t_interval(values), p, p)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipit.config.effects import Data, Reporting, Results
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, MicrometresPerPixel, Section, check_once, check_one_line
+from clipit.config.section import MAX_SEED, MicrometresPerPixel, Section, check_once, check_one_line
 
 MAX_VOTES = 999_999
 """Maximum number of votes per tile and class in a table of annotators."""
@@ -32,7 +32,7 @@ class LabelsConfig(Section):
     validation: Literal["same", "all"] = "same"
     """Labels to keep in the validation split. `same`: the limit of the training split also applies, because validation
     tiles must be annotated, too. `all`: all labels."""
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed for drawing the labelled tiles; null: the seed of the run."""
 
 
@@ -178,7 +178,7 @@ class TilesConfig(Section):
     test split, so that each tile is tested in exactly one fold."""
     fold: Data[int] = Field(0, ge=0)
     """Fold used as the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
-    split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the held-out splits and of the folds; independent of the run's seed, so that all arms and seeds have the
     same splits."""
     photos: Literal["resize", "crops"] = "resize"

@@ -30,24 +30,24 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Expand dotted keys: `{"lora.rank": 8}` becomes `{"lora": {"rank": 8}}`.
 
     Raises:
         ConfigError: A key and its value are nested more than 40 levels deep, the limit for YAML files.
     """
-    for key, value in dotted.items():
+    for key, value in keys.items():
         if _is_deep({key: value}):
             shown = key if len(key) <= _MAX_SHOWN else f"{key[:_MAX_SHOWN]}..."
             raise ConfigError(
                 f"nested more than {MAX_DEPTH} levels deep: {shown}", fix="correct this key and its value"
             )
-    return _expand(dotted)
+    return _expand(keys)
 
 
-def _expand(dotted: Mapping[str, Any]) -> dict[str, Any]:
+def _expand(keys: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for key, value in dotted.items():
+    for key, value in keys.items():
         first, _, rest = key.partition(".")
         tree = merge(tree, {first: _expand({rest: value}) if rest else value})
     return tree

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section, Seeds, check_once
+from clipit.config.section import MAX_SEED, Section, Seeds, check_once
 
 MilPooling = Literal["attention", "mean", "max"]
 
@@ -71,7 +71,7 @@ class MilConfig(Section):
     """Share of the patients of `slides` held out for validation if the table has no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for testing if the table has no split."""
-    split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
     """Number of training bags, and of validation bags, per class whose labels are kept, drawn for each seed; null:

@@ -10,7 +10,7 @@ from clipit.config.data import AnnotationsConfig, LabelsConfig, LeaksConfig, Rep
 from clipit.config.effects import Data, Recipe, Reporting, Speed
 from clipit.config.evaluation import EvaluationConfig
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section
+from clipit.config.section import MAX_SEED, Section
 from clipit.config.training import (
     AugmentationConfig,
     BagsConfig,
@@ -44,8 +44,8 @@ __all__ = [
 
 Correction = Literal["none", "csls", "inverted_softmax", "sinkhorn"]
 """Hubness corrections of `clipit/pairing/correction.py`."""
-LARGEST_INPUT = 8192
-"""Largest edge of the input of a student or classifier in pixels."""
+MAX_INPUT = 8192
+"""Maximum edge of the input of a student or classifier in pixels."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed are appended
 
@@ -95,7 +95,7 @@ class BackboneConfig(Section):
     pooling: Literal["default", "cls", "cls_mean"] = "default"
     """Features from tokens: the model's own pooling, the class token, or the class token concatenated with the mean of
     the patch tokens."""
-    pixels: int | None = Field(None, ge=1, le=LARGEST_INPUT)
+    pixels: int | None = Field(None, ge=1, le=MAX_INPUT)
     """Input size of the student in pixels; null: the model's own. Vision transformers need a multiple of their patch
     size, and their position embeddings are resampled. The VLM keeps its own size."""
     trust_remote_code: bool = False
@@ -220,7 +220,7 @@ class RunConfig(Section):
     """Name of the run; its folder is `<output>/runs/<name>/<arm>-seed<seed>`."""
     output: Reporting[LocalPath[Path]] = Path("outputs")
     """Folder of all outputs."""
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the kept labels, the initialisation, the batches and the augmentation."""
     arm: Recipe[str | None] = None
     """Named recipe of clipit/training/arms.py or of `arms`; null: only the keys of this file."""

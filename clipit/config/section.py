@@ -9,9 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from clipit.errors import has_controls, shortlist
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-LEAST_MPP, LARGEST_MPP = 0.01, 100  # smallest and largest accepted micrometres per pixel
-MicrometresPerPixel = Annotated[float, Field(ge=LEAST_MPP, le=LARGEST_MPP)]
-LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
+MIN_MPP, MAX_MPP = 0.01, 100  # minimum and maximum accepted micrometres per pixel
+MicrometresPerPixel = Annotated[float, Field(ge=MIN_MPP, le=MAX_MPP)]
+MAX_SEED = 2**32 - 1  # largest seed that NumPy accepts
 
 
 class Section(BaseModel):
@@ -66,8 +66,8 @@ def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
         ValueError: Seeds are repeated or out of range.
     """
     check_once(seeds)
-    if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
-        raise ValueError(f"seeds must be whole numbers from 0 to {LARGEST_SEED}")
+    if any(not 0 <= seed <= MAX_SEED for seed in seeds):
+        raise ValueError(f"seeds must be whole numbers from 0 to {MAX_SEED}")
     return seeds
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section, Seeds, check_once
+from clipit.config.section import MAX_SEED, Section, Seeds, check_once
 
 
 class ProbingConfig(Section):
@@ -93,7 +93,7 @@ class RobustnessConfig(Section):
     }
     """Perturbation -> levels: spread of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
     JPEG quality (jpeg), and factors (brightness, contrast, magnification; above 1 zooms in)."""
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the stain jitter, which also depends on the tile's id."""
     vlm: bool = True
     """Also measure zero-shot classification by the VLM (needs `prompts`)."""
@@ -150,7 +150,7 @@ class PromptStudyConfig(Section):
     """Share of these classifiers that the mode `screened` keeps and averages."""
     screening_tiles: int = Field(1000, ge=1)
     """Maximum number of training tiles that the mode `screened` uses, without their labels."""
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the sampled classifiers and of the screening tiles."""
     templates: tuple[str, ...] = (
         "a {stain} {organ} photomicrograph showing {} {magnification}.",
@@ -188,7 +188,7 @@ class LabelIssuesConfig(Section):
     """Number of nearest tiles of other patients or slides shown next to each tile."""
     verified: LocalPath[str | None] = None
     """CSV with the columns tile (or id) and label: verified labels of some or all tiles, used to score the ranking."""
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the folds."""
 
     @field_validator("splits")

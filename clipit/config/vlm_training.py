@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from clipit.config.effects import Data, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.run import LoraConfig
-from clipit.config.section import LARGEST_SEED, Section, Seeds, check_once
+from clipit.config.section import MAX_SEED, Section, Seeds, check_once
 from clipit.config.training import AugmentationConfig
 
 AdaptArm = Literal["text", "shuffled_text", "images"]
@@ -28,7 +28,7 @@ class PairsConfig(Section):
     are suffixes of the samples' members, by default any image and `txt`; `text` may also be a key of their JSON."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the groups (without groups: of the images) held out if the source has no validation split."""
-    split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the held-out groups."""
 
 

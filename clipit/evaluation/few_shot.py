@@ -68,7 +68,7 @@ def few_shot(
         probabilities = simple_shot(train.take(rows), n_classes).probabilities(vectors)
         score = compute_metrics(test.labels, probabilities)[metric]
         if score is None:
-            return FewShot(shots, reason=f"{metric} is not defined for these test tiles")
+            return FewShot(shots, reason=f"{metric} is undefined for these test tiles")
         scores.append(score)
     low, high = np.quantile(scores, (0.025, 0.975))
     return FewShot(shots, tuple(scores), float(np.mean(scores)), t_interval(scores), (float(low), float(high)))

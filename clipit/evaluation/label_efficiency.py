@@ -101,7 +101,7 @@ def _score(
     if not len(test):
         return None, "no labelled test tile"
     score = compute_metrics(test.labels, probabilities)[metric]
-    return score, "" if score is not None else f"{metric} is not defined for these test tiles"
+    return score, "" if score is not None else f"{metric} is undefined for these test tiles"
 
 
 def _take_quota(features: Features, quota: Sequence[int], seed: int) -> Features:

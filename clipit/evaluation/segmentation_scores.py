@@ -144,7 +144,7 @@ def score_masks(
         metric, name, averaging = key.split("\0")
         column = names.index(name)
         counted = empty[:, column] > 0 if metric == FALSE_AREA else np.isfinite(per_image[metric][:, column])
-        interval = each.interval if each.value is not None else Interval(None, None, "not defined in any image")
+        interval = each.interval if each.value is not None else Interval(None, None, "undefined in all images")
         rows.append(
             MaskScore(
                 metric, name, "images" if averaging == "images" else "pixels", each.value,

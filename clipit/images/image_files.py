@@ -12,12 +12,12 @@ from clipit.input_files.data_files import list_files
 
 
 def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tuple[list[str], list[str]]:
-    """List images and other files in a folder and its subfolders, as sorted relative paths without hidden ones.
+    """List images and other files in a folder and its subfolders, as sorted relative paths; hidden ones are skipped.
 
     Args:
         folder: Folder; links to folders are followed, and each real folder is read once.
         unreadable: With `quarantine`, dangling links with an image name are listed as images, which are dropped and
-            counted when images are checked. Other dangling links may be class folders and are always errors.
+            counted when images are checked. Other dangling links may be class folders, and always raise an error.
 
     Raises:
         DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
@@ -71,7 +71,7 @@ def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """List the subfolders by name, without hidden ones.
+    """List the names of the subfolders that are not hidden.
 
     Raises:
         DataError: The folder cannot be read.

@@ -24,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 logger = logging.getLogger(__name__)
 
-_LARGEST = 4096 * 4096  # pixels; larger images gain little and take twice their memory
+_MAX_PIXELS = 4096 * 4096  # pixels; larger images gain little and take twice their memory
 _SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2)})
 """Sampling factors of luma whose decoding is compared with Pillow's; those of chroma are (1, 1)."""
 _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
@@ -69,7 +69,7 @@ def is_compared(width: int, height: int, samplings: Sequence[tuple[int, int]]) -
         samplings: Horizontal and vertical sampling factor of each channel.
     """
     luma, *chroma = samplings
-    return luma in _SAMPLINGS and chroma == [(1, 1)] * 2 and width * height <= _LARGEST
+    return luma in _SAMPLINGS and chroma == [(1, 1)] * 2 and width * height <= _MAX_PIXELS
 
 
 def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
@@ -101,7 +101,7 @@ def find_corruption(data: bytes, channels: int, width: int, height: int) -> str:
     Returns:
         The warning; "" if there is none, without simplejpeg, and for images of more than 16.8 million pixels.
     """
-    if find_decoder() is None or channels not in _COLOURS or width * height > _LARGEST:
+    if find_decoder() is None or channels not in _COLOURS or width * height > _MAX_PIXELS:
         return ""
     from simplejpeg import decode_jpeg
 
@@ -123,7 +123,8 @@ def _corruption(warning: str, data: bytes) -> str:
     if marker == _END:
         ends = [data.rfind(marker)]
     else:  # several scans or restart intervals; data before the first scan contain no pixels
-        ends = [match.start() for match in re.finditer(re.escape(marker), data) if match.start() > _first_scan(data)]
+        first = _first_scan(data)
+        ends = [match.start() for match in re.finditer(re.escape(marker), data) if match.start() > first]
     rests = [data[max(0, end - count) : end] for end in ends]
     padding = any(rest.count(0) == len(rest) or rest.count(0xFF) == len(rest) for rest in rests)
     return "" if padding or not rests else warning

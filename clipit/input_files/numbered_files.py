@@ -11,7 +11,7 @@ from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
 """A number with leading zeros, or one of five digits, as programs write for the parts of a data set."""
-_MOST = 1_000_000  # files of a set
+_MAX_FILES = 1_000_000  # per set
 _DATA_FILES = frozenset({".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar"})
 
 
@@ -19,8 +19,8 @@ def missing_parts(files: Sequence[Path]) -> str:
     """Describe the files that sets of numbered files lack, for a note; "" if none are missing.
 
     Files called `train-00001-of-00005.parquet` state the size of their set. Other sets, such as `train-000003.tar`, are
-    expected to count from 0 or 1, and to be complete up to their last number; sets with more gaps than files may be
-    numbered by something else.
+    expected to count from 0 or 1, and to be complete up to their last number. Sets with more gaps than files are
+    skipped, because their numbers may have another meaning.
     """
     missing = [str(path) for numbers in _sets(files).values() for path in numbers]
     if not missing:
@@ -50,7 +50,7 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     If some files are named after splits, such as `train.parquet`, it ignores those that are not.
 
     Args:
-        path: Local folder, or id on the Hugging Face hub, for which nothing is described.
+        path: Local folder; ids on the Hugging Face hub are not checked.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
@@ -68,8 +68,8 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     if not unread:
         return ()
     return (
-        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read, because only files named after splits, "
-        f"such as train, are: {shortlist(unread)}",
+        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read: {shortlist(unread)}; only files named "
+        "after splits, such as train, are",
     )
 
 
@@ -90,9 +90,9 @@ def _gaps(key: tuple[str, ...], numbers: set[int]) -> list[Path]:
     first = min(numbers)
     if total:
         start = 1 if int(total) in numbers else 0
-        expected = set(range(start, min(int(total), _MOST) + start))
+        expected = set(range(start, min(int(total), _MAX_FILES) + start))
     else:
-        expected = set(range(first, min(max(numbers), _MOST) + 1)) if first in (0, 1) else numbers
+        expected = set(range(first, min(max(numbers), _MAX_FILES) + 1)) if first in (0, 1) else numbers
     gaps = sorted(expected - numbers)
     if not total and len(gaps) > len(numbers):
         return []

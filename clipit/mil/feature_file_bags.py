@@ -126,7 +126,7 @@ def bags_of_files(
     Raises:
         ConfigError: A split is named twice.
         DataError: A file or the table is invalid, no slide of the table has features, slides have features of different
-            dimensions, a slide is listed twice, names of classes or patients differ in spelling only, or a patient or
+            dimensions, a slide is listed twice, names of classes or patients differ only in spelling, or a patient or
             copies of one slide are in two splits.
     """
     files = {path.stem: path for path in find_feature_files([features])}

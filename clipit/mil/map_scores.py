@@ -209,7 +209,7 @@ def slide_score_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
 def _intervals(seeds: Sequence[Sequence[SlideScore]], resamples: int) -> dict[str, object]:
     """Compute the intervals over patients of the scores of one arm and kind of map, averaged over its seeds."""
     counts = np.array([[each.agreement.counts for each in slides] for slides in seeds], dtype=np.float64)
-    right, total = counts[..., 1, 1], counts[..., 1, :].sum(axis=-1) + counts[..., :-1][..., 1].sum(axis=-1)
+    right, total = counts[..., 1, 1], counts[..., 1, :].sum(axis=-1) + counts[..., 1].sum(axis=-1)
     aurocs = np.array([[np.nan if each.auroc is None else each.auroc for each in slides] for slides in seeds])
     known = np.isfinite(aurocs)
 

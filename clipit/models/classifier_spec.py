@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from clipit.config.run import LARGEST_INPUT
+from clipit.config.run import MAX_INPUT
 from clipit.errors import ModelError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, find_pointer
 from clipit.models.loading import read_model_json
@@ -293,10 +293,10 @@ def _preprocess_problems(preprocess: Preprocess) -> Iterator[str]:
         yield f"preprocess.mean: {preprocess.mean} is too large for pixel values in 0..1"
     if not 1 <= preprocess.size <= preprocess.resize_to:
         yield f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} contradict each other"
-    elif preprocess.size > LARGEST_INPUT or preprocess.resize_to > 2 * LARGEST_INPUT:
+    elif preprocess.size > MAX_INPUT or preprocess.resize_to > 2 * MAX_INPUT:
         yield (
             f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} are larger than "
-            f"{LARGEST_INPUT} and {2 * LARGEST_INPUT} pixels"
+            f"{MAX_INPUT} and {2 * MAX_INPUT} pixels"
         )
 
 

@@ -18,7 +18,7 @@ _TEXTS = ("id", "term", "kind", "organ", "source")
 _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
 """Minimum and maximum number of texts in each list; the maxima are those of CPLIP's bags."""
 
-MOST_TEXTS = 1 + sum(maximum for _, maximum in _LISTS.values())
+MAX_TEXTS = 1 + sum(maximum for _, maximum in _LISTS.values())
 """Maximum number of texts of an entry."""
 
 
@@ -138,8 +138,8 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
 def _files(name_or_path: str | Path) -> list[Path]:
     path = Path(name_or_path)
     for folder in (path, _FOLDER / str(name_or_path)):
-        if folder.is_dir() and (files := sorted(folder.glob("*.yaml"))):
-            return files
+        if folder.is_dir() and (chapters := sorted(folder.glob("*.yaml"))):
+            return chapters
     if path.is_file():
         return [path]
     names = sorted(folder.name for folder in _FOLDER.iterdir() if folder.is_dir())

@@ -93,7 +93,7 @@ def label_issues_page(
     if tiles:
         caption = (
             f"{len(tiles):,} of {counted(total, 'suspicious label')}, the least probable given labels first; "
-            "label_issues.csv has all tiles. Nearest tiles are those of other patients or slides with the highest "
+            "label_issues.csv lists all tiles. Nearest tiles are those of other patients or slides with the highest "
             "cosine; a label in bold is the suggested one."
         )
         parts = [Text(caption), Include("label_issues.html", {"tiles": tiles})]

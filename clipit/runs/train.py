@@ -95,7 +95,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs:
 
     @cache
     def image_only_run() -> Path:
-        # A separate name, since a comparison or sweep may contain an image-only run with other keys.
+        # Use a separate name, since a comparison or sweep may contain an image-only run with other keys.
         keys = {"arm": "image_only", "name": f"{unresolved.name}-teacher"}
         return train_run(unresolved.model_copy(update=keys), workspace)
 
@@ -122,7 +122,7 @@ def _train_and_evaluate(
     from clipit.training.memory_plan import plan_memory
 
     tiles = workspace.tiles(config.seed)
-    # Before models are loaded, so that missing labels are reported early.
+    # Plan before models are loaded, so that missing labels are reported early.
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
@@ -206,7 +206,7 @@ def _train(
     folder: Path,
     memory: "MemoryPlan",
 ) -> "tuple[TrainingOutcome, list[GeneralTracker]]":
-    """Train the student, and return the outcome and the trackers; the trackers are still open."""
+    """Train the student, and return the outcome and the trackers, which are still open."""
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
@@ -237,7 +237,7 @@ def _train(
         for term in terms:
             term.initialise(student, normalise, data.source)
     try:
-        # All stated here, because variables that `accelerate launch` may set would change the results otherwise
+        # Set explicitly, because variables that `accelerate launch` may set would otherwise change the results
         accelerator = Accelerator(
             mixed_precision=config.training.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

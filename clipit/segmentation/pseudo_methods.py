@@ -1,4 +1,4 @@
-"""Methods with few masks and many slide labels: a linear head or a U-Net trained on masks and pseudo-labels."""
+"""Methods with few masks and many image labels: a linear head or a U-Net trained on masks and pseudo-labels."""
 
 from collections.abc import Callable
 

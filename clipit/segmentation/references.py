@@ -50,8 +50,9 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
         Reference(f"everything is {name}", "floor", all_one_class(masks.counts, names.index(name)))
         for name in options.averaged
     ]
-    stained = options.haematoxylin or (options.averaged[0] if len(names) == 2 and len(options.averaged) == 1 else None)
-    single = names.index(options.averaged[0]) if len(names) == 2 and len(options.averaged) == 1 else None
+    foreground = options.averaged[0] if len(names) == 2 and len(options.averaged) == 1 else None
+    stained = options.haematoxylin or foreground
+    single = None if foreground is None else names.index(foreground)
     otsu: list[Int64[np.ndarray, "c c"]] = []
     by_edge: dict[float, list[Int64[np.ndarray, "c c"]]] = {edge: [] for edge in options.ceilings}
     with progress("floors and ceilings", len(masks)) as advance:

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-_SMALLEST = 1e-6  # smallest denominator
+_MIN_DENOMINATOR = 1e-6
 
 
 def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
@@ -19,4 +19,4 @@ def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"])
     present = shares.any(dim=0)
     predicted, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]
     overlap, total = (predicted * shares).sum(dim=0), (predicted.square() + shares.square()).sum(dim=0)
-    return (2 * overlap / total.clamp(min=_SMALLEST)).mean()
+    return (2 * overlap / total.clamp(min=_MIN_DENOMINATOR)).mean()

@@ -13,7 +13,7 @@ from clipit.errors import DataError
 from clipit.slides.option_names import KEYS, OptionNames
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
-_SMALLEST = 16  # edge of a tile in pixels of level 0
+_MIN_EDGE = 16  # edge of a tile in pixels of level 0
 _MAX_TILES = 2**26  # per grid, including tiles without tissue
 _BLOCK = 2**20  # tiles whose tissue is measured at once
 
@@ -86,7 +86,7 @@ def make_grid(
         DataError: The tiles are smaller than 16 pixels of level 0, or there are more than 67 million.
     """
     extent = tile_extent(mpp, config)
-    if extent < _SMALLEST:
+    if extent < _MIN_EDGE:
         raise DataError(
             f"tiles of {config.pixels} pixels at {config.mpp:g} µm per pixel cover only {extent:.2g} x "
             f"{extent:.2g} pixels of the slide, which has {mpp:g} µm per pixel",

@@ -229,9 +229,11 @@ def _alpha(page: Any, is_named: bool) -> int:
         page: Page of tifffile.
         is_named: Whether OME metadata name a channel as transparency.
     """
-    kinds = [int(kind) for kind in page.extrasamples]
-    if page.samplesperpixel != 4 or any(kind in (_ASSOCIATED, _UNASSOCIATED) for kind in kinds[:1]):
-        return kinds[0] if kinds and page.samplesperpixel == 4 else 0
+    if page.samplesperpixel != 4:
+        return 0
+    kind = int(page.extrasamples[0]) if page.extrasamples else 0
+    if kind in (_ASSOCIATED, _UNASSOCIATED):
+        return kind
     return _UNASSOCIATED if is_named else 0
 
 

@@ -9,7 +9,7 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -67,8 +67,7 @@ def write_tiles_geojson(
                     f'"isLocked":true,"measurements":{measurements % tuple(values)}}}}}'
                 )
 
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        _write_collection(stream, features())
+    _write_collection(path, features())
 
 
 def write_regions_geojson(
@@ -102,8 +101,7 @@ def write_regions_geojson(
             for region in _regions(best, means, number, name, colour, grid, origin):
                 yield _json(region)
 
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        _write_collection(stream, features())
+    _write_collection(path, features())
 
 
 def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], name: str, colour: str) -> None:
@@ -121,8 +119,7 @@ def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], 
     features = (
         _json(_annotation(f"{slide}\n{name}\n{i}", polygon, classification, {})) for i, polygon in enumerate(polygons)
     )
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        _write_collection(stream, features)
+    _write_collection(path, features)
 
 
 def _regions(
@@ -185,9 +182,10 @@ def _check_finite(grid: SlideGrid, scores: Float[np.ndarray, "n classes"]) -> No
         )
 
 
-def _write_collection(stream: TextIO, features: Iterator[str]) -> None:
-    stream.write('{"type":"FeatureCollection","features":[')
-    for i, feature in enumerate(features):
-        stream.write(",\n" if i else "\n")
-        stream.write(feature)
-    stream.write("\n]}\n")
+def _write_collection(path: Path, features: Iterator[str]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write('{"type":"FeatureCollection","features":[')
+        for i, feature in enumerate(features):
+            stream.write(",\n" if i else "\n")
+            stream.write(feature)
+        stream.write("\n]}\n")

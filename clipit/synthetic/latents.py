@@ -97,8 +97,8 @@ class Latents:
 def _values(
     rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], table: dict[int, tuple[float, float, float]]
 ) -> Int64[np.ndarray, " n"]:
-    chances = np.cumsum([table.get(k, _ABSENT) for k in range(len(CLASSES))], axis=1)
-    return np.asarray((rng.random(len(tissue))[:, None] >= chances[tissue]).sum(axis=1).clip(0, 2), dtype=np.int64)
+    bounds = np.cumsum([table.get(k, _ABSENT) for k in range(len(CLASSES))], axis=1)
+    return np.asarray((rng.random(len(tissue))[:, None] >= bounds[tissue]).sum(axis=1).clip(0, 2), dtype=np.int64)
 
 
 def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dict[str, Any]:

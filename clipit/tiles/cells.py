@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.config.section import LARGEST_MPP, LEAST_MPP
+from clipit.config.section import MAX_MPP, MIN_MPP
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.data_files import (
     MISSING_VALUES,
@@ -155,12 +155,12 @@ def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], st
             number = float(value.replace("_", " ")) if value else float("nan")  # Python would read 0_5 as 5
         except ValueError:
             number = -1.0
-        if not (math.isnan(number) or LEAST_MPP <= number <= LARGEST_MPP):
+        if not (math.isnan(number) or MIN_MPP <= number <= MAX_MPP):
             raise DataError(
                 f"invalid mpp '{value}' in {row_name(row)}",
                 where=where,
                 fix="write the micrometres (not metres or nanometres) per pixel as a number without a unit, from "
-                f"{LEAST_MPP} to {LARGEST_MPP}, or leave the cell empty",
+                f"{MIN_MPP} to {MAX_MPP}, or leave the cell empty",
             )
         numbers.append(number)
     return numbers

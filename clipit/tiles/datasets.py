@@ -360,7 +360,7 @@ _ENTRIES: dict[str, DataSet] = {
         card="sicapv2",
         group_kind="slide",
         pattern=r"(?:^|/)(?P<label>NC|G3|G4|G5)/(?:(?P<group>[^_/]+)_Block_Region_)?[^/]*$",
-        faults="neighbouring tiles overlap by half; non-cancerous tiles come from non-cancerous slides only",
+        faults="neighbouring tiles overlap by half; non-cancerous tiles come only from non-cancerous slides",
         access="download it from that page and sort the images as described in the data card",
     ),
 }

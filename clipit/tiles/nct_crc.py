@@ -16,7 +16,7 @@ _SPLIT_NAMES = {"NCT-CRC-HE-100K": "train", "CRC-VAL-HE-7K": "test"}
 
 
 def read_nct_crc(config: TilesConfig) -> SourceTiles:
-    """Read both folders: the 100K set is split into train and validation, the 7K set is the test split.
+    """Read both folders: the 100K set is split into train and validation, and the 7K set is the test split.
 
     No patient ids are published for the 100K set, so its train and validation splits may share patients.
 

@@ -240,14 +240,14 @@ def _plan(
     checkpointing = checkpointing and total(True) < total(False)
     outside_student = budget.reserved + bytes_ahead(3 * budget.pixels**2 * tiles)
     per_tile = estimate.per_tile(images, checkpointing=checkpointing)
-    notes = [f"{counted(images, 'image')} of {_size(per_tile)} at a time"]
-    notes += [f"weights {_size(estimate.weights)}", f"gradients {_size(estimate.gradients)}"]
-    notes += [f"optimiser {_size(estimate.optimiser)}"]
-    notes += [f"cached and prefetched tiles {_size(outside_student)}"] if outside_student else []
-    notes += [f"{counted(micro_batches, 'micro-batch', 'micro-batches')} per step"] if micro_batches > 1 else []
-    notes += ["with gradient checkpointing"] if checkpointing else []
+    parts = [f"{counted(images, 'image')} of {_size(per_tile)} at a time"]
+    parts += [f"weights {_size(estimate.weights)}", f"gradients {_size(estimate.gradients)}"]
+    parts += [f"optimiser {_size(estimate.optimiser)}"]
+    parts += [f"cached and prefetched tiles {_size(outside_student)}"] if outside_student else []
+    parts += [f"{counted(micro_batches, 'micro-batch', 'micro-batches')} per step"] if micro_batches > 1 else []
+    parts += ["with gradient checkpointing"] if checkpointing else []
     return MemoryPlan(
-        checkpointing, micro_batches, total(checkpointing) + outside_student, budget.free, ", ".join(notes)
+        checkpointing, micro_batches, total(checkpointing) + outside_student, budget.free, ", ".join(parts)
     )
 
 
@@ -275,7 +275,7 @@ def _too_large(config: RunConfig, estimate: MemoryEstimate, budget: _Budget, sup
     remedies += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
     smallest = _plan(config, estimate, budget, max(_micro_batches(config, processes)), checkpointing)
     problem = (
-        f"a step of {counted(t.tiles_per_step, 'tile')} needs {_size(smallest.needed)} ({smallest.parts}), and only "
+        f"a step of {counted(t.tiles_per_step, 'tile')} needs {_size(smallest.needed)} ({smallest.parts}), but only "
         f"{_size(int(_USABLE * budget.free))} can be used: {_USABLE:.0%} of the device's free memory"
     )
     return problem, remedies[:3]

@@ -10,7 +10,7 @@ from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
-from clipit.prompts.dictionary import MOST_TEXTS, load_dictionary
+from clipit.prompts.dictionary import MAX_TEXTS, load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.case_examples import code_pixels
@@ -133,7 +133,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
     numbers = np.arange(len(kept), dtype=np.int64)
     patient_of = patients(tiles.groups, tiles.ids)[kept]
     bags = section.bags
-    dictionary_texts = bags.prompts * (MOST_TEXTS if bags.whole_entries else 1)
+    dictionary_texts = bags.prompts * (MAX_TEXTS if bags.whole_entries else 1)
     count = len(snippets)
     return BagExamples(
         source=workspace.pixels_of(tiles, workspace.vlm.preprocess),

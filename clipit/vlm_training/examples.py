@@ -47,18 +47,19 @@ def make_examples(
     examples = dataclasses.replace(examples, fingerprints=fingerprints)
     facts = {"data": section.data, "arm": arm, "split": split} | examples.summary
     if batches:
-        most = _different_bags(examples)
-        if split == "train" and most < examples.batch_size:
-            cases = (
-                f"{counted(len(examples), 'training patient gives', 'training patients give')} {most} different bags"
+        n_bags = _different_bags(examples)
+        if split == "train" and n_bags < examples.batch_size:
+            available = (
+                f"{counted(len(examples), 'training patient gives', 'training patients give')} {n_bags} different bags"
+                if section.data == "cases"
+                else f"only {n_bags} training examples"
             )
             raise DataError(
-                f"{cases if section.data == 'cases' else f'only {most} training examples'}, fewer than a batch of "
-                f"{examples.batch_size}",
+                f"{available}, fewer than a batch of {examples.batch_size}",
                 where="adapt.batch_size",
                 fix=f"use at most {max(len(examples), 2)}, or add data",
             )
-        examples = dataclasses.replace(examples, batch_size=min(most, examples.batch_size))
+        examples = dataclasses.replace(examples, batch_size=min(n_bags, examples.batch_size))
         facts |= check_negatives(examples)
     if arm == "text":
         classes = workspace.all_tiles.classes if names_tiles(config) else ()

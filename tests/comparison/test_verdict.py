@@ -78,7 +78,7 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
     ),
     ({"own_label": 0.5}, "No gain shown: the interval over 5 seeds against image_only includes 0, even if"),
     ({"own_label": 0.3}, "Worse than image_only."),
-    ({"own_label": None}, "Not decided: a score is not defined."),
+    ({"own_label": None}, "Not decided: a score is undefined."),
 ]
 
 
@@ -199,7 +199,7 @@ HEADLINES: list[tuple[dict[str, float | None], str, str]] = [
         "no gain from text",
         "clip_it_all: no gain from text shown: accuracy -10",
     ),
-    ({"clip_it_all": None}, "not decided", "clip_it_all: not decided, because a score is not defined."),
+    ({"clip_it_all": None}, "not decided", "clip_it_all: not decided, because a score is undefined."),
 ]
 
 

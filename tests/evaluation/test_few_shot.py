@@ -50,4 +50,4 @@ def test_too_few_tiles_of_a_class_and_no_test_label_are_reported() -> None:
     blind = Features(test.ids, test.vectors, np.full(20, -1, dtype=np.int64), test.groups)
     assert few_shot(train, blind, 3, 1, 5).reason == "no labelled test tile"
     one_class = test.take(test.labels == 0)
-    assert "not defined" in few_shot(train, one_class, 3, 1, 5, metric="auroc").reason
+    assert "undefined" in few_shot(train, one_class, 3, 1, 5, metric="auroc").reason

@@ -82,7 +82,7 @@ def test_other_kinds_of_files_are_left_to_pillow(calls: list[bytes], monkeypatch
         assert isinstance(result, Image.Image | Unreadable)
     assert len(calls) == 3, "decoded again for the warnings of libjpeg"
     calls.clear()
-    monkeypatch.setattr(jpeg, "_LARGEST", 100)
+    monkeypatch.setattr(jpeg, "_MAX_PIXELS", 100)
     for data in (encoded(rgb), encoded(picture(mode="L"))):
         assert decode(io.BytesIO(data)).size == rgb.size
     assert not calls

@@ -7,7 +7,7 @@ import yaml
 
 import clipit
 from clipit.errors import DataError
-from clipit.prompts.dictionary import KINDS, MOST_TEXTS, load_dictionary
+from clipit.prompts.dictionary import KINDS, MAX_TEXTS, load_dictionary
 
 ENTRY = {"id": "e1", "term": "fat", "variants": ["adipose tissue", "fat tissue"], "kind": "tissue", "organ": "any"}
 ENTRY |= {"source": "general histology"}
@@ -36,7 +36,7 @@ def test_a_bag_has_each_text_of_an_entry_once(tmp_path: Path) -> None:
     dictionary = load_dictionary(write(tmp_path / "d.yaml", full))
     assert dictionary.bag("e1") == ["fat", "adipose tissue", "fat tissue", "rim of nuclei", "food"]
     packaged = load_dictionary()
-    assert max(len(packaged.bag(entry)) for entry in packaged.entries) <= MOST_TEXTS == 12
+    assert max(len(packaged.bag(entry)) for entry in packaged.entries) <= MAX_TEXTS == 12
     with pytest.raises(DataError, match="did you mean e1"):
         dictionary.bag("e11")
 

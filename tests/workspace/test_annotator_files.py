@@ -89,7 +89,7 @@ def test_one_annotator_per_tile_gives_a_page_that_says_so(make: Make, tmp_path: 
     found = described(values)
     assert found.record["agreement"]["alpha"] is None and found.record["human_ceiling"] is None
     assert "No tile has labels by two annotators" in found.page.read_text(encoding="utf-8")
-    assert "not defined" in found.summary
+    assert "undefined" in found.summary
 
 
 def test_without_annotators_and_with_a_wrong_number(make: Make, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
 def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[TilePredictions, str] | None:
-    """Predict these training tiles with the first arm with text, and describe the run; None without such an arm."""
+    """Predict these training tiles with a run of the first arm with text, and describe it; None without such an arm."""
     seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:

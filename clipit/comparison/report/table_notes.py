@@ -214,7 +214,7 @@ def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, a
 
 def _undefined_reason(result: ArmResult) -> str:
     reasons = {row.reason for row in result.rows if row.reason}
-    return "not defined" + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
+    return "undefined" + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
 
 
 def _below_reference(results: Sequence[ArmResult]) -> list[str]:

@@ -162,17 +162,17 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
 def _zero_shot_rows(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Compute zero-shot scores of the VLM, also with centring if configured; no rows without prompts."""
+    """Compute zero-shot scores of the VLM, without and, if configured, with centring; no rows without prompts."""
     prompts, tiles = workspace.prompts, workspace.all_tiles
     if prompts is None:
         return
     test = joint.split(tiles, "test").labelled()
-    row = ProbingRow(subject=joint.name, task="zero_shot", labels=0, validation_labels=0, **prompt_columns(prompts))
+    plain = ProbingRow(subject=joint.name, task="zero_shot", labels=0, validation_labels=0, **prompt_columns(prompts))
     variants: list[tuple[ProbingRow, Float32[np.ndarray, " D"] | None, Float32[np.ndarray, " D"] | None]]
-    variants = [(row, None, None)]
+    variants = [(plain, None, None)]
     if probing.centred and workspace.text_mean is not None:  # the mean over the snippets of the index
         fingerprint = workspace.index.artifact.fingerprint
-        centred_row = replace(row, task="zero_shot, centred", index=fingerprint)
+        centred_row = replace(plain, task="zero_shot, centred", index=fingerprint)
         variants.append((centred_row, workspace.tile_mean, workspace.text_mean))
     for row, tile_mean, text_mean in variants:
         classes = prompt_embeddings(prompts, workspace.encode, text_mean, tiles.classes)

@@ -78,7 +78,7 @@ def probing_chapters(
                 f"Label efficiency ({LABELS[probing.metric]})",
                 [
                     Text(
-                        "Shares of all training labels, drawn per class by seed "
+                        "Shares of all training labels, drawn per class, once for each seed "
                         f"({', '.join(map(str, probing.seeds))}). Larger shares contain the smaller ones. There are at "
                         "most as many validation labels as training labels. Mean ± standard deviation over seeds; n/a: "
                         "a class would have no label."

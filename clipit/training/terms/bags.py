@@ -13,7 +13,7 @@ from clipit.config.run import BagsConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import counted
 from clipit.models.student import Student
-from clipit.prompts.dictionary import MOST_TEXTS, load_dictionary
+from clipit.prompts.dictionary import MAX_TEXTS, load_dictionary
 from clipit.training.losses import many_to_many_sum
 from clipit.training.terms.bag_members import ContrastBags, make_contrast_bags
 from clipit.training.terms.term import MicroBatch, Term, TermInputs
@@ -81,7 +81,7 @@ class BagsTerm(Term[BagsConfig]):
 
     def _memory_problems(self) -> list[str]:
         b, size = self.options, self.config.training.tiles_per_step
-        texts = b.snippets + b.prompts * (MOST_TEXTS if b.whole_entries else 1) + b.class_prompts
+        texts = b.snippets + b.prompts * (MAX_TEXTS if b.whole_entries else 1) + b.class_prompts
         tiles = 1 + b.tiles * (1 + b.text_neighbours)
         tiles_per_process = -(-size // get_processes().count)  # each process contrasts its own tiles with all tiles
         copies = _COPIES_LEARNT if b.learn_temperature else _COPIES

@@ -126,7 +126,7 @@ def shuffle_snippets(paired: PairedSnippets, seed: int) -> PairedSnippets:
 
 
 def draw_random_snippets(paired: PairedSnippets, n_snippets: int, seed: int) -> PairedSnippets:
-    """Replace each tile's snippets by as many drawn uniformly from the whole store (control)."""
+    """Replace each tile's snippets with the same number drawn uniformly from the whole store (control)."""
     drawn = np.random.default_rng([seed, 0x7C]).integers(0, n_snippets, size=paired.positions.shape)
     return PairedSnippets(np.where(paired.positions >= 0, drawn, -1), paired.weights)
 

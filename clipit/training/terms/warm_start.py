@@ -32,8 +32,8 @@ def warm_start(
     Args:
         config: Run configuration, with its arm resolved.
         normalise: Function from pixels 0..255 to the backbone's input.
-        labels: Class indices of the training tiles; -1 if unknown.
         source: Pixels of the training tiles.
+        labels: Class indices of the training tiles; -1 if unknown.
         targets: Embeddings of the texts paired with the training tiles.
 
     Raises:

@@ -43,7 +43,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
     """Train every arm at each grid point with each tuning seed, and choose each arm's point by its validation score.
 
     The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in the output folder, but
-    evaluated on the validation split only: no test tile is read. They share the artefacts of the output folder, such as
+    evaluated only on the validation split: no test tile is read. They share the artefacts of the output folder, such as
     embeddings, with comparisons. Several agents may share the trials; finished trials are skipped.
 
     Args:

@@ -258,7 +258,7 @@ class RunConfig(Section):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not _PLAIN.fullmatch(name):
-            raise ValueError("use letters, digits, '.', '_' and '-' only, and no leading '.'")
+            raise ValueError("use only letters, digits, '.', '_' and '-', and no leading '.'")
         if len(name) > _MAX_NAME_LENGTH:
             raise ValueError(
                 f"{counted(len(name), 'character')}; at most {_MAX_NAME_LENGTH} fit into the name of a folder"

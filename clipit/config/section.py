@@ -15,7 +15,7 @@ MAX_SEED = 2**32 - 1  # largest seed that NumPy accepts
 
 
 class Section(BaseModel):
-    """Base class of all configuration sections: unknown keys are errors, and instances are immutable."""
+    """Base class of all configuration sections: unknown keys raise errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -4,10 +4,10 @@ The package is optional (`pip install simplejpeg`) and changes no pixel. Before 
 images are decoded with it and with Pillow; it is used only if all pixel values agree. Both usually contain
 libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
-Files for which simplejpeg raises an error or a warning are left to Pillow, so that files that Pillow refuses cause the
-same errors with and without it. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are
-corrupt; simplejpeg reports them, so such damage is detected only where it is installed. JPEG files that Pillow
-decodes, such as grey images, and the JPEG parts of TIFF files are decoded a second time for these warnings.
+If simplejpeg raises an error or a warning, Pillow decodes the file, so a file that Pillow refuses causes the same error
+either way. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are corrupt; simplejpeg
+reports them, so such damage is detected only where it is installed. JPEG files that Pillow decodes, such as grey
+images, and the JPEG parts of TIFF files are decoded a second time for these warnings.
 """
 
 import io

@@ -16,7 +16,7 @@ _DATA_FILES = frozenset({".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl"
 
 
 def missing_parts(files: Sequence[Path]) -> str:
-    """Describe the files that sets of numbered files lack, for a note; "" if none are missing.
+    """Describe the missing files of numbered sets, for a note; "" if none are missing.
 
     Files called `train-00001-of-00005.parquet` state the size of their set. Other sets, such as `train-000003.tar`, are
     expected to count from 0 or 1, and to be complete up to their last number. Sets with more gaps than files are
@@ -32,7 +32,7 @@ def missing_parts(files: Sequence[Path]) -> str:
 
 
 def missing_data_files(path: str) -> tuple[str, ...]:
-    """Describe the files that seem to be missing in the folder of a data set, as `missing_parts`; () if none are.
+    """Describe the files that seem to be missing from a data set's folder, as `missing_parts` does; () if none are.
 
     Args:
         path: Local folder; ids on the Hugging Face hub are complete.

@@ -89,7 +89,7 @@ class InstanceMap:
     """Scores of the tiles of a slide.
 
     Attributes:
-        classes: Score of each class, of which the highest is the tile's class; None for attention.
+        classes: Score of each class, the highest of which determines the tile's class; None for attention.
         values: Score of the class of the slide's label, or attention.
     """
 

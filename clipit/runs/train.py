@@ -217,7 +217,7 @@ def _train(
     from clipit.training.train_student import Validation, train_student
 
     train_tiles, validation = tiles.of_split("train"), tiles.of_split("validation")
-    # Validation tiles without a visible label are only read if the metric needs no labels.
+    # Validation tiles without a visible label are read only if the metric needs no labels.
     label_free = config.training.monitor in LABEL_FREE
     rows = np.arange(len(validation)) if label_free else np.flatnonzero(validation.labels >= 0)
     t = config.training

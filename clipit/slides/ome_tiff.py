@@ -22,7 +22,7 @@ from clipit.slides.tiff_pages import check_orientation, check_tiles
 _INSTALL = "pip install tifffile"
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF tag ExtraSamples: colours are multiplied by the transparency, or not
 UNKNOWN_CHANNEL = "a fourth channel without a stated meaning"
-"""Remark on slides of which only the first three channels are read."""
+"""Remark on slides whose fourth channel is not read."""
 
 
 def is_ome_tiff(path: Path) -> bool:

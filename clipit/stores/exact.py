@@ -1,7 +1,7 @@
 """Exact search by matrix products in blocks, so that memory use depends only on the block size.
 
-Products are computed in full float32, also on GPUs: TF32 keeps only ten bits of the mantissa, so that some of the
-nearest rows would be missed.
+Products are computed in full float32, even on GPUs: TF32 keeps only ten bits of the mantissa and would miss some of the
+nearest rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -176,7 +176,7 @@ def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
 
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
     (as in training), or by a zero vector if the rules leave it unpaired. Statistics over all tiles (hubness correction,
-    mutual neighbours) come from the training tiles only. `exclude_same_group` applies to training tiles only; `leaks`
+    mutual neighbours) come only from the training tiles. `exclude_same_group` applies only to training tiles; `leaks`
     covers the reports of other patients. The head is fitted on the training labels that the runs of this seed may use,
     and its regularisation is chosen on their validation labels. The paper's text classifier has two layers and a
     fine-tuned text tower; here, the head is linear and the tower is frozen.

@@ -1,4 +1,4 @@
-"""Check the types of the Python API's arguments, so that an argument of a wrong type is named in an error."""
+"""Check the types of the Python API's arguments, and name those of a wrong type in an error."""
 
 import functools
 import inspect
@@ -56,7 +56,7 @@ def type_name(value: object) -> str:
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union; in an annotation that is a string, classes may be represented by their names."""
+    """Yield the members of a union, as types or, for most classes in a string annotation, as names."""
     if isinstance(annotation, str):
         for name in annotation.split(" | "):
             yield _NAMED.get(name, name.rpartition(".")[2])
@@ -89,7 +89,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    """Return whether a value is like a list, as arrays and columns of tables are.
+    """Return whether a value is list-like, such as an array or a column of a table.
 
     Sets have no order, and a table would be read as the names of its columns.
     """

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
-_KEPT = 256 * 2**20  # maximum bytes of freed memory that are kept
-_LARGEST_BLOCK = 32 * 2**20  # maximum bytes of a block that may be kept; the maximum of glibc's dynamic threshold
+_MAX_KEPT = 256 * 2**20  # maximum bytes of freed memory that are kept
+_MAX_BLOCK = 32 * 2**20  # maximum bytes of a block that may be kept; the maximum of glibc's dynamic threshold
 
 
 def keep_freed_memory() -> None:
@@ -27,8 +27,8 @@ def keep_freed_memory() -> None:
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # missing in musl
-        library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT)
+        library.mallopt(_MMAP_THRESHOLD, _MAX_BLOCK)
+        library.mallopt(_TRIM_THRESHOLD, _MAX_KEPT)
 
 
 def device_memory(device: "torch.device") -> int:

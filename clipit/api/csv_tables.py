@@ -11,7 +11,7 @@ def read_csv_table(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
 
     Args:
         text_columns: Names of columns that contain text, where only empty cells are missing; in other columns, `nan` is
-            missing as well.
+            also missing.
     """
     columns = pd.read_csv(path, nrows=0).columns
     missing = {name: [""] if name in text_columns else ["", "nan"] for name in columns}

@@ -54,7 +54,7 @@ def export_program(
 
 @public
 def push_classifier(classifier: str | Path, repository: str, *, private: bool = False, permitted: bool = False) -> str:
-    """Upload a classifier with its card to the Hugging Face Hub, without asking; its files and licences are logged.
+    """Upload a classifier with its card to the Hugging Face Hub, without confirmation; log its files and licences.
 
     Example:
         >>> clipit.push_classifier("outputs/runs/own/clip_it_all-seed0", "owner/tiles", private=True)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _TEXT_COLUMNS = frozenset(
     {"slide", "path", "label", "split", "group", "status", "reason", "fix", "format", "notes", "predicted", "arm"}
 )
-"""Columns of the tables of slides that contain text."""
+"""Text columns of the slide tables."""
 
 Inputs = str | Path | Sequence[str | Path]
 """Slide, folder of slides or table of slides, or a list of slides and folders."""
@@ -104,7 +104,7 @@ class SlideCompareResult:
         """Verdict on which arms are better than the reference, in one sentence."""
         from clipit.output_files.artifacts import read_json
 
-        record = read_json(self.folder / "slide_comparison.json", "delete it and compare again, which keeps the scores")
+        record = read_json(self.folder / "slide_comparison.json", "delete it and compare again; the scores are kept")
         return str(record["verdict"])
 
 
@@ -276,8 +276,8 @@ def compare_slides(
 ) -> SlideCompareResult:
     """Compare the arms of trained runs on slide labels, optionally with a zero-shot VLM as an additional arm.
 
-    The arm and seed of a run are read from its configuration. The slides are scored with every run as by
-    `score_slides`; an interrupted call resumes. The pooling of each arm is chosen on the validation slides of the
+    The arm and seed of a run are read from its configuration. Every run scores the slides as
+    `score_slides` does; an interrupted call resumes. The pooling of each arm is chosen on the validation slides of the
     table, if there are any, and the arms are compared on the other slides, except those of the split `train`.
 
     Example:

@@ -31,7 +31,7 @@ class LabelsConfig(Section):
     """Share of the labels for `fraction`, number per class for `per_class`."""
     validation: Literal["same", "all"] = "same"
     """Labels to keep in the validation split. `same`: the limit of the training split also applies, because validation
-    tiles must be annotated, too. `all`: all labels."""
+    tiles must also be annotated. `all`: all labels."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed for drawing the labelled tiles; null: the seed of the run."""
 
@@ -362,7 +362,7 @@ class LeaksConfig(Section):
     """`error`: fail. `exclude`: drop and list the leaking reports and the tiles of the earlier split, never test tiles
     (for a shifted test set, drop its own tiles). `note`: only log leaks. `off`: do not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
-    """Duplicate images to find: images with equal pixels (`exact`), or also images that are equal up to quarter turns,
+    """Duplicate images to find: images with equal pixels (`exact`), or images that are equal up to quarter turns,
     flips, size, compression and brightness (`near`). Every image is decoded once per data set and output folder, which
     takes minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
     distance: int = Field(7, ge=0, le=11)

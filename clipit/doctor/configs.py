@@ -223,7 +223,7 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
     """
     if section == AdaptConfig():
         return []
-    checks = [*_check_texts(config, section)]
+    checks = _check_texts(config, section)
     try:
         read_further_sets(config, section)
     except ClipitError as error:

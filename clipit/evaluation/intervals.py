@@ -126,7 +126,7 @@ def paired_bootstrap(
     """Compute paired differences (second minus first score), averaged over the pairs, with bootstrap intervals.
 
     Each resample draws the same tiles (entire groups, if known) for all pairs and both classifiers. The interval
-    covers the sampling of test tiles only; the t-interval over seeds covers the variation of training.
+    covers only the sampling of test tiles; the t-interval over seeds covers the variation of training.
 
     Args:
         pairs: Predictions of the baseline and of the other classifier on one split, one pair per seed; rows are matched
@@ -213,7 +213,7 @@ def _without_rounding(bound: float) -> float:
 
 
 def _no_variation(n_units: int) -> str:
-    """Explain an interval of width 0 by the largest share of deviating units that n units may miss (95 % level)."""
+    """Explain an undefined interval of width 0, with the largest share of deviating units that n units may miss."""
     unseen = 1 - (1 - LEVEL) ** (1 / n_units)
     return (
         f"{NO_VARIATION} of {counted(n_units, 'independent unit')}; a deviation in up to {100 * unseen:.2g} % of all "

@@ -19,7 +19,7 @@ from clipit.tiles.mask_files import IGNORED
 
 @dataclass(frozen=True)
 class MapAgreement:
-    """Agreement of a map with a mask, over the labelled pixels of one slide or of several together.
+    """Agreement of a map with a mask, over the labelled pixels of one or several slides.
 
     Attributes:
         counts: Number of pixels by true class and mapped class; the last column counts pixels without a tile.

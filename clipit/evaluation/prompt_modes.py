@@ -38,9 +38,10 @@ def single_prompt(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
 def sample_classifiers(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "draws C"]:
     """Draw random classifiers: for each, one name per class and one template for all classes.
 
-    The template is drawn first, then a name per class, uniformly and independently (draws can repeat). Classifiers are
-    returned as rows of `texts`, whose unit vectors are their weights. KEP's published sets are 100 such draws; MI-Zero
-    draws one name per class and a random subset of the templates, 50 times. Both report medians.
+    The template is drawn first, then a name per class, uniformly and independently (draws can repeat). A classifier
+    is returned as one row number of `texts` per class; its weights are the unit vectors in these rows. KEP's published
+    sets are 100 such draws; MI-Zero draws one name per class and a random subset of the templates, 50 times. Both
+    report medians.
 
     Args:
         texts: Embedded prompts from `embed_prompt_set`.

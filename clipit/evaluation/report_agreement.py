@@ -80,7 +80,7 @@ def measure_agreement(
     """Compare predictions with reference labels; a prediction that is not a class counts as wrong.
 
     Macro F1 is the mean over the classes that have labels or predictions; predictions that are not classes
-    only lower the recall of the reference class.
+    lower only the recall of the reference class.
 
     Args:
         labels: Reference class index of each report; reports with -1 are dropped.
@@ -118,7 +118,7 @@ def _scores(
     n_classes: int,
     weights: Float[np.ndarray, "n r"],
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """Compute `SCORES` for each of r weightings; macro F1 is NaN in resamples without one of the classes."""
+    """Compute `SCORES` for each of r weightings; macro F1 is NaN in resamples that lack a class."""
     truth, one_hot = np.eye(n_classes)[labels], np.eye(max(n_classes, int(predicted.max(initial=0)) + 1))[predicted]
     one_hot = one_hot[:, :n_classes]
     true, counts, hits = weights.T @ truth, weights.T @ one_hot, weights.T @ (truth * one_hot)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
 from clipit.errors import DataError, counted, counted_of
-from clipit.evaluation.calibration import fit_temperature, with_temperature
+from clipit.evaluation.calibration import MIN_LABELS, fit_temperature, with_temperature
 from clipit.evaluation.intervals import group_numbers
 from clipit.evaluation.logistic import fit_logistic
 
@@ -116,7 +116,7 @@ def cross_fitted_probabilities(
     missing = sum(not choice.calibrated for choice in choices)
     note = (
         f"{counted_of(missing, folds, 'fold is', 'folds are')} not calibrated: a temperature needs at "
-        "least 20 labelled reports, some of them misclassified, and predictions that are better than chance"
+        f"least {MIN_LABELS} labelled reports, some of them misclassified, and predictions that are better than chance"
     )
     return CrossFitted(
         probabilities.astype(np.float32),
@@ -165,7 +165,7 @@ def embedding_features(vectors: Float[np.ndarray, "n d"]) -> _FitFeatures:
         DataError: An embedding is not finite.
     """
     if not np.isfinite(vectors).all():
-        raise DataError("embeddings that are not finite", fix="check the VLM's precision (fp16 can overflow)")
+        raise DataError("an embedding is not finite", fix="check the VLM's precision (fp16 can overflow)")
     values = vectors.astype(np.float64)
 
     def fit(train: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, "n d"]:

@@ -32,7 +32,7 @@ _AHEAD = 4  # batches that are read ahead
 _MAX_BYTES = 2**30  # bytes of results that are read ahead; at least one batch
 _GROUPS = 4  # groups of items per thread into which a batch is divided
 _Cost = tuple[float, float, float, int]
-"""Seconds of reading, its parts on a core and waiting for a core, and the number of blocks read from disk."""
+"""Seconds spent reading, seconds on a core, seconds waiting for a core, and number of blocks read from disk."""
 _MIN_SECONDS = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
 """Fraction of the time spent waiting above which remedies are logged."""
@@ -46,7 +46,7 @@ class ReadingClock:
         start: Time at which the clock was started, seconds.
         waited: Time that the loop waited for items, seconds.
         items: Number of items that the loop received.
-        reading: Time that items took to read, summed over the threads, seconds.
+        reading: Time spent reading items, summed over the threads, seconds.
         computing: Part of `reading` in which a thread used a core, as decoding and resizing do, seconds.
         queued: Part of `reading` in which a thread waited for a core, where the system counts it (Linux), seconds.
         blocks: Blocks of 512 bytes that had to be fetched from a disk or a network, where the system counts them.

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from PIL import Image
 
 _AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
-_CELLS, _CELL = 8, 4  # maximum number of cells per edge; minimum edge of a cell in pixels
-_LEAST_CELLS = 4  # minimum number of cells per edge for a comparison
+_MAX_CELLS, _MIN_CELLS = 8, 4  # number of cells per edge; images with fewer are not compared
+_MIN_CELL = 4  # minimum edge of a cell in pixels
 _ALIKE_GREY = 12  # maximum mean difference of the cells' grey values (0 to 255)
 _ALIKE_CORRELATION = 0.6  # minimum correlation of the cells' grey values
 
 
 def is_auxiliary(name: str) -> bool:
-    """Return whether an image is named as label, macro, overview or thumbnail of a slide."""
+    """Return whether an image's name marks it as a label, macro, overview or thumbnail of a slide."""
     return bool(_AUXILIARY.search(name))
 
 
@@ -26,8 +26,8 @@ def differs(page: Image.Image, first: Image.Image) -> bool:
     pixels or more by any method are alike; two tiles of different tissue seldom are. Images of fewer than 16 pixels
     per edge are not compared.
     """
-    cells = min(_CELLS, min(page.size) // _CELL)
-    if cells < _LEAST_CELLS:
+    cells = min(_MAX_CELLS, min(page.size) // _MIN_CELL)
+    if cells < _MIN_CELLS:
         return False
     return not is_alike(_cell_means(page, cells), _cell_means(first, cells))
 

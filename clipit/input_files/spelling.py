@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
-"""Whole number, possibly with leading zeros, which spreadsheets drop, or as 1.0, as in columns with empty cells."""
+"""Whole number, possibly with leading zeros (which spreadsheets drop) or as 1.0 (as in columns with empty cells)."""
 
 _MIDNIGHT = re.compile(r"(?<=\d\d\d\d-\d\d-\d\d)[ t]00:00:00(?:\.0+)?$")
 """Time that programs add to a date."""
@@ -17,7 +17,7 @@ _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 _LOOKALIKES = str.maketrans("".join((_CYRILLIC[0], _GREEK[0], _QUOTES[0])), _CYRILLIC[1] + _GREEK[1] + _QUOTES[1]) | {
     ord(dash): "-" for dash in _DASHES
 }
-"""Letters that look like Latin ones, and the quotes and dashes into which word processors turn those of a keyboard."""
+"""Translation table for letters that look like Latin ones, and for the typographic quotes and dashes."""
 
 
 def plain_letters(name: str) -> str:

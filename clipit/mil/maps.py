@@ -181,7 +181,7 @@ class _Slides:
         self._prepared: dict[str, PreparedSlide] = {}
 
     def of_bag(self, ids: Sequence[str]) -> Iterator[_SlideRows]:
-        """Return the instances on each slide of a bag, in the order of the slide's grid."""
+        """Yield the instances on each slide of a bag, in the order of the slide's grid."""
         names = np.array([parse_tile_id(name)[0] for name in ids])
         for name in dict.fromkeys(names.tolist()):
             slide = self._prepare(name)
@@ -290,7 +290,7 @@ def _score(
 def _instance_maps(
     inputs: MilInputs, test_bags: MilBags, bag: int, models: Mapping[str, Mapping[int, MilModel]], label: int
 ) -> dict[tuple[str, str, int], InstanceMap]:
-    """Compute the maps of one bag by every arm and seed."""
+    """Compute the maps of one bag for every arm and seed."""
     features, maps = test_bags.features(bag), {}
     for arm, by_seed in models.items():
         for seed, model in by_seed.items():

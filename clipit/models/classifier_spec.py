@@ -104,7 +104,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
         pooling: Token pooling by clipit.
         head: Head of the student in training.
     """
-    model = "timm.create_model(" + '"local-dir:FOLDER", pretrained=True)'
+    model = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
     pipeline = 'transformers.pipeline("image-classification", model=FOLDER)'
     if opens:
         first = model if loader == "timm" else "transformers.AutoModelForImageClassification.from_pretrained(FOLDER)"

@@ -272,9 +272,9 @@ class Classifier:
         return self._text_vlm().encode_prompts(texts).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Return the configuration of the caller's VLM, or of the training's VLM if that is embedded or in the table.
+        """Return the configuration of the caller's VLM, or else of the VLM used in training.
 
-        If the training's VLM is in the table, a folder passed by the caller is loaded according to that entry.
+        If the VLM used in training is in the table, a folder passed by the caller is loaded according to that entry.
 
         Raises:
             ModelError: The caller passed no VLM, and the classifier's file names a VLM that is neither embedded nor in

@@ -57,26 +57,25 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
 
 
 def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Tensor, "b h w features"]:
-    """Apply a model's pooling, normalisation and head to every token separately, as if it filled the image.
+    """Apply a model's pooling, normalisation and head to every token separately, as if the token filled the image.
 
     The token takes the place of a class token, its mean over patches is the token itself, and attention over one token
     returns its value. Tokens thus pass through the same layers as the pooled features.
 
     Args:
         module: Model of timm, or a model of timm or transformers wrapped in clipit's pooling.
-        grid: Its tokens, from `trunk_grid`.
+        grid: Tokens of the model, from `trunk_grid`.
         pre_logits: Whether to skip the last layer of timm's head.
     """
     if isinstance(module, TokenPool):
         return torch.cat([grid, grid], dim=3) if module.pooling == "cls_mean" else grid
-    trunk = module
     b, h, w, d = grid.shape
-    if hasattr(trunk, "num_prefix_tokens") and not _channels_are_last(trunk):
-        single_tokens = grid.reshape(b * h * w, 1, d).expand(-1, int(trunk.num_prefix_tokens) + 1, -1)
+    if hasattr(module, "num_prefix_tokens") and not _channels_are_last(module):
+        single_tokens = grid.reshape(b * h * w, 1, d).expand(-1, int(module.num_prefix_tokens) + 1, -1)
     else:
         single_tokens = grid.reshape(b * h * w, 1, 1, d)
-        single_tokens = single_tokens if _channels_are_last(trunk) else single_tokens.permute(0, 3, 1, 2)
-    pooled: Tensor = trunk.forward_head(single_tokens, pre_logits=pre_logits)
+        single_tokens = single_tokens if _channels_are_last(module) else single_tokens.permute(0, 3, 1, 2)
+    pooled: Tensor = module.forward_head(single_tokens, pre_logits=pre_logits)
     return pooled.reshape(b, h, w, -1)
 
 

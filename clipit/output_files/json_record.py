@@ -1,4 +1,4 @@
-"""JSON objects that raise an error with the file and key if a key is missing."""
+"""JSON objects that name the file and the key in an error if a key is missing."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,8 +59,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: A key is repeated.
     """
-    cells = dict(pairs)
-    if len(cells) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"repeated key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return cells
+    return values

@@ -26,7 +26,7 @@ Hits = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], UInt8[np.nd
 
 Kind = Literal["group", "exact", "near", "report"]
 ImageHashes = Fingerprints | UInt8[np.ndarray, "_ 16"]
-"""Fingerprints of images: perceptual hashes with digests, or digests only."""
+"""Fingerprints of images: perceptual hashes with digests, or only digests."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> Int64[np.ndarray, " n"
 def _candidates(
     first: Int64[np.ndarray, " m"], end: Int64[np.ndarray, " m"]
 ) -> Iterator[tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]]:
-    """Expand the ranges `first[q]:end[q]` in blocks: the positions, and the q of each."""
+    """Yield the positions in the ranges `first[q]:end[q]`, with the q of each position, in blocks."""
     nonempty = np.flatnonzero(end > first)
     counts = (end - first)[nonempty]
     totals = np.concatenate([[0], np.cumsum(counts)])

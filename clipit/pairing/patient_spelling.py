@@ -11,20 +11,20 @@ from clipit.tiles.tileset import TileSet
 
 
 def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> str:
-    """Return a warning of reports whose patients are spelled differently in validation or test tiles, or ""."""
+    """Return a warning about reports whose patients are spelled differently in validation or test tiles, or ""."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
     return _warning(("report", "reports"), names, later, "validation or test tiles")
 
 
 def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> str:
-    """Return a warning of new tiles whose patients are spelled differently in training or validation tiles, or ""."""
+    """Return a warning about new tiles whose patients are spelled differently in training or validation, or ""."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warning(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> str:
-    """Return a warning of images with texts whose patients are spelled differently in later tiles, or ""."""
+    """Return a warning about images with texts whose patients are spelled differently in later tiles, or ""."""
     names = patients(pairs.groups, pairs.ids).tolist()
     return _warning(("image with texts", "images with texts"), names, tests, "later tiles")
 

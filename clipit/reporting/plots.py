@@ -41,7 +41,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "clipit",  # otherwise the ids in an SVG are random
     "text.parse_math": False,  # a class name with two dollar signs is not a formula
 }
-_MANY_CLASSES = 5  # with more classes, shorter names are slanted
+_MANY_CLASSES = 5  # with more classes, names of 5 characters are slanted instead of names of 10
 _MANY_POINTS = 40  # lines with more points have no markers
 _MAX_POINTS = 500  # points drawn per line
 _MANY_DECADES = 1e4  # ratio of values from which a logarithmic axis labels only powers of ten
@@ -206,7 +206,7 @@ def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
 
 
 def training_panels(series: Series) -> dict[str, Series]:
-    """Group the series that `plot_training_curves` draws by panel; panels without a series are omitted."""
+    """Group the series for `plot_training_curves` by panel; panels without a series are omitted."""
     losses = {name: points for name, points in series.items() if any(term in name for term in _LOSSES)}
     scores = {n: points for n, points in series.items() if n.startswith("validation") and n not in losses}
     rates = {name: points for name, points in series.items() if "learning_rate" in name}

@@ -150,8 +150,9 @@ def _mm(pixels: int, grid: SlideGrid) -> str:
 
 
 def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
-    """Build the part with the top tiles of each class that has any."""
-    grid, parts = slide.grid, []
+    """Build one part per class with its top tiles; classes without top tiles have no part."""
+    grid = slide.grid
+    parts: list[Part] = []
     for code, (name, tiles) in enumerate(zip(slide.classes, slide.top, strict=True)):
         cards = [
             {
@@ -167,7 +168,7 @@ def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
         if cards:
             values = {"name": name, "colour": colours[code], "tiles": cards, "edge": grid.edge}
             parts.append(Include("slide_tiles.html", values))
-    return [*parts] or [Text("No top tiles were chosen.")]
+    return parts or [Text("No top tiles were chosen.")]
 
 
 def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:

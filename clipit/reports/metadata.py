@@ -60,7 +60,7 @@ class Metadata:
             known = [key for key in keys if key]
             raise DataError(
                 f"no report has a row; the {kind}s of the reports are {shortlist(known, 3) or 'unknown'}, "
-                f"column {self.column} contains {shortlist(list(self.rows), 3)}",
+                f"but the column {self.column} contains {shortlist(list(self.rows), 3)}",
                 where=self.path,
                 fix=f"write the {kind}s of the reports into the column {self.column}"
                 if known

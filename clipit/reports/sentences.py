@@ -8,13 +8,12 @@ from clipit.reports.cleaning import trim
 from clipit.reports.headings import FIELD, MENTION, ONE_SENTENCE_SECTIONS, RECEIVED, STRONG, UNKNOWN, WEAK
 
 _ABBREVIATIONS = frozenset({  # never the last word of a sentence
-    "dr", "mr", "mrs", "ms", "prof", "st", "no", "nr", "vs", "e.g", "i.e", "eg", "ie", "approx", "fig", "figs", "ca",
-    "cf", "viz", "resp", "incl", "max", "min", "dept", "inc", "ltd", "sect", "al", "var", "sp", "spp", "temp",
-    "hosp", "ext", "vol", "ref", "pt", "pts", "i.v", "m.d", "nos",
-    "bzw", "d.h", "evtl", "ggf", "inkl", "insges", "mind", "u.a", "vgl", "z.b",  # German
-    "aprox", "dra", "env", "máx", "mín", "sr", "sra",  # Spanish and French
+    "dr", "mr", "mrs", "ms", "prof", "st", "vs", "e.g", "i.e", "eg", "ie", "approx", "fig", "figs", "ca", "cf", "viz",
+    "resp", "incl", "dept", "inc", "ltd", "sect", "sp", "spp", "temp", "hosp", "ref", "i.v", "m.d",
+    "bzw", "d.h", "evtl", "ggf", "inkl", "insges", "u.a", "vgl", "z.b",  # German
+    "aprox", "dra", "env", "sr", "sra",  # Spanish and French
 })  # fmt: skip
-_BEFORE_NUMBERS_ONLY = frozenset({
+_BEFORE_NUMBERS_ONLY = frozenset({  # abbreviations only before a number; otherwise they may end a sentence
     "no", "nos", "nr", "max", "máx", "min", "mín", "mind", "ext", "vol", "al", "pt", "pts", "var",
 })  # fmt: skip
 _NAMED_LETTER = re.compile(
@@ -161,7 +160,7 @@ def _sentence_starts(text: str) -> list[int]:
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
     """Return whether the mark at `dot` ends the sentence from `begin`; the next sentence would start at `after`."""
     following = text[after : after + 8].lstrip("\"'([¿¡«- ")
-    if following[:1].islower():  # non-ASCII letters; the pattern only excludes a to z
+    if following[:1].islower():  # non-ASCII letters; the pattern excludes only a to z
         return False
     if text[dot] != ".":
         return True

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NO_DATA = "use a workbook that has a sheet with data"
-_LARGEST = 2**30  # maximum size of an unpacked workbook in bytes
+_MAX_BYTES = 2**30  # maximum size of an unpacked workbook in bytes
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
-_MOST_MERGED = 10**6  # maximum number of merged cells in a sheet
-_CHUNK, _LONGEST_TAG = 2**20, 200  # bytes that are read at once, and bytes of the longest expected tag
+_MAX_MERGED = 10**6  # maximum number of merged cells in a sheet
+_CHUNK, _MAX_TAG = 2**20, 200  # bytes that are read at once, and maximum bytes of a tag
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
 """Control characters as Excel stores them, such as _x000D_ for a carriage return; openpyxl does not decode them."""
 _FORMAT_PART = re.compile(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)(?:-[^\]]*)?\]|([0#?])|[_*].|\[[A-Za-z]+\]|([-+() :])')
@@ -94,9 +94,9 @@ def _load(path: Path, *, values: bool) -> "Workbook":
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
-            if size > _LARGEST:
+            if size > _MAX_BYTES:
                 raise DataError(
-                    f"the workbook takes {size:,} bytes when unpacked (the limit is {_LARGEST:,})",
+                    f"the workbook takes {size:,} bytes when unpacked (the limit is {_MAX_BYTES:,})",
                     where=path,
                     fix="save the sheet as .csv",
                 )
@@ -142,8 +142,8 @@ def _check_merged(archive: zipfile.ZipFile, path: Path) -> None:
                 for left, top, right, bottom in _MERGED.findall(end + chunk):
                     columns, rows = _column(right) - _column(left) + 1, int(bottom) - int(top) + 1
                     areas[f"{(left + top).decode()}:{(right + bottom).decode()}"] = columns * rows
-                end = chunk[-_LONGEST_TAG:]
-        if sum(areas.values()) > _MOST_MERGED:
+                end = chunk[-_MAX_TAG:]
+        if sum(areas.values()) > _MAX_MERGED:
             raise DataError(
                 f"merged cells: {shortlist(sorted(areas))}",
                 where=f"{path}, {info.filename}",

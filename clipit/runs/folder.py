@@ -348,10 +348,10 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add the differing keys of tiles, prompts and VLM to errors about a run that is read with another configuration.
+    """Add the differing keys of tiles, prompts and VLM to errors about a run that another configuration reads.
 
     Args:
-        config: Configuration with which the run is read, such as that of a study.
+        config: Current configuration, such as that of a study.
     """
     try:
         yield

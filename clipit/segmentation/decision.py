@@ -14,7 +14,7 @@ from clipit.tiles.masks import MaskSet
 
 _CANDIDATES = np.linspace(-12, 12, 961)
 """Candidate thresholds on the log odds of the second class."""
-_SMALLEST = 1e-7  # lower limit of probabilities, so that log odds are finite
+_MIN_PROBABILITY = 1e-7  # lower limit of probabilities, so that log odds are finite
 _TIE = 1e-12  # thresholds with a smaller difference of mean Dice are tied
 
 Predict = Callable[[Image.Image, float], Float32[np.ndarray, "c h w"]]
@@ -103,7 +103,7 @@ def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfi
 
 
 def _log_odds(probabilities: Float32[np.ndarray, "2 h w"]) -> Float64[np.ndarray, "h w"]:
-    first, second = np.maximum(probabilities.astype(np.float64), _SMALLEST)
+    first, second = np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY)
     return np.asarray(np.log(second) - np.log(first))
 
 

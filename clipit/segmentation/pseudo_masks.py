@@ -101,7 +101,7 @@ class PseudoMasks:
             DataError: There is no other image.
         """
         dropped = {*names}
-        codes = {name: codes for name, codes in self.codes.items() if name not in dropped}
+        codes = {name: cells for name, cells in self.codes.items() if name not in dropped}
         if not codes:
             raise DataError(
                 "no image is left for pseudo-labels: every labelled training image has a drawn mask",

@@ -21,7 +21,7 @@ _WITHOUT_AREA = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString
 _DEGREES = ("CRS84", "4326")  # parts of the names of coordinate systems in longitude and latitude
 _TOLERANCE = 0.01  # contours may extend beyond the slide by this share of its width and height
 _CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
-_LEAST_RING = 4  # points of a closed triangle, whose first point is repeated at the end
+_MIN_RING = 4  # points of a closed triangle, whose first point is repeated at the end
 _QUPATH = b'"objectType"'  # a property of the features that QuPath writes
 _IGNORED = ("ignore*", "ignore")  # class names of areas to exclude, in QuPath and in masks for segmentation
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
@@ -187,7 +187,7 @@ def _without_flat_rings(polygon: Polygon, dropped: Counter[str]) -> Polygon | No
 
 
 def _is_flat(ring: Float64[np.ndarray, "_ 2"]) -> bool:
-    return len(ring) < _LEAST_RING or bool((np.ptp(ring, axis=0) == 0).any())
+    return len(ring) < _MIN_RING or bool((np.ptp(ring, axis=0) == 0).any())
 
 
 def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:

@@ -1,4 +1,4 @@
-"""Build the trials of a sweep, and validate all of them before any of them runs."""
+"""Build the trials of a sweep, and validate all of them before any runs."""
 
 import itertools
 import logging
@@ -132,7 +132,7 @@ class Proposals:
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._space = _search_space(plan.sweep)
-        # Built trials by their values, because the study is read again before every trial.
+        # Trials by their values, cached because the study is read again before every trial.
         self._built: dict[tuple[str, ...], Trial] = {}
 
     def __call__(self, study: "optuna.Study") -> Iterator[Trial]:

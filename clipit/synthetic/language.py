@@ -62,7 +62,7 @@ def describe(
 def _applies(attribute: str, tissue: int) -> bool:
     """Return whether an attribute applies to a tissue.
 
-    Nuclear pleomorphism applies to tumours only, glands to tumours and normal mucosa; mucin, necrosis and inflammation
+    Nuclear pleomorphism applies only to tumours, glands to tumours and normal mucosa; mucin, necrosis and inflammation
     do not apply to the tissues that consist of them.
     """
     name = CLASSES[tissue]

@@ -83,11 +83,11 @@ def read_tiles(
 
     Args:
         config: Section `tiles`.
-        check: Whether groups in two splits are an error; False if the caller handles leaks.
+        check: Whether groups in two splits raise an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
         root: Folder of artefacts for streamed tiles and the index of shards; if given, call this in all processes.
-            Without a folder, streaming is an error, and shards are indexed on every call.
+            Without a folder, streaming is refused, and shards are indexed on every call.
 
     Raises:
         DataError: The data set is missing, inconsistent or not as published.
@@ -271,7 +271,7 @@ def _check_options(config: TilesConfig) -> None:
     if config.streaming and config.source not in ("huggingface", "webdataset"):
         ignored.append("tiles.streaming (huggingface and webdataset only)")
     if config.keep_pixels is not None and not config.streaming:
-        ignored.append("tiles.keep_pixels (with tiles.streaming only)")
+        ignored.append("tiles.keep_pixels (only with tiles.streaming)")
     if "mask" in config.columns and config.source in ("huggingface", "webdataset"):
         ignored.append("tiles.columns.mask (table and slides only)")
     if config.slides is not None and config.source != "slides":

@@ -79,10 +79,6 @@ class MemoryEstimate:
             raise ValueError("the estimate has no activations with checkpointing")
         return activations
 
-    def workspace(self, tiles: int, *, checkpointing: bool) -> int:
-        """Return the bytes at the peak that are independent of the batch, such as gradients and copies of weights."""
-        return self.activations(checkpointing).peak(tiles)[0]
-
     def per_tile(self, tiles: int, *, checkpointing: bool) -> int:
         """Return the bytes of activations per tile at the peak."""
         return self.activations(checkpointing).peak(tiles)[1]

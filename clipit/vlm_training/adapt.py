@@ -1,4 +1,4 @@
-"""Adapt a VLM: from examples to an adapter and a merged model, resumable, in one folder per arm and seed."""
+"""Adapt a VLM: train it on examples, and write an adapter and a merged model to a folder per arm and seed."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -94,7 +94,7 @@ def adapt(
     workspace: Workspace,
     measure: Callable[[Path], Mapping[str, float]] = lambda folder: {},
 ) -> Path:
-    """Adapt the VLM of a configuration, or resume it; a finished adaptation is not repeated.
+    """Start or resume the adaptation of the configured VLM; a finished adaptation is not repeated.
 
     Args:
         section: Section `adapt`.
@@ -150,7 +150,7 @@ def adapt(
 
 
 def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
-    """Train only the image tower if the arm uses no text, so that the text tower keeps its weights."""
+    """Restrict `towers` to the image tower if the arm uses no text, so that the text tower keeps its weights."""
     if arm != "images":
         return section
     if "image" not in section.towers:
@@ -205,8 +205,8 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
 
     vlm = load_vlm(config.vlm, processes.device)  # a separate copy, whose weights are trained
     torch.manual_seed(seed)
-    names = (section.tuning, section.towers, section.lora, section.learn_temperature)
-    adapted = adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name)).to(processes.device)
+    options = (section.tuning, section.towers, section.lora, section.learn_temperature)
+    adapted = adapt_towers(vlm.towers, *options, base_name=public_name(vlm.name)).to(processes.device)
     trained = sum(weight.numel() for weight in adapted.trainable().values())
     with tf32_products(processes.device), _memory_errors(section):
         progress = _train(adaptation, vlm, adapted, fingerprint.value, log)
@@ -314,7 +314,7 @@ def _train(
         checkpoint_every=section.checkpoint_every,
     )
     run_steps(schedule, parts, progress, folder, processes)
-    steps.contrast.clock.reading.report("adapting", "training.threads", cache=False, cached=examples.source.cached)
+    steps.contrast.clock.reading.report("adapting", "training.threads", cached=examples.source.cached)
     if progress.best_step:
         load_weights(best_file(checkpoints, progress.best_step), adapted, progress.best_sha256)
     return progress
@@ -334,7 +334,7 @@ class _MiningSteps:
         every = section.bags.mine_every if section.data == "bags" else 0
         if self._pixels is None or (every and step % every == 0):
             mined_at = step - step % every if every else 0
-            if mined_at:  # also if training resumes after it
+            if mined_at:  # even if training resumes after this step
                 mined = self._mine_at(self.contrast.examples, mined_at, step == mined_at)
                 self.contrast = replace(self.contrast, examples=mined)
             end = min(mined_at + every, section.steps) if every else section.steps
@@ -342,10 +342,10 @@ class _MiningSteps:
         return self.contrast(step, self._pixels)
 
 
-def _clip(adapted: AdaptedTowers, largest: float) -> float:
-    """Clip the gradient to a norm; 0 for no limit."""
+def _clip(adapted: AdaptedTowers, max_norm: float) -> float:
+    """Clip the gradient to `max_norm` (0 for no limit), and return its norm before clipping."""
     weights = list(adapted.trainable().values())
-    return float(torch.nn.utils.clip_grad_norm_(weights, largest if largest > 0 else float("inf")))
+    return float(torch.nn.utils.clip_grad_norm_(weights, max_norm if max_norm > 0 else float("inf")))
 
 
 def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:
@@ -359,7 +359,7 @@ def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:
 
 @contextmanager
 def _memory_errors(section: AdaptConfig) -> Iterator[None]:
-    """Convert out-of-memory errors to an error that names the key that limits the memory."""
+    """Convert out-of-memory errors into an error that names `adapt.micro_batch`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

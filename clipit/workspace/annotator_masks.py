@@ -41,7 +41,7 @@ def write_annotator_masks(
 
     If the table of tiles has splits, the annotators are estimated separately on test tiles and on all other tiles.
     Three folders are written. `consensus/` contains the most probable class of each pixel as PNG, with the values of
-    `segmentation.classes`. `confident/` contains the same masks, with pixels ignored whose posterior is below
+    `segmentation.classes`. `confident/` contains the same masks, but ignores pixels whose posterior is below
     `confidence`. `posterior/` contains the class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of
     the tiles with the additional columns mask_consensus and mask_confident; `clipit segment` reads the column that
     `tiles.columns.mask` names. Each mask is read twice, and only one tile is in memory at a time.
@@ -102,7 +102,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile: annotators are estimated separately for each part. Without splits, there is one."""
+    """Return the part of each tile (one without splits); annotators are estimated separately for each part."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -170,7 +170,7 @@ def _pixel_values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
     ignore = min(classes.ignore) if classes.ignore else _IGNORE
     if ignore in classes.class_of:
         raise ConfigError(
-            f"{_IGNORE} is the value of a class, so it cannot mark pixels without a label",
+            f"{ignore} is the value of a class, so it cannot mark pixels without a label",
             where="segmentation.ignore",
             fix="name a value for ignored pixels",
         )
@@ -307,7 +307,7 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
         "annotators": [
             {
                 "annotator": annotator,
-                "tiles": sum(tile in tiles_of_part and name == annotator for tile, name in masks.row_of),
+                "tiles": sum(tile in tiles_of_part and author == annotator for tile, author in masks.row_of),
                 "pixels": int(labelled[row]),
                 "accuracy": None if estimates is None else float(estimates.accuracies[row]),
                 "dice": dice[annotator],

@@ -174,7 +174,7 @@ def leak_folder(config: RunConfig) -> Path:
 
 
 def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> None:
-    """Reject or log patients of a shifted test set that are used for training or validation."""
+    """Reject or log patients of a shifted test set whose tiles are used for training or validation."""
     shared = set(patients(tests.groups, tests.ids).tolist()) & set(patients(seen.groups, seen.ids).tolist())
     shared -= {""}
     if not shared:

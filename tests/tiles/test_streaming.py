@@ -138,7 +138,7 @@ def test_the_refusals_of_the_downloaded_set(parquet: Path, tmp_path: Path, monke
         read_tiles(config(parquet, streaming=True))
     with pytest.raises(ConfigError, match=r"tiles.streaming \(huggingface and webdataset only\)"):
         read_tiles(config(parquet, source="folders", columns={}, streaming=True), root=tmp_path)
-    with pytest.raises(ConfigError, match=r"tiles.keep_pixels \(with tiles.streaming only\)"):
+    with pytest.raises(ConfigError, match=r"tiles.keep_pixels \(only with tiles.streaming\)"):
         read_tiles(config(parquet, keep_pixels=32))
 
 

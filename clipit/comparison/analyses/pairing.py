@@ -1,4 +1,4 @@
-"""Quality of the pairs, and the gain of tiles by the similarity of their snippets."""
+"""Quality of the pairs, and gain in accuracy by the similarity of tiles to their snippets."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,8 +47,8 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
     return AnalysisResult(
         heading=heading(plan, "Quality of the pairs"),
         text="Computed on training tiles. Label agreement uses every label of the data set, including those hidden "
-        "from training, and selects nothing. `hubness`: share of tiles paired with the most used 1 % of the "
-        "snippets; `neighbours`: share of tiles with the majority label of the other tiles paired with the same "
+        "from training, and is not used to select anything. `hubness`: share of tiles paired with the most used 1 % "
+        "of the snippets; `neighbours`: share of tiles with the majority label of the other tiles paired with the same "
         "snippet; `text`: share of tiles whose label is the class nearest to their snippet; `AUROC`: how well the "
         "pairing score separates these tiles from the others.",
         header=(

@@ -87,9 +87,8 @@ def test_reports_without_ids_cannot_be_joined_by_report(tmp_path: Path) -> None:
     path.write_text("report_id,text\na,A tumour.\n", encoding="utf-8")
     metadata = table(tmp_path / "m.csv", "report,status", "a,wild")
     config = ReportsConfig(path=str(path), metadata=metadata, metadata_id_column="report", label_column="status")
-    with pytest.raises(
-        DataError, match=r"(?s)the ids of the reports are unknown, but the column report contains a.*set reports\.id_column"
-    ):
+    message = r"(?s)the ids of the reports are unknown, but the column report contains a.*set reports\.id_column"
+    with pytest.raises(DataError, match=message):
         read_reports(config)
     (report,) = read_reports(config.model_copy(update={"id_column": "report_id"})).reports
     assert report.label == "wild"

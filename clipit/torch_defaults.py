@@ -9,14 +9,14 @@ from contextlib import contextmanager, nullcontext
 def torch_defaults() -> Iterator[None]:
     """Compute gradients, and create float32 tensors on the CPU unless stated otherwise, within the block.
 
-    A program may have switched gradients off around its own inference, or chosen another default data type or device.
+    The calling program may have disabled gradients for its own inference, or set a different default dtype or device.
     """
     torch = sys.modules.get("torch")
     if torch is None:  # not imported yet, so nothing was changed
         yield
         return
     before = torch.get_default_dtype()
-    # the mode of a device slows every operation down, so it is entered only where it is needed
+    # A default device slows down every operation, so it is set only where needed.
     device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     torch.set_default_dtype(torch.float32)
     try:

@@ -150,7 +150,8 @@ def test_output_below_a_file(tmp_path: Path) -> None:
     [
         ("NO", 1, False, 0, "PASS", "1 process, NO, on CPUs"),
         ("MULTI_CPU", 2, True, 0, "WARN", "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu"),
-        ("NO", 2, True, 0, "WARN", "one process only"),
+        ("NO", 2, True, 0, "WARN", "only one process"),
+        ("MULTI_GPU", 2, False, 1, "FAIL", "but only 1 GPU is available"),
         ("MULTI_GPU", 2, False, 0, "WARN", "do not communicate"),
         ("MULTI_GPU", 4, False, 2, "FAIL", "num_processes: 2"),
         ("NO", 1, False, 2, "WARN", "leaves 1 of 2 GPUs idle"),

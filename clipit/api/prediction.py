@@ -107,9 +107,9 @@ def predict(
     Args:
         classifier: Folder of a classifier or of a run, or a loaded classifier.
         inputs: Image files, folders, zips, tables (.csv, .tsv, .parquet) with a column of paths, and slides, whose
-            tissue tiles are predicted.
+            tissue tiles are classified.
         out: Table to write, .csv or .parquet.
-        prompts: Prompt file, packaged prompt set, or set of the classifier, for zero-shot classes.
+        prompts: Prompts of zero-shot classes: a file, a packaged set, or one of the sets stored with the classifier.
         classes: Zero-shot classes separated by semicolons, used as prompts without templates.
         images: Folder or zip that the paths in tables are relative to; None for the folder of each table.
         path_column: Column of paths in tables; None for `path`.

@@ -14,7 +14,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "report-labels": "label reports by rules and by a text classifier",
         "annotators": "describe several annotators, their agreement and consensus",
         "label-issues": "find labels that are probably wrong",
-        "prompts": "list and check prompt sets, measure their wording",
+        "prompts": "list and check prompt sets, and compare their wordings",
         "index": "split reports into snippets, embed and index them",
         "pair": "pair tiles with their nearest snippets and browse the pairs",
     },

@@ -1,4 +1,4 @@
-"""List the packaged prompt sets (`list`), check prompt sets (`lint FILE...`), or measure their wording (`study`)."""
+"""List the packaged prompt sets (`list`), check prompt sets (`lint FILE...`), or compare wordings (`study`)."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, for orientation only, since they come from a different protocol and other seeds."""
+"""Published scores of CLIP-IT, shown for context, since they come from a different protocol and other seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from clipit.comparison.plan import Plan
 SOURCE = "CLIP-IT, arXiv 2504.16181, table 1 (accuracy %, image only -> CLIP-IT, means of three runs)"
 CAUTION = (
     "The published CRC and BACH figures are balanced accuracies that were selected and reported on the same split; "
-    "they are shown for orientation, not as a baseline."
+    "they are shown for context, not as a baseline."
 )
 
 _TABLE_1: Mapping[str, Mapping[str, tuple[float, float]]] = {

@@ -66,7 +66,7 @@ class SegmentationConfig(Section):
     """Tile edge lengths in micrometres for the ceilings: the best possible scores with one class per tile (with more
     than two classes, the majority class of each tile)."""
     shown: int = Field(1, ge=0)
-    """Number of images on the page, for each method, with the best Dice, with the median and with the worst."""
+    """Images shown per method: this many with the best Dice, with the median and with the worst."""
 
     @field_validator("classes")
     @classmethod

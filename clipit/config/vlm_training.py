@@ -33,8 +33,10 @@ class PairsConfig(Section):
 
 
 class ContrastBagsConfig(Section):
-    """Members of the bags, mined from the stores of tiles and texts, with `reports`, `pairing` and `prompts` as for
-    runs."""
+    """Members of the bags, mined from the stores of tiles and texts.
+
+    The keys `reports`, `pairing` and `prompts` apply as in runs.
+    """
 
     tiles: int = Field(3, ge=0, le=32)
     """Number of nearest training tiles in a tile bag, in addition to the tile itself."""

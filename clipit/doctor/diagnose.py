@@ -41,7 +41,7 @@ def diagnose(
 
     if shipped:
         files = run_configs(shipped_folder())
-        announce(f"{counted(len(files), 'shipped configuration')}")
+        announce(counted(len(files), "shipped configuration"))
         checks = merge_checks({file.name: check_shipped_config(file, ask) for file in files})
         group = CheckGroup("Shipped configurations", checks)
     elif path is None:

@@ -137,14 +137,14 @@ def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, 
     )
     if num_processes > 1 and on_cpu:
         started = (
-            "independent processes that do not communicate" if distributed_type == "MULTI_GPU" else "one process only"
+            "independent processes that do not communicate" if distributed_type == "MULTI_GPU" else "only one process"
         )
         fix = f"start two processes on CPUs with {_TWO_ON_CPU}"
         return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}.", fix)
     if num_processes > gpus > 0:
-        return Check(
-            "FAIL", "accelerate", f"{message}, but there are {gpus} GPUs.", f"set num_processes: {gpus} in that file"
-        )
+        available = counted(gpus, "GPU is available", "GPUs are available")
+        fix = f"set num_processes: {gpus} in that file"
+        return Check("FAIL", "accelerate", f"{message}, but only {available}.", fix)
     if gpus > 1 and num_processes == 1:
         fix = f"accelerate launch --multi_gpu --num_processes {gpus} ..., or accelerate config"
         return Check("WARN", "accelerate", f"{message}, which leaves {gpus - 1} of {gpus} GPUs idle.", fix)

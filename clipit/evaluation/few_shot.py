@@ -46,7 +46,7 @@ def few_shot(
     """Compute the mean score of SimpleShot classifiers, each fitted on `shots` labelled training tiles per class.
 
     The tiles of an episode depend on (seed, shots, episode) and on the set of ids, not on their order. Features are
-    centred by the mean of the episode's own tiles. Nothing is selected, so no validation tile is needed.
+    centred by the mean of the episode's own tiles. No hyperparameter is selected, so no validation tiles are needed.
 
     Args:
         train: Training features; episodes are drawn from the labelled ones.

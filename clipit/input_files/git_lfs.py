@@ -5,7 +5,7 @@ from pathlib import Path
 from clipit.errors import DataError
 
 _FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
-_LARGEST = 2**20  # bytes; a pointer has about 130
+_MAX_BYTES = 2**20  # a pointer has about 130
 PULL = "run git lfs pull in the repository"
 """Fix that an error about a pointer suggests."""
 
@@ -33,7 +33,7 @@ def find_pointer(path: Path) -> Path | None:
 
 def _is_pointer_file(path: Path) -> bool:
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return False
         with path.open("rb") as stream:
             return is_pointer(stream.read(len(_FIRST_BYTES)))

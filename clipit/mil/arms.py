@@ -103,7 +103,7 @@ ARMS: dict[str, MilArm] = {
         vectors="images",
     ),
     "shuffled_report_labels": MilArm(
-        "control: report_labels with the labels of other patients with the same organ",
+        "control: report_labels with the labels of other patients of the same organ",
         "attention",
         labels="reports",
         exchanged=True,

@@ -120,7 +120,7 @@ class MilBags:
             raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="drop this bag")
         invalid_rows = {
             "values that are not finite": ~np.isfinite(values).all(axis=1),
-            "zeros only": ~values.any(axis=1),
+            "only zeros": ~values.any(axis=1),
         }
         for problem, invalid in invalid_rows.items():
             if invalid.any():
@@ -199,19 +199,19 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     return replace(bags, labels=labels)
 
 
-def unchanged_shares(bags: MilBags, shuffled: MilBags) -> dict[str, tuple[float, float]]:
+def unchanged_shares(bags: MilBags, permuted: MilBags) -> dict[str, tuple[float, float]]:
     """Return the share of labels that shuffling did not change, and the expected share, for train and validation.
 
     Args:
-        bags: Bags before the shuffling.
-        shuffled: The same bags after it.
+        bags: Bags before `shuffle_labels`.
+        permuted: The same bags after it.
     """
     shares = {}
     for split in _TRAINING_SPLITS:
         rows = _labelled(bags, split)
         if len(rows):
             frequencies = np.bincount(bags.labels[rows], minlength=len(bags.classes)) / len(rows)
-            same = bags.labels[rows] == shuffled.labels[rows]
+            same = bags.labels[rows] == permuted.labels[rows]
             shares[split] = (float(same.mean()), float((frequencies**2).sum()))
     return shares
 

@@ -167,7 +167,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     write_frame(folder / f"{NAME}.parquet", pd.concat(rows, ignore_index=True))
     write_frame(folder / CONTRASTS, pd.DataFrame([_contrast_row(each) for each in contrasts]))
     headers = ("arm", *folders)
-    by_metric = {metric: _score_rows(file, scores[metric]) for metric in METRICS}
+    by_metric = {metric: _score_rows(scores[metric]) for metric in METRICS}
     contrast_table = (
         ("condition", "arm", "against", f"{LABELS[METRICS[0]]} in points", "p (Holm)"),
         [
@@ -187,7 +187,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     write_text(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))
 
 
-def _score_rows(file: ConfigFile, scores: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
+def _score_rows(scores: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
     arms = dict.fromkeys(arm for by_arm in scores.values() for arm in by_arm)
     return [
         [arm, *(mean_sd([100 * v for v in by_arm.get(arm, {}).values()], 1) for by_arm in scores.values())]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def check_trainable(bags: MilBags) -> None:
 
     Raises:
         DataError: There are fewer than two classes, a class has no labelled training bag, or labelled validation bags
-            are missing or of one class only.
+            are missing or all of one class.
     """
     problems = []
     if len(bags.classes) < 2:
@@ -234,8 +235,8 @@ def train_epoch(
     targeted_batches = [] if targeted is None else _batches(len(targeted.bags), size, steps, generator)
     device, total = network.mean.device, torch.zeros((), device=network.mean.device)
 
-    def output_of(bags: MilBags, bag: int) -> MilOutput:
-        features = _sample_instances(bags.features(bag), options.instances, generator)
+    def output_of(source: MilBags, bag: int) -> MilOutput:
+        features = _sample_instances(source.features(bag), options.instances, generator)
         output: MilOutput = network(torch.from_numpy(features).to(device))
         return output
 
@@ -322,8 +323,6 @@ def _read_losses(folder: Path, epochs: int) -> list[tuple[float, float]]:
 
 
 def _save(folder: Path, model: MilModel) -> None:
-    import shutil
-
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     write_tensors(folder / WEIGHTS, model.network.state_dict())
     record = {

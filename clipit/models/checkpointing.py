@@ -32,7 +32,7 @@ def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
         return True
     if not getattr(model, "supports_gradient_checkpointing", False):  # transformers
         return False
-    # The method is named "activation" since transformers 5.23, and "gradient" before
+    # transformers 5.23 renamed `gradient_checkpointing_enable` to `activation_checkpointing_enable`.
     method = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
         # Reentrant checkpointing computes no gradients if the input of a block requires none, as with LoRA.

@@ -72,11 +72,8 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
         return nested if (nested / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
     from huggingface_hub import snapshot_download
 
-    label, hint = (
-        f"{name} (no such folder, so it is looked up on the hub)",
-        "If you mean a local folder, correct its path.",
-    )
-    with foreign_errors(label, name, hint):
+    label = f"{name} (no such folder, so it is looked up on the hub)"
+    with foreign_errors(label, name, "If you mean a local folder, correct its path."):
         first = Path(snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, CARD]))
         if not (first / DESCRIPTION).is_file():
             raise ModelError(

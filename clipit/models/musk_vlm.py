@@ -87,7 +87,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         return [[_START, *text_ids(processor, text), _END] for text in texts]
 
     def tokenise(texts: Sequence[str]) -> Tokens:
-        """Pad ids to the context length; the mask is 1 where padded."""
+        """Tokenise, truncate and pad to the context length; the mask is 1 where padded."""
         truncated = [text if len(text) <= budget else [*text[: budget - 1], _END] for text in encode(texts)]
         padded = torch.tensor([[*text, *[_PAD] * (budget - len(text))] for text in truncated])
         lengths = torch.tensor([len(text) for text in truncated])[:, None]

@@ -43,7 +43,7 @@ def listed_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool
     """
     if spec.loader.get("checkpoint"):
         raise ModelError(
-            f"{spec.name} is published as a checkpoint file, not on a hub",
+            f"{spec.name} is published as a checkpoint file, not on the hub",
             where=f"vlm.name: {spec.name}",
             fix=f"download it from {spec.page} and set vlm.path to the file",
         )

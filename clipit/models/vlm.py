@@ -37,7 +37,7 @@ Space = Literal["joint", "raw"]
 _LONG_TEXT = "Moderately differentiated adenocarcinoma, grade 2; margins free."
 _SHORT_TEXT = "Mucin"
 _TOLERANCE = 1e-3
-"""Largest relative distance allowed between embeddings of a text encoded alone and in a batch."""
+"""Maximum relative distance between embeddings of a text encoded alone and in a batch."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

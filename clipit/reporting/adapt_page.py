@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import stdev
 from typing import Any
 
 from clipit.errors import counted
@@ -154,13 +155,13 @@ def _rose(content: AdaptContent, arm: str) -> bool:
 
 def _limit(content: AdaptContent, arm: str, contrast: ModelDifference) -> str:
     """Compare the gain with that of a control that it does not exceed."""
-    words = f"the change {_CONTROLS[arm]} ({_difference_to_before(content, arm)})"
+    change = f"the change {_CONTROLS[arm]} ({_difference_from_before(content, arm)})"
     if contrast.outcome == "undecided":
-        return f"It is not decided whether this is more than {words}: {contrast.reason}."
-    return f"This is {'less' if contrast.outcome == 'worse' else 'not shown to be more'} than {words}."
+        return f"It is undecided whether this is more than {change}: {contrast.reason}."
+    return f"This is {'less' if contrast.outcome == 'worse' else 'not shown to be more'} than {change}."
 
 
-def _difference_to_before(content: AdaptContent, arm: str) -> str:
+def _difference_from_before(content: AdaptContent, arm: str) -> str:
     contrast = content.contrast(Subject(ZERO_SHOT, arm), Subject(ZERO_SHOT, BEFORE))
     return number(None) if contrast is None else _difference(contrast)
 
@@ -269,7 +270,7 @@ def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Tabl
     tables: list[Table | Rows | Text] = [Table(header, main, left=3, source="adapt.json: contrasts")] if main else []
     reasons = dict.fromkeys(_short(each.reason) for each in others)
     if rest and all(each.outcome == "undecided" for each in others) and len(reasons) == 1:
-        return [*tables, Text(f"No difference of {_listed(chosen)} is decided: {next(iter(reasons))}.")]
+        return [*tables, Text(f"All differences of {_listed(chosen)} are undecided: {next(iter(reasons))}.")]
     return tables + ([Rows(header, rest, f"Differences of {_listed(chosen)}", "adapt.json: contrasts")] if rest else [])
 
 
@@ -341,8 +342,7 @@ def _cell(score: SubjectScore) -> str:
     if score.mean is None:
         return f"n/a ({score.reason})"
     values = [value for value in score.seeds.values() if value is not None]
-    mean = sum(values) / len(values)
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else 0.0
+    spread = stdev(values) if len(values) > 1 else 0.0
     parts = [
         number(score.mean),
         f"± {number(spread)}" if spread else "",

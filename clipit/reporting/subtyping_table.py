@@ -11,12 +11,12 @@ from clipit.reporting.html import Table
 from clipit.reporting.tables import interval, number
 
 CAUTION = (
-    "Published scores, if there are any, are shown for orientation, not as a baseline: they were computed on other "
-    "slides, at other resolutions and with other prompts, and some poolings may have been selected on the same slides."
+    "Published scores, if any, are shown for context, not as a baseline: they were computed on other slides, "
+    "at other resolutions and with other prompts, and some poolings may have been selected on the same slides."
 )
-_MI_ZERO = "MI-Zero's repository, its results file of RCC subtyping: 225 TCGA slides, 50 sampled prompt sets"
+_MI_ZERO = "MI-Zero's repository, results file for RCC subtyping: 225 TCGA slides, 50 sampled prompt sets"
 _KEEP = "KEEP (arXiv 2412.13126), repository's README, table of zero-shot cancer subtyping"
-_CONCH = "CONCH (Lu et al., Nature Medicine 2024), text of the results"
+_CONCH = "CONCH (Lu et al., Nature Medicine 2024), Results section"
 _KEEP_MODELS = ("PLIP", "QuiltNet", "MI-Zero", "CONCH", "KEEP")
 _KEEP_SCORES = {
     "BRCA": (0.519, 0.500, 0.633, 0.727, 0.774),

@@ -4,6 +4,7 @@ The method follows NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and ConT
 Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009). A trigger before or after a mention changes
 its status if the mention is in the trigger's scope. The scope ends with the sentence, at a terminating word such as
 "but", or after a few words.
+
 The lists below were written for clipit and pathology reports. The published implementations, medspacy and negspacy,
 are not used because they depend on spaCy and its models.
 """
@@ -99,11 +100,11 @@ class Assertions:
     def statuses(self, sentence: str, mentions: Sequence[tuple[int, int]]) -> list[Status]:
         """Determine the status of each mention of a sentence.
 
-        Triggers within a mention have no effect; of two overlapping triggers, the longer one counts. Two negations in a
-        row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain. A trigger that
-        normally follows its mention applies to the text after the trigger if it introduces a list at the start of the
-        sentence: "Not excluded: MSI-H". The answer "no" after a dash and counts of zero also negate a mention
-        (`denials.py`).
+        Triggers within a mention have no effect. Triggers are matched from left to right without overlap; of those that
+        start at the same word, the longest counts. Two negations in a row ("not absent") cancel each other. A mention
+        that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to the text
+        after the trigger if it introduces a list at the start of the sentence: "Not excluded: MSI-H". The answer "no"
+        after a dash and counts of zero also negate a mention (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence, in characters.

@@ -32,7 +32,7 @@ class RuleSet:
         classes: Phrases of each class, matched as whole words in any case; white space and hyphens are equivalent, and
             optional next to punctuation. A phrase written `/.../` is a regular expression.
         sections: Sections whose mentions count, in lower case; empty for all.
-        negated: Class -> class for which its negated mentions count; negated mentions of other classes do not count.
+        negated: Class -> class that its negated mentions count for; negated mentions of other classes do not count.
         ignored: Phrases that count for no class and hide shorter phrases within them.
     """
 

@@ -248,7 +248,7 @@ def _finite(value: float) -> float | None:
 def _write_images(
     path: Path,
     test: MaskSet,
-    scored: Sequence[tuple["SegmentationRow", Int64[np.ndarray, "n c c"]]],
+    scored: Sequence[tuple[SegmentationRow, Int64[np.ndarray, "n c c"]]],
     dice: Mapping[str, Float64[np.ndarray, " n"]],
 ) -> None:
     """Write the confusion matrix and the Dice of every image and segmentation."""

@@ -243,7 +243,7 @@ def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScor
         raise DataError("these scores belong to a different model or different tiles", where=path, fix=_RESTART)
     with reading(path, _RESTART):
         table = pq.read_table(path)
-    if record.get("content", _content(table)) != _content(table):  # missing in tables of earlier versions
+    if "content" in record and record["content"] != _content(table):  # missing in tables of earlier versions
         raise ArtifactError("the scores have changed since they were written", where=path, fix=_RESTART)
     x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
     scores = np.stack([np.asarray(table[f"score_{name}"]) for name in scorer.classes], axis=1).astype(np.float32)

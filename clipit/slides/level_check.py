@@ -14,18 +14,18 @@ from clipit.slides.reading import choose_level
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.tiff_pages import FORMATS, TO_PYRAMID, read_pages
 
-_CELL = 8  # edge in pixels of the overview
-_CELLS = 16  # areas of evenly spaced grey values, and evenly spaced areas
-_LEAST = 8
-_MAX_EDGE = 1024  # pixels of the level per edge of an area
-_MAX_PIXELS = 2**26  # of a compared page
+_CELL = 8  # edge of an area in pixels of the overview
+_CELLS = 16  # number of areas with evenly spaced grey values, and number of evenly spaced areas
+_MIN_CELLS = 8  # in the overview
+_MAX_EDGE = 1024  # edge of an area in pixels of the level
+_MAX_PIXELS = 2**26  # number of pixels of a compared page
 
 
 def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float, wanted: float, path: Path) -> None:
-    """Compare the mean grey values of some areas of the overview with those of the level from which tiles are read.
+    """Compare the mean grey values of some areas of the overview with those of the level that tiles are read from.
 
-    Nothing is compared if both are read from the same
-    level, in slides that are too small, or if an area cannot be read, which is reported when tiles are read.
+    Nothing is compared if both are read from the same level, the slide is too small, the areas are too large on the
+    level, or an area cannot be read (which is reported when tiles are read).
 
     Args:
         overview: The whole slide.
@@ -40,7 +40,7 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
         return
     edge = math.ceil(_CELL * downsample / slide.levels[level].downsample)
     columns, rows = overview.width // _CELL, overview.height // _CELL
-    if columns * rows < _LEAST or edge > _MAX_EDGE:
+    if columns * rows < _MIN_CELLS or edge > _MAX_EDGE:
         return
     whole = overview.convert("L").crop((0, 0, columns * _CELL, rows * _CELL))
     means = np.asarray(whole.resize((columns, rows), Image.Resampling.BOX), dtype=np.float64)
@@ -56,22 +56,22 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
     if not is_alike(np.array(actual), np.array(expected)):
         sizes = [f"{each.width} x {each.height}" for each in (slide.levels[level], slide.levels[seen])]
         raise DataError(
-            f"the level of {sizes[0]} pixels, from which tiles are read, and that of {sizes[1]} pixels, on which "
-            "tissue is found, show different images",
+            f"the level of {sizes[0]} pixels, used for tiles, and the level of {sizes[1]} pixels, used to find tissue, "
+            "show different images",
             where=path,
             fix=f"remove the level that does not belong to the slide, or {TO_PYRAMID}",
         )
 
 
 def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> None:
-    """Check that tiled pages of a TIFF that are no levels, but have the shape of one, show the image of the overview.
+    """Check that unread tiled pages with the shape of a level show the same image as the overview.
 
-    Such pages are not read. Only generic and Aperio's TIFFs and OME-TIFFs are checked; other scanners store a slide in
-    several images. Pages that are marked as smaller copies, named as label, macro, overview or thumbnail, too large, or
-    damaged are not compared.
+    Only generic TIFFs, Aperio TIFFs and OME-TIFFs are checked; other scanners store a slide in several images. Pages
+    that are marked as smaller copies, named label, macro, overview or thumbnail, too large, or damaged are not
+    compared.
 
     Raises:
-        DataError: A page shows another image, which would be lost.
+        DataError: A page shows a different image, which would be lost.
     """
     if slide.format not in (*FORMATS, "ome-tiff"):
         return
@@ -89,9 +89,9 @@ def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> N
         if other:
             raise DataError(
                 f"page {number} of the TIFF ({page.size[0]} x {page.size[1]} pixels) has the shape of a smaller level, "
-                "but shows another image, which would not be read",
+                "but shows a different image, which would not be read",
                 where=path,
-                fix="save each image as a file of its own",
+                fix="save each image in its own file",
             )
 
 

@@ -47,8 +47,8 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    Call it in all processes: each checks a part of the shards, and need not verify files that another process of this
-    machine has read.
+    Call it in all processes: each checks some of the shards, and they share the digests of the files that they have
+    verified.
 
     Args:
         items: Name of the embedded items, for the error message.

@@ -215,7 +215,7 @@ def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ di
         return
     zero, recompute = norms == 0, "compute the features of this slide again"
     if zero.any():
-        problem, fix = f"{counted(int(zero.sum()), 'feature vector has', 'feature vectors have')} zeros only", recompute
+        problem, fix = f"{counted(int(zero.sum()), 'feature vector has', 'feature vectors have')} only zeros", recompute
     elif wrong.mean() > 0.5:
         problem = (
             f"the vectors have a median norm of {np.median(norms[wrong]):.3g} instead of 1: features before the "

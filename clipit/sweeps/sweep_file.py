@@ -21,7 +21,7 @@ _NOT_SWEPT = ("name", "output", "overrides")
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
 _ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
 _METRIC_KEYS = ("name", "goal", "target")  # the target of wandb has no effect on trials
-_LONGEST_NAME = 120
+_MAX_NAME = 120  # characters
 _EXAMPLE = 'for example\n        command: ["${program}", --config=study.yaml, "${args}"]'
 _MAX_SHOWN = 30
 
@@ -133,7 +133,7 @@ def _key_problem(key: str, entry: Any) -> str:
 
 
 def _value_problems(key: str, values: Sequence[Any]) -> list[str]:
-    """List the values that are neither texts nor numbers."""
+    """List the values that are neither strings nor numbers."""
     return [
         f"{key}: write {value!r} in quotes, as on the command line"
         for value in values
@@ -219,7 +219,9 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
 def plain_name(name: str) -> str:
     """Return a name that is safe as a folder; changed or shortened names get a fingerprint to remain distinct."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")
-    return plain if plain == name and len(plain) <= _LONGEST_NAME else f"{plain[:_LONGEST_NAME]}-{fingerprint(name)}"
+    return (
+        plain if plain == name and len(plain) <= _MAX_NAME else f"{plain[:_MAX_NAME]}-{fingerprint(name)}"
+    )
 
 
 def raise_problems(problems: Sequence[str], path: Path) -> None:

@@ -26,7 +26,7 @@ CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
 ALL_NAMES = "grade_prompts_all_names.yaml"
 GRADE_CLASSES = {"tumour_low_grade": "low grade", "tumour_high_grade": "high grade"}
-"""`tiles.class_map` of the task to distinguish low from high grade, which uses only tumour tiles."""
+"""`tiles.class_map` for distinguishing low from high grade on tumour tiles alone."""
 
 
 class WorldConfig(Section):

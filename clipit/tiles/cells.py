@@ -40,7 +40,7 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
 def stored_cell(value: Any) -> str:
     """Convert a cell to text, or an invalid cell to a null character followed by the reason.
 
-    Sources that are read only once store all columns in this form, so an invalid cell is an error only if it is used.
+    Sources that are read only once store all columns in this form, and invalid cells raise an error only when used.
     """
     try:
         return cell_text(value)

@@ -48,15 +48,18 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFor
         Number of pairs by split.
 
     Raises:
-        ArtifactError: The folder exists and is not empty, or cannot be written.
+        ArtifactError: The folder is not empty, is a file, or cannot be written.
         DataError: An image cannot be read.
     """
     processes = get_processes()
     folder = folder.expanduser().absolute()
     counts: dict[str, int] = {}
     with locked(folder) if processes.main else nullcontext():  # another command may be writing this folder
-        if processes.broadcast(folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise ArtifactError("the folder is not empty", where=folder, fix="name a different folder")
+        problem = "this is a file, not a folder" if folder.exists() and not folder.is_dir() else ""
+        if folder.is_dir() and any(folder.iterdir()):
+            problem = "the folder is not empty"
+        if problem := processes.broadcast(problem):
+            raise ArtifactError(problem, where=folder, fix="name a different folder")
         if processes.main:
             counts = _write(splits, folder, format)
     return processes.broadcast(counts)

@@ -175,7 +175,7 @@ def test_rows_that_an_extraction_never_filled_are_refused(tmp_path: Path) -> Non
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][1:] = 0
     bags = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
-    with pytest.raises(DataError, match="s03 has 2 feature vectors with zeros only: s03:256_0, s03:512_0"):
+    with pytest.raises(DataError, match="s03 has 2 feature vectors with only zeros: s03:256_0, s03:512_0"):
         bags.features(bags.names.tolist().index("s03"))
 
 

@@ -112,9 +112,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
         source, set_by_hand = _read_search(config, comparison, first)
         searched = [arm for arm in comparison.arms if arm not in set_by_hand]
         instead = (
-            " (an arm to which a key does not apply gets intermediate learning rates instead)"
-            if comparison.grid
-            else ""
+            " (an arm that a key does not apply to gets intermediate learning rates instead)" if comparison.grid else ""
         )
         further = "".join(f" x {len(values)} of {key}" for key, values in comparison.grid.items())
         notes = [
@@ -134,7 +132,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
             for key, arms in edges.items()
             if arms
         ]
-    per_plan = [{arm: arm_values(s.config, arm, list(axes[arm])) for arm in comparison.arms} for s in plans]
+    per_plan = [{arm: arm_values(plan.config, arm, list(axes[arm])) for arm in comparison.arms} for plan in plans]
     if len(plans) > 1 and all(values == per_plan[0] for values in per_plan):
         notes.append("All data sets and backbones use the same hyperparameters: none was tuned separately.")
     per_arm = {
@@ -268,16 +266,16 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
     return [f"{', '.join(names)}{text}." for text, names in notes.items()]
 
 
-def _describe(facts: Mapping[str, Any], seed: int, counted_unit: str) -> str:
+def _describe(facts: Mapping[str, Any], seed: int, prefix: str) -> str:
     """Describe the labels recorded in training.json: number, classes and agreement with labelled tiles.
 
     Args:
-        counted_unit: Text before the numbers of labels by class, which count reports or patients.
+        prefix: Text before the counts by class: "reports: ", or "" if they count patients.
     """
     listed = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
     labelled, cases = facts["labelled_cases"], facts["cases"]["cases"]
     known = counted_of(labelled, cases, "training patient has", "training patients have")
-    text = f"{known} a label ({counted_unit}{listed})"
+    text = f"{known} a label ({prefix}{listed})"
     if "compared_cases" not in facts:  # labels of tiles, spread over their patients
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:

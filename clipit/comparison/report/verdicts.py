@@ -17,7 +17,7 @@ RULE = (
     "or worse if the interval is below 0. Intervals over seeds do not cover the choice of test patients."
 )
 TEXT_RULE = (
-    "Text adds information if the arm is better than every control that was run, among them `image_embedding`, which "
+    "Text adds information if the arm is better than every control that was run, including `image_embedding`, which "
     "learns from the VLM's embedding of the tile instead of text; controls that were not run are named."
 )
 OWN_RULE = (
@@ -25,7 +25,7 @@ OWN_RULE = (
     "than the baseline, but the arm is not better than the probe, the arm is not needed: use the probe. If the arm is "
     "not better than `own_case`, whose labels are spread over the tiles of a patient without text, its gain is due to "
     "knowing which tiles belong to one patient. Text from own reports adds information if the arm is better than every "
-    "control that was run, among them `own_case` or `own_shuffled` (for snippets, `own_case` or other snippets); "
+    "control that was run, including `own_case` or `own_shuffled` (for snippets, `own_case` or other snippets); "
     "controls that were not run are named."
 )
 _HEADER = ("data set", "backbone", "arm", "compared with", "difference", "t over seeds", "p (Holm)")
@@ -37,7 +37,7 @@ def verdict_sections(verdicts: Sequence[ArmVerdict]) -> list[PageSection]:
     if not verdicts:
         return []
     header, rows = _table(verdicts)
-    source = "comparison.json: verdicts, computed from comparison.parquet: column score of the part test"
+    source = "comparison.json: verdicts, computed from comparison.parquet: column score of the test set test"
     table = Table(header, rows, source=source, left=_count_left(header))
     return [PageSection(HEADING, [*(Text(text) for text in _sentences(verdicts)), table, Text(_rule(verdicts))])]
 

@@ -143,8 +143,8 @@ def _check_arms(
             fix="set adapt.keep: last, or add validation data",
         )
     vlm = load_vlm(config.vlm, get_processes().device)  # a separate copy, which is modified and released
-    names = (section.tuning, max(towers, key=len), section.lora, section.learn_temperature)
-    adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name))
+    options = (section.tuning, max(towers, key=len), section.lora, section.learn_temperature)
+    adapt_towers(vlm.towers, *options, base_name=public_name(vlm.name))
     return [each for each in (train[0], validation) if each is not None]
 
 

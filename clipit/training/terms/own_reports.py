@@ -92,21 +92,18 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     if unreported:
         logger.warning("%s: the student learns what such tiles look like from labelled tiles alone", unreported)
     unlabelled = train.labels < 0
-    labelled_tiles = int(((weights > 0) & unlabelled).sum())
-    if not labelled_tiles:
+    n_unlabelled, n_targets = int(unlabelled.sum()), int(((weights > 0) & unlabelled).sum())
+    if not n_targets:
         logger.warning("own reports have no effect: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
         "answers": case_labels.counts,
         "labelled_cases": int(case_labels.known.sum()),
         "weighted_tiles": float(weights.sum()),
-        "unlabelled_tiles": labelled_tiles,
+        "unlabelled_tiles": n_targets,
         **agreement,
     }
-    n_unlabelled = int(unlabelled.sum())
-    labelled = counted_of(
-        labelled_tiles, n_unlabelled, "unlabelled training tile gets", "unlabelled training tiles get"
-    )
+    labelled = counted_of(n_targets, n_unlabelled, "unlabelled training tile gets", "unlabelled training tiles get")
     lines = [
         cases.account.text(),
         f"labels of {'reports' if options.labels in ('label', 'rules') else 'patients'}: "

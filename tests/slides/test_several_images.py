@@ -225,7 +225,7 @@ def test_a_level_that_shows_another_image_is_refused(kind: str, mpp: float, tmp_
     slides = [SlidePath(path.stem, path) for path in (good, wrong)]
     first, second = prepare_slides(slides, config)
     assert isinstance(first, PreparedSlide)
-    assert isinstance(second, FailedSlide) and "150 x 100 pixels, on which tissue is found" in second.reason
+    assert isinstance(second, FailedSlide) and "150 x 100 pixels, used to find tissue" in second.reason
 
 
 @pytest.mark.parametrize("ome", [False, True])

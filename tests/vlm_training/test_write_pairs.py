@@ -104,6 +104,7 @@ def test_a_folder_with_files_is_kept(parts: dict[str, BagExamples], tmp_path: Pa
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ArtifactError, match="the folder is not empty"):
         write_pairs(parts, tmp_path, "csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ArtifactError, match="this is a file, not a folder"):
         write_pairs(parts, tmp_path / "mine.txt", "csv")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert (tmp_path / "mine.txt").read_text() == "x"

@@ -219,9 +219,7 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
 def plain_name(name: str) -> str:
     """Return a name that is safe as a folder; changed or shortened names get a fingerprint to remain distinct."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")
-    return (
-        plain if plain == name and len(plain) <= _MAX_NAME else f"{plain[:_MAX_NAME]}-{fingerprint(name)}"
-    )
+    return plain if plain == name and len(plain) <= _MAX_NAME else f"{plain[:_MAX_NAME]}-{fingerprint(name)}"
 
 
 def raise_problems(problems: Sequence[str], path: Path) -> None:

@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Score or difference, None where it is undefined, with its interval."""
+    """Score or difference (None if undefined) with its interval."""
 
     value: float | None
     interval: Interval

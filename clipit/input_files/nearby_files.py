@@ -9,7 +9,7 @@ from pathlib import Path
 from clipit.errors import shortlist
 
 SAVE_FIRST = "save it to a file first, and name that file"
-"""Fix that an error about a pipe suggests, because a pipe can be read only once."""
+"""Fix for errors about a pipe, which can be read only once."""
 
 
 def special_file(path: str | Path) -> str:

@@ -131,7 +131,7 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
 
     Raises:
         OSError: The file cannot be read.
-        ClipitError: The file is too large, not UTF-8 or not plain YAML. This is an `error` that names file and line.
+        ClipitError: The file is too large, not UTF-8 or not plain YAML; raised as `error`, with file and line.
     """
     with path.open("rb") as stream:
         content = stream.read(_MAX_BYTES + 1)

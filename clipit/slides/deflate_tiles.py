@@ -18,7 +18,7 @@ _TOLERANCE = 1e-6  # pixels
 
 
 class DeflateLevel:
-    """One level of a slide whose tiles are compressed by Deflate."""
+    """One level of a slide with Deflate-compressed tiles."""
 
     def __init__(self, file: TiffBytes, page: Any) -> None:
         """Store the positions of the tiles in the file; nothing is read yet.
@@ -61,7 +61,7 @@ def _overlapping(start: float, length: int, edge: int, count: int) -> range:
 
 
 def open_deflate_levels(path: Path, levels: Sequence[Level]) -> dict[int, DeflateLevel]:
-    """Find the levels of a slide whose tiles are compressed by Deflate.
+    """Find the levels of a slide with Deflate-compressed tiles.
 
     Args:
         path: TIFF of one of `tiff_pages.FORMATS`.

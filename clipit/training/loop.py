@@ -154,9 +154,7 @@ def make_optimizer(trained: Iterable[nn.Parameter], learning_rate: float, weight
     )
 
 
-def _check_finite(
-    losses: Float[Tensor, ""], checked_step: int, step: int, processes: Processes, key: str
-) -> None:
+def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, processes: Processes, key: str) -> None:
     """Stop all processes together if a loss is infinite or NaN.
 
     Args:

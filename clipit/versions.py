@@ -23,13 +23,13 @@ def versions() -> dict[str, str]:
 
 def installed(names: Collection[str]) -> dict[str, str]:
     """Return the versions of the named distributions; those that are not installed are omitted."""
-    versions = {}
+    found = {}
     for name in names:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
 def package_version() -> str:

@@ -115,7 +115,7 @@ figure.tight_layout()
 # %% [markdown]
 # ## Prediction
 #
-# The exported classifier needs images only: no report, no VLM, none of the training data. It is a
+# The exported classifier needs only images: no report, no VLM, none of the training data. It is a
 # folder that `clipit.load_classifier` opens anywhere.
 
 # %%
@@ -125,7 +125,7 @@ images = [paired.image(name) for name in test["id"]]
 list(zip(test["label"], classifier.predict(images), strict=True))
 
 # %% [markdown]
-# Because it was trained with text, it also classifies zero-shot: by prompts, here with words that
+# Because it was trained with text, it also classifies zero-shot, here from prompts with words that
 # are new to it. New texts need the VLM used in training; `zero_shot(images)` uses the prompts that
 # the classifier contains.
 

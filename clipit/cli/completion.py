@@ -72,11 +72,11 @@ def completion_script(shell: str) -> str:
 
 
 def _fish() -> list[str]:
-    lines = [
-        f"complete -c clipit -f -n __fish_use_subcommand -a {name} -d '{summary}'"
-        for commands in COMMANDS.values()
-        for name, summary in commands.items()
-    ]
+    lines = []
+    for commands in COMMANDS.values():
+        for name, summary in commands.items():
+            quoted = summary.replace("'", "\\'")
+            lines.append(f"complete -c clipit -f -n __fish_use_subcommand -a {name} -d '{quoted}'")
     for name, words in _second_words().items():
         lines.append(f"complete -c clipit -n '__fish_seen_subcommand_from {name}' -a '{' '.join(words)}'")
     for name, own_options in OWN_OPTIONS.items():
@@ -92,7 +92,7 @@ def _fish() -> list[str]:
 
 
 def _seen(*names: str) -> str:
-    """Compose fish's test for any of the commands; of "slides tile", only the first word is tested."""
+    """Compose fish's test for any of the commands, by their first words ("slides" for "slides tile")."""
     return f"__fish_seen_subcommand_from {' '.join(dict.fromkeys(name.split()[0] for name in names))}"
 
 

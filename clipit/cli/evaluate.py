@@ -1,4 +1,4 @@
-"""Evaluate a finished run again, or on new tiles and prompts with --run FOLDER and --tiles.path or --prompts."""
+"""Evaluate a finished run again, or on new tiles or prompts with --run FOLDER and --tiles.path or --prompts."""
 
 import sys
 from typing import Any

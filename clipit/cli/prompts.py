@@ -32,8 +32,8 @@ def lint(arguments: list[str]) -> None:
     if options.config:
         from clipit.workspace.workspace import Workspace
 
-        file, _ = read_file_command("", (), ["--config", options.config], needs_reports=False)
-        workspace = Workspace(file.run)
+        config, _ = read_file_command("", (), ["--config", options.config], needs_reports=False)
+        workspace = Workspace(config.run)
         classes = workspace.all_tiles.classes
         count_tokens, budget = workspace.vlm.count_tokens, workspace.vlm.context_length
     errors = unreadable = 0

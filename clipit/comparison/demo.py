@@ -104,7 +104,7 @@ def _percent(value: float | None) -> float | None:
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:
-    """Describe predictions of the exported classifier for a few test tiles, also zero-shot with new prompts."""
+    """Describe the exported classifier's predictions for a few test tiles, including zero-shot with new prompts."""
     tiles = read_tiles(config.tiles, check=False).of_split("test")
     rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
     images = [tiles.read(int(row)) for row in rows]

@@ -151,8 +151,8 @@ def _tests_text(arm: ArmVerdict) -> bool:
     return arm.contrast("image embedding") is None or "image embedding" in tested
 
 
-def _details(contrasts: Sequence[Contrast], excluded_role: str = "") -> list[str]:
-    """List the controls that an arm is not better than or not tested against, except that of the excluded role."""
+def _details(contrasts: Sequence[Contrast], excluded_role: str) -> list[str]:
+    """List the controls that an arm is not better than or not tested against, except the one with the excluded role."""
     others = [contrast for contrast in contrasts if contrast.role != excluded_role]
     groups = {
         "Not better than": [c for c in others if c.not_better],

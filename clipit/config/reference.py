@@ -28,7 +28,7 @@ _HEAD = """\
 # Configuration
 
 A run is configured by a YAML file. The file may also contain sections such as `comparison` and `mil`, which only the
-corresponding commands read. Unknown keys are errors, and all errors are reported together.
+corresponding commands read. Unknown keys are refused, and all errors are reported together.
 
 Every key can also be set on the command line: `--lora.rank=16`, `--tiles.labels.kind=per_class`,
 `--tiles.splits='{"validation": "valid"}'`. The command line takes precedence over the `arm`, and the arm over the rest

@@ -174,7 +174,7 @@ def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...],
     """Describe which classes the scores of several models on these tiles cover; "" if every class has a tile.
 
     Args:
-        labels: Labels of the tiles; -1 without one.
+        labels: Labels of the tiles; -1 for unlabelled tiles.
         where: The tiles, such as `the test split`.
     """
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]

@@ -50,7 +50,7 @@ class LazyHandle(Generic[T]):
             return self._handle
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the opener only."""
+        """Pickle only the opener."""
         return {"opener": self._opener}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ _KNOWN_METHODS = frozenset(
 )
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 """Names of compression methods that zipfile does not support."""
-_LARGEST_MEMBER = 2**30  # bytes; more than the largest image that Pillow opens, uncompressed
+_MAX_MEMBER = 2**30  # bytes; more than the largest image that Pillow opens, uncompressed
 
 
 @runtime_checkable
@@ -186,7 +186,7 @@ class ZipReader:
         archive = self._zip.get()
         try:
             info = archive.info(row)
-            if info.file_size > _LARGEST_MEMBER:
+            if info.file_size > _MAX_MEMBER:
                 raise ImageError(f"unpacked, it would take {info.file_size / 2**30:.1f} GiB, more than any image")
             data = archive.read(info)
         except (ImageError, MemoryError):
@@ -198,7 +198,7 @@ class ZipReader:
         return io.BytesIO(data)
 
     def read(self, row: int) -> Image.Image:
-        """Decode the member of a row; a wrong checksum is an error."""
+        """Decode the member of a row, after its checksum has been verified."""
         return decode(self.open(row))
 
     def where(self, row: int) -> str:

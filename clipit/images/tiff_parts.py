@@ -11,7 +11,7 @@ _WIDTHS, _HEIGHTS = (322, 256), (323, 278, 257)  # TIFF tags: extents of a tile,
 _CHANNELS, _PLANES, _TABLES = 277, 284, 347  # TIFF tags: samples per pixel, planar configuration, JPEG tables
 _PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
 _JPEG, _SEPARATE = 7, 2  # values of TIFF tags: JPEG compression, channels in separate planes
-_MOST = 2**32  # larger than any extent; stands for a missing tag
+_ABSENT = 2**32  # larger than any extent; stands for a missing tag
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # first and last marker of a JPEG stream
 
 
@@ -51,5 +51,5 @@ def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:
     channels = 1 if tags.get(_PLANES) == _SEPARATE else tags.get(_CHANNELS, 1)
     # Some programs omit the end, and libtiff ignores that.
     data = _START + shared + part[len(_START) :] + _END
-    width, height = (min(tags.get(tag, _MOST) for tag in extent) for extent in (_WIDTHS, _HEIGHTS))
+    width, height = (min(tags.get(tag, _ABSENT) for tag in extent) for extent in (_WIDTHS, _HEIGHTS))
     return find_corruption(data, channels, width, height)

@@ -21,7 +21,7 @@ class RowEnds:
             yield self._last
 
     def add(self, row: Sequence[str], line: int) -> None:
-        """Add a row that starts in line `line` of the file and ends in the last line that was read."""
+        """Add a row that starts on line `line` of the file and ends on the last line that was read."""
         if row and self._last.endswith("\r"):
             self._cut.append(line)
         elif row:

@@ -63,7 +63,7 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
     """
     names = {slide.slide for slide in slides}
     name_in_file = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
-    wrong = [f"{name}.h5 names {of}" for name, of in name_in_file.items() if of != name and of in names]
+    wrong = [f"{name}.h5 names {other}" for name, other in name_in_file.items() if other != name and other in names]
     if wrong:
         raise DataError(
             f"{counted(len(wrong), 'feature file names', 'feature files name')} a different slide: {shortlist(wrong)}",
@@ -78,12 +78,12 @@ def check_encoders(slides: Sequence[SlideFeatures], where: object) -> None:
     Raises:
         DataError: Files state different models.
     """
-    of_encoder: dict[str, list[str]] = {}
+    slides_of_encoder: dict[str, list[str]] = {}
     for slide in slides:
-        of_encoder.setdefault(slide.encoder, []).append(slide.slide)
-    of_encoder.pop("", None)  # files that state no model
-    if len(of_encoder) > 1:
-        listed = "; ".join(f"{name}: {len(names)} ({shortlist(names, 3)})" for name, names in of_encoder.items())
+        slides_of_encoder.setdefault(slide.encoder, []).append(slide.slide)
+    slides_of_encoder.pop("", None)  # files that state no model
+    if len(slides_of_encoder) > 1:
+        listed = "; ".join(f"{name}: {len(names)} ({shortlist(names, 3)})" for name, names in slides_of_encoder.items())
         raise DataError(
             f"the features of the slides were computed by different models: {listed}",
             where=where,
@@ -95,12 +95,13 @@ def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
     """Describe tile settings that differ between slides, which makes their features hard to compare."""
     notes = []
     for setting in _SETTINGS:
-        of_value: dict[str, list[str]] = {}
+        slides_of_value: dict[str, list[str]] = {}
         for slide in slides:
             if setting in slide.attributes:
-                of_value.setdefault(_shown(slide.attributes[setting]), []).append(slide.slide)
-        if len(of_value) > 1:
-            listed = "; ".join(f"{value}: {len(names)} ({shortlist(names, 3)})" for value, names in of_value.items())
+                slides_of_value.setdefault(_shown(slide.attributes[setting]), []).append(slide.slide)
+        if len(slides_of_value) > 1:
+            groups = slides_of_value.items()
+            listed = "; ".join(f"{value}: {len(names)} ({shortlist(names, 3)})" for value, names in groups)
             notes.append(f"WARNING: the tiles of the slides differ in {setting}: {listed}")
     return notes
 
@@ -132,14 +133,10 @@ def check_copies(
             "slides with the same features are in different splits or have different labels: "
             f"{shortlist([' = '.join(names) for names in wrong])}",
             where=where,
-            fix="one file may be a renamed copy: compute its features again, or keep one of these slides",
+            fix="one file may be a renamed copy: compute its features again, or keep only one of these slides",
         )
     listed = [" = ".join(names) for names in used if len(names) > 1]
-    return (
-        [
-            f"{counted(len(listed), 'group of slides has', 'groups of slides have')} the same features: "
-            f"{shortlist(listed)}"
-        ]
-        if listed
-        else []
-    )
+    if not listed:
+        return []
+    groups = counted(len(listed), "group of slides has", "groups of slides have")
+    return [f"{groups} the same features: {shortlist(listed)}"]

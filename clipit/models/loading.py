@@ -161,7 +161,7 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
 def hub_access() -> Iterator[None]:
     """Allow downloads from the hub within this block, or use only its cache if the hub is unreachable.
 
-    Otherwise, the hub's client retries every file five times, with pauses, and logs each attempt.
+    If the hub is unreachable, its client would retry every file five times, with pauses, and log each attempt.
     """
     from huggingface_hub import constants
 

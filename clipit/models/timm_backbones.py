@@ -59,7 +59,7 @@ def load_timm(
     uses_hub = config.pretrained and request.file is None
     with foreign_errors(config.name, request.hub_id, _hint(request, spec, table), request.file, uses_hub=uses_hub):
         shapes = tensor_shapes(request.file) if request.file and config.pretrained else None
-        with load_reports() as reports, errors_only("timm"):  # its warnings are errors below, or do not matter
+        with load_reports() as reports, errors_only("timm"):  # those that matter raise errors below
             module: Any = timm.create_model(
                 request.name,
                 pretrained=config.pretrained,

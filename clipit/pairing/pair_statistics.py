@@ -205,12 +205,12 @@ def agreement(
 
 
 def majority_credit(groups: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Credit each tile with 1 if its label is the most frequent label of the other tiles in its bag.
+    """Credit each tile with 1 if its label is the most frequent label of the other tiles in its group.
 
-    If m labels tie, the credit is 1/m; for a tile alone in its bag, NaN.
+    If m labels tie, the credit is 1/m; for a tile alone in its group, NaN.
 
     Args:
-        groups: Bag number of each tile, from 0.
+        groups: Group number of each tile, from 0.
         labels: Class index of each tile, from 0.
     """
     counts = np.zeros((int(groups.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
@@ -218,6 +218,6 @@ def majority_credit(groups: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) 
     others = counts[groups]
     rows = np.arange(len(groups))
     others[rows, labels] -= 1
-    most = others.max(axis=1)
-    tied = (others == most[:, None]).sum(axis=1)
-    return np.where(most > 0, (others[rows, labels] == most) / tied, np.nan)
+    highest = others.max(axis=1)
+    tied = (others == highest[:, None]).sum(axis=1)
+    return np.where(highest > 0, (others[rows, labels] == highest) / tied, np.nan)

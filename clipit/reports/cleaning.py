@@ -61,9 +61,9 @@ _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
 _ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|\\t(?![a-z])")
 
-_LONGEST_WORD = 500  # maximum characters of a word; longer words are encoded images or corrupt data
+_MAX_WORD = 500  # maximum characters of a word; longer words are encoded images or corrupt data
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # without spaces
-_LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_LONGEST_WORD + 1},}}")
+_LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_MAX_WORD + 1},}}")
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # rules and table cells

@@ -51,7 +51,7 @@ _AFTER_NEGATION = re.compile(
     r"because|due|in\s+a|with)\b"
 )
 _CONJUNCTION = re.compile(r"(?i)(?:and|or|nor)\s+")
-_LONGEST_NEGATION = 0.25  # maximum share of the text in a negation that is repeated
+_MAX_NEGATION = 0.25  # maximum share of the text in a negation that is repeated
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:
@@ -153,7 +153,7 @@ def _with_negation(text: str, split: int) -> str:
     """Return the text after `split`; if `split` divides a negated list, repeat the negation before it."""
     rest = trim(text[split:])
     negation = next(reversed(list(_NEGATION.finditer(text, 0, split))), None)
-    if negation is None or len(negation.group()) > _LONGEST_NEGATION * len(text):
+    if negation is None or len(negation.group()) > _MAX_NEGATION * len(text):
         return rest
     left = text[negation.end() : split].rstrip()
     conjunction = _CONJUNCTION.match(rest)

@@ -106,7 +106,7 @@ class HeadInputs:
         return targets
 
     def draw(self, count: int, seed: int) -> list[int]:
-        """Draw training masks by a seed; a larger draw contains a smaller one."""
+        """Draw training masks with a seed; larger draws contain the smaller ones."""
         tiles = self.train.tiles
         return [int(row) for row in draw_order(tiles.ids, tiles.groups, seed)[:count]]
 

@@ -32,7 +32,7 @@ def unets(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def drawn_masks(train: MaskSet, count: int, seed: int) -> Samples:
-    """Return the training masks that a seed draws; a larger draw contains a smaller one."""
+    """Draw training masks with a seed; larger draws contain the smaller ones."""
     drawn = train.select(draw_order(train.tiles.ids, train.tiles.groups, seed)[:count])
 
     def read(index: int) -> tuple[Image.Image, Int16[np.ndarray, "h w"], float]:

@@ -16,7 +16,7 @@ from clipit.images.read_ahead import read_ahead, reading_threads
 from clipit.runs.tile_scorer import TileScorer
 from clipit.segmentation.stitching import Corner, Strip, WindowGrid, average_strips, fill, stitch
 
-SMALLEST_EDGE = 4
+_MIN_EDGE = 4
 """Smallest edge of a window in pixels of the image."""
 
 
@@ -50,7 +50,7 @@ class WindowModel:
         """
         pixels = self.scorer.tile_pixels or self.scorer.preprocess.size
         if self.scorer.mpp is None:
-            return max(SMALLEST_EDGE, round(pixels * scale))
+            return max(_MIN_EDGE, round(pixels * scale))
         if math.isnan(mpp):
             raise DataError(
                 f"windows of {self.scorer.title} are {pixels * self.scorer.mpp:g} micrometres wide, but the resolution "
@@ -58,7 +58,7 @@ class WindowModel:
                 where="tiles.mpp",
                 fix="state the micrometres per pixel of the tiles in a column mpp, or in tiles.mpp",
             )
-        return max(SMALLEST_EDGE, round(pixels * self.scorer.mpp / mpp * scale))
+        return max(_MIN_EDGE, round(pixels * self.scorer.mpp / mpp * scale))
 
     def strips(self, image: Image.Image, mpp: float, scale: float) -> Iterator[Strip]:
         """Yield the probabilities of the masks' classes over an image from top to bottom.
@@ -78,7 +78,7 @@ class WindowModel:
             with reading_threads() as pool:
                 device = self.scorer.device
                 batches = read_ahead(grid.batches(self.batch_size), read, pool)
-                for _, pixels in copy_ahead(((batch, stack(read, device)) for batch, read in batches), device):
+                for _, pixels in copy_ahead(((batch, stack(crops, device)) for batch, crops in batches), device):
                     yield self._classify(pixels)
 
         return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, score)
@@ -110,7 +110,7 @@ class WindowModel:
 
 
 WindowScores = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]
-"""Function from an image, padded to at least the size of a window, and its windows to the scores of each window."""
+"""Function from an image, padded to at least one window, and its grid of windows to the scores of each window."""
 
 
 def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowScores) -> Iterator[Strip]:

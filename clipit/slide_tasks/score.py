@@ -197,11 +197,11 @@ def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: Ti
 
 
 def embedded_caution(scorer: TileScorer) -> str:
-    """Return a warning if the models were trained on synthetic tiles only; "" otherwise."""
+    """Return a warning if the models were trained only on synthetic tiles; "" otherwise."""
     names = (str(scorer.facts.get(role, "")) for role in ("backbone", "vlm"))
     if "embedded" not in map(base_of_adapted, names):
         return ""
     return (
-        "The embedded models were trained on synthetic tiles only: on real slides, these scores only show that the "
+        "The embedded models were trained only on synthetic tiles: on real slides, these scores show only that the "
         "code runs."
     )

@@ -68,9 +68,9 @@ def rasterise(polygons: Sequence[Polygon], shape: tuple[int, int], downsample: f
     mask = np.zeros(shape, dtype=np.bool_)
     for polygon in polygons:
         ring = polygon.exterior / downsample - 0.5  # the centres of pixels are whole numbers
-        left, top = (math.ceil(max(0.0, least)) for least in ring.min(axis=0))
+        left, top = (math.ceil(max(0.0, low)) for low in ring.min(axis=0))
         right, bottom = (
-            math.ceil(min(float(size), most)) for size, most in zip(shape[::-1], ring.max(axis=0), strict=True)
+            math.ceil(min(float(size), high)) for size, high in zip(shape[::-1], ring.max(axis=0), strict=True)
         )
         if right <= left or bottom <= top:
             continue

@@ -11,7 +11,7 @@ _USUAL_MPP = (0.1, 4.0)
 """Micrometres per pixel of scanners, from an objective of 100x to one of 2.5x."""
 _GLASS = 80.0
 """Length of a standard glass slide (76 mm) plus a margin, in millimetres."""
-_LARGEST_GLASS = 210.0
+_MAX_GLASS = 210.0
 """Length of the largest glass slides (8 inches) plus a margin, in millimetres."""
 _POWER_RATIO = 3.0
 """Largest plausible ratio of the stated micrometres per pixel to 10 / power; a doubling lens gives 2."""
@@ -24,7 +24,7 @@ def check_mpp(mpp: float | None) -> None:
         ConfigError: The value is not between 0.05 and 20.
     """
     if mpp is not None and not _is_plausible(mpp):
-        raise ConfigError(_why_implausible(mpp), fix="correct --mpp; for example, 0.25 at an objective's power of 40")
+        raise ConfigError(_why_implausible(mpp), fix="correct --mpp; for example, 0.25 for an objective power of 40")
 
 
 def resolve_mpp(
@@ -32,7 +32,7 @@ def resolve_mpp(
 ) -> tuple[float, str]:
     """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
 
-    If neither the file nor the user states a value, it is 10 / objective's power; an unknown power is never assumed.
+    If neither the file nor the user states a value, it is computed as 10 / objective power, if the file states a power.
 
     Args:
         stated: Value for this slide in the user's table; None if unstated.
@@ -61,7 +61,7 @@ def resolve_mpp(
         return user_mpp, f"{user_mpp:g} µm per pixel as given{ignored}"
     if slide.magnification is not None:
         mpp = 10 / slide.magnification
-        return mpp, f"{mpp:g} µm per pixel from the objective's power of {slide.magnification:g}{ignored}"
+        return mpp, f"{mpp:g} µm per pixel from the objective power of {slide.magnification:g}{ignored}"
     implausible = ""
     if slide.mpp is not None:
         reason = "a resolution for printing" if slide.mpp > _PLAUSIBLE_MPP[1] else "finer than any objective"
@@ -84,7 +84,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     """
     longest = max(slide.levels[0].width, slide.levels[0].height)
     length = longest * mpp / 1000
-    if length > _LARGEST_GLASS:
+    if length > _MAX_GLASS:
         raise DataError(
             f"with {mpp:g} µm per pixel, {longest:,} pixels would be {length:,.0f} mm, longer than any glass slide",
             where=where,
@@ -100,7 +100,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     if slide.magnification is not None:
         usual = 10 / slide.magnification
         if not 1 / _POWER_RATIO <= mpp / usual <= _POWER_RATIO:
-            reasons.append(f"the objective's power of {slide.magnification:g} implies about {usual:g}")
+            reasons.append(f"the objective power of {slide.magnification:g} implies about {usual:g}")
     return f"{mpp:g} µm per pixel: {'; '.join(reasons)}" if reasons else ""
 
 

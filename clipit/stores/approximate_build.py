@@ -23,7 +23,7 @@ MIN_ROWS, MAX_ROWS = 39, 256
 _OTHER_ROWS = 65_536  # training rows of rotations and scalar codes, which have no centroids
 _MAX_BYTES = 2 * 2**30  # maximum bytes of training rows, unless the recommended minimum exceeds it
 _BLOCK = 65_536  # number of rows that are added at once
-_OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes with which a rotation is trained
+_OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes that train a rotation
 
 
 def check_key(key: str, dim: int, rows: int) -> None:
@@ -45,7 +45,7 @@ def training_rows(centroids: int, dim: int, rows: int) -> int:
     There are at least 39 rows per centroid and at least 65,536 rows, or all rows if there are fewer.
 
     Args:
-        centroids: Largest number of centroids of a k-means of the index.
+        centroids: Largest number of centroids of any k-means in the index.
         rows: Number of rows of the index.
     """
     affordable = min(MAX_ROWS * centroids, _MAX_BYTES // (4 * dim))
@@ -141,7 +141,7 @@ def check_memory(key: str, dim: int, rows: int) -> None:
         key: Key of `faiss.index_factory`.
 
     Raises:
-        ConfigError: The memory does not suffice, or faiss cannot build the index.
+        ConfigError: There is not enough free memory, or faiss cannot build the index.
     """
     training, index = build_bytes(key, dim, rows)
     free = device_memory(torch.device("cpu"))
@@ -207,7 +207,7 @@ def _build_error(key: str, rows: int, reason: str) -> ConfigError:
 
 
 def _centroids(index: Any) -> int:
-    """Return the largest number of centroids of a k-means of an index; 0 if there is none."""
+    """Return the largest number of centroids of any k-means in an index; 0 if there is none."""
     import faiss
 
     inner: Any = faiss.downcast_index(index)

@@ -156,7 +156,7 @@ class Store:
         total = np.zeros(self.dim, dtype=np.float64)
         for _, block in self.blocks():
             total += block.sum(axis=0, dtype=np.float64)
-        return (total / max(len(self.ids), 1)).astype(np.float32)
+        return (total / max(self.size, 1)).astype(np.float32)
 
 
 def _by_shard(rows: Int[np.ndarray, "n"]) -> Iterator[tuple[int, Int[np.ndarray, "_"]]]:

@@ -47,8 +47,9 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     loose = any(file.count("/") < depth for file in images)
     described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
-    notes = _check_unread_classes(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
-    others = [str(root / file) for file in others if file.count("/") >= depth]
+    others = [file for file in others if file.count("/") >= depth]
+    notes = _check_unread_classes(config, root, ids, others, depth)
+    others = [str(root / file) for file in others]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
     return _source(config, root, ids, others, stamps, reader, (*described, *notes), with_splits=with_splits)
 

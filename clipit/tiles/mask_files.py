@@ -88,7 +88,7 @@ def decode_mask(
         return _draw(content, name, size, classes)
 
     def check_size(width: int, height: int) -> None:
-        if {width, height} != {*size}:  # the orientation may exchange them
+        if {width, height} != {*size}:  # the orientation may swap them
             raise ImageError(f"the mask has {width} x {height} pixels, its image {size[0]} x {size[1]}")
 
     values = decode_values(content, check_size)

@@ -143,6 +143,6 @@ def _read_labels(images: Path, labels: Path, split: str, check_counts: bool) -> 
         )
     others = sorted({str(value) for value in values} - {"0", "1", "0.0", "1.0", "False", "True"})
     if len(values) != expected or others:
-        actual = f"also {shortlist(others)}" if others else list(label_shape)
+        actual = f"other values: {shortlist(others)}" if others else list(label_shape)
         raise PCAM.missing(f"expected {counted(expected, 'label')} of 0 or 1, found {actual}", labels)
     return [int(value) for value in values]

@@ -127,14 +127,14 @@ class TarMember:
     size: int
 
 
-def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[tuple[TarMember, bytes | None]]:
+def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator[tuple[TarMember, bytes | None]]:
     """Yield the files of a shard in order, with the content of those that match `pattern`, and None for others.
 
     Only headers and matching files are read.
 
     Args:
         pattern: Regular expression for the names of files whose content is read.
-        largest: Maximum size of a matching file in bytes.
+        max_bytes: Maximum size of a matching file.
 
     Raises:
         DataError: The shard is not a plain tar file, is truncated or damaged, continues after its end mark, or contains
@@ -164,9 +164,9 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[t
                         )
                     content = None
                     if pattern.search(member.name):
-                        if member.size > largest:
+                        if member.size > max_bytes:
                             raise DataError(
-                                f"{member.name} has {member.size:,} bytes; at most {largest:,} are read",
+                                f"{member.name} has {member.size:,} bytes; at most {max_bytes:,} are read",
                                 where=path,
                                 fix="shorten it",
                             )

@@ -48,8 +48,8 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
     """Plan the batches of a run.
 
     Unlabelled tiles are used if a loss term needs them; `training.labelled_share` is then the fraction of labelled
-    tiles in a batch. Otherwise, batches of the same size contain labelled tiles only; if no tile has a label, they
-    contain unlabelled tiles only.
+    tiles in a batch. Otherwise, batches of the same size contain only labelled tiles, or only unlabelled tiles if no
+    tile has a label.
 
     Args:
         config: Run configuration, with its arm resolved.

@@ -1,4 +1,4 @@
-"""Read images with texts: a table with one row per image and text, or tar shards of the package webdataset."""
+"""Read images with texts: a table with one row per image and text, or tar shards in webdataset's format."""
 
 import json
 import posixpath

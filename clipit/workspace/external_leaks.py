@@ -100,8 +100,8 @@ def describe_leaks(leaks: list[Leak], total: int) -> str:
         for kind, text in descriptions.items()
         if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
     ]
-    patients = len({leak.group for leak in leaks if leak.group})
-    group_count = f" ({counted(patients, 'patient or slide', 'patients or slides')})" if patients else ""
+    groups = len({leak.group for leak in leaks if leak.group})
+    group_count = f" ({counted(groups, 'patient or slide', 'patients or slides')})" if groups else ""
     tiles = len({leak.other_id for leak in leaks})
     return (
         f"{counted_of(tiles, total, 'new tile leaks', 'new tiles leak')} from training or validation: "

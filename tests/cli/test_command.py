@@ -161,6 +161,12 @@ def test_completion_knows_commands_options_and_keys(shell: str) -> None:
     assert ("-l accept-licence" if shell == "fish" else "--accept-licence") in script
 
 
+def test_quotes_in_the_fish_completion_are_balanced() -> None:
+    lines = completion_script("fish").splitlines()[1:]
+    assert [line for line in lines if line.replace(r"\'", "").count("'") % 2] == []
+    assert any(r"wandb\'s format" in line for line in lines)
+
+
 COMPLETED = {
     ("tra",): {"train"},
     ("predict", "--ou"): {"--out"},

@@ -114,7 +114,7 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     with pytest.raises(DataError, match=r"it states 352\.8, a resolution for printing"):
         resolve_mpp(printed, None, "a")
     silent.magnification = 20.0
-    assert resolve_mpp(silent, None, "a") == (0.5, "0.5 µm per pixel from the objective's power of 20")
+    assert resolve_mpp(silent, None, "a") == (0.5, "0.5 µm per pixel from the objective power of 20")
 
 
 def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_pcam_labels_that_are_neither_0_nor_1(pcam_folder: Path, value: float) -
     file_name = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_y.h5"
     with h5py.File(file_name, "w") as file:
         file["y"] = np.asarray([0, 1, value, 0]).reshape(4, 1, 1, 1)
-    with pytest.raises(DataError, match=r"(?s)expected 4 labels of 0 or 1, found also .*where: .*valid_y"):
+    with pytest.raises(DataError, match=r"(?s)expected 4 labels of 0 or 1, found other values: .*where: .*valid_y"):
         load_tiles(config("pcam", pcam_folder), seed=0)
 
 

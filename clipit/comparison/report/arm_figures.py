@@ -79,7 +79,7 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
         parts += figures[:_UNFOLDED]
         if figures[_UNFOLDED:]:
             folded = len(figures) - _UNFOLDED
-            parts.append(Folded(f"{counted(folded, 'more plot')}", figures[_UNFOLDED:]))
+            parts.append(Folded(counted(folded, "more plot"), figures[_UNFOLDED:]))
         if missing:
             parts.append(Text(f"No training log (metrics.jsonl): {', '.join(missing)}."))
         if figures:

@@ -85,7 +85,7 @@ def measure_tiles(
 def measure_zero_shot(
     workspace: Workspace, joint: FrozenFeatures, test_ids: Shaped[np.ndarray, " n"] | None = None
 ) -> Measured | None:
-    """Classify the labelled test tiles by prompts; None without prompts or labels. Embeddings are not centred.
+    """Classify the labelled test tiles with prompts; None without prompts or labels. Embeddings are not centred.
 
     Args:
         test_ids: Ids of the test tiles to measure; None for all.
@@ -120,7 +120,7 @@ def worse_than_chance(labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarr
 
 
 def _below_chance(workspace: Workspace, joint: FrozenFeatures, seed: int) -> tuple[float, int] | None:
-    """Classify the labelled validation tiles of a seed by prompts, and compare the accuracy with chance."""
+    """Classify the labelled validation tiles of a seed with prompts, and compare the accuracy with chance."""
     prompts = workspace.prompts
     tiles = joint.split(workspace.tiles(seed), "validation").labelled()
     if prompts is None or not len(tiles):

@@ -178,7 +178,7 @@ def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[s
 
 
 def _count_by_class(tiles: TileSet, issues: LabelIssues) -> list[dict[str, Any]]:
-    """Count checked and suspicious labels by given class, and the most frequent suggestion."""
+    """Count the checked and suspicious labels of each given class, and find the most frequent suggestion."""
     rows = []
     for code, name in enumerate(tiles.classes):
         labelled = tiles.labels == code

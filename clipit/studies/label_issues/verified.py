@@ -24,8 +24,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     programs write integers as decimals in columns with empty cells.
 
     Raises:
-        DataError: The file is missing or unreadable, lacks a column, has no row of these tiles, has two rows for one
-            tile, or has an unknown class.
+        DataError: The file is missing or unreadable, lacks a column, has no label of these tiles, has two labels for
+            one tile, or has an unknown class.
     """
     try:
         table = read_utf8_csv(path)
@@ -42,8 +42,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     names, labels = table.header.index(key), table.header.index("label")
     check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)
     cells = ((row[names].strip(), row[labels].strip()) for row in table.rows)
-    checked = [(name, label) for name, label in cells if name in row_of]
-    checked = [(name, label) for name, label in checked if label]
+    checked = [(name, label) for name, label in cells if name in row_of and label]
     if not checked:
         raise DataError(
             "no checked tile has a verified label",
@@ -56,11 +55,9 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     repeated = sorted(name for name, count in Counter(name for name, _ in checked).items() if count > 1)
     if unknown or repeated:
         problems = [f"unknown classes: {shortlist(unknown)}"] if unknown else []
-        problems += (
-            [f"{counted(len(repeated), 'tile occurs', 'tiles occur')} more than once: {shortlist(repeated)}"]
-            if repeated
-            else []
-        )
+        if repeated:
+            occur = counted(len(repeated), "tile occurs", "tiles occur")
+            problems.append(f"{occur} more than once: {shortlist(repeated)}")
         raise DataError("; ".join(problems), where=path, fix="write each tile once, with a class of the configuration")
     verified = np.full(len(tiles), -1, dtype=np.int64)
     for name, label in checked:

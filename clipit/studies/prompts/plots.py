@@ -19,7 +19,7 @@ _MARKERS = {"single": ("o", COLOURS[0]), "ensemble": ("D", COLOURS[1]), "screene
 def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
     """Plot, for each model and prompt set, boxes over random draws and grid cells, and markers for the other modes.
 
-    A box spans the quartiles and shows the median; its whiskers reach to the extremes.
+    A box spans the quartiles and shows the median; its whiskers extend to the extremes.
 
     Args:
         frame: Table of prompts.parquet; undefined scores are dropped.

@@ -110,7 +110,7 @@ def _difference_table(differences: Sequence[PromptDifference], metric: str) -> T
     lines = []
     for row in differences:
         bounds = None if row.low is None or row.high is None else (row.low, row.high)
-        lines.append([row.subject, row.simple, row.rich, difference(row.value, bounds), row.reason or ""])
+        lines.append([row.subject, row.simple, row.rich, difference(row.value, bounds), row.reason])
     header = ("model", "simple", "rich", "rich minus simple [95 %]", "remark")
     source = f"prompts.json: differences, metric = {metric}: value, low, high, reason"
     return Table(header, lines, source=source, left=3)

@@ -60,7 +60,7 @@ class MeasuredModel:
 
 
 def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
-    """Load the classifier of a finished run, with the outputs of its head and, if trained with text, zero-shot.
+    """Load the classifier of a finished run, with its head and, if it was trained with text, its zero-shot output.
 
     Raises:
         ModelError: The run has no classifier.

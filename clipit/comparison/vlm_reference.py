@@ -170,7 +170,7 @@ def _file_name(text: str) -> str:
 
 
 def write_once(path: Path, predictions: Predictions) -> None:
-    """Write predictions in the main process only."""
+    """Write predictions from the main process."""
     if get_processes().main:
         write_predictions(path, predictions)
 

@@ -22,7 +22,7 @@ class PairsConfig(Section):
     path: Data[LocalPath[str | None]] = None
     """Table file, or folder or pattern of tar shards (`shards/train-{000..123}.tar`)."""
     images: Data[LocalPath[str | None]] = None
-    """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
+    """`table`: folder or zip that the paths in the table are relative to; null: the folder of the table."""
     columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the source, where they differ. For webdataset, `path` and `text`
     are suffixes of the samples' members, by default any image and `txt`; `text` may also be a key of their JSON."""

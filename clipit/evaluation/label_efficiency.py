@@ -68,7 +68,7 @@ def label_efficiency(
 
     Args:
         train: Features and labels of the training tiles.
-        validation: Features and labels of the validation tiles, on which the probe selects its hyperparameters.
+        validation: Features and labels of the validation tiles, which select the probe's hyperparameters.
         test: Features and labels of the test tiles.
         n_classes: Number of classes.
         probe: Function that fits on training tiles and returns class probabilities of test tiles.
@@ -105,7 +105,7 @@ def _score(
 
 
 def _take_quota(features: Features, quota: Sequence[int], seed: int) -> Features:
-    """Select the given number of labelled rows per class, in the order in which `hide_labels` draws them."""
+    """Select the given number of labelled rows per class, drawn in the same order as by `hide_labels`."""
     rows = []
     for label, count in enumerate(quota):
         members = np.flatnonzero(features.labels == label)

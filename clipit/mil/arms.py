@@ -46,7 +46,7 @@ class MilArm:
         return self.labels == "reports" or self.vectors == "reports"
 
     def bags(self, bags: MilBags, labels_per_class: int | None, seed: int) -> MilBags:
-        """Return the bags with the labels on which this arm is trained."""
+        """Return the bags with the labels that this arm is trained on."""
         kept = keep_labels(bags, labels_per_class, seed)
         return shuffle_labels(kept, seed) if self.shuffled else kept
 

@@ -66,7 +66,7 @@ def label_targets(
     weights: Float32[np.ndarray, " b"],
     notes: Sequence[str] = (),
 ) -> BagTargets:
-    """Create targets that are class probabilities only."""
+    """Create targets from class probabilities alone."""
     empty = np.zeros((len(names), 0), dtype=np.float32)
     return BagTargets(names, probabilities, weights, empty, np.zeros(len(names), dtype=np.bool_), notes=tuple(notes))
 
@@ -78,7 +78,7 @@ def vector_targets(
     classes: int,
     notes: Sequence[str] = (),
 ) -> BagTargets:
-    """Create targets that are vectors only; `classes` is the number of classes of the bags."""
+    """Create targets from vectors alone; `classes` is the number of classes of the bags."""
     zeros = np.zeros(len(names), dtype=np.float32)
     uniform = np.full((len(names), classes), 1 / classes, dtype=np.float32)
     return BagTargets(names, uniform, zeros, vectors, distilled, notes=tuple(notes))

@@ -133,8 +133,8 @@ def train_mil(
         seed: Seed of initialisation, dropout and order.
         targets: Targets of training bags in addition to their labels, such as those from reports
             (`clipit.mil.privileged`).
-        root: Output root, in which the model is kept as the artefact `mil_model` and from which interrupted training
-            resumes; None to train in memory.
+        root: Output root, where the model is kept as the artefact `mil_model` and interrupted training resumes; None
+            to train in memory.
 
     Raises:
         DataError: There are too few bags; see `check_trainable`.
@@ -313,7 +313,7 @@ def _save_checkpoint(
 
 
 def _read_losses(folder: Path, epochs: int) -> list[tuple[float, float]]:
-    """Read the losses of the first epochs only, because the loaded checkpoint may be older than the file."""
+    """Read only the losses of the first epochs, because the loaded checkpoint may be older than the file."""
     path = folder / _LOSSES
     if not epochs:
         return []

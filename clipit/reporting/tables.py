@@ -7,7 +7,7 @@ from typing import Any
 
 UNDEFINED = "n/a"
 MAX_CLASSES = 40
-"""Maximum number of classes for which a confusion matrix is shown."""
+"""Maximum number of classes of a displayed confusion matrix."""
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

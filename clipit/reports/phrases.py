@@ -23,7 +23,7 @@ class Token(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Matched phrase: its position in the text, and the name under which the phrase is listed."""
+    """Matched phrase: its position in the text, and the name that the phrase is listed under."""
 
     start: int
     end: int

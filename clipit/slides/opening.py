@@ -24,7 +24,7 @@ SLIDE_SUFFIXES = frozenset(
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes; they are never read as slides, even in a folder of slides."""
 MPP_TOLERANCE = 0.02
-"""Largest relative difference at which two values of micrometres per pixel count as equal."""
+"""Maximum relative difference of two values of micrometres per pixel that count as equal."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
@@ -91,7 +91,7 @@ def open_slide(path: Path) -> SlideFile:
             or a package that reads slides is missing.
     """
     try:
-        if not path.is_file():  # also for pipes and folders
+        if not path.is_file():  # including pipes and folders
             raise DataError("no such slide", where=path, fix="correct the path")
         with path.open("rb") as stream:
             if not stream.read(1):

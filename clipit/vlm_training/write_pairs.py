@@ -32,7 +32,7 @@ Images are JPEGs of quality {quality}. The captions may be report text: protect 
 """
 
 
-def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
+def write_pairs(splits: Mapping[str, BagExamples], folder: Path, file_format: PairFormat) -> dict[str, int]:
     """Write examples as images with one caption each, completely or not at all; called by all processes.
 
     An image with several texts is written once with each text. For patients with several tiles and a report, each tile
@@ -61,25 +61,25 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFor
         if problem := processes.broadcast(problem):
             raise ArtifactError(problem, where=folder, fix="name a different folder")
         if processes.main:
-            counts = _write(splits, folder, format)
+            counts = _write(splits, folder, file_format)
     return processes.broadcast(counts)
 
 
-def _write(splits: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
+def _write(splits: Mapping[str, BagExamples], folder: Path, file_format: PairFormat) -> dict[str, int]:
     """Write the pairs of all splits; return their numbers."""
     counts: dict[str, int] = {}
     with whole_folder(folder) as partial:
         for split, examples in splits.items():
             pairs = _shuffled_pairs(examples)
             counts[split] = len(pairs)
-            if format == "csv":
+            if file_format == "csv":
                 _write_table(examples, pairs, split, partial, folder)
             else:
                 _write_shards(examples, pairs, split, partial)
-        if format == "webdataset":
+        if file_format == "webdataset":
             sizes = {path.name: _size(path) for path in sorted(partial.glob("*.tar"))}
             write_json(partial / "sizes.json", sizes)
-        text = _README.format(arguments=_arguments(counts, folder, format), quality=_QUALITY)
+        text = _README.format(arguments=_arguments(counts, folder, file_format), quality=_QUALITY)
         (partial / "README.txt").write_text(text, encoding="utf-8")
     return counts
 
@@ -141,11 +141,11 @@ def _size(shard: Path) -> int:
         return len(archive.getnames()) // 2
 
 
-def _arguments(counts: Mapping[str, int], folder: Path, format: PairFormat) -> str:
+def _arguments(counts: Mapping[str, int], folder: Path, file_format: PairFormat) -> str:
     """Return the arguments of open_clip's trainer that name the data."""
     options = {"train": "--train-data", "validation": "--val-data"}
     splits = [split for split in options if counts.get(split)]
-    if format == "csv":
+    if file_format == "csv":
         return " ".join([f'{options[split]} "{folder / split}.csv"' for split in splits] + ["--dataset-type csv"])
     file_names = []
     for split in splits:

@@ -126,7 +126,7 @@ def finding_sections(analyses: Sequence[AnalysisResult], folder: Path) -> list[P
     """Build one section per analysis.
 
     Args:
-        folder: Folder of the comparison, to which the plots are also written.
+        folder: Folder of the comparison; the plots are also written there.
     """
     sections = []
     for i, analysis in enumerate(analyses):

@@ -63,7 +63,7 @@ def write_report(
         config: Configuration that all runs share.
         comparison: Section `comparison`.
         plans: Plans, one per data set and backbone.
-        tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
+        tiles: Tiles of each plan, for pictures; without them, only the ids of tiles are shown.
 
     Returns:
         The notes under the main table.

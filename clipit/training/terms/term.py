@@ -26,14 +26,14 @@ AnyTerm = TypeVar("AnyTerm", bound="Term[Any]")
 
 @dataclass(frozen=True)
 class TermInputs:
-    """Inputs from which a term prepares its targets.
+    """Inputs that a term prepares its targets from.
 
     Attributes:
         workspace: Workspace of the run's configuration.
         tiles: All tiles, with the labels that the run may use.
         image_only: Function from a split to the class probabilities predicted by the image-only run of the same seed;
             it trains this run if necessary.
-        terms: Active terms of the run, in the order in which they are prepared.
+        terms: Active terms of the run, in order of preparation.
     """
 
     workspace: Workspace

@@ -57,7 +57,7 @@ def make_examples(
             raise DataError(
                 f"{available}, fewer than a batch of {examples.batch_size}",
                 where="adapt.batch_size",
-                fix=f"use at most {max(n_bags, 2)}, or add data",
+                fix=f"use at most {max(min(len(examples), n_bags), 2)}, or add data",
             )
         examples = dataclasses.replace(examples, batch_size=min(n_bags, examples.batch_size))
         facts |= check_negatives(examples)

@@ -203,7 +203,7 @@ def test_a_student_without_text_is_refused(configure_file: Callable[..., ConfigF
     run = train_run(config.run, workspace)
     with pytest.raises(ModelError, match="trained without text"):
         study(config, run)
-    with pytest.raises(ClipitError, match="to do"):
+    with pytest.raises(ClipitError, match="fix: "):
         study(config, tmp_path / "nowhere")
 
 

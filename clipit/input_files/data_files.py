@@ -16,7 +16,7 @@ from clipit.input_files.dataset_paths import HUB, check_dataset_path
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
-_LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
+_MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
@@ -178,7 +178,7 @@ def read_csv(
             not all, end in a lone carriage return.
         UnicodeError: The file is not in this encoding.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_MAX_FIELD)
     rows: list[list[str]] = []
     lines: list[int] = []
     ends = RowEnds()

@@ -34,7 +34,7 @@ _SQUASHING = ("ViT", "DeiT", "Beit", "DINOv3ViT")  # image processors that read 
 _BILINEAR = ("ViT", "DINOv3ViT")  # image processors that resize bilinearly unless their file states a filter
 
 _one_at_a_time = threading.Lock()
-_LARGEST_RATIO = 8
+_MAX_RATIO = 8
 """Aspect ratio above which only the centre crop of an image is resized."""
 
 
@@ -95,7 +95,7 @@ class Preprocess:
         margins = ((edge - self.size) / 2 for edge in target)
         left, top = (int(margin) if self.odd_margin == "down" else round(margin) for margin in margins)
         box = (left, top, left + self.size, top + self.size)
-        if max(target) > _LARGEST_RATIO * self.resize_to:
+        if max(target) > _MAX_RATIO * self.resize_to:
             # Resize only the crop: an image this elongated, resized as a whole, could exhaust the memory. Values may
             # differ from torchvision's by a rounding step of 1/255, so images of usual shapes are resized as a whole.
             scale = (width / target[0], height / target[1])

@@ -37,7 +37,7 @@ def filter_snippets(
     texts = list(sections_of)
     dropped: dict[str, Tally] = {}
     checks = config.text_checks
-    longest = _LONGEST if config.morphology_prompts == _PACKAGED_BAG else _BRIEF
+    longest = _MAX_DIAGNOSIS if config.morphology_prompts == _PACKAGED_BAG else _BRIEF
     rescued: dict[str, None] = {}
 
     def keep(name: str, passes: Sequence[bool]) -> None:
@@ -138,12 +138,12 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
 
 _BRIEF = 3
 """Maximum number of readable words of a text that only has to name a diagnosis; longer texts must affirm an entity."""
-_LONGEST = 6
+_MAX_DIAGNOSIS = 6
 """Maximum number of readable words of a short diagnosis, without the label or site before a colon."""
 _ENTITY = re.compile(rf"(?i){DISEASE}|\bpolyps?\b")
 
 
-def is_short_diagnosis(text: str, longest: int = _LONGEST) -> bool:
+def is_short_diagnosis(text: str, longest: int = _MAX_DIAGNOSIS) -> bool:
     """Return whether a text is a short diagnosis, such as "Partially mucinous colorectal adenocarcinoma".
 
     A text of at most three readable words only has to name a diagnosis. A longer text must have at most `longest`

@@ -11,7 +11,7 @@ from clipit.reports.garbage import names_diagnosis
 from clipit.reports.headings import STRONG, WEAK
 
 _WINDOW = 12  # maximum lines of a header or footer
-_LONGEST_NUMBER = 80  # maximum characters of a line that is only a page number
+_MAX_NUMBER_LINE = 80  # maximum characters of a line that is only a page number
 _MAX_WORDS, _MAX_CHARACTERS = 40, 400  # limits of a header or footer in a report without line ends
 _MIN_WORDS = 3  # minimum words of a header or footer in a report without line ends; fewer can repeat by chance
 _PAGE = r"(?:page|seite|blatt|p[aá]gina|pagina|pag\.|p[aá]g\.)"
@@ -66,7 +66,7 @@ def drop_page_lines(text: str) -> tuple[str, list[str]]:
 
 
 def _is_page_number(line: str) -> bool:
-    return len(line) < _LONGEST_NUMBER and _WHOLE_LINE.fullmatch(line) is not None
+    return len(line) < _MAX_NUMBER_LINE and _WHOLE_LINE.fullmatch(line) is not None
 
 
 def _find_breaks(lines: Sequence[str]) -> list[_Span]:

@@ -10,8 +10,8 @@ _DARK = 0.2  # maximum brightness of black ink and of the edge of a slide
 _PEN = 0.06  # minimum excess of green over the other colours in green ink
 _BLUE_PEN = 0.35  # minimum excess of blue over red in blue ink; haematoxylin reaches about 0.25
 _STRIP = 16  # rows measured at once: few enough for the processor's cache
-_SMALLEST_PART = 0.01  # mm2; smaller parts are dropped
-_SMALLEST_HOLE = 0.02  # mm2; smaller holes are filled
+_MIN_PART = 0.01  # mm2; smaller parts are dropped
+_MIN_HOLE = 0.02  # mm2; smaller holes are filled
 
 
 def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
@@ -33,7 +33,7 @@ def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
     threshold = float(np.clip(otsu(saturation), *_RANGE))
     tissue = (saturation > threshold) & ~ink
     area = (mpp / 1000) ** 2
-    return remove_small(tissue, _SMALLEST_PART / area, _SMALLEST_HOLE / area)
+    return remove_small(tissue, _MIN_PART / area, _MIN_HOLE / area)
 
 
 def _measure_colour(

@@ -40,7 +40,7 @@ from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_SCALE = 1 / MIN_TEMPERATURE
+_MAX_SCALE = 1 / MIN_TEMPERATURE
 """Upper bound of a learnt scale, the same as in loss terms; the lower bound is 1."""
 _AT_BOUND = 1e-3
 """Relative distance from a bound within which the scale counts as having reached it."""
@@ -319,7 +319,7 @@ def clamp_scale(adapted: AdaptedTowers) -> None:
     """Clamp the scale between 1 and 100 if it is learnt, after an update, as CLIP does."""
     with torch.no_grad():
         if adapted.logit_scale.requires_grad:
-            adapted.logit_scale.clamp_(0.0, math.log(_LARGEST_SCALE))
+            adapted.logit_scale.clamp_(0.0, math.log(_MAX_SCALE))
 
 
 @dataclass
@@ -343,7 +343,7 @@ class ScaleWatch:
         scale = float(adapted.logit_scale.detach().exp())
         if not adapted.logit_scale.requires_grad:
             return scale
-        lowest, highest = 1 + _AT_BOUND, _LARGEST_SCALE * (1 - _AT_BOUND)
+        lowest, highest = 1 + _AT_BOUND, _MAX_SCALE * (1 - _AT_BOUND)
         if scale <= lowest < self.start:
             raise ModelError(
                 "the temperature diverged: the logit scale has fallen to its lower bound of 1, because images and "

@@ -128,7 +128,7 @@ class _OpenZip:
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
-        infos = self._archive.NameToInfo
+        infos = {_member_name(info): info for info in self._archive.infolist()}
         absent = (_ABSENT, 0, 0, 0, 0, 0)  # members are missing if the zip was replaced after they were listed
         self._places = np.fromiter(
             (_member(infos[name]) if name in infos else absent for name in members), dtype=_MEMBER, count=len(members)
@@ -162,6 +162,11 @@ class _OpenZip:
     def read(self, info: zipfile.ZipInfo) -> bytes:
         """Unpack a member and check its checksum."""
         return self._archive.read(info)
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """Return the path of a member; some programs for Windows write backslashes instead of slashes."""
+    return info.filename.replace("\\", "/")
 
 
 def _member(info: zipfile.ZipInfo) -> tuple[int, ...]:
@@ -220,7 +225,7 @@ def file_stamp(path: Path) -> str:
 
 
 def zip_stamps(path: Path) -> dict[str, str]:
-    """Return the size and CRC-32 of each file in a zip, from its central directory.
+    """Return the size and CRC-32 of each file in a zip by its path with slashes, from its central directory.
 
     Raises:
         DataError: The zip is invalid or truncated, or contains two files of the same name, paths with `..`, encrypted
@@ -228,7 +233,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
+            members = [info for info in archive.infolist() if not _member_name(info).endswith("/")]
     except PermissionError:
         raise
     except Exception as error:  # zipfile raises many kinds of exceptions for damaged directories
@@ -237,21 +242,21 @@ def zip_stamps(path: Path) -> dict[str, str]:
         check_pointer(path)
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
-    outside = [info.filename for info in members if ".." in info.filename.split("/")]
+    outside = [info.filename for info in members if ".." in _member_name(info).split("/")]
     if outside:
         raise DataError(
             f"the zip contains {counted(len(outside), 'path')} outside its folder: {shortlist(outside)}",
             where=path,
             fix="repack it from a folder",
         )
-    repeated = [name for name, count in Counter(info.filename for info in members).items() if count > 1]
+    repeated = [name for name, count in Counter(map(_member_name, members)).items() if count > 1]
     if repeated:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
             fix="repack it from a folder; programs differ in which of these files they read",
         )
-    return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
+    return {_member_name(info): f"{info.file_size}:{info.CRC:08x}" for info in members}
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:

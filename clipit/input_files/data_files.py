@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.errors import DataError, counted, has_controls, shortlist
+from clipit.input_files.csv_delimiter import has_semicolons
 from clipit.input_files.csv_row_ends import RowEnds
 from clipit.input_files.dataset_paths import HUB, check_dataset_path
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
@@ -155,12 +156,13 @@ def _resolves_to(is_kind: Callable[[], bool]) -> bool:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file or sheet: its header, its rows, the line of the file in which each row starts, and remarks."""
+    """A csv file or sheet: header, rows, the line of the file in which each row starts, remarks, and delimiter."""
 
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
     notes: tuple[str, ...] = ()
+    delimiter: str = ","
 
 
 def read_csv(
@@ -169,7 +171,7 @@ def read_csv(
     """Read a csv file; quoted fields may contain line breaks, and empty lines are skipped.
 
     Args:
-        delimiter: Character between fields.
+        delimiter: Character between fields. Semicolons are recognised instead of commas (see `has_semicolons`).
         encoding: Name of the Python codec.
         columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
@@ -179,6 +181,8 @@ def read_csv(
         UnicodeError: The file is not in this encoding.
     """
     csv.field_size_limit(_MAX_FIELD)
+    if delimiter == "," and columns is None and has_semicolons(path, encoding):
+        delimiter = ";"
     rows: list[list[str]] = []
     lines: list[int] = []
     ends = RowEnds()
@@ -215,7 +219,7 @@ def read_csv(
             fix=delimiter_hint(header if columns is None else rows[first])
             or "quote fields that contain the delimiter or a line break",
         )
-    return CsvTable(header, rows, lines)
+    return CsvTable(header, rows, lines, delimiter=delimiter)
 
 
 def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
@@ -235,7 +239,7 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
         ) from None
 
 
-def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:
+def joined_rows(table: CsvTable, first_column: int) -> list[int]:
     """Find rows in which a stray quotation mark joined later rows to a cell.
 
     Such a cell is recognised by its delimiters: the first line has as many as columns follow the cell, the last line
@@ -243,7 +247,6 @@ def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]
 
     Args:
         table: Table as returned by `read_csv`.
-        delimiter: Character between fields.
         first_column: First column to check, counted from 0. In earlier columns, a text with few delimiters per line
             would look the same.
     """
@@ -252,7 +255,7 @@ def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]
         for column, cell in enumerate(cells):
             if column < first_column or "\n" not in cell:
                 continue
-            counts, last = [line.count(delimiter) for line in cell.split("\n")], len(cells) - 1
+            counts, last = [line.count(table.delimiter) for line in cell.split("\n")], len(cells) - 1
             if counts == [last - column, *[last] * (len(counts) - 2), column]:
                 shifted.append(row)
                 break

@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterable
 _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
 """Whole number, possibly with leading zeros (which spreadsheets drop) or as 1.0 (as in columns with empty cells)."""
 
+_NUMBERED = re.compile(r"^(\D*[^\W\d_])(?: +|[-_.#])?0*(\d+)$")
+"""Letters and one number, such as the patients P007, P-7 and P_07."""
+
 _MIDNIGHT = re.compile(r"(?<=\d\d\d\d-\d\d-\d\d)[ t]00:00:00(?:\.0+)?$")
 """Time that programs add to a date."""
 
@@ -28,8 +31,9 @@ def plain_letters(name: str) -> str:
 def spelled_alike(names: Iterable[str]) -> list[str]:
     """List names that differ only in spelling.
 
-    Names differ only in spelling if they are the same number, like 1, 01 and 1.0, or are equal except for letter case,
-    spaces, kinds of quotes and dashes, invisible characters, and letters that look like Latin ones.
+    Names differ only in spelling if they are the same number, like 1, 01 and 1.0, or the same letters before the same
+    number, like P01, P-1 and P_1, or are equal except for letter case, spaces, kinds of quotes and dashes, invisible
+    characters, and letters that look like Latin ones.
     """
     names_of: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -67,7 +71,7 @@ def _normal_forms(name: str) -> list[str]:
 def _folded(name: str) -> str:
     visible = "".join(char for char in name if char.isprintable() or char.isspace())
     folded = " ".join(visible.casefold().strip("\"' ").split())
-    return _MIDNIGHT.sub("", _WHOLE.sub(r"\1\2", folded))
+    return _NUMBERED.sub(r"\1\2", _MIDNIGHT.sub("", _WHOLE.sub(r"\1\2", folded)))
 
 
 def _quote(name: str) -> str:

@@ -54,9 +54,8 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
         table = read_workbook(path, config.sheet, columns, "reports.sheet")
         problems += table.notes
         return csv_reports(table, path, config, "row")
-    delimiter = _DELIMITERS[format_name]
-    table = read_csv_table(path, config.encoding, delimiter, columns)
-    for row in joined_rows(table, delimiter, first_column=1):
+    table = read_csv_table(path, config.encoding, _DELIMITERS[format_name], columns)
+    for row in joined_rows(table, first_column=1):
         problems.append(
             f"{path}, line {table.lines[row]}: this report spans several lines that look like rows of the table; if "
             "they are, remove or double the stray quotation mark"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from clipit.input_files.mangled_names import check_mangled
 
 logger = logging.getLogger(__name__)
 
+_DECIMAL_COMMA = re.compile(r"0?,\d+|\d+,(?!\d{3}$)\d+")
+"""Number with a decimal comma; 1,000 may also be a thousand."""
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 
@@ -69,9 +72,9 @@ def check_stored(texts: Iterable[str], column: str, where: object, row_name: Cal
     return cells
 
 
-def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
+def check_joined_rows(table: CsvTable, where: object) -> None:
     """Reject a cell that contains additional rows because of a stray quotation mark (see `joined_rows`)."""
-    for row in joined_rows(table, delimiter, first_column=2):
+    for row in joined_rows(table, first_column=2):
         cells = table.rows[row]
         column = next(index for index, cell in enumerate(cells) if index > 1 and "\n" in cell)
         raise DataError(
@@ -152,7 +155,8 @@ def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], st
     numbers: list[float] = []
     for row, value in enumerate(values):
         try:
-            number = float(value.replace("_", " ")) if value else float("nan")  # Python would read 0_5 as 5
+            text = value.replace(",", ".") if _DECIMAL_COMMA.fullmatch(value) else value
+            number = float(text.replace("_", " ")) if text else float("nan")  # Python would read 0_5 as 5
         except ValueError:
             number = -1.0
         if not (math.isnan(number) or MIN_MPP <= number <= MAX_MPP):

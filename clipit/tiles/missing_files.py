@@ -72,7 +72,8 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         present: Names of existing files, as from `files_below`.
     """
     difference = _difference(missing, present)
-    contents = f"{counted(len(present), 'file')}, such as {shortlist(present[:3])}" if present else "no file"
+    shown = [name for name in present if not _is_system_file(name)]
+    contents = f"{counted(len(shown), 'file')}, such as {shortlist(shown[:3])}" if shown else "no file"
     hint = f"; all missing files match if {difference}" if difference else ""
     archives = [name for name in present if name.lower().endswith(_ARCHIVES)]
     if archives and not difference:
@@ -86,6 +87,12 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         fix="correct the paths; set tiles.images (clipit predict: --images) to the folder or zip to which they are "
         "relative; or remove the rows",
     )
+
+
+def _is_system_file(name: str) -> bool:
+    """Return whether an operating system wrote this file, such as .DS_Store and the members of __MACOSX in a zip."""
+    parts = normalise(name).split("/")
+    return parts[-1] == "Thumbs.db" or any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 def _difference(missing: Sequence[str], present: Sequence[str]) -> str:

@@ -214,7 +214,7 @@ def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[st
 
 def _read_text(path: Path, delimiter: str) -> TileTable:
     table = read_utf8_csv(path, delimiter)
-    check_joined_rows(table, delimiter, path)
+    check_joined_rows(table, path)
     index_of = {name.strip(): index for index, name in enumerate(table.header)}
     return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines)
 
@@ -269,7 +269,8 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
             f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated)}; "
             f"{repeated[0]} in {shortlist(rows)}",
             where=path,
-            fix="keep one row per file",
+            fix="keep one row per file; if these are different files of the same name, write each file's folder in front "
+            "of its name",
         )
 
 

@@ -37,6 +37,26 @@ def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: 
     assert list(one.ids) == ["2.png"] and one.notes == ()
 
 
+def test_a_zip_that_was_made_on_windows_has_the_ids_of_its_folder(tmp_path: Path) -> None:
+    for value, name in enumerate(("b/1.png", "a/2.png")):
+        save(tmp_path / "tiles" / name, value * 10)
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        archive.writestr("b\\", b"")
+        for name in ("b/1.png", "a/2.png"):
+            archive.writestr(name.replace("/", "\\"), (tmp_path / "tiles" / name).read_bytes())
+    images = open_images(tmp_path / "tiles.zip")
+    assert list(images.ids) == list(open_images(tmp_path / "tiles").ids) and images.notes == ()
+    assert np.asarray(images.read(0)).max() == 10 and np.asarray(images.read(1)).max() == 0
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "a") as archive:
+        archive.write(tmp_path / "tiles" / "a" / "2.png", "b/1.png")
+    with pytest.raises(DataError, match="1 name occurs more than once in the zip"):
+        open_images(tmp_path / "tiles.zip")
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        archive.writestr("..\\1.png", (tmp_path / "tiles" / "b" / "1.png").read_bytes())
+    with pytest.raises(DataError, match="1 path outside its folder"):
+        open_images(tmp_path / "tiles.zip")
+
+
 def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> None:
     sets = [open_images(save(tmp_path / name, value)) for name, value in (("z/1.png", 1), ("a/2.png", 2))]
     joined = join_images(sets)

@@ -19,6 +19,10 @@ from clipit.input_files.spelling import format_pairs, spelled_alike, spelled_dif
         ("stroma ", "Stroma"),
         ("2019-02-17", "2019-02-17 00:00:00"),  # as pandas and Excel write a date
         ("2019-02-17T00:00:00.000", "2019-02-17 00:00:00"),
+        ("P001", "P-001"),
+        ("P_001", "P 1"),
+        ("Pat.007", "pat 7"),
+        ("site-A_12", "Site-A012"),
     ],
 )
 def test_spellings_of_one_name(first: str, second: str) -> None:
@@ -37,6 +41,11 @@ def test_spellings_of_one_name(first: str, second: str) -> None:
         ("2019-02-17", "2019-02-17 00:00:01"),
         ("2019-02-17-A", "2019-02-17-B"),
         ("slide 00:00:00", "slide"),
+        ("P-1-2", "P-12"),
+        ("P1.2", "P12"),
+        ("score -1", "score 1"),
+        ("S1-A", "S1A"),
+        ("P0", "P"),
     ],
 )
 def test_names_of_different_things(first: str, second: str) -> None:

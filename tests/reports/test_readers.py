@@ -268,12 +268,13 @@ def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
 
 def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
-    for mark, said in ((";", "';'"), ("\t", "tabs")):
-        path.write_text(f"id{mark}text\n1{mark}Colon, with carcinoma.\n", encoding="utf-8")
-        with pytest.raises(
-            DataError, match=rf"one column that contains {said}: save the table with commas, or as \.tsv"
-        ):
-            read(path)
+    path.write_text("id\ttext\n1\tColon, with carcinoma.\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"one column that contains tabs: save the table with commas, or as \.tsv"):
+        read(path)
+    path.write_text("id;text\n1;Colon, with carcinoma.\n", encoding="utf-8")
+    assert [(report.report_id, report.text) for report in read(path, id_column="id").reports] == [
+        ("1", "Colon, with carcinoma.")
+    ]
     path.write_text("a;b\nColon.\n", encoding="utf-8")
     assert [report.text for report in read(path, text_column="a;b").reports] == ["Colon."]
 

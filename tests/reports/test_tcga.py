@@ -201,7 +201,7 @@ def test_the_csv_is_read_strictly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("first", "hint"),
-    [("patient_filename;text", "one column that contains ';'"), ("sep=;", "first line declares a delim")],
+    [("patient_filename\ttext", "one column that contains tabs"), ("sep=;", "first line declares a delim")],
 )
 def test_another_delimiter(tmp_path: Path, first: str, hint: str) -> None:
     path = tmp_path / CSV

@@ -256,13 +256,14 @@ def test_other_spellings_of_the_unlabelled_folder(tree: Path, name: str) -> None
     assert name in load_tiles(config(tree, classes=("stroma", "tumour", name)), seed=0).classes
 
 
-@pytest.mark.parametrize("top", ["", "tiles/", "./", "./tiles/"])
+@pytest.mark.parametrize("top", ["", "tiles/", "./", "./tiles/", "tiles\\"])
 def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Path, top: str) -> None:
     folder = load_tiles(config(tree), seed=0)
     archive = tmp_path / "tiles.zip"
     with zipfile.ZipFile(archive, "w") as writer:
         for path in sorted(tree.rglob("*.png")):
-            writer.writestr(f"{top}{path.relative_to(tree)}", path.read_bytes())
+            name = f"{top}{path.relative_to(tree)}"
+            writer.writestr(name.replace("/", "\\") if "\\" in top else name, path.read_bytes())
         writer.writestr(f"__MACOSX/{top}train/stroma/._0.png", b"x")
         writer.writestr(f"{top}train/notes.txt", b"x")
     tiles = load_tiles(config(archive), seed=0)

@@ -124,7 +124,7 @@ def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> No
         load_tiles(config(plain(tmp_path / "f", ["a", "b", "a", "b", "a\nb"] * 2)), seed=0)
 
 
-@pytest.mark.parametrize("value", ["0.5 um", "0", "-1", "inf", "5e-07", "500", "0,5"])
+@pytest.mark.parametrize("value", ["0.5 um", "0", "-1", "inf", "5e-07", "500", "1,000"])
 def test_mpp_is_a_positive_number_in_micrometres(tmp_path: Path, value: str) -> None:
     path = plain(tmp_path / "a", ["a", "b"] * 5, mpp=["0.5", value] * 5)
     with pytest.raises(DataError, match=f"invalid mpp '{value}' in train/000001"):

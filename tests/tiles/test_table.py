@@ -146,6 +146,7 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
         (1, {"label": "9"}, "unknown classes 9 in 1 tile: img/1.png"),
         (1, {"mpp": "half"}, r"invalid mpp 'half' in record 2 \(line 3\)"),
         (1, {"mpp": "-1"}, "invalid mpp '-1'"),
+        (1, {"mpp": "1,000"}, "invalid mpp '1,000'"),  # 1 with a decimal comma, or a thousand nanometres
         (1, {"mpp": 5e-07}, "(?s)invalid mpp '5e-07'.*not metres or nanometres"),
         (1, {"mpp": 500}, "(?s)invalid mpp '500.*from 0.01 to 100"),
         (1, {"path": ""}, "1 row names no file; the first is record 2"),
@@ -252,11 +253,29 @@ def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
     assert len(load_tiles(config(path), seed=0)) == 12
 
 
-@pytest.mark.parametrize("line", ["1.png;a;train", "1.png;a,b;train"])
-def test_a_table_with_semicolons(tmp_path: Path, line: str) -> None:
+def test_a_table_with_semicolons_and_decimal_commas_as_excel_writes_it_in_much_of_europe(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    plain = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+    lines = [";".join(table[0]), *(";".join(str(cell).replace("0.5", "0,5") for cell in row.values()) for row in table)]
+    (tmp_path / "e.csv").write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
+    tiles = load_tiles(config(tmp_path / "e.csv"), seed=0)
+    assert tiles.fingerprint == plain.fingerprint
+    assert (tiles.mpp == 0.5).all()
+
+
+@pytest.mark.parametrize("lines", ["1.png;a;train\n2.png;b", "1.png;a,b;train\n2.png;a;b;train", "1.png"])
+def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "t.csv"
-    path.write_text(f"path;label;split\n{line}\n")
+    path.write_text(f"path;label;split\n{lines}\n")
     with pytest.raises(DataError, match=r"one column that contains ';': save the table with commas, or as \.tsv"):
+        load_tiles(config(path), seed=0)
+
+
+def test_a_stray_quotation_mark_in_a_table_with_semicolons(tmp_path: Path) -> None:
+    rows(tmp_path)
+    path = tmp_path / "t.csv"
+    path.write_text('path;label;note\nimg/0.png;a;"x\nimg/1.png;b;"\nimg/2.png;b;z\n')
+    with pytest.raises(DataError, match=r"record 1 \(line 2\) contains 1 additional row in column note"):
         load_tiles(config(path), seed=0)
 
 
@@ -450,6 +469,30 @@ def test_missing_files_are_compared_with_those_that_exist(
     (tmp_path / "img").rename(tmp_path / "folder" / "img")
     with pytest.raises(DataError, match=message):
         load_tiles(config(path, images=str(tmp_path / "folder")), seed=0)
+
+
+def test_files_of_operating_systems_are_not_listed_as_examples(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", [row | {"path": f"x/{row['path']}"} for row in rows(tmp_path)])
+    archive = packed(tmp_path, str)
+    with zipfile.ZipFile(archive, "a") as writer:
+        for name in ("__MACOSX/img/._0.png", ".DS_Store", "img/Thumbs.db"):
+            writer.writestr(name, b"x")
+    with pytest.raises(DataError, match=r"contains 12 files, such as img/0\.png, img/1\.png, img/10\.png;"):
+        load_tiles(config(path, images=archive), seed=0)
+    (tmp_path / "folder" / "__MACOSX").mkdir(parents=True)
+    (tmp_path / "folder" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "folder" / "__MACOSX" / "._0.png").write_bytes(b"x")
+    (tmp_path / "img").rename(tmp_path / "folder" / "img")
+    with pytest.raises(DataError, match=r"contains 12 files, such as img/0\.png, img/1\.png, img/10\.png;"):
+        load_tiles(config(path, images=str(tmp_path / "folder")), seed=0)
+
+
+def test_files_of_two_folders_that_are_listed_without_their_folder(tmp_path: Path) -> None:
+    for place, name in enumerate(("A/1.png", "B/1.png")):
+        paint(tmp_path / "img" / name, place)
+    path = write_table(tmp_path / "t.csv", [{"path": "1.png", "label": label} for label in "ab"])
+    with pytest.raises(DataError, match=r"(?s)1 file occurs more than once: 1\.png.*folder in front of its name"):
+        load_tiles(config(path, images=str(tmp_path / "img")), seed=0)
 
 
 def test_archives_among_the_files_are_named(tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
             f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated)}; "
             f"{repeated[0]} in {shortlist(rows)}",
             where=path,
-            fix="keep one row per file; if these are different files of the same name, write each file's folder in front "
+            fix="keep one row per file; for different files of the same name, write each file's folder in front "
             "of its name",
         )
 

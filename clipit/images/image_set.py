@@ -1,6 +1,7 @@
 """Images with ids, from image files, folders and zips."""
 
 import os
+import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -172,5 +173,12 @@ def _nonempty_set(
         raise DataError(
             f"no images found{contents}", where=path, fix=f"use files with the suffix {', '.join(sorted(SUFFIXES))}"
         )
-    note = (f"{counted(len(others), 'file')} in {path} skipped, not images: {shortlist(others, 3)}",) if others else ()
-    return ImageSet(names, stamps, reader, str(path), note)
+    notes = [f"{counted(len(others), 'file')} in {path} skipped, not images: {shortlist(others, 3)}"] if others else []
+    decomposed = sum(not unicodedata.is_normalized("NFC", name) for name in names)
+    if decomposed:
+        notes.append(
+            f"{counted(decomposed, 'name of an image', 'names of images')} in {path} "
+            f"{'is' if decomposed == 1 else 'are'} in decomposed Unicode (NFD), as macOS writes letters with accents; "
+            "the same names typed into a table differ: to join them, convert both to NFC, or predict the table instead"
+        )
+    return ImageSet(names, stamps, reader, str(path), tuple(notes))

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from clipit.errors import DataError, counted, shortlist
 
 _MANGLED = re.compile(r"-?\d([.,]\d+)?[eE]\+\d{2,3}|#{3,}")
-_MONTH = "(Jan|Feb|Mar|Mär|Apr|May|Mai|Jun|Jul|Aug|Sep|Oct|Okt|Nov|Dec|Dez)"
+_MONTH = "(Jan|Feb|Mar|Mär|Mrz|Apr|May|Mai|Jun|Jul|Aug|Sep|Oct|Okt|Nov|Dec|Dez)"
 _DATE_NAME = re.compile(
     rf"\d{{1,2}}(-|\. ?){_MONTH}(-\d{{2,4}})?|{_MONTH}[- ]\d{{2}}|"
+    r"\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{1,2}/\d{4}|"
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])|(1 day, )?\d{1,2}:\d{2}:\d{2}"
 )
 """Names that look like a date or time as a spreadsheet program writes it."""

@@ -1,6 +1,7 @@
 """Images of files, folders and zips: ids, order, what is refused; and reading ahead."""
 
 import threading
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def test_a_zip_that_was_made_on_windows_has_the_ids_of_its_folder(tmp_path: Path
         archive.writestr("..\\1.png", (tmp_path / "tiles" / "b" / "1.png").read_bytes())
     with pytest.raises(DataError, match="1 path outside its folder"):
         open_images(tmp_path / "tiles.zip")
+
+
+def test_names_in_decomposed_unicode_are_noted(tmp_path: Path) -> None:
+    for name in ("größe 1.png", "größe 2.png", "3.png"):
+        save(tmp_path / "mac" / unicodedata.normalize("NFD", name))
+        save(tmp_path / "other" / unicodedata.normalize("NFC", name))
+    (note,) = open_images(tmp_path / "mac").notes
+    assert note.startswith(f"2 names of images in {tmp_path / 'mac'} are in decomposed Unicode (NFD)")
+    assert open_images(tmp_path / "other").notes == ()
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.write(tmp_path / "mac" / "3.png", unicodedata.normalize("NFD", "größe.png"))
+        archive.writestr("notes.txt", b"x")
+    skipped, note = open_images(tmp_path / "mac.zip").notes
+    assert "notes.txt" in skipped and note.startswith("1 name of an image in")
 
 
 def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> None:

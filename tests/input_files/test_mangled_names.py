@@ -18,6 +18,8 @@ def check(names: list[str]) -> None:
         ["2019-01-05", "2019-02-17", "2019-02-117"],
         ["2019-13-05", "2019-00-17", "p3"],
         ["2-Sep", "3-Oct"],
+        ["01.03.2021", "02.03.2021"],
+        ["1.2.3", "1.13.20210", "p4", "4/5"],
         ["1E10", "2E11"],
     ],
 )
@@ -25,7 +27,22 @@ def test_ordinary_names_are_accepted(names: list[str]) -> None:
     check(names)
 
 
-@pytest.mark.parametrize("name", ["1.20E+11", "1,2E+11", "####", "2-Sep", "Mar-01", "1. Okt", "2019-01-05", "12:30:00"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1.20E+11",
+        "1,2E+11",
+        "####",
+        "2-Sep",
+        "Mar-01",
+        "1. Okt",
+        "01. Mrz",
+        "01.03.2021",
+        "3/1/2021",
+        "2019-01-05",
+        "12:30:00",
+    ],
+)
 def test_changed_names_are_errors_that_name_the_row(name: str) -> None:
     with pytest.raises(DataError, match=r"(?s)1 name in column patient .*in row 2.*format the column as text"):
         check(["p1", "p2", name])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipit.config.file import ConfigFile
-from clipit.config.run import RunConfig, TilesConfig
+from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.config.shipped import run_configs, shipped_folder
 from clipit.doctor.check_results import Check, merge_checks
 from clipit.doctor.configs import (
@@ -187,3 +187,18 @@ def test_the_memory_of_every_arm_is_checked_and_named_where_it_differs(monkeypat
     ]  # fmt: skip
     same = ConfigFile.model_validate(values | {"comparison": {"arms": ["image_only", "other"]}})
     assert check_memory_of_runs(same) == [Check("PASS", "memory", "64 tiles")]
+
+
+def test_a_class_without_training_labels_is_a_warning(tmp_path: Path) -> None:
+    lines = ["path,label,split,group"]
+    for place in range(8):
+        split = "train" if place < 4 else "validation" if place < 6 else "test"
+        (tmp_path / f"{place}.png").write_bytes(b"not read")
+        lines.append(f"{place}.png,{'mucin' if place == 7 else 'ab'[place % 2]},{split},p{place}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    config = TilesConfig(source="table", path=str(tmp_path / "t.csv"))
+    passed, warning = check_tiles("tiles", config)
+    assert (passed.status, warning.status) == ("PASS", "WARN")
+    assert warning.message.startswith("No training tile is labelled mucin") and "tiles.class_map" in warning.fix
+    none = config.model_copy(update={"labels": LabelsConfig(kind="none")})
+    assert [check.status for check in check_tiles("tiles", none)] == ["PASS"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.shipped import data_card
 from clipit.doctor.check_results import Check, failed_check
-from clipit.errors import ClipitError, counted
+from clipit.errors import ClipitError, counted, shortlist
 from clipit.input_files.data_files import hub_id
 from clipit.input_files.nearby_files import similar_names
 
@@ -61,7 +61,19 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
     if subject == "tiles" and not (tiles.splits == "train").any():
         fix = "name the source's training split in tiles.splits.train, or correct the split column"
         return [Check("FAIL", subject, f"There are no training tiles in {config.path} ({counts}).", fix)]
-    return [Check("PASS", subject, f"{config.path}: {counts}"), *_check_patients(subject, config, tiles)]
+    warnings = (*_check_classes(subject, config, tiles), *_check_patients(subject, config, tiles))
+    return [Check("PASS", subject, f"{config.path}: {counts}"), *warnings]
+
+
+def _check_classes(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
+    """Warn of classes that no training tile is labelled with, unless there are no labels or they are not used."""
+    labelled = set(tiles.truth[tiles.splits == "train"].tolist()) - {-1}
+    missing = [name for index, name in enumerate(tiles.classes) if index not in labelled]
+    if subject != "tiles" or config.labels.kind == "none" or not labelled or not missing:
+        return []
+    problem = f"No training tile is labelled {shortlist(missing)}, so this cannot be learnt from labels."
+    fix = "label such tiles in the training split, or drop or merge classes in tiles.class_map"
+    return [Check("WARN", subject, problem, fix)]
 
 
 def _check_patients(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:

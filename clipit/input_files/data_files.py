@@ -280,7 +280,8 @@ def delimiter_hint(names: Sequence[str]) -> str:
     The advice also covers a first line such as `sep=;`, which Excel writes.
     """
     if names and names[0].strip().lower().startswith("sep="):
-        return "the first line declares a delimiter: remove it, and save the table with commas, or as .tsv"
+        advice = "the first line declares a delimiter: remove it"
+        return advice if names[0].strip()[-1] in ";,=" else f"{advice}, and save the table with commas, or as .tsv"
     used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
     return f"the header is one column that contains {used[0]}: save the table with commas, or as .tsv" if used else ""
 

@@ -271,6 +271,30 @@ def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -
         load_tiles(config(path), seed=0)
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1.png;a;b;train\n2.png;b;train\n3.png;b;train", r"(?s)record 1 \(line 2\) has 4 fields, the header 3.*quote"),
+        ('1.png;a;train\n"2.png;b;train', r"(?s)broken row: .*row that starts in line 3.*close the quotes"),
+        ("", "the table has no rows"),
+    ],
+)
+def test_one_row_of_a_table_with_semicolons_is_wrong(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(f"path;label;split\n{lines}\n")
+    with pytest.raises(DataError, match=message):
+        load_tiles(config(tmp_path / "t.csv"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"), [("sep=;", ""), ("sep=,", ""), ("sep=|", ", and save the table with commas")]
+)
+def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, rest: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{first}\npath{first[-1]}label\n1.png{first[-1]}a\n")
+    with pytest.raises(DataError, match=rf"the first line declares a delimiter: remove it{rest}(,|$)") as error:
+        load_tiles(config(tmp_path / "t.csv"), seed=0)
+    assert bool(rest) == ("commas" in str(error.value))
+
+
 def test_a_stray_quotation_mark_in_a_table_with_semicolons(tmp_path: Path) -> None:
     rows(tmp_path)
     path = tmp_path / "t.csv"

@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,9 +151,11 @@ def _header_hint(names: Sequence[str]) -> str:
     return "the first row is not a header: add one, such as path,label,split,group, as the first line of the table"
 
 
-def _example(missing: Sequence[str], names: Sequence[str]) -> str:
-    """Return an example of the option; `file_name` occurs in metadata of Hugging Face image folders."""
-    return "path=file_name" if "path" in missing and "file_name" in names else "label=diagnosis"
+def _example(missing: Collection[str], names: Sequence[str]) -> str:
+    """Return an example of the option for a missing field; `file_name` occurs in Hugging Face image folders."""
+    if "path" in missing:
+        return "path=file_name" if "file_name" in names else "path=FILE"
+    return "label=diagnosis" if "label" in missing else f"{min(missing)}=NAME"
 
 
 def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequence[str]) -> dict[str, list[str]]:
@@ -166,14 +168,15 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequ
     required = {"path"} | set(fields) & (set(config.columns) | ({"label"} if labelled else set()))
     by_name = {str(field): column for field, column in config.columns.items()}
     names = {field: by_name.get(field, field) for field in fields}
-    missing = sorted(names[field] for field in required if names[field] not in table.names)
+    absent = {str(field) for field in required if names[field] not in table.names}
+    missing = sorted(names[field] for field in absent)
     if missing:
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
             fix=delimiter_hint(table.names)
             or _header_hint(table.names)
-            or f"name the columns in tiles.columns, e.g. --tiles.columns.{_example(missing, table.names)} "
+            or f"name the columns in tiles.columns, e.g. --tiles.columns.{_example(absent, table.names)} "
             f"(clipit predict: --path-column){_UNLABELLED if missing == ['label'] else ''}",
         )
     check_column_spelling(names, table.names, path)

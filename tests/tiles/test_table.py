@@ -295,6 +295,23 @@ def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, re
     assert bool(rest) == ("commas" in str(error.value))
 
 
+@pytest.mark.parametrize(
+    ("header", "columns", "example"),
+    [
+        ("Datei,label", {}, "columns.path=FILE"),
+        ("Datei,Befund", {}, "columns.path=FILE"),
+        ("path,Befund", {}, "columns.label=diagnosis"),
+        ("file_name,Befund", {}, "columns.path=file_name"),
+        ("path,label", {"path": "Datei"}, "columns.path=FILE"),
+        ("path,label", {"mpp": "um"}, "columns.mpp=NAME"),
+    ],
+)
+def test_the_example_names_a_missing_column(tmp_path: Path, header: str, columns: dict[str, str], example: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\n1,a\n")
+    with pytest.raises(DataError, match=rf"missing columns: (.|\n)*e\.g\. --tiles\.{example} "):
+        load_tiles(config(tmp_path / "t.csv", columns=columns), seed=0)
+
+
 def test_a_stray_quotation_mark_in_a_table_with_semicolons(tmp_path: Path) -> None:
     rows(tmp_path)
     path = tmp_path / "t.csv"

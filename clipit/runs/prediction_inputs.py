@@ -16,7 +16,7 @@ from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.slides.opening import is_pyramid
 from clipit.slides.option_names import PREDICT_OPTIONS
 from clipit.tiles.slides import is_slide_input, tiles_of_slide
-from clipit.tiles.table import TABLES, table_images
+from clipit.tiles.table import TABLES, WORKBOOKS, table_images
 from clipit.tiles.webdataset import shard_images
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def open_inputs(
     """
     if not inputs:
         raise DataError("no inputs", where="inputs", fix="pass an image, a folder, a zip, a table or a slide")
-    tables = {path for path in inputs if path.suffix.lower() in TABLES and not path.is_dir()}
+    tables = {path for path in inputs if path.suffix.lower() in (*TABLES, *WORKBOOKS) and not path.is_dir()}
     table_options = {"--images": images, "--path-column": path_column, "--id-column": id_column}
     options = [option for option, value in table_options.items() if value]
     if options and not tables:

@@ -12,9 +12,9 @@ from clipit.slides.prepare import SlidePath
 from clipit.slides.resolution import check_mpp
 from clipit.tiles.slides import SlideList, check_slide_names, list_slides, slides_in_folder
 from clipit.tiles.source import ALIASES, check_group_names
-from clipit.tiles.table import TABLES
+from clipit.tiles.table import TABLES, WORKBOOKS
 
-_OTHER_TABLES = (".xlsx", ".xls", ".ods", ".txt", ".json", ".jsonl")
+_OTHER_TABLES = (*WORKBOOKS, ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:

@@ -26,6 +26,8 @@ from clipit.tiles.source import ALIASES, SourceTiles
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*_DELIMITERS, ".parquet")
 """Suffixes of tables."""
+WORKBOOKS = (".xlsx", ".xls", ".ods")
+"""Suffixes of spreadsheets, which are refused with advice."""
 _UNLABELLED = "; if no tile is labelled, add an empty column label, or set tiles.labels.kind: none"
 _SPLIT_NAME = re.compile("split|set|fold|part|phase|cohort|usage", re.IGNORECASE)
 """Words in the names of columns that may contain splits."""
@@ -137,8 +139,7 @@ def open_table(path: Path) -> TileTable:
         raise DataError("the table of tiles does not exist", where=path, fix=advice)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:
-        workbook = suffix in (".xlsx", ".xls", ".ods")
-        fix = "save the sheet as .csv" if workbook else "use .csv, .tsv or .parquet"
+        fix = "save the sheet as .csv" if suffix in WORKBOOKS else "use .csv, .tsv or .parquet"
         raise DataError(f"unknown table format {suffix}".rstrip(), where=path, fix=fix)
     check_pointer(path)
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])

@@ -18,9 +18,9 @@ _MAX_BLOCK = 32 * 2**20  # maximum bytes of a block that may be kept; the maximu
 def keep_freed_memory() -> None:
     """Let this process keep up to 256 MB of freed memory for reuse, if it uses glibc's malloc.
 
-    By default, glibc returns freed tensors to the operating system, which must then clear fresh pages for the next
-    step. With small tiles on a CPU, this takes a fifth of the step's time. Results do not change. Thresholds that the
-    user has set in the environment are left unchanged.
+    By default, glibc returns the memory of freed tensors to the operating system, which must then zero new pages at the
+    next step. With small tiles on a CPU, this takes a fifth of the step's time. Results do not change. Thresholds that
+    the user has set in the environment are left unchanged.
     """
     user_settings = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
     if sys.platform != "linux" or user_settings & os.environ.keys():

@@ -1,4 +1,4 @@
-"""Configurations in Python: read a file or a shipped configuration, and change some keys."""
+"""Load a configuration from Python, optionally overriding some keys."""
 
 import argparse
 from collections import Counter
@@ -27,10 +27,11 @@ Config = ConfigFile | str | Path
 
 
 def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **keys: Any) -> ConfigFile:
-    """Read a configuration, and change some keys.
+    """Load a configuration, optionally overriding some keys.
 
-    Every key of docs/configuration.md can be changed, by its dotted name in `overrides` or as a keyword with the name
-    of its section. As on the command line, changed keys take precedence over the arm's keys.
+    Any key in docs/configuration.md can be changed: by its dotted name in `overrides`, or through the keyword argument
+    with the name of its section (or of the key itself, if it is in no section). As on the command line, changed keys
+    take precedence over the arm's keys.
 
     Example:
         >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)
@@ -46,7 +47,8 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the other sections, such as `comparison`, by name.
-        Without `tiles.path` or `reports.path`, only functions that need no tiles or no reports accept it.
+        A configuration without `tiles.path` (or `reports.path`) is accepted only by functions that do not need tiles
+        (or reports).
 
     Raises:
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
@@ -125,7 +127,11 @@ def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the paths of a tree to strings, as in a YAML file; refuse sets, whose order differs between processes."""
     unordered = [key for key, value in tree.items() if isinstance(value, set | frozenset)]
     if unordered:
-        raise ConfigError(f"sets have no order: {', '.join(map(str, unordered))}", where="overrides", fix="pass lists")
+        raise ConfigError(
+            f"values must be lists, not sets, which have no order: {', '.join(map(str, unordered))}",
+            where="overrides",
+            fix="pass lists",
+        )
     return {
         key: _as_values(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
         for key, value in tree.items()

@@ -175,7 +175,7 @@ def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
 
     Args:
         config: Configuration, with or without a section `probing`.
-        run: Folder of a finished run of this configuration, whose classifier is measured as well.
+        run: Folder of a finished run of this configuration, whose classifier is also evaluated.
 
     Raises:
         DataError: No test tile has a label, or the run has different classes.

@@ -53,7 +53,7 @@ def lint(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Measure how much the wording of prompts matters."""
-    extra = {"--run": {"type": run_path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
+    extra = {"--run": {"type": run_path, "help": "folder of a run whose student is also evaluated"}, **RECORD_OPTION}
     description = "Measure how much the wording of prompts matters."
     file, options = read_file_command(description, ["prompt_study"], arguments, extra, needs_reports=False)
     check_prompt_files(file)

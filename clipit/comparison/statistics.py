@@ -40,7 +40,7 @@ class ArmResult:
     Attributes:
         key: Data set, backbone, test set and arm.
         scores: Score in 0..1 by seed; None if undefined.
-        differences: Score minus that of the baseline by seed; empty for the baseline, or if a score is undefined.
+        differences: Difference from the baseline's score by seed; empty for the baseline, or if a score is undefined.
         over_seeds: 95 % t-interval of the mean difference; None without differences.
         over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference.
         p: Uncorrected p-value of a paired t-test over seeds.
@@ -76,7 +76,7 @@ class ComparisonResults:
     Attributes:
         rows: One score per data set, backbone, test set, arm and seed.
         arms: Every arm, with differences from the baseline.
-        against: Every student with differences from a control arm, by the name of the control.
+        against: For each control arm, by name: the results of all students, with differences from that control.
     """
 
     rows: Sequence[ScoreRow]
@@ -99,7 +99,7 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
 
 
 TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], Estimate | None]
-"""Function from the rows of the baseline and of an arm, in the same order of seeds, to their mean difference."""
+"""Function from the rows of the baseline and of an arm, in the same seed order, to their mean difference."""
 
 
 def tile_bootstrap(metric: str, resamples: int) -> TileBootstrap:

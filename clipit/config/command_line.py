@@ -53,7 +53,7 @@ def read_command(
 def read_reports_command(
     description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, bool, argparse.Namespace]:
-    """Parse the command line of a command on reports, whose configuration may lack tiles; see `read_file_command`.
+    """Parse the command line of a command for reports, whose configuration may lack tiles; see `read_file_command`.
 
     Returns:
         The configuration, whether it has tiles, and the command's own options. Without tiles, the section `tiles` is a
@@ -83,7 +83,7 @@ def read_file_command(
         argv: Arguments; by default those of the process.
         extra: Additional options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
-        needs_reports: Whether a section `reports` without a path is an error; otherwise the section is ignored.
+        needs_reports: Whether to reject a section `reports` without a path; if False, such a section is ignored.
         needs_config: Whether `--config` is required.
         default_config: Name of the shipped configuration that is read if `--config` is missing; None for no default.
 
@@ -199,7 +199,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
 
 
 def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split options and their values into known keys, for the parser, and unknown keys, for the list of all errors.
+    """Separate known options, which are parsed next, from unknown ones, which are reported with all other errors.
 
     Raises:
         ConfigError: A known option has no value, or more than one.

@@ -21,7 +21,7 @@ class ComparisonConfig(Section):
     """Additional arms that the other arms are compared with, each in a separate table. The control image_embedding
     tests whether a gain is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    """Reported seeds of labels, initialisation and batches."""
+    """Seeds whose results are reported; a seed determines the labelled tiles, the initialisation and the batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
     """Metric of the tables."""
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
@@ -32,7 +32,8 @@ class ComparisonConfig(Section):
     """Data sets or settings to run every arm on: name -> dotted keys that differ from this file, such as
     `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
-    """Also run arms that were tuned to fewer steps with the largest number of steps of any arm."""
+    """If the arms have different numbers of training steps, run those with fewer a second time with the largest
+    number."""
     analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
         "complementarity",
         "pairing",
@@ -52,7 +53,8 @@ class ComparisonConfig(Section):
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
     run_pages: Literal["first_seed", "all", "none"] = "first_seed"
-    """Runs whose plots and page (report.html) are drawn. `clipit pages` draws the page of any finished run."""
+    """Runs for which plots and a page (report.html) are generated. `clipit pages` generates the page of any finished
+    run."""
     searched: LocalPath[str | None] = None
     """Search record (the .json file of `clipit tune`) from which `arms` was taken; null: the record in the output
     folder, if there is one. The comparison reports which arms differ from the record."""

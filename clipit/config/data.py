@@ -79,8 +79,8 @@ class AnnotationsConfig(Section):
     those who labelled at least half as many tiles as the most active one."""
     test_annotators: Results[tuple[str, ...]] = ()
     """Annotators whose consensus is used as the test labels; their labels of other tiles are not used. Empty: all
-    annotators label all tiles. Results and pages state whether the test labels are independent of the training
-    labels."""
+    annotators, whose labels of other tiles are used as well. Results and pages state whether the test labels are
+    independent of the training labels."""
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
     """Labels of test tiles: the consensus of annotators, or the labels of the source, such as a reference standard."""
     source_annotators: Reporting[Literal["same", "others", "unknown"]] = "unknown"
@@ -116,7 +116,8 @@ class AnnotationsConfig(Section):
             raise ValueError(f"each class of counts needs a separate column, but {', '.join(twice)} is named twice")
         if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
             raise ValueError(
-                "counts has no annotator names: remove labels: annotator, test_annotators and columns except tile"
+                "counts has no annotator names: remove `labels: annotator`, `test_annotators`, and all of `columns` "
+                "except `tile`"
             )
         return self
 
@@ -134,8 +135,8 @@ class TilesConfig(Section):
     """`huggingface` and `webdataset`: read the data set once, in order, and keep its tiles in the output folder, so
     that the originals need not be on this disk."""
     keep_pixels: Data[int | None] = Field(None, ge=16)
-    """With `streaming`: resize tiles whose shorter edge is longer than this number of pixels; null: the largest input
-    size of the VLMs and the backbone, if these sizes are known before the models are loaded."""
+    """With `streaming`: maximum length of the shorter edge in pixels; larger tiles are resized to it. Null: the largest
+    input size of the VLMs and the backbone, if these sizes are known before the models are loaded."""
     keep_quality: Data[int | None] = Field(95, ge=1, le=100)
     """With `streaming`: JPEG quality of resized tiles; null: lossless PNG. Other tiles are copied byte for byte."""
     check_counts: bool = True
@@ -148,10 +149,10 @@ class TilesConfig(Section):
     of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp", "mask"], str] = Field(default_factory=dict)
     """`table`, `huggingface`, `webdataset` and `slides`: mapping from clipit's column names to those of the source,
-    where they differ. For slides, `path` is the file and `id` the name of a slide, by default the columns `path` and
-    `slide`. For webdataset, `path` is the suffix of the images, such as `img.png`; the other names are keys of the
-    samples' JSON or suffixes of their text members. `mask` (`table` and `slides`) is the file of a mask, in the folder
-    or zip of the images."""
+    where they differ. For slides, `path` is the slide file (by default the column `path`) and `id` the name of the
+    slide (by default the column `slide`). For webdataset, `path` is the suffix of the images, such as `img.png`; the
+    other names are keys of the samples' JSON or suffixes of their text members. `mask` (`table` and `slides`) is the
+    file of a mask, in the folder or zip of the images."""
     group_pattern: Data[str | None] = None
     """For sources without groups: regular expression that finds the patient or slide in the id of a tile or, failing
     that, in its path, such as `patient_\\d+`. If the expression has a capturing group, only the text of that group is
@@ -186,8 +187,8 @@ class TilesConfig(Section):
     unreadable: Literal["error", "quarantine"] = "error"
     """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
     mpp: MicrometresPerPixel | None = None
-    """Micrometres per pixel of tiles whose source does not state it; `slides`: of the finest level of slides without
-    this metadata."""
+    """Resolution, in micrometres per pixel, of tiles whose source does not state it. `slides`: resolution of the finest
+    level, for slides without this metadata."""
     slides: Data[SlidesConfig | None] = None
     """`slides` only: tiles to cut; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
@@ -258,7 +259,7 @@ class TextChecksConfig(Section):
     """Repair words with a ligature that was misread as a different character ("intesFnal"), if exactly one word of the
     corpus matches."""
     page_lines: bool = True
-    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks; they would interrupt
+    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks; they would split
     sentences."""
     headings: bool = True
     """Drop snippets that consist only of a heading or a field label."""
@@ -269,9 +270,9 @@ class TextChecksConfig(Section):
     prompts. With the packaged `morphology_prompts`, diagnoses of up to six words are also kept, such as "Partially
     mucinous colorectal adenocarcinoma", unless they are negated or uncertain."""
     section_weight: float = Field(0.5, ge=0)
-    """Section weight of the snippet filter by prompts, in standard deviations of the similarity: added for microscopic
-    descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks, stages and
-    administrative text."""
+    """Weight of a snippet's section in the snippet filter by prompts, in standard deviations of the similarity: added
+    for microscopic descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks,
+    stages and administrative text."""
 
 
 ReportFormat = Literal[
@@ -313,10 +314,11 @@ class ReportsConfig(Section):
     metadata_group_column: Data[str | None] = None
     """Column of `metadata` with patients; null: `group`, or the only column of TCGA barcodes."""
     metadata_sheet: Data[str | None] = None
-    """Sheet of `metadata`, if that is an xlsx file; null: the only sheet that is not empty."""
+    """Sheet of `metadata`, if that is an xlsx file; null: the only non-empty sheet."""
     tcga_barcodes: Data[bool] = True
     """Recognise TCGA barcodes in ids, file names and table cells, in any format. The patient becomes the group of
-    reports without a group. The project determines the organ, if the names contain it or `cancer_types` is set."""
+    reports without a group. The organ is inferred from `cancer_types` or, for patients not in that table, from a TCGA
+    project in the same texts."""
     cancer_types: Data[LocalPath[str | None]] = None
     """CSV file with the columns patient_id and cancer_type; it determines the organs of TCGA patients."""
     organs: tuple[str, ...] = ()
@@ -359,8 +361,9 @@ class LeaksConfig(Section):
     """Leakage: tiles, patients and reports that occur on both sides of a split."""
 
     policy: Literal["error", "exclude", "note", "off"] = "error"
-    """`error`: fail. `exclude`: drop and list the leaking reports and the tiles of the earlier split, never test tiles
-    (for a shifted test set, drop its own tiles). `note`: only log leaks. `off`: do not check."""
+    """`error`: fail. `exclude`: drop and list leaking reports and, of leaking tiles, those in the earlier split, so
+    that no test tile is dropped. From a shifted test set, its own tiles are dropped. `note`: only log leaks. `off`: do
+    not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
     """Duplicate images to find: images with equal pixels (`exact`), or images that are equal up to quarter turns,
     flips, size, compression and brightness (`near`). Every image is decoded once per data set and output folder, which

@@ -20,7 +20,8 @@ class EvaluationConfig(Section):
     batch_size: Speed[int] = Field(256, ge=1)
     """Tiles per forward pass."""
     page: Reporting[bool] = True
-    """Whether to draw the plots and the page of the run (report.html). `clipit pages` can draw the page later."""
+    """Whether to generate the plots and the page of the run (report.html). `clipit pages` can generate the page
+    later."""
 
     @field_validator("bootstrap")
     @classmethod

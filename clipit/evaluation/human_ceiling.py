@@ -60,7 +60,7 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
 
     Returns:
         `annotators` (one record each), `mean` of each metric over annotators, and `independent` (yes, no or unknown):
-        whether the test labels come from none of the annotators of the training labels.
+        whether no annotator of the test labels provided training labels.
     """
     scores = score_annotators(tiles)
     if not scores or tiles.annotations is None:

@@ -31,7 +31,7 @@ def count_scores(
     unweighted, (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn.
 
     Args:
-        hits: Weight of the correctly predicted tiles of each class (diagonal of the matrix).
+        hits: Weight of the correctly classified tiles of each class (diagonal of the matrix).
         true: Weight of the tiles of each class (row sums).
         predicted: Weight of the tiles predicted as each class (column sums).
     """

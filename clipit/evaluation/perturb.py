@@ -141,8 +141,8 @@ def contrast(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np
 def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
     """Zoom about the centre at constant size: a window of 1/level of each edge is resized (bicubic) to the tile.
 
-    Above 1, the window lies inside the tile; below 1, the tile is reflected at its edges to fill the window. The µm per
-    pixel become 1/level of the original.
+    Above 1, the window lies inside the tile; below 1, the tile is reflected at its edges to fill the window. The
+    resolution in µm per pixel is divided by `level`.
     """
     if level == 1:
         return _all_changed(pixels.copy())
@@ -202,7 +202,7 @@ def to_pixels(density: Float64[np.ndarray, "p 3"], shape: tuple[int, ...]) -> UI
 
 
 def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "2 3"] | None:
-    """Estimate unit vectors of a tile's two stains, haematoxylin (stronger in red) first; None if there are not two.
+    """Estimate unit vectors of a tile's two stains, haematoxylin (absorbs more red) first; None if not separable.
 
     Macenko et al., ISBI 2009: drop pixels below `_BETA` density in any channel; project the rest onto the plane of the
     two largest singular vectors of the densities; take the directions at the 1st and 99th percentile of the angle in

@@ -260,7 +260,7 @@ def _check(predictions: Predictions, where: Path) -> None:
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < n:
         repeated = shortlist(unique[counts > 1].tolist())
-        raise DataError(f"duplicate tile ids: {repeated}", where=where, fix="predict each tile once")
+        raise DataError(f"duplicate tile ids: {repeated}", where=where, fix="keep one prediction per tile")
     outside = (predictions.labels < NO_LABEL) | (predictions.labels >= n_classes)
     if outside.any():
         raise DataError(

@@ -18,7 +18,7 @@ TOP_K = (1, 5, 10, 50, 100)
 POOLINGS = (*(f"top{k}" for k in TOP_K), "mean", "share")
 """Names of the poolings, from the fewest tiles to all."""
 SCORE_PREFIX = "score_"
-"""Prefix of the columns of `slide_table` that contain the score of a class."""
+"""Prefix of the columns of `slide_table` with class scores."""
 _NEIGHBOURHOOD = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 
 

@@ -51,9 +51,9 @@ class SlideSet:
     def predictions(self, key: PoolingKey, level: Level, split: str) -> Predictions:
         """Return the predictions of one split by one pooling, per slide or per patient.
 
-        The score of a patient is the mean of the scores of the patient's slides, regardless of their tissue area. If
-        the top K were taken from all tiles of a patient instead, they would mostly come from large slides or from
-        slides with artefacts. A slide without a known patient counts as a patient of its own.
+        A patient's score is the mean score of the patient's slides, regardless of their tissue area. If the top K were
+        taken from all tiles of a patient instead, they would mostly come from large slides or from slides with
+        artefacts. A slide without a known patient counts as a patient of its own.
 
         A patient's label is that of the patient's labelled slides. Patients whose slides have different labels are
         unlabelled (see `mixed_patients`).

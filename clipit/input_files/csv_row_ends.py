@@ -7,7 +7,7 @@ from clipit.errors import DataError, counted
 
 
 class RowEnds:
-    """Line ends of the rows of a csv file."""
+    """Line ends of a csv file's rows."""
 
     def __init__(self) -> None:
         self._last = ""

@@ -137,7 +137,7 @@ def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, note
 
 
 def _check_joint(bags: MilBags, workspace: Workspace) -> None:
-    """Check that features are unit vectors of the dimension of the VLM's joint space."""
+    """Check that features are unit vectors with the dimension of the VLM's joint space."""
     fix = (
         "remove zero_shot from mil.arms, or compute the features with the image tower of vlm, projected and normalised"
     )

@@ -52,7 +52,8 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
         value: Value of this class in the mask.
 
     Raises:
-        DataError: The mask cannot be read, has a different shape from the slide, or has no labelled pixel on a tile.
+        DataError: The mask cannot be read, has a different aspect ratio from the slide, or has no labelled pixel
+            on a tile.
     """
 
     def check_shape(columns: int, rows: int, may_be_rotated: bool = True) -> None:
@@ -60,7 +61,8 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
         shapes = [(columns, rows), (rows, columns)] if may_be_rotated else [(columns, rows)]
         if all(abs(tall * grid.width / (wide * grid.height) - 1) > _SHAPE_TOLERANCE for wide, tall in shapes):
             raise DataError(
-                f"the mask has {columns} x {rows} pixels, not the shape of the slide, {grid.width} x {grid.height}",
+                f"the mask ({columns} x {rows} pixels) does not have the aspect ratio of the slide "
+                f"({grid.width} x {grid.height})",
                 where=path,
                 fix="use the mask of the whole slide",
             )
@@ -79,14 +81,18 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     covered = class_map(grid, np.ones((len(grid), 1), dtype=np.float32), cell) != IGNORED
     truth = np.where((sampled == IGNORED_VALUE) | ~covered, IGNORED, sampled == value).astype(np.int64)
     if not (truth != IGNORED).any():
-        raise DataError("the mask has no labelled pixel on a tile", where=path, fix="use a mask that labels them")
+        raise DataError(
+            "no labelled pixel of the mask lies on a tile",
+            where=path,
+            fix="use a mask with labels in the area of the tiles",
+        )
     tiles = majority_tiles(grid, truth, 2, cell)[:, 1].astype(np.int64)
     return SlideTruth(grid, label, cell, truth, tiles)
 
 
 @dataclass(frozen=True)
 class InstanceMap:
-    """Scores of the tiles of a slide.
+    """Scores of one slide's tiles.
 
     Attributes:
         classes: Score of each class, the highest of which determines the tile's class; None for attention.
@@ -160,7 +166,7 @@ class SlideScore:
 def score_slide(
     truth: SlideTruth, maps: Mapping[tuple[str, str, int], InstanceMap], slide: str, patient: str
 ) -> list[SlideScore]:
-    """Score the maps of one slide by every arm, kind and seed, and its floor and ceiling."""
+    """Score one slide's maps, one per arm, kind and seed, and compute the slide's floor and ceiling."""
     scores = [
         SlideScore(slide, patient, arm, kind, seed, map_agreement(truth, scored), tile_auroc(truth, scored))
         for (arm, kind, seed), scored in maps.items()

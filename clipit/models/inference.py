@@ -92,7 +92,7 @@ class Classifier:
     def compile(self, **options: Any) -> "Classifier":
         """Compile the network with `torch.compile`, and run it once to report errors early; returns the same object.
 
-        The first batch of a different size triggers a second compilation, for all sizes.
+        The first batch of a different size triggers one recompilation, with dynamic shapes.
 
         Args:
             options: Arguments of `torch.compile`, such as `mode="max-autotune"`.
@@ -104,7 +104,7 @@ class Classifier:
         size = self.spec.preprocess.size
         try:
             self.forward(torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last))
-        except Exception as error:  # the compiler's packages raise many types
+        except Exception as error:  # the compiler's packages raise many types of exception
             self._compute = self.network
             if is_out_of_memory(error):
                 raise out_of_memory(error) from error
@@ -125,7 +125,7 @@ class Classifier:
 
         Args:
             images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths. Slides are
-                refused: `clipit.predict` predicts their tissue tiles.
+                rejected; use `clipit.predict` to classify their tissue tiles.
             batch_size: Images per batch.
             workers: Threads that read images while the model runs; 0 for one per core, at most 8.
 
@@ -250,7 +250,7 @@ class Classifier:
             problem = (
                 f"no prompt set {name!r} in this classifier"
                 if name
-                else f"no prompt set is named, and this classifier contains {counted(len(known), 'prompt set')}"
+                else f"no prompt set was named, and this classifier contains {counted(len(known), 'prompt set')}"
             )
             names = f"name one of: {', '.join(known)}; or " if known else ""
             raise ModelError(problem, where="prompts", fix=f"{names}pass a mapping from class to texts")
@@ -345,7 +345,7 @@ def load_classifier(
         device: Device of the model; by default the GPU, if available.
         vlm: Name, folder or configuration of the VLM that the classifier was trained with. It is needed only for new
             prompt texts, and not if that VLM is embedded or listed in the table of VLMs.
-        dtype: Data type of the backbone: `float32` (the default) or `bfloat16`, which needs half of the memory and is
+        dtype: Data type of the backbone: `float32` (the default) or `bfloat16`, which needs half the memory and is
             faster on most GPUs; heads and outputs are float32.
         compile: Whether to compile the network with `torch.compile`, which can take minutes.
         revision: Branch, tag or commit of the repository; None for its main branch.

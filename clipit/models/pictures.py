@@ -1,4 +1,4 @@
-"""Open the images passed to a classifier in Python: a list, a folder or a zip, but no slides."""
+"""Open the images passed to a classifier in Python: a list, a folder or a zip, but not slides."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +51,6 @@ def _refuse_slides(paths: Sequence[Path], where: str | Path) -> None:
         raise DataError(
             f"slides cannot be classified as one image: {shortlist([path.name for path in slides], 3)}",
             where=where,
-            fix='clipit.predict(classifier, "slide.svs", "predictions.csv") predicts the tissue tiles of slides; '
-            "clipit.score_slides gives scores and maps of slides",
+            fix='use clipit.predict(classifier, "slide.svs", "predictions.csv") to classify tissue tiles of slides, '
+            "or clipit.score_slides to compute scores and maps of slides",
         )

@@ -23,7 +23,7 @@ def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
 
     Args:
         trusted: Whether the user trusts the code.
-        fix: Fix named in the error, after reading the code.
+        fix: What to do once the code has been read, for the error message.
 
     Raises:
         ModelError: transformers is about to run such code.
@@ -55,7 +55,7 @@ def check_tokenizer_options(description: Mapping[str, Any], where: object, trust
     Args:
         description: Content of `open_clip_config.json`.
         trusted: Whether the user trusts the model's files.
-        fix: Fix named in the error, after reading the code.
+        fix: What to do once the code has been read, for the error message.
 
     Raises:
         ModelError: The files are not trusted, and an option may make transformers run code or read other files.

@@ -72,7 +72,7 @@ class Artifact:
         return self.manifest.fingerprint
 
     def file(self, name: str) -> Path:
-        """Return the path of one of the artefact's files, after its SHA-256 has been verified.
+        """Return the path of one of the artefact's files, after verifying its SHA-256.
 
         Raises:
             ArtifactError: The artefact has no such file, or the file is missing or changed.

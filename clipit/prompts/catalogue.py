@@ -7,10 +7,10 @@ from clipit.prompts.prompt_set import PromptSet, load_prompts
 
 _HEAD = """# Prompt sets
 
-Sets of class prompts that come with the package. Name one as `prompts:` in a configuration, or pass
-it to `clipit prompts`. A class is embedded as the mean over its prompts: every name in every
-template. `clipit prompts lint NAME` checks a set; `clipit prompts study` measures how much its
-wording matters.
+Sets of class prompts that come with the package. To use one, set `prompts` in the configuration to
+its name, or pass the name to `clipit prompts`. A class is embedded as the mean over its prompts:
+every name in every template. `clipit prompts lint NAME` checks a set; `clipit prompts study`
+measures how much its wording matters.
 
 You can also give the path of your own file, such as:
 
@@ -23,8 +23,9 @@ classes:
   benign: [normal mucosa]
 ```
 
-The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) need no conversion. If a file has many sampled
-entries, they are pooled: all distinct names of each class, in all distinct templates.
+The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) need no conversion. Some of these files
+contain 50 or 100 random draws from one pool of names and templates; clipit merges the draws and
+combines every name of a class with every template.
 
 This page is generated: `python -m clipit.prompts.catalogue > docs/prompts.md`."""
 

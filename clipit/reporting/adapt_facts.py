@@ -1,4 +1,4 @@
-"""Display names of the facts of an adaptation, for its page and card."""
+"""Display names of an adaptation's facts, for its page and card."""
 
 from collections.abc import Mapping, Sequence
 

@@ -10,11 +10,11 @@ from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts
 from clipit.reporting.tables import with_interval
 
 _ABOUT = (
-    "A linear probe on frozen features predicts each tile from the labels of other patients or slides. A label is "
-    "suspicious if the probe prefers a different class so clearly that confident learning counts the label as wrong. "
-    "The probe can also be wrong: rare appearances and classes that look alike are flagged more often than others. "
-    "Look at the tile before you change its label, and do not correct test labels on the basis of these suggestions "
-    "alone."
+    "A linear probe on frozen features predicts the label of each tile after training on tiles of other patients or "
+    "slides. A label is suspicious if the probe prefers a different class so clearly that confident learning counts "
+    "the label as wrong. The probe can also be wrong: rare appearances and classes that look alike are flagged more often "
+    "than others. Look at the tile before you change its label, and do not correct test labels on the basis of these "
+    "suggestions alone."
 )
 
 
@@ -68,7 +68,7 @@ def label_issues_page(
         by_class: Records with the keys class, checked, suspicious, estimated_wrong and suggested_most.
         tiles: Tiles to review, the most suspicious first.
         scores: Scores against verified labels, by name; None or empty without verified labels.
-        remarks: Lines of the section of remarks.
+        remarks: Lines for the section "Remarks".
     """
     total = int(str(facts.get("suspicious labels", len(tiles))))
     counts = Table(
@@ -83,7 +83,7 @@ def label_issues_page(
             ]
             for row in by_class
         ],
-        caption="Labels by class. The estimate is that of confident learning, from the same predictions.",
+        caption="Labels by class. Shares of wrong labels are estimated by confident learning, from these predictions.",
         source="label_issues.json, classes",
     )
     sections = [PageSection("Summary", [Text(_ABOUT), facts_table(facts), counts])]

@@ -61,7 +61,7 @@ class TopTile:
 
 @dataclass(frozen=True)
 class SlidePage:
-    """Content of the page of a slide.
+    """Content of a slide's page.
 
     Attributes:
         scores: Probabilities, one row per tile of the grid.

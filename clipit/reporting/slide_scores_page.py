@@ -26,9 +26,9 @@ POOLING_TEXT = (
     "3 x 3 cells around it that contain tissue. The predicted class is the one with the highest score."
 )
 LEVEL_TEXT = (
-    "The score of a patient is the mean of the scores of the patient's slides. AUROC is computed from each score minus "
-    "the mean of the slide's scores, for one class against the rest, and averaged over classes (with two classes, only "
-    "for the second)."
+    "A patient's score is the mean score of the patient's slides. AUROC is computed from each score minus the mean of "
+    "the slide's scores, for one class against the rest, and averaged over classes (with two classes, only for the "
+    "second)."
 )
 
 
@@ -256,7 +256,7 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
 
 
 def _show(value: object) -> object:
-    """Return a cell of the table of slides: scores with three digits, `tied` as a word."""
+    """Return a cell of the slide table: scores with three digits, `tied` as a word."""
     if isinstance(value, bool):
         return "yes" if value else ""
     return number(value) if isinstance(value, float) else value

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[str, Any]:
-    """Predict, score and summarise with the classifier of a run's folder.
+    """Predict with the classifier in a run's folder, score the predictions and write a summary.
 
     Args:
         config: Run configuration with its arm resolved.

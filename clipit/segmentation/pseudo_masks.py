@@ -20,10 +20,10 @@ from clipit.tiles.tileset import TileSet
 
 @dataclass(frozen=True)
 class TokenReader:
-    """Tokens of the images of each patient as the instances of one bag.
+    """Tokens of each patient's images, as the instances of one bag.
 
     Attributes:
-        images: Ids of the images of each bag.
+        images: Image ids of each bag.
     """
 
     store: TokenStore
@@ -45,7 +45,7 @@ class TokenReader:
 
     def features(self, row: int) -> Float32[np.ndarray, "n d"]:
         """Read the tokens of one bag."""
-        # converted one by one, because each map holds an open file, and a patient may have thousands of images
+        # convert one by one: each memory map holds a file open, and a patient may have thousands of images
         tokens = [self.store.tokens(name).reshape(-1, self.dim).astype(np.float32) for name in self.images[row]]
         return np.concatenate(tokens)
 
@@ -137,7 +137,7 @@ def pseudo_masks(
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.
         tiles: Images; those without a label are skipped.
-        background: Class that images of every label may contain.
+        background: Class that may occur in any image, whatever its label.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.

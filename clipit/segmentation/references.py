@@ -25,7 +25,7 @@ class Reference:
 
     Attributes:
         kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority class.
-        tile_um: Edge of the tiles of a ceiling in micrometres (in pixels where the resolution is unknown).
+        tile_um: Edge of a ceiling's tiles in micrometres (in pixels where the resolution is unknown).
     """
 
     name: str

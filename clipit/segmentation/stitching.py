@@ -52,7 +52,7 @@ class WindowGrid:
 
     @property
     def lefts(self) -> list[int]:
-        """First column of the windows of a row."""
+        """First column of each window in a row."""
         return window_starts(self.width, self.edge, self.stride)
 
     @property

@@ -34,7 +34,7 @@ class SegmentationRow(StudyRow):
         threshold: Threshold on the probability of the second class; None for the most probable class.
         validation_dice: Dice of the foreground on the validation masks.
         choice: Choice among several scales, and the scores that it is based on.
-        tile_um: Edge of the tiles of a ceiling in micrometres.
+        tile_um: Edge of a ceiling's tiles in micrometres.
     """
 
     kind: str

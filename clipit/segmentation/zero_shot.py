@@ -90,7 +90,7 @@ def student_classes(inputs: MethodInputs) -> Sequence[str]:
 
 
 def classifier_classes(inputs: MethodInputs) -> Sequence[str]:
-    """Return the classes of the classifier of the finished run."""
+    """Return the classes of the finished run's classifier."""
     return tuple(inputs.classifier.classes)
 
 

@@ -12,7 +12,7 @@ from clipit.runs.folder import is_trained, read_run_config
 from clipit.tiles.slides import SlideList
 
 ZERO_SHOT = "VLM zero-shot"
-"""Name of the arm of a VLM with prompts alone."""
+"""Name of the arm that uses only a VLM with prompts."""
 _CONFIG = "config.yaml"
 _DEPTHS = ("*", "*/*", "*/*/*")  # outputs/runs/NAME/ARM-seed0 is three folders below outputs
 

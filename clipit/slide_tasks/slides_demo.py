@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 WORLD = SlideWorldConfig(seed=0, train=0, validation=0, test=3)
 """Slides of the demo, one of each label."""
 _OVERLAP = 0.5
-_CELL = 16  # downsample at which maps and masks are compared: a quarter of the edge of a tile
+_CELL = 16  # downsample at which maps and masks are compared: a quarter of a tile's edge
 
 
 def demo_slides(run: Path, out: Path) -> str:

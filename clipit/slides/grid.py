@@ -125,7 +125,7 @@ def tile_id(slide: str, x: int, y: int, edge: int) -> str:
 
 
 def parse_tile_id(name: str) -> tuple[str, int, int, int]:
-    """Return slide, x, y and edge of the id of a tile.
+    """Return the slide, x, y and edge that a tile id contains.
 
     Raises:
         DataError: The id is not of the form `slide@x,y,edge`.

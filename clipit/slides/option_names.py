@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OptionNames:
-    """Names of the options of slides.
+    """Names of the slide options.
 
     Attributes:
         mpp: Micrometres per pixel of slides that do not state them.
         tile_mpp: Micrometres per pixel of tiles.
         min_tissue: Share of a tile that must be tissue.
-        elsewhere: If the running command lacks the options overlap, min_tissue and contours, a remark on which command
-            has them.
+        elsewhere: Remark that names the command with the options overlap, min_tissue and contours; "" if the running
+            command has them.
     """
 
     mpp: str

@@ -117,7 +117,7 @@ def trace(mask: Bool[np.ndarray, "h w"], downsample: float = 1.0) -> list[Polygo
 
 
 def trace_regions(labels: Integer[np.ndarray, "h w"], n: int, downsample: float = 1.0) -> list[Polygon]:
-    """Return the outline of each region of a map of labels, in the order of the labels.
+    """Return the outline of each region of a label map, in the order of the labels.
 
     Args:
         labels: 0 outside of the regions, and 1 to n in the regions, each of which is connected through edges of pixels.

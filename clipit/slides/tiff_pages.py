@@ -147,7 +147,7 @@ def check_tiles(page: Any, path: Path) -> None:
 
 
 def _facts(page: Any) -> TiffPage:
-    """Read the tags of a page of tifffile."""
+    """Read the tags of a tifffile page."""
     bits, orientation = page.bitspersample, page.tags.get(_ORIENTATION)
     return TiffPage(
         size=(int(page.imagewidth), int(page.imagelength)),
@@ -181,7 +181,7 @@ def open_levels(
     Args:
         path: TIFF of one of `FORMATS`.
         levels: Levels that openslide finds.
-        accept: Function that decides whether the level of a page of tifffile is opened.
+        accept: Function that decides whether the level of a tifffile page is opened.
         opener: Function that opens the level of an accepted page.
     """
     try:

@@ -1,4 +1,4 @@
-"""Stores of embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
+"""On-disk stores of text and tile embeddings: half-precision vectors in shards, with their ids.
 
 Vectors of the joint space are normalised before they are written (`write_embeddings`); raw features are not.
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 1000
-"""Number of texts above which a progress bar is shown: for snippets to be filtered, but not for class prompts."""
+"""Number of texts above which a progress bar is shown; too large for class prompts to show one."""
 SHARD = 4096
 """Rows per shard."""
 _MAX_MAPPED = 256  # maximum number of shards that are kept mapped; each needs a file handle

@@ -37,7 +37,7 @@ _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRI
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """Features of the tiles of one slide; the vectors are read from disk on demand.
+    """Tile features of one slide; the vectors are read from disk on demand.
 
     Attributes:
         path: HDF5 file.

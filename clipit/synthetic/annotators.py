@@ -30,7 +30,7 @@ class AnnotatorsConfig(Section):
     skills: tuple[Skill, ...] = Field(min_length=1)
     """Probability of the correct label, by annotator; the wrong labels are equally probable."""
     biased: int = Field(0, ge=0)
-    """Number of annotators, from A1 on, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
+    """Number of annotators, starting with A1, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
     coverage: float = Field(1.0, gt=0, le=1)
     """Probability that an annotator labels an annotated tile; every annotated tile has at least one label."""
     annotated: float = Field(1.0, gt=0, le=1)
@@ -185,7 +185,7 @@ def _facts(config: AnnotatorsConfig) -> dict[str, Any]:
 
 
 def _check_settings(facts: Path, config: AnnotatorsConfig) -> None:
-    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or write a different world"
+    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or create a different world"
     recorded, settings = read_json(facts, fix).get("config"), config.model_dump(mode="json")
     if recorded != settings:
         changes = list_differences(recorded, settings) if isinstance(recorded, dict) else []

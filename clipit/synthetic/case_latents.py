@@ -53,7 +53,7 @@ class CaseWorldConfig(Section):
     wrong: Share = 0.05
     """Share of the other tumour cases whose report states the wrong status."""
     noise: Share = 0.01
-    """Share of the characters of a report that are misread."""
+    """Share of a report's characters that are misread."""
 
     @model_validator(mode="after")
     def _check_centres(self) -> "CaseWorldConfig":

@@ -50,7 +50,7 @@ class ReportedSlidesConfig(SlideWorldConfig):
     wrong: Share = 0.05
     """Share of the other patients whose report states the wrong status."""
     noise: Share = 0.01
-    """Share of the characters of a report that are misread."""
+    """Share of a report's characters that are misread."""
 
 
 def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
 
 
 def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
-    """Write additional reports of the patients of a world of slides, as `add_variants` does for a world of cases."""
+    """Write additional reports of a slide world's patients, as `add_variants` does for a world of cases."""
     return write_variants(folder, config, variants, write_slide_reports)
 
 
@@ -129,7 +129,7 @@ def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
 
 
 def _describe_case(config: ReportedSlidesConfig, slide: ListedSlide, tissue: Int64[np.ndarray, " k"]) -> Case:
-    """Draw the case that the report of a patient describes: organ, and attributes of the tissues of the slides."""
+    """Draw the case that a patient's report describes: its organ, and the attributes of the tissues on the slides."""
     name = str(slide.row["group"])
     rng = stream(config.seed, "slides", name, "case")
     grade = "low" if slide.main == LOW else "high"

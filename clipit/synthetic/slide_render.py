@@ -145,7 +145,7 @@ def scan_slide(
     The Beer-Lambert law is applied as for tiles (`clipit.synthetic.render.scan`).
 
     Args:
-        centres: Centre of the stain of each piece; the first centre also determines the scanner.
+        centres: Centre whose stain each piece has; the first centre also determines the scanner.
         artefacts: Pen marks and out-of-focus patches; None for a clean slide.
         ink: Colour of the pen, a key of `INKS`.
     """

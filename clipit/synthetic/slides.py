@@ -75,7 +75,7 @@ class DrawnSlide:
     Attributes:
         labels: 0 for glass, k + 1 for class k of `CLASSES`, also under artefacts.
         artefacts: Values of `ARTEFACTS`, 0 elsewhere.
-        centres: Centre of the stain of each piece of tissue.
+        centres: Centre whose stain each piece of tissue has.
         ink: Colour of the pen; empty without artefacts.
         status: Pixels of tumour with the morphology of the mutated status.
     """
@@ -93,7 +93,7 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
 
     Args:
         main: Class of the slide's label: a grade of tumour, or normal mucosa.
-        centre: Centre of the scanner, and of the stain of the first piece.
+        centre: Centre whose scanner the slide has, and whose stain the first piece has.
         shows: Share of the tumour with the morphology of the mutated status, in foci.
     """
     draw = stream(config.seed, "slides", name, "slide")

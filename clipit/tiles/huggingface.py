@@ -56,7 +56,7 @@ class DatasetReader:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Rows of a split of a data set, without its images.
+    """Rows of a data set's split, without its images.
 
     Attributes:
         count: Number of rows.

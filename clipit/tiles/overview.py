@@ -34,7 +34,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
             labels = "all labelled" if labelled and not unlabelled else labels
             lines.append(f"  {split:<10} {int(in_split.sum()):>7,} tiles, {labels}, {_patients_of(groups[in_split])}")
     lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
-    lines += [f"  missing: {problem}" for problem in _missing(tiles, groups, tests_only)]
+    lines += [f"  problem: {problem}" for problem in _missing(tiles, groups, tests_only)]
     lines += [f"  {as_note(note)}" for note in tiles.notes]
     if tiles.advice:
         lines.append(f"  WARNING: {tiles.advice}")
@@ -89,7 +89,7 @@ def _missing(tiles: TileSet, groups: np.ndarray, tests_only: bool) -> list[str]:
     ungrouped = int((groups == "").sum())
     if ungrouped:
         how_many = "no groups" if ungrouped == len(tiles) else f"no group for {counted(ungrouped, 'tile')}"
-        effect = "so tiles of one patient or slide may be in two splits, and scores too high"
+        effect = "so tiles of one patient or slide may be in two splits, which makes scores too high"
         if tests_only:
             effect = "so patients or slides are not compared with those of the training tiles"
         problems.append(

@@ -68,7 +68,7 @@ def resolve_splits(
     where: str,
     others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
-    """Return the split of each row; all rows are train if the source has no splits.
+    """Return the split of each row; all rows belong to train if the source has no splits.
 
     If `others` is "ignore", rows with an unknown split, or without a split although other rows have one, get "". The
     name "" in `configured` stands for rows without a split.
@@ -82,7 +82,7 @@ def resolve_splits(
     unknown = sorted(name for name in present - {""} if name not in mapping and name.lower() not in mapping)
     problem = ""
     if absent:
-        problem = f"tiles.splits names {shortlist([name or repr(name) for name in absent])}, which does not occur"
+        problem = f"tiles.splits has names that do not occur: {shortlist([name or repr(name) for name in absent])}"
     elif others == "error" and unknown:
         problem = f"unknown split values: {shortlist(unknown)}"
     elif others == "error" and "" in present and len(present) > 1 and "" not in mapping:
@@ -91,7 +91,7 @@ def resolve_splits(
         raise DataError(
             f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
             where=where,
-            fix="map them (split: one or several names in the source), such as "
+            fix="map them (split: one or more names in the source), for example "
             """--tiles.splits='{"train": ["labelled", "unlabelled"], "test": "holdout"}', """
             "remove those rows from the source, or set tiles.other_parts: ignore",
         )

@@ -55,8 +55,8 @@ def bag_examples(
         raise DataError("tiles of validation and test are not paired, so they have no bags", where="adapt.data")
     if section.bags.snippets and config.pairing.k < section.bags.snippets:
         raise ConfigError(
-            f"bags of {counted(section.bags.snippets, 'snippet')} need as many pairs per tile: pairing.k is "
-            f"{config.pairing.k}",
+            f"bags of {counted(section.bags.snippets, 'snippet')} need at least as many pairs per tile, but "
+            f"pairing.k is {config.pairing.k}",
             where="adapt.bags.snippets",
             fix=f"set pairing.k={section.bags.snippets}, or lower adapt.bags.snippets",
         )

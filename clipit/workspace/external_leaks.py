@@ -23,7 +23,7 @@ def enforce_on_external(
 
     Args:
         seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.
-        seen_hashes: Hashes of the images of `seen`, in the same order; None to compare only patients.
+        seen_hashes: Image hashes of `seen`, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
 
     Returns:

@@ -39,7 +39,7 @@ class CorpusLabels:
         tile_labels: Most common class index among the labelled training tiles of each report's patient; -1 without
             labels.
         rules: Rule set; None if none is configured.
-        by_rules: Class and mentions in each report by the rules; empty without rules.
+        by_rules: Class that the rules assign to each report, and the mentions they found; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
         notes: Remarks on skipped reports, labels and the classifier, one line each.
     """
@@ -76,7 +76,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     """Label the reports of a configuration by `soft_labels.own_report.rules`, and by a text classifier.
 
     The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels, cross-fitted by patient.
-    Call it in all processes.
+    Call this function in all processes.
 
     Args:
         tiles: Whether the configuration names tiles; reports of patients with validation or test tiles are then
@@ -155,8 +155,8 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
 def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
     """Measure the agreement of the rules and of the text classifier with the labels of reports and of tiles.
 
-    Labels of reports are those of `reports.label_column`. The label by tiles is the most common class among the
-    labelled training tiles of the report's patient. Kinds of labels that no report has are omitted.
+    Labels of reports are those of `reports.label_column`. The tile label of a report is the most common class among the
+    labelled training tiles of its patient. Kinds of labels that no report has are omitted.
     """
     agreements = []
     has_own = bool((labels.own >= 0).any())
@@ -282,7 +282,8 @@ def _class_numbers(
     )
     if labelled and not (own >= 0).any():
         raise DataError(
-            f"no label of a report is a class; labels: {shortlist(sorted(other))}; classes: {shortlist(classes)}",
+            "none of the reports' labels is one of the classes; "
+            f"labels: {shortlist(sorted(other))}; classes: {shortlist(classes)}",
             where="reports.label_column",
             fix="map labels to classes with soft_labels.own_report.class_map",
         )

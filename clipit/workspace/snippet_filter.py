@@ -1,4 +1,4 @@
-"""Snippet filter by prompts: keep snippets that are more similar to morphology than to boilerplate."""
+"""Snippet filter by prompts: keep snippets that are more similar to morphology than to boilerplate prompts."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
 
 
 def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsConfig) -> Float[np.ndarray, "n"]:
-    """Score the similarity to the morphology prompts minus that to the boilerplate prompts, with centred texts.
+    """Score texts by their similarity to the morphology prompts minus that to the boilerplate prompts.
 
-    Text embeddings lie in a narrow cone: without centring, any two texts are similar.
+    Embeddings are centred first: text embeddings lie in a narrow cone, so that any two texts would be similar.
 
     Args:
         config: Section `reports` with both prompt sets.

@@ -173,7 +173,7 @@ def test_masks_are_read_before_the_training(
     with pytest.raises(ConfigError, match=r"labels that no bag has: glands; the labels are gland, stroma"):
         clipit.train_mil(clipit.load_config(path, misspelt))
     Image.new("L", (100, 10)).save(masks / "s02.png")
-    with pytest.raises(DataError, match="not the shape of the slide"):
+    with pytest.raises(DataError, match="does not have the aspect ratio of the slide"):
         clipit.train_mil(clipit.load_config(path, {**kept, "mil.seeds": [7]}))
     assert not trained
 

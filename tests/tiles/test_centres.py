@@ -53,7 +53,7 @@ def test_a_third_centre_is_a_test_set_of_its_own(table: Path) -> None:
 def test_other_centres_are_an_error_unless_they_are_to_be_ignored(table: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)unknown split values: C.*tiles.other_parts: ignore"):
         read_tiles(centres(table, splits={"train": "A", "test": "B"}))
-    with pytest.raises(DataError, match=r"tiles.splits names D, which does not occur"):
+    with pytest.raises(DataError, match=r"tiles\.splits has names that do not occur: D"):
         read_tiles(centres(table, splits={"train": "A", "test": "D"}, other_parts="ignore"))
     with pytest.raises(DataError, match="no tiles remain"):
         read_tiles(centres(table, other_parts="ignore"))

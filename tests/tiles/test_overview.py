@@ -30,13 +30,13 @@ def test_a_single_class_is_counted_in_the_singular(make_tiles: Make) -> None:
 def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) -> None:
     tiles = make_tiles([0, 0, 0, 1], ["train"] * 3 + ["validation"])
     told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut", "WARNING: odd")), TABLE)
-    assert "missing: no test split, so there is no test score: tiles.test_fraction or tiles.folds" in told
-    assert "missing: no labelled train tiles of c1, so they cannot be learnt" in told
-    assert "missing: no groups, so tiles of one patient or slide may be in two splits" in told
+    assert "problem: no test split, so there is no test score: tiles.test_fraction or tiles.folds" in told
+    assert "problem: no labelled train tiles of c1, so they cannot be learnt" in told
+    assert "problem: no groups, so tiles of one patient or slide may be in two splits" in told
     assert told.endswith("  note: cut\n  WARNING: odd\n  WARNING: set --tiles.columns.group=case")
     part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
     assert "no train split, so nothing can" in part and "1 patient or slide, unknown for 1 tile" in part
-    assert "missing: no group for 1 tile" in part
+    assert "problem: no group for 1 tile" in part
 
 
 def test_many_classes_are_folded_and_the_limit_of_labels_is_named(make_tiles: Make) -> None:
@@ -53,7 +53,7 @@ def test_many_classes_are_folded_and_the_limit_of_labels_is_named(make_tiles: Ma
 def test_a_further_test_set_lacks_no_other_parts(make_tiles: Make) -> None:
     told = tiles_overview(make_tiles([0, 0, 1], ["test"] * 3), TABLE, "new set b", tests_only=True)
     assert told.startswith("new set b: table") and "no train split" not in told and "no validation split" not in told
-    assert "missing: no groups, so patients or slides are not compared with those of the training" in told
+    assert "problem: no groups, so patients or slides are not compared with those of the training" in told
 
 
 def test_tcga_barcodes_in_ids_count_as_patients(make_tiles: Make) -> None:

@@ -41,7 +41,7 @@ def test_rows_without_a_split_can_be_named() -> None:
 def test_a_part_is_named_once_and_must_occur() -> None:
     with pytest.raises(ConfigError, match="a name occurs twice"):
         resolve(["a", "b"], {"train": ("a", "b"), "test": "b"})
-    with pytest.raises(DataError, match=r"names unlabeled, which does not occur; the source has: labelled, unlabelled"):
+    with pytest.raises(DataError, match=r"names that do not occur: unlabeled; the source has: labelled, unlabelled"):
         resolve(["labelled", "unlabelled"], {"train": ("labelled", "unlabeled")})
     with pytest.raises(DataError, match=r'unknown split values: x(?s:.*)"train": \["labelled", "unlabelled"\]'):
         resolve(["train", "x"], {})

@@ -27,7 +27,7 @@ def test_processes_share_what_a_step_holds(
     import torch
 
     config = resolve_arm(configure({**LARGE, "training.tiles_per_step": 4096}, arm="bags"))
-    with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4,096 tiles \(at most 4\): lower"):
+    with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4,096 tiles; the limit is 4 GiB: lower"):
         check_keys(config)
     monkeypatch.setattr(bags, "get_processes", lambda: Processes(0, 3, torch.device("cpu")))
     check_keys(config)

@@ -187,7 +187,7 @@ def test_wrong_options_and_other_splits_are_errors(config: RunConfig) -> None:
     with pytest.raises(DataError, match="only 72 training examples, fewer than a batch of 73"):
         make_examples(config, SECTION.model_copy(update={"batch_size": 73}), "text", 0, "train", workspace)
     section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"snippets": 3})})
-    with pytest.raises(ConfigError, match=r"need as many pairs per tile: pairing\.k is 2"):
+    with pytest.raises(ConfigError, match=r"need at least as many pairs per tile, but pairing\.k is 2"):
         make_examples(config, section, "text", 0, "train", workspace)
     assert validation_examples(config, SECTION, "text", 0, workspace) is None
     with pytest.raises(DataError, match="have no bags"):

@@ -68,7 +68,7 @@ def test_every_command_checks_its_input_before_anything_heavy(
 ) -> None:
     with pytest.raises(DataError, match="without prompts: gland"):
         run_command(command, prompts="pcam")
-    with pytest.raises(DataError, match=r"tiles\.splits names nowhere, which does not occur"):
+    with pytest.raises(DataError, match=r"tiles\.splits has names that do not occur: nowhere"):
         run_command(command, **{"tiles.splits": {"test": "nowhere"}})
     with pytest.raises(DataError, match="missing columns: nothing"):
         run_command(command, **{"tiles.columns": {"group": "nothing"}})

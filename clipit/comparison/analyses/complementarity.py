@@ -240,7 +240,7 @@ def _image_embeddings(workspace: Workspace) -> dict[str, Float32[np.ndarray, "_ 
 def _probe_predictions(
     workspace: Workspace, seed: int, vectors: dict[str, Float32[np.ndarray, "_ dim"]]
 ) -> Predictions:
-    """Fit a linear probe on the labels that the runs of a seed may use, and predict the test tiles."""
+    """Fit a linear probe on the labels that the runs of a seed may use, and predict the labels of the test tiles."""
     tiles = workspace.tiles(seed)
     train, validation, test = (tiles.of_split(split) for split in ("train", "validation", "test"))
     probe = linear_probe(vectors["train"], train.labels, vectors["validation"], validation.labels, len(tiles.classes))

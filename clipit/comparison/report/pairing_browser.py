@@ -54,7 +54,7 @@ def _predict(
     train = workspace.all_tiles.of_split("train")
     tiles = train.select(train.among(shown))
     predictions: dict[str, tuple[int, float]] = {}
-    with progress("predicting paired tiles", len(tiles)) as advance:
+    with progress("classifying paired tiles", len(tiles)) as advance:
         for start in range(0, len(tiles), _BATCH):
             batch_rows = range(start, min(start + _BATCH, len(tiles)))
             batch = classifier.predict_proba([tiles.read(i) for i in batch_rows])

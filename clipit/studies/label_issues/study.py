@@ -36,7 +36,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_SIDE, _SMALL = 128, 64  # pixels of the pictures of a tile and of its neighbours
+_SIDE, _SMALL = 128, 64  # edge of the pictures of a tile and its neighbours in pixels
 
 
 def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:

@@ -95,10 +95,10 @@ def probing_chapters(
             [
                 Text(
                     "precision@k: share of the k nearest items with the query's class; vote@k: share of queries whose "
-                    "class has the most votes among the k nearest; recall@k: share of the true partners retrieved. In "
-                    f"brackets: fold over random. {own_group}Image to image, test: leave-one-out within the test "
-                    "split; where groups are unknown, tiles of the query's own slide may be retrieved, so these "
-                    "scores can be too high."
+                    "class has the most votes among the k nearest; recall@k: share of the query's true matches among "
+                    f"the k nearest. In brackets: ratio to the score of random retrieval. {own_group}Image to "
+                    "image, test: leave-one-out within the test split; where groups are unknown, tiles of the query's "
+                    "own slide may be retrieved, so these scores can be too high."
                 ),
                 *(
                     _retrieval_table(frame[frame.metric == name], name)

@@ -25,8 +25,8 @@ _MAX_BYTES = 4 * 2**30
 """Maximum memory of the term per process, in bytes."""
 _COPIES, _COPIES_LEARNT = 6, 9
 """Largest number of copies of the similarities between all members (4 bytes each) in memory during a step, with a fixed
-and with a learnt temperature. They are both directions with their masks, values saved for the gradient, and temporary
-tensors of the backward pass. Measured on a CPU."""
+and with a learnt temperature. The copies comprise the similarities in both directions with their masks, the values
+saved for the backward pass, and its temporary tensors. Measured on a CPU."""
 _TEMPERATURE = "bags_log_temperature"
 
 
@@ -66,7 +66,10 @@ class BagsTerm(Term[BagsConfig]):
         if config.reports is None:
             problems.append("bags.weight needs reports: set reports.path, or bags.weight=0")
         if config.pairing.k < b.snippets:
-            problems.append(f"bags.snippets={b.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}")
+            problems.append(
+                f"bags.snippets={b.snippets} needs at least {counted(b.snippets, 'pair')} per tile, but pairing.k is "
+                f"{config.pairing.k}: raise pairing.k or lower bags.snippets"
+            )
         if config.training.micro_batches > 1:
             problems.append(
                 "bags contrast each tile with the whole batch, which accumulation splits: set training.accumulation=1, "
@@ -90,8 +93,8 @@ class BagsTerm(Term[BagsConfig]):
             return []
         return [
             f"bags of {counted(tiles, 'tile')} and {counted(texts, 'text')} need about {needed / 2**30:.1f} GiB in a "
-            f"step of {counted(size, 'tile')} (at most {_MAX_BYTES / 2**30:.0f}): lower training.tiles_per_step, "
-            "bags.tiles, bags.snippets or bags.prompts"
+            f"step of {counted(size, 'tile')}; the limit is {_MAX_BYTES / 2**30:.0f} GiB: lower "
+            "training.tiles_per_step, bags.tiles, bags.snippets or bags.prompts"
         ]
 
     def describe(self) -> str:

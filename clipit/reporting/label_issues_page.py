@@ -12,9 +12,9 @@ from clipit.reporting.tables import with_interval
 _ABOUT = (
     "A linear probe on frozen features predicts the label of each tile after training on tiles of other patients or "
     "slides. A label is suspicious if the probe prefers a different class so clearly that confident learning counts "
-    "the label as wrong. The probe can also be wrong: rare appearances and classes that look alike are flagged more often "
-    "than others. Look at the tile before you change its label, and do not correct test labels on the basis of these "
-    "suggestions alone."
+    "the label as wrong. The probe can also be wrong: rare appearances and classes that look alike are flagged more "
+    "often than others. Look at the tile before you change its label, and do not correct test labels on the basis of "
+    "these suggestions alone."
 )
 
 

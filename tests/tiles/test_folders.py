@@ -67,7 +67,7 @@ def test_the_same_part_for_two_splits_is_refused(tree: Path) -> None:
 
 
 def test_a_split_that_is_asked_for_but_absent(tree: Path) -> None:
-    with pytest.raises(DataError, match=r"names held_out.*test, train"):
+    with pytest.raises(DataError, match=r"do not occur: held_out; the source has: test, train"):
         load_tiles(config(tree, splits={"validation": "held_out"}), seed=0)
 
 

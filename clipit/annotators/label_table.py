@@ -12,13 +12,13 @@ from clipit.annotators.votes import ANONYMOUS, Votes
 from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.csv_delimiter import delimiter_hint
 from clipit.input_files.data_files import (
     MISSING_VALUES,
     NO_CLASS,
     CsvTable,
     cell_text,
     check_column_names,
-    delimiter_hint,
     read_utf8_csv,
 )
 from clipit.input_files.mangled_names import check_rounded

@@ -1,21 +1,24 @@
-"""Recognise csv files that are separated by semicolons, as Excel writes them where the comma is the decimal sign."""
+"""Recognise the delimiter of csv files; Excel writes semicolons where the comma is the decimal sign."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+
+_DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 
 
 def has_semicolons(path: Path, encoding: str) -> bool:
     """Return whether semicolons separate the fields of a csv file with a header.
 
-    They do if the header is one column when it is split at commas, and if most rows have as many fields as the header,
-    two or more, when they are split at semicolons. `read_csv` then reports the other rows.
+    They do if the header is one column when it is split at commas, and if most rows with a value have as many fields as
+    the header, two or more, when they are split at semicolons. `read_csv` then reports the other rows.
 
     Raises:
         UnicodeError: The file is not in this encoding.
     """
     with path.open(encoding=encoding, newline="") as stream:
         try:
-            header = next(csv.reader(stream), [])
+            header = next(filter(any, csv.reader(stream)), [])
         except csv.Error:
             return False
         if len(header) != 1 or ";" not in header[0] or header[0].strip().lower().startswith("sep="):
@@ -23,7 +26,7 @@ def has_semicolons(path: Path, encoding: str) -> bool:
         stream.seek(0)
         width, fitting, rows = 0, 0, 0
         try:
-            for row in filter(None, csv.reader(stream, delimiter=";", strict=True)):
+            for row in filter(any, csv.reader(stream, delimiter=";", strict=True)):
                 if width:
                     rows += 1
                     fitting += len(row) == width
@@ -31,3 +34,15 @@ def has_semicolons(path: Path, encoding: str) -> bool:
         except csv.Error:  # the rows before the broken one suffice
             pass
     return width > 1 and (rows == 0 or fitting > rows / 2)
+
+
+def delimiter_hint(names: Sequence[str]) -> str:
+    """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise.
+
+    The advice also covers a first line such as `sep=;`, which Excel writes.
+    """
+    if names and names[0].strip().lower().startswith("sep="):
+        advice = "the first line declares a delimiter: remove it"
+        return advice if names[0].strip()[-1] in ";,=" else f"{advice}, and save the table with commas, or as .tsv"
+    used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
+    return f"the header is one column that contains {used[0]}: save the table with commas, or as .tsv" if used else ""

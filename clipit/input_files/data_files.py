@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import logging
 import os
 import re
 from collections import Counter
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from clipit.errors import DataError, counted, has_controls, shortlist
-from clipit.input_files.csv_delimiter import has_semicolons
+from clipit.input_files.csv_delimiter import delimiter_hint, has_semicolons
 from clipit.input_files.csv_row_ends import RowEnds
 from clipit.input_files.dataset_paths import HUB, check_dataset_path
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
-_DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
+logger = logging.getLogger(__name__)
+
 _MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
@@ -168,7 +170,10 @@ class CsvTable:
 def read_csv(
     path: Path, delimiter: str = ",", encoding: str = "utf-8-sig", columns: Sequence[str] | None = None
 ) -> CsvTable:
-    """Read a csv file; quoted fields may contain line breaks, and empty lines are skipped.
+    """Read a csv file; quoted fields may contain line breaks.
+
+    Empty lines are skipped, and so are rows without a value, which spreadsheet programs write; these are counted in the
+    log.
 
     Args:
         delimiter: Character between fields. Semicolons are recognised instead of commas (see `has_semicolons`).
@@ -185,18 +190,21 @@ def read_csv(
         delimiter = ";"
     rows: list[list[str]] = []
     lines: list[int] = []
+    blank: list[int] = []
     ends = RowEnds()
     with path.open(encoding=encoding, newline="") as stream:
         reader = csv.reader(ends.watch(stream), delimiter=delimiter, strict=True)
         line = 1
         try:
-            header = next(reader, []) if columns is None else list(columns)
+            header = next(filter(any, reader), []) if columns is None else list(columns)
             if columns is None:
                 ends.add(header, line)
             line = reader.line_num + 1
             for row in reader:
                 ends.add(row, line)
-                if row:
+                if len(row) > 1 and not any(map(str.strip, row)):
+                    blank.append(line)
+                elif row:
                     rows.append(row)
                     lines.append(line)
                 line = reader.line_num + 1
@@ -207,6 +215,9 @@ def read_csv(
                 fix="close the quotes, and double those within a quoted field",
             ) from error
     ends.check(path)
+    if blank:
+        listed = shortlist([f"line {line}" for line in blank])
+        logger.info(f"note: {path}: skipped {counted(len(blank), 'row')} without a value: {listed}")
     check_column_names(header, path)
     ragged = [index for index, row in enumerate(rows) if len(row) != len(header)]
     if ragged:
@@ -272,18 +283,6 @@ def check_column_names(names: Sequence[str], where: object) -> None:
     repeated = sorted({name for name in stripped if name and stripped.count(name) > 1})
     if repeated:
         raise DataError(f"several columns have the same name: {shortlist(repeated)}", where=where, fix="rename one")
-
-
-def delimiter_hint(names: Sequence[str]) -> str:
-    """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise.
-
-    The advice also covers a first line such as `sep=;`, which Excel writes.
-    """
-    if names and names[0].strip().lower().startswith("sep="):
-        advice = "the first line declares a delimiter: remove it"
-        return advice if names[0].strip()[-1] in ";,=" else f"{advice}, and save the table with commas, or as .tsv"
-    used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
-    return f"the header is one column that contains {used[0]}: save the table with commas, or as .tsv" if used else ""
 
 
 def is_saved_dataset(folder: Path) -> bool:

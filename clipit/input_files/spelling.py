@@ -28,16 +28,20 @@ def plain_letters(name: str) -> str:
     return unicodedata.normalize("NFKC", name.translate(_LOOKALIKES)).translate(_LOOKALIKES)
 
 
-def spelled_alike(names: Iterable[str]) -> list[str]:
+def spelled_alike(names: Iterable[str], *, numbered: bool = True) -> list[str]:
     """List names that differ only in spelling.
 
     Names differ only in spelling if they are the same number, like 1, 01 and 1.0, or the same letters before the same
     number, like P01, P-1 and P_1, or are equal except for letter case, spaces, kinds of quotes and dashes, invisible
     characters, and letters that look like Latin ones.
+
+    Args:
+        names: Names to compare with each other.
+        numbered: Whether P01, P-1 and P_1 are the same name.
     """
     names_of: dict[str, list[str]] = {}
     for name in sorted(names):
-        for form in _normal_forms(name):
+        for form in _normal_forms(name, numbered):
             names_of.setdefault(form, []).append(name)
     groups = dict.fromkeys(tuple(group) for group in names_of.values() if len(group) > 1)
     return [" and ".join(map(_quote, group)) for group in groups]
@@ -60,18 +64,19 @@ def format_pairs(pairs: dict[str, str]) -> list[str]:
     return [f"{_quote(name)} and {_quote(other)}" for name, other in pairs.items()]
 
 
-def _normal_forms(name: str) -> list[str]:
+def _normal_forms(name: str, numbered: bool = True) -> list[str]:
     """Return the normal forms of a name, as written and with Latin letters; names spelled alike share one.
 
     Both are needed, because some letters look like a Latin letter only in upper or only in lower case.
     """
-    return list(dict.fromkeys((_folded(unicodedata.normalize("NFKC", name)), _folded(plain_letters(name)))))
+    forms = dict.fromkeys((_folded(unicodedata.normalize("NFKC", name)), _folded(plain_letters(name))))
+    return list(dict.fromkeys(_NUMBERED.sub(r"\1\2", form) for form in forms) if numbered else forms)
 
 
 def _folded(name: str) -> str:
     visible = "".join(char for char in name if char.isprintable() or char.isspace())
     folded = " ".join(visible.casefold().strip("\"' ").split())
-    return _NUMBERED.sub(r"\1\2", _MIDNIGHT.sub("", _WHOLE.sub(r"\1\2", folded)))
+    return _MIDNIGHT.sub("", _WHOLE.sub(r"\1\2", folded))
 
 
 def _quote(name: str) -> str:

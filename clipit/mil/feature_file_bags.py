@@ -205,7 +205,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
     classes = options.classes or ()
     if not classes:
         check_class_names([label for label in labels if label], str(path))
-    check_group_names([group for group in groups if group], str(path))
+    spelling_remarks = check_group_names([group for group in groups if group], str(path))
     known = list(classes) or sorted({label for label in labels if label and label != DROPPED})
     unknown = sorted({label for label in labels if label and label not in (*known, DROPPED)})
     if unknown:
@@ -220,7 +220,8 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
             "slides of the table and feature files differ only in spelling, such as in leading zeros, which "
             f"spreadsheets drop: {shortlist(format_pairs(alike))}",
             where=path,
-            fix="spell the names in the column slide like the names of the feature files",
+            fix="spell the names in the column slide like the names of the feature files; if they are different "
+            "slides, remove the rows or the files",
         )
     has_features = np.array([name in files for name in names], dtype=bool)
     if not has_features.any():
@@ -232,7 +233,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
         )
     without_features = [name for name, present in zip(names, has_features.tolist(), strict=True) if not present]
     unlisted = sorted(files.keys() - {*names})
-    notes = [*label_remarks, *map_remarks, *group_remarks]
+    notes = [*label_remarks, *map_remarks, *group_remarks, *spelling_remarks]
     if others:
         listed = shortlist([f"{stated}: {count}" for stated, count in sorted(others.items())])
         notes.append(f"dropped {counted(others.total(), 'slide')} of other splits ({listed})")

@@ -7,7 +7,8 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import delimiter_hint, read_utf8_csv
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import read_utf8_csv
 from clipit.patients import all_patients_in, leading_patient
 from clipit.reports.textfiles import RawReport
 

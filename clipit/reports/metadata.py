@@ -9,7 +9,8 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.input_files.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, without_decimals
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import MISSING_VALUES, CsvTable, cell_text, without_decimals
 from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.nearby_files import similar_names
 from clipit.patients import leading_patient

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.csv_delimiter import delimiter_hint
 from clipit.input_files.data_files import (
     MISSING_VALUES,
     CsvTable,
@@ -17,7 +18,6 @@ from clipit.input_files.data_files import (
     check_arrow,
     check_column_names,
     count_suffixes,
-    delimiter_hint,
     hub_id,
     is_saved_dataset,
     joined_rows,

@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import delimiter_hint, list_files
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import list_files
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import read_organs
 from clipit.reports.tables import csv_reports, read_csv_table

@@ -44,15 +44,16 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
         images = None if slides is None else str(slides)
         section = TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
         table = list_slides(section)
-        check_group_names([group for group in table.groups if group], str(tables[0]))
-        return replace(table, source_splits=[ALIASES.get(split.lower(), split) for split in table.source_splits])
+        notes = check_group_names([group for group in table.groups if group], str(tables[0]))
+        splits = [ALIASES.get(split.lower(), split) for split in table.source_splits]
+        return replace(table, source_splits=splits, notes=(*table.notes, *notes))
     listed: list[SlidePath] = []
-    notes: list[str] = []
+    remarks: list[str] = []
     for path in one_per_slide(paths):
         if path.is_dir():
             folder = slides_in_folder(path, mpp)
             listed += folder.slides
-            notes += folder.notes
+            remarks += folder.notes
         elif path.suffix.lower() in _OTHER_TABLES:
             raise DataError(
                 f"a table of slides as {path.suffix} is not supported",
@@ -72,4 +73,4 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     where = shortlist(paths, 3)
     check_slide_names(names, where)
     empty = [""] * len(listed)
-    return SlideList(listed, empty, empty, empty, where, tuple(notes))
+    return SlideList(listed, empty, empty, empty, where, tuple(remarks))

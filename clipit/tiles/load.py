@@ -167,6 +167,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
         source = map_labels(source, config.class_map)
     source = add_groups(source, config.group_pattern)
     classes = _resolve_classes(source, config, set(annotators.labels if annotators else ()))
+    group_notes = check_group_names(source.groups, source.where)
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
@@ -192,7 +193,12 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
         reader=source.reader,
         rows=np.arange(len(source.ids), dtype=np.int64),
         stamps=np.asarray([stamp.encode() for stamp in source.stamps], dtype=np.bytes_),
-        notes=(*source.notes, *_dropped_split_notes(source, splits), *_alias_notes(source, splits, config)),
+        notes=(
+            *source.notes,
+            *group_notes,
+            *_dropped_split_notes(source, splits),
+            *_alias_notes(source, splits, config),
+        ),
         where=source.where,
         advice=group_advice(source),
     )
@@ -248,7 +254,6 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
             where=source.where,
             fix="rename it in the source, or in tiles.class_map",
         )
-    check_group_names(source.groups, source.where)
     check_class_names(label_names if config.classes is None and source.classes is None else set(), source.where)
     unknown = sorted(present - set(classes))
     if unknown:

@@ -1,7 +1,7 @@
 """Rows returned by every tile source, before labels, splits and groups are resolved."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clipit.errors import DataError, counted, shortlist
@@ -74,14 +74,24 @@ def check_class_names(names: Iterable[str], where: str) -> None:
     )
 
 
-def check_group_names(names: Iterable[str], where: str) -> None:
+def check_group_names(names: Collection[str], where: str) -> tuple[str, ...]:
     """Check that no groups differ only in spelling, because a patient under two names may be in two splits.
 
+    Returns:
+        A warning if there are groups such as A1 and A-1, which may also be different patients.
+
     Raises:
-        DataError: Two groups differ only in spelling.
+        DataError: Two groups differ only in spelling otherwise.
     """
     fix = "use one spelling for each patient or slide; if they differ, make their names less similar"
-    _check_spelling("groups", names, where, fix)
+    _check_spelling("groups", names, where, fix, numbered=False)
+    numbered = spelled_alike(set(names))
+    if not numbered:
+        return ()
+    return (
+        "WARNING: groups that differ only in the sign or zeros before a number count as different patients or slides: "
+        f"{shortlist(numbered)}; if they are the same, use one spelling",
+    )
 
 
 def check_annotator_names(names: Iterable[str], where: object) -> None:
@@ -94,8 +104,8 @@ def check_annotator_names(names: Iterable[str], where: object) -> None:
     _check_spelling("annotators", names, where, fix)
 
 
-def _check_spelling(kind: str, names: Iterable[str], where: object, fix: str) -> None:
-    alike = spelled_alike(set(names))
+def _check_spelling(kind: str, names: Iterable[str], where: object, fix: str, *, numbered: bool = True) -> None:
+    alike = spelled_alike(set(names), numbered=numbered)
     if alike:
         raise DataError(f"{kind} with almost the same name: {shortlist(alike)}", where=where, fix=fix)
 

@@ -14,7 +14,8 @@ from clipit.images.decode import is_image
 from clipit.images.image_files import dangling_links, image_stamps
 from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.images.image_set import ImageSet
-from clipit.input_files.data_files import MISSING_VALUES, check_column_names, delimiter_hint, read_utf8_csv
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import MISSING_VALUES, check_column_names, read_utf8_csv
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names

@@ -12,7 +12,8 @@ from typing import Any
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.vlm_training import PairsConfig
 from clipit.errors import ClipitError, DataError, counted, shortlist
-from clipit.input_files.data_files import cell_text, delimiter_hint
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import cell_text
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.hold_out import hold_out_validation

@@ -53,6 +53,10 @@ def test_names_of_different_things(first: str, second: str) -> None:
     assert not spelled_differently([first], [second])
 
 
+def test_letters_before_a_number_can_be_compared_with_their_sign() -> None:
+    assert spelled_alike(["A1", "A-1", "A01", "a1"], numbered=False) == ["'A1' and 'a1'"]
+
+
 def test_a_letter_that_looks_like_another_is_named_by_its_code() -> None:
     assert spelled_alike(["AC", "\u0410C"]) == ["'AC' and '\u0410C' (\u0410 is U+0410)"]
     assert format_pairs(spelled_differently(["pat-1", "Pat-2"], ["Pat-1", "Pat-2"])) == ["'pat-1' and 'Pat-1'"]

@@ -266,6 +266,18 @@ def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
     assert [report.text for report in read(path).reports] == ["Colon."]
 
 
+@pytest.mark.parametrize("name", ["reports.csv", "reports.tsv"])
+def test_rows_without_a_value_are_skipped(tmp_path: Path, name: str) -> None:
+    path, mark = tmp_path / name, "\t" if name.endswith("tsv") else ","
+    lines = ["id,text,organ", "1,Colon.,colon", ",,", "2,Rectum.,colon", "3,,colon", ",,", ",,,,"]
+    path.write_text("\n".join(lines).replace(",", mark), encoding="utf-8")
+    found = read(path, id_column="id")
+    assert [(report.report_id, report.text) for report in found.reports] == [("1", "Colon."), ("2", "Rectum.")]
+    assert found.empty == 1  # of report 3
+    path.write_text('text\nColon.\n""\n', encoding="utf-8")
+    assert read(path).empty == 1
+
+
 def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("id\ttext\n1\tColon, with carcinoma.\n", encoding="utf-8")

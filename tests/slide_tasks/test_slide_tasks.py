@@ -401,6 +401,8 @@ def test_patients_of_a_table_that_differ_in_spelling_only_are_refused(tmp_path: 
                 list_inputs([table])
         else:
             assert list(list_inputs([table]).groups) == ["p1", "P2"]
+    table.write_text("slide,group\ns0,p1\ns1,p-1\n", encoding="utf-8")
+    assert any("'p-1' and 'p1'" in note for note in list_inputs([table]).notes)
 
 
 def test_a_file_that_was_deleted_is_written_again(models: Path, tmp_path: Path) -> None:

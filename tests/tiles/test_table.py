@@ -263,6 +263,25 @@ def test_a_table_with_semicolons_and_decimal_commas_as_excel_writes_it_in_much_o
     assert (tiles.mpp == 0.5).all()
 
 
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_rows_without_a_value_are_skipped_and_counted(
+    tmp_path: Path, mark: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = rows(tmp_path)
+    plain = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+    lines = [mark.join(table[0]), *(mark.join(map(str, row.values())) for row in table)]
+    lines[3:3] = [mark * 4]
+    path = tmp_path / "e.csv"
+    path.write_text("\r\n".join([mark * 4, *lines, *[mark * 4] * 20, mark * 9, ""]), encoding="utf-8-sig")
+    with caplog.at_level("INFO"):
+        tiles = load_tiles(config(path), seed=0)
+    assert tiles.fingerprint == plain.fingerprint
+    assert f"note: {path}: skipped 22 rows without a value: line 5, line 16, " in caplog.text
+    path.write_text("\n".join([*lines, f"{mark}1{mark * 3}"]))
+    with pytest.raises(DataError, match=r"1 row names no file; the first is record 13 \(line 15\)"):
+        load_tiles(config(path), seed=0)
+
+
 @pytest.mark.parametrize("lines", ["1.png;a;train\n2.png;b", "1.png;a,b;train\n2.png;a;b;train", "1.png"])
 def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "t.csv"
@@ -591,6 +610,17 @@ def test_one_class_or_patient_has_one_spelling(tmp_path: Path, key: str, one: st
     table[0][key], table[11][key] = one, other
     with pytest.raises(DataError, match=f"almost the same name: .*{one}.*"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+
+
+def test_patients_that_differ_in_the_sign_before_a_number_may_be_different(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    for place, row in enumerate(table):
+        row["group"] = f"A{'-' * (place % 4 < 2)}{place // 4}"
+    tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+    assert len({*tiles.groups}) == 6
+    (note,) = [note for note in tiles.notes if "A-0" in note]
+    assert note.startswith("WARNING: groups that differ only in the sign or zeros before a number")
+    assert "'A-1' and 'A1'" in note
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from jaxtyping import Int64, Shaped
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import LabelIssues, score_ranking
-from clipit.input_files.data_files import delimiter_hint, read_utf8_csv, without_decimals
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import read_utf8_csv, without_decimals
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 

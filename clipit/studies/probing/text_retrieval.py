@@ -10,7 +10,8 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
-from clipit.input_files.data_files import MISSING_VALUES, delimiter_hint, read_utf8_csv
+from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.data_files import MISSING_VALUES, read_utf8_csv
 from clipit.input_files.mangled_names import check_rounded
 from clipit.studies.model_features import FrozenFeatures
 from clipit.workspace.workspace import Workspace

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from clipit.errors import DataError
-from clipit.input_files.data_files import delimiter_hint
-from clipit.input_files.data_files import cell_text, list_files, load_huggingface
+from clipit.input_files.data_files import cell_text, delimiter_hint, list_files, load_huggingface
 from clipit.input_files.nearby_files import similar_names
 
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, shortlist
@@ -13,7 +12,7 @@ from clipit.models.loading import (
     TOKENIZER_FILES,
     TOKENIZER_RULES,
     foreign_errors,
-    quiet_transformers,
+    load_pretrained,
     read_model_json,
     require_files,
 )
@@ -49,11 +48,7 @@ def clip_towers(source: str) -> Towers:
     hub_id, _, revision = (source, "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):
-        with quiet_transformers():  # mismatched weights are reported below, in one error
-            loaded: Any = CLIPModel.from_pretrained(
-                hub_id, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
-            )
-        model, report = loaded
+        model, report = load_pretrained(CLIPModel, hub_id, **options)  # mismatched weights are one error below
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
         if local:  # read the file itself, because the class fills in defaults for missing keys
             processor = read_model_json(Path(source) / _PROCESSOR)

@@ -34,7 +34,7 @@ from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last, cpu_parts, inner_model
 from clipit.models.vlm import VLM, load_vlm
-from clipit.models.weights import check_finite_weights
+from clipit.models.weights import check_finite_weights, read_tensors
 from clipit.torch_defaults import torch_defaults
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
@@ -355,8 +355,6 @@ def load_classifier(
         ModelError: There is no such folder or repository, it does not contain a classifier, files are missing, weights
             do not match their description, or it contains code that is not trusted.
     """
-    from safetensors.torch import load_file
-
     folder = classifier_folder(path, revision)
     spec = read_spec(folder)
     chosen = parse_device(device)
@@ -379,8 +377,8 @@ def load_classifier(
                     folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code
                 )
         check_finite_weights(model.state_dict(), folder / WEIGHTS, COPY_AGAIN)
-        head = load_file(folder / HEADS) if not spec.plain else {}
-        zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
+        head = read_tensors(folder / HEADS) if not spec.plain else {}
+        zero_shot = read_tensors(folder / ZERO_SHOT) if spec.projector_layers else {}
         check_tensors(spec, head | zero_shot, folder)
         network = ClassifierNetwork(spec, channels_last(model), head, zero_shot)
     check_network(spec, network.eval(), folder)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from clipit.errors import ClipitError, ModelError, is_out_of_memory, out_of_memory
@@ -19,6 +20,7 @@ from clipit.input_files.git_lfs import PULL, find_pointer
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
+from clipit.models.weights import check_unquantised_folder
 from clipit.output_files.json_record import JsonRecord
 
 _HUB_TIMEOUT_S = 5.0
@@ -146,8 +148,6 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
 
     The fingerprint does not depend on the file format or location of the weights.
     """
-    import torch
-
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
@@ -200,6 +200,30 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         messages.set_verbosity(before)
+
+
+def load_pretrained(model_class: Any, source: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Load a transformers model in float32, and return it with transformers' report on its weights.
+
+    Args:
+        source: Folder or hub id.
+
+    Raises:
+        ModelError: The weights are quantised; transformers would convert them to float32 without their scales.
+    """
+    from transformers.utils import cached_file
+
+    folder = Path(source)
+    if folder.is_dir():
+        check_unquantised_folder(folder)
+    with quiet_transformers():
+        model, report = model_class.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
+        )
+    if not folder.is_dir():
+        revision = {"revision": options["revision"]} if "revision" in options else {}
+        check_unquantised_folder(Path(cached_file(source, "config.json", **revision)).parent)
+    return model, report
 
 
 @cache

@@ -14,7 +14,7 @@ from clipit.config.run import LoraConfig
 from clipit.errors import ModelError, counted, counted_of, shortlist
 from clipit.models.loading import foreign_errors, read_model_json
 from clipit.models.trunks import TokenPool
-from clipit.models.weights import write_tensors
+from clipit.models.weights import read_tensors, write_tensors
 from clipit.output_files.artifacts import write_json
 
 if TYPE_CHECKING:
@@ -165,14 +165,13 @@ def load_lora(module: nn.Module, folder: Path) -> nn.Module:
         ModelError: The adapter is damaged, or belongs to a different model.
     """
     import peft
-    from safetensors.torch import load_file
 
     values = read_model_json(folder / ADAPTER_CONFIG)
     with foreign_errors("LoRA", where=folder, hint="The adapter may belong to a different model."):
         rank, alpha, names = int(values["r"]), float(values["lora_alpha"]), values["target_modules"]
         with torch.random.fork_rng(devices=[]):  # peft draws random numbers for initial factors
             adapted = _inject(module, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), "")
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        tensors = read_tensors(folder / ADAPTER_WEIGHTS)
         report = peft.set_peft_model_state_dict(adapted, tensors)
     factors = [name for name, _ in adapted.named_parameters() if "lora_" in name]
     if report.unexpected_keys or len(factors) != len(tensors):

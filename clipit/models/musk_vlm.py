@@ -17,6 +17,7 @@ from clipit.models.loading import checkpoint_file, foreign_errors, optional_modu
 from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
+from clipit.models.weights import read_tensors
 
 WEIGHTS = "model.safetensors"
 _PACKAGES = ("musk", "fairscale", "einops", "sentencepiece")
@@ -67,12 +68,11 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     file = checkpoint_file(spec, path, WEIGHTS)
     with foreign_errors(spec.name, None if path else spec.source, f"Use the files from {spec.page}.", file):
         import timm
-        from safetensors.torch import load_file
 
         package = optional_module("musk.modeling")  # registers its architectures with timm
         model: Any = timm.create_model(spec.loader["architecture"])
         # The package's own loader prints missing weights and keeps their random values.
-        report = model.load_state_dict(load_file(file), strict=False)
+        report = model.load_state_dict(read_tensors(file), strict=False)
         model_file = Path(str(package.__file__)).parent / "models" / "tokenizer.spm"
         processor = optional_module("sentencepiece").SentencePieceProcessor(model_file=str(model_file))
     if report.missing_keys:

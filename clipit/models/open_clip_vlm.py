@@ -24,6 +24,7 @@ from clipit.models.remote_code import check_tokenizer_options, text_config
 from clipit.models.specs import ModelSpec
 from clipit.models.token_grids import open_clip_tokens
 from clipit.models.towers import Towers
+from clipit.models.weights import load_reports
 
 _HUB_HINT = (
     "A text tower from the Hub (such as PubMedBERT) also needs its own configuration and tokeniser files. "
@@ -185,7 +186,8 @@ def _load(
     if quick_gelu is not None:  # open_clip has one argument to force it on, and another to switch it off
         options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
     with foreign_errors(name, hub_id, hint, where, uses_hub=uses_hub):
-        model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
+        with load_reports(where or name, strict=True):
+            model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
         tokenizer: Any = open_clip.get_tokenizer(model_name)
     if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:
         raise ModelError(

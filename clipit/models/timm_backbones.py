@@ -57,9 +57,10 @@ def load_timm(
 
     request = _request_of_spec(config, spec) if spec else _request_of_name(config, table)
     uses_hub = config.pretrained and request.file is None
+    origin = request.file or request.hub_id or request.name
     with foreign_errors(config.name, request.hub_id, _hint(request, spec, table), request.file, uses_hub=uses_hub):
         shapes = tensor_shapes(request.file) if request.file and config.pretrained else None
-        with load_reports() as reports, errors_only("timm"):  # those that matter raise errors below
+        with load_reports(origin) as reports, errors_only("timm"):  # those that matter raise errors below
             module: Any = timm.create_model(
                 request.name,
                 pretrained=config.pretrained,
@@ -142,7 +143,8 @@ def open_timm(folder: Path, pooling: Literal["default", "cls", "cls_mean"]) -> n
     """Load the model of an exported folder, with clipit's token pooling unless `pooling` is `default`."""
     import timm
 
-    module: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with load_reports(folder, strict=True):
+        module: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return module if pooling == "default" else TokenPool(module, "timm", module.num_prefix_tokens, pooling)
 
 

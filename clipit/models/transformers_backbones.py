@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import foreign_errors, quiet_transformers, read_model_json
+from clipit.models.loading import foreign_errors, load_pretrained, quiet_transformers, read_model_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, unsupported_size
@@ -205,12 +205,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
         config = AutoConfig.from_pretrained(source, trust_remote_code=remote, **options)
         model: Any = AutoModel.from_config(config, trust_remote_code=remote)
     else:
-        with quiet_transformers():
-            loaded: Any = AutoModel.from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
-                trust_remote_code=remote, **options,
-            )  # fmt: skip
-        model, report = loaded
+        model, report = load_pretrained(AutoModel, source, trust_remote_code=remote, **options)
         mismatched = [
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]

@@ -14,7 +14,7 @@ from clipit.models.adapted_towers import AdaptedTowers, log_scale
 from clipit.models.loading import foreign_errors
 from clipit.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_lora, save_adapter
 from clipit.models.towers import Towers
-from clipit.models.weights import write_tensors
+from clipit.models.weights import read_tensors, write_tensors
 from clipit.output_files.artifacts import file_sha256, read_json, write_record
 
 RECORD = "clipit_adapter.json"
@@ -96,12 +96,10 @@ def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
         )
     if changed := [name for name, digest in record["files"].items() if file_sha256(folder / name) != digest]:
         raise ModelError(f"files of the adapter are damaged: {shortlist(changed)}", where=folder, fix=_COPY)
-    from safetensors.torch import load_file
-
     if ADAPTER_CONFIG in record["files"]:
         load_lora(towers.module, folder)
     with foreign_errors("adapter", where=folder):
-        others = load_file(folder / _OTHERS)
+        others = read_tensors(folder / _OTHERS)
     _copy_weights(towers, others, folder)
     towers.module.requires_grad_(False)
     return replace(towers, logit_scale=math.exp(float(others[_SCALE])))

@@ -1,5 +1,6 @@
 """Read, write and check weights, because other packages silently leave missing weights at random values."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from clipit.errors import ModelError, shortlist
 from clipit.output_files.artifacts import whole_file
 
 Shape = tuple[int, ...]
+
+_DATA_TYPE = re.compile(r"(?:torch\.)?(?:(b?float|b?f)|q?u?int|[iu])(\d+)(?:_?[a-z].*)?")
+"""Name of a floating-point or integer type and its bits, in lower case: `torch.int8`, or `i8` in safetensors."""
+_WEIGHT_NAMES = ("weight", "bias")
+"""Ends of the names of tensors that are never integers by design, unlike indices and counters."""
 
 _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution, whose last two dimensions are the height and width of a patch."""
@@ -41,17 +47,22 @@ class LoadReport:
 
 
 @contextmanager
-def load_reports() -> Iterator[list[LoadReport]]:
-    """Make every `load_state_dict` in the block non-strict, and record its missing and unexpected weights.
+def load_reports(where: object, *, strict: bool = False) -> Iterator[list[LoadReport]]:
+    """Record the missing and unexpected weights of every `load_state_dict` in the block, and refuse quantised weights.
 
-    timm builds and loads a model in one call, non-strictly if the number of classes differs, and does not return the
-    result. No hook can be registered before the module exists.
+    timm and open_clip build and load a model in one call, and do not return the result. No hook can be registered
+    before the module exists.
+
+    Args:
+        where: Origin of the weights, for errors.
+        strict: Whether calls are as strict as the package makes them; otherwise none is strict.
     """
     reports: list[LoadReport] = []
-    original = nn.Module.load_state_dict
+    original, as_called = nn.Module.load_state_dict, strict
 
     def record(self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        result = original(self, state_dict, strict=False, assign=assign)
+        check_unquantised(state_dict, where)
+        result = original(self, state_dict, strict=strict and as_called, assign=assign)
         reports.append(LoadReport(self, tuple(result.missing_keys), tuple(result.unexpected_keys)))
         return result
 
@@ -93,6 +104,49 @@ def check_finite_weights(tensors: Mapping[str, Tensor], where: object, fix: str)
         raise ModelError(f"the weights are not finite: {shortlist(broken)}", where=where, fix=fix)
 
 
+def check_unquantised(tensors: Mapping[str, Any], where: object) -> None:
+    """Check that no weight is quantised, because torch and transformers convert integers to floats without a scale.
+
+    Integers of 32 and 64 bits are allowed for indices and counters, but not as weights or biases.
+
+    Args:
+        tensors: Tensors by name, or data types as in the header of a safetensors file.
+        where: Origin of the weights, for the error.
+
+    Raises:
+        ModelError: A weight is quantised; the first ones are listed.
+    """
+    dtypes = {name: str(getattr(value, "dtype", value)) for name, value in tensors.items()}
+    quantised = [f"{name} is {dtype}" for name, dtype in dtypes.items() if _is_quantised(name, dtype)]
+    if quantised:
+        raise ModelError(
+            f"the weights are quantised, which clipit does not support: {shortlist(quantised, 3)}",
+            where=where,
+            fix="use the unquantised weights of this model, in float32, bfloat16 or float16",
+        )
+
+
+def _is_quantised(name: str, dtype: str) -> bool:
+    match = _DATA_TYPE.fullmatch(dtype.lower())
+    if match is None:  # booleans, complex numbers, and values that are not tensors
+        return False
+    floating, bits = bool(match[1]), int(match[2])
+    return bits < 16 if floating else bits < 32 or name.endswith(_WEIGHT_NAMES)
+
+
+def check_unquantised_folder(folder: Path) -> None:
+    """Check that no weight in the files of a transformers model is quantised (see `check_unquantised`)."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("model*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            dtypes = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        check_unquantised(dtypes, file)
+    for file in [] if files else sorted(folder.glob("pytorch_model*.bin")):
+        check_unquantised(torch.load(file, map_location="cpu", weights_only=True), file)
+
+
 def mismatches(keys: Iterable[Any]) -> list[str]:
     """Format transformers' `mismatched_keys` (name, shape in the file, shape in the model)."""
     return sorted(
@@ -108,14 +162,19 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
     The prefix `module.` of PyTorch's parallel wrappers is removed from names. Errors of the readers are not converted:
     call this inside `foreign_errors`.
+
+    Raises:
+        ModelError: The weights are quantised.
     """
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(file)
-    tensors = torch.load(file, map_location="cpu", weights_only=True)
-    if isinstance(tensors, dict) and "state_dict" in tensors:
-        tensors = tensors["state_dict"]
+        tensors = load_file(file)
+    else:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(tensors, dict) and "state_dict" in tensors:
+            tensors = tensors["state_dict"]
+    check_unquantised(tensors, file)
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 

@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 from clipit.config.run import BackboneConfig, LoraConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
-from clipit.models.lora import add_lora, check_gradients, merge_lora, merged_lora, save_adapter, target_modules
+from clipit.models.lora import (
+    add_lora,
+    check_gradients,
+    load_lora,
+    merge_lora,
+    merged_lora,
+    save_adapter,
+    target_modules,
+)
 
 
 def trunk(folder: Path) -> torch.nn.Module:
@@ -290,3 +299,12 @@ def test_plain_peft_opens_an_adapter_of_pooled_tokens(
             tokens = again(pixel_values=pixels).last_hidden_state
         torch.testing.assert_close(tokens[:, 0], adapted(pixels)[:, :32])
     assert "trunk" not in (tmp_path / "adapter_config.json").read_text()
+
+
+def test_a_quantised_adapter_is_refused(timm_folder: Path, tmp_path: Path) -> None:
+    adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2))
+    save_adapter(adapted, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: (100 * value).to(torch.int8) for name, value in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match=r"(?s)quantised.*lora_A\.weight is torch\.int8.*adapter_model"):
+        load_lora(trunk(timm_folder), tmp_path)

@@ -1,6 +1,7 @@
 """Files of weights that are not the model's: none may leave a part of it random."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import load_backbone
 from clipit.models.specs import HALF, ModelSpec
 from clipit.models.vlm import load_vlm
-from clipit.models.weights import tensor_shapes
+from clipit.models.weights import check_unquantised, tensor_shapes
 
 Weights = dict[str, torch.Tensor]
 
@@ -202,3 +203,48 @@ def test_a_temperature_that_is_not_finite_is_refused(clip_folder: Path, tmp_path
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"cosine similarities must be positive and finite, not inf[\s\S]*logit_scale"):
         load_vlm(VLMConfig(name=str(folder)))
+
+
+def quantised(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Quantise a tensor as bitsandbytes does, without keeping the scale."""
+    return tensor.to(dtype) if dtype.is_floating_point else (tensor / tensor.abs().max() * 127).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
+@pytest.mark.parametrize("kind", ["timm", "vit", "clip", "open_clip"])
+def test_quantised_weights_are_refused(
+    kind: str,
+    dtype: torch.dtype,
+    timm_folder: Path,
+    clip_folder: Path,
+    open_clip_folder: Path,
+    vision_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    source = {"timm": timm_folder, "clip": clip_folder, "vit": vision_folders["ViT"], "open_clip": open_clip_folder}
+    folder = Path(shutil.copytree(source[kind], tmp_path / kind))
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    name = next(key for key in sorted(weights) if key.endswith(".weight") and weights[key].ndim == 2)
+    save_file({**weights, name: quantised(weights[name], dtype)}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"(?s)the weights are quantised.*: {re.escape(name)} is .*unquantised"):
+        if "clip" in kind:
+            load_vlm(VLMConfig(name=str(folder)))
+        else:
+            load_backbone(BackboneConfig(name=str(folder)))
+
+
+def test_a_quantised_weights_file_is_refused(named: Weights, tmp_path: Path) -> None:
+    name = "blocks.0.attn.qkv.weight"
+    file = save(tmp_path / "f.bin", named | {name: quantised(named[name], torch.int8)})
+    with pytest.raises(ModelError, match=rf"(?s)quantised.*: {name} is torch\.int8\n.*where: .*f\.bin"):
+        load("tiny-uni", file)
+
+
+def test_counters_and_indices_may_be_integers() -> None:
+    integers = {
+        "norm.num_batches_tracked": torch.tensor(3),
+        "position_ids": torch.arange(4),
+        "mask": torch.tensor([True]),
+    }
+    check_unquantised({**integers, "embeddings.relative_position_index": "I64", "proj.weight": "BF16"}, "a file")

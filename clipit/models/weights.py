@@ -166,6 +166,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: The weights are quantised.
     """
+    tensors: Any
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 

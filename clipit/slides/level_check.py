@@ -1,6 +1,7 @@
 """Check that all levels and pages of a slide show the image of its overview."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from clipit.slides.tiff_pages import FORMATS, TO_PYRAMID, read_pages
 _CELL = 8  # edge of an area in pixels of the overview
 _CELLS = 16  # number of areas with evenly spaced grey values, and number of evenly spaced areas
 _MIN_CELLS = 8  # in the overview
+_FIRST = 6  # number of areas that suffice if they are equal and not uniform, because each costs a few decoded tiles
+_EQUAL_GREY, _RANGE_GREY = 8, 32  # maximum difference of equal areas, and minimum range of areas that are not uniform
 _MAX_EDGE = 1024  # edge of an area in pixels of the level
 _MAX_PIXELS = 2**26  # number of pixels of a compared page
 
@@ -46,6 +49,8 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
     means = np.asarray(whole.resize((columns, rows), Image.Resampling.BOX), dtype=np.float64)
     expected, actual = [], []
     for row, column in _choose_cells(means):
+        if len(actual) == _FIRST and _are_equal(actual, expected):
+            return
         x, y = int(column * _CELL * downsample), int(row * _CELL * downsample)
         try:
             region = slide.read_region(x, y, level, edge, edge)
@@ -95,12 +100,20 @@ def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> N
             )
 
 
+def _are_equal(actual: Sequence[float], expected: Sequence[float]) -> bool:
+    differences = np.abs(np.subtract(actual, expected))
+    return bool(np.ptp(expected) >= _RANGE_GREY and differences.max() <= _EQUAL_GREY)
+
+
 def _choose_cells(means: Float[np.ndarray, "rows columns"]) -> list[tuple[int, int]]:
-    """Choose cells whose mean grey values are evenly spaced, and as many evenly spaced cells."""
+    """Choose cells whose mean grey values are evenly spaced, and as many evenly spaced cells, some of both first."""
     order = np.argsort(means, axis=None, kind="stable")
     values = means.ravel()[order]
     targets = np.linspace(values[0], values[-1], _CELLS)
     positions = np.searchsorted(values, targets).clip(max=len(values) - 1)
     everywhere = np.linspace(0, means.size - 1, _CELLS).astype(np.int64)
-    chosen = np.union1d(order[positions], everywhere)
-    return [(int(index) // means.shape[1], int(index) % means.shape[1]) for index in chosen.tolist()]
+    third = (_CELLS - 1) // 3
+    chosen = dict.fromkeys(
+        [*order[positions[::third]], *everywhere[third:-third:third], *order[positions], *everywhere]
+    )
+    return [(int(index) // means.shape[1], int(index) % means.shape[1]) for index in chosen]

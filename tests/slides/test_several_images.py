@@ -3,16 +3,19 @@
 import logging
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from slide_files import PURPLE, levels_of, picture
 from vendor_slides import write_scn
 
 import clipit
 from clipit.config.data import SlidesConfig
 from clipit.errors import DataError
+from clipit.slides.level_check import check_tile_level
 from clipit.slides.opening import count_levels, is_pyramid, open_slide
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 
@@ -226,6 +229,21 @@ def test_a_level_that_shows_another_image_is_refused(kind: str, mpp: float, tmp_
     first, second = prepare_slides(slides, config)
     assert isinstance(first, PreparedSlide)
     assert isinstance(second, FailedSlide) and "150 x 100 pixels, used to find tissue" in second.reason
+
+
+@pytest.mark.parametrize(("other", "maximum"), [(False, 6), (True, 32)])
+def test_levels_that_agree_are_compared_in_a_few_areas(other: bool, maximum: int, tmp_path: Path) -> None:
+    half, quarter = levels_of(PIXELS, 3)[1:]
+    last = np.full_like(quarter, 100) if other else quarter
+    options = TILED | {"subfiletype": REDUCED}
+    slide = open_slide(write_pages(tmp_path / "s.tif", (half, options), (last, options)))
+    with patch.object(slide, "read_region", wraps=slide.read_region) as read:
+        if other:
+            with pytest.raises(DataError, match="show different images"):
+                check_tile_level(slide, Image.fromarray(last), 4.0, 1.0, tmp_path)
+        else:
+            check_tile_level(slide, Image.fromarray(last), 4.0, 1.0, tmp_path)
+    assert 0 < read.call_count <= maximum
 
 
 @pytest.mark.parametrize("ome", [False, True])

@@ -1,8 +1,12 @@
-"""Small slides in formats of scanners: Leica (SCN), Hamamatsu (NDPI) and 3DHISTECH (MRXS), as openslide reads them."""
+"""Small slides in formats of scanners, as openslide reads them: Leica (SCN), Hamamatsu (NDPI), 3DHISTECH (MRXS),
+Ventana (BIF) and Philips (TIFF).
+"""
 
 import io
 import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -110,6 +114,81 @@ def write_mrxs(path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 100
             file.write(f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
     path.write_bytes(_jpeg(pixels))
     return path
+
+
+def write_bif(
+    path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 80, advance: tuple[int, int] = (52, 64)
+) -> Path:
+    """Write a picture as one scanned area of overlapping tiles, with two levels, after a label page with the metadata.
+
+    Args:
+        path: Path of the slide.
+        pixels: Picture, whose size exceeds that of a tile by a multiple of `advance`.
+        mpp: Micrometres per pixel.
+        edge: Edge of a tile.
+        advance: Distance of tiles in x and y; the rest of a tile overlaps the next one.
+    """
+    columns, rows = ((size - edge) // step + 1 for size, step in zip(pixels.shape[1::-1], advance, strict=True))
+    parts = [
+        [pixels[y : y + edge, x : x + edge] for x in range(0, columns * advance[0], advance[0])]
+        for y in range(0, rows * advance[1], advance[1])
+    ]
+    joint = '<TileJointInfo Confidence="100" Direction="{}" Tile1="{}" Tile2="{}" OverlapX="{}" OverlapY="{}"/>'
+    stitching = (
+        f'<EncodeInfo Ver="2"><SlideStitchInfo><ImageInfo AOIScanned="1" AOIIndex="0" NumRows="{rows}" '
+        f'NumCols="{columns}" Width="{edge}" Height="{edge}" Pos-X="0" Pos-Y="0">'
+        + joint.format("RIGHT", 1, 2, edge - advance[0], 0)
+        + joint.format("UP", columns, columns + 1, 0, edge - advance[1])  # numbered from the bottom, in turns
+        + '</ImageInfo></SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/></AoiOrigin></EncodeInfo>'
+    )
+    scan = f'<Metadata><iScan Magnification="20" ScanRes="{mpp}" Z-layers="1"/></Metadata>'
+    options: dict[str, Any] = {"photometric": "rgb", "compression": "deflate", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        label = np.full((32, 32, 3), 200, dtype=np.uint8)
+        file.write(label, description="Label_Image", extratags=[_xmp(scan)], **options)
+        for number, level in enumerate(levels_of(np.concatenate([np.concatenate(row, axis=1) for row in parts]), 2)):
+            tags = [] if number else [_xmp(stitching)]
+            description = f"level={number} mag={20 // 2**number} quality=95"
+            file.write(level, tile=(edge, edge), description=description, extratags=tags, **options)
+    return path
+
+
+def write_philips(path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 64) -> Path:
+    """Write a picture with three levels that are padded to whole tiles; white tiles are left out, as scanners do."""
+    height, width = (-(-size // edge) * edge for size in pixels.shape[:2])
+    padded = np.full((height, width, 3), 255, dtype=np.uint8)
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    levels = levels_of(padded, 3)
+    spacing = '<Attribute Name="DICOM_PIXEL_SPACING">"{0}" "{0}"</Attribute>'
+    representations = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation">{spacing.format(mpp / 1000 * 2**number)}</DataObject>'
+        for number in range(len(levels))
+    )
+    description = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
+        f'<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>{spacing.format(mpp / 1000)}'
+        '<Attribute Name="DICOM_DERIVATION_DESCRIPTION">tiff-useBigTIFF=1-levels=20,10002</Attribute>'
+        f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{representations}</Array></Attribute>'
+        "</DataObject></Array></Attribute></DataObject>"
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for number, level in enumerate(levels):
+            rows, columns = (-(-size // edge) for size in level.shape[:2])
+            whole = np.full((rows * edge, columns * edge, 3), 255, dtype=np.uint8)
+            whole[: level.shape[0], : level.shape[1]] = level
+            tiles = whole.reshape(rows, edge, columns, edge, 3).swapaxes(1, 2).reshape(-1, edge, edge, 3)
+            file.write(
+                (b"" if (tile == 255).all() else zlib.compress(tile.tobytes()) for tile in tiles),
+                shape=whole.shape, dtype=np.uint8, tile=(edge, edge), photometric="rgb", compression="deflate",
+                metadata=None, subfiletype=int(number > 0), software="Philips DP v1.0",
+                description=None if number else description,
+            )  # fmt: skip
+    return path
+
+
+def _xmp(text: str) -> tuple[int, str, int, bytes, bool]:
+    return (700, "B", len(text), text.encode(), True)
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

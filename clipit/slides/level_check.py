@@ -47,7 +47,7 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
         return
     whole = overview.convert("L").crop((0, 0, columns * _CELL, rows * _CELL))
     means = np.asarray(whole.resize((columns, rows), Image.Resampling.BOX), dtype=np.float64)
-    expected, actual = [], []
+    expected, actual = list[float](), list[float]()
     for row, column in _choose_cells(means):
         if len(actual) == _FIRST and _are_equal(actual, expected):
             return

@@ -1,4 +1,4 @@
-"""Parse a command line: `--config FILE`, keys of the configuration, and the command's own options."""
+"""Parse a command line: `--config FILE`, configuration keys, and the command's own options."""
 
 import argparse
 import sys
@@ -30,7 +30,7 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
-_MAX_SHOWN = 500  # maximum characters of options in a message
+_MAX_SHOWN = 500  # maximum number of characters of the options shown in a message
 AGENTS: dict[str, dict[str, Any]] = {
     "--agents": {
         "type": int,
@@ -39,13 +39,13 @@ AGENTS: dict[str, dict[str, Any]] = {
         "help": "number of processes on this machine that share the runs (default: %(default)s); use one per GPU",
     }
 }
-"""Option of commands that train many runs."""
+"""Option for commands that train many runs."""
 
 
 def read_command(
     description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, argparse.Namespace]:
-    """Parse the command line of a command that reads only the keys of a run; see `read_file_command`."""
+    """Parse the command line of a command that reads only a run's keys; see `read_file_command`."""
     file, options = read_file_command(description, (), argv, extra)
     return file.run, options
 
@@ -53,7 +53,7 @@ def read_command(
 def read_reports_command(
     description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, bool, argparse.Namespace]:
-    """Parse the command line of a command for reports, whose configuration may lack tiles; see `read_file_command`.
+    """Parse the command line of a command for reports, which needs no tiles; see `read_file_command`.
 
     Returns:
         The configuration, whether it has tiles, and the command's own options. Without tiles, the section `tiles` is a
@@ -74,12 +74,12 @@ def read_file_command(
     needs_config: bool = True,
     default_config: str | None = None,
 ) -> tuple[ConfigFile, argparse.Namespace]:
-    """Parse a command line: `--config FILE` and any key of the configuration as `--section.key=value`.
+    """Parse a command line: `--config FILE`, and any configuration key as `--section.key=value`.
 
     Args:
         description: Purpose of the command, for `--help`.
-        sections: Sections other than the run that the command reads, such as `comparison`; only these may be given as
-            options. All sections of the file are validated.
+        sections: Sections that the command reads in addition to the run's keys, such as `comparison`; keys of other
+            such sections cannot be given as options. All sections of the file are validated.
         argv: Arguments; by default those of the process.
         extra: Additional options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
@@ -88,7 +88,8 @@ def read_file_command(
         default_config: Name of the shipped configuration that is read if `--config` is missing; None for no default.
 
     Returns:
-        The validated file, and the command's own options. The run's keys given as options are listed in `overrides`.
+        The validated file, and the command's own options. The run's keys that were given as options are listed in
+        `overrides`.
 
     Raises:
         ConfigError: The file cannot be read, or keys or options are invalid.
@@ -193,7 +194,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
         raise ConfigError(
             f"cannot be parsed: {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
             where="the command line",
-            fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
+            fix="write lists and sections as JSON in single quotes: '[1, 2]', '{\"rank\": 8}'; --help lists all keys",
         ) from None
     return values
 

@@ -14,7 +14,7 @@ class ComparisonConfig(Section):
     """Arms to compare over seeds, data sets and backbones, and the search for their hyperparameters."""
 
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
-    """Arms in the order of the table."""
+    """Arms to compare, in table order."""
     baseline: str = "image_only"
     """Arm that the other arms are compared with."""
     controls: tuple[str, ...] = ()
@@ -23,13 +23,13 @@ class ComparisonConfig(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Seeds whose results are reported; a seed determines the labelled tiles, the initialisation and the batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
-    """Metric of the tables."""
+    """Metric reported in the tables."""
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
     """Additional test sets by name, such as other centres; only their test split is used."""
     backbones: tuple[str, ...] = ()
     """Names of backbones to run every arm on; empty: only `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Data sets or settings to run every arm on: name -> dotted keys that differ from this file, such as
+    """Data sets or settings with which every arm is run: name -> dotted keys that differ from this file, such as
     `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
     """If the arms have different numbers of training steps, run those with fewer a second time with the largest
@@ -42,22 +42,22 @@ class ComparisonConfig(Section):
     )
     """Analyses of the finished runs of each data set and backbone."""
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
-    """Learning rates of the search grid of `clipit tune`; the grid is the same for every arm."""
+    """Learning rates in the search grid of `clipit tune`; the grid is the same for every arm."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
-    """Numbers of steps of the search grid."""
+    """Numbers of training steps in the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. Keys of a
     loss term are not searched for arms without that term."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
-    """Seeds of the search, which must not be among the reported `seeds`."""
+    """Seeds for the search; they must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
     run_pages: Literal["first_seed", "all", "none"] = "first_seed"
-    """Runs for which plots and a page (report.html) are generated. `clipit pages` generates the page of any finished
+    """Runs for which plots and a page (report.html) are generated. `clipit pages` can generate the page of any finished
     run."""
     searched: LocalPath[str | None] = None
-    """Search record (the .json file of `clipit tune`) from which `arms` was taken; null: the record in the output
-    folder, if there is one. The comparison reports which arms differ from the record."""
+    """Search record (the .json file written by `clipit tune`) from which `arms` was taken; null: the record in the
+    output folder, if there is one. The comparison reports which arms differ from the record."""
 
     @field_validator("grid")
     @classmethod

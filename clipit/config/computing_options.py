@@ -1,4 +1,4 @@
-"""Options of commands that run a model over images: batches, threads, device, precision, remote code."""
+"""Options for commands that run a model on images: batches, threads, device, precision, remote code."""
 
 import argparse
 

@@ -12,14 +12,14 @@ from clipit.config.paths import LocalPath
 from clipit.config.section import MAX_SEED, MicrometresPerPixel, Section, check_once, check_one_line
 
 MAX_VOTES = 999_999
-"""Maximum number of votes per tile and class in a table of annotators."""
+"""Maximum number of votes per tile and class in an annotation table."""
 
 TileSource = Literal[
     "folders", "table", "huggingface", "webdataset", "slides",
     "pcam", "nct_crc", "bach", "pannuke", "digestpath", "wsss4luad", "kimia_path24c", "mhist",
     "lc25000", "lc25000_lung", "lc25000_colon", "breakhis", "breakhis_types", "kather2016", "sicapv2",
 ]  # fmt: skip
-"""Sources for custom tiles, then the published data sets; a test compares these with `clipit/tiles/datasets.py`."""
+"""Sources for custom tiles, then the published data sets; a test checks them against `clipit/tiles/datasets.py`."""
 
 
 class LabelsConfig(Section):
@@ -28,7 +28,7 @@ class LabelsConfig(Section):
     kind: Literal["all", "none", "fraction", "per_class"] = "all"
     """Labels to keep: all, none, a fraction of them, or a number per class."""
     value: float = Field(1.0, gt=0)
-    """Share of the labels for `fraction`, number per class for `per_class`."""
+    """Share of the labels (`fraction`), or number of labels per class (`per_class`)."""
     validation: Literal["same", "all"] = "same"
     """Labels to keep in the validation split. `same`: the limit of the training split also applies, because validation
     tiles must also be annotated. `all`: all labels."""
@@ -46,18 +46,18 @@ class SlidesConfig(Section):
     overlap: float = Field(0.0, ge=0, lt=1)
     """Overlap of adjacent tiles as a share of their edge length; 0: none."""
     min_tissue: float = Field(0.5, ge=0, le=1)
-    """Share of a tile that must be tissue; 0 keeps every tile."""
+    """Minimum share of tissue in a tile; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
-    """GeoJSON file of tissue contours, or a folder with one file per slide, named after the slide or after the slide's
-    file, as written by QuPath and TRIDENT; null: tissue is detected by its colour."""
+    """GeoJSON file of tissue contours, or a folder with one such file per slide, named after the slide or the slide
+    file, as written by QuPath and TRIDENT; null: tissue is detected by colour."""
     tiles_per_slide: int | None = Field(None, ge=1)
     """Number of tiles to draw from each slide, at random but reproducibly; null: all."""
     grids: LocalPath[str] = "outputs/slide_grids"
-    """Folder that caches the tissue and the grid of each slide."""
+    """Folder in which the tissue contours and the grid of each slide are cached."""
 
 
 class AnnotationsConfig(Section):
-    """Labels of tiles by several annotators, used instead of the labels of the source."""
+    """Tile labels from several annotators, used instead of the labels of the source."""
 
     path: LocalPath[str]
     """Table (csv or tsv) with one row per tile and annotator or, with `counts`, one row of votes per tile."""
@@ -67,7 +67,8 @@ class AnnotationsConfig(Section):
     """For votes without annotator names: mapping from each class to the column with its number of votes, such as
     `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and annotator."""
     voters: int | None = Field(None, ge=1, le=MAX_VOTES)
-    """With `counts`: number of votes per tile; votes that are not in the columns of `counts` are votes for `rest`."""
+    """With `counts`: total number of votes per tile; votes missing from the columns of `counts` are counted for
+    `rest`."""
     rest: str | None = None
     """With `voters`: name of the class that has no column in `counts`."""
     labels: Results[Literal["majority", "consensus", "posterior", "annotator"]] = "consensus"
@@ -78,11 +79,11 @@ class AnnotationsConfig(Section):
     """`annotator` only: name of the annotator; null: the most accurate annotator under the Dawid-Skene model, among
     those who labelled at least half as many tiles as the most active one."""
     test_annotators: Results[tuple[str, ...]] = ()
-    """Annotators whose consensus is used as the test labels; their labels of other tiles are not used. Empty: all
-    annotators, whose labels of other tiles are used as well. Results and pages state whether the test labels are
+    """Annotators whose consensus is used as the test labels; their labels for other tiles are not used. Empty: all
+    annotators, whose labels for other tiles are used as well. Results and pages state whether the test labels are
     independent of the training labels."""
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
-    """Labels of test tiles: the consensus of annotators, or the labels of the source, such as a reference standard."""
+    """Labels of test tiles: the annotators' consensus, or the labels of the source, such as a reference standard."""
     source_annotators: Reporting[Literal["same", "others", "unknown"]] = "unknown"
     """Annotators who labelled the source: those of this table, others, or unknown. This key determines whether results
     and pages describe the source's test labels as independent of the training labels. MHIST: `same`, unless set to
@@ -113,11 +114,11 @@ class AnnotationsConfig(Section):
         used = Counter([*self.counts.values(), self.columns.get("tile", "tile")] if self.counts else [])
         twice = [name for name, count in used.items() if count > 1]
         if twice:
-            raise ValueError(f"each class of counts needs a separate column, but {', '.join(twice)} is named twice")
+            raise ValueError(f"each class in counts needs a separate column, but {', '.join(twice)} is named twice")
         if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
             raise ValueError(
-                "counts has no annotator names: remove `labels: annotator`, `test_annotators`, and all of `columns` "
-                "except `tile`"
+                "votes in counts have no annotator names: remove `labels: annotator`, `test_annotators`, and all of "
+                "`columns` except `tile`"
             )
         return self
 
@@ -152,13 +153,13 @@ class TilesConfig(Section):
     where they differ. For slides, `path` is the slide file (by default the column `path`) and `id` the name of the
     slide (by default the column `slide`). For webdataset, `path` is the suffix of the images, such as `img.png`; the
     other names are keys of the samples' JSON or suffixes of their text members. `mask` (`table` and `slides`) is the
-    file of a mask, in the folder or zip of the images."""
+    mask file, in the folder or zip of the images."""
     group_pattern: Data[str | None] = None
     """For sources without groups: regular expression that finds the patient or slide in the id of a tile or, failing
     that, in its path, such as `patient_\\d+`. If the expression has a capturing group, only the text of that group is
     used. Null: only TCGA barcodes are recognised."""
     splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
-    """Mapping from splits to their names in the source, where they differ; a list joins several names, as in
+    """Mapping from splits to their names in the source, where they differ; a list merges several names, as in
     `{train: [labelled, unlabelled]}`, and `""` stands for rows without a split. Any column can define the splits, such
     as the centre."""
     other_parts: Literal["error", "ignore"] = "error"
@@ -173,17 +174,17 @@ class TilesConfig(Section):
     """Share of the training groups held out as the validation split if the source has no validation split."""
     test_fraction: Data[float | None] = Field(None, gt=0, lt=1)
     """Share of the training groups held out as the test split if the source has no test split. The groups are drawn
-    stratified by class. Null: no test split or, for a published data set, its own share."""
+    stratified by class. Null: no test split or, for a published data set, the share defined for it."""
     folds: Data[int | None] = Field(None, ge=2)
     """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
     test split, so that each tile is tested in exactly one fold."""
     fold: Data[int] = Field(0, ge=0)
-    """Fold used as the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
+    """Fold used as the test split, from 0 to `folds` - 1; to run all folds, use `comparison.data_sets`."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the held-out splits and of the folds; independent of the run's seed, so that all arms and seeds have the
+    """Seed for the held-out splits and the folds; independent of the run's seed, so that all arms and seeds have the
     same splits."""
     photos: Literal["resize", "crops"] = "resize"
-    """BACH only: resize the whole image as the eva benchmark does, or cut it into crops of 512 px."""
+    """BACH only: resize the whole image, as the eva benchmark does, or cut it into 512 px crops."""
     unreadable: Literal["error", "quarantine"] = "error"
     """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
     mpp: MicrometresPerPixel | None = None
@@ -193,7 +194,7 @@ class TilesConfig(Section):
     """`slides` only: tiles to cut; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
     annotations: Data[AnnotationsConfig | None] = None
-    """Labels by several annotators; null: the labels of the source."""
+    """Tile labels from several annotators; null: the labels of the source."""
 
     @field_validator("classes", "class_map", "splits", "columns", mode="before")
     @classmethod
@@ -253,10 +254,10 @@ class TilesConfig(Section):
 
 
 class TextChecksConfig(Section):
-    """Repairs and checks of the reports' text, before the filters."""
+    """Repairs and checks of the report text, applied before the filters."""
 
     ligatures: bool = True
-    """Repair words with a ligature that was misread as a different character ("intesFnal"), if exactly one word of the
+    """Repair words in which a ligature was misread as a different character ("intesFnal"), if exactly one word of the
     corpus matches."""
     page_lines: bool = True
     """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks; they would split
@@ -266,13 +267,13 @@ class TextChecksConfig(Section):
     readable: float = Field(0.5, ge=0, le=1)
     """Minimum share of a snippet's letters in readable words; other snippets are dropped. 0 keeps all."""
     short_diagnoses: bool = True
-    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the filter by
-    prompts. With the packaged `morphology_prompts`, diagnoses of up to six words are also kept, such as "Partially
-    mucinous colorectal adenocarcinoma", unless they are negated or uncertain."""
+    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompt filter.
+    With the packaged `morphology_prompts`, diagnoses of up to six words are also kept, such as "Partially mucinous
+    colorectal adenocarcinoma", unless they are negated or uncertain."""
     section_weight: float = Field(0.5, ge=0)
-    """Weight of a snippet's section in the snippet filter by prompts, in standard deviations of the similarity: added
-    for microscopic descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks,
-    stages and administrative text."""
+    """Weight of a snippet's section in the prompt filter, in standard deviations of the similarity: added for
+    microscopic descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks, stages
+    and administrative text."""
 
 
 ReportFormat = Literal[
@@ -289,12 +290,12 @@ class ReportsConfig(Section):
     """`lines`: one report per line. `texts`: a folder or zip of .txt files. `tcga`: the CSV file of TCGA-Reports, or a
     folder or zip of .txt files named by TCGA barcode; the patient in the barcode becomes the group."""
     columns: Data[tuple[str, ...]] = ()
-    """Names of all columns by position, for a csv, tsv or xlsx file without a header; empty: the first row is the
+    """Names of all columns, in order, for a csv, tsv or xlsx file without a header row; empty: the first row is the
     header."""
     sheet: Data[str | None] = None
     """Sheet of an xlsx file; null: the only sheet that is not empty."""
     text_column: str = "text"
-    """Column with the text."""
+    """Column with the report text."""
     id_column: str | None = None
     """Column with the report id."""
     organ_column: str | None = None
@@ -305,16 +306,16 @@ class ReportsConfig(Section):
     """Column with a report-level label, such as the diagnosis; used by `distillation.target: report_labels` and
     `soft_labels.own_report`."""
     date_column: Data[str | None] = None
-    """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
+    """Column with the report date (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
     """Additional table (csv, tsv or xlsx) with one row per report or per patient. The configured columns for organ,
     group, label and date are read from this table if it contains them, and otherwise from the reports."""
     metadata_id_column: Data[str | None] = None
     """Column of `metadata` with report ids; null: `report_id`, if it exists."""
     metadata_group_column: Data[str | None] = None
-    """Column of `metadata` with patients; null: `group`, or the only column of TCGA barcodes."""
+    """Column of `metadata` with patients; null: `group`, or the only column that contains TCGA barcodes."""
     metadata_sheet: Data[str | None] = None
-    """Sheet of `metadata`, if that is an xlsx file; null: the only non-empty sheet."""
+    """Sheet of `metadata`, if it is an xlsx file; null: the only sheet that is not empty."""
     tcga_barcodes: Data[bool] = True
     """Recognise TCGA barcodes in ids, file names and table cells, in any format. The patient becomes the group of
     reports without a group. The organ is inferred from `cancer_types` or, for patients not in that table, from a TCGA
@@ -345,7 +346,7 @@ class ReportsConfig(Section):
     """Prompts that resemble the snippets to drop; a snippet that is more similar to these prompts than to
     `morphology_prompts` is dropped. Null: no filter."""
     morphology_margin: float = 0.0
-    """Required margin of the similarity to `morphology_prompts` over the similarity to `boilerplate_prompts`."""
+    """Margin by which the similarity to `morphology_prompts` must exceed the similarity to `boilerplate_prompts`."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> "ReportsConfig":
@@ -358,20 +359,20 @@ class ReportsConfig(Section):
 
 
 class LeaksConfig(Section):
-    """Leakage: tiles, patients and reports that occur on both sides of a split."""
+    """Leakage: tiles, patients and reports that occur in more than one split."""
 
     policy: Literal["error", "exclude", "note", "off"] = "error"
-    """`error`: fail. `exclude`: drop and list leaking reports and, of leaking tiles, those in the earlier split, so
-    that no test tile is dropped. From a shifted test set, its own tiles are dropped. `note`: only log leaks. `off`: do
-    not check."""
+    """`error`: fail. `exclude`: drop and list leaking reports and leaking tiles. Of tiles that leak between two splits,
+    those in the earlier split are dropped, so that no test tile is lost; a shifted test set, however, loses its own
+    tiles. `note`: only log leaks. `off`: do not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
-    """Duplicate images to find: images with equal pixels (`exact`), or images that are equal up to quarter turns,
-    flips, size, compression and brightness (`near`). Every image is decoded once per data set and output folder, which
-    takes minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
+    """Duplicate images to find: images with identical pixels (`exact`), or images that are equal up to 90-degree
+    rotations, flips, size, compression and brightness (`near`). Every image is decoded once per data set and output
+    folder, which takes minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
     distance: int = Field(7, ge=0, le=11)
-    """`near` only: maximum Hamming distance of the two 64-bit perceptual hashes."""
+    """`near` only: maximum Hamming distance between the 64-bit perceptual hashes of two images."""
     similarity: float = Field(0.9, ge=-1, le=1)
-    """`near` only: minimum correlation of the two images at 16 x 16 grey pixels."""
+    """`near` only: minimum correlation between two images that are reduced to 16 x 16 grey pixels."""
     spread: float = Field(6.0, ge=0)
-    """`near` only: minimum standard deviation of the 16 x 16 grey pixels (0 to 255); tiles below it, such as empty
-    background, are not compared."""
+    """`near` only: minimum standard deviation of the 16 x 16 grey pixels (0 to 255); tiles below this value, such as
+    empty background, are not compared."""

@@ -18,7 +18,7 @@ EFFECTS: dict[Effect, str] = {
 
 @dataclass(frozen=True)
 class KeyEffect:
-    """Marker of a field's effect; an unmarked field inherits the effect of its section, `results` at the top level."""
+    """Marker for a field's effect; an unmarked field inherits the effect of its section, `results` at the top level."""
 
     effect: Effect
 

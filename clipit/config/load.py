@@ -18,7 +18,7 @@ _MAX_SHOWN = 80  # maximum characters of a key in a message
 _NO_REPORTS = "(no reports)"  # path of the placeholder that lets the other keys of `reports` be validated
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
-"""Former keys of the configuration, dotted, and the keys that replace them."""
+"""Former configuration keys (dotted) and the keys that replace them."""
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def key_types(model: type[Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hint(key: str) -> str:
-    """Suggest the new name of a renamed key, a similar key, or the key that is abbreviated (`lr`)."""
+    """Suggest the new name of a renamed key, a similar key, or the key that `key` abbreviates (`lr`)."""
     import difflib
 
     if key in RENAMED:
@@ -221,7 +221,7 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
     """Read a YAML file that contains a mapping.
 
     Args:
-        example: Shipped file to mention in error messages, by its name.
+        example: Name of the shipped file to mention in error messages.
 
     Raises:
         ConfigError: The file is missing or unreadable, is not UTF-8, YAML or a mapping, or repeats a key.

@@ -29,12 +29,12 @@ class UnetConfig(Section):
     """U-Net trained on masks, as a baseline."""
 
     encoder: str = "resnet18"
-    """Encoder of segmentation-models-pytorch."""
+    """Name of the encoder in segmentation-models-pytorch."""
     encoder_weights: str | None = None
-    """Pretrained weights of the encoder by their name in the package, such as imagenet; the package downloads them.
-    Null: random weights."""
+    """Name of the encoder's pretrained weights in that package, such as imagenet; the package downloads them. Null:
+    random weights."""
     width: int = Field(256, ge=16)
-    """Channels of the deepest of the decoder's five levels; each further level has half as many channels, at least
+    """Number of channels of the deepest of the decoder's five levels; each further level has half as many, but at least
     16."""
     mpp: MicrometresPerPixel | None = None
     """Micrometres per pixel of the resampled images; null: no resampling."""
@@ -53,18 +53,18 @@ class UnetConfig(Section):
 
 
 class PseudoLabelsConfig(Section):
-    """Pseudo-labels of pixels from multiple-instance learning on the labels of images, slides or patients."""
+    """Pixel-level pseudo-labels from multiple-instance learning on image, slide or patient labels."""
 
     evidence: dict[str, str] = Field(default_factory=dict)
-    """Mapping from each label of the tiles to the class of the masks that it indicates, such as `{normal: other,
-    tumour: tumour}`. Images with a label of `background` contain no other class."""
+    """Mapping from each tile label to the mask class that it indicates, such as `{normal: other, tumour: tumour}`.
+    Images whose label indicates the class `background` contain no other class."""
     background: str | None = None
-    """Class that images of every label contain; null: the class with the value 0."""
+    """Mask class that images with any label may contain; null: the class with the value 0."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
     """Probability above which a token gets a pseudo-label; other tokens are ignored."""
     training: MilTrainingConfig = MilTrainingConfig(pooling="mean")
     """Multiple-instance model, whose instances are tokens. Mean pooling trains the logits of all tokens, whereas
-    attention leaves the logits of tokens without weight undetermined."""
+    attention leaves the logits of tokens with zero weight undetermined."""
 
 
 class MaskTrainingConfig(Section):
@@ -76,7 +76,7 @@ class MaskTrainingConfig(Section):
     """Numbers of training masks, drawn at random from as many patients as possible; null: all. A larger draw contains
     the smaller ones."""
     seeds: Seeds = (0,)
-    """Seeds of the drawn masks and of the training."""
+    """Seeds for drawing the masks and for training."""
     head: TokenHeadConfig = TokenHeadConfig()
     unet: UnetConfig = UnetConfig()
     pseudo: PseudoLabelsConfig = PseudoLabelsConfig()

@@ -16,7 +16,7 @@ from clipit.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _SECTIONS = ("tiles", "prompts", "leaks", "evaluation")
-"""Keys and sections of a configuration file that are read together with `--run`."""
+"""Keys and sections of a configuration file that are read if `--run` is given."""
 _CHANGEABLE = (
     "leaks",
     "evaluation",
@@ -38,7 +38,7 @@ class NewInputs:
 
     Attributes:
         tiles: New tiles, if given.
-        prompts: New prompt set, if given: a file or a packaged name.
+        prompts: New prompt set, if given: a file or the name of a packaged set.
         name: Name of the new evaluation; "" if not given.
         changes: Changed keys of the run, nested.
     """
@@ -64,7 +64,7 @@ def read_new_inputs(
 
     Args:
         description: Purpose of the command, for `--help`.
-        extra: Options of the command, with `--run`.
+        extra: Options of the command, including `--run`.
         argv: Arguments; by default those of the process.
 
     Raises:
@@ -78,7 +78,7 @@ def read_new_inputs(
     from_file = read_yaml(options.config) if options.config else {}
     ignored = sorted(key for key in from_file if key not in _SECTIONS)
     if ignored:
-        logger.info(f"note: only {', '.join(_SECTIONS)} of {options.config} are read, not {', '.join(ignored)}")
+        logger.info(f"note: only {', '.join(_SECTIONS)} are read from {options.config}, not {', '.join(ignored)}")
     stated_keys -= {*dotted({key: from_file[key] for key in ignored}), *from_file.get("overrides", [])}
     stated_keys |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
     own_keys = {key for key in stated_keys if key.partition(".")[0] in ("tiles", "prompts", "name")}
@@ -124,7 +124,7 @@ def _check_changeable(keys: Iterable[str], where: str, fix: str) -> None:
         raise ConfigError(
             f"the run is finished, so these keys cannot be changed: {', '.join(fixed)}",
             where=where,
-            fix=f"{fix} keys of {', '.join(_CHANGEABLE)}",
+            fix=f"{fix} the keys and sections {', '.join(_CHANGEABLE)}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Decode lists, mappings and None on the command line, in JSON or in Python's notation (used by wandb)."""
+"""Decode lists, mappings and None given on the command line, in JSON or in Python's notation (used by wandb)."""
 
 import ast
 import json
@@ -26,8 +26,8 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
         Decoded values by key, without options of other types.
 
     Raises:
-        ConfigError: A list with quoted items is valid neither in JSON nor in Python's notation, or a mapping has no
-            names.
+        ConfigError: A list with quoted items is valid neither as JSON nor in Python's notation, or the value of a
+            mapping is not one.
     """
     decoded: dict[str, Any] = {}
     for key, text in options.items():

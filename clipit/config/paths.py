@@ -21,7 +21,7 @@ _Path = TypeVar("_Path", str, Path, str | None)
 def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
     """Expand a leading `~` or `~user`, and `$NAME` or `${NAME}` of environment variables that are set and not empty.
 
-    Names that are not paths are returned unchanged. Pipes, devices and sockets are refused before they are opened:
+    Names that are not paths are returned unchanged. Pipes, devices and sockets are rejected before they are opened:
     files are opened several times, to check their first bytes and to read them, but a pipe can be read only once.
 
     Args:
@@ -50,7 +50,7 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
         expanded = Path(local).expanduser()
     except RuntimeError:
         first = local.partition("/")[0]
-        message = f"{first} cannot be expanded to a home folder; write the full path (./{first} for a file name)"
+        message = f"{first} cannot be expanded to a home folder; write the full path (or ./{first} for a file name)"
         raise ValueError(message) from None
     if not read_once:
         _check_kind(expanded)
@@ -82,7 +82,7 @@ def option_path(text: str, *, read_once: bool = False) -> Path:
     """Convert the value of an option to a path; see `expand_home`.
 
     Raises:
-        argparse.ArgumentTypeError: The path is refused.
+        argparse.ArgumentTypeError: The path is rejected.
     """
     check_path_text(text)
     try:
@@ -105,7 +105,7 @@ def option_text(text: str) -> str:
     """Return the value of an option that is a name, such as that of a column.
 
     Raises:
-        argparse.ArgumentTypeError: The text is empty, which would be taken for an option that is not given.
+        argparse.ArgumentTypeError: The text is empty; it would be treated like a missing option.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty")
@@ -116,7 +116,7 @@ def option_name(text: str) -> str:
     """Convert the value of an option that is a path or a name; see `expand_home`.
 
     Raises:
-        argparse.ArgumentTypeError: The path is refused.
+        argparse.ArgumentTypeError: The path is rejected.
     """
     check_path_text(text)
     try:
@@ -129,7 +129,7 @@ def run_path(text: str) -> Path:
     """Convert the value of an option to the folder of a run; the folder of its classifier is also accepted.
 
     Raises:
-        argparse.ArgumentTypeError: `~` cannot be expanded.
+        argparse.ArgumentTypeError: The path is rejected.
     """
     path = option_path(text)
     within_run = (path / "clipit.json").is_file() and (path.parent / "config.yaml").is_file()
@@ -139,6 +139,6 @@ def run_path(text: str) -> Path:
 def to_file_name(text: str) -> str:
     """Replace characters other than letters A-Z, digits, '.', '_' and '-' with dashes; "" if nothing else is left.
 
-    Dots and dashes at both ends are removed. Different texts may have the same name.
+    Dots and dashes at both ends are removed. Different texts may yield the same name.
     """
     return _NOT_IN_FILE_NAMES.sub("-", text).strip(".-")

@@ -28,7 +28,7 @@ _HEAD = """\
 # Configuration
 
 A run is configured by a YAML file. The file may also contain sections such as `comparison` and `mil`, which only the
-corresponding commands read. Unknown keys are refused, and all errors are reported together.
+corresponding commands read. Unknown keys are rejected, and all errors are reported together.
 
 Every key can also be set on the command line: `--lora.rank=16`, `--tiles.labels.kind=per_class`,
 `--tiles.splits='{"validation": "valid"}'`. The command line takes precedence over the `arm`, and the arm over the rest
@@ -43,8 +43,8 @@ The effect of a key is given in bold. Keys without a stated effect change result
 
 """
 _USED_BY = {
-    "comparison": "Used by `clipit compare`, `clipit tune` and `clipit demo`, and for its shifted test sets by "
-    "`clipit check-leaks` and `clipit robustness`; not by a run.",
+    "comparison": "Used by `clipit compare`, `clipit tune`, `clipit demo` and `clipit doctor`, not by a run. "
+    "`clipit check-leaks` and `clipit robustness` read only its shifted test sets.",
     "probing": "Used by `clipit probe` and `clipit adapt`, not by a run.",
     "robustness": "Used by `clipit robustness`, not by a run.",
     "prompt_study": "Used by `clipit prompts study`, not by a run.",
@@ -74,7 +74,7 @@ def reference() -> str:
 
 
 def _sections(model: type[Section], prefix: str, effect: Effect | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the prefix and the entries by key of a section and its nested sections; key "" is the description."""
+    """Yield, for a section and each nested section, its prefix and its entries by key; entry "" is the description."""
     description = " ".join((model.__doc__ or "").split())
     entries = {"": " ".join(part for part in (description, _USED_BY.get(prefix.rstrip("."), "")) if part)}
     nested: list[tuple[type[Section], str, Effect | None]] = []
@@ -102,7 +102,7 @@ def _entry(key: str, field: FieldInfo, effect: Effect | None) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    return re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text)  # Markdown escapes "<" in code itself
+    return re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text)  # Markdown shows "<" in code spans as it is
 
 
 def _item(name: str, text: str) -> str:

@@ -45,7 +45,7 @@ __all__ = [
 Correction = Literal["none", "csls", "inverted_softmax", "sinkhorn"]
 """Hubness corrections of `clipit/pairing/correction.py`."""
 MAX_INPUT = 8192
-"""Maximum edge of the input of a student or classifier in pixels."""
+"""Maximum edge length, in pixels, of the input of a student or classifier."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed are appended
 
@@ -112,8 +112,8 @@ class LoraConfig(Section):
     alpha: float = Field(16.0, gt=0)
     """Numerator of the adapters' scale, alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the adapters. Each process draws its own dropout masks, so above 0 results depend on the number
-    of processes."""
+    """Dropout rate before the adapters. Each process draws its own dropout masks, so with a rate above 0, results
+    depend on the number of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
     """Adapted modules: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts the kinds that
     exist, or all convolutions if none exists; `conv` selects all convolutions except grouped ones."""
@@ -125,7 +125,7 @@ class PairingConfig(Section):
     k: int = Field(1, ge=1, le=100)
     """Snippets per tile."""
     centring: bool = True
-    """Subtract each modality's mean before matching; the mean of the snippets is taken after filtering."""
+    """Subtract each modality's mean embedding before matching; the mean of the snippets is computed after filtering."""
     index: str = "Flat"
     """Key of faiss.index_factory. Flat is exact; all others are approximate, for corpora of more than ten million
     snippets. The summary of the pairs states the recall of an approximate index, measured on a sample of tiles that are
@@ -138,12 +138,12 @@ class PairingConfig(Section):
     sample of the tiles. If these lists contain fewer than k snippets, more lists are searched."""
     ef_search: int | None = Field(None, ge=1)
     """Length of the candidate list in graph search (HNSW, NSG). Null: the smallest power of two that reaches a
-    recall of 0.99 on a sample of the tiles; if the graph only finds the lists of an IVF index, `nprobe`."""
+    recall of 0.99 on a sample of the tiles; if the graph only serves to find the lists of an IVF index, `nprobe`."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
-    """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is searched
-    by torch with either backend."""
+    """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is always
+    searched with torch."""
     block: Speed[int] = Field(4096, ge=1)
-    """Tiles searched at once, to bound memory."""
+    """Number of tiles per search call, which bounds the memory."""
     correction: Correction = "none"
     """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs `index:
     Flat`)."""
@@ -196,7 +196,9 @@ class PairingConfig(Section):
                 f"index: Flat, not index: {self.index}"
             )
         if self.reports != "any" and self.exclude_same_group:
-            raise ValueError("exclude_same_group excludes the own reports that reports: own and own_then_any require")
+            raise ValueError(
+                "exclude_same_group would exclude the patients' own reports, which reports: own and own_then_any need"
+            )
         return self
 
 
@@ -204,7 +206,7 @@ class TrackingConfig(Section):
     """Experiment tracking, in addition to metrics.jsonl."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Experiment tracker of the training."""
+    """Experiment tracker used during training."""
     project: str = "clipit"
     """Name of the project in the tracker."""
     group: str = ""
@@ -221,14 +223,14 @@ class RunConfig(Section):
     output: Reporting[LocalPath[Path]] = Path("outputs")
     """Folder of all outputs."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the kept labels, the initialisation, the batches and the augmentation."""
+    """Seed for the choice of labels to keep, the initialisation, the batches and the augmentation."""
     arm: Recipe[str | None] = None
     """Named recipe of clipit/training/arms.py or of `arms`; null: only the keys of this file."""
     tiles: TilesConfig
     reports: ReportsConfig | None = None
     leaks: Data[LeaksConfig] = LeaksConfig()
     prompts: Data[LocalPath[str | None]] = None
-    """Prompt set of the classes for zero-shot classification: a file or a packaged name."""
+    """Prompt set of the classes for zero-shot classification: a file or the name of a packaged set."""
     vlm: VLMConfig = VLMConfig()
     second_vlm: VLMConfig | None = None
     """Second teacher in addition to `vlm`, with its own stores, pairs and projector; zero-shot classification uses
@@ -261,7 +263,7 @@ class RunConfig(Section):
             raise ValueError("use only letters, digits, '.', '_' and '-', and no leading '.'")
         if len(name) > _MAX_NAME_LENGTH:
             raise ValueError(
-                f"{counted(len(name), 'character')}; at most {_MAX_NAME_LENGTH} fit into the name of a folder"
+                f"too long ({counted(len(name), 'character')}): a folder name can have at most {_MAX_NAME_LENGTH}"
             )
         return name
 
@@ -269,5 +271,5 @@ class RunConfig(Section):
     @classmethod
     def _check_arms(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in arms:
-            cls._check_name(name)  # it becomes part of a folder's name
+            cls._check_name(name)  # it becomes part of a folder name
         return arms

@@ -1,4 +1,4 @@
-"""Base class of the sections of a configuration, and checks that several sections share."""
+"""Base class of the configuration sections, and checks that several sections share."""
 
 from collections.abc import Iterable
 from types import NoneType

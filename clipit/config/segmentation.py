@@ -12,15 +12,15 @@ SegmentationMethod = Literal[
     "vlm_windows", "student_windows", "classifier_windows", "vlm_tokens", "student_tokens", "token_head",
     "token_head_pseudo", "unet", "unet_pseudo",
 ]  # fmt: skip
-"""Methods of `clipit.segmentation.methods.METHODS`, in the order of the table."""
+"""Methods of `clipit.segmentation.methods.METHODS`, in table order."""
 
 
 class WindowsConfig(Section):
     """Windows that are classified one by one and averaged where they overlap."""
 
     scales: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    """Edge lengths of the windows as multiples of the model's training field of view. The best single scale, or the
-    mean of all, is chosen on the validation masks; without validation masks, the mean of all is used."""
+    """Edge lengths of the windows as multiples of the model's training field of view. Either the best single scale or
+    the mean over all scales is selected on the validation masks; without validation masks, the mean is used."""
     overlap: float = Field(0.5, ge=0, lt=1)
     """Overlap of adjacent windows as a share of their edge length."""
     batch_size: int = Field(64, ge=1)
@@ -36,37 +36,38 @@ class WindowsConfig(Section):
 
 
 class SegmentationConfig(Section):
-    """Segmentation of tiles with masks (`tiles.columns.mask`): classes of the masks, methods, floors and ceilings."""
+    """Segmentation of tiles with masks (`tiles.columns.mask`): mask classes, methods, and lower and upper reference
+    scores (floors and ceilings)."""
 
     classes: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
-    """Values of each class in the masks, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON, polygons are named after
-    classes, and the rest of the tile is the class with the value 0."""
+    """Mask values of each class, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON masks, each polygon is named after
+    its class, and the rest of the tile belongs to the class with the value 0."""
     ignore: tuple[int, ...] = (255,)
-    """Values of pixels that are used neither for training nor for scores."""
+    """Mask values of pixels that are used neither for training nor for scores."""
     foreground: tuple[str, ...] = ()
     """Classes whose mean score is the headline score; empty: all except the class with the value 0."""
     methods: tuple[SegmentationMethod, ...] = ()
     """Methods to compare; empty: all methods that need no training masks and whose inputs are configured."""
     prompts: LocalPath[str | None] = None
-    """Prompt set of the methods that use text: a file or a packaged name; null: `prompts` of the run."""
+    """Prompt set for the methods that use text: a file or the name of a packaged set; null: `prompts` of the run."""
     class_map: dict[str, str] = Field(default_factory=dict)
-    """Mapping from classes of the prompts or of the classifier to classes of the masks; probabilities of the same class
+    """Mapping from prompt or classifier classes to mask classes; the probabilities of classes with the same mask class
     are summed. Each model uses the entries for its own classes, and the probabilities of its unmapped classes are
-    dropped. The classes of a model without any entry must be those of the masks."""
+    dropped. If there is no entry for any class of a model, its classes must be the mask classes."""
     windows: WindowsConfig = WindowsConfig()
     training: MaskTrainingConfig = MaskTrainingConfig()
     threshold: Literal["validation", "none"] = "validation"
-    """For two classes and methods that need no training masks: predict the second class where its probability exceeds
-    the threshold with the highest mean Dice on the validation masks. With `none`, and in all other cases, predict the
-    most probable class."""
+    """`validation`: if there are two classes, methods that need no training masks predict the second class where its
+    probability exceeds the threshold that maximises the mean Dice on the validation masks. With `none`, and in all
+    other cases, the most probable class is predicted."""
     haematoxylin: str | None = None
-    """Class predicted above Otsu's threshold on haematoxylin, as a floor; null: the foreground class if there are two
-    classes, otherwise no such floor."""
+    """Class that a floor predicts where the haematoxylin channel exceeds Otsu's threshold; null: the foreground class
+    if there are two classes, otherwise this floor is omitted."""
     ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
     """Tile edge lengths in micrometres for the ceilings: the best possible scores with one class per tile (with more
     than two classes, the majority class of each tile)."""
     shown: int = Field(1, ge=0)
-    """Images shown per method: this many with the best Dice, with the median and with the worst."""
+    """Number of images shown per method for each of the best, the median and the worst Dice."""
 
     @field_validator("classes")
     @classmethod
@@ -106,7 +107,7 @@ class SegmentationConfig(Section):
 
     @property
     def class_of(self) -> dict[int, int]:
-        """Index of the class of each value."""
+        """Class index of each mask value."""
         listed = [(value,) if isinstance(value, int) else value for value in self.classes.values()]
         return {value: code for code, values in enumerate(listed) for value in values}
 

@@ -21,7 +21,7 @@ def data_card(name: str) -> Path:
 
 
 def shipped_names() -> dict[str, str]:
-    """List all shipped YAML files: name without suffix -> first sentence of the leading comment, without full stop."""
+    """List the shipped YAML files: name without suffix -> first sentence of its leading comment, without full stop."""
     folder = shipped_folder()
     names = (path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml")))
     return {name: _summary((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
@@ -39,7 +39,7 @@ def config_file(text: str) -> Path:
     A pipe is accepted (`--config <(command)`), because most commands read the file once.
 
     Raises:
-        argparse.ArgumentTypeError: `~` cannot be expanded.
+        argparse.ArgumentTypeError: The path is rejected.
     """
     path = option_path(text, read_once=True)
     shipped = shipped_folder() / f"{text}.yaml"

@@ -9,10 +9,11 @@ from clipit.config.section import MAX_SEED, Section, Seeds, check_once
 
 
 class ProbingConfig(Section):
-    """Probes, few-shot scores, label efficiency and retrieval of frozen features."""
+    """Probes, few-shot scores, label efficiency and retrieval with frozen features."""
 
     probes: tuple[Literal["linear", "adamw", "knn", "simple_shot"], ...] = ("linear", "knn", "simple_shot")
-    """Classifiers on the features; `adamw` follows eva's protocol, which takes minutes per model on many tiles."""
+    """Classifiers fitted on the features; `adamw` follows eva's protocol and takes minutes per model if there are many
+    tiles."""
     neighbours: int = Field(20, ge=1)
     """k of the k-nearest-neighbour probe; if there are fewer labelled tiles, all of them vote."""
     adamw_steps: int = Field(12_500, ge=1)
@@ -94,12 +95,12 @@ class RobustnessConfig(Section):
     """Perturbation -> levels: spread of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
     JPEG quality (jpeg), and factors (brightness, contrast, magnification; above 1 zooms in)."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the stain jitter, which also depends on the tile's id."""
+    """Seed for the stain jitter, which also depends on the tile's id."""
     vlm: bool = True
-    """Also measure zero-shot classification by the VLM (needs `prompts`)."""
+    """Also evaluate zero-shot classification with the VLM (needs `prompts`)."""
     adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
-    """Test-time adaptations: `statistics`, to the feature statistics of the target tiles; `transductive`, by
-    transductive inference with a text prior."""
+    """Methods of test-time adaptation. `statistics`: adaptation to the feature statistics of the target tiles.
+    `transductive`: transductive inference with a text prior."""
     batches: int = Field(1, ge=0)
     """Number of repetitions of the adaptation guard's test on batches with shifted class proportions. Each draws six
     batches from each set: up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
@@ -137,13 +138,13 @@ class PromptStudyConfig(Section):
     texts. `sampled`: random choices of a name per class and a template, with median and quartiles. `screened`: the mean
     of the choices with the most confident predictions on unlabelled training tiles."""
     simple: LocalPath[str | None] = None
-    """Simpler prompt set of the same classes to compare with `prompts`: a file or a packaged name."""
+    """Simpler prompt set of the same classes to compare with `prompts`: a file or the name of a packaged set."""
     centred: bool = False
-    """Also measure the VLM with centred embeddings (see `pairing.centring`), which need embedded reports."""
+    """Also evaluate the VLM with centred embeddings (see `pairing.centring`), which need embedded reports."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
     """Metric of the tables and plots; prompts.parquet contains all metrics."""
     draws: int = Field(100, ge=1)
-    """Number of classifiers of the mode `sampled`."""
+    """Number of classifiers in the mode `sampled`."""
     candidates: int = Field(1000, ge=1)
     """Maximum number of classifiers that the mode `screened` considers."""
     keep: float = Field(0.05, gt=0, le=1)
@@ -151,7 +152,7 @@ class PromptStudyConfig(Section):
     screening_tiles: int = Field(1000, ge=1)
     """Maximum number of training tiles that the mode `screened` uses, without their labels."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the sampled classifiers and of the screening tiles."""
+    """Seed for drawing the sampled classifiers and the screening tiles."""
     templates: tuple[str, ...] = (
         "a {stain} {organ} photomicrograph showing {} {magnification}.",
         "a {stain} {organ} image of {} {magnification}.",
@@ -179,9 +180,10 @@ class LabelIssuesConfig(Section):
     features: Literal["vlm", "backbone"] = "vlm"
     """Frozen model whose features the probe uses: the VLM's image tower, or the backbone before training."""
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
-    """Splits whose labels are checked together. Test labels corrected by a model's predictions favour that model."""
+    """Splits whose labels are checked together. Test labels that are corrected with the help of a model's predictions
+    favour that model."""
     folds: int = Field(5, ge=3)
-    """Number of folds, divided by patient or slide; the probe for a fold is fitted on the other folds."""
+    """Number of folds, grouped by patient or slide; the probe for a fold is fitted on the other folds."""
     shown: int = Field(100, ge=1)
     """Maximum number of tiles on the page."""
     neighbours: int = Field(3, ge=0)
@@ -189,7 +191,7 @@ class LabelIssuesConfig(Section):
     verified: LocalPath[str | None] = None
     """CSV with the columns tile (or id) and label: verified labels of some or all tiles, used to score the ranking."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the folds."""
+    """Seed for drawing the folds."""
 
     @field_validator("splits")
     @classmethod

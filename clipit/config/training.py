@@ -14,12 +14,12 @@ class StudentConfig(Section):
 
     head: Literal["linear", "late_fusion"] = "linear"
     """`linear`: one linear head on the features and the projected text embedding; projector and head collapse into a
-    single layer. `late_fusion`: an image head and a text head, fused as in the paper."""
+    single layer. `late_fusion`: an image head and a text head, fused as in the CLIP-IT paper."""
     projector_layers: int = Field(1, ge=0, le=2)
     """Number of projector layers; 0: no projector (image only); 2 requires `head: late_fusion`."""
     warm_start: bool = False
     """Before training, fit the image head on the frozen backbone and the text head on the paired text (stage 1 of the
-    paper)."""
+    CLIP-IT paper)."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> "StudentConfig":
@@ -145,7 +145,7 @@ class OwnReportConfig(Section):
     """`at_least_one` only: class of the tiles that do not show the finding. All tiles of a patient with this label keep
     it."""
     shuffled: bool = False
-    """Control: exchange the labels between patients of the same organ."""
+    """Control: shuffle the labels across patients with the same organ."""
 
 
 class SoftLabelsConfig(Section):
@@ -158,7 +158,7 @@ class SoftLabelsConfig(Section):
     `annotators`: the posteriors of `tiles.annotations.labels: posterior`, which replace the labels of labelled
     tiles."""
     weight: float = Field(1.0, ge=0)
-    """Weight of the cross-entropy of the classifier's logits with the soft labels."""
+    """Weight of the cross-entropy between the classifier's logits and the soft labels."""
     temperature: float = Field(1.0, gt=0)
     """Temperature T that sharpens (below 1) or softens (above 1) the probabilities: p^(1/T), normalised."""
     prior_correction: Share = 0.0
@@ -181,7 +181,7 @@ class AugmentationConfig(Section):
     """Augmentation of the training tiles."""
 
     dihedral: bool = True
-    """Random flips and quarter turns."""
+    """Random flips and 90-degree rotations."""
     stain: float = Field(0.1, ge=0)
     """Strength of the stain jitter in optical density; 0: off."""
 
@@ -202,7 +202,7 @@ class TrainingConfig(Section):
     warmup: Share = 0.1
     """Share of the steps used for linear warm-up of the learning rate; cosine decay follows."""
     label_smoothing: Share = 0.0
-    """Label smoothing of the cross-entropy with labels or with posteriors of annotators."""
+    """Label smoothing of the cross-entropy with labels or with annotator posteriors."""
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     accumulation: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
@@ -211,8 +211,8 @@ class TrainingConfig(Section):
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
     """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,
     about a third more time, the same gradients. `auto`: if the batch does not fit without it or, with `accumulation:
-    auto`, fits only in micro-batches of fewer than 8 tiles. With `always` or `never`, and a number for `accumulation`,
-    a batch that seems too large for the memory causes a warning instead of an error."""
+    auto`, fits only in micro-batches of fewer than 8 tiles. If this key is `always` or `never` and `accumulation` is a
+    number, a batch that seems too large for the memory causes a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
     compile: bool = False
@@ -235,8 +235,8 @@ class TrainingConfig(Section):
     """Number of threads that prefetch tiles; 0: one per available core, at most 8."""
     cache_tiles: Speed[Literal["auto", "memory", "disk", "none"]] = "auto"
     """Cache of resized tiles. `disk`: one memory-mapped array in the workspace, shared by runs and processes. `auto`:
-    in memory if the tiles take less than 2 GiB; otherwise on disk if all tiles fit `training.cache_gigabytes` and a run
-    reads each tile at least twice."""
+    in memory if the tiles take less than 2 GiB; otherwise on disk if all tiles fit within `training.cache_gigabytes`
+    and a run reads each tile at least twice."""
     cache_gigabytes: Speed[float] = Field(20.0, ge=0)
     """Maximum size in gigabytes of the disk cache of all tiles of the configuration, with `cache_tiles: auto`."""
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -14,7 +14,7 @@ AdaptArm = Literal["text", "shuffled_text", "images"]
 
 
 class PairsConfig(Section):
-    """Images, each with a text."""
+    """Image-text pairs."""
 
     source: Literal["table", "webdataset"] = "table"
     """A table with one row per image and text (an image may have several rows), or tar shards in the format of the
@@ -22,18 +22,19 @@ class PairsConfig(Section):
     path: Data[LocalPath[str | None]] = None
     """Table file, or folder or pattern of tar shards (`shards/train-{000..123}.tar`)."""
     images: Data[LocalPath[str | None]] = None
-    """`table`: folder or zip that the paths in the table are relative to; null: the folder of the table."""
+    """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
     columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the source, where they differ. For webdataset, `path` and `text`
     are suffixes of the samples' members, by default any image and `txt`; `text` may also be a key of their JSON."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the groups (without groups: of the images) held out if the source has no validation split."""
+    """Share of the groups (without groups: of the images) held out for validation if the source has no validation
+    split."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the held-out groups."""
 
 
 class ContrastBagsConfig(Section):
-    """Members of the bags, mined from the stores of tiles and texts.
+    """Members of the bags, mined from the tile and text stores.
 
     The keys `reports`, `pairing` and `prompts` apply as in runs.
     """
@@ -72,8 +73,8 @@ class AdaptConfig(Section):
     """Adaptation of the VLM `vlm`: examples, weights, training, and the evaluation before and after."""
 
     data: Literal["pairs", "bags", "cases"] = "cases"
-    """Training examples. `pairs`: images, each with a text (`adapt.pairs`). `bags`: training tiles with their
-    nearest tiles, snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of their own patients
+    """Training examples. `pairs`: image-text pairs (`adapt.pairs`). `bags`: training tiles with their nearest tiles,
+    snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of their own patients
     (`adapt.cases`). No tile labels are used."""
     pairs: PairsConfig = PairsConfig()
     bags: ContrastBagsConfig = ContrastBagsConfig()
@@ -107,24 +108,24 @@ class AdaptConfig(Section):
     validate_every: int = Field(50, ge=1)
     """Steps between evaluations of the contrastive loss on the validation split."""
     keep: Literal["last", "best"] = "last"
-    """Step that is kept: the last, or the one with the lowest loss on the validation split."""
+    """Step whose weights are kept: the last, or the one with the lowest loss on the validation split."""
     log_every: Reporting[int] = Field(10, ge=1)
     """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Reporting[int] = Field(100, ge=1)
     """Steps between checkpoints."""
     arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
-    """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another patient
-    (without groups: of another image); `images`, each image is contrasted with a second view of itself or a different
-    tile of its bag, and no text is used."""
+    """Arms of the study. `text`: as configured. Controls: with `shuffled_text`, each bag gets the texts of another
+    patient (without groups: of another image); with `images`, each image is contrasted with a second view of itself or
+    with a different tile of its bag, and no text is used."""
     seeds: Seeds = (0,)
-    """Seeds of initialisation, order and augmentation."""
+    """Seeds for the initialisation, the order of the examples and the augmentation."""
     forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
     """Additional test sets for zero-shot classification before and after the adaptation: name -> `config`, a
     configuration file with tiles and prompts."""
 
     @property
     def needs_reports(self) -> bool:
-        """Whether the examples contain text of reports, as cases and bags with snippets do."""
+        """Whether the examples contain text from reports, as cases and bags with snippets do."""
         return self.data == "cases" or (self.data == "bags" and self.bags.snippets > 0)
 
     @field_validator("towers", "arms")
@@ -136,7 +137,7 @@ class AdaptConfig(Section):
     @model_validator(mode="after")
     def _check_combination(self) -> "AdaptConfig":
         if self.data == "pairs" and self.pairs.path is None:
-            raise ValueError("data: pairs needs pairs.path, the table or shards of images with texts")
+            raise ValueError("data: pairs requires pairs.path: a table or tar shards of image-text pairs")
         bags = self.bags
         if self.data == "bags" and not bags.snippets + bags.prompts + bags.class_prompts:
             raise ValueError("text bags would be empty: set bags.snippets, bags.prompts or bags.class_prompts")

@@ -169,7 +169,7 @@ def test_own_reports_that_no_tile_has(tmp_path: Path, index: Index, tiles: Store
     rules, groups = PairingConfig(reports="own"), dict.fromkeys(tiles.ids.tolist(), "P1")
     with pytest.raises(DataError, match="groups of the tiles are P1, those of the reports Q1"):
         pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["Q1"] * 61), groups=groups)
-    with pytest.raises(ValueError, match="exclude_same_group excludes the own reports"):
+    with pytest.raises(ValueError, match="exclude_same_group would exclude the patients' own reports"):
         PairingConfig(reports="own", exclude_same_group=True)
 
 

@@ -232,7 +232,7 @@ def test_the_python_function_gives_scores_and_predictions_of_new_tiles(run: Path
     assert result.predictions["label"].tolist() == ["gland", "gland", "tumour", "tumour"]
     again = clipit.evaluate_external(RunResult(run), {"path": path, "source": "table"}, name="in_python")
     assert again.predictions["predicted"].tolist() == result.predictions["predicted"].tolist()
-    with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*use only keys of"):
+    with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*use only the keys and sections"):
         clipit.evaluate_external(run, path, keys={"lora.rank": 2})
     with pytest.raises(ConfigError, match=r"unknown key 'tiles\.pth' \(did you mean 'tiles\.path'"):
         clipit.evaluate_external(run, {"pth": path})

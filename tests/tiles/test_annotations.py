@@ -277,7 +277,7 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
         ({"annotator": "ann"}, "annotator requires labels: annotator"),
         ({"labels": "annotator", "annotator": "ann", "test_annotators": ["ann"]}, "cannot also label training tiles"),
         ({"voters": 7}, "set voters and rest together"),
-        ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "counts has no annotator names"),
+        ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "votes in counts have no annotator names"),
         ({"counts": {"T": "t"}, "voters": 10**20, "rest": "H"}, "999999"),
         ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it cannot be the rest"),
         ({"counts": {"T": "t", "H": "t"}}, "t is named twice"),

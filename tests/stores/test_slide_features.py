@@ -29,6 +29,23 @@ def grid(n: int) -> np.ndarray:
     return np.stack([np.arange(n) * 256, np.zeros(n)], axis=1).astype(np.int64)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"patch_size": 256, "patch_level": 0, "downsample": np.array([1.0, 1.0])},
+        {"patch_size": 256, "patch_level": 1, "downsample": np.array([4.0, 4.0])},
+        {"patch_size": 512, "patch_level": 0, "custom_downsample": 2},
+        {"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20, "level0_magnification": 40},
+        {"patch_size": 256, "patch_size_level0": 512, "overlap": 128},
+    ],
+)
+def test_positions_are_pixels_of_the_finest_level_in_all_layouts(attributes: dict[str, Any], tmp_path: Path) -> None:
+    corners = np.array([[1000, 3000], [1512, 3000], [0, 97280]])
+    slide = open_slide_features(write(tmp_path / "s.h5", np.eye(3, dtype=np.float32), corners, **attributes))
+    assert slide.coords.tolist() == corners.tolist()
+    assert slide.ids == ["s:1000_3000", "s:1512_3000", "s:0_97280"]
+
+
 @pytest.mark.parametrize("shape", [(5, 24), (1, 5, 24)])
 def test_both_shapes_open_with_coordinates_and_attributes(shape: tuple[int, ...], tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=shape).astype(np.float16)

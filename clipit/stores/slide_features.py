@@ -42,8 +42,8 @@ class SlideFeatures:
     Attributes:
         path: HDF5 file.
         slide: Name of the slide: the name of the file without suffix.
-        coords: Upper left corner of each tile, x and y, as stored: in pixels of the slide's finest level, except in files
-            of CLAM's older pipeline, which cannot be told apart (see docs/extending.md).
+        coords: Upper left corner of each tile, x and y, as stored: in pixels of the slide's finest level, except in
+            files of CLAM's older pipeline, which cannot be told apart (see docs/extending.md).
         attributes: Attributes of `coords`, such as patch_size and patch_level (CLAM) or patch_size_level0 (TRIDENT).
         encoder: Name of the model that computed the features (their attribute `encoder`); "" if it is not stated.
     """

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from clipit.comparison.judged_arms import TEXT_CONTROLS
-from clipit.comparison.own_report_arms import ARM_CONTROLS
+from clipit.comparison.own_report_arms import BUILT_IN
 from clipit.comparison.statistics import ArmResult
 from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.significance import Significance, paired_t_test
@@ -74,8 +73,8 @@ class Contrast:
     def describe(self) -> str:
         """Describe the control by its name and meaning."""
         meaning = _MEANING.get(self.role, "")
-        names = ARM_CONTROLS.get(self.role) or (TEXT_CONTROLS.get(self.role, ""),)
-        if any(names):
+        names = BUILT_IN.get(self.role)
+        if names:
             return f"{self.control or ' or '.join(names)} ({meaning})"
         return meaning or str(self.control)
 

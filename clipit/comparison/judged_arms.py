@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from clipit.comparison.own_report_arms import CONTROL_TARGETS, own_report_arms, resolve_plan_arm
+from clipit.comparison.own_report_arms import CONTROL_TARGETS, find_control, own_report_arms, resolve_plan_arm
 from clipit.comparison.plan import Plan
+from clipit.config.run import RunConfig
 from clipit.training.terms.term_table import uses_reports
 
 Text = Literal["own reports", "reports", ""]
 """Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""
-TEXT_CONTROLS: Mapping[str, str] = {"image embedding": "image_embedding", "shuffled pairs": "shuffled_pairs"}
-"""Control arms of CLIP-IT's arms, by role."""
+TEXT_CONTROLS = ("image embedding", "shuffled pairs")
+"""Roles of the controls of arms that learn from any reports, besides the baseline."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,21 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     """
     with_own_reports, baseline = own_report_arms(plan), plan.comparison.baseline
     used = {name for controls in with_own_reports.values() for name in controls.values()}
+    configs = {arm: resolve_plan_arm(plan, arm) for arm in plan.arms}
     judged: dict[str, JudgedArm] = {}
     for arm in plan.arms:
         if arm in with_own_reports:
             judged[arm] = JudgedArm("own reports", with_own_reports[arm])
-        elif arm not in used and arm != baseline and _learns_text(plan, arm):
+        elif arm not in used and arm != baseline and _learns_text(configs[arm]):
             controls: dict[str, str | None] = {"baseline": baseline}
-            for role, name in TEXT_CONTROLS.items():
+            for role in TEXT_CONTROLS:
+                name = find_control(plan, configs, arm, role)
                 if name != baseline:
-                    controls[role] = name if name in plan.arms else None
+                    controls[role] = name
             judged[arm] = JudgedArm("reports", controls)
     others = [arm for arm in plan.arms if arm != baseline]
     return judged or {arm: JudgedArm("", {"baseline": baseline}) for arm in others}
 
 
-def _learns_text(plan: Plan, arm: str) -> bool:
-    config = resolve_plan_arm(plan, arm)
+def _learns_text(config: RunConfig) -> bool:
     return uses_reports(config) and config.distillation.target not in CONTROL_TARGETS

@@ -1,6 +1,7 @@
 """Arms of a comparison that use reports of the tiles' own patients, and the controls of each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import REFERENCE
@@ -12,13 +13,29 @@ from clipit.training.terms.term_table import uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
 """Roles of the controls of an arm with own reports, in the order of the table."""
-ARM_CONTROLS: Mapping[str, tuple[str, ...]] = {
+BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "image embedding": ("image_embedding",),
+    "shuffled pairs": ("shuffled_pairs",),
     "case": ("own_case",),
     "shuffled": ("own_shuffled",),
     "snippet": ("other_snippet", "clip_it_all"),
 }
-"""Arms that can serve as each control, by role; the first one in the comparison is used."""
+"""Built-in arms that can serve as each control, by role, for messages; `find_control` does not look at names."""
+_SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
+    "image embedding": lambda config: _distils(config, "image"),
+    "shuffled pairs": lambda config: _distils(config, "shuffled_text"),
+    "case": lambda config: _reads_own_labels(config) and config.soft_labels.own_report.labels == "case",
+    "shuffled": lambda config: _reads_own_labels(config) and config.soft_labels.own_report.shuffled,
+    "snippet": lambda config: (
+        _distils(config, "text")
+        and (config.distillation.tiles, config.distillation.text) == ("all", "frozen")
+        and config.soft_labels.source == "none"
+        and config.pairing.reports == "any"
+    ),
+}
+"""Whether an arm with this configuration can serve as a control, by role."""
+_NOT_COMPARED = {"arm", "arms", "name", "training"}
+"""Keys and sections in which an arm and its control may differ; `training` contains tuned hyperparameters."""
 CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
 _LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
 """Sections that determine the labels from own reports, in addition to `soft_labels.own_report`."""
@@ -32,14 +49,14 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
     A control that is also the baseline only has the role of the baseline.
     """
     sources = label_sources(plan)
-    paired = [arm for arm in plan.arms if _reads_own_snippets(resolve_plan_arm(plan, arm))]
+    configs = {arm: resolve_plan_arm(plan, arm) for arm in plan.arms}
+    paired = [arm for arm in plan.arms if _reads_own_snippets(configs[arm])]
     comparisons = {}
     for arm in plan.arms:
         if arm not in sources and arm not in paired:
             continue
         controls: dict[str, str | None] = {"baseline": plan.comparison.baseline, "tile probe": PROBE}
-        for role, names in ARM_CONTROLS.items():
-            controls[role] = next((name for name in names if name in plan.arms and name not in paired), None)
+        controls |= {role: find_control(plan, configs, arm, role, paired) for role in _SERVES if role in ROLES}
         if arm in sources:
             controls["report probe"] = report_probe_name(sources[arm])
         else:
@@ -52,6 +69,43 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
             and (role == "baseline" or controls[role] != plan.comparison.baseline)
         }
     return comparisons
+
+
+def find_control(
+    plan: Plan, configs: Mapping[str, RunConfig], arm: str, role: str, excluded: Collection[str] = ()
+) -> str | None:
+    """Find the control of an arm by the configurations of the others, whatever their names; None if there is none.
+
+    Of several arms that can serve as the control, the one whose configuration differs from the arm's in the fewest keys
+    is used, without hyperparameters; the first one in the table if there is a tie. As the control with snippets,
+    snippets of other patients alone take precedence.
+
+    Args:
+        configs: Resolved configuration of each arm.
+        role: Role of the control, a key of `BUILT_IN`.
+        excluded: Arms that cannot be controls.
+    """
+    candidates = [name for name in configs if name not in (arm, *excluded) and _SERVES[role](configs[name])]
+    own = recipe(plan, configs[arm])
+
+    def rank(name: str) -> tuple[bool, int]:
+        other_patients = role == "snippet" and configs[name].pairing.exclude_same_group
+        return not other_patients, len(own - recipe(plan, configs[name]))
+
+    return min(candidates, key=rank, default=None)
+
+
+def recipe(plan: Plan, config: RunConfig) -> set[tuple[str, str]]:
+    """Return the keys of a resolved arm with their values, without hyperparameters that are tuned for each arm."""
+
+    def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from flatten(value, f"{prefix}{key}.")
+            elif not (key == "weight" or prefix + key in plan.comparison.grid):
+                yield prefix + key, repr(value)
+
+    return set(flatten(config.model_dump(exclude=_NOT_COMPARED), ""))
 
 
 def label_sources(plan: Plan) -> dict[str, str]:
@@ -83,7 +137,15 @@ def resolve_plan_arm(plan: Plan, arm: str) -> RunConfig:
 
 def _learns_own_labels(config: RunConfig) -> bool:
     own_report = config.soft_labels.own_report
-    return config.soft_labels.source == "own_report" and own_report.labels != "case" and not own_report.shuffled
+    return _reads_own_labels(config) and own_report.labels != "case" and not own_report.shuffled
+
+
+def _reads_own_labels(config: RunConfig) -> bool:
+    return config.soft_labels.source == "own_report"
+
+
+def _distils(config: RunConfig, target: str) -> bool:
+    return config.distillation.tiles != "none" and config.distillation.target == target
 
 
 def _reads_own_snippets(config: RunConfig) -> bool:

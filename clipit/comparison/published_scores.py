@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from clipit.comparison.own_report_arms import recipe, resolve_plan_arm
 from clipit.comparison.plan import Plan
+from clipit.training.arms import resolve_arm
 
 SOURCE = "CLIP-IT, arXiv 2504.16181, table 1 (accuracy %, image only -> CLIP-IT, means of three runs)"
 CAUTION = (
@@ -10,6 +12,7 @@ CAUTION = (
     "they are shown for context, not as a baseline."
 )
 
+_PAIR = ("image_only", "clip_it_paper")
 _TABLE_1: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "uni": {"pcam": (94.24, 95.49), "bach": (78.89, 81.79), "nct_crc": (94.66, 95.92)},
     "kaiko-vitl14": {"pcam": (88.88, 92.32), "bach": (84.26, 86.11), "nct_crc": (94.40, 95.91)},
@@ -35,7 +38,7 @@ PublishedScores = Mapping[tuple[str, str, str], str]
 
 
 def published_score(source: str, backbone: str, arm: str) -> str:
-    """Return the published score of an arm in %; "" if none is known.
+    """Return the published score of a built-in arm in %; "" if none is known.
 
     Args:
         source: Tile source of the data set (`tiles.source`).
@@ -43,8 +46,8 @@ def published_score(source: str, backbone: str, arm: str) -> str:
     pair = _TABLE_1.get(backbone, {}).get(source)
     if pair is None:
         return ""
-    if arm in ("image_only", "clip_it_paper"):
-        return f"{pair[arm == 'clip_it_paper']:.2f}"
+    if arm in _PAIR:
+        return f"{pair[_PAIR.index(arm)]:.2f}"
     if (backbone, source) == ("uni", "pcam") and arm in _ABLATIONS:
         return f"{_ABLATIONS[arm]:.2f}"
     return ""
@@ -62,10 +65,19 @@ def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScor
         if plan.config.tiles.labels.kind != "all":  # the published scores used all labels
             continue
         for arm in plan.arms:
-            score = published_score(source, plan.backbone, arm)
+            score = published_score(source, plan.backbone, _built_in(plan, arm))
             if score and metric not in _METRICS[source]:
                 published, reported = (name.replace("_", " ") for name in (_METRICS[source][0], metric))
                 notes.append(f"Published figures of {source} are omitted: they are {published}, not {reported}.")
             elif score:
                 scores[(plan.data_set, plan.backbone, arm)] = score
     return scores, list(dict.fromkeys(notes))
+
+
+def _built_in(plan: Plan, arm: str) -> str:
+    """Return the built-in arm with published scores that has the recipe of an arm; "" if there is none."""
+    if arm not in plan.comparison.arms:
+        return ""
+    own = recipe(plan, resolve_plan_arm(plan, arm))
+    published = [plan.config.model_copy(update={"arm": name, "arms": {}}) for name in (*_PAIR, *_ABLATIONS)]
+    return next((str(config.arm) for config in published if recipe(plan, resolve_arm(config)) == own), "")

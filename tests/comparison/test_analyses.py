@@ -73,3 +73,17 @@ def test_published_scores_are_shown_only_in_their_own_metric(
     assert list(known.values()) == ([published_score(source, "uni", arm) for arm in plan.arms] if shown else [])
     assert bool(notes) is not shown
     assert all(f"not {metric.replace('_', ' ')}" in note for note in notes)
+
+
+def test_published_scores_follow_the_recipe_not_the_name(configure_file: MakeFile) -> None:
+    arms = {
+        "ours": {"base": "clip_it_paper", "training.learning_rate": 0.01, "distillation.weight": 3.0},
+        "clip_it_paper_frozen": {"base": "clip_it_paper", "pairing.k": 5},
+    }
+    file = configure_file({"comparison.arms": ["image_only", *arms], "arms": arms})
+    (found,) = plan_comparison(file.run, file.comparison)
+    labels = found.config.tiles.labels.model_copy(update={"kind": "all"})
+    tiles = found.config.tiles.model_copy(update={"source": "pcam", "labels": labels})
+    plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), file.comparison, found.arms)
+    known, _ = collect_published([plan], "accuracy")
+    assert known == {("d", "uni", "image_only"): "94.24", ("d", "uni", "ours"): "95.49"}

@@ -19,22 +19,26 @@ from markupsafe import Markup, escape
 from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.compare import compare
+from clipit.comparison.contrasts import Contrast
 from clipit.comparison.published_scores import CAUTION, SOURCE
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections, mean_curves
-from clipit.comparison.report.changed_tiles import main_arms, tile_sections
+from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.sections import cost_section, row_section, score_sections
-from clipit.comparison.report.tables import describe_holm_family
+from clipit.comparison.report.tables import describe_holm_family, main_arms
 from clipit.comparison.report.write import _latex
-from clipit.comparison.statistics import ArmResult, compute_results
+from clipit.comparison.statistics import ArmKey, ArmResult, compute_results
+from clipit.comparison.verdict import ArmVerdict
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import ConfigFile
 from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
+from clipit.evaluation.intervals import Interval
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
+from clipit.evaluation.significance import Significance
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.html import Links, page
 from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
@@ -89,8 +93,8 @@ def big_page(folder: Path, config: RunConfig, arms: int) -> str:
     made = compute_results(rows, "image_only", lambda *_: None)
     names = list(dict.fromkeys(row.arm for row in rows))
     sections = [
-        *score_sections(ComparisonConfig(), made, {"image_only": made}, {}, [HOSTILE]),
-        *tile_sections(made, names, "image_only", {}),
+        *score_sections(ComparisonConfig(), made, {"image_only": made}, {}, [HOSTILE], []),
+        *tile_sections(made, names[1:], "image_only", {}),
         *confusion_sections(made),
         *curve_sections(made, "image_only"),
         cost_section(made),
@@ -218,10 +222,16 @@ def test_curves_are_means_at_the_steps_of_all_seeds() -> None:
     assert mean_curves([]) == {}
 
 
-def test_at_most_three_arms_are_looked_at_tile_by_tile() -> None:
-    arms = ["image_only", "a", "image_embedding", "b", "clip_it_all", "c"]
-    assert main_arms(arms, "image_only") == ["clip_it_all", "image_embedding", "a"]
-    assert main_arms(["x", "clip_it_all"], "clip_it_all") == ["x"]
+def test_the_first_judged_arm_and_its_control_without_text_are_shown_first() -> None:
+    def contrast(role: str, control: str | None) -> Contrast:
+        none = Significance(None, "not tested")
+        return Contrast(role, control, {}, Interval(None, None, ""), none, none)
+
+    comparison = ComparisonConfig(arms=("image_only", "a", "as_text", "b", "mine", "c"))
+    contrasts = (contrast("baseline", "image_only"), contrast("image embedding", "as_text"))
+    verdicts = [ArmVerdict(ArmKey("d", "b", "test", name), "reports", contrasts) for name in ("mine", "c")]
+    assert main_arms(comparison, verdicts) == ["mine", "as_text", "a", "b", "c"]
+    assert main_arms(comparison, []) == ["a", "as_text", "b", "mine", "c"]
 
 
 def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
@@ -246,11 +256,13 @@ def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
 def test_the_latex_captions_state_holm_and_what_was_published(configure_file: MakeFile) -> None:
     file = configure_file(**{"comparison.arms": ["image_only", "bags"], "comparison.seeds": [0, 1, 2, 3, 4]})
     five = made_of({"image_only": [0.5, 0.6, 0.5, 0.6, 0.5], "bags": [0.6, 0.6, 0.7, 0.6, 0.6]})
-    main, one = _latex(file.run, file.comparison, five, {("d", "b", "bags"): "95.92"}, SOURCE).split("\\end{table}")[:2]
+    main, one = _latex(file.run, file.comparison, five, {("d", "b", "bags"): "95.92"}, SOURCE, []).split(
+        "\\end{table}"
+    )[:2]
     assert "Holm-corrected over all arms, data sets and backbones of a test set (tests in each family: test: 1)" in main
     assert "arXiv 2504.16181" in main and CAUTION[:40] in main and "95.92" in main
     assert r"\begin{tabular}{lrrrrrr}" in main and "Holm" not in one and "t over seeds" in one
-    assert "Published" not in _latex(file.run, file.comparison, five, {}, "")
+    assert "Published" not in _latex(file.run, file.comparison, five, {}, "", [])
     assert describe_holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
         "No p-values: a paired t-test needs at least 5 seeds."
     )

@@ -159,6 +159,41 @@ def test_arms_with_the_same_labels_share_a_reference_row(make_plan: Any) -> None
     )
 
 
+def test_controls_are_found_by_configuration_not_by_name(make_plan: Any) -> None:
+    renamed = {
+        "mine": {"base": "own_label"},
+        "by_tile": {"base": "own_case"},
+        "exchanged": {"base": "own_label", "soft_labels.own_report.shuffled": True},
+        "elsewhere": {"base": "other_snippet"},
+        "image_as_text": {"base": "image_embedding"},
+        "own_shuffled": {"base": "clip_it_all"},  # the name alone does not make it a control
+    }
+    plan = make_plan(("image_only", "clip_it_all", *renamed), arms=renamed)
+    expected = {
+        "baseline": "image_only", "image embedding": "image_as_text", "case": "by_tile", "shuffled": "exchanged",
+        "snippet": "elsewhere", "report probe": "reference: VLM probe on labels of mine", "tile probe": TILE_PROBE,
+    }  # fmt: skip
+    assert own_report_arms(plan) == {"mine": expected}
+    pairs = {"text": {"base": "clip_it_all"}, "mixed": {"base": "shuffled_pairs"}, "twin": {"base": "image_embedding"}}
+    judged = judged_arms(make_plan(("image_only", *pairs), arms=pairs))
+    assert {arm: dict(each.controls) for arm, each in judged.items()} == {
+        "text": {"baseline": "image_only", "image embedding": "twin", "shuffled pairs": "mixed"}
+    }
+
+
+def test_of_several_controls_the_most_similar_one_is_used(make_plan: Any) -> None:
+    arms = {"rules_shuffled": {"base": "own_rules", "soft_labels.own_report.shuffled": True}}
+    plan = make_plan(
+        ("image_only", "own_label", "own_rules", "own_shuffled", "rules_shuffled", "clip_it_all", "other_snippet"),
+        arms=arms, **{"soft_labels.own_report.rules": "gleason"},
+    )  # fmt: skip
+    controls = own_report_arms(plan)
+    assert {arm: names["shuffled"] for arm, names in controls.items()} == {
+        "own_label": "own_shuffled", "own_rules": "rules_shuffled",
+    }  # fmt: skip
+    assert {names["snippet"] for names in controls.values()} == {"other_snippet"}
+
+
 def test_a_baseline_is_compared_once(make_plan: Any) -> None:
     plan = make_plan(**{"comparison.baseline": "own_case"})
     controls = own_report_arms(plan)["own_label"]

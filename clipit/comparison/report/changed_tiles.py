@@ -15,7 +15,6 @@ from clipit.reporting.html import Card, Cards, Folded, PageSection, Part, Text
 from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.tileset import TileSet
 
-MAIN_ARMS = ("clip_it_all", "image_embedding")
 _MAX_ARMS = 3
 _MAX_TILES = 12  # maximum number of tiles shown of each kind (gained, lost)
 _SIDE, _QUALITY = 96, 70  # side in pixels and JPEG quality of the pictures
@@ -58,18 +57,13 @@ class ChangedTiles:
     lost: Int64[np.ndarray, " l"]
 
 
-def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
-    """Choose up to three arms to show: `clip_it_all`, `image_embedding`, then the others in order."""
-    others = [arm for arm in arms if arm != baseline]
-    return [arm for arm in (*MAIN_ARMS, *(a for a in others if a not in MAIN_ARMS)) if arm in others][:_MAX_ARMS]
-
-
 def tile_sections(
     results: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Setting, TileSet]
 ) -> list[PageSection]:
-    """Compose one section per data set and backbone: test tiles gained and lost by each main arm.
+    """Compose one section per data set and backbone: test tiles gained and lost by the first arms.
 
     Args:
+        arms: Arms besides the baseline; the first ones are shown.
         baseline: Arm that the others are compared with.
         tiles: Tiles of each data set and backbone, for pictures; without them, cards have no picture.
     """
@@ -80,9 +74,7 @@ def tile_sections(
     for setting in settings:
         base = tested.get(ArmKey(*setting, "test", baseline))
         shown = [
-            result
-            for arm in main_arms(arms, baseline)
-            if (result := tested.get(ArmKey(*setting, "test", arm))) is not None
+            result for arm in arms[:_MAX_ARMS] if (result := tested.get(ArmKey(*setting, "test", arm))) is not None
         ]
         if base is None or not shown:
             continue

@@ -15,6 +15,7 @@ from clipit.comparison.report.tables import (
     shown_columns,
 )
 from clipit.comparison.statistics import PERCENT, ArmResult
+from clipit.comparison.verdict import ArmVerdict
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import counted
@@ -33,13 +34,14 @@ def score_sections(
     against: Mapping[str, Sequence[ArmResult]],
     published: PublishedScores,
     notes: Sequence[str],
+    verdicts: Sequence[ArmVerdict],
 ) -> list[PageSection]:
     """Build the sections of scores: against the baseline and each control, as in table 1 of CLIP-IT, and by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
         sections.append(PageSection(f"Against {control}", parts, folded=len(arms) > _LONG))
-    for title, header, rows in paper_tables(comparison, results):
+    for title, header, rows in paper_tables(comparison, results, verdicts):
         source = "comparison.json: lines, mean, sd and difference of the test set test"
         sections.append(PageSection(title, [Table(header, rows, source=source)]))
     figures = []

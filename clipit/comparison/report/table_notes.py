@@ -61,7 +61,7 @@ def compose_notes(
     ]
     if n == 1:
         notes.append("With only one seed, there is neither an interval over seeds nor a p-value.")
-    if any("_at_" in arm for plan in plans for arm in plan.arms):
+    if any(arm not in comparison.arms for plan in plans for arm in plan.arms):
         notes.append(
             "..._at_N_steps: the same arm trained for as many steps as the arm with the most steps, so that arms can "
             "also be compared at equal training length."

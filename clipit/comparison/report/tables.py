@@ -7,6 +7,7 @@ import numpy as np
 
 from clipit.comparison.published_scores import PublishedScores
 from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
+from clipit.comparison.verdict import ArmVerdict
 from clipit.config.comparison import ComparisonConfig
 from clipit.evaluation.intervals import Interval
 from clipit.evaluation.score_row import COSTS, ScoreRow
@@ -95,12 +96,21 @@ def shown_columns(
     return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
+def main_arms(comparison: ComparisonConfig, verdicts: Sequence[ArmVerdict]) -> list[str]:
+    """List the arms besides the baseline: the first judged one, its control without text, then the others in order."""
+    others = [arm for arm in comparison.arms if arm != comparison.baseline]
+    first: list[str | None] = []
+    for verdict in verdicts[:1]:
+        without_text = verdict.contrast("image embedding")
+        first = [verdict.key.arm, without_text.control if without_text else None]
+    return list(dict.fromkeys(arm for arm in (*first, *others) if arm in others))
+
+
 def paper_tables(
-    comparison: ComparisonConfig, results: Sequence[ArmResult]
+    comparison: ComparisonConfig, results: Sequence[ArmResult], verdicts: Sequence[ArmVerdict]
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return title, header and rows of the tables in the layout of CLIP-IT's table 1; none for a single arm."""
-    others = [arm for arm in comparison.arms if arm != comparison.baseline]
-    arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
+    arms = main_arms(comparison, verdicts)[:1]
     return [(f"{comparison.baseline} -> {arm}", *paper_table(results, comparison.baseline, arm)) for arm in arms]
 
 

@@ -26,6 +26,7 @@ from clipit.comparison.report.tables import (
     count_left,
     describe_holm_family,
     latex_table,
+    main_arms,
     main_table,
     paper_tables,
     setting_label,
@@ -33,6 +34,7 @@ from clipit.comparison.report.tables import (
 )
 from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, ComparisonResults
+from clipit.comparison.verdict import ArmVerdict
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import counted
@@ -78,12 +80,14 @@ def write_report(
     note = _models_note(config, plans, arms)
     text = _markdown(config, comparison, results, published_scores, notes, analyses, verdict, note)
     write_text(folder / "comparison.md", text)
-    write_text(folder / "comparison.tex", _latex(config, comparison, arms, published_scores, published_source))
+    write_text(
+        folder / "comparison.tex", _latex(config, comparison, arms, published_scores, published_source, verdict.arms)
+    )
     sections = [
-        *score_sections(comparison, arms, against, published_scores, notes),
+        *score_sections(comparison, arms, against, published_scores, notes, verdict.arms),
         *annotator_sections(tiles_by_setting),
         *verdict_sections(verdict.arms),
-        *tile_sections(arms, comparison.arms, comparison.baseline, tiles_by_setting),
+        *tile_sections(arms, main_arms(comparison, verdict.arms), comparison.baseline, tiles_by_setting),
         *confusion_sections(arms),
         *curve_sections(arms, comparison.baseline),
         *label_sections(config, comparison, arms, folder),
@@ -131,7 +135,7 @@ def _markdown(
     parts += verdict_markdown(verdict.arms)
     for control, arms_against in results.against.items():
         parts += [f"## Against {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
-    for title, header, rows in paper_tables(comparison, arms):
+    for title, header, rows in paper_tables(comparison, arms, verdict.arms):
         parts += [f"## {markdown_line(title)}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*cost_table(arms)), COST_NOTE]
     for result in analyses:
@@ -149,6 +153,7 @@ def _latex(
     results: Sequence[ArmResult],
     published_scores: PublishedScores,
     published_source: str,
+    verdicts: Sequence[ArmVerdict],
 ) -> str:
     """Format the main table, and one in the layout of CLIP-IT's table 1, with descriptive captions."""
     seeds = counted(len(comparison.seeds), "seed")
@@ -158,7 +163,7 @@ def _latex(
         caption += f" Published: {published_source}. {CAUTION}"
     header, rows = shown_columns(results, published_scores)
     tables = [latex_table(header, rows, caption, left=count_left(header))]
-    for name, paper_header, paper_rows in paper_tables(comparison, results):
+    for name, paper_header, paper_rows in paper_tables(comparison, results, verdicts):
         tables.append(latex_table(paper_header, paper_rows, f"{name}. {title} Test split; intervals: t over seeds."))
     return "\n".join(tables)
 

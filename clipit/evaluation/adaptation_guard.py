@@ -6,10 +6,10 @@ proportions differ. The guard distinguishes these cases in four steps.
 1. Summarise the training tiles as one Gaussian per predicted class, with a shared covariance.
 2. Estimate the class proportions that explain the new tiles best under these Gaussians.
 3. Compare the mean of the new tiles with the mean that these proportions predict. The misfit is the squared distance
-   of the two means, divided by its sampling variance: about 1 if only the proportions differ.
+   between the two means, divided by the sampling variance of their difference: about 1 if only the proportions differ.
 4. Accept the adaptation if the misfit is at least `MIN_MISFIT`, and refuse it otherwise.
 
-Limitations: the guard does not detect a change in the spread of features without a change of their mean (it refuses,
+Limitations: the guard does not detect a change in the spread of features that leaves their mean unchanged (it refuses,
 although adapting may help). It mistakes a class without training tiles, or one unusual patient, for a change in
 appearance (it accepts). It also accepts if appearance and proportions change together, although adapting may then hurt.
 """
@@ -100,13 +100,13 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
 def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]) -> GuardVerdict:
     """Accept an adaptation if no mixture of the training classes explains the mean of the tiles.
 
-    With class means m_k and covariance S of the training tiles (shrunk as in Ledoit and Wolf 2004), n tiles x_i in d
-    dimensions, both whitened by S, class proportions w_k estimated by expectation maximisation (Saerens, Latinne and
-    Decaestecker 2002) and n_k training tiles of class k,
+    With class means m_k of the training tiles and n target tiles x_i in d dimensions, both whitened with the covariance
+    within the training classes (shrunk as in Ledoit and Wolf 2004), class proportions w_k estimated by expectation
+    maximisation (Saerens, Latinne and Decaestecker 2002) and n_k training tiles of class k,
 
         misfit = || mean_i x_i - sum_k w_k m_k ||^2 / d / (1 / min(n, 400) + sum_k w_k^2 / n_k)
 
-    The denominator is the sampling variance of the two means.
+    The denominator is the sampling variance of the difference between the two means.
 
     Args:
         mixture: Training mixture of the model and feature space that are adapted.
@@ -117,7 +117,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
     """
     if not len(vectors):
         raise DataError(
-            "no target tiles to check the adaptation with", where="the target tiles", fix="pass at least one tile"
+            "no target tiles to judge the adaptation on", where="the target tiles", fix="pass at least one tile"
         )
     check_finite_features(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ mixture.whitening
@@ -132,7 +132,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
 
 
 def _estimate_proportions(mixture: TrainingMixture, x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " c"]:
-    """Estimate the class proportions with the highest likelihood of these whitened tiles."""
+    """Estimate the class proportions that maximise the likelihood of these whitened tiles."""
     from scipy.special import softmax
 
     log_densities = x @ mixture.means.T - (mixture.means**2).sum(axis=1) / 2  # up to a constant per tile

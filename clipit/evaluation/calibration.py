@@ -42,7 +42,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     of the probabilities, which differ from the true logits only by a constant per tile that the softmax cancels.
 
     Args:
-        labels: Class indices of the validation tiles; tiles with -1 are dropped.
+        labels: Class indices of the validation tiles; tiles labelled -1 are dropped.
         probabilities: Class probabilities of these tiles, one row per tile.
 
     Raises:
@@ -55,7 +55,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     labels, logits = labels[known], _to_logits(probabilities[known])
     if len(labels) < MIN_LABELS:
         raise DataError(
-            f"a temperature needs at least {MIN_LABELS} validation labels; there are {len(labels)}",
+            f"fitting a temperature needs at least {MIN_LABELS} validation labels; there are {len(labels)}",
             where="tiles.labels",
             fix="label more validation tiles, or skip calibration",
         )
@@ -87,7 +87,7 @@ def with_temperature(probabilities: Float[np.ndarray, "n c"], temperature: float
 def weighted_calibration(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """Compute `MEASURES` of n labelled tiles for each of r weightings (one per bootstrap resample).
+    """Compute `MEASURES` on n labelled tiles for each of r weightings (one per bootstrap resample).
 
     ece: see `metrics.expected_calibration_error`. nll: mean of -log p[y]. brier: mean over tiles of the sum over
     classes of (p - y)^2, from 0 to 2 (Brier 1950).
@@ -122,7 +122,7 @@ def measure_calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CalibrationScore]:
-    """Compute `MEASURES` of n labelled tiles with 95 % intervals and, if `before` is given, the paired changes.
+    """Compute `MEASURES` on n labelled tiles with 95 % intervals and, if `before` is given, the paired changes.
 
     Args:
         groups: Patient or slide of each tile; "" where unknown.

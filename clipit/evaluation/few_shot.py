@@ -46,12 +46,12 @@ def few_shot(
     """Compute the mean score of SimpleShot classifiers, each fitted on `shots` labelled training tiles per class.
 
     The tiles of an episode depend on (seed, shots, episode) and on the set of ids, not on their order. Features are
-    centred by the mean of the episode's own tiles. No hyperparameter is selected, so no validation tiles are needed.
+    centred on the mean of the episode's own tiles. No hyperparameter is selected, so no validation tiles are needed.
 
     Args:
         train: Training features; episodes are drawn from the labelled ones.
         test: Test features; the labelled ones are scored.
-        n_classes: Number of classes, all of which are used.
+        n_classes: Number of classes; every class needs at least `shots` labelled training tiles.
         shots: Number of training tiles per class.
         metric: One of `metrics.METRICS`.
     """

@@ -22,7 +22,7 @@ class AnnotatorScore:
     """Scores of an annotator, or of a randomly drawn one if the votes have no names.
 
     Attributes:
-        tiles: Number of tiles with both a label by the annotator and a reference label.
+        tiles: Number of tiles with both a label from the annotator and a reference label.
         reference: Description of the reference labels.
         metrics: Value of each of `METRICS`; None where it is undefined.
     """
@@ -34,12 +34,12 @@ class AnnotatorScore:
 
 
 def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
-    """Score each annotator on test tiles like a classifier.
+    """Score each annotator on test tiles as if they were a classifier.
 
     The reference is the consensus of the other test annotators (an annotator's own label would agree with itself), or
     the labels of the tile source if these are the test labels. For votes without names, the score is the expected
-    accuracy of one randomly drawn vote against the majority of the other votes on its tile; a tied majority counts as
-    the fraction of tied classes that match.
+    accuracy of one randomly drawn vote against the majority of the other votes on its tile; if k classes tie for the
+    majority, a vote for one of them counts 1 / k.
 
     Args:
         tiles: Tiles of one split, or of one test set.
@@ -56,7 +56,7 @@ def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
 
 
 def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
-    """Summarise `score_annotators` for results.json; None without labels by several annotators.
+    """Summarise `score_annotators` for results.json; None without labels from several annotators.
 
     Returns:
         `annotators` (one record each), `mean` of each metric over annotators, and `independent` (yes, no or unknown):
@@ -111,7 +111,7 @@ def _metrics(
 
 
 def _score_anonymous(votes: Votes) -> list[AnnotatorScore]:
-    """Compute the expected accuracy of one vote against the majority of the other votes of its tile."""
+    """Compute the expected accuracy of one vote against the majority of the other votes on its tile."""
     counts = votes.counts()
     counts = counts[counts.sum(axis=1) >= 2]
     if not len(counts):

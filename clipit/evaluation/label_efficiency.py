@@ -1,4 +1,4 @@
-"""Label-efficiency curves: a probe's score over the share of training labels."""
+"""Label-efficiency curves: a probe's score against the share of training labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class LabelPoint:
 def label_subset(
     train: Features, validation: Features, n_classes: int, share: float, seed: int
 ) -> tuple[Features, Features] | str:
-    """Draw the labelled tiles of a share, or return the reason why the share is undefined.
+    """Draw the labelled tiles for a share, or return the reason why the share is undefined.
 
-    Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses the
-    same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends on
-    (seed, id) alone, so that a larger share contains the smaller ones. The validation tiles keep at most as many labels
-    in total, in proportion to their classes.
+    Follows `tiles.hidden_labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses
+    the same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends
+    on (seed, id) alone, so that a larger share contains the smaller ones. The validation tiles keep at most as many
+    labels in total, in proportion to their classes.
 
     There are two differences. A share that leaves a class without a tile is undefined here, whereas training uses one
     tile of that class. Tiles labelled by several annotators are drawn per class of their training label.
@@ -47,7 +47,7 @@ def label_subset(
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)
     empty = np.flatnonzero(quota == 0).tolist()
     if empty:
-        return f"{share:g} of the labels leaves none of class {', '.join(map(str, empty))}"
+        return f"a share of {share:g} leaves no labels of class {', '.join(map(str, empty))}"
     kept = proportional(class_counts(validation, n_classes), int(quota.sum()))
     return _take_quota(train, quota.tolist(), seed), _take_quota(validation, kept.tolist(), seed)
 
@@ -64,16 +64,16 @@ def label_efficiency(
 ) -> list[LabelPoint]:
     """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
-    Seeds that draw the same tiles, as all do at a share of 1, are fitted only once.
+    If several seeds draw the same tiles, as all do at a share of 1, the probe is fitted only once.
 
     Args:
         train: Features and labels of the training tiles.
         validation: Features and labels of the validation tiles, which select the probe's hyperparameters.
         test: Features and labels of the test tiles.
         n_classes: Number of classes.
-        probe: Function that fits on training tiles and returns class probabilities of test tiles.
+        probe: Function that fits on training tiles and returns class probabilities for test tiles.
         shares: Shares of the training labels, in 0..1.
-        seeds: Seeds of the draws.
+        seeds: Seeds for the draws.
         metric: One of `metrics.METRICS`.
     """
     test = test.labelled()
@@ -105,7 +105,7 @@ def _score(
 
 
 def _take_quota(features: Features, quota: Sequence[int], seed: int) -> Features:
-    """Select the given number of labelled rows per class, drawn in the same order as by `hide_labels`."""
+    """Select the given number of labelled rows per class, in the order in which `hide_labels` draws them."""
     rows = []
     for label, count in enumerate(quota):
         members = np.flatnonzero(features.labels == label)

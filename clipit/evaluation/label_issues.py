@@ -18,7 +18,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Class probabilities of tiles from probes fitted on other groups.
+    """Class probabilities of tiles, predicted by probes that were fitted on other groups.
 
     Attributes:
         probabilities: Class probabilities, one row per tile.

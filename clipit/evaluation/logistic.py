@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 MAX_ITERATIONS = 2000
-_LARGE = 2**23  # number of feature values (n x d) from which several threads are as fast as one
+_LARGE = 2**23  # number of feature values (n x d) at which several threads become as fast as one
 
 
 def fit_logistic(features: Any, labels: Int64[np.ndarray, " n"], inverse_penalty: float = 1.0) -> "LogisticRegression":
-    """Fit a multinomial logistic regression; a fit that has not converged after 2,000 iterations is returned as it is.
+    """Fit a multinomial logistic regression; a fit that has not converged after 2,000 iterations is returned as is.
 
     A small fit runs on one thread: its matrix products take less time than the synchronisation of several threads.
 

@@ -1,4 +1,4 @@
-"""Floors and ceilings of segmentations: predictions that need no model, and the best predictions per tile."""
+"""Floors and ceilings for segmentations: predictions that need no model, and the best predictions per tile."""
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt8
@@ -21,12 +21,12 @@ def all_one_class(present: Int64[np.ndarray, "n c"], code: int) -> Int64[np.ndar
 
 
 def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int) -> Bool[np.ndarray, "h w"]:
-    """Mask the pixels of an H&E image whose smoothed haematoxylin exceeds Otsu's threshold.
+    """Mask the pixels of an H&E image whose smoothed haematoxylin concentration exceeds Otsu's threshold.
 
-    Concentrations are those of the fixed stains of Ruifrok and Johnston (2001), scaled to 0..1 within the image.
+    Concentrations are computed for the fixed stains of Ruifrok and Johnston (2001) and scaled to 0..1 within the image.
 
     Args:
-        smoothing: Standard deviation of the Gaussian that joins neighbouring nuclei, in pixels; 0 for none.
+        smoothing: Standard deviation of the Gaussian that joins neighbouring nuclei, in pixels; 0 for no smoothing.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -42,8 +42,8 @@ def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int)
 def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
     """Return the segmentation that assigns to each tile the majority class of its labelled pixels.
 
-    No segmentation by tiles has a higher accuracy, but some have a higher Dice (see `best_dice_tiles`). Tiles are
-    adjacent, from the upper left corner; those at the right and lower borders may be smaller.
+    No segmentation with one class per tile has a higher accuracy, but some have a higher Dice (see `best_dice_tiles`).
+    Tiles are adjacent, starting at the upper left corner; those at the right and lower borders may be smaller.
 
     Args:
         truth: True class of each pixel; -1 is ignored.
@@ -54,11 +54,11 @@ def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -
 
 
 def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
-    """Return the segmentation by tiles with the highest Dice of one of two classes.
+    """Return the segmentation with one class per tile that has the highest Dice for one of two classes.
 
-    Tiles are placed as in `majority_class`. Adding a tile raises the Dice if the class covers more of the tile than
-    half of the current Dice. Tiles are therefore sorted by the share that the class covers, largest first, and added up
-    to the number with the highest Dice.
+    Tiles are placed as in `majority_class`. Assigning the class to a further tile raises the Dice if the share of the
+    tile that the class covers exceeds half of the current Dice. The class is therefore assigned to the tiles with the
+    largest shares, and their number is the one with the highest Dice.
 
     Args:
         truth: True class of each pixel, 0 or 1; -1 is ignored.

@@ -1,4 +1,4 @@
-"""Compare models that were measured on the same items, such as a VLM before and after its adaptation."""
+"""Compare models that were evaluated on the same items, such as a VLM before and after its adaptation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from clipit.evaluation.significance import Significance, holm, paired_t_test
 
 
 class Subject(NamedTuple):
-    """A model measured on a task."""
+    """A model evaluated on a task."""
 
     task: str
     model: str
@@ -24,9 +24,9 @@ class Measured:
     """Results of one model on the items of a task, from which its scores are computed.
 
     Attributes:
-        ids: Ids of the items: tiles, or queries of a retrieval.
+        ids: Ids of the items: tiles, or retrieval queries.
         groups: Group of each item; "" where unknown.
-        scores: Function that computes the scores from weights of the items.
+        scores: Function that computes the scores from the weights of the items.
         random: Expected score of random predictions, by metric, where known.
         reasons: Reason why a score is undefined, by metric.
     """
@@ -116,7 +116,7 @@ def compare_models(
 
     Args:
         measured: Results by subject and seed; all have the same items and the same seeds.
-        contrasts: Pairs of a subject and the reference that is subtracted.
+        contrasts: Subject and reference of each difference; the reference is subtracted.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Returns:
@@ -234,12 +234,12 @@ def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measu
             raise DataError(
                 f"the seeds of {subject.model} on {subject.task} differ from those of the other models",
                 where=[*by_seed],
-                fix="measure all models with the same seeds",
+                fix="evaluate all models with the same seeds",
             )
         if any(not np.array_equal(each.ids, first.ids) for each in by_seed.values()):
             raise DataError(
                 f"the items of {subject.model} on {subject.task} differ from those of the other models",
-                fix="measure all models on the same items",
+                fix="evaluate all models on the same items",
             )
 
 

@@ -142,7 +142,7 @@ def explain_undefined(
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name == "auroc" and absent:
         return f"no {unit} of class {', '.join(absent)}"
-    return f"all {unit}s and all predictions are of one class"
+    return f"all {unit}s and all predictions have the same class"
 
 
 def describe_averaging(
@@ -156,7 +156,7 @@ def describe_averaging(
     """Describe how many classes a class-averaged score covers; "" for other scores, or if every class has a tile.
 
     Args:
-        predicted: Predicted classes, if macro F1 also covers classes that are predicted, but have no tile.
+        predicted: Predicted classes, if macro F1 also covers classes that are predicted but have no tile.
     """
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1", "auroc") or not absent or not len(labels):
@@ -181,9 +181,9 @@ def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...],
     if not absent or len(absent) == len(classes):
         return ""
     return (
-        f"No tile of {where} has the class {', '.join(absent)}: balanced accuracy and F1 are averaged over the other "
-        f"{len(classes) - len(absent)} of {len(classes)} classes, macro F1 also over a class without tiles that a "
-        "model predicts, with an F1 of 0."
+        f"No tile of {where} has the class {' or '.join(absent)}: balanced accuracy and F1 are averaged over the other "
+        f"{len(classes) - len(absent)} of {len(classes)} classes. Macro F1 also includes, with an F1 of 0, each class "
+        "that a model predicts although it has no tile."
     )
 
 

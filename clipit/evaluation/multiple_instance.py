@@ -1,4 +1,4 @@
-"""Multiple-instance learning of tile labels: a finding is visible on an unknown subset of a patient's tiles."""
+"""Multiple-instance learning of tile labels: a finding is visible in an unknown subset of a patient's tiles."""
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -17,10 +17,10 @@ def assign_instances(
 ) -> Int64[np.ndarray, " n"]:
     """Choose the instances that show the label of their bag: mi-SVM (Andrews et al., NIPS 2002) with a linear probe.
 
-    Start with the label of the bag for all instances. Then repeat until nothing changes, at most 20 times: fit a
-    logistic regression on standardised features; an instance keeps the label of its bag if the regression finds that
-    label at least as probable as the background. If no instance of a bag keeps it, the instance with the highest log
-    ratio of label to background does. Bags of the background class contain only background.
+    All instances start with the label of their bag. Then, until nothing changes but at most 20 times, a logistic
+    regression is fitted on standardised features, and an instance keeps the label of its bag if the regression finds
+    that label at least as probable as the background. If no instance of a bag would keep the label, the instance with
+    the highest log ratio of label to background keeps it. Bags of the background class contain only background.
 
     Args:
         background: Class of the instances that do not show the label of their bag.
@@ -36,7 +36,7 @@ def assign_instances(
     bag_class = bag_labels[bags]
     if (bag_class == background).all() or not (bag_class == background).any():
         raise DataError(
-            "choosing tiles needs patients with the background class and patients with a different class",
+            "selecting tiles needs both patients with the background class and patients with another class",
             where="soft_labels.own_report.background",
             fix="set this key to a class that some reports have, or use soft_labels.own_report.tiles=all",
         )

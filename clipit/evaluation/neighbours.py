@@ -18,7 +18,7 @@ _CELLS = 16_000_000  # cosines held in memory at once: 64 MiB
 def nearest_neighbours(
     queries: Features, gallery: Features, k: int, *, exclude_groups: bool = False, cells: int = _CELLS
 ) -> Int64[np.ndarray, "q k"]:
-    """Find the rows of the gallery nearest to each query by cosine, nearest first; ties go to the lowest id.
+    """Find the gallery rows nearest to each query by cosine similarity, nearest first; ties go to the lowest id.
 
     A query never retrieves the item with its own id. Rows with fewer than k permitted items are padded with -1.
 
@@ -104,7 +104,7 @@ class SimpleShot:
 
 
 def simple_shot(train: Features, n_classes: int) -> SimpleShot:
-    """Fit the class means of labelled training tiles, after centring by their mean and L2 normalisation.
+    """Fit the class means of labelled training tiles, after centring them on their mean and L2 normalisation.
 
     Raises:
         DataError: No training tile has a label.
@@ -143,7 +143,7 @@ def _search(
 def _encode_names(
     first: Shaped[np.ndarray, " q"], second: Shaped[np.ndarray, " m"]
 ) -> tuple[Int64[np.ndarray, " q"], Int64[np.ndarray, " m"]]:
-    """Encode names as integers, which compare faster."""
+    """Encode names as integers, which are faster to compare."""
     codes = np.unique(np.concatenate([first, second]), return_inverse=True)[1].astype(np.int64)
     return codes[: len(first)], codes[len(first) :]
 

@@ -1,7 +1,7 @@
 """Image perturbations at a given level: stain jitter, blur, JPEG, brightness, contrast and magnification.
 
 All functions take and return uint8 pixels [b, 3, h, w] of stored tiles, and process each tile independently of the rest
-of its batch. Only the stain jitter is random; it draws numbers per tile from (seed, tile id).
+of its batch. Only the stain jitter is random; its random numbers depend only on the seed and the tile id.
 """
 
 import io
@@ -22,13 +22,13 @@ HED: Float64[np.ndarray, "3 3"] = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, ke
 Johnston 2001)."""
 
 _BETA = 0.15 * np.log(10)
-"""Optical density, 0.15 in base 10; a pixel below it in any channel is background (Macenko et al. 2009)."""
+"""Optical density (0.15 in base 10) below which, in any channel, a pixel is background (Macenko et al. 2009)."""
 _ALPHA = 1.0
 """Percentile of the angles, from each end, that defines a stain."""
 _MIN_TISSUE_PIXELS = 64
 _MIN_TISSUE_SHARE = 0.01
 _MIN_SINGULAR_RATIO = 0.02
-"""Second singular value over the first; below this the pixels have a single colour."""
+"""Ratio of the second singular value to the first, below which all pixels count as a single colour."""
 _MIN_ANGLE = np.deg2rad(3)
 
 Pixels = UInt8[np.ndarray, "b 3 h w"]
@@ -58,8 +58,8 @@ def perturb(
         name: Key of `PERTURBATIONS`.
         level: Strength, in the perturbation's unit.
         keys: Hashed ids of the tiles, from `clipit.tiles.augment.tile_keys`.
-        seed: Seed of the stain jitter. A tile's draws are the same at all levels, so that a curve shows the same change
-            at increasing strength.
+        seed: Seed for the stain jitter. A tile's draws are the same at all levels, so that a curve shows the same
+            change at increasing strength.
 
     Raises:
         ConfigError: The perturbation is unknown.
@@ -168,7 +168,7 @@ class Perturbation:
 
     Attributes:
         function: Function from pixels, level and random draws to the perturbed batch.
-        unit: Meaning of the level, for axes and tables.
+        unit: Meaning of the level, as shown on axes and in tables.
         neutral: Level that changes nothing (JPEG at 100: almost nothing).
     """
 
@@ -178,8 +178,8 @@ class Perturbation:
 
 
 PERTURBATIONS = {
-    "macenko": Perturbation(macenko, "spread of the jitter, the tile's own stains (Macenko)", 0.0),
-    "hed": Perturbation(hed, "spread of the jitter, fixed stains (HED)", 0.0),
+    "macenko": Perturbation(macenko, "jitter strength, the tile's own stains (Macenko)", 0.0),
+    "hed": Perturbation(hed, "jitter strength, fixed stains (HED)", 0.0),
     "blur": Perturbation(blur, "Gaussian blur, sigma in stored pixels", 0.0),
     "jpeg": Perturbation(jpeg, "JPEG quality", 100.0),
     "brightness": Perturbation(brightness, "brightness factor", 1.0),
@@ -208,8 +208,8 @@ def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "
     two largest singular vectors of the densities; take the directions at the 1st and 99th percentile of the angle in
     that plane.
 
-    The result is None for fewer than 64 tissue pixels or less than 1 % of the tile, for pixels of a single colour, for
-    directions less than 3 degrees apart, and for directions with negative absorption in a channel.
+    The result is None if fewer than 64 pixels, or less than 1 % of the tile, are tissue; if the pixels have a single
+    colour; if the directions are less than 3 degrees apart; or if a direction has negative absorption in a channel.
     """
     tissue = density[(density >= _BETA).all(axis=1)]
     if len(tissue) < max(_MIN_TISSUE_PIXELS, _MIN_TISSUE_SHARE * len(density)):

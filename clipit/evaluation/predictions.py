@@ -78,7 +78,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
     splits = sorted({str(split) for table in aligned for split in np.unique(table.splits)})
     if len(splits) > 1:
         raise DataError(
-            f"predictions of several splits: {', '.join(splits)}",
+            f"the predictions cover several splits: {', '.join(splits)}",
             fix="compare one split at a time, the same on both sides: predictions.select('test')",
         )
     for table in aligned[1:]:
@@ -92,12 +92,12 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
         for name in ("labels", "groups", "classes"):
             if not np.array_equal(getattr(table, name), getattr(first, name)):
                 raise DataError(
-                    f"the predictions of the same tiles differ in their {name}",
+                    f"the predictions for the same tiles differ in their {name}",
                     fix="compare runs with equal tiles.* keys",
                 )
     known = first.labels >= 0
     if not known.any():
-        raise DataError("no tile of the predictions has a label", fix="pass predictions of labelled tiles")
+        raise DataError("none of the predicted tiles has a label", fix="pass predictions for labelled tiles")
     return [table.take(known) for table in aligned]
 
 
@@ -139,7 +139,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     Raises:
         DataError: The file is missing, damaged or changed, lacks a column, has a column of a different type, repeats an
             id, has a label outside the classes, has probabilities that are not finite, are negative or do not sum to 1,
-            or covers other tiles.
+            or covers different tiles.
     """
     try:
         changed = sha256 is not None and file_sha256(path) != sha256
@@ -225,7 +225,7 @@ def _matrix(table: pa.Table, names: Sequence[str]) -> Float32[np.ndarray, "n c"]
 
 def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     """Check that the predictions cover whole splits of these tiles, with the same classes and labels."""
-    fix = "use the run of this configuration, or delete the file and run clipit evaluate again"
+    fix = "use a run with this configuration, or delete the file and run clipit evaluate again"
     if predictions.classes != tiles.classes:
         raise DataError(
             f"the predictions have the classes {', '.join(predictions.classes)}; the tiles have "
@@ -248,7 +248,7 @@ def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     differing = ids[(by_id.splits != splits) | ((by_id.labels != labels) & ~hidden)].tolist()
     if differing:
         raise DataError(
-            f"the splits or labels of {counted(len(differing), 'tile')} differ from the configuration: "
+            f"the splits or labels of {counted(len(differing), 'tile')} differ from those in the configuration: "
             f"{shortlist(differing)}",
             where=where,
             fix=fix,

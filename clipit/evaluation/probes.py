@@ -39,7 +39,7 @@ class LinearProbe(LinearHead):
 
     Attributes:
         inverse_penalty: Selected C (inverse of the L2 penalty).
-        validation_loss: Mean log loss on validation for each C.
+        validation_loss: Mean log loss on the validation tiles for each C.
         converged: Whether L-BFGS converged at the selected C.
     """
 
@@ -55,7 +55,7 @@ class AdamWProbe(LinearHead):
     Attributes:
         step: Step whose weights were kept.
         steps: Number of steps trained.
-        validation_score: Balanced accuracy on validation at `step`.
+        validation_score: Balanced accuracy on the validation tiles at `step`.
     """
 
     step: int
@@ -71,11 +71,11 @@ def linear_probe(
     n_classes: int,
     grid: Sequence[float] = DEFAULT_GRID,
 ) -> LinearProbe:
-    """Fit a multinomial logistic regression (L-BFGS) with the C of the grid that has the lowest validation log loss.
+    """Fit a multinomial logistic regression (L-BFGS) with the C from the grid that has the lowest validation log loss.
 
     Features are standardised with the mean and standard deviation of the training tiles. Tiles labelled -1 are
     dropped; ties go to the stronger penalty. A fit that has not converged after 2,000 iterations (a weak penalty on
-    linearly separable tiles) is used nevertheless. A grid of one value needs no validation labels.
+    linearly separable tiles) is still used. A grid with a single value needs no validation labels.
 
     Raises:
         DataError: There are fewer than two classes among the training labels, or no labelled validation tile to choose
@@ -121,8 +121,9 @@ def adamw_probe(
     """Train one linear layer as eva (kaiko-ai/eva, offline classification) trains its head.
 
     The layer is trained with AdamW (weight decay 0.01, PyTorch's default, as in eva) and cross-entropy on raw features,
-    in batches of 256 that are reshuffled each epoch. Balanced accuracy on validation is computed after every epoch; the
-    best weights are kept (the earliest if tied), and training stops after a fifth of all steps without improvement.
+    in batches of 256 that are reshuffled each epoch. The balanced accuracy on the validation tiles is computed after
+    every epoch; the best weights are kept (the earliest if tied), and training stops after a fifth of all steps without
+    improvement.
 
     There are three differences from eva. The learning rate is constant: in eva, a scheduler's default divides it by 3
     for the first five epochs. eva's documentation does not mention this division, and it makes the result depend on
@@ -131,10 +132,10 @@ def adamw_probe(
 
     Args:
         features: Features of the training tiles, in a fixed order.
-        labels: Class indices; tiles with -1 are dropped.
+        labels: Class indices; tiles labelled -1 are dropped.
         validation_features: Features of the validation tiles, which select the step.
         n_classes: Number of classes; a class without training tiles gets probability 0.
-        seed: Seed of the initial weights and the batches.
+        seed: Seed for the initial weights and the batches.
         steps: Maximum number of steps.
         batch_size: Tiles per step; the last batch of an epoch may be smaller.
 
@@ -183,7 +184,7 @@ def _require_labels(present: Int64[np.ndarray, " k"], validation_labels: Int64[n
     if len(present) < 2 or not len(validation_labels):
         raise DataError(
             f"a linear probe needs training labels of two classes and validation labels; "
-            f"there are {counted(len(present), 'class', 'classes')} and "
+            f"found {counted(len(present), 'class', 'classes')} and "
             f"{counted(len(validation_labels), 'validation label')}",
             where="tiles.labels",
             fix="label more tiles",
@@ -194,7 +195,7 @@ def _labelled(
     features: Float[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "k d"], Int64[np.ndarray, " k"]]:
     if not np.isfinite(features).all():
-        raise DataError("features that are not finite", fix="check the VLM's precision (fp16 can overflow)")
+        raise DataError("some features are not finite", fix="check the VLM's precision (fp16 can overflow)")
     return features[labels >= 0].astype(np.float64), labels[labels >= 0]
 
 

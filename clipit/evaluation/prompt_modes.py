@@ -46,7 +46,7 @@ def sample_classifiers(texts: TextVectors, draws: int, seed: int) -> Int64[np.nd
     Args:
         texts: Embedded prompts from `embed_prompt_set`.
         draws: Number of classifiers.
-        seed: Seed of the draws, which otherwise depend only on the numbers of names and templates.
+        seed: Seed for the draws, which otherwise depend only on the numbers of names and templates.
     """
     rng = np.random.default_rng(seed)
     n_names = _name_counts(texts)
@@ -58,7 +58,7 @@ def sample_classifiers(texts: TextVectors, draws: int, seed: int) -> Int64[np.nd
 
 
 def candidate_classifiers(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "N C"]:
-    """Return all classifiers of one name per class and one shared template, or `limit` random draws if there are more.
+    """Return all classifiers with one name per class and a shared template, or `limit` random draws if there are more.
 
     KEEP enumerates all of them (its CAMELYON screening has 6 x 5 names x 22 templates = 660).
     """
@@ -117,7 +117,7 @@ def screened_prompts(
         tiles: Image embeddings in the space of `texts` (centred if these are).
         share: Share of the candidates to keep, above 0 and at most 1.
         limit: Maximum number of candidates.
-        seed: Seed of the draws, used when there are more combinations than `limit`.
+        seed: Seed for the draws, used when there are more combinations than `limit`.
         logit_scale: Logit scale of `zero_shot_probabilities`; it affects the selection.
 
     Raises:

@@ -11,7 +11,7 @@ from clipit.evaluation.intervals import Interval, estimate
 from clipit.evaluation.metrics import count_scores, divide
 
 SCORES = {
-    "accuracy": "accuracy (reports without a class count as wrong)",
+    "accuracy": "accuracy (reports without a predicted class count as wrong)",
     "macro_f1": "macro F1",
     "coverage": "share predicted as a class",
     "covered_accuracy": "accuracy where a class is predicted",
@@ -48,7 +48,7 @@ class Agreement:
         return float(self.counts.sum(axis=1).max()) / total if total else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the table and the scores as JSON-like values."""
+        """Return the table and the scores as a JSON-serialisable dictionary."""
         bounds = {name: [interval.low, interval.high] for name, interval in self.intervals.items()}
         return {
             "title": self.title,
@@ -83,7 +83,7 @@ def measure_agreement(
     lower only the recall of the reference class.
 
     Args:
-        labels: Reference class index of each report; reports with -1 are dropped.
+        labels: Reference class index of each report; reports labelled -1 are dropped.
         predictions: Label predicted for each report: a class, or another text.
         classes: Class names in the order of the class indices.
         groups: Group of each report, resampled as a whole; "" where unknown.

@@ -16,7 +16,7 @@ FOLDS = 5
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Inverses of the L2 penalty, for features of norm 1 (TF-IDF) or of root mean square norm 1."""
 _MIN_PROBABILITY = 1e-6  # bounds the log loss of a class that is absent from the training documents
-_MIN_DOCUMENTS = 2  # words and pairs of words that occur in fewer training documents are dropped
+_MIN_DOCUMENTS = 2  # words and word pairs that occur in fewer training documents are dropped
 
 _FitFeatures = Callable[[Int64[np.ndarray, " k"]], Any]
 """Function from the rows of the training documents to the features of all documents, a dense or sparse matrix."""
@@ -29,10 +29,10 @@ class CrossFitted:
     Attributes:
         probabilities: Calibrated class probabilities, one row per document.
         folds: Fold of each document, predicted by the model fitted on the other folds; -1 for documents of groups
-            without a label, for which the predictions of all folds' models are averaged.
+            without labels, for which the predictions of the models of all folds are averaged.
         inverse_penalties: Selected inverse L2 penalty of each fold's model.
         temperatures: Temperature of each fold's model; 1 where none could be fitted.
-        note: Sentence on the folds without a fitted temperature; "" if there are none.
+        note: Note on the folds without a fitted temperature; "" if there are none.
     """
 
     probabilities: Float32[np.ndarray, "n c"]
@@ -69,11 +69,11 @@ def cross_fitted_probabilities(
     left, the probabilities are (count + 1) / (documents + classes).
 
     Args:
-        documents: Texts, from which TF-IDF features of words and pairs of words are computed (`tfidf_features`), or
+        documents: Texts, from which TF-IDF features of words and word pairs are computed (`tfidf_features`), or
             embeddings, one row per document.
         labels: Class index of each document; -1 if unknown.
         groups: Group of each document, such as the patient; "" where unknown, which makes the document its own group.
-        folds: Number of folds; at most the number of groups with labels.
+        folds: Maximum number of folds; reduced to the number of labelled groups if there are fewer.
         inverse_penalties: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
 
     Raises:
@@ -84,10 +84,10 @@ def cross_fitted_probabilities(
     classes, owners = np.unique(labels[labelled]), np.unique(units[labelled])
     if len(classes) < 2 or len(owners) < 2:
         raise DataError(
-            "a text classifier needs labelled reports of two classes and two groups; there are "
+            "a text classifier needs labelled reports of two classes and two groups; found "
             f"{counted(len(classes), 'class', 'classes')} "
             f"and {counted(len(owners), 'group')} among {counted(len(labelled), 'labelled report')}",
-            where="labels of reports",
+            where="report labels",
             fix="label more reports, or use rules",
         )
     folds = min(folds, len(owners))
@@ -115,8 +115,8 @@ def cross_fitted_probabilities(
         probabilities[unassigned] += scaled[len(in_fold) :] / folds
     missing = sum(not choice.calibrated for choice in choices)
     note = (
-        f"{counted_of(missing, folds, 'fold is', 'folds are')} not calibrated: a temperature needs at "
-        f"least {MIN_LABELS} labelled reports, some of them misclassified, and predictions that are better than chance"
+        f"{counted_of(missing, folds, 'fold is', 'folds are')} not calibrated: fitting a temperature needs at least "
+        f"{MIN_LABELS} labelled reports, some of them misclassified, and predictions that are better than chance"
     )
     return CrossFitted(
         probabilities.astype(np.float32),
@@ -128,10 +128,11 @@ def cross_fitted_probabilities(
 
 
 def tfidf_features(texts: Sequence[str]) -> _FitFeatures:
-    """Count words and pairs of words, to be weighted by TF-IDF fitted on the training documents alone.
+    """Count words and word pairs, to be weighted by TF-IDF fitted on the training documents alone.
 
-    Words of one character are kept, because grades are single digits. Counts enter as 1 + log(count), and vectors have
-    norm 1. Words and pairs that occur in fewer than two training documents are dropped, unless all of them do.
+    Words of one character are kept, because grades are single digits. Counts are replaced by 1 + log(count), and
+    vectors have norm 1. Words and word pairs that occur in fewer than two training documents are dropped, unless all of
+    them do.
 
     Returns:
         Function from the rows of the training documents to the features of all documents, as a sparse matrix.

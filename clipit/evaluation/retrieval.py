@@ -1,7 +1,7 @@
-"""Score retrieval by cosine: Recall@k of true pairs, class-match precision@k, majority vote, and fold over random.
+"""Score retrieval by cosine similarity: Recall@k of true pairs, class-match precision@k and majority vote.
 
-Recall@k, called p@k in PLIP's tables, is the share of queries whose true partner is among the k nearest items. Fold
-over random is the score divided by the expected score of k items drawn at random from the same gallery.
+Recall@k, called p@k in PLIP's tables, is the share of queries whose true partner is among the k nearest items. The fold
+enrichment of a score is the score divided by the expected score of k items drawn at random from the same gallery.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ class RetrievalScore:
 
     @property
     def fold(self) -> float | None:
-        """Value divided by the expected value of random retrieval; None if either is undefined."""
+        """Fold enrichment: value divided by the expected value of random retrieval; None if either is undefined."""
         return None if self.value is None or not self.random else self.value / self.random
 
 

@@ -31,7 +31,7 @@ def evaluate_predictions(
     """Compute the scores of each split, ready for results.json.
 
     Per split: `n` (number of tiles), `labelled` (those with a label), `groups` (number of known groups), `resampled`
-    (number and kind of the bootstrap's units), `metrics` (by name: `value`, `low`, `high`, `reason` where one of these
+    (number and kind of the resampling units), `metrics` (by name: `value`, `low`, `high`, `reason` where one of these
     is None, and `over` if an average covers only some of the classes), `per_class`, `confusion` (rows: true classes),
     `reliability`, and, if there are zero-shot predictions, `zero_shot` with their scores. Scores are computed on
     labelled tiles.
@@ -40,12 +40,12 @@ def evaluate_predictions(
         predictions: Predictions of all splits.
         splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
+        seed: Seed for the bootstrap.
         present_only: Whether to average macro F1 and AUROC only over the classes that have tiles. Otherwise AUROC is
             undefined if a class has no tiles, and macro F1 also covers classes that are only predicted.
 
     Raises:
-        DataError: A split has no tile in the table.
+        DataError: The table has no tiles of a split.
     """
     predictions = predictions.by_id()
     known = sorted(set(predictions.splits.tolist()))

@@ -17,12 +17,12 @@ from clipit.tiles.mask_files import IGNORED
 
 MASK_METRICS = ("dice", "iou", "precision", "recall")
 FALSE_AREA = "false_area"
-"""Share of the pixels of images without a class that are predicted as this class."""
+"""Share of pixels predicted as a class, over the images that do not contain this class."""
 MEAN = "mean of the foreground"
 """Name of the mean over the foreground classes."""
 Averaging = Literal["images", "pixels"]
-"""`images`: mean of the scores of the images that truly contain the class; `pixels`: score of all pixels together, in
-which large images count more."""
+"""`images`: mean score of the images whose mask contains the class; `pixels`: score over the pooled pixels of all
+images, in which large images count more."""
 
 
 def count_pixels(
@@ -65,7 +65,7 @@ def mask_scores(
 
 
 def foreground_dice(counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]) -> Float64[np.ndarray, " n"]:
-    """Return each image's mean Dice over the foreground classes that it truly contains; NaN if it has none."""
+    """Return each image's mean Dice over the foreground classes in its mask; NaN if there are none."""
     return _image_scores(counts, foreground)["dice"][:, -1]
 
 
@@ -104,7 +104,7 @@ def score_masks(
 ) -> list[MaskScore]:
     """Score segmentations per class and as the mean of the foreground, with bootstrap intervals over patients.
 
-    A score is averaged over the images that truly contain the class, which are the same for every segmentation; if the
+    A score is averaged over the images whose mask contains the class, which are the same for every segmentation; if the
     class is not predicted in one of them, its precision there is 0. Predictions in the other images count as
     `FALSE_AREA`, which for `MEAN` is the share predicted as any foreground class in images that contain none of them.
 
@@ -113,10 +113,10 @@ def score_masks(
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Raises:
-        DataError: There is no image.
+        DataError: There are no images.
     """
     if not len(counts):
-        raise DataError("no image to score", fix="add masks to the test split")
+        raise DataError("no images to score", fix="add masks to the test split")
     columns = [list(classes).index(name) for name in foreground]
     names = [*classes, MEAN]
     per_image = _image_scores(counts, columns)

@@ -1,4 +1,4 @@
-"""Test paired differences over seeds, and correct p-values of several tests by Holm's method."""
+"""Test paired differences over seeds, and correct the p-values of several tests with Holm's method."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, co
 
 T = TypeVar("T")
 SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
-"""Tables of `slide_scores.slide_table`, by arm and seed."""
+"""Tables from `slide_scores.slide_table`, by arm and seed."""
 CONTROL = Significance(None, "control")
 """Significance of controls, which are not tested."""
 _COLUMNS = [
@@ -42,7 +42,7 @@ class SlideComparison:
             `mean` and `sd` over seeds; `difference` from the reference, with its bootstrap interval over patients
             (`low`, `high`; `reason` where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`);
             `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
-            and metric (`p_reason` where undefined); the numbers of `labelled` slides or patients, and of `patients`.
+            and metric (`p_reason` where undefined); `labelled` (number of labelled slides or patients) and `patients`.
         crossing: Number of patients with slides in several splits.
     """
 
@@ -65,13 +65,13 @@ def compare_slide_arms(
 
     If the table of slides has labelled validation slides, each arm's pooling is chosen on them by the mean balanced
     accuracy over its seeds, in the same way for all arms (`choose_pooling`), and only the other splits are compared.
-    Otherwise the arms are compared by every pooling.
+    Otherwise the arms are compared with every pooling.
 
     Differences are paired by seed and slide. An arm with a single seed, such as prompts without training, is paired
     with every seed of the other arm.
 
     Args:
-        tables: Slide scores by arm and seed, all of the same slides.
+        tables: Slide scores by arm and seed, all for the same slides.
         slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
         classes: Class names, in the order of the scores.
         reference: Arm that the others are compared with.
@@ -102,12 +102,12 @@ def compare_slide_sets(
     """Compare arms like `compare_slide_arms`, but with given poolings, which may differ between arms.
 
     Args:
-        arms: Scored slides by arm and seed, all of the same slides.
+        arms: Scored slides by arm and seed, the same slides in each.
         choices: Pooling of each arm.
         reference: Arm that the others are compared with.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        controls: Arms, such as a floor, whose differences are reported but not tested: they have no p-value, and do
-            not count in Holm's correction.
+        controls: Arms, such as a floor, whose differences are reported but not tested: they have no p-value, and are
+            not counted in Holm's correction.
 
     Raises:
         DataError: The reference is missing, or arms have different slides or seeds that cannot be paired.
@@ -208,7 +208,7 @@ def _test(gains: Sequence[float]) -> Significance:
 
 def _check_reference(arms: Mapping[str, object], reference: str) -> None:
     if reference not in arms:
-        raise DataError(f"no arm {reference} to compare with", fix=f"use one of: {', '.join(arms)}")
+        raise DataError(f"unknown reference arm {reference}", fix=f"use one of: {', '.join(arms)}")
 
 
 def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_poolings: bool) -> None:
@@ -216,7 +216,7 @@ def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_p
     problems = []
     empty = [arm for arm, by_seed in arms.items() if not by_seed]
     if empty:
-        raise DataError(f"no slide scores of {', '.join(empty)}", fix="score the slides with every arm")
+        raise DataError(f"no slide scores for {', '.join(empty)}", fix="score the slides with every arm")
     first = next(iter(arms[reference].values()))
     for arm, by_seed in arms.items():
         for number, scored in by_seed.items():
@@ -227,4 +227,4 @@ def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_p
             other_seeds, reference_seeds = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))
             problems.append(f"{arm}: seeds {other_seeds} cannot be paired with {reference_seeds} of {reference}")
     if problems:
-        raise DataError("\n".join(problems), where="arms", fix="compare the scores of the same slides and seeds")
+        raise DataError("\n".join(problems), where="arms", fix="compare scores for the same slides and seeds")

@@ -78,7 +78,7 @@ def evaluate_slides(
     Slides of the split `train` are not evaluated. If there are labelled slides of the split `validation`, the pooling
     is chosen on them (`choose_pooling`) and marked; otherwise all poolings are reported and none is chosen. AUROC is
     computed on relative scores (`SlideSet.predictions`) as the one-vs-rest macro mean, or for the second class if there
-    are two. Intervals are percentile bootstraps over patients; all poolings share the resamples.
+    are two. Intervals are percentile bootstrap intervals over patients; all poolings share the resamples.
 
     Args:
         table: Slide scores from `slide_scores.slide_table`.
@@ -91,7 +91,7 @@ def evaluate_slides(
         DataError: The tables do not match (see `collect_slides`), or there are fewer than two classes.
     """
     if len(classes) < 2:
-        raise DataError("slide scores of a single class cannot be evaluated", fix="score two classes or more")
+        raise DataError("slide scores of a single class cannot be evaluated", fix="score at least two classes")
     scored = collect_slides(table, slides, classes)
     choice = choose_pooling(scored)
     rows = []
@@ -129,8 +129,8 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     if len(first.labels) and (first.labels < 0).all():
         return PoolingChoice(None, f"No {unit} has a label, so nothing is evaluated and no pooling is chosen.", {})
     if present < 2:
-        all_of_one = f"all validation {unit}s have one class"
-        reason = all_of_one if rows.any() else f"there are no labelled validation {unit}s"
+        same_class = f"all labelled validation {unit}s have the same class"
+        reason = same_class if rows.any() else f"there are no labelled validation {unit}s"
         return PoolingChoice(None, f"No pooling was chosen, because {reason}. All poolings are shown.", {})
     scores = {key: float(np.mean([_validation_score(each, key) for each in sets])) for key in first.scores}
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
@@ -138,14 +138,14 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     covered = "" if present == len(first.classes) else f", which cover {present} of {len(first.classes)} classes"
     shared = "" if len(tied) == 1 else f" {len(tied)} poolings tie; the one with the fewest tiles was chosen."
     sentence = (
-        f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "
+        f"The pooling {tied[0].title} was chosen for its balanced accuracy of {best:.3f} on {rows.sum()} validation "
         f"{unit}s{covered}, the highest of {counted(len(scores), 'pooling')}.{shared}"
     )
     return PoolingChoice(tied[0], sentence, scores)
 
 
 def score_predictions(predictions: Predictions) -> dict[str, float | None]:
-    """Compute `SLIDE_METRICS` of the labelled rows; None where undefined."""
+    """Compute `SLIDE_METRICS` on the labelled rows; None where undefined."""
     rows = predictions.labels >= 0
     weights = np.ones((int(rows.sum()), 1))
     scores = weighted_scores(predictions.labels[rows], predictions.probabilities[rows], weights, SLIDE_METRICS)
@@ -213,7 +213,7 @@ def _name(key: PoolingKey, metric: str) -> str:
 
 
 def _slide_rows(table: pd.DataFrame, scored: SlideSet, chosen: PoolingKey | None) -> pd.DataFrame:
-    names = np.array([*scored.classes, ""], dtype=object)  # the last name is that of the unknown label, -1
+    names = np.array([*scored.classes, ""], dtype=object)  # the last name stands for the unknown label, -1
     rows = pd.DataFrame(
         {
             "slide": scored.slides,

@@ -2,7 +2,7 @@
 
 MI-Zero (Lu et al., CVPR 2023) samples 50 prompt sets, classifies all slides with each, and reports the median of the
 50 balanced accuracies for each K of the top-K pooling. CONCH averages all names and templates of a class instead (the
-ensemble). The two protocols differ by many points, so tables must name the one they used.
+ensemble). Scores of the two protocols differ by many percentage points, so tables must name the protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ _COLUMNS = [
 def pool_prompts(
     similarities: Float32[np.ndarray, "n N C"], cells: Int64[np.ndarray, "n 2"], smoothing: Sequence[bool] = (False,)
 ) -> list[list[PooledScore]]:
-    """Pool the cosine similarities of one slide's tiles to the class embeddings of N zero-shot classifiers.
+    """Pool the cosine similarities between one slide's tiles and the class embeddings of N zero-shot classifiers.
 
     Args:
-        similarities: Cosine similarity of each tile to the class embeddings of each classifier.
+        similarities: Cosine similarity between each tile and the class embeddings of each classifier.
         cells: Row and column of each tile in the slide's grid.
         smoothing: Whether to pool the tiles' own scores, smoothed scores, or both.
 
@@ -41,7 +41,7 @@ def pool_prompts(
         Scores of each classifier by pooling (`slide_scores.pool_slide`).
 
     Raises:
-        DataError: The slide has no tile, or a similarity is not finite.
+        DataError: The slide has no tiles, or a similarity is not finite.
     """
     return [pool_slide(similarities[:, number], cells, smoothing) for number in range(similarities.shape[1])]
 
@@ -61,14 +61,15 @@ def score_prompts(
     Returns:
         One row per kind, split, level, pooling and metric: `prompts` (the kind), `draws` (number of draws), `split`,
         `level`, `pooling`, `smoothed`, `metric`, `median`, `lower` and `upper` (quartiles; equal to the median for one
-        classifier; None where a score is undefined), `labelled` slides or patients, and `patients`.
+        classifier; None where a score is undefined), `labelled` (number of labelled slides or patients) and
+        `patients`.
 
     Raises:
         DataError: A kind has no table, or the tables do not match (`slide_sets.collect_slides`).
     """
     empty = [kind for kind, draws in tables.items() if not draws]
     if empty:
-        raise DataError(f"no slide scores of {', '.join(empty)}", fix="score the slides with at least one prompt set")
+        raise DataError(f"no slide scores for {', '.join(empty)}", fix="score the slides with at least one prompt set")
     rows = []
     for kind, draws in tables.items():
         sets = [collect_slides(table, slides, classes) for table in draws]

@@ -1,7 +1,7 @@
 """Pool the scores of a slide's tiles into slide scores: top-K means, mean, or share of tiles, optionally smoothed.
 
 MI-Zero (Lu et al., CVPR 2023) compares each tile with one text embedding per class and pools the similarities of a
-slide class by class. The functions here take any scores of tiles: such similarities, or a classifier's probabilities.
+slide class by class. The functions here take any tile scores: such similarities, or a classifier's probabilities.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from clipit.errors import DataError, counted, shortlist
 
 TOP_K = (1, 5, 10, 50, 100)
-"""Values of K of the top-K means, as in CONCH's slide classification."""
+"""Values of K for the top-K means, as in CONCH's slide classification."""
 POOLINGS = (*(f"top{k}" for k in TOP_K), "mean", "share")
 """Names of the poolings, from the fewest tiles to all."""
 SCORE_PREFIX = "score_"
@@ -54,9 +54,9 @@ class PooledScore:
 def pool_slide(
     scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"], smoothing: Sequence[bool] = (False, True)
 ) -> list[PooledScore]:
-    """Pool the scores of one slide's tiles by every pooling, without and with smoothing.
+    """Pool the scores of one slide's tiles with every pooling, without and with smoothing.
 
-    With the scores s(i, c) of n tiles, those of a class sorted in descending order, the score of class c is:
+    Let s(i, c) be the scores of n tiles, sorted in descending order for each class c. The score of class c is:
 
     - `top1` ... `top100`: the mean of the K highest, (1 / K) * sum of s(i, c) over i = 1 ... K. The K tiles of one
       class need not be those of another. MI-Zero's top-K pooling is the same, up to the factor 1 / K in its code,
@@ -77,7 +77,7 @@ def pool_slide(
         One entry per smoothing and pooling, in the order of `smoothing` and `POOLINGS`.
 
     Raises:
-        DataError: The slide has no tile or no class, a score is not finite, or two tiles have the same cell.
+        DataError: There are no tiles or no classes, a score is not finite, or two tiles have the same cell.
     """
     _check(scores)
     pooled = []
@@ -171,7 +171,7 @@ def _pool(values: Float64[np.ndarray, "n c"], smoothed: bool) -> list[PooledScor
 def _check(scores: Float[np.ndarray, "n c"]) -> None:
     n, n_classes = scores.shape
     if not n or not n_classes:
-        missing = "tile" if not n else "class"
+        missing = "tiles" if not n else "classes"
         raise DataError(f"no {missing} to score", fix="drop the slide, and list it as not scored")
     invalid = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(invalid):

@@ -49,14 +49,14 @@ class SlideSet:
     scores: Mapping[PoolingKey, Float32[np.ndarray, "n c"]]
 
     def predictions(self, key: PoolingKey, level: Level, split: str) -> Predictions:
-        """Return the predictions of one split by one pooling, per slide or per patient.
+        """Return the predictions for one split with one pooling, per slide or per patient.
 
         A patient's score is the mean score of the patient's slides, regardless of their tissue area. If the top K were
         taken from all tiles of a patient instead, they would mostly come from large slides or from slides with
         artefacts. A slide without a known patient counts as a patient of its own.
 
         A patient's label is that of the patient's labelled slides. Patients whose slides have different labels are
-        unlabelled (see `mixed_patients`).
+        treated as unlabelled (see `mixed_patients`).
 
         The `probabilities` of the result are relative scores: the scores of a slide minus their mean over the classes.
         The predicted class stays the same. Cosine similarities may be higher for all classes of one slide than for
@@ -85,7 +85,7 @@ class SlideSet:
         return [name for name in known if name in present] + [name for name in present if name not in known]
 
     def mixed_patients(self) -> list[str]:
-        """Return the patients with slides of different labels, which are not scored per patient."""
+        """Return the patients whose slides have different labels; they are not scored per patient."""
         return self._patients_with_several(np.where(self.labels == NO_LABEL, np.nan, self.labels))
 
     def crossing_patients(self) -> list[str]:
@@ -98,7 +98,7 @@ class SlideSet:
 
 
 def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[str]) -> SlideSet:
-    """Join the scores of slides with the table of slides.
+    """Join slide scores with the table of slides.
 
     Args:
         table: Slide scores from `slide_scores.slide_table`.
@@ -119,7 +119,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     unknown_labels = sorted(set(known["label"]) - {*classes, ""})
     if unknown_labels:
         problems.append(
-            f"labels that are not classes of the scores: {shortlist(unknown_labels)}; the classes are "
+            f"labels that are not among the scored classes: {shortlist(unknown_labels)}; the classes are "
             f"{shortlist(classes)}"
         )
     scores: dict[PoolingKey, Float32[np.ndarray, "n c"]] = {}
@@ -154,7 +154,7 @@ def pooling_order(key: PoolingKey) -> tuple[int, bool]:
 
 
 def _known_slides(slides: pd.DataFrame) -> pd.DataFrame:
-    """Return label, group and split of each slide as texts, by its name."""
+    """Return label, group and split of each slide as strings, by slide name."""
     known = pd.DataFrame({"slide": slides["slide"].astype(str)})
     for column in ("label", "group", "split"):
         values = slides[column] if column in slides else pd.Series("", index=slides.index)

@@ -17,9 +17,9 @@ _ASSIGNMENT_STEPS = 5
 """Fixed-point steps of the assignments per iteration."""
 _LIKELIHOOD_WEIGHT = 10.0
 """Numerator of the weight 10 / d of the log-likelihood of d features. Without the division by d, hundreds of features
-would outweigh the text prior. The value was fixed before any measurement."""
+would outweigh the text prior. The value was fixed before any evaluation."""
 _MIN_VARIANCE = 1e-3
-"""Minimum of the variance as a fraction of its initial value 1 / d, so that a constant feature does not dominate."""
+"""Minimum variance as a fraction of its initial value 1 / d, so that a constant feature does not dominate."""
 _MIN_PRIOR = 1e-6
 
 
@@ -70,8 +70,8 @@ def align_statistics(
 
     x' = (x - m_target) / s_target * s_training + m_training. AdaBN (Li et al. 2016, arXiv 1603.04779) does this in each
     normalisation layer; here it is done once, on the frozen features. Features that are constant over target or
-    training tiles are only shifted. The method assumes the class proportions of the training tiles; if the proportions
-    differ, it moves tiles across the decision boundary.
+    training tiles are only shifted. The method assumes that target tiles have the class proportions of the training
+    tiles; if the proportions differ, it moves tiles across the decision boundary.
 
     Args:
         vectors: Features of the target tiles, one row per tile.
@@ -90,7 +90,7 @@ def transductive(
     iterations: int = ITERATIONS,
     neighbours: int = NEIGHBOURS,
 ) -> Float32[np.ndarray, "n c"]:
-    """Predict class probabilities of all tiles jointly, from a text prior and the tiles' similarities.
+    """Predict class probabilities for all tiles jointly, from a text prior and the similarities between tiles.
 
     Implements TransCLIP (Zanella, Gerin and Ben Ayed, NeurIPS 2024, arXiv 2406.01837) and Histo-TransCLIP (arXiv
     2409.01883), as described in the papers. Over assignments z [n, c] (rows sum to 1), class means m_k and one diagonal
@@ -98,15 +98,15 @@ def transductive(
 
         - a sum_i sum_k z_ik log N(f_i; m_k, s) - 1/2 sum_ij w_ij z_i . z_j + sum_i KL(z_i || p_i)
 
-    with f_i the unit vectors, p_i the zero-shot probabilities, w_ij the cosine of tiles that are among the 3 nearest
-    neighbours of each other (half of it if only one is a neighbour of the other), and a = 10 / d. It alternates 10
+    with f_i the unit vectors, p_i the zero-shot probabilities, w_ij the cosine similarity of tiles that are among each
+    other's 3 nearest neighbours (half of it if only one is a neighbour of the other), and a = 10 / d. It alternates 10
     times between
 
         z_ik  <- p_ik exp(a log N(f_i; m_k, s) + sum_j w_ij z_jk), divided by its sum over k (5 times)
         m_k   <- sum_i z_ik f_i / sum_i z_ik
         s     <- sum_ik z_ik (f_i - m_k)^2 / n
 
-    starting at z = p, the means under p, and s = 1/d. A class without any assigned tile keeps its mean. The result
+    starting from z = p, the class means under p, and s = 1/d. A class without assigned tiles keeps its mean. The result
     depends on the set of tiles, but not on their order; a single tile cannot be predicted.
 
     Args:

@@ -1,4 +1,4 @@
-"""Classify zero-shot: text vectors of prompts, class embeddings as their means, and probabilities by cosine."""
+"""Zero-shot classification: embed prompts, average them per class, and compute probabilities from cosine similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
 def zero_shot_probabilities(
     image_embeddings: Float[np.ndarray, "n D"], class_embeddings: Float[np.ndarray, "C D"], logit_scale: float
 ) -> Float32[np.ndarray, "n C"]:
-    """Compute class probabilities: the softmax over classes of `logit_scale` times the cosine of image and class.
+    """Compute class probabilities: softmax of `logit_scale` times the cosine similarity of image and class embeddings.
 
     Args:
         image_embeddings: Image embeddings in the joint space, of any norm (centred if the classes are).
@@ -128,7 +128,7 @@ def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[
 
     Args:
         rows: Vectors, one per row.
-        names: Name of each row in the error message.
+        names: Name of each row, for the error message.
 
     Raises:
         DataError: A row is zero or not finite.
@@ -138,7 +138,7 @@ def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[
     if invalid.any():
         names_of_invalid = shortlist([names[i] for i in np.flatnonzero(invalid).tolist()])
         raise DataError(
-            f"embeddings of length 0 or not finite: {names_of_invalid}",
+            f"embeddings that are zero or not finite: {names_of_invalid}",
             fix="check the VLM's precision (fp16 can overflow), and that the mean does not come from these texts alone",
         )
     return unit(rows)

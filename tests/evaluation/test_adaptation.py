@@ -80,5 +80,5 @@ def test_few_tiles_and_empty_vectors_are_refused() -> None:
         compute_feature_statistics(world.vectors[:5])
     vectors = world.vectors.copy()
     vectors[7] = 0
-    with pytest.raises(DataError, match=f"length 0 or not finite: {world.ids[7]}"):
+    with pytest.raises(DataError, match=f"zero or not finite: {world.ids[7]}"):
         transductive(world.ids, vectors, world.prior)

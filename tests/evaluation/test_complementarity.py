@@ -62,5 +62,5 @@ def test_other_tiles_and_splits_are_refused() -> None:
     nobody = Predictions(
         vision.ids, vision.splits, np.full(30, -1, dtype=np.int64), vision.groups, vision.classes, vision.probabilities
     )
-    with pytest.raises(DataError, match="no tile of the predictions has a label"):
+    with pytest.raises(DataError, match="none of the predicted tiles has a label"):
         complementarity(nobody, nobody)

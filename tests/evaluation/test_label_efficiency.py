@@ -62,7 +62,7 @@ def test_subsets_are_nested_and_differ_by_seed() -> None:
 def test_a_share_that_leaves_a_class_empty_is_not_defined() -> None:
     train, validation, test = parts()
     few = train.take((train.labels != 1) | (np.cumsum(train.labels == 1) <= 4))
-    assert label_subset(few, validation, 3, 0.05, 0) == "0.05 of the labels leaves none of class 1"
+    assert label_subset(few, validation, 3, 0.05, 0) == "a share of 0.05 leaves no labels of class 1"
 
     def shot(seen: Features, chosen_on: Features, vectors: np.ndarray, n_classes: int) -> np.ndarray:
         return simple_shot(seen, n_classes).probabilities(vectors)
@@ -70,7 +70,7 @@ def test_a_share_that_leaves_a_class_empty_is_not_defined() -> None:
     points = label_efficiency(few, validation, test, 3, shot, (0.05, 0.5), (0, 1))
     assert [(p.share, p.seed) for p in points] == [(0.05, 0), (0.05, 1), (0.5, 0), (0.5, 1)]
     assert [p.score is None for p in points] == [True, True, False, False]
-    assert "none of class 1" in points[0].reason
+    assert "no labels of class 1" in points[0].reason
 
 
 def test_the_score_is_that_of_the_probe_on_those_labels() -> None:

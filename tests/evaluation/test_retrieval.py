@@ -1,4 +1,4 @@
-"""Recall, precision, votes and fold over random against torchmetrics and slow loops."""
+"""Recall, precision, votes and fold enrichment against torchmetrics and slow loops."""
 
 import numpy as np
 import pytest

@@ -167,7 +167,7 @@ def test_validation_slides_of_one_class_choose_nothing() -> None:
     choice = choose_pooling(collect_slides(table, slides, CLASSES))
     of_patients = choose_pooling(collect_slides(table, slides, CLASSES), unit="patient")
     assert of_patients.sentence == choice.sentence.replace("slides", "patients") != choice.sentence
-    assert choice.key is None and "have one class" in choice.sentence
+    assert choice.key is None and "have the same class" in choice.sentence
 
 
 def test_training_slides_are_not_evaluated() -> None:
@@ -214,7 +214,7 @@ def test_tables_that_do_not_match_are_refused() -> None:
     table, slides = random_slides(6)
     with pytest.raises(DataError, match="missing from the table of slides: slide005"):
         collect_slides(table, slides[:5], CLASSES)
-    with pytest.raises(DataError, match="labels that are not classes of the scores: carcinoma"):
+    with pytest.raises(DataError, match="labels that are not among the scored classes: carcinoma"):
         collect_slides(table, slides.assign(label="carcinoma"), CLASSES)
     with pytest.raises(DataError, match="slides occur twice: slide000"):
         collect_slides(table, pd.concat([slides, slides[:1]]), CLASSES)

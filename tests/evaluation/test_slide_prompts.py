@@ -90,5 +90,5 @@ def test_published_scores_are_shown_for_their_own_classes_only() -> None:
 
 
 def test_a_kind_without_scores_is_refused() -> None:
-    with pytest.raises(DataError, match="no slide scores of ensemble"):
+    with pytest.raises(DataError, match="no slide scores for ensemble"):
         score_prompts({ENSEMBLE: []}, pd.DataFrame({"slide": []}), CLASSES)

@@ -97,7 +97,7 @@ def test_one_class_has_a_share_of_one() -> None:
 
 
 def test_a_slide_without_tiles_is_refused() -> None:
-    with pytest.raises(DataError, match="no tile to score"):
+    with pytest.raises(DataError, match="no tiles to score"):
         pool_slide(np.empty((0, 2), dtype=np.float32), np.empty((0, 2), dtype=np.int64))
 
 

@@ -98,7 +98,7 @@ def test_means_are_those_of_each_runs_own_scores(models: Path, slides: Path, com
 def test_page_and_summary_name_runs_poolings_and_left_out_slides(compared: SlideCompareResult) -> None:
     page = compared.page.read_text(encoding="utf-8")
     for text in (compared.text, page):
-        assert "the file is empty" in text and "was chosen by its balanced accuracy" in text
+        assert "the file is empty" in text and "was chosen for its balanced accuracy" in text
     assert "clip_it_all-seed1" in page and "VLM zero-shot" in page
     assert "Provenance" not in compared.text and "#" not in compared.text and "**" not in compared.text
     assert "runs/image_only-seed0/slides.html" in page

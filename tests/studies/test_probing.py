@@ -104,7 +104,7 @@ def test_every_model_has_every_probe_and_scores_can_be_reproduced(probed: tuple[
 def test_undefined_shares_and_shots_are_reported_with_a_reason(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
     few = rows_of(folder, task="curve linear", share=0.01)
-    assert few and all(row["value"] is None and "leaves none of class 0, 1, 2" in row["reason"] for row in few)
+    assert few and all(row["value"] is None and "leaves no labels of class 0, 1, 2" in row["reason"] for row in few)
     assert all(row["value"] is not None for row in rows_of(folder, task="curve linear", share=0.5))
     assert all("fewer than 30" in row["reason"] for row in rows_of(folder, task="few_shot", k=30))
     page = (folder / "probing.md").read_text(encoding="utf-8")

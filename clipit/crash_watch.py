@@ -27,14 +27,14 @@ while os.read(0, 1):
 notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") for slot in range({_SLOTS})}} - {{b""}}
 if notes:
     shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
-    print("error: a signal ended the process while it read these images\\n  where: " + shown +
-          "\\n  fix: if you did not stop it yourself, run it again; if it ends at the same image, that file crashes "
-          "a decoder: replace it; if memory ran out, read with fewer threads", file=sys.stderr)
+    print("error: the process was killed while it was reading these images\\n  where: " + shown +
+          "\\n  fix: if you did not stop it yourself, run it again; if it crashes at the same image again, that file "
+          "crashes the decoder: replace it; if memory ran out, read with fewer threads", file=sys.stderr)
 """
 
 
 class _Watch:
-    """Notes of this process, and the watcher process that waits for its end."""
+    """Notes of this process, and the watcher process that waits for it to exit."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
@@ -48,7 +48,7 @@ class _Watch:
         )  # fmt: skip
 
     def note(self, text: str) -> None:
-        """Note the image that this thread reads; "" clears the note."""
+        """Note the image that this thread is reading; "" clears the note."""
         slot = getattr(self._local, "slot", None)
         if slot is None:
             slot = self._local.slot = next(self._numbers) % _SLOTS
@@ -73,7 +73,7 @@ def watch_reading() -> None:
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note the image that is read in this block; this has no effect outside commands.
+    """Note the image that this block reads; this has no effect outside commands.
 
     Args:
         where: File of the image, or zip and member.
@@ -103,7 +103,7 @@ def _get_watch() -> _Watch | None:
 
 
 def _leave_to_parent() -> None:
-    """Close the pipe in a fork: if it stayed open there, the watcher would not notice the end of the parent."""
+    """Close the pipe in a fork: if it stayed open there, the watcher would not notice that the parent has exited."""
     global _watch, _lock
     if _watch is not None and _watch.pipe is not None:
         os.close(_watch.pipe.fileno())

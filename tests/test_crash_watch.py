@@ -39,7 +39,7 @@ def test_a_crash_names_the_images_that_threads_were_reading(tmp_path: Path) -> N
             read("bad\\n\u00e9.jp2", die)
     """)  # fmt: skip
     assert done.returncode == -signal.SIGSEGV
-    assert "error: a signal ended the process while it read these images" in done.stderr
+    assert "error: the process was killed while it was reading these images" in done.stderr
     assert "where: tiles.zip!bad\\n\\xe9.jp2, tiles.zip!slow.png\n" in done.stderr
     assert "fix: " in done.stderr and "read_before" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""Types that several rooms share."""
+"""Types that several subpackages share."""
 
 from collections.abc import Callable, Sequence
 

@@ -86,14 +86,14 @@ def test_no_import_closes_a_circle_even_inside_a_function() -> None:
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_no_import_closes_a_circle_of_rooms(depth: int) -> None:
-    rooms: dict[str, set[str]] = defaultdict(set)
+def test_no_import_closes_a_circle_of_subpackages(depth: int) -> None:
+    subpackages: dict[str, set[str]] = defaultdict(set)
     for name, targets in _import_graph().items():
-        if name == "clipit":  # its lazy names stand above all rooms
+        if name == "clipit":  # its lazy names stand above all subpackages
             continue
-        room = ".".join(name.split(".")[:depth])
-        rooms[room] |= {".".join(target.split(".")[:depth]) for target in targets} - {room}
-    assert _circle(dict(rooms)) == []
+        subpackage = ".".join(name.split(".")[:depth])
+        subpackages[subpackage] |= {".".join(target.split(".")[:depth]) for target in targets} - {subpackage}
+    assert _circle(dict(subpackages)) == []
 
 
 def test_a_circle_is_found() -> None:
@@ -159,7 +159,7 @@ def test_the_table_of_artefacts_lists_every_kind() -> None:
 
 def test_every_file_in_the_tables_of_changes_exists() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    table = page[page.index("## Where a change belongs") : page.index("## Rooms")]
+    table = page[page.index("## Where a change belongs") : page.index("## Subpackages")]
     missing, named = [], 0
     for row in re.findall(r"^\| (?!change)[^|]+ \| ([^|]+) \|$", table, re.MULTILINE):
         folder = PACKAGE.parent

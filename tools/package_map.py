@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
-ROOMS = (
+SUBPACKAGES = (
     "output_files", "input_files", "images", "config", "slides", "annotators", "models", "tiles", "reports", "prompts",
     "synthetic", "stores", "evaluation", "reporting", "pairing", "workspace", "training", "runs",
     "comparison", "studies", "sweeps", "slide_tasks", "mil", "vlm_training", "segmentation", "doctor", "api", "cli",
@@ -18,11 +18,11 @@ ROOMS = (
 
 
 def package_map() -> str:
-    """Return the map as Markdown, one heading per room, the lowest room first."""
+    """Return the map as Markdown, one heading per subpackage, the lowest first."""
     package = ROOT / "clipit"
     lines = ["### The package itself", "", *_files(package), ""]
-    for room in ROOMS:
-        lines += _room(package / room, level=3)
+    for name in SUBPACKAGES:
+        lines += _section(package / name, level=3)
     return "\n".join(lines)
 
 
@@ -32,7 +32,7 @@ def updated_page(page: str) -> str:
     return f"{before}{START}\n\n{package_map()}\n{END}{rest.partition(END)[2]}"
 
 
-def _room(folder: Path, level: int) -> list[str]:
+def _section(folder: Path, level: int) -> list[str]:
     title = folder.relative_to(ROOT / "clipit").as_posix()
     lines = [
         "#" * level + f" {title}",
@@ -44,7 +44,7 @@ def _room(folder: Path, level: int) -> list[str]:
     ]
     for inner in sorted(folder.iterdir()):
         if (inner / "__init__.py").is_file():
-            lines += _room(inner, level + 1)
+            lines += _section(inner, level + 1)
     return lines
 
 

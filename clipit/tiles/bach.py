@@ -1,4 +1,4 @@
-"""Read BACH (ICIAR 2018) in its published layout: 400 breast photos, split as in THUNDER and eva."""
+"""Read BACH (ICIAR 2018) in its published layout: 400 breast micrographs, split as in THUNDER and eva."""
 
 import csv
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from clipit.tiles.source import SourceTiles
 
 BACH = DATASETS["bach"]
 SIZE = (2048, 1536)
-"""Width and height of a photo in pixels."""
+"""Width and height of a micrograph in pixels."""
 CROP = 512
 """Edge length of a crop in pixels."""
 SPLITS_FILE = Path(__file__).parent / "data" / "bach_splits.csv"
 """Csv with the columns file, class and split.
 
 The test split is the one on which eva (kaiko-ai/eva, bach.py) reports scores. The validation split is the one that
-THUNDER separates from the rest, by patient. All other photos are training photos.
+THUNDER separates from the rest, by patient. All other micrographs are training micrographs.
 """
 _FOLDERS = ("Photos", "ICIAR2018_BACH_Challenge/Photos", "")
 _Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 class CropReader:
-    """Reader for crops of photos; caches the last photo, since its crops are usually read consecutively."""
+    """Reader for crops of micrographs; caches the last micrograph, since its crops are usually read consecutively."""
 
     def __init__(self, root: Path, files: Sequence[str], boxes: Sequence[_Box]) -> None:
         """Create the reader.
 
         Args:
-            files: Path of the photo for each row, relative to `root`.
+            files: Path of the micrograph for each row, relative to `root`.
             boxes: Box of the crop for each row, in pixels.
         """
         self._root = root
@@ -50,19 +50,20 @@ class CropReader:
         if last is None or last[0] != self._files[row]:
             last = (self._files[row], decode(self._root / self._files[row]))
             self._last = last
-        photo, (left, upper, right, lower) = last[1], self._boxes[row]
-        if photo.width < right or photo.height < lower:
+        micrograph, (left, upper, right, lower) = last[1], self._boxes[row]
+        if micrograph.width < right or micrograph.height < lower:
             raise ImageError(
-                f"the photo has {photo.width} x {photo.height} pixels; published photos have {SIZE[0]} x {SIZE[1]}"
+                f"the micrograph has {micrograph.width} x {micrograph.height} pixels; published micrographs have "
+                f"{SIZE[0]} x {SIZE[1]}"
             )
-        return photo.crop((left, upper, right, lower))
+        return micrograph.crop((left, upper, right, lower))
 
     def where(self, row: int) -> str:
-        """Return the photo and box of a row, for error messages."""
+        """Return the micrograph and box of a row, for error messages."""
         return f"{self._root / self._files[row]}, pixels {self._boxes[row]}"
 
     def __getstate__(self) -> dict[str, object]:
-        """Drop the cached photo before pickling."""
+        """Drop the cached micrograph before pickling."""
         return self.__dict__ | {"_last": None}
 
 
@@ -73,25 +74,27 @@ def bach_splits() -> list[dict[str, str]]:
 
 
 def read_bach(config: TilesConfig) -> SourceTiles:
-    """Read BACH's photos, either whole to be resized (`photos: resize`) or as 3 x 4 crops of 512 px (`photos: crops`).
+    """Read BACH's micrographs.
 
-    The id is the photo's file name, or `<file>#<row>,<column>` for a crop. The group is the photo, because patients
-    are not published for every photo; the published split keeps patients apart.
+    With `photos: resize`, they are read whole and resized; with `photos: crops`, as 3 x 4 crops of 512 px. The id is
+    the file name, or `<file>#<row>,<column>` for a crop. The group is the micrograph, because patients are not
+    published for every micrograph; the published split keeps patients apart.
 
     Raises:
-        DataError: Photos are missing.
+        DataError: Micrographs are missing.
     """
-    root = _photos_folder(Path(config.path).expanduser())
+    root = _micrograph_folder(Path(config.path).expanduser())
     rows = bach_splits()
     files = [f"{row['class']}/{row['file']}" for row in rows]
     missing = [file for file in files if not (root / file).is_file()]
     if missing:
         raise BACH.missing(
-            f"{counted_of(len(missing), len(files), 'photo is', 'photos are')} missing: {shortlist(missing)}", root
+            f"{counted_of(len(missing), len(files), 'micrograph is', 'micrographs are')} missing: {shortlist(missing)}",
+            root,
         )
     present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name, config.unreadable)[0]}
     extra = sorted(present - set(files))
-    notes = (f"{counted(len(extra), 'unpublished photo')} dropped: {shortlist(extra)}",) if extra else ()
+    notes = (f"{counted(len(extra), 'unpublished micrograph')} dropped: {shortlist(extra)}",) if extra else ()
     boxes: list[_Box | None] = list(_grid()) if config.photos == "crops" else [None]
     crops = [(row, box) for row in range(len(rows)) for box in boxes]
     names = [files[row] for row, _ in crops]
@@ -113,7 +116,7 @@ def read_bach(config: TilesConfig) -> SourceTiles:
     )
 
 
-def _photos_folder(path: Path) -> Path:
+def _micrograph_folder(path: Path) -> Path:
     for name in _FOLDERS:
         if all((path / name / folder).is_dir() for folder in BACH.classes):
             return path / name

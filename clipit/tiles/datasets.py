@@ -73,11 +73,11 @@ class DataSet:
     0.3 with seed 1 follows PLIP's protocol, and is also the default for data sets without a protocol."""
     test_seed: int = 1
     faults: str = ""
-    """Known faults that affect results; they are added to the notes of the tiles."""
+    """Known issues that affect results; they are added to the notes of the tiles."""
     by_annotators: bool = False
     """Whether the labels derive from published labels by several annotators."""
     group_kind: str = ""
-    """Kind of group, such as photo or slide; "" if groups are patients or unknown."""
+    """Kind of group, such as micrograph or slide; "" if groups are patients or unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
@@ -207,7 +207,7 @@ _ENTRIES: dict[str, DataSet] = {
         ),
     ),
     "bach": DataSet(
-        title="BACH (ICIAR 2018), photos",
+        title="BACH (ICIAR 2018), micrographs",
         reader="own",
         layout="Photos/{Normal,Benign,InSitu,Invasive}/*.tif",
         classes=("Benign", "InSitu", "Invasive", "Normal"),
@@ -215,7 +215,7 @@ _ENTRIES: dict[str, DataSet] = {
         page=f"{_ZENODO}/3632035",
         citation="Aresta et al., Medical Image Analysis 2019",
         card="bach",
-        group_kind="photo",
+        group_kind="micrograph",
         mpp=0.42,
         counts=tuple(("", name, 100) for name in ("Benign", "InSitu", "Invasive", "Normal")),
         files=(

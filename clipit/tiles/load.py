@@ -285,7 +285,7 @@ def _check_options(config: TilesConfig) -> None:
         ignored.append("tiles.photos (bach only)")
     data_set = DATASETS.get(config.source)
     if not config.check_counts and (data_set is None or config.source == "bach"):
-        ignored.append("tiles.check_counts (published data sets only, and not bach, whose split names each photo)")
+        ignored.append("tiles.check_counts (published data sets only, and not bach, whose split names each micrograph)")
     if config.magnification is not None and (data_set is None or not data_set.counts_at):
         ignored.append("tiles.magnification (breakhis only)")
     if ignored:

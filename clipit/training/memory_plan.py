@@ -60,7 +60,7 @@ class MemoryPlan:
     @property
     def message(self) -> str:
         """One-line description for the log."""
-        return f"memory of training: {_size(self.needed)} of {_size(self.free)} free ({self.parts})"
+        return f"training memory: {_size(self.needed)} of {_size(self.free)} free ({self.parts})"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SECTIONS = (
     "Splits",
     "Classes",
     "Pixels",
-    "Known faults",
+    "Known issues",
     "How clipit reads it",
     "What was tried here",
 )

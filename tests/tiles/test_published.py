@@ -163,7 +163,7 @@ def test_bach_split_is_the_one_of_the_protocols() -> None:
     assert [found["train"][name] for name in DATASETS["bach"].classes] == [42, 60, 59, 57]
     assert [found["validation"][name] for name in DATASETS["bach"].classes] == [10, 10, 10, 20]
     assert [found["test"][name] for name in DATASETS["bach"].classes] == [48, 30, 31, 23]
-    # eva numbers the photos by class and file name; its reported part is these ranges.
+    # eva numbers the micrographs by class and file name; its reported part is these ranges.
     reported = [
         place
         for first, last in ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
@@ -208,7 +208,7 @@ def test_bach_photos_and_crops(bach_folder: Path) -> None:
 def test_bach_photos_of_another_size_have_no_crops(bach_folder: Path) -> None:
     paint(bach_folder / "Photos" / "InSitu" / "is007.tif", size=(1024, 768))
     crops = load_tiles(config("bach", bach_folder, photos="crops"), seed=0)
-    with pytest.raises(DataError, match=r"1024 x 768 pixels; published photos have 2048 x 1536"):
+    with pytest.raises(DataError, match=r"1024 x 768 pixels; published micrographs have 2048 x 1536"):
         crops.read(crops.ids.tolist().index("is007.tif#2,3"))
 
 
@@ -216,7 +216,7 @@ def test_bach_errors(bach_folder: Path) -> None:
     (bach_folder / "Photos" / "Benign" / "b101.tif").write_bytes(b"")
     assert any("b101.tif" in note for note in load_tiles(config("bach", bach_folder), seed=0).notes)
     (bach_folder / "Photos" / "Benign" / "b010.tif").unlink()
-    with pytest.raises(DataError, match=r"(?s)1 of 400 photos is missing: Benign/b010.tif.*3632035.*BY-NC-ND"):
+    with pytest.raises(DataError, match=r"(?s)1 of 400 micrographs is missing: Benign/b010.tif.*3632035.*BY-NC-ND"):
         load_tiles(config("bach", bach_folder), seed=0)
     with pytest.raises(DataError, match="no folder with Benign, InSitu, Invasive, Normal"):
         load_tiles(config("bach", bach_folder / "elsewhere"), seed=0)

@@ -1,4 +1,4 @@
-"""Estimates of the memory of training, and what is chosen by them."""
+"""Estimates of training memory, and what is chosen by them."""
 
 import weakref
 from collections.abc import Callable
@@ -279,7 +279,7 @@ def test_a_training_that_cannot_fit_stops_before_any_work(
 
 def test_the_doctor_estimates_without_weights(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (check,) = check_memory(configure({"training.tiles_per_step": 8}))
-    assert check.status == "PASS" and "memory of training: " in check.message and "8 images of" in check.message
+    assert check.status == "PASS" and "training memory: " in check.message and "8 images of" in check.message
     monkeypatch.setattr("clipit.free_memory.device_memory", lambda device: 1000)
     (check,) = check_memory(configure({"training.tiles_per_step": 8}))
     assert check.status == "FAIL" and "8 tiles needs" in check.message and "backbone.tuning=frozen" in check.fix
@@ -362,4 +362,4 @@ def test_equal_estimates_of_several_runs_are_logged_once(
     student = Student(nn.Identity(), StudentConfig(), dim=4, n_classes=3, joint_dim=8)
     for expected in (1, 1, 2):
         memory_plan.plan_memory(configure(), student, lambda pixels: pixels, 8)
-        assert caplog.text.count("memory of training:") == expected
+        assert caplog.text.count("training memory:") == expected

@@ -1,4 +1,4 @@
-"""Process of an additional agent, started by `clipit.comparison.agents`. It trains runs until all are finished."""
+"""Entry point of an additional agent: trains runs until all are finished; started by `clipit.comparison.agents`."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ def main() -> None:
     """Read a request from standard input, and train its runs together with the other agents."""
     with user_errors():
         request = json.loads(sys.stdin.buffer.readline())
-        threading.Thread(target=_end_with_the_first_agent, daemon=True).start()
+        threading.Thread(target=_exit_with_first_agent, daemon=True).start()
         logging.getLogger("clipit").setLevel(logging.WARNING)  # the first agent logs the runs
         sys.argv = request["argv"]  # the command in the provenance of the results
         file = validate_file(request["values"], "the comparison")
@@ -24,8 +24,8 @@ def main() -> None:
         work(file.run, file.comparison)
 
 
-def _end_with_the_first_agent() -> None:
-    """End this process when standard input closes; other agents resume its runs from their checkpoints."""
+def _exit_with_first_agent() -> None:
+    """Exit when standard input closes; other agents resume its runs from their checkpoints."""
     while os.read(0, 1):
         pass
     os._exit(0)

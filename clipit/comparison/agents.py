@@ -60,8 +60,8 @@ def _claim(folders: Sequence[Path], remaining: Sequence[int], held: ExitStack) -
                 if not (folder / "results.json").is_file():
                     raise  # a finished run in a read-only folder needs no lock
             return index
-        logger.info(f"waiting: other agents train the last {counted(len(remaining), 'run')}")
-        with FileLock(_lock(folders[remaining[0]])):  # until its holder finishes the run or dies
+        logger.info(f"waiting for other agents, which are training the last {counted(len(remaining), 'run')}")
+        with FileLock(_lock(folders[remaining[0]])):  # until its holder finishes the run or is killed
             pass
 
 
@@ -78,7 +78,7 @@ def demo_agents() -> int:
 
 @contextmanager
 def additional_agents(count: int, task: Task, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
-    """Start `count - 1` agents that train runs alongside the body of the `with` statement, and end with it.
+    """Start `count - 1` agents that train runs alongside the body of the `with` statement, and stop them after it.
 
     Without a GPU, the agents share the CPU threads; with GPUs, each agent uses one.
 
@@ -101,7 +101,7 @@ def additional_agents(count: int, task: Task, config: RunConfig, comparison: Com
     request = compose_request(task, config, comparison)
     share = max(1, threads // count)
     torch.set_num_threads(share)
-    # An agent ends when its standard input closes, which happens no matter how this process ends.
+    # An agent exits when its standard input closes, which happens no matter how this process exits.
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "clipit.comparison.agent_process"],
@@ -114,7 +114,7 @@ def additional_agents(count: int, task: Task, config: RunConfig, comparison: Com
     try:
         for agent in started:
             if agent.stdin is not None:
-                with suppress(BrokenPipeError):  # the agent has already ended
+                with suppress(BrokenPipeError):  # the agent has already exited
                     agent.stdin.write(request)
                     agent.stdin.flush()
         yield
@@ -123,7 +123,7 @@ def additional_agents(count: int, task: Task, config: RunConfig, comparison: Com
             failed = agent.poll() not in (None, 0)
             agent.communicate()  # closes its standard input
             if failed:
-                logger.warning(f"an agent ended early with exit status {agent.returncode}; the others trained its runs")
+                logger.warning(f"an agent exited early with status {agent.returncode}; the others trained its runs")
         torch.set_num_threads(threads)
 
 
@@ -135,9 +135,12 @@ def compose_request(task: Task, config: RunConfig, comparison: ComparisonConfig)
 
 def _check_agents(count: int, processes: int, devices: int) -> None:
     if count < 1 or processes > 1:
-        problem = counted(count, "agent") if count < 1 else f"{count} agents in {processes} processes of one run"
-        fix = "use at least one" if count < 1 else "start the command without accelerate launch, or without --agents"
-        raise ConfigError(f"{problem} cannot share the runs", where="--agents", fix=fix)
+        problem = f"the number of agents is {count}"
+        fix = "use at least one"
+        if count >= 1:
+            problem = f"{count} agents cannot share runs when Accelerate has started {processes} processes"
+            fix = "start the command without accelerate launch, or without --agents"
+        raise ConfigError(problem, where="--agents", fix=fix)
     if count > devices:
         raise ConfigError(
             f"{count} agents need a GPU each, but {counted(devices, 'is', 'are')} visible",

@@ -90,7 +90,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
 
 def train_share(config: RunConfig, comparison: ComparisonConfig) -> None:
     """Train runs of a comparison together with other agents, until all are finished."""
-    _train(*_plan(config, comparison), finished_too=False)
+    _train(*_plan(config, comparison), include_finished=False)
 
 
 def _plan(config: RunConfig, comparison: ComparisonConfig) -> tuple[list[Plan], list[Workspace]]:
@@ -104,14 +104,14 @@ def _plan(config: RunConfig, comparison: ComparisonConfig) -> tuple[list[Plan], 
 
 
 def _train(
-    plans: Sequence[Plan], workspaces: Sequence[Workspace], *, finished_too: bool = True
+    plans: Sequence[Plan], workspaces: Sequence[Workspace], *, include_finished: bool = True
 ) -> list[list[ScoreRow]]:
-    """Train all runs that no other agent trains, and return the rows of each plan.
+    """Train all runs that no other agent is training, and return the rows of each plan.
 
     Args:
         plans: Runs to train.
         workspaces: Workspace of each plan.
-        finished_too: Whether to verify and read finished runs, too.
+        include_finished: Whether to verify and read runs that were already finished.
     """
     runs = [
         (plan, workspace, arm, seed)
@@ -125,7 +125,7 @@ def _train(
     rows: dict[int, list[ScoreRow]] = {}
     counter = RunCounter(len(runs))
     for index in claim_runs(folders):
-        if not finished_too and (folders[index] / "results.json").is_file():
+        if not include_finished and (folders[index] / "results.json").is_file():
             continue
         plan, workspace, arm, seed = runs[index]
         trained = train_run(configs[index], workspace, _same_arm_runs(configs[index]))
@@ -139,7 +139,7 @@ def _train(
 
 
 def _same_arm_runs(config: RunConfig) -> list[Path]:
-    """Find runs of the same arm and seed on other data sets, or in other comparisons of the output folder.
+    """Find runs with the same arm and seed on other data sets, or in other comparisons of the output folder.
 
     An arm that does not use what distinguishes two data sets, such as their reports, is thus trained only once. With a
     tracker, every run is trained, because a copied run would have no curves in the tracker.

@@ -13,7 +13,7 @@ _MEANING = {
     "image embedding": "the VLM's embedding of the tile instead of text",
     "shuffled pairs": "the snippets of other tiles",
     "case": "labels of the same patients' tiles, without text",
-    "shuffled": "reports exchanged between patients",
+    "shuffled": "reports shuffled across patients",
     "snippet": "the nearest snippet of any other report",
     "report probe": "the VLM's linear probe on the same labels",
     "tile probe": "the VLM's linear probe on the tile labels",
@@ -25,7 +25,7 @@ class Contrast:
     """An arm minus one of its controls on the test split, paired by seed.
 
     Attributes:
-        role: Role of the control, one of `own_reports.ROLES` or `judged_arms.TEXT_CONTROLS`.
+        role: Role of the control, from `own_report_arms.ROLES` or `judged_arms.TEXT_CONTROLS`.
         control: Name of the control, an arm or reference row; None if the comparison lacks it.
         differences: Score of the arm minus that of the control by seed; empty if any score is undefined.
         interval: 95 % t-interval of the mean difference over seeds, or the reason why there is none.
@@ -62,7 +62,7 @@ class Contrast:
 
     @property
     def undecided_but_higher(self) -> bool:
-        """Whether the interval includes 0, but the arm scores higher by at least the 0.1 points that tables show."""
+        """Whether the interval includes 0, but the arm scores at least 0.05 points higher (0.1 in tables)."""
         return not self.better and not self.worse and self.difference is not None and self.difference >= 0.0005
 
     @property

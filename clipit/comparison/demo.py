@@ -1,4 +1,4 @@
-"""The demo: CLIP-IT from raw reports to an exported classifier, on the embedded synthetic world."""
+"""The demo: CLIP-IT from raw reports to an exported classifier, on a synthetic world."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ from clipit.tiles.load import read_tiles
 logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
-"""World of the demo; comparisons over several worlds create further ones with `ensure_world`."""
+"""World of the demo; comparisons over several worlds create more with `ensure_world`."""
 CASE_WORLD = CaseWorldConfig(seed=0)
 """World of the demo with reports of the tiles' own patients (`--cases`)."""
 _SHOWN_ARMS = ("clip_it_all", "own_rules")
@@ -64,7 +64,7 @@ def demo_table(parts: Mapping[str, tuple[RunConfig, ComparisonConfig]]) -> str:
     """Format the test scores in % of several finished parts of the demo as one table.
 
     Args:
-        parts: Configurations of each part, by the kind of its reports (first column).
+        parts: Configurations of each part, keyed by its kind of reports (the first column).
     """
     rows = []
     for reports, (config, comparison) in parts.items():

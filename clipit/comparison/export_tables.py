@@ -54,7 +54,7 @@ def export_csv(folder: Path, path: Path) -> None:
 
     Raises:
         DataError: The folder does not contain a comparison.
-        ArtifactError: comparison.json is damaged, or the file cannot be written.
+        ArtifactError: comparison.json is damaged, or the CSV file cannot be written.
     """
     write_csv(path, CSV_COLUMNS, read_comparison(folder)["rows"])
 
@@ -80,7 +80,7 @@ def read_comparison(folder: Path) -> dict[str, Any]:
 
 
 def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult]) -> dict[str, Any]:
-    """Return every computed number of a comparison's tables, unrounded; scores in 0..1.
+    """Return every computed number in a comparison's tables, unrounded; scores in 0..1.
 
     Args:
         analyses: Results of the analyses, as returned by `write_points`.

@@ -1,4 +1,4 @@
-"""Arms of a comparison that use reports of the tiles' own patients, and the controls of each."""
+"""Arms of a comparison that use reports of the tiles' own patients, and their controls."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
-"""Roles of the controls of an arm with own reports, in the order of the table."""
+"""Roles of the controls of arms with own reports, in the order of the table."""
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "image embedding": ("image_embedding",),
     "shuffled pairs": ("shuffled_pairs",),
@@ -46,7 +46,7 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
 
     These arms learn labels from own reports, or are paired with snippets of own reports (`pairing.reports`). An arm of
     the second kind has no labels from reports, so `own_shuffled` and the probe on report labels are not its controls.
-    A control that is also the baseline only has the role of the baseline.
+    A control that is also the baseline has only the baseline's role.
     """
     sources = label_sources(plan)
     configs = {arm: resolve_plan_arm(plan, arm) for arm in plan.arms}
@@ -77,8 +77,8 @@ def find_control(
     """Find the control of an arm by the configurations of the others, whatever their names; None if there is none.
 
     Of several arms that can serve as the control, the one whose configuration differs from the arm's in the fewest keys
-    is used, without hyperparameters; the first one in the table if there is a tie. As the control with snippets,
-    snippets of other patients alone take precedence.
+    is used, hyperparameters excepted; ties go to the first one in the table. For the role `snippet`, arms with only the
+    snippets of other patients take precedence.
 
     Args:
         configs: Resolved configuration of each arm.
@@ -111,7 +111,7 @@ def recipe(plan: Plan, config: RunConfig) -> set[tuple[str, str]]:
 def label_sources(plan: Plan) -> dict[str, str]:
     """Map each arm that learns labels from own reports to the first arm with the same labels.
 
-    Controls (labels of cases, shuffled reports) are excluded. Arms that differ only in training, such as those at equal
+    Controls (case labels, shuffled reports) are excluded. Arms that differ only in training, such as those at equal
     steps, have the same labels and share one reference row.
     """
     first: dict[str, str] = {}

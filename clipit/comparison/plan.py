@@ -98,7 +98,7 @@ def _data_set_config(
 
 
 def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
-    """Put the runs of a comparison into one group of the tracker, unless the configuration names another group."""
+    """Assign the runs of a comparison to one tracker group, unless the configuration names another."""
     return tracking.model_copy(update={"group": tracking.group or name})
 
 
@@ -149,7 +149,9 @@ def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
         )
     if not to_file_name(name):
         raise ConfigError(
-            f"the name {name!r} has no characters allowed in folder names", where=where, fix="use letters A-Z or digits"
+            f"the name {name!r} has no character that is allowed in folder names",
+            where=where,
+            fix="use letters A-Z or digits",
         )
 
 

@@ -6,10 +6,10 @@ from clipit.comparison.own_report_arms import recipe, resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.training.arms import resolve_arm
 
-SOURCE = "CLIP-IT, arXiv 2504.16181, table 1 (accuracy %, image only -> CLIP-IT, means of three runs)"
+SOURCE = "CLIP-IT, arXiv 2504.16181, table 1 (scores in %, image only -> CLIP-IT, means of three runs)"
 CAUTION = (
-    "The published CRC and BACH figures are balanced accuracies that were selected and reported on the same split; "
-    "they are shown for context, not as a baseline."
+    "The published CRC and BACH scores are balanced accuracies, with checkpoints selected on the split on which they "
+    "are reported; they are shown for context, not as a baseline."
 )
 
 _PAIR = ("image_only", "clip_it_paper")
@@ -27,7 +27,7 @@ _ABLATIONS: Mapping[str, float] = {  # UNI on PCam
     "word_drop": 95.39,
 }
 _METRICS: Mapping[str, tuple[str, ...]] = {
-    # PCam's official test split is balanced (up to a few of 32,768 tiles), so both metrics agree there.
+    # PCam's official test split is balanced to within a few of its 32,768 tiles, so both metrics agree there.
     "pcam": ("accuracy", "balanced_accuracy"),
     "bach": ("balanced_accuracy",),
     "nct_crc": ("balanced_accuracy",),
@@ -68,7 +68,7 @@ def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScor
             score = published_score(source, plan.backbone, _built_in(plan, arm))
             if score and metric not in _METRICS[source]:
                 published, reported = (name.replace("_", " ") for name in (_METRICS[source][0], metric))
-                notes.append(f"Published figures of {source} are omitted: they are {published}, not {reported}.")
+                notes.append(f"Published scores for {source} are omitted: they are {published}, not {reported}.")
             elif score:
                 scores[(plan.data_set, plan.backbone, arm)] = score
     return scores, list(dict.fromkeys(notes))

@@ -32,7 +32,7 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
 
     The probe is a logistic regression on the VLM's image embeddings, fitted to the tile labels that the arm may use
     and, for other tiles, to the most probable class according to the report; tile weights are ignored. Its C is chosen
-    on the validation labels that the arms of the same seed may use; it is 1 if there are none.
+    on the validation labels that the arms with the same seed may use; it is 1 if there are none.
 
     Returns:
         One row per seed, test set and arm with distinct report labels (see `label_sources`).

@@ -118,9 +118,9 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
             outside.append(f"{arm} ({', '.join(outside_values)})")
     if outside:
         raise ConfigError(
-            f"values outside the common search grid: {shortlist(outside, 10)}; an arm with a different search cannot "
-            "be compared with the others",
-            where="arms, against comparison.learning_rates, comparison.steps and comparison.grid",
+            f"values outside the common search grid: {shortlist(outside, 10)}; an arm that was searched differently "
+            "cannot be compared with the others",
+            where="arms, compared with comparison.learning_rates, comparison.steps and comparison.grid",
             fix="use the values that clipit tune chose for every arm, or widen the grid and tune all arms again",
         )
 
@@ -140,7 +140,7 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
     if changed:
         raise ConfigError(
             f"these built-in arms have changed keys that are not searched for the other arms: {shortlist(changed, 10)}",
-            where="arms, against comparison.grid",
+            where="arms, compared with comparison.grid",
             fix="rename the arm, or make the key an axis of comparison.grid",
         )
 

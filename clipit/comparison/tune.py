@@ -83,7 +83,7 @@ def run_trials(
     unused = [key for key in config.overrides if key in searched]
     if unused and get_processes().main:
         logger.warning(
-            f"ignored, because the search sets these keys: {shortlist(unused)}; change comparison.learning_rates, "
+            f"keys that the search sets are ignored: {shortlist(unused)}; change comparison.learning_rates, "
             "comparison.steps or comparison.grid"
         )
     base = config.model_copy(
@@ -131,7 +131,7 @@ def _trial(base: RunConfig, arm: str, point: GridPoint, seed: int) -> Trial:
 
 
 def _arm_keys(config: RunConfig, arm: str, point: GridPoint) -> dict[str, Any]:
-    """Return the arm's entry under `arms` with the values of a point."""
+    """Return the arm's entry under `arms` with the values of a grid point."""
     return {**config.arms.get(arm, {"base": arm}), **point}
 
 
@@ -141,7 +141,7 @@ def _validation_score(trial: Trial) -> float:
     score = read_training(folder, "score")["score"]
     if score is None:
         raise DataError(
-            "no validation score is defined, so no trial can be selected",
+            "the validation score is undefined, so no trial can be selected",
             where=folder,
             fix="keep labels of at least two classes in the validation split: tiles.labels",
         )

@@ -88,7 +88,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
        than the baseline: use the probe.
     3. The same for the VLM's linear probe on the tile labels.
     4. Worse than the baseline: harms. Not better than the baseline: no gain.
-    5. Not better than labels of the same patients' tiles (`own_case`): the gain is due to knowing which tiles belong to
+    5. Not better than `own_case` (labels of the same patients' tiles): the gain is due to knowing which tiles belong to
        one patient.
     6. Better than every control that was run, one of which tests the text: text adds information. Labels from own
        reports are tested by `own_case` or `own_shuffled`, own snippets by `own_case` or other snippets, text of any
@@ -122,8 +122,8 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     if not base.better:
         of_seeds = counted(len(base.differences), "seed")
         verdict = (
-            f"No gain shown: the interval over {of_seeds} against {base.control} includes 0, even if one over test "
-            "tiles or patients does not."
+            f"No gain shown: the interval of the difference from {base.control} over {of_seeds} includes 0, even if "
+            "the interval over test tiles or patients does not."
         )
         return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)
     case = arm.contrast("case")

@@ -141,7 +141,7 @@ def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
     assert [next(turns), next(turns)] == [1, 2]
     assert next(turns) == 0 and [*turns] == []
     other.join()
-    assert lines == ["waiting: other agents train the last 1 run"]
+    assert lines == ["waiting for other agents, which are training the last 1 run"]
 
 
 def test_a_run_whose_agent_still_scores_further_test_sets_is_left_to_it(

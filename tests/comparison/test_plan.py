@@ -44,7 +44,7 @@ def test_plans_that_would_share_a_folder_are_an_error(comparison: dict[str, Any]
 
 @pytest.mark.parametrize("data_sets", [{"é": {}, "ü": {}}, {"é": {}}, {"...": {}}])
 def test_data_set_name_without_folder_characters_is_an_error(data_sets: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="no characters allowed in folder names"):
+    with pytest.raises(ConfigError, match="no character that is allowed in folder names"):
         plans(data_sets=data_sets)
 
 

@@ -139,7 +139,7 @@ def test_a_stopped_search_resumes_without_training_again(
     trained.clear()
     with caplog.at_level(logging.INFO, "clipit"):
         tune(grid.run.model_copy(update={"overrides": ("training.steps", "lora.rank")}), grid.comparison)
-    assert "ignored, because the search sets these keys: training.steps; change" in caplog.text
+    assert "keys that the search sets are ignored: training.steps; change" in caplog.text
     assert ": validation 51.0 % (" in caplog.text, "as sweep prints them"
     assert "| best validation balanced accuracy % |" in caplog.text
     assert re.search(r"clip_it_all +\| +8 \| +66\.0 \|", caplog.text)
@@ -177,11 +177,11 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     assert "Trials per" not in notes(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(content | {"arms": other}), encoding="utf-8")
     assert "chosen by clipit tune on validation tiles" in notes(tuned)
-    assert "Trials per searched arm: 4, each on 1 seed" in notes(tuned) and "the search was not repeated" not in notes(
+    assert "Trials per searched arm: 4, each with 1 seed" in notes(tuned) and "the search was not repeated" not in notes(
         tuned
     )
     longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
-    assert "with other values of lora: the search was not repeated for this configuration" in notes(longer)
+    assert "with different values of lora: the search was not repeated for this configuration" in notes(longer)
     with pytest.raises(DataError, match=r"comparison\.searched"):
         notes(with_comparison(tuned, searched=str(record.parent / "none.json")))
     for wrong in ({"arms": []}, {"arms": {"image_only": 1}}, {"made_with": 3}):

@@ -62,7 +62,7 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
         {"own_label": 0.8},
         "Text from own reports adds information: better than image_only, image_embedding (the VLM's embedding of the "
         "tile instead of text), own_case (labels of the same patients' tiles, without text), own_shuffled (reports "
-        "exchanged between patients), other_snippet (the nearest snippet of any other report), the VLM's linear probe "
+        "shuffled across patients), other_snippet (the nearest snippet of any other report), the VLM's linear probe "
         "on the same labels and the VLM's linear probe on the tile labels.",
     ),
     ({"own_label": 0.8, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
@@ -74,9 +74,9 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
     (
         {"own_label": 0.8, "own_shuffled": 0.8},
         "Better than image_only, but the gain is not shown to be due to text from own reports. Not better than "
-        "own_shuffled (reports exchanged between patients).",
+        "own_shuffled (reports shuffled across patients).",
     ),
-    ({"own_label": 0.5}, "No gain shown: the interval over 5 seeds against image_only includes 0, even if"),
+    ({"own_label": 0.5}, "No gain shown: the interval of the difference from image_only over 5 seeds includes 0, even if"),
     ({"own_label": 0.3}, "Worse than image_only."),
     ({"own_label": None}, "Not decided: a score is undefined."),
 ]

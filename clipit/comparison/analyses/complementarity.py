@@ -1,7 +1,7 @@
 """Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers without a student.
 
 The two classifiers are a linear head on the snippets that a tile retrieves (text only) and a linear probe of the VLM's
-image embeddings. They only serve this analysis: pairs of test tiles are never stored, and no student is trained on
+image embeddings. They serve only this analysis: pairs for test tiles are never stored, and no student is trained on
 them.
 """
 
@@ -36,12 +36,12 @@ TEXT_ONLY = "text only: a head on the retrieved snippets"
 IMAGE_PROBE = "the VLM's image probe"
 
 _Classifier = tuple[Predictions, Path]
-"""Predictions of the test tiles, and their file."""
+"""Predictions for the test tiles, and their file."""
 
 
 @dataclass(frozen=True)
 class _SeedResult:
-    """Complementarity of a classifier with the baseline of the same seed."""
+    """Complementarity of a classifier to the baseline with the same seed."""
 
     counts: Complementarity
     predictions: Path
@@ -56,13 +56,13 @@ class _SeedResult:
 def analyse_complementarity(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compute R of every arm and reference classifier against the baseline of the same seed."""
+    """Compute R of every arm and reference classifier against the baseline with the same seed."""
     config, c = plan.config, plan.comparison
     first = c.seeds[0]
     compared: dict[str, dict[int, _SeedResult]] = {}
     for seed in c.seeds:
         vision, vision_file = _run_classifier(rows, c.baseline, seed)
-        # The table only shows intervals of the first seed.
+        # The table shows intervals for the first seed only.
         resamples = config.evaluation.bootstrap if seed == first else 0
         for name, (other, file) in _other_classifiers(plan, workspace, rows, folder, seed).items():
             counts = complementarity(vision, other, resamples, seed)
@@ -71,12 +71,12 @@ def analyse_complementarity(
         AnalysisResult(
             heading=heading(plan, "Complementarity: correct where vision is wrong"),
             text="R counts the test tiles that another classifier classifies correctly and "
-            f"{c.baseline} of the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the "
-            f"highest seed in brackets; the other columns are for seed {first}, with a bootstrap interval over the "
-            "test tiles. Any two classifiers have R > 0: `expected` is R under independent errors, and a different "
-            "seed of the same arm shows the effect of a different initialisation (and, with few labels, of different "
-            "labelled tiles) without text. The text-only head uses the `pairing` rules of the configuration for all "
-            "tiles, even if an arm sets its own.",
+            f"{c.baseline} with the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the lowest "
+            f"and the highest seed in brackets; the other columns are for seed {first}, and the interval of the excess "
+            "is a bootstrap over the test tiles. Any two classifiers have R > 0: `expected` is R under independent "
+            "errors, and a different seed of the same arm shows the effect of a different initialisation (and, with "
+            "few labels, of different labelled tiles) without text. The text-only head uses the `pairing` rules of the "
+            "configuration for all tiles, even if an arm sets its own.",
             header=(
                 "other classifier",
                 "R % over seeds",
@@ -172,12 +172,12 @@ def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False
 
 
 def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
-    """Predict the test tiles from text alone: a logistic regression on the snippets that tiles retrieve.
+    """Classify the test tiles from text alone: a logistic regression on the snippets that tiles retrieve.
 
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
     (as in training), or by a zero vector if the rules leave it unpaired. Statistics over all tiles (hubness correction,
     mutual neighbours) come only from the training tiles. `exclude_same_group` applies only to training tiles; `leaks`
-    covers the reports of other patients. The head is fitted on the training labels that the runs of this seed may use,
+    covers the reports of other patients. The head is fitted on the training labels that runs with this seed may use,
     and its regularisation is chosen on their validation labels. The paper's text classifier has two layers and a
     fine-tuned text tower; here, the head is linear and the tower is frozen.
 
@@ -189,7 +189,7 @@ def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
 
 
 def image_probe_predictions(workspace: Workspace, seed: int) -> Predictions:
-    """Predict the test tiles with the same head on the VLM's image embeddings.
+    """Classify the test tiles with the same head on the VLM's image embeddings.
 
     Raises:
         DataError: There are too few labels for a probe.
@@ -240,7 +240,7 @@ def _image_embeddings(workspace: Workspace) -> dict[str, Float32[np.ndarray, "_ 
 def _probe_predictions(
     workspace: Workspace, seed: int, vectors: dict[str, Float32[np.ndarray, "_ dim"]]
 ) -> Predictions:
-    """Fit a linear probe on the labels that the runs of a seed may use, and predict the labels of the test tiles."""
+    """Fit a linear probe on the labels that runs with this seed may use, and classify the test tiles."""
     tiles = workspace.tiles(seed)
     train, validation, test = (tiles.of_split(split) for split in ("train", "validation", "test"))
     probe = linear_probe(vectors["train"], train.labels, vectors["validation"], validation.labels, len(tiles.classes))

@@ -79,7 +79,7 @@ def analyse_joint_space(
             f"cosine between a tile and its nearest snippet. Up to {_SAMPLE} of each are sampled; all rows use the "
             f"same {counted(len(tiles), 'test tile')} and {counted(len(sampled), 'snippet')}. The plots show the first "
             "two principal components.",
-            header=("test tiles and snippets", "gap", "cosine with the nearest"),
+            header=("test tiles and snippets", "gap", "cosine with nearest snippet"),
             rows=tuple((name, number(gap, 3), number(nearest, 3)) for name, gap, nearest in gaps),
             source="; ".join(sources),
             planes={space.panel: _principal_plane(space.vectors) for space in spaces},

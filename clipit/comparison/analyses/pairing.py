@@ -1,4 +1,4 @@
-"""Quality of the pairs, and gain in accuracy by the similarity of tiles to their snippets."""
+"""Quality of the pairs, and gain in accuracy as a function of the pairing score."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,7 +77,7 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
 
 
 def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> AnalysisResult:
-    """Compute the gain in each quartile of the test tiles by cosine with their first snippet."""
+    """Compute the gain in each quartile of the test tiles, ranked by cosine with their first snippet."""
     c = plan.comparison
     tiles, _ = compute_hits(rows, c.baseline, c.seeds[0])
     scores = first_cosines(workspace, tiles.ids)
@@ -113,10 +113,10 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
             values.append({"arm": arm, **quartile_facts, "gain": float(mean), "scores": str(file), **files})
     return AnalysisResult(
         heading=heading(plan, "Gain by pairing score"),
-        text=f"Difference in accuracy from {c.baseline}, in points, mean over seeds, for each quartile "
-        "of the test tiles by cosine with their first snippet under the `pairing` rules (retrieved in memory; test "
-        "tiles are never paired for training). If the retrieved text itself helps, tiles with close snippets should "
-        "gain more than under the control that distils the VLM's image embedding. "
+        text=f"Difference in accuracy from {c.baseline}, in points, mean over seeds, in each quartile "
+        "of the test tiles, ranked by cosine with their first snippet under the `pairing` rules (retrieved in "
+        "memory; test tiles are never paired for training). If the retrieved text itself helps, tiles with close "
+        "snippets should gain more than they do under the control that distils the VLM's image embedding. "
         f"{_arms_with_other_rules(plan)}Exploratory: there are no intervals.",
         header=("arm", *header),
         rows=tuple(table),
@@ -131,7 +131,7 @@ def _arms_with_other_rules(plan: Plan) -> str:
     arms = [arm for arm in plan.arms if resolve_arm(plan.run_config(arm, seed)).pairing != config.pairing]
     if not arms:
         return ""
-    return f"The same quartiles are used for arms with other `pairing` keys ({', '.join(arms)}). "
+    return f"The same quartiles are used for arms with different `pairing` keys ({', '.join(arms)}). "
 
 
 def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -1,4 +1,4 @@
-"""Registry of a comparison's analyses, by their name in the configuration."""
+"""Registry of a comparison's analyses, keyed by their names in the configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

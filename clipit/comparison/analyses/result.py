@@ -15,7 +15,7 @@ from clipit.evaluation.score_row import ScoreRow
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisResult:
-    """Result of one analysis of one data set and backbone: a table and, optionally, points for a scatter plot.
+    """Result of one analysis for one data set and backbone: a table and, optionally, points for a scatter plot.
 
     Attributes:
         heading: Heading of the section.
@@ -45,7 +45,7 @@ def heading(plan: Plan, text: str) -> str:
 
 
 def predictions_file(rows: Sequence[ScoreRow], arm: str, seed: int) -> Path:
-    """Return the file of a run's test predictions."""
+    """Return the path of a run's test predictions."""
     return _test_row(rows, arm, seed).predictions_file()
 
 
@@ -54,7 +54,7 @@ def _test_row(rows: Sequence[ScoreRow], arm: str, seed: int) -> ScoreRow:
 
 
 def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Predictions:
-    """Read a run's predictions of the test tiles."""
+    """Read a run's predictions for the test tiles."""
     row = _test_row(rows, arm, seed)
     return read_predictions(row.predictions_file(), row.predictions_sha256).select("test")
 

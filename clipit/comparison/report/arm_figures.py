@@ -16,7 +16,7 @@ from clipit.reporting.plots import COLOURS, inline_svg, plot_lines, plot_reliabi
 from clipit.reporting.training_curves import Series, read_curves
 
 _MAX_CLASSES = 20  # larger matrices appear only on the pages of the runs
-_UNFOLDED = 2  # number of plots of curves that are not collapsed
+_UNFOLDED = 2  # number of curve plots that are not folded
 
 
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:
@@ -50,7 +50,7 @@ def _pooled_parts(result: ArmResult) -> list[Part]:
         header = ("true \\ predicted", *classes)
         parts.append(Table(header, rows, caption=caption, source=source, shades=shades.tolist()))
     svg = inline_svg(plot_reliability(reliability_bins(labels, probabilities)), f"Reliability diagram of {arm}")
-    parts.append(Figure(svg, f"{arm}: accuracy over confidence", source=source))
+    parts.append(Figure(svg, f"{arm}: accuracy against confidence", source=source))
     return parts
 
 

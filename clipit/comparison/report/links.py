@@ -31,7 +31,7 @@ def link_sections(
     if runs:
         parts.append(Links(runs, "Pages of the runs, by seed"))
     if others:
-        parts.append(Links(others, "Pages of the pairings, and of the studies of the same name"))
+        parts.append(Links(others, "Pages of the pairings, and of studies with the comparison's name"))
     if not parts:
         return []
     return [
@@ -65,7 +65,7 @@ def _pairing_rows(output: Path, names: Sequence[str], folder: Path) -> list[_Row
 
 
 def _study_rows(output: Path, names: Sequence[str], run_names: Sequence[str], folder: Path) -> list[_Row]:
-    """Build a row per study in `<output>/<kind>/<name>`, or in `<name>-<run>` for the prompts of one run."""
+    """Build a row per study in `<output>/<kind>/<name>`, or in `<name>-<run>` for a prompt study of one run."""
     rows: list[_Row] = []
     for kind in _STUDIES:
         for name in (*names, *(f"{name}-{run}" for name in names for run in run_names)):

@@ -44,7 +44,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
 def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[TilePredictions, str] | None:
-    """Predict these training tiles with a run of the first arm with text, and describe it; None without such an arm."""
+    """Classify these training tiles with a run of the first arm with text, and name the run; None without such arms."""
     seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:
@@ -63,7 +63,7 @@ def _predict(
             advance(len(batch_rows))
     note = (
         f"Predictions: the classifier of {run.parent.name}/{run.name}, applied to these tiles. It was trained on these "
-        "tiles, including the labels of labelled ones, so correct predictions here do not measure its accuracy."
+        "tiles and, where they have labels, on those too, so correct predictions here do not measure its accuracy."
     )
     pairing = plan.config.pairing
     if resolve_arm(plan.run_config(arm, seed)).pairing != pairing:

@@ -42,7 +42,7 @@ def score_sections(
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
         sections.append(PageSection(f"Against {control}", parts, folded=len(arms) > _LONG))
     for title, header, rows in paper_tables(comparison, results, verdicts):
-        source = "comparison.json: lines, mean, sd and difference of the test set test"
+        source = "comparison.json: lines, mean, sd and difference where test_set is test"
         sections.append(PageSection(title, [Table(header, rows, source=source)]))
     figures = []
     keys = dict.fromkeys(result.key[:3] for result in results)
@@ -83,7 +83,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
         for i, column in enumerate(("data_set", "backbone", "test_set"))
         if HEADER[i] not in header and results
     ]
-    rows = "comparison.parquet: column score of the rows of an arm's data_set, backbone, test_set and arm"
+    rows = "column score of comparison.parquet, in the rows with the same data_set, backbone, test_set and arm"
     source = f"comparison.json: {key}, computed from {rows}"
     if constant:
         source += f" ({', '.join(constant)})"
@@ -93,7 +93,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
 def label_sections(
     config: RunConfig, comparison: ComparisonConfig, results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Plot scores over the share of labelled training tiles, if it varies between runs on the same tiles.
+    """Plot scores against the share of labelled training tiles, if it varies between runs on the same tiles.
 
     Only scores on the same tiles are connected by a line.
     """
@@ -111,7 +111,7 @@ def label_sections(
             plot = plot_label_efficiency(series, metric=comparison.metric, title=f"{config.name}: {backbone}")
             save_plot(plot, folder / f"labels-{len(figures)}.png")
             caption = (
-                "Test score over the share of labelled training tiles; bands: lowest to highest seed (up to 7 arms)."
+                "Test score against the share of labelled training tiles; bands: lowest to highest seed (up to 7 arms)."
             )
             source = "comparison.parquet: score over training_labels / training_tiles"
             figures.append(Figure(inline_svg(plot, f"{backbone}: {caption}"), caption, source=source))

@@ -114,7 +114,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
         instead = (
             " (an arm that a key does not apply to gets intermediate learning rates instead)" if comparison.grid else ""
         )
-        further = "".join(f" x {len(values)} of {key}" for key, values in comparison.grid.items())
+        further = "".join(f" x {counted(len(values), 'value')} of {key}" for key, values in comparison.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {source}, all within one grid of "
             f"{counted(len(comparison.learning_rates), 'learning rate')} x "
@@ -122,7 +122,8 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
         ]
         if searched:
             counts = _format_counts({arm: len(grid_points(first, comparison, arm)) for arm in searched})
-            notes.append(f"Trials per searched arm: {counts}, each on {counted(len(comparison.tuning_seeds), 'seed')}.")
+            seeds = counted(len(comparison.tuning_seeds), "seed")
+            notes.append(f"Trials per searched arm: {counts}, each with {seeds}.")
         edges = {
             key: [arm for arm in comparison.arms if _at_edge(axes[arm], key, first, arm)]
             for key in (RATE, *comparison.grid)
@@ -191,7 +192,7 @@ def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConf
     changed = [name for name, values in current.items() if _differs(recorded.get(name), values)]
     how = f"chosen by clipit tune on validation tiles ({file.name})"
     if changed:
-        how += f", with other values of {', '.join(changed)}: the search was not repeated for this configuration"
+        how += f", with different values of {', '.join(changed)}: the search was not repeated for this configuration"
     return how + (f"; overridden in the configuration for {', '.join(set_by_hand)}" if set_by_hand else ""), set_by_hand
 
 
@@ -276,7 +277,7 @@ def _describe(facts: Mapping[str, Any], seed: int, prefix: str) -> str:
     labelled, cases = facts["labelled_cases"], facts["cases"]["cases"]
     known = counted_of(labelled, cases, "training patient has", "training patients have")
     text = f"{known} a label ({prefix}{listed})"
-    if "compared_cases" not in facts:  # labels of tiles, spread over their patients
+    if "compared_cases" not in facts:  # tile labels, assigned to the patients' other tiles
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:
         return f"{text}; none of them has a labelled tile to compare with (seed {seed})"

@@ -11,10 +11,10 @@ from clipit.reporting.tables import difference, markdown_line, markdown_table
 
 HEADING = "Verdicts"
 RULE = (
-    "Differences are those of the test split, arm minus control, paired by seed; p is Holm-corrected over all rows of "
-    "this table. An arm is better than a control if the 95 % interval over seeds is above 0; an interval that "
-    "includes 0 may also mean that there are too few seeds. Without a gain over the baseline, the verdict is no gain, "
-    "or worse if the interval is below 0. Intervals over seeds do not cover the choice of test patients."
+    "Differences are arm minus control on the test split, paired by seed; p is Holm-corrected over all rows of this "
+    "table. An arm is better than a control if the 95 % interval over seeds is above 0; an interval that includes 0 "
+    "may also mean that there are too few seeds. Without a gain over the baseline, the verdict is no gain, or worse if "
+    "the interval is below 0. Intervals over seeds do not account for the choice of test patients."
 )
 TEXT_RULE = (
     "Text adds information if the arm is better than every control that was run, including `image_embedding`, which "
@@ -23,10 +23,10 @@ TEXT_RULE = (
 OWN_RULE = (
     "Own reports: if the arm or the VLM's linear probe on the same report labels (or on the tile labels) is better "
     "than the baseline, but the arm is not better than the probe, the arm is not needed: use the probe. If the arm is "
-    "not better than `own_case`, whose labels are spread over the tiles of a patient without text, its gain is due to "
-    "knowing which tiles belong to one patient. Text from own reports adds information if the arm is better than every "
-    "control that was run, including `own_case` or `own_shuffled` (for snippets, `own_case` or other snippets); "
-    "controls that were not run are named."
+    "not better than `own_case`, which assigns a patient's tile labels to the patient's other tiles without text, its "
+    "gain is due to knowing which tiles belong to one patient. Text from own reports adds information if the arm is "
+    "better than every control that was run, including `own_case` or `own_shuffled` (for snippets, `own_case` or other "
+    "snippets); controls that were not run are named."
 )
 _HEADER = ("data set", "backbone", "arm", "compared with", "difference", "t over seeds", "p (Holm)")
 _TEXT_COLUMNS = _HEADER[:4]
@@ -37,7 +37,7 @@ def verdict_sections(verdicts: Sequence[ArmVerdict]) -> list[PageSection]:
     if not verdicts:
         return []
     header, rows = _table(verdicts)
-    source = "comparison.json: verdicts, computed from comparison.parquet: column score of the test set test"
+    source = "comparison.json: verdicts, computed from column score of comparison.parquet where test_set is test"
     table = Table(header, rows, source=source, left=_count_left(header))
     return [PageSection(HEADING, [*(Text(text) for text in _sentences(verdicts)), table, Text(_rule(verdicts))])]
 

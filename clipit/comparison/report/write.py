@@ -65,7 +65,7 @@ def write_report(
         config: Configuration that all runs share.
         comparison: Section `comparison`.
         plans: Plans, one per data set and backbone.
-        tiles: Tiles of each plan, for pictures; without them, only the ids of tiles are shown.
+        tiles: Tiles of each plan, for pictures; without them, only tile ids are shown.
 
     Returns:
         The notes under the main table.

@@ -58,7 +58,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     times = Counter(name for key, value in entries for name in dotted(nested({key: value})))
     twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
-        raise ConfigError(f"keys are given twice: {', '.join(twice)}", where="load_config", fix="keep each key once")
+        raise ConfigError(f"keys given twice: {', '.join(twice)}", where="load_config", fix="keep each key once")
     changes = _as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
@@ -71,7 +71,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
 
 def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
-    """Return a configuration unchanged, or read it by its path or name.
+    """Return a configuration unchanged, or read it from its path or by its name.
 
     Raises:
         ConfigError: The configuration cannot be read, or has no tiles although they are needed.
@@ -83,12 +83,12 @@ def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
 
 
 def _check_types(config: object, overrides: object) -> None:
-    """Refuse arguments of the wrong type, such as a dictionary instead of a file."""
+    """Reject arguments of the wrong type, such as a dictionary instead of a file."""
     if not isinstance(config, ConfigFile | str | Path):
         example = 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})'
         fix = f"start from a file or a shipped configuration, and change its keys: {example}"
         if isinstance(config, RunConfig):
-            fix = "pass the result of load_config, not its attribute run"
+            fix = "pass the result of load_config, not its `run` attribute"
         raise ConfigError(
             f"a configuration must be the path of a YAML file, the name of a shipped configuration or a result of "
             f"load_config, not {type_name(config)}",
@@ -104,7 +104,7 @@ def _check_types(config: object, overrides: object) -> None:
     others = [key for key in overrides or {} if not isinstance(key, str)]
     if others:
         raise ConfigError(
-            f"keys of overrides must be strings, not {shortlist([repr(key) for key in others])}",
+            f"keys in overrides must be strings, not {shortlist([repr(key) for key in others])}",
             where="overrides",
             fix='write, for example, {"training.steps": 200}',
         )
@@ -124,7 +124,7 @@ def _values(config: ConfigFile) -> dict[str, Any]:
 
 
 def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the paths of a tree to strings, as in a YAML file; refuse sets, whose order differs between processes."""
+    """Convert the paths of a tree to strings, as in a YAML file; reject sets, whose order differs between processes."""
     unordered = [key for key, value in tree.items() if isinstance(value, set | frozenset)]
     if unordered:
         raise ConfigError(

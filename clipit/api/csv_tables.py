@@ -1,4 +1,4 @@
-"""Read csv tables that clipit wrote, for result objects."""
+"""Read CSV tables that clipit wrote, for result objects."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -167,7 +167,7 @@ def tune(config: Config, agents: int = 1) -> TuneResult:
 
 @public
 def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
-    """Measure frozen features with linear probes, k-NN, few-shot episodes, label-efficiency curves and retrieval.
+    """Evaluate frozen features with linear probes, k-NN, few-shot episodes, label-efficiency curves and retrieval.
 
     Example:
         >>> probes = clipit.probe(config, run=clipit.train(config).folder)
@@ -175,7 +175,7 @@ def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
 
     Args:
         config: Configuration, with or without a section `probing`.
-        run: Folder of a finished run of this configuration, whose classifier is also evaluated.
+        run: Folder of a finished run with this configuration, whose classifier is also evaluated.
 
     Raises:
         DataError: No test tile has a label, or the run has different classes.

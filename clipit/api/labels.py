@@ -1,4 +1,4 @@
-"""Check labels in Python: describe several annotators, merge their masks, and find suspicious labels."""
+"""Check labels in Python: measure annotator agreement, merge annotators' masks, and find suspicious labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from clipit.api.entry import public
 
 @dataclass(frozen=True)
 class AnnotatorsResult:
-    """Description of several annotators.
+    """Agreement and consensus of several annotators.
 
     Attributes:
-        folder: Folder of the description.
+        folder: Output folder.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class MergedMasksResult:
 
     @property
     def page(self) -> Path:
-        """HTML page with pixel agreement, confusion matrices, and the Dice of each annotator against the others."""
+        """HTML page with pixel agreement, confusion matrices, and each annotator's Dice score against the others."""
         return self.folder / "masks.html"
 
     @property
@@ -124,7 +124,7 @@ def _read_texts(path: Path, texts: Sequence[str], fix: str) -> pd.DataFrame:
 
 @public
 def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
-    """Describe the annotators of a configuration's tiles: agreement, confusion matrices, consensus and human ceiling.
+    """Compute the agreement, confusion matrices, consensus and human ceiling of a configuration's annotators.
 
     Example:
         >>> annotators = clipit.describe_annotators(config)
@@ -133,7 +133,7 @@ def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
 
     Args:
         config: Configuration with `tiles.annotations`.
-        shown: Number of tiles with the least agreement on the page.
+        shown: Number of tiles on the page, those with the least agreement.
 
     Raises:
         ConfigError: No annotators are configured.
@@ -153,7 +153,7 @@ def merge_masks(
     confidence: float = 0.9,
     shown: int = 24,
 ) -> MergedMasksResult:
-    """Merge masks by several annotators: Dawid-Skene over pixels (STAPLE), written as masks for `clipit segment`.
+    """Merge several annotators' masks with Dawid-Skene over pixels (STAPLE), and write masks for `clipit segment`.
 
     Example:
         >>> merged = clipit.merge_masks(config, "masks.csv")
@@ -162,9 +162,9 @@ def merge_masks(
     Args:
         config: Configuration with tiles from a table and `segmentation.classes`.
         masks: Table with the columns tile, annotator and mask.
-        files: Folder or zip that the paths of masks are relative to; None for the folder of the table.
-        confidence: Posterior below which pixels of the confident masks are ignored.
-        shown: Number of tiles with the largest share of uncertain pixels on the page.
+        files: Folder or zip that the mask paths are relative to; None for the folder of the table.
+        confidence: Posterior probability below which pixels are ignored in the confident masks.
+        shown: Number of tiles on the page, those with the largest share of uncertain pixels.
 
     Raises:
         ConfigError: The tiles do not come from a table, or no classes are configured.

@@ -1,4 +1,4 @@
-"""Learn slide and patient labels in Python: multiple-instance learning on stored features."""
+"""Predict slide and patient labels in Python: multiple-instance learning on stored features."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from clipit.api.entry import public
 from clipit.api.study_result import StudyResult
 
 _TEXT_COLUMNS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
-"""Columns of the tables of bags that contain text."""
+"""Text columns of the bag tables."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MilResult(StudyResult):
 
     @cached_property
     def map_scores(self) -> pd.DataFrame:
-        """Agreement of the maps with masks, with floor and ceiling; empty without masks."""
+        """Agreement of the maps with masks, alongside floors and ceilings; empty without masks."""
         path = self.folder / "map_scores.csv"
         return self._csv(path.name) if path.is_file() else pd.DataFrame()
 
@@ -50,10 +50,10 @@ class MilResult(StudyResult):
 
 @public
 def train_mil(config: Config) -> MilResult:
-    """Learn slide or patient labels from stored features, and compare the arms of `mil.arms` over seeds.
+    """Train networks on stored features to predict slide or patient labels, and compare `mil.arms` over seeds.
 
-    With `mil.conditions`, the arms are compared in each condition; `table` then has a column `condition`, and the
-    scores of bags are in the folders of the conditions.
+    With `mil.conditions`, the arms are compared under each condition; `table` then has a column `condition`, and the
+    bag scores are in the condition folders.
 
     Example:
         >>> study = clipit.train_mil(clipit.load_config("slides.yaml", {"mil.seeds": [0, 1]}))

@@ -1,4 +1,4 @@
-"""Predict in Python: classify image files, folders, zips and tables with an exported classifier."""
+"""Classify images in Python: files, folders, zips and tables of images, with an exported classifier."""
 
 import logging
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_AGAIN = "predict again"
+_AGAIN = "run the prediction again"
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class PredictResult:
     """Files written by `predict`.
 
     Attributes:
-        table: Table of the predictions, csv or parquet.
+        table: Table of the predictions, CSV or Parquet.
         page: HTML page with the most and least certain images.
         summary_file: Summary as JSON.
-        unreadable_file: List of unreadable images, csv; None if there are none.
+        unreadable_file: List of unreadable images, CSV; None if there are none.
     """
 
     table: Path
@@ -54,7 +54,7 @@ class PredictResult:
         class) and its probabilities zs_<class>.
 
         Raises:
-            ArtifactError: The table is missing, unreadable, or differs from the SHA-256 in the summary.
+            ArtifactError: The table is missing, unreadable, or does not match the SHA-256 in the summary.
         """
         from clipit.output_files.artifacts import file_sha256, reading
 
@@ -106,14 +106,14 @@ def predict(
 
     Args:
         classifier: Folder of a classifier or of a run, or a loaded classifier.
-        inputs: Image files, folders, zips, tables (.csv, .tsv, .parquet) with a column of paths, and slides, whose
+        inputs: Image files, folders, zips, tables (.csv, .tsv, .parquet) with a path column, and slides, whose
             tissue tiles are classified.
         out: Table to write, .csv or .parquet.
-        prompts: Prompts of zero-shot classes: a file, a packaged set, or one of the sets stored with the classifier.
+        prompts: Prompts for zero-shot classes: a file, a packaged set, or one of the sets stored with the classifier.
         classes: Zero-shot classes separated by semicolons, used as prompts without templates.
         images: Folder or zip that the paths in tables are relative to; None for the folder of each table.
-        path_column: Column of paths in tables; None for `path`.
-        id_column: Column of ids in tables; None for `id` if it exists, or else the paths.
+        path_column: Name of the path column in tables; None for `path`.
+        id_column: Name of the id column in tables; None for `id` if it exists, or else the paths.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles cut from slides; None for the resolution of the classifier's
             training tiles.
@@ -125,7 +125,7 @@ def predict(
         trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
 
     Raises:
-        ArtifactError: The output exists and belongs to other inputs or options.
+        ArtifactError: The output exists and was written for other inputs or options.
         DataError: An input is missing, ids are repeated, or no image can be read.
         ModelError: The classifier cannot be loaded, or does not support zero-shot classification.
     """

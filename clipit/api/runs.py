@@ -87,7 +87,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class RunResult(EvaluationResult):
-    """A finished run, with the scores and predictions of its own tiles.
+    """A finished run, with the scores and predictions for its own tiles.
 
     Attributes:
         folder: Folder of the run.
@@ -135,7 +135,7 @@ def train(config: Config) -> RunResult:
     Raises:
         ConfigError: The arm's keys contradict each other.
         ArtifactError: The folder contains a run of a different configuration.
-        ClipitError: Tiles, reports or models have a problem; the message states what to do.
+        ClipitError: The tiles, reports or models cannot be used; the message states what to do.
     """
     from clipit.runs.train import train_run
 
@@ -175,8 +175,8 @@ def evaluate_external(
 ) -> EvaluationResult:
     """Score a finished run on new tiles, or with new prompts, in addition to its own test results.
 
-    By default, tiles of patients or images used for training are an error (`leaks.policy`). The results are written to
-    `external/<name>` in the run's folder; of its other files, only the classifier's card changes.
+    By default, tiles of patients or images that were used for training raise an error (`leaks.policy`). The results
+    are written to `external/<name>` in the run's folder; of its other files, only the classifier's card changes.
 
     Example:
         >>> other = clipit.evaluate_external("outputs/runs/run", "other_hospital.csv")
@@ -192,9 +192,9 @@ def evaluate_external(
 
     Raises:
         ConfigError: A key is invalid, or would change the finished run.
-        DataError: Neither tiles nor prompts are given, no class is shared, or tiles leak.
+        DataError: Neither tiles nor prompts are given, the tiles share no class with the run, or tiles leak.
         ModelError: Prompts are given for a classifier trained without text.
-        ArtifactError: The folder contains results of other tiles or prompts.
+        ArtifactError: The folder contains results for other tiles or prompts.
     """
     from clipit.config.load import validate
     from clipit.config.new_inputs import NewInputs, as_changes, default_source

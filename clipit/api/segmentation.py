@@ -1,4 +1,4 @@
-"""Segment in Python: compare methods on tiles that have masks."""
+"""Segment tiles in Python: compare segmentation methods on tiles that have masks."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from clipit.api.study_result import StudyResult
 
 @dataclass(frozen=True)
 class SegmentResult(StudyResult):
-    """A finished comparison of segmentations."""
+    """A finished comparison of segmentation methods."""
 
     _name = "segmentation"
     _fix = "run clipit segment again"
@@ -28,13 +28,13 @@ class SegmentResult(StudyResult):
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        """Dice and confusion matrix of every test image by every segmentation, floor and ceiling."""
+        """Dice score and confusion matrix of every test image for every segmentation, floor and ceiling."""
         return self._read("images.parquet")
 
 
 @public
 def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
-    """Segment tiles that have masks by several methods, and score them alongside floors and ceilings.
+    """Segment tiles with several methods, and score the methods against masks, alongside floors and ceilings.
 
     Thresholds and scales are chosen on validation masks. Scores are computed on test masks, with bootstrap intervals
     over patients.
@@ -48,7 +48,7 @@ def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
         run: Folder of a finished run, for the methods that use its classifier; None for no run.
 
     Raises:
-        ConfigError: No classes of masks are configured, or a method lacks its inputs.
+        ConfigError: No mask classes are configured, or a method lacks its inputs.
         DataError: Masks cannot be used, or no test tile has a mask.
     """
     from clipit.segmentation.study import segment as segment_tiles

@@ -1,4 +1,4 @@
-"""Share classifiers in Python: export them as one program, or upload them to the Hugging Face Hub."""
+"""Share a classifier in Python: export it as a self-contained program, or upload it to the Hugging Face Hub."""
 
 import logging
 from pathlib import Path
@@ -22,9 +22,9 @@ def export_program(
     tolerance: float | None = None,
     trust_remote_code: bool = False,
 ) -> "ExportedProgram":
-    """Write a classifier as one program that maps normalised pixels [b,3,h,w] to logits [b,C], for any batch size.
+    """Export a classifier as a self-contained program: normalised pixels [b,3,h,w] to logits [b,C], any batch size.
 
-    The logits of the program are compared with those of the classifier before the file is put in place.
+    The logits of the program are compared with those of the classifier before the file is moved into place.
 
     Example:
         >>> exported = clipit.export_program("outputs/runs/own/clip_it_all-seed0", "model.onnx")
@@ -67,7 +67,7 @@ def push_classifier(classifier: str | Path, repository: str, *, private: bool = 
         permitted: Whether you have the rights holders' permission to share models whose licences do not permit it.
 
     Returns:
-        Address of the repository.
+        URL of the repository.
 
     Raises:
         ModelError: The folder contains no classifier, its files have changed, a licence does not permit sharing it, or

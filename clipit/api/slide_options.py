@@ -87,7 +87,7 @@ def open_scorer(
     from clipit.runs.prediction_inputs import read_prompts
 
     if prompts is not None and classes is not None:
-        raise ConfigError("prompts and classes are both given", fix="use --prompts or --classes")
+        raise ConfigError("both prompts and classes are given", fix="use --prompts or --classes")
     name = None if prompts is None else str(prompts)
     prompt_set = read_prompts(name, classes) or name  # the name may refer to a prompt set of the classifier
     if classifier is None and (vlm is None or prompt_set is None):

@@ -39,7 +39,7 @@ class SlidesResult:
     Attributes:
         folder: Output folder; the files of a slide are in `slides/<name>/`.
         text: Summary, as printed by the command.
-        page: HTML page of all slides; None if only tiles were cut.
+        page: HTML page of all slides; None if the slides were only tiled.
     """
 
     folder: Path
@@ -162,7 +162,7 @@ def tile_slides(
     text = markdown_table(["slide", "format", "µm per pixel", "tissue", "tiles"], rows[:20])
     more = f"\n... and {len(rows) - 20} more" if len(rows) > 20 else ""
     failed = int((table["status"] == "failed").sum())
-    note = f"\nnote: {counted(failed, 'slide')} cannot be used; see the column reason" if failed else ""
+    note = f"\nnote: {counted(failed, 'slide')} cannot be used; see the column `reason`" if failed else ""
     return SlidesResult(folder, f"{text}{more}{note}\ntable: {folder / 'slides.csv'}")
 
 
@@ -191,7 +191,7 @@ def score_slides(
     top: int = 8,
     snippets: str | Path | None = None,
 ) -> SlidesResult:
-    """Score slides with a classifier, or zero-shot with class prompts through a student or a VLM; optionally map them.
+    """Score slides with a classifier, or zero-shot from class prompts with a student or a VLM; optionally map them.
 
     Every tile is scored, and the scores are pooled per slide (`clipit.evaluation.slide_scores`). An interrupted call
     resumes and keeps the slides scored so far. If the table of slides has labels, the scores are evaluated.
@@ -204,9 +204,9 @@ def score_slides(
         slides: Slides, folders of slides, or one table with a column `slide` and, if known, label, split and group.
         out: Folder to write to.
         classifier: Folder of a classifier or of a run, or a loaded classifier; None to use a VLM with prompts.
-        prompts: Prompt file, packaged prompt set, or set of the classifier, to score zero-shot. All names and
-            templates of a class are averaged; with only a VLM, the sampled sets of a published file (MI-Zero, KEP) are
-            also scored one by one, and their median is reported.
+        prompts: Prompt file, packaged prompt set, or prompt set stored in the classifier, to score zero-shot. All names
+            and templates of a class are averaged; with only a VLM, the sampled prompt sets in a published file
+            (MI-Zero, KEP) are also scored one by one, and their median is reported.
         classes: Classes separated by semicolons, used as prompts without templates.
         vlm: VLM that encodes prompts.
         images: Folder that the files in a table are relative to; None for the folder of the table.
@@ -222,7 +222,7 @@ def score_slides(
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
         maps: Whether to write heat maps, QuPath files and a page per slide.
-        top: Tiles shown per class on a slide's page.
+        top: Number of tiles shown per class on a slide's page.
         snippets: Configuration whose snippets are shown next to the top tiles; None to show none.
 
     Raises:
@@ -276,9 +276,9 @@ def compare_slides(
 ) -> SlideCompareResult:
     """Compare the arms of trained runs on slide labels, optionally with a zero-shot VLM as an additional arm.
 
-    The arm and seed of a run are read from its configuration. Every run scores the slides as
-    `score_slides` does; an interrupted call resumes. The pooling of each arm is chosen on the validation slides of the
-    table, if there are any, and the arms are compared on the other slides, except those of the split `train`.
+    The arm and seed of a run are read from its configuration. Every run scores the slides as `score_slides` does; an
+    interrupted call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any,
+    and the arms are compared on the other slides, except those in the split `train`.
 
     Example:
         >>> result = clipit.compare_slides("slides.csv", "outputs/runs/demo", "compared", reference="image_only")

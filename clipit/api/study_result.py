@@ -1,4 +1,4 @@
-"""Base class of the results of studies: a folder with a page, a summary and tables."""
+"""Base class of study results: a folder with a page, a summary and tables."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IndexResult:
-    """Index of the snippets of a configuration's reports.
+    """Snippet index of a configuration's reports.
 
     Attributes:
         folder: Folder of the index.
@@ -52,7 +52,7 @@ class PairResult:
         file: Parquet file of the pairs.
         page: HTML page to browse the pairs, if it was written.
         summary: Statistics of the pairs, as text.
-        places: Slide and coordinates (x, y) by tile_id, for features of slides; None for tiles with images.
+        places: Slide and coordinates (x, y) by tile_id, for slide features; None for tiles with images.
     """
 
     file: Path
@@ -83,7 +83,7 @@ class PairResult:
         tiles = self._workspace.all_tiles
         rows = (tiles.ids == tile_id).nonzero()[0]
         if not len(rows):
-            raise DataError(f"unknown tile {tile_id!r}", where="tile_id", fix="use an id of `pairs`")
+            raise DataError(f"unknown tile {tile_id!r}", where="tile_id", fix="use a tile_id from `pairs`")
         return tiles.read(int(rows[0]))
 
 
@@ -127,8 +127,8 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
     Args:
         config: Configuration with reports and, unless `features` is given, tiles.
         features: Feature files of TRIDENT or CLAM (.h5), or a folder of them, whose tiles are paired instead of the
-            configured tiles. They must be unit vectors of the image tower of `vlm`, projected into the joint space (in
-            TRIDENT's encoder of CONCH: `with_proj=True, normalize=True`). The group of a tile is its slide. No page is
+            configured tiles. They must be unit-norm embeddings from the image tower of `vlm` in the joint space (for
+            TRIDENT's CONCH encoder: `with_proj=True, normalize=True`). The group of a tile is its slide. No page is
             written, because there are no images.
         page: Whether to write the page.
 
@@ -153,7 +153,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
 
 
 def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
-    """Pair the tiles of slides by precomputed features."""
+    """Pair slide tiles by their precomputed features."""
     from clipit.pairing.pair_statistics import summary_text
     from clipit.pairing.pairs import pair_tiles
     from clipit.stores.slide_features import TILES, import_features

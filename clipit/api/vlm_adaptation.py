@@ -1,4 +1,4 @@
-"""Adapt VLMs in Python: train a VLM with controls, and measure it before and after."""
+"""Adapt VLMs in Python: train a VLM with controls, and evaluate it before and after."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,14 +70,15 @@ class AdaptationResult(StudyResult):
         key = next(iter(by_seed), "") if seed is None else str(seed)
         if key not in by_seed:
             known = ", ".join(f"{name}, seed {number}" for name, seeds in adaptations.items() for number in seeds)
-            raise DataError(f"no adaptation {arm}, seed {seed}", where=self.folder, fix=f"use one of: {known}")
+            wanted = arm if seed is None else f"{arm}, seed {seed}"
+            raise DataError(f"there is no adaptation {wanted}", where=self.folder, fix=f"use one of: {known}")
         folder = Path(by_seed[key]["folder"])
         return folder / (MERGED if (folder / MERGED).is_dir() else ADAPTER)
 
 
 @public
 def adapt_vlm(config: Config) -> AdaptationResult:
-    """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are reused.
+    """Adapt the VLM once per arm and seed, and evaluate it before and after; finished adaptations are reused.
 
     Example:
         >>> study = clipit.adapt_vlm(clipit.load_config("own_adaptation", {"adapt.seeds": [0, 1]}))
@@ -91,7 +92,7 @@ def adapt_vlm(config: Config) -> AdaptationResult:
     Raises:
         ConfigError: Keys contradict each other, or a configuration of `adapt.forgetting` cannot be read.
         DataError: There are too few examples, or test tiles leak into them.
-        ModelError: A tower does not support the kind of `adapt.tuning`.
+        ModelError: A tower does not support the method in `adapt.tuning`.
     """
     from clipit.studies.adapted_vlms.study import adapt_study
 
@@ -101,7 +102,7 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 
 @public
 def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webdataset"] = "csv") -> dict[str, int]:
-    """Write the training and validation examples of a section `adapt` for open_clip's trainer, without training.
+    """Write the training and validation examples of a section `adapt` in a format that open_clip's trainer reads.
 
     Example:
         >>> clipit.write_pairs("own_adaptation.yaml", "pairs", "webdataset")  # number of pairs by split

@@ -11,7 +11,7 @@ from clipit.training.terms.term_table import disabled_term_keys, uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
-    """Return the keys of a configuration, with its arm resolved, that can affect its run.
+    """Return the keys that can affect a run, given its configuration with the arm resolved.
 
     Keys that only name or report a run are dropped, and so are keys of disabled parts, such as LoRA for a frozen
     backbone.

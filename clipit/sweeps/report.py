@@ -115,12 +115,12 @@ def _summarise(
         for name, group in groups.items()
     ]
     choice = (
-        f"Chosen by the mean validation score: {chosen}. This score is optimistic, because it is the best of "
+        f"Chosen by mean validation score: {chosen}. This score is optimistic, because it is the best of "
         f"{len(groups)}; nothing was selected on test scores."
         if chosen and len(groups) > 1
         else f"Nothing was chosen: only {chosen} was trained."
         if chosen
-        else "Nothing is chosen, because no validation score is defined; check that the validation split has labels."
+        else "Nothing was chosen, because validation scores are undefined; check that the validation split has labels."
     )
     several = any(len(group) > 1 for group in groups.values())
     remarks = [
@@ -147,7 +147,7 @@ def _markdown(name: str, summary: _Summary, note: str) -> str:
 
 def _page(name: str, summary: _Summary, note: str, picture: bytes, table: pd.DataFrame) -> str:
     rows = Rows(list(table.columns), table.to_numpy().tolist(), "One row per trial", "trials.parquet")
-    caption = "Score by swept value: a dot per trial, a line through the means."
+    caption = "Score by swept value: one dot per trial, and a line through the means."
     sections = [
         PageSection(
             "Scores",
@@ -172,5 +172,5 @@ def _mean_percent(scores: "pd.Series[Any]") -> str:
 
 
 def format_values(values: Mapping[str, Any], *, without: str = "") -> str:
-    """Format swept values on one line, except those of the key `without`."""
+    """Format swept values on one line, except that of the key `without`."""
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != without) or "all seeds"

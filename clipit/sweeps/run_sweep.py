@@ -102,7 +102,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
 
 
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
-    """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse the folder.
+    """Reject the folder of a different sweep with the same name; a sweep that only adds values may reuse the folder.
 
     The configuration file may have moved since, or may be a copy of the recorded one.
     """

@@ -20,7 +20,7 @@ _SECTIONS = {
 _NOT_SWEPT = ("name", "output", "overrides")
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
 _ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
-_METRIC_KEYS = ("name", "goal", "target")  # the target of wandb has no effect on trials
+_METRIC_KEYS = ("name", "goal", "target")  # wandb's target has no effect on trials
 _MAX_NAME = 120  # characters
 _EXAMPLE = 'for example\n        command: ["${program}", --config=study.yaml, "${args}"]'
 _MAX_SHOWN = 30
@@ -70,15 +70,15 @@ def read_sweep(path: Path) -> Sweep:
     """
     content = read_yaml(path, example="sweeps/lora_rank")
     method, metric, entries = content.get("method"), content.get("metric") or {}, content.get("parameters") or {}
-    problems = [f"unknown key of a sweep file: {key!r}" for key in content if key not in _SECTIONS]
+    problems = [f"unknown key in a sweep file: {key!r}" for key in content if key not in _SECTIONS]
     if method not in METHODS:
         problems.append(f"method must be grid, random or bayes, not {method!r}")
     if not isinstance(metric, Mapping) or metric.get("goal", "maximize") != "maximize":
-        problems.append("metric.goal must be maximize: every training.monitor is better when larger")
+        problems.append("metric.goal must be maximize: for every training.monitor, higher is better")
     elif unknown := [key for key in metric if key not in _METRIC_KEYS]:
         problems.append(f"metric: unknown {shortlist(unknown)}; use {', '.join(_METRIC_KEYS)}")
     if not isinstance(entries, Mapping) or not entries:
-        problems.append("parameters must map keys of the configuration to {values: [...]}")
+        problems.append("parameters must map configuration keys to {values: [...]}")
         entries = {}
     options = _command_options(content, problems)
     parameters: list[Parameter] = []
@@ -186,11 +186,11 @@ def _command_options(content: Mapping[str, Any], problems: list[str]) -> dict[st
         )
     flags = [part for part in arguments if part.startswith("--") and part != "--trial"]
     if any("=" not in flag for flag in flags):
-        problems.append("options in command must be written --key=value, in one item")
+        problems.append("each option in command must be one item, written --key=value")
         return {}
     options = parse_options(flags)
     if "config" not in options:
-        problems.append(f"command must contain --config=FILE, the configuration that the values change: {_EXAMPLE}")
+        problems.append(f"command must contain --config=FILE, the configuration that the values override: {_EXAMPLE}")
     return {key: value for key, value in options.items() if not key.startswith("tracking.")}
 
 
@@ -217,7 +217,7 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def plain_name(name: str) -> str:
-    """Return a name that is safe as a folder; changed or shortened names get a fingerprint to remain distinct."""
+    """Return a name that is safe as a folder name; changed or shortened names get a fingerprint to remain distinct."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")
     return plain if plain == name and len(plain) <= _MAX_NAME else f"{plain[:_MAX_NAME]}-{fingerprint(name)}"
 

@@ -48,7 +48,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     Args:
         options: Command-line options, which take precedence over those of the file.
         count: Number of trials, or maximum number for a grid; `run_cap` of the file by default.
-        seed: Seed of random and proposed values. The first values do not depend on `count`.
+        seed: Seed for random and proposed values. The first values do not depend on `count`.
 
     Raises:
         ConfigError: A value is invalid, keys of an arm contradict each other, the runs do not log the metric (all such
@@ -65,7 +65,9 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
         )
     if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
         raise ConfigError(
-            f"{', '.join(swept)} cannot be an option, because the sweep sets it", where=sweep.path, fix="remove it"
+            f"{', '.join(swept)} cannot be set on the command line, because the sweep sets it",
+            where=sweep.path,
+            fix="remove it",
         )
     sweep = replace(sweep, options={**sweep.options, **options})
     if kind := special_file(config_file(str(sweep.options["config"]))):
@@ -127,7 +129,7 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
 
 
 class Proposals:
-    """Trials of the method bayes: those in the study, then new ones proposed by a tree-structured Parzen estimator."""
+    """Trials for method bayes: those in the study, then new ones proposed by a tree-structured Parzen estimator."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
@@ -136,7 +138,7 @@ class Proposals:
         self._built: dict[tuple[str, ...], Trial] = {}
 
     def __call__(self, study: "optuna.Study") -> Iterator[Trial]:
-        """Yield the trials in starting order."""
+        """Yield the trials in the order in which they start."""
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 

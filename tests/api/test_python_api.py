@@ -103,9 +103,9 @@ def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without 
     assert "path of a YAML file" in first and "not a dictionary" in first
     assert 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})' in first
     assert "not None" in absent and "not an int" in number
-    assert "not a RunConfig" in run and "not its attribute run" in run
+    assert "not a RunConfig" in run and "not its `run` attribute" in run
     assert "a dictionary of dotted keys and their values, not a str" in overrides
-    assert "keys of overrides must be strings, not 1" in key and "names must be text, not 0" in name
+    assert "keys in overrides must be strings, not 1" in key and "names must be text, not 0" in name
 
 
 _WRONG_ARGUMENTS = """

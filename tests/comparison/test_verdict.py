@@ -76,7 +76,7 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
         "Better than image_only, but the gain is not shown to be due to text from own reports. Not better than "
         "own_shuffled (reports shuffled across patients).",
     ),
-    ({"own_label": 0.5}, "No gain shown: the interval of the difference from image_only over 5 seeds includes 0, even if"),
+    ({"own_label": 0.5}, "No gain shown: the interval of the difference from image_only over 5 seeds includes 0"),
     ({"own_label": 0.3}, "Worse than image_only."),
     ({"own_label": None}, "Not decided: a score is undefined."),
 ]

@@ -151,12 +151,12 @@ def test_values_that_contradict_the_arm_are_refused(write_sweep: WriteSweep) -> 
         ({"parameters": {"lora.rank": {"min": 1, "max": 9}}}, "a grid needs values"),
         ({"parameters": {"lora.targets": {"values": [["qkv"]]}}}, "in quotes"),
         ({"parameters": {"lora.rank": [2]}}, "write {values"),
-        ({"colour": "red"}, "unknown key of a sweep file: 'colour'"),
+        ({"colour": "red"}, "unknown key in a sweep file: 'colour'"),
         ({"run_cap": 0}, "run_cap"),
         ({"command": ["python", "train.py"]}, "a list with \\$\\{program\\}"),
         ({"command": ["${program}", "--config=a"]}, "must contain \\$\\{args\\}"),
         ({"command": ["${program}", "${args}"]}, "must contain --config"),
-        ({"command": ["${program}", "--config", "a", "${args}"]}, "in one item"),
+        ({"command": ["${program}", "--config", "a", "${args}"]}, "must be one item, written"),
         ({"method": "random"}, "random needs a number of trials(?s:.*)run_cap"),
         ({"method": "random", "parameters": {"lora.rank": {"distribution": "normal"}}}, "distribution 'normal'"),
         ({"method": "random", "parameters": {"lora.rank": {"min": 9, "max": 1}}}, "min below max"),
@@ -209,7 +209,7 @@ def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: Wr
     assert run_folder(trial.config) == run_folder(plan_sweep(sweep, {}).trials[1].config)
     with pytest.raises(ConfigError, match="named after their values"):
         plan_sweep(sweep, {"name": "mine"})
-    with pytest.raises(ConfigError, match=r"lora\.rank cannot be an option, because the sweep sets it"):
+    with pytest.raises(ConfigError, match=r"lora\.rank cannot be set on the command line, because the sweep sets it"):
         plan_sweep(sweep, {"lora.rank": "2"})
 
 

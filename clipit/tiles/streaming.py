@@ -15,6 +15,7 @@ from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
 from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
+from clipit.input_files.parquet_classes import check_parquet_classes, hub_parquet
 from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import SplitRows, check_columns, image_column, join_splits, not_images, select_splits
@@ -91,7 +92,10 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
     """
 
     def look_up() -> StreamedSet:
-        revision = hub_revision(config.path, "tiles.path")
+        revision, name = hub_revision(config.path, "tiles.path"), hub_id(config.path)
+        if name is not None:
+            with _reading(config, "the class names of its files"):
+                check_parquet_classes(hub_parquet(name, revision))
         return StreamedSet({name: _describe(rows) for name, rows in _open_set(config, revision).items()}, revision)
 
     def make(folder: Path) -> dict[str, Any]:

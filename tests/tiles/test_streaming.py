@@ -172,6 +172,7 @@ def test_a_set_on_the_hub_is_read_from_one_revision(
         return load(str(parquet), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(streaming, "hub_parquet", lambda name, revision: [])
     section = config("hf:lab/tiles", streaming=True)
     tiles = read_tiles(section, root=tmp_path)
     assert len(asked) == 3  # to describe the splits, and to read each of the two
@@ -181,6 +182,38 @@ def test_a_set_on_the_hub_is_read_from_one_revision(
         shutil.rmtree(folder)
     read_tiles(section, root=tmp_path)
     assert asked[3:] == ["lab/tiles@b"] * 3  # tiles of another revision are not mixed with those that are kept
+
+
+def test_files_on_the_hub_that_number_their_classes_differently_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import fsspec
+    import huggingface_hub
+
+    hub = fsspec.filesystem("memory")
+    root = "hf://datasets/lab/tiles@abc"
+    opened = fsspec.open
+    monkeypatch.setattr(fsspec, "open", lambda url, mode: opened(url.replace("hf://", "memory://"), mode))
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="abc"))
+    for split, names in (("train", ["benign", "tumour"]), ("test", ["tumour", "benign"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        part = [{"image": {"bytes": picture(row), "path": None}, "label": row % 2} for row in range(4)]
+        with hub.open(f"memory://datasets/lab/tiles@abc/{split}.parquet", "wb") as stream:
+            datasets.Dataset.from_list(part, features=features).to_parquet(stream)
+    files = {split: [f"{root}/{split}.parquet"] for split in ("train", "test")}
+
+    def builder(name: str, revision: str | None) -> Any:
+        assert (name, revision) == ("lab/tiles", "abc")
+        return SimpleNamespace(config=SimpleNamespace(data_files=files))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    words = r"(?s)classes of the column label are benign, tumour, but tumour, benign in test.parquet.*abc/train.parquet"
+    with pytest.raises(DataError, match=words):
+        read_tiles(config("hf:lab/tiles", columns={}, streaming=True), root=tmp_path)
+    files["train"].append(f"{root}/gone.parquet")
+    with pytest.raises(DataError, match="FileNotFoundError"):
+        read_tiles(config("hf:lab/tiles", columns={}, streaming=True), root=tmp_path)
 
 
 def test_without_a_network_the_cached_revision_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.input_files.csv_delimiter import delimiter_hint, has_semicolons
 from clipit.input_files.csv_row_ends import RowEnds
+from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, check_dataset_path
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
@@ -312,7 +313,7 @@ def hub_revision(path: str, key: str) -> str | None:
     except OfflineModeIsEnabled:  # load_huggingface uses the cache
         return None
     except Exception as error:  # huggingface_hub, its HTTP client and the network raise many types
-        raise _load_error(path, key, error) from error
+        raise load_error(path, key, error, local=False, files=[]) from error
 
 
 def load_huggingface(
@@ -338,24 +339,25 @@ def load_huggingface(
     check_dataset_path(path, key)
     import datasets
 
-    try:
-        if name is None and is_saved_dataset(folder):
-            return datasets.load_from_disk(str(folder))
-        options: dict[str, Any] = {"streaming": True} if streaming else {}
-        options |= {} if revision is None else {"revision": revision}
-        if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
-            options["converters"] = dict.fromkeys(texts, str)
-        if name is None and ".parquet" in count_suffixes(folder):
-            parts = datasets.load_dataset_builder(str(folder)).config.data_files or {}
-            check_parquet_classes(Path(file) for files in parts.values() for file in files)
-        loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
-        if name is not None and not streaming:
-            check_parquet_classes(cached_parquet(name, revision))
-        return loaded
-    except DataError:
-        raise
-    except Exception as error:  # datasets, its dependencies and the network raise many types
-        raise _load_error(path, key, error) from error
+    with failed_files() as failed:
+        try:
+            if name is None and is_saved_dataset(folder):
+                return datasets.load_from_disk(str(folder))
+            options: dict[str, Any] = {"streaming": True} if streaming else {}
+            options |= {} if revision is None else {"revision": revision}
+            if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
+                options["converters"] = dict.fromkeys(texts, str)
+            if name is None and ".parquet" in count_suffixes(folder):
+                parts = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+                check_parquet_classes(Path(file) for files in parts.values() for file in files)
+            loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
+            if name is not None and not streaming:
+                check_parquet_classes(cached_parquet(name, revision))
+            return loaded
+        except DataError:
+            raise
+        except Exception as error:  # datasets, its dependencies and the network raise many types
+            raise load_error(path, key, error, local=name is None, files=failed) from error
 
 
 def count_suffixes(folder: Path) -> Counter[str]:
@@ -365,20 +367,6 @@ def count_suffixes(folder: Path) -> Counter[str]:
 
 def _is_visible(path: Path) -> bool:
     return not path.name.startswith((".", "_", "dataset_info")) and path.stem.upper() != "README"
-
-
-def _load_error(path: str, key: str, error: Exception) -> DataError:
-    import datasets
-
-    if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the outer error only states that something failed
-    return DataError(
-        f"cannot load this data set: {type(error).__name__}: {error}",
-        where=path,
-        fix=f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
-        if hub_id(path) is None
-        else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
-    )
 
 
 def check_arrow(rows: Any, where: str) -> None:

@@ -14,6 +14,7 @@ from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_li
 from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
 from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
+from clipit.input_files.dataset_errors import describe_error, failed_files
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_parquet_classes, hub_parquet
 from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
@@ -280,13 +281,14 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
 def _reading(config: TilesConfig, position: str) -> Iterator[None]:
     """Convert the errors of a stream within the block into a `DataError` that names its position."""
     try:
-        yield
+        with failed_files() as failed:
+            yield
     except Exception as error:
         if isinstance(error, ClipitError | MemoryError) or is_limit(error):
             raise
         raise DataError(
-            f"the data set cannot be read: {type(error).__name__}: {error}",
-            where=f"{config.path}, {position}",
+            f"the data set cannot be read: {describe_error(error)}",
+            where=f"{failed[-1] if failed else config.path}, {position}",
             fix="check the network or the file, and run the command again to resume after the last complete shard",
         ) from error
 

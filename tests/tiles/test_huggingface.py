@@ -1,4 +1,5 @@
 import io
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,6 +198,33 @@ def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_pat
         read()
     write("test", ["benign", "tumour"])
     assert read().classes == ("benign", "tumour")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("damage", "words"), [("cut", "cannot|magic bytes"), ("empty", "a parquet file has no rows")])
+def test_the_parquet_file_that_cannot_be_read_is_named(
+    tmp_path: Path, streaming: bool, damage: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    image = {"bytes": stream.getvalue(), "path": "1.png"}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    for part in range(2):
+        table = datasets.Dataset.from_dict(
+            {"image": [image] * 8, "label": ["a", "b"] * 4}, features=features
+        ).data.table
+        pq.write_table(table.slice(0, 0) if (damage, part) == ("empty", 1) else table, folder / f"train-{part}.parquet")
+    broken = folder / "train-1.parquet"
+    if damage == "cut":
+        broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match=rf"(?s){words}.*where: {re.escape(str(broken))}"):
+        read_tiles(config(folder, streaming=streaming), root=tmp_path / "out")
+    assert not caplog.records
 
 
 def test_patients_that_are_stored_as_class_indices_have_their_names(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Errors of the `datasets` package, whose exceptions do not name the file."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clipit.errors import DataError
+
+_FAILED = re.compile(r"Failed to read file '(?P<file>.+?)' with error")
+_NO_ROWS = "BatchSize must be greater than 0"
+_READERS = "datasets.packaged_modules."
+
+
+@contextmanager
+def failed_files() -> Iterator[list[str]]:
+    """Collect the files that `datasets` fails to read in the block; it logs their names, but not in its exceptions."""
+    files: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        match = _FAILED.match(record.getMessage())
+        files.extend([match["file"]] if match else [])
+        return match is None  # the error names the file
+
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith(_READERS)]
+    for logger in loggers:
+        logger.addFilter(collect)
+    try:
+        yield files
+    finally:
+        for logger in loggers:
+            logger.removeFilter(collect)
+
+
+def load_error(path: str, key: str, error: Exception, *, local: bool, files: list[str]) -> DataError:
+    """Build the error for a data set that cannot be loaded.
+
+    Args:
+        path: Folder or id on the hub.
+        key: Configuration key that contains it.
+        local: Whether it is a folder.
+        files: Files that could not be read, from `failed_files`.
+    """
+    import datasets
+
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the outer error only states that something failed
+    return DataError(
+        f"cannot load this data set: {describe_error(error)}",
+        where=files[-1] if files else path,
+        fix=f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
+        if local
+        else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
+    )
+
+
+def describe_error(error: Exception) -> str:
+    """Describe an error of `datasets` by its type and message, or in plain words for a file without rows."""
+    if _NO_ROWS in str(error):
+        return "a parquet file has no rows: remove it"
+    return f"{type(error).__name__}: {error}"

@@ -28,7 +28,7 @@ from clipit.doctor.model_checks import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
 from clipit.models.licences import vlm_licence
 from clipit.output_files.artifacts import fingerprint
-from clipit.studies.adapted_vlms.further_sets import read_further_sets
+from clipit.studies.adapted_vlms.additional_sets import read_additional_sets
 from clipit.workspace.tile_reading import artefacts_of
 
 _PLACEHOLDER = "(not set)"
@@ -225,7 +225,7 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
         return []
     checks = _check_texts(config, section)
     try:
-        read_further_sets(config, section)
+        read_additional_sets(config, section)
     except ClipitError as error:
         checks.append(failed_check(_SUBJECT, error))
     licence = vlm_licence(config.vlm.name)

@@ -89,7 +89,7 @@ def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) 
         raise DataError(
             f"the classifier has the classes {', '.join(classes)}; the tiles have {', '.join(tiles.classes)}",
             where=folder,
-            fix="use the run of this configuration",
+            fix="use a run with this configuration",
         )
 
 

@@ -225,11 +225,11 @@ def test_the_page_escapes_names_and_gives_the_verdict(adapted: tuple[ConfigFile,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapt.forgetting": {"x": {"tiles": "a.yaml"}}}, "expected the key config"),
+        ({"adapt.forgetting": {"x": {"tiles": "a.yaml"}}}, "expected only the key `config`"),
         ({"adapt.forgetting": {"x": {"config": "missing.yaml"}}}, "missing.yaml"),
     ],
 )
-def test_wrong_further_sets_are_refused_before_anything_is_read(
+def test_wrong_additional_sets_are_refused_before_anything_is_read(
     configure_file: MakeFile, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -292,7 +292,7 @@ def test_the_command_asks_for_a_run_first_and_never_for_reports(
     with pytest.raises(SystemExit, match="2"):
         robustness_command()
     error = capsys.readouterr().err
-    assert "nothing to measure" in error and "--run" in error and "reports" not in error
+    assert "nothing to evaluate" in error and "--run" in error and "reports" not in error
 
 
 def test_invalid_runs_and_shifted_sets_are_refused(
@@ -301,7 +301,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     file, runs, _ = measured
     with pytest.raises(DataError, match="a run is listed twice"):
         measure(file, [runs[0], runs[0]])
-    with pytest.raises(DataError, match="nothing to measure"):
+    with pytest.raises(DataError, match="nothing to evaluate"):
         measure(with_run(file, prompts=None, tiles=file.run.tiles.model_copy(update={"path": "absent.csv"})), [])
     others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
     fewer = configure_file(small(world) | {"comparison.shifted": {"fewer": others}})

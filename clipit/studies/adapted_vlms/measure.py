@@ -1,4 +1,4 @@
-"""Measure a VLM on labelled tiles: zero-shot classification, a linear probe, and class-match retrieval."""
+"""Evaluate a VLM on labelled tiles: zero-shot classification, a linear probe, and class-match retrieval."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 METRICS = ("balanced_accuracy", "weighted_f1", "auroc")
-"""Metrics of classification."""
+"""Classification metrics."""
 _PERMUTATIONS = 1000
 _LEVEL = 0.025
 
@@ -38,7 +38,7 @@ class TileResults:
         probes: Linear probe on the labels that each seed may use; empty without labels.
         retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
         labels: Number of training and validation labels of the probe, by seed.
-        problems: Reasons for missing measurements.
+        problems: Reasons for missing results.
         below_chance: Balanced accuracy and number of the labelled validation tiles, if prompts classify them worse than
             chance.
     """
@@ -54,11 +54,11 @@ class TileResults:
 def measure_tiles(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures, seeds: tuple[int, ...]
 ) -> TileResults:
-    """Measure the VLM of a workspace on its test tiles; called by all processes, but only the main one fits probes.
+    """Evaluate the VLM of a workspace on its test tiles; called by all processes, but only the main one fits probes.
 
     Args:
         config: Run configuration, whose `tiles.labels` selects the labels of the probe.
-        probing: Numbers of retrieved items, and captions.
+        probing: Section `probing`, with the numbers of retrieved items and the captions.
     """
     zero_shot = measure_zero_shot(workspace, joint)
     below_chance = _below_chance(workspace, joint, seeds[0])
@@ -88,7 +88,7 @@ def measure_zero_shot(
     """Classify the labelled test tiles with prompts; None without prompts or labels. Embeddings are not centred.
 
     Args:
-        test_ids: Ids of the test tiles to measure; None for all.
+        test_ids: Ids of the test tiles to score; None for all.
     """
     tiles, prompts = workspace.all_tiles, workspace.prompts
     test = joint.split(tiles, "test")
@@ -168,7 +168,7 @@ def query_scores(
     Args:
         groups: Patient or slide of each query; "" where unknown.
         values: Value of each query, by name of the score.
-        random: Expected score at random, by name of the score.
+        random: Score expected by chance, by name of the score.
     """
 
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:

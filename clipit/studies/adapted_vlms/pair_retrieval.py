@@ -58,7 +58,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
 def recall(
     queries: Features, gallery: Features, partners: Sequence[Int64[np.ndarray, "_"]], at: Sequence[int]
 ) -> Measured:
-    """Compute recall@k of each query: whether a true partner is among the k nearest items of the gallery.
+    """Compute recall@k for each query: whether a true partner is among the k nearest items of the gallery.
 
     Args:
         partners: Rows of the gallery that are true partners of each query.

@@ -48,7 +48,7 @@ _RERUN = "run clipit adapt again"
 
 @dataclass(frozen=True)
 class StudyResults:
-    """All measurements of a study.
+    """All results of a study.
 
     Attributes:
         tiles: Results on the test tiles by model and seed.
@@ -77,7 +77,7 @@ class AdaptRow(StudyRow):
         arm: `before`, or the arm of the adaptation.
         value: Score; None if undefined.
         n: Number of test tiles or queries.
-        random: Expected score at random.
+        random: Score expected by chance.
         fold: Score divided by `random`.
         labels: Number of labels that the score depends on, in addition to those of the test tiles.
     """
@@ -100,7 +100,7 @@ def write_results(
     folder: Path,
     results: StudyResults,
 ) -> None:
-    """Write `adapt.parquet`, `adapt.json`, `adapt.md`, `adapt.html` and the plot of the losses.
+    """Write `adapt.parquet`, `adapt.json`, `adapt.md`, `adapt.html` and the loss plot.
 
     Args:
         section: Section `adapt`.
@@ -211,8 +211,8 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
         )
     if section.keep == "best" and results.split == "validation":
         yield (
-            "Retrieval is measured on the validation split, which also chose the step (adapt.keep: best): these scores "
-            "are optimistic."
+            "Retrieval is measured on the validation split, on which the step was also chosen (adapt.keep: best): "
+            "these scores are optimistic."
         )
     for notes in results.forgetting.values():
         yield from notes
@@ -222,8 +222,8 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
                 accuracy, count = tiles.below_chance
                 yield (
                     f"{_subject(model, seed)}: prompts classify {counted(count, 'labelled validation tile')} worse "
-                    f"than chance (balanced accuracy {accuracy:.1%}). The names of classes may have been swapped: do "
-                    "not use zero-shot predictions of this VLM."
+                    f"than chance (balanced accuracy {accuracy:.1%}). Class names may have been swapped: do not use "
+                    "this VLM's zero-shot predictions."
                 )
     if len(section.seeds) < 2:
         yield "With one seed, there is no interval over seeds, so no difference is significant."
@@ -274,7 +274,7 @@ def _class_match(
 
 
 def _write_scores(content: AdaptContent, results: StudyResults) -> None:
-    """Add the scores before and after adaptation to the cards of each adapted VLM."""
+    """Add the scores before and after adaptation to the card of each adapted VLM."""
     measured = [score for score in content.scores if score.subject.model == BEFORE and score.subject.task != PROBE]
     for arm, seeds in results.folders.items():
         for seed, folder in seeds.items():
@@ -299,7 +299,7 @@ def _curves(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, tuple[list[i
         try:
             logged = read_curves(next(iter(seeds.values())) / "metrics.jsonl")
         except DataError:
-            continue  # the log is only needed for the plot
+            continue  # the log is needed only for the plot
         curves |= {f"{arm}, {name}": logged[name] for name in ("loss", "validation_loss") if name in logged}
     return curves
 

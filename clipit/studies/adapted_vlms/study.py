@@ -1,4 +1,4 @@
-"""Adapt a VLM with controls, and measure it before and after."""
+"""Adapt a VLM with controls, and evaluate it before and after."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ from clipit.models.vlm_export import adapted_vlm, check_adaptable
 from clipit.output_files.artifacts import locked
 from clipit.reporting.adapt_page import BEFORE, PROBE, TEXT, ZERO_SHOT, forgetting_task
 from clipit.runs.feature_stores import vlm_facts
-from clipit.studies.adapted_vlms.further_sets import FurtherSet, check_further_sets, read_further_sets
+from clipit.studies.adapted_vlms.additional_sets import AdditionalSet, check_additional_sets, read_additional_sets
 from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, measure_zero_shot
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
 from clipit.studies.adapted_vlms.results import StudyResults, write_results
@@ -42,22 +42,22 @@ NAME = "adapt"
 
 @dataclass(frozen=True)
 class _Model:
-    """Measurements of one VLM.
+    """Results of one VLM.
 
     Attributes:
         tiles: Results on the test tiles.
-        pairs: Results of retrieval by direction.
-        further: Zero-shot results on additional sets, by name.
+        pairs: Retrieval results, by direction.
+        additional: Zero-shot results on additional sets, by name.
     """
 
     facts: dict[str, Any]
     tiles: TileResults
     pairs: Mapping[str, Measured]
-    further: Mapping[str, Measured] = field(default_factory=dict)
+    additional: Mapping[str, Measured] = field(default_factory=dict)
 
 
 def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig) -> Path:
-    """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are kept.
+    """Adapt the VLM once per arm and seed, and evaluate it before and after; finished adaptations are kept.
 
     Writes `adapt.parquet` (one row per score, model and seed), `adapt.json` (means, differences, provenance),
     `adapt.md` and `adapt.html`, and a folder `<arm>-seed<seed>/` per adaptation.
@@ -78,17 +78,17 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     if section.data != "pairs":
         require_tiles(config)
     workspace = Workspace(config)
-    sets = read_further_sets(config, section)
+    sets = read_additional_sets(config, section)
     check_inputs(workspace, ["vlm"], reports=section.needs_reports)
     for name, each in sets.items():
         check_inputs(workspace.for_config(each), ["vlm"])
         logger.info(f"forgetting is measured on {name}")
     example_sets = _check_arms(config, section, workspace, with_validation=bool(sets))
-    further = check_further_sets(config, section, workspace, sets, example_sets)
+    additional = check_additional_sets(config, section, workspace, sets, example_sets)
     held_out, split = _held_out(config, section, workspace)
-    logger.info("measuring the VLM before its adaptation")
+    logger.info("evaluating the VLM before its adaptation")
     models: dict[str, dict[int, _Model]] = {}
-    measured = _measure(config, section, probing, workspace, held_out, further)
+    measured = _measure(config, section, probing, workspace, held_out, additional)
     models[BEFORE] = dict.fromkeys(section.seeds, measured)
     folders: dict[str, dict[int, Path]] = {}
     for arm in section.arms:
@@ -96,9 +96,9 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
             def measure(folder: Path, arm: str = arm, seed: int = seed) -> dict[str, float]:
                 adapted = config.model_copy(update={"vlm": adapted_vlm(config.vlm, folder)})
-                logger.info(f"measuring {arm}, seed {seed}")
+                logger.info(f"evaluating {arm}, seed {seed}")
                 separate = workspace.apart(adapted)  # its VLM is released afterwards
-                model = _measure(adapted, section, probing, separate, held_out, further)
+                model = _measure(adapted, section, probing, separate, held_out, additional)
                 models.setdefault(arm, {})[seed] = model
                 return _test_scores(model, seed)
 
@@ -112,7 +112,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
             facts={model: {seed: each.facts for seed, each in seeds.items()} for model, seeds in models.items()},
             tiles={model: {seed: each.tiles for seed, each in seeds.items()} for model, seeds in models.items()},
             folders=folders,
-            forgetting={name: each.notes for name, each in further.items()},
+            forgetting={name: each.notes for name, each in additional.items()},
             held_out=held_out,
             split=split,
         )
@@ -164,15 +164,15 @@ def _measure(
     probing: ProbingConfig,
     workspace: Workspace,
     held_out: BagExamples | None,
-    further: Mapping[str, FurtherSet],
+    additional: Mapping[str, AdditionalSet],
 ) -> _Model:
-    """Measure the VLM of a workspace; called by all processes."""
+    """Evaluate the VLM of a workspace; called by all processes."""
     tiles = TileResults(None, {}, [])
     if names_tiles(config):
         tiles = measure_tiles(config, probing, workspace, joint_features(workspace), section.seeds)
     pairs = {} if held_out is None else measure_pairs(workspace, held_out, probing.at)
     zero_shot = {}
-    for name, other in further.items():
+    for name, other in additional.items():
         vlm_workspace = workspace.for_config(other.config.model_copy(update={"vlm": config.vlm}))
         result = measure_zero_shot(vlm_workspace, joint_features(vlm_workspace), other.tests)
         if result is not None:
@@ -193,8 +193,8 @@ def _test_scores(model: _Model, seed: int) -> dict[str, float]:
 
 
 def _results_by_task(model: _Model, seed: int) -> dict[str, Measured]:
-    further = {forgetting_task(name): result for name, result in model.further.items()}
-    tasks = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **further}
+    additional = {forgetting_task(name): result for name, result in model.additional.items()}
+    tasks = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **additional}
     return {task: measured for task, measured in tasks.items() if measured is not None}
 
 
@@ -224,7 +224,7 @@ def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
 
 
 def _group_by_items(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
-    """Group the results by the measured items."""
+    """Group the results of models that are evaluated on the same items."""
     tiles: dict[Subject, dict[int, Measured]] = {}
     others: dict[str, dict[Subject, dict[int, Measured]]] = {}
     for model, by_seed in models.items():

@@ -1,4 +1,4 @@
-"""Find suspicious labels of tiles, and write label_issues.html, .csv and .json."""
+"""Find suspicious tile labels, and write label_issues.html, .csv and .json."""
 
 import logging
 from pathlib import Path
@@ -36,13 +36,13 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_SIDE, _SMALL = 128, 64  # edge of the pictures of a tile and its neighbours in pixels
+_SIDE, _SMALL = 128, 64  # edge length in pixels of the pictures of a tile and of its neighbours
 
 
 def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:
     """Find suspicious labels; write label_issues.html, .csv and .json to `<output>/label_issues/<name>`.
 
-    The labels are those that a run of this configuration and seed may use (`tiles.labels`).
+    The labels are those that a run with this configuration and seed may use (`tiles.labels`).
 
     Args:
         options: Features, splits and folds of the check.
@@ -228,7 +228,7 @@ def _suspicious_tiles(
     rows: Int64[np.ndarray, " k"],
     neighbours: int,
 ) -> list[SuspiciousTile]:
-    """Collect the tiles of the page with their pictures, and the nearest tiles of other groups."""
+    """Collect the tiles shown on the page with their pictures, and the nearest tiles of other groups."""
     nearest = nearest_neighbours(features.take(rows), features, neighbours, exclude_groups=True)
 
     def labelled(row: int, side: int) -> LabelledTile:

@@ -15,17 +15,17 @@ from clipit.input_files.data_files import read_utf8_csv, without_decimals
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
-_FIX = "use a csv file with the columns tile (or id) and label"
+_FIX = "use a CSV file with the columns tile (or id) and label"
 
 
 def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
 
-    Rows of other tiles and rows without a label are ignored. Labels such as 1.0 and 1 are the same class, because
+    Rows for other tiles and rows without a label are ignored. Labels such as 1.0 and 1 are the same class, because
     programs write integers as decimals in columns with empty cells.
 
     Raises:
-        DataError: The file is missing or unreadable, lacks a column, has no label of these tiles, has two labels for
+        DataError: The file is missing or unreadable, lacks a column, has no label for these tiles, has two labels for
             one tile, or has an unknown class.
     """
     try:
@@ -33,7 +33,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     except FileNotFoundError:
         raise DataError("no such file", where=path, fix="correct label_issues.verified") from None
     except OSError as error:
-        raise DataError(f"unreadable labels: {error}", where=path, fix="save the file as csv in UTF-8") from error
+        raise DataError(f"unreadable labels: {error}", where=path, fix="save the file as CSV in UTF-8") from error
     key = "tile" if "tile" in table.header else "id"
     missing = [name for name in (key, "label") if name not in table.header]
     if missing:
@@ -48,7 +48,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
         raise DataError(
             "no checked tile has a verified label",
             where=path,
-            fix="use the ids of the checked tiles, and write the class of each verified tile in the column label",
+            fix="use the ids of the checked tiles, and write the class of each verified tile in the `label` column",
         )
     class_of = _as_classes({label for _, label in checked}, tiles.classes)
     checked = [(name, class_of.get(label, label)) for name, label in checked]
@@ -59,7 +59,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
         if repeated:
             occur = counted(len(repeated), "tile occurs", "tiles occur")
             problems.append(f"{occur} more than once: {shortlist(repeated)}")
-        raise DataError("; ".join(problems), where=path, fix="write each tile once, with a class of the configuration")
+        raise DataError("; ".join(problems), where=path, fix="list each tile once, with a class from the configuration")
     verified = np.full(len(tiles), -1, dtype=np.int64)
     for name, label in checked:
         verified[row_of[name]] = tiles.classes.index(label)
@@ -93,7 +93,7 @@ def score_verified(
         verified: Verified class of each tile; -1 where there is none.
         tiles: Checked tiles with their given labels.
         groups: Group of each tile; "" where unknown.
-        resamples: Number of bootstrap resamples of the intervals.
+        resamples: Number of bootstrap resamples for the intervals.
     """
     known = np.flatnonzero(verified >= 0)
     wrong = verified[known] != tiles.labels[known]
@@ -102,7 +102,7 @@ def score_verified(
     both = known[wrong & flagged]
     n_correct = int((issues.suggested[both] == verified[both]).sum())
     return scores, (
-        f"{counted_of(len(known), len(tiles), 'checked tile has', 'checked tiles have')} a verified label, and "
-        f"{int(wrong.sum())} of these have a different given label. Of {counted(len(both), 'flagged wrong label')}, "
-        f"the suggested class is correct for {n_correct}."
+        f"{counted_of(len(known), len(tiles), 'checked tile has', 'checked tiles have')} a verified label, "
+        f"which differs from the given label for {int(wrong.sum())} of them. Of "
+        f"{counted(len(both), 'flagged wrong label')}, the suggested class is correct for {n_correct}."
     )

@@ -70,9 +70,9 @@ class ProbingRow(StudyRow):
         high: Upper bound of the 95 % interval.
         n: Number of test tiles or queries.
         k: Shots per class, or number of items retrieved.
-        random: Expected score at random.
-        fold: Score divided by the expectation at random.
-        spread: 2.5 % and 97.5 % quantiles of few-shot episodes.
+        random: Score expected by chance.
+        fold: Score divided by the score expected by chance.
+        spread: 2.5 % and 97.5 % quantiles of the scores over few-shot episodes.
         share: Share of the training labels.
     """
 
@@ -96,8 +96,8 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
     """Probe frozen features; write probing.parquet, .md, .html, .json and the label-efficiency plot.
 
     Args:
-        probing: Probes, few-shot episodes and retrieval tasks to measure.
-        run: Folder of a finished run of this configuration, to measure in addition to the untrained models.
+        probing: Probes, few-shot episodes and retrieval tasks to run.
+        run: Folder of a finished run with this configuration, to evaluate in addition to the untrained models.
 
     Returns:
         The output folder.
@@ -139,7 +139,7 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
 
 
 def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[ProbingRow]:
-    """Compute scores of the run's saved test predictions: its head and, if available, its zero-shot predictions.
+    """Score the run's saved test predictions: those of its head and, if available, the zero-shot predictions.
 
     Raises:
         DataError: The run was evaluated on different test tiles or classes, or not at all.
@@ -147,9 +147,9 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
     predictions = read_run_predictions(run, workspace.all_tiles).select("test").by_id()
     if not len(predictions.ids):
         raise DataError(
-            "the run has no predictions of test tiles",
+            "the run has no predictions for test tiles",
             where=run / "predictions.parquet",
-            fix="use the run of this configuration, with test among its evaluation.splits",
+            fix="use a run with this configuration whose evaluation.splits include test",
         )
     p = predictions.take(predictions.labels >= 0)
     head = ProbingRow(subject=f"classifier {run.name}", task="own head")
@@ -184,7 +184,7 @@ def _zero_shot_rows(
 def _probe_rows(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, model: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Compute the scores of every probe, with the labels that a run of this seed may use."""
+    """Compute the scores of every probe, with the labels that a run with this seed may use."""
     visible, tiles = workspace.tiles(config.seed), workspace.all_tiles
     train, validation = model.split(visible, "train"), model.split(visible, "validation")
     test = model.split(tiles, "test").labelled()
@@ -204,7 +204,7 @@ def _probe_rows(
 def _few_label_rows(
     config: RunConfig, probing: ProbingConfig, tiles: TileSet, model: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Compute few-shot episodes and label-efficiency curves, which draw their labels from all training labels."""
+    """Compute the scores of few-shot episodes and label-efficiency curves, which draw from all training labels."""
     n_classes, metric = len(tiles.classes), probing.metric
     train, validation = model.split(tiles, "train"), model.split(tiles, "validation")
     test = model.split(tiles, "test").labelled()
@@ -236,7 +236,7 @@ def _image_retrieval_rows(probing: ProbingConfig, tiles: TileSet, model: FrozenF
 
 
 def build_probes(probing: ProbingConfig, seed: int = 0) -> dict[str, Probe]:
-    """Build the configured probes, each fitted on training features with settings selected on validation features."""
+    """Build the configured probes, fitted on training features; `linear` and `adamw` also use validation features."""
 
     def linear(
         train: Features, validation: Features, vectors: Float[np.ndarray, "n d"], n_classes: int

@@ -46,25 +46,25 @@ def probing_chapters(
             [
                 Text(
                     "All scores are on the test split. Hyperparameters and steps are selected on validation tiles; "
-                    "nothing is selected on test tiles. In brackets: 95 % percentile bootstrap over test tiles, "
-                    "clustered by group where known."
+                    "nothing is selected on test tiles. In brackets: 95 % percentile bootstrap intervals over test "
+                    "tiles, clustered by group where known."
                 ),
                 Text(
                     f"Probes use the labels that a run with seed {seed} may use (tiles.labels). k-NN: cosine, k = "
-                    f"{probing.neighbours}, unweighted votes, ties to the first class; with fewer than k labels, all "
-                    "of them vote, so the result is uninformative. SimpleShot: features centred on the training mean, "
+                    f"{probing.neighbours}, unweighted votes, ties go to the first class; with fewer than k labels, "
+                    "all of them vote, so the result is uninformative. SimpleShot: features centred on the training mean, "
                     "L2-normalised, nearest class mean."
                 ),
                 *_probe_tables(scored),
             ],
         ),
         Chapter(
-            f"Few shots ({LABELS[probing.metric]})",
+            f"Few-shot classification ({LABELS[probing.metric]})",
             [
                 Text(
                     f"SimpleShot, {counted(probing.episodes, 'episode')}, tiles drawn from all labelled training "
-                    "tiles. The interval of the mean does not cover the sampling error of the test tiles, which are "
-                    "the same in all episodes."
+                    "tiles. The interval of the mean does not account for the sampling error of the test tiles, which "
+                    "are the same in all episodes."
                 ),
                 Text(_SAW_LABELS),
                 *_few_shot_tables(few_shot),

@@ -74,7 +74,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
     except FileNotFoundError:
         raise DataError("no such caption file", where=path, fix="correct probing.captions") from None
     except OSError as error:
-        raise DataError(f"unreadable captions: {error}", where=path, fix="save the file as csv in UTF-8") from error
+        raise DataError(f"unreadable captions: {error}", where=path, fix="save the file as CSV in UTF-8") from error
     missing = [name for name in _COLUMNS if name not in table.header]
     if missing:
         raise DataError(
@@ -97,7 +97,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         if not any(char.isalnum() for char in text) or text.strip() in MISSING_VALUES or "\0" in text
     ]
     if empty or not ids:
-        problem = f"no text for {shortlist(empty)}" if empty else "no caption in the file"
+        problem = f"no text for {shortlist(empty)}" if empty else "the file contains no caption"
         raise DataError(problem, where=path, fix="write one text per row")
     return ids, texts
 

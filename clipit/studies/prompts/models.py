@@ -60,7 +60,7 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
         problem = (
             "no labelled test tile" if not len(test) else "no training tile, but prompts are screened on training tiles"
         )
-        raise DataError(problem, where=config.tiles.path, fix="add tiles of the splits train and test")
+        raise DataError(problem, where=config.tiles.path, fix="add tiles to the splits train and test")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
     return test, train.select(np.sort(sample))
@@ -100,13 +100,13 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         raise ModelError(
             "this run's student was trained without text and has no zero-shot predictions",
             where=run,
-            fix="use a run of an arm with a projector (student.projector_layers: 1 or 2)",
+            fix="use a run whose arm has a projector (student.projector_layers: 1 or 2)",
         )
     if vlm["fingerprint"] != workspace.vlm.fingerprint:
         raise ModelError(
             f"the student was trained with the VLM {vlm['name']}, not with {workspace.vlm.name}",
             where=run,
-            fix="use the configuration of that run, or a run of this configuration",
+            fix="use the configuration of that run, or a run with this configuration",
         )
     if set(classifier.classes) != set(test.classes):
         raise DataError(
@@ -160,7 +160,7 @@ def count_truncated_tokens(
 
 
 def _project(classifier: "Classifier", tiles: TileSet, title: str) -> Float32[np.ndarray, "n D"]:
-    """Predict text embeddings of tiles; batches are distributed over the processes."""
+    """Predict text embeddings for tiles; batches are distributed over the processes."""
     processes = get_processes()
     with progress(title, -(-len(tiles) // _BATCH), shown=processes.main) as advance:
 

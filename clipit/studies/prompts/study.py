@@ -107,7 +107,7 @@ class _Task:
         return zero_shot_probabilities(self.model.test, class_embeddings, self.model.logit_scale)
 
     def score(self, class_embeddings: Float32[np.ndarray, "C D"]) -> dict[str, float | None]:
-        """Compute the metrics of the test tiles."""
+        """Compute the metrics on the test tiles."""
         return compute_metrics(self.test.labels, self.predict(class_embeddings))
 
     def row(self, kind: str, mode: str, texts: Sequence[str], scores: Mapping[str, float | None]) -> PromptRow:
@@ -128,7 +128,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
     nothing is selected on test tiles.
 
     Args:
-        options: Modes, random draws and sensitivity grid to measure.
+        options: Modes, random draws and sensitivity grid to evaluate.
         run: Folder of a run whose student is also scored.
 
     Returns:
@@ -137,7 +137,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
     Raises:
         ConfigError: No prompt set is configured, or a grid template lacks its slots.
         DataError: The prompts' classes differ from the tiles', or no test tile has a label.
-        ModelError: The run's classifier cannot predict zero-shot.
+        ModelError: The run's classifier does not support zero-shot classification.
     """
     prompt_sets = _load_prompt_sets(options, workspace)
     check_inputs(workspace, ["vlm"], prompt_sets, reports=options.centred)
@@ -159,7 +159,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
 
 def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[PromptSet]:
     if workspace.prompts is None:
-        raise ConfigError("no prompt set to study", where="prompts", fix="set prompts to a file or a name")
+        raise ConfigError("no prompt set is configured", where="prompts", fix="set prompts to a file or a name")
     if not options.simple:
         return [workspace.prompts]
     simple = load_prompts(options.simple)

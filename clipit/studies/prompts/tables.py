@@ -75,15 +75,15 @@ def prompt_chapters(
         first = differences[0]
         method = Text(
             "Both as ensembles; paired percentile bootstrap over test tiles (clustered by group where known): "
-            f"{first.resamples} resamples, seed {first.seed}. The variance of training is not included. All scores, "
-            "unrounded: prompts.json, differences."
+            f"{first.resamples} resamples, seed {first.seed}. Variance between training runs is not included. All "
+            "scores, unrounded: prompts.json, differences."
         )
         chapters.append(Chapter("Simple against rich prompts", [_difference_table(differences, metric), method]))
     cells = scores[scores.kind == "cell"]
     sensitivity: list[Table | Rows | Plot] = [
         _grid_summary(cells, column),
         _word_table(cells, column),
-        Plot("prompts_grid.png", "Score of every cell of the grid", f"{column}, kind = cell"),
+        Plot("prompts_grid.png", "Score of every cell in the grid", f"{column}, kind = cell"),
         _cell_rows(cells, column),
     ]
     return [

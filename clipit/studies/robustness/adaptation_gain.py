@@ -1,4 +1,4 @@
-"""Measure test-time adaptation on whole sets of tiles and on batches with shifted class proportions."""
+"""Evaluate test-time adaptation on whole sets of tiles and on batches with shifted class proportions."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ BATCHES = ((0.3, 30), (0.3, 100), (0.3, 200), (1.0, 30), (1.0, 100), (1.0, 200))
 
 @dataclass(frozen=True)
 class TrainingReference:
-    """Vectors of training tiles by one model, the reference of adaptation and its guard.
+    """Vectors of training tiles from one model: the reference for adaptation and its guard.
 
     Attributes:
         vectors: Vectors of training tiles by output.
@@ -58,7 +58,7 @@ def adaptation_rows(
     set_vectors: SetVectors,
     references: Mapping[str, TrainingReference],
 ) -> Iterator[RobustnessRow]:
-    """Measure every adaptation of every model on every set: the guard's verdict and the true change in score."""
+    """Evaluate every adaptation of every model on every set: the guard's verdict and the true change in score."""
     for model in models:
         for name, tiles in test_sets.items():
             vectors, reference = set_vectors[model.name, name], references[model.name]
@@ -75,7 +75,7 @@ def adapt_tiles(
     reference: TrainingReference,
     name: str,
 ) -> Iterator[RobustnessRow]:
-    """Measure the adaptations of one model on a set of tiles and on batches drawn from it, one row per output.
+    """Evaluate the adaptations of one model on a set of tiles and on batches drawn from it, one row per output.
 
     Args:
         robustness: Configuration of the study, with adaptations and number of batches.
@@ -144,7 +144,7 @@ def draw_batches(tiles: TileSet, repeats: int, name: str, seed: int) -> Iterator
     """Draw batches with Dirichlet class proportions, without replacement; yield concentration and rows of each batch.
 
     In practice, batches of tiles are rarely balanced, and adaptation is most likely to harm unbalanced ones. Labels
-    are used to draw the batches and to measure the guard, but not by the guard itself. Each batch is as large as
+    are used to draw the batches and to evaluate the guard, but not by the guard itself. Each batch is as large as
     possible, up to its nominal size, without exhausting a class, so that it has the drawn proportions. Sets with a
     single class, and batches of fewer than `MIN_TILES` tiles, are skipped.
     """

@@ -88,7 +88,7 @@ def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
     """Summarise the errors of the guard per adaptation method and kind of setting.
 
     A setting is a model (with its seed), an output, and a set of tiles: a whole set (the test tiles, a shifted set, or
-    the test tiles at one level of a perturbation), or a batch drawn from such a set with other class proportions.
+    the test tiles at one level of a perturbation), or a batch drawn from such a set with different class proportions.
     Settings whose true change is unknown are dropped.
 
     Args:

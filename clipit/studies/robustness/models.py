@@ -27,7 +27,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 HEAD, ZERO_SHOT_OUTPUT = "head", "zero-shot"
-"""Outputs of a model that class probabilities are computed from: its classification head, and zero-shot prediction."""
+"""Model outputs that yield class probabilities: the classification head, and zero-shot prediction."""
 Vectors = dict[str, Float32[np.ndarray, "_ _"]]
 """Vectors by output, one row per tile."""
 Readout = Callable[[Float[np.ndarray, "n d"]], Float32[np.ndarray, "n c"]]
@@ -64,7 +64,7 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
 
     Raises:
         ModelError: The run has no classifier.
-        DataError: The classes differ from those of the tiles, or the run was evaluated on other test tiles.
+        DataError: The classes differ from those of the tiles, or the run was evaluated on different test tiles.
     """
     folder, device = run / "classifier", get_processes().device
     classifier = open_classifier(workspace.config, run)
@@ -128,7 +128,7 @@ def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | N
 
 
 def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
-    """Compute the model's vectors of tiles over all processes, cached on disk."""
+    """Compute the model's vectors for tiles, distributed over all processes and cached on disk."""
     outputs = list(model.dims)
     edges = np.cumsum([model.dims[output] for output in outputs])
 
@@ -149,7 +149,7 @@ def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSe
 
     Args:
         limit: Maximum number of tiles; None keeps all.
-        labelled: Whether to keep only labelled tiles, and to sample evenly over classes.
+        labelled: Whether to keep only labelled tiles, and to sample each class in proportion to its size.
     """
     order = np.lexsort((tiles.ids, tiles.labels) if labelled else (tiles.ids,))
     if labelled:
@@ -180,7 +180,7 @@ def _load_projection(folder: Path, device: torch.device) -> Callable[[torch.Tens
 def _check_test_tiles(run: Path, tiles: TileSet) -> None:
     if not len(read_run_predictions(run, tiles).select("test").ids):
         raise DataError(
-            "the run has no predictions of test tiles",
+            "the run has no predictions for test tiles",
             where=run / "predictions.parquet",
-            fix="use a run of this configuration, evaluated with test in evaluation.splits",
+            fix="use a run with this configuration whose evaluation.splits include test",
         )

@@ -78,7 +78,7 @@ def _embed_perturbed(
     level: float | None,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, Vectors], int]:
-    """Compute each model's vectors of all tiles at one level, and the number of untouched tiles, over all processes."""
+    """Compute each model's vectors for all tiles at one level, and count untouched tiles, over all processes."""
     processes, keys = get_processes(), tile_keys(tiles.ids.tolist())
 
     def embed_chunk(rows: Int64[np.ndarray, "_"]) -> tuple[dict[str, Vectors], int]:
@@ -101,7 +101,7 @@ def _embed_perturbed(
 def _perturb_images(
     images: list[np.ndarray], name: str, level: float, keys: np.ndarray, seed: int
 ) -> tuple[list[np.ndarray], int]:
-    """Perturb images of any size in batches of equal size, and count those left untouched."""
+    """Perturb images, grouped by size, and count those left untouched."""
     result: list[np.ndarray] = list(images)
     untouched = 0
     for shape in sorted({image.shape for image in images}):

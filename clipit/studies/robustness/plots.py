@@ -51,7 +51,7 @@ def plot_curve(
 
 @in_style
 def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
-    """Plot, per model and output, accuracy by mean confidence of each bin before and after temperature scaling.
+    """Plot accuracy against mean confidence per bin, before and after temperature scaling, for each model and output.
 
     Args:
         calibrations: Rows with analysis = `calibration`, with bins from `clipit.evaluation.metrics.reliability_bins`.

@@ -128,7 +128,7 @@ def score_row(
 
 
 def compute_score(metric: str, tiles: TileSet, probabilities: Float[np.ndarray, "n c"]) -> float | None:
-    """Compute the score of labelled tiles without an interval; None if undefined."""
+    """Compute the score on labelled tiles without an interval; None if undefined."""
     order = np.argsort(tiles.ids, kind="stable")
     ones = np.ones((len(order), 1))
     return _finite_or_none(weighted_scores(tiles.labels[order], probabilities[order], ones, (metric,))[metric][0])
@@ -151,7 +151,7 @@ def shifted_rows(
 
 
 def embed_for_calibration(config: RunConfig, workspace: Workspace, model: MeasuredModel) -> Vectors:
-    """Compute a model's vectors of all validation and then all test tiles; must be called in all processes."""
+    """Compute a model's vectors for all validation and then all test tiles; must be called in all processes."""
     tiles = workspace.all_tiles
     vectors = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
     return {output: np.concatenate([of_split[output] for of_split in vectors]) for output in model.readouts}
@@ -163,7 +163,7 @@ def calibration_rows(
     """Compute ECE, NLL and Brier score on all test tiles before and after temperature scaling on validation labels.
 
     Args:
-        model: Model of a run, whose stored predictions are read, or of the VLM.
+        model: Model of a run, whose stored predictions are read, or the VLM.
         vlm_vectors: Vectors from `embed_for_calibration` for the VLM; None for a run.
     """
     if model.run is not None:

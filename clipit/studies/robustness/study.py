@@ -65,11 +65,11 @@ def measure_robustness(
         Output folder with robustness.parquet, .md, .html, .json and the plots.
 
     Raises:
-        DataError: There is nothing to measure, no test tile has a label, or a run or shifted set has other classes.
+        DataError: There is nothing to evaluate, no test tile has a label, or the classes of a run or shifted set differ.
     """
     if not runs and not (robustness.vlm and config.prompts):
         raise DataError(
-            "nothing to measure",
+            "nothing to evaluate",
             where="--run",
             fix="pass the folder of a finished run, or set `prompts` for zero-shot predictions of the VLM",
         )
@@ -122,7 +122,7 @@ def _load_models(
     if vlm is not None:
         models.append(vlm)
     elif robustness.vlm:
-        logger.info("note: the VLM is not measured, because zero-shot prediction needs `prompts`")
+        logger.info("note: the VLM is not evaluated, because zero-shot prediction needs `prompts`")
     return models
 
 
@@ -132,7 +132,7 @@ def _select_tiles(robustness: RobustnessConfig, sets: Mapping[str, TileSet]) -> 
     for name, tiles in samples.items():
         if not len(tiles):
             where = "tiles.splits" if name == "test" else f"comparison.shifted.{name}"
-            raise DataError("no test tile has a label", where=where, fix="add labelled tiles of the test split")
+            raise DataError("no test tile has a label", where=where, fix="add labelled tiles to the test split")
     return samples
 
 

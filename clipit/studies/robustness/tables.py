@@ -25,8 +25,8 @@ FILE = "robustness.parquet"
 _MEASURES = {"ece": "ECE", "nll": "NLL", "brier": "Brier score"}
 _TEST = (
     "All scores are computed on the test split (or the test split of a shifted set). Nothing is selected on test "
-    "tiles. In brackets: 95 % percentile bootstrap over test tiles, clustered by group where known; changes are "
-    "paired."
+    "tiles. In brackets: 95 % percentile bootstrap intervals over test tiles, clustered by group where known; "
+    "changes are paired."
 )
 _PERTURBED = (
     "The stored tile is perturbed and then resized for each model, so the change is the same for all models. Each cell "
@@ -42,7 +42,7 @@ _ADAPTED = (
     "uses no labels: it estimates the mixture of training classes that explains the tiles best, and compares the mean "
     "of this mixture with that of the tiles. It accepts the adaptation if the misfit of the two means is at least "
     f"{MIN_MISFIT:g} (about 1 is expected if only the class proportions differ). Its verdict depends on the tiles and "
-    "the feature space, not on the adaptation. It does not detect changes of the spread alone, and it also accepts if "
+    "the feature space, not on the adaptation. It does not detect changes in spread alone, and it also accepts if "
     "a class is absent from training or a single patient is unusual. The next chapter reports its errors."
 )
 _GUARD = (
@@ -52,9 +52,9 @@ _GUARD = (
     "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval of "
     "its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this happens in "
     "about 1 of 40 settings for each. The guard can make two kinds of error: accepting a harmful adaptation, or "
-    "refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to measure the guard. "
-    "The guard's threshold was chosen on a synthetic world other than the demo's (see Results: single runs in the "
-    "documentation). Settings share tiles and models and are not independent, so no intervals are given for these "
+    "refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to evaluate the "
+    "guard. The guard's threshold was chosen on a synthetic world other than the demo's (see Results: single runs in "
+    "the documentation). Settings share tiles and models and are not independent, so no intervals are given for these "
     "shares."
 )
 _NO_INTERVALS = (
@@ -62,7 +62,7 @@ _NO_INTERVALS = (
     "helpful, because they cannot be distinguished from chance."
 )
 _ROUNDED = 0.0005
-"""Mean changes in score below this are reported as no gain and no loss."""
+"""Mean changes in score below this are reported as neither gain nor loss."""
 
 
 def robustness_chapters(
@@ -81,7 +81,7 @@ def robustness_chapters(
             curve_parts.append(_curve_table(curves, name))
         if f"curve_{name}.png" in plots:
             source = f"{FILE}: columns level, value, low, high, analysis = curve, perturbation = {name} or none"
-            caption = f"{name}: {metric} over the level; bands: 95 % interval; dotted: unperturbed tiles"
+            caption = f"{name}: {metric} by level; bands: 95 % interval; dotted: unperturbed tiles"
             curve_parts.append(Plot(f"curve_{name}.png", caption, source))
     calibration: list[Text | Table | Plot] = [
         Text(_CALIBRATED), *_calibration_tables(frame[frame.analysis == "calibration"])
@@ -236,7 +236,7 @@ def _facts(provenance: Mapping[str, Any]) -> dict[str, object]:
         "prompts": f"{prompts} ({provenance['prompts_hash']})" if prompts else "none",
         "classes": ", ".join(provenance["class_names"]),
         "tiles": ", ".join(f"{name} {fingerprint}" for name, fingerprint in provenance["tiles"].items()),
-        "seed of the stain jitter": provenance["perturbation_seed"],
+        "seed for stain jitter": provenance["perturbation_seed"],
         "command": provenance["command"],
         "commit": provenance["commit"],
     }

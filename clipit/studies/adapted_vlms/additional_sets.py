@@ -1,4 +1,4 @@
-"""Read the additional sets that measure forgetting, and remove tiles that the VLM was adapted on."""
+"""Read the additional test sets on which forgetting is measured, and check them for leaks from the adaptation data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from clipit.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class FurtherSet:
-    """An additional test set, without patients and images that the VLM was adapted on.
+class AdditionalSet:
+    """An additional test set, checked for leaks from the adaptation data.
 
     Attributes:
         config: Configuration of the set, with the VLM before the adaptation.
-        tests: Ids of the test tiles that are measured.
+        tests: Ids of the test tiles that are scored.
         notes: Notes on tiles that `leaks.policy` dropped or kept.
     """
 
@@ -34,7 +34,7 @@ class FurtherSet:
     notes: tuple[str, ...] = ()
 
 
-def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunConfig]:
+def read_additional_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunConfig]:
     """Read the configurations of `adapt.forgetting`, with the VLM, output folder and `evaluation` of `config`.
 
     Args:
@@ -49,7 +49,7 @@ def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunC
         where = f"adapt.forgetting.{name}"
         if set(entry) != {"config"}:
             raise ConfigError(
-                f"expected the key config, found {', '.join(sorted(entry)) or 'none'}",
+                f"expected only the key `config`, found {', '.join(sorted(entry)) or 'none'}",
                 where=where,
                 fix="name a configuration file with tiles and prompts: {config: FILE}",
             )
@@ -68,14 +68,14 @@ def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunC
     return sets
 
 
-def check_further_sets(
+def check_additional_sets(
     config: RunConfig,
     section: AdaptConfig,
     workspace: Workspace,
     sets: Mapping[str, RunConfig],
     examples: Sequence[BagExamples],
-) -> dict[str, FurtherSet]:
-    """Check the test tiles of additional sets for leaks from the data of the adaptation; called by all processes.
+) -> dict[str, AdditionalSet]:
+    """Check the test tiles of additional sets for leaks from the adaptation data; called by all processes.
 
     Tiles of the same patients and copies of the same images are leaks; with `bags`, so are tiles of the patients whose
     reports provide the snippets. With `leaks.policy: exclude`, leaks are dropped from the additional set.
@@ -83,14 +83,14 @@ def check_further_sets(
     Args:
         config: Run configuration with the section `leaks`.
         section: Section `adapt`.
-        sets: Configurations of the additional sets, from `read_further_sets`.
-        examples: Examples of training and validation.
+        sets: Configurations of the additional sets, from `read_additional_sets`.
+        examples: Training and validation examples.
 
     Raises:
         DataError: There are leaks and the policy is `error`, or a set would become empty.
     """
     used_tiles = [_used_tiles(each) for each in examples]
-    further_sets = {}
+    additional = {}
     for name, other in sets.items():
         tests = workspace.for_config(other).all_tiles.of_split("test")
         previous_notes, where = tests.notes, f"adapt.forgetting.{name}"
@@ -99,8 +99,8 @@ def check_further_sets(
         if section.data == "bags" and section.needs_reports:
             tests = enforce_on_external(tests, _report_patients(workspace), None, config, f"{where}, reports")[0]
         notes = tuple(f"{where}: {note}" for note in tests.notes if note not in previous_notes)
-        further_sets[name] = FurtherSet(other, tests.ids, notes)
-    return further_sets
+        additional[name] = AdditionalSet(other, tests.ids, notes)
+    return additional
 
 
 def _used_tiles(examples: BagExamples) -> TileSet:
@@ -110,7 +110,7 @@ def _used_tiles(examples: BagExamples) -> TileSet:
 
 
 def _report_patients(workspace: Workspace) -> SeenTiles:
-    """Return the patients of the reports that provide snippets, in the form of training tiles."""
+    """Return the patients whose reports provide snippets, represented as training tiles."""
     reports = [each for each in workspace.reports.reports if patient_of(each)]
     ids = np.array([each.report_id for each in reports], dtype=object)
     groups = np.array([patient_of(each) for each in reports], dtype=object)

@@ -13,7 +13,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
-from clipit.studies.adapted_vlms.further_sets import FurtherSet, check_further_sets, read_further_sets
+from clipit.studies.adapted_vlms.additional_sets import AdditionalSet, check_additional_sets, read_additional_sets
 from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.workspace.workspace import Workspace
 
@@ -22,7 +22,7 @@ OWN_TILES = {"train": "validation", "test": ["train", "test"]}
 
 
 def study_file(world: dict[str, Any], folder: Path, tiles: dict[str, Any], **keys: Any) -> ConfigFile:
-    """The small world with a report of each training and validation patient, and a further set of these tiles."""
+    """The small world with a report of each training and validation patient, and an additional set of these tiles."""
     other = {"tiles": {"source": "table", "labels": {"kind": "all"}, **tiles}, "prompts": world["prompts"]}
     (folder / "other.yaml").write_text(yaml.safe_dump(other | {"name": "other", "leaks": {"policy": "off"}}))
     rows = [
@@ -38,13 +38,13 @@ def study_file(world: dict[str, Any], folder: Path, tiles: dict[str, Any], **key
     return validate_file(merge(world, nested(changes | keys)), "test")
 
 
-def checked(file: ConfigFile, config: RunConfig | None = None) -> FurtherSet:
+def checked(file: ConfigFile, config: RunConfig | None = None) -> AdditionalSet:
     config, section = config or file.run, file.adapt
     workspace = Workspace(config)
     examples = [] if section.data == "bags" else [make_examples(config, section, "text", 0, "train", workspace)]
     if examples and (held_out := validation_examples(config, section, "text", 0, workspace)) is not None:
         examples.append(held_out)
-    return check_further_sets(config, section, workspace, read_further_sets(config, section), examples)["x"]
+    return check_additional_sets(config, section, workspace, read_additional_sets(config, section), examples)["x"]
 
 
 def test_patients_and_images_of_the_adaptation_follow_the_policy_of_leaks(

@@ -52,8 +52,8 @@ def probing_chapters(
                 Text(
                     f"Probes use the labels that a run with seed {seed} may use (tiles.labels). k-NN: cosine, k = "
                     f"{probing.neighbours}, unweighted votes, ties go to the first class; with fewer than k labels, "
-                    "all of them vote, so the result is uninformative. SimpleShot: features centred on the training mean, "
-                    "L2-normalised, nearest class mean."
+                    "all of them vote, so the result is uninformative. SimpleShot: features centred on the training "
+                    "mean, L2-normalised, nearest class mean."
                 ),
                 *_probe_tables(scored),
             ],

@@ -65,7 +65,7 @@ def measure_robustness(
         Output folder with robustness.parquet, .md, .html, .json and the plots.
 
     Raises:
-        DataError: There is nothing to evaluate, no test tile has a label, or the classes of a run or shifted set differ.
+        DataError: There is nothing to evaluate, no test tile has a label, or a run or shifted set differs in classes.
     """
     if not runs and not (robustness.vlm and config.prompts):
         raise DataError(

@@ -453,7 +453,7 @@ def test_own_reports_are_joined_if_an_arm_uses_them(configure_file: MakeFile, tm
 
     def own(arms: list[str]) -> list[Check]:
         file = configure_file({**keys, "comparison.arms": arms, "comparison.baseline": arms[0]})
-        return [c for c in check_config(file, [], Path("own.yaml"), silent) if c.subject == "own reports"]
+        return [c for c in check_config(file, [], Path("own.yaml"), silent) if c.subject == "patients' own reports"]
 
     assert own(["image_only", "clip_it_all"]) == []
     for arm in ("own_label", "own_snippet"):

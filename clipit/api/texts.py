@@ -27,7 +27,7 @@ class IndexResult:
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
         account: Summary of the texts that were read and dropped.
-        reused: Whether existing snippets were reused; if so, their account was not logged.
+        reused: Whether existing snippets were reused; if so, their summary was not logged.
     """
 
     folder: Path

@@ -155,7 +155,7 @@ def _percent(score: float | None) -> str:
 
 
 def _check_reports(plan: Plan, workspace: Workspace) -> None:
-    """Check the reports, and labels from own reports, before training."""
+    """Check the reports, and labels from the patients' own reports, before training."""
     if plan.config.reports is not None and plan.config.prompts is not None:  # for the centred zero-shot reference row
         _ = workspace.reports
     for arm in plan.arms:

@@ -12,7 +12,7 @@ from clipit.evaluation.significance import Significance, paired_t_test
 _MEANING = {
     "image embedding": "the VLM's embedding of the tile instead of text",
     "shuffled pairs": "the snippets of other tiles",
-    "case": "labels of the same patients' tiles, without text",
+    "case": "tile labels propagated within each patient, without text",
     "shuffled": "reports shuffled across patients",
     "snippet": "the nearest snippet of any other report",
     "report probe": "the VLM's linear probe on the same labels",

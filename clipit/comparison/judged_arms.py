@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from clipit.comparison.own_report_arms import CONTROL_TARGETS, find_control, own_report_arms, resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.config.run import RunConfig
 from clipit.training.terms.term_table import uses_reports
 
-Text = Literal["own reports", "reports", ""]
+OWN_REPORTS: Final = "patients' own reports"
+Text = Literal["patients' own reports", "reports", ""]
 """Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""
 TEXT_CONTROLS = ("image embedding", "shuffled pairs")
 """Roles of the controls of arms that learn from any reports, besides the baseline."""
@@ -26,9 +27,9 @@ class JudgedArm:
 def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     """Return the arms that receive a verdict, in the order of the table.
 
-    These are the arms that learn from text: from own reports (controls: see `own_report_arms`), or from any reports
-    (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of another arm. If no arm learns
-    from text, all arms are judged against the baseline alone.
+    These are the arms that learn from text, except those that serve as a control of another arm: from the patients' own
+    reports (controls: see `own_report_arms`), or from any reports (controls: the baseline and `TEXT_CONTROLS`). If no
+    arm learns from text, all arms are judged against the baseline alone.
     """
     with_own_reports, baseline = own_report_arms(plan), plan.comparison.baseline
     used = {name for controls in with_own_reports.values() for name in controls.values()}
@@ -36,7 +37,7 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     judged: dict[str, JudgedArm] = {}
     for arm in plan.arms:
         if arm in with_own_reports:
-            judged[arm] = JudgedArm("own reports", with_own_reports[arm])
+            judged[arm] = JudgedArm(OWN_REPORTS, with_own_reports[arm])
         elif arm not in used and arm != baseline and _learns_text(configs[arm]):
             controls: dict[str, str | None] = {"baseline": baseline}
             for role in TEXT_CONTROLS:

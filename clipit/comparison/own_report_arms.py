@@ -12,7 +12,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
-"""Roles of the controls of arms with own reports, in the order of the table."""
+"""Roles of the controls of an arm that uses the patients' own reports, in the order of the table."""
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "image embedding": ("image_embedding",),
     "shuffled pairs": ("shuffled_pairs",),
@@ -38,15 +38,15 @@ _NOT_COMPARED = {"arm", "arms", "name", "training"}
 """Keys and sections in which an arm and its control may differ; `training` contains tuned hyperparameters."""
 CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
 _LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
-"""Sections that determine the labels from own reports, in addition to `soft_labels.own_report`."""
+"""Sections that determine the labels from the patients' own reports, in addition to `soft_labels.own_report`."""
 
 
 def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
-    """Return the arms with own reports and their controls by role; None for a control that the comparison lacks.
+    """Return the arms that use the patients' own reports, and their controls by role; None for a missing control.
 
-    These arms learn labels from own reports, or are paired with snippets of own reports (`pairing.reports`). An arm of
-    the second kind has no labels from reports, so `own_shuffled` and the probe on report labels are not its controls.
-    A control that is also the baseline has only the baseline's role.
+    These arms learn labels from the patients' own reports, or are paired with snippets of these reports
+    (`pairing.reports`). An arm of the second kind has no labels from reports, so `own_shuffled` and the probe on report
+    labels are not its controls. A control that is also the baseline has only the baseline's role.
     """
     sources = label_sources(plan)
     configs = {arm: resolve_plan_arm(plan, arm) for arm in plan.arms}
@@ -109,7 +109,7 @@ def recipe(plan: Plan, config: RunConfig) -> set[tuple[str, str]]:
 
 
 def label_sources(plan: Plan) -> dict[str, str]:
-    """Map each arm that learns labels from own reports to the first arm with the same labels.
+    """Map each arm that learns labels from the patients' own reports to the first arm with the same labels.
 
     Controls (case labels, shuffled reports) are excluded. Arms that differ only in training, such as those at equal
     steps, have the same labels and share one reference row.
@@ -149,6 +149,6 @@ def _distils(config: RunConfig, target: str) -> bool:
 
 
 def _reads_own_snippets(config: RunConfig) -> bool:
-    """Check whether an arm is paired with snippets of own reports, other than as a control."""
+    """Check whether an arm is paired with snippets of the patients' own reports, other than as a control."""
     paired = config.pairing.reports != "any" and uses_reports(config)
     return paired and config.distillation.target not in CONTROL_TARGETS

@@ -1,4 +1,4 @@
-"""Reference rows for arms with own reports: the VLM's linear probe on each arm's report labels."""
+"""Reference rows for arms that use the patients' own reports: the VLM's linear probe on each arm's report labels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ STRENGTH_WITHOUT_VALIDATION = 1.0
 
 
 def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
-    """Score a linear probe of the VLM on the labels of each arm with own reports, on the test sets of a plan.
+    """Score a linear probe of the VLM, fitted on the report labels of each arm, on the test sets of a plan.
 
     The probe is a logistic regression on the VLM's image embeddings, fitted to the tile labels that the arm may use
     and, for other tiles, to the most probable class according to the report; tile weights are ignored. Its C is chosen

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from clipit.comparison.contrasts import Contrast, compare_with
-from clipit.comparison.judged_arms import Text, judged_arms
+from clipit.comparison.judged_arms import OWN_REPORTS, Text, judged_arms
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.errors import counted
@@ -88,15 +88,17 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
        than the baseline: use the probe.
     3. The same for the VLM's linear probe on the tile labels.
     4. Worse than the baseline: harms. Not better than the baseline: no gain.
-    5. Not better than `own_case` (labels of the same patients' tiles): the gain is due to knowing which tiles belong to
-       one patient.
-    6. Better than every control that was run, one of which tests the text: text adds information. Labels from own
-       reports are tested by `own_case` or `own_shuffled`, own snippets by `own_case` or other snippets, text of any
-       reports by `image_embedding`. An arm without text needs no such control.
+    5. Not better than propagated tile labels (`own_case`): the gain is due to knowing which tiles belong to
+       the same patient.
+    6. Better than every control that was run, one of which tests the text: text adds information. The test of labels
+       from the patients' own reports is `own_case` or `own_shuffled`, that of snippets from these reports is `own_case`
+       or other snippets, and that of text from any reports is `image_embedding`. An arm without text needs no such
+       control.
     7. Otherwise there is a gain, but it is not shown to be due to text.
 
-    Rules 2, 3 and 5 need controls that only arms with own reports have. Except after rules 1 and 4, the verdict also
-    lists the controls that the arm is not better than, those without an interval, and those that were not run.
+    Rules 2, 3 and 5 need controls that only arms that use the patients' own reports have. Except after rules 1 and 4,
+    the verdict also lists the controls that the arm is not better than, those without an interval, and those that were
+    not run.
 
     Args:
         gains: Interval of each control minus the baseline, by role.
@@ -128,12 +130,12 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
         return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)
     case = arm.contrast("case")
     if case is not None and case.not_better:
-        verdict = "The gain is due to knowing which tiles belong to one patient, not to text."
+        verdict = "The gain is due to knowing which tiles belong to the same patient, not to text."
         return decide("no gain from text", verdict, "case")
     if all(contrast.better for contrast in tested) and (not arm.text or _tests_text(arm)):
-        opening = f"Text from {arm.text if arm.text == 'own reports' else 'the reports'} adds information: better than"
+        opening = f"Text from the {arm.text} adds information: better than"
         return decide("helps", f"{opening if arm.text else 'Better than'} {_join_names(tested)}.")
-    text_source = "text from own reports" if arm.text == "own reports" else "text"
+    text_source = f"text from the {arm.text}" if arm.text == OWN_REPORTS else "text"
     result = decide(
         "no gain from text",
         f"Better than {base.control}, but the gain is not shown to be due to {text_source}.",
@@ -145,7 +147,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
 def _tests_text(arm: ArmVerdict) -> bool:
     """Check whether any control that was run tests if the gain is due to text."""
     tested = {contrast.role for contrast in arm.contrasts if contrast.tested}
-    if arm.text == "own reports":
+    if arm.text == OWN_REPORTS:
         return bool(tested & {"case", "shuffled" if arm.contrast("shuffled") is not None else "snippet"})
     # The role is missing if the baseline is itself the arm `image_embedding`.
     return arm.contrast("image embedding") is None or "image embedding" in tested

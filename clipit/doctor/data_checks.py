@@ -152,8 +152,8 @@ def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Che
     try:
         account = join_cases(corpus, found).account
     except ClipitError as error:
-        return [failed_check("own reports", error)]
-    return [Check("PASS", "own reports", account.text().splitlines()[0])]
+        return [failed_check("patients' own reports", error)]
+    return [Check("PASS", "patients' own reports", account.text().splitlines()[0])]
 
 
 def _on_hub(subject: str, name: str) -> Check:

@@ -26,7 +26,7 @@ from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 _WHERE = "soft_labels.own_report"
-_EXCHANGE_NOTE = "reports were exchanged between patients of the same organ"
+_EXCHANGE_NOTE = "reports were shuffled across patients with the same organ"
 
 
 def report_labels(
@@ -73,7 +73,7 @@ def report_labels(
         f"labels of reports: {listed}",
         f"{labelled} a label from a report",
         f"{agreement['agreeing_cases']:,} of {counted(agreement['compared_cases'], 'label')} from reports agree with "
-        "the label of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),
+        "the label of the patient's bags, where that is known" + (", before shuffling" if exchanged else ""),
     ]
     notes += [_EXCHANGE_NOTE] if exchanged else []
     return label_targets(train.names, probabilities, has_target.astype(np.float32), notes)

@@ -99,7 +99,7 @@ class Cases:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the own reports: ids, texts, organs, labels and dates, by patient."""
+        """Fingerprint of the patients' own reports: ids, texts, organs, labels and dates, by patient."""
         digest = hashlib.sha256()
         for name, reports in zip(self.names, self.reports, strict=True):
             for r in reports:
@@ -222,7 +222,8 @@ def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
         ("reports", report_patients, "set reports.group_column, or reports.metadata for reports without columns"),
     ):
         if not names:
-            raise DataError(f"the {kind} have no groups, so own reports cannot be found", where="groups", fix=fix)
+            message = f"the {kind} have no groups, so the patients' own reports cannot be found"
+            raise DataError(message, where="groups", fix=fix)
 
 
 def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:

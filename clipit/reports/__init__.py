@@ -1,1 +1,1 @@
-"""From reports to snippets: reading, cleaning, splitting, filtering, and an account of dropped texts."""
+"""From reports to snippets: reading, cleaning, splitting, filtering, and a summary of dropped texts."""

@@ -1,4 +1,4 @@
-"""Account of a snippet set: the number of reports, the snippets that each filter dropped, and the kept snippets."""
+"""Summary of a snippet set: the number of reports, the snippets that each filter dropped, and the kept snippets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,7 +33,7 @@ class Account:
     """Counts at each step from reports to snippets, stored in `account.json`.
 
     The counts depend only on the reports and the filters. The source of the reports and the skipped files and rows are
-    part of `Reports`; `text` adds them when the account is printed.
+    part of `Reports`; `text` adds them when the summary is printed.
     """
 
     reports: int
@@ -73,7 +73,7 @@ class Account:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Account":
-        """Restore an account from the content of `account.json`."""
+        """Restore a summary from the content of `account.json`."""
         known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
         dropped = {name: Tally(**tally) for name, tally in values["dropped"].items()}
         long_word_reports = tuple(values.get("long_word_reports", ()))
@@ -81,7 +81,7 @@ class Account:
         return cls(**{**known, "dropped": dropped, "long_word_reports": long_word_reports, **tallies})
 
     def text(self, reports: Reports) -> str:
-        """Format the account for printing, with the source of the reports and the problems found in them."""
+        """Format the summary for printing, with the source of the reports and the problems found in them."""
         lines = [
             f"reports    {self.reports:>9,}  with text, {reports.empty:,} empty; from {reports.source}",
             *(f"{'':23}{note}" for note in reports.notes),

@@ -22,7 +22,7 @@ from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
 _BLOCK = 256  # number of reports that are tokenised together
-_MAX_SHOWN = 40  # characters of a dropped word that are shown in the account
+_MAX_SHOWN = 40  # characters of a dropped word that are shown in the summary
 
 _SNIPPETS = pa.schema([("snippet_id", pa.string()), ("text", pa.string()), ("n_tokens", pa.int32())])
 _SOURCES = pa.schema(

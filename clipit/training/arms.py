@@ -79,9 +79,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "soft_labels.own_report.labels": "label"},
     "own_rules": {"base": "own_label", "soft_labels.own_report.labels": "rules"},
     "own_text": {"base": "own_label", "soft_labels.own_report.labels": "text"},
-    # Control: tile labels, spread over the other tiles of the same patient, without text.
+    # Control: tile labels, propagated to the other tiles of the same patient, without text.
     "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
-    # Control: the reports' labels, exchanged between patients.
+    # Control: the reports' labels, shuffled across patients.
     "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
     # The nearest snippet of the patient's own report instead of the nearest snippet of all reports.
     "own_snippet": {"base": "clip_it_all", "pairing.reports": "own_then_any"},

@@ -140,7 +140,7 @@ def _exchange(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
     """Draw the patient whose reports each patient gets."""
     if len(organs) < 2:
         raise DataError(
-            "only one patient has tiles and a report, so reports cannot be exchanged",
+            "only one patient has tiles and a report, so reports cannot be shuffled across patients",
             where="adapt.arms",
             fix="add patients, or remove the arm shuffled_text",
         )

@@ -119,7 +119,7 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
     counts = np.bincount(codes)
     if len(counts) < 2:
         raise DataError(
-            "all images belong to one patient, so texts cannot be exchanged between patients",
+            "all images belong to one patient, so texts cannot be shuffled across patients",
             where="adapt.arms",
             fix="add images of other patients, or remove the arm shuffled_text",
         )

@@ -217,7 +217,7 @@ def _count_cases(reports: Sequence[Report], tiles: TileSet, notes: list[str]) ->
     try:
         return join_cases(reports, tiles).account
     except DataError as error:
-        notes.append(f"own reports cannot be used: {error.what}; fix: {error.fix}")
+        notes.append(f"the patients' own reports cannot be used: {error.what}; fix: {error.fix}")
         return None
 
 

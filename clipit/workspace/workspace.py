@@ -70,7 +70,7 @@ class Workspace:
             shared: Cache in memory that the workspaces of several configurations share; see `for_config`.
         """
         self.config = config
-        self.split_reports = False  # whether this process split the reports into snippets and logged the account
+        self.split_reports = False  # whether this process split the reports into snippets and logged the summary
         self.root = artefacts_of(config)
         self._shared = {} if shared is None else shared
         self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
@@ -269,7 +269,7 @@ class Workspace:
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        if self.split_reports:  # commands that reuse the snippets do not log their account again
+        if self.split_reports:  # commands that reuse the snippets do not log their summary again
             logger.info(self._format_account(snippets))
         return snippets
 
@@ -301,7 +301,7 @@ class Workspace:
         return self._format_account(self.snippets)
 
     def _format_account(self, snippets: Artifact) -> str:
-        """Format the account with the current path of the reports; this may have changed since the build."""
+        """Format the summary with the current path of the reports; this may have changed since the build."""
         from clipit.reports.account import read_account
 
         return read_account(snippets.file("account.json")).text(self.reports)

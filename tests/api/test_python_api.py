@@ -215,7 +215,7 @@ def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: Make
     assert re.match(r"reports +60 ", index.account)
     fresh = configure_file(output=str(tmp_path))
     reused = [clipit.build_text_index(fresh).reused for _ in range(2)]
-    assert reused == [False, True], "the command prints the account of snippets that existed, which is not logged"
+    assert reused == [False, True], "the command prints the summary of snippets that existed, which is not logged"
     result = clipit.pair(config, page=False)
     pairs = result.pairs
     assert result.page is None and result.file.is_file() and "72" in result.summary

@@ -60,21 +60,24 @@ def compared(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> ArmV
 VERDICTS: list[tuple[dict[str, float | None], str]] = [
     (
         {"own_label": 0.8},
-        "Text from own reports adds information: better than image_only, image_embedding (the VLM's embedding of the "
-        "tile instead of text), own_case (labels of the same patients' tiles, without text), own_shuffled (reports "
-        "shuffled across patients), other_snippet (the nearest snippet of any other report), the VLM's linear probe "
-        "on the same labels and the VLM's linear probe on the tile labels.",
+        "Text from the patients' own reports adds information: better than image_only, image_embedding (the VLM's "
+        "embedding of the tile instead of text), own_case (tile labels propagated within each patient, without text), "
+        "own_shuffled (reports shuffled across patients), other_snippet (the nearest snippet of any other report), the "
+        "VLM's linear probe on the same labels and the VLM's linear probe on the tile labels.",
     ),
     ({"own_label": 0.8, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.8, REPORT_PROBE: 0.8}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.5, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.4, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.8, TILE_PROBE: 0.9}, "Use the VLM's linear probe on the tile labels instead: no student"),
-    ({"own_label": 0.8, "own_case": 0.8}, "The gain is due to knowing which tiles belong to one patient, not to text."),
+    (
+        {"own_label": 0.8, "own_case": 0.8},
+        "The gain is due to knowing which tiles belong to the same patient, not to text.",
+    ),
     (
         {"own_label": 0.8, "own_shuffled": 0.8},
-        "Better than image_only, but the gain is not shown to be due to text from own reports. Not better than "
-        "own_shuffled (reports shuffled across patients).",
+        "Better than image_only, but the gain is not shown to be due to text from the patients' own reports. Not "
+        "better than own_shuffled (reports shuffled across patients).",
     ),
     ({"own_label": 0.5}, "No gain shown: the interval of the difference from image_only over 5 seeds includes 0"),
     ({"own_label": 0.3}, "Worse than image_only."),
@@ -90,8 +93,8 @@ def test_each_rule_gives_its_verdict(make_plan: Any, changes: dict[str, float | 
 def test_controls_that_an_arm_is_not_better_than_are_named_after_the_verdict(make_plan: Any) -> None:
     means = {**LOW, "own_label": 0.8, REPORT_PROBE: 0.9, "own_case": 0.85, TILE_PROBE: None}
     assert compared(make_plan(), means).verdict.endswith(
-        "at most speed and independence from the VLM. Not better than own_case (labels of the same patients' tiles, "
-        "without text). Not tested against the VLM's linear probe on the tile labels."
+        "at most speed and independence from the VLM. Not better than own_case (tile labels propagated within "
+        "each patient, without text). Not tested against the VLM's linear probe on the tile labels."
     )
     same = results(make_plan(), {**LOW, "own_label": 0.8})
     own = next(r for r in same if r.key.arm == "own_label")
@@ -109,7 +112,7 @@ def test_one_seed_decides_nothing(make_plan: Any) -> None:
 def test_controls_that_were_not_run_are_named(make_plan: Any) -> None:
     means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}
     verdict = compared(make_plan(("image_only", "own_label", "own_case")), means | {"own_case": 0.5}).verdict
-    assert verdict.startswith("Text from own reports adds information: better than image_only, own_case")
+    assert verdict.startswith("Text from the patients' own reports adds information: better than image_only, own_case")
     for name in ("image_embedding", "own_shuffled", "other_snippet or clip_it_all", "tile labels"):
         assert name in verdict.partition("Not tested against")[2]
 
@@ -121,7 +124,7 @@ def test_text_is_not_credited_without_a_control_that_tests_it(make_plan: Any) ->
         assert verdict.startswith("Better than image_only, but the gain is not shown to be due to text"), control
         assert "own_case" in verdict.partition("Not tested against")[2]
     verdict = compared(make_plan(("image_only", "own_label", "own_shuffled")), means | {"own_shuffled": 0.5}).verdict
-    assert verdict.startswith("Text from own reports adds information")
+    assert verdict.startswith("Text from the patients' own reports adds information")
 
 
 def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_plan: Any) -> None:
@@ -209,7 +212,7 @@ def test_the_section_escapes_names_and_is_missing_without_arms(make_plan: Any) -
     means = {**LOW, "own_label": 0.7}
     own = judge_arms(plans, [result for each in plans for result in results(each, means)])
     html = page("t", "", verdict_sections(own))
-    assert hostile not in html and str(escape(f"own_label ({hostile}): Text from own reports adds")) in html
+    assert hostile not in html and str(escape(f"own_label ({hostile}): Text from the patients' own")) in html
     heading, *verdicts, table, rule = verdict_markdown(own)
     assert heading == "## Verdicts" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
     assert table.count("\n") == 2 + 14 - 1 and "+20.0" in table

@@ -116,7 +116,7 @@ def test_exchanged_reports_are_those_of_other_patients(make_workspace: Make) -> 
     assert np.allclose(np.sort(right[1].vectors, axis=0), np.sort(wrong[1].vectors, axis=0))
     assert right[0].fingerprint != wrong[0].fingerprint
     assert "6 of 6 labels from reports agree" in "\n".join(wrong[0].notes), "before the exchange"
-    assert all(any("reports were exchanged" in note for note in each.notes) for each in wrong)
+    assert all(any("reports were shuffled" in note for note in each.notes) for each in wrong)
     assert not any("exchange" in note for each in right for note in each.notes)
     configured = both(*make_workspace(**{"soft_labels.own_report.shuffled": True}))
     assert [each.fingerprint for each in configured] == [each.fingerprint for each in wrong]

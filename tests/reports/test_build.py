@@ -1,4 +1,4 @@
-"""From reports to tables: merging, sources, filters and the account."""
+"""From reports to tables: merging, sources, filters and the summary."""
 
 import hashlib
 import json

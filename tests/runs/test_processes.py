@@ -259,7 +259,7 @@ def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Pa
     both = [program.wait() for program in programs]
     assert [done.returncode for done in both] == [0, 0], both
     assert sum("reports into snippets" in done.stdout for done in both) == 1  # the one that cut them
-    assert sum("exact duplicates" in done.stdout for done in both) == 1  # the account, where it was made
+    assert sum("exact duplicates" in done.stdout for done in both) == 1  # the summary, where it was made
     assert all("72 tiles paired" in done.stdout for done in both)
     folders = [path.name for path in (tmp_path / "out" / "artefacts").iterdir() if path.is_dir()]
     kinds = sorted(name.rsplit("-", 1)[0] for name in folders)

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     done = start(*command, plots=True).wait(540)
     assert done.returncode == 0, done.stderr
-    assert "80  with text" in done.stdout, "the account of the reports is printed"
+    assert "80  with text" in done.stdout, "the summary of the reports is printed"
     return output / "runs" / "own_table" / "clip_it_all-seed0"
 
 

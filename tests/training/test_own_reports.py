@@ -86,7 +86,7 @@ def test_labels_of_a_column(own: Own) -> None:
 def test_labels_of_reports_for_labelled_tiles_alone_are_a_warning(own: Own, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         found = labels_of(own("label", **{"tiles.labels.kind": "all"}))
-    assert found.facts["unlabelled_tiles"] == 0 and "own reports have no effect" in caplog.text
+    assert found.facts["unlabelled_tiles"] == 0 and "the patients' own reports have no effect" in caplog.text
 
 
 def test_rules_give_the_affirmed_class(own: Own) -> None:
@@ -255,7 +255,7 @@ def test_reports_of_validation_and_test_patients_change_nothing(own: Own, tmp_pa
         fresh = train_run(again.model_copy(update={"output": tmp_path / "fresh"}))
         assert before["model.safetensors"] == (fresh / "classifier" / "model.safetensors").read_bytes()
         text = (folder / "summary.md").read_text(encoding="utf-8")
-        assert "Own reports" in text and "15 of 18 training patients have a report of their own" in text
+        assert "The patients' own reports" in text and "15 of 18 training patients have a report of their own" in text
 
 
 def test_snippets_come_from_no_report_of_a_later_patient(own: Own, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
     keys = {"tiles.labels.kind": "none", "tiles.classes": list(CLASSES), "training.monitor": "information"}
     folder = train_run(own("rules", name="none", **keys, **{"training.steps": 2, "output": str(tmp_path / "out")}))
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert facts["training_labels"] == 0 and "not estimated" in facts["sections"]["Own reports"]
+    assert facts["training_labels"] == 0 and "not estimated" in facts["sections"]["The patients' own reports"]
 
 
 @pytest.mark.parametrize(

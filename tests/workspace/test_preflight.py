@@ -163,7 +163,7 @@ def test_an_index_needs_no_tiles(
     assert first.count("reports read") == first.count("reports:") or "with text" in first
     index_command.main()
     again = capsys.readouterr().out
-    assert "distinct snippets in the index" in again and "with text" in again, "the account is printed again"
+    assert "distinct snippets in the index" in again and "with text" in again, "the summary is printed again"
 
 
 def test_studies_of_zero_shot_build_no_index_unless_centred(configure_file: MakeFile, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def _below_reference(results: Sequence[ArmResult]) -> list[str]:
 
 
 def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[str]:
-    """Describe the labels of each arm with own reports, from training.json of its first seed.
+    """Describe the labels of each arm that uses the patients' own reports, from training.json of its first seed.
 
     Runs without this file, for example because their folder was moved, get no note.
     """
@@ -277,7 +277,7 @@ def _describe(facts: Mapping[str, Any], seed: int, prefix: str) -> str:
     labelled, cases = facts["labelled_cases"], facts["cases"]["cases"]
     known = counted_of(labelled, cases, "training patient has", "training patients have")
     text = f"{known} a label ({prefix}{listed})"
-    if "compared_cases" not in facts:  # tile labels, assigned to the patients' other tiles
+    if "compared_cases" not in facts:  # tile labels, propagated within patients
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:
         return f"{text}; none of them has a labelled tile to compare with (seed {seed})"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from clipit.comparison.contrasts import Contrast
+from clipit.comparison.judged_arms import OWN_REPORTS
 from clipit.comparison.report.tables import interval_cell, p_cell, setting_label
 from clipit.comparison.statistics import PERCENT
 from clipit.comparison.verdict import ArmVerdict
@@ -21,12 +22,12 @@ TEXT_RULE = (
     "learns from the VLM's embedding of the tile instead of text; controls that were not run are named."
 )
 OWN_RULE = (
-    "Own reports: if the arm or the VLM's linear probe on the same report labels (or on the tile labels) is better "
-    "than the baseline, but the arm is not better than the probe, the arm is not needed: use the probe. If the arm is "
-    "not better than `own_case`, which assigns a patient's tile labels to the patient's other tiles without text, its "
-    "gain is due to knowing which tiles belong to one patient. Text from own reports adds information if the arm is "
-    "better than every control that was run, including `own_case` or `own_shuffled` (for snippets, `own_case` or other "
-    "snippets); controls that were not run are named."
+    "The patients' own reports: if the arm or the VLM's linear probe on the same report labels (or on the tile labels) "
+    "is better than the baseline, but the arm is not better than the probe, the arm is not needed: use the probe. If "
+    "the arm is not better than `own_case`, which propagates tile labels to the other tiles of the same patient, "
+    "without text, its gain is due to knowing which tiles belong to the same patient. Text from the patients' own "
+    "reports adds information if the arm is better than every control that was run, including `own_case` or "
+    "`own_shuffled` (for snippets, `own_case` or other snippets); controls that were not run are named."
 )
 _HEADER = ("data set", "backbone", "arm", "compared with", "difference", "t over seeds", "p (Holm)")
 _TEXT_COLUMNS = _HEADER[:4]
@@ -54,7 +55,7 @@ def verdict_markdown(verdicts: Sequence[ArmVerdict]) -> list[str]:
 
 def _rule(verdicts: Sequence[ArmVerdict]) -> str:
     texts = {verdict.text for verdict in verdicts}
-    rules = [RULE, TEXT_RULE if "reports" in texts else "", OWN_RULE if "own reports" in texts else ""]
+    rules = [RULE, TEXT_RULE if "reports" in texts else "", OWN_RULE if OWN_REPORTS in texts else ""]
     return " ".join(rule for rule in rules if rule)
 
 

@@ -105,7 +105,7 @@ def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Cas
     """
     if labels.known.sum() < 2:
         raise DataError(
-            "fewer than two patients have a label from a report, so labels cannot be exchanged",
+            "fewer than two patients have a label from a report, so labels cannot be shuffled",
             where="soft_labels.own_report.shuffled",
             fix="add reports of training patients",
         )
@@ -224,7 +224,7 @@ def case_vectors(config: RunConfig, workspace: Workspace, cases: Cases) -> Float
     """Compute the mean VLM embedding of each patient's reports; every patient must have at least one."""
     flat = [report for reports in cases.reports for report in reports]
     if config.reports is None:
-        raise ConfigError("labels from own reports need reports", where="reports", fix="set reports.path")
+        raise ConfigError("labels from the patients' own reports need reports", where="reports", fix="set reports.path")
     vectors = report_vectors(workspace, flat, config.reports)
     case = np.repeat(np.arange(len(cases.reports)), [len(reports) for reports in cases.reports])
     means = np.zeros((len(cases.reports), vectors.shape[1]), dtype=np.float32)

@@ -94,7 +94,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     unlabelled = train.labels < 0
     n_unlabelled, n_targets = int(unlabelled.sum()), int(((weights > 0) & unlabelled).sum())
     if not n_targets:
-        logger.warning("own reports have no effect: no unlabelled training tile gets a label from them")
+        logger.warning("the patients' own reports have no effect: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
         "answers": case_labels.counts,

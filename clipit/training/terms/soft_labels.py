@@ -32,7 +32,7 @@ _OWN_REPORT = {
     "label": "labels of the patients' own reports",
     "rules": "rules on the patients' own reports",
     "text": "a text classifier of the patients' own reports",
-    "case": "labels spread over the patients' tiles, without text",
+    "case": "tile labels propagated within each patient, without text",
 }
 
 
@@ -105,7 +105,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return problems + (self._own_report_problems() if self.options.source == "own_report" else [])
 
     def _own_report_problems(self) -> list[str]:
-        """Check that labels from own reports have their inputs."""
+        """Check that labels from the patients' own reports have their inputs."""
         own_report, key = self.options.own_report, "soft_labels.own_report"
         reports, no_labels = self.config.reports, self.config.tiles.labels.kind == "none"
         label_column = None if reports is None else reports.label_column
@@ -143,11 +143,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         source = (
             _OWN_REPORT[own_report.labels] if self.options.source == "own_report" else _SOURCES[self.options.source]
         )
-        control = ", exchanged between patients" if self.options.source == "own_report" and own_report.shuffled else ""
+        control = ", shuffled across patients" if self.options.source == "own_report" and own_report.shuffled else ""
         return f"{source}{control} (soft labels, weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """Return the fingerprints of own reports, rules and prompts, or the training keys of the image-only run."""
+        """Return the fingerprints of the reports, rules and prompts, or the training keys of the image-only run."""
         if self.options.source == "own_report":
             return own_report_fingerprints(self.config, workspace)
         if self.replaces_labels:
@@ -166,7 +166,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             labelled = own_labels.weights > 0
             soft = make_soft_labels(own_labels.probabilities, self.options, own_labels.probabilities[labelled])
             self._soft = SoftLabels(soft.probabilities, soft.weights * own_labels.weights)
-            return {"own_reports": own_labels.facts, "sections": {"Own reports": own_labels.text}}
+            return {"own_reports": own_labels.facts, "sections": {"The patients' own reports": own_labels.text}}
         if self.replaces_labels:
             train = inputs.tiles.of_split("train")
             posteriors, labelled = _posteriors(train), train.labels >= 0
@@ -183,8 +183,8 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     def class_probabilities(self, split: str) -> Probabilities | None:
         """Return the probabilities of the tiles of a split, corrected like those of the training tiles.
 
-        None for own reports, since reports of validation and test patients are never used. None for annotators, since
-        they also label the validation tiles.
+        None for the patients' own reports, since those of validation and test patients are never used. None for
+        annotators, since they also label the validation tiles.
         """
         if self.options.source == "own_report" or self.replaces_labels:
             return None

@@ -1,7 +1,6 @@
 """Labels of a corpus of reports: what is counted, compared, left out, sampled and written."""
 
 import csv
-import html
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from markupsafe import escape
 from PIL import Image
 
 import clipit
@@ -168,7 +168,7 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
     assert "no training patient has a report; the groups of the tiles are P-4, those of the reports p0, p1" in problem
     page = write_report_labels(config, labels)
     assert facts_of(page)["training patients with a report"] == "none, see the remarks"
-    assert html.escape(problem) in page.read_text(encoding="utf-8")
+    assert str(escape(problem)) in page.read_text(encoding="utf-8")
 
 
 def facts_of(page: Path) -> dict[str, Any]:

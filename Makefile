@@ -72,7 +72,7 @@ question: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/other_views.yaml --record results/other_views.csv
 	$(BIN)/python scripts/compare.py --config configs/more_steps.yaml --record results/more_steps.csv
 
-# Own reports: the search on world 2, then the comparison on worlds 0 and 1. Hours on two cores, resumable.
+# The patients' own reports: search on world 2, comparison on worlds 0 and 1. Hours on two cores, resumable.
 own-reports: $(READY)
 	for seed in 0 1 2; do $(BIN)/python scripts/make_world.py --cases --seed $$seed --output outputs/cases/$$seed || exit; done
 	$(BIN)/python scripts/tune.py --config configs/own_reports_synthetic.yaml --name=own_reports_tuning \

@@ -112,6 +112,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: An option would have no effect.
     """
+    if arguments.seed < 0:
+        raise ConfigError("a seed cannot be negative", where="--seed", fix="use a whole number from 0")
     if arguments.slides is not None and arguments.cases:
         raise ConfigError("--slides and --cases cannot be combined", where="--slides", fix="remove --cases or --slides")
     if arguments.variant and not (arguments.cases or arguments.reports):

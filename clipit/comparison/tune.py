@@ -23,6 +23,7 @@ from clipit.runs.folder import is_trained, read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
+from clipit.training.monitor import LABEL_FREE
 from clipit.training.terms.term_table import models_of, uses_reports
 from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.preflight import check_inputs
@@ -100,7 +101,11 @@ def run_trials(
     points = {arm: grid_points(config, comparison, arm) for arm in comparison.arms}
     for arm in points:
         first = resolve_arm(_trial(base, arm, points[arm][0], seeds[0]).config)
-        check_inputs(workspace.for_config(first), models_of(first), reports=uses_reports(first))
+        inputs = workspace.for_config(first)
+        check_inputs(inputs, models_of(first), reports=uses_reports(first))
+        validation = inputs.tiles(first.seed).of_split("validation")
+        if first.training.monitor not in LABEL_FREE and not (validation.labels >= 0).any():
+            raise _no_score(validation.where)
     trials = [_trial(base, arm, point, seed) for arm in points for point in points[arm] for seed in seeds]
 
     runs = RunCounter(len(trials))
@@ -140,12 +145,16 @@ def _validation_score(trial: Trial) -> float:
     folder = run_folder(trial.config)
     score = read_training(folder, "score")["score"]
     if score is None:
-        raise DataError(
-            "the validation score is undefined, so no trial can be selected",
-            where=folder,
-            fix="keep labels of at least two classes in the validation split: tiles.labels",
-        )
+        raise _no_score(folder)
     return float(score)
+
+
+def _no_score(where: object) -> DataError:
+    return DataError(
+        "the validation score is undefined, so no trial can be selected",
+        where=where,
+        fix="keep labels of at least two classes in the validation split: tiles.labels",
+    )
 
 
 def _write(

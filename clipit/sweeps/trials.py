@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.section import MAX_SEED
 from clipit.config.shipped import config_file
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 from clipit.runs.search import Trial
 from clipit.sweeps.live_keys import unused_keys
@@ -51,12 +52,16 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
         seed: Seed for random and proposed values. The first values do not depend on `count`.
 
     Raises:
-        ConfigError: A value is invalid, keys of an arm contradict each other, the runs do not log the metric (all such
-            problems are listed), or a swept key has no effect.
+        ConfigError: A value, the count or the seed is invalid, keys of an arm contradict each other, the runs do not
+            log the metric (all such problems are listed), or a swept key has no effect.
     """
     count = sweep.cap if count is None else count
     if count is not None and count < 1:
         raise ConfigError("a sweep needs at least one trial", where="--count", fix="use a number above 0")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(
+            f"the seed of the drawn values is {seed}", where="--draws-seed", fix=f"use a number from 0 to {MAX_SEED}"
+        )
     if count is None and sweep.method != "grid":
         raise ConfigError(
             f"method {sweep.method} needs a number of trials",
@@ -80,6 +85,9 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
         except ConfigError as error:
             problems += _problems(error)
     raise_problems(problems, sweep.path)
+    if sweep.method == "random" and count and len(trials) < count:
+        note = f"only {len(trials)} of {counted(count, 'trial')}, because the values have no more combinations"
+        sweep = replace(sweep, notes=(*sweep.notes, note))
     unused = unused_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
     raise_problems(
         [f"{key} has no effect on any run: its part of the configuration is disabled" for key in unused], sweep.path

@@ -151,6 +151,18 @@ def test_a_stopped_search_resumes_without_training_again(
     }  # fmt: skip
 
 
+def test_a_search_without_validation_labels_trains_nothing(grid: ConfigFile, tmp_path: Path) -> None:
+    table = tmp_path / "tiles.csv"
+    source = Path(grid.run.tiles.path)
+    rows = [line.split(",") for line in source.read_text(encoding="utf-8").splitlines()]
+    rows = [[name, "" if split == "validation" else label, split, group] for name, label, split, group in rows]
+    table.write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    tiles = grid.run.tiles.model_copy(update={"path": str(table), "images": str(source.parent)})
+    with pytest.raises(DataError, match="the validation score is undefined"):
+        tune(grid.run.model_copy(update={"tiles": tiles}), grid.comparison)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> None:
     small = with_comparison(grid, grid={"distillation.weight": (1.0, 4.0)})
     search = clipit.tune(small)

@@ -186,6 +186,15 @@ def test_random_values_repeat_for_a_seed_and_do_not_depend_on_the_count(write_sw
     assert sorted(t.config.lora.rank for t in all_trials(two)) == [2, 4], "no combination twice"
 
 
+def test_a_seed_out_of_range_is_refused_and_missing_combinations_are_noted(write_sweep: WriteSweep) -> None:
+    path = write_sweep({"method": "random"})
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match=r"--draws-seed"):
+            plan_of(path, count=2, seed=seed)
+    assert plan_of(path, count=4).sweep.notes == ()
+    assert plan_of(path, count=9).sweep.notes == ("only 4 of 9 trials, because the values have no more combinations",)
+
+
 def test_limits_in_scientific_notation_are_numbers(write_sweep: WriteSweep) -> None:
     limits = {"min": "1e-4", "max": "1e-2", "distribution": "log_uniform_values"}  # as YAML reads them without quotes
     parameters = {"training.learning_rate": limits}
@@ -531,6 +540,8 @@ def test_a_failing_launch_stops_the_sweep(write_sweep: WriteSweep) -> None:
         run_sweep(plan_of(path), "false")
     with pytest.raises(LaunchError, match="cannot be started"):
         run_sweep(plan_of(path), "no-such-launcher")
+    with pytest.raises(LaunchError, match=r"did not train its run(?s:.*)correct --launch"):
+        run_sweep(plan_of(path), "true")
 
 
 @pytest.mark.slow

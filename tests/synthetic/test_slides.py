@@ -202,6 +202,7 @@ def test_errors_name_what_is_wrong(
         (["--slides", "1", "--size", "300"], "multiple of 64"),
         (["--slides", "1", "--cases"], "--slides and --cases cannot be combined"),
         (["--size", "320"], "add --slides"),
+        (["--seed", "-1"], "a seed cannot be negative"),
     ):
         monkeypatch.setattr(sys, "argv", ["world", *out, *options])
         with pytest.raises(SystemExit, match="2"):

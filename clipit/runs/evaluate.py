@@ -162,7 +162,7 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
 
 
 def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet | None) -> dict[str, Any]:
-    """Collect the provenance that is recorded with the scores in addition to that of training.json."""
+    """Collect the provenance that is recorded with the scores in addition to that in training.json."""
     preprocess = classifier.spec.preprocess
     return {
         "run": config.name,

@@ -54,7 +54,8 @@ def evaluate_external(
     Args:
         run: Folder of the run.
         tiles: New tiles; None for the run's own test tiles.
-        prompts: File or packaged name of the prompt set for zero-shot predictions; None for the run's own prompts.
+        prompts: Prompt set for zero-shot predictions, as a file or the name of a packaged set; None for the run's own
+            prompts.
         name: Name of the folder under `external/`; "" to derive it from the tiles and prompts.
         config: Configuration of the run (`read_run_config`), possibly with changes to `evaluation`, `leaks` or the
             paths of models; read from the folder by default.
@@ -66,7 +67,7 @@ def evaluate_external(
         DataError: Neither tiles nor prompts are given, no class is shared, the prompts lack a class, or tiles leak from
             training and `leaks.policy` is `error`.
         ModelError: Prompts are given for a classifier that was trained without text.
-        ArtifactError: The folder contains the results of other tiles or prompts.
+        ArtifactError: The folder contains results for other tiles or prompts.
     """
     if tiles is None and prompts is None:
         raise DataError("no new tiles or prompts", where=run, fix="pass --tiles.path=... or --prompts=...")
@@ -85,7 +86,7 @@ def evaluate_external(
     notes += [*scored.notes, *checks["not_checked"]]
     if absent:
         present = len(scored.classes) - len(absent)
-        notes.append(f"no tile of {', '.join(absent)}: scores are computed over the {present} classes that occur")
+        notes.append(f"no tiles labelled {', '.join(absent)}: scores are computed over the {present} other classes")
     for note in notes:
         logger.info(as_note(note))
     if not (scored.labels >= 0).any():
@@ -138,7 +139,7 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """Check that a folder is new or belongs to the same tiles and prompts.
 
     Raises:
-        ArtifactError: The folder contains the results of a different set; the message lists the differing keys.
+        ArtifactError: The folder contains results for a different set; the message lists the differing keys.
     """
     if not folder.exists():
         return
@@ -158,12 +159,12 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> list[str]:
-    """Check that new prompts suit a classifier and cover its classes; return a note about prompts of other classes."""
+    """Check that new prompts suit a classifier and cover its classes; return a note about prompts for other classes."""
     if classifier.spec.vlm is None or not classifier.spec.projector_layers:
         raise ModelError(
             "this classifier was trained without text, so it has no zero-shot predictions",
             where=run,
-            fix="leave out --prompts, or use a run of an arm with text",
+            fix="remove --prompts, or use a run whose arm trains with text",
         )
     missing = [name for name in classifier.classes if name not in prompts.classes]
     if missing:
@@ -185,7 +186,7 @@ def _new_tiles(
     classifier: "Classifier",
     name: str,
 ) -> tuple[MappedTiles, dict[str, Any]]:
-    """Read the tiles (by default, the run's test tiles), and drop those of other classes and those seen in training."""
+    """Read the tiles (by default, the run's test tiles), drop those of other classes, and apply `leaks.policy`."""
     if section is None:
         test_tiles = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}

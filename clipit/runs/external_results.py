@@ -37,7 +37,7 @@ def score_external(
     Args:
         run: Folder of the run.
         run_results: Content of the run's own results.json.
-        predictions: Predictions of the new tiles, with the name of the set as their split.
+        predictions: Predictions for the new tiles, with the name of the set as their split.
         external: Description of the new set: name, identity, tiles, excluded classes and notes.
         prompts: New prompt set; None for the run's own prompts.
     """

@@ -1,4 +1,4 @@
-"""Tiles of a new test set, with the classes of a finished classifier."""
+"""Tiles of a new test set, mapped to the classes of a trained classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +66,7 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     similar = [pair for name in excluded for known in classes for pair in spelled_alike((name, known))]
     if similar:
         raise DataError(
-            f"classes with almost the same name as those of the classifier: {shortlist(similar)}",
+            f"class names that differ only in spelling from the classifier's: {shortlist(similar)}",
             where=where,
             fix="map them in tiles.class_map (the new set's label: the classifier's class)",
         )

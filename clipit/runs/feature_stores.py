@@ -76,9 +76,9 @@ def classifier_stores(config: RunConfig, workspace: Workspace, run: Path) -> Fea
     backbone = load_backbone(BackboneConfig(**keys), get_processes().device)
     if backbone.preprocess.hash != spec.preprocess.hash:
         raise ModelError(
-            "the classifier's folder describes a different preprocessing from the one used in training",
+            "the classifier's folder describes preprocessing that differs from the one used in training",
             where=folder,
-            fix="export it again",
+            fix="export the classifier again",
         )
     facts = run_facts(run) | {"features_saw_labels": saw_labels(run)}
     return _embed_with_backbone(f"classifier {run.name}", backbone, config, workspace, facts)
@@ -92,7 +92,7 @@ def vlm_facts(workspace: Workspace) -> dict[str, Any]:
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """Return the provenance of a finished run: arm, seed, and the artefacts that it was trained from."""
+    """Return the provenance of a finished run: arm, seed, and the artefacts on which it was trained."""
     config, training = read_run_record(run)
     facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "run_seed": config.get("seed")}
     inputs = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
@@ -107,7 +107,7 @@ def classifier_fingerprint(folder: Path) -> str:
 def saw_labels(run: Path) -> str:
     """Return whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
 
-    The value is `true` if the backbone was tuned and the run used any label, even if only to select its step on
+    The value is `true` if the backbone was tuned and the run used any label, even if only to select the checkpoint on
     validation tiles. It is `unknown` if the run's folder does not record this.
     """
     config, training = read_run_record(run)
@@ -187,7 +187,7 @@ def store_features(
         return np.asarray(np.concatenate(features), dtype=np.float32)
 
     def make(folder: Path) -> dict[str, Any]:
-        write_shards(folder, ids, encode, "features of tiles")
+        write_shards(folder, ids, encode, "tile features")
         return {"rows": len(ids), "dim": dim}
 
     return Store(build_once(root, "features", inputs | {"precision": "float32"}, make))

@@ -30,12 +30,12 @@ from clipit.versions import command_line, git_commit, versions
 logger = logging.getLogger(__name__)
 
 EXTERNAL = "external"
-"""Folder inside a run's folder with its evaluations on new test sets, by name."""
+"""Subfolder of a run's folder with the evaluations on new test sets, by name."""
 RUN_FINGERPRINT = "run_fingerprint"
 """Key of training.json that repeats the fingerprint of run.json."""
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
 """Files that training writes into a run's folder."""
-_OTHER_FOLDER = "choose a different --name (for a sweep, in its file) or --output, or delete the run's folder"
+_OTHER_FOLDER = "choose a different --name (for a sweep, in the sweep file) or --output, or delete the run's folder"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
@@ -52,7 +52,7 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunConfig:
-    """Replace `training.precision: auto` by the precision recorded in the run's folder, or else that of the devices.
+    """Replace `training.precision: auto` with the precision recorded in the run's folder, or else that of the devices.
 
     A run that was trained on a GPU can thus be evaluated, compared or resumed on a different kind of machine.
 
@@ -227,7 +227,7 @@ def _is_writable(folder: Path) -> bool:
 def claim_folder(
     folder: Path, config: RunConfig, fingerprint: RunFingerprint, sections: Mapping[str, Any] | None = None
 ) -> None:
-    """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
+    """Claim the folder for this run; a folder without a checkpoint, classifier or results is overwritten.
 
     Args:
         folder: Folder of the run; the caller must have locked it.
@@ -325,7 +325,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
     """List the keys in which the configuration in a run's folder differs from another configuration, with both values.
 
     Args:
-        effects: Effects of the keys to compare; by default, changing results and selecting data.
+        effects: Effects of the keys to compare; by default, those that change results or select data.
         sections: Top-level keys to compare; empty for all.
 
     Returns:
@@ -348,7 +348,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add the differing keys of tiles, prompts and VLM to errors about a run that another configuration reads.
+    """Add the differing keys of tiles, prompts and VLM to errors about a run that a different configuration uses.
 
     Args:
         config: Current configuration, such as that of a study.

@@ -23,7 +23,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the few tiles on a run's page
+_SIDE, _QUALITY = 150, 80  # edge length in pixels, and JPEG quality, of the tiles on a run's page
 
 
 def write_run_page(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | None = None) -> "Classifier":
-    """Open the classifier of a run's folder on this process's device.
+    """Open the classifier in a run's folder on this process's device.
 
     Args:
         config: Run configuration; `backbone.trust_remote_code` allows code in the classifier's folder to run, and `vlm`
@@ -105,13 +105,13 @@ def predict_tiles(
     batch_size: int,
     title: str,
 ) -> Predictions:
-    """Predict class probabilities and, with class embeddings, zero-shot probabilities of all tiles of a source.
+    """Predict class probabilities and, with class embeddings, zero-shot probabilities for all tiles of a source.
 
     Args:
         source: Tiles to predict; their classes must be those of the classifier.
         embeddings: Class embeddings, in the order of the classes; None to skip zero-shot predictions.
         batch_size: Tiles per forward pass.
-        title: Name of the tiles for the progress bar.
+        title: Name of the tiles in the progress bar.
     """
     tiles, vlm = source.tiles, classifier.spec.vlm
     logits, projected = classifier_logits(classifier, source, batch_size, title)
@@ -124,7 +124,7 @@ def predict_tiles(
 def classifier_logits(
     classifier: "Classifier", source: PixelSource, batch_size: int, title: str
 ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
-    """Predict logits and text embeddings (None without a projector) of all tiles of a source, in order."""
+    """Predict logits and text embeddings (None without a projector) for all tiles of a source, in order."""
 
     def compute(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         logits, projected = classifier.forward(classifier.spec.preprocess.normalise(pixels))

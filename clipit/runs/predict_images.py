@@ -95,13 +95,13 @@ def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet
     """Create the folder of the chunks, and record their inputs.
 
     Raises:
-        ArtifactError: The folder contains chunks of other inputs or options.
+        ArtifactError: The folder contains chunks for other inputs or options.
     """
     if paths.command.is_file() and any(paths.partial.glob("rows-*.parquet")):
         differing = different_keys(read_json(paths.command, "delete the folder and start again"), inputs)
         if differing:
             raise ArtifactError(
-                f"this folder contains unfinished predictions with other inputs or options: {shortlist(differing)}",
+                f"this folder contains unfinished predictions for other inputs or options: {shortlist(differing)}",
                 where=paths.partial,
                 fix="run the earlier command again to finish them, or delete this folder",
             )

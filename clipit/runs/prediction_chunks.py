@@ -1,4 +1,4 @@
-"""Predict images in chunks, which are shared among processes and kept on disk so that interrupted commands resume."""
+"""Predict images in chunks, which are shared among processes and kept on disk so that commands can be resumed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class PredictionOptions:
 
 
 def chunk_starts(total: int, batch_size: int) -> range:
-    """Return the first rows of the chunks, which consist of whole batches and are the same when a command resumes."""
+    """Return the first rows of the chunks, which consist of whole batches and stay the same when a command resumes."""
     size = min(_MAX_CHUNK, -(-total // _MIN_CHUNKS))
     return range(0, total, max(1, -(-size // batch_size)) * batch_size)
 

@@ -1,4 +1,4 @@
-"""Files of `clipit predict`: the table, the list of unreadable images, and the summary."""
+"""Files written by `clipit predict`: the table, the list of unreadable images, and the summary."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -51,11 +51,11 @@ def open_inputs(
     """List the images of all inputs, in order.
 
     Args:
-        inputs: Image files, folders, zips, webdataset shards (.tar), tables with a column of paths, and slides, which
-            are cut into tissue tiles.
+        inputs: Image files, folders, zips, webdataset shards (.tar), tables with a path column, and slides, which are
+            cut into tissue tiles.
         images: Folder or zip to which the paths in tables are relative; None for the folder of each table.
-        path_column: Column of paths in tables; None for `path`.
-        id_column: Column of ids in tables; None for the column `id` if it exists, or else the paths.
+        path_column: Path column of tables; None for `path`.
+        id_column: Id column of tables; None for the column `id` if it exists, or else the paths.
         slides: Tiling of slides; needed if an input is a slide (see `is_slide_input`).
         slide_mpp: Micrometres per pixel of the finest level, for slides whose files do not state it.
 
@@ -70,7 +70,7 @@ def open_inputs(
     options = [option for option, value in table_options.items() if value]
     if options and not tables:
         raise ConfigError(
-            f"{' and '.join(options)} only apply to tables, and no input is a table",
+            f"options for tables ({', '.join(options)}), but no input is a table",
             where=shortlist(inputs, 3),
             fix=f"remove these options, or pass a table ({', '.join(TABLES)})",
         )
@@ -122,7 +122,7 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
         raise ConfigError(
             f"--classes needs two or more different classes; it lists {', '.join(names) or 'none'}",
             where=f"--classes {classes!r}",
-            fix='separate classes by semicolons: --classes "adenocarcinoma; normal mucosa"',
+            fix='separate classes with semicolons: --classes "adenocarcinoma; normal mucosa"',
         )
     if has_controls("".join(names)):
         raise ConfigError(

@@ -48,7 +48,7 @@ def _equal(old: float | None, new: float | None) -> bool:
 
 
 class _JournalLock:
-    """Lock of Optuna's journal that the operating system releases when the process ends.
+    """Lock for Optuna's journal that the operating system releases when the process exits.
 
     Optuna's own locks are files, which a killed process leaves behind: the next process then waits for half a minute,
     or forever.
@@ -111,7 +111,7 @@ class SharedSearch:
             if is_limit(error):
                 raise
             raise ArtifactError(
-                f"the journal of the search is damaged: {error}",
+                f"the search journal is damaged: {error}",
                 where=journal,
                 fix="delete it and start again: finished runs are kept",
             ) from error
@@ -119,7 +119,7 @@ class SharedSearch:
     def run(
         self, trials: "Callable[[optuna.Study], Iterable[Trial]]", run_trial: Callable[[Trial], float | None]
     ) -> list[Trial]:
-        """Run all trials, together with the other agents of this folder, and return them when all have finished.
+        """Run all trials, together with the other agents on this folder, and return them when all have finished.
 
         `run_trial` is also called for trials that had already finished, to verify their results.
 
@@ -167,7 +167,7 @@ class SharedSearch:
     def _claim(
         self, trials: "Callable[[optuna.Study], Iterable[Trial]]", unverified: set[TrialKey], held: ExitStack
     ) -> tuple[int, Trial] | None:
-        """Find and lock the first trial to run or verify, until `held` is closed; None if all are finished."""
+        """Find the first trial to run or verify, and lock it until `held` is closed; None if all are finished."""
         while True:
             running: list[FileLock] = []
             with disk_errors(self.folder), FileLock(lock_file(self.folder / "claim")):
@@ -188,7 +188,7 @@ class SharedSearch:
             if not running:
                 return None
             logger.info(f"waiting: other agents are running the last {counted(len(running), 'trial')}")
-            with running[0]:  # until the agent that runs this trial finishes or dies
+            with running[0]:  # until the agent that runs this trial finishes it or is killed
                 pass
 
     def _start(self, trial: Trial) -> int:

@@ -1,4 +1,4 @@
-"""Nearest texts of tiles in the joint space: class prompts and snippets of reports."""
+"""Texts nearest to tiles in the joint space: class prompts and report snippets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class TextNeighbours:
 def snippet_neighbours(
     workspace: "Workspace", vlm: str | None, mean: Float32[np.ndarray, " dim"] | None
 ) -> TextNeighbours:
-    """Return the snippets of a configuration in the space of a model; must be called by all processes.
+    """Return the snippets of a configuration in a model's joint space; must be called by all processes.
 
     Args:
         workspace: Workspace with reports, which are embedded if necessary.
@@ -65,7 +65,7 @@ def snippet_neighbours(
             if vlm
             else "this model has no joint space of images and texts",
             where=f"vlm.name = {workspace.config.vlm.name}",
-            fix="use the configuration that the model was trained with, or leave out --snippets",
+            fix="use the configuration that the model was trained with, or remove --snippets",
         )
     store = workspace.text_store()
     texts = workspace.snippet_texts()

@@ -1,4 +1,4 @@
-"""Scorers of slide tiles: a classifier, or class prompts through a student or a VLM."""
+"""Scorers for slide tiles: a classifier, or class prompts with a student or a VLM."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class TileScorer:
         compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
             unnormalised embeddings in it.
         mpp: Micrometres per pixel of the model's training tiles; None if unknown.
-        tile_pixels: Edge of the model's training tiles in pixels; None if unknown.
+        tile_pixels: Edge length of the model's training tiles in pixels; None if unknown.
         logit_scale: Factor that turns cosine similarities into logits.
         facts: Provenance of the model and the prompts, which together determine the scores.
         prompts: Class prompts with their vectors; None for a model without text.
@@ -74,12 +74,12 @@ class TileScorer:
         return self.preprocess.pixels(image)
 
     def probabilities(self, scores: Float32[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
-        """Convert cosines to probabilities by a scaled softmax; a classifier's scores are probabilities already."""
+        """Convert cosines to probabilities with a scaled softmax; a classifier's scores are already probabilities."""
         return scores if self.kind == "classifier" else softmax(scores * np.float32(self.logit_scale))
 
 
 def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None" = None) -> TileScorer:
-    """Build a scorer from a classifier, for its own classes or zero-shot with class prompts.
+    """Build a scorer from a classifier, for its own classes or, with class prompts, for zero-shot classification.
 
     Args:
         prompts: Prompt set, or the name of a set that the classifier contains; None for the classifier's classes.

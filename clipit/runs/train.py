@@ -83,7 +83,8 @@ def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs:
 
     Raises:
         ConfigError: The arm's keys contradict each other.
-        ArtifactError: The folder contains a run of a different configuration, or its classifier or results are damaged.
+        ArtifactError: The folder contains a run with a different configuration, or its classifier or results are
+            damaged.
     """
     unresolved, config = config, resolve_run_precision(resolve_arm(config))
     check_keys(config)
@@ -243,11 +244,11 @@ def _train(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",
         )
-    except ValueError as error:  # fp16 without a GPU, or an earlier run of this process with a different precision
+    except ValueError as error:  # fp16 without a GPU, or an earlier run in this process with a different precision
         raise ConfigError(
             f"training.precision={config.training.precision} cannot be used here: {' '.join(str(error).split())[:200]}",
             where="training.precision",
-            fix="choose a precision that this device supports, and train runs of different precision in separate "
+            fix="choose a precision that this device supports, and train runs with different precisions in separate "
             "processes",
         ) from error
     accelerator.trackers = start_trackers(config, folder, tracked_keys(config), config.arm or "custom")
@@ -308,7 +309,7 @@ def _export(
 
 
 def _tile_pixels(tiles: TileSet) -> int | None:
-    """Return the edge of the tiles in pixels; None if sampled tiles differ in size or are not square."""
+    """Return the edge length of the tiles in pixels; None if sampled tiles differ in size or are not square."""
     rows = np.unique(np.linspace(0, len(tiles) - 1, _SAMPLED_TILES).astype(np.int64))
     edges = {edge for row in rows for edge in tiles.read(row).size}
     return edges.pop() if len(edges) == 1 else None

@@ -26,7 +26,7 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 TRAINING_TILES = "training_tiles.parquet"
-"""File of a run with the id, split and group of each training and validation tile."""
+"""File in a run's folder with the id, split and group of each training and validation tile."""
 _HASHED_KEY = b"clipit_hashed_tiles"
 _COLUMNS = ("id", "split", "group")
 
@@ -38,7 +38,7 @@ class TrainingTiles:
     Attributes:
         tiles: Ids, splits and groups.
         image_hashes: Hashes of their images, in the same order; None if images cannot be compared.
-        problems: Checks that cannot be made, each with the reason.
+        problems: Checks that cannot be made, each with its reason.
     """
 
     tiles: SeenTiles
@@ -82,12 +82,12 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     if image_hashes is None:
         image_hashes, problem = _hash_again(tiles, config, workspace)
     if image_hashes is not None and pixels == "near" and isinstance(image_hashes, np.ndarray):
-        problem = "near-duplicates: the training images were only compared for equal pixels (leaks.pixels: exact)"
+        problem = "near-duplicates: the training images were only compared for identical pixels (leaks.pixels: exact)"
     return TrainingTiles(tiles, image_hashes, (problem,) if problem else ())
 
 
 def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[str, ...]:
-    """Check that a run was not trained or validated on patients of a study's test tiles.
+    """Check that a run was not trained or validated on patients who occur in a study's test tiles.
 
     Images are not compared. Test tiles cannot be removed from the training of a finished run, so the policy `exclude`
     is treated like `error`.
@@ -169,7 +169,7 @@ def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, ImageHashes] | None") ->
 
 
 def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[ImageHashes | None, str]:
-    """Hash the training images again, or return the reason why this is impossible."""
+    """Hash the training images again, or return the reason why this is not possible."""
     try:
         current = workspace.tiles_as_read
         image_hashes = hash_images(current, config, config.leaks.pixels)
@@ -189,7 +189,7 @@ def _without_record(
     trained_on: str,
     hashes: "tuple[np.ndarray, ImageHashes] | None",
 ) -> TrainingTiles:
-    """Find the training tiles of a run whose folder does not record them, because an earlier version trained it."""
+    """Find the training tiles of a run whose folder does not record them, as in earlier versions."""
     try:
         current = workspace.all_tiles
     except (ClipitError, OSError) as error:

@@ -464,7 +464,7 @@ def test_a_damaged_journal_is_refused(write_sweep: WriteSweep, pretended: list[s
     journal = run_sweep(plan) / "search" / "trials.journal"
     for damage in ("not JSON\n", "{}\n", "[1]\n"):
         journal.write_text(damage * 2)
-        with pytest.raises(ArtifactError, match=r"journal of the search is damaged(?s:.*)finished runs are kept"):
+        with pytest.raises(ArtifactError, match=r"search journal is damaged(?s:.*)finished runs are kept"):
             run_sweep(plan)
     journal.unlink()
     run_sweep(plan)
@@ -597,7 +597,7 @@ def test_a_damaged_journal_is_an_error_that_names_it(old: str, new: str, configu
     content = journal.read_text(encoding="utf-8")
     assert old in content
     journal.write_text(content.replace(old, new), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"the journal of the search is damaged[\s\S]*trials\.journal"):
+    with pytest.raises(ArtifactError, match=r"the search journal is damaged[\s\S]*trials\.journal"):
         SharedSearch(tmp_path)
 
 

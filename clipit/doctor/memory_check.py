@@ -55,7 +55,7 @@ def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
 
 
 def _memory_key(config: RunConfig) -> str:
-    """Return the fingerprint of the keys that determine the memory of training."""
+    """Return the fingerprint of the keys that determine the memory that training needs."""
     from clipit.training.memory_plan import views_per_tile
     from clipit.training.terms.term_table import uses_vlm
 

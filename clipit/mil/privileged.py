@@ -17,10 +17,10 @@ from clipit.mil.targets import BagTargets, label_targets, vector_targets
 from clipit.pairing.cases import Cases
 from clipit.training.terms.case_labels import (
     case_vectors,
-    exchange_labels,
-    exchange_order,
     label_agreement,
     label_cases,
+    shuffle_labels,
+    shuffled_order,
 )
 from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
@@ -59,7 +59,7 @@ def report_labels(
     agreement = label_agreement(case_labels, cases, train.labels)
     exchanged = shuffled or config.soft_labels.own_report.shuffled
     if exchanged:
-        case_labels = exchange_labels(case_labels, cases.organs, seed)
+        case_labels = shuffle_labels(case_labels, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
     unlabelled = train.labels == NO_LABEL
     has_target = (cases.case_of >= 0) & case_labels.known[row] & unlabelled
@@ -100,7 +100,7 @@ def report_embeddings(
     vectors = _centre(vectors, known)
     exchanged = shuffled or config.soft_labels.own_report.shuffled
     if exchanged:
-        vectors = vectors[exchange_order(known, cases.organs, seed)]
+        vectors = vectors[shuffled_order(known, cases.organs, seed)]
     row = np.maximum(cases.case_of, 0)
     has_target = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
     notes = [

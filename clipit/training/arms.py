@@ -33,22 +33,22 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
         "distillation.tiles": "labelled",
         "distillation.target": "text",
     },
-    # Ablation of the paper: without LoRA.
+    # Ablation from the paper: without LoRA.
     "clip_it_paper_frozen": {"base": "clip_it_paper", "backbone.tuning": "frozen"},
     "clip_it_labelled": {"distillation.tiles": "labelled", "distillation.target": "text"},
     "clip_it_all": {"distillation.tiles": "all", "distillation.target": "text"},
-    # Ablation of the paper: 30 % of the words dropped from the target text.
+    # Ablation from the paper: 30 % of the words dropped from the target text.
     "word_drop": {"base": "clip_it_paper", "distillation.word_drop": 0.3},
     # Control: each tile gets another tile's text.
     "shuffled_pairs": {"base": "clip_it_all", "distillation.target": "shuffled_text"},
-    # Control: random texts of the corpus.
+    # Control: random texts from the corpus.
     "random_text": {"base": "clip_it_all", "distillation.target": "random_text"},
     # Control: correct pairs, meaningless vectors.
     "random_codes": {"base": "clip_it_all", "distillation.target": "random_codes"},
     # Control: the VLM's own embedding of the tile instead of text.
     "image_embedding": {"base": "clip_it_all", "distillation.target": "image"},
     "text_and_image": {"base": "clip_it_all", "distillation.target": "text_and_image"},
-    # Control: text that is not from reports: the prompts of the class that the VLM predicts zero-shot.
+    # Control: text that does not come from reports: the prompts of the class that the VLM predicts zero-shot.
     "class_prompts": {"base": "clip_it_all", "distillation.target": "class_prompts"},
     # Denoising: the mean of many retrieved snippets.
     "consensus": {"base": "clip_it_all", "pairing.k": 20},
@@ -62,17 +62,17 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "report_labels_and_image": {"base": "clip_it_all", "distillation.target": "report_labels_and_image"},
     # Control for `bags`: the same number of snippets per tile, without the term.
     "top5": {"base": "clip_it_all", "pairing.k": 5},
-    # CPLIP-style: bags of snippets against bags of tiles, many to many.
+    # CPLIP-style: text bags against tile bags, many to many.
     "bags": {"base": "clip_it_all", "pairing.k": 5, "bags.weight": 0.5},
     # Also align the projection with the class prompts, for zero-shot prediction.
     "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
     # Soft labels from the VLM's zero-shot predictions, without distillation.
     "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
-    # Control: soft labels from the same VLM without text: a linear probe fitted on the run's labels.
+    # Control: soft labels from the same VLM, but without text: a linear probe fitted on the run's labels.
     "probe_labels": {**_IMAGE_ONLY, "soft_labels.source": "vlm_probe"},
     # Retrieved text in addition to the soft labels from class prompts.
     "soft_labels_and_text": {"base": "clip_it_all", "soft_labels.source": "zero_shot"},
-    # Control: soft labels from an image-only student of the same seed, without a VLM.
+    # Control: soft labels from an image-only student with the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
     # Labels from the reports of the tiles' own patients: from a column of the reports, rules or a text classifier.
@@ -83,10 +83,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
     # Control: the reports' labels, shuffled across patients.
     "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
-    # The nearest snippet of the patient's own report instead of the nearest snippet of all reports.
+    # The nearest snippet from the patient's own report instead of the nearest snippet from all reports.
     "own_snippet": {"base": "clip_it_all", "pairing.reports": "own_then_any"},
     "own_bags": {"base": "bags", "pairing.reports": "own_then_any"},
-    # Control: the nearest snippet of another patient's report.
+    # Control: the nearest snippet from another patient's report.
     "other_snippet": {"base": "clip_it_all", "pairing.exclude_same_group": True},
     # No labels: prompts and reports supervise training, and the checkpoint is selected without labels.
     "zero_label": {

@@ -5,7 +5,7 @@ from clipit.distributed import get_processes
 
 
 def resolve_precision(config: RunConfig, recorded: str | None = None) -> RunConfig:
-    """Replace `training.precision: auto` by the precision to use; must be called by all processes.
+    """Replace `training.precision: auto` with the precision to use; must be called by all processes.
 
     Args:
         recorded: Precision that the run was started with; None to choose one that the devices of all processes support.

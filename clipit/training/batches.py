@@ -20,7 +20,7 @@ class BatchPlan:
         unlabelled: Rows of unlabelled tiles; empty if no loss term uses them.
         n_labelled: Number of labelled tiles per global batch.
         n_unlabelled: Number of unlabelled tiles per global batch.
-        seed: Seed of the shuffled order of the tiles.
+        seed: Seed for shuffling the tiles.
     """
 
     labelled: Int64[np.ndarray, "_"]
@@ -86,7 +86,7 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
     n_labelled = round(size * config.training.labelled_share)
     if not 0 < n_labelled < size:
         raise ConfigError(
-            f"{counted(size, 'tile')} per step with a labelled share of {config.training.labelled_share:g} leave no "
+            f"a batch of {counted(size, 'tile')} with a labelled share of {config.training.labelled_share:g} has no "
             "room for both labelled and unlabelled tiles",
             where="training.labelled_share",
             fix="choose a share between 0 and 1 that gives at least one labelled and one unlabelled tile",

@@ -38,7 +38,7 @@ class Progress:
         best_step: Step with the best validation score; 0 if there is none.
         best_score: Validation score of that step; None if there is none.
         best_sha256: SHA-256 of the file with that step's weights; "" if there is none, and outside the main process.
-        validations_without_gain: Number of validations since the best step.
+        validations_without_gain: Number of evaluations on the validation split since the best step.
         stopped: Whether training stopped early.
         seconds: Duration of the training so far in seconds.
         scale: State of the loss scaler in fp16; None otherwise.
@@ -217,7 +217,7 @@ def _read_progress(checkpoint: Path) -> Progress:
     with _reading_checkpoint(checkpoint / _PROGRESS) as path:
         progress = Progress.from_json(json.loads(path.read_text(encoding="utf-8")))
         if checkpoint.name != f"step-{progress.step:08d}":
-            raise ValueError("the recorded step differs from the step in the folder's name")
+            raise ValueError("the recorded step differs from the step in the folder name")
     return progress
 
 

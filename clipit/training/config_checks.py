@@ -17,8 +17,8 @@ def check_keys(config: RunConfig) -> None:
     processes = get_processes().count
     if size < processes * micro_batches:
         problems.append(
-            f"training.tiles_per_step={size} leaves no tile for some of {processes} processes x {micro_batches} "
-            "micro-batches"
+            f"training.tiles_per_step={size} is less than one tile per micro-batch: {processes} processes x "
+            f"{micro_batches} micro-batches"
         )
     if problems:
         raise ConfigError("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys")

@@ -29,7 +29,7 @@ class Schedule:
         rate_key: Configuration key of the learning rate, for error messages.
         warmup: Fraction of the steps over which the learning rate rises to its peak.
         log_every: Number of steps between log entries; `validate_every` and `checkpoint_every` are also in steps.
-        patience: Number of validations without improvement after which training stops; None to train to the end.
+        patience: Number of evaluations without improvement after which training stops; None to train to the end.
     """
 
     title: str
@@ -55,8 +55,8 @@ class StepParts:
             and of its terms.
         clip: Function that clips the gradient and returns its norm.
         after_update: Function called after each update of the weights.
-        validate: Function that returns the log columns of a validation, and the score of the step (higher is better;
-            None if undefined). None to train without validation.
+        validate: Function that evaluates on the validation split and returns the log columns and the score of the step
+            (higher is better; None if undefined). None to train without validation.
         facts: Function that returns additional log columns.
         status: Function that returns the text of the progress bar.
         seconds: Function that returns the duration of the training so far in seconds.
@@ -88,7 +88,7 @@ def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: 
         folder: Folder for metrics.jsonl and checkpoints/.
 
     Raises:
-        ModelError: The loss became infinite or NaN.
+        ModelError: A loss was infinite or NaN.
     """
     checkpoints = folder / "checkpoints"
     log = _Log(folder / "metrics.jsonl", progress.step, processes, parts.log)
@@ -148,7 +148,7 @@ def make_optimizer(trained: Iterable[nn.Parameter], learning_rate: float, weight
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     on_cpu = all(p.device.type == "cpu" for p in weights)
-    # on CPUs, the fused implementation takes an eighth of the time of torch's default, a loop over the weights
+    # on CPUs, the fused implementation is eight times as fast as torch's default, a loop over the weights
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=learning_rate, fused=True if on_cpu else None
     )
@@ -169,7 +169,7 @@ def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, proce
         return
     steps = f"step {step}" if step - checked_step == 1 else f"steps {checked_step + 1} to {step}"
     raise ModelError(
-        f"the training diverged: the loss of {steps} is infinite or not a number",
+        f"training diverged: the loss in {steps} is infinite or not a number",
         where=key,
         fix=f"lower {key}, or check the model's weights and {key.partition('.')[0]}.precision",
     )
@@ -185,7 +185,7 @@ def _record_score(
     progress: Progress, score: float | None, patience: int | None, folder: Path, model: nn.Module, processes: Processes
 ) -> None:
     """Record a validation score, and save the weights if it is the best so far."""
-    if score is None:  # undefined for these tiles: neither an improvement nor a failure
+    if score is None:  # undefined for these tiles: counts neither as an improvement nor against the patience
         return
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
@@ -197,7 +197,7 @@ def _record_score(
 
 
 class _Log:
-    """Writer of metrics.jsonl and of the trackers; on resuming, rows after the checkpoint's step are dropped."""
+    """Writer for metrics.jsonl and the trackers; on resuming, rows after the checkpoint's step are dropped."""
 
     def __init__(
         self, path: Path, step: int, processes: Processes, tracker: Callable[[dict[str, Any], int], None]

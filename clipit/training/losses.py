@@ -40,7 +40,7 @@ def cosine_distillation_sum(
     """Compute the sum of cosine distances between predicted and target embeddings over the valid rows.
 
     Formula: L_KD = sum over valid i of 1 - cos(t^_i, t_i) (CLIP-IT, arXiv 2504.16181, distillation step). Each summand
-    is between 0 and 2. Vectors need not be normalised; a zero vector counts as orthogonal (1).
+    is between 0 and 2. Vectors need not be normalised; a zero vector counts as orthogonal (distance 1).
 
     Args:
         predicted: Projector outputs t^.
@@ -66,8 +66,8 @@ def soft_cross_entropy_sum(
 
     Args:
         logits: Logits, one row per tile.
-        target: Target distributions q, rows that sum to 1, without gradient.
-        weights: Non-negative weights w. Rows of weight 0 may contain any value, including NaN.
+        target: Target distributions q, whose rows sum to 1, without gradient.
+        weights: Non-negative weights w. Rows with weight 0 may contain any value, including NaN.
 
     Returns:
         The sum in float32 (float64 for float64 logits); 0 with a zero gradient if every weight is 0.
@@ -78,12 +78,12 @@ def soft_cross_entropy_sum(
 
 
 def smooth_labels(target: Float[Tensor, "b c"], label_smoothing: float) -> Float[Tensor, "b c"]:
-    """Mix distributions with the uniform one, as `cross_entropy_sum` does with labels.
+    """Mix distributions with the uniform distribution, as `cross_entropy_sum` does with labels.
 
     Formula: (1 - s) q_c + s / C (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
     Args:
-        target: Target distributions q, rows that sum to 1.
+        target: Target distributions q, whose rows sum to 1.
     """
     return (1 - label_smoothing) * target + label_smoothing / target.shape[1]
 
@@ -182,11 +182,11 @@ def many_to_many_sum(
             (with gradient), each process sums over its own rows, and the sums and counts of the processes add up.
         same: True where bag j is not a negative of bag i; the diagonal is ignored. By default, all other bags are
             negatives.
-        text_weights: Non-negative weights, equal by default; members of weight 0 are ignored.
+        text_weights: Non-negative weights, equal by default; members with weight 0 are ignored.
 
     Returns:
         The sum (float32, or float64 for float64 input; 0 with a zero gradient if there is no bag to sum over), and the
-        number of bags summed over. Bags that are empty on either side are excluded, also as negatives; a bag without
+        number of bags summed over. Bags that are empty on either side are excluded, even as negatives; a bag without
         negatives adds 0.
     """
     if text_weights is not None:
@@ -223,7 +223,7 @@ class _Members:
 def _members(
     vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
 ) -> _Members:
-    """Normalise members, and replace missing members by zeros, so that their values have no effect."""
+    """Normalise members, and replace missing members with zeros, so that their values have no effect."""
     clean = torch.where(mask[:, :, None], at_least_float32(vectors), torch.zeros((), device=vectors.device))
     if weights is not None:
         existing = torch.where(mask, weights.to(clean.dtype), 0.0)

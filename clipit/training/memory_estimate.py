@@ -21,7 +21,7 @@ from clipit.training.terms.term import Normalise
 
 logger = logging.getLogger(__name__)
 
-_TRIVIAL = (20_000_000, 224)  # bytes of weights and input edge in pixels up to which a pass of a few tiles always fits
+_TRIVIAL = (20_000_000, 224)  # weight bytes and input edge in pixels up to which a pass on a few tiles always fits
 _TILES = (2, 3)  # sizes of the measured batches; one tile has an ambiguous memory format, which changes the copies
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _cache: dict[tuple[object, ...], "Activations"] = {}
@@ -50,14 +50,14 @@ class Activations:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory of training a student, in bytes.
+    """Memory needed to train a student, in bytes.
 
     Attributes:
         weights: Parameters and buffers.
         gradients: Gradients of the trained parameters.
         optimiser: Two moments per trained parameter (AdamW).
         update: Gradients and temporary tensors of the optimiser's step.
-        plain: Activations of a pass without checkpointing.
+        plain: Activations without gradient checkpointing.
         checkpointed: Activations with gradient checkpointing; None if not measured or not supported by the backbone.
     """
 
@@ -106,7 +106,7 @@ def estimate_memory(
     checkpointing: bool = True,
     mode: AbstractContextManager[Any] | None = None,
 ) -> MemoryEstimate:
-    """Estimate the memory of training a student from passes of two and of three blank tiles.
+    """Estimate the memory needed to train a student from passes on two and on three blank tiles.
 
     The passes use fake tensors (shapes without values), unless the student is tiny or one of its operations needs
     values. Weights, gradients and the state of torch's random generators stay unchanged. Memory that is allocated and
@@ -114,7 +114,7 @@ def estimate_memory(
 
     Args:
         normalise: Function from pixels 0..255 to the backbone's input.
-        pixels: Edge of the input in pixels.
+        pixels: Edge length of the input in pixels.
         precision: Mixed precision: `no`, `bf16` or `fp16`.
         checkpointing: Whether to also measure passes with gradient checkpointing.
         mode: The `FakeTensorMode` in which the student was built without memory for its weights; None if the student
@@ -125,7 +125,7 @@ def estimate_memory(
         try:
             fake, mode = _fake_copy(student)
             return estimate_memory(fake, normalise, pixels, precision=precision, checkpointing=checkpointing, mode=mode)
-        except Exception as error:  # an operation whose result's shape depends on values, or one without a fake kernel
+        except Exception as error:  # the shape of a result depends on values, or an operation has no fake kernel
             logger.debug(f"memory is estimated with real tensors: {error}")
             mode = None
     parameters = list(student.parameters())

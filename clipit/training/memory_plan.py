@@ -1,4 +1,4 @@
-"""Fit training into the memory of the devices by choosing micro-batches and gradient checkpointing."""
+"""Fit training into device memory by choosing micro-batches and gradient checkpointing."""
 
 import logging
 import math
@@ -27,12 +27,12 @@ _UNEQUAL = 0.9  # ratio of the smallest to the largest free memory below which t
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Micro-batches and checkpointing of a run, with its estimated memory.
+    """Micro-batches and checkpointing of a run, with the estimated memory.
 
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
         needed: Estimated peak memory of a process in bytes.
-        free: Free memory of the smallest device in bytes, including that of the loaded weights.
+        free: Free memory of the device with the least, in bytes, including that of the loaded weights.
         parts: Breakdown of the needed memory, as text.
         notes: Warnings and notes to log.
     """
@@ -70,7 +70,7 @@ class _Budget:
     free: int  # free memory in bytes
     processes: int
     reserved: int  # bytes that are not available to the student
-    pixels: int  # edge of the tiles that are read ahead; 0 to ignore them
+    pixels: int  # edge length of the prefetched tiles; 0 to ignore them
 
 
 def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0) -> MemoryPlan:
@@ -79,8 +79,8 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
     Args:
         config: Run configuration, with its arm and precision resolved.
         normalise: Function from pixels 0..255 to the backbone's input.
-        pixels: Edge of the input in pixels.
-        cached: Bytes that the cache of tiles will add to the CPU's memory.
+        pixels: Edge length of the input in pixels.
+        cached: Bytes that the tile cache will add to the CPU's memory.
 
     Raises:
         ConfigError: The batch does not fit with any choice of the keys that are `auto`.
@@ -119,7 +119,7 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
 
 
 def _raise_together(problems: Sequence[str | None], processes: Processes) -> None:
-    """Raise the same error in all processes if any process has failed, so that no process waits for the others.
+    """Raise the same error in all processes if any process has failed, so that no process waits forever for another.
 
     Args:
         problems: One entry per process: None for success, "" if memory ran out, else the error message.
@@ -149,12 +149,12 @@ def choose_memory_plan(
 
     Args:
         config: Run configuration, with its arm resolved.
-        free: Free memory of the smallest device in bytes, before the student is loaded.
-        reserved: Bytes of the device's memory that are not available to the student, such as a cache of tiles.
-        pixels: Edge of the tiles that are read ahead; 0 to ignore them.
+        free: Free memory of the device with the least, in bytes, before the student is loaded.
+        reserved: Bytes of the device's memory that are not available to the student, such as a tile cache.
+        pixels: Edge length of the prefetched tiles; 0 to ignore them.
 
     Raises:
-        ConfigError: The batch does not fit; the message gives the figures and remedies.
+        ConfigError: The batch does not fit; the message lists the needed memory and remedies.
         ModelError: `gradient_checkpointing: always`, and the backbone does not support it.
     """
     t, budget = config.training, _Budget(free, processes, reserved, pixels)
@@ -240,7 +240,7 @@ def _plan(
     checkpointing = checkpointing and total(True) < total(False)
     outside_student = budget.reserved + bytes_ahead(3 * budget.pixels**2 * tiles)
     per_tile = estimate.per_tile(images, checkpointing=checkpointing)
-    parts = [f"{counted(images, 'image')} of {_size(per_tile)} at a time"]
+    parts = [f"{counted(images, 'image')} of {_size(per_tile)} each per pass"]
     parts += [f"weights {_size(estimate.weights)}", f"gradients {_size(estimate.gradients)}"]
     parts += [f"optimiser {_size(estimate.optimiser)}"]
     parts += [f"cached and prefetched tiles {_size(outside_student)}"] if outside_student else []
@@ -272,7 +272,7 @@ def _too_large(config: RunConfig, estimate: MemoryEstimate, budget: _Budget, sup
             remedies.append(f"{remedy} (needs {_size(plan.needed)})")
     if config.backbone.tuning != "frozen":
         remedies.append("backbone.tuning=frozen, which keeps no activations")
-    remedies += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
+    remedies += ["a smaller backbone or a lower backbone.pixels", "a device with more memory"]
     smallest = _plan(config, estimate, budget, max(_micro_batches(config, processes)), checkpointing)
     problem = (
         f"a step of {counted(t.tiles_per_step, 'tile')} needs {_size(smallest.needed)} ({smallest.parts}), but only "
@@ -287,7 +287,7 @@ def _with(config: RunConfig, **training: object) -> RunConfig:
 
 
 def _smallest_memory(processes: Processes) -> int:
-    """Return the smallest free memory of any process in bytes; processes on the same device share it equally."""
+    """Return the smallest free memory of any process in bytes; processes on one device share its memory equally."""
     device = processes.device
     name = (socket.gethostname(), str(device))
     devices: Sequence[tuple[tuple[str, str], int]] = processes.gather((name, device_memory(device)))
@@ -295,8 +295,8 @@ def _smallest_memory(processes: Processes) -> int:
     shares = [free // names.count(name) for name, free in devices]
     if min(shares) < _UNEQUAL * max(shares) and processes.main:
         logger.info(
-            f"note: the devices have different free memory ({', '.join(_size(share) for share in shares)}); "
-            "the smallest limits the number of tiles"
+            "note: the devices have different amounts of free memory "
+            f"({', '.join(_size(share) for share in shares)}); the smallest amount limits the number of tiles"
         )
     return min(shares)
 

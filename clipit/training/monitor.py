@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 LABEL_FREE = ("agreement", "information")
 """Values of `training.monitor` that need no validation labels."""
 Monitor = Callable[[Float32[np.ndarray, "n classes"]], float | None]
-"""Function from logits of the validation tiles to the monitored metric; larger is better, None if undefined."""
+"""Function from the logits of the validation tiles to the monitored metric; higher is better, None if undefined."""
 
 
 def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[Any]]) -> Monitor | None:
@@ -49,7 +49,7 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
 
 
 def soft_label_agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
-    """Compute the fraction of tiles whose predicted class is the most probable class of the soft labels."""
+    """Compute the fraction of tiles whose predicted class is the most probable class in their soft labels."""
     return float((logits.argmax(axis=1) == soft_labels.argmax(axis=1)).mean())
 
 

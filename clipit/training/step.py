@@ -49,11 +49,11 @@ class TrainingData:
 
 @dataclass
 class Clock:
-    """Training timer: throughput, and the fraction of time spent waiting for tiles.
+    """Training timer for the throughput and the fraction of time spent waiting for tiles.
 
     Attributes:
         start: Start of training, in seconds of `time.perf_counter`.
-        waited: Seconds that the steps have waited for tiles.
+        waited: Seconds that the steps have spent waiting for tiles.
         tiles: Number of tiles so far, over all processes.
         reading: Clock of this process's reading threads.
     """
@@ -79,7 +79,7 @@ class Clock:
 def local_batches(
     data: TrainingData, steps: range, processes: Processes, accumulation: int, clock: ReadingClock | None = None
 ) -> Iterator[LocalBatch]:
-    """Iterate over this process's micro-batches in the order of the steps, prefetched to its device."""
+    """Iterate over this process's micro-batches in step order, prefetched to its device."""
     batches = (rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation))
     return data.source.on_device(batches, processes.device, clock)
 
@@ -102,7 +102,7 @@ def one_step(
     accelerator: "Accelerator",
     clock: Clock,
 ) -> dict[str, Tensor]:
-    """Run the forward and backward pass of a global batch; return this process's share of each loss term and the loss.
+    """Run the forward and backward pass of a step; return this process's share of each loss term and of the loss.
 
     Args:
         config: Run configuration, with its arm resolved.

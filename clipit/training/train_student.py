@@ -55,7 +55,7 @@ class TrainingOutcome:
         chosen_step: Step whose weights the student has after training.
         score: Monitored validation score at this step; None without validation.
         tiles_seen: Number of tiles over all steps, counting repeats.
-        seconds: Duration of training in seconds, over all resumptions.
+        seconds: Duration of training in seconds, including the time before interruptions.
         tiles_per_second: Mean throughput, over all processes.
         data_wait: Fraction of the time spent waiting for tiles.
         stopped_early: Whether training stopped before its last step (`training.patience`).

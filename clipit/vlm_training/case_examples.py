@@ -15,7 +15,7 @@ from clipit.output_files.artifacts import Artifact
 from clipit.pairing.cases import Cases
 from clipit.patients import patients
 from clipit.reports.readers import Reports
-from clipit.training.terms.case_labels import exchange_order
+from clipit.training.terms.case_labels import shuffled_order
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.workspace.leak_policy import hash_images
 from clipit.workspace.workspace import Workspace
@@ -144,4 +144,4 @@ def _exchange(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
             where="adapt.arms",
             fix="add patients, or remove the arm shuffled_text",
         )
-    return exchange_order(np.ones(len(organs), dtype=np.bool_), organs, seed)
+    return shuffled_order(np.ones(len(organs), dtype=np.bool_), organs, seed)

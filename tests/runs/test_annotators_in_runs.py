@@ -71,7 +71,7 @@ def test_fingerprints_differ_by_the_kind_of_labels(configure: MakeConfig, annota
 def test_posteriors_replace_the_labels_of_labelled_tiles(configure: MakeConfig, annotations: dict[str, Any]) -> None:
     config = resolve_arm(configure(annotations, arms=ARMS, arm="posterior"))
     assert [term.name for term in active_terms(config)] == ["soft_labels"]
-    assert "posteriors of the annotators" in describe_terms(config)
+    assert "posteriors from the annotators" in describe_terms(config)
     few = resolve_arm(
         configure({**annotations, "tiles.labels": {"kind": "per_class", "value": 4}}, arms=ARMS, arm="posterior")
     )

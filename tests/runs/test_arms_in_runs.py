@@ -116,8 +116,8 @@ def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: Mak
         ({"arm": "clip_it_all", "training.monitor": "agreement"}, "soft_labels.source"),
         ({"reports": None, "arm": "bags"}, "needs reports"),
         ({"student.projector_layers": 0}, "distillation needs a projector"),
-        ({"reports": None}, "distilling text needs reports"),
-        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "leaves no tile for some"),
+        ({"reports": None}, "distillation from text needs reports"),
+        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "less than one tile per micro-batch"),
         (
             {"student.head": "late_fusion", "student.warm_start": True, "distillation.tiles": "none"},
             "paired text",

@@ -121,7 +121,7 @@ def test_a_step_is_chosen_by_information_when_no_label_is_known(configure: MakeC
     recorded = facts(folder)
     assert recorded["chosen_step"] == max(looks, key=lambda step: (looks[step], -step))
     assert recorded["score"] == looks[recorded["chosen_step"]] and recorded["training_labels"] == 0
-    assert "Step selected by information on validation tiles" in recorded["terms"]
+    assert "Step selected by information on the validation split" in recorded["terms"]
 
 
 def test_targets_from_reports_tell_their_fallbacks(configure: MakeConfig) -> None:

@@ -77,7 +77,7 @@ def test_a_training_that_diverges_stops_and_says_so(configure: MakeConfig, tunin
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_losses_that_are_no_numbers_name_their_steps(loss: float) -> None:
     _check_finite(torch.tensor(3.0), 5, 10, get_processes(), "training.learning_rate")
-    with pytest.raises(ModelError, match=r"the loss of steps 6 to 10 is infinite or not a number"):
+    with pytest.raises(ModelError, match=r"the loss in steps 6 to 10 is infinite or not a number"):
         _check_finite(torch.tensor(loss), 5, 10, get_processes(), "training.learning_rate")
-    with pytest.raises(ModelError, match=r"the loss of step 10 is"):
+    with pytest.raises(ModelError, match=r"the loss in step 10 is"):
         _check_finite(torch.tensor(loss), 9, 10, get_processes(), "training.learning_rate")

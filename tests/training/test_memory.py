@@ -1,4 +1,4 @@
-"""Estimates of training memory, and what is chosen by them."""
+"""Estimates of the memory that training needs, and the choices based on them."""
 
 import weakref
 from collections.abc import Callable
@@ -291,7 +291,7 @@ def test_the_doctor_estimates_without_weights(configure: MakeConfig, monkeypatch
 
 def test_the_doctor_fails_what_training_refuses_and_warns_of_what_it_cannot_estimate(configure: MakeConfig) -> None:
     (check,) = check_memory(configure({"training.tiles_per_step": 64, "training.accumulation": 100}))
-    assert check.status == "FAIL" and "leaves no tile" in check.message
+    assert check.status == "FAIL" and "less than one tile per micro-batch" in check.message
     (check,) = check_memory(configure({"backbone.name": "no_such_model"}))
     assert check.status == "WARN" and "no_such_model" in check.message
 
@@ -348,7 +348,7 @@ def test_processes_on_unequal_devices_take_the_smallest(monkeypatch: pytest.Monk
         monkeypatch.setattr(Processes, "gather", lambda *_, gathered=gathered: gathered)
         assert _smallest_memory(processes) == smallest
     (note,) = lines
-    assert "different free memory (80 bytes, 40 bytes" in note
+    assert "different amounts of free memory (80 bytes, 40 bytes" in note
 
 
 def test_equal_estimates_of_several_runs_are_logged_once(

@@ -17,7 +17,7 @@ from clipit.reports.rules import label_report
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.training.config_checks import check_keys
-from clipit.training.terms.case_labels import CaseLabels, exchange_labels
+from clipit.training.terms.case_labels import CaseLabels, shuffle_labels
 from clipit.training.terms.own_reports import OwnLabels, own_report_labels
 from clipit.workspace.workspace import Workspace
 
@@ -173,19 +173,19 @@ def test_shuffled_labels_are_those_of_another_patient(own: Own) -> None:
     assert (right.classes != wrong.classes).any()
 
 
-def test_labels_are_exchanged_within_an_organ() -> None:
+def test_labels_are_shuffled_within_an_organ() -> None:
     probabilities = np.eye(6, dtype=np.float32)
     labels = CaseLabels(probabilities, np.array([True, True, True, True, False, True]), {})
-    exchanged = exchange_labels(labels, ["colon", "colon", "liver", "colon", "colon", "skin"], seed=0)
-    source = exchanged.probabilities.argmax(axis=1).tolist()
+    shuffled = shuffle_labels(labels, ["colon", "colon", "liver", "colon", "colon", "skin"], seed=0)
+    source = shuffled.probabilities.argmax(axis=1).tolist()
     assert sorted(source[i] for i in (0, 1, 3)) == [0, 1, 3] and all(source[i] != i for i in (0, 1, 3))
-    assert (source[2], source[5], source[4]) == (5, 2, 4), "those alone in their organ exchange with each other"
+    assert (source[2], source[5], source[4]) == (5, 2, 4), "those alone in their organ are shuffled with each other"
 
 
 @pytest.mark.parametrize("organs", [["colon", "colon", "skin"], ["colon", "colon", ""], ["", "", "skin"], [""] * 3])
 def test_nobody_keeps_the_own_label(organs: list[str]) -> None:
     labels = CaseLabels(np.eye(3, dtype=np.float32), np.ones(3, dtype=np.bool_), {})
-    source = exchange_labels(labels, organs, seed=0).probabilities.argmax(axis=1).tolist()
+    source = shuffle_labels(labels, organs, seed=0).probabilities.argmax(axis=1).tolist()
     assert sorted(source) == [0, 1, 2] and all(source[i] != i for i in range(3))
 
 
@@ -197,9 +197,9 @@ def test_no_label_can_be_spread_without_a_labelled_tile(own: Own) -> None:
         own_report_labels(config, workspace, replace(tiles, labels=np.full_like(tiles.labels, -1)))
 
 
-def test_one_label_cannot_be_exchanged() -> None:
+def test_one_label_cannot_be_shuffled() -> None:
     with pytest.raises(DataError, match="fewer than two patients have a label from a report"):
-        exchange_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
+        shuffle_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
 
 
 def test_tiles_are_weighted_by_the_probability_of_the_tissue(own: Own, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_at_least_one_tile_carries_the_label(own: Own) -> None:
     for g in np.unique(patient[plain.weights > 0]).tolist():
         classes = set(found.classes[patient == g].tolist())
         assert g % 3 in classes and classes <= {g % 3, 0}
-    with pytest.raises(ConfigError, match="the background 'fat' is not a class"):
+    with pytest.raises(ConfigError, match="the background class 'fat' is not a class"):
         labels_of(own("label", **{**keys, "soft_labels.own_report.background": "fat"}))
 
 
@@ -280,10 +280,10 @@ def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
     ("labels", "keys", "message"),
     [
         ("label", {"reports.label_column": None}, r"labels=label needs reports\.label_column"),
-        ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs rules: set .* to a file or a name"),
-        ("text", {"tiles.labels.kind": "none"}, "labels=text needs labels of tiles"),
+        ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs rules: set .* to a file or the name"),
+        ("text", {"tiles.labels.kind": "none"}, "labels=text needs tile labels"),
         ("label", {"soft_labels.own_report.tiles": "tissue"}, "needs soft_labels.own_report.tissue_prompts"),
-        ("label", {"soft_labels.own_report.tiles": "at_least_one"}, "needs the class of the other tiles"),
+        ("label", {"soft_labels.own_report.tiles": "at_least_one"}, "needs a class for tiles that do not show"),
         ("label", {"training.monitor": "agreement"}, "reports of validation patients are never used"),
     ],
 )
@@ -294,7 +294,7 @@ def test_keys_that_are_missing(own: Own, labels: str, keys: dict[str, Any], mess
 
 def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
     strange = write_reports(tmp_path / "strange.jsonl", lambda split, row: row.update(finding="grade 2"))
-    with pytest.raises(DataError, match=r"(?s)no report label names a class: the labels are grade 2.*class_map"):
+    with pytest.raises(DataError, match=r"(?s)no report label is a class: the labels are grade 2.*class_map"):
         labels_of(own("label", **{"reports.path": str(strange)}))
     with pytest.raises(ConfigError, match="class_map names classes that the tiles lack: fat"):
         labels_of(own("label", **{"soft_labels.own_report.class_map": {"gland": "fat"}}))

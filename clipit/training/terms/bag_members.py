@@ -46,7 +46,7 @@ class PromptMembers:
         codes: Number of each prompt's text; equal texts of the dictionary and of a class have the same number.
         rows: Rows of `vectors` for each tile.
         exists: Mask of the existing members; the others are padding.
-        texts: Distinct texts, in the order of their numbers.
+        texts: Distinct texts; the position of a text is its number.
     """
 
     vectors: Float32[np.ndarray, "entries dim"]
@@ -63,7 +63,7 @@ class ContrastBags:
     Attributes:
         texts: Paired snippets.
         prompts: Nearest dictionary and class prompts; None if neither is used.
-        tiles: Neighbouring tiles; None if tile bags contain only the student's own view.
+        tiles: Neighbouring tiles; None if each tile bag contains only the student's view of the tile.
         counts: Numbers of pruned members and empty bags, for training.json.
         weights: Weights of the paired snippets, summing to 1 in each non-empty bag; None for equal weights.
     """
@@ -96,7 +96,7 @@ class ContrastBags:
         return np.concatenate([snippets, np.where(self.prompts.exists[rows], prompts, -1)], axis=1)
 
     def text_weights(self, rows: Int[np.ndarray, "b"]) -> Float32[np.ndarray, "b k"] | None:
-        """Return the weights of the members of these tiles' text bags: 1 per prompt, and on average 1 per snippet."""
+        """Return the weights of the members of these tiles' text bags: 1 per prompt, and 1 per snippet on average."""
         if self.weights is None:
             return None
         exists = self.texts.members[rows] >= 0
@@ -196,7 +196,9 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
     if b.class_prompts:
         if workspace.prompts is None:
             raise ConfigError(
-                "class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE"
+                "class prompts need a prompt set",
+                where="bags.class_prompts",
+                fix="set the key prompts to a file or the name of a packaged set",
             )
         check_classes(workspace.prompts, workspace.all_tiles.classes)
         names = [name for name in workspace.prompts.classes if name in workspace.all_tiles.classes]

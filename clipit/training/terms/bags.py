@@ -1,4 +1,4 @@
-"""Bags: contrast bags of tiles with bags of texts, many to many (after CPLIP, CVPR 2024)."""
+"""Bags: contrast tile bags with text bags, many to many (after CPLIP, CVPR 2024)."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ from clipit.training.terms.term import MicroBatch, Term, TermInputs
 from clipit.workspace.workspace import Workspace
 
 MIN_TEMPERATURE = 0.01
-"""Lower bound of a learnt temperature: CLIP's maximum logit scale of 100 (arXiv 2103.00020, section 2.5)."""
+"""Lower bound of a learnt temperature, as CLIP's maximum logit scale of 100 implies (arXiv 2103.00020, section 2.5)."""
 _MAX_BYTES = 4 * 2**30
 """Maximum memory of the term per process, in bytes."""
 _COPIES, _COPIES_LEARNT = 6, 9
@@ -62,9 +62,9 @@ class BagsTerm(Term[BagsConfig]):
         if not self.active:
             return []
         if config.student.projector_layers == 0:
-            problems.append("bags.weight needs a projector: set student.projector_layers=1, or bags.weight=0")
+            problems.append("bags.weight > 0 needs a projector: set student.projector_layers=1, or bags.weight=0")
         if config.reports is None:
-            problems.append("bags.weight needs reports: set reports.path, or bags.weight=0")
+            problems.append("bags.weight > 0 needs reports: set reports.path, or bags.weight=0")
         if config.pairing.k < b.snippets:
             problems.append(
                 f"bags.snippets={b.snippets} needs at least {counted(b.snippets, 'pair')} per tile, but pairing.k is "
@@ -77,7 +77,7 @@ class BagsTerm(Term[BagsConfig]):
             )
         if b.learn_temperature and b.temperature < MIN_TEMPERATURE:
             problems.append(
-                f"with bags.learn_temperature, the temperature is at least {MIN_TEMPERATURE}: set "
+                f"with bags.learn_temperature, the temperature must be at least {MIN_TEMPERATURE}: set "
                 f"bags.temperature={MIN_TEMPERATURE} or more"
             )
         return [*problems, *self._memory_problems()]
@@ -99,7 +99,7 @@ class BagsTerm(Term[BagsConfig]):
 
     def describe(self) -> str:
         """Describe the term with its weight."""
-        return f"bags of snippets and tiles (weight {self.weight:g})"
+        return f"contrast of text bags with tile bags (weight {self.weight:g})"
 
     def initial_parameters(self) -> dict[str, float]:
         """Return the logarithm of the initial temperature, if it is learnt."""
@@ -111,7 +111,7 @@ class BagsTerm(Term[BagsConfig]):
         return {"bags": self.bags.counts}
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Return 1, since the sum is already this process's share of a mean."""
+        """Return 1, since `sum` already returns this process's share of a mean."""
         return 1.0
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
@@ -156,7 +156,7 @@ class BagsTerm(Term[BagsConfig]):
     def after_update(self, student: Student) -> None:
         """Clamp a learnt temperature to at least `MIN_TEMPERATURE`, as CLIP does with its logit scale.
 
-        Clamping in the forward pass would give a zero gradient, so that the temperature could never rise again.
+        Clamping in the forward pass would give a zero gradient, and the temperature could never rise again.
         """
         if _TEMPERATURE in student.loss_parameters:
             student.loss_parameters[_TEMPERATURE].clamp_(min=math.log(MIN_TEMPERATURE))

@@ -26,10 +26,10 @@ _ReadLabel = tuple[str, int]
 
 @dataclass(frozen=True)
 class CaseLabels:
-    """Class probabilities of each patient's tiles, from the patient's reports.
+    """Class probabilities of each patient, from the patient's reports or, for `case`, labelled tiles.
 
     Attributes:
-        probabilities: Class probabilities, one row per patient with a report; zeros where unknown.
+        probabilities: Class probabilities, one row per patient; zeros where unknown.
         known: Mask of the patients with a label.
         counts: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
         note: Note on the calibration of the text classifier; "" if there is none.
@@ -44,7 +44,7 @@ class CaseLabels:
 def label_cases(
     config: RunConfig, workspace: Workspace, cases: Cases, labels: Int64[np.ndarray, " n"], classes: Sequence[str]
 ) -> CaseLabels:
-    """Compute the class probabilities of each patient by the method of `soft_labels.own_report.labels`.
+    """Compute the class probabilities of each patient with the method `soft_labels.own_report.labels`.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -67,7 +67,7 @@ def label_cases(
                 f"the rules name classes that the tiles lack: {shortlist(unknown)}; the tiles have "
                 f"{shortlist(classes, 20)}",
                 where=options.rules,
-                fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
+                fix="use the tiles' class names in the rules, or rename the classes with tiles.class_map",
             )
         class_of = {name: classes.index(name) for name in rules.classes}
         rule_classes = workspace.rule_classes(rules, cases)
@@ -94,11 +94,11 @@ def label_cases(
     return CaseLabels(fitted.probabilities, known, _count_classes(fitted.probabilities, known, classes), fitted.note)
 
 
-def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
-    """Exchange labels between labelled patients of the same organ (control).
+def shuffle_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
+    """Shuffle the labels across labelled patients with the same organ; no patient keeps their own label (control).
 
-    Patients who are the only ones of their organ exchange labels with each other. If there is only one such patient,
-    this patient exchanges labels with those of the most frequent organ.
+    Patients who are the only ones with their organ form one group, whose labels are shuffled. If there is only one such
+    patient, this patient joins the patients with the most frequent organ.
 
     Raises:
         DataError: Fewer than two patients have a label.
@@ -109,11 +109,11 @@ def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Cas
             where="soft_labels.own_report.shuffled",
             fix="add reports of training patients",
         )
-    return replace(labels, probabilities=labels.probabilities[exchange_order(labels.known, organs, seed)])
+    return replace(labels, probabilities=labels.probabilities[shuffled_order(labels.known, organs, seed)])
 
 
-def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed: int) -> Int64[np.ndarray, "cases"]:
-    """Draw a permutation that exchanges labelled patients as `exchange_labels` does; others stay in place."""
+def shuffled_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed: int) -> Int64[np.ndarray, "cases"]:
+    """Draw a permutation that shuffles labelled patients as `shuffle_labels` does; others stay in place."""
     order = np.arange(len(organs), dtype=np.int64)
     counts = Counter(organ for organ, is_known in zip(organs, known.tolist(), strict=True) if is_known)
     n_single = sum(count for organ, count in counts.items() if count == 1 or not organ)
@@ -127,7 +127,7 @@ def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed
 
 
 def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Measure the agreement of patients' labels with the labels of their tiles or slides.
+    """Measure the agreement between patients' labels and the labels of their tiles or slides.
 
     Args:
         labels: Class index of each tile or slide; -1 if it has no label that the run may use.
@@ -177,10 +177,10 @@ def _check_labels(
     report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
     if report_labels and not any(code >= 0 for patient_labels in read_labels for _, code in patient_labels):
         raise DataError(
-            f"no report label names a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
+            f"no report label is a class: the labels are {shortlist(sorted(report_labels), 10)}, and the classes are "
             f"{shortlist(classes, 20)}",
             where="reports.label_column",
-            fix="map the labels in soft_labels.own_report.class_map",
+            fix="map the labels to classes in soft_labels.own_report.class_map",
         )
 
 

@@ -26,7 +26,7 @@ def required_class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndar
 
 
 def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilities:
-    """Compute the VLM's zero-shot class probabilities of all tiles of a split.
+    """Compute the VLM's zero-shot class probabilities for all tiles of a split.
 
     Args:
         centre: Whether to subtract the mean of each modality, as pairing does.
@@ -45,5 +45,7 @@ def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilitie
 
 def _without_prompts(key: str) -> ConfigError:
     return ConfigError(
-        "class prompts are needed, but no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
+        "class prompts are needed, but no prompt set is configured",
+        where=key,
+        fix="set the key prompts to a file or the name of a packaged set",
     )

@@ -1,4 +1,4 @@
-"""Cross-entropy of the labelled tiles, which every run uses unless its labels are posteriors of annotators."""
+"""Cross-entropy of the labelled tiles, which every run uses unless its targets are annotator posteriors."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ class CrossEntropyTerm(Term[TrainingConfig]):
 
     @property
     def active(self) -> bool:
-        """True unless `soft_labels` trains on the posteriors of annotators instead."""
+        """True unless `soft_labels` uses annotator posteriors as targets instead."""
         return self.config.soft_labels.source != "annotators"
 
     def describe(self) -> str:

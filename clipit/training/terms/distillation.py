@@ -44,7 +44,7 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def uses_reports(self) -> bool:
-        """True for all targets except those computed by the VLM without snippets."""
+        """True for all targets except those that the VLM computes without snippets."""
         return self.options.target not in _WITHOUT_SNIPPETS
 
     @property
@@ -74,7 +74,7 @@ class DistillationTerm(Term[DistillationConfig]):
             ),
             (
                 not disabled and self.uses_reports and reports is None,
-                "distilling text needs reports: set reports.path, or distillation.tiles=none",
+                "distillation from text needs reports: set reports.path, or distillation.tiles=none",
             ),
             (
                 student.warm_start and (disabled or d.target in _WITHOUT_SNIPPETS),
@@ -83,15 +83,15 @@ class DistillationTerm(Term[DistillationConfig]):
             ),
             (
                 bool(d.sections) and d.target != "report_context",
-                "distillation.sections is only used with distillation.target=report_context: set both or neither",
+                "distillation.sections applies only to distillation.target=report_context: set both or neither",
             ),
             (
                 d.word_drop > 0 and (disabled or d.target in _WITHOUT_SNIPPETS),
-                "distillation.word_drop needs text as target: set distillation.target=text or distillation.word_drop=0",
+                "distillation.word_drop needs a text target: set distillation.target=text or distillation.word_drop=0",
             ),
             (
                 adapted and (disabled or d.target != "text"),
-                f"distillation.text={d.text} needs paired text as target: set distillation.target=text",
+                f"distillation.text={d.text} needs paired text as the target: set distillation.target=text",
             ),
             (
                 adapted and self.config.prompt_bags.weight > 0,
@@ -107,7 +107,7 @@ class DistillationTerm(Term[DistillationConfig]):
             ),
             (
                 not disabled and d.target == "class_prompts" and self.config.prompts is None,
-                "distillation.target=class_prompts needs a prompt set: set prompts",
+                "distillation.target=class_prompts needs a prompt set: set the key prompts",
             ),
             (
                 not disabled and d.target in REPORT_LABELS and reports is not None and reports.label_column is None,
@@ -129,7 +129,7 @@ class DistillationTerm(Term[DistillationConfig]):
         if d.text != "frozen":
             details.append(f"{_TEXT_SIDES[d.text]} fitted to the tiles' labels")
         if d.target in REPORT_LABELS and self.config.reports is not None:
-            details.append(f"by the reports' own labels, column {self.config.reports.label_column}")
+            details.append(f"with the reports' own labels, column {self.config.reports.label_column}")
         return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(details)})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
@@ -140,7 +140,7 @@ class DistillationTerm(Term[DistillationConfig]):
         return {"labels of reports": fingerprint(labels)}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Look up one target per training tile.
+        """Build one target per training tile.
 
         Raises:
             DataError: None of the tiles to distil has a target.
@@ -205,7 +205,7 @@ class SecondDistillationTerm(DistillationTerm):
         return {"second VLM": second_workspace(self.config, workspace).vlm.fingerprint}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Look up targets in the second VLM's stores, and drop those of tiles without a target of the first VLM."""
+        """Look up targets in the second VLM's stores, and drop those of tiles without a target from the first VLM."""
         workspace = second_workspace(self.config, inputs.workspace)
         targets, facts = make_targets(self.config, workspace, inputs.tiles)
         first = inputs.term(DistillationTerm)

@@ -91,7 +91,7 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
     """Return the mask of the snippet sources that may serve as context: those of the configured sections and organs.
 
     Raises:
-        DataError: No report has any of the configured sections.
+        DataError: No snippet comes from any of the configured sections.
     """
     allowed = np.ones(len(sources), dtype=np.bool_)
     if config.distillation.sections:

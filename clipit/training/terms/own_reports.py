@@ -18,7 +18,7 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.build import snippet_keys
 from clipit.reports.rules import load_rules
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.case_labels import CaseLabels, exchange_labels, label_agreement, label_cases
+from clipit.training.terms.case_labels import CaseLabels, label_agreement, label_cases, shuffle_labels
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     case_labels = label_cases(config, workspace, cases, train.labels, train.classes)
     if not case_labels.known.any() and options.labels == "case":
         raise DataError(
-            "no labelled training tile belongs to a known patient, so there is no label to spread",
+            "no labelled training tile belongs to a known patient, so there is no label to assign to other tiles",
             where=f"{_WHERE}.labels",
-            fix="provide the patients of labelled tiles (column group), or keep more labels: tiles.labels",
+            fix="provide the patients of labelled tiles (column `group`), or keep more labels: tiles.labels",
         )
     if not case_labels.known.any():
         raise DataError(
@@ -79,7 +79,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     if options.shuffled:
-        case_labels = exchange_labels(case_labels, cases.organs, config.seed)
+        case_labels = shuffle_labels(case_labels, cases.organs, config.seed)
     agreement = {} if options.labels == "case" else label_agreement(case_labels, cases, train.labels)
     row = np.maximum(cases.case_of, 0)
     weights = ((cases.case_of >= 0) & case_labels.known[row]).astype(np.float32)
@@ -162,7 +162,7 @@ def _choose_tiles(
     """Assign each patient's most probable class to at least one of its tiles, and the background class to the rest."""
     if options.background not in train.classes:
         raise ConfigError(
-            f"the background {options.background!r} is not a class of the tiles",
+            f"the background class {options.background!r} is not a class of the tiles",
             where=f"{_WHERE}.background",
             fix=f"use one of {shortlist(train.classes, 20)}",
         )
@@ -189,7 +189,7 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
 
 
 def _classes_without_label(case_labels: CaseLabels, classes: Sequence[str], options: OwnReportConfig) -> str:
-    """Name the classes that no patient's label has; "" if there are none."""
+    """Describe the classes that no patient has as a label; "" if there are none."""
     reported = case_labels.probabilities[case_labels.known].max(axis=0) > 0
     missing = [name for name, is_reported in zip(classes, reported.tolist(), strict=True) if not is_reported]
     if not missing:

@@ -1,4 +1,4 @@
-"""Prompt bags: classify predicted text embeddings by their cosines with the class prompts."""
+"""Prompt bags: classify predicted text embeddings by their cosine similarity to the class prompts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from clipit.training.terms.term import MicroBatch, Term, TermInputs
 
 
 class PromptBagsTerm(Term[PromptBagsConfig]):
-    """Cross-entropy of cosines with class prompts against labels and, if enabled, soft labels of unlabelled tiles."""
+    """Cross-entropy of cosines with class prompts, on labels and, if enabled, on soft labels of unlabelled tiles."""
 
     name = section = "prompt_bags"
 
@@ -33,15 +33,15 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         problems = []
         if self.active and self.config.student.projector_layers == 0:
             problems.append(
-                "prompt_bags.weight needs a projector: set student.projector_layers=1 or prompt_bags.weight=0"
+                "prompt_bags.weight > 0 needs a projector: set student.projector_layers=1 or prompt_bags.weight=0"
             )
         if self.active and self.config.prompts is None:
-            problems.append("prompt_bags.weight needs a prompt set: set prompts, or prompt_bags.weight=0")
+            problems.append("prompt_bags.weight > 0 needs a prompt set: set the key prompts, or prompt_bags.weight=0")
         return problems
 
     def describe(self) -> str:
         """Describe the term with its weight."""
-        return f"class prompts (weight {self.weight:g})"
+        return f"cross-entropy with class prompts (weight {self.weight:g})"
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Embed the class prompts."""

@@ -1,4 +1,4 @@
-"""Targets that add corpus information to a retrieved snippet: the rest of the snippet's reports, or report labels.
+"""Targets that add corpus information to a retrieved snippet: the rest of its reports, or the report labels.
 
 A retrieved snippet is a function of the VLM's image embedding and a fixed corpus. These targets add information from
 outside the embedding: which findings occur together in a report, and the labels of the reports.
@@ -27,7 +27,7 @@ class ReportVectors:
 
     Attributes:
         vectors: Function from positions in the text store to vectors.
-        fell_back: Mask of the snippets whose vector is their own embedding, because the reports add no information.
+        fell_back: Mask of the snippets that keep their own embedding, because the reports add no information.
         reason: Reason for falling back, for `describe_fallbacks`.
         unlabelled: Mask of the snippets that occur only in unlabelled reports; None if labels play no role.
     """
@@ -48,7 +48,7 @@ class ReportVectors:
         )
         if self.unlabelled is not None:
             text += (
-                f"; {_count_tiles(paired, self.unlabelled)} tiles have only snippets of unlabelled reports; these "
+                f"; {_count_tiles(paired, self.unlabelled)} tiles have only snippets from unlabelled reports; these "
                 "snippets are classified like the others"
             )
         return text
@@ -68,11 +68,11 @@ def report_context(
     vectors_of: SnippetVectors,
     in_context: Bool[np.ndarray, "_"] | None = None,
 ) -> ReportVectors:
-    """Compute the mean of the other snippets in each snippet's reports, or its own vector if there are no others.
+    """Compute, for each snippet, the mean of the other snippets in its reports; its own vector if there are no others.
 
     Args:
-        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share one id (that used
-            in pairs), so that their reports are merged, and no such snippet is context for another.
+        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share one id (the one
+            used in pairs), so that their reports are merged, and no such snippet is context for another.
         report_ids: Report id of each entry.
         vectors_of: Function from positions to the snippets' own vectors.
         in_context: Mask of the entries that may be context (by section or organ); None for all.
@@ -99,15 +99,15 @@ def report_label_vectors(
 ) -> ReportVectors:
     """Compute a vector in the joint space for each snippet from a text classifier's prediction of the report label.
 
-    A logistic regression from snippets to the labels of their reports is cross-fitted in five folds over groups, so
-    that a report's label never affects the predictions for snippets of its own group. If a snippet occurs in several
-    groups, the predictions without each group's fold are averaged. The vector is the normalised sum over labels of
-    p(label | snippet) times the mean vector of that label's snippets. It is the snippet's own vector if no classifier
-    could be fitted because the other folds contain fewer than two labels.
+    A logistic regression from snippets to the labels of their reports is cross-fitted in five folds, divided by group,
+    so that a report's label never affects the predictions for snippets of its own group. If a snippet occurs in several
+    groups, the predictions of the classifiers fitted without each group's fold are averaged. The vector is the
+    normalised sum over labels of p(label | snippet) times the mean vector of that label's snippets. It is the snippet's
+    own vector if no classifier could be fitted because the other folds contain fewer than two labels.
 
     Args:
         snippet_ids: Snippet id of each (snippet, report) entry, as for `report_context`.
-        labels: Label of each entry's report; "" if unknown: such entries are excluded from the fit.
+        labels: Label of each entry's report; "" if unknown, in which case the entry is not used for fitting.
         groups: Group of each entry's report.
         vectors_of: Function from positions to the snippets' own vectors.
 

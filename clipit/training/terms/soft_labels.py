@@ -24,14 +24,14 @@ from clipit.workspace.workspace import Workspace
 
 _SOURCES = {
     "zero_shot": "the VLM's zero-shot predictions",
-    "vlm_probe": "a linear probe of the VLM",
+    "vlm_probe": "a linear probe on the VLM's embeddings",
     "image_only": "an image-only student's predictions",
-    "annotators": "posteriors of the annotators' labels",
+    "annotators": "class posteriors from the annotators' labels",
 }
 _OWN_REPORT = {
     "label": "labels of the patients' own reports",
-    "rules": "rules on the patients' own reports",
-    "text": "a text classifier of the patients' own reports",
+    "rules": "rules applied to the patients' own reports",
+    "text": "a text classifier applied to the patients' own reports",
     "case": "tile labels propagated within each patient, without text",
 }
 
@@ -45,7 +45,7 @@ class SoftLabels:
 
 
 class SoftLabelsTerm(Term[SoftLabelsConfig]):
-    """Cross-entropy against soft labels of unlabelled tiles, or of tiles labelled by several annotators."""
+    """Cross-entropy against soft labels, for unlabelled tiles or for tiles labelled by several annotators."""
 
     name = section = "soft_labels"
     switch = "source"
@@ -66,7 +66,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     @property
     def replaces_labels(self) -> bool:
-        """Whether the term applies to labelled tiles, whose labels are the posteriors of annotators."""
+        """Whether the term applies to labelled tiles, whose targets are posteriors from the annotators' labels."""
         return self.options.source == "annotators"
 
     @property
@@ -76,17 +76,17 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """Whether a run needs no labels, as with every source except annotators."""
+        """Whether unlabelled tiles get class targets, as with every source except annotators."""
         return not self.replaces_labels
 
     def problems(self) -> list[str]:
         """Check that the source has its inputs, and that `training.monitor=agreement` has a source."""
         problems = []
         if self.options.source == "zero_shot" and self.config.prompts is None:
-            problems.append("soft_labels.source=zero_shot needs a prompt set: set prompts")
+            problems.append("soft_labels.source=zero_shot needs a prompt set: set the key prompts")
         if self.options.source == "vlm_probe" and self.config.tiles.labels.kind == "none":
             problems.append(
-                "soft_labels.source=vlm_probe needs labels: set tiles.labels, or soft_labels.source=zero_shot"
+                "soft_labels.source=vlm_probe needs tile labels: set tiles.labels, or soft_labels.source=zero_shot"
             )
         annotations = self.config.tiles.annotations
         posteriors = annotations is not None and annotations.labels == "posterior"
@@ -114,12 +114,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             (own_report.labels == "label" and label_column is None, f"{key}.labels=label needs reports.label_column"),
             (
                 own_report.labels == "rules" and own_report.rules is None,
-                f"{key}.labels=rules needs rules: set {key}.rules to a file or a name",
+                f"{key}.labels=rules needs rules: set {key}.rules to a file or the name of a packaged rule set",
             ),
             (
                 own_report.labels in ("text", "case") and no_labels,
-                f"{key}.labels={own_report.labels} needs labels of tiles: set tiles.labels, or {key}.labels=label or "
-                "rules",
+                f"{key}.labels={own_report.labels} needs tile labels: set tiles.labels, or {key}.labels=label or rules",
             ),
             (
                 own_report.tiles == "tissue" and (own_report.tissue_prompts is None or not own_report.tissue_classes),
@@ -127,7 +126,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             ),
             (
                 own_report.tiles == "at_least_one" and own_report.background is None,
-                f"{key}.tiles=at_least_one needs the class of the other tiles: set {key}.background",
+                f"{key}.tiles=at_least_one needs a class for tiles that do not show the finding: set {key}.background",
             ),
             (
                 self.config.training.monitor == "agreement",
@@ -147,7 +146,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return f"{source}{control} (soft labels, weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """Return the fingerprints of the reports, rules and prompts, or the training keys of the image-only run."""
+        """Return the fingerprints of the source's inputs.
+
+        For own reports: reports, rules and tissue prompts; for annotators: their posteriors; for the image-only
+        student: the keys of its training.
+        """
         if self.options.source == "own_report":
             return own_report_fingerprints(self.config, workspace)
         if self.replaces_labels:
@@ -160,7 +163,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Compute the source's class probabilities of the training tiles, and correct them with `make_soft_labels`."""
+        """Compute the source's class probabilities for the training tiles, and correct them with `make_soft_labels`."""
         if self.options.source == "own_report":
             own_labels = own_report_labels(self.config, inputs.workspace, inputs.tiles)
             labelled = own_labels.weights > 0
@@ -181,7 +184,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return {}
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Return the probabilities of the tiles of a split, corrected like those of the training tiles.
+        """Return the class probabilities for the tiles of a split, corrected like those for the training tiles.
 
         None for the patients' own reports, since those of validation and test patients are never used. None for
         annotators, since they also label the validation tiles.
@@ -200,7 +203,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return batch.tensor(self._soft.probabilities[batch.rows]), weights
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Sum the weighted cross-entropies; `training.label_smoothing` applies to posteriors of annotators."""
+        """Sum the weighted cross-entropies; `training.label_smoothing` applies to annotator posteriors."""
         target, weights = self.targets(batch)
         if self.replaces_labels:
             target = smooth_labels(target, self.config.training.label_smoothing)
@@ -238,14 +241,14 @@ def make_soft_labels(
 
 
 def _posteriors(train: TileSet) -> Probabilities:
-    """Return the posteriors of the training tiles; zeros for tiles that no annotator labelled.
+    """Return the class posteriors of the training tiles; zeros for tiles that no annotator labelled.
 
     Raises:
-        DataError: The tiles have no labels by annotators.
+        DataError: The tiles have no annotator labels.
     """
     if train.annotations is None:
         raise DataError(
-            "no labels by annotators", where="soft_labels.source = annotators", fix="set tiles.annotations.path"
+            "no annotator labels", where="soft_labels.source = annotators", fix="set tiles.annotations.path"
         )
     return train.annotations.posteriors(train.ids.tolist())
 

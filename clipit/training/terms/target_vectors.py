@@ -1,4 +1,4 @@
-"""Target vectors for distillation: means of snippets, image embeddings, class prompts, and controls."""
+"""Target vectors for distillation: mean snippet embeddings, image embeddings, class prompts, and controls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def stored_vectors(store: Store, index: Index) -> SnippetVectors:
 
 
 def mean_targets(paired: PairedSnippets, vectors_of: SnippetVectors, dim: int) -> Targets:
-    """Compute the normalised weighted mean of each tile's snippets."""
+    """Compute the normalised weighted mean of each tile's snippet vectors."""
     n = len(paired.positions)
     vectors = np.zeros((n, dim), dtype=np.float16)
     for start in range(0, n, _BLOCK):
@@ -112,7 +112,7 @@ def sum_targets(first: Targets, second: Targets) -> Targets:
 def class_targets(
     probabilities: Float[np.ndarray, "n classes"], class_embeddings: Float32[np.ndarray, "classes dim"]
 ) -> Targets:
-    """Return the prompt embedding of each tile's most probable class (control with text, but not from reports)."""
+    """Return the prompt embedding of each tile's most probable class (control with text that is not from reports)."""
     vectors = class_embeddings[probabilities.argmax(axis=1)].astype(np.float16)
     return Targets(vectors, np.ones(len(probabilities), dtype=bool))
 
@@ -148,7 +148,7 @@ def random_codes(store: Store, seed: int) -> SnippetVectors:
 
 
 def derangement(n: int, seed: int) -> Int[np.ndarray, "n"]:
-    """Draw a random permutation of n > 1 items without a fixed point."""
+    """Draw a random permutation of n > 1 items that has no fixed point."""
     order = np.random.default_rng([seed, 0x5F]).permutation(n)
     cycle = np.empty(n, dtype=np.int64)
     cycle[order] = np.roll(order, 1)  # each item takes the place of its predecessor: one cycle through all items

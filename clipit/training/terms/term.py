@@ -26,12 +26,12 @@ AnyTerm = TypeVar("AnyTerm", bound="Term[Any]")
 
 @dataclass(frozen=True)
 class TermInputs:
-    """Inputs that a term prepares its targets from.
+    """Inputs from which a term prepares its targets.
 
     Attributes:
         workspace: Workspace of the run's configuration.
         tiles: All tiles, with the labels that the run may use.
-        image_only: Function from a split to the class probabilities predicted by the image-only run of the same seed;
+        image_only: Function from a split to the class probabilities predicted by the image-only run with the same seed;
             it trains this run if necessary.
         terms: Active terms of the run, in order of preparation.
     """
@@ -52,7 +52,7 @@ class MicroBatch:
 
     Attributes:
         rows: Rows of the training tiles in this pass.
-        batch_rows: Rows of the global batch; process r of n has every n-th row, starting at the r-th.
+        batch_rows: Rows of the global batch; process r of n has every n-th row, starting at row r (from 0).
         labels: Class indices; -1 if unknown.
         views: Logits of each augmented view of the tiles; most terms use `logits`, the first view.
         projections: Predicted text embeddings of each view; most terms use `projected`, the first view. Empty without a
@@ -84,7 +84,11 @@ class MicroBatch:
             ModelError: The student has no projector.
         """
         if not self.projections:
-            raise ModelError("a loss term needs a projector", where="student", fix="set student.projector_layers=1")
+            raise ModelError(
+                "a loss term needs a projector, but the student has none",
+                where="student",
+                fix="set student.projector_layers=1",
+            )
         return self.projections[0]
 
     def tensor(self, values: np.ndarray) -> Tensor:
@@ -108,7 +112,7 @@ class Term(Generic[Options]):
     options_class: ClassVar[type[Section] | None] = None
     """Class of the keys of an external term; None for a term with a section in `RunConfig`."""
     views: ClassVar[int] = 1
-    """Number of augmented views of each tile that the term compares."""
+    """Number of augmented views of each tile that the term needs."""
     labels: Int[np.ndarray, "n"]
     """Class indices of the training tiles, -1 if unknown; set before `prepare`."""
 
@@ -143,12 +147,12 @@ class Term(Generic[Options]):
 
     @property
     def uses_pairing(self) -> bool:
-        """Whether keys of `pairing` affect the term."""
+        """Whether keys in the section `pairing` affect the term."""
         return self.uses_reports
 
     @property
     def uses_vlm(self) -> bool:
-        """Whether the term uses the VLM other than through the projector's dimension."""
+        """Whether the term uses the VLM for more than the projector's output dimension."""
         return self.uses_reports
 
     @property
@@ -171,7 +175,7 @@ class Term(Generic[Options]):
         return []
 
     def describe(self) -> str:
-        """Describe the term for the provenance entry `terms`; "" to leave it out."""
+        """Describe the term for the provenance entry `terms`; "" to omit it."""
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
@@ -194,7 +198,7 @@ class Term(Generic[Options]):
         """Change the student before the first step; not called when a run resumes."""
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Return class targets for a split, to select the best step without labels; None if the term has none."""
+        """Return class targets for a split, used to select the best step without labels; None if there are none."""
         return None
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:

@@ -62,7 +62,7 @@ def _load_term(config: RunConfig, name: str) -> Term[Any]:
         ) from error
     if not (isinstance(term_class, type) and issubclass(term_class, Term)) or term_class.options_class is None:
         raise ConfigError(
-            f"'{path}' is not a loss term with keys of its own",
+            f"'{path}' is not a loss term, or does not define its keys (options_class)",
             where=f"{where}.class",
             fix="derive it from clipit.training.terms.term.Term and set its options_class",
         )
@@ -71,7 +71,7 @@ def _load_term(config: RunConfig, name: str) -> Term[Any]:
     except ValidationError as error:
         problems = "; ".join(f"'{key_of((*where.split('.'), *e['loc']))}': {e['msg']}" for e in error.errors())
         raise ConfigError(
-            f"keys of a loss term are invalid: {problems}", where=where, fix=f"see the class {path}"
+            f"the loss term has invalid keys: {problems}", where=where, fix=f"see the class {path}"
         ) from None
 
 
@@ -81,7 +81,7 @@ def active_terms(config: RunConfig) -> list[Term[Any]]:
 
 
 def teaches_text(config: RunConfig) -> bool:
-    """Check whether the projector learns the VLM's text space, so that the classifier can predict zero-shot."""
+    """Check whether the projector learns the VLM's text space, so that the classifier supports zero-shot prediction."""
     teaching = {term.teaches_text for term in active_terms(config)}
     return True in teaching and False not in teaching
 
@@ -135,7 +135,7 @@ def disabled_term_keys(config: RunConfig) -> list[str]:
 def describe_terms(config: RunConfig) -> str:
     """Describe the active terms with their weights, and the monitored metric, for the run's summary."""
     parts = [part for term in active_terms(config) if (part := term.describe())]
-    return "; ".join(parts) + f". Step selected by {config.training.monitor.replace('_', ' ')} on validation tiles"
+    return "; ".join(parts) + f". Step selected by {config.training.monitor.replace('_', ' ')} on the validation split"
 
 
 def prepare_terms(
@@ -146,7 +146,7 @@ def prepare_terms(
     Args:
         config: Run configuration, with its arm resolved.
         tiles: All tiles, with the labels that the run may use.
-        image_only: Function from a split to the class probabilities predicted by the image-only run of the same seed;
+        image_only: Function from a split to the class probabilities predicted by the image-only run with the same seed;
             it trains this run if necessary.
 
     Raises:

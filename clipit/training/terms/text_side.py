@@ -1,4 +1,4 @@
-"""Adapt the text side before distillation, by a small adapter on cached embeddings or LoRA on the text tower.
+"""Adapt the text side before distillation, with a small adapter on cached embeddings or LoRA on the text tower.
 
 CLIP-IT (arXiv 2504.16181) trains a head on the paired text and applies LoRA to both towers. Here, the text side is
 first fitted to predict the labels of the labelled tiles from their paired snippets; then all targets are recomputed and
@@ -69,9 +69,9 @@ def fit_adapter(
     Args:
         vectors_of: Function from positions in the text store to unit-norm snippet vectors.
         positions: Positions of the labelled tiles' snippets.
-        labels: Class index of the tile of each position.
+        labels: Class index of the tile to which each position belongs.
         dim: Dimension of the joint space.
-        seed: Seed of the initial weights.
+        seed: Seed for the initial weights.
     """
     start_time = time.perf_counter()
     torch.manual_seed(seed)
@@ -124,7 +124,7 @@ def fit_text_lora(
         paired: Snippets of each training tile.
         labels: Class indices of the training tiles; -1 if unknown.
         lora: Rank, alpha and dropout; all linear layers of the text tower are adapted.
-        seed: Seed of the initial weights and of the batches.
+        seed: Seed for the initial weights and the batches.
     """
     start_time = time.perf_counter()
     positions, targets = labelled_snippets(paired, labels)

@@ -41,7 +41,7 @@ def warm_start(
     """
     if student.text_head is None:
         raise ConfigError(
-            "warm_start needs late fusion and paired text", where="student.warm_start", fix="use arm clip_it_paper"
+            "warm_start needs late fusion and paired text", where="student.warm_start", fix="use the arm clip_it_paper"
         )
     device, decay = get_processes().device, config.training.weight_decay
     rows = np.flatnonzero((labels >= 0) & targets.valid)
@@ -59,7 +59,7 @@ def warm_start(
 
 
 def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> None:
-    """Fit a head by full-batch AdamW with a cosine schedule, identically in every process."""
+    """Fit a head with full-batch AdamW and a cosine schedule, identically in every process."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):

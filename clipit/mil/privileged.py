@@ -19,7 +19,7 @@ from clipit.training.terms.case_labels import (
     case_vectors,
     label_agreement,
     label_cases,
-    shuffle_labels,
+    shuffle_case_labels,
     shuffled_order,
 )
 from clipit.vectors import centred
@@ -59,7 +59,7 @@ def report_labels(
     agreement = label_agreement(case_labels, cases, train.labels)
     exchanged = shuffled or config.soft_labels.own_report.shuffled
     if exchanged:
-        case_labels = shuffle_labels(case_labels, cases.organs, seed)
+        case_labels = shuffle_case_labels(case_labels, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
     unlabelled = train.labels == NO_LABEL
     has_target = (cases.case_of >= 0) & case_labels.known[row] & unlabelled

@@ -17,7 +17,7 @@ from clipit.reports.rules import label_report
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.training.config_checks import check_keys
-from clipit.training.terms.case_labels import CaseLabels, shuffle_labels
+from clipit.training.terms.case_labels import CaseLabels, shuffle_case_labels
 from clipit.training.terms.own_reports import OwnLabels, own_report_labels
 from clipit.workspace.workspace import Workspace
 
@@ -176,7 +176,7 @@ def test_shuffled_labels_are_those_of_another_patient(own: Own) -> None:
 def test_labels_are_shuffled_within_an_organ() -> None:
     probabilities = np.eye(6, dtype=np.float32)
     labels = CaseLabels(probabilities, np.array([True, True, True, True, False, True]), {})
-    shuffled = shuffle_labels(labels, ["colon", "colon", "liver", "colon", "colon", "skin"], seed=0)
+    shuffled = shuffle_case_labels(labels, ["colon", "colon", "liver", "colon", "colon", "skin"], seed=0)
     source = shuffled.probabilities.argmax(axis=1).tolist()
     assert sorted(source[i] for i in (0, 1, 3)) == [0, 1, 3] and all(source[i] != i for i in (0, 1, 3))
     assert (source[2], source[5], source[4]) == (5, 2, 4), "those alone in their organ are shuffled with each other"
@@ -185,7 +185,7 @@ def test_labels_are_shuffled_within_an_organ() -> None:
 @pytest.mark.parametrize("organs", [["colon", "colon", "skin"], ["colon", "colon", ""], ["", "", "skin"], [""] * 3])
 def test_nobody_keeps_the_own_label(organs: list[str]) -> None:
     labels = CaseLabels(np.eye(3, dtype=np.float32), np.ones(3, dtype=np.bool_), {})
-    source = shuffle_labels(labels, organs, seed=0).probabilities.argmax(axis=1).tolist()
+    source = shuffle_case_labels(labels, organs, seed=0).probabilities.argmax(axis=1).tolist()
     assert sorted(source) == [0, 1, 2] and all(source[i] != i for i in range(3))
 
 
@@ -199,7 +199,7 @@ def test_no_label_can_be_spread_without_a_labelled_tile(own: Own) -> None:
 
 def test_one_label_cannot_be_shuffled() -> None:
     with pytest.raises(DataError, match="fewer than two patients have a label from a report"):
-        shuffle_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
+        shuffle_case_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
 
 
 def test_tiles_are_weighted_by_the_probability_of_the_tissue(own: Own, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def label_cases(
     return CaseLabels(fitted.probabilities, known, _count_classes(fitted.probabilities, known, classes), fitted.note)
 
 
-def shuffle_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
+def shuffle_case_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
     """Shuffle the labels across labelled patients with the same organ; no patient keeps their own label (control).
 
     Patients who are the only ones with their organ form one group, whose labels are shuffled. If there is only one such
@@ -113,7 +113,7 @@ def shuffle_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Case
 
 
 def shuffled_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed: int) -> Int64[np.ndarray, "cases"]:
-    """Draw a permutation that shuffles labelled patients as `shuffle_labels` does; others stay in place."""
+    """Draw a permutation that shuffles labelled patients as `shuffle_case_labels` does; others stay in place."""
     order = np.arange(len(organs), dtype=np.int64)
     counts = Counter(organ for organ, is_known in zip(organs, known.tolist(), strict=True) if is_known)
     n_single = sum(count for organ, count in counts.items() if count == 1 or not organ)

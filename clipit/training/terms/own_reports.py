@@ -18,7 +18,7 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.build import snippet_keys
 from clipit.reports.rules import load_rules
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.case_labels import CaseLabels, label_agreement, label_cases, shuffle_labels
+from clipit.training.terms.case_labels import CaseLabels, label_agreement, label_cases, shuffle_case_labels
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     if options.shuffled:
-        case_labels = shuffle_labels(case_labels, cases.organs, config.seed)
+        case_labels = shuffle_case_labels(case_labels, cases.organs, config.seed)
     agreement = {} if options.labels == "case" else label_agreement(case_labels, cases, train.labels)
     row = np.maximum(cases.case_of, 0)
     weights = ((cases.case_of >= 0) & case_labels.known[row]).astype(np.float32)

@@ -23,7 +23,7 @@ def arm_targets(
         config: Run configuration, with `reports` if the arm reads them.
         mil: Weights of the targets, and options of the model that predicts labels.
         bags: Bags with the labels that the arm may use.
-        seed: Seed of the training and of the exchange of reports.
+        seed: Seed for training and for shuffling reports.
 
     Raises:
         ConfigError: No reports are configured.
@@ -31,12 +31,12 @@ def arm_targets(
     """
     targets: list[BagTargets] = []
     if arm.labels == "reports":
-        targets.append(report_labels(config, workspace, bags, seed, shuffled=arm.exchanged))
+        targets.append(report_labels(config, workspace, bags, seed, shuffled=arm.shuffled_reports))
     elif arm.labels == "predicted":
         teacher = train_mil(bags, mil.training.model_copy(update={"pooling": arm.pooling}), seed, root=root)
         targets.append(predicted_labels(teacher.predict, bags))
     if arm.vectors == "reports":
-        targets.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.exchanged))
+        targets.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.shuffled_reports))
     elif arm.vectors == "images":
         report_arms = [name for name in mil.arms if name in ARMS and ARMS[name].vectors == "reports"]
         reported = report_embeddings(config, workspace, bags, seed) if report_arms else None

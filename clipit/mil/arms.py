@@ -27,8 +27,8 @@ class MilArm:
     Attributes:
         shuffled: Whether the labels of training and validation bags are permuted.
         labels: Source of labels for unlabelled training bags; None to leave them unlabelled.
-        vectors: Source of the vectors that are predicted from representations of training bags; None without vectors.
-        exchanged: Whether reports are exchanged between patients.
+        vectors: Source of the vectors that representations of training bags learn to predict; None without vectors.
+        shuffled_reports: Whether reports are shuffled across patients of the same organ.
         controls: Arms that this arm is compared with.
     """
 
@@ -37,7 +37,7 @@ class MilArm:
     shuffled: bool = False
     labels: Literal["reports", "predicted"] | None = None
     vectors: Literal["reports", "images"] | None = None
-    exchanged: bool = False
+    shuffled_reports: bool = False
     controls: tuple[str, ...] = ()
 
     @property
@@ -93,7 +93,7 @@ ARMS: dict[str, MilArm] = {
         controls=("attention", "predicted_labels", "image_embedding"),
     ),
     "predicted_labels": MilArm(
-        "control without text: unlabelled bags get labels predicted by attention with the same seed (self-training)",
+        "control without text: unlabelled bags get labels predicted by the arm attention with the same seed",
         "attention",
         labels="predicted",
     ),
@@ -106,13 +106,13 @@ ARMS: dict[str, MilArm] = {
         "control: report_labels with the labels of other patients of the same organ",
         "attention",
         labels="reports",
-        exchanged=True,
+        shuffled_reports=True,
     ),
     "shuffled_report_embedding": MilArm(
         "control: report_embedding with the reports of other patients of the same organ",
         "attention",
         vectors="reports",
-        exchanged=True,
+        shuffled_reports=True,
     ),
 }
 """Trained arms by name."""

@@ -82,7 +82,7 @@ class MilBags:
         if unknown:
             problems.append(f"unknown splits: {shortlist(unknown)}; use {', '.join(SPLITS)}")
         if self.labels.size and (self.labels.min() < NO_LABEL or self.labels.max() >= len(self.classes)):
-            problems.append(f"a label is outside the {len(self.classes)} classes")
+            problems.append(f"a label is out of range for {counted(len(self.classes), 'class', 'classes')}")
         splits_of: dict[str, set[str]] = {}
         for patient, split in zip(self.patients.tolist(), self.splits.tolist(), strict=True):
             if patient:
@@ -112,12 +112,12 @@ class MilBags:
         """Read the features of one bag.
 
         Raises:
-            DataError: The bag has no instance, a value is not finite, or a feature vector is zero, as in files whose
-                writing was interrupted.
+            DataError: The bag has no instances, a value is not finite, or a feature vector is zero, as in partially
+                written files.
         """
         values = self.reader.features(int(self.rows[bag]))
         if not len(values):
-            raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="drop this bag")
+            raise DataError(f"{self.names[bag]} has no instances", where=self.where, fix="drop this bag")
         invalid_rows = {
             "values that are not finite": ~np.isfinite(values).all(axis=1),
             "only zeros": ~values.any(axis=1),
@@ -163,7 +163,7 @@ class MilBags:
 
 
 def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
-    """Keep the labels of random training and validation bags of each class; test bags keep all labels.
+    """Keep the labels of randomly drawn training and validation bags of each class; test bags keep all labels.
 
     Labels kept for a smaller `per_class` are also kept for a larger one.
 
@@ -185,8 +185,8 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     """Permute the labels of the training bags and, separately, those of the validation bags (control).
 
     With few labels, a random permutation often returns labels to their own bags. The function therefore draws many
-    permutations, and uses the one whose table of old against new labels is closest to the table expected under
-    independence. The share of bags that keep their label is then about the expected one. Ties go to the permutation
+    permutations, and uses the one whose contingency table of old and new labels is closest to that expected under
+    independence. The share of bags that keep their label is then close to its expectation. Ties go to the permutation
     that keeps fewer labels.
 
     Args:

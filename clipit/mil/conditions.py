@@ -33,8 +33,9 @@ METRICS = ("auroc", "balanced_accuracy")
 """Metrics of the table; contrasts are tested on the first metric."""
 CONTRASTS = "contrasts.csv"
 _EXPLANATION = (
-    "Test bags; mean and standard deviation over seeds. Contrasts are paired by seed: mean difference with its "
-    "95 % t-interval over seeds; p: paired t-test over seeds, Holm-corrected over all contrasts of all conditions."
+    "Scores on the test bags: mean and standard deviation over seeds. Contrasts are paired by seed: mean difference "
+    "with its 95 % t-interval over seeds; p: paired t-test over seeds, Holm-corrected for all contrasts of all "
+    "conditions."
 )
 
 
@@ -45,7 +46,7 @@ class MilContrast:
     Attributes:
         control: Control arm that it is compared with.
         differences: Difference of the metric for each seed.
-        test: Corrected test over seeds.
+        test: Holm-corrected test over seeds.
     """
 
     condition: str
@@ -71,8 +72,10 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
             key for key in keys if key.partition(".")[0] in ("name", "output") or key.startswith("mil.conditions")
         ]
         if not slug or forbidden:
-            problem = f"cannot change {', '.join(forbidden)}" if forbidden else "the name has no letter or digit"
-            errors.append(str(ConfigError(problem, where=where, fix="name the condition, and change other keys")))
+            problem, fix = "the name has no letter or digit", "use a name with a letter or digit"
+            if forbidden:
+                problem, fix = f"conditions cannot change {', '.join(forbidden)}", "remove these keys"
+            errors.append(str(ConfigError(problem, where=where, fix=fix)))
             continue
         changes = merge(without(nested(keys), file.run.overrides), {"name": f"{file.run.name}-{slug}"})
         try:
@@ -99,7 +102,7 @@ def conditions_study(file: ConfigFile) -> Path:
         The folder `mil/<name>`.
 
     Raises:
-        ConfigError: A condition is invalid; nothing is trained.
+        ConfigError: A condition is invalid; raised before any training.
         DataError: There are too few bags in a condition.
     """
     folders = {}

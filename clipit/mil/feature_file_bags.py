@@ -1,4 +1,4 @@
-"""Bags of features that TRIDENT or CLAM computed (HDF5, one file per slide), with a table of the slides' labels."""
+"""Bags of features computed by TRIDENT or CLAM (one HDF5 file per slide), with a table of slide labels."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,7 @@ def _ids(file: FeatureFile) -> list[str]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Patients that are held out if the table of slides has no splits.
+    """Shares of the patients to hold out if the slide table has no splits.
 
     Attributes:
         validation: Share of the patients for validation.
@@ -118,14 +118,14 @@ def bags_of_files(
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
         table: Table with the columns slide, label, and optionally group (patient) and split.
-        unit: Unit of a bag; a slide of an unknown patient counts as a separate patient.
+        unit: Unit of a bag; a slide without a known patient counts as a separate patient.
         held_out: Shares of the patients to hold out if the table has no splits.
         tiles: Section `tiles`; its keys classes, class_map, splits and other_parts apply to the table. None for the
             defaults.
 
     Raises:
         ConfigError: A split is named twice.
-        DataError: A file or the table is invalid, no slide of the table has features, slides have features of different
+        DataError: A file or the table is invalid, no slide in the table has features, slides have features of different
             dimensions, a slide is listed twice, names of classes or patients differ only in spelling, or a patient or
             copies of one slide are in two splits.
     """
@@ -217,29 +217,29 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
     others = Counter(stated or "(none)" for stated, split in zip(stated_splits, splits, strict=True) if not split)
     if alike := spelled_differently(set(names) - files.keys(), files.keys() - {*names}):
         raise DataError(
-            "slides of the table and feature files differ only in spelling, such as in leading zeros, which "
-            f"spreadsheets drop: {shortlist(format_pairs(alike))}",
+            "names of slides in the table and of feature files differ only in spelling, such as in leading zeros, "
+            f"which spreadsheets drop: {shortlist(format_pairs(alike))}",
             where=path,
-            fix="spell the names in the column slide like the names of the feature files; if they are different "
-            "slides, remove the rows or the files",
+            fix="spell the names in the slide column like those of the feature files; if they are different slides, "
+            "remove the rows or the files",
         )
     has_features = np.array([name in files for name in names], dtype=bool)
     if not has_features.any():
         raise DataError(
-            f"no slide of the table has features; the table names {shortlist(sorted({*names}))}, the feature files are "
-            f"named {shortlist(sorted(files))}",
+            f"no slide in the table has features; the table lists {shortlist(sorted({*names}))}, and the feature files "
+            f"are named {shortlist(sorted(files))}",
             where=path,
-            fix="name the .h5 files after the slides in the column slide",
+            fix="name the .h5 files after the slides in the slide column",
         )
     without_features = [name for name, present in zip(names, has_features.tolist(), strict=True) if not present]
     unlisted = sorted(files.keys() - {*names})
     notes = [*label_remarks, *map_remarks, *group_remarks, *spelling_remarks]
     if others:
         listed = shortlist([f"{stated}: {count}" for stated, count in sorted(others.items())])
-        notes.append(f"dropped {counted(others.total(), 'slide')} of other splits ({listed})")
+        notes.append(f"dropped {counted(others.total(), 'slide')} in other splits ({listed})")
     if without_features:
         notes.append(
-            f"dropped {counted(len(without_features), 'slide')} of the table without features: "
+            f"dropped {counted(len(without_features), 'slide')} in the table without features: "
             f"{shortlist(without_features)}"
         )
     if unlisted:
@@ -283,10 +283,10 @@ def _map_labels(labels: Sequence[str], class_map: Mapping[str, str], path: Path)
     counts = Counter(label for label in labels if label)
     if absent := sorted(class_map.keys() - counts.keys()):
         raise DataError(
-            f"tiles.class_map names labels that do not occur: {shortlist(absent)}; there are: "
+            f"tiles.class_map names labels that do not occur: {shortlist(absent)}; the labels are "
             f"{shortlist(sorted(counts), 20)}",
             where=path,
-            fix="correct tiles.class_map (label of the table: class)",
+            fix="correct tiles.class_map (label in the table: class)",
         )
     mapped = [class_map.get(label, DROPPED) if label else "" for label in labels]
     others = {label: count for label, count in sorted(counts.items()) if label not in class_map}
@@ -327,7 +327,7 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Ope
             fix="compute the features of all slides with the same model",
         )
     if not any(map(len, slides)):
-        raise DataError("no slide has a tile", where=where, fix="use slides with tissue")
+        raise DataError("no slide has tiles", where=where, fix="use slides with tissue")
     check_owners(slides, where)
     check_encoders(slides, where)
     repeated = {slide.slide: count_repeated(slide) for slide in slides}
@@ -337,7 +337,7 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Ope
     }
     with_repeats = [f"{name}: {count}" for name, count in repeated.items() if count]
     total = (
-        f"dropped {counted(sum(repeated.values()), 'repeated tile')} of {counted(len(with_repeats), 'slide')}: "
+        f"dropped {counted(sum(repeated.values()), 'repeated tile')} in {counted(len(with_repeats), 'slide')}: "
         f"{shortlist(with_repeats)}"
     )
     notes = [total] if with_repeats else []
@@ -359,6 +359,6 @@ def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
         raise DataError(
             f"no slides can be held out: there are too few patients ({counted(len(slides), 'slide')})",
             where=table,
-            fix="add slides, name the splits in a column split, or raise mil.validation_fraction or mil.test_fraction",
+            fix="add slides, add a split column, or raise mil.validation_fraction or mil.test_fraction",
         ) from error
     return slides

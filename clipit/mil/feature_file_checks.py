@@ -41,7 +41,7 @@ def count_repeated(slide: SlideFeatures) -> int:
 
 
 def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
-    """List the names of slides whose files contain the same tiles with the same features, in groups."""
+    """List groups of slides whose files contain the same tiles with the same features."""
     by_positions: dict[tuple[int, bytes], list[SlideFeatures]] = {}
     for slide in slides:
         if len(slide):
@@ -56,10 +56,10 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Reject files that name a different slide of the study; other names may be former names of the same slide.
+    """Reject files that name a different slide of the study; any other name may be a former name of the same slide.
 
     Raises:
-        DataError: A file names a different slide.
+        DataError: A file names a different slide of the study.
     """
     names = {slide.slide for slide in slides}
     name_in_file = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}

@@ -41,7 +41,7 @@ class ZeroShot:
     facts: dict[str, Any]
 
     def scores(self, bag: int) -> Float32[np.ndarray, "n c"]:
-        """Compute the cosine of each instance of a bag to each class."""
+        """Compute the cosine similarity of each instance of a bag to each class."""
         return np.asarray(self.bags.features(bag) @ self.classes.T, dtype=np.float32)
 
 
@@ -66,12 +66,11 @@ def check_labels(config: RunConfig, mil: MilConfig) -> None:
     """Check that only `mil.labels_per_class` hides labels.
 
     Raises:
-        ConfigError: `tiles.labels` hides labels of tiles, although bags ignore this key.
+        ConfigError: `tiles.labels` hides tile labels, which has no effect on bags.
     """
     if mil.features != "h5" and config.tiles.labels.kind != "all":
         raise ConfigError(
-            f"tiles.labels hides labels of tiles (kind: {config.tiles.labels.kind}), which has no effect on the labels "
-            "of bags",
+            f"tiles.labels hides tile labels (kind: {config.tiles.labels.kind}), which has no effect on bag labels",
             where="tiles.labels",
             fix="set tiles.labels.kind: all, and mil.labels_per_class to the number of labelled bags per class",
         )
@@ -96,7 +95,7 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
         raise ConfigError(
             "no tiles are configured",
             where="tiles.path",
-            fix="name slides or tiles in the section tiles, or set mil.features: h5",
+            fix="set tiles.path to slides or tiles, or set mil.features: h5",
         )
     models: list[Model] = ["vlm"] if with_zero_shot or mil.features == "vlm" else []
     check_inputs(workspace, [*models, *(["backbone"] if mil.features == "backbone" else [])])  # type: ignore[list-item]
@@ -138,9 +137,7 @@ def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, note
 
 def _check_joint(bags: MilBags, workspace: Workspace) -> None:
     """Check that features are unit vectors with the dimension of the VLM's joint space."""
-    fix = (
-        "remove zero_shot from mil.arms, or compute the features with the image tower of vlm, projected and normalised"
-    )
+    fix = "remove zero_shot from mil.arms, or use features from the VLM's image tower, projected and normalised"
     if bags.dim != workspace.vlm.joint_dim:
         raise ConfigError(
             f"the features have {bags.dim} dimensions; the joint space of {workspace.vlm.name} has "

@@ -46,10 +46,10 @@ class SlideTruth:
 
 
 def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTruth:
-    """Read the mask of a slide at the centre of each pixel of its maps.
+    """Sample the mask of a slide at the centre of each map pixel.
 
     Args:
-        value: Value of this class in the mask.
+        value: Mask value of the class of the slide's label.
 
     Raises:
         DataError: The mask cannot be read, has a different aspect ratio from the slide, or has no labelled pixel
@@ -57,7 +57,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     """
 
     def check_shape(columns: int, rows: int, may_be_rotated: bool = True) -> None:
-        """Compare the shapes, in either orientation if the EXIF tag of the mask is not applied yet."""
+        """Compare the shapes, in either orientation if the EXIF tag of the mask has not been applied yet."""
         shapes = [(columns, rows), (rows, columns)] if may_be_rotated else [(columns, rows)]
         if all(abs(tall * grid.width / (wide * grid.height) - 1) > _SHAPE_TOLERANCE for wide, tall in shapes):
             raise DataError(
@@ -135,7 +135,7 @@ def reference_maps(truth: SlideTruth) -> Iterator[tuple[str, MapAgreement]]:
 
 
 def tile_auroc(truth: SlideTruth, scores: InstanceMap) -> float | None:
-    """Compute the AUROC of the class against all others on tiles; None if only one of the two occurs."""
+    """Compute the AUROC of the class against all others over tiles; None if only one of the two occurs."""
     from sklearn.metrics import roc_auc_score
 
     if truth.tiles.min() == truth.tiles.max():
@@ -150,7 +150,7 @@ class SlideScore:
     Attributes:
         patient: Patient of the slide; "" where unknown.
         arm: Arm; "" for floor and ceiling.
-        seed: Seed of the training; None for floor and ceiling.
+        seed: Seed for training; None for floor and ceiling.
         auroc: AUROC of the slide's tiles; None where it is undefined.
     """
 
@@ -176,7 +176,7 @@ def score_slide(
 
 
 def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFrame:
-    """Score maps over all slides: Dice of the pooled pixels, and the mean AUROC of the tiles.
+    """Score maps over all slides: Dice of the pooled pixels, and mean AUROC of the tiles.
 
     Args:
         resamples: Number of bootstrap resamples of patients; 0 for no intervals.
@@ -213,7 +213,7 @@ def slide_score_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
 
 
 def _intervals(seeds: Sequence[Sequence[SlideScore]], resamples: int) -> dict[str, object]:
-    """Compute the intervals over patients of the scores of one arm and kind of map, averaged over its seeds."""
+    """Compute intervals over patients for the scores of one arm and kind of map, averaged over seeds."""
     counts = np.array([[each.agreement.counts for each in slides] for slides in seeds], dtype=np.float64)
     right, total = counts[..., 1, 1], counts[..., 1, :].sum(axis=-1) + counts[..., 1].sum(axis=-1)
     aurocs = np.array([[np.nan if each.auroc is None else each.auroc for each in slides] for slides in seeds])

@@ -82,10 +82,10 @@ class MaskedSlides:
 
 
 def check_masks(mil: MilConfig, tiles: TilesConfig) -> None:
-    """Check that there are slides and a folder of masks, if maps are compared with masks.
+    """Check that there are slides and a mask folder, if maps are compared with masks.
 
     Raises:
-        ConfigError: There are masks, but no slides; or the folder does not exist.
+        ConfigError: Masks are configured without slides, or the folder does not exist.
     """
     if mil.masks is None:
         return
@@ -93,7 +93,7 @@ def check_masks(mil: MilConfig, tiles: TilesConfig) -> None:
         raise ConfigError("only maps of slides can be compared with masks", where="mil.masks", fix="remove mil.masks")
     if not Path(mil.masks).is_dir():
         raise ConfigError(
-            f"the folder of masks {mil.masks} does not exist",
+            f"the mask folder {mil.masks} does not exist",
             where="mil.masks",
             fix="set it to the folder that contains <slide>.png",
         )
@@ -116,7 +116,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
         raise ConfigError(
             f"labels that no bag has: {shortlist(unknown)}; the labels are {shortlist(bags.classes)}",
             where="mil.mask_values",
-            fix="name the classes as in the labels of the slides, and leave out other values of the masks",
+            fix="use the class names of the slide labels; omit mask values that belong to no class",
         )
     test_bags, slides = _test_bags(bags), _Slides(tiles)
     truths: dict[str, SlideTruth] = {}
@@ -131,7 +131,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
                 truths[on_slide.slide.name] = read_truth(path, on_slide.grid, label, value)
     if not missing:
         return MaskedSlides(truths)
-    dropped = f"The map scores exclude {counted(len(missing), 'test slide')} without a mask of the slide's class: "
+    dropped = f"The map scores exclude {counted(len(missing), 'test slide')} without a mask for the slide's class: "
     all_missing = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
     return MaskedSlides(truths, ((dropped if truths else all_missing) + shortlist(missing),))
 

@@ -1,4 +1,4 @@
-"""Networks for multiple-instance learning: gated attention (Ilse et al., ICML 2018), mean pool and max pool."""
+"""Networks for multiple-instance learning: gated attention (Ilse et al., ICML 2018), mean and max pooling."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class MilOutput(NamedTuple):
     """Output of a network for one bag of n instances.
 
     Attributes:
-        attention: Weight of each instance in the bag's representation; the weights are not negative and sum to 1.
-        instance_logits: Logit of each class for each instance, from the classifier of the bag.
+        attention: Weight of each instance in the bag's representation; the weights are non-negative and sum to 1.
+        instance_logits: Logit of each class for each instance, from the bag classifier.
         representation: Weighted mean of the embedded instances.
     """
 
@@ -25,10 +25,10 @@ class MilOutput(NamedTuple):
 
 
 class MilNetwork(nn.Module):
-    """Classifier of bags: embed each instance, weight the instances, classify their weighted mean.
+    """Bag classifier, which embeds and weights the instances, and classifies their weighted mean.
 
-    An instance x is embedded as h = relu(W x) after standardisation. Its logits are C h + b. A bag has the same linear
-    classifier, so its logits are the mean of its instances' logits, weighted by attention:
+    An instance x is embedded as h = relu(W x) after standardisation. Its logits are C h + b. The same linear classifier
+    is applied to the bag, so the bag's logits are the mean of its instances' logits, weighted by attention:
 
     - `attention`: weights softmax(w (tanh(V h) * sigmoid(U h))), equation 9 of Ilse et al.
     - `mean`: equal weights.

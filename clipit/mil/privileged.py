@@ -1,7 +1,8 @@
 """Privileged information for bags: labels and embeddings from the patients' own reports, and controls.
 
-Only reports of patients whose bags are all in training are read, and only to make targets of training bags. Learning
-from information that is missing at inference is Vapnik and Vashist's paradigm (Neural Networks, 2009).
+Only reports of patients whose bags are all in the training split are read, and only to make targets for training bags.
+Learning using privileged information, that is, information that is not available at inference, was introduced by Vapnik
+and Vashist (Neural Networks, 2009).
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 _WHERE = "soft_labels.own_report"
-_EXCHANGE_NOTE = "reports were shuffled across patients with the same organ"
+_SHUFFLED_NOTE = "reports were shuffled across patients with the same organ"
 
 
 def report_labels(
@@ -34,12 +35,12 @@ def report_labels(
 ) -> BagTargets:
     """Label each unlabelled training bag with the class of its own patient's report.
 
-    Reports are converted to labels as for tiles, by `soft_labels.own_report` of the configuration.
+    Reports are converted to labels as for tiles, according to `soft_labels.own_report`.
 
     Args:
         config: Run configuration with `reports`.
         bags: Bags of all splits, with the labels that the training may use.
-        shuffled: Whether patients of the same organ exchange their labels (control).
+        shuffled: Whether labels are shuffled across patients with the same organ (control).
 
     Raises:
         ConfigError: No reports are configured.
@@ -52,13 +53,13 @@ def report_labels(
     listed = ", ".join(f"{name} {count:,}" for name, count in case_labels.counts.items())
     if not case_labels.known.any():
         raise DataError(
-            f"no report gives a label: {listed}",
+            f"no report yields a label: {listed}",
             where=f"{_WHERE}.labels",
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     agreement = label_agreement(case_labels, cases, train.labels)
-    exchanged = shuffled or config.soft_labels.own_report.shuffled
-    if exchanged:
+    is_shuffled = shuffled or config.soft_labels.own_report.shuffled
+    if is_shuffled:
         case_labels = shuffle_case_labels(case_labels, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
     unlabelled = train.labels == NO_LABEL
@@ -70,12 +71,12 @@ def report_labels(
     labelled = counted_of(n_targets, n_unlabelled, "unlabelled training bag gets", "unlabelled training bags get")
     notes = [
         cases.account.text(),
-        f"labels of reports: {listed}",
+        f"labels from reports: {listed}",
         f"{labelled} a label from a report",
         f"{agreement['agreeing_cases']:,} of {counted(agreement['compared_cases'], 'label')} from reports agree with "
-        "the label of the patient's bags, where that is known" + (", before shuffling" if exchanged else ""),
+        "the label of the patient's bags, where that is known" + (", before shuffling" if is_shuffled else ""),
     ]
-    notes += [_EXCHANGE_NOTE] if exchanged else []
+    notes += [_SHUFFLED_NOTE] if is_shuffled else []
     return label_targets(train.names, probabilities, has_target.astype(np.float32), notes)
 
 
@@ -84,8 +85,8 @@ def report_embeddings(
 ) -> BagTargets:
     """Return, for each training bag, the VLM embedding of its own patient's reports.
 
-    A patient's embedding is the mean over the snippets of all reports, centred by the mean over all patients. Arguments
-    and errors are those of `report_labels`.
+    A patient's embedding is the mean over the snippets of all reports, centred by the mean over all patients. For
+    arguments and errors, see `report_labels`.
     """
     train, cases = bags.of_split("train"), _cases(config, workspace, bags)
     vectors = case_vectors(config, workspace, cases)
@@ -98,8 +99,8 @@ def report_embeddings(
             fix="add reports, or check how they are split into snippets: clipit index --config ...",
         )
     vectors = _centre(vectors, known)
-    exchanged = shuffled or config.soft_labels.own_report.shuffled
-    if exchanged:
+    is_shuffled = shuffled or config.soft_labels.own_report.shuffled
+    if is_shuffled:
         vectors = vectors[shuffled_order(known, cases.organs, seed)]
     row = np.maximum(cases.case_of, 0)
     has_target = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
@@ -108,7 +109,7 @@ def report_embeddings(
         f"{counted_of(int(has_target.sum()), len(train), 'training bag has', 'training bags have')} the embedding of a "
         "report as target",
     ]
-    notes += [_EXCHANGE_NOTE] if exchanged else []
+    notes += [_SHUFFLED_NOTE] if is_shuffled else []
     return vector_targets(
         train.names, np.where(has_target[:, None], vectors[row], 0), has_target, len(bags.classes), notes
     )
@@ -117,7 +118,7 @@ def report_embeddings(
 def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTargets:
     """Return the mean feature vector of each training bag, centred by the mean over bags (control without text).
 
-    With features of the VLM, the result differs from that of `report_embeddings` only in the modality.
+    With VLM features, the result differs from that of `report_embeddings` only in the modality.
 
     Args:
         reported: Targets of `report_embeddings` for the same bags. Only bags that have one of these targets get a

@@ -63,7 +63,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     (provenance), `mil.md`, `mil.html` and `maps/`.
 
     Args:
-        config: Run configuration, which names tiles or slides, VLM or backbone, and prompts.
+        config: Run configuration with tiles or slides, a VLM or backbone, and prompts.
         mil: Section `mil`: bags, arms, seeds and training.
 
     Returns:
@@ -78,7 +78,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     check_masks(mil, config.tiles)
     inputs = read_inputs(config, mil)
     if get_processes().main:
-        logged = () if inputs.tiles is None else inputs.tiles.notes  # when the tiles were read
+        logged = () if inputs.tiles is None else inputs.tiles.notes  # logged when the tiles were read
         for note in inputs.notes:
             if note not in logged:
                 logger.info(as_note(note))
@@ -123,14 +123,14 @@ def _control_groups(scored: _Scored) -> list[list[str]]:
 
 
 def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
-    """Check that test bags have labels; return a note if they lack classes."""
+    """Check that test bags have labels; return a note on classes without a test bag."""
     labels = bags.labels[(bags.splits == "test") & (bags.labels >= 0)]
     if not len(labels):
         key = "mil.test_fraction" if mil.features == "h5" else "tiles.test_fraction"
         fix = f"label test {_level(mil)}s, or hold some out ({key})"
         raise DataError("no test bag has a label", where=bags.where, fix=fix)
     absent = [name for code, name in enumerate(bags.classes) if code not in labels]
-    return (f"No test bag has the label {', '.join(absent)}, so scores do not cover it.",) if absent else ()
+    return (f"No test bag is labelled {', '.join(absent)}; the scores cover only the other classes.",) if absent else ()
 
 
 def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored:
@@ -189,7 +189,7 @@ def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling
 
 
 def _zero_shot_set(bags: MilBags, zero_shot: ZeroShot) -> SlideSet:
-    """Pool the zero-shot scores of each bag's instances with every pooling."""
+    """Pool the zero-shot scores of each bag's instances with every pooling method."""
     pooled = {}
     for bag, name in enumerate(bags.names.tolist()):
         scores = zero_shot.scores(bag)
@@ -218,7 +218,7 @@ def _write(
         write_frame(folder / "map_scores.csv", maps.scores)
         write_frame(folder / "map_scores_slides.csv", maps.slides)
     facts: dict[str, Any] = {
-        "bags": f"{len(bags)} ({mil.bags}s), {counted(int(bags.sizes.sum()), 'tile')} of {bags.dim} features",
+        "bags": f"{len(bags)} ({mil.bags}s), {counted(int(bags.sizes.sum()), 'tile')} with {bags.dim} features",
         "seeds": ", ".join(map(str, mil.seeds)),
         **inputs.facts,
         **({} if inputs.zero_shot is None else inputs.zero_shot.facts),
@@ -229,7 +229,7 @@ def _write(
     }
     models = _models_used(config, mil, inputs)
     content = MilContent(
-        title=f"{config.name}: labels of {mil.bags}s",
+        title=f"{config.name}: {mil.bags} labels",
         note=compose_note(config.note, **models),
         comparison=comparison,
         against_control=against_control,

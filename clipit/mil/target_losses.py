@@ -1,4 +1,4 @@
-"""Losses of bags with targets: cross-entropy with soft labels, and the cosine distance to a target vector."""
+"""Losses for bags with targets: cross-entropy with soft labels, and cosine distance to a target vector."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Targets of bags in addition to their labels: class probabilities and vectors, for training only."""
+"""Bag targets in addition to labels: class probabilities and vectors, for training only."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class BagTargets:
         names: Unique names of bags.
         probabilities: Class probabilities, one row per bag.
         weights: Weight of the cross-entropy with the probabilities, from 0 to 1; 0 for bags without probabilities.
-        vectors: Unit vectors that the representations of the bags learn to predict.
+        vectors: Unit vectors that bag representations learn to predict.
         distilled: Whether each bag has a vector.
         label_weight: Weight of the mean cross-entropy in the loss.
         vector_weight: Weight of the mean cosine distance in the loss.

@@ -80,7 +80,7 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
         raise DataError(
             f"{counted(len(without_unit), 'tile belongs', 'tiles belong')} to no {unit}: {shortlist(without_unit)}",
             where=where,
-            fix="name their slides or patients in the column group, or set tiles.group_pattern",
+            fix="name their slides or patients in the group column, or set tiles.group_pattern",
         )
     keys = np.array([f"{split}\0{name}" for split, name in zip(tiles.splits, names, strict=True)], dtype=object)
     unique, member = np.unique(keys, return_inverse=True)
@@ -145,8 +145,8 @@ def label_notes(bags: MilBags, mixed: Int64[np.ndarray, " m"]) -> list[str]:
     if len(mixed):
         listed = shortlist([str(name) for name in bags.names[mixed].tolist()])
         notes.append(
-            f"{counted(len(mixed), 'bag has', 'bags have')} no label, because the classes of tiles or slides differ: "
-            f"{listed}"
+            f"{counted(len(mixed), 'bag has', 'bags have')} no label, because their tiles or slides have different "
+            f"classes: {listed}"
         )
     unlabelled = int((bags.labels == NO_LABEL).sum()) - len(mixed)
     if unlabelled:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
-_CHECKPOINT_SECONDS = 20.0  # between checkpoints, which do not change the result
+_CHECKPOINT_SECONDS = 20.0  # between checkpoints; does not affect the result
 _STATISTICS_INSTANCES = 512  # instances per training bag used for the mean and standard deviation
 
 
@@ -43,7 +43,7 @@ class MilModel:
     Attributes:
         network: Network with the weights of the chosen epoch, in evaluation mode.
         epoch: Chosen epoch, from 1.
-        losses: Mean cross-entropy of the training and of the validation bags after each epoch.
+        losses: Mean cross-entropy on the training bags and on the validation bags, for each epoch.
     """
 
     network: MilNetwork
@@ -61,7 +61,7 @@ class MilModel:
         return output
 
     def predict(self, bags: MilBags) -> Float32[np.ndarray, "b c"]:
-        """Compute the class probabilities of bags, one bag in memory at a time.
+        """Compute the class probabilities of bags, with one bag in memory at a time.
 
         Raises:
             DataError: The features have a different dimension from the training features.
@@ -81,7 +81,7 @@ def check_dim(bags: MilBags, dim: int) -> None:
         raise DataError(
             f"the features have {bags.dim} dimensions; the model was trained on {dim}",
             where=bags.where,
-            fix="use features of the same model as in training",
+            fix="use features from the same model as in training",
         )
 
 
@@ -94,7 +94,7 @@ def check_trainable(bags: MilBags) -> None:
     """
     problems = []
     if len(bags.classes) < 2:
-        problems.append(f"all labels are of one class: {', '.join(bags.classes) or 'none'}")
+        problems.append(f"all labels belong to one class: {', '.join(bags.classes) or 'none'}")
     known = {}
     for split in ("train", "validation"):
         labels = bags.labels[(bags.splits == split) & (bags.labels != NO_LABEL)]
@@ -103,11 +103,11 @@ def check_trainable(bags: MilBags) -> None:
     if not known["train"]:
         problems.append("no training bag has a label")
     elif missing:
-        problems.append(f"no training bag has the label {', '.join(missing)}")
+        problems.append(f"no training bag is labelled {', '.join(missing)}")
     if not known["validation"]:
         problems.append("no validation bag has a label, so no epoch can be chosen")
     elif len(known["validation"]) == 1 < len(bags.classes):
-        problems.append(f"all labelled validation bags are of one class, {', '.join(known['validation'])}")
+        problems.append(f"all labelled validation bags belong to one class, {', '.join(known['validation'])}")
     if problems:
         raise DataError(
             "no network can be trained on these bags:\n    " + "\n    ".join(problems),
@@ -130,7 +130,7 @@ def train_mil(
 
     Args:
         bags: Bags of all splits; labels of the test split are not used.
-        seed: Seed of initialisation, dropout and order.
+        seed: Seed for initialisation, dropout and the order of the bags.
         targets: Targets of training bags in addition to their labels, such as those from reports
             (`clipit.mil.privileged`).
         root: Output root, where the model is kept as the artefact `mil_model` and interrupted training resumes; None
@@ -142,7 +142,7 @@ def train_mil(
     """
     check_trainable(bags)
     if select_targeted(bags, targets) is None:
-        targets = None  # so that the model is the one trained without targets
+        targets = None  # so that the fingerprint is that of a model trained without targets
     if root is None:
         return _fit(bags, options, seed, targets, None)
     inputs = {"bags": bags.fingerprint, "options": options.model_dump(mode="json"), "seed": seed}
@@ -218,7 +218,7 @@ def train_epoch(
     seed: int,
     epoch: int,
 ) -> float:
-    """Train for one epoch, and return the mean loss on the labels.
+    """Train for one epoch, and return the mean cross-entropy with the labels.
 
     Args:
         targeted: Training bags with targets; None if there are none.

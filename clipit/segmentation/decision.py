@@ -14,8 +14,8 @@ from clipit.tiles.masks import MaskSet
 
 _CANDIDATES = np.linspace(-12, 12, 961)
 """Candidate thresholds on the log odds of the second class."""
-_MIN_PROBABILITY = 1e-7  # lower limit of probabilities, so that log odds are finite
-_TIE = 1e-12  # thresholds with a smaller difference of mean Dice are tied
+_MIN_PROBABILITY = 1e-7  # lower bound on probabilities, so that log odds are finite
+_TIE = 1e-12  # thresholds whose mean Dice differs by less are tied
 
 Predict = Callable[[Image.Image, float], Float32[np.ndarray, "c h w"]]
 """Function from an image and its micrometres per pixel to class probabilities."""
@@ -27,7 +27,7 @@ class Decision:
 
     Attributes:
         log_odds: Threshold on the log odds of the second of two classes; None for the most probable class.
-        dice: Mean Dice of the foreground on the validation masks; NaN without validation masks.
+        dice: Mean foreground Dice on the validation masks; NaN without validation masks.
     """
 
     log_odds: float | None = None
@@ -46,7 +46,7 @@ class Decision:
 
 
 class DecisionSearch:
-    """Search for the rule with the highest mean Dice of the foreground on validation masks.
+    """Search for the rule with the highest mean foreground Dice on validation masks.
 
     With two classes, the rule is a threshold; ties go to the threshold nearest to a probability of 0.5. With more
     classes, or with `threshold: none`, the rule is the most probable class, and only its Dice is computed.

@@ -62,14 +62,15 @@ class Segmenter:
     Attributes:
         name: Name in tables, unique in the study.
         probabilities: Function from an RGB image and its micrometres per pixel (nan if unknown) to the probability of
-            each class of the masks at each pixel.
+            each mask class at each pixel.
         facts: Provenance written next to every score: at least `model` and `fingerprint`.
         training_masks: Number of masks that it was trained on.
-        seed: Seed of the training; None for methods without training.
+        seed: Seed for training; None for methods without training.
         choice: Chosen scale and the scores it is based on; empty if nothing was chosen.
         decision: Decision rule that the method has chosen on the validation masks; None if the study is to choose it.
-        majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that the
-            majority class of each of the method's windows would give; None for a method that predicts per pixel.
+        majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that would
+            result if each of the method's windows predicted its majority class; None for a method that predicts per
+            pixel.
     """
 
     name: str
@@ -87,14 +88,13 @@ class Method:
     """A segmentation method.
 
     Attributes:
-        title: Description in a few words.
+        title: Short description.
         missing: Function that names the inputs that the method lacks; "" if none.
         prepare: Function that loads or trains models, chooses their settings, and returns the segmentations to score.
         trained: Whether the method trains on masks. If so, it runs only if `segmentation.methods` names it, and it
             predicts the most probable class, because a threshold would be chosen on more masks than it is trained on.
-        classes: Function that opens the model and returns its classes, which are mapped to the classes of the masks;
-            None if the model has the classes of the masks. It raises a ModelError if the model does not support the
-            method.
+        classes: Function that opens the model and returns its classes, which are mapped to the mask classes; None if
+            the model predicts the mask classes. It raises a ModelError if the model does not support the method.
     """
 
     title: str

@@ -45,7 +45,7 @@ class TokenReader:
 
     def features(self, row: int) -> Float32[np.ndarray, "n d"]:
         """Read the tokens of one bag."""
-        # convert one by one: each memory map holds a file open, and a patient may have thousands of images
+        # convert one by one: each memory map keeps a file open, and a patient may have thousands of images
         tokens = [self.store.tokens(name).reshape(-1, self.dim).astype(np.float32) for name in self.images[row]]
         return np.concatenate(tokens)
 
@@ -61,8 +61,8 @@ class TokenReader:
 def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
     """Group the tokens of each patient's images into one bag; an image without a patient is a separate bag.
 
-    The label of a bag is the label shared by all of its labelled images; a bag with images of several
-    classes has no label.
+    The label of a bag is the label shared by all of its labelled images; a bag with images of several classes has no
+    label.
 
     Raises:
         DataError: A patient is in two splits.
@@ -72,7 +72,7 @@ def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
     names, first, member = np.unique(patient_of.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(tiles.labels, member.astype(np.int64), len(names))
     images = [[str(name) for name in tiles.ids[member == bag]] for bag in range(len(names))]
-    unused = f"{counted(len(mixed), 'patient is', 'patients are')} not used, because their images have several labels"
+    unused = f"{counted(len(mixed), 'patient is', 'patients are')} not used, because their images have different labels"
     notes = (unused,) if len(mixed) else ()
     return MilBags(
         names=names.astype(object), labels=labels, patients=patient_of[first], splits=tiles.splits[first],
@@ -117,7 +117,7 @@ class PseudoMasks:
         return {"pseudo_images": len(self.codes), "pseudo_shares": str(shares), **self.model}
 
     def targets(self, classes: int) -> dict[str, Float32[np.ndarray, "rows columns c"]]:
-        """Return the targets of a token head."""
+        """Return the targets for a token head."""
         return {
             name: (codes[:, :, None] == np.arange(classes)).astype(np.float32) for name, codes in self.codes.items()
         }

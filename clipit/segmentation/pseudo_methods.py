@@ -33,12 +33,14 @@ def missing_evidence(inputs: MethodInputs) -> str:
 
 
 def missing_unet_evidence(inputs: MethodInputs) -> str:
-    """Name the missing input for a U-Net on pseudo-labels; "" if nothing is missing."""
+    """Name the missing input for a U-Net trained on pseudo-labels; "" if nothing is missing."""
     return missing_unet_package() or missing_evidence(inputs)
 
 
 def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a linear head on each number of masks except all, and on pseudo-labels of the other training images.
+    """Train a linear head for each number of masks and each seed, on masks and pseudo-labels of the remaining images.
+
+    A number that includes all training masks is skipped.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
@@ -55,7 +57,9 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a U-Net on each number of masks except all, and on pseudo-labels of the other training images.
+    """Train a U-Net for each number of masks and each seed, on masks and pseudo-labels of the remaining images.
+
+    A number that includes all training masks is skipped.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.

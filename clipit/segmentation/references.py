@@ -25,7 +25,7 @@ class Reference:
 
     Attributes:
         kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority class.
-        tile_um: Edge of a ceiling's tiles in micrometres (in pixels where the resolution is unknown).
+        tile_um: Edge length of a ceiling's tiles in micrometres (in pixels where the resolution is unknown).
     """
 
     name: str
@@ -38,9 +38,9 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
     """Compute floors and ceilings on masks.
 
     One floor per foreground class predicts this class everywhere. Another floor, for H&E, thresholds the haematoxylin
-    channel by Otsu's method. With two classes, one of them foreground, a ceiling assigns one class to each tile so that
-    the Dice of each image is highest. With more classes, each tile gets the class of most of its pixels, which is not
-    an upper bound of Dice.
+    channel with Otsu's method. With two classes, one of them foreground, a ceiling assigns one class to each tile such
+    that the Dice of each image is highest. With more classes, each tile gets the class of most of its pixels, which is
+    not an upper bound on the Dice.
 
     Args:
         options: Section `segmentation`.

@@ -13,15 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
-    """Return the methods to compare: the configured ones, or else all methods without training that can run.
+    """Return the methods to compare: the configured ones, or by default all methods without training that can run.
 
     Returns:
-        Methods by name, and notes on methods and numbers of masks that are skipped.
+        Methods by name, and notes on skipped methods and skipped numbers of masks.
 
     Raises:
-        ConfigError: A configured method lacks its inputs or classes, no method has them, or `segmentation.class_map`
-            names a class that no model has.
-        ModelError: The model of a configured method does not support it.
+        ConfigError: A configured method lacks inputs or classes, no method has them, or `segmentation.class_map` names
+            a class that no model has.
+        ModelError: A configured method is not supported by its model.
     """
     options = inputs.options
     chosen: list[str] = [*options.methods] or [name for name, method in METHODS.items() if not method.trained]
@@ -55,9 +55,9 @@ def _with_inputs(methods: Mapping[str, Method], inputs: MethodInputs) -> tuple[d
     lacking = {name: missing for name, method in methods.items() if (missing := method.missing(inputs))}
     if lacking and (inputs.options.methods or len(lacking) == len(methods)):
         raise ConfigError(
-            "methods lack their inputs: " + "; ".join(f"{name} needs {missing}" for name, missing in lacking.items()),
+            "methods lack inputs: " + "; ".join(f"{name} needs {missing}" for name, missing in lacking.items()),
             where="segmentation.methods",
-            fix="provide the missing inputs, or name other methods",
+            fix="provide the missing inputs, or choose other methods",
         )
     notes = [f"{name} is skipped, because it needs {missing}" for name, missing in lacking.items()]
     return {name: method for name, method in methods.items() if name not in lacking}, notes
@@ -84,15 +84,15 @@ def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list
     beyond = [str(count) for count in training.masks if count is not None and count not in counts]
     if beyond:
         notes.append(
-            f"segmentation.training.masks: {', '.join(beyond)} skipped, because there are "
+            f"segmentation.training.masks: {', '.join(beyond)} skipped, because there are only "
             f"{counted(len(train), 'training mask')}"
         )
     known = train.counts.sum(axis=0) > 0
     if len(train) and not known.all():
         names = [name for name, present in zip(train.classes.names, known.tolist(), strict=True) if not present]
         notes.append(
-            f"no training mask has a pixel of {', '.join(names)}; a method that learns from them alone cannot predict "
-            "this class"
+            f"no training mask contains {', '.join(names)}; methods trained on masks alone cannot predict an absent "
+            "class"
         )
     for count in counts:
         for seed in training.seeds:
@@ -101,7 +101,7 @@ def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list
             names = [name for name, absent in zip(train.classes.names, lacking.tolist(), strict=True) if absent]
             if names:
                 notes.append(
-                    f"{masks_title(count)}, seed {seed}: the drawn masks have no pixel of {', '.join(names)}; a method "
-                    "that learns from them alone cannot predict this class"
+                    f"{masks_title(count)}, seed {seed}: no drawn mask contains {', '.join(names)}; methods trained on "
+                    "masks alone cannot predict an absent class"
                 )
     return notes

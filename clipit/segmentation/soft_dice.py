@@ -14,7 +14,7 @@ def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"])
 
     Args:
         probabilities: Class probabilities of pixels or tokens, which sum to 1.
-        shares: Share of each class; rows sum to the labelled part, 1 without ignored pixels.
+        shares: Share of each class; each row sums to the labelled part, which is 1 without ignored pixels.
     """
     present = shares.any(dim=0)
     predicted, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]

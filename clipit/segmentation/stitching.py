@@ -1,8 +1,8 @@
 """Lay windows over an image, and stitch the window scores into a map, strip by strip.
 
-All pixels of a window get its scores, and a pixel gets the mean over the windows that cover it. Between two consecutive
-window borders, all pixel rows therefore have the same values; together they form a strip. Strips are computed from top
-to bottom, and only the scores of windows that extend below the current strip are kept.
+Each pixel gets the mean score of the windows that cover it. All pixel rows between two consecutive window borders
+therefore have the same values, and form a strip. Strips are computed from top to bottom, and only the scores of windows
+that extend below the current strip are kept.
 """
 
 from collections import deque
@@ -23,10 +23,12 @@ class Corner(NamedTuple):
 
 @dataclass(frozen=True)
 class Strip:
-    """Rows of a map with the same values.
+    """Consecutive rows of a map that have the same values.
 
     Attributes:
+        top: First row.
         bottom: Row after the last one.
+        values: Score of each class (rows) in each pixel column.
     """
 
     top: int
@@ -36,13 +38,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows of one size that cover an image; the last window of each row and column ends at its border.
+    """Windows of one size that cover an image; the last window of each row and column ends at the image border.
 
     Attributes:
         width: Width of the image in pixels; at least `edge`.
         height: Height of the image in pixels; at least `edge`.
-        edge: Edge of a window in pixels.
-        stride: Distance between consecutive windows in pixels.
+        edge: Edge length of a window in pixels.
+        stride: Distance between the starts of consecutive windows in pixels.
     """
 
     width: int
@@ -75,18 +77,19 @@ class WindowGrid:
 
 
 def window_starts(length: int, side: int, step: int) -> list[int]:
-    """Return the start of each window so that the windows cover a length; the last window ends exactly at its end.
+    """Return the starts of windows that cover a length; the last window ends exactly at its end.
 
     Args:
         length: Length to cover, at least `side`.
-        step: Distance between windows.
+        side: Length of a window.
+        step: Distance between consecutive starts.
     """
     starts = list(range(0, length - side + 1, step))
     return starts if starts[-1] == length - side else [*starts, length - side]
 
 
 def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> Iterator[Strip]:
-    """Stitch window scores into strips; only the windows that cover one row of pixels are in memory.
+    """Stitch window scores into strips; only the scores of windows that cover the current strip are in memory.
 
     Args:
         scores: One row per window, in the order of `grid.batches`, in batches of any size.
@@ -118,7 +121,7 @@ def _regroup(scores: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterato
 def _column_means(
     scores: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid
 ) -> Float64[np.ndarray, "c w"]:
-    """Return the mean scores over the windows of a row that cover each column."""
+    """Return, for each pixel column, the mean score of the windows in a row that cover it."""
     steps = np.zeros((scores.shape[1] + 1, grid.width + 1))
     columns = np.concatenate([scores.T.astype(np.float64), np.ones((1, len(lefts)))])
     steps[:, lefts] += columns  # no two windows of a row begin, or end, in the same column
@@ -128,7 +131,7 @@ def _column_means(
 
 
 def average_strips(maps: Sequence[Iterator[Strip]]) -> Iterator[Strip]:
-    """Average several maps of the same image, such as those of windows at several scales."""
+    """Average several maps of the same image, such as maps from windows at several scales."""
     current = [next(strips) for strips in maps]
     top = 0
     while True:

@@ -47,7 +47,8 @@ class SegmentedMasks:
     Attributes:
         decision: Decision rule.
         counts: Confusion matrix of each test image, in pixels.
-        majority: Confusion matrices of the majority class of each window; None for a method that predicts per pixel.
+        majority: Confusion matrices if each window predicted its majority class; None for a method that predicts per
+            pixel.
         validation_masks: Number of validation masks used to choose a threshold or scales.
     """
 
@@ -61,25 +62,25 @@ class SegmentedMasks:
 def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = None) -> Path:
     """Compare segmentation methods on the test masks, and write tables, scores per image and a page.
 
-    Methods are trained on the masks of the split `train`; thresholds and scales of methods without training are chosen
-    on the masks of `validation`. Every process computes everything; only the main process writes.
+    Methods are trained on the masks of the training split; thresholds and scales of methods without training are chosen
+    on those of the validation split. Every process computes everything; only the main process writes.
 
     Args:
         config: Run configuration, whose tiles have masks.
         options: Section `segmentation`.
-        run: Folder of a finished run for the methods that use its classifier; None for no run.
+        run: Folder of a finished run for the methods that use its classifier; None if no run is given.
 
     Returns:
         Folder with segmentation.parquet, .csv, .json, .md and .html, images.parquet and the pictures.
 
     Raises:
-        ConfigError: No classes are named, or a method lacks its inputs or classes.
+        ConfigError: No mask classes are named, or a method lacks inputs or classes.
         DataError: Masks cannot be used, no test tile has a mask, or the run was trained on test patients.
-        ModelError: The model of a configured method does not support it.
+        ModelError: A configured method is not supported by its model.
     """
     if not options.classes:
         raise ConfigError(
-            "the classes of the masks are not named",
+            "the mask classes are not named",
             where="segmentation.classes",
             fix="name each class and its value in the masks, such as {stroma: 0, gland: 1}",
         )
@@ -98,8 +99,8 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         segmenters = method.prepare(inputs)
         if not segmenters:
             notes.append(
-                f"{name} has no row: no number in segmentation.training.masks fits the "
-                f"{counted(len(masks.of_split('train')), 'training mask')} (with pseudo-labels, use fewer than all)"
+                f"{name} has no row: no number in segmentation.training.masks is possible with "
+                f"{counted(len(masks.of_split('train')), 'training mask')} (with pseudo-labels, fewer than all)"
             )
             logger.info(f"note: {notes[-1]}")
         segmented += [_segment(segmenter, method, inputs, test) for segmenter in segmenters]
@@ -124,13 +125,13 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
         raise DataError(
             "no test tile has a mask",
             where=config.tiles.path,
-            fix="map a split of the table to test in tiles.splits, or hold one out by patient: tiles.test_fraction",
+            fix="map a split of the table to test in tiles.splits, or hold out test patients: tiles.test_fraction",
         )
     logger.info("masks: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     for note in masks.notes:
         logger.info(f"note: {note}")
     if not counts["validation"]:
-        logger.info("note: no validation tile has a mask, so no threshold and no scale can be chosen")
+        logger.info("note: no validation tile has a mask, so no threshold or scale can be chosen")
     return masks
 
 
@@ -251,7 +252,7 @@ def _write_images(
     scored: Sequence[tuple[SegmentationRow, Int64[np.ndarray, "n c c"]]],
     dice: Mapping[str, Float64[np.ndarray, " n"]],
 ) -> None:
-    """Write the confusion matrix and the Dice of every image and segmentation."""
+    """Write the confusion matrix and the Dice for every image and segmentation."""
     records = [
         {
             "subject": row.subject,

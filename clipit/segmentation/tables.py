@@ -24,7 +24,7 @@ class SegmentationRow(StudyRow):
     Attributes:
         kind: `method`, `floor`, `ceiling` (of the mean Dice over images), or `majority class` (per tile, or in the
             windows of a method).
-        class_name: Class, or the mean of the foreground.
+        class_name: Class, or `mean of the foreground`.
         averaging: `images` or `pixels`.
         value: Score in 0..1.
         low: Lower end of the 95 % interval over patients.
@@ -53,7 +53,7 @@ class SegmentationRow(StudyRow):
     tile_um: float | None = None
 
     def with_score(self, score: MaskScore) -> "SegmentationRow":
-        """Return the row with a score."""
+        """Return a copy of the row with a score."""
         return replace(
             self, metric=score.metric, class_name=score.class_name, averaging=score.averaging, value=score.value,
             low=score.low, high=score.high, reason=score.reason, images=score.images,
@@ -91,7 +91,7 @@ def study_chapters(
         if row.reason
     ]
     common = [reason for reason, count in Counter(reason for _, reason in reasons).items() if count > len(frame) / 2]
-    undefined = [("intervals of all defined scores", reason) for reason in common]
+    undefined = [("intervals for all defined scores", reason) for reason in common]
     undefined += [(value, reason) for value, reason in reasons if reason not in common]
     return chapters + undefined_chapter(undefined, f"{_SOURCE}: reason")
 
@@ -99,22 +99,22 @@ def study_chapters(
 def _explanation(provenance: Mapping[str, Any]) -> str:
     masks = provenance["masks"]
     return (
-        f"{counted(masks['test'], 'test mask')} of {counted(provenance['patients'], 'patient')}; {masks['train']} "
-        f"training and {counted(masks['validation'], 'validation mask')}. The validation masks select thresholds and "
-        f"scales of methods without training. The foreground is {', '.join(provenance['foreground'])}. Means over "
-        "images include only the images that contain it. Floors need no model. A ceiling is the highest mean Dice over "
-        "images that any choice of one class per tile can reach. The majority class of a tile, or of a window of a "
-        "method, is the class of most of its pixels; for windows, a threshold is chosen as for the method. The "
-        "majority class maximises accuracy, not Dice. Because Dice favours predicting too much over too little, other "
-        "choices, and the floor of one class everywhere, can have a higher Dice. Intervals are 95 % bootstrap "
-        "intervals over patients."
+        f"{counted(masks['test'], 'test mask')} from {counted(provenance['patients'], 'patient')}; {masks['train']} "
+        f"training and {counted(masks['validation'], 'validation mask')}. For methods without training, thresholds and "
+        f"scales are chosen on the validation masks. The foreground is {', '.join(provenance['foreground'])}. Means "
+        "over images include only the images that contain it. Floors need no model. A ceiling is the highest mean Dice "
+        "over images that can be reached by predicting one class per tile. The majority class of a tile, or of a "
+        "method's window, is the class of most of its pixels; for windows, a threshold is chosen as for the method. "
+        "Predicting the majority class maximises accuracy, not Dice. Because Dice penalises predicting too little more "
+        "than predicting too much, other predictions, and even the floor of one class everywhere, can have a higher "
+        "Dice. Intervals are 95 % bootstrap intervals over patients."
     )
 
 
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the scores to show; false area only if an image lacks a class."""
+    """Return the scores to show; the false area is shown only if an image lacks a class."""
     shown = frame[frame.metric == FALSE_AREA].value.notna().any()
-    return _LABELS | ({FALSE_AREA: "false area in images without it"} if shown else {})
+    return _LABELS | ({FALSE_AREA: "false area in images without the class"} if shown else {})
 
 
 def without_seed(subject: str, seed: int | float | None) -> str:
@@ -134,20 +134,20 @@ def _over_seeds(frame: pd.DataFrame) -> list[Table]:
             rows.append([name, int(scores.training_masks.iloc[0]), count, *map(mean_sd, values)])
     if not rows:
         return []
-    header = ("segmentation", "training masks", "seeds", "Dice, mean of the images", "Dice, all pixels together")
-    caption = "Mean and standard deviation over seeds, which draw the training masks (foreground)"
+    header = ("segmentation", "training masks", "seeds", "Dice, mean over images", "Dice, all pixels pooled")
+    caption = "Foreground Dice: mean and standard deviation over seeds, each with its own draw of training masks"
     return [Table(header, rows, caption=caption, source=f"{_SOURCE}: value, seed")]
 
 
 def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> Table:
-    """Build the table of all methods, floors and ceilings: scores of the foreground."""
+    """Build the table of all methods, floors and ceilings with their foreground scores."""
     rows = []
     for subject in subjects:
         cells = _cells(frame, subject, MEAN, averaging)
         first = frame[frame.subject == subject].iloc[0]
         masks = ["" if pd.isna(count) else int(count) for count in (first.training_masks, first.validation_masks)]
         rows.append([subject, first.kind, *masks, *cells])
-    averaged_over = "mean of the images' scores" if averaging == "images" else "all pixels together"
+    averaged_over = "mean over images" if averaging == "images" else "all pixels pooled"
     return Table(
         ("segmentation", "kind", "training masks", "validation masks", *_labels(frame).values()), rows,
         caption=f"Mean of the foreground classes, {averaged_over}", source=f"{_SOURCE}: value, low, high", left=2,
@@ -155,7 +155,7 @@ def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> T
 
 
 def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, Any]) -> list[Text | Table]:
-    """Build the table of one method by class, with the Dice of floors and of one class per window or tile."""
+    """Build one method's table by class, with the Dice of the floors and of one class per window or tile."""
     first = frame[frame.subject == subject].iloc[0]
     floors = list(dict.fromkeys(frame[frame.kind == "floor"].subject))
     own_windows = f"majority class in the windows of {subject}"
@@ -173,7 +173,7 @@ def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, An
     )
     parts: list[Text | Table] = [Text(f"{rule} Windows: {first.choice}." if first.choice else rule)]
     header = ("class", *_labels(frame).values(), *(f"Dice, {other}" for other in references))
-    parts.append(Table(header, rows, caption="Mean of the images' scores, by class", source=f"{_SOURCE}: value"))
+    parts.append(Table(header, rows, caption="Mean over images, by class", source=f"{_SOURCE}: value"))
     facts = {key: value for key, value in provenance["subjects"][subject].items() if value is not None}
     parts.append(facts_table(facts, "segmentation.json: subjects"))
     return parts

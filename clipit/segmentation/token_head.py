@@ -60,7 +60,7 @@ def train_token_head(
     """
     sources = [{name: shares for name, shares in targets.items() if shares.any()} for targets in sources]
     if not all(sources):
-        raise DataError("no pixel to train on: every mask is empty or ignored", fix="draw more masks")
+        raise DataError("no pixels to train on: every mask is empty or ignored", fix="draw more masks")
     device = get_processes().device
     names = dict.fromkeys(name for targets in sources for name in targets)
     stored = (store.tokens(name).reshape(-1, store.dim) for name in names)
@@ -89,7 +89,7 @@ def train_token_head(
 def head_step(
     head: nn.Module, optimizer: torch.optim.Optimizer, tokens: Float[Tensor, "n d"], shares: Float[Tensor, "n c"]
 ) -> Float[Tensor, ""]:
-    """Take one step, and return the loss: the mean of the cross-entropy per labelled pixel and of 1 - `soft_dice`."""
+    """Take one step, and return the loss: the mean of the cross-entropy per labelled pixel and 1 - `soft_dice`."""
     optimizer.zero_grad(set_to_none=True)
     logs = head(tokens).log_softmax(dim=1)
     entropy = -(shares * logs).sum() / shares.sum().clamp(min=1e-6)

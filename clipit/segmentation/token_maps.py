@@ -34,7 +34,7 @@ class Lattice:
     Attributes:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        cell: Edge of a cell in pixels of the image.
+        cell: Edge length of a cell in image pixels.
         rows: Number of cells from top to bottom.
         columns: Number of cells from left to right.
     """
@@ -64,7 +64,7 @@ class Lattice:
         return np.asarray(shares, dtype=np.float32)
 
     def expand(self, codes: Integer[np.ndarray, "rows columns"]) -> Integer[np.ndarray, "h w"]:
-        """Give each pixel of the image the class of its cell."""
+        """Assign to each pixel of the image the class of its cell."""
         return np.asarray(
             codes[self._cell_of(self.height, self.rows)[:, None], self._cell_of(self.width, self.columns)]
         )
@@ -82,7 +82,7 @@ class Lattice:
 
 
 def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> Lattice:
-    """Lay the cells of a model's tokens over an image.
+    """Lay the grid of a model's token cells over an image.
 
     Args:
         height: Height of the image in pixels.
@@ -99,15 +99,15 @@ def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> La
 
 
 def patch_of(tokens: "PatchTokens") -> int:
-    """Return the edge of a token in pixels of the model's input.
+    """Return the edge length of a token in pixels of the model's input.
 
     Raises:
-        ModelError: The edge is not a whole number.
+        ModelError: The edge length is not a whole number.
     """
     size = tokens.preprocess.size
     if size % tokens.side:
         raise ModelError(
-            f"{tokens.side} x {tokens.side} tokens do not divide the model's input of {size} x {size} pixels",
+            f"{tokens.side} x {tokens.side} tokens do not evenly divide the model's input of {size} x {size} pixels",
             where=tokens.name,
             fix="set backbone.pixels to a multiple of the patch size",
         )
@@ -124,11 +124,11 @@ def token_rows(
 ) -> Iterator[Float32[np.ndarray, "r columns d"]]:
     """Compute the token map of an image from top to bottom; only one row of windows is in memory.
 
-    A cell's tokens from several windows are averaged.
+    Where windows overlap, the tokens of a cell are averaged.
 
     Args:
         lattice: Cells of the image, from `lattice_of`.
-        overlap: Overlap of neighbouring windows as a share of their edge.
+        overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Windows per forward pass.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Methods on patch tokens: comparison with prompts, or a linear head that is trained on masks."""
+"""Segmentation from patch tokens: comparison with prompts, or a linear head trained on masks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.vectors import unit
 
 TokenScores = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray, "rows columns c"]]
-"""Function from tokens to the probabilities of the masks' classes."""
+"""Function from tokens to the probabilities of the mask classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,8 @@ class TokenModel:
     """Patch tokens of a model in a study, read from a store if it contains them.
 
     Attributes:
-        store: Token maps of images of the study; None to compute all of them.
-        overlap: Overlap of neighbouring windows as a share of their edge.
+        store: Stored token maps of the study's images; None to compute all of them.
+        overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Windows per forward pass.
     """
 
@@ -46,11 +46,11 @@ class TokenModel:
     batch_size: int
 
     def lattice(self, image: Image.Image, mpp: float) -> Lattice:
-        """Lay the cells of the tokens over an image."""
+        """Lay the grid of token cells over an image."""
         return lattice_of(image.height, image.width, mpp, self.tokens)
 
     def probabilities(self, image: Image.Image, mpp: float, score: TokenScores) -> Float32[np.ndarray, "c h w"]:
-        """Score the tokens of an image, one row of windows at a time, and interpolate between their centres."""
+        """Score the tokens of an image, one row of windows at a time, and interpolate between cell centres."""
         lattice = self.lattice(image, mpp)
         stored = None if self.store is None else self.store.find(image, mpp)
         rows = (
@@ -61,7 +61,7 @@ class TokenModel:
         return lattice.to_pixels(np.concatenate([score(part) for part in rows]))
 
     def facts(self) -> dict[str, object]:
-        """Return the provenance of scores."""
+        """Return the provenance of the scores."""
         return {
             "model": self.tokens.name,
             "fingerprint": self.tokens.fingerprint,
@@ -78,7 +78,7 @@ class HeadInputs:
     """Tokens and targets that heads are trained on.
 
     Attributes:
-        model: Tokens, with a store of all images with masks.
+        model: Token model, whose store contains all images with masks.
     """
 
     inputs: MethodInputs
@@ -97,7 +97,7 @@ class HeadInputs:
         return self.model.store
 
     def targets(self, rows: Sequence[int]) -> Targets:
-        """Return the proportions of the classes in the cells of some training masks."""
+        """Return the class proportions in the cells of the given training masks."""
         targets = {}
         for row in rows:
             image, codes = self.train.read(row)
@@ -106,7 +106,7 @@ class HeadInputs:
         return targets
 
     def draw(self, count: int, seed: int) -> list[int]:
-        """Draw training masks with a seed; larger draws contain the smaller ones."""
+        """Draw training masks with a seed; a larger draw contains all smaller ones."""
         tiles = self.train.tiles
         return [int(row) for row in draw_order(tiles.ids, tiles.groups, seed)[:count]]
 
@@ -147,11 +147,11 @@ def labelled_images(tiles: TileSet) -> TileSet:
 
 def missing_training_masks(inputs: MethodInputs) -> str:
     """Name the missing input for training on masks; "" if nothing is missing."""
-    return "" if len(inputs.masks.of_split("train")) else "training tiles with masks: fill in the column mask"
+    return "" if len(inputs.masks.of_split("train")) else "training tiles with masks: fill in the mask column"
 
 
 def token_heads(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a linear head on the tokens of each number of masks, with each seed."""
+    """Train a linear head on tokens for each number of masks and each seed."""
     heads = head_inputs(inputs)
     options = inputs.options.training
     segmenters = []
@@ -167,7 +167,7 @@ def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
     """Compare the VLM's patch tokens with class prompts.
 
     Raises:
-        ConfigError: Classes of the masks have no prompts.
+        ConfigError: A mask class has no prompts.
         ModelError: The VLM provides no patch tokens.
     """
     vlm, prompts = inputs.vlm, load_prompts(str(prompts_name(inputs)))
@@ -188,7 +188,7 @@ def student_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
     """Compare a student's patch tokens in the joint space with class prompts.
 
     Raises:
-        ConfigError: Classes of the masks have no prompts.
+        ConfigError: A mask class has no prompts.
         ModelError: The classifier was trained without text, or provides no patch tokens.
     """
     classifier = inputs.classifier
@@ -231,7 +231,7 @@ def _zero_shot(
     inputs: MethodInputs,
     facts: Mapping[str, object],
 ) -> Segmenter:
-    """Segment by the softmax over scaled cosines of tokens and class vectors, summed per class of the masks."""
+    """Segment by the softmax over scaled cosine similarities of tokens to class vectors, summed by mask class."""
     options = inputs.options
     matrix = map_classes(classes, inputs.masks.classes.names, options.class_map, tokens.name)
     head = options.training.head

@@ -27,7 +27,7 @@ _IDS = "ids.parquet"
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """Token maps on disk: one half-precision array per image, mapped into memory when it is read."""
+    """Token maps on disk: one half-precision array per image, memory-mapped when it is read."""
 
     artifact: Artifact
 
@@ -55,19 +55,21 @@ class TokenStore:
         return list(self._rows)
 
     def find(self, image: Image.Image, mpp: float) -> Float16[np.ndarray, "rows columns d"] | None:
-        """Map the tokens of an image with these pixels and resolution into memory; None if they are not stored."""
+        """Memory-map the tokens of an image, found by its pixels and resolution; None if they are not stored."""
         row = self._digests.get(_digest(image, mpp))
         return None if row is None else self.artifact.array(_file(row), "r")
 
     def tokens(self, name: str) -> Float16[np.ndarray, "rows columns d"]:
-        """Map the tokens of an image into memory.
+        """Memory-map the tokens of an image, found by its id.
 
         Raises:
             DataError: The store has no such image.
         """
         if name not in self._rows:
             raise DataError(
-                f"no tokens of image {name}", where=self.artifact.folder, fix="delete the store and build it again"
+                f"no tokens are stored for image {name}",
+                where=self.artifact.folder,
+                fix="delete the store and build it again",
             )
         return self.artifact.array(_file(self._rows[name]), "r")
 
@@ -81,7 +83,7 @@ def store_tokens(
 
     Args:
         tiles: Images whose token maps are stored.
-        overlap: Overlap of neighbouring windows as a share of their edge.
+        overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Number of windows per forward pass.
 
     Raises:
@@ -108,7 +110,7 @@ def store_tokens(
     def write_tokens(folder: Path) -> None:
         processes = get_processes()
         missing = [row for row in range(len(tiles)) if not (folder / f"{_file(row)}.pixels").is_file()]
-        processes.barrier()  # all processes share the same list of missing images
+        processes.barrier()  # every process lists the missing images before any is written
         with progress("patch tokens", len(tiles), shown=processes.main, done=len(tiles) - len(missing)) as advance:
             for row in processes.share(missing):
                 image = tiles.read(row)
@@ -135,7 +137,7 @@ def store_tokens(
 
 
 def _digest(image: Image.Image, mpp: float) -> str:
-    """Compute a hash of the pixels and the resolution of an image."""
+    """Hash the pixels and the resolution of an image."""
     return hashlib.sha256(f"{image.size}:{mpp}:".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 

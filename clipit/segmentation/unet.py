@@ -1,4 +1,4 @@
-"""U-Net trained on masks (Ronneberger et al., MICCAI 2015), the baseline; built by segmentation-models-pytorch."""
+"""Baseline: U-Net (Ronneberger et al., MICCAI 2015) trained on masks, built with segmentation-models-pytorch."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
 """An image, and the class of each pixel; -1 is ignored."""
 
 _WEIGHTS, _CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
-_CHECKPOINT_SECONDS = 30.0  # between checkpoints, which do not change the result
+_CHECKPOINT_SECONDS = 30.0  # between checkpoints; does not affect the result
 _CACHED = 64  # decoded images in memory
 
 
@@ -40,7 +40,7 @@ class Samples:
 
     Attributes:
         read: Function that reads an image, its labels and its micrometres per pixel (nan if unknown).
-        identity: JSON-like description of images and labels, for the fingerprint.
+        identity: JSON-serialisable description of images and labels, for the fingerprint.
     """
 
     count: int
@@ -53,7 +53,7 @@ class Unet:
     """A trained U-Net on disk.
 
     Attributes:
-        fingerprint: Fingerprint of all inputs of the training.
+        fingerprint: Fingerprint of all training inputs.
     """
 
     file: Path
@@ -63,7 +63,7 @@ class Unet:
 
     @property
     def network(self) -> nn.Module:
-        """Network in evaluation mode; only the network that was used last is in memory."""
+        """Network in evaluation mode; only the most recently used network is kept in memory."""
         return _open_network(self.file, self.classes, self.options)
 
     def probabilities(self, image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
@@ -89,7 +89,7 @@ class Unet:
                     sums[:, top : top + edge, left : left + edge] += window
                     counts[top : top + edge, left : left + edge] += 1
         if sums is None:
-            raise DataError("the image has no pixel", where="image")
+            raise DataError("the image has no pixels", where="image")
         means = (sums / counts)[None, :, :height, :width]
         if means.shape[-2:] != (image.height, image.width):
             means = nn.functional.interpolate(means, size=(image.height, image.width), mode="bilinear")
@@ -107,12 +107,12 @@ def _open_network(file: Path, classes: int, options: UnetConfig) -> nn.Module:
 
 
 class ScaledNetwork(nn.Module):
-    """A network with scaled input: (pixels - mean) / deviation, with channels in the order that the network expects.
+    """A network with normalised input: (pixels - mean) / deviation, with channels in the order that it expects.
 
     Attributes:
-        order: Channel of the image for each channel of the network: (0, 1, 2) for RGB.
-        mean: Mean of each channel of the network, for pixels of 0..255.
-        deviation: Standard deviation of each channel.
+        order: Image channel for each input channel of the network: (0, 1, 2) for RGB.
+        mean: Mean of each input channel, for pixel values of 0..255.
+        deviation: Standard deviation of each input channel.
     """
 
     order: Tensor
@@ -123,8 +123,8 @@ class ScaledNetwork(nn.Module):
         """Wrap a network.
 
         Args:
-            scaling: Parameters as returned by segmentation-models-pytorch: mean, std, input_range and input_space; None
-                to scale pixels to -1..1.
+            scaling: Parameters as returned by segmentation-models-pytorch (mean, std, input_range and input_space);
+                None to scale pixels to -1..1.
         """
         super().__init__()
         parameters = scaling or {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_range": (0, 1), "input_space": "RGB"}
@@ -135,7 +135,7 @@ class ScaledNetwork(nn.Module):
         self.register_buffer("deviation", unit * torch.tensor(parameters["std"])[:, None, None])
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the logits of pixels of 0..255."""
+        """Return the logits for pixel values of 0..255."""
         logits: Tensor = self.network((pixels[:, self.order] - self.mean) / self.deviation)
         return logits
 
@@ -150,7 +150,7 @@ def missing_unet_package() -> str:
 def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) -> nn.Module:
     """Build the network; its encoder has random weights unless `encoder_weights` is set.
 
-    Pixels are scaled as in the training of these weights, or else to -1..1; the scaling is stored with the weights.
+    Pixels are scaled as in pretraining, or to -1..1 without pretrained weights; the scaling is stored with the weights.
 
     Args:
         pretrained: Whether to load `encoder_weights`; not needed if trained weights are loaded afterwards.
@@ -171,7 +171,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
             decoder_channels=[max(16, options.width >> level) for level in range(5)],
             classes=classes,
         )
-    except Exception as error:  # KeyError for an unknown encoder, errors of the hub
+    except Exception as error:  # KeyError for an unknown encoder, hub errors
         raise ModelError(
             f"the U-Net cannot be built: {' '.join(str(error).split())[:200]}",
             where=f"segmentation.training.unet.encoder: {options.encoder}",
@@ -183,20 +183,20 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
 def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
     """Train a U-Net for a fixed number of steps, or open an existing one; no validation masks are used.
 
-    The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source
+    The loss is the mean of the cross-entropy and 1 - Dice over the labelled pixels of a batch. Every source
     contributes the same number of crops to each step. The crops of a step depend only on (seed, step), so interrupted
     training resumes at its last checkpoint and ends with the same weights.
 
     Args:
         sources: Masks and, optionally, pseudo-labels.
-        seed: Seed of initialisation and crops.
+        seed: Seed for initialisation and crops.
 
     Raises:
-        DataError: There is no image, or no labelled pixel in a source.
+        DataError: There is no source, or a source has no image.
         ModelError: The network cannot be built, or the loss is not finite.
     """
     if not sources or any(not each.count for each in sources):
-        raise DataError("no image to train a U-Net on", fix="add training masks")
+        raise DataError("there are no images to train a U-Net on", fix="add training masks")
     inputs = {
         "loss": "cross-entropy and soft Dice with squares",
         "sources": [each.identity for each in sources],
@@ -234,7 +234,7 @@ def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: in
             loss = unet_loss(network(images.to(device)), codes.to(device))
             if not math.isfinite(float(loss.detach())):
                 raise ModelError(
-                    f"the loss is not finite in step {step + 1}", fix="lower segmentation.training.unet.learning_rate"
+                    f"the loss is not finite at step {step + 1}", fix="lower segmentation.training.unet.learning_rate"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -247,7 +247,7 @@ def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: in
 
 
 def unet_loss(logits: Float[Tensor, "b c h w"], codes: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Return the mean of cross-entropy and of 1 - soft Dice (`soft_dice`); pixels of -1 are ignored."""
+    """Return the mean of the cross-entropy and 1 - `soft_dice`; pixels with the class -1 are ignored."""
     labelled = codes != IGNORED
     if not bool(labelled.any()):
         return logits.sum() * 0
@@ -279,7 +279,7 @@ def _reader(samples: Samples, options: UnetConfig) -> Callable[[int], Sample]:
 def _batch(
     readers: Sequence[Callable[[int], Sample]], counts: Sequence[int], options: UnetConfig, seed: int, step: int
 ) -> tuple[Float32[Tensor, "b 3 s s"], Int64[Tensor, "b s s"]]:
-    """Draw crops in one of eight orientations, the same number from each source."""
+    """Draw crops, each in one of eight orientations, with the same number from each source."""
     generator = np.random.default_rng([seed, step])
     edge = options.crop
     images, codes = [], []
@@ -311,7 +311,7 @@ def _resized(image: Image.Image, mpp: float, options: UnetConfig) -> UInt8[np.nd
 
 
 def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write weights, buffers, optimiser state and the number of finished steps to one file."""
+    """Write weights, buffers, optimiser state and the number of completed steps to one file."""
     from safetensors.torch import save_file
 
     tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
@@ -322,7 +322,7 @@ def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step
 
 
 def _load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint, and return the number of finished steps; 0 if it is missing or damaged."""
+    """Load a checkpoint, and return the number of completed steps; 0 if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

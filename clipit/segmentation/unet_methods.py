@@ -14,12 +14,12 @@ from clipit.tiles.masks import MaskSet
 
 
 def missing_unet_masks(inputs: MethodInputs) -> str:
-    """Name the missing input for a U-Net on masks; "" if nothing is missing."""
+    """Name the missing input for a U-Net trained on masks; "" if nothing is missing."""
     return missing_unet_package() or missing_training_masks(inputs)
 
 
 def unets(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a U-Net on each number of masks, with each seed."""
+    """Train a U-Net for each number of masks and each seed."""
     train = inputs.masks.of_split("train")
     options = inputs.options.training
     return [
@@ -32,7 +32,7 @@ def unets(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def drawn_masks(train: MaskSet, count: int, seed: int) -> Samples:
-    """Draw training masks with a seed; larger draws contain the smaller ones."""
+    """Draw training masks with a seed; a larger draw contains all smaller ones."""
     drawn = train.select(draw_order(train.tiles.ids, train.tiles.groups, seed)[:count])
 
     def read(index: int) -> tuple[Image.Image, Int16[np.ndarray, "h w"], float]:

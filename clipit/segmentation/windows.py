@@ -1,4 +1,4 @@
-"""Segmentation by windows: a tile model classifies overlapping windows, and scores are averaged per pixel."""
+"""Sliding-window segmentation: a tile model classifies overlapping windows, and scores are averaged per pixel."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from clipit.runs.tile_scorer import TileScorer
 from clipit.segmentation.stitching import Corner, Strip, WindowGrid, average_strips, fill, stitch
 
 _MIN_EDGE = 4
-"""Smallest edge of a window in pixels of the image."""
+"""Minimum edge length of a window in image pixels."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class WindowModel:
     """A tile model that classifies windows of images at the resolution it was trained on.
 
     Attributes:
-        class_of: Matrix of 0 and 1 that maps classes of the model (rows) to classes of the masks (columns).
+        class_of: Binary matrix that maps model classes (rows) to mask classes (columns).
         overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Windows per forward pass.
     """
@@ -36,14 +36,14 @@ class WindowModel:
     batch_size: int = 64
 
     def edge(self, mpp: float, scale: float) -> int:
-        """Return the edge of a window in pixels of an image.
+        """Return the edge length of a window in image pixels.
 
         The field of view is that of the model's training tiles times the scale. If the model does not state its
-        resolution, one pixel of the image counts as one of the model's input.
+        resolution, the image is assumed to have it.
 
         Args:
             mpp: Micrometres per pixel of the image; nan if unknown.
-            scale: Multiple of the field of view.
+            scale: Factor by which the model's field of view is multiplied.
 
         Raises:
             DataError: The model states its resolution, but the image's resolution is unknown.
@@ -56,12 +56,12 @@ class WindowModel:
                 f"windows of {self.scorer.title} are {pixels * self.scorer.mpp:g} micrometres wide, but the resolution "
                 "of a tile is unknown",
                 where="tiles.mpp",
-                fix="state the micrometres per pixel of the tiles in a column mpp, or in tiles.mpp",
+                fix="add an mpp column with the micrometres per pixel of each tile, or set tiles.mpp",
             )
         return max(_MIN_EDGE, round(pixels * self.scorer.mpp / mpp * scale))
 
     def strips(self, image: Image.Image, mpp: float, scale: float) -> Iterator[Strip]:
-        """Yield the probabilities of the masks' classes over an image from top to bottom.
+        """Yield the probabilities of the mask classes over an image, strip by strip from top to bottom.
 
         An image smaller than a window is padded by reflection.
         """
@@ -84,7 +84,7 @@ class WindowModel:
         return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, score)
 
     def _classify(self, pixels: UInt8[Tensor, "b 3 s s"]) -> Float32[np.ndarray, "b c"]:
-        """Return the probabilities of the masks' classes, without unmapped classes."""
+        """Return the probabilities of the mask classes, renormalised without unmapped model classes."""
         with torch.inference_mode():
             scores = self.scorer.compute(pixels)[0]
         summed = self.scorer.probabilities(scores.float().cpu().numpy()) @ self.class_of
@@ -100,7 +100,7 @@ class WindowModel:
     def majority(
         self, mask: Int16[np.ndarray, "h w"], mpp: float, scales: Sequence[float | int]
     ) -> Float32[np.ndarray, "c h w"]:
-        """Return the probabilities if every window predicted the majority class of its labelled pixels."""
+        """Return the probabilities that would result if every window predicted its majority class (labelled pixels)."""
         classes = self.class_of.shape[1]
         maps = [
             window_strips(mask, self.edge(mpp, scale), self.overlap, _majority_scores(classes, self.batch_size))
@@ -110,15 +110,15 @@ class WindowModel:
 
 
 WindowScores = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]
-"""Function from an image, padded to at least one window, and its grid of windows to the scores of each window."""
+"""Function that maps an image (padded to at least one window) and its window grid to the scores of each window."""
 
 
 def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowScores) -> Iterator[Strip]:
-    """Yield the stitched scores of the windows over an image, cut to the image.
+    """Yield the stitched scores of the windows over an image, cropped to the image.
 
     Args:
         pixels: Image or mask, [h, w] or [h, w, 3].
-        edge: Edge of a window in pixels.
+        edge: Edge length of a window in pixels.
         overlap: Overlap of adjacent windows as a share of their edge length.
         score: Function that computes the scores of all windows.
     """

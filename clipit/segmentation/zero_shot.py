@@ -16,35 +16,35 @@ from clipit.segmentation.windows import WindowModel
 
 
 def missing_prompts(inputs: MethodInputs) -> str:
-    """Name the missing input for comparing windows with text through the VLM."""
+    """Name the missing input for classifying windows with the VLM and prompts; "" if nothing is missing."""
     return "" if prompts_name(inputs) else "class prompts: set segmentation.prompts"
 
 
 def missing_run(inputs: MethodInputs) -> str:
-    """Name the missing input for the classifier of a finished run."""
+    """Name the missing input for classifying windows with a finished run; "" if nothing is missing."""
     return "" if inputs.run is not None else "a finished run: pass --run FOLDER"
 
 
 def missing_student(inputs: MethodInputs) -> str:
-    """Name the missing input for comparing windows with text through a student."""
+    """Name the missing input for classifying windows with a student and prompts; "" if nothing is missing."""
     return missing_run(inputs) or missing_prompts(inputs)
 
 
 def vlm_windows(inputs: MethodInputs) -> list[Segmenter]:
-    """Classify windows by the VLM against class prompts.
+    """Classify windows with the VLM and class prompts.
 
     Raises:
-        ConfigError: Classes of the masks have no prompts.
+        ConfigError: A mask class has no prompts.
     """
     prompts = _load(inputs)
     return [_segmenter("VLM, windows", vlm_scorer(inputs.vlm, prompts), inputs)]
 
 
 def student_windows(inputs: MethodInputs) -> list[Segmenter]:
-    """Classify windows by a student in the joint space, against class prompts.
+    """Classify windows with a student and class prompts, in the joint space.
 
     Raises:
-        ConfigError: Classes of the masks have no prompts.
+        ConfigError: A mask class has no prompts.
         ModelError: The classifier was trained without text.
     """
     prompts = _load(inputs)
@@ -52,16 +52,16 @@ def student_windows(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
-    """Classify windows by the classifier of a finished run.
+    """Classify windows with the classifier of a finished run.
 
     Raises:
-        ConfigError: A class of the masks is not a class of the classifier.
+        ConfigError: A mask class is not a class of the classifier.
     """
     return [_segmenter("classifier, windows", classifier_scorer(inputs.classifier), inputs)]
 
 
 def prompts_name(inputs: MethodInputs) -> str | None:
-    """Return the prompt set of the methods that compare with text; None if none is configured."""
+    """Return the name of the prompt set for methods that use text; None if none is configured."""
     return inputs.options.prompts or inputs.config.prompts
 
 
@@ -97,23 +97,24 @@ def classifier_classes(inputs: MethodInputs) -> Sequence[str]:
 def map_classes(
     model: Sequence[str], masks: Sequence[str], mapping: Mapping[str, str], where: object
 ) -> Float32[np.ndarray, "k c"]:
-    """Return the matrix of 0 and 1 that maps classes of a model (rows) to classes of the masks (columns).
+    """Return the binary matrix that maps model classes (rows) to mask classes (columns).
 
     Args:
-        mapping: Class of the masks by class of a model; a model without an entry is expected to use the same names.
+        mapping: Mapping from model classes to mask classes; a model without any entry must have classes with the names
+            of the mask classes.
 
     Raises:
-        ConfigError: A class of the masks has no corresponding class of the model.
+        ConfigError: A mask class has no corresponding model class.
     """
     target_of = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
     reached = {*target_of.values()}
     without = [name for name in masks if name not in reached]
     if without:
         raise ConfigError(
-            f"no class of the model corresponds to {', '.join(without)} of the masks; the model has "
+            f"no model class corresponds to {', '.join(without)} in the masks; the model has "
             f"{shortlist(list(model), 20)}",
             where=where,
-            fix="map classes of the model to those of the masks in segmentation.class_map, or use other prompts",
+            fix="map model classes to mask classes in segmentation.class_map, or use other prompts",
         )
     matrix = np.zeros((len(model), len(masks)), dtype=np.float32)
     for row, name in enumerate(model):
@@ -124,7 +125,7 @@ def map_classes(
 
 
 def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter:
-    """Choose the scales of the windows on the validation masks."""
+    """Build a segmenter from a model, and choose its window scales on the validation masks."""
     options, masks = inputs.options, inputs.masks
     matrix = map_classes(scorer.classes, masks.classes.names, options.class_map, scorer.title)
     model = WindowModel(scorer, matrix, options.windows.overlap, options.windows.batch_size)
@@ -168,7 +169,7 @@ def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[floa
     if len(all_scales) == 1:
         return all_scales, None, ""
     if not len(validation):
-        return all_scales, None, "mean of all scales (no validation masks to choose one of them)"
+        return all_scales, None, "mean of all scales (no validation masks to choose on)"
     candidates = [*((scale,) for scale in all_scales), all_scales]
     searches = [DecisionSearch(validation.classes.names, options) for _ in candidates]
     with progress("predicting validation masks", len(validation)) as advance:

@@ -136,4 +136,4 @@ def test_contrasts_are_paired_by_seed_and_corrected_over_all_conditions() -> Non
 
 def test_controls_are_arms_without_own_reports() -> None:
     controls = {name for arm in ARMS.values() for name in arm.controls}
-    assert controls and all(ARMS[name].exchanged or not ARMS[name].reads_reports for name in controls)
+    assert controls and all(ARMS[name].shuffled_reports or not ARMS[name].reads_reports for name in controls)

@@ -162,7 +162,7 @@ def test_masks_are_read_before_the_training(
     trained: list[Any] = []
     monkeypatch.setattr(train_network, "_fit", lambda *arguments: trained.append(arguments))
     missing = {"mil.masks": str(tmp_path / "none"), "mil.seeds": [7]}
-    with pytest.raises(ConfigError, match=r"the folder of masks .* does not exist"):
+    with pytest.raises(ConfigError, match=r"the mask folder .* does not exist"):
         clipit.train_mil(clipit.load_config(path, missing))
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -232,7 +232,7 @@ def test_a_configuration_that_cannot_be_studied_is_refused(
     table.assign(label=table["label"].where(table["split"] != "test")).to_csv(tmp_path / "slides.csv", index=False)
     refused(DataError, r"(?s)no test bag has a label.*mil\.test_fraction", {})
     table.assign(label="benign").to_csv(tmp_path / "slides.csv", index=False)
-    refused(DataError, "all labels are of one class: benign", {})
+    refused(DataError, "all labels belong to one class: benign", {})
     # tiles of several classes in every group: no bag has a label
     refused(ConfigError, "tiles.labels.*mil.labels_per_class", {}, write_config({"tiles.labels.kind": "per_class"}))
     refused(

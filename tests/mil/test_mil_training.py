@@ -110,7 +110,7 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
 def test_bags_that_cannot_be_learned_from_are_refused_with_all_reasons() -> None:
     bags = bags_with_signal(24)
     one_class = replace(bags, labels=np.where(bags.labels == 1, -1, 0))
-    with pytest.raises(DataError, match=r"no training bag has the label malignant\n.*one class, benign"):
+    with pytest.raises(DataError, match=r"no training bag is labelled malignant\n.*one class, benign"):
         train_mil(one_class, OPTIONS, 0)
     unvalidated = replace(bags, labels=np.where(bags.splits == "validation", -1, bags.labels))
     with pytest.raises(DataError, match="no validation bag has a label"):
@@ -140,7 +140,7 @@ def test_invalid_bags_are_refused_with_all_problems() -> None:
     broken = replace(bags.select(np.arange(2)), reader=ArrayReader(arrays, [["a", "b"], []]))
     with pytest.raises(DataError, match="bag000 has 2 feature vectors with values that are not finite: a, b"):
         broken.features(0)
-    with pytest.raises(DataError, match="bag001 has no instance"):
+    with pytest.raises(DataError, match="bag001 has no instances"):
         broken.features(1)
 
 

@@ -115,9 +115,9 @@ def test_exchanged_reports_are_those_of_other_patients(make_workspace: Make) -> 
     assert not np.array_equal(right[1].vectors, wrong[1].vectors)
     assert np.allclose(np.sort(right[1].vectors, axis=0), np.sort(wrong[1].vectors, axis=0))
     assert right[0].fingerprint != wrong[0].fingerprint
-    assert "6 of 6 labels from reports agree" in "\n".join(wrong[0].notes), "before the exchange"
+    assert "6 of 6 labels from reports agree" in "\n".join(wrong[0].notes), "before shuffling"
     assert all(any("reports were shuffled" in note for note in each.notes) for each in wrong)
-    assert not any("exchange" in note for each in right for note in each.notes)
+    assert not any("shuffl" in note for each in right for note in each.notes)
     configured = both(*make_workspace(**{"soft_labels.own_report.shuffled": True}))
     assert [each.fingerprint for each in configured] == [each.fingerprint for each in wrong]
 
@@ -155,7 +155,7 @@ def test_reports_that_say_nothing_or_belong_to_others_are_errors(make_workspace:
     def silence(split: str, row: dict[str, Any]) -> None:
         row["text"] = "Nothing is said."
 
-    with pytest.raises(DataError, match="no report gives a label"):
+    with pytest.raises(DataError, match="no report yields a label"):
         report_labels(*make_workspace(silence), BAGS, 0)
     with pytest.raises(DataError, match="no training patient has a report"):
         both(*make_workspace(lambda split, row: row.update(patient=f"other {row['id']}")))

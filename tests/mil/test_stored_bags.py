@@ -54,7 +54,7 @@ def test_ids_of_slide_tiles_name_their_slide_and_mixed_labels_are_counted(tmp_pa
     bags = bags_of_tiles(tiles, {"test": store}, "slide")
     assert bags.names.tolist() == ["a@b", "c"] and bags.patients.tolist() == ["p", "p"]
     assert bags.labels.tolist() == [-1, 2]
-    assert bags.notes == ("1 bag has no label, because the classes of tiles or slides differ: a@b",)
+    assert bags.notes == ("1 bag has no label, because their tiles or slides have different classes: a@b",)
     patients = bags_of_tiles(tiles, {"test": store}, "patient")
     assert patients.names.tolist() == ["p"] and patients.sizes.tolist() == [6]
 
@@ -89,7 +89,7 @@ def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None
     assert len(slides) == 11 and slides.dim == 4 and slides.classes == ("a", "b")
     assert {"train", "validation", "test"} == set(slides.splits.tolist())
     notes = " ".join(slides.notes)
-    for part in ("dropped 1 slide of the table without features: unknown", "row in the table: other"):
+    for part in ("dropped 1 slide in the table without features: unknown", "row in the table: other"):
         assert part in notes
     assert "dropped 1 slide without tiles: s03" in notes
     assert slides.ids(0) == ["s00:0_0", "s00:256_0", "s00:512_0"]
@@ -109,7 +109,7 @@ def test_what_follows_a_dot_in_the_name_of_a_slide_belongs_to_the_name(tmp_path:
         tmp_path / "h5", _write(tmp_path, "\n".join(["slide,label,group", *rows])), "slide", HELD_OUT
     )
     assert slides.names.tolist() == [f"s{n:02d}" for n in range(1, 12)]
-    assert "dropped 1 slide of the table without features: s00.2" in slides.notes
+    assert "dropped 1 slide in the table without features: s00.2" in slides.notes
     assert "dropped 1 feature file without a row in the table: s00" in slides.notes
 
 
@@ -128,7 +128,7 @@ def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few patients"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
     table.write_text("slide,label\nx,a\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no slide of the table has features"):
+    with pytest.raises(DataError, match="no slide in the table has features"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 
@@ -163,7 +163,7 @@ def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> N
     bags = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
     assert bags.sizes.tolist() == sizes and bags.ids(1) == ids
     assert np.array_equal(bags.features(1), features)
-    assert "dropped 3 repeated tiles of 1 slide: s03: 3" in bags.notes
+    assert "dropped 3 repeated tiles in 1 slide: s03: 3" in bags.notes
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][4, 0] = 9.0
     with pytest.raises(DataError, match=r"1 tile occurs twice with different features: s03:256_0(.|\n)*s03.h5"):
@@ -237,12 +237,12 @@ def test_splits_and_classes_of_the_table_are_mapped_as_the_messages_advise(tmp_p
     bags = _study(tmp_path, folds, splits=splits, other_parts="ignore", class_map={"a": "x", "b": "y"})
     assert bags.names.tolist() == [f"s{n:02d}" for n in range(10)] and bags.classes == ("x", "y")
     assert (bags.splits == "test").sum() == 4
-    assert "dropped 2 slides of other splits (5: 2)" in bags.notes
+    assert "dropped 2 slides in other splits (5: 2)" in bags.notes
     three = "\n".join(["slide,label,group,split", *(_split_table()[1:])]).replace("s01.svs,a", "s01.svs,c")
     bags = _study(tmp_path, three, class_map={"a": "x", "b": "y"}, classes=["y", "x"])
     assert "s01" not in bags.names.tolist() and bags.classes == ("y", "x")
     assert "dropped 1 slide with labels outside tiles.class_map (c: 1)" in bags.notes
-    with pytest.raises(DataError, match=r"tiles\.class_map names labels that do not occur: z; there are: a, b, c"):
+    with pytest.raises(DataError, match=r"tiles\.class_map names labels that do not occur: z; the labels are a, b, c"):
         _study(tmp_path, three, class_map={"z": "x"})
 
 

@@ -203,7 +203,7 @@ def test_a_study_without_validation_masks_predicts_the_most_probable_class(value
         "segmentation.class_map": {"gland": "gland"},
     }
     file = configure(values, **changes)
-    with pytest.raises(ConfigError, match="no class of the model corresponds to stroma"):
+    with pytest.raises(ConfigError, match="no model class corresponds to stroma"):
         segment(file.run, file.segmentation, values["root"] / "run")
     mapping = {"gland": "gland", "stroma": "stroma", "tumour": "gland"}
     section = file.segmentation.model_copy(update={"class_map": mapping})
@@ -237,14 +237,14 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     found, notes = select_methods(inputs)
     assert list(found) == ["mapped", "same names"]
     assert notes[0] == "refused is skipped: trained without text"
-    assert "other names is skipped: no class of the model corresponds to stroma" in notes[1]
+    assert "other names is skipped: no model class corresponds to stroma" in notes[1]
     wrong = file.segmentation.model_copy(update={"class_map": {"a": "gland", "b": "stroma", "typo": "gland"}})
     with pytest.raises(ConfigError, match="no model has: typo; mapped has a, b, c"):
         select_methods(replace(inputs, options=wrong))
     training = file.segmentation.training.model_copy(update={"masks": (2, 5, None)})
     named = file.segmentation.model_copy(update={"methods": ("unet",), "training": training, "class_map": {}})
     assert select_methods(replace(inputs, options=named))[1] == [
-        "segmentation.training.masks: 5 skipped, because there are 3 training masks"
+        "segmentation.training.masks: 5 skipped, because there are only 3 training masks"
     ]
     masks, known = inputs.masks, inputs.masks.counts.copy()
     train = np.flatnonzero(masks.tiles.splits == "train")
@@ -253,13 +253,13 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     training = training.model_copy(update={"masks": (1, None), "seeds": (0, 1)})
     named = named.model_copy(update={"training": training})
     assert select_methods(replace(inputs, options=named, masks=replace(masks, counts=known)))[1] == [
-        f"1 mask, seed {seed}: the drawn masks have no pixel of gland; a method that learns from them alone cannot "
-        "predict this class"
+        f"1 mask, seed {seed}: no drawn mask contains gland; methods trained on masks alone cannot predict an absent "
+        "class"
         for seed in (0, 1)
     ]
     known[train, 1] = 0
     assert select_methods(replace(inputs, options=named, masks=replace(masks, counts=known)))[1] == [
-        "no training mask has a pixel of gland; a method that learns from them alone cannot predict this class"
+        "no training mask contains gland; methods trained on masks alone cannot predict an absent class"
     ]
     # Methods that train on masks choose no threshold on further masks.
     dark, test = Segmenter("dark", darkness, {"model": "dark"}), inputs.masks.of_split("test")
@@ -271,7 +271,7 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
 
 def test_inputs_that_are_missing_are_named(values: dict[str, Any], tmp_path: Path) -> None:
     file = configure(values)
-    with pytest.raises(ConfigError, match="the classes of the masks are not named"):
+    with pytest.raises(ConfigError, match="the mask classes are not named"):
         segment(file.run, SegmentationConfig())
     both: tuple[SegmentationMethod, ...] = ("vlm_windows", "student_windows")
     with pytest.raises(ConfigError, match=r"vlm_windows needs class prompts: .*; student_windows needs a finished run"):

@@ -135,7 +135,7 @@ def test_probabilities_of_classes_without_a_place_in_the_masks_are_dropped() -> 
     # Entries for the classes of a different model do not count.
     assert map_classes(["y", "x"], ["x", "y"], {"a": "x", "c": "y"}, "model").tolist() == [[0, 1], [1, 0]]
     assert map_classes(["a", "c"], ["x", "y"], {"a": "x", "c": "y", "d": "x"}, "model").tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(ConfigError, match="no class of the model corresponds to y"):
+    with pytest.raises(ConfigError, match="no model class corresponds to y"):
         map_classes(["a", "b"], ["x", "y"], {"a": "x"}, "model")
 
 

@@ -28,7 +28,7 @@ class MilArm:
         shuffled: Whether the labels of training and validation bags are permuted.
         labels: Source of labels for unlabelled training bags; None to leave them unlabelled.
         vectors: Source of the vectors that representations of training bags learn to predict; None without vectors.
-        shuffled_reports: Whether reports are shuffled across patients of the same organ.
+        shuffled_reports: Whether reports are shuffled across patients with the same organ.
         controls: Arms that this arm is compared with.
     """
 

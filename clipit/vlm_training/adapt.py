@@ -62,7 +62,7 @@ class _Adaptation:
 
     Attributes:
         section: Section `adapt`, with the towers and the precision that this arm uses.
-        seed: Seed of initialisation, order and augmentation.
+        seed: Seed for initialisation, order and augmentation.
         validation: Bags of the validation split, if they are needed.
     """
 
@@ -98,8 +98,8 @@ def adapt(
 
     Args:
         section: Section `adapt`.
-        seed: Seed of initialisation, order and augmentation.
-        measure: Function from the folder of an adaptation to scores of its VLM by name, for the tracker; called by all
+        seed: Seed for initialisation, order and augmentation.
+        measure: Function that maps an adaptation folder to scores of its VLM by name, for the tracker; called by all
             processes.
 
     Returns:
@@ -107,8 +107,8 @@ def adapt(
         if the licence and the format allow it, vlm/.
 
     Raises:
-        ConfigError: The licence forbids the result, the VLM already has an adapter and cannot be exported as a merged
-            model, or the keys contradict the arm or the data.
+        ConfigError: The licence forbids the adapted VLM, the VLM already has an adapter and cannot be exported as a
+            merged model, or the keys contradict the arm or the data.
         DataError: The examples cannot be built.
         ModelError: The training diverged, or the weights cannot be trained.
         ArtifactError: The folder belongs to a different adaptation.

@@ -21,7 +21,7 @@ class ContrastBatch:
         tiles: Rows of the distinct tiles of the tile bags.
         image_members: Indices into `tiles` of each bag's members; -1 for no member.
         texts: Rows of the distinct texts of the text bags; empty if images are contrasted with images.
-        others: Rows of the distinct tiles on the other side, seen through another augmentation; empty with texts.
+        others: Rows of the distinct tiles on the other side, with a different augmentation; empty with texts.
         other_members: Indices into `texts` or `others` of each bag's members on the other side; -1 for no member.
         same: Mask of the pairs of bags that are not negatives of each other; the diagonal is ignored.
     """
@@ -40,7 +40,7 @@ class Members:
 
     Attributes:
         values: Rows of tiles or texts of all examples, one example after the other.
-        starts: Index in `values` of each example's first row, and of the end.
+        starts: Index in `values` of each example's first row, followed by the number of values.
     """
 
     values: Int64[np.ndarray, "total"]
@@ -55,7 +55,7 @@ class Members:
 
     @classmethod
     def grouped(cls, examples: Int64[np.ndarray, "m"], values: Int64[np.ndarray, "m"], count: int) -> "Members":
-        """Store values by example, in their order; values with a negative example index are dropped."""
+        """Group values by example, in their given order; values with a negative example index are dropped."""
         known = np.flatnonzero(examples >= 0)
         order = known[np.argsort(examples[known], kind="stable")]
         return cls(values[order], np.searchsorted(examples[order], np.arange(count + 1)).astype(np.int64))
@@ -142,9 +142,10 @@ class BagExamples:
         )
 
     def captions(self, example: int) -> list[tuple[int, int]]:
-        """Return the pairs of an example, as rows of a tile and a text: each tile with as many texts as a bag contains.
+        """Return the image-text pairs of an example as (tile row, text row).
 
-        An example with a single tile, or whose other tiles are neighbours, gives its first tile with all texts.
+        Each tile is paired with as many texts as a bag contains. If an example has a single tile, or its other tiles
+        are neighbours, its first tile is paired with all texts.
         """
         tiles, partner = self.tiles_of[example], int(self.partners[example])
         if self.neighbours or len(tiles) == 1:
@@ -200,7 +201,7 @@ def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:
         raise DataError(
             "no bag of a batch has a negative: all bags share a patient, an image or a text",
             where="adapt",
-            fix="add patients and different texts, or raise adapt.batch_size",
+            fix="add patients and more varied texts, or raise adapt.batch_size",
         )
     return {"negatives_per_bag": float(counts.mean()), "bags_without_negatives": float((counts == 0).mean())}
 

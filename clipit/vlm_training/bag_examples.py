@@ -14,7 +14,7 @@ from clipit.prompts.dictionary import MAX_TEXTS, load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.case_examples import code_pixels
-from clipit.vlm_training.pair_examples import exchange_images
+from clipit.vlm_training.pair_examples import draw_partners
 from clipit.workspace.workspace import Workspace
 
 
@@ -25,7 +25,7 @@ class MinedBags:
     Attributes:
         tiles: Rows of the training tiles in each tile bag, the tile itself first.
         texts: Indices of the texts in each text bag: rows of the table of snippets, then of the distinct prompts.
-        counts: Pruned members and empty bags.
+        counts: Numbers of pruned members and empty bags.
     """
 
     tiles: Members
@@ -52,7 +52,7 @@ def bag_examples(
         ConfigError: There are fewer pairs per tile than snippets in a bag.
     """
     if split != "train":
-        raise DataError("tiles of validation and test are not paired, so they have no bags", where="adapt.data")
+        raise DataError("validation and test tiles are not paired, so they have no bags", where="adapt.data")
     if section.bags.snippets and config.pairing.k < section.bags.snippets:
         raise ConfigError(
             f"bags of {counted(section.bags.snippets, 'snippet')} need at least as many pairs per tile, but "
@@ -146,7 +146,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         batch_size=section.batch_size,
         seed=seed,
         groups=numbers,
-        partners=exchange_images(patient_of, seed) if arm == "shuffled_text" else numbers,
+        partners=draw_partners(patient_of, seed) if arm == "shuffled_text" else numbers,
         pixel_codes=code_pixels(workspace, "train"),
         neighbours=True,
         fingerprints=_inputs(section, workspace),

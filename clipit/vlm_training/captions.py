@@ -1,4 +1,4 @@
-"""Texts of examples: split to the context length, deduplicated, and compared with the prompts of the evaluation."""
+"""Texts of examples: split to the context length, deduplicated, and compared with the evaluation prompts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class FittedTexts:
     Attributes:
         texts: Distinct texts, sorted.
         members: Rows of the texts of each example.
-        counts: Numbers of texts that were empty, repeated within an example, and split.
+        counts: Numbers of texts that were empty, repeated within an example, or split.
     """
 
     texts: list[str]
@@ -85,9 +85,9 @@ def count_prompt_texts(
     count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(example_of[used]).size)
     if count:
         log(
-            f"{counted(count, 'text')} of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
-            "prompt of the evaluated tiles: the adaptation learns labels, so compare it with supervised training, not "
-            "with zero-shot classification"
+            f"{counted(count, 'text equals', 'texts equal')} a class name or a prompt of the evaluated tiles (in "
+            f"{affected:,} of {len(examples):,} {split} examples): the adaptation learns labels, so compare it with "
+            "supervised training, not with zero-shot classification"
         )
     return {"texts_like_prompts": count, "examples_like_prompts": affected}
 

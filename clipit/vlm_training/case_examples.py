@@ -46,7 +46,7 @@ def case_examples(
     kept = np.flatnonzero(texts_of.lengths > 0)
     if not len(kept):
         raise DataError(
-            f"no report of a {split} patient has a snippet left after the filters",
+            f"no report of a {split} patient has a snippet left after filtering",
             where="reports",
             fix="relax the filters under `reports`",
         )
@@ -56,7 +56,7 @@ def case_examples(
     tiles_of = Members.grouped(example_of, np.arange(len(tiles), dtype=np.int64), len(kept))
     partners = np.arange(len(kept), dtype=np.int64)
     if arm == "shuffled_text":
-        partners = _exchange([cases.organs[case] for case in kept.tolist()], seed)
+        partners = _draw_partners([cases.organs[case] for case in kept.tolist()], seed)
     used = int((example_of >= 0).sum())
     account = {key: value for key, value in asdict(cases.account).items() if key not in ("tiles", "cases")}
     return BagExamples(
@@ -136,8 +136,8 @@ def _texts_of(snippets: Artifact, cases: Cases) -> Members:
     return Members.of([sorted(each) for each in rows])
 
 
-def _exchange(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
-    """Draw the patient whose reports each patient gets."""
+def _draw_partners(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
+    """Draw for each patient another patient, whose reports it gets."""
     if len(organs) < 2:
         raise DataError(
             "only one patient has tiles and a report, so reports cannot be shuffled across patients",

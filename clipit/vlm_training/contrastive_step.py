@@ -1,15 +1,16 @@
-"""One contrastive step of a VLM: embeddings of the whole batch, with gradients cached at the embeddings.
+"""One contrastive training step of a VLM, with gradients cached at the embeddings of the whole batch.
 
 The loss contrasts every bag with all others, but only a few images or texts at a time fit into memory with their
-activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
-each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
-2101.06983, section 3). The gradient is that of one large batch. The last two micro-batches of each tower are
-encoded only once and keep their graphs; these graphs are freed before any other micro-batch is encoded again.
+activations. All inputs are therefore encoded without gradients first, and the loss and its gradient with respect to the
+embeddings are computed. Then each micro-batch is encoded again with gradients, and the gradient of its embeddings is
+propagated back (Gao et al. 2021, arXiv 2101.06983, section 3). The gradient is that of one large batch. The last two
+micro-batches of each tower are encoded only once and keep their graphs; these graphs are freed before any other
+micro-batch is encoded again.
 
-In passes without gradients, low-rank updates are added to the weights, so that adapted layers cost no more than plain
-ones. Between its two passes, a micro-batch of images is kept in CPU memory, so that only its embeddings stay on a GPU.
-The random numbers of dropout, if any, are drawn for each micro-batch, so with dropout the weights depend on the size of
-micro-batches and the number of processes.
+In passes without gradients, low-rank updates are merged into the weights, so that adapted layers cost no more than
+plain ones. Between its two passes, a micro-batch of images is kept in CPU memory, so that only its embeddings stay on a
+GPU. The random numbers for dropout, if any, are drawn per micro-batch, so with dropout the trained weights depend on
+the micro-batch size and the number of processes.
 """
 
 import logging
@@ -45,11 +46,11 @@ _MAX_SCALE = 1 / MIN_TEMPERATURE
 _AT_BOUND = 1e-3
 """Relative distance from a bound within which the scale counts as having reached it."""
 _BLOCK = 4_194_304
-"""Number of similarities of members that are in memory at once; it limits the rows of bags per block."""
+"""Maximum number of member similarities in memory at once; it limits the number of bags per block."""
 _KEPT = 2
-"""Micro-batches of images, and of texts, that are encoded once, with their graphs in memory until the loss is known."""
+"""Number of micro-batches of images, and of texts, that are encoded only once and whose graphs stay in memory."""
 _OTHER_SIDE = np.uint64(0xC2B2AE3D27D4EB4F)
-"""Combined (xor) with the augmentation key of a tile on the other side, so that its two views differ."""
+"""XORed with the augmentation key of a tile on the other side, so that its two views differ."""
 
 Kind = Literal["tiles", "others", "texts"]
 
@@ -62,7 +63,7 @@ class _MicroBatch:
         kind: What is encoded.
         indices: Indices into the batch's distinct tiles, others or texts.
         inputs: Augmented pixels [n,3,h,w], uint8, on any device, or the rows of the texts.
-        output: Embeddings with their graph, if they are not encoded again.
+        output: Embeddings with their graph, if the micro-batch is not encoded again.
     """
 
     kind: Kind
@@ -73,15 +74,15 @@ class _MicroBatch:
 
 @dataclass
 class ContrastStep:
-    """Forward and backward of contrastive batches.
+    """Forward and backward passes of contrastive batches.
 
     Attributes:
         adapted: VLM with its trained weights, on this process's device.
         section: Section `adapt`.
-        seed: Seed of augmentation and dropout.
+        seed: Seed for augmentation and dropout.
         processes: Processes that share a batch.
         precision: `bf16` or `no`.
-        clock: Timer of images and of the time spent waiting for them.
+        clock: Counter of images, and timer of the time spent waiting for them.
     """
 
     adapted: AdaptedTowers
@@ -94,7 +95,7 @@ class ContrastStep:
 
     def __post_init__(self) -> None:
         self._keys = tile_keys(self.examples.tile_ids)
-        self._frozen_texts: dict[int, Tensor] = {}  # embeddings of texts by a frozen tower, by block of rows
+        self._frozen_texts: dict[int, Tensor] = {}  # text embeddings from a frozen tower, by block of rows
         self._batches: dict[int, ContrastBatch] = {}  # batches of the steps that are read ahead
 
     def pixels(self, steps: range) -> Iterator[tuple[Int[np.ndarray, "n"], Tensor]]:
@@ -107,7 +108,7 @@ class ContrastStep:
 
         Args:
             step: Index of the step, from 0.
-            pixels: Iterator of `pixels`, at this step.
+            pixels: Iterator from `pixels`, positioned at this step.
 
         Returns:
             This process's share of the loss, by name.
@@ -219,9 +220,9 @@ class ContrastStep:
         return at_least_float32(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
 
     def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
-        """Return the embeddings of texts by a frozen tower; each text is encoded once.
+        """Return text embeddings from a frozen tower; each text is encoded once.
 
-        They are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and a resumed
+        They are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and resumed
         training must give the same weights.
         """
         size = self.section.micro_batch
@@ -316,7 +317,7 @@ class ContrastStep:
 
 
 def clamp_scale(adapted: AdaptedTowers) -> None:
-    """Clamp the scale between 1 and 100 if it is learnt, after an update, as CLIP does."""
+    """After an update, clamp a learnt scale to between 1 and 100, as CLIP does."""
     with torch.no_grad():
         if adapted.logit_scale.requires_grad:
             adapted.logit_scale.clamp_(0.0, math.log(_MAX_SCALE))
@@ -324,10 +325,10 @@ def clamp_scale(adapted: AdaptedTowers) -> None:
 
 @dataclass
 class ScaleWatch:
-    """Checks whether the learnt scale of the logits has reached one of its bounds.
+    """Checks whether the learnt logit scale has reached one of its bounds.
 
     Attributes:
-        start: Scale before the training.
+        start: Scale before training.
         noted: Whether the upper bound has been logged.
     """
 
@@ -354,7 +355,7 @@ class ScaleWatch:
             )
         if scale >= highest and not self.noted:
             self.noted = True
-            logger.info(f"note: the logit scale is at its upper bound of 100 (before the adaptation: {self.start:.4g})")
+            logger.info(f"note: the logit scale is at its upper bound of 100 (initial value: {self.start:.4g})")
         return scale
 
 

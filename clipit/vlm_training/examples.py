@@ -34,7 +34,7 @@ def make_examples(
 
     Args:
         section: Section `adapt`.
-        seed: Seed of the order and of the control's shuffled texts.
+        seed: Seed for the order and for the control's shuffled texts.
         split: `train`, or a split whose examples are never trained on: `validation` or `test`.
         batches: Whether batches are drawn from the examples. Otherwise their number and negatives are not checked.
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TIME_SHARE = 0.1
-"""Maximum time that mining should take, relative to the steps from one mining to the next."""
+"""Maximum time that mining should take, relative to the steps until the next mining."""
 _STEP_COST = 2.5
-"""Cost of an image or text in a training step relative to mining: two forward passes with cached gradients and a
-backward pass, against reading the image, one forward pass and the search (`benchmarks/adapt_mining.py`)."""
+"""Cost of an image or text in a training step relative to mining: two forward passes and a backward pass (cached
+gradients), versus reading the image, one forward pass and the search (`benchmarks/adapt_mining.py`)."""
 _FACTS = "facts"
 _RESTART = "delete the folder of this adaptation and start again"
 
@@ -49,8 +49,8 @@ def mine(
     """Mine the bags again with the adapted VLM; called by all processes.
 
     Tiles, snippets and prompts are embedded with the current weights, and bags are collected as before the adaptation.
-    The members are stored in `mined/` of the adaptation's folder, where training that resumes after this step reads
-    them; the embeddings are deleted. The texts of the result differ from those of `examples`.
+    The members are stored in `mined/` of the adaptation's folder, from which training that resumes after this step
+    reads them; the embeddings are deleted. The texts of the result may differ from those of `examples`.
 
     Args:
         section: Section `adapt`.
@@ -102,13 +102,13 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     least = least_interval(examples)
     if every < least:
         logger.warning(
-            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps "
-            f"in between; with adapt.bags.mine_every={least}, it takes a tenth"
+            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps until the "
+            f"next mining; with adapt.bags.mine_every={least}, it takes a tenth"
         )
 
 
 def least_interval(examples: BagExamples) -> int:
-    """Estimate how many steps must separate one mining from the next for mining to take a tenth of their time.
+    """Estimate how many steps must separate two minings for mining to take a tenth of the time of these steps.
 
     Args:
         examples: Examples of the training split, from bags.

@@ -83,7 +83,7 @@ def pair_examples(
         batch_size=section.batch_size,
         seed=seed,
         groups=numbers,
-        partners=exchange_images(patient_of, seed) if arm == "shuffled_text" else numbers,
+        partners=draw_partners(patient_of, seed) if arm == "shuffled_text" else numbers,
         pixel_codes=pairs.pixel_codes[chosen],
         fingerprints={"pairs": pairs.tiles.fingerprint, "texts": pairs.captions},
         summary={
@@ -102,8 +102,8 @@ def pair_examples(
     )
 
 
-def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
-    """Draw for each image an image of another patient, whose texts it gets.
+def draw_partners(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
+    """Draw for each image a partner: an image of another patient, whose texts it gets.
 
     The texts of every image are used once, unless one patient has more than half of the images.
 
@@ -211,7 +211,7 @@ def _apply_policy(
 
 
 def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
-    """Find the images that may not be trained on; with the policy `note`, they are only logged.
+    """Find the images that must not be trained on; with the policy `note`, they are only logged.
 
     Training images are compared with the tiles of validation and test, validation images with the test tiles.
     """

@@ -1,4 +1,4 @@
-"""Read images with texts: a table with one row per image and text, or tar shards in webdataset's format."""
+"""Read images with texts: a table with one row per image-text pair, or tar shards in webdataset format."""
 
 import json
 import posixpath
@@ -48,11 +48,11 @@ class CaptionedTiles:
 
 
 def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
-    """Read images with texts, and drop those that cannot be decoded.
+    """Read images with texts, and drop images that cannot be decoded; called by all processes.
 
     Args:
         section: Section `adapt.pairs`.
-        root: Folder of artefacts, with the index of shards; called by all processes.
+        root: Artefact folder, with the index of the shards.
 
     Raises:
         DataError: The source is missing, damaged or contradictory, or an image is missing.
@@ -87,16 +87,16 @@ def hold_out(tiles: TileSet, section: PairsConfig) -> TileSet:
 
 @contextmanager
 def _pair_keys_in_errors() -> Iterator[None]:
-    """Replace the keys of `tiles` by those of `adapt.pairs` in errors of functions that read tiles."""
+    """Replace the keys of `tiles` with those of `adapt.pairs` in errors of functions that read tiles."""
     try:
         yield
     except ClipitError as error:
-        message = str(error).replace("name a validation split in tiles.splits", "add a column split")
+        message = str(error).replace("name a validation split in tiles.splits", "add a split column")
         raise type(error)(_SHARED_KEYS.sub("adapt.pairs.", message)) from error
 
 
 def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles, list[list[str]]]:
-    """Read a table with one row per image and text."""
+    """Read a table with one row per image-text pair."""
     path = Path(config.path).expanduser()
     table = open_table(path)
     names = {field: section.columns.get(field, field) for field in ("id", "path", "text", "group", "split", "mpp")}
@@ -150,7 +150,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
 def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, table: TileTable) -> list[list[int]]:
     """Return the rows of each file, in order of first occurrence; rows of a file may differ only in the text."""
     if not files:
-        raise DataError("the table has no rows", where=path, fix="add a row per image and text")
+        raise DataError("the table has no rows", where=path, fix="add one row per image-text pair")
     nameless = [table.row_name(row) for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
@@ -183,9 +183,9 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
     index = index_shards(config, root, field)
     if not index.has(field):
         raise DataError(
-            f"no sample has the text {field}; the samples have: {shortlist(index.names, 20) or 'images only'}",
+            f"no sample has the text field {field}; the samples have: {shortlist(index.names, 20) or 'images only'}",
             where=config.path,
-            fix="name the suffix of the text members, or the key of the JSON, in adapt.pairs.columns.text",
+            fix="set adapt.pairs.columns.text to the suffix of the text files, or to a key of the JSON files",
         )
     captions = []
     for row, stored in enumerate(index.text(f"{FIELD_PREFIX}{field}")):
@@ -200,7 +200,7 @@ def _caption(value: Any, where: object, row_name: str) -> str:
     try:
         return cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:
-        raise DataError(f"{row_name} contains {error} as a text", where=where, fix="correct this text") from error
+        raise DataError(f"the text of {row_name} contains {error}", where=where, fix="correct this text") from error
 
 
 def _check_splits(source: SourceTiles) -> None:
@@ -211,5 +211,5 @@ def _check_splits(source: SourceTiles) -> None:
         raise DataError(
             problem,
             where=source.where,
-            fix="use train, validation and test in the column adapt.pairs.columns.split, or remove the column",
+            fix="use train, validation and test in the split column (adapt.pairs.columns.split), or remove the column",
         )

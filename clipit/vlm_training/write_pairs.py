@@ -1,4 +1,4 @@
-"""Write examples as images with captions, in the formats of open_clip's own trainer."""
+"""Write examples as images with captions, in the formats of open_clip's trainer."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ PairFormat = Literal["csv", "webdataset"]
 _QUALITY = 95  # quality of the JPEG files
 _PER_SHARD = 1000  # pairs per tar file
 _CHUNK = 64  # images in memory
-_README = """Images with captions, written by clipit for the trainer of open_clip (open_clip_train):
+_README = """Images with captions, written by clipit for open_clip's trainer (open_clip_train):
 
     python -m open_clip_train.main {arguments}
 
@@ -33,10 +33,10 @@ Images are JPEGs of quality {quality}. The captions may be report text: protect 
 
 
 def write_pairs(splits: Mapping[str, BagExamples], folder: Path, file_format: PairFormat) -> dict[str, int]:
-    """Write examples as images with one caption each, completely or not at all; called by all processes.
+    """Write examples as image-text pairs, completely or not at all; called by all processes.
 
-    An image with several texts is written once with each text. For patients with several tiles and a report, each tile
-    is written with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled.
+    An image with several texts gives one pair per text. For patients with several tiles and a report, each tile is
+    paired with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled.
 
     `csv` writes `<split>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.
     `webdataset` writes `<split>-<number>.tar` with members such as 00000012.jpg and 00000012.txt, and `sizes.json`.
@@ -66,7 +66,7 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, file_format: Pa
 
 
 def _write(splits: Mapping[str, BagExamples], folder: Path, file_format: PairFormat) -> dict[str, int]:
-    """Write the pairs of all splits; return their numbers."""
+    """Write the pairs of all splits; return the number of pairs by split."""
     counts: dict[str, int] = {}
     with whole_folder(folder) as partial:
         for split, examples in splits.items():

@@ -190,7 +190,7 @@ def test_a_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pyte
         adapted.logit_scale.requires_grad_(False)
         check(ScaleWatch(14.3), 1.0)
     assert [record.getMessage() for record in caplog.records] == [
-        "note: the logit scale is at its upper bound of 100 (before the adaptation: 14.3)"
+        "note: the logit scale is at its upper bound of 100 (initial value: 14.3)"
     ]
 
 

@@ -16,7 +16,7 @@ from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import examples_content, make_examples, validation_examples
-from clipit.vlm_training.pair_examples import exchange_images
+from clipit.vlm_training.pair_examples import draw_partners
 from clipit.workspace.workspace import Workspace
 
 Row = tuple[str, str, str]
@@ -139,14 +139,14 @@ def test_other_groups_other_partners_and_other_equal_pixels_are_other_examples(
     assert examples_content(replace(texts, groups=twins)) != texts.fingerprints["examples"]
 
 
-def test_texts_are_exchanged_even_if_one_patient_has_most_images() -> None:
+def test_texts_are_shuffled_even_if_one_patient_has_most_images() -> None:
     owners = np.asarray(["a"] * 7 + ["b", "", ""], dtype=object)
     for seed in range(3):
-        partners = exchange_images(owners, seed)
+        partners = draw_partners(owners, seed)
         assert all(mine == "" or mine != other for mine, other in zip(owners, owners[partners], strict=True))
         assert (partners != np.arange(10)).all()
     with pytest.raises(DataError, match="belong to one patient"):
-        exchange_images(np.asarray(["a", "a"], dtype=object), 0)
+        draw_partners(np.asarray(["a", "a"], dtype=object), 0)
 
 
 def write_shard(path: Path, config: RunConfig, content: Sequence[Row]) -> None:
@@ -172,7 +172,7 @@ def test_shards_give_texts_of_members_or_of_json(config: RunConfig, tmp_path: Pa
     examples = make(config, section)
     assert examples.texts_of.lengths.tolist() == [2] * 20 and examples.summary["patients"] == 5
     wrong = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": {"text": "title"}})})
-    with pytest.raises(DataError, match=r"(?s)no sample has the text title.*adapt\.pairs\.columns\.text"):
+    with pytest.raises(DataError, match=r"(?s)no sample has the text field title.*adapt\.pairs\.columns\.text"):
         make(config, wrong)
 
 
@@ -238,7 +238,7 @@ def test_texts_that_are_prompts_are_counted(
         ([("", "a", "p"), *rows()], r"1 row names no file"),
         ([(path, "", group) for path, _, group in rows()], r"no image has a text"),
         ([(path, "same", group) for path, _, group in rows()], r"no bag of a batch has a negative"),
-        ([(path, text, "one") for path, text, _ in rows()], r"no validation tiles.*column split.*adapt\.pairs\.valid"),
+        ([(path, text, "one") for path, text, _ in rows()], r"no validation tiles.*split column.*adapt\.pairs\.valid"),
     ],
 )  # fmt: skip
 def test_wrong_pairs_are_errors(config: RunConfig, tmp_path: Path, content: list[Row], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Examples written for open_clip's own trainer, read by its own code."""
+"""Examples written for open_clip's trainer, read by its own code."""
 
 import logging
 from argparse import Namespace

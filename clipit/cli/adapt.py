@@ -1,4 +1,4 @@
-"""Adapt the VLM to pairs, bags or cases, with controls, and measure it before and after on held-out patients."""
+"""Adapt the VLM to pairs, bags or cases, with controls, and evaluate it before and after on held-out patients."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--format": {
         "choices": ("csv", "webdataset"),
-        "help": "with --write-pairs: a table of paths and texts, or tar shards (default: csv)",
+        "help": "with --write-pairs: table of paths and texts (csv, default) or tar shards (webdataset)",
     },
 }
 
@@ -30,7 +30,7 @@ def main() -> None:
         if options.write_pairs:
             if options.record:
                 raise ConfigError(
-                    "nothing is measured with --write-pairs", where="--record", fix="remove one of the options"
+                    "--write-pairs yields no scores to export", where="--record", fix="remove one of the options"
                 )
             from clipit.api.vlm_adaptation import write_pairs
 

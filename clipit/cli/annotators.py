@@ -29,7 +29,7 @@ def main() -> None:
             "--mask-files": {
                 "type": Path,
                 "metavar": "FOLDER",
-                "help": "folder or zip that the masks are relative to (default: the folder of the table)",
+                "help": "folder or zip that the mask paths are relative to (default: the folder of the table)",
             },
             "--confidence": {
                 "type": float,
@@ -55,5 +55,6 @@ def main() -> None:
         if merged.images == merged.folder:
             print("the images are in a zip: first unpack it into this folder, next to consensus/ and confident/")
         print(
-            f"use them: --tiles.path={merged.table} --tiles.images={merged.images} --tiles.columns.mask=mask_consensus"
+            f"to use them: --tiles.path={merged.table} --tiles.images={merged.images} "
+            "--tiles.columns.mask=mask_consensus"
         )

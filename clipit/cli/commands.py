@@ -7,7 +7,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "doctor": "check this machine, its packages and a configuration",
         "download": "download a published data set",
         "world": "write a synthetic world of tiles and reports, or slides",
-        "completion": "print a script that completes commands and keys in a shell",
+        "completion": "print a shell script that completes commands, options and keys",
     },
     "Tiles, reports and prompts": {
         "check-leaks": "find tiles, patients and reports on both sides of a split",
@@ -34,9 +34,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "compare": "compare arms over seeds, with controls and statistics",
         "tune": "search hyperparameters with the same grid for every arm",
         "sweep": "run a sweep file in wandb's format",
-        "adapt": "adapt the VLM itself, with controls, and measure it before and after",
-        "probe": "measure frozen features by probes and retrieval",
-        "segment": "segment tiles by several methods, scored with masks",
+        "adapt": "adapt the VLM itself, with controls, and evaluate it before and after",
+        "probe": "evaluate frozen features with probes and retrieval",
+        "segment": "segment tiles with several methods, scored against masks",
         "robustness": "measure robustness, calibration and test-time adaptation",
     },
 }

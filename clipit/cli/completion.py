@@ -1,4 +1,4 @@
-"""Print a script that completes commands, options and keys in a shell: `clipit completion bash|zsh|fish`."""
+"""Print a shell script that completes commands, options and keys: `clipit completion bash|zsh|fish`."""
 
 import argparse
 from collections.abc import Iterable

@@ -12,7 +12,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {
         "type": run_path,
         "help": "folder of a finished run, instead of --config. On its own, the option evaluates the run again. With "
-        "--tiles.path (and any other tiles.* key, or --config FILE with a section tiles) or --prompts, the run is "
+        "--tiles.path (and any other tiles.* key, or --config FILE with a tiles section) or --prompts, the run is "
         "scored on the new tiles or prompts, in addition to its own test results; the scores are written to "
         "external/NAME in its folder, and --name sets NAME",
     }

@@ -11,7 +11,7 @@ def main() -> None:
     with user_errors():
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument(
-            "classifier", metavar="CLASSIFIER", help="folder of a run or its folder classifier/, or a repository"
+            "classifier", metavar="CLASSIFIER", help="folder of a run or its classifier/ folder, or a repository"
         )
         parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx", help="default: onnx")
         parser.add_argument("--out", type=option_path, required=True, metavar="FILE", help="file.onnx or file.pt2")

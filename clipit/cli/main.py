@@ -9,7 +9,7 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Run the subcommand that is the first argument of the process."""
+    """Run the subcommand named by the first argument."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         with user_errors():

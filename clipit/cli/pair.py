@@ -18,7 +18,7 @@ def main() -> None:
                 "type": Path,
                 "action": "append",
                 "metavar": "FILE.h5",
-                "help": "pair slide tiles by their features from TRIDENT or CLAM (a file or folder; may be repeated)",
+                "help": "pair slide tiles using features from TRIDENT or CLAM (a file or folder; may be repeated)",
             },
         }
         config, options = read_file_command(__doc__, (), extra=extra, needs_tiles=False)

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "classifier", metavar="CLASSIFIER", help="folder of a run or its folder classifier/, or a repository"
+        "classifier", metavar="CLASSIFIER", help="folder of a run or its classifier/ folder, or a repository"
     )
     parser.add_argument(
         "inputs",
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts",
         type=option_text,
         metavar="NAME",
-        help="also classify zero-shot: prompt file, packaged set, or set of the classifier",
+        help="also classify zero-shot: prompt file, packaged set, or set stored in the classifier",
     )
     zero_shot.add_argument(
         "--classes", metavar='"A; B"', help="also classify zero-shot: names separated by semicolons, used as prompts"
@@ -65,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=option_path, metavar="PATH", help="folder or zip that the paths in tables are relative to"
     )
     parser.add_argument(
-        "--path-column", type=option_text, metavar="NAME", help="column of a table with the paths (default: path)"
+        "--path-column", type=option_text, metavar="NAME", help="path column of a table (default: path)"
     )
     parser.add_argument(
         "--id-column",
         type=option_text,
         metavar="NAME",
-        help="column of a table with the ids (default: id if there is one, or the path)",
+        help="id column of a table (default: id if present, otherwise the path)",
     )
     parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel of slides without this metadata")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Measure frozen features with probes, few-shot episodes, label-efficiency curves and retrieval."""
+"""Evaluate frozen features with probes, few-shot episodes, label-efficiency curves and retrieval."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

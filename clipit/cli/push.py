@@ -11,7 +11,7 @@ def main() -> None:
     with user_errors():
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument(
-            "classifier", type=option_path, metavar="CLASSIFIER", help="folder of a run, or its folder classifier/"
+            "classifier", type=option_path, metavar="CLASSIFIER", help="folder of a run, or its classifier/ folder"
         )
         parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
         parser.add_argument("--private", action="store_true", help="create a private repository")

@@ -1,4 +1,4 @@
-"""Measure robustness of finished runs: perturbations, shifted sets, calibration and test-time adaptation."""
+"""Measure the robustness of finished runs: perturbations, shifted sets, calibration and test-time adaptation."""
 
 from clipit.config.command_line import read_file_command
 from clipit.config.paths import run_path

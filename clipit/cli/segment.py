@@ -1,4 +1,4 @@
-"""Segment tiles that have masks by several methods (zero-shot, few masks, U-Net), with floors and ceilings."""
+"""Compare segmentation methods (zero-shot, few masks, U-Net) on tiles with masks, alongside floors and ceilings."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

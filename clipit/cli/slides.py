@@ -16,7 +16,7 @@ from clipit.prompts.early_check import check_prompt_file
 
 
 def main() -> None:
-    """Run the subcommand that is the first argument."""
+    """Run the subcommand named by the first argument."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         with user_errors():
@@ -51,8 +51,8 @@ def score(arguments: list[str]) -> None:
     """Score slides with a classifier, or zero-shot with class prompts."""
     parser = _parser(
         "score",
-        "Score slides tile by tile with a classifier, or zero-shot with class prompts, and pool the tiles into one "
-        "score per class and slide. If the table of slides has labels, the scores are evaluated on them.",
+        "Score slides tile by tile with a classifier, or zero-shot with class prompts, and pool the tile scores into "
+        "one score per class and slide. If the slide table has labels, the scores are evaluated against them.",
     )
     _add_inputs(parser)
     _add_model(parser)
@@ -186,13 +186,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--classifier",
         type=option_text,
         metavar="PATH",
-        help="folder of a run or its folder classifier/, or a repository",
+        help="folder of a run or its classifier/ folder, or a repository",
     )
     model.add_argument(
         "--prompts",
         type=option_text,
         metavar="NAME",
-        help="score zero-shot with class prompts: prompt file, packaged set, or set of the classifier",
+        help="score zero-shot with class prompts: prompt file, packaged set, or set stored in the classifier",
     )
     model.add_argument("--classes", metavar='"A; B"', help="score zero-shot with these class names as prompts")
     model.add_argument("--vlm", type=option_text, metavar="NAME", help="name or folder of the VLM that encodes prompts")

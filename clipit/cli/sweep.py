@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="YAML file, or name of a shipped configuration, that the trials change (default: as in the sweep file)",
+        help="YAML file or name of a shipped configuration that the trials modify (default: as in the sweep file)",
     )
     parser.add_argument(
         "--launch", metavar="COMMAND", help='start each trial in separate processes: "accelerate launch ..."'
@@ -30,7 +30,7 @@ def main() -> None:
         "--count", type=int, metavar="N", help="maximum number of trials (default: run_cap of the file)"
     )
     parser.add_argument(
-        "--draws-seed", type=int, default=0, metavar="N", help="seed of the drawn values (methods random and bayes)"
+        "--draws-seed", type=int, default=0, metavar="N", help="seed for drawing values (methods random and bayes)"
     )
     parser.add_argument(
         "--trial", action="store_true", help="run one trial, with its values given as options (used by wandb's agent)"

@@ -118,7 +118,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("--slides and --cases cannot be combined", where="--slides", fix="remove --cases or --slides")
     if arguments.variant and not (arguments.cases or arguments.reports):
         raise ConfigError(
-            "--variant applies only to worlds of cases, or of slides with reports",
+            "--variant applies only to worlds of cases and of slides with reports",
             where="--variant",
             fix="add --cases or --reports",
         )
@@ -178,7 +178,7 @@ def _write_slides(arguments: argparse.Namespace) -> Path:
         raise ConfigError(
             f"invalid options for slides: {problems}",
             where="--slides, --size or --seed",
-            fix="use a positive number of slides, a size from 256 to 8192 in steps of 64, and a seed from 0",
+            fix="use a positive number of slides, a size from 256 to 8192 in steps of 64, and a non-negative seed",
         ) from error
     if not isinstance(config, ReportedSlidesConfig):
         return ensure_slides(arguments.output, config)

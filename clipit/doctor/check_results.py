@@ -38,7 +38,7 @@ class CheckGroup:
 
 
 def failed_check(subject: str, error: Exception) -> Check:
-    """Convert an error of the package to a failed check; its line `fix:` becomes the fix."""
+    """Convert an error of the package to a failed check; its `fix:` line becomes the fix."""
     text, _, fix = str(error).partition("\n  fix: ")
     problem, _, where = text.partition("\n  where: ")
     message = f"{problem} ({where})" if where else problem

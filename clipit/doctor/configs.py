@@ -75,7 +75,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
 
     Args:
         missing: Required keys with placeholders, whose data are not checked.
-        path: File of the configuration, whose head comment states the command and its requirements.
+        path: Configuration file, whose head comment states the command and its requirements.
         ask: Function that returns whether a hub repository may be downloaded.
 
     Raises:
@@ -137,7 +137,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
     if command.startswith("make ") or "clipit demo" in command:  # these write their synthetic worlds themselves
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
     fix = f"run first: {command}" if command else "run the command that writes them first, or correct these paths"
-    return [Check("FAIL", "data", f"Not written yet: {shortlist(paths, 3)}.", fix)]
+    return [Check("FAIL", "data", f"Not yet written: {shortlist(paths, 3)}.", fix)]
 
 
 def check_index(config: RunConfig) -> list[Check]:
@@ -151,7 +151,7 @@ def check_index(config: RunConfig) -> list[Check]:
         fix = "install faiss-cpu, or set --pairing.index=Flat"
         return [Check("FAIL", "index", f"pairing.index {key} needs faiss, which is not installed.", fix)]
     message = f"pairing.index {key} is approximate; its recall is measured for every pairing. "
-    return [Check("PASS", "index", f"{message}Flat is exact, and recommended up to ten million snippets.")]
+    return [Check("PASS", "index", f"{message}Flat is exact, and recommended for up to ten million snippets.")]
 
 
 def check_gpu(config: RunConfig, needs: str) -> list[Check]:

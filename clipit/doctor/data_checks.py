@@ -66,13 +66,13 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
 
 
 def _check_classes(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
-    """Warn of classes that no training tile is labelled with, unless there are no labels or they are not used."""
+    """Warn about classes without a labelled training tile, unless there are no labels or they are not used."""
     labelled = set(tiles.truth[tiles.splits == "train"].tolist()) - {-1}
     missing = [name for index, name in enumerate(tiles.classes) if index not in labelled]
     if subject != "tiles" or config.labels.kind == "none" or not labelled or not missing:
         return []
-    problem = f"No training tile is labelled {shortlist(missing)}, so this cannot be learnt from labels."
-    fix = "label such tiles in the training split, or drop or merge classes in tiles.class_map"
+    problem = f"No training tile is labelled {shortlist(missing)}; such classes cannot be learnt from labels."
+    fix = "label training tiles of these classes, or drop or merge the classes in tiles.class_map"
     return [Check("WARN", subject, problem, fix)]
 
 
@@ -85,7 +85,7 @@ def _check_patients(subject: str, config: TilesConfig, tiles: "TileSet") -> list
         return []
     problem = f"No tile of {config.path} has a group, so a patient may be in two splits and scores may be too high."
     fix = tiles.advice or (
-        "add a column group with the patient or slide, or set tiles.columns.group or tiles.group_pattern"
+        "add a group column with the patient or slide, or set tiles.columns.group or tiles.group_pattern"
     )
     return [Check("WARN", subject, problem, fix)]
 
@@ -162,7 +162,7 @@ def _on_hub(subject: str, name: str) -> Check:
 
 
 def check_prompts(config: RunConfig) -> list[Check]:
-    """Check that the prompt sets, the bags of the snippet filter and the rules for reports can be read."""
+    """Check that the prompt sets, the prompt bags of the snippet filter and the rules for reports can be read."""
     from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
     from clipit.reports.rule_set import load_rules
 

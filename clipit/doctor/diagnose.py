@@ -48,7 +48,7 @@ def diagnose(
         group = CheckGroup("Configurations in this folder", _check_folder(Path(), ask, announce))
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
-            fix = "use the configuration in the command at the top of the file"
+            fix = "use the configuration named in the command at the top of the file"
             raise ConfigError("this file configures a sweep or Accelerate, not a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
         needs = head_entry(path, "needs")
@@ -71,7 +71,7 @@ def _check_folder(folder: Path, ask: AskHub, announce: Callable[[str], None]) ->
     """Check all run configurations in a folder; an invalid key affects only its own file."""
     files = run_configs(folder)
     if not files:
-        hint = "none here; clipit init own_table > config.yaml writes one, --shipped checks those in the package"
+        hint = "none found; clipit init own_table > config.yaml writes one, --shipped checks those in the package"
         return [Check("PASS", "configurations", hint)]
     checks = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""Check whether the training of a configuration fits into the memory of this machine."""
+"""Check whether training with a configuration fits into the memory of this machine."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

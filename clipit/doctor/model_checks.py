@@ -118,7 +118,7 @@ def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
         return [Check("PASS", subject, "embedded in the package")]
     checks = []
     if spec is not None and not all(importlib.util.find_spec(name) for name in _PACKAGES.get(spec.family, ())):
-        # Load by name only: with a path, the loader might fail at the path first.
+        # Load by name only: with a path, the loader might fail on the path first.
         checks.append(_check_load(subject, config.name, lambda: load_vlm(VLMConfig(name=config.name))))
         if config.path is not None:
             if not Path(config.path).expanduser().exists():

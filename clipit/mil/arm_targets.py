@@ -1,4 +1,4 @@
-"""Targets of the arms that learn from reports, and of the control arms."""
+"""Targets for the arms that learn from reports, and for their controls."""
 
 from collections.abc import Sequence
 from dataclasses import replace

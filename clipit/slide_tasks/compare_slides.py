@@ -81,7 +81,7 @@ def compare_slides(
     Args:
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as an additional arm; None for no such arm.
-        requested: Requested resolution and size of tiles; unset ones follow each model.
+        requested: Requested resolution and size of tiles; unset values follow each model.
         stated: Names of the options that the user set, among `mpp` and `pixels`; the others follow each model.
         options: Options for opening and comparing the runs.
 
@@ -96,7 +96,7 @@ def compare_slides(
         scored = score_slides(listed, scorer, requested, stated, scores_folder, options.scoring)
         write_report(scored, scorer, scores_folder)
         run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
-        if arms:  # the positions of the tiles are needed once, not for each run
+        if arms:  # tile positions are needed only once, not for each run
             scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))
         arms.append(_ScoredArm(run, scored, embedded_caution(scorer)))
         if scorer.device.type == "cuda":

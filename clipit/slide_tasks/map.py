@@ -88,7 +88,7 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     if changed:
         logger.info(
             f"note: mapping {counted(len(changed), 'slide')} again, because scores, labels or options have changed, or "
-            "files of the maps are missing or have changed"
+            "map files are missing or have changed"
         )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:

@@ -1,4 +1,4 @@
-"""Slide scores of sampled prompt sets: one table per slide with the pooled scores of every draw."""
+"""Slide scores for sampled prompt sets: one table per slide with the pooled scores of every draw."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -44,7 +44,7 @@ class ScoredSlides:
     Attributes:
         config: Resolution and size of the tiles that were scored.
         table: Slide scores, one row per slide, pooling and smoothing.
-        draws: Slide scores by each sampled prompt set; empty without sampled sets.
+        draws: Slide scores for each sampled prompt set; empty without sampled sets.
     """
 
     outcome: SlideOutcome
@@ -57,7 +57,7 @@ class ScoredSlides:
 
 @dataclass(frozen=True)
 class SlideReport:
-    """Files of scored slides."""
+    """Report on scored slides: text for the console, and the page."""
 
     text: str
     page: Path
@@ -74,7 +74,7 @@ def score_slides(
     """Score the tiles of all slides and pool the scores; called by all processes, which share the slides.
 
     Args:
-        requested: Requested resolution and size of tiles; unset ones follow the model.
+        requested: Requested resolution and size of tiles; unset values follow the model.
         stated: Names of the options that the user set, among `mpp` and `pixels`; the others follow the model.
 
     Raises:
@@ -130,7 +130,7 @@ def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
             f"labels that are not classes of the model: {shortlist(unknown)}; "
             f"its classes are {', '.join(scorer.classes)}",
             where=listed.where,
-            fix="correct the column label, empty it, or score with prompts for these classes",
+            fix="correct or empty the label column, or score with prompts for these classes",
         )
 
 
@@ -187,7 +187,7 @@ def write_report(
 
 
 def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores by prompt set, followed by published scores of the same classes.
+    """Tabulate zero-shot scores by prompt set, followed by published scores for the same classes.
 
     Empty if there are neither sampled prompt sets nor published scores for these classes.
     """

@@ -18,7 +18,7 @@ _OTHER_TABLES = (*WORKBOOKS, ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
-    """List the slides of files and folders, or of one table, whose splits `val` and `training` are renamed.
+    """List the slides in files and folders, or in one table, whose split names `val` and `training` are normalised.
 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
@@ -35,12 +35,12 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     tables = [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
     if tables and len(paths) > 1:
         raise DataError(
-            f"a table of slides cannot be combined with {counted(len(paths) - 1, 'other input')}",
+            f"a slide table cannot be combined with {counted(len(paths) - 1, 'other input')}",
             where=shortlist(paths, 3),
-            fix="name one table, or slides and folders of slides",
+            fix="pass one table, or slides and folders of slides",
         )
     if tables:
-        labels = LabelsConfig(kind="none")  # the column label is optional
+        labels = LabelsConfig(kind="none")  # the label column is optional
         images = None if slides is None else str(slides)
         section = TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
         table = list_slides(section)
@@ -56,7 +56,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
             remarks += folder.notes
         elif path.suffix.lower() in _OTHER_TABLES:
             raise DataError(
-                f"a table of slides as {path.suffix} is not supported",
+                f"slide tables in {path.suffix} format are not supported",
                 where=path,
                 fix=f"save it as {' or '.join(TABLES)}",
             )
@@ -66,8 +66,8 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
             raise DataError(
                 "no such slide, folder or table",
                 where=path,
-                fix=f"name slides ({', '.join(sorted(SLIDE_SUFFIXES))}), folders of them, or one table "
-                f"({', '.join(TABLES)}) with a column slide",
+                fix=f"pass slides ({', '.join(sorted(SLIDE_SUFFIXES))}), folders of slides, or one table "
+                f"({', '.join(TABLES)}) with a slide column",
             )
     names = [slide.name for slide in listed]
     where = shortlist(paths, 3)

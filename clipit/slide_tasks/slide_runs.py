@@ -111,7 +111,7 @@ def check_comparison(
         raise DataError(
             "these arms cannot be compared on these slides:\n    " + "\n    ".join(problems),
             where=listed.where,
-            fix="correct --runs, --reference, the prompts or the column label",
+            fix="correct --runs, --reference, the prompts or the label column",
         )
 
 
@@ -140,7 +140,7 @@ def _arm_problems(
 def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:
     labels = sorted({label for label in listed.labels if label})
     if not labels:
-        yield "no slide has a label: the table of slides needs a column label"
+        yield "no slide has a label: the slide table needs a label column"
         return
     unknown = [label for label in labels if label not in classes]
     if unknown:

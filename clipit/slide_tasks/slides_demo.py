@@ -1,4 +1,4 @@
-"""Demo on slides: map synthetic slides with a classifier and with prompts alone, and compare the maps with masks."""
+"""Slide demo: map synthetic slides with a classifier and with prompts alone, and compare the maps with masks."""
 
 import csv
 import logging
@@ -33,7 +33,7 @@ from clipit.tiles.mask_files import IGNORED
 logger = logging.getLogger(__name__)
 
 WORLD = SlideWorldConfig(seed=0, train=0, validation=0, test=3)
-"""Slides of the demo, one of each label."""
+"""Slides of the demo, one per label."""
 _OVERLAP = 0.5
 _CELL = 16  # downsample at which maps and masks are compared: a quarter of a tile's edge
 
@@ -69,8 +69,8 @@ def demo_slides(run: Path, out: Path) -> str:
     page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
     classes = len(scorers["classifier"].classes)
     return (
-        f"{counted(len(listed.slides), 'synthetic slide')}, tissue of {classes} classes, pixels in %:\n\n"
-        f"{table}\n\nOne slide's map: {page}"
+        f"{counted(len(listed.slides), 'synthetic slide')}, {classes} tissue classes, agreement in %:\n\n"
+        f"{table}\n\nMap of one slide: {page}"
     )
 
 

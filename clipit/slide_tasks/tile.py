@@ -92,7 +92,7 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
             logger.info(text)
     if not prepared:
         lines, fixes = list_failures(failed)
-        raise DataError(f"none of {counted(len(failed), 'slide')} can be used:{lines}", where=listed.where, fix=fixes)
+        raise DataError(f"no slide can be used ({len(failed)} failed):{lines}", where=listed.where, fix=fixes)
     return SlideOutcome(listed, prepared, failed)
 
 
@@ -135,7 +135,7 @@ def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
 
 
 def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequence[Extra] = ()) -> pd.DataFrame:
-    """Find the tissue of slides and lay their grids; called by all processes, which share the slides.
+    """Find the tissue of slides and lay tile grids over it; called by all processes, which share the slides.
 
     Writes `slides.csv` and `tiling.json` (options, slides and versions), and for each slide
     `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the thumbnail `tiles.png` with the outlines of
@@ -187,7 +187,7 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
         if recorded == inputs:
             if are_unchanged(folder, (GRID, TISSUE, THUMBNAIL), files):
                 return
-            logger.info(f"note: {slide.name}: writing the files of its tiles again, because they have changed")
+            logger.info(f"note: {slide.name}: writing its grid, tissue and thumbnail again, because they have changed")
     record.unlink(missing_ok=True)
     (folder / COORDINATES).unlink(missing_ok=True)
     shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
@@ -244,7 +244,7 @@ def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
         reasons = [reason for _, results in read_ahead(batches, write, pool) for reason in results if reason]
     if reasons:
         logger.warning(
-            f"{slide.name}: skipped {len(reasons)} of {counted(len(tiles), 'tile')} (cannot be read): {reasons[0]}"
+            f"{slide.name}: skipped {len(reasons)} of {counted(len(tiles), 'tile')} (unreadable): {reasons[0]}"
         )
 
 

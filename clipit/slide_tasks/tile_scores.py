@@ -74,7 +74,7 @@ def score_tiles(
     processes = get_processes()
     listed = enumerate(slides) if processes.main else ()
     pending = processes.broadcast([index for index, slide in listed if not _is_scored(slide, scorer, out)])
-    # Largest slides first, so that all processes end at about the same time.
+    # Largest slides first, so that all processes finish at about the same time.
     pending.sort(key=lambda index: (-slides[index].tiles, index))
     total = sum(slides[index].tiles for index in pending)
     failed: dict[int, str] = {}
@@ -145,7 +145,7 @@ def _score_slide(
                 similarities.append(draw_similarities(embeddings, draws))
         done(len(rows))
     if not outputs:
-        return f"none of its {counted(total, 'tile')} can be read: {next(iter(reasons.values()))}"
+        return f"no tile can be read ({counted(total, 'tile')}): {next(iter(reasons.values()))}"
     scores = torch.cat(outputs).float().cpu().numpy()
     if not np.isfinite(scores).all():
         raise ModelError(

@@ -185,7 +185,7 @@ def test_a_flipped_bit_in_the_files_of_a_tiled_slide_is_mended(
         flip(tmp_path / "slides/s0" / name)
     clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32)
     assert contents(tmp_path, "slides/s0/*.*") == whole
-    assert "note: s0: writing the files of its tiles again, because they have changed" in caplog.text
+    assert "note: s0: writing its grid, tissue and thumbnail again, because they have changed" in caplog.text
 
 
 def test_two_processes_write_what_one_writes(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
         clipit.score_slides(tmp_path / "missing.svs", tmp_path, classifier=models / "run")
     with pytest.raises(ConfigError, match="invalid tile options: overlap"):
         clipit.tile_slides(slides, tmp_path, overlap=1.5)
-    with pytest.raises(DataError, match=r"none of 1 slide can be used:[\s\S]*the file is empty"):
+    with pytest.raises(DataError, match=r"no slide can be used \(1 failed\):[\s\S]*the file is empty"):
         clipit.tile_slides(slides.parent / "s4.tiff", tmp_path)
 
 
@@ -338,7 +338,7 @@ def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
     grid = pd.read_parquet(tmp_path / "tiles/slides/s/grid.parquet")
     pictures = list((tmp_path / "tiles/slides/s/tiles").iterdir())
     assert len(pictures) == len(grid) - 4
-    assert f"s: skipped 4 of {len(grid)} tiles (cannot be read)" in caplog.text
+    assert f"s: skipped 4 of {len(grid)} tiles (unreadable)" in caplog.text
     result = clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=2)
     assert len(pd.read_parquet(tmp_path / "maps/slides/s/tiles.parquet")) == len(grid) - 4
     assert "note: unreadable tiles: s: 4\n" in result.text and "its page shows a coarser overview" in caplog.text
@@ -499,7 +499,7 @@ def test_heat_maps_in_a_folder_of_slides_are_no_slides(mapped: SlidesResult, sli
 
 def test_inputs_that_are_no_slides_are_refused_by_name(slides: Path, tmp_path: Path) -> None:
     (tmp_path / "slides.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"a table of slides as \.xlsx is not supported"):
+    with pytest.raises(DataError, match=r"slide tables in \.xlsx format are not supported"):
         list_inputs([tmp_path / "slides.xlsx"])
     with pytest.raises(DataError, match="no such slide, folder or table"):
         list_inputs([tmp_path / "missing.csv"])

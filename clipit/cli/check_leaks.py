@@ -27,7 +27,7 @@ def main() -> None:
         if get_processes().main:
             leaking = counted(report.leaking, "tile or report leaks", "tiles or reports leak")
             incomplete = "" if report.compared_patients else "; the splits may share patients or slides"
-            incomplete += "" if report.compared_images else "; no images of two splits could be compared"
+            incomplete += "" if report.compared_images else "; images could not be compared across splits"
             print(f"\n{leaking}{incomplete}: {report.path} (and .parquet)")
         complete = report.compared_patients and report.compared_images
         raise SystemExit(1 if report.leaking else 0 if complete else _NOT_COMPARED)

@@ -1,4 +1,4 @@
-"""Print a shipped configuration, as a file to start from; without a name, list all of them.
+"""Print a shipped configuration to start from; without a name, list all of them.
 
 `clipit init own_table > config.yaml` writes one; `--config own_table` uses it unchanged.
 """

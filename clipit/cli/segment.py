@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command."""
     with user_errors():
-        run_study(__doc__, "segmentation", "finished run whose classifier segments as well", _folder)
+        run_study(__doc__, "segmentation", "finished run whose classifier is also compared", _folder)
 
 
 def _folder(file: "ConfigFile", run: Path | None) -> Path:

@@ -1,6 +1,6 @@
 """Whole slides: tile their tissue (`tile`), score them (`score`), map them (`map`), or compare arms (`compare`).
 
-SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with a column `slide` and, if known,
+SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with the column `slide` and, if known,
 `label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).
 """
 

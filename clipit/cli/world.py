@@ -77,7 +77,7 @@ def main() -> None:
         "--annotated",
         type=float,
         metavar="SHARE",
-        help="with --annotators: probability that a tile is annotated by anyone (default: 1)",
+        help="with --annotators: probability that a tile is annotated at all (default: 1)",
     )
     arguments = parser.parse_args()
     with user_errors():

@@ -85,7 +85,7 @@ def check_devices() -> list[Check]:
 
 
 def check_disk(output: Path) -> Check:
-    """Check write permission and free space of the output folder, or of its nearest existing parent."""
+    """Check that the output folder, or its nearest existing parent, is writable and has free space."""
     subject, other_folder = f"disk at {output}", "choose a different folder: --output=..."
     folder = output.expanduser().absolute()
     while not folder.exists():

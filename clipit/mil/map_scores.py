@@ -96,7 +96,7 @@ class InstanceMap:
 
     Attributes:
         classes: Score of each class, the highest of which determines the tile's class; None for attention.
-        values: Score of the class of the slide's label, or attention.
+        values: Score of the class of the slide's label minus the mean score over classes, or attention.
     """
 
     classes: Float[np.ndarray, "n c"] | None

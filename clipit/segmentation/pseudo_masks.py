@@ -87,7 +87,7 @@ class PseudoMasks:
 
     Attributes:
         codes: Class of each cell of an image, by image id; -1 where the model is not confident.
-        model: Facts of the multiple-instance model.
+        model: Facts about the multiple-instance model.
     """
 
     codes: Mapping[str, Int16[np.ndarray, "rows columns"]]
@@ -111,7 +111,7 @@ class PseudoMasks:
         return replace(self, codes=codes)
 
     def facts(self) -> dict[str, object]:
-        """Return the provenance: the model, number of images, and share of cells with a pseudo-label of each class."""
+        """Return the provenance: the model, the number of images, and the share of cells per pseudo-label."""
         cells = np.concatenate([each.ravel() for each in self.codes.values()])
         shares = {name: round(float((cells == code).mean()), 4) for code, name in enumerate(self.classes)}
         return {"pseudo_images": len(self.codes), "pseudo_shares": str(shares), **self.model}

@@ -32,9 +32,9 @@ class SegmentationRow(StudyRow):
         training_masks: Number of masks trained on.
         validation_masks: Number of masks used to choose a threshold or scales.
         threshold: Threshold on the probability of the second class; None for the most probable class.
-        validation_dice: Dice of the foreground on the validation masks.
+        validation_dice: Foreground Dice on the validation masks.
         choice: Choice among several scales, and the scores that it is based on.
-        tile_um: Edge of a ceiling's tiles in micrometres.
+        tile_um: Edge length of a ceiling's tiles in micrometres.
     """
 
     kind: str
@@ -123,7 +123,7 @@ def without_seed(subject: str, seed: int | float | None) -> str:
 
 
 def _over_seeds(frame: pd.DataFrame) -> list[Table]:
-    """Build the table of the mean Dice of the foreground over seeds; none if no method has several seeds."""
+    """Build the table of the mean foreground Dice over seeds; an empty list if no method has several seeds."""
     dice = frame[(frame.kind == "method") & (frame.metric == "dice") & (frame.class_name == MEAN)]
     names = [without_seed(row.subject, row.seed) for row in iter_rows(dice)]
     rows: list[list[object]] = []

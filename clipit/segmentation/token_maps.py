@@ -115,7 +115,7 @@ def patch_of(tokens: "PatchTokens") -> int:
 
 
 def scale_of(mpp: float, tokens: "PatchTokens") -> float:
-    """Return the resize factor of images: their mpp divided by the model's; 1 if either is unknown."""
+    """Return the resize factor for images: their mpp divided by the model's; 1 if either is unknown."""
     return 1.0 if tokens.mpp is None or np.isnan(mpp) else mpp / tokens.mpp
 
 

@@ -61,7 +61,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
             raise DataError(
                 "this folder does not contain a trained run",
                 where=path,
-                fix="name folders of runs, such as outputs/runs/NAME/ARM-seed0, or a folder of them",
+                fix="pass folders of runs, such as outputs/runs/NAME/ARM-seed0, or a folder that contains them",
             )
         if untrained:
             names = shortlist([folder.name for folder in untrained])
@@ -74,7 +74,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
 
 def _run_folders(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise DataError("no such folder", where=path, fix="name folders of runs (--runs)")
+        raise DataError("no such folder", where=path, fix="pass folders of runs (--runs)")
     if (path / _CONFIG).is_file():
         return [path]
     return sorted({file.parent for depth in _DEPTHS for file in path.glob(f"{depth}/{_CONFIG}")})

@@ -163,7 +163,7 @@ def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
 
 
 def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) -> AdaptConfig:
-    """Replace `precision: auto` by the recorded precision, or else by one that the devices support."""
+    """Replace `precision: auto` with the recorded precision, or else with one that the devices support."""
     recorded = None
     if section.precision == "auto" and (is_started(folder) or is_adapted(folder)):
         recorded = recorded_precision(folder, "adapt.precision")

@@ -265,7 +265,7 @@ class ContrastStep:
     # Loss and gradients
 
     def _contrast(self, batch: ContrastBatch, leaves: dict[Kind, Tensor]) -> Float[Tensor, ""]:
-        """Compute this process's share of the mean loss, and the gradients at the embeddings of all processes."""
+        """Compute this process's share of the mean loss, and its gradients at the embeddings of all processes."""
         device, processes = self.processes.device, self.processes
         scale = self.adapted.logit_scale
         trained = any(values.requires_grad for values in leaves.values())

@@ -196,7 +196,7 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
 
 
 def _caption(value: Any, where: object, row_name: str) -> str:
-    """Replace line breaks and other white space in a text by single spaces."""
+    """Replace line breaks and other white space in a text with single spaces."""
     try:
         return cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:

@@ -125,7 +125,7 @@ def _write_table(
 
 
 def _write_shards(examples: BagExamples, pairs: Sequence[tuple[int, int]], split: str, partial: Path) -> None:
-    """Write tar files of at most 1,000 samples; an image with several texts is written once with each text."""
+    """Write tar files of at most 1,000 samples; an image with several texts is written once per text."""
     images = _jpegs(examples, [tile for tile, _ in pairs], f"writing {split} shards")
     for first in range(0, len(pairs), _PER_SHARD):
         with tarfile.open(partial / f"{split}-{first // _PER_SHARD:06d}.tar", "w") as archive:

@@ -29,7 +29,7 @@ def test_slides_are_scored_by_classifier_and_prompts_and_compared_with_masks(
     monkeypatch.setattr(demo_module, "WORLD", SlideWorldConfig(train=0, validation=0, test=1, size=320))
     run = save_classifier(tmp_path / "models", sorted(CLASSES)) / "run"
     text = demo_slides(run, tmp_path / "slides")
-    assert "1 synthetic slide, tissue of 8 classes" in text
+    assert "1 synthetic slide, 8 tissue classes" in text
     rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines() if line.startswith("|")}
     majority = float(rows["majority tissue per tile"][0])
     by_prompts = next(float(cells[0]) for title, cells in rows.items() if "VLM embedded, zero-shot" in title)

@@ -83,7 +83,7 @@ class TuneResult:
 
     @property
     def arms_file(self) -> Path:
-        """YAML file with the block `arms` for the configuration."""
+        """YAML file with the `arms` block for the configuration."""
         return self.file.with_suffix(".yaml")
 
     @cached_property
@@ -112,7 +112,7 @@ class TuneResult:
 
 @dataclass(frozen=True)
 class ProbeResult(StudyResult):
-    """Finished probes of frozen features."""
+    """A finished probing study."""
 
     _name = "probing"
 

@@ -134,7 +134,7 @@ def tile_slides(
         slides: Slides, folders of slides, or one table with a column `slide`.
         out: Folder to write to.
         extras: `png` to also write the tiles as files, `h5` to also write their coordinates in TRIDENT's format.
-        images: Folder that the files in a table are relative to; None for the folder of the table.
+        images: Folder that the file paths in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for 0.5.
         tile_pixels: Edge length of a tile in pixels; None for 224.
@@ -209,7 +209,7 @@ def score_slides(
             (MI-Zero, KEP) are also scored one by one, and their median is reported.
         classes: Classes separated by semicolons, used as prompts without templates.
         vlm: VLM that encodes prompts.
-        images: Folder that the files in a table are relative to; None for the folder of the table.
+        images: Folder that the file paths in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for the resolution of the model's training tiles.
         tile_pixels: Edge length of a tile in pixels; None for the size of the model's training tiles.
@@ -291,7 +291,7 @@ def compare_slides(
         reference: Arm that the others are compared with.
         vlm: VLM whose zero-shot prediction is an additional arm, `VLM zero-shot`; None for no such arm.
         prompts: Prompt file or packaged prompt set for the VLM.
-        images: Folder that the files in a table are relative to; None for the folder of the table.
+        images: Folder that the file paths in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for the resolution of each model's training tiles.
         tile_pixels: Edge length of a tile in pixels; None for the size of each model's training tiles.

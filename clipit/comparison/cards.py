@@ -14,7 +14,7 @@ _MAX_ARMS = 8
 
 
 def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
-    """Write the card of every run's classifier, with the comparison's arms on the same data set and backbone.
+    """Write the model card of every run's classifier, with the comparison's arms on the same data set and backbone.
 
     Read-only folders, such as another user's, are skipped.
     """

@@ -16,7 +16,7 @@ _OUTCOME_TEXT: dict[Outcome, str] = {
     "not decided": "not decided",
 }  # fmt: skip
 _USE_PROBE, _NOT_SHOWN = "use the VLM's linear probe instead", "not shown to be better than the VLM's linear probe"
-"""Texts for arms that the VLM's linear probe decides against: it scores at least as high, or not clearly lower."""
+"""Texts if the VLM's linear probe decides against an arm: it scores at least as high, or not clearly lower."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,12 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     if not judged:
         return "Nothing is compared: there is no arm besides the baseline."
     first = judged[0].key.arm
-    of_first = [verdict for verdict in judged if verdict.key.arm == first]
+    first_verdicts = [verdict for verdict in judged if verdict.key.arm == first]
     others = [verdict for verdict in judged if verdict.key.arm != first]
-    text = _for_one(of_first[0], arms, LABELS[metric]) if len(of_first) == 1 else _for_several(of_first, LABELS[metric])
+    if len(first_verdicts) == 1:
+        text = _for_one(first_verdicts[0], arms, LABELS[metric])
+    else:
+        text = _for_several(first_verdicts, LABELS[metric])
     if others:
         helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
         names = f"{', '.join(helpful) or 'none'} {'are' if len(helpful) > 1 else 'is'}"
@@ -139,10 +142,10 @@ def _amount(contrast: Contrast) -> str:
 
 def _over_tiles(verdict: ArmVerdict, arms: Sequence[ArmResult]) -> str:
     """Format the difference's bootstrap interval over test tiles, against the baseline; empty if it is undefined."""
-    of_arm = next((result for result in arms if result.key == verdict.key), None)
-    if of_arm is None or of_arm.over_tiles is None or of_arm.over_tiles.interval.low is None:
+    arm_result = next((result for result in arms if result.key == verdict.key), None)
+    if arm_result is None or arm_result.over_tiles is None or arm_result.over_tiles.interval.low is None:
         return ""
-    bounds = of_arm.over_tiles.interval
+    bounds = arm_result.over_tiles.interval
     low, high = (PERCENT * bound for bound in (bounds.low or 0.0, bounds.high or 0.0))
-    units = of_arm.rows[0].resampled or "test tiles"
+    units = arm_result.rows[0].resampled or "test tiles"
     return f"resampling {units}: {interval(low, high, 1, signed=True)} against {verdict.contrasts[0].control}"

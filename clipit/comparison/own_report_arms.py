@@ -20,7 +20,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "shuffled": ("own_shuffled",),
     "snippet": ("other_snippet", "clip_it_all"),
 }
-"""Built-in arms that can serve as each control, by role, for messages; `find_control` does not look at names."""
+"""Built-in arms that can serve as each control, by role, named in messages; `find_control` does not look at names."""
 _SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
     "image embedding": lambda config: _distils(config, "image"),
     "shuffled pairs": lambda config: _distils(config, "shuffled_text"),
@@ -74,7 +74,7 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
 def find_control(
     plan: Plan, configs: Mapping[str, RunConfig], arm: str, role: str, excluded: Collection[str] = ()
 ) -> str | None:
-    """Find the control of an arm by the configurations of the others, whatever their names; None if there is none.
+    """Find an arm's control by comparing configurations, whatever the arms' names; None if there is none.
 
     Of several arms that can serve as the control, the one whose configuration differs from the arm's in the fewest keys
     is used, hyperparameters excepted; ties go to the first one in the table. For the role `snippet`, arms with only the

@@ -75,7 +75,7 @@ def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScor
 
 
 def _built_in(plan: Plan, arm: str) -> str:
-    """Return the built-in arm with published scores that has the recipe of an arm; "" if there is none."""
+    """Return the built-in arm with published scores whose recipe equals this arm's; "" if there is none."""
     if arm not in plan.comparison.arms:
         return ""
     own = recipe(plan, resolve_plan_arm(plan, arm))

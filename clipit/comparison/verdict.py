@@ -48,7 +48,7 @@ class ArmVerdict:
     verdict: str = ""
 
     def contrast(self, role: str) -> Contrast | None:
-        """Return the contrast with the control of a role; None if the arm has no such control."""
+        """Return the contrast with the control in this role; None if the arm has no such control."""
         return next((contrast for contrast in self.contrasts if contrast.role == role), None)
 
 
@@ -122,9 +122,9 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     if base.worse:
         return replace(arm, outcome="harms", limit="baseline", verdict=f"Worse than {base.control}.")
     if not base.better:
-        of_seeds = counted(len(base.differences), "seed")
+        seed_count = counted(len(base.differences), "seed")
         verdict = (
-            f"No gain shown: the interval of the difference from {base.control} over {of_seeds} includes 0, even if "
+            f"No gain shown: the interval of the difference from {base.control} over {seed_count} includes 0, even if "
             "the interval over test tiles or patients does not."
         )
         return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)

@@ -80,13 +80,13 @@ def fit_vlm_probe(
 
     Args:
         tiles: All tiles, with the labels that the run may use.
-        training_labels: Class indices of the training tiles, -1 for none; those of `tiles` by default.
+        training_labels: Class indices of the training tiles, -1 where unknown; those of `tiles` by default.
         grid: Values of C to choose from on the validation labels.
     """
     vectors, labels = {}, {}
     for split in ("train", "validation"):
-        store, of_split = workspace.tile_store(split), tiles.of_split(split)
-        vectors[split], labels[split] = store.rows(store.positions(of_split.ids)), of_split.labels
+        store, split_tiles = workspace.tile_store(split), tiles.of_split(split)
+        vectors[split], labels[split] = store.rows(store.positions(split_tiles.ids)), split_tiles.labels
     if training_labels is not None:
         labels["train"] = training_labels
     try:

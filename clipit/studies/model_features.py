@@ -39,8 +39,8 @@ class FrozenFeatures:
 
     def split(self, tiles: TileSet, split: str) -> Features:
         """Return the features of one split, with the labels and groups of `tiles`."""
-        of_split = tiles.of_split(split)
-        return Features(of_split.ids, self.vectors[split], of_split.labels, of_split.groups)
+        selected = tiles.of_split(split)
+        return Features(selected.ids, self.vectors[split], selected.labels, selected.groups)
 
 
 def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures]:

@@ -105,7 +105,7 @@ def test_the_page_has_tables_plots_and_notes(two_sets: tuple[ConfigFile, Path]) 
         "A note.",
         "were not used to select a prompt",
         "sampled (7 draws): median",
-        "Simple against rich",
+        "Simple versus rich",
         "(none)",
         "at 40x",
         "without their labels",

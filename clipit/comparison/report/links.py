@@ -49,7 +49,7 @@ def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
     for result in tested:
         links = []
         for row in result.rows:
-            for name, label in (("report.html", f"seed {row.seed}"), ("pairs.html", f"pairs of seed {row.seed}")):
+            for name, label in (("report.html", f"seed {row.seed}"), ("pairs.html", f"pairs, seed {row.seed}")):
                 path = row.run_folder() / name
                 if path.is_file():
                     links.append((label, _relative(path, folder)))

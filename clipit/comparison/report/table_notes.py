@@ -129,7 +129,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
             for key in (RATE, *comparison.grid)
         }
         notes += [
-            f"{key} is at the edge of its grid, so a wider grid might give a better value: {', '.join(arms)}."
+            f"{key} is at the edge of its grid for {', '.join(arms)}, so a wider grid might give a better value."
             for key, arms in edges.items()
             if arms
         ]
@@ -255,8 +255,8 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
                 continue
             folder = result.rows[0].run_folder()
             if (folder / "training.json").is_file() and (facts := read_training(folder).get("own_reports")):
-                of_reports = soft_labels.own_report.labels in ("label", "rules")
-                text = _describe(facts, result.rows[0].seed, "reports: " if of_reports else "")
+                counts_reports = soft_labels.own_report.labels in ("label", "rules")
+                text = _describe(facts, result.rows[0].seed, "reports: " if counts_reports else "")
                 notes.setdefault(f"{where}: {text}", []).append(arm)
             report_probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))
             if report_probe is not None and report_probe.mean is not None and _without_validation(report_probe):

@@ -78,7 +78,7 @@ def prompt_chapters(
             f"{first.resamples} resamples, seed {first.seed}. Variance between training runs is not included. All "
             "scores, unrounded: prompts.json, differences."
         )
-        chapters.append(Chapter("Simple against rich prompts", [_difference_table(differences, metric), method]))
+        chapters.append(Chapter("Simple versus rich prompts", [_difference_table(differences, metric), method]))
     cells = scores[scores.kind == "cell"]
     sensitivity: list[Table | Rows | Plot] = [
         _grid_summary(cells, column),

@@ -154,7 +154,7 @@ def embed_for_calibration(config: RunConfig, workspace: Workspace, model: Measur
     """Compute a model's vectors for all validation and then all test tiles; must be called in all processes."""
     tiles = workspace.all_tiles
     vectors = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
-    return {output: np.concatenate([of_split[output] for of_split in vectors]) for output in model.readouts}
+    return {output: np.concatenate([part[output] for part in vectors]) for output in model.readouts}
 
 
 def calibration_rows(

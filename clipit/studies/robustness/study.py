@@ -127,7 +127,7 @@ def _load_models(
 
 
 def _select_tiles(robustness: RobustnessConfig, sets: Mapping[str, TileSet]) -> dict[str, TileSet]:
-    """Sample at most `robustness.tiles` labelled tiles of each set."""
+    """Sample at most `robustness.tiles` labelled tiles from each set."""
     samples = {name: sample_tiles(tiles, robustness.tiles, labelled=True) for name, tiles in sets.items()}
     for name, tiles in samples.items():
         if not len(tiles):

@@ -142,8 +142,8 @@ def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
     tables = []
     for name, title in _MEASURES.items():
         lines = []
-        of_measure = calibrations[calibrations.metric == name]
-        for (subject, output), pair in iter_groups(of_measure, ["subject", "output"]):
+        measure_rows = calibrations[calibrations.metric == name]
+        for (subject, output), pair in iter_groups(measure_rows, ["subject", "output"]):
             before, after = iter_rows(pair)
             scores = [with_interval(row.value, row.low, row.high) for row in (before, after)]
             lines.append([subject, output, before.labels, number(after.level, 2), *scores])

@@ -129,8 +129,8 @@ class ContrastStep:
                         micro_batch.inputs = _in_cpu_memory(micro_batch.inputs)
                     micro_batch.output = output if keeps_graph else None
                     micro_batches.append(micro_batch)
-        whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
-        leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in whole.items()}
+        gathered = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
+        leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in gathered.items()}
         loss = self._contrast(batch, leaves)
         # The kept graphs are freed first, so that they and the graph of a second encoding are never in memory together.
         for number, micro_batch in sorted(enumerate(micro_batches), key=lambda entry: entry[1].output is None):
@@ -153,8 +153,8 @@ class ContrastStep:
             vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
             for number, micro_batch in enumerate(self._read(batch, None, pixels)):
                 vectors[micro_batch.kind].append(self._encode(micro_batch, step, number))
-            whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
-            total += self._contrast(batch, whole)
+            gathered = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
+            total += self._contrast(batch, gathered)
         return sum(self.processes.gather(float(total))) / len(steps)
 
     # Inputs

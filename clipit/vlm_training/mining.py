@@ -83,9 +83,9 @@ def mine(
             logger.info(f"bags re-mined after step {step}: {time.monotonic() - started:.1f} s")
         processes.barrier()
     mined = _load(file, identity, first_mined_bags(section, workspace).prompts)
-    examples_mined = examples_of(section, arm, examples.seed, workspace, mined)
-    summary = examples.summary | examples_mined.summary | {"mined_after_step": step}
-    return replace(examples_mined, batch_size=examples.batch_size, summary=summary)
+    mined_examples = examples_of(section, arm, examples.seed, workspace, mined)
+    summary = examples.summary | mined_examples.summary | {"mined_after_step": step}
+    return replace(mined_examples, batch_size=examples.batch_size, summary=summary)
 
 
 def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:

@@ -219,21 +219,21 @@ def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
     if config.leaks.policy == "off":
         return set()
     tiles, leaks = workspace.all_tiles, dict[str, Leak]()
-    image_hashes, of_tiles = (hash_images(each, config, config.leaks.pixels) for each in (captioned.tiles, tiles))
+    image_hashes, tile_hashes = (hash_images(each, config, config.leaks.pixels) for each in (captioned.tiles, tiles))
     ranks = {name: rank for rank, name in enumerate(SPLITS)}
-    of_pairs = np.asarray([ranks[name] for name in captioned.tiles.splits.tolist()])
-    evaluated = np.asarray([ranks[name] for name in tiles.splits.tolist()])
+    pair_ranks = np.asarray([ranks[name] for name in captioned.tiles.splits.tolist()])
+    tile_ranks = np.asarray([ranks[name] for name in tiles.splits.tolist()])
     for rank in (0, 1):
-        pair_rows, test_rows = np.flatnonzero(of_pairs == rank), np.flatnonzero(evaluated > rank)
+        pair_rows, test_rows = np.flatnonzero(pair_ranks == rank), np.flatnonzero(tile_ranks > rank)
         pairs, tests = captioned.tiles.select(pair_rows), tiles.select(test_rows)
         if not len(pairs) or not len(tests):
             continue
         leaks |= find_shared_patients(pairs, tests)
-        if doubt := misspelled_pairs(pairs, tests):
-            logger.info(as_note(doubt))
-        if image_hashes is not None and of_tiles is not None:
+        if remark := misspelled_pairs(pairs, tests):
+            logger.info(as_note(remark))
+        if image_hashes is not None and tile_hashes is not None:
             copies = find_copies(
-                pairs, select_hashes(image_hashes, pair_rows), tests, select_hashes(of_tiles, test_rows), config.leaks
+                pairs, select_hashes(image_hashes, pair_rows), tests, select_hashes(tile_hashes, test_rows), config.leaks
             )
             leaks |= {name: leak for name, leak in copies.items() if name not in leaks}
     listed = [

@@ -232,9 +232,8 @@ def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
         if remark := misspelled_pairs(pairs, tests):
             logger.info(as_note(remark))
         if image_hashes is not None and tile_hashes is not None:
-            copies = find_copies(
-                pairs, select_hashes(image_hashes, pair_rows), tests, select_hashes(tile_hashes, test_rows), config.leaks
-            )
+            pair_hashes, test_hashes = select_hashes(image_hashes, pair_rows), select_hashes(tile_hashes, test_rows)
+            copies = find_copies(pairs, pair_hashes, tests, test_hashes, config.leaks)
             leaks |= {name: leak for name, leak in copies.items() if name not in leaks}
     listed = [
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"

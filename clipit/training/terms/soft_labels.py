@@ -148,8 +148,8 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
         """Return the fingerprints of the source's inputs.
 
-        For own reports: reports, rules and tissue prompts; for annotators: their posteriors; for the image-only
-        student: the keys of its training.
+        For the patients' own reports: reports, rules and tissue prompts; for annotators: their posteriors; for the
+        image-only student: the keys of its training.
         """
         if self.options.source == "own_report":
             return own_report_fingerprints(self.config, workspace)

@@ -7,7 +7,8 @@ import errno
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def shortlist(items: Sequence[object], max_items: int = 5) -> str:
     """Join the first few items for a message, and count the rest."""
     shown = ", ".join(printable(str(item)) for item in items[:max_items])
     return shown if len(items) <= max_items else f"{shown} and {len(items) - max_items} more"
+
+
+def repeats(names: Sequence[str], place: Callable[[int], object]) -> list[str]:
+    """List the names that occur more than once, each with its first two places, as in `a (line 2, line 5)`.
+
+    Args:
+        place: Function that returns the place of a name, given its position in the list.
+    """
+    places: dict[str, list[object]] = {name: [] for name, count in sorted(Counter(names).items()) if count > 1}
+    for row, name in enumerate(names) if places else ():
+        if name in places:
+            places[name].append(place(row))
+    return [f"{name} ({shortlist(each, 2)})" for name, each in places.items()]
 
 
 def counted(number: int, one: str, several: str = "") -> str:

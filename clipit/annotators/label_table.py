@@ -11,7 +11,7 @@ import numpy as np
 from clipit.annotators.votes import ANONYMOUS, Votes
 from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.input_files.csv_delimiter import delimiter_hint
 from clipit.input_files.data_files import (
     MISSING_VALUES,
@@ -144,8 +144,7 @@ def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict
     known = set(ids)
     paths = {name: posixpath.normpath(name.replace("\\", "/")) for name in dict.fromkeys(names) if name not in known}
     matched = {name: path if (path := paths.get(name, name)) in known else name for name in names}
-    repeated = sorted(name for name, count in Counter(matched.values()).items() if count > 1)
-    if repeated:
+    if repeated := repeats(list(matched.values()), list(matched).__getitem__):
         raise DataError(
             f"{counted(len(repeated), 'tile has', 'tiles have')} several spellings: {shortlist(repeated)}",
             where=where,
@@ -291,7 +290,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
     columns = read_named_columns(table, {"": tile_column, **config.counts}, path, f"{_WHERE}.columns and counts")
     ids = columns.pop("")
     check_rounded(ids, tile_column, lambda row: f"line {table.lines[row]}", path)
-    repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
+    repeated = repeats(ids, lambda row: f"line {table.lines[row]}")
     problems = [f"tiles with several rows: {shortlist(repeated)}"] if repeated else []
     invalid, large = [], []
     tiles: list[str] = []

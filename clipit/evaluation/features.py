@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, repeats, shortlist
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Features:
                 f"ids, vectors, labels and groups differ in length: {sorted(lengths)}",
                 fix="pass one id, vector, label and group per row",
             )
-        if len(np.unique(self.ids)) < len(self.ids):
-            raise DataError("duplicate ids among features", fix="make the ids unique")
+        if repeated := repeats(self.ids.tolist(), lambda row: f"row {row + 1}"):
+            raise DataError(f"duplicate ids among features: {shortlist(repeated, 3)}", fix="make the ids unique")
         invalid = ~np.isfinite(self.vectors).all(axis=1)
         if invalid.any():
             raise DataError(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.output_files.artifacts import file_sha256, read_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.tiles.tileset import TileSet
@@ -257,10 +257,9 @@ def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
 
 def _check(predictions: Predictions, where: Path) -> None:
     ids, n, n_classes = predictions.ids, len(predictions.ids), len(predictions.classes)
-    unique, counts = np.unique(ids, return_counts=True)
-    if len(unique) < n:
-        repeated = shortlist(unique[counts > 1].tolist())
-        raise DataError(f"duplicate tile ids: {repeated}", where=where, fix="keep one prediction per tile")
+    if repeated := repeats(ids.tolist(), lambda row: f"row {row + 1}"):
+        problem = f"duplicate tile ids: {shortlist(repeated, 3)}"
+        raise DataError(problem, where=where, fix="keep one prediction per tile")
     outside = (predictions.labels < NO_LABEL) | (predictions.labels >= n_classes)
     if outside.any():
         raise DataError(

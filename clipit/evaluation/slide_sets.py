@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, repeats, shortlist
 from clipit.evaluation.predictions import NO_LABEL, Predictions
 from clipit.evaluation.slide_scores import POOLINGS, SCORE_PREFIX
 
@@ -159,8 +159,7 @@ def _known_slides(slides: pd.DataFrame) -> pd.DataFrame:
     for column in ("label", "group", "split"):
         values = slides[column] if column in slides else pd.Series("", index=slides.index)
         known[column] = values.astype(object).where(values.notna(), "").astype(str)
-    repeated = sorted(set(known["slide"][known["slide"].duplicated()]))
-    if repeated:
+    if repeated := repeats(known["slide"].tolist(), lambda row: f"row {row + 1}"):
         raise DataError(
             f"slides occur twice: {shortlist(repeated)}", where="table of slides", fix="list each slide once"
         )

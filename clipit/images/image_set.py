@@ -3,7 +3,6 @@
 import os
 import unicodedata
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
 from clipit.images.image_files import image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
@@ -138,14 +137,11 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
         DataError: An id occurs more than once.
     """
     ids = [name for images in sets for name in images.ids]
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
-    if repeated:
-        reader = _join_readers(sets)
-        repeats = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
+    if repeated := repeats(ids, _join_readers(sets).where):
         parent = os.path.commonpath([images.where for images in sets])
         raise DataError(
-            f"{counted(len(repeated), 'image id occurs', 'image ids occur')} more than once: {shortlist(repeated)}",
-            where=shortlist(repeats, 2),
+            f"{counted(len(repeated), 'image id occurs', 'image ids occur')} more than once: {shortlist(repeated, 3)}",
+            where=shortlist([images.where for images in sets], 3),
             fix="pass each image once; to keep the ids of several folders apart, pass the folder that contains them "
             f"({parent}), or a table with a column id",
         )

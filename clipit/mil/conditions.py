@@ -15,7 +15,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file, without
 from clipit.config.paths import to_file_name
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, repeats, shortlist
 from clipit.evaluation.intervals import t_interval
 from clipit.evaluation.metrics import weighted_scores
 from clipit.evaluation.significance import Significance, holm, paired_t_test
@@ -84,9 +84,9 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
             )
         except ConfigError as error:
             errors.append(str(error))
-    names = [plan.run.name for plan in plans.values()]
-    if len({*names}) < len(names):
-        errors.append(str(ConfigError("two conditions have the same folder", where="mil.conditions", fix="rename one")))
+    if repeated := repeats([plan.run.name for plan in plans.values()], [*plans].__getitem__):
+        problem = f"two conditions have the same folder: {shortlist(repeated)}"
+        errors.append(str(ConfigError(problem, where="mil.conditions", fix="rename one")))
     if errors:
         raise ConfigError("\n".join(errors))
     return plans

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from clipit.config.data import TilesConfig
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import SUFFIXES
 from clipit.images.image_readers import FileReader, file_stamp
 from clipit.input_files.spelling import format_pairs, spelled_differently
@@ -192,8 +192,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
     columns = read_columns(path, config, table, ("path", "label", "split", "group"))
     cells = columns["path"]
     names = [cell if cell in files else _slide_of(cell) for cell in cells]
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []
-    if repeated:
+    if repeated := repeats(names, table.row_name):
         raise DataError(
             f"slides are listed more than once: {shortlist(repeated)}", where=path, fix="keep one row per slide"
         )

@@ -128,8 +128,11 @@ def text_problems(key: str, value: object, noun: str) -> list[str]:
         for i, entry in enumerate(value)
         if isinstance(entry, str) and has_controls(entry.strip())
     ]
-    folded = [entry.strip().casefold() for entry in value if isinstance(entry, str)]
-    problems += [f"{key}: {text!r} is given twice" for text in sorted({t for t in folded if folded.count(t) > 1})]
+    numbers = [i for i, entry in enumerate(value) if isinstance(entry, str)]
+    folded = [value[i].strip().casefold() for i in numbers]
+    for text in sorted({text for text in folded if folded.count(text) > 1}):
+        first, second = [numbers[i] for i, other in enumerate(folded) if other == text][:2]
+        problems.append(f"{key}: {text!r} is given twice, as {key}[{first}] and {key}[{second}]")
     return problems
 
 

@@ -129,6 +129,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
             fix="set reports.label_column, organ_column, group_column or date_column to one of these columns",
         )
     rows: dict[str, dict[str, str | None]] = {}
+    first_lines: dict[str, int] = {}
     parsed = [
         dict(zip(table.header, (_text(cell, path, line) for cell in cells), strict=True))
         for line, cells in zip(table.lines, table.rows, strict=True)
@@ -139,10 +140,11 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     keys = names if by_report else [key or "" for key in without_decimals(names)]
     for line, values, key in zip(table.lines, parsed, keys, strict=True):
         row = {field: values[columns[field]] or None for field in fields}
+        first_line = first_lines.setdefault(key, line)
         if not key or rows.setdefault(key, row) != row:
             raise DataError(
                 f"{column} {key!r} occurs twice, with different values" if key else f"empty {column}",
-                where=f"{path}, line {line}",
+                where=f"{path}, line {line}" if first_line == line else f"{path}, lines {first_line} and {line}",
                 fix="write one row per report"
                 if by_report
                 else "write one row per patient, or name the column with report ids: reports.metadata_id_column",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
+from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
 from clipit.input_files.data_files import list_files
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
@@ -181,10 +181,11 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
         _check_count(path, archive)
         infos = archive.infolist()
-    members = {info.filename.replace("\\", "/"): info for info in infos}
-    if len(members) < len(infos):
-        raise DataError("two files in the zip have the same name", where=path, fix="repack the zip")
-    return members
+    names = [info.filename.replace("\\", "/") for info in infos]
+    if repeated := repeats(names, lambda number: f"entry {number + 1}"):
+        problem = f"two files in the zip have the same name: {shortlist(repeated, 3)}"
+        raise DataError(problem, where=path, fix="repack the zip")
+    return dict(zip(names, infos, strict=True))
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from clipit.images.image_set import ImageSet
 from clipit.output_files.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.prediction_page import prediction_page
-from clipit.runs.prediction_chunks import PredictionOptions, read_chunks, write_chunks
-from clipit.runs.prediction_files import PredictionPaths, different_keys, list_unreadable, write_table
+from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts, read_chunks, write_chunks
+from clipit.runs.prediction_files import BATCH_SIZE, PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def predict_images(
 ) -> dict[str, Any]:
     """Predict images, distributed over all processes, and write the table and the files next to it.
 
-    An interrupted call resumes from the finished chunks of images in `<out>.partial`. The files depend neither on
-    interruptions nor on the number of processes.
+    An interrupted call resumes from the finished chunks of images in `<out>.partial`, with any batch size. The files
+    depend neither on interruptions nor on the number of processes.
 
     Args:
         out: Table to write, .csv or .parquet.
@@ -58,10 +58,9 @@ def predict_images(
             # another command may have finished while the main process waited for the lock
             complete = processes.broadcast(processes.main and paths.is_complete(inputs))
             if not complete:
-                if processes.main:
-                    _prepare(paths, inputs, images)
-                processes.barrier()
-                files = write_chunks(paths.partial, classifier, images, zero_shot, options)
+                inputs = processes.broadcast(_prepare(paths, inputs, images) if processes.main else inputs)
+                starts = chunk_starts(len(images), inputs[BATCH_SIZE])
+                files = write_chunks(paths.partial, classifier, images, zero_shot, options, starts)
                 if processes.main:
                     _finish(paths, files, inputs, classifier, images, zero_shot)
             if processes.main:
@@ -85,30 +84,36 @@ def _inputs(
         if zero_shot is None
         else f"{zero_shot.source}, fingerprint "
         + fingerprint([zero_shot.classes, zero_shot.embeddings.tolist(), zero_shot.logit_scale]),
-        "batch_size": options.batch_size,
+        BATCH_SIZE: options.batch_size,
         "precision": str(classifier.dtype).removeprefix("torch."),
         "device": classifier.device.type,
     }
 
 
-def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet) -> None:
+def _prepare(paths: PredictionPaths, inputs: dict[str, Any], images: ImageSet) -> dict[str, Any]:
     """Create the folder of the chunks, and record their inputs.
+
+    Returns:
+        The recorded inputs; those of the interrupted command if chunks exist, because its batch size determines them.
 
     Raises:
         ArtifactError: The folder contains chunks for other inputs or options.
     """
     if paths.command.is_file() and any(paths.partial.glob("rows-*.parquet")):
-        differing = different_keys(read_json(paths.command, "delete the folder and start again"), inputs)
+        recorded = dict(read_json(paths.command, "delete the folder and start again"))
+        differing = different_keys(recorded, inputs)
         if differing:
             raise ArtifactError(
                 f"this folder contains unfinished predictions for other inputs or options: {shortlist(differing)}",
                 where=paths.partial,
                 fix="run the earlier command again to finish them, or delete this folder",
             )
+        inputs = recorded
     make_folder(paths.partial)
     write_record(paths.command, inputs)
     for note in images.notes:
         logger.info(f"note: {note}")
+    return inputs
 
 
 def _finish(

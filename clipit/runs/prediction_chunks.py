@@ -56,7 +56,12 @@ class PredictionOptions:
 
 
 def chunk_starts(total: int, batch_size: int) -> range:
-    """Return the first rows of the chunks, which consist of whole batches and stay the same when a command resumes."""
+    """Return the first rows of the chunks, which consist of whole batches.
+
+    Args:
+        total: Number of images.
+        batch_size: Batch size of the first command; a resumed command has the same chunks.
+    """
     size = min(_MAX_CHUNK, -(-total // _MIN_CHUNKS))
     return range(0, total, max(1, -(-size // batch_size)) * batch_size)
 
@@ -72,17 +77,19 @@ def write_chunks(
     images: ImageSet,
     zero_shot: ZeroShotClasses | None,
     options: PredictionOptions,
+    starts: range,
 ) -> list[Path]:
     """Predict the missing chunks, distributed over all processes.
 
     Args:
         zero_shot: Classes for zero-shot prediction; None to skip it.
+        starts: First rows of the chunks, from `chunk_starts`.
 
     Returns:
         Files of all chunks, in order, after all processes have written theirs.
     """
     processes = get_processes()
-    total, starts = len(images), chunk_starts(len(images), options.batch_size)
+    total = len(images)
     files = {start: chunk_file(folder, start) for start in starts}
     missing = processes.broadcast([start for start in starts if not files[start].is_file()])
     done = total - sum(min(starts.step, total - start) for start in missing)

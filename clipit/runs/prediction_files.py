@@ -19,6 +19,8 @@ from clipit.output_files.artifacts import file_sha256, read_json, whole_file
 from clipit.runs.prediction_chunks import REASON
 
 FORMATS = (".csv", ".parquet")
+BATCH_SIZE = "batch_size"
+"""Input that is recorded because it determines the chunks; a command may resume with another one."""
 _DIGITS = 6  # significant digits of the probabilities in a csv table
 _OTHER_FILES = "delete these files, or choose a different --out"
 
@@ -73,7 +75,7 @@ class PredictionPaths:
         Raises:
             ArtifactError: The files exist, but belong to a different command or have changed.
         """
-        if self.command.is_file() and read_json(self.command, _OTHER_FILES) == inputs:
+        if self.command.is_file() and not different_keys(read_json(self.command, _OTHER_FILES), inputs):
             return False  # the command was killed, perhaps while writing the files
         present = [path for path in (self.table, self.summary, self.unreadable, self.page) if path.exists()]
         if not present:
@@ -97,9 +99,9 @@ class PredictionPaths:
 
 
 def different_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the keys with different values, with both values if they are short."""
+    """List the keys with different values, with both values if they are short; the batch size may differ."""
     lines = []
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()) - {BATCH_SIZE}):
         before, after = old.get(key), new.get(key)
         if before != after:
             short = all(isinstance(value, int | str | bool) for value in (before, after))

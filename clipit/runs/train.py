@@ -139,10 +139,9 @@ def _train_and_evaluate(
             logger.info(f"note: {folder} has results but no classifier, so the run is trained again")
         preprocess, t = backbone.preprocess, config.training
         reads = {"train": t.steps * t.tiles_per_step, "validation": None}
-        cached = sum(
-            workspace.pixels(split, preprocess).cache_growth(preprocess.size, count) for split, count in reads.items()
-        )
-        memory = plan_memory(config, student, preprocess.normalise, preprocess.size, cached)
+        caches = [workspace.pixels(split, preprocess).cache_bytes(preprocess.size, n) for split, n in reads.items()]
+        cached, held = map(sum, zip(*caches, strict=True))
+        memory = plan_memory(config, student, preprocess.normalise, preprocess.size, cached, held)
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
         result, trackers = _train(config, workspace, tiles, plan, student, backbone, terms, folder, memory)
         steps = result.steps

@@ -69,8 +69,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
                 fix=f"pass slides ({', '.join(sorted(SLIDE_SUFFIXES))}), folders of slides, or one table "
                 f"({', '.join(TABLES)}) with a slide column",
             )
-    names = [slide.name for slide in listed]
     where = shortlist(paths, 3)
-    check_slide_names(names, where)
+    check_slide_names([slide.name for slide in listed], [slide.path for slide in listed], where)
     empty = [""] * len(listed)
     return SlideList(listed, empty, empty, empty, where, tuple(remarks))

@@ -1,7 +1,6 @@
 """Slide features computed by TRIDENT or CLAM (HDF5), and their import as a tile store."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.distributed import build_once, get_processes
-from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.input_files.git_lfs import check_pointer
 from clipit.output_files.artifacts import file_sha256, write_json
 from clipit.output_files.whole_files import write_parquet
@@ -140,8 +139,7 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
     where = shortlist([str(path) for path in paths])
     if not files:
         raise DataError("no feature files", where=where, fix="use .h5 files of TRIDENT or CLAM, or their folder")
-    repeated = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
-    if repeated:
+    if repeated := repeats([file.stem for file in files], files.__getitem__):
         raise DataError(f"slides with the same name: {shortlist(repeated)}", where=where, fix="rename the files")
     return files
 
@@ -172,7 +170,8 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
     for slide in slides:
         _check_unit_vectors(slide, slide.vectors(0, _CHECKED), 0)
     ids = [tile for slide in slides for tile in slide.ids]
-    repeated = [tile for tile, count in Counter(ids).items() if count > 1]
+    file_of = [slide.path for slide in slides for _ in range(len(slide))]
+    repeated = repeats(ids, file_of.__getitem__)
     if repeated or not ids:
         problem = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tiles"
         raise DataError(problem, where=slides[0].path.parent, fix="compute the features of these slides again")

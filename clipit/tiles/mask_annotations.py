@@ -1,7 +1,6 @@
 """Read masks by several annotators from a table with the columns tile, annotator and mask."""
 
 import posixpath
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from clipit.annotators.label_table import match_tiles
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import ImageError
 from clipit.images.image_readers import FileReader, ZipReader
 from clipit.input_files.mangled_names import check_rounded
@@ -92,8 +91,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     empty = [table.row_name(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
     tile_of = match_tiles(cells["tile"], tiles.ids.tolist(), path)
     keys = [(tile_of[cells["tile"][row]], cells["annotator"][row]) for row in rows]
-    repeated = [key for key, count in Counter(keys).items() if count > 1]
-    double = sorted(f"{annotator} on {tile}" for tile, annotator in repeated)
+    double = repeats([f"{annotator} on {tile}" for tile, annotator in keys], table.row_name)
     problems = [f"{counted(len(empty), 'row')} with an empty cell: {shortlist(empty)}"] if empty else []
     problems += (
         [f"{counted(len(double), 'tile')} with several masks by one annotator: {shortlist(double)}"] if double else []

@@ -60,8 +60,10 @@ class PixelSource:
         """Whether tiles are read from the array of `use_resized`, so that no image is decoded."""
         return self._resized is not None
 
-    def cache_growth(self, size: int, reads: int | None = None) -> int:
-        """Return the number of bytes by which the cache in memory will still grow.
+    def cache_bytes(self, size: int, reads: int | None = None) -> tuple[int, int]:
+        """Return the bytes that the cache in memory will hold, and how many of them it holds already.
+
+        The first number does not depend on the tiles that earlier runs have read.
 
         Args:
             size: Edge length of the resized tiles in pixels.
@@ -70,8 +72,9 @@ class PixelSource:
         count, tile_bytes = len(self.tiles), 3 * size * size
         small = self._mode == "auto" and tile_bytes * count < MEMORY_LIMIT
         if self._resized is not None or not (small or self._mode == "memory"):
-            return 0
-        return tile_bytes * min(count - len(self._cache), count if reads is None else reads)
+            return 0, 0
+        read = count if reads is None else min(reads, count)
+        return tile_bytes * read, tile_bytes * max(0, read - (count - len(self._cache)))
 
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
         if self._resized is not None:

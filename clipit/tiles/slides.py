@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.config.data import SlidesConfig, TilesConfig
-from clipit.errors import DataError, counted, counted_of, printable, shortlist
+from clipit.errors import DataError, counted, counted_of, printable, repeats, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_set import ImageSet
 from clipit.input_files.data_files import list_files
@@ -249,7 +249,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         )
         for file in files
     ]
-    check_slide_names([slide.name for slide in slides], folder)
+    check_slide_names([slide.name for slide in slides], files, folder)
     # The data of an MRXS slide are in a folder next to it.
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
@@ -356,11 +356,15 @@ def _check_rows(names: Sequence[str], files: Sequence[Path], source_splits: Sequ
             where=path,
             fix="keep one row per slide; a slide belongs to one split",
         )
-    check_slide_names(names, path)
+    check_slide_names(names, files, path)
 
 
-def check_slide_names(names: Sequence[str], where: object) -> None:
+def check_slide_names(names: Sequence[str], files: Sequence[Path], where: object) -> None:
     """Reject repeated names, which would give tiles the same ids, and names that cannot be used as folder names.
+
+    Args:
+        files: File of each slide.
+        where: Folder or table, for the error.
 
     Raises:
         DataError: A name is repeated or cannot be used.
@@ -373,10 +377,10 @@ def check_slide_names(names: Sequence[str], where: object) -> None:
             where=where,
             fix="use names that contain neither / nor \\ and do not start with a dot",
         )
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
+    if repeated := repeats(names, files.__getitem__):
         raise DataError(
-            f"{counted(len(repeated), 'slide name occurs', 'slide names occur')} more than once: {shortlist(repeated)}",
+            f"{counted(len(repeated), 'slide name occurs', 'slide names occur')} more than once: "
+            f"{shortlist(repeated, 3)}",
             where=where,
             fix="rename the files, or name the slides in a column slide in addition to the column path",
         )

@@ -2,14 +2,13 @@
 
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from clipit.config.run import LabelsConfig, TilesConfig
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_files import dangling_links, image_stamps
 from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
@@ -119,6 +118,13 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
     if "id" in columns:
         check_rounded(ids, config.columns.get("id", "id"), table.row_name, path)
+        if repeated := repeats(ids, table.row_name):
+            raise DataError(
+                f"{counted(len(repeated), 'tile id occurs', 'tile ids occur')} more than once: "
+                f"{shortlist(repeated, 3)}",
+                where=path,
+                fix="make the ids unique",
+            )
     return ImageSet(ids, stamps, reader, str(path))
 
 
@@ -267,12 +273,9 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
             where=path,
             fix="fill in the path or remove the rows",
         )
-    repeated = [name for name, count in Counter(files).items() if count > 1]
-    if repeated:
-        rows = [table.row_name(row) for row, name in enumerate(files) if name == repeated[0]]
+    if repeated := repeats(files, table.row_name):
         raise DataError(
-            f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated)}; "
-            f"{repeated[0]} in {shortlist(rows)}",
+            f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated, 3)}",
             where=path,
             fix="keep one row per file; for different files of the same name, write each file's folder in front "
             "of its name",

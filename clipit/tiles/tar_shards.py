@@ -113,8 +113,9 @@ def list_shards(path: str) -> list[Path]:
             where=path,
             fix=f"correct tiles.path; {similar_names(missing[0])}",
         )
-    if len(set(shards)) < len(shards):
-        raise DataError("a shard is named twice", where=path, fix="name each shard once")
+    twice = sorted({str(shard) for shard in shards if shards.count(shard) > 1}) if len({*shards}) < len(shards) else []
+    if twice:
+        raise DataError(f"a shard is named twice: {shortlist(twice, 3)}", where=path, fix="name each shard once")
     return shards
 
 

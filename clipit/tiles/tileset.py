@@ -1,7 +1,6 @@
 """`TileSet`: tiles with labels, splits and groups, from any source."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 from PIL import Image
 
 from clipit.annotators.labelling import Annotations
-from clipit.errors import DataError, as_note, counted, shortlist
+from clipit.errors import DataError, as_note, counted, repeats, shortlist
 from clipit.images.decode import Unreadable, attempt
 from clipit.images.image_readers import Reader
 from clipit.input_files.data_files import is_unicode
@@ -59,8 +58,8 @@ class TileSet:
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""
         ids = self.ids.tolist()
-        if len(set(ids)) < len(ids):
-            repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
+        repeated = repeats(ids, lambda index: self.reader.where(int(self.rows[index])))
+        if repeated:
             raise DataError(
                 f"{counted(len(repeated), 'tile id occurs', 'tile ids occur')} more than once: {shortlist(repeated)}",
                 where=self.where,

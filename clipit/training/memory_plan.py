@@ -32,7 +32,7 @@ class MemoryPlan:
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
         needed: Estimated peak memory of a process in bytes.
-        free: Free memory of the device with the least, in bytes, including that of the loaded weights.
+        free: Free memory of the device with the least, in bytes, including that of the loaded weights and tiles.
         parts: Breakdown of the needed memory, as text.
         notes: Warnings and notes to log.
     """
@@ -73,14 +73,17 @@ class _Budget:
     pixels: int  # edge length of the prefetched tiles; 0 to ignore them
 
 
-def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0) -> MemoryPlan:
+def plan_memory(
+    config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0, held: int = 0
+) -> MemoryPlan:
     """Choose micro-batches and checkpointing for a loaded student, and log the estimate.
 
     Args:
         config: Run configuration, with its arm and precision resolved.
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge length of the input in pixels.
-        cached: Bytes that the tile cache will add to the CPU's memory.
+        cached: Bytes that the tile cache will hold in the CPU's memory.
+        held: Bytes of `cached` that it holds already, from earlier runs of this process.
 
     Raises:
         ConfigError: The batch does not fit with any choice of the keys that are `auto`.
@@ -101,8 +104,9 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
         return processes.broadcast(memory)  # type: ignore[return-value]
 
     measured = estimate(False)
-    free = _smallest_memory(processes) + measured.weights  # the weights are already loaded
-    reserved = cached if processes.device.type == "cpu" else 0  # the free memory already excludes the loaded VLM
+    on_cpu = processes.device.type == "cpu"
+    free = _smallest_memory(processes) + measured.weights + (held if on_cpu else 0)  # what is already loaded
+    reserved = cached if on_cpu else 0  # the free memory already excludes the loaded VLM
     budget = _Budget(free, processes.count, reserved, pixels)
     if (
         config.training.gradient_checkpointing == "always"

@@ -101,5 +101,5 @@ def test_invalid_features_are_refused_and_named() -> None:
     broken[2, 0] = np.inf
     with pytest.raises(DataError, match=f"not finite: {tiles.ids[2]}"):
         Features(tiles.ids, broken, tiles.labels, tiles.groups)
-    with pytest.raises(DataError, match="duplicate ids"):
+    with pytest.raises(DataError, match=r"duplicate ids among features: .* \(row \d+, row \d+\)"):
         Features(np.array(["a", "a", "b", "c"]), tiles.vectors, tiles.labels, tiles.groups)

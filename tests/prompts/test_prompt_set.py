@@ -188,7 +188,7 @@ classes:
     )
     assert "colour: unknown key" in message
     assert "templates[0]" in message and "templates[1]" in message
-    assert "templates: '{}.' is given twice" in message
+    assert "templates: '{}.' is given twice, as templates[" in message
     assert "classes.a: 'mucus' is given twice" in message
     assert "classes.b: is empty" in message
     assert "classes.c: 'stroma' is also a name of a" in message

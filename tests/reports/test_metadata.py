@@ -121,7 +121,7 @@ def test_patients_of_several_reports_and_rows_that_repeat(tmp_path: Path) -> Non
     assert "by patient (column who); 2 of 3 reports have a row, 1 of 2 rows matches a report" in reports.notes[0]
     assert any("1 row without a report (P2)" in problem for problem in reports.problems)
     table(tmp_path / "m.csv", "who,slide,status", "P1,s1,wild", "P1,s2,mutated")
-    with pytest.raises(DataError, match=r"who 'P1' occurs twice(.|\n)*line 3"):
+    with pytest.raises(DataError, match=r"who 'P1' occurs twice(.|\n)*lines 2 and 3"):
         read_reports(config)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, run_two
@@ -151,8 +152,6 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(
     with killed_after_two_chunks():
         predict_images(classifier, open_images(tiles), out, options=SMALL)
     assert not out.exists() and len(list(tmp_path.rglob("rows-*.parquet"))) == 2
-    with pytest.raises(ArtifactError, match=r"batch_size \(before: 4, now: 5\)"):
-        predict_images(classifier, open_images(tiles), out, options=PredictionOptions(batch_size=5))
     read: list[int] = []
     add = prediction_chunks._Chunk.add
     monkeypatch.setattr(
@@ -162,6 +161,27 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(
     assert read == list(range(8, 37)), "the two finished chunks of four images are not predicted again"
     predict_images(classifier, open_images(tiles), tmp_path / "once/p.csv", options=SMALL)
     assert files(out) == files(tmp_path / "once/p.csv")
+
+
+def test_a_killed_command_goes_on_with_another_batch_size(
+    classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole, larger = tmp_path / "p.csv", tmp_path / "whole.csv", PredictionOptions(batch_size=5)
+    with killed_after_two_chunks():
+        predict_images(classifier, open_images(tiles), out, options=SMALL)
+    read: list[range] = []
+    add = prediction_chunks._Chunk.add
+    monkeypatch.setattr(
+        prediction_chunks._Chunk, "add", lambda self, rows, *rest: (read.append(rows), add(self, rows, *rest))
+    )
+    predict_images(classifier, open_images(tiles), out, options=larger)
+    assert read[0] == range(8, 12) and read[-1].stop == 37, "the chunks are those of the first command"
+    predict_images(classifier, open_images(tiles), whole, options=larger)
+    pd.testing.assert_frame_equal(pd.read_csv(out), pd.read_csv(whole), rtol=1e-4)
+    before = files(out)
+    predict_images(classifier, open_images(tiles), out, options=larger)
+    predict_images(classifier, open_images(tiles), out, options=SMALL)
+    assert files(out) == before, "a finished command is not repeated for another batch size"
 
 
 def test_a_kill_while_the_files_are_written_is_resumed(

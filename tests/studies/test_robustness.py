@@ -299,7 +299,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
     file, runs, _ = measured
-    with pytest.raises(DataError, match="a run is listed twice"):
+    with pytest.raises(DataError, match=r"(?s)a run is listed twice.*where: .* \(.*, .*\)"):
         measure(file, [runs[0], runs[0]])
     with pytest.raises(DataError, match="nothing to evaluate"):
         measure(with_run(file, prompts=None, tiles=file.run.tiles.model_copy(update={"path": "absent.csv"})), [])

@@ -253,7 +253,11 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
             {"header": "tile,t", "counts": {"tumour": "t"}},
             "999,999 votes: line 3",
         ),
-        (["t0.png,3", "t0.png,2"], {"header": "tile,t", "counts": {"tumour": "t"}}, "tiles with several rows: t0.png"),
+        (
+            ["t0.png,3", "t0.png,2"],
+            {"header": "tile,t", "counts": {"tumour": "t"}},
+            r"tiles with several rows: t0.png \(line 2, line 3\)",
+        ),
     ],
 )
 def test_a_table_of_annotators_that_is_wrong(table: Table, rows: list[str], keys: dict[str, Any], message: str) -> None:

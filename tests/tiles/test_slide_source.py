@@ -117,7 +117,7 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
     assert len(tiles) and any("1 file skipped, not slides" in note for note in tiles.notes)
     (tmp_path / "images" / "a.svs").write_bytes(b"")
-    with pytest.raises(DataError, match="1 slide name occurs more than once: a"):
+    with pytest.raises(DataError, match=r"1 slide name occurs more than once: a \(.*, .*\)"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
 
 

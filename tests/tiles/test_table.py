@@ -199,7 +199,9 @@ def test_a_source_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
 def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
     table = [row | {"name": f"n{min(place, 10)}"} for place, row in enumerate(rows(tmp_path))]
     path = write_table(tmp_path / "t.csv", table)
-    with pytest.raises(DataError, match=r"(?s)1 tile id occurs more than once: n10.*where: .*t\.csv"):
+    with pytest.raises(
+        DataError, match=r"(?s)1 tile id occurs more than once: n10 \(record \d+ \(line \d+\), record.*where: .*t\.csv"
+    ):
         load_tiles(config(path, columns={"id": "name"}), seed=0)
 
 
@@ -551,7 +553,10 @@ def test_files_of_two_folders_that_are_listed_without_their_folder(tmp_path: Pat
     for place, name in enumerate(("A/1.png", "B/1.png")):
         paint(tmp_path / "img" / name, place)
     path = write_table(tmp_path / "t.csv", [{"path": "1.png", "label": label} for label in "ab"])
-    with pytest.raises(DataError, match=r"(?s)1 file occurs more than once: 1\.png.*folder in front of its name"):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)1 file occurs more than once: 1\.png \(record \d.* \(line \d\).*folder in front of its name",
+    ):
         load_tiles(config(path, images=str(tmp_path / "img")), seed=0)
 
 

@@ -1,13 +1,12 @@
 """Verified labels: read them, and score the ranking of suspicious labels against them."""
 
-from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import LabelIssues, score_ranking
 from clipit.input_files.csv_delimiter import delimiter_hint
@@ -42,8 +41,9 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     names, labels = table.header.index(key), table.header.index("label")
     check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)
-    cells = ((row[names].strip(), row[labels].strip()) for row in table.rows)
-    checked = [(name, label) for name, label in cells if name in row_of and label]
+    cells = [(row[names].strip(), row[labels].strip()) for row in table.rows]
+    kept = [number for number, (name, label) in enumerate(cells) if name in row_of and label]
+    checked = [cells[number] for number in kept]
     if not checked:
         raise DataError(
             "no checked tile has a verified label",
@@ -53,7 +53,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     class_of = _as_classes({label for _, label in checked}, tiles.classes)
     checked = [(name, class_of.get(label, label)) for name, label in checked]
     unknown = sorted({label for _, label in checked} - {*tiles.classes})
-    repeated = sorted(name for name, count in Counter(name for name, _ in checked).items() if count > 1)
+    repeated = repeats([name for name, _ in checked], lambda number: f"line {table.lines[kept[number]]}")
     if unknown or repeated:
         problems = [f"unknown classes: {shortlist(unknown)}"] if unknown else []
         if repeated:

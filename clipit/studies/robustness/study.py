@@ -12,7 +12,7 @@ from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.evaluation.metrics import describe_coverage
 from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.output_files.artifacts import locked, write_json
@@ -112,8 +112,8 @@ def _load_models(
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):  # runs of two comparisons may have the same name
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
-    if len(set(names)) < len(names):
-        raise DataError("a run is listed twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
+    if repeated := repeats(names, runs.__getitem__):
+        raise DataError("a run is listed twice", where=shortlist(repeated), fix="list each run once")
     models = []
     for run, name in zip(runs, names, strict=True):
         with explaining_differences(run, config):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from clipit.images import fax
 from clipit.images.deflate import COMPRESSIONS, find_damage
 from clipit.images.jpeg import find_corruption
 
@@ -18,7 +19,8 @@ _START, _END = b"\xff\xd8", b"\xff\xd9"  # first and last marker of a JPEG strea
 def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]) -> str:
     """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and pages that cannot be checked.
 
-    Deflate streams contain checksums. JPEG streams do not, but some damage is recognised (see `clipit.images.jpeg`).
+    Deflate streams contain checksums. JPEG and fax streams do not, but some damage is recognised (see
+    `clipit.images.jpeg` and `clipit.images.fax`).
 
     Args:
         tags: Values of the page's TIFF tags, as Pillow returns them.
@@ -26,13 +28,16 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
     """
     compression = tags.get(_COMPRESSION)
     is_deflate = compression in COMPRESSIONS and tags.get(_FILL_ORDER, 1) == 1
-    if not is_deflate and compression != _JPEG:
+    if not is_deflate and compression != _JPEG and compression not in fax.COMPRESSIONS:
         return ""
     for number, (offset, count) in enumerate(_parts(tags)):
         data = read(offset, count) if count else b""  # a part without data is empty
         if not data or len(data) < count:  # missing bytes are reported when the page is decoded
             continue
-        damage = find_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
+        if compression in fax.COMPRESSIONS:
+            damage = _find_fax_damage(tags, data, number)
+        else:
+            damage = find_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
         if damage:
             return f"the compressed pixels of strip or tile {number} of the TIFF are damaged: {damage}"
     return ""
@@ -42,6 +47,17 @@ def _parts(tags: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
     """Yield the offset and byte count of each strip or tile."""
     for offsets, counts in _PARTS:
         yield from zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+
+
+def _find_fax_damage(tags: Mapping[int, Any], part: bytes, number: int) -> str:
+    """Describe the damage of a fax-compressed strip or tile."""
+    compression, (image_width, image_height) = tags[_COMPRESSION], (tags[_WIDTHS[1]], tags[_HEIGHTS[2]])
+    width, height = tags.get(_WIDTHS[0], image_width), tags.get(_HEIGHTS[0], 0)
+    if not height:  # strips, of which the last one may be shorter
+        rows = min(tags.get(_HEIGHTS[1], image_height), image_height)
+        height = min(rows, image_height - number * rows)
+    options = tags.get(fax.OPTIONS.get(compression, 0), 0)
+    return fax.find_damage(part, compression, options, tags.get(_FILL_ORDER, 1), width, height)
 
 
 def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:

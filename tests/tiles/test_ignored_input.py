@@ -17,11 +17,12 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
+from clipit.images import fax
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.images.deflate import find_damage
 from clipit.images.tiff_parts import find_damaged_part
 from clipit.tiles.load import read_tiles
-from clipit.tiles.mask_files import MaskClasses, decode_mask
+from clipit.tiles.mask_files import MaskClasses, decode_mask, decode_values
 
 from .conftest import paint, write_table
 
@@ -248,6 +249,54 @@ def test_a_flipped_bit_in_a_tiff_mask_is_found_wherever_it_is() -> None:
         damaged[place] ^= 4
         with pytest.raises(ImageError, match=r"strip or tile 0 of the TIFF are damaged|cannot be decoded|error"):
             decode_mask(io.BytesIO(bytes(damaged)), "m.tif", (16, 16), CLASSES)
+
+
+FAX = [("tiff_ccitt", {}), ("group3", {}), ("group3", {292: 5}), ("group4", {}), ("group4", {278: 16, 266: 2})]
+
+
+def fax_mask(compression: str, tags: "dict[int, int]") -> tuple[bytes, np.ndarray]:
+    rows, columns = np.mgrid[:37, :150]
+    mask = (rows - 18) ** 2 + (columns - 70) ** 2 < 200
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, "TIFF", compression=compression, tiffinfo={278: 37, **tags})
+    return stream.getvalue(), mask
+
+
+@pytest.mark.parametrize(("compression", "tags"), FAX)
+def test_a_fax_compressed_mask_is_read_right_or_refused(compression: str, tags: "dict[int, int]") -> None:
+    """libtiff fills the rows that it cannot decode, and reports a success."""
+    data, mask = fax_mask(compression, tags)
+    assert (decode_values(io.BytesIO(data)) == mask).all()
+    assert (np.asarray(decode(io.BytesIO(data))) == 255 * mask[..., None]).all()
+    with Image.open(io.BytesIO(data)) as image:
+        stored: Any = getattr(image, "tag_v2", {})
+        start, stop = stored[273][0], stored[273][0] + stored[279][0]
+    for place in range(start, stop - 6, 3):
+        damaged = data[:place] + bytes(stop - place) + data[stop:]  # the rest of the strip was never written
+        for read in (decode_values, decode):
+            with pytest.raises(ImageError, match="strip or tile 0 of the TIFF are damaged"):
+                read(io.BytesIO(damaged))
+    found = 0
+    for place in range(start, stop):
+        try:
+            values = decode_values(io.BytesIO(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]))
+            found += bool((values == mask).all())
+        except ImageError:
+            found += 1
+    assert found >= 0.9 * (stop - start), "some flipped bits give the codes of another mask"
+
+
+def test_a_fax_compressed_file_that_is_cut_off_is_refused() -> None:
+    data, mask = fax_mask("group4", {})
+    with Image.open(io.BytesIO(data)) as image:
+        stored: Any = getattr(image, "tag_v2", {})
+        strip = data[stored[273][0] : stored[273][0] + stored[279][0]]
+    whole = fax._tiff(strip, 4, 0, mask.shape[1], mask.shape[0])
+    assert (decode_values(io.BytesIO(whole)) == mask).all()
+    assert fax.find_damage(strip + bytes(3), 4, 0, 1, 150, 37) == "", "some programs pad strips"
+    for lost in (5, 20, 60):
+        with pytest.raises(ImageError):
+            decode_values(io.BytesIO(whole[:-lost]))
 
 
 def test_a_tiff_strip_that_unpacks_to_more_than_any_image_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

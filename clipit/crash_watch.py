@@ -1,21 +1,27 @@
-"""Report the images that a process was reading when it crashed.
+"""Name the images that a process is reading, in Pillow's warnings and if the process crashes.
 
 A crash in a decoder, or the system's out-of-memory killer, ends the process without an exception. Reading threads
 therefore note their current image in shared memory. A small watcher process waits until this process ends, and prints
 the remaining notes.
 """
 
+import logging
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import IO
+from pathlib import Path
+from typing import IO, TextIO
 
+logger = logging.getLogger(__name__)
+
+_MAX_WARNINGS = 20  # warnings of Pillow that are logged; a whole data set may have the same fault
 _SLOTS, _BYTES = 128, 512
 """Number of notes, and bytes per note. If there are more threads than notes, several threads share a note."""
 _WATCH = f"""
@@ -60,6 +66,7 @@ class _Watch:
         return self._watcher.stdin
 
 
+_current = threading.local()
 _enabled = False
 _watch: _Watch | None = None
 _lock = threading.Lock()
@@ -73,20 +80,45 @@ def watch_reading() -> None:
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note the image that this block reads; this has no effect outside commands.
+    """Note the image that this block reads, for warnings and, in commands, for crashes.
 
     Args:
         where: File of the image, or zip and member.
     """
     watch = _get_watch() if _enabled else None
-    if watch is None:
-        yield
-        return
-    watch.note(where)
+    before, _current.where = getattr(_current, "where", ""), where
+    if watch is not None:
+        watch.note(where)
     try:
         yield
     finally:
-        watch.note("")
+        _current.where = before
+        if watch is not None:
+            watch.note(before)
+
+
+@contextmanager
+def named_warnings() -> Iterator[None]:
+    """Name the image in warnings of Pillow, and log each once per image; other warnings are shown as usual."""
+    logged: set[tuple[str, str]] = set()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        entry = (getattr(_current, "where", ""), " ".join(str(message).split()))
+        if not entry[0] or Path(filename).parent.name != "PIL":
+            before(message, category, filename, lineno, file, line)
+        elif entry not in logged and len(logged) <= _MAX_WARNINGS:
+            logged.add(entry)
+            text = f"{entry[0]}: {entry[1]}"
+            logger.warning(text if len(logged) <= _MAX_WARNINGS else "further warnings about images are not shown")
+
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+        warnings.filterwarnings("always", module=r"PIL\.", append=True)  # after the filters of the user
+        warnings.showwarning = show
+        yield
 
 
 def _get_watch() -> _Watch | None:

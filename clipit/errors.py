@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipit.crash_watch import watch_reading
+from clipit.crash_watch import named_warnings, watch_reading
 from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -246,7 +246,7 @@ def user_errors() -> Iterator[None]:
     log_to_console()
     watch_reading()
     try:
-        with machine_errors():
+        with machine_errors(), named_warnings():
             try:
                 yield
             except SystemExit:

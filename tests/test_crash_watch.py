@@ -1,12 +1,17 @@
 """What is printed when a process dies while it reads an image."""
 
+import io
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from clipit.crash_watch import named_warnings, noted
 
 HEAD = """
     import os, signal, sys, threading, time
@@ -69,3 +74,38 @@ def test_a_forked_process_does_not_hide_the_end(tmp_path: Path) -> None:
             read("b.png", die)
     """)  # fmt: skip
     assert "where: tiles.zip!b.png" in done.stderr
+
+
+def test_warnings_of_pillow_name_each_file_once(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    tags = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0"  # the second of two entries is missing
+    Image.new("RGB", (16, 16)).save(stream, "JPEG", exif=tags)
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(stream.getvalue())
+    done = run(tmp_path, f"""
+        import io, warnings
+        from pathlib import Path
+        from clipit.images.decode import decode
+        folder = Path({str(tmp_path)!r})
+        with user_errors():
+            for _ in range(2):
+                decode(folder / "a.jpg")
+                decode(folder / "b.jpg")
+                read("c.jpg", lambda: decode(io.BytesIO((folder / "a.jpg").read_bytes())))
+            warnings.warn("other")
+    """)  # fmt: skip
+    assert done.returncode == 0
+    warned = [line for line in done.stdout.splitlines() if "Corrupt EXIF data" in line]
+    assert [line.startswith("warning: ") for line in warned] == [True] * 3
+    names = [line.partition(": Corrupt")[0].rpartition("/")[2].removeprefix("warning: ") for line in warned]
+    assert names == ["a.jpg", "b.jpg", "tiles.zip!c.jpg"]
+    assert done.stderr.count("UserWarning: other") == 1 and "UserWarning: Corrupt" not in done.stderr
+
+
+def test_a_data_set_full_of_warnings_is_not_listed_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    with named_warnings():
+        for number in range(50):
+            with noted(f"{number}.png"):
+                warnings.warn_explicit("bad tag", UserWarning, "site-packages/PIL/TiffImagePlugin.py", 1, "PIL.Tiff")
+    assert len(caplog.messages) == 21 and caplog.messages[0] == "0.png: bad tag"
+    assert caplog.messages[-1] == "further warnings about images are not shown"

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar, cast
 
 from clipit.api.configuration import Config, as_config
 from clipit.argument_types import checks_types
+from clipit.crash_watch import named_warnings
 from clipit.errors import ClipitError, machine_errors
 from clipit.progress import show_messages
 from clipit.torch_defaults import torch_defaults
@@ -29,7 +30,7 @@ def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         show_messages()
         try:
-            with machine_errors(), torch_defaults():
+            with machine_errors(), named_warnings(), torch_defaults():
                 if args and names[0] == "config":  # read before the function imports torch
                     return called(as_config(cast(Config, args[0]), needs_tiles=False), *args[1:], **kwargs)
                 return called(*args, **kwargs)

@@ -5,7 +5,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
         OSError: The file cannot be opened.
     """
     try:
-        with open_header(source) as image:
+        with noted_file(source), open_header(source) as image:
             _check(image, compare_pages)
             plain = decode_plain(image)
             if isinstance(plain, Image.Image):
@@ -100,6 +100,11 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
         if not isinstance(error, OSError | SyntaxError | ValueError):  # the message would not help a user
             reason = f"the file is damaged or cut off ({reason})"
         raise ImageError(reason) from error
+
+
+def noted_file(source: Path | io.BytesIO) -> AbstractContextManager[None]:
+    """Note a file that is read, as `noted` does; the reader of bytes knows their origin and has noted it."""
+    return noted(str(source)) if isinstance(source, Path) else nullcontext()
 
 
 def open_header(source: Path | io.BytesIO) -> Image.Image:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from clipit.crash_watch import noted
 from clipit.errors import DataError
 from clipit.images.decode import ImageError
 from clipit.images.tiff_copies import differs, is_alike, is_auxiliary
@@ -86,7 +87,7 @@ def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> N
         if not unread or is_auxiliary(page.description) or math.prod(page.size) > _MAX_PIXELS:
             continue
         try:
-            with Image.open(path) as image:
+            with noted(str(path)), Image.open(path) as image:
                 image.seek(number)
                 other = image.size == page.size and differs(image.convert("RGB"), overview)
         except Exception:  # Pillow raises many kinds of exceptions for damaged bytes

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from clipit.crash_watch import noted
 from clipit.errors import DataError, is_limit
 from clipit.images.decode import SUFFIXES, ImageError, decode, is_image
 from clipit.input_files.git_lfs import check_pointer
@@ -57,7 +58,7 @@ def is_pyramid(path: Path) -> bool:
     if path.suffix.lower() not in _TIFF or not is_slide(path):
         return False
     try:
-        with Image.open(path) as image:
+        with noted(str(path)), Image.open(path) as image:
             several = getattr(image, "n_frames", 1) > 1 or _SUB_PAGES in getattr(image, "tag_v2", {})
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes, and cannot read every BigTIFF
         several = path.is_file()
@@ -258,7 +259,7 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
 
 def _tiff_mpp(path: Path) -> float | None:
     """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre; inches are print resolutions."""
-    with Image.open(path) as image:
+    with noted(str(path)), Image.open(path) as image:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)
     return 1e4 / float(x) if unit == 3 and x and x == y else None

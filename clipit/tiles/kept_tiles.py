@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from clipit.crash_watch import noted
 from clipit.distributed import build_once, get_processes
 from clipit.errors import counted
 from clipit.images.decode import decode
@@ -172,7 +173,11 @@ def _keep_block(
         while batch := list(islice(stream, _BATCH)):
             yield batch
 
-    shrunk = read_ahead(batches(), lambda tile: keep_image(tile.data, size), pool, depth=2)
+    def keep(tile: SourceTile) -> KeptImage:
+        with noted(block.title):
+            return keep_image(tile.data, size)
+
+    shrunk = read_ahead(batches(), keep, pool, depth=2)
     tiles = ((tile, image) for batch, images in shrunk for tile, image in zip(batch, images, strict=True))
     for first in tiles:
         _write_shard(folder, number, shard, chain([first], islice(tiles, _SHARD - 1)), columns)

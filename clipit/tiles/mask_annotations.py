@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from clipit.annotators.label_table import match_tiles
+from clipit.crash_watch import noted
 from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import ImageError
 from clipit.images.image_readers import FileReader, ZipReader
@@ -53,7 +54,8 @@ class AnnotatorMasks:
             if row is None:
                 continue
             try:
-                labels[number] = decode_mask(self.reader.open(row), self.files[row], (width, height), self.classes)
+                with noted(self.reader.where(row)):
+                    labels[number] = decode_mask(self.reader.open(row), self.files[row], (width, height), self.classes)
             except ImageError as error:
                 raise DataError(
                     f"the mask of tile {self.tiles.ids[index]} by {name} cannot be used: {error}",

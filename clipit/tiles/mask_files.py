@@ -11,7 +11,7 @@ from jaxtyping import Int16, Integer
 from PIL import Image, ImageFile
 
 from clipit.errors import ClipitError, shortlist
-from clipit.images.decode import ImageError, check_bytes, open_header, turn_upright
+from clipit.images.decode import ImageError, check_bytes, noted_file, open_header, turn_upright
 from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
 
@@ -118,7 +118,7 @@ def decode_values(
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages enable it, and a truncated mask would end in zeros
     try:
-        with open_header(content) as image:
+        with noted_file(content), open_header(content) as image:
             _check_format(image)
             check_size(*image.size)
             if getattr(image, "n_frames", 1) > 1:

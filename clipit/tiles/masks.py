@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Int16, Int64
 from PIL import Image
 
 from clipit.config.data import TilesConfig
+from clipit.crash_watch import noted
 from clipit.errors import ClipitError, ConfigError, DataError, counted, counted_of, shortlist
 from clipit.images.decode import ImageError
 from clipit.images.image_readers import FileReader, ZipReader
@@ -76,7 +77,8 @@ class MaskSet:
         image = self.tiles.read(index)
         row = int(self.rows[index])
         try:
-            return image, decode_mask(self.reader.open(row), self.files[row], image.size, self.classes)
+            with noted(self.where(index)):
+                return image, decode_mask(self.reader.open(row), self.files[row], image.size, self.classes)
         except ImageError as error:
             raise DataError(
                 f"the mask of tile {self.tiles.ids[index]} cannot be used: {error}",

@@ -283,7 +283,7 @@ def test_a_fax_compressed_mask_is_read_right_or_refused(compression: str, tags: 
             found += bool((values == mask).all())
         except ImageError:
             found += 1
-    assert found >= 0.9 * (stop - start), "some flipped bits give the codes of another mask"
+    assert found >= 0.8 * (stop - start), "some flipped bits give the codes of another mask"
 
 
 def test_a_fax_compressed_file_that_is_cut_off_is_refused() -> None:

@@ -256,7 +256,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (
             ["t0.png,3", "t0.png,2"],
             {"header": "tile,t", "counts": {"tumour": "t"}},
-            r"tiles with several rows: t0.png \(line 2, line 3\)",
+            "tiles with several rows: t0.png (line 2, line 3)",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_label_column_is_needed_unless_no_labels_are_asked_for(tmp_path: Path)
 def test_a_file_named_twice(tmp_path: Path) -> None:
     table = rows(tmp_path)
     table.append(table[2] | {"path": "./img/2.png"})
-    with pytest.raises(DataError, match=r"img/2.png in record 3 \(line 4\), record 13"):
+    with pytest.raises(DataError, match=r"img/2.png \(record 3 \(line 4\), record 13 \(line 14\)\)"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 

@@ -171,7 +171,7 @@ def test_patterns_count_pixels_however_many_there_are() -> None:
     [
         (
             [("a.png", "ann", "masks/b-ann.png")],
-            r"1 tile with several masks by one annotator: ann on a.png \(record .*, record .*\)",
+            "1 tile with several masks by one annotator: ann on a.png (record 1 (line 2), record",
         ),
         ([("a.png", "", "masks/b-ann.png")], "1 row with an empty cell"),
         ([(".\\a.png", "eve", "masks/b-ann.png")], "1 tile has several spellings: a.png"),

@@ -16,10 +16,10 @@ class ComparisonConfig(Section):
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms to compare, in table order."""
     baseline: str = "image_only"
-    """Arm that the other arms are compared with."""
+    """Arm with which the other arms are compared."""
     controls: tuple[str, ...] = ()
-    """Additional arms that the other arms are compared with, each in a separate table. The control image_embedding
-    tests whether a gain is due to the text."""
+    """Arms that serve as additional baselines, each in a separate table. The control image_embedding tests whether a
+    gain is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Seeds whose results are reported; a seed determines the labelled tiles, the initialisation and the batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
@@ -27,12 +27,12 @@ class ComparisonConfig(Section):
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
     """Additional test sets by name, such as other centres; only their test split is used."""
     backbones: tuple[str, ...] = ()
-    """Names of backbones to run every arm on; empty: only `backbone`."""
+    """Names of the backbones with which every arm is run; empty: only `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Data sets or settings with which every arm is run: name -> dotted keys that differ from this file, such as
     `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
-    """If the arms have different numbers of training steps, run those with fewer a second time with the largest
+    """If the arms differ in their number of training steps, run those with fewer steps again with the largest
     number."""
     analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
         "complementarity",
@@ -46,8 +46,8 @@ class ComparisonConfig(Section):
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of training steps in the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. Keys of a
-    loss term are not searched for arms without that term."""
+    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. For arms
+    without a loss term, the keys of that term are not part of the grid."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds for the search; they must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)

@@ -130,7 +130,7 @@ class TilesConfig(Section):
     """`folders`, `table`, `huggingface` or `webdataset` for your own tiles, `slides` for whole slides, or the name of a
     published data set (`data_cards/`)."""
     path: Data[LocalPath[str]]
-    """Folder or zip of class folders, table file, folder or table of slides, data set on the Hugging Face hub
+    """Folder or zip of class folders, table file, folder or table of slides, data set on the Hugging Face Hub
     (`hf:owner/name`), or folder or pattern of tar shards (`shards/train-{000..123}.tar`), depending on the source."""
     streaming: Data[bool] = False
     """`huggingface` and `webdataset`: read the data set once, in order, and keep its tiles in the output folder, so
@@ -191,7 +191,7 @@ class TilesConfig(Section):
     """Resolution, in micrometres per pixel, of tiles whose source does not state it. `slides`: resolution of the finest
     level, for slides without this metadata."""
     slides: Data[SlidesConfig | None] = None
-    """`slides` only: tiles to cut; null: the defaults of this section."""
+    """`slides` only: how the slides are tiled; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
     annotations: Data[AnnotationsConfig | None] = None
     """Tile labels from several annotators; null: the labels of the source."""
@@ -285,7 +285,7 @@ class ReportsConfig(Section):
     """Pathology reports, and filters for their snippets."""
 
     path: Data[LocalPath[str]]
-    """File, folder, zip, or data set on the Hugging Face hub (`hf:owner/name`)."""
+    """File, folder, zip, or data set on the Hugging Face Hub (`hf:owner/name`)."""
     format: Data[ReportFormat] = "auto"
     """`lines`: one report per line. `texts`: a folder or zip of .txt files. `tcga`: the CSV file of TCGA-Reports, or a
     folder or zip of .txt files named by TCGA barcode; the patient in the barcode becomes the group."""
@@ -317,9 +317,9 @@ class ReportsConfig(Section):
     metadata_sheet: Data[str | None] = None
     """Sheet of `metadata`, if it is an xlsx file; null: the only sheet that is not empty."""
     tcga_barcodes: Data[bool] = True
-    """Recognise TCGA barcodes in ids, file names and table cells, in any format. The patient becomes the group of
-    reports without a group. The organ is inferred from `cancer_types` or, for patients not in that table, from a TCGA
-    project in the same texts."""
+    """Recognise TCGA barcodes in ids, file names and table cells, whatever the `format`. The patient becomes the group
+    of reports without a group. The organ is inferred from `cancer_types` or, for patients not in that table, from a
+    TCGA project code in the same places."""
     cancer_types: Data[LocalPath[str | None]] = None
     """CSV file with the columns patient_id and cancer_type; it determines the organs of TCGA patients."""
     organs: tuple[str, ...] = ()

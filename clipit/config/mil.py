@@ -41,7 +41,7 @@ class MilTrainingConfig(Section):
 
 
 class MilTargetsConfig(Section):
-    """Targets of training bags in addition to their labels, for the arms that learn from reports and their controls."""
+    """Targets for training bags in addition to labels, for the arms that learn from reports and their controls."""
 
     label_weight: float = Field(1.0, gt=0)
     """Weight of the cross-entropy with labels from reports, or with predicted or shuffled labels."""
@@ -83,7 +83,7 @@ class MilConfig(Section):
     from reports (`report_labels`, `report_embedding`, or both: `report`) and need the section `reports`; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
-    """Arm that the other arms are compared with."""
+    """Arm with which the other arms are compared."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings under which all arms are compared: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""

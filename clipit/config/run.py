@@ -51,12 +51,12 @@ _MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed ar
 
 
 def has_lists(index: str) -> bool:
-    """Return whether a faiss.index_factory key has an inverted file (IVF), of which `nprobe` lists are searched."""
+    """Return whether an index string of faiss has an inverted file (IVF), of which `nprobe` lists are searched."""
     return re.search(r"(^|,)IVF\d", index) is not None
 
 
 def has_graph(index: str) -> bool:
-    """Return whether a faiss.index_factory key has a graph (HNSW, NSG), searched with `ef_search`."""
+    """Return whether an index string of faiss has a graph (HNSW, NSG), which is searched with `ef_search`."""
     return re.search(r"(HNSW|NSG)", index) is not None
 
 
@@ -89,7 +89,7 @@ class BackboneConfig(Section):
     """`embedded`, a known name such as `uni` or `kaiko-vitb16`, any timm name, `hf-hub:ID` (timm), `transformers:ID`,
     or a local folder in the format of timm or transformers."""
     path: Data[LocalPath[str | None]] = None
-    """Local files of a model with a known name: a folder or, for timm models, a file of weights."""
+    """Local files of a model with a known name: a folder or, for timm models, a weights file."""
     pretrained: bool = True
     """Load pretrained weights; false: random weights."""
     pooling: Literal["default", "cls", "cls_mean"] = "default"
@@ -115,8 +115,8 @@ class LoraConfig(Section):
     """Dropout rate before the adapters. Each process draws its own dropout masks, so with a rate above 0, results
     depend on the number of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
-    """Adapted modules: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts the kinds that
-    exist, or all convolutions if none exists; `conv` selects all convolutions except grouped ones."""
+    """Modules to adapt: kinds (qkv, projection, mlp, patch_embed, conv) or module names. The default adapts the kinds
+    that exist, or all convolutions if none exists; `conv` selects all convolutions except grouped ones."""
 
 
 class PairingConfig(Section):
@@ -127,9 +127,9 @@ class PairingConfig(Section):
     centring: bool = True
     """Subtract each modality's mean embedding before matching; the mean of the snippets is computed after filtering."""
     index: str = "Flat"
-    """Key of faiss.index_factory. Flat is exact; all others are approximate, for corpora of more than ten million
-    snippets. The summary of the pairs states the recall of an approximate index, measured on a sample of tiles that are
-    also searched exactly."""
+    """Index string for faiss.index_factory. Flat is exact; all others are approximate, and intended for corpora of more
+    than ten million snippets. The summary of the pairs states the recall of an approximate index, measured on a sample
+    of tiles that are also searched exactly."""
     candidates: int | None = Field(None, ge=1, le=65536)
     """Snippets per tile that an approximate index returns; their cosines are then computed exactly. Null: the smallest
     power of two that reaches a recall of 0.99 on a sample of the tiles, at most 1024."""
@@ -148,7 +148,7 @@ class PairingConfig(Section):
     """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs `index:
     Flat`)."""
     correction_neighbours: int = Field(10, ge=1)
-    """`csls`: number of nearest tiles of a snippet; half of their mean cosine is subtracted."""
+    """`csls`: number of nearest tiles of a snippet; half of the snippet's mean cosine with them is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
     """`inverted_softmax` and `sinkhorn`: divisor of the cosines; smaller values correct more strongly."""
     correction_iterations: int = Field(10, ge=1)
@@ -168,9 +168,9 @@ class PairingConfig(Section):
     exclude_same_group: bool = False
     """Never pair a tile with a snippet that occurs only in reports of its own group (needs `index: Flat`)."""
     reports: Literal["any", "own", "own_then_any"] = "any"
-    """Reports that supply a tile's snippets. `any`: of any patient. `own`: only of the tile's own patient; tiles of
-    patients without a report get no pair. `own_then_any`: of the tile's own patient if there is a report, otherwise of
-    any patient. `own` and `own_then_any` need `index: Flat`."""
+    """Reports that supply a tile's snippets. `any`: those of any patient. `own`: only those of the tile's own patient;
+    tiles of patients without a report get no pair. `own_then_any`: those of the tile's own patient if there are any,
+    otherwise those of any patient. `own` and `own_then_any` need `index: Flat`."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
@@ -225,7 +225,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for the choice of labels to keep, the initialisation, the batches and the augmentation."""
     arm: Recipe[str | None] = None
-    """Named recipe of clipit/training/arms.py or of `arms`; null: only the keys of this file."""
+    """Name of a recipe in clipit/training/arms.py or in `arms`; null: only the keys of this file."""
     tiles: TilesConfig
     reports: ReportsConfig | None = None
     leaks: Data[LeaksConfig] = LeaksConfig()

@@ -24,11 +24,11 @@ class ProbingConfig(Section):
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Numbers of labelled training tiles per class in the few-shot episodes (SimpleShot)."""
     episodes: int = Field(1000, ge=1)
-    """Few-shot episodes per number of shots."""
+    """Number of few-shot episodes for each number of shots."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Shares of the training labels on the label-efficiency curve; empty: no curve."""
     seeds: Seeds = (0, 1, 2, 3, 4)
-    """Seeds for drawing the labels of the curve."""
+    """Seeds for drawing the labels on the label-efficiency curve."""
     at: tuple[int, ...] = (1, 5, 10, 50)
     """Values of k for recall@k and precision@k."""
     votes_at: tuple[int, ...] = (1, 3, 5)
@@ -39,7 +39,7 @@ class ProbingConfig(Section):
     exclude_groups: bool = True
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
-    """CSV with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
+    """CSV file with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
 
     @field_validator("probes", "shots", "shares", "at", "votes_at")
     @classmethod
@@ -135,8 +135,8 @@ class PromptStudyConfig(Section):
         "screened",
     )
     """Classifiers built from a prompt set. `single`: the first name in the first template. `ensemble`: the mean of all
-    texts. `sampled`: random choices of a name per class and a template, with median and quartiles. `screened`: the mean
-    of the choices with the most confident predictions on unlabelled training tiles."""
+    texts. `sampled`: random choices of one name per class and one template, reported as median and quartiles.
+    `screened`: the mean of the choices with the most confident predictions on unlabelled training tiles."""
     simple: LocalPath[str | None] = None
     """Simpler prompt set of the same classes to compare with `prompts`: a file or the name of a packaged set."""
     centred: bool = False
@@ -189,7 +189,8 @@ class LabelIssuesConfig(Section):
     neighbours: int = Field(3, ge=0)
     """Number of nearest tiles of other patients or slides shown next to each tile."""
     verified: LocalPath[str | None] = None
-    """CSV with the columns tile (or id) and label: verified labels of some or all tiles, used to score the ranking."""
+    """CSV file with the columns tile (or id) and label: verified labels of some or all tiles, used to score the
+    ranking."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the folds."""
 

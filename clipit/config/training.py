@@ -53,11 +53,11 @@ class DistillationConfig(Section):
         "random_codes",
     ] = "text"
     """`text`: mean of the paired snippets. `image`: the VLM's embedding of the tile itself. `text_and_image`: both,
-    added. `class_prompts`: prompts of the VLM's zero-shot class. `report_context`: the other snippets of the reports
-    that contain the paired snippet. `report_labels`: prediction for the snippet by a text-only classifier trained on
-    report-level labels. `report_labels_and_image`: this prediction and the VLM's embedding of the tile, added.
-    Controls: `shuffled_text` (another tile's snippets), `random_text` (any snippets), `random_codes` (correct pairs,
-    meaningless vectors)."""
+    added. `class_prompts`: prompts of the class that the VLM predicts zero-shot. `report_context`: the other snippets
+    of the reports that contain the paired snippet. `report_labels`: prediction for the snippet by a text-only
+    classifier trained on report-level labels. `report_labels_and_image`: this prediction and the VLM's embedding of the
+    tile, added. Controls: `shuffled_text` (another tile's snippets), `random_text` (random snippets), `random_codes`
+    (correct pairs, meaningless vectors)."""
     sections: tuple[str, ...] = ()
     """`report_context` only: use snippets of these report sections, such as diagnosis; empty uses all."""
     weight: float = Field(1.0, ge=0)
@@ -164,7 +164,7 @@ class SoftLabelsConfig(Section):
     prior_correction: Share = 0.0
     """Strength of the division by each class's mean probability over the training tiles (0: none, 1: full)."""
     centred: bool = False
-    """`zero_shot` only: centre image and prompt embeddings by the mean of their modality, as pairing does."""
+    """`zero_shot` only: subtract the mean of each modality from image and prompt embeddings, as pairing does."""
     confidence: bool = False
     """Weight each tile by 1 - entropy / log(classes)."""
     own_report: OwnReportConfig = OwnReportConfig()
@@ -210,9 +210,9 @@ class TrainingConfig(Section):
     the memory of the device."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
     """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,
-    about a third more time, the same gradients. `auto`: if the batch does not fit without it or, with `accumulation:
-    auto`, fits only in micro-batches of fewer than 8 tiles. If this key is `always` or `never` and `accumulation` is a
-    number, a batch that seems too large for the memory causes a warning instead of an error."""
+    about a third more time, the same gradients. `auto`: only if the batch does not fit without it or, with
+    `accumulation: auto`, fits only in micro-batches of fewer than 8 tiles. If this key is `always` or `never` and
+    `accumulation` is a number, a batch that seems too large for the memory causes a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
     compile: bool = False

@@ -89,7 +89,7 @@ class AdaptConfig(Section):
     batch_size: int = Field(256, ge=2)
     """Bags or pairs per step, over all processes; each is contrasted with all others."""
     micro_batch: Speed[int] = Field(32, ge=1)
-    """Images or texts per forward pass of a process, to bound memory; the batch may be much larger, because
+    """Images or texts per forward pass of a process, which bounds the memory; the batch may be much larger, because
     gradients are cached at the embeddings (arXiv 2101.06983). With dropout, this key changes which values are
     dropped."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -120,8 +120,8 @@ class AdaptConfig(Section):
     seeds: Seeds = (0,)
     """Seeds for the initialisation, the order of the examples and the augmentation."""
     forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
-    """Additional test sets for zero-shot classification before and after the adaptation: name -> `config`, a
-    configuration file with tiles and prompts."""
+    """Additional test sets for zero-shot classification before and after the adaptation, to measure forgetting: name ->
+    `config`, a configuration file with tiles and prompts."""
 
     @property
     def needs_reports(self) -> bool:

@@ -64,7 +64,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
             predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
-            # The tiles of the source may have the labels of a different seed.
+            # The tiles of the source may have the labels that a different seed keeps.
             by_split.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}

@@ -43,7 +43,7 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "sections": (JsonRecord,),
     "notes": (list,),
 }
-"""Types of the values of training.json that are read, as `read_json` returns them."""
+"""Expected types of the values in training.json that are read, as `read_json` returns them."""
 
 
 def run_folder(config: RunConfig) -> Path:

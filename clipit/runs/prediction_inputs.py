@@ -77,17 +77,17 @@ def open_inputs(
     sets = []
     for path in inputs:
         if path in tables:
-            sets.append(_refuse_slides(path, table_images(path, images, path_column, id_column)))
+            sets.append(_reject_slides(path, table_images(path, images, path_column, id_column)))
         elif path.suffix.lower() == ".tar" and path.is_file():
             sets.append(shard_images(path))
         elif slides is not None and is_slide_input(path):
             sets.append(tiles_of_slide(path, slides, slide_mpp, PREDICT_OPTIONS))
         else:
-            sets.append(_refuse_slides(path, open_images(path)))
+            sets.append(_reject_slides(path, open_images(path)))
     return join_images(sets)
 
 
-def _refuse_slides(path: Path, listed: ImageSet) -> ImageSet:
+def _reject_slides(path: Path, listed: ImageSet) -> ImageSet:
     """Check that a table or folder contains no slides, each of which would be predicted as a single small image."""
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:

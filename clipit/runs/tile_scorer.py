@@ -188,14 +188,14 @@ def choose_tiling(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[
         Tiling options, and warnings.
 
     Raises:
-        ConfigError: The model does not state the resolution of its training tiles, and the user requested none.
+        ConfigError: The resolution of the model's training tiles is unknown, and the user requested none.
     """
     changes: dict[str, Any] = {}
     warnings = []
     if "mpp" not in stated:
         if scorer.mpp is None:
             raise ConfigError(
-                "the model does not state the resolution of its training tiles",
+                "the resolution of the model's training tiles is unknown",
                 where=scorer.title,
                 fix="pass it in micrometres per pixel, for example --tile-mpp 0.5",
             )

@@ -117,7 +117,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
         raise ArtifactError(
             f"the checkpoint belongs to a different student; shapes of trainable weights that differ:\n    {lines}",
             where=path,
-            fix="delete the run's folder, or restore its config",
+            fix="delete the run's folder, or restore its configuration",
         )
     with torch.no_grad():
         for name, value in parameters.items():

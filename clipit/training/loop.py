@@ -61,7 +61,7 @@ class StepParts:
         status: Function that returns the text of the progress bar.
         seconds: Function that returns the duration of the training so far in seconds.
         scaler: Function that returns the state of the loss scaler, or None without a loss scaler.
-        log: Function that passes a row of the log to the trackers.
+        log: Function that passes a log row to the trackers.
         device: Device of the losses.
     """
 

@@ -22,7 +22,7 @@ from clipit.training.terms.term import Normalise
 logger = logging.getLogger(__name__)
 
 _TRIVIAL = (20_000_000, 224)  # weight bytes and input edge in pixels up to which a pass on a few tiles always fits
-_TILES = (2, 3)  # sizes of the measured batches; one tile has an ambiguous memory format, which changes the copies
+_TILES = (2, 3)  # sizes of the measured batches; with one tile, the memory format is ambiguous and copies differ
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _cache: dict[tuple[object, ...], "Activations"] = {}
 

@@ -292,7 +292,7 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
         clipit.score_slides(slides, tmp_path)
     with pytest.raises(DataError, match="unknown prompt set 'nothing'"):
         clipit.score_slides(slides, tmp_path, vlm="embedded", prompts="nothing")
-    with pytest.raises(ConfigError, match="does not state the resolution of its training tiles"):
+    with pytest.raises(ConfigError, match="the resolution of the model's training tiles is unknown"):
         clipit.score_slides(slides, tmp_path, vlm=str(models / "clip"), classes="a; b")
     with pytest.raises(DataError, match="no such slide, folder or table"):
         clipit.score_slides(tmp_path / "missing.svs", tmp_path, classifier=models / "run")

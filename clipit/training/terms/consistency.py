@@ -22,7 +22,7 @@ class ConsistencyTerm(Term[ConsistencyConfig]):
 
     def describe(self) -> str:
         """Describe the term with its weight."""
-        return f"consistency of two views (weight {self.weight:g})"
+        return f"consistency between two views (weight {self.weight:g})"
 
     def _mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
         """Return the mask of the unlabelled tiles, or of all tiles if every training tile is labelled."""

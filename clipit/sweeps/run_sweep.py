@@ -182,7 +182,7 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         )
     if not is_trained(run_folder(trial.config)):
         raise LaunchError(
-            "a launched trial ended without an error, but did not train its run",
+            "a launched trial exited without an error, but did not train its run",
             where=shlex.join(command),
             fix='correct --launch: it must run Python with the arguments that follow it, as "accelerate launch" does',
         )

@@ -60,7 +60,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
         raise ConfigError("a sweep needs at least one trial", where="--count", fix="use a number above 0")
     if not 0 <= seed <= MAX_SEED:
         raise ConfigError(
-            f"the seed of the drawn values is {seed}", where="--draws-seed", fix=f"use a number from 0 to {MAX_SEED}"
+            f"{seed} is not a valid seed", where="--draws-seed", fix=f"use a number from 0 to {MAX_SEED}"
         )
     if count is None and sweep.method != "grid":
         raise ConfigError(
@@ -86,7 +86,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             problems += _problems(error)
     raise_problems(problems, sweep.path)
     if sweep.method == "random" and count and len(trials) < count:
-        note = f"only {len(trials)} of {counted(count, 'trial')}, because the values have no more combinations"
+        note = f"only {len(trials)} of {counted(count, 'trial')} can be run: there are no more combinations of values"
         sweep = replace(sweep, notes=(*sweep.notes, note))
     unused = unused_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
     raise_problems(

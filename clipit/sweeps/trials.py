@@ -86,7 +86,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             problems += _problems(error)
     raise_problems(problems, sweep.path)
     if sweep.method == "random" and count and len(trials) < count:
-        note = f"only {len(trials)} of {counted(count, 'trial')} can be run: there are no more combinations of values"
+        note = f"only {len(trials)} of {counted(count, 'trial')} can be run: there are no more combinations"
         sweep = replace(sweep, notes=(*sweep.notes, note))
     unused = unused_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
     raise_problems(

@@ -192,7 +192,7 @@ def test_a_seed_out_of_range_is_refused_and_missing_combinations_are_noted(write
         with pytest.raises(ConfigError, match=r"--draws-seed"):
             plan_of(path, count=2, seed=seed)
     assert plan_of(path, count=4).sweep.notes == ()
-    assert plan_of(path, count=9).sweep.notes == ("only 4 of 9 trials can be run: there are no more combinations of values",)
+    assert plan_of(path, count=9).sweep.notes == ("only 4 of 9 trials can be run: there are no more combinations",)
 
 
 def test_limits_in_scientific_notation_are_numbers(write_sweep: WriteSweep) -> None:

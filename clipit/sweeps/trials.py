@@ -59,9 +59,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     if count is not None and count < 1:
         raise ConfigError("a sweep needs at least one trial", where="--count", fix="use a number above 0")
     if not 0 <= seed <= MAX_SEED:
-        raise ConfigError(
-            f"{seed} is not a valid seed", where="--draws-seed", fix=f"use a number from 0 to {MAX_SEED}"
-        )
+        raise ConfigError(f"{seed} is not a valid seed", where="--draws-seed", fix=f"use a number from 0 to {MAX_SEED}")
     if count is None and sweep.method != "grid":
         raise ConfigError(
             f"method {sweep.method} needs a number of trials",

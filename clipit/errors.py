@@ -19,6 +19,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, err
 """Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long."""
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
 """Parts of the out-of-memory messages of torch (GPU and CPU), faiss and safetensors."""
 _BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
@@ -209,13 +210,17 @@ def out_of_memory(error: BaseException) -> ClipitError:
 
 @contextmanager
 def _limit_errors() -> Iterator[None]:
-    """Turn a lack of memory, a limit on threads, processes or files, or mixed torch builds into a `ClipitError`."""
+    """Turn errors of the machine and of other processes, and those of mixed torch builds, into a `ClipitError`."""
     try:
         yield
     except (RuntimeError, OSError, MemoryError, ImportError) as error:
         number = getattr(error, "errno", None)
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PROCESS):
+            raise ClipitError(
+                "another process of this command has ended", fix="see the message of the process that failed first"
+            ) from error
         if number in (errno.EMFILE, errno.ENFILE):
             raise ClipitError(f"cannot open more files: {error}", fix="raise the limit: ulimit -n 65536") from error
         if number == errno.EAGAIN or "can't start new thread" in str(error):

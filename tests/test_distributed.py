@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import run_two
 from torch.distributed import HashStore, distributed_c10d
 
 from clipit import distributed
@@ -50,6 +52,25 @@ def test_one_instead_of_several(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(LaunchError, match=r"only one was started(?s:.*)ACCELERATE_USE_CPU=1"):
         check_launch(1)
+
+
+@pytest.mark.slow
+def test_when_one_process_fails_the_other_has_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from clipit.distributed import get_processes\n"
+        "from clipit.errors import ClipitError, user_errors\n"
+        "with user_errors():\n"
+        "    if get_processes().main:\n"
+        "        raise ClipitError('the folder cannot be created')\n"
+        "    get_processes().broadcast(None)\n",
+        encoding="utf-8",
+    )
+    done = run_two(script)
+    assert done.returncode == 2, done.stderr
+    assert "error: the folder cannot be created" in done.stderr
+    assert "error: another process of this command has ended" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])

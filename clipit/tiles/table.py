@@ -194,7 +194,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequ
         if column in table.names
     }
     if not columns["path"]:
-        raise DataError("the table has no rows", where=path, fix="add a row per tile")
+        raise DataError("the table has no rows", where=path, fix="add rows below the header")
     return columns
 
 

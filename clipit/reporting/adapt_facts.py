@@ -6,9 +6,9 @@ _LABELS = {
     "adapted_fingerprint": "fingerprint of the adapted VLM",
     "bags_without_negatives": "share of bags without negatives",
     "copies_of_held_out_tiles": "copies of held-out images, dropped",
-    "both_sides": "patients with tiles in training and in a later split, whose reports are not used",
-    "cases_with_report": "patients with a report of their own",
-    "cases_with_several": "patients with several reports",
+    "both_sides": "patients with tiles both in training and in validation or test, whose reports are not used",
+    "cases_with_report": "patients with reports that are used",
+    "cases_with_several": "patients with several reports that are used",
     "chosen_step": "selected step",
     "empty_text_bags": "tiles without any text",
     "empty_texts": "empty texts, dropped",
@@ -17,13 +17,13 @@ _LABELS = {
     "external": "reports of patients without tiles, not used",
     "later_splits": "reports of patients with validation or test tiles, not used",
     "leaking_tiles": "images dropped because of leaks",
-    "logit_scale": "scale of similarities, before and after",
+    "logit_scale": "logit scale, before and after adaptation",
     "minable_texts": "texts from which bags are mined",
     "mined_after_step": "step after which bags were last mined",
-    "negatives_per_bag": "negatives per bag (mean)",
+    "negatives_per_bag": "mean number of negatives per bag",
     "only_adapter": "reason for writing only the adapter",
-    "own": "reports of these patients",
-    "pairs": "pairs of an image and a text",
+    "own": "reports used (of patients with training tiles only)",
+    "pairs": "image-text pairs",
     "patients": "patients or groups",
     "patients_without_text": "patients whose reports have no usable text",
     "pruned_snippets": "snippets dropped by adapt.bags.margin",
@@ -31,7 +31,7 @@ _LABELS = {
     "repeated_texts": "repeated texts, merged",
     "reports": "reports in the source",
     "run_fingerprint": "fingerprint of the adaptation",
-    "split_texts": "texts over the context length, split",
+    "split_texts": "texts longer than the context length, split",
     "texts": "distinct texts",
     "texts_like_prompts": "distinct texts that equal a class name or prompt",
     "tiles": "images",
@@ -57,7 +57,7 @@ def fact_label(name: str) -> str:
 
 
 def training_counts(summary: Mapping[str, object], arm: str) -> dict[str, object]:
-    """Select the counts of an arm's training data: no empty values, and no counts of texts for the arm `images`.
+    """Select the counts of an arm's training data, without empty values and, for the arm `images`, without text counts.
 
     Args:
         summary: Counts in `training.json`, key `examples`.

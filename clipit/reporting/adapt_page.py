@@ -20,8 +20,8 @@ ZERO_SHOT, PROBE = "zero-shot", "linear probe"
 """Tasks on the tiles of the configuration."""
 MODELS = {
     BEFORE: "the VLM before adaptation",
-    TEXT: "adapted with the texts of the images",
-    "shuffled_text": "control: adapted with the texts of other patients or images",
+    TEXT: "adapted with the texts paired with each image",
+    "shuffled_text": "control: adapted with texts of other patients or images",
     "images": "control: adapted with images alone",
 }
 """Models of the study."""
@@ -29,9 +29,9 @@ CURVES, SEED_SCORES = "training.png", "zero_shot.png"
 _MAIN = "balanced_accuracy"
 _CONTROLS = {"shuffled_text": "with shuffled texts", "images": "with images alone"}
 _TILES = (
-    "Scores are means over seeds (± standard deviation) on the test tiles, which no adaptation was trained on. In "
-    "brackets: 95 % percentile bootstrap interval of the mean, over groups where known. Zero-shot classification uses "
-    "no labels. The linear probe is fitted on the image embeddings with the labels of tiles.labels."
+    "Scores are means over seeds (± standard deviation) on the test tiles, on which no VLM was adapted. In brackets: "
+    "95 % percentile bootstrap interval of the mean, over groups where known. Zero-shot classification uses no labels. "
+    "The linear probe is fitted on the image embeddings, with the labels that `tiles.labels` selects."
 )
 _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
@@ -40,19 +40,20 @@ _COMPARED = (
     "seeds agree. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
-    "The gain is due to the text only if the arm `text` is better than both controls. The control `shuffled_text` uses "
+    "A gain is due to the text only if the arm `text` is better than both controls. The control `shuffled_text` uses "
     "the same images, texts and number of steps; the control `images` uses the same images. A gain that a control also "
     "shows comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
-    "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
-    "brackets, its ratio to the score of k random items (fold over random). Partners of an image are the texts of its "
+    "Recall@k (p@k in PLIP's tables): share of queries with a true partner among the k nearest items; in brackets, the "
+    "fold enrichment, that is, the ratio to the score of k random items. The partners of an image are the texts of its "
     "example (its caption, or all snippets of its patient's reports). Values of k that cover the whole gallery are "
-    "omitted. Intervals are over the groups of the queries; the gallery stays the same. Scores depend on the size of "
+    "omitted. Intervals are over the groups of the queries; the gallery is not resampled. Scores depend on the size of "
     "the gallery and cannot be compared between data sets."
 )
 _FORGETTING = (
-    "Zero-shot classification of sets that the VLM was not adapted to. Lower scores are the cost of the adaptation."
+    "Zero-shot classification on test sets that the VLM was not adapted to. Lower scores are the cost of the "
+    "adaptation."
 )
 
 
@@ -61,17 +62,17 @@ class AdaptContent:
     """Content of the page.
 
     Attributes:
-        forgetting: Names of the sets that the VLM was not adapted to; their tasks are `forgetting_task(name)`.
+        forgetting: Names of the test sets that the VLM was not adapted to; their tasks are `forgetting_task(name)`.
         directions: Retrieval tasks between held-out images and texts.
         scores: Score of each task, model and metric.
         contrasts: Differences between models.
-        class_match: Retrieval by class: for each task, measure and k, the mean over seeds and the score expected at
-            random, by model.
+        class_match: Retrieval by class: for each task, measure and k, the mean over seeds and the score expected by
+            chance, by model.
         held_out: Description of the retrieved images and texts: split and counts.
-        probe_labels: Number of labels of the linear probe; None without a probe.
+        probe_labels: Number of labels used to fit the linear probe; None without a probe.
         training: Facts of each adaptation, by arm and seed.
         examples: Counts of the training data, by arm.
-        notes: Remarks on missing measurements and on limits of the scores.
+        notes: Remarks on missing evaluations and on the limits of the scores.
         curves: Loss over steps, by name of the series.
         facts: Provenance of the study.
     """
@@ -92,7 +93,7 @@ class AdaptContent:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, task: str, model: str, metric: str = _MAIN) -> SubjectScore | None:
-        """Return the score of a model on a task; None if it was not measured."""
+        """Return the score of a model on a task; None if it was not evaluated."""
         matching = (each for each in self.scores if each.subject == Subject(task, model) and each.metric == metric)
         return next(matching, None)
 
@@ -104,7 +105,7 @@ class AdaptContent:
 
 
 def forgetting_task(name: str) -> str:
-    """Return the name of the zero-shot task on a different set."""
+    """Return the name of the zero-shot task on a different test set."""
     return f"{ZERO_SHOT}, {name}"
 
 
@@ -115,7 +116,7 @@ def adapt_verdict(content: AdaptContent) -> str:
         return f"No verdict: the arm {TEXT!r} was not trained (adapt.arms)."
     if gain is None:
         missing = "labelled test tiles" if content.score(PROBE, BEFORE) is None else "prompts"
-        return f"No verdict: zero-shot classification before and after could not be measured without {missing}."
+        return f"No verdict: zero-shot classification before and after could not be evaluated without {missing}."
     return " ".join(part for part in (_gain(content, gain), _probe(content), _forgotten(content)) if part)
 
 
@@ -170,12 +171,12 @@ def _probe(content: AdaptContent) -> str:
     compared = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE))
     if compared is None or content.probe_labels is None:
         return ""
-    probe = f"a linear probe of the frozen VLM on {counted(content.probe_labels, 'label')}"
+    probe = f"a linear probe on the frozen VLM with {counted(content.probe_labels, 'label')}"
     score = f"({_mean(content.score(PROBE, BEFORE))})"
     if compared.outcome == "better":
         return f"It exceeds {probe} {score}."
     if compared.outcome == "worse":
-        return f"If labels exist, use the probe: {probe} is better {score}."
+        return f"If labels are available, use the probe: {probe} is better {score}."
     if compared.outcome == "undecided":
         return f"{probe[0].upper()}{probe[1:]} scores {_mean(content.score(PROBE, BEFORE))}."
     return f"No difference from {probe} {score} is shown."
@@ -222,10 +223,10 @@ def adapt_chapters(content: AdaptContent) -> list[Chapter]:
 def _score_parts(content: AdaptContent) -> list[Table | Text | Plot]:
     tasks = [task for task in (ZERO_SHOT, PROBE) if any(each.subject.task == task for each in content.scores)]
     if not tasks:
-        return [Text("No classification was measured: this needs labelled test tiles.")]
+        return [Text("Classification was not evaluated: this needs labelled test tiles.")]
     parts: list[Table | Text | Plot] = [_model_table(content, tasks)]
     if seed_scores(content):
-        caption = "Zero-shot balanced accuracy: one dot per seed; dashed: before"
+        caption = "Zero-shot balanced accuracy: one dot per seed; dashed line: before adaptation"
         parts.append(Plot(SEED_SCORES, caption, "adapt.json: scores"))
     models = dict.fromkeys(each.subject.model for each in content.scores)
     models_text = "Models: " + ", ".join(f"`{model}` ({MODELS[model]})" for model in models) + "."
@@ -323,7 +324,7 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
             chance = next((random for _, random in by_model.values()), None)
             lines.append([task, f"{measure}@{k}", number(chance), *(number(by_model[m][0]) for m in by_model)])
         header = ("query to gallery", "measure", "random", *next(iter(content.class_match.values())))
-        parts.append(Table(header, lines, left=2, caption="Retrieval by class, and of captions, on the test tiles"))
+        parts.append(Table(header, lines, left=2, caption="Retrieval by class, and caption retrieval, on test tiles"))
     return parts
 
 

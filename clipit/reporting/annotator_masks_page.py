@@ -1,4 +1,4 @@
-"""Page on masks by several annotators: agreement of pixels, confusion matrices, Dice scores and disputed tiles."""
+"""Page on masks from several annotators: pixel agreement, confusion matrices, Dice scores and disputed tiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
         parts = _annotators(part, record["classes"], f"masks.json: parts.{index}")
         sections.append(PageSection(f"Annotators: {part['part']}", parts))
     if cards:
-        caption = "Tiles with the largest share of pixels whose consensus is uncertain."
+        caption = "Tiles with the largest share of pixels with an uncertain consensus."
         sections.append(PageSection("Tiles with the least agreement", [Cards(cards, caption)]))
     return page_with_remarks(title, record["notes"], sections)
 
@@ -53,12 +53,12 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
     parts: list[Part] = [
         Text(
             f"{counted(part['tiles'], 'tile')}. Krippendorff's alpha over pixels: {number(part['alpha'])} (1: perfect, "
-            f"0: chance). {counted(part['patterns'], 'distinct pattern')} of labels. Consensus: {part['method']}."
+            f"0: chance). {counted(part['patterns'], 'distinct label pattern')}. Consensus: {part['method']}."
         ),
         Table(
             ("annotator", "tiles", "pixels", "accuracy", *(f"Dice of {name}" for name in classes)),
             dice,
-            caption="Accuracy by Dawid-Skene; Dice against the consensus of the other annotators, over all pixels",
+            caption="Accuracy: Dawid-Skene estimate. Dice: against the consensus of the others, over all pixels",
             source=source,
         ),
         Text(

@@ -9,7 +9,7 @@ from clipit.reporting.annotators_section import annotator_parts, confusion_table
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table
 from clipit.reporting.tables import MAX_CLASSES, interval, number
 
-_MAX_PAIRED = 20  # maximum number of annotators in the table of pairs
+_MAX_PAIRED = 20  # maximum number of annotators in the pairwise table
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         Table(
             ("measure", "value", "95 % interval"),
             rows,
-            caption=f"{counted(alpha['tiles'], 'tile')} with at least two labels; interval by bootstrap over "
+            caption=f"{counted(alpha['tiles'], 'tile')} with at least two labels; bootstrap interval over "
             f"{alpha['units']}",
             source="annotators.json: agreement",
         ),
         Text(
-            "1 is perfect agreement, 0 is agreement by chance. Krippendorff calls labels reliable above 0.8, and "
-            "tentative conclusions permissible above 0.667."
+            "1 is perfect agreement, 0 is agreement by chance. Krippendorff considers labels reliable above 0.8, and "
+            "allows tentative conclusions above 0.667."
         ),
     ]
     pairs = record["pairs"]
@@ -83,7 +83,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
     if len(names) > _MAX_PAIRED:
         return [
             *parts,
-            Text(f"The pairwise agreement of {counted(len(names), 'annotator')} is in annotators.json: pairs."),
+            Text(f"For the pairwise agreement of all {len(names):,} annotators, see annotators.json: pairs."),
         ]
     header = ("annotator", *names)
     cells = [
@@ -97,7 +97,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         for row in pairs
     ]
     shades = [[0.0 if value is None else value for value in row["agreement"]] for row in pairs]
-    caption = "Share of equal labels for each pair of annotators (number of tiles that both labelled)"
+    caption = "Share of identical labels for each pair of annotators (number of tiles that both labelled)"
     return [*parts, Table(header, cells, caption=caption, source="annotators.json: pairs", shades=shades)]
 
 
@@ -106,7 +106,7 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     estimates, classes = record[name], record["classes"]
     source = f"annotators.json: {name}"
     if estimates["reason"]:
-        return [Text(f"{estimates['reason'][0].upper()}{estimates['reason'][1:]}. The consensus is the majority.")]
+        return [Text(f"{estimates['reason'][0].upper()}{estimates['reason'][1:]}. The consensus is the majority vote.")]
     shares = Table(
         ("class", "estimated share"),
         [[label, number(value)] for label, value in zip(classes, estimates["priors"], strict=True)],
@@ -126,19 +126,20 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
                 ]
                 for each in estimates["annotators"]
             ],
-            caption=f"Estimates of Dawid-Skene on {counted(estimates['tiles'], 'tile')}",
+            caption=f"Dawid-Skene estimates on {counted(estimates['tiles'], 'tile')}",
             source=source,
         ),
         Text(
-            f"EM has {converged} after {counted(estimates['iterations'], 'iteration')}, at a log likelihood of "
+            f"EM has {converged} after {counted(estimates['iterations'], 'iteration')}, at a log-likelihood of "
             f"{estimates['log_likelihood']:.1f}. "
-            f"The consensus differs from the majority on {counted(estimates['differs'], 'tile')}; on "
+            f"The consensus differs from the majority vote on {counted(estimates['differs'], 'tile')}; on "
             f"{len(estimates['overruled']):,} of these, it contradicts more than half of the labels. Ties: "
             f"{counted(estimates['tied'], 'tile')}. Accuracy is the estimated probability that a label is the true "
-            "class. It is not measured: the estimate assumes that annotators err independently, given the class."
+            "class. It is not measured against true labels: the model assumes that, given the true class, annotators "
+            "err independently."
         ),
         shares,
     ]
     if len(classes) > MAX_CLASSES:
-        return [*parts, Text(f"The confusion matrices of {len(classes)} classes are in {source}.")]
+        return [*parts, Text(f"For the confusion matrices of all {len(classes)} classes, see {source}.")]
     return [*parts, *confusion_tables(estimates["annotators"], classes, source)]

@@ -35,7 +35,7 @@ def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") 
 
 
 def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
-    """Explain the scores of annotators, and whether the test labels are independent of the training labels."""
+    """Explain the annotators' scores, and whether the test labels are independent of the training labels."""
     text = (
         "Each annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
         "others rests on fewer labels than the consensus of all annotators, so these scores are slightly too low. A "
@@ -46,7 +46,7 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
 
 
 def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
-    """Summarise the scores of annotators in one line, with mean and range of a metric; "" if it is undefined."""
+    """Summarise the annotators' scores in one line, with mean and range of a metric; "" if it is undefined."""
     values = [r["metrics"][metric] for r in ceiling["annotators"] if r["metrics"].get(metric) is not None]
     if not values:
         return ""
@@ -56,9 +56,9 @@ def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
     dependent = {
         "yes": "",
         "no": "; the test labels come from annotators who also label training tiles",
-    }.get(ceiling["independent"], "; it is unknown whether the test labels come from annotators of training tiles")
+    }.get(ceiling["independent"], "; it is unknown whether these annotators also label training tiles")
     return (
-        f"human ceiling: {LABELS[metric]} of annotators against {against} {sum(values) / len(values):.3f}{spread}"
+        f"human ceiling ({LABELS[metric]} of annotators against {against}): {sum(values) / len(values):.3f}{spread}"
         f"{dependent}"
     )
 

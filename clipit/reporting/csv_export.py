@@ -25,7 +25,7 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
 _MAX_LINES = 32  # maximum number of lines of a table on the console
-_EXCLUDED = ("batch",)  # values of `analysis` that are not exported: thousands of rows, summarised by the `guard` rows
+_EXCLUDED = ("batch",)  # values of `analysis` whose rows are not exported: thousands, summarised by the `guard` rows
 
 
 def check_export(path: Path) -> None:
@@ -43,7 +43,7 @@ def check_export(path: Path) -> None:
         with suppress(OSError):  # another process may have written to the folder
             folder.rmdir()
     if not writable:
-        raise ArtifactError("no permission to write here", where=path, fix="choose a different --record")
+        raise ArtifactError("no permission to write here", where=path, fix="choose a different path for --record")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
@@ -62,7 +62,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
 def export_study(folder: Path, name: str, path: Path) -> None:
     """Export <name>.parquet of a study: all columns, floats with 6 significant digits, lists as JSON.
 
-    Rows of single batches are omitted.
+    Rows for single batches are omitted.
 
     Raises:
         DataError: The folder does not contain this table.
@@ -125,7 +125,7 @@ def run_study(
     Args:
         description: Purpose of the command, for `--help`.
         section: Section of the configuration file, which also names the files of the study.
-        run_help: Help of `--run`.
+        run_help: Help text of `--run`.
         study: Function from the configuration and the folder of a run, or None, to the folder of the study.
     """
     from clipit.config.command_line import read_file_command

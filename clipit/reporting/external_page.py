@@ -70,5 +70,5 @@ def _temperature(results: Mapping[str, Any]) -> str:
         return f"No temperature: {calibration['reason']}."
     return (
         f"Temperature {calibration['temperature']:.3f}, fitted on {counted(calibration['labels'], 'validation label')} "
-        "of the run, without labels of the new set."
+        "of the run; labels of the new set were not used."
     )

@@ -27,8 +27,8 @@ def write_heat_map_tiff(
 ) -> None:
     """Write the heat maps of a slide as an OME-TIFF with one float32 channel per class and smaller levels as sub-IFDs.
 
-    A map has one pixel per grid cell. Values are mean scores of the tiles at each pixel; NaN marks pixels without a
-    tile. The map has the origin of the slide and states its pixel size in micrometres, so that viewers can lay it over
+    A map has one pixel per grid cell. Values are mean scores of the tiles at each pixel; NaN marks pixels without
+    tiles. The map has the origin of the slide and states its pixel size in micrometres, so that viewers can lay it over
     the slide. Each pixel of a smaller level is the mean of up to four pixels.
 
     Args:

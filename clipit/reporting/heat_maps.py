@@ -1,4 +1,4 @@
-"""Images of heat maps over the overview of a slide, for each class and for the most probable class."""
+"""Heat maps overlaid on the overview of a slide, for each class and for the most probable class."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR_MAP = "viridis"
-"""Perceptually uniform colour map of probabilities from 0 to 1."""
+"""Perceptually uniform colour map for probabilities from 0 to 1."""
 _OPACITY = 0.55
 _MAX_PIXELS = 900  # longest edge of an image; the slide's page and its OME-TIFF show the details
 _COMPRESSION = 1  # PNG level; higher levels hardly shrink images of tissue, and take ten times as long
@@ -52,7 +52,7 @@ def write_overlays(
     scores: Float[np.ndarray, "n classes"],
     colours: Sequence[str] | None = None,
 ) -> dict[str, Path]:
-    """Write images of each class's heat map, and of the most probable class, over the overview of a slide.
+    """Write images of each class's heat map, and of the most probable class, overlaid on the overview of a slide.
 
     Each image has a scale bar in micrometres, and a colour bar from 0 to 1 or a legend of the classes.
 
@@ -83,7 +83,7 @@ def write_overlays(
 def write_map(
     path: Path, overview: Image.Image, grid: SlideGrid, values: Float[np.ndarray, " n"], title: str, label: str
 ) -> None:
-    """Write an image of one value per tile over the overview of a slide, with a scale bar and a colour bar.
+    """Write an image of one value per tile, overlaid on the overview of a slide, with a scale bar and a colour bar.
 
     Args:
         overview: Image of the whole slide, which is shrunk to at most 900 pixels.

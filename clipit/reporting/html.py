@@ -1,7 +1,7 @@
-"""Self-contained HTML pages from typed parts, through the Jinja2 templates of `templates/`.
+"""Self-contained HTML pages from typed parts, rendered with the Jinja2 templates in `templates/`.
 
-Jinja2 escapes every text; the SVG of `plots.inline_svg` is the only markup passed in. A page's content security policy
-allows only its own script, by hash, and images as data URIs, so that a page can neither load nor send anything.
+Jinja2 escapes every text; the SVG from `plots.inline_svg` is the only markup passed in. The content security policy of
+a page allows only its own script, by hash, and images as data URIs, so that a page can neither load nor send anything.
 """
 
 import base64
@@ -42,10 +42,10 @@ class Table:
 
     Attributes:
         rows: Cells, one per column of the header.
-        traces: Source of each row's figures, listed in a collapsed element below the table; empty for no list.
+        traces: Source of each row's values, listed in a collapsed element below the table; empty for no list.
         source: File and key of the table's data, shown in a collapsed element below the table.
         left: Number of left-aligned columns; the others contain numbers and are right-aligned.
-        shades: Share in 0..1 that shades each cell after the first of each row, as in a confusion matrix.
+        shades: Shares in 0..1 that shade the cells of each row except the first, as in a confusion matrix.
     """
 
     header: Sequence[str]
@@ -88,7 +88,7 @@ class Figure:
     """A picture with a caption.
 
     Attributes:
-        picture: SVG of `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
+        picture: SVG from `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
         alt: Alternative text of a PNG; by default, the caption.
         source: File and key of the data, shown in a collapsed element below the figure.
     """
@@ -140,7 +140,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Passage:
-    """A heading, a line of facts, quotes, and a line below them; "" leaves a line out."""
+    """A heading, a line of facts, quotes, and a line below them; "" omits a line."""
 
     heading: str
     facts: str
@@ -218,7 +218,7 @@ def page(
         verdict: Sentence shown in large type under the title; "" for none.
         script: Template of the page's script.
         library: JavaScript of a library that runs before the script; "" for none.
-        data: JSON-like value that the script reads from the element `data`; None for none.
+        data: JSON-serialisable value that the script reads from the element `data`; None for none.
 
     Raises:
         ValueError: The data contains NaN or infinity, which JSON does not support.
@@ -238,7 +238,7 @@ def page(
 
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:
-    """Build a two-column table of facts, without those whose value is ""."""
+    """Build a two-column table of facts; facts with the value "" are omitted."""
     return Table(("quantity", "value"), [fact for fact in values.items() if fact[1] != ""], source=source, left=2)
 
 

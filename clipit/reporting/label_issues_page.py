@@ -10,7 +10,7 @@ from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts
 from clipit.reporting.tables import with_interval
 
 _ABOUT = (
-    "A linear probe on frozen features predicts the label of each tile after training on tiles of other patients or "
+    "The label of each tile is predicted by a linear probe on frozen features, trained on tiles of other patients or "
     "slides. A label is suspicious if the probe prefers a different class so clearly that confident learning counts "
     "the label as wrong. The probe can also be wrong: rare appearances and classes that look alike are flagged more "
     "often than others. Look at the tile before you change its label, and do not correct test labels on the basis of "
@@ -72,7 +72,7 @@ def label_issues_page(
     """
     total = int(str(facts.get("suspicious labels", len(tiles))))
     counts = Table(
-        ("given label", "checked", "suspicious", "estimated share of wrong labels, %", "most suggested"),
+        ("given label", "checked", "suspicious", "estimated share of wrong labels, %", "most frequent suggestion"),
         [
             [
                 row["class"],
@@ -92,9 +92,9 @@ def label_issues_page(
     parts: list[Part] = [Text("No label is suspicious.")]
     if tiles:
         caption = (
-            f"{len(tiles):,} of {counted(total, 'suspicious label')}, the least probable given labels first; "
-            "label_issues.csv lists all tiles. Nearest tiles are those of other patients or slides with the highest "
-            "cosine; a label in bold is the suggested one."
+            f"{len(tiles):,} of {counted(total, 'suspicious label')}, sorted by the probability of the given label, "
+            "lowest first; label_issues.csv lists all tiles. The nearest tiles are those of other patients or slides "
+            "with the highest cosine similarity; a label in bold is the suggested one."
         )
         parts = [Text(caption), Include("label_issues.html", {"tiles": tiles})]
     sections.append(PageSection("Tiles to review", parts))

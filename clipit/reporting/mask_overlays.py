@@ -60,7 +60,7 @@ def plot_segmentation(
         axes.set_title(name, fontsize=9)
         axes.set_axis_off()
     kinds = {"missed": MISSED, "false": FALSE} if len(foreground) < len(classes) else {}
-    kinds |= {"a different class": CONFUSED} if len(foreground) > 1 else {}
+    kinds |= {"wrong class": CONFUSED} if len(foreground) > 1 else {}
     handles = [Patch(color=colour, label=name) for name, colour in zip(classes, colours, strict=True)]
     handles += [Patch(facecolor=colour, edgecolor="grey", label=f"error: {name}") for name, colour in kinds.items()]
     handles += [Patch(color="grey", label="ignored")] if (truth == IGNORED).any() else []

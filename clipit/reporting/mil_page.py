@@ -18,12 +18,12 @@ _HOW = (
     "All arms are scored on the same test bags. Trained arms keep the epoch with the lowest loss on the validation "
     "bags. Differences are paired by bag and seed; arms without training have one seed. An arm is better or worse than "
     "the reference if both intervals of the difference, over patients and over seeds, are on the same side of 0. "
-    "p: paired t-test over seeds, Holm-corrected over the arms of the table except floor and shuffled labels."
+    "p: paired t-test over seeds, Holm-corrected over the arms in the table except the floor and shuffled labels."
 )
 _SHUFFLED = (
-    "An arm is shown to learn from the labels only if it is better than the control with permuted labels, that is, if "
-    "both intervals of the difference are above 0. The floor has a balanced accuracy of 1 / number of classes that "
-    "have test bags."
+    "An arm is shown to learn from the labels only if it is better than the control with shuffled labels, that is, if "
+    "both intervals of the difference are above 0. The floor has a balanced accuracy of 1 / (number of classes with "
+    "test bags)."
 )
 _MAPS = (
     "A map predicts where a slide shows the class of its label, within the area of its tiles. The map of instance "
@@ -67,7 +67,7 @@ class MilContent:
         counts: Number of bags by split and label.
         arms: Description of each arm.
         maps: Bags whose maps are shown.
-        map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
+        map_scores: Table from `clipit.mil.map_scores.score_table`; empty without masks.
     """
 
     title: str
@@ -155,7 +155,7 @@ def _map_table(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]
     rows: list[list[object]] = []
     for (arm, kind), group in content.map_scores.groupby(["arm", "map"], sort=False):
         rows.append([arm, kind, int(group["slides"].iloc[0]), _spread(group, "dice"), _spread(group, "auroc")])
-    return ("arm", "map", "slides", "Dice", "AUROC of tiles"), rows
+    return ("arm", "map", "slides", "Dice", "tile AUROC"), rows
 
 
 def _spread(group: pd.DataFrame, metric: str) -> str:

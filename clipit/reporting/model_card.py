@@ -13,12 +13,12 @@ from clipit.reporting.tables import LABELS, difference, markdown_line, markdown_
 
 _MAX_CLASSES = 40
 _METRIC_TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"}
-"""Hugging Face's names of the metrics in a card's `model-index`, by clipit's names."""
+"""Hugging Face's names for the metrics in a card's `model-index`, by clipit's names."""
 
 
 @dataclass(frozen=True)
 class CardArm:
-    """Row of a card's table of arms.
+    """Row of the table of arms on a card.
 
     Attributes:
         role: `this classifier`, `baseline`, `control` or "".
@@ -57,9 +57,9 @@ class CardFacts:
 
     Attributes:
         arm: Name of the arm; "" for a user-defined arm or custom settings.
-        data: Description of the tiles, without names of files.
-        training_labels: Number of labels of training tiles that the run used.
-        validation_labels: Number of labels of validation tiles that the run used.
+        data: Description of the tiles, without file names.
+        training_labels: Number of training labels that the run used.
+        validation_labels: Number of validation labels that the run used.
         loss_terms: Descriptions of the loss terms.
         results: Content of results.json.
         external: Content of results.json of each external evaluation; names of test sets are not shown.
@@ -118,7 +118,7 @@ def _title(facts: CardFacts) -> str:
 
 
 def licence_fields(licence: ModelLicence) -> dict[str, str]:
-    """Return a card's metadata on a licence that the hub does not list, and on the base model."""
+    """Return the metadata on a licence that the hub does not list, and on the base model, for a card."""
     fields = {}
     if licence.identifier == OTHER:
         fields["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
@@ -167,7 +167,7 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
         lines.append(f"- Validation: {counted(facts.validation_labels, 'label')} used")
     if facts.reports and facts.snippets:
         lines.append(
-            f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; this folder contains no "
+            f"- Text: {facts.snippets:,} snippets from {counted(facts.reports, 'report')}; this folder contains no "
             "report text"
         )
     for split, scored in facts.results.get("splits", {}).items():
@@ -179,7 +179,7 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
         lines.append(f"- Scored, {split}: {counted(scored['n'], 'tile')}{groups}, {scored['labelled']} labelled")
     scale = f"micrometres per pixel: {f'{spec.mpp:g}' if spec.mpp else 'unknown'}"
     if spec.mpp_assumed:
-        scale += " (assumed from the backbone; the training tiles state none)"
+        scale += " (assumed from the backbone; not specified by the training tiles)"
     return "\n".join([*lines, f"- Input: {spec.preprocess.describe()}; {scale}"])
 
 
@@ -218,7 +218,7 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. These sets were evaluated after training; "
-        "clipit did not use them to choose anything."
+        "no choice was based on them."
     )
 
 

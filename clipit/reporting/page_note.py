@@ -17,8 +17,8 @@ def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str
         role for role, names in (("backbone", backbones), ("VLM", vlms)) if "embedded" in map(base_of_adapted, names)
     ]
     caution = (
-        f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
-        "tiles, these scores show that the pipeline from reports to classifier works. They say nothing about CLIP-IT "
-        "on real pathology."
+        f"The embedded {' and '.join(used)} {'was' if len(used) == 1 else 'were'} trained only on synthetic tiles: on "
+        "real tiles, these scores show only that the pipeline from reports to classifier works. They say nothing about "
+        "CLIP-IT on real pathology."
     )
     return " ".join(part for part in (caution if used else "", note.strip()) if part)

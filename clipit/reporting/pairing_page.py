@@ -65,7 +65,7 @@ def pairing_page(
         classes: Class names, in the order of the class indices.
         labels: Class index by tile id; -1 or absent if unknown.
         predictions: Index and probability of the predicted class by tile id; None without a run.
-        pictures: Base64-encoded JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
+        pictures: Base64-encoded JPEG by tile id, shown small and enlarged on click; None or absent for no picture.
         origins: Section and report of each snippet by id, shown next to it.
         key: Fingerprint of the pairing, under which the browser stores ratings.
         introduction: Paragraphs on the origin of pairs, labels and predictions.
@@ -86,7 +86,7 @@ def pairing_page(
         PageSection(
             "Tiles and their snippets",
             [
-                Text(f"{sampled}; their pictures take {size:.1f} MB. Scores are cosines."),
+                Text(f"{sampled}; their pictures take {size:.1f} MB. Scores are cosine similarities."),
                 Text(RATING_HELP),
                 *(Text(paragraph) for paragraph in introduction),
                 Include("pairs.html"),

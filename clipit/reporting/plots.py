@@ -1,6 +1,6 @@
 """Matplotlib figures in one style, written as PNG or embedded in a page as SVG.
 
-Decorate functions that draw with `in_style`; write files with `save_plot`, and SVG for pages with `inline_svg`. Figures
+Decorate drawing functions with `in_style`; write files with `save_plot`, and SVG for pages with `inline_svg`. Figures
 use matplotlib's object-oriented interface, which needs neither global state nor a display.
 """
 
@@ -41,10 +41,10 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "clipit",  # otherwise the ids in an SVG are random
     "text.parse_math": False,  # a class name with two dollar signs is not a formula
 }
-_MANY_CLASSES = 5  # with more classes, names of 5 characters are slanted instead of names of 10
+_MANY_CLASSES = 5  # with more classes, names of 5 or more characters are slanted, otherwise names of 10 or more
 _MANY_POINTS = 40  # lines with more points have no markers
 _MAX_POINTS = 500  # points drawn per line
-_MANY_DECADES = 1e4  # ratio of values from which a logarithmic axis labels only powers of ten
+_MANY_DECADES = 1e4  # ratio of values at and above which a logarithmic axis labels only powers of ten
 _LOSSES = ("loss", "cross_entropy", "distillation")
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def _draw_lines(
 ) -> None:
     finite = [value for _, values in series.values() for value in values if np.isfinite(value)]
     if not finite:
-        axes.text(0.5, 0.5, "no finite value was logged", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no finite values were logged", ha="center", transform=axes.transAxes)
     for i, (name, (steps, values)) in enumerate(series.items()):
         indices = _thin(len(steps))
         x, y = np.asarray(steps, dtype=float)[indices], np.asarray(values, dtype=float)[indices]
@@ -293,7 +293,7 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "
     figure.subplots_adjust(left=0.16, right=0.96, top=0.93, bottom=0.19, hspace=0.08)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, zorder=3, label="perfectly calibrated")
-    labels = {"bar": "accuracy of the bin", "dot": "at its mean confidence"}
+    labels = {"bar": "accuracy in the bin", "dot": "mean confidence in the bin"}
     for b in bins:
         middle, width = (b["low"] + b["high"]) / 2, 0.92 * (b["high"] - b["low"])
         text = f"confidence {b['low']:.2f} to {b['high']:.2f}: {counted(b['n'], 'tile')}"

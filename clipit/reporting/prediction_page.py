@@ -1,4 +1,4 @@
-"""Page of predictions: shares of the classes, and images with the most and least certain predictions."""
+"""Page of predictions: class shares, and images with the most and least certain predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def prediction_page(
         PageSection("Most certain", _most_certain(predicted, images, zero_shot)),
     ]
     if zero_shot is not None:
-        shares = _shares(summary["zero_shot"], f"Zero-shot classes of {summary['zero_shot']['prompts']}")
+        shares = _shares(summary["zero_shot"], f"Zero-shot classes, prompts: {summary['zero_shot']['prompts']}")
         least = _least_certain(zero_shot, images, None, "zero-shot ")
         sections.append(PageSection("Zero-shot", [shares, least]))
     if unreadable:

@@ -1,4 +1,4 @@
-"""Page of report labels by rules and by a text classifier, with a sample of reports to check."""
+"""Page on report labels assigned by rules and by a text classifier, with a sample of reports to check."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ class SampledReport:
     """A report of the sample to check.
 
     Attributes:
-        label: Label by the rules, with the mentions that it is based on.
+        label: Label assigned by the rules, with the mentions that it is based on.
         facts: Patient and other labels of the report, such as its given label, by name.
         text: Text in which the rules look for phrases.
     """
@@ -48,7 +48,7 @@ def report_labels_page(
     Args:
         note: Warning shown at the top of the page; "" for none.
         facts: Facts about the corpus, the rule set and the classifier.
-        labels: Label of each report by the rules; empty without rules.
+        labels: Label that the rules assign to each report; empty without rules.
         classes: Classes of the rules.
         agreements: Agreement of each kind of label with a reference, one section each.
         sample: Reports to check, drawn at random.
@@ -56,7 +56,7 @@ def report_labels_page(
     """
     sections = [PageSection("Corpus", [facts_table(facts)])]
     if labels:
-        sections.append(PageSection("Labels by the rules", _counts(labels, classes)))
+        sections.append(PageSection("Labels assigned by the rules", _counts(labels, classes)))
     sections += [PageSection(agreement.title, _agreement(agreement)) for agreement in agreements]
     if sample:
         introduction = (
@@ -97,9 +97,9 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     return [
         Text("The rules assign `both` if mentions of several classes count, and `none` if no mention counts."),
         Table(
-            ("class by the rules", "reports", "share"),
+            ("class", "reports", "share"),
             rows,
-            caption=f"Classes of {counted(len(labels), 'report')} by the rules",
+            caption=f"Classes assigned to {counted(len(labels), 'report')} by the rules",
         ),
         Table(
             ("class of the phrase", *_STATUSES),
@@ -135,8 +135,8 @@ def _agreement(agreement: Agreement) -> list[Part]:
         Table(
             ("score", "value [95 % interval]"),
             agreement_rows(agreement),
-            caption=f"{counted(int(agreement.counts.sum()), 'labelled report')} of "
-            f"{counted(agreement.groups, 'group')}; intervals by bootstrap over groups",
+            caption=f"{counted(int(agreement.counts.sum()), 'labelled report')} from "
+            f"{counted(agreement.groups, 'group')}; bootstrap intervals over groups",
         )
     )
     if len(agreement.predictions) > MAX_CLASSES:

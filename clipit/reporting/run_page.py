@@ -135,8 +135,8 @@ def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any])
         matrix,
         Figure(
             inline_svg(plot_reliability(split_results["reliability"]), f"Reliability diagram of the {split} tiles"),
-            "Reliability: bars show the accuracy in each confidence bin, dots the mean confidence. The bins of a "
-            "perfectly calibrated classifier are on the dashed line. Below: number of tiles per bin.",
+            "Reliability: bars show the accuracy in each confidence bin, dots the mean confidence. For a perfectly "
+            "calibrated classifier, all dots lie on the dashed line. Below: number of tiles per bin.",
             source=f"results.json: splits.{split}.reliability",
         ),
     ]

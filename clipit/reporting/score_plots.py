@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOG_SPAN = 8.0  # ratio of the largest to the smallest value from which the axis of a swept key is logarithmic
+_LOG_SPAN = 8.0  # ratio of the largest to the smallest value at and above which the axis of a swept key is logarithmic
 
 SweepPoints = Sequence[tuple[object, float | None, float | None]]
 """Value of the key, validation score and test score of each trial; None where a score is undefined."""
@@ -27,7 +27,7 @@ LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
 def plot_seed_scores(
     scores: Mapping[str, Mapping[str, float | None]], *, x_label: str, baseline: str | None = None
 ) -> "Figure":
-    """Plot scores by seed, one row per arm: a dot per seed, and a stroke at the mean of several seeds.
+    """Plot scores by seed, one row per arm: a dot per seed, and a vertical line at the mean of several seeds.
 
     The number of undefined scores is shown next to the row.
 
@@ -45,7 +45,7 @@ def plot_seed_scores(
             axes.plot(value, row, "o", color=COLOURS[0], alpha=0.7, markeredgewidth=0, gid=text)
         if defined:
             average = mean(defined.values())
-            if len(defined) > 1:  # a stroke through a single dot would hide it
+            if len(defined) > 1:  # a line through a single dot would hide it
                 axes.plot([average, average], [row - 0.35, row + 0.35], color="black", linewidth=2, label="mean")
             if arm == baseline:
                 axes.axvline(average, color="0.5", linestyle="--", linewidth=1)
@@ -61,7 +61,7 @@ def plot_seed_scores(
 
 @in_style
 def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") -> "Figure":
-    """Plot a score over the share of training labels: one line per name through the means over seeds.
+    """Plot a score against the share of training labels: one line per name through the means over seeds.
 
     With up to 7 names, a band (a bar at a single share) spans the lowest to the highest seed. An arm that uses no
     labels is a horizontal line. Shares at which the score of any seed is undefined have no point; the axis title gives
@@ -80,7 +80,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
         colour, style = line_style(i)
         if any(share == 0 for share, *_ in summary):  # the arm uses no labels, and a logarithmic axis has no 0
             level = mean(average for share, average, _, _ in summary if share == 0)
-            axes.axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{name} (no label)")
+            axes.axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{name} (no labels)")
             summary = [point for point in summary if point[0] > 0]
             if not summary:
                 continue
@@ -155,7 +155,7 @@ def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: s
             name = LABELS.get(test_metric, test_metric)
             _draw_trials(axes, test, COLOURS[1], ":", f"test {name} (not used for selection)", filled=False)
         if not validation and not test:
-            axes.text(0.5, 0.5, "no score is defined", ha="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "all scores are undefined", ha="center", transform=axes.transAxes)
         axes.set(xlabel=key, ylabel="score")
         axes.grid(visible=True)
         axes.legend()

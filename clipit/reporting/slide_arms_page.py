@@ -31,7 +31,7 @@ class ComparedRun:
     Attributes:
         model: Folder of the run, or name of the VLM.
         tiles: Size and resolution of its tiles.
-        page: Page of its scores, relative to the page of the comparison.
+        page: Path of the page with its scores, relative to the page of the comparison.
     """
 
     arm: str
@@ -49,13 +49,13 @@ class ComparedRun:
 def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     """State in one sentence which arms have a higher balanced accuracy per slide, or per patient, than the reference.
 
-    The verdict is on the test split, or on the first compared split if there is none. It requires a pooling that was
-    chosen on validation slides, since an arm is often better for one of several poolings by chance.
+    The verdict is for the test split, or for the first compared split if there is none. It requires a pooling that was
+    chosen on validation slides, since an arm is often better with one of several poolings by chance.
     """
     rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]
     if not rows:
-        return f"Not decided: no {level} with a label can be compared."
+        return f"Not decided: there are no labelled {level}s to compare."
     if reference.key is None:
         return f"Not decided: {reference.sentence[0].lower()}{reference.sentence[1:]}"
     arms_by_outcome: dict[str, list[str]] = {}
@@ -207,11 +207,13 @@ def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[s
     if comparison.crossing:
         remarks.append(f"Patients with slides in several splits, which can inflate scores: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():
-        remarks.append("The slides have no split, so listed slides that the runs were trained on are also compared.")
+        remarks.append(
+            "The slides have no splits, so the comparison includes any listed slides that the runs were trained on."
+        )
     rows = _main_rows(comparison)
     if rows and rows[0]["labelled"] < 100:
         remarks.append(
-            f"{rows[0]['split']}: one slide accounts for {100 / rows[0]['labelled']:.1f} points of accuracy."
+            f"{rows[0]['split']}: one slide accounts for {100 / rows[0]['labelled']:.1f} percentage points of accuracy."
         )
     tiles: dict[str, list[str]] = {}
     for run in runs:
@@ -232,7 +234,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> tuple[tuple[str, ...], list[list[
 
 
 def _published(classes: Sequence[str]) -> tuple[tuple[str, ...], list[list[object]]] | None:
-    """Return header and rows of published zero-shot scores of the task with these classes; None without any."""
+    """Return header and rows of the published zero-shot scores for the task with these classes; None without any."""
     rows: list[list[object]] = [
         [entry.model, entry.pooling, f"published: {entry.source}", f"{number(entry.score)} ({entry.metric})"]
         for entry in published_subtyping(classes)

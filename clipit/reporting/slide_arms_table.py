@@ -15,7 +15,7 @@ _LEFT = 2  # number of left-aligned columns
 
 
 def slide_arms_table(comparison: SlideComparison, split: str, metric: str, level: Level = "slide") -> Table:
-    """Build the table of one split, metric and level: one row per arm (and pooling, if none was chosen).
+    """Build the table for one split, metric and level: one row per arm (and pooling, if none was chosen).
 
     Args:
         metric: Name of the metric, from `slide_metrics.SLIDE_METRICS`.
@@ -56,7 +56,7 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
     )
     return (
         f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from {comparison.reference} "
-        f"with its 95 % interval over patients (paired bootstrap) and over seeds (Student's t); {how}"
+        f"with its 95 % intervals over patients (paired bootstrap) and over seeds (Student's t); {how}"
     )
 
 

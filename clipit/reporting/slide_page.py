@@ -33,7 +33,7 @@ class Neighbour:
     """A text near a tile: a prompt or a snippet.
 
     Attributes:
-        cosine: Cosine similarity of tile and text.
+        cosine: Cosine similarity between tile and text.
         source: Class of the prompt, or id of the snippet; "" for none.
     """
 
@@ -140,7 +140,7 @@ def _openseadragon() -> str:
 def _facts(slide: SlidePage) -> dict[str, object]:
     grid = slide.grid
     size = f"{grid.width:,} x {grid.height:,} pixels ({_mm(grid.width, grid)} x {_mm(grid.height, grid)} mm)"
-    tiles = f"{len(grid):,} of {grid.edge * grid.mpp:.4g} µm, every {grid.step * grid.mpp:.4g} µm"
+    tiles = f"{len(grid):,}; edge {grid.edge * grid.mpp:.4g} µm, step {grid.step * grid.mpp:.4g} µm"
     facts = {"slide": grid.slide, "size": size, "resolution": f"{grid.mpp:.4g} µm per pixel", "tiles": tiles}
     return facts | ({"other slides": Link("all slides", slide.index)} if slide.index else {})
 
@@ -168,7 +168,7 @@ def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
         if cards:
             values = {"name": name, "colour": colours[code], "tiles": cards, "edge": grid.edge}
             parts.append(Include("slide_tiles.html", values))
-    return parts or [Text("No top tiles were chosen.")]
+    return parts or [Text("No top tiles were selected.")]
 
 
 def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:

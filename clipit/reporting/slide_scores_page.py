@@ -20,8 +20,8 @@ _BY_MEAN = PoolingKey("mean", False).title
 MAX_SHOWN = 40
 """Maximum number of slides in a table that is not collapsed, and of failed slides listed in the summary."""
 POOLING_TEXT = (
-    "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all tiles of a slide "
-    "with fewer; the K tiles can differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
+    "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all scores if there "
+    "are fewer; the K tiles can differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
     "`share`: share of tiles predicted as the class. `smoothed`: the scores of each tile are first averaged over the "
     "3 x 3 cells around it that contain tissue. The predicted class is the one with the highest score."
 )
@@ -47,7 +47,7 @@ def slide_scores_page(
         evaluation: Evaluation of the slides; without labels, the page only lists their scores.
         facts: Facts about the classifier, the prompts and the tiles.
         pages: Path of each slide's own page by slide, relative to this page.
-        published: Tables of zero-shot scores by prompts, with published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, with published scores (`subtyping_tables`).
     """
     sections = [PageSection("Scores", _scores(evaluation))]
     if evaluation.choice.key is not None:
@@ -77,7 +77,7 @@ def slide_scores_summary(
     Args:
         note: Warning shown first; "" for none.
         facts: Facts about the classifier, the prompts and the tiles.
-        published: Tables of zero-shot scores by prompts, with published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, with published scores (`subtyping_tables`).
     """
     parts = [f"# {markdown_line(title)}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []
@@ -87,7 +87,7 @@ def slide_scores_summary(
         parts += [f"{markdown_line(caption)}:", markdown_table(header, rows)]
     if len(evaluation.slides) and _unlabelled(evaluation):
         listed = evaluation.slides[["slide", "tiles", _BY_MEAN]]
-        header = ("slide", "tiles", "class by the mean over tiles")
+        header = ("slide", "tiles", "class (mean over tiles)")
         parts.append(markdown_table(header, listed.head(MAX_SHOWN).values.tolist()))
         parts += [f"and {len(listed) - MAX_SHOWN} more"] if len(listed) > MAX_SHOWN else []
     remarks = [*_reliability(evaluation), *evaluation.notes]
@@ -117,9 +117,9 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Tabulate the scores of the chosen pooling on slides that were not used to choose it.
+    """Tabulate the scores with the chosen pooling on slides that were not used to choose it.
 
-    If no pooling was chosen, tabulate the scores of all poolings.
+    If no pooling was chosen, tabulate the scores with all poolings.
     """
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
@@ -159,7 +159,7 @@ def _describe(split: str, level: str, part: pd.DataFrame) -> str:
 
 
 def _cells(scores: pd.DataFrame) -> list[str]:
-    """Return the scores of one pooling with their intervals, one per metric."""
+    """Format the scores with one pooling and their intervals, one cell per metric."""
     by_metric = scores.set_index("metric")[["value", "low", "high"]].to_dict("index")
     return [_score_cell(by_metric[metric]) for metric in SLIDE_METRICS]
 
@@ -170,7 +170,7 @@ def _score_cell(row: Mapping[Any, Any]) -> str:
 
 
 def _verdict(evaluation: SlideEvaluation) -> str:
-    """State the chosen pooling's score on the test slides; "" if there is none."""
+    """State the score with the chosen pooling on the test slides; "" if there is none."""
     key = evaluation.choice.key
     rows = evaluation.scores.query("chosen and level == 'slide' and split == 'test' and metric == 'balanced_accuracy'")
     if key is None or rows.empty or pd.isna(rows["value"].iloc[0]):
@@ -192,11 +192,12 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
             f"{evaluation.seed}."
         )
     if (scores["single"] & (scores["labelled"] > 0)).any():
-        remarks.append("Every patient has one slide: scores per patient are those per slide.")
+        remarks.append("Every patient has one slide, so scores per patient are the same as scores per slide.")
     smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
     for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True):
         if labelled < 100:
-            parts.setdefault(f"one slide accounts for {100 / labelled:.1f} points of accuracy", []).append(str(split))
+            remark = f"one slide accounts for {100 / labelled:.1f} percentage points of accuracy"
+            parts.setdefault(remark, []).append(str(split))
     scores = scores[~(scores["single"] & (scores["level"] == "patient"))]
     if _unlabelled(evaluation):
         return remarks
@@ -204,12 +205,12 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
         metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
         missing_value = "no score" if part["value"].isna().all() else "no interval"
-        metric_names = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
+        metric_names = "" if len(metrics) == len(SLIDE_METRICS) else f" for {', '.join(metrics)}"
         parts.setdefault(f"{missing_value}{metric_names}: {reason}", []).append(f"{split} per {level}")
     covered = scores[scores["over"].astype(bool)]
     all_poolings = _pooling_titles(scores)
     for (split, level, over), part in covered.groupby(["split", "level", "over"], sort=False):
-        poolings = _pooling_titles(part)  # poolings can predict different classes that have no slides
+        poolings = _pooling_titles(part)  # different poolings can predict different classes without slides
         where = f"{split} per {level}" + ("" if poolings == all_poolings else f", {', '.join(poolings)}")
         parts.setdefault(f"averages over classes are computed {over}", []).append(where)
     return remarks + [f"{', '.join(places)}: {remark}." for remark, places in parts.items()]
@@ -256,7 +257,7 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
 
 
 def _show(value: object) -> object:
-    """Return a cell of the slide table: scores with three digits, `tied` as a word."""
+    """Format a cell of the slide table: scores with three digits, `tied` as a word."""
     if isinstance(value, bool):
         return "yes" if value else ""
     return number(value) if isinstance(value, float) else value

@@ -22,8 +22,8 @@ PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
     "seed", "prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit", "versions", "command",
 )  # fmt: skip
-"""Columns of every row of every study. Columns of prompts, VLM and index are empty if these were not used; `commit` is
-empty outside a Git checkout."""
+"""Columns of every row of every study. The columns for prompts, VLM and index are empty if these were not used;
+`commit` is empty outside a Git checkout."""
 MAX_TABLE_ROWS = 40
 """Maximum number of rows of a plain table; longer tables are collapsed on the page and get a filter box."""
 
@@ -35,8 +35,8 @@ class StudyRow:
     Fields that are None are filled from the provenance of the model and the study.
 
     Attributes:
-        subject: Name of the measured model.
-        seed: Seed of the row, if it differs from that of the study.
+        subject: Name of the evaluated model.
+        seed: Seed, if it differs from that of the study.
         index: Fingerprint of the index whose mean was subtracted from the text embeddings.
         tiles_fingerprint: Fingerprint of the tiles, if they differ from those of the study.
     """
@@ -207,7 +207,7 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
     """Build the chapter with all rows: constant columns once, the others as a filterable table.
 
     Args:
-        frame: Table from `add_provenance`. Columns of lists are omitted, since the Parquet file contains them.
+        frame: Table from `add_provenance`. Columns that contain lists are omitted; the Parquet file has them.
         source: Name of the Parquet file.
     """
     if frame.empty:
@@ -238,7 +238,7 @@ def long_table(
 
 
 def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[Chapter]:
-    """Build the chapter of undefined values with their reasons, without duplicates; empty if there are none."""
+    """Build the chapter on undefined values and their reasons, without duplicates; empty if there are none."""
     if not reasons:
         return []
     table = long_table(("value", "reason"), sorted(set(reasons)), "Undefined values", source, left=2)

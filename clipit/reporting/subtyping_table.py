@@ -69,7 +69,7 @@ _HEADER = ("prompts or model", "pooling", "balanced accuracy", "AUROC", "slides"
 
 
 def published_subtyping(classes: Sequence[str]) -> list[PublishedSubtyping]:
-    """Return the published scores of the task with these classes; empty for other classes."""
+    """Return the published scores for the task with these classes; empty for other classes."""
     task = TASKS.get(frozenset(classes))
     return [entry for entry in PUBLISHED if entry.task == task]
 

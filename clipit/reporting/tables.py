@@ -7,7 +7,7 @@ from typing import Any
 
 UNDEFINED = "n/a"
 MAX_CLASSES = 40
-"""Maximum number of classes of a displayed confusion matrix."""
+"""Maximum number of classes for which a confusion matrix is displayed."""
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -45,7 +45,7 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
 
 
 def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
-    """Format scores of seeds as `mean ± sd` (sample standard deviation), or one score alone; `n/a` if any is None."""
+    """Format scores over seeds as `mean ± sd` (sample standard deviation), or a single score; `n/a` if any is None."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return UNDEFINED

@@ -23,7 +23,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().rstrip().split(b"\n")
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError("the training log is missing", where=path, fix="use the folder of a run") from error
+        raise DataError("the training log is missing", where=path, fix="pass the folder of a run") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -129,14 +129,14 @@ def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, fl
 
     Args:
         folder: Folder of the adaptation, which contains folders with cards.
-        scores: Name, score before and score after the adaptation of each measurement.
+        scores: Name of each metric, with its scores before and after the adaptation.
     """
     for card in sorted(folder.glob("*/README.md")):
         text = card.read_text(encoding="utf-8")
         before, limits, after = _SCORES.sub("", text).partition("## Limits\n")
         rows = [(plain_text(name), _score(old), _score(new)) for name, old, new in scores]
         table = markdown_table(("", "before", "after"), rows, left=1)
-        section = f"## Scores\n\n{table}\n\nOn held-out images and texts.\n\n" if rows and limits else ""
+        section = f"## Scores\n\n{table}\n\nScores on held-out images and texts.\n\n" if rows and limits else ""
         write_text(card, f"{before}{section}{limits}{after}")
 
 
@@ -146,12 +146,12 @@ def _score(value: float | None) -> str:
 
 def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
     lines = [
-        "- Adaptation can lower performance elsewhere: compare both models on tiles unlike the training data.",
+        "- Adaptation can lower performance on other data: compare both models on tiles unlike the training data.",
         "- Other scanners, stains, magnifications and centres can lower the scores: test the model on your own tiles "
         "first.",
     ]
     if facts.arm != "text":
-        lines.insert(0, "- This model is a control of a study: it was not trained on images with their own texts.")
+        lines.insert(0, "- This model is a control in a study: it was not trained on images with their own texts.")
     if base_of_adapted(vlm.name) == "embedded":
         lines.append(
             "- The embedded VLM of clipit was trained on synthetic tiles: scores on real tiles say nothing about "
@@ -168,14 +168,14 @@ def _licence(licence: ModelLicence) -> str:
         else ""
     )
     page = f" ({licence.page})" if licence.page else ""
-    return f"The licence of the base applies: {name}{page}.{forbids} {LICENCE_NOTE}"
+    return f"The licence of the base model applies: {name}{page}.{forbids} {LICENCE_NOTE}"
 
 
 def _usage(licence: ModelLicence) -> str:
-    adapter = "`vlm.adapter: FOLDER` adds the folder `adapter/` to the base that `vlm.name` and `vlm.path` specify"
+    adapter = "`vlm.adapter: FOLDER` applies the folder `adapter/` to the base that `vlm.name` and `vlm.path` specify"
     if licence.forbids_derivatives:
         return f"In a configuration of clipit, {adapter}."
     return (
-        "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`. The package of the base "
+        "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`. The base model's package "
         f"(open_clip or transformers) can also open this folder. {adapter}."
     )

@@ -77,7 +77,7 @@ def test_ways_to_load_are_those_of_the_folder(plain: bool, opens: bool, library:
 
 def test_the_text_is_counted_where_reports_were_used() -> None:
     text = model_card(spec("uni"), replace(FACTS, reports=1, snippets=2000), transformers_opens=True)
-    assert "- Text: 2,000 snippets of 1 report;" in text
+    assert "- Text: 2,000 snippets from 1 report;" in text
     assert "- Text:" not in model_card(spec("uni"), FACTS, transformers_opens=True)
 
 

@@ -101,7 +101,7 @@ def test_filters_keep_what_a_slow_search_keeps(tmp_path: Path) -> None:
     found = dict(line.split(": ") for line in lines)
     wanted = {filter: [f"tile-{i:05d}" for i in range(60) if keeps(i)] for filter, keeps in FILTERS.items()}
     assert {filter: ids.split() for filter, ids in found.items()} == wanted
-    assert "no tile matches these filters" in dom
+    assert "no tiles match these filters" in dom
 
 
 def test_without_a_run_there_is_nothing_about_predictions(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> 
     dom = opened(pairs_page(700), tmp_path, then=click)
     shown = [int(tile_id[5:]) for tile_id in rows_of(dom)]  # tile 699 has snippets 6 and 7; 7 is nobody's first
     assert shown == [i for i in range(699, -1, -1) if i % 7 == 6][:100]
-    assert "100 of all paired tiles have it" in dom
+    assert "paired tiles in total: 100" in dom
     dom = opened(
         pairs_page(250),
         tmp_path,

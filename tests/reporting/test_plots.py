@@ -40,7 +40,7 @@ def test_an_arm_without_labels_is_a_level_line_and_not_on_the_axis() -> None:
     series = {"image_only": [(0.01, 0.6), (1.0, 0.8)], "zero_label": [(0.0, 0.7), (0.0, 0.8)]}
     (axes,) = plot_label_efficiency(series, metric="accuracy").axes
     assert axes.get_xlim()[0] > 0.1 and list(axes.get_xticks()) == [1, 100]
-    (level,) = [line for line in axes.get_lines() if line.get_label() == "zero_label (no label)"]
+    (level,) = [line for line in axes.get_lines() if line.get_label() == "zero_label (no labels)"]
     assert np.asarray(level.get_ydata())[0] == pytest.approx(0.75)
 
 
@@ -61,7 +61,7 @@ def test_lines_have_gaps_where_a_value_is_not_finite() -> None:
     assert np.isnan(np.asarray(line.get_ydata())).tolist() == [False, True, False, False]
     assert np.asarray(alone.get_xdata()).tolist() == [1.0], "a value without neighbours is a dot"
     (axes,) = plot_lines({"loss": ([1], [float("nan")])}, y_label="y").axes
-    assert axes.texts[0].get_text() == "no finite value was logged"
+    assert axes.texts[0].get_text() == "no finite values were logged"
 
 
 def test_long_lines_are_thinned_and_losses_can_be_logarithmic() -> None:

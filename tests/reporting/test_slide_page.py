@@ -55,7 +55,7 @@ def text() -> str:
 def test_all_facts_scores_and_texts_are_on_the_page(text: str) -> None:
     shown = unescape(re.sub("<script>.*?</script>", "", text, flags=re.DOTALL))
     for wanted in (
-        f"Slide {SLIDE}", "1,600 x 1,200 pixels (0.80 x 0.60 mm)", "0.5 µm per pixel", "192 of 50 µm, every 50 µm",
+        f"Slide {SLIDE}", "1,600 x 1,200 pixels (0.80 x 0.60 mm)", "0.5 µm per pixel", "192; edge 50 µm, step 50 µm",
         "runs/x/classifier", "mean of the top 5 tiles", "0.750", "n/a", "glands & <b>stroma</b>", "0.312", "report-7-2",
         "Nearest snippets", "Research use only.", "most probable class", "no picture",
     ):  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_layer_has_its_class_colour_and_is_as_opaque_as_the_probability() -> N
     grid = replace(slide.grid, x=slide.grid.x[keep], y=slide.grid.y[keep], tissue=slide.grid.tissue[keep])
     colours = ["#0a141e", "#c80000", "#00c800"]
     text = slide_page(replace(slide, grid=grid, scores=slide.scores[keep], top=[[], [], []], colours=colours))
-    assert "No top tiles were chosen." in text
+    assert "No top tiles were selected." in text
     layer, best = layer_of(text, 1), layer_of(text, 0)
     assert layer.shape == (6, 8, 4) and layer[0, 0, 3] == 0 and best[0, 0, 3] == 0, "the cell without a tile"
     np.testing.assert_allclose(layer.reshape(-1, 4)[keep, 3] / 255, slide.scores[keep, 0], atol=0.02)
@@ -128,7 +128,7 @@ def test_a_slide_without_a_tile_has_a_page() -> None:
     scores = np.zeros((0, 3), dtype=np.float32)
     assert top_rows(grid, scores, 3) == [[], [], []]
     text = slide_page(replace(slide, grid=grid, scores=scores, top=[[], [], []], tissue=[]))
-    assert "No top tiles were chosen." in text and (layer_of(text, 0)[..., 3] == 0).all()
+    assert "No top tiles were selected." in text and (layer_of(text, 0)[..., 3] == 0).all()
 
 
 def test_top_tiles_do_not_overlap_and_come_in_order() -> None:

@@ -35,7 +35,7 @@ def test_the_card_states_base_data_and_scores() -> None:
     assert "Jane" not in card and "P-17" not in card and "Ok" not in body
     assert "control" not in body
     control = vlm_card(vlm, replace(FACTS, arm="images"))
-    assert "is a control of a study" in control and "340" not in control, "no text was used"
+    assert "is a control in a study" in control and "340" not in control, "no text was used"
 
 
 def test_an_adapted_embedded_vlm_keeps_the_note_on_synthetic_tiles(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_comparison_names_the_human_ceiling_of_each_data_set(
     tiles = Workspace(configure(annotations)).all_tiles
     same = Workspace(configure({"tiles.annotations": {"path": annotations["tiles.annotations"]["path"]}})).all_tiles
     notes = annotator_notes({("small", "tiny"): tiles}, "auroc")
-    assert len(notes) == 1 and notes[0].startswith("Human ceiling: accuracy of annotators against")
+    assert len(notes) == 1 and notes[0].startswith("Human ceiling (accuracy of annotators against")
     both = annotator_notes({("one", "tiny"): tiles, ("two", "tiny"): same}, "accuracy")
     assert both[0].startswith("one: human ceiling") and "also label training tiles" in both[1]
     text = page("title", "", annotator_sections({("one", "tiny"): tiles, ("one", "other"): tiles}))

@@ -52,7 +52,7 @@ def test_a_run_writes_a_card_from_its_results_and_nothing_private(configure: Mak
     }
     assert f"{test['value']:.3f} [{test['low']:.3f}, {test['high']:.3f}]" in text
     assert "72 tiles, 12 labels used" in text and "Arm: clip\\_it\\_all, seed 0" in text
-    assert re.search(r"- Text: [\d,]+ snippets of 60 reports", text)
+    assert re.search(r"- Text: [\d,]+ snippets from 60 reports", text)
     assert "text targets in the teacher's joint space, for all tiles" in text and "research use only" in text
     assert read_spec(card.parent).provenance["vlms"] == ["local clip"] and "a local model" in text
 

@@ -184,9 +184,9 @@ def test_what_no_arm_could_be_trained_on_is_found_before_the_vlm_is_measured(
 def test_without_test_tiles_the_page_says_what_is_missing_and_nothing_about_them() -> None:
     content = AdaptContent([], [], examples={"images": training_counts({"tiles": 30, "texts": 9, "own": 3}, "images")})
     text = render_markdown("x", "", adapt_chapters(content), adapt_verdict(content))
-    assert "could not be measured without labelled test tiles" in text
-    assert "test tiles, which" not in text and "Differences" not in text and "controls" not in text
-    assert "images" in text and "distinct texts" not in text and "reports of these patients" in text
+    assert "could not be evaluated without labelled test tiles" in text
+    assert "on the test tiles" not in text and "Differences" not in text and "controls" not in text
+    assert "images" in text and "distinct texts" not in text and "reports used (of patients" in text
 
 
 def test_differences_are_paired_and_the_tasks_have_their_own_families(
@@ -216,7 +216,7 @@ def test_the_page_escapes_names_and_gives_the_verdict(adapted: tuple[ConfigFile,
     page, text = result.page.read_text(encoding="utf-8"), result.report.read_text(encoding="utf-8")
     assert "&lt;other&gt;" in page and "<other>" not in page
     assert result.verdict.split(":")[0] in text and "shuffled_text" in text
-    assert "negatives per bag (mean)" in page and "negatives_per_bag" not in page and "text-seed0" not in result.verdict
+    assert "mean number of negatives per bag" in page and "negatives_per_bag" not in page and "text-seed0" not in result.verdict
     assert result.vlm("text", 1) == result.folder / "text-seed1" / "vlm"
     with pytest.raises(DataError, match="text, seed 1"):
         result.vlm("text", 7)

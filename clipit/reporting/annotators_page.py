@@ -132,8 +132,8 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
         Text(
             f"EM has {converged} after {counted(estimates['iterations'], 'iteration')}, at a log-likelihood of "
             f"{estimates['log_likelihood']:.1f}. "
-            f"The consensus differs from the majority vote on {counted(estimates['differs'], 'tile')}; on "
-            f"{len(estimates['overruled']):,} of these, it contradicts more than half of the labels. Ties: "
+            f"The consensus differs from the majority vote on {counted(estimates['differs'], 'tile')}, and from more "
+            f"than half of the labels on {counted(len(estimates['overruled']), 'tile')}. The vote is tied on "
             f"{counted(estimates['tied'], 'tile')}. Accuracy is the estimated probability that a label is the true "
             "class. It is not measured against true labels: the model assumes that, given the true class, annotators "
             "err independently."

@@ -172,11 +172,15 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
         )
     for split, scored in facts.results.get("splits", {}).items():
         groups = (
-            f" of {counted(scored['groups'], 'patient or slide', 'patients or slides')}"
+            f" from {counted(scored['groups'], 'patient or slide', 'patients or slides')}"
             if scored.get("groups")
             else ", patients unknown"
         )
-        lines.append(f"- Scored, {split}: {counted(scored['n'], 'tile')}{groups}, {scored['labelled']} labelled")
+        lines.append(
+            f"- Scored, {split}: {counted(scored['labelled'], 'labelled tile')}{groups}"
+            if scored["labelled"]
+            else f"- Not scored, {split}: {counted(scored['n'], 'tile')} without labels"
+        )
     scale = f"micrometres per pixel: {f'{spec.mpp:g}' if spec.mpp else 'unknown'}"
     if spec.mpp_assumed:
         scale += " (assumed from the backbone; not specified by the training tiles)"
@@ -188,7 +192,7 @@ def _training(spec: ClassifierSpec, facts: CardFacts, licences: Sequence[ModelLi
     lines = [
         f"- Arm: {plain_text(facts.arm) if facts.arm else 'none (custom settings)'}, seed {facts.seed}",
         f"- Backbone: {plain_text(licences[0].model)}",
-        f"- Teacher: {'vision-language model ' + ' and '.join(teachers) if teachers else 'none'}",
+        f"- Teacher: {'VLM ' + ' and '.join(teachers) if teachers else 'none'}",
         *(f"- Learns from {plain_text(text)}" for text in facts.loss_terms),
     ]
     if spec.projector_layers:
@@ -200,10 +204,13 @@ def _scores(facts: CardFacts) -> str:
     if not facts.results.get("splits"):
         return ""
     protocol = facts.results.get("protocol", {})
-    return (
-        f"{metrics_table(facts.results)}\n\nIn brackets: {protocol.get('interval', 'none')} over patients or slides "
-        "where known, otherwise tiles. One run with one seed: the intervals do not cover the variation between seeds."
-    )
+    intervals = "One run with one seed, without intervals."
+    if protocol.get("resamples"):
+        intervals = (
+            f"In brackets: {protocol['interval']} intervals, over patients or slides where known, otherwise over "
+            "tiles. One run with one seed: the intervals do not cover the variation between seeds."
+        )
+    return f"{metrics_table(facts.results)}\n\n{intervals}"
 
 
 def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:

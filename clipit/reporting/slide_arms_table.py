@@ -55,8 +55,9 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
         else "no pooling was chosen: all are shown"
     )
     return (
-        f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from {comparison.reference} "
-        f"with its 95 % intervals over patients (paired bootstrap) and over seeds (Student's t); {how}"
+        f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from "
+        f"`{comparison.reference}` with its 95 % intervals over patients (paired bootstrap) and over seeds "
+        f"(Student's t); {how}"
     )
 
 

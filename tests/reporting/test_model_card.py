@@ -3,10 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.models.classifier_spec import ClassifierSpec
 from clipit.models.licences import model_licences
 from clipit.models.preprocess import Preprocess
@@ -79,6 +82,19 @@ def test_the_text_is_counted_where_reports_were_used() -> None:
     text = model_card(spec("uni"), replace(FACTS, reports=1, snippets=2000), transformers_opens=True)
     assert "- Text: 2,000 snippets from 1 report;" in text
     assert "- Text:" not in model_card(spec("uni"), FACTS, transformers_opens=True)
+
+
+@pytest.mark.parametrize(("resamples", "words"), [(0, "without intervals"), (9, "95% percentile bootstrap intervals")])
+def test_intervals_are_described_only_where_there_are_any(resamples: int, words: str) -> None:
+    table = Predictions(
+        np.arange(4).astype(str), np.array(["test"] * 2 + ["validation"] * 2), np.array([0, 1, -1, -1]),
+        np.array(["a", "b", "c", "d"]), ("gland", "stroma"), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]],
+    )  # fmt: skip
+    results = evaluate_predictions(table, ["test", "validation"], bootstrap=resamples)
+    text = model_card(spec("uni"), replace(FACTS, results=results), transformers_opens=True)
+    assert words in text and "none over patients" not in text
+    assert "Scored, test: 2 labelled tiles from 2 patients or slides" in text
+    assert "Not scored, validation: 2 tiles without labels" in text
 
 
 def test_names_cannot_end_the_front_matter_add_headings_or_links() -> None:

@@ -80,7 +80,9 @@ def test_published_scores_of_the_same_classes_stand_beside_and_names_are_escaped
     page, text = slide_arms_page(*arguments), slide_arms_summary(*arguments)
     for each in (page, text):
         assert (
-            "published: CONCH" in each and "not as a baseline" in each and "one slide accounts for 2.5 percentage points" in each
+            "published: CONCH" in each
+            and "not as a baseline" in each
+            and "one slide accounts for 2.5 percentage points" in each
         )
         assert "a<b>" not in each and "s<u>" not in each
     plain = slide_arms_page("", shown, ("gland", "stroma"), runs, [], {})

@@ -20,7 +20,7 @@ from clipit.input_files.git_lfs import PULL, find_pointer
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
-from clipit.models.weights import check_unquantised_folder
+from clipit.models.weights import UNQUANTISED, check_unquantised_folder
 from clipit.output_files.json_record import JsonRecord
 
 _HUB_TIMEOUT_S = 5.0
@@ -211,9 +211,14 @@ def load_pretrained(model_class: Any, source: str, **options: Any) -> tuple[Any,
     Raises:
         ModelError: The weights are quantised; transformers would convert them to float32 without their scales.
     """
+    from transformers import PreTrainedConfig
     from transformers.utils import cached_file
 
     folder = Path(source)
+    revision = {"revision": options["revision"]} if "revision" in options else {}
+    if PreTrainedConfig.get_config_dict(source, **revision)[0].get("quantization_config"):
+        problem = "the weights are quantised, as quantization_config in config.json states"
+        raise ModelError(problem, where=source, fix=UNQUANTISED)
     if folder.is_dir():
         check_unquantised_folder(folder)
     with quiet_transformers():
@@ -221,7 +226,6 @@ def load_pretrained(model_class: Any, source: str, **options: Any) -> tuple[Any,
             source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
         )
     if not folder.is_dir():
-        revision = {"revision": options["revision"]} if "revision" in options else {}
         check_unquantised_folder(Path(cached_file(source, "config.json", **revision)).parent)
     return model, report
 

@@ -18,6 +18,8 @@ Shape = tuple[int, ...]
 
 _DATA_TYPE = re.compile(r"(?:torch\.)?(?:(b?float|b?f)|q?u?int|[iu])(\d+)(?:_?[a-z].*)?")
 """Name of a floating-point or integer type and its bits, in lower case: `torch.int8`, or `i8` in safetensors."""
+UNQUANTISED = "use the unquantised weights of this model, in float32, bfloat16 or float16"
+"""Advice about quantised weights."""
 _WEIGHT_NAMES = ("weight", "bias")
 """Ends of the names of tensors that are never integers by design, unlike indices and counters."""
 
@@ -122,7 +124,7 @@ def check_unquantised(tensors: Mapping[str, Any], where: object) -> None:
         raise ModelError(
             f"the weights are quantised, which clipit does not support: {shortlist(quantised, 3)}",
             where=where,
-            fix="use the unquantised weights of this model, in float32, bfloat16 or float16",
+            fix=UNQUANTISED,
         )
 
 

@@ -241,6 +241,18 @@ def test_a_quantised_weights_file_is_refused(named: Weights, tmp_path: Path) -> 
         load("tiny-uni", file)
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_a_quantised_configuration_is_refused(
+    kind: str, clip_folder: Path, vision_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(clip_folder if kind == "clip" else vision_folders["ViT"], tmp_path / kind))
+    config = json.loads((folder / "config.json").read_text())
+    quantisation = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantisation}))
+    with pytest.raises(ModelError, match=r"(?s)quantised, as quantization_config in config\.json states.*unquantised"):
+        _ = load_vlm(VLMConfig(name=str(folder))) if kind == "clip" else load(str(folder))
+
+
 def test_counters_and_indices_may_be_integers() -> None:
     integers = {
         "norm.num_batches_tracked": torch.tensor(3),

@@ -60,7 +60,7 @@ class ArmResult:
     @property
     def reference(self) -> bool:
         """Whether this is a reference classifier (the VLM itself) rather than a student."""
-        return self.key.arm.startswith(REFERENCE)
+        return self.key.arm.startswith(f"{REFERENCE}: ") and all(row.run is None for row in self.rows)
 
     @property
     def mean(self) -> float | None:

@@ -1,5 +1,8 @@
 """Lines of a comparison: paired differences, corrected p-values, and tables."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -52,6 +55,16 @@ def test_p_is_that_of_scipy_and_corrected_over_arms_and_data_sets() -> None:
 def test_a_score_that_is_not_defined_makes_no_difference() -> None:
     made = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: None, 2: 0.8}), "base", lambda *_: None)
     assert made[1].mean is None and made[1].differences == {} and "n/a" in cells(made[1])[4]
+
+
+def test_an_arm_called_reference_is_no_reference_row() -> None:
+    scores: dict[int, float | None] = {seed: 0.7 + 0.01 * seed**2 for seed in range(5)}
+    names = ("reference_arm", "reference: mine", "reference: VLM linear probe")
+    made = [*rows("base", dict.fromkeys(scores, 0.6)), *(row for name in names for row in rows(name, scores))]
+    made = [replace(row, run=Path("run")) if row.arm != names[2] else row for row in made]
+    results = {result.key.arm: result for result in compute_results(made, "base", lambda *_: None)}
+    assert [name for name, result in results.items() if result.reference] == [names[2]]
+    assert results["reference_arm"].p_holm.p is not None and results[names[2]].p_holm.p is None
 
 
 def test_tables() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
-from clipit.evaluation.measured_models import ModelDifference, Subject, SubjectScore
+from clipit.evaluation.model_comparison import ModelDifference, Subject, SubjectScore
 from clipit.reporting.adapt_facts import fact_label, fact_text
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot

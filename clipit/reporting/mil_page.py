@@ -26,13 +26,13 @@ _SHUFFLED = (
     "test bags)."
 )
 _MAPS = (
-    "A map predicts where a slide shows the class of its label, within the area of its tiles. The map of instance "
-    "logits contains the tiles whose highest logit is that of the class; the attention map contains the tiles with "
-    "more than the mean weight. Dice is computed over the pixels of all slides together. AUROC measures how well "
-    "tiles that mostly show the class are separated from the others; it is the mean over slides. The floor assigns "
-    "all tiles to the class; the ceiling uses the majority class of each tile. Mean and standard deviation over "
-    "seeds; in brackets, the 95 % interval of this mean over patients, if there are at least 10. High attention means "
-    "that a tile has a large weight in the score, not that it shows the class of the label."
+    "A map predicts where a slide shows the class of its label, within the area of its tiles. The instance map "
+    "contains the tiles whose most probable class is that of the label; the attention map contains the tiles with more "
+    "than the mean weight. Dice is computed over the pooled pixels of all slides. AUROC measures how well tiles that "
+    "mostly show the class are separated from the others, averaged over slides. The floor assigns all tiles to the "
+    "class; the ceiling uses the majority class of each tile. Scores are means and standard deviations over seeds; in "
+    "brackets, the 95 % interval of the mean over patients, if there are at least 10. High attention means that a tile "
+    "has a large weight in the score, not that it shows the class of the label."
 )
 
 

@@ -21,7 +21,7 @@ from clipit.config.load import NO_TILES, merge, nested, validate_file
 from clipit.config.studies import ProbingConfig
 from clipit.errors import ClipitError, ConfigError, DataError
 from clipit.evaluation.intervals import Interval, t_interval
-from clipit.evaluation.measured_models import ModelDifference, Subject
+from clipit.evaluation.model_comparison import ModelDifference, Subject
 from clipit.evaluation.significance import Significance
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.vlm_export import adapted_vlm

@@ -12,7 +12,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.evaluation.intervals import Statistics
-from clipit.evaluation.measured_models import Measured
+from clipit.evaluation.model_comparison import ItemResults
 from clipit.evaluation.metrics import explain_undefined, weighted_scores
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.retrieval import RetrievalScore
@@ -43,8 +43,8 @@ class TileResults:
             chance.
     """
 
-    zero_shot: Measured | None
-    probes: Mapping[int, Measured]
+    zero_shot: ItemResults | None
+    probes: Mapping[int, ItemResults]
     retrieval: list[tuple[str, RetrievalScore]]
     labels: Mapping[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ def measure_tiles(
     retrieval = text_retrieval(probing, workspace, joint)
     if not get_processes().main:
         return TileResults(zero_shot, {}, retrieval, below_chance=below_chance)
-    probes: dict[int, Measured] = {}
+    probes: dict[int, ItemResults] = {}
     labels: dict[int, int] = {}
     problems: list[str] = []
     test = joint.split(workspace.all_tiles, "test").labelled()
@@ -84,7 +84,7 @@ def measure_tiles(
 
 def measure_zero_shot(
     workspace: Workspace, joint: FrozenFeatures, test_ids: Shaped[np.ndarray, " n"] | None = None
-) -> Measured | None:
+) -> ItemResults | None:
     """Classify the labelled test tiles with prompts; None without prompts or labels. Embeddings are not centred.
 
     Args:
@@ -135,13 +135,13 @@ def _zero_shot(workspace: Workspace, prompts: PromptSet, tiles: Features) -> Flo
     return zero_shot_probabilities(vectors, classes, workspace.vlm.logit_scale)
 
 
-def _probe(train: Features, validation: Features, test: Features, tiles: TileSet) -> Measured:
+def _probe(train: Features, validation: Features, test: Features, tiles: TileSet) -> ItemResults:
     fitted = linear_probe(train.vectors, train.labels, validation.vectors, validation.labels, len(tiles.classes))
     return _classified(test, fitted.probabilities(test.vectors), tiles.classes)
 
 
-def _classified(test: Features, probabilities: Float[np.ndarray, "n c"], classes: tuple[str, ...]) -> Measured:
-    return Measured(
+def _classified(test: Features, probabilities: Float[np.ndarray, "n c"], classes: tuple[str, ...]) -> ItemResults:
+    return ItemResults(
         ids=test.ids,
         groups=test.groups,
         scores=_classification(test.labels, probabilities),
@@ -162,7 +162,7 @@ def query_scores(
     groups: Shaped[np.ndarray, " n"],
     values: Mapping[str, Float[np.ndarray, " n"]],
     random: Mapping[str, float],
-) -> Measured:
+) -> ItemResults:
     """Return results whose scores are weighted means of one value per query.
 
     Args:
@@ -175,4 +175,4 @@ def query_scores(
         total = weights.sum(axis=0)
         return {name: value @ weights / total for name, value in values.items()}
 
-    return Measured(ids, groups, scores, random, {})
+    return ItemResults(ids, groups, scores, random, {})

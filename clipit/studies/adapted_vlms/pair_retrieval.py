@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, Int64, Shaped
 
 from clipit.distributed import build_once, get_processes
 from clipit.evaluation.features import Features
-from clipit.evaluation.measured_models import Measured
+from clipit.evaluation.model_comparison import ItemResults
 from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.output_files.artifacts import fingerprint
 from clipit.output_files.whole_files import write_array
@@ -20,7 +20,7 @@ from clipit.workspace.workspace import Workspace
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 
 
-def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]) -> dict[str, Measured]:
+def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]) -> dict[str, ItemResults]:
     """Measure retrieval between the images and texts of held-out examples; called by all processes.
 
     Recall@k is the share of queries with a true partner among the k nearest items. The partners of an image are all
@@ -57,7 +57,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
 
 def recall(
     queries: Features, gallery: Features, partners: Sequence[Int64[np.ndarray, "_"]], at: Sequence[int]
-) -> Measured:
+) -> ItemResults:
     """Compute recall@k for each query: whether a true partner is among the k nearest items of the gallery.
 
     Args:

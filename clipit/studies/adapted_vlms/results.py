@@ -11,7 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError, counted
-from clipit.evaluation.measured_models import ModelDifference, SubjectScore
+from clipit.evaluation.model_comparison import ModelDifference, SubjectScore
 from clipit.output_files.artifacts import make_folder, read_json, write_json
 from clipit.reporting.adapt_facts import training_counts
 from clipit.reporting.adapt_page import (

@@ -15,7 +15,7 @@ from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
-from clipit.evaluation.measured_models import Measured, ModelDifference, Subject, SubjectScore, compare_models
+from clipit.evaluation.model_comparison import ItemResults, ModelDifference, Subject, SubjectScore, compare_models
 from clipit.models.adapted_towers import adapt_towers
 from clipit.models.loading import public_name
 from clipit.models.vlm import load_vlm
@@ -52,8 +52,8 @@ class _Model:
 
     facts: dict[str, Any]
     tiles: TileResults
-    pairs: Mapping[str, Measured]
-    additional: Mapping[str, Measured] = field(default_factory=dict)
+    pairs: Mapping[str, ItemResults]
+    additional: Mapping[str, ItemResults] = field(default_factory=dict)
 
 
 def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig) -> Path:
@@ -192,7 +192,7 @@ def _test_scores(model: _Model, seed: int) -> dict[str, float]:
     return metrics
 
 
-def _results_by_task(model: _Model, seed: int) -> dict[str, Measured]:
+def _results_by_task(model: _Model, seed: int) -> dict[str, ItemResults]:
     additional = {forgetting_task(name): result for name, result in model.additional.items()}
     tasks = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **additional}
     return {task: measured for task, measured in tasks.items() if measured is not None}
@@ -223,10 +223,10 @@ def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
             yield Subject(task, TEXT), Subject(task, arm)
 
 
-def _group_by_items(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
+def _group_by_items(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, ItemResults]]]:
     """Group the results of models that are evaluated on the same items."""
-    tiles: dict[Subject, dict[int, Measured]] = {}
-    others: dict[str, dict[Subject, dict[int, Measured]]] = {}
+    tiles: dict[Subject, dict[int, ItemResults]] = {}
+    others: dict[str, dict[Subject, dict[int, ItemResults]]] = {}
     for model, by_seed in models.items():
         for seed, each in by_seed.items():
             for task, result in _results_by_task(each, seed).items():

@@ -20,7 +20,7 @@ class Subject(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class ItemResults:
     """Results of one model on the items of a task, from which its scores are computed.
 
     Attributes:
@@ -104,7 +104,7 @@ class ModelDifference:
 
 
 def compare_models(
-    measured: Mapping[Subject, Mapping[int, Measured]],
+    results: Mapping[Subject, Mapping[int, ItemResults]],
     contrasts: Sequence[tuple[Subject, Subject]],
     resamples: int,
     seed: int = 0,
@@ -115,7 +115,7 @@ def compare_models(
     adaptation, is passed with the same result for every seed. For retrieval, queries are resampled, not the gallery.
 
     Args:
-        measured: Results by subject and seed; all have the same items and the same seeds.
+        results: Results by subject and seed; all have the same items and the same seeds.
         contrasts: Subject and reference of each difference; the reference is subtracted.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
@@ -125,20 +125,20 @@ def compare_models(
     Raises:
         DataError: The items or seeds differ.
     """
-    first = next(iter(next(iter(measured.values())).values()))
-    _check_same(measured, first)
-    distinct = {id(each): each for by_seed in measured.values() for each in by_seed.values()}
+    first = next(iter(next(iter(results.values())).values()))
+    _check_same(results, first)
+    distinct = {id(each): each for by_seed in results.values() for each in by_seed.values()}
 
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         known = {key: each.scores(weights) for key, each in distinct.items()}
-        return _means(measured, contrasts, known)
+        return _means(results, contrasts, known)
 
     overall = scores(np.ones((len(first.ids), 1)))
     intervals = bootstrap(scores, first.groups, resamples, seed)
     values = {key: each.scores(np.ones((len(first.ids), 1))) for key, each in distinct.items()}
     scores_by_model = [
         _subject_score(subject, metric, by_seed, values, overall, intervals)
-        for subject, by_seed in measured.items()
+        for subject, by_seed in results.items()
         for metric in values[id(next(iter(by_seed.values())))]
     ]
     by_key = {(score.subject, score.metric): score for score in scores_by_model}
@@ -152,13 +152,13 @@ def compare_models(
 
 
 def _means(
-    measured: Mapping[Subject, Mapping[int, Measured]],
+    results: Mapping[Subject, Mapping[int, ItemResults]],
     contrasts: Sequence[tuple[Subject, Subject]],
     known: Mapping[int, Mapping[str, Float[np.ndarray, " r"]]],
 ) -> dict[str, Float[np.ndarray, " r"]]:
     """Compute the mean over seeds of each score, and the differences of these means."""
     means: dict[str, Float[np.ndarray, " r"]] = {}
-    for subject, by_seed in measured.items():
+    for subject, by_seed in results.items():
         for metric in known[id(next(iter(by_seed.values())))]:
             values = np.stack([known[id(each)][metric] for each in by_seed.values()])
             means[_name(subject, metric)] = values.mean(axis=0)
@@ -174,7 +174,7 @@ def _means(
 def _subject_score(
     subject: Subject,
     metric: str,
-    by_seed: Mapping[int, Measured],
+    by_seed: Mapping[int, ItemResults],
     values: Mapping[int, Mapping[str, Float[np.ndarray, " r"]]],
     overall: Mapping[str, Float[np.ndarray, " r"]],
     intervals: Mapping[str, Interval],
@@ -227,9 +227,9 @@ def _correct(contrasts: Sequence[ModelDifference]) -> list[ModelDifference]:
     return [replace(each, p_holm=corrected[i]) for i, each in enumerate(contrasts)]
 
 
-def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measured) -> None:
-    seeds = [*next(iter(measured.values()))]
-    for subject, by_seed in measured.items():
+def _check_same(results: Mapping[Subject, Mapping[int, ItemResults]], first: ItemResults) -> None:
+    seeds = [*next(iter(results.values()))]
+    for subject, by_seed in results.items():
         if [*by_seed] != seeds:
             raise DataError(
                 f"the seeds of {subject.model} on {subject.task} differ from those of the other models",

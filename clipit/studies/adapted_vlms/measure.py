@@ -12,8 +12,8 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.evaluation.intervals import Statistics
-from clipit.evaluation.model_comparison import ItemResults
 from clipit.evaluation.metrics import explain_undefined, weighted_scores
+from clipit.evaluation.model_comparison import ItemResults
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.retrieval import RetrievalScore
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities

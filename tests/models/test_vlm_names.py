@@ -177,7 +177,7 @@ def test_a_gated_model_names_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*names: object, **keys: object) -> None:
         raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr("transformers.CLIPModel.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", refuse)
     with pytest.raises(ModelError, match="gated") as caught:
         load("pathgen-clip-l-14")
     assert VLMS["pathgen-clip-l-14"].page in str(caught.value) and "hf auth login" in str(caught.value)

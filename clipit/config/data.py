@@ -235,7 +235,7 @@ class TilesConfig(Section):
     @model_validator(mode="after")
     def _check_folds(self) -> "TilesConfig":
         if self.folds is None and self.fold:
-            raise ValueError("fold requires folds, the number of folds")
+            raise ValueError("fold requires the key folds (the number of folds)")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"no fold {self.fold}: the {self.folds} folds are numbered from 0 to {self.folds - 1}")
         if self.folds is not None and self.test_fraction is not None:

@@ -78,9 +78,9 @@ class Progress:
         }
         invalid = [name for name, is_valid in valid.items() if not is_valid]
         if invalid:
-            raise ValueError(f"invalid value of {invalid[0]}")
+            raise ValueError(f"invalid value for {invalid[0]}")
         if values["best_step"] > values["step"] or bool(values["best_step"]) != bool(values["best_sha256"]):
-            raise ValueError("invalid value of best_step")
+            raise ValueError("invalid value for best_step")
         return Progress(**values)
 
 

@@ -85,7 +85,7 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"fold": 1}, "fold requires folds"),
+        ({"fold": 1}, "fold requires the key folds"),
         ({"folds": 3, "fold": 3}, "no fold 3: the 3 folds are numbered from 0 to 2"),
         ({"folds": 3, "test_fraction": 0.2}, "set folds or test_fraction, not both"),
         ({"splits": {"train": []}}, "empty list for train"),

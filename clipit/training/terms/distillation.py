@@ -20,7 +20,7 @@ from clipit.training.terms.warm_start import warm_start
 from clipit.workspace.workspace import Workspace
 
 _MEANINGLESS = ("shuffled_text", "random_text", "random_codes")
-_TEXT_SIDES = {"adapter": "text embeddings behind an adapter", "lora": "text tower with LoRA"}
+_TEXT_SIDES = {"adapter": "adapter on the text embeddings", "lora": "LoRA in the text tower"}
 _WITHOUT_SNIPPETS = ("image", "class_prompts")
 
 
@@ -127,7 +127,7 @@ class DistillationTerm(Term[DistillationConfig]):
         if self.config.second_vlm is not None:
             details.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
         if d.text != "frozen":
-            details.append(f"{_TEXT_SIDES[d.text]} fitted to the tiles' labels")
+            details.append(f"{_TEXT_SIDES[d.text]}, fitted to the tiles' labels")
         if d.target in REPORT_LABELS and self.config.reports is not None:
             details.append(f"with the reports' own labels, column {self.config.reports.label_column}")
         return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(details)})"

@@ -118,7 +118,7 @@ def report_label_vectors(
     names = np.unique(labels[known])
     if len(names) < 2 or len(np.unique(groups[known])) < 2:
         raise DataError(
-            f"the reports have {counted(len(names), 'different label')} in "
+            f"the reports have {counted(len(names), 'distinct label')} in "
             f"{counted(len(np.unique(groups[known])), 'group')} ({shortlist(names.tolist())}); a classifier needs two "
             "of each",
             where="reports.label_column",

@@ -10,6 +10,12 @@ _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
 _NUMBERED = re.compile(r"^(\D*[^\W\d_])(?: +|[-_.#])?0*(\d+)$")
 """Letters and one number, such as the patients P007, P-7 and P_07."""
 
+_SEPARATOR = re.compile(r"(?<=[^\W_])(?: +|[-_])(?=[^\W_])|(?<=\d)/(?=\d)")
+"""Separator within a name, such as the accession numbers S24-123, S24_123 and S24/123."""
+
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+"""Leading zeros of a number within a name, such as S24-00123; not those of decimals."""
+
 _MIDNIGHT = re.compile(r"(?<=\d\d\d\d-\d\d-\d\d)[ t]00:00:00(?:\.0+)?$")
 """Time that programs add to a date."""
 
@@ -32,12 +38,13 @@ def spelled_alike(names: Iterable[str], *, numbered: bool = True) -> list[str]:
     """List names that differ only in spelling.
 
     Names differ only in spelling if they are the same number, like 1, 01 and 1.0, or the same letters before the same
-    number, like P01, P-1 and P_1, or are equal except for letter case, spaces, kinds of quotes and dashes, invisible
-    characters, and letters that look like Latin ones.
+    number, like P01, P-1 and P_1, or are equal except for letter case, spaces, separators and the zeros before numbers
+    (S24-00123, S24_123), kinds of quotes and dashes, invisible characters, and letters that look like Latin ones.
 
     Args:
         names: Names to compare with each other.
-        numbered: Whether P01, P-1 and P_1 are the same name.
+        numbered: Whether names that differ in separators or the zeros before a number, such as P01, P-1 and P_1, are
+            the same name.
     """
     names_of: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -70,7 +77,11 @@ def _normal_forms(name: str, numbered: bool = True) -> list[str]:
     Both are needed, because some letters look like a Latin letter only in upper or only in lower case.
     """
     forms = dict.fromkeys((_folded(unicodedata.normalize("NFKC", name)), _folded(plain_letters(name))))
-    return list(dict.fromkeys(_NUMBERED.sub(r"\1\2", form) for form in forms) if numbered else forms)
+    return list(dict.fromkeys(map(_without_separators, forms)) if numbered else forms)
+
+
+def _without_separators(form: str) -> str:
+    return _SEPARATOR.sub("-", _LEADING_ZEROS.sub("", _NUMBERED.sub(r"\1\2", form)))
 
 
 def _folded(name: str) -> str:

@@ -23,6 +23,14 @@ from clipit.input_files.spelling import format_pairs, spelled_alike, spelled_dif
         ("P_001", "P 1"),
         ("Pat.007", "pat 7"),
         ("site-A_12", "Site-A012"),
+        ("S24-00123", "S24-123"),  # an accession number, whose zeros a spreadsheet dropped
+        ("S24-123", "s24_00123"),
+        ("TCGA_02_0001", "TCGA-02-0001"),
+        ("2024/00123", "2024-123"),
+        ("B-2019 0007", "B_2019-7"),
+        ("case_1_slide_02", "case-1-slide-2"),
+        ("P007a", "P7A"),
+        ("normal_mucosa", "Normal mucosa"),
     ],
 )
 def test_spellings_of_one_name(first: str, second: str) -> None:
@@ -46,6 +54,13 @@ def test_spellings_of_one_name(first: str, second: str) -> None:
         ("score -1", "score 1"),
         ("S1-A", "S1A"),
         ("P0", "P"),
+        ("S24-123", "S24123"),
+        ("S24-123", "S24-1230"),
+        ("1.05", "1.5"),  # the zero of a decimal is not a leading zero
+        ("P1.05", "P1.5"),
+        ("ER/PR", "ER-PR"),
+        ("3+4", "3-4"),
+        ("HER2-", "HER2"),
     ],
 )
 def test_names_of_different_things(first: str, second: str) -> None:
@@ -55,6 +70,7 @@ def test_names_of_different_things(first: str, second: str) -> None:
 
 def test_letters_before_a_number_can_be_compared_with_their_sign() -> None:
     assert spelled_alike(["A1", "A-1", "A01", "a1"], numbered=False) == ["'A1' and 'a1'"]
+    assert not spelled_alike(["S24-00123", "S24-123", "S24_123"], numbered=False)
 
 
 def test_a_letter_that_looks_like_another_is_named_by_its_code() -> None:

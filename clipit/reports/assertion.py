@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from clipit.reports.denials import is_denied
+from clipit.reports.denials import is_denied, is_questioned, read_boxes
 from clipit.reports.phrases import PhraseTree, Token, tokenize
 
 Status = Literal["affirmed", "negated", "uncertain"]
@@ -28,16 +28,19 @@ WORDS_AFTER = 5
 _NEGATION_BEFORE = """
 no; not; without; never; neither; nor; no evidence of; no sign of; no signs of; no features of; no convincing;
 negative for; absence of; lack of; lacks; lacking; free of; free from; devoid of; rather than; fails to show;
-failed to show; not suspicious for; not suggestive of; no suspicion of; not consistent with; not diagnostic of;
+fail to show; failed to show; fails to demonstrate; fail to demonstrate; failed to demonstrate; neg for; neg. for;
+not suspicious for; not suggestive of; no suspicion of; not consistent with; not diagnostic of;
 does not show; do not show; did not show; no evidence to suggest; no evidence of residual
 """
 _NEGATION_NEXT_WORD = "non"
 _NEGATION_AFTER = """
 negative; absent; excluded; ruled out; none; none seen; none identified; : no; not identified; not seen; not present;
 not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated; not apparent;
-not confirmed; not involved; no longer present; cannot be identified; can not be identified; could not be identified;
-cannot be demonstrated
+not confirmed; not involved; no longer present
 """
+_FOUND = ("identified", "seen", "found", "detected", "demonstrated", "observed", "appreciated", "noted")
+_FIND = ("identify", "see", "find", "detect", "demonstrate", "observe", "appreciate", "note")
+_NOT_BE = ("cannot be", "can not be", "could not be", "'t be", "'t", "no longer")
 _UNCERTAINTY_BEFORE = """
 possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of;
 suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; rule out; r/o;
@@ -86,9 +89,14 @@ class Assertions:
         """Add triggers to those of the package."""
         self._triggers = PhraseTree()
         for name, phrases in {
-            "negated before": [*_phrases(_NEGATION_BEFORE), *_EXCLUDING, *negation.before],
+            "negated before": [
+                *_phrases(_NEGATION_BEFORE),
+                *(f"'t {verb}" for verb in _FIND),
+                *_EXCLUDING,
+                *negation.before,
+            ],
             "negated next": _phrases(_NEGATION_NEXT_WORD),
-            "negated after": [*_phrases(_NEGATION_AFTER), *negation.after],
+            "negated after": [*_phrases(_NEGATION_AFTER), *map(_join, product(_NOT_BE, _FOUND)), *negation.after],
             "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *_not_excluding(), *uncertainty.before],
             "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *_not_excluded(), *uncertainty.after],
             _TERMINATION: _phrases(_TERMINATIONS),
@@ -103,13 +111,14 @@ class Assertions:
         Triggers within a mention have no effect. Triggers are matched from left to right without overlap; of those that
         start at the same word, the longest counts. Two negations in a row ("not absent") cancel each other. A mention
         that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to the text
-        after the trigger if it introduces a list at the start of the sentence: "Not excluded: MSI-H". The answer "no"
-        after a dash and counts of zero also negate a mention (`denials.py`).
+        after the trigger if it introduces a list at the start of the sentence: "Not excluded: MSI-H". Short answers,
+        counts of zero and check boxes also change the status of a mention (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence, in characters.
         """
-        tokens = tokenize(sentence)
+        boxes = read_boxes(sentence)
+        tokens = tokenize(boxes.sentence)
         first, last = _token_spans(tokens, mentions)
         before, after = bytearray(len(tokens)), bytearray(len(tokens))  # per token: bits of the triggers that cover it
         triggers = _without_double_negation(self._find(tokens, zip(first, last, strict=True)), tokens)
@@ -128,7 +137,8 @@ class Assertions:
         statuses: list[Status] = []
         for begin, end, span in zip(first, last, mentions, strict=True):
             bits = before[begin] | after[end - 1] if end > begin else 0
-            bits |= _BITS["negated"] * is_denied(sentence, *span)
+            bits |= _BITS["negated"] * (boxes.denies(span[0]) or is_denied(boxes.sentence, *span))
+            bits |= _BITS["uncertain"] * (span[0] < boxes.unanswered or is_questioned(sentence, span[0]))
             statuses.append(
                 "uncertain" if bits & _BITS["uncertain"] else "negated" if bits & _BITS["negated"] else "affirmed"
             )

@@ -1,15 +1,25 @@
-"""Denials of a mention without a trigger word: the answer "no" after a dash, and counts of zero.
+"""Denials and doubts about a mention without a trigger word: short answers, counts of zero, check boxes.
 
-Only unambiguous forms are recognised: "Perineural invasion - no", "Metastasis: 0/12",
-"metastasis in 0 of 12 lymph nodes", "0/12 lymph nodes with metastasis".
+Only unambiguous forms are recognised: "Perineural invasion - no", "Perineural invasion: N", "Metastasis: 0/12",
+"metastasis in 0 of 12 lymph nodes", "0/12 lymph nodes with metastasis", "[ ] metastasis [x] no metastasis",
+"?metastasis".
 """
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 _WINDOW = 160  # characters before a mention that are searched for a count
 _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1-9]\d{0,2}(?!\d| ?/|[.,:-]\d| ?%)"
 """Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
+_SHORT_ANSWER = re.compile(
+    r"(?: ?\(y ?/ ?n\))? ?[:=] ?(?:no|n|neg|nil|false)(?=\.? *\Z| *[,;)]|\. +(?-i:[A-Z]))"
+    r"| ?\((?:-|n|neg\.?)\)|[ -]free\b(?! (?:of|from)\b)",
+    re.IGNORECASE,
+)
+_QUESTION = re.compile(r"\? ?(?:[^\W\d_]+[ -]){0,2}\Z")
+_BOX = re.compile(r"\[ ?\]|\( \)|[\u2610\u25a1]|(?P<checked>\[ ?[xX] ?\]|\([xX]\)|[\u2611\u2612\u2713\u2714])")
 _COUNT_AFTER = re.compile(
     r"(?: ?[:=] ?|(?: (?:is|are|was|were|present|identified|found|seen|detected|noted)){0,2}"
     rf" (?:in|to|involv(?:es?|ed|ing)) ){_COUNT}",
@@ -37,6 +47,54 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     may_follow_count = "0" in sentence[begin:start] or "zero" in sentence[begin:start].casefold()
     return bool(
         _ANSWER.match(sentence, end)
+        or _SHORT_ANSWER.match(sentence, end)
         or _COUNT_AFTER.match(sentence, end)
         or (may_follow_count and _COUNT_BEFORE.search(sentence, begin, start))
     )
+
+
+def is_questioned(sentence: str, start: int) -> bool:
+    """Return whether a question mark right before a mention makes it uncertain: "?metastasis", "? lung metastasis"."""
+    return _QUESTION.search(sentence, max(0, start - _WINDOW), start) is not None
+
+
+@dataclass(frozen=True)
+class CheckBoxes:
+    """Options with check boxes in a sentence.
+
+    Attributes:
+        sentence: The sentence with boxes and unchecked options replaced by spaces, of the same length.
+        unchecked: Start and end of each unchecked option.
+        unanswered: Index before which the sentence is a question without a checked option; 0 if there is none.
+    """
+
+    sentence: str
+    unchecked: Sequence[tuple[int, int]] = ()
+    unanswered: int = 0
+
+    def denies(self, start: int) -> bool:
+        """Return whether the mention that starts at this index is in an unchecked option."""
+        return any(begin <= start < end for begin, end in self.unchecked)
+
+
+def read_boxes(sentence: str) -> CheckBoxes:
+    """Read the check boxes of a sentence, each before its option ("[x] yes [ ] no") or after it ("yes [x] no [ ]").
+
+    Empty brackets within a sentence without a checked box are ignored, since removed names look the same.
+    """
+    boxes = list(_BOX.finditer(sentence))
+    if not boxes:
+        return CheckBoxes(sentence)
+    before, after = sentence[: boxes[0].start()].strip(" -"), sentence[boxes[-1].end() :].strip(" .;,")
+    answered = any(box["checked"] for box in boxes)
+    if not (answered or not before or not after or before.endswith(":") or boxes[0][0] in "\u2610\u25a1"):
+        return CheckBoxes(sentence)
+    first = 0 if after else sentence.rstrip(" .;,")[: boxes[0].start()].rstrip(" :").rfind(":") + 1
+    starts = [box.end() for box in boxes] if after else [first, *(box.end() for box in boxes[:-1])]
+    stops = [*(box.start() for box in boxes[1:]), len(sentence)] if after else [box.start() for box in boxes]
+    unchecked = [(start, stop) for box, start, stop in zip(boxes, starts, stops, strict=True) if not box["checked"]]
+    masked = list(sentence)
+    for start, stop in [*unchecked, *(box.span() for box in boxes)]:
+        masked[start:stop] = " " * (stop - start)
+    unanswered = 0 if answered else boxes[0].start() if after else first
+    return CheckBoxes("".join(masked), unchecked, unanswered)

@@ -162,6 +162,78 @@ def test_a_number_before_a_dash_has_no_answer(text: str) -> None:
     assert statuses(text, FINDINGS) == [("pattern", "affirmed")]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Invasion: N",
+        "Invasion: neg.",
+        "Invasion: nil; margins free",
+        "Invasion = no",
+        "Invasion (Y/N): N",
+        "Invasion: False",
+        "Invasion (-)",
+        "Invasion-free margins.",
+        "Adenocarcinoma isn't seen.",
+        "We don't see invasion.",
+        "Invasion can't be identified.",
+        "Invasion cannot be seen.",
+        "Invasion is no longer seen.",
+        "NEG for adenocarcinoma.",
+        "The sections fail to demonstrate invasion.",
+    ],
+)
+def test_short_answers_and_contractions_negate(text: str) -> None:
+    assert statuses(text, FINDINGS) == [("finding", "negated")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Invasion: N1",
+        "Invasion: N blocks examined",
+        "Invasion (Y/N): Y",
+        "Invasion free of inflammation.",
+        "Adenocarcinoma, free margins.",
+        "Adenocarcinoma with free margins.",
+        "Invasion (-3 mm)",
+    ],
+)
+def test_longer_answers_do_not_negate(text: str) -> None:
+    assert statuses(text, FINDINGS) == [("finding", "affirmed")]
+
+
+@pytest.mark.parametrize(
+    "text", ["?invasion", "Biopsy of colon ? invasive adenocarcinoma", "Lesion (? adenocarcinoma)"]
+)
+def test_a_question_mark_before_a_mention_makes_it_uncertain(text: str) -> None:
+    assert statuses(text, FINDINGS) == [("finding", "uncertain")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[ ] invasion [x] adenocarcinoma", ["negated", "affirmed"]),
+        ("[X] Invasion [ ] Adenocarcinoma", ["affirmed", "negated"]),
+        ("( ) invasion (x) adenocarcinoma", ["negated", "affirmed"]),
+        ("\u2610 invasion \u2611 adenocarcinoma", ["negated", "affirmed"]),
+        ("Invasion [ ] Adenocarcinoma [x]", ["negated", "affirmed"]),
+        ("[ ] Perineural invasion\n[x] Adenocarcinoma", ["negated", "affirmed"]),
+        ("Invasion: [ ] yes [x] no", ["negated"]),
+        ("Invasion: [x] yes [ ] no", ["affirmed"]),
+        ("Invasion: yes [ ] no [x]", ["negated"]),
+        ("Invasion: [ ] not identified [x] present", ["affirmed"]),
+        ("Invasion: [x] not identified [ ] present", ["negated"]),
+        ("Invasion [ ] present [x] absent", ["negated"]),
+        ("Invasion: [ ] yes [ ] no", ["uncertain"]),
+        ("Invasion [ ]", ["negated"]),
+        ("Submitted by Dr. [ ] as invasion.", ["affirmed"]),  # a name that was removed
+        ("Invasion [1]", ["affirmed"]),
+    ],
+)
+def test_check_boxes(text: str, expected: list[str]) -> None:
+    assert statuses(text, FINDINGS) == [("finding", status) for status in expected]
+
+
 def test_denials_apply_to_the_mention_beside_them_alone() -> None:
     text = "Adenocarcinoma with vascular invasion - no; metastasis - yes"
     assert statuses(text, FINDINGS) == [("finding", status) for status in ("affirmed", "negated", "affirmed")]

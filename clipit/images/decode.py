@@ -20,7 +20,7 @@ from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-_BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION = 258, 254, 339, 270  # TIFF tags
+_BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION, _COLOURS = 258, 254, 339, 270, 320  # TIFF tags
 _NAME_LENGTH = 100  # leading characters of a description that may name the image
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
@@ -233,6 +233,9 @@ def _check_depth(image: Image.Image) -> None:
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
     if 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):  # Pillow would read -1 as 255
         raise ImageError("signed integers per channel: convert the image to unsigned 8-bit RGB")
+    colours = getattr(image, "tag_v2", {}).get(_COLOURS, ())
+    if colours and 0 < max(colours) < 256:  # some programs write 8-bit values, but TIFF palettes have 16 bits
+        raise ImageError("a TIFF palette of 8-bit values, which would be read as black: convert the image to RGB")
     bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
     for tile in getattr(image, "tile", ()):
         packed = tile[3] if isinstance(tile[3], tuple) else (tile[3],)

@@ -226,6 +226,18 @@ def test_signed_integers_are_refused() -> None:
     assert decode(io.BytesIO(deep_tiff(8, 1))).size == (4, 4)
 
 
+@pytest.mark.parametrize("scale", [257, 1])
+def test_a_tiff_palette_of_8_bits_is_refused_because_pillow_reads_it_as_black(scale: int) -> None:
+    stream = io.BytesIO()
+    colours = np.tile(np.arange(256, dtype=np.uint16) * scale, (3, 1))
+    tifffile.imwrite(stream, np.full((4, 4), 200, np.uint8), photometric="palette", colormap=colours)
+    if scale == 257:
+        assert np.asarray(decode(stream)).max() == 200
+    else:
+        with pytest.raises(ImageError, match="palette"):
+            decode(stream)
+
+
 @pytest.mark.parametrize("name", sorted(DEEP))
 def test_more_than_8_bits_are_refused_by_training_and_prediction(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(DEEP[name])

@@ -1,5 +1,6 @@
 """Images with ids, from image files, folders and zips."""
 
+import math
 import os
 import unicodedata
 from bisect import bisect_right
@@ -28,6 +29,7 @@ class ImageSet:
         ids: Unique names, such as paths relative to a folder.
         stamps: Stamp of each image's content; it changes when the file is replaced.
         notes: Notes, such as the number of skipped files.
+        mpp: Micrometres per pixel of each image, NaN where unknown; empty if no input states them.
     """
 
     ids: Sequence[str]
@@ -35,6 +37,7 @@ class ImageSet:
     reader: Reader
     where: str
     notes: tuple[str, ...] = ()
+    mpp: Sequence[float] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -149,7 +152,8 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
         return sets[0]
     stamps = [stamp for images in sets for stamp in images.stamps]
     notes = tuple(note for images in sets for note in images.notes)
-    return ImageSet(ids, stamps, _join_readers(sets), shortlist([images.where for images in sets], 3), notes)
+    mpp = [number for images in sets for number in images.mpp or [math.nan] * len(images)]
+    return ImageSet(ids, stamps, _join_readers(sets), shortlist([images.where for images in sets], 3), notes, mpp)
 
 
 def _join_readers(sets: Sequence[ImageSet]) -> JoinedReader:

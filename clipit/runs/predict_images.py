@@ -2,14 +2,16 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, counted, shortlist
+from clipit.errors import ArtifactError, DataError, as_note, counted, shortlist
 from clipit.images.image_set import ImageSet
 from clipit.output_files.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
 from clipit.output_files.whole_files import write_text
@@ -17,6 +19,7 @@ from clipit.reporting.prediction_page import prediction_page
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts, read_chunks, write_chunks
 from clipit.runs.prediction_files import BATCH_SIZE, PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses
+from clipit.tiles.load import view_warning
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -58,11 +61,13 @@ def predict_images(
             # another command may have finished while the main process waited for the lock
             complete = processes.broadcast(processes.main and paths.is_complete(inputs))
             if not complete:
-                inputs = processes.broadcast(_prepare(paths, inputs, images) if processes.main else inputs)
+                warning = _view_warning(classifier, images) if processes.main else ""
+                notes = (*images.notes, *filter(None, [warning]))
+                inputs = processes.broadcast(_prepare(paths, inputs, notes) if processes.main else inputs)
                 starts = chunk_starts(len(images), inputs[BATCH_SIZE])
                 files = write_chunks(paths.partial, classifier, images, zero_shot, options, starts)
                 if processes.main:
-                    _finish(paths, files, inputs, classifier, images, zero_shot)
+                    _finish(paths, files, inputs, classifier, images, zero_shot, warning)
             if processes.main:
                 _delete_chunks(paths)  # before the lock is released: a waiting command may then write to the folder
     elif processes.main:
@@ -90,8 +95,8 @@ def _inputs(
     }
 
 
-def _prepare(paths: PredictionPaths, inputs: dict[str, Any], images: ImageSet) -> dict[str, Any]:
-    """Create the folder of the chunks, and record their inputs.
+def _prepare(paths: PredictionPaths, inputs: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    """Create the folder of the chunks, record their inputs, and log notes on them.
 
     Returns:
         The recorded inputs; those of the interrupted command if chunks exist, because its batch size determines them.
@@ -111,8 +116,8 @@ def _prepare(paths: PredictionPaths, inputs: dict[str, Any], images: ImageSet) -
         inputs = recorded
     make_folder(paths.partial)
     write_record(paths.command, inputs)
-    for note in images.notes:
-        logger.info(f"note: {note}")
+    for note in notes:
+        logger.info(as_note(note))
     return inputs
 
 
@@ -123,6 +128,7 @@ def _finish(
     classifier: "Classifier",
     images: ImageSet,
     zero_shot: ZeroShotClasses | None,
+    warning: str,
 ) -> None:
     """Write the table, the list of unreadable images, the page and the summary.
 
@@ -145,7 +151,7 @@ def _finish(
         "images": len(images),
         "predicted": len(images) - len(unreadable),
         "unreadable": len(unreadable),
-        "note": _synthetic_warning(classifier),
+        "note": " ".join(filter(None, [_synthetic_warning(classifier), warning])),
         **outcomes["p_"].summarise(),
     }
     if zero_shot:
@@ -174,6 +180,13 @@ def _describe_classifier(classifier: "Classifier") -> dict[str, object]:
         if spec.mpp is None
         else f"{spec.mpp:g}{' (assumed from the backbone)' if spec.mpp_assumed else ''}",
     }
+
+
+def _view_warning(classifier: "Classifier", images: ImageSet) -> str:
+    """Return a warning if the images show much more or less tissue than the classifier's training tiles, or ""."""
+    mpp, spec = np.array(images.mpp or [np.nan] * len(images)), classifier.spec
+    warning = view_warning(images.try_read, mpp, pixels=spec.tile_pixels, expected=spec.mpp, model="the classifier")
+    return f"WARNING: {warning}." if warning else ""
 
 
 def _synthetic_warning(classifier: "Classifier") -> str:

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
+from PIL import Image
 
 from clipit.annotators.label_table import AnnotationTable
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, counted, counted_of, has_controls, shortlist
+from clipit.images.decode import Unreadable
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.dataset_reader import read_data_set
@@ -38,6 +40,8 @@ from clipit.tiles.streaming import stream_tiles
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
+
+_SAMPLED = 16  # images that `view_warning` reads
 
 SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "folders": read_folders,
@@ -316,4 +320,40 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
         f"{model} expects {expected:g} µm per pixel; "
         f"{counted_of(int(far.sum()), len(tiles), 'tile is', 'tiles are')} "
         f"read at {' to '.join(dict.fromkeys(bounds))}: features may be worse than published"
+    )
+
+
+def view_warning(
+    read: Callable[[int], Image.Image | Unreadable],
+    mpp: Float64[np.ndarray, " n"],
+    *,
+    pixels: int | None,
+    expected: float | None,
+    model: str,
+) -> str | None:
+    """Return a warning if images show much more or less tissue than a model's training tiles, else None.
+
+    Up to 16 images, evenly spaced, are read. An unknown resolution is assumed to be that of the training tiles.
+
+    Args:
+        read: Function that reads an image by its row.
+        mpp: Micrometres per pixel of each image; NaN where unknown.
+        pixels: Edge of the model's training tiles in pixels; None to compare only resolutions.
+        expected: Micrometres per pixel of the model's training tiles; None to compare only sizes.
+        model: Name of the model.
+    """
+    rows = np.unique(np.linspace(0, len(mpp) - 1, _SAMPLED).astype(np.int64)).tolist()
+    images = [(row, image) for row in rows if isinstance(image := read(row), Image.Image)]
+    ratios = np.array([min(image.size) / (pixels or min(image.size)) for _, image in images])
+    if expected is not None:
+        ratios *= np.nan_to_num(mpp[[row for row, _ in images]] / expected, nan=1.0)
+    far = ratios[(ratios > 1.5) | (ratios < 1 / 1.5)]
+    if not far.size:
+        return None
+    bounds = " to ".join(dict.fromkeys(f"{bound:.2g}" for bound in (far.min(), far.max())))
+    stated = [f"{pixels} pixels" if pixels else "", f"{expected:g} µm per pixel" if expected is not None else ""]
+    shown = counted_of(len(far), len(images), "sampled image shows", "sampled images show")
+    return (
+        f"{shown} {bounds} times the width of the training tiles ({' at '.join(filter(None, stated))}) of {model}, if "
+        "their resolution is the same where it is not stated: predictions may be wrong"
     )

@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
 def table_images(
     path: Path, images: Path | None = None, path_column: str | None = None, id_column: str | None = None
 ) -> ImageSet:
-    """Return the images listed in a table, reading only its columns of paths and ids.
+    """Return the images listed in a table, reading only its columns of paths, ids and resolutions (`mpp`).
 
     Args:
         images: Folder or zip that the paths are relative to; None for the folder of the table.
@@ -104,7 +104,9 @@ def table_images(
         unreadable="quarantine",
     )
     table = open_table(path)
-    return _locate(path, config, table, read_columns(path, config, table, ("id", "path")))
+    cells = read_columns(path, config, table, ("id", "path", "mpp"))
+    mpp = parse_mpp(cells["mpp"], path, table.row_name) if "mpp" in cells else ()
+    return replace(_locate(path, config, table, cells), mpp=mpp)
 
 
 def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[str, list[str]]) -> ImageSet:

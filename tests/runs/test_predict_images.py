@@ -310,6 +310,18 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]
 
 
+@pytest.mark.parametrize(("edge", "mpp", "warned"), [(32, "", False), (128, "", True), (128, "0.25", False)])
+def test_images_that_show_more_tissue_than_the_training_tiles_are_noted(
+    classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture, edge: int, mpp: str, warned: bool
+) -> None:
+    caplog.set_level("INFO")
+    Image.new("RGB", (edge, edge), "pink").save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text(f"path,mpp\na.png,{mpp}\n")
+    summary = predict_images(classifier, open_inputs([tmp_path / "t.csv"]), tmp_path / "p.csv", options=SMALL)
+    expected = "1 of 1 sampled image shows 4 times the width of the training tiles (32 pixels at 1 µm per pixel)"
+    assert (expected in summary["note"], expected in caplog.text) == (warned, warned)
+
+
 def test_pyramidal_tiffs_among_images_are_recognised_by_their_content(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mixed/a.png")

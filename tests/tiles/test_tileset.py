@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipit.errors import DataError
-from clipit.tiles.load import mpp_warning
+from clipit.images.decode import Unreadable
+from clipit.tiles.load import mpp_warning, view_warning
 from clipit.tiles.tileset import TileSet
 
 Make = Callable[..., TileSet]
@@ -58,6 +60,27 @@ def test_mpp_warning(make_tiles: Make) -> None:
     assert "1 of 3 tiles" in warning
     assert mpp_warning(tiles.select([0]), 0.5, "M", resize=224 / 96) is None  # 0.97 seen at 0.42
     assert mpp_warning(tiles.select([2]), 0.5, "M") is None
+
+
+@pytest.mark.parametrize(
+    ("edge", "mpp", "pixels", "expected", "text"),
+    [
+        (256, np.nan, 64, 0.5, "40 of 40 sampled images show 4 times the width"),
+        (256, 0.125, 64, 0.5, None),  # the same tissue at a higher resolution
+        (64, 0.125, 64, 0.5, "show 0.25 times the width"),
+        (64, np.nan, 64, None, None),
+        (80, np.nan, 64, 0.5, None),
+        (64, 2.0, None, 0.5, "show 4 times the width"),
+        (64, 2.0, 64, None, None),
+        (256, np.nan, None, 0.5, None),
+    ],
+)
+def test_view_warning(edge: int, mpp: float, pixels: int | None, expected: float | None, text: str | None) -> None:
+    def read(row: int) -> Image.Image | Unreadable:
+        return Unreadable("damaged") if row == 0 else Image.new("RGB", (edge + row % 2, edge))
+
+    warning = view_warning(read, np.full(1000, mpp), pixels=pixels, expected=expected, model="M")
+    assert warning is None if text is None else (warning is not None and text.replace("40", "15") in warning)
 
 
 def test_ids_with_lone_surrogates_are_refused(make_tiles: Make) -> None:

@@ -78,7 +78,7 @@ def check_group_names(names: Collection[str], where: str) -> tuple[str, ...]:
     """Check that no groups differ only in spelling, because a patient under two names may be in two splits.
 
     Returns:
-        A warning if there are groups such as A1 and A-1, or S24-00123 and S24_123, which may also be different patients.
+        A warning if there are groups such as A1 and A-1, or S24-0012 and S24_12, which may also be different patients.
 
     Raises:
         DataError: Two groups differ only in spelling otherwise.

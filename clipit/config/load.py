@@ -1,4 +1,4 @@
-"""Read and validate configurations as trees of keys."""
+"""Read, merge and validate configurations, which are trees of keys."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from clipit.input_files.yaml_file import MAX_DEPTH, load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
 NO_TILES = "(no tiles)"  # path of the placeholder for tiles that a command does not need
-_MAX_SHOWN = 80  # maximum characters of a key in a message
+_MAX_SHOWN = 80  # maximum number of characters of a key in a message
 _NO_REPORTS = "(no reports)"  # path of the placeholder that lets the other keys of `reports` be validated
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}

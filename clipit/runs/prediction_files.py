@@ -20,7 +20,7 @@ from clipit.runs.prediction_chunks import REASON
 
 FORMATS = (".csv", ".parquet")
 BATCH_SIZE = "batch_size"
-"""Input that is recorded because it determines the chunks; a command may resume with another one."""
+"""Recorded input that determines the chunks; a resumed command may have a different batch size."""
 _DIGITS = 6  # significant digits of the probabilities in a csv table
 _OTHER_FILES = "delete these files, or choose a different --out"
 

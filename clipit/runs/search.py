@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _JOURNAL = "trials.journal"
-_ROUNDING = 1e-9  # scores that differ by at most this count as equal
+_ROUNDING = 1e-9  # scores are considered equal if they differ by at most this value
 TrialKey = tuple[tuple[str, str], ...]
 
 

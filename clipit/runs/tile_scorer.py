@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipit.models.vlm import VLM
     from clipit.prompts.prompt_set import PromptSet
 
-_MAX_RATIO = 1.5  # a warning is logged if one resolution exceeds the other (requested or expected) by more than this
+_MAX_RATIO = 1.5  # a warning is logged if requested and expected resolution differ by more than this factor
 
 
 @dataclass(frozen=True)

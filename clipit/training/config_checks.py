@@ -7,7 +7,7 @@ from clipit.training.terms.term_table import all_terms
 
 
 def check_keys(config: RunConfig) -> None:
-    """Raise one error for all contradicting keys of a resolved configuration.
+    """Raise one error for all contradictory keys of a resolved configuration.
 
     Raises:
         ConfigError: Some keys contradict each other.

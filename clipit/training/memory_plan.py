@@ -32,7 +32,7 @@ class MemoryPlan:
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
         needed: Estimated peak memory of a process in bytes.
-        free: Free memory of the device with the least, in bytes, including that of the loaded weights and tiles.
+        free: Smallest free memory of any device in bytes, including that of the loaded weights and tiles.
         parts: Breakdown of the needed memory, as text.
         notes: Warnings and notes to log.
     """
@@ -83,7 +83,7 @@ def plan_memory(
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge length of the input in pixels.
         cached: Bytes that the tile cache will hold in the CPU's memory.
-        held: Bytes of `cached` that it holds already, from earlier runs of this process.
+        held: Bytes of `cached` that the cache already holds, from earlier runs in this process.
 
     Raises:
         ConfigError: The batch does not fit with any choice of the keys that are `auto`.
@@ -153,7 +153,7 @@ def choose_memory_plan(
 
     Args:
         config: Run configuration, with its arm resolved.
-        free: Free memory of the device with the least, in bytes, before the student is loaded.
+        free: Smallest free memory of any device in bytes, before the student is loaded.
         reserved: Bytes of the device's memory that are not available to the student, such as a tile cache.
         pixels: Edge length of the prefetched tiles; 0 to ignore them.
 

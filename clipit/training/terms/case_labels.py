@@ -95,7 +95,7 @@ def label_cases(
 
 
 def shuffle_case_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
-    """Shuffle the labels across labelled patients with the same organ; no patient keeps their own label (control).
+    """Shuffle the labels across labelled patients with the same organ: each gets another patient's label (control).
 
     Patients who are the only ones with their organ form one group, whose labels are shuffled. If there is only one such
     patient, this patient joins the patients with the most frequent organ.

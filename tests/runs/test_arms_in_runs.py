@@ -15,7 +15,9 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 from clipit.prompts.dictionary import load_dictionary
 from clipit.runs.train import train_run
+from clipit.training.arms import resolve_arm
 from clipit.training.terms.bag_members import PromptMembers, make_contrast_bags, prompt_members
+from clipit.training.terms.term_table import active_terms
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -105,6 +107,18 @@ def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: Mak
     teacher = folder.parents[1] / "alone-teacher" / "image_only-seed0"
     assert (teacher / "results.json").is_file()
     assert "vlm" not in facts(folder), "no VLM in it"
+
+
+def test_self_training_depends_on_all_keys_of_its_teacher(configure: MakeConfig) -> None:
+    def inputs(**arm: object) -> dict[str, str]:
+        config = resolve_arm(configure(arms={"image_only": {"base": "image_only", **arm}}, arm="self_training"))
+        (term,) = (term for term in active_terms(config) if term.name == "soft_labels")
+        return term.fingerprints(Workspace(config))
+
+    default, faster = inputs(), inputs(**{"training.learning_rate": 0.07})
+    assert default.keys() == faster.keys() and default != faster
+    frozen = inputs(**{"backbone.tuning": "frozen"})
+    assert frozen["arm image_only"] == default["arm image_only"] and frozen != default
 
 
 @pytest.mark.parametrize(

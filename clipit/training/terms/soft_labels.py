@@ -159,8 +159,16 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             return {"posteriors of annotators": fingerprint(targets.tolist())}
         if self.options.source != "image_only":
             return {}
-        image_only = resolve_arm(self.config.model_copy(update={"arm": "image_only"}))
-        return {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
+        teacher = self.config.model_copy(update={"arm": "image_only"})
+        image_only = resolve_arm(teacher)
+        keys, built_in = (
+            select_keys(config, "results")
+            for config in (image_only, resolve_arm(teacher.model_copy(update={"arms": {}})))
+        )
+        others = sorted(key for key in {*keys, *built_in} if not key.startswith("training."))
+        changed = {key: keys.get(key) for key in others if keys.get(key) != built_in.get(key)}
+        training = {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
+        return training | ({"other keys of arm image_only": fingerprint(changed)} if changed else {})
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Compute the source's class probabilities for the training tiles, and correct them with `make_soft_labels`."""

@@ -73,14 +73,14 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
             f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss on the {len(labels)} "
             f"validation labels: the loss keeps falling towards {np.exp(best):.3g}",
             where="validation predictions",
-            fix="label more validation tiles; this happens when all tiles are predicted correctly, or no better than "
-            "chance",
+            fix="label more validation tiles (there is no minimum if all tiles are predicted correctly, or no better "
+            "than chance)",
         )
     return Temperature(float(np.exp(best)), len(labels), loss(0.0), loss(best))
 
 
 def with_temperature(probabilities: Float[np.ndarray, "n c"], temperature: float) -> Float32[np.ndarray, "n c"]:
-    """Scale probabilities by a temperature: softmax(log p / T)."""
+    """Scale probabilities with a temperature: softmax(log p / T)."""
     return softmax(_to_logits(probabilities) / temperature)
 
 

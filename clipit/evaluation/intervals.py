@@ -61,7 +61,7 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Compute percentile bootstrap intervals of scores that are functions of weighted tiles.
 
-    Units (groups; single tiles if the group is unknown) are drawn with replacement, as many as there are; the weight of
+    Each resample draws n of the n units (groups; single tiles if the group is unknown) with replacement; the weight of
     a tile is the number of times its unit was drawn. Resamples in which the score is undefined are dropped. The
     interval is undefined if these are more than 5 % of the resamples, or if there are fewer than `MIN_UNITS` units. To
     bound memory, resamples are drawn 50 at a time. Resampling biases some scores (it increases the calibration error,
@@ -109,7 +109,7 @@ def bootstrap_intervals(
     *,
     present_only: bool = False,
 ) -> dict[str, Interval]:
-    """Compute bootstrap intervals of all `metrics.METRICS` of n labelled tiles; see `bootstrap`."""
+    """Compute bootstrap intervals for all `metrics.METRICS` on n labelled tiles; see `bootstrap`."""
 
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         return weighted_scores(labels, probabilities, weights, present_only=present_only)

@@ -56,7 +56,7 @@ def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -
 def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
     """Return the segmentation with one class per tile that has the highest Dice for one of two classes.
 
-    Tiles are placed as in `majority_class`. Assigning the class to a further tile raises the Dice if the share of the
+    Tiles are placed as in `majority_class`. Assigning the class to another tile raises the Dice if the share of the
     tile that the class covers exceeds half of the current Dice. The class is therefore assigned to the tiles with the
     largest shares, and their number is the one with the highest Dice.
 

@@ -146,7 +146,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         table = None if changed else pq.read_table(path, page_checksum_verification=True)
         present = [] if table is None else table.column_names
     except FileNotFoundError as error:
-        raise DataError("no such predictions file", where=path, fix="run clipit evaluate first") from error
+        raise DataError("the predictions file does not exist", where=path, fix="run clipit evaluate first") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
     if table is None:

@@ -29,7 +29,7 @@ class LinearHead:
     bias: Float[np.ndarray, " c"]
 
     def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n c"]:
-        """Return the class probabilities of new features."""
+        """Return the class probabilities for new features."""
         return softmax(features @ self.weight.T + self.bias)
 
 

@@ -185,7 +185,7 @@ def _fit_and_predict(
     n_classes: int,
     inverse_penalty: float,
 ) -> Float64[np.ndarray, "r c"]:
-    """Fit a logistic regression on the rows `train`, and predict class probabilities of `rows`."""
+    """Fit a logistic regression on the rows `train`, and predict class probabilities for `rows`."""
     probabilities: Float64[np.ndarray, "r c"] = np.zeros((len(rows), n_classes))
     counts = np.bincount(labels[train], minlength=n_classes)
     if (counts > 0).sum() < 2:

@@ -45,7 +45,7 @@ def evaluate_predictions(
             undefined if a class has no tiles, and macro F1 also covers classes that are only predicted.
 
     Raises:
-        DataError: The table has no tiles of a split.
+        DataError: The table has no tiles for one of the splits.
     """
     predictions = predictions.by_id()
     known = sorted(set(predictions.splits.tolist()))

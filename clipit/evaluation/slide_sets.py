@@ -19,7 +19,7 @@ ALL_SLIDES = "all"
 
 
 class PoolingKey(NamedTuple):
-    """Identifies a pooling: its name from `slide_scores.POOLINGS`, and whether scores were smoothed first."""
+    """Identifier of a pooling: its name from `slide_scores.POOLINGS`, and whether scores were smoothed first."""
 
     pooling: str
     smoothed: bool
@@ -32,7 +32,7 @@ class PoolingKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SlideSet:
-    """Scores of slides by every pooling, with label, patient and split of each slide.
+    """Slide scores for every pooling, with the label, patient and split of each slide.
 
     Attributes:
         slides: Names of the slides, in ascending order.

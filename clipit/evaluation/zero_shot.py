@@ -40,7 +40,7 @@ def embed_prompt_set(
     mean: Float[np.ndarray, " D"] | None = None,
     classes: Sequence[str] | None = None,
 ) -> TextVectors:
-    """Embed every (class, name, template) text as a unit vector, centred by `mean` if given and normalised again.
+    """Embed every (class, name, template) text as a unit vector; if `mean` is given, subtract it and normalise again.
 
     Args:
         prompts: Prompt set.
@@ -83,9 +83,9 @@ def prompt_embeddings(
 ) -> Float32[np.ndarray, "C D"]:
     """Compute one unit vector per class: the mean-embedding ensemble over all (name, template) texts.
 
-    Texts are L2-normalised, centred by `mean` if given and normalised again, then averaged per class and normalised.
-    CONCH and CLIP_benchmark ensemble prompts in this way (without centring). The arguments are those of
-    `embed_prompt_set`.
+    Text embeddings are L2-normalised, centred by subtracting `mean` if it is given, and normalised again; they are then
+    averaged per class and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring). The
+    arguments are those of `embed_prompt_set`.
 
     Raises:
         DataError: `classes` are not those of the prompts, an embedding is zero or not finite, or the texts of a class

@@ -174,7 +174,7 @@ def _probe(content: AdaptContent) -> str:
     probe = f"a linear probe on the frozen VLM with {counted(content.probe_labels, 'label')}"
     score = f"({_mean(content.score(PROBE, BEFORE))})"
     if compared.outcome == "better":
-        return f"It exceeds {probe} {score}."
+        return f"The adapted VLM exceeds {probe} {score}."
     if compared.outcome == "worse":
         return f"If labels are available, use the probe: {probe} is better {score}."
     if compared.outcome == "undecided":

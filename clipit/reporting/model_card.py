@@ -220,7 +220,11 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     splits = {f"set {number}": next(iter(results["splits"].values())) for number, results in enumerate(evaluations, 1)}
     counts = [
         f"{name}: {counted(scored['n'], 'tile')}"
-        + (f" of {counted(scored['groups'], 'patient or slide', 'patients or slides')}" if scored.get("groups") else "")
+        + (
+            f" from {counted(scored['groups'], 'patient or slide', 'patients or slides')}"
+            if scored.get("groups")
+            else ""
+        )
         for name, scored in splits.items()
     ]
     return (

@@ -35,7 +35,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise DataError("not a JSON object with a step", where=f"{path}, line {number}", fix=fix) from error
+            raise DataError("not a JSON object with the key step", where=f"{path}, line {number}", fix=fix) from error
         rows.append(row)
     return rows
 

@@ -386,5 +386,5 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
             ArtifactError,
             "predictions have changed",
         ),
-        (changed(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "no such predictions"),
+        (changed(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "file does not exist"),
     ]

@@ -93,7 +93,7 @@ def test_wrong_predictions_are_not_written(tmp_path: Path, predictions: Predicti
 
 def test_wrong_files(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    with pytest.raises(DataError, match="no such predictions file"):
+    with pytest.raises(DataError, match="predictions file does not exist"):
         read_predictions(path)
     path.write_bytes(b"not parquet")
     with pytest.raises(DataError, match="unreadable"):

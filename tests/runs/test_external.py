@@ -95,7 +95,7 @@ def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: P
     after, card = content(run), "classifier/README.md"
     text = after.pop(card).decode()
     assert after == {name: data for name, data in before.items() if name != card}
-    assert "set 1 (n = 14)" in text and "set 1: 14 tiles of 7 patients" in text and "elsewhere" not in text
+    assert "set 1 (n = 14)" in text and "set 1: 14 tiles from 7 patients" in text and "elsewhere" not in text
     assert {path.name for path in folder.iterdir()} == {
         "results.json", "predictions.parquet", "summary.md", "report.html"
     }  # fmt: skip

@@ -17,6 +17,15 @@ from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long."""
+_IN_THE_WAY = "delete or rename the file that is in the way, or "
+_REMEDIES = {
+    os.strerror(errno.EFBIG): "raise the limit on file sizes (ulimit -f) or ",
+    os.strerror(errno.EROFS): "",
+    os.strerror(errno.EEXIST): _IN_THE_WAY,
+    os.strerror(errno.ENOTDIR): _IN_THE_WAY,
+    os.strerror(errno.ENAMETOOLONG): "shorten the name or ",
+}
+"""First part of the fix, by message of the operating system; for others, free some space."""
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
@@ -155,12 +164,11 @@ def disk_errors(where: object) -> Iterator[None]:
         reason = _write_failure(error)
         if reason is None:
             raise
-        space = "raise the limit on file sizes (ulimit -f)" if reason == os.strerror(errno.EFBIG) else "free some space"
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix=f"{space} or choose a different folder with --output or --out, then run the command again; finished "
-            "parts are kept",
+            fix=f"{_REMEDIES.get(reason, 'free some space or ')}choose a different folder with --output or --out, "
+            "then run the command again; finished parts are kept",
         ) from error
 
 

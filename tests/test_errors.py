@@ -48,10 +48,19 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG]
+    ("code", "fix"),
+    [
+        (errno.ENOSPC, "free some space or choose"),
+        (errno.EDQUOT, "free some space or choose"),
+        (errno.EROFS, "choose a different folder"),
+        (errno.EEXIST, "delete or rename the file that is in the way"),
+        (errno.ENOTDIR, "delete or rename the file that is in the way"),
+        (errno.EACCES, "choose a different folder"),
+        (errno.ENAMETOOLONG, "shorten the name or choose"),
+    ],
 )
-def test_trouble_with_the_disk_names_the_place(code: int) -> None:
-    with pytest.raises(ArtifactError, match="/place"), disk_errors("/elsewhere"):
+def test_trouble_with_the_disk_names_the_place(code: int, fix: str) -> None:
+    with pytest.raises(ArtifactError, match=rf"/place\n  fix: {fix}"), disk_errors("/elsewhere"):
         raise OSError(code, os.strerror(code), "/place")
 
 

@@ -39,7 +39,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Operation that turns an image upright, by its orientation."""
+"""Operation that turns an image upright, for each value of its orientation."""
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = 8  # bytes before the first chunk
@@ -73,7 +73,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
             or macro. Slides may have labels without a name.
 
     Raises:
-        ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` refuses the image.
+        ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` rejects the image.
         OSError: The file cannot be opened.
     """
     try:
@@ -131,8 +131,8 @@ def open_header(source: Path | io.BytesIO) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Load an image completely and convert it to 8-bit RGB; transparent pixels are shown over white.
 
-    The image is turned upright by its EXIF orientation, as viewers do, and as Pillow does for TIFF. Of a TIFF with
-    several pages, the first is used if the others are smaller copies of it or masks.
+    The image is turned upright according to its EXIF orientation, as in viewers (Pillow does this itself for TIFF). The
+    first page of a TIFF with several pages is used if the others are smaller copies of it or masks.
 
     Raises:
         ImageError: The image has more than 8 bits per channel, or several frames or pages of equal size.
@@ -144,13 +144,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check(image: Image.Image, compare_pages: bool = True) -> None:
-    """Refuse images that cannot be converted to 8-bit RGB without loss."""
+    """Reject images that cannot be converted to 8-bit RGB without loss."""
     _check_depth(image)
     _check_pages(image, compare_pages)
 
 
 def check_bytes(image: Image.Image) -> None:
-    """Refuse damage that Pillow does not report: a JPEG file without its end, wrong checksums in a PNG or TIFF file.
+    """Reject damage that Pillow does not report: a JPEG file without its end, wrong checksums in a PNG or TIFF file.
 
     In TIFF files that are compressed with Deflate, the checksums are verified. For those that are compressed with JPEG,
     libjpeg's warnings are checked.
@@ -208,7 +208,7 @@ def _load(image: Image.Image) -> Image.Image:
 
 
 def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
-    """Turn an image upright by the EXIF orientation of its file, and drop the orientation from its metadata.
+    """Turn an image upright according to the EXIF orientation of its file, and drop the orientation from its metadata.
 
     Args:
         pixels: Image as stored in the file.
@@ -227,15 +227,15 @@ def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuse files with more than 8 bits per channel; Pillow may report 8, because it drops the lower bits of some."""
+    """Reject files with more than 8 bits per channel; Pillow may report 8, because it drops the lower bits of some."""
     if image.mode not in _EIGHT_BIT:
         depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
     if 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):  # Pillow would read -1 as 255
-        raise ImageError("signed integers per channel: convert the image to unsigned 8-bit RGB")
+        raise ImageError("signed integer channels: convert the image to unsigned 8-bit RGB")
     colours = getattr(image, "tag_v2", {}).get(_COLOURS, ())
     if colours and 0 < max(colours) < 256:  # some programs write 8-bit values, but TIFF palettes have 16 bits
-        raise ImageError("a TIFF palette of 8-bit values, which would be read as black: convert the image to RGB")
+        raise ImageError("a TIFF palette with 8-bit values, which would be read as black: convert the image to RGB")
     bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
     for tile in getattr(image, "tile", ()):
         packed = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
@@ -267,9 +267,9 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _check_pages(image: Image.Image, compare: bool) -> None:
-    """Refuse animations and TIFF files of several images; smaller copies and masks may follow the first page.
+    """Reject animations and TIFF files with several images; smaller copies and masks may follow the first page.
 
-    A TIFF whose first page is smaller than another one is refused, because only the first page is read.
+    A TIFF whose first page is smaller than another one is rejected, because only the first page is read.
     """
     if not getattr(image, "is_animated", False):
         return
@@ -297,8 +297,8 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     image.seek(0)
     if larger is not None:
         raise ImageError(
-            f"a TIFF whose first page has {size[0]} x {size[1]} pixels and another {larger[0]} x {larger[1]}: save "
-            "only the larger page"
+            f"a TIFF whose first page has {size[0]} x {size[1]} pixels and another page {larger[0]} x {larger[1]}: "
+            "save only the larger page"
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")
@@ -307,7 +307,7 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     if others:
         extent = " x ".join(map(str, smaller[others[0]].size))
         raise ImageError(
-            f"a TIFF of several images: page {others[0]} ({extent} pixels) is not a smaller copy of the first: save "
+            f"a TIFF with several images: page {others[0]} ({extent} pixels) is not a smaller copy of the first: save "
             "each page as a separate file"
         )
 

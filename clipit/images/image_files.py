@@ -1,4 +1,4 @@
-"""List the image files in a folder and its subfolders, and stamp their contents."""
+"""List the image files in a folder and its subfolders, and compute stamps of their contents."""
 
 import os
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def _relative_to(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
-    """Stamp the content of each file; all dangling links have the same stamp."""
+    """Return a stamp of each file's content; all dangling links have the same stamp."""
     stamps: list[str] = []
     for name in names:
         try:

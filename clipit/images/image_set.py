@@ -28,7 +28,7 @@ class ImageSet:
     Attributes:
         ids: Unique names, such as paths relative to a folder.
         stamps: Stamp of each image's content; it changes when the file is replaced.
-        notes: Notes, such as the number of skipped files.
+        notes: Notes on the images, such as the number of skipped files.
         mpp: Micrometres per pixel of each image, NaN where unknown; empty if no input states them.
     """
 
@@ -68,7 +68,7 @@ class ImageSet:
         return image
 
     def try_read(self, row: int) -> Image.Image | Unreadable:
-        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or may not be read.
+        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or read permission is missing.
 
         Raises:
             DataError: The file cannot be opened for another reason, such as a disconnected disk.
@@ -126,9 +126,9 @@ def open_images(path: Path) -> ImageSet:
         return _nonempty_set(path, names, [stamp_of[name] for name in names], ZipReader(path, names), others)
     if not is_image(path):
         raise DataError(
-            "not an image file of a supported format, nor a folder or zip of them",
+            "neither an image file in a supported format nor a folder or zip of images",
             where=path,
-            fix=f"use files with the suffix {', '.join(sorted(SUFFIXES))}",
+            fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}",
         )
     return ImageSet([path.name], [file_stamp(path)], FileReader(path.parent, [path.name]), str(path))
 
@@ -146,7 +146,7 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
             f"{counted(len(repeated), 'image id occurs', 'image ids occur')} more than once: {shortlist(repeated, 3)}",
             where=shortlist([images.where for images in sets], 3),
             fix="pass each image once; to keep the ids of several folders apart, pass the folder that contains them "
-            f"({parent}), or a table with a column id",
+            f"({parent}), or a table with an `id` column",
         )
     if len(sets) == 1:
         return sets[0]
@@ -171,13 +171,13 @@ def _nonempty_set(
     if not names:
         contents = f"; it contains {shortlist(others, 3)}" if others else ""
         raise DataError(
-            f"no images found{contents}", where=path, fix=f"use files with the suffix {', '.join(sorted(SUFFIXES))}"
+            f"no images found{contents}", where=path, fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}"
         )
-    notes = [f"{counted(len(others), 'file')} in {path} skipped, not images: {shortlist(others, 3)}"] if others else []
+    notes = [f"{counted(len(others), 'file')} in {path} skipped (not images): {shortlist(others, 3)}"] if others else []
     decomposed = sum(not unicodedata.is_normalized("NFC", name) for name in names)
     if decomposed:
         notes.append(
-            f"{counted(decomposed, 'name of an image', 'names of images')} in {path} "
+            f"{counted(decomposed, 'image name', 'image names')} in {path} "
             f"{'is' if decomposed == 1 else 'are'} in decomposed Unicode (NFD), as macOS writes letters with accents; "
             "the same names typed into a table differ: to join them, convert both to NFC, or predict the table instead"
         )

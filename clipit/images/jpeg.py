@@ -4,7 +4,7 @@ The package is optional (`pip install simplejpeg`) and changes no pixel. Before 
 images are decoded with it and with Pillow; it is used only if all pixel values agree. Both usually contain
 libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
-If simplejpeg raises an error or a warning, Pillow decodes the file, so a file that Pillow refuses causes the same error
+If simplejpeg raises an error or a warning, Pillow decodes the file, so a file that Pillow rejects causes the same error
 either way. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are corrupt; simplejpeg
 reports them, so such damage is detected only where it is installed. JPEG files that Pillow decodes, such as grey
 images, and the JPEG parts of TIFF files are decoded a second time for these warnings.
@@ -40,7 +40,7 @@ Decoder = Callable[[bytes], UInt8[np.ndarray, "h w 3"]]
 
 
 def decode_plain(image: Image.Image) -> Image.Image | str:
-    """Decode an opened JPEG file of three 8-bit channels, without applying its EXIF orientation.
+    """Decode an opened JPEG file with three 8-bit channels, without applying its EXIF orientation.
 
     Args:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.

@@ -35,7 +35,7 @@ _Cost = tuple[float, float, float, int]
 """Seconds spent reading, seconds on a core, seconds waiting for a core, and number of blocks read from disk."""
 _MIN_SECONDS = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
-"""Fraction of the time spent waiting above which remedies are logged."""
+"""Fraction of time spent waiting above which remedies are logged."""
 
 
 @dataclass
@@ -43,13 +43,13 @@ class ReadingClock:
     """Time that a loop waits for its batches, and what the reading threads do meanwhile.
 
     Attributes:
-        start: Time at which the clock was started, seconds.
-        waited: Time that the loop waited for items, seconds.
+        start: Time at which the clock was started, in seconds.
+        waited: Time that the loop waited for items, in seconds.
         items: Number of items that the loop received.
-        reading: Time spent reading items, summed over the threads, seconds.
-        computing: Part of `reading` in which a thread used a core, as decoding and resizing do, seconds.
-        queued: Part of `reading` in which a thread waited for a core, where the system counts it (Linux), seconds.
-        blocks: Blocks of 512 bytes that had to be fetched from a disk or a network, where the system counts them.
+        reading: Time spent reading items, summed over the threads, in seconds.
+        computing: Part of `reading` in which a thread used a core (for decoding and resizing), in seconds.
+        queued: Part of `reading` in which a thread waited for a core, if the system counts it (Linux), in seconds.
+        blocks: Blocks of 512 bytes that had to be fetched from a disk or a network, if the system counts them.
     """
 
     start: float = field(default_factory=time.perf_counter)
@@ -66,7 +66,7 @@ class ReadingClock:
         return max(time.perf_counter() - self.start, 1e-9)
 
     def share(self) -> float:
-        """Return the share of the time spent waiting for items."""
+        """Return the fraction of the time since the start that was spent waiting for items."""
         return min(self.waited / self.seconds(), 1.0)
 
     def report(self, title: str, threads_key: str, *, cache: bool = False, cached: bool = False) -> None:
@@ -188,7 +188,7 @@ def read_ahead(
     pending: deque[tuple[Batch, list[Future[tuple[list[Result], _Cost]]]]] = deque()
 
     def submit(batch: Batch) -> list[Future[tuple[list[Result], _Cost]]]:
-        # Submitting an item takes a tenth of the time of decoding a small tile, so several are submitted at once.
+        # Submitting an item takes a tenth of the time needed to decode a small tile, so several are submitted at once.
         items = list(batch)
         size = max(1, len(items) // (_GROUPS * clock.threads))
         return [pool.submit(timed, items[first : first + size]) for first in range(0, len(items), size)]

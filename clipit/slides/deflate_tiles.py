@@ -25,7 +25,7 @@ class DeflateLevel:
 
         Args:
             file: Open slide.
-            page: Page of tifffile.
+            page: tifffile page.
         """
         self._file = file
         self._tile = (int(page.tilewidth), int(page.tilelength))

@@ -1,4 +1,4 @@
-"""DICOM slides: a series of files, one per level; openslide opens the series through any of them."""
+"""DICOM slides: a series of files, one per level; openslide opens the series from any of its files."""
 
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ _HEADER = 2**20  # bytes to search; the tag comes before the pixels
 
 
 def series_of(path: Path) -> str:
-    """Return the UID of a DICOM file's series; "" if the file cannot be read or states no series."""
+    """Return the UID of a DICOM file's series; "" if the file cannot be read or names no series."""
     try:
         with path.open("rb") as stream:
             header = stream.read(_HEADER)

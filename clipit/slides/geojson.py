@@ -1,4 +1,4 @@
-"""Read areas on slides (tissue contours, annotations) from GeoJSON, as QuPath, TRIDENT and geopandas write it."""
+"""Read areas on slides (tissue contours, annotations) from GeoJSON, as written by QuPath, TRIDENT and geopandas."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
 
     Raises:
         DataError: The file cannot be read (`read_polygons`), or its coordinates are not pixels of this slide (with a
-            tolerance of 1 % at the borders).
+            tolerance of 1% at the borders).
     """
     polygons, system = read_polygons(path)
     if origin != (0, 0) and _QUPATH in path.read_bytes():
@@ -134,7 +134,7 @@ def _member(value: dict[str, Any], key: str, path: Path) -> list[Any]:
     member = value.get(key)
     if not isinstance(member, list):
         raise DataError(
-            f"a {value['type']} of the contour file has no list of {key}", where=path, fix="export it again"
+            f"a {value['type']} in the contour file has no list of {key}", where=path, fix="export it again"
         )
     return member
 
@@ -168,10 +168,10 @@ def _ring(corners: Any, path: Path) -> Float64[np.ndarray, "_ 2"]:
         ring = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise DataError(
-            "a ring of the contour file is not a list of pairs of numbers", where=path, fix="export the contours again"
+            "a ring in the contour file is not a list of coordinate pairs", where=path, fix="export the contours again"
         ) from None
     if not np.isfinite(ring).all():
-        raise DataError("a coordinate of the contour file is not finite", where=path, fix="export the contours again")
+        raise DataError("a coordinate in the contour file is not finite", where=path, fix="export the contours again")
     return ring if len(ring) == 0 or (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
 
 
@@ -200,7 +200,7 @@ def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: P
         raise DataError(f"the contour file is in degrees of longitude and latitude: {extent}", where=path, fix=_PIXELS)
     if most.max() <= 1:
         raise DataError(
-            f"the coordinates of the contour file are at most 1, so they are not pixels: {extent}",
+            f"the coordinates in the contour file are at most 1, so they are not pixels: {extent}",
             where=path,
             fix=f"multiply them by the width and height of the slide ({width} x {height})",
         )
@@ -214,5 +214,5 @@ def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: P
     if (most < _CORNER * size).all():
         share = math.ceil(100 * float((most / size).max()))
         logger.warning(
-            f"{path}: all contours lie in the upper left {share} % of the slide; they must be in pixels of level 0"
+            f"{path}: all contours lie in the upper left {share}% of the slide; they must be in pixels of level 0"
         )

@@ -16,7 +16,7 @@ def map_shape(grid: SlideGrid, downsample: float) -> tuple[int, int]:
 def heat_map(
     grid: SlideGrid, scores: Float[np.ndarray, "n classes"], downsample: float
 ) -> Float32[np.ndarray, "classes h w"]:
-    """Return the mean score per class of the tiles that contain the centre of each pixel; NaN outside of all tiles.
+    """Return, for each pixel, the mean score per class of the tiles that contain its centre; NaN outside all tiles.
 
     In addition to the map, this needs memory for one count per pixel.
 
@@ -26,7 +26,7 @@ def heat_map(
             coordinates, are closed.
 
     Raises:
-        ValueError: Pixels of the map are larger than tiles, so tiles would be lost.
+        ValueError: The pixels of the map are larger than the tiles, so some tiles would be lost.
     """
     if not 0 < downsample <= max(grid.edge, grid.step):
         raise ValueError(f"a map with {downsample} pixels of level 0 per pixel would lose tiles of {grid.edge} pixels")

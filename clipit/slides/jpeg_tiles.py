@@ -119,7 +119,8 @@ class JpegLevel:
         expected = (self.tile_width, self.tile_height)
         size, samplings = _frame(data)
         if size != expected:  # Pillow's decoder trusts the size that it is given
-            raise ImageError(f"tile {index} of the slide is damaged: not a JPEG of {self.tile_width} pixels")
+            dimensions = " x ".join(map(str, expected))
+            raise ImageError(f"tile {index} of the slide is damaged: not a JPEG of {dimensions} pixels")
         data = self._header + data[2:]
         fast = is_compared(*expected, samplings)
         image = decode_bytes(data, *expected) if fast else find_corruption(data, len(samplings), *expected)
@@ -148,7 +149,7 @@ class JpegLevel:
 
 
 def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel]:
-    """Find the levels of a slide whose tiles are JPEG and complete; the others must be read by openslide.
+    """Find the levels of a slide whose tiles are JPEG and complete; the others must be read with openslide.
 
     Args:
         path: TIFF of one of `tiff_pages.FORMATS`.

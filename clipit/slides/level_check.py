@@ -1,4 +1,4 @@
-"""Check that all levels and pages of a slide show the image of its overview."""
+"""Check that all levels and pages of a slide show the same image as its overview."""
 
 import math
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _are_equal(actual: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 def _choose_cells(means: Float[np.ndarray, "rows columns"]) -> list[tuple[int, int]]:
-    """Choose cells whose mean grey values are evenly spaced, and as many evenly spaced cells, some of both first."""
+    """Choose cells with evenly spaced mean grey values, and as many evenly spaced cells, a few of each first."""
     order = np.argsort(means, axis=None, kind="stable")
     values = means.ravel()[order]
     targets = np.linspace(values[0], values[-1], _CELLS)

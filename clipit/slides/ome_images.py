@@ -16,7 +16,7 @@ _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "
 _ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
 _MPP_TOLERANCE = 0.02
 _FIX = (
-    "save each image as a separate file, for example with bfconvert of Bio-Formats: bfconvert -noflat -series 0 "
+    "save each image as a separate file, for example with Bio-Formats: bfconvert -noflat -series 0 "
     "SLIDE OUT_0.ome.tif, and so on for each series"
 )
 
@@ -29,8 +29,8 @@ class OmeImage:
         number: Position in the metadata; Bio-Formats and tifffile call it the series.
         name: Name in the metadata; "" if there is none.
         size: Width and height in pixels.
-        mpp: Micrometres per pixel; None if they are not stated, in an unknown unit, or differ between the axes.
-        has_alpha: Whether a channel is named as transparency.
+        mpp: Micrometres per pixel; None if they are missing, in an unknown unit, or different for the two axes.
+        has_alpha: Whether the name of a channel marks it as transparency.
     """
 
     number: int
@@ -48,10 +48,10 @@ def choose_image(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
     """Find the image that is the slide.
 
     Args:
-        file: Open file of tifffile.
+        file: Open `tifffile.TiffFile`.
 
     Returns:
-        Series of tifffile, and the image's metadata; None if the file has no metadata for it.
+        tifffile series, and the image's metadata; None if the file has no metadata for it.
 
     Raises:
         DataError: Several images may be the slide.
@@ -92,7 +92,7 @@ def _is_copy(image: OmeImage, other: OmeImage) -> bool:
 
 
 def _pair(file: Any) -> list[tuple[Any, OmeImage]]:
-    """Match series of tifffile to images of the metadata; tifffile skips images that it cannot read."""
+    """Match the tifffile series to the images in the metadata; tifffile skips images that it cannot read."""
     images = read_images(file.ome_metadata)
     pairs, first = [], 0
     for series in file.series:
@@ -140,7 +140,7 @@ def _parse(xml: str | None) -> "Element | None":
 
 
 def _mpp(pixels: "Element") -> float | None:
-    """Read micrometres per pixel; None if they are missing, in an unknown unit, or differ between the axes."""
+    """Read micrometres per pixel; None if they are missing, in an unknown unit, or different for the two axes."""
     sizes = []
     for axis in "XY":
         factor = _UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m"))

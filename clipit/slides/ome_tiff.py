@@ -126,7 +126,7 @@ def _unreadable(error: Exception, path: Path) -> DataError:
 
 
 def count_ome_levels(path: Path) -> int:
-    """Return the number of levels of an OME-TIFF; the largest number if several of its images may be the slide.
+    """Return the number of levels of an OME-TIFF; the largest such number if several of its images may be the slide.
 
     Raises:
         DataError: The file is damaged, or not an 8-bit RGB image.
@@ -226,8 +226,8 @@ def _alpha(page: Any, is_named: bool) -> int:
     """Return the kind of transparency in the fourth channel, as a value of the tag ExtraSamples; 0 if it has none.
 
     Args:
-        page: Page of tifffile.
-        is_named: Whether OME metadata name a channel as transparency.
+        page: tifffile page.
+        is_named: Whether the OME metadata mark a channel as transparency.
     """
     if page.samplesperpixel != 4:
         return 0

@@ -25,11 +25,11 @@ SLIDE_SUFFIXES = frozenset(
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes; they are never read as slides, even in a folder of slides."""
 MPP_TOLERANCE = 0.02
-"""Maximum relative difference of two values of micrometres per pixel that count as equal."""
+"""Maximum relative difference between two mpp values that count as equal."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
-"""Fix named in errors if openslide cannot be imported."""
+"""Fix shown in errors if openslide cannot be imported."""
 
 
 def import_openslide() -> Any:
@@ -114,7 +114,7 @@ def _open(path: Path) -> SlideFile:
         raise DataError(
             "VSI slides (Olympus) cannot be read",
             where=path,
-            fix="convert it to a pyramidal OME-TIFF, with QuPath (Export images) or bfconvert of Bio-Formats",
+            fix="convert it to a pyramidal OME-TIFF, with QuPath (Export images) or Bio-Formats (bfconvert)",
         )
     openslide = import_openslide()
     if suffix in _TIFF and is_ome_tiff(path):
@@ -150,7 +150,7 @@ def _why_unknown(path: Path) -> str:
                 image_format = image.format
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
         return "not a slide that openslide can read: the file is damaged, truncated or of a different format"
-    if image_format == "TIFF":  # most formats of slides are TIFFs
+    if image_format == "TIFF":  # most slide formats are TIFFs
         return "not a slide that openslide can read: the TIFF is damaged, truncated or of a different format"
     return f"not a slide, but a {image_format} image with the suffix {path.suffix}"
 
@@ -199,7 +199,7 @@ class _OpenSlideFile:
 
 
 class _FlatImage:
-    """An image of one level, decoded completely when it is first read."""
+    """An image with a single level, decoded completely when it is opened."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -215,7 +215,7 @@ class _FlatImage:
         self.mpp = _tiff_mpp(path) if path.suffix.lower() in _TIFF else None
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
-        """Cut a rectangle; pixels outside the image are white."""
+        """Crop a rectangle; pixels outside the image are white."""
         region = Image.new("RGB", (width, height), "white")
         region.paste(self._image, (-x, -y))
         return region
@@ -258,7 +258,7 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
 
 
 def _tiff_mpp(path: Path) -> float | None:
-    """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre; inches are print resolutions."""
+    """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre; those per inch are for printing."""
     with noted(str(path)), Image.open(path) as image:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)

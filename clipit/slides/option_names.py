@@ -8,9 +8,11 @@ class OptionNames:
     """Names of the slide options.
 
     Attributes:
-        mpp: Micrometres per pixel of slides that do not state them.
-        tile_mpp: Micrometres per pixel of tiles.
-        min_tissue: Share of a tile that must be tissue.
+        mpp: Option for the micrometres per pixel of slides whose metadata lack them.
+        tile_mpp: Option for the micrometres per pixel of tiles.
+        overlap: Option for the overlap of neighbouring tiles.
+        min_tissue: Option for the share of a tile that must be tissue.
+        contours: Option for the contour files of the tissue.
         elsewhere: Remark that names the command with the options overlap, min_tissue and contours; "" if the running
             command has them.
     """
@@ -26,7 +28,7 @@ class OptionNames:
 KEYS = OptionNames(
     "tiles.mpp", "tiles.slides.mpp", "tiles.slides.overlap", "tiles.slides.min_tissue", "tiles.slides.contours"
 )
-"""Keys of a configuration."""
+"""Configuration keys."""
 SLIDES_OPTIONS = OptionNames("--mpp", "--tile-mpp", "--overlap", "--min-tissue", "--contours")
 """Options of `clipit slides`."""
 PREDICT_OPTIONS = OptionNames(

@@ -61,7 +61,7 @@ def rasterise(polygons: Sequence[Polygon], shape: tuple[int, int], downsample: f
     rule.
 
     Args:
-        polygons: Polygons in pixels of level 0; parts outside the mask are cut off.
+        polygons: Polygons in pixels of level 0; parts outside the mask are clipped.
         shape: Rows and columns of the mask.
         downsample: Pixels of level 0 per pixel of the mask.
     """

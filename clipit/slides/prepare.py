@@ -118,7 +118,7 @@ class PreparedSlide:
 
     @cached_property
     def identity(self) -> str:
-        """Fingerprint of the slide's file and its tiles."""
+        """Fingerprint of the slide's file and of its tiles."""
         grid = self.grid
         positions = fingerprint([grid.x.tolist(), grid.y.tolist()])
         return fingerprint([self.stamp, self.pixels, self.extent, positions])

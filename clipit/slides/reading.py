@@ -24,7 +24,7 @@ from clipit.slides.tiff_pages import TO_PYRAMID
 logger = logging.getLogger(__name__)
 
 _LEVEL_TOLERANCE = 1.01
-"""A level may be up to 1 % coarser than requested, because a downsample of 2.0005 means 2."""
+"""A level may be up to 1% coarser than requested, because a downsample of 2.0005 means 2."""
 _MAX_OPEN = 16
 """Number of slides that a process keeps open."""
 _MAX_PIXELS = 2**33
@@ -35,7 +35,7 @@ _BLOCK = 2048  # edge of the regions read for an overview, in pixels of the leve
 
 
 def choose_level(slide: SlideFile, downsample: float) -> int:
-    """Return the coarsest level whose downsample exceeds the given one by at most 1 %; else the finest level."""
+    """Return the coarsest level whose downsample exceeds the given one by at most 1%, or else the finest level."""
     candidates = [
         number for number, level in enumerate(slide.levels) if level.downsample <= downsample * _LEVEL_TOLERANCE
     ]
@@ -181,8 +181,8 @@ class SlideReader:
 
         Args:
             slide_of: Position of each tile's slide in `slides`.
-            x: Left edge of each tile, pixels of level 0.
-            y: Upper edge of each tile.
+            x: Left edge of each tile, in pixels of level 0.
+            y: Upper edge of each tile, in pixels of level 0.
         """
         self._slides, self._slide_of, self._x, self._y = tuple(slides), slide_of, x, y
         self._pool = SlidePool()
@@ -200,7 +200,7 @@ class SlideReader:
             return self._read(shared, placed, row)
         except ImageError:
             self._pool.drop(placed.path, shared)
-        # Openslide refuses every read after an error, so the error may belong to another tile and thread.
+        # After an error, openslide rejects every read, so the error may come from another tile and thread.
         reopened = open_slide(placed.path)
         try:
             return self._read(reopened, placed, row)

@@ -8,7 +8,7 @@ from clipit.slides.slide_file import SlideFile
 _PLAUSIBLE_MPP = (0.05, 20.0)
 """Micrometres per pixel of level 0; larger values come from print resolutions, such as 600 dpi (42 um)."""
 _USUAL_MPP = (0.1, 4.0)
-"""Micrometres per pixel of scanners, from an objective of 100x to one of 2.5x."""
+"""Usual micrometres per pixel of scanners, with objectives from 100x to 2.5x."""
 _GLASS = 80.0
 """Length of a standard glass slide (76 mm) plus a margin, in millimetres."""
 _MAX_GLASS = 210.0
@@ -39,7 +39,7 @@ def resolve_mpp(
         default: Value of the user's option, for slides with no other value; None if the option is not given.
 
     Raises:
-        DataError: Neither a value nor a power is known, file and table differ by more than 2 %, or the value in the
+        DataError: Neither a value nor a power is known, file and table differ by more than 2%, or the value in the
             table or option is not between 0.05 and 20.
     """
     file_mpp = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
@@ -64,12 +64,12 @@ def resolve_mpp(
         return mpp, f"{mpp:g} µm per pixel from the objective power of {slide.magnification:g}{ignored}"
     implausible = ""
     if slide.mpp is not None:
-        reason = "a resolution for printing" if slide.mpp > _PLAUSIBLE_MPP[1] else "finer than any objective"
+        reason = "a print resolution" if slide.mpp > _PLAUSIBLE_MPP[1] else "finer than any objective"
         implausible = f" (it states {slide.mpp:g}, {reason})"
     raise DataError(
         f"the slide states neither plausible micrometres per pixel nor a magnification{implausible}",
         where=where,
-        fix=f"state the micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
+        fix=f"state the micrometres per pixel of its finest level: {options.mpp}, or a column mpp in a slide table",
     )
 
 
@@ -88,7 +88,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
         raise DataError(
             f"with {mpp:g} µm per pixel, {longest:,} pixels would be {length:,.0f} mm, longer than any glass slide",
             where=where,
-            fix=f"correct the micrometres per pixel of the slide ({options.mpp}, or a column mpp of a table of slides)",
+            fix=f"correct the micrometres per pixel of the slide ({options.mpp}, or a column mpp in a slide table)",
         )
     reasons = []
     if length > _GLASS:
@@ -115,4 +115,4 @@ def _why_implausible(mpp: float) -> str:
     elif _is_plausible(mpp * 1000):
         unit = " (millimetres?)"
     low, high = _PLAUSIBLE_MPP
-    return f"micrometres per pixel of a slide are between {low:g} and {high:g}, not {mpp:g}{unit}"
+    return f"micrometres per pixel of a slide must be between {low:g} and {high:g}, not {mpp:g}{unit}"

@@ -8,11 +8,11 @@ from clipit.slides.tiff_pages import TiffPage, read_pages
 
 _DESCRIPTION = 100  # characters at the start of a description that may name the image
 _MIN_FACTOR = 1.3  # smallest downsample between two levels of a pyramid
-_TOLERANCE = 0.02  # relative difference of shape between levels, besides rounding
+_TOLERANCE = 0.02  # relative difference in shape between levels, in addition to rounding
 
 
 def check_one_image(path: Path, strips_are_images: bool = True) -> None:
-    """Check that all pages of a TIFF belong to its first: smaller levels, masks, label, macro, overview or thumbnail.
+    """Check that all other pages of a TIFF belong to its first page: smaller levels, masks, label, macro, thumbnail.
 
     Pages of equal size are a stack, which is not checked here.
 

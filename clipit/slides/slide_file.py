@@ -27,8 +27,8 @@ class SlideFile(Protocol):
 
     Attributes:
         levels: Resolutions, finest first.
-        mpp: Micrometres per pixel of level 0 that the file states; None if it states none.
-        magnification: Objective power that the file states; None if it states none.
+        mpp: Micrometres per pixel of level 0 stated in the file; None if it states none.
+        magnification: Objective power stated in the file; None if it states none.
         origin: Left and top edge of the scanned area in level-0 pixels; the origin of viewers such as QuPath.
         remark: Remark on content of the file that is not read; "" if everything is read.
     """

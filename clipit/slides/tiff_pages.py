@@ -22,7 +22,7 @@ TO_PYRAMID = (
     "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
     "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"
 )
-"""Fix named in errors about slides without smaller levels."""
+"""Fix shown in errors about slides without smaller levels."""
 _ORIENTATION = 274  # number of the TIFF tag
 _TURNED = range(2, 9)  # values of this tag for images that are stored rotated or mirrored
 _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
@@ -108,7 +108,7 @@ def check_level_orientations(path: Path, levels: Sequence[Level]) -> None:
 
 
 def check_orientation(page: Any, path: Path) -> None:
-    """Check that a page of tifffile is not stored rotated or mirrored.
+    """Check that a tifffile page is not stored rotated or mirrored.
 
     Raises:
         DataError: The tag Orientation of the page is not 1.
@@ -161,7 +161,7 @@ def _facts(page: Any) -> TiffPage:
 
 
 class TiffBytes:
-    """A file that several threads read at any offset; closed when the last level that uses it is freed."""
+    """A file that several threads can read at any offset; closed when the last level that uses it is freed."""
 
     def __init__(self, path: Path) -> None:
         """Open the file."""

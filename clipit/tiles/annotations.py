@@ -1,4 +1,4 @@
-"""Labels of tiles by several annotators: read them, stratify held-out splits by them, and derive training labels."""
+"""Tile labels from several annotators: read them, stratify held-out splits by them, and derive training labels."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from clipit.tiles.tileset import TileSet
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedTiles:
-    """Annotators' votes on the tiles of a source, and the labels of the source.
+    """Annotators' votes on the tiles of a source, and the source's own labels.
 
     Attributes:
         config: Section `tiles.annotations`.
@@ -31,12 +31,12 @@ class AnnotatedTiles:
     blind: bool
 
     def with_strata(self, tiles: TileSet, *, tests: bool) -> TileSet:
-        """Replace labels with those used to stratify held-out splits, whatever `annotations.labels` is.
+        """Replace labels with those used to stratify held-out splits, regardless of `annotations.labels`.
 
         Args:
             tiles: Tiles before any are held out.
-            tests: Whether test tiles will be held out; they are stratified by the labels that they are scored on.
-                Validation tiles are stratified by the majority vote of the training annotators.
+            tests: True to hold out test tiles, stratified by the labels that they are scored on; False to hold out
+                validation tiles, stratified by the majority vote of the training annotators.
         """
         if tests and self.config.test_labels == "source":
             return _with_labels(tiles, self.source_labels)
@@ -83,7 +83,7 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
 def join_annotators(
     tiles: TileSet, table: AnnotationTable | None, config: TilesConfig
 ) -> tuple[TileSet, AnnotatedTiles | None]:
-    """Match the annotators' labels with tiles, and add notes on dropped rows.
+    """Match the annotators' labels with the tiles, and add notes on dropped rows.
 
     Raises:
         DataError: A label is not one of the classes, or no annotated tile is among the tiles.

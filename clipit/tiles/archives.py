@@ -31,8 +31,8 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
 
     Args:
         target: Output path; an existing file is verified and not downloaded again.
-        md5: Published MD5 checksum, in hexadecimal digits.
-        page: Page of the data set, for errors.
+        md5: Published MD5 checksum, as hexadecimal digits.
+        page: Web page of the data set, for error messages.
 
     Raises:
         DataError: The network or the server fails, or the checksum is wrong.
@@ -87,7 +87,7 @@ def _download_rest(url: str, partial: Path) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
-    """Copy the response to a file, log progress every 10 %, and return the number of bytes."""
+    """Copy the response to a file, log progress every 10%, and return the number of bytes."""
     done, logged = start, start * 10 // total if total else 0
     if start:
         logger.info(f"resuming at {start / 2**20:.1f} MiB")
@@ -101,7 +101,7 @@ def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, tot
 
 
 def file_md5(file: Path) -> str:
-    """Return the MD5 checksum of a file, in hexadecimal digits."""
+    """Return the MD5 checksum of a file, as hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

@@ -34,8 +34,8 @@ def augment(
     The result for a tile depends only on (seed, step, key), not on the other tiles of the batch, their order, or the
     process. Dihedral transforms are exact permutations of pixels (all eight for square tiles, otherwise flips and the
     rotation by 180 degrees). Stain jitter scales and shifts each stain's concentration c in optical density,
-    c' = (1 + u) c + v with u, v uniform in [-spread, spread] (Tellez et al. 2019, arXiv 1902.06543; stains of Ruifrok
-    and Johnston 2001).
+    c' = (1 + u) c + v with u, v uniform in [-spread, spread] (Tellez et al. 2019, arXiv 1902.06543; stain
+    vectors from Ruifrok and Johnston 2001).
 
     Args:
         pixels: Tiles with values 0 to 255.

@@ -20,10 +20,10 @@ SIZE = (2048, 1536)
 CROP = 512
 """Edge length of a crop in pixels."""
 SPLITS_FILE = Path(__file__).parent / "data" / "bach_splits.csv"
-"""Csv with the columns file, class and split.
+"""CSV file with the columns `file`, `class` and `split`.
 
 The test split is the one on which eva (kaiko-ai/eva, bach.py) reports scores. The validation split is the one that
-THUNDER separates from the rest, by patient. All other micrographs are training micrographs.
+THUNDER holds out from the rest, by patient. All other micrographs are in the training split.
 """
 _FOLDERS = ("Photos", "ICIAR2018_BACH_Challenge/Photos", "")
 _Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
@@ -78,7 +78,7 @@ def read_bach(config: TilesConfig) -> SourceTiles:
 
     With `photos: resize`, they are read whole and resized; with `photos: crops`, as 3 x 4 crops of 512 px. The id is
     the file name, or `<file>#<row>,<column>` for a crop. The group is the micrograph, because patients are not
-    published for every micrograph; the published split keeps patients apart.
+    published for every micrograph; the validation split is held out by patient.
 
     Raises:
         DataError: Micrographs are missing.

@@ -1,4 +1,4 @@
-"""Convert cells of tables and Hugging Face columns: text, missing values and resolutions."""
+"""Convert cells of tables and Hugging Face columns to text, resolve missing values, and parse resolutions."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ from clipit.input_files.mangled_names import check_mangled
 logger = logging.getLogger(__name__)
 
 _DECIMAL_COMMA = re.compile(r"0?,\d+|\d+,(?!\d{3}$)\d+")
-"""Number with a decimal comma; 1,000 may also be a thousand."""
+"""Number with a decimal comma; numbers such as 1,000 do not match, because they may mean a thousand."""
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 

@@ -19,7 +19,7 @@ def read_data_set(config: TilesConfig, data_set: DataSet) -> SourceTiles:
     """Read the tiles of a published data set; the id of a tile is its path inside the folder.
 
     Raises:
-        DataError: The folder is missing or has unexpected content, or classes or counts differ from those published.
+        DataError: The folder is missing or has unexpected content, or classes or counts differ from the published ones.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
@@ -30,7 +30,7 @@ def read_data_set(config: TilesConfig, data_set: DataSet) -> SourceTiles:
         source,
         classes=data_set.classes or None,
         mpp=[data_set.mpp] * len(source.ids),
-        notes=(*source.notes, f"known fault: {data_set.faults}") if data_set.faults else source.notes,
+        notes=(*source.notes, f"known issue: {data_set.faults}") if data_set.faults else source.notes,
         split_names={**ALIASES, **data_set.split_names},
     )
 
@@ -74,7 +74,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
     without_split = [name for name, split in zip(ids, source_splits, strict=True) if not split]
     if 0 < len(without_split) < len(ids):
         raise DataError(
-            f"{counted_of(len(without_split), len(ids), 'tile is', 'tiles are')} outside the folders of splits (train, "
+            f"{counted_of(len(without_split), len(ids), 'tile is', 'tiles are')} outside the split folders (train, "
             f"validation, test): {shortlist(without_split, 3)}",
             where=root,
             fix="map their folder to a split in tiles.splits, or move them",
@@ -97,10 +97,10 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -> SourceTiles:
-    """Compare the classes and numbers of tiles with those published.
+    """Compare the classes and tile counts with the published ones.
 
     Raises:
-        DataError: The two differ; with `tiles.check_counts: false`, a note is added instead.
+        DataError: They differ; with `tiles.check_counts: false`, a note is added instead.
     """
     expected = data_set.counts_at.get(config.magnification, ()) if config.magnification else data_set.counts
     problems = [*_missing_classes(source, data_set), *_differing_counts(source, expected)]
@@ -109,7 +109,7 @@ def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -
     listed = shortlist(problems, 10)
     if config.check_counts:
         raise data_set.missing(
-            f"not {data_set.title} as published: {listed}",
+            f"{data_set.title} differs from the published data set: {listed}",
             source.where,
             "complete the copy, or set tiles.check_counts: false if it is a subset",
         )

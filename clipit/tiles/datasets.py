@@ -52,15 +52,15 @@ class DataSet:
     mpp: float = float("nan")
     """Micrometres per pixel; nan if unpublished or not the same for all tiles."""
     pattern: str = ""
-    """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
+    """Reader `names`: regular expression for file paths, with the groups `label`, `group` and `magnification`."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Class by the text that the group label matches; texts that are not listed are class names."""
+    """Class name for each text that the group `label` matches; other texts are themselves class names."""
     table: str = ""
     """Reader `table`: name of the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Reader `table`: published column names, by clipit's column names."""
+    """Reader `table`: published column names, keyed by clipit's column names."""
     split_names: Mapping[str, str] = field(default_factory=dict)
-    """Splits by their published names, in addition to the usual names."""
+    """Split for each published split name, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
@@ -148,7 +148,7 @@ def _lc25000(title: str, classes: tuple[str, ...]) -> DataSet:
         reader="names",
         layout="lung_colon_image_set/{lung_image_sets,colon_image_sets}/{" + ",".join(classes) + "}/*.jpeg",
         classes=classes,
-        licence="free use, terms vague: the authors' README states none",
+        licence="offered for free use, but the authors' README states no licence",
         page="https://github.com/tampapath/lung_colon_image_set",
         citation="Borkowski et al., arXiv 1912.12142",
         card="lc25000",
@@ -227,7 +227,7 @@ _ENTRIES: dict[str, DataSet] = {
         ),
     ),
     "pannuke": DataSet(
-        title="PanNuke, benign or malignant as PLIP prepares it",
+        title="PanNuke, benign or malignant, as prepared for PLIP",
         reader="names",
         layout="<tissue>_{benign,malignant}_<number>.png as PLIP writes them, or folders benign/ and malignant/",
         classes=("benign", "malignant"),
@@ -242,7 +242,7 @@ _ENTRIES: dict[str, DataSet] = {
         access="download the three folds and prepare the tiles as described in the data card",
     ),
     "digestpath": DataSet(
-        title="DigestPath 2019 colonoscopy tissue, benign or malignant as PLIP prepares it",
+        title="DigestPath 2019 colonoscopy tissue, benign or malignant, as prepared for PLIP",
         reader="names",
         layout="{negative,positive}/<source image>_downsample=<n>_<number>.png as PLIP writes them",
         classes=("benign", "malignant"),
@@ -254,11 +254,11 @@ _ENTRIES: dict[str, DataSet] = {
         pattern=r"(?:^|/)(?P<label>negative|positive|benign|malignant)/(?:(?P<group>[^/]+)_downsample=)?[^/]+$",
         labels={"negative": "benign", "positive": "malignant"},
         test_fraction=0.3,
-        faults="PLIP's own split leaks tiles of one image; here a source image stays on one side",
+        faults="PLIP's own split puts tiles of one image on both sides; here, all tiles of an image stay in one split",
         access="register for the challenge and prepare the tiles as described in the data card",
     ),
     "wsss4luad": DataSet(
-        title="WSSS4LUAD training tiles, tumour or not as PLIP uses them",
+        title="WSSS4LUAD training tiles, tumour or normal, as in PLIP",
         reader="names",
         layout="1.training/<slide>-<x>-<y>-[tumor, stroma, normal].png",
         classes=("normal", "tumor"),
@@ -271,7 +271,7 @@ _ENTRIES: dict[str, DataSet] = {
         labels={"0": "normal", "1": "tumor"},
         counts=(("", "", 10_091),),
         test_fraction=0.3,
-        faults="a tile is tumor whenever its tumour bit is set, even if most of it is stroma",
+        faults="a tile is labelled tumor whenever its tumour bit is set, even if most of it is stroma",
         access="register for the challenge and unpack 1.training",
     ),
     "kimia_path24c": DataSet(
@@ -296,14 +296,14 @@ _ENTRIES: dict[str, DataSet] = {
         reader="table",
         layout="annotations.csv and images/",
         classes=("HP", "SSA"),
-        licence="research use agreement of BMIRDS",
+        licence="BMIRDS research use agreement",
         page="https://bmirds.github.io/MHIST/",
         citation="Wei et al., AIME 2021, arXiv 2101.12355",
         card="mhist",
         table="annotations.csv",
         columns={"path": "Image Name", "label": "Majority Vote Label", "split": "Partition"},
         counts=(("train", "", 2_175), ("test", "", 977)),
-        faults="labels are the majority of seven pathologists, who often disagree; patients are not published",
+        faults="labels are majority votes of seven pathologists, who often disagree; patients are not published",
         by_annotators=True,
         access="fill in the form on that page; the links come by e-mail",
     ),
@@ -340,7 +340,7 @@ _ENTRIES: dict[str, DataSet] = {
         pattern=r"(?:^|/)(?P<label>0[1-8]_[A-Z]+)/(?:[^/]*(?P<group>CRC-Prim-HE-\d+))?[^/]*$",
         counts=tuple(("", name, 625) for name in _KATHER_2016),
         test_fraction=0.3,
-        faults="there are only ten slides, and slides are not split, so the test split contains few of them",
+        faults="there are only ten slides, each in a single split, so the test split contains few of them",
         files=(
             Remote(
                 f"{_ZENODO}/53169/files/Kather_texture_2016_image_tiles_5000.zip",
@@ -352,9 +352,9 @@ _ENTRIES: dict[str, DataSet] = {
     "sicapv2": DataSet(
         title="SICAPv2",
         reader="names",
-        layout="{train,test}/{NC,G3,G4,G5}/<slide>_Block_Region_*.jpg, sorted by partition/Test/{Train,Test}.xlsx",
+        layout="{train,test}/{NC,G3,G4,G5}/<slide>_Block_Region_*.jpg, sorted as in partition/Test/{Train,Test}.xlsx",
         classes=("NC", "G3", "G4", "G5"),
-        licence="read it on its page",
+        licence="see the page of the data set",
         page="https://data.mendeley.com/datasets/9xxm58dvs3/2",
         citation="Silva-Rodríguez et al., Computer Methods and Programs in Biomedicine 2020",
         card="sicapv2",
@@ -365,4 +365,4 @@ _ENTRIES: dict[str, DataSet] = {
     ),
 }
 DATASETS = {name: replace(entry, name=name) for name, entry in _ENTRIES.items()}
-"""Data sets by value of `tiles.source`. To add one, write an entry, its name in `TileSource`, and a data card."""
+"""Data sets by value of `tiles.source`. To add one, write an entry and a data card, and extend `TileSource`."""

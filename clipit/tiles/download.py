@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def terms(name: str) -> str:
-    """Format the terms to show before a download: title, licence, page, citation and known faults."""
+    """Format the terms to show before a download: title, licence, page, citation and known issues."""
     data_set = DATASETS[name]
     lines = [
         data_set.title,
@@ -24,7 +24,7 @@ def terms(name: str) -> str:
         f"  cite: {data_set.citation}",
     ]
     if data_set.faults:
-        lines.append(f"  known fault: {data_set.faults}")
+        lines.append(f"  known issue: {data_set.faults}")
     return "\n".join([*lines, f"  data card: {data_card(data_set.card)}"])
 
 

@@ -61,7 +61,7 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     if len(stored_as) < len(stamp_of):
         repeated = sorted({*stamp_of} - {*stored_as.values()})
         raise DataError(
-            f"two files of the zip have the same name: {shortlist(repeated)}",
+            f"two files in the zip have the same name: {shortlist(repeated)}",
             where=archive,
             fix="repack the zip without one of them",
         )
@@ -209,7 +209,7 @@ def _check_unread_classes(
             f"{name} ({', '.join(f'{n} {suffix}' for suffix, n in suffixes[name].most_common(3))})" for name in unread
         ]
         raise DataError(
-            f"class folders without an image that clipit reads: {shortlist(suffix_counts)}",
+            f"class folders without an image that clipit can read: {shortlist(suffix_counts)}",
             where=root,
             fix=f"convert the files to one of {', '.join(sorted(SUFFIXES))}; if a folder is not a class, move it, or "
             "name the classes in tiles.classes",

@@ -1,4 +1,4 @@
-"""Groups of tiles (patients or slides) from patterns in names, and advice if a source seems to contain groups."""
+"""Tile groups (patients or slides) from patterns in names, and advice if a source seems to contain groups."""
 
 import re
 import shlex
@@ -16,21 +16,21 @@ GROUP_COLUMNS = (
     "caseid", "case", "casesubmitterid", "submitterid", "caseno", "casenumber",
     "slideid", "slide", "slidename", "slidebarcode", "wsiid", "wsi", "wsiname", "specimenid", "specimen",
 )  # fmt: skip
-"""Names of columns that usually identify patients or slides, as `folded_name` returns them; best choice first."""
+"""Column names that usually identify patients or slides, as returned by `folded_name`; best choice first."""
 _BARCODES: Mapping[str, str] = {
     "TCGA barcodes": r"TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4}",
     "CPTAC barcodes": r"C3[LN]-\d{5}",
     "GTEx barcodes": r"GTEX-[A-Z0-9]{4,5}",
-    "names of patients": r"(?i:patient|subject|donor)[-_ ]?[a-z]?\d+",
-    "names of cases": r"(?i:case)[-_ ]?[a-z]?\d+",
-    "names of slides": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
+    "patient ids": r"(?i:patient|subject|donor)[-_ ]?[a-z]?\d+",
+    "case ids": r"(?i:case)[-_ ]?[a-z]?\d+",
+    "slide ids": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
 }
-"""Patterns of barcodes and of common names of patients and slides in file names; best choice first."""
+"""Patterns for barcodes and for common patient, case and slide ids in file names; best choice first."""
 _MIN_SHARE = 0.5  # share of the tiles in which a pattern must occur
 
 
 def folded_name(column: str) -> str:
-    """Reduce the name of a column to lower-case letters and digits."""
+    """Reduce a column name to lower-case letters and digits."""
     return "".join(char for char in plain_letters(column).casefold() if char.isalnum())
 
 
@@ -38,7 +38,7 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
     """Reject a column such as `Split`, which would be ignored because `split` is expected.
 
     Args:
-        names: Names of the columns in the table, by clipit's names.
+        names: Column names in the table, keyed by clipit's column names.
         present: All column names of the table.
 
     Raises:
@@ -49,7 +49,7 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
         alike = [name for name in others if folded_name(name) == folded_name(column)]
         if alike:
             raise DataError(
-                f"no column {column}, but {shortlist([repr(name) for name in alike])}, which would be ignored",
+                f"no column {column}; {shortlist([repr(name) for name in alike])} would be ignored",
                 where=where,
                 fix=f"rename the column to {column}, or set tiles.columns.{field}; to ignore it, give it a different "
                 "name",
@@ -62,7 +62,7 @@ def is_group_column(column: str) -> bool:
 
 
 def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
-    """Set groups by matching `tiles.group_pattern` with the ids of tiles, or else with their paths.
+    """Set groups by matching `tiles.group_pattern` against the tile ids, or else against the tile paths.
 
     Raises:
         DataError: The source already has groups, or no tile matches.
@@ -79,7 +79,7 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
     missing = [name for name, group in zip(source.ids, groups, strict=True) if not group]
     if len(missing) == len(groups):
         raise DataError(
-            f"tiles.group_pattern {pattern!r} matches no tile; ids of tiles: {shortlist(source.ids, 3)}",
+            f"tiles.group_pattern {pattern!r} matches no tile; tile ids: {shortlist(source.ids, 3)}",
             where=source.where,
             fix="correct the regular expression",
         )

@@ -24,14 +24,14 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
     Which tiles are drawn depends on (seed, id) alone, so that for a given seed a larger labelled set contains every
     smaller one. A fraction applies per class and keeps at least one tile of each class. Tiles labelled by annotators
-    are drawn per majority class regardless of `tiles.annotations.labels`, so that all kinds of labels keep the same
-    tiles.
+    are drawn per majority class regardless of `tiles.annotations.labels`, so that the same tiles keep their labels
+    whichever kind of label is used.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
         config: Section `tiles.labels`. With validation "same", the validation split keeps at most as many labels as
-            train (per class, if the number is per class).
-        seed: Seed of the draw, unless the configuration sets its own.
+            the training split (per class for kind `per_class`).
+        seed: Seed for the draw, unless the configuration sets its own.
 
     Raises:
         ConfigError: A fraction is above 1, or a number per class is not an integer.
@@ -61,8 +61,8 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     if tiles.annotations is not None and remaining.sum() < quota.sum():
         drawn, unlabelled = int(quota.sum()), int(quota.sum() - remaining.sum())
         notes.append(
-            f"{unlabelled:,} of the {counted(drawn, 'training tile')} drawn as labelled "
-            f"{'lacks' if unlabelled == 1 else 'lack'} a label by the chosen annotator"
+            f"{unlabelled:,} of the {counted(drawn, 'training tile')} selected to keep their labels "
+            f"{'has' if unlabelled == 1 else 'have'} no label from the chosen annotator"
         )
     if remaining.any() and not remaining.all():  # with no label at all, either the arm needs none or training fails
         missing = [name for name, count in zip(tiles.classes, remaining.tolist(), strict=True) if not count]
@@ -114,10 +114,10 @@ def _train_quota(
         short = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=True) if count < per_class]
         if short:
             raise DataError(
-                f"tiles.labels asks for {counted(per_class, 'label')} per class, but train has fewer of "
+                f"tiles.labels asks for {counted(per_class, 'label')} per class, but the training split has fewer for "
                 f"{shortlist(short)}",
                 where="tiles.labels",
-                fix="use fewer, or kind: fraction",
+                fix="use fewer labels, or kind: fraction",
             )
         return np.full_like(counts, per_class)
     return counts

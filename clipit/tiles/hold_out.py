@@ -15,15 +15,20 @@ from clipit.tiles.tileset import TileSet
 _UNKNOWN_GROUPS = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"
 
 
-def hold_out_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
+def hold_out_validation(
+    tiles: TileSet, fraction: float, seed: int, *, blind: bool = False, fix: str | None = None
+) -> TileSet:
     """Move about `fraction` of train to validation (see `_hold_out`), ignoring labels if `blind`.
+
+    Args:
+        fix: Fix to show in the error, for tiles that are not configured by `tiles`.
 
     Raises:
         DataError: No group could be moved.
     """
     if not blind:
-        return _hold_out(tiles, "validation", fraction, seed)
-    held_out = _hold_out(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed)
+        return _hold_out(tiles, "validation", fraction, seed, fix)
+    held_out = _hold_out(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed, fix)
     return replace(held_out, truth=tiles.truth)
 
 
@@ -47,7 +52,7 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
         tiles: Tiles without a test split.
         folds: Number of folds.
         fold: Fold that becomes the test split, from 0.
-        seed: Seed of the order of the groups.
+        seed: Seed for the order of the groups.
 
     Raises:
         DataError: There are fewer groups than folds.
@@ -57,7 +62,7 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     members = _members(name_of, train_rows)
     if len(members) < folds:
         raise DataError(
-            f"{folds} folds need at least {folds} groups; train has {len(members)}, with "
+            f"{folds} folds need at least {folds} groups; the training split has {len(members)}, with "
             f"{counted(len(train_rows), 'tile')}",
             where=tiles.where,
             fix="lower tiles.folds",
@@ -82,10 +87,12 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     return replace(moved_tiles, notes=(*moved_tiles.notes, f"no tile of {shortlist(absent)} in this fold"))
 
 
-def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
+def _hold_out(
+    tiles: TileSet, split: Literal["validation", "test"], fraction: float, seed: int, fix: str | None = None
+) -> TileSet:
     """Move about `fraction` of train to another split: whole groups, stratified by class where possible.
 
-    A tile without a group is a group of its own, unless its id contains a TCGA barcode; the slides of one TCGA patient
+    A tile without a group forms its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient
     form one group. If there are labelled tiles, only groups with labelled tiles move, because validation needs labels.
     The result depends on the names of the groups and the seed, not on the order of the rows.
 
@@ -109,16 +116,16 @@ def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: fl
     if not moved:
         key = "validation_fraction" if split == "validation" else "test_fraction"
         raise DataError(
-            f"no {split} tiles can be held out: train has {counted(len(members), 'group')} for "
+            f"no {split} tiles can be held out: the training split has {counted(len(members), 'group')} for "
             f"{counted(len(countable), 'tile')}",
             where=tiles.where,
-            fix=f"name a {split} split in tiles.splits, or raise tiles.{key}",
+            fix=fix or f"name a {split} split in tiles.splits, or raise tiles.{key}",
         )
     return _move(tiles, train_rows, name_of, moved, split, f"{split}: {fraction:g} of train, held out with seed {seed}")
 
 
 def _group_names(tiles: TileSet, rows: Sequence[int]) -> dict[int, str]:
-    """Return the name of each tile's group; a tile without a group is a group of its own."""
+    """Return the name of each tile's group; a tile without a group forms its own group."""
     groups, ids = patients(tiles.groups, tiles.ids), tiles.ids.tolist()
     return {row: f"group:{groups[row]}" if groups[row] else f"tile:{ids[row]}" for row in rows}
 

@@ -28,7 +28,7 @@ class DatasetReader:
     """Reader for the image column of a data set with several splits; rows are numbered across the splits."""
 
     def __init__(self, splits: dict[str, Any], column: str) -> None:
-        """Index the rows of the splits: `datasets.Dataset` objects with undecoded images, by name of the split."""
+        """Index the rows of the splits: `datasets.Dataset` objects with undecoded images, keyed by split name."""
         self._splits = splits
         self._column = column
         self._rows = [(name, row) for name, rows_of_split in splits.items() for row in range(rows_of_split.num_rows)]
@@ -49,7 +49,7 @@ class DatasetReader:
         return decode(Path(value["path"]))
 
     def where(self, row: int) -> str:
-        """Return split and row, for error messages."""
+        """Return the split and the row in it, for error messages."""
         name, split_row = self._rows[row]
         return f"split {name}, row {split_row}"
 
@@ -60,7 +60,7 @@ class SplitRows:
 
     Attributes:
         count: Number of rows.
-        names: Names of the columns.
+        names: Column names.
         text: Function that returns the cells of a column as text, "" where missing; class indices are not replaced.
         class_names: Class names by column, for columns of class indices.
         stamps: Stamp of each image's content.
@@ -101,7 +101,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
 def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
     """Return a note on the images of a local image folder that are in no split of the data set.
 
-    The datasets package drops images that the metadata file does not list, or that are outside the folders of splits.
+    The datasets package drops images that the metadata file does not list, or that are outside the split folders.
     """
     splits = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     if hub_id(path) is not None or any(rows.builder_name != "imagefolder" for rows in splits):

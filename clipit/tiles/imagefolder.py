@@ -1,4 +1,4 @@
-"""Check that class folders do not hide the labels of a Hugging Face metadata file (`metadata.csv`)."""
+"""Check that reading class folders does not ignore the labels in a Hugging Face metadata file (`metadata.csv`)."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _LABELS = frozenset({"label", "labels", "class", "category", "diagnosis", "targe
 def check_metadata(
     config: TilesConfig, root: Path, others: Sequence[str], read: Callable[[str], bytes], *, loose: bool
 ) -> tuple[str, ...]:
-    """Check that labels come from the names of folders, and not from a metadata file next to the images.
+    """Check that labels come from folder names, and not from a metadata file next to the images.
 
     Args:
         config: Section `tiles`.
@@ -43,12 +43,12 @@ def check_metadata(
         if loose or (labels and not config.classes and not config.class_map):
             raise DataError(
                 f"{name} describes the images, as in a Hugging Face image folder (columns {listed}), but tiles.source: "
-                "folders reads labels from the names of folders only",
+                "folders takes labels only from folder names",
                 where=root,
                 fix=_fix(root, name, labels),
             )
         notes.append(
-            f"{name} is not read (columns {listed}); labels are the names of folders (tiles.source: huggingface or "
+            f"{name} is not read (columns {listed}); labels come from folder names (tiles.source: huggingface or "
             "table reads it)"
         )
     return tuple(notes)
@@ -61,7 +61,7 @@ def _fix(root: Path, name: str, labels: Sequence[str]) -> str:
     return (
         f"set tiles.source: huggingface{label}; or, to also use other columns such as patients, tiles.source: "
         f"table, tiles.path: {root / name} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}; or move the file away to "
-        "use the names of folders"
+        "use the folder names as labels"
     )
 
 

@@ -47,7 +47,7 @@ class KeptSize:
 
 @dataclass(frozen=True)
 class SourceTile:
-    """A tile of a stream.
+    """A tile read from a stream.
 
     Attributes:
         data: Bytes of the image file; empty if the row has none.

@@ -91,7 +91,7 @@ def read_tiles(
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
         root: Folder of artefacts for streamed tiles and the index of shards; if given, call this in all processes.
-            Without a folder, streaming is refused, and shards are indexed on every call.
+            Without a folder, streaming is rejected, and shards are indexed on every call.
 
     Raises:
         DataError: The data set is missing, inconsistent or not as published.
@@ -161,7 +161,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 
     Args:
         config: Section `tiles`.
-        annotators: Labels by annotators; their classes are added to those of the tiles.
+        annotators: Annotators' labels; their classes are added to those of the tiles.
 
     Raises:
         DataError: Labels, splits or groups are inconsistent, or no tiles remain.
@@ -241,7 +241,7 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
     listed = [
         f"{source_split} ({counted(count, 'tile')}) as {split}" for (source_split, split), count in sorted(read.items())
     ]
-    return (f"split values were read: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
+    return (f"split names were interpreted: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
 
 
 def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[str]) -> tuple[str, ...]:
@@ -289,7 +289,7 @@ def _check_options(config: TilesConfig) -> None:
         ignored.append("tiles.photos (bach only)")
     data_set = DATASETS.get(config.source)
     if not config.check_counts and (data_set is None or config.source == "bach"):
-        ignored.append("tiles.check_counts (published data sets only, and not bach, whose split names each micrograph)")
+        ignored.append("tiles.check_counts (published data sets only, except bach, whose split lists every micrograph)")
     if config.magnification is not None and (data_set is None or not data_set.counts_at):
         ignored.append("tiles.magnification (breakhis only)")
     if ignored:

@@ -70,7 +70,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
 
     Args:
         path: Table (csv, tsv or parquet).
-        images: Folder or zip that the masks are relative to; None for the folder of the table.
+        images: Folder or zip that the mask paths are relative to; None for the folder of the table.
         tiles: Tiles, named by id in the column `tile`; masks of other tiles are dropped and counted.
         classes: Classes of the masks.
 
@@ -111,7 +111,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
             f"none of the {counted(len(others), 'tile')} in the table is in the data set; the table "
             f"names {shortlist(others, 3) or 'none'}, the data set contains {shortlist(tiles.ids.tolist(), 3)}",
             where=path,
-            fix="write the ids of the tiles (for tables without a column id: their paths)",
+            fix="write the tile ids (if the tile table has no `id` column, the tile paths)",
         )
     files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
     reader, _ = open_files(path.parent if images is None else images, files, path, "error")

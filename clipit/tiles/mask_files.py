@@ -22,7 +22,7 @@ _IGNORE_NAME = "ignore"
 _TOLERANCE = 0.01  # share of a tile's edge by which a polygon may extend beyond it
 _LISTED = 5  # values or classes listed in an error
 _FORMATS = frozenset({"PNG", "TIFF", "BMP", "DIB", "PPM", "WEBP"})
-"""Pillow's names of the formats that preserve the values of masks; PPM includes PGM."""
+"""Pillow's names for the formats that preserve mask values; PPM includes PGM."""
 _LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 _WEBP_HEADER = 64  # bytes to read; they include the chunk type of the first image
@@ -67,9 +67,9 @@ def decode_mask(
 ) -> Int16[np.ndarray, "h w"]:
     """Decode a mask: an image with 1, 8 or 16 bits or a palette (see `decode_values`), or GeoJSON.
 
-    The values of a palette image are its indices. Images and masks are rotated by their EXIF orientation. In GeoJSON,
-    coordinates are pixels of the tile, and names are classes or `ignore`. Later polygons cover earlier ones. The
-    remaining pixels have the class with value 0, or are ignored if there is no such class.
+    The values of a palette image are its palette indices. Images and masks are rotated according to their EXIF
+    orientation. In GeoJSON, coordinates are pixels of the tile, and names are classes or `ignore`. Later polygons cover
+    earlier ones. The remaining pixels have the class with value 0, or are ignored if there is no such class.
 
     Args:
         content: File, or the bytes of a zip member.
@@ -95,7 +95,7 @@ def decode_mask(
     if values.shape != (size[1], size[0]):
         raise ImageError(
             f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}; images are "
-            "rotated by their EXIF orientation, so draw masks on the rotated image"
+            "rotated according to their EXIF orientation, so draw masks on the rotated image"
         )
     return classes.codes(values)
 

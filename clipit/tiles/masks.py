@@ -1,4 +1,4 @@
-"""Read masks of tiles, named in the column `mask` of a table, and check them against the images."""
+"""Read tile masks, named in the column `mask` of a table, and check them against the images."""
 
 import posixpath
 from collections import Counter
@@ -114,7 +114,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
 
     Raises:
         ConfigError: The tiles come from a different source.
-        DataError: The table has no column of masks, names no mask, or files are missing.
+        DataError: The table has no mask column or names no mask, or files are missing.
     """
     if config.source != "table":
         raise ConfigError(
@@ -133,7 +133,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
     cells = [columns["mask"][row_of[name]] for name in tiles.ids.tolist()]
     kept = np.flatnonzero([bool(cell) for cell in cells])
     if not len(kept):
-        raise DataError(f"no tile has a mask in column {mask_column}", where=path, fix="fill in the files of the masks")
+        raise DataError(f"no tile has a mask in column {mask_column}", where=path, fix="fill in the mask files")
     files = [posixpath.normpath(cells[index].replace("\\", "/")) for index in kept]
     root = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = open_files(root, files, path, "error")

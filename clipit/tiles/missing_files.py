@@ -1,4 +1,4 @@
-"""Find files that a table names with a different spelling, and explain which are missing."""
+"""Find files that a table names with a different spelling, and report missing ones."""
 
 import os
 import posixpath
@@ -45,7 +45,7 @@ def spelled_in_zip(members: Iterable[str], where: Path) -> Mapping[str, str]:
         other = member_of.setdefault(normalise(member), member)
         if other != member:
             raise DataError(
-                f"two files of the zip have the same name: {shortlist([other, member])}",
+                f"two files in the zip have the same name: {shortlist([other, member])}",
                 where=where,
                 fix="repack the zip without one of them",
             )

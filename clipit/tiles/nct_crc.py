@@ -21,7 +21,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     No patient ids are published for the 100K set, so its train and validation splits may share patients.
 
     Raises:
-        DataError: A folder is missing, or classes or numbers of tiles differ from those published.
+        DataError: A folder is missing, or classes or tile counts differ from the published ones.
     """
     root = Path(config.path).expanduser()
     ids: list[str] = []

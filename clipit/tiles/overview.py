@@ -72,10 +72,10 @@ def _missing(tiles: TileSet, groups: np.ndarray, tests_only: bool) -> list[str]:
     elif not tests_only and not masks["validation"].any():
         problems.append("no validation split, so the best step cannot be chosen")
     if not masks["test"].any():
-        problems.append("no test split, so there is no test score: tiles.test_fraction or tiles.folds holds one out")
+        problems.append("no test split, so no test score: hold one out with tiles.test_fraction or tiles.folds")
     for split, effect in (
         ("train", "nothing can be learnt from labels"),
-        ("validation", "labels cannot select the best step"),
+        ("validation", "the best step cannot be selected by labels"),
         ("test", "there is no test score"),
     ):
         if masks[split].any() and not labelled[split].any():
@@ -93,7 +93,7 @@ def _missing(tiles: TileSet, groups: np.ndarray, tests_only: bool) -> list[str]:
         if tests_only:
             effect = "so patients or slides are not compared with those of the training tiles"
         problems.append(
-            f"{how_many}, {effect}: add a column group with the patient or slide, or set tiles.columns.group or "
+            f"{how_many}, {effect}: add a `group` column with the patient or slide, or set tiles.columns.group or "
             "tiles.group_pattern"
         )
     return problems

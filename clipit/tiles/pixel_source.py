@@ -19,7 +19,7 @@ Geometry = Callable[[Image], UInt8[np.ndarray, "3 h w"]]
 """Function that resizes and crops one image to a model's input."""
 
 MEMORY_LIMIT = 2 * 1024**3
-"""Maximum size of the cache in memory with `cache: auto`, in bytes."""
+"""Maximum size of the in-memory cache with `cache: auto`, in bytes."""
 
 
 class PixelSource:
@@ -61,7 +61,7 @@ class PixelSource:
         return self._resized is not None
 
     def cache_bytes(self, size: int, reads: int | None = None) -> tuple[int, int]:
-        """Return the bytes that the cache in memory will hold, and how many of them it holds already.
+        """Return the bytes that the in-memory cache will hold, and how many of them it already holds.
 
         The first number does not depend on the tiles that earlier runs have read.
 

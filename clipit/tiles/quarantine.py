@@ -36,7 +36,7 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         raise DataError(
             f"none of the {counted(len(tiles), 'image')} can be decoded: {reason}",
             where=tiles.reader.where(int(tiles.rows[0])),
-            fix="convert files of an unsupported format, and replace damaged files",
+            fix="convert files in an unsupported format, and replace damaged files",
         )
     if not unreadable.any():
         return tiles

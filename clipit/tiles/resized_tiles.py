@@ -35,8 +35,9 @@ def pixel_bytes(size: int, count: int) -> int:
 def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes: float, folder: Path) -> bool:
     """Return whether `training.cache_tiles=auto` caches tiles on disk; the result is the same in all processes.
 
-    Tiles are cached if they exceed the cache in memory and fit on the disk, and if all tiles of the configuration fit
-    the budget. Each tile must also be read at least twice on average, because writing the cache reads each tile once.
+    Tiles are cached if they are too large for the in-memory cache and fit on the disk, and if all tiles of the
+    configuration fit within the budget. Each tile must also be read at least twice on average, because writing the
+    cache reads each tile once.
 
     Args:
         count: Number of tiles to cache.

@@ -28,7 +28,7 @@ from clipit.tiles.table import TABLES, open_table, read_columns
 logger = logging.getLogger(__name__)
 
 _COARSE = 1.02
-"""Ratio of the slide's to the tiles' µm per pixel above which the tiles are reported as enlarged."""
+"""Ratio of the slide's µm per pixel to the tiles' above which the tiles are reported as enlarged."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
     images = slide_tiles([slide for _, slide in prepared])
     sizes = [slide.tiles for _, slide in prepared]
 
-    # A slide of an unknown patient is a group of its own, so that its tiles stay in one split.
+    # A slide whose patient is unknown forms its own group, so that its tiles stay in one split.
     groups = [group or slide.name for group, slide in zip(listed.groups, listed.slides, strict=True)]
 
     def per_tile(values: Sequence[str]) -> list[str]:
@@ -214,7 +214,7 @@ def list_slides(config: TilesConfig) -> SlideList:
     raise DataError(
         "neither a folder nor a table of slides",
         where=path,
-        fix="set tiles.path to a table with a column slide, or to a folder of slides "
+        fix="set tiles.path to a table with a `slide` column, or to a folder of slides "
         f"({', '.join(sorted(SLIDE_SUFFIXES))})",
     )
 
@@ -254,7 +254,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
     if others:
-        notes.append(f"{counted(len(others), 'file')} skipped, not slides: {shortlist([f.name for f in others], 3)}")
+        notes.append(f"{counted(len(others), 'file')} skipped (not slides): {shortlist([f.name for f in others], 3)}")
     if len(files) < len(listed):
         notes.append(f"additional levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
     empty = [""] * len(slides)
@@ -271,7 +271,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     columns.pop("id", None)
     if columns["path"] not in table.names:
         raise DataError(
-            f"no column {name_column} or {file_column} with the files of the slides; the table has: "
+            f"no column {name_column} or {file_column} with the slide files; the table has: "
             f"{', '.join(table.names) or 'none'}",
             where=path,
             fix=f"name the column {name_column}, or map it in a configuration (tiles.columns.path)",
@@ -305,7 +305,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
     """Find the file of each row: the path in the cell, or the only slide in the folder with this name.
 
     Raises:
-        DataError: Files are missing, or several slides have the name.
+        DataError: Files are missing, or several slides have the same name.
     """
     by_name: dict[str, list[Path]] | None = None
     files, missing = [], []
@@ -331,8 +331,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
             f"{counted_of(len(missing), len(cells), 'slide does', 'slides do')} not exist in {root}: "
             f"{shortlist(missing)}",
             where=table,
-            fix="correct the column slide (or path), or set tiles.images (clipit slides: --images) to the folder of "
-            "the slides",
+            fix="correct the column slide (or path), or set tiles.images (clipit slides: --images) to the slide folder",
         )
     return files
 
@@ -372,7 +371,7 @@ def check_slide_names(names: Sequence[str], files: Sequence[Path], where: object
     unusable = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
     if unusable:
         raise DataError(
-            f"{counted(len(unusable), 'slide name')} cannot be used for folders: "
+            f"{counted(len(unusable), 'slide name cannot be a folder name', 'slide names cannot be folder names')}: "
             f"{shortlist([repr(n) for n in unusable])}",
             where=where,
             fix="use names that contain neither / nor \\ and do not start with a dot",
@@ -382,5 +381,5 @@ def check_slide_names(names: Sequence[str], files: Sequence[Path], where: object
             f"{counted(len(repeated), 'slide name occurs', 'slide names occur')} more than once: "
             f"{shortlist(repeated, 3)}",
             where=where,
-            fix="rename the files, or name the slides in a column slide in addition to the column path",
+            fix="rename the files, or add a `slide` column with unique names to the table",
         )

@@ -17,7 +17,7 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Split by its name in a source (in lower case), for names that need no configuration."""
+"""Split for each source name (in lower case) that needs no configuration."""
 
 DROPPED = "\0dropped"
 """Placeholder for labels that map to no class; no file or folder can have this name."""
@@ -31,7 +31,7 @@ class SourceTiles:
     labels: Sequence[str]
     """Class names; "" for unlabelled tiles."""
     source_splits: Sequence[str]
-    """Splits as the source names them; "" if it has none, in which case all tiles are train."""
+    """Splits as the source names them; "" if it has none, in which case all tiles belong to train."""
     groups: Sequence[str]
     """Patients or slides; "" if unknown."""
     mpp: Sequence[float]
@@ -44,7 +44,7 @@ class SourceTiles:
     classes: tuple[str, ...] | None = None
     """Classes of the data set in its own order; None to sort the names in the data."""
     split_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """Split by its name in the source, for splits that the configuration does not map."""
+    """Split for each source name, for splits that the configuration does not map."""
     notes: tuple[str, ...] = ()
     paths: Sequence[str] = ()
     """Path of each tile, if the ids are not the paths."""
@@ -126,9 +126,9 @@ def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
     if absent:
         raise DataError(
             f"tiles.class_map names labels that do not occur: {shortlist(absent)}; "
-            f"there are: {shortlist(sorted(set(counts) - {''}), 20)}",
+            f"the labels are: {shortlist(sorted(set(counts) - {''}), 20)}",
             where=source.where,
-            fix="correct tiles.class_map (label of the source: class)",
+            fix="correct tiles.class_map (source label: class)",
         )
     others = sorted(set(counts) - set(mapping) - {""})
     listed = shortlist([f"{name}: {counts[name]}" for name in others])

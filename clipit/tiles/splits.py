@@ -26,11 +26,11 @@ def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose
 
 SplitName = Literal["train", "validation", "test"]
 Configured = Mapping[SplitName, str | tuple[str, ...]]
-"""Names in the source by split (`tiles.splits`)."""
+"""Source names of each split (`tiles.splits`)."""
 
 
 def configured_splits(configured: Configured) -> dict[str, SplitName]:
-    """Return the split of each configured name in the source.
+    """Return the split for each configured source name.
 
     Raises:
         ConfigError: A name occurs twice.
@@ -48,11 +48,11 @@ def configured_splits(configured: Configured) -> dict[str, SplitName]:
 
 
 def split_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str]:
-    """Map the names of splits in a source to splits.
+    """Map the split names in a source to splits.
 
     Args:
-        configured: Names in the source by split (`tiles.splits`).
-        known: Split by its name in the source, for splits that are not configured.
+        configured: Source names of each split (`tiles.splits`).
+        known: Split for each source name, for splits that are not configured.
 
     Raises:
         ConfigError: A name occurs twice.

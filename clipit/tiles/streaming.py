@@ -279,7 +279,7 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
 
 @contextmanager
 def _reading(config: TilesConfig, position: str) -> Iterator[None]:
-    """Convert the errors of a stream within the block into a `DataError` that names its position."""
+    """Convert errors while reading a stream into a `DataError` that names the position."""
     try:
         with failed_files() as failed:
             yield

@@ -27,10 +27,10 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*_DELIMITERS, ".parquet")
 """Suffixes of tables."""
 WORKBOOKS = (".xlsx", ".xls", ".ods")
-"""Suffixes of spreadsheets, which are refused with advice."""
-_UNLABELLED = "; if no tile is labelled, add an empty column label, or set tiles.labels.kind: none"
+"""Suffixes of spreadsheets, which are rejected with a hint."""
+_UNLABELLED = "; if no tile is labelled, add an empty `label` column, or set tiles.labels.kind: none"
 _SPLIT_NAME = re.compile("split|set|fold|part|phase|cohort|usage", re.IGNORECASE)
-"""Words in the names of columns that may contain splits."""
+"""Words in the names of columns that may contain split names."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def read_table(config: TilesConfig) -> SourceTiles:
 def table_images(
     path: Path, images: Path | None = None, path_column: str | None = None, id_column: str | None = None
 ) -> ImageSet:
-    """Return the images listed in a table, reading only its columns of paths, ids and resolutions (`mpp`).
+    """Return the images listed in a table, reading only its path, id and `mpp` columns.
 
     Args:
         images: Folder or zip that the paths are relative to; None for the folder of the table.
-        path_column: Name of the column of paths; None for `path`.
-        id_column: Name of the column of ids; None for `id`. If there is no such column, the paths are the ids.
+        path_column: Name of the path column; None for `path`.
+        id_column: Name of the id column; None for `id`. If there is no such column, the paths are the ids.
 
     Raises:
         DataError: The table cannot be read or is inconsistent, or files are missing.
@@ -138,14 +138,14 @@ def open_table(path: Path) -> TileTable:
     """
     if path.is_dir():
         raise DataError(
-            "the path of the table is a folder",
+            "the table path is a folder",
             where=path,
-            fix="set tiles.path to a .csv, .tsv or .parquet file; join several parquet files of a table, or read them "
-            "with tiles.source: huggingface if they contain the images",
+            fix="set tiles.path to a .csv, .tsv or .parquet file; if the table is split over several parquet files, "
+            "concatenate them, or read them with tiles.source: huggingface if they contain the images",
         )
     if not path.is_file():
         advice = f"correct tiles.path; {similar_names(str(path))}"
-        raise DataError("the table of tiles does not exist", where=path, fix=advice)
+        raise DataError("the tile table does not exist", where=path, fix=advice)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:
         fix = "save the sheet as .csv" if suffix in WORKBOOKS else "use .csv, .tsv or .parquet"
@@ -164,12 +164,12 @@ def _header_hint(names: Sequence[str]) -> str:
 def _example(missing: Collection[str], names: Sequence[str]) -> str:
     """Return an example of the option for a missing field; `file_name` occurs in Hugging Face image folders."""
     if "path" in missing:
-        return "path=file_name" if "file_name" in names else "path=FILE"
+        return "path=file_name" if "file_name" in names else "path=NAME"
     return "label=diagnosis" if "label" in missing else f"{min(missing)}=NAME"
 
 
 def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequence[str]) -> dict[str, list[str]]:
-    """Read the columns of some fields, by clipit's names.
+    """Read the columns of the given fields, keyed by field name.
 
     `path` is required. `label` is required unless tiles.labels.kind is none or the labels come from annotators. The
     others (id, split, group, mpp) are required only if tiles.columns names them.
@@ -201,7 +201,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequ
 
 
 def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """Return a note if no column of splits is read, but a different column contains the names of splits."""
+    """Return a note if no split column is read but another column contains split names."""
     for name in table.names if "split" not in columns else ():
         if _SPLIT_NAME.search(name):
             try:
@@ -279,8 +279,7 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
         raise DataError(
             f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated, 3)}",
             where=path,
-            fix="keep one row per file; for different files of the same name, write each file's folder in front "
-            "of its name",
+            fix="keep one row per file; if different files have the same name, prefix each name with its folder",
         )
 
 
@@ -290,7 +289,7 @@ def open_files(
     """Open a reader for the files of a table, and compute a stamp for each file.
 
     Args:
-        images: Folder or zip that the names are relative to.
+        images: Folder or zip that the file names are relative to.
         files: File names, with forward slashes.
         unreadable: `quarantine` to accept links whose target does not exist.
 

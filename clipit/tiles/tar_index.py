@@ -29,9 +29,9 @@ from clipit.tiles.groups import is_group_column
 from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
 
 OWN_FIELDS = ("id", "label", "split", "group", "mpp")
-"""Fields of a sample that are read by these names, unless `tiles.columns` sets others."""
+"""Fields of a sample that are read under these names, unless `tiles.columns` sets others."""
 FIELD_PREFIX = "field."
-"""Prefix of the columns of the index that contain fields."""
+"""Prefix of the index columns that contain fields."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """Key and suffix of a member, split at the first dot of the file name as in the webdataset package."""
 _FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
@@ -259,7 +259,7 @@ class _Sample:
             known = self.fields.get(name, "")
             if known and value and known != value:
                 raise DataError(
-                    f"two members of the sample have different values of the field {name}: "
+                    f"two members of the sample have different values for the field {name}: "
                     f"{shortlist(sorted({known, value}))}",
                     where=where,
                     fix="keep one of them; if they belong to different samples, write the shard again without dots in "
@@ -276,8 +276,8 @@ class _Sample:
             raise DataError(
                 f"the sample has several images: {shortlist(sorted(self.images))}",
                 where=where,
-                fix="name the suffix of the tiles in tiles.columns.path; if these are images of different samples, "
-                "write the shard again without dots in their names, because a name ends at its first dot",
+                fix="name the suffix of the tile images in tiles.columns.path; if these are images of different "
+                "samples, write the shard again without dots in their names, because a name ends at its first dot",
             )
         return next(iter(self.images.values()), TarMember("", 0, 0))
 

@@ -27,7 +27,7 @@ _MAX_SHARDS = 1_000_000
 _SCHEME = re.compile(r"^(pipe:|[A-Za-z][A-Za-z0-9+.-]*://)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512  # bytes of a header, and the unit to which members are padded
-_READ = 2**20  # bytes read at a time after the end mark
+_READ = 2**20  # bytes read at a time after the end-of-archive marker
 _MAX_OPEN = 256  # shards that a process keeps open; others are opened for each read
 
 
@@ -138,8 +138,8 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator
         max_bytes: Maximum size of a matching file.
 
     Raises:
-        DataError: The shard is not a plain tar file, is truncated or damaged, continues after its end mark, or contains
-            links, sparse files or a matching file that is too large.
+        DataError: The shard is not a plain tar file, is truncated or damaged, continues after its end-of-archive
+            marker, or contains links, sparse files or a matching file that is too large.
     """
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -182,11 +182,11 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator
         # tarfile treats a damaged header as the end of the file.
         stream.seek(end)
         if end + _BLOCK > size or any(stream.read(_BLOCK)):
-            raise _damaged(path, f"no end mark at byte {end:,} of {size:,}")
+            raise _damaged(path, f"no end-of-archive marker at byte {end:,} of {size:,}")
         while rest := stream.read(_READ):
             if rest.count(0) < len(rest):
                 raise DataError(
-                    f"not a single tar file: data follow the end mark at byte {end:,} of {size:,}",
+                    f"not a single tar file: data follow the end-of-archive marker at byte {end:,} of {size:,}",
                     where=path,
                     fix="write one shard per file; shards that were joined with cat must be split again",
                 )

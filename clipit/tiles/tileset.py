@@ -47,7 +47,7 @@ class TileSet:
     quarantined: tuple[str, ...] = ()
     """Ids of tiles dropped because their image cannot be decoded."""
     notes: tuple[str, ...] = ()
-    """Notes on these tiles that affect results."""
+    """Notes on properties of these tiles that affect results."""
     where: str | None = None
     """Source table or folder, for error messages."""
     advice: str = ""

@@ -147,7 +147,7 @@ def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> N
     """Reject samples without an image, unless such tiles are dropped when images are decoded."""
     missing = np.flatnonzero(np.asarray(index.table.column("size")) == 0).tolist()
     if missing and (config.unreadable == "error" or len(missing) == len(index)):
-        expected = f"an image .{config.columns['path']}" if "path" in config.columns else "an image"
+        expected = f"a .{config.columns['path']} image" if "path" in config.columns else "an image"
         raise DataError(
             f"{counted_of(len(missing), len(index), 'sample lacks', 'samples lack')} {expected}: "
             f"{shortlist([members[row] for row in missing], 3)}",

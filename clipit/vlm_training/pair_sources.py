@@ -26,7 +26,7 @@ from clipit.tiles.tar_index import FIELD_PREFIX, index_shards
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
 
-_SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns|validation_fraction)\b)")
+_SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns)\b)")
 """Keys of `tiles` that `adapt.pairs` also has."""
 
 
@@ -81,8 +81,8 @@ def hold_out(tiles: TileSet, section: PairsConfig) -> TileSet:
     """
     if not (tiles.splits == "train").any() or (tiles.splits == "validation").any():
         return tiles
-    with _pair_keys_in_errors():
-        return hold_out_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
+    fix = "add a split column, or raise adapt.pairs.validation_fraction"
+    return hold_out_validation(tiles, section.validation_fraction, section.split_seed, blind=True, fix=fix)
 
 
 @contextmanager
@@ -91,8 +91,7 @@ def _pair_keys_in_errors() -> Iterator[None]:
     try:
         yield
     except ClipitError as error:
-        message = str(error).replace("name a validation split in tiles.splits", "add a split column")
-        raise type(error)(_SHARED_KEYS.sub("adapt.pairs.", message)) from error
+        raise type(error)(_SHARED_KEYS.sub("adapt.pairs.", str(error))) from error
 
 
 def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles, list[list[str]]]:

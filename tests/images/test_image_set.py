@@ -63,13 +63,13 @@ def test_names_in_decomposed_unicode_are_noted(tmp_path: Path) -> None:
         save(tmp_path / "mac" / unicodedata.normalize("NFD", name))
         save(tmp_path / "other" / unicodedata.normalize("NFC", name))
     (note,) = open_images(tmp_path / "mac").notes
-    assert note.startswith(f"2 names of images in {tmp_path / 'mac'} are in decomposed Unicode (NFD)")
+    assert note.startswith(f"2 image names in {tmp_path / 'mac'} are in decomposed Unicode (NFD)")
     assert open_images(tmp_path / "other").notes == ()
     with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
         archive.write(tmp_path / "mac" / "3.png", unicodedata.normalize("NFD", "größe.png"))
         archive.writestr("notes.txt", b"x")
     skipped, note = open_images(tmp_path / "mac.zip").notes
-    assert "notes.txt" in skipped and note.startswith("1 name of an image in")
+    assert "notes.txt" in skipped and note.startswith("1 image name in")
 
 
 def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("gone", "no such file"), ("a.txt", "not an image file of a supported format"), ("empty", "no images found")],
+    [("gone", "no such file"), ("a.txt", "neither an image file in a supported format"), ("empty", "no images found")],
 )
 def test_paths_without_images_are_refused(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")

@@ -304,7 +304,7 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
     for images in (tiles, None):
         with pytest.raises(DataError, match=r"unknown table format \.xlsx(.|\n)*save the sheet as \.csv"):
             open_inputs([tmp_path / "t.xlsx"], images)
-    with pytest.raises(DataError, match="table of tiles does not exist"):
+    with pytest.raises(DataError, match="tile table does not exist"):
         open_inputs([tmp_path / "none.xlsx"], None)
     both = open_inputs([tiles / "case 0", tmp_path / "t.csv"], tiles, "file", "key")
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]

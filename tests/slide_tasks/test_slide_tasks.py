@@ -504,7 +504,7 @@ def test_inputs_that_are_no_slides_are_refused_by_name(slides: Path, tmp_path: P
     with pytest.raises(DataError, match="no such slide, folder or table"):
         list_inputs([tmp_path / "missing.csv"])
     for mpp in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match=r"micrometres per pixel of a slide are between 0\.05 and 20"):
+        with pytest.raises(ConfigError, match=r"micrometres per pixel of a slide must be between 0\.05 and 20"):
             list_inputs([slides], mpp)
 
 

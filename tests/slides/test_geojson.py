@@ -94,11 +94,11 @@ BAD = {
     "a list of numbers": ([1, 2], "JSON, but not GeoJSON: int"),
     "another object": ({"tissue": [SQUARE]}, "JSON, but not GeoJSON: type None"),
     "no list of features": ({"type": "FeatureCollection"}, "no list of features"),
-    "words as coordinates": (polygon([["a", "b"]] * 4), "not a list of pairs of numbers"),
-    "numbers as coordinates": (polygon([1, 2, 3, 4]), "not a list of pairs of numbers"),
-    "a text as a corner": (polygon([*SQUARE[:2], "300", *SQUARE[3:]]), "not a list of pairs of numbers"),
-    "texts as numbers": (polygon([[str(x), y] for x, y in SQUARE]), "not a list of pairs of numbers"),
-    "a truth value as a number": (polygon([*SQUARE[:2], [True, 400], *SQUARE[3:]]), "not a list of pairs of numbers"),
+    "words as coordinates": (polygon([["a", "b"]] * 4), "not a list of coordinate pairs"),
+    "numbers as coordinates": (polygon([1, 2, 3, 4]), "not a list of coordinate pairs"),
+    "a text as a corner": (polygon([*SQUARE[:2], "300", *SQUARE[3:]]), "not a list of coordinate pairs"),
+    "texts as numbers": (polygon([[str(x), y] for x, y in SQUARE]), "not a list of coordinate pairs"),
+    "a truth value as a number": (polygon([*SQUARE[:2], [True, 400], *SQUARE[3:]]), "not a list of coordinate pairs"),
     "a hole outside the slide": (polygon(SQUARE, [[9000, 250], *HOLE[1:4], [9000, 250]]), "file of a different slide"),
     "not finite": ('{"type": "Polygon", "coordinates": [[[1, NaN], [2, 3], [5, 9], [1, 2]]]}', "not finite"),
     "nothing": (collection(), "no polygon"),
@@ -137,7 +137,7 @@ def test_contours_within_one_percent_of_the_border_are_accepted(tmp_path: Path) 
 def test_contours_in_the_upper_left_corner_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     contours(tmp_path, polygon(SQUARE), 40_000, 30_000)
-    assert "upper left 2 %" in caplog.text
+    assert "upper left 2%" in caplog.text
     caplog.clear()
     contours(tmp_path, polygon(SQUARE))
     assert caplog.text == ""

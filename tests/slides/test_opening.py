@@ -111,7 +111,7 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
     with pytest.raises(DataError, match=r"(?s)neither plausible micrometres per pixel nor a magnif.*column mpp"):
         resolve_mpp(silent, None, "a")
-    with pytest.raises(DataError, match=r"it states 352\.8, a resolution for printing"):
+    with pytest.raises(DataError, match=r"it states 352\.8, a print resolution"):
         resolve_mpp(printed, None, "a")
     silent.magnification = 20.0
     assert resolve_mpp(silent, None, "a") == (0.5, "0.5 µm per pixel from the objective power of 20")

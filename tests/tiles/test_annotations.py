@@ -148,7 +148,7 @@ def test_all_kinds_of_labels_keep_the_same_labelled_tiles(table: Table) -> None:
     few = load(table(rows, labels="annotator", annotator="dora"), labels={"kind": "per_class", "value": 2})
     labelled = few.ids[(few.splits == "train") & (few.labels >= 0)].tolist()
     assert set(labelled) == {"t0.png", "t1.png"} & set(drawn)
-    assert any("labelled lack a label by the chosen annotator" in n for n in few.notes)
+    assert any("have no label from the chosen annotator" in n for n in few.notes)
 
 
 def test_no_label_of_an_annotator_is_read_without_labels(table: Table) -> None:

@@ -90,7 +90,7 @@ def test_two_labels_may_become_one_class_among_more(table: Path) -> None:
     assert set(tiles.truth) == {0, 1, -1}
     with pytest.raises(DataError, match="unknown classes H"):
         read_tiles(centres(table, **keys, class_map=mapping, classes=("AC", "V")))
-    with pytest.raises(DataError, match=r"class_map names labels that do not occur: tumor; there are: mucus, normal"):
+    with pytest.raises(DataError, match=r"names labels that do not occur: tumor; the labels are: mucus, normal"):
         read_tiles(centres(table, **keys, class_map={"tumor": "AC"}))
 
 

@@ -187,7 +187,7 @@ def test_kimia_path24c_with_another_name_for_train_or_too_few_scans(tmp_path: Pa
     kimia(tmp_path, 3)
     assert any("3 classes of 24" in note for note in read("kimia_path24c", tmp_path).notes)
     (tmp_path / "train").rename(tmp_path / "Big-scans")
-    with pytest.raises(DataError, match=r"15 of \d+ tiles are outside the folders of splits.*"):
+    with pytest.raises(DataError, match=r"15 of \d+ tiles are outside the split folders.*"):
         read("kimia_path24c", tmp_path)
     assert len(read("kimia_path24c", tmp_path, splits={"train": "Big-scans"}).of_split("train")) > 0
 

@@ -217,7 +217,7 @@ def test_a_class_of_files_that_are_not_read(tree: Path) -> None:
     for split in ("train", "test"):
         (tree / split / "mucin").mkdir()
         (tree / split / "mucin" / "1.svs").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"(?s)without an image that clipit reads: mucin \(2 \.svs\).*convert"):
+    with pytest.raises(DataError, match=r"(?s)without an image that clipit can read: mucin \(2 \.svs\).*convert"):
         load_tiles(config(tree), seed=0)
     assert load_tiles(config(tree, classes=("stroma", "tumour")), seed=0).classes == ("stroma", "tumour")
     for split in ("train", "test"):

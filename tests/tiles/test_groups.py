@@ -30,7 +30,7 @@ def test_tiles_without_a_match_are_noted_and_no_match_at_all_is_an_error() -> No
     found = add_groups(tiles, r"HE\d+")
     assert found.groups == ["HE12", "HE12", ""]
     assert found.notes == ("1 tile without a group: tiles.group_pattern does not match blank",)
-    with pytest.raises(DataError, match=r"matches no tile; ids of tiles: HE12_1"):
+    with pytest.raises(DataError, match=r"matches no tile; tile ids: HE12_1"):
         add_groups(tiles, r"HE-\d+")
     with pytest.raises(DataError, match="already has groups"):
         add_groups(replace(tiles, groups=["a", "", ""]), r"HE\d+")

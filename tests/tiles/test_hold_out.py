@@ -46,7 +46,7 @@ def test_unlabelled_tiles_of_a_moved_group_move_with_it(make_tiles: Make) -> Non
 
 
 def test_one_group_cannot_be_cut(make_tiles: Make) -> None:
-    with pytest.raises(DataError, match="train has 1 group for 10 tiles"):
+    with pytest.raises(DataError, match="the training split has 1 group for 10 tiles"):
         hold_out_validation(make_tiles([0, 1] * 5, ["train"] * 10, ["p"] * 10), 0.2, seed=0)
 
 
@@ -86,7 +86,7 @@ def test_folds_are_stratified_and_follow_names_and_seed_not_rows(make_tiles: Mak
 
 
 def test_folds_need_groups_and_name_absent_classes(make_tiles: Make) -> None:
-    with pytest.raises(DataError, match="5 folds need at least 5 groups; train has 4, with 8 tiles"):
+    with pytest.raises(DataError, match="5 folds need at least 5 groups; the training split has 4, with 8 tiles"):
         hold_out_fold(make_tiles([0, 1] * 4, ["train"] * 8, [f"p{place // 2}" for place in range(8)]), 5, 0, 0)
     notes = [hold_out_fold(make_tiles([0] * 9 + [1], ["train"] * 10), 3, fold, 0).notes for fold in range(3)]
     assert sum("no tile of c1 in this fold" in told for told in notes) == 2

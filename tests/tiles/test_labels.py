@@ -65,7 +65,7 @@ def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
 
 
 def test_impossible_requests(tiles: TileSet) -> None:
-    with pytest.raises(DataError, match=r"tiles.labels asks for 30 labels per class, but train has fewer of c1 \(20"):
+    with pytest.raises(DataError, match=r"30 labels per class, but the training split has fewer for c1 \(20"):
         hide_labels(tiles, LabelsConfig(kind="per_class", value=30), 0)
     with pytest.raises(ConfigError, match=r"(?s)1.5 is above 1.*tiles.labels.value"):
         hide_labels(tiles, LabelsConfig(kind="fraction", value=1.5), 0)

@@ -103,7 +103,7 @@ def test_images_and_masks_are_turned_by_their_own_orientation(tmp_path: Path) ->
     assert [found.read(index)[1].tolist() for index in (0, 1)] == [CODES, CODES]
     assert found.read(0)[0].size == (4, 3)
     Image.fromarray(np.ascontiguousarray(np.rot90(MASK))).save(tmp_path / "files/stored.png")
-    with pytest.raises(DataError, match="3 x 4 pixels, its image 4 x 3; images are rotated by their EXIF orientation"):
+    with pytest.raises(DataError, match="its image 4 x 3; images are rotated according to their EXIF orientation"):
         found.read(1)
 
 

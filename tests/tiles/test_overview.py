@@ -30,7 +30,7 @@ def test_a_single_class_is_counted_in_the_singular(make_tiles: Make) -> None:
 def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) -> None:
     tiles = make_tiles([0, 0, 0, 1], ["train"] * 3 + ["validation"])
     told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut", "WARNING: odd")), TABLE)
-    assert "problem: no test split, so there is no test score: tiles.test_fraction or tiles.folds" in told
+    assert "problem: no test split, so no test score: hold one out with tiles.test_fraction or tiles.folds" in told
     assert "problem: no labelled train tiles of c1, so they cannot be learnt" in told
     assert "problem: no groups, so tiles of one patient or slide may be in two splits" in told
     assert told.endswith("  note: cut\n  WARNING: odd\n  WARNING: set --tiles.columns.group=case")

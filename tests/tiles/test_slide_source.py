@@ -115,7 +115,7 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
         read_tiles(section(tmp_path / "images"))
     unlabelled = LabelsConfig(kind="none")
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
-    assert len(tiles) and any("1 file skipped, not slides" in note for note in tiles.notes)
+    assert len(tiles) and any("1 file skipped (not slides)" in note for note in tiles.notes)
     (tmp_path / "images" / "a.svs").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 slide name occurs more than once: a \(.*, .*\)"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
@@ -156,7 +156,7 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
     unlabelled = LabelsConfig(kind="none")
     assert list_slides(section(table, labels=unlabelled)).notes == ("unused columns: labels",)
     write_table(table, [{"name": "a", "label": "x"}])
-    with pytest.raises(DataError, match="no column slide or path with the files of the slides; the table has: name"):
+    with pytest.raises(DataError, match="no column slide or path with the slide files; the table has: name"):
         list_slides(section(table, labels=unlabelled))
 
 

@@ -234,7 +234,7 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
 def test_a_world_that_is_not_written_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = "outputs/demo/world/tiles.csv"
-    with pytest.raises(DataError, match=r"(?s)the table of tiles does not exist.*clipit demo writes this file"):
+    with pytest.raises(DataError, match=r"(?s)the tile table does not exist.*clipit demo writes this file"):
         load_tiles(TilesConfig.model_validate({"source": "table", "path": path}), seed=0)
 
 
@@ -319,11 +319,11 @@ def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, re
 @pytest.mark.parametrize(
     ("header", "columns", "example"),
     [
-        ("Datei,label", {}, "columns.path=FILE"),
-        ("Datei,Befund", {}, "columns.path=FILE"),
+        ("Datei,label", {}, "columns.path=NAME"),
+        ("Datei,Befund", {}, "columns.path=NAME"),
         ("path,Befund", {}, "columns.label=diagnosis"),
         ("file_name,Befund", {}, "columns.path=file_name"),
-        ("path,label", {"path": "Datei"}, "columns.path=FILE"),
+        ("path,label", {"path": "Datei"}, "columns.path=NAME"),
         ("path,label", {"mpp": "um"}, "columns.mpp=NAME"),
     ],
 )
@@ -474,7 +474,7 @@ def test_patients_that_another_program_wrote_as_decimals(tmp_path: Path) -> None
 
 
 def test_a_folder_in_place_of_a_table(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)the path of the table is a folder.*tiles\.source: huggingface"):
+    with pytest.raises(DataError, match=r"(?s)the table path is a folder.*tiles\.source: huggingface"):
         load_tiles(config(tmp_path), seed=0)
 
 
@@ -555,7 +555,7 @@ def test_files_of_two_folders_that_are_listed_without_their_folder(tmp_path: Pat
     path = write_table(tmp_path / "t.csv", [{"path": "1.png", "label": label} for label in "ab"])
     with pytest.raises(
         DataError,
-        match=r"(?s)1 file occurs more than once: 1\.png \(record \d.* \(line \d\).*folder in front of its name",
+        match=r"(?s)1 file occurs more than once: 1\.png \(record \d.* \(line \d\).*prefix each name with its folder",
     ):
         load_tiles(config(path, images=str(tmp_path / "img")), seed=0)
 

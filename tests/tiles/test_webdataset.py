@@ -179,7 +179,7 @@ def test_members_of_a_sample_that_contradict_each_other(
 ) -> None:
     for number, members in enumerate([(first, second), (second, first)]):
         path = write_tar(tmp_path / f"{number}.tar", [*members, (f"{first[0].split('.')[0]}.png", picture(1))])
-        with pytest.raises(DataError, match=r"different values of the field (cls: 0, 3|label: gland, stroma)"):
+        with pytest.raises(DataError, match=r"different values for the field (cls: 0, 3|label: gland, stroma)"):
             read_tiles(config(path, columns={}))
     agreeing = [("1.cls", b"0"), ("1.json", b'{"cls": 0, "mpp": null}'), ("1.png", picture(1))]
     other = [("2.cls", b"1"), ("2.json", b'{"cls": null}'), ("2.png", picture(2))]
@@ -253,7 +253,7 @@ def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-10240], "no end mark"),
+        (lambda data: data[:-10240], "no end-of-archive marker"),
         (lambda data: data[: len(data) // 2], "not a complete plain tar file"),
         (lambda data: data[:700], "not a complete plain tar file"),
         (lambda data: b"", "not a complete plain tar file"),

@@ -55,6 +55,10 @@ class ModelError(ClipitError):
     """A model cannot be loaded, or does not support a request."""
 
 
+class DivergenceError(ModelError):
+    """The training of a model diverged."""
+
+
 class ArtifactError(ClipitError):
     """A file or folder is incomplete, belongs to something else, or cannot be written."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipit.errors import shortlist
 from clipit.output_files.artifacts import whole_file, write_json
 from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_frame, write_text
@@ -15,7 +16,7 @@ from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page
 from clipit.reporting.page_note import compose_note
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
-from clipit.reporting.tables import LABELS, markdown_line, markdown_table, mean_sd
+from clipit.reporting.tables import LABELS, UNDEFINED, markdown_line, markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
 from clipit.sweeps.trials import SweepPlan
@@ -64,8 +65,10 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
 def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
     """Build a row of the table; scores are fractions between 0 and 1, None if undefined."""
     folder, config = run_folder(trial.config), resolve_arm(trial.config)
-    training = read_training(folder, "score", "chosen_step", "steps", "seconds")
-    results = read_results(folder)
+    names = ("score", "chosen_step", "steps", "seconds")
+    trained = (folder / "training.json").is_file()  # not if the training diverged
+    training = read_training(folder, *names) if trained else dict.fromkeys(names)
+    results = read_results(folder) if trained else {"splits": {}}
     monitor = config.training.monitor
     uses_labels = monitor not in ("agreement", "information")
     test_metric = monitor if uses_labels else comparison_metric
@@ -109,8 +112,8 @@ def _summarise(
             len(group),
             _mean_percent(group.validation),
             _mean_percent(group.test) if tested else "",
-            f"{group.chosen_step.mean():,.0f}",
-            f"{group.seconds.mean():,.0f}",
+            _whole_mean(group.chosen_step),
+            _whole_mean(group.seconds),
         ]
         for name, group in groups.items()
     ]
@@ -122,12 +125,14 @@ def _summarise(
         if chosen
         else "Nothing was chosen, because validation scores are undefined; check that the validation split has labels."
     )
+    diverged = [name for name, group in groups.items() if group.steps.isna().any()]
     several = any(len(group) > 1 for group in groups.values())
     remarks = [
         "Mean and standard deviation over seeds; differences smaller than the standard deviation do not justify a "
         "choice."
         if several
         else "One seed per row, so the variation between seeds is unknown.",
+        *([f"The training diverged for a seed of: {shortlist(diverged)}."] if diverged else []),
         *(f"Note: {note}." for note in plan.sweep.notes),
     ]
     header = ["values", "seeds", f"validation {LABELS.get(metric, metric)} %", test_header, "chosen step", "seconds"]
@@ -169,6 +174,11 @@ def read_sweep_head(folder: Path) -> str:
 
 def _mean_percent(scores: "pd.Series[Any]") -> str:
     return mean_sd([None if score is None else _PERCENT * score for score in scores], 1)
+
+
+def _whole_mean(values: "pd.Series[Any]") -> str:
+    known = values.dropna()
+    return f"{known.mean():,.0f}" if len(known) else UNDEFINED
 
 
 def format_values(values: Mapping[str, Any], *, without: str = "") -> str:

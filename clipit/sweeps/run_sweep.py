@@ -10,7 +10,7 @@ from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, LaunchError, disk_errors
+from clipit.errors import ConfigError, DivergenceError, LaunchError, disk_errors
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.progress import RunCounter
 from clipit.reporting.tables import percent
@@ -66,14 +66,18 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     runs = RunCounter(plan.count)
 
     def run_trial(trial: Trial) -> float | None:
-        kept = _is_finished(trial.config)
+        kept, values = _is_finished(trial.config), format_values(trial.values)
         if launch is None:
-            train_run(trial.config, workspace)
+            try:
+                train_run(trial.config, workspace)
+            except DivergenceError as error:  # raised in all processes
+                if processes.main:
+                    logger.warning(f"{values}: {error.what}; this trial has no score ({runs.finish(kept=kept)})")
+                return None
         elif not kept:
             _launch(sweep, trial, launch)
         score: float | None = read_training(run_folder(trial.config), "score")["score"]
         if processes.main:
-            values = format_values(trial.values)
             logger.info(f"{values}: validation {percent(score)} ({runs.finish(kept=kept)})")
         return score
 

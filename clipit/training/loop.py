@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipit.distributed import Processes
-from clipit.errors import ModelError, disk_errors
+from clipit.errors import DivergenceError, disk_errors
 from clipit.output_files.whole_files import write_text
 from clipit.progress import progress as progress_bar
 from clipit.reporting.training_curves import read_log
@@ -88,7 +88,7 @@ def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: 
         folder: Folder for metrics.jsonl and checkpoints/.
 
     Raises:
-        ModelError: A loss was infinite or NaN.
+        DivergenceError: A loss was infinite or NaN.
     """
     checkpoints = folder / "checkpoints"
     log = _Log(folder / "metrics.jsonl", progress.step, processes, parts.log)
@@ -163,12 +163,12 @@ def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, proce
         key: Configuration key of the learning rate.
 
     Raises:
-        ModelError: A loss was infinite or NaN.
+        DivergenceError: A loss was infinite or NaN.
     """
     if all(processes.gather(math.isfinite(float(losses)))):
         return
     steps = f"step {step}" if step - checked_step == 1 else f"steps {checked_step + 1} to {step}"
-    raise ModelError(
+    raise DivergenceError(
         f"training diverged: the loss in {steps} is infinite or not a number",
         where=key,
         fix=f"lower {key}, or check the model's weights and {key.partition('.')[0]}.precision",

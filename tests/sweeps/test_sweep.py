@@ -25,7 +25,7 @@ from run_files import losses
 from tiny_models import MakeConfig
 
 import clipit.sweeps.run_sweep as sweep_module
-from clipit.errors import ArtifactError, ClipitError, ConfigError, LaunchError
+from clipit.errors import ArtifactError, ClipitError, ConfigError, DivergenceError, LaunchError
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import mean_per_value
 from clipit.runs.folder import run_folder
@@ -291,6 +291,30 @@ def test_validation_chooses_and_the_test_score_does_not(
         assert [float(row["validation"]) for row in csv.DictReader(stream)] == [row["validation"] for row in rows]
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.glob("*.tmp"))
+
+
+def test_a_trial_that_diverges_does_not_stop_the_sweep(
+    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipit.sweeps.report.save_plot", save_plot)
+    train = sweep_module.train_run
+
+    def diverge(config: Any, workspace: Any) -> Path:
+        if (config.lora.rank, config.seed) == (4, 0):
+            raise DivergenceError("training diverged: the loss in step 1 is infinite or not a number")
+        return train(config, workspace)
+
+    monkeypatch.setattr(sweep_module, "train_run", diverge)
+    path = write_sweep()
+    log = capture_log()
+    folder = run_sweep(plan_of(path))
+    assert any("lora.rank 4, seed 0: training diverged" in line for line in log)
+    assert pretended == ["2/0", "2/1", "4/1"]
+    text = (folder / "sweep.md").read_text()
+    assert "lora.rank 2 (chosen)" in text and "The training diverged for a seed of: lora.rank 4." in text
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [row["validation"] is None for row in rows] == [False, False, True, False]
+    run_sweep(plan_of(path))
 
 
 def test_the_only_value_of_a_sweep_is_not_called_chosen(write_sweep: WriteSweep, pretended: list[str]) -> None:

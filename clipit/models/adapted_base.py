@@ -8,7 +8,7 @@ from clipit.output_files.artifacts import read_json, write_record
 from clipit.output_files.file_hashes import hash_files
 
 ADAPTED_FROM = "adapted_from"
-"""Configuration key of a merged folder: public name of the model that was adapted."""
+"""Configuration key of a merged folder, with the public name of the model that was adapted."""
 _FILES = "clipit_files.json"
 _CARD = "README.md"
 _COPY = "copy the folder again; if you changed the model on purpose, delete this file"

@@ -31,7 +31,7 @@ _PROJECTIONS = re.compile(
     r"|visual_head\..*|text\.pooler\..*"  # KEEP, whose text tower ends with BERT's pooler
     r"|(vision_head|language_head)\..*"  # MUSK
 )
-"""Pattern of the names of the weights that project into the joint space."""
+"""Pattern that matches the names of the weights that project into the joint space."""
 
 
 class AdaptedTowers(nn.Module):
@@ -82,7 +82,7 @@ class AdaptedTowers(nn.Module):
         return self
 
     def merge(self) -> Towers:
-        """Merge the updates into the VLM's module, in place, and return its towers with the learnt scale.
+        """Merge the updates into the VLM's module, in place, and return its towers with the learnt logit scale.
 
         Raises:
             ModelError: The trained weights are not finite.
@@ -102,7 +102,7 @@ class AdaptedTowers(nn.Module):
 
 
 def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
-    """Return the names of the modules with trained weights; modules without weights follow their parent."""
+    """Return the names of the modules with trained weights, and of modules without weights inside them."""
     with_weights, trained = set[str](), set[str]()
     for name, weight in network.named_parameters(remove_duplicate=False):
         while name:
@@ -121,7 +121,7 @@ def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
 
 
 def log_scale(towers: Towers) -> nn.Parameter:
-    """Return the module's `logit_scale` if it equals the towers' scale, otherwise a new parameter with that value."""
+    """Return the module's `logit_scale` if it is the logarithm of the towers' scale, otherwise a new parameter."""
     module_scale = getattr(towers.module, "logit_scale", None)
     if (
         isinstance(module_scale, nn.Parameter)
@@ -144,7 +144,7 @@ def adapt_towers(
     """Make the selected weights of a VLM trainable, and freeze all others.
 
     The VLM's module is changed in place, so that `towers` uses the trained weights. LoRA updates start at zero; their
-    factors are initialised from PyTorch's global generator.
+    factors are initialised with PyTorch's global generator.
 
     Args:
         towers: Towers of the VLM, in evaluation mode.
@@ -196,7 +196,7 @@ def _lora_layers(towers: Towers, trained_towers: Sequence[Tower], lora: LoraConf
     if missing := [tower for tower in trained_towers if not by_tower[tower]]:
         raise ModelError(
             f"LoRA adapts no layer of the {' and the '.join(missing)} tower: no layer matches "
-            f"{', '.join(lora.targets)}, or its weight is read without calling the layer",
+            f"{', '.join(lora.targets)}, or the weights of those that match are read without calling the layer",
             where=where,
             fix="set adapt.tuning: projection or full, name other layers in adapt.lora.targets, or train only the "
             f"other tower (adapt.towers); layers of this VLM: {shortlist(sorted(all_usable), 8)}",
@@ -324,6 +324,6 @@ def _embed_trial_inputs(towers: Towers, tower: Tower) -> Tensor:
 
 
 def _scalar(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Return a random linear combination, because the sum of squares of normalised embeddings would be constant."""
+    """Reduce embeddings to a random linear combination; the sum of squares of unit vectors would be constant."""
     noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1))
     return (embeddings * noise.to(embeddings)).sum()

@@ -41,11 +41,11 @@ def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSp
 
 
 def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> ModelSpec:
-    """Make the entry of a kaiko model converted to timm."""
+    """Make the entry for a kaiko model converted to timm."""
     return _spec(
         name, "timm", f"1aurent/{architecture}.kaiko_ai_towards_large_pathology_fms", dim,
         mean=HALF, std=HALF, interpolation="bilinear", note=_MANY_SCALES,
-        # 224 pixels even for the model whose position embeddings are for 518
+        # 224 pixels, even for the model whose position embeddings were trained at 518 pixels
         loader={
             "architecture": architecture, "img_size": img_size, "dynamic_img_size": True,
             "data": {"input_size": (3, 224, 224)},
@@ -54,20 +54,20 @@ def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> Model
 
 
 def _dinov2(size: str, letter: str, dim: int, registers: bool) -> ModelSpec:
-    """Make the entry of a DINOv2 model trained on natural images, at 224 pixels instead of 518."""
+    """Make the entry for a DINOv2 model trained on natural images, at 224 pixels instead of 518."""
     return _spec(
         f"dinov2-{'reg-' if registers else ''}vit{letter}14", "timm",
         f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m", dim,
-        licence="Apache-2.0", note="Natural images.",
+        licence="Apache-2.0", note="Trained on natural images.",
         loader={"img_size": 224, "data": {"input_size": (3, 224, 224)}},
     )  # fmt: skip
 
 
 def _imagenet(size: str, letter: str, dim: int) -> ModelSpec:
-    """Make the entry of a ViT trained on ImageNet labels."""
+    """Make the entry for a ViT trained on ImageNet labels."""
     return _spec(
         f"imagenet-vit{letter}16", "timm", f"vit_{size}_patch16_224.augreg_in21k_ft_in1k", dim,
-        mean=HALF, std=HALF, licence="Apache-2.0", note="Natural images.",
+        mean=HALF, std=HALF, licence="Apache-2.0", note="Trained on natural images.",
     )  # fmt: skip
 
 
@@ -91,14 +91,14 @@ _ENTRIES = (
     _spec(
         "virchow", "timm", "paige-ai/Virchow", 2560,
         expected_mpp=_AT_20X, licence="Apache-2.0", gated=True, pooling="cls_mean", loader=_VIRCHOW,
-        note="Class token (1280) and mean of the patches (1280); backbone.pooling: cls uses the class token alone.",
+        note="Class token (1280) and mean of the patch tokens (1280); backbone.pooling: cls uses only the class token.",
     ),
     _spec(
         "virchow2", "timm", "paige-ai/Virchow2", 2560,
         expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True, pooling="cls_mean",
         loader={**_VIRCHOW, "reg_tokens": 4},
-        note="Class token (1280) and mean of the patches (1280) without its 4 registers; "
-        "backbone.pooling: cls uses the class token alone.",
+        note="Class token (1280) and mean of the patch tokens (1280), excluding the 4 register tokens; "
+        "backbone.pooling: cls uses only the class token.",
     ),
     _spec(
         "phikon", "transformers", "owkin/phikon", 768,
@@ -125,7 +125,7 @@ _ENTRIES = (
             "architecture": "vit_base_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
             "mlp_ratio": 5.33334, **_SWIGLU,
         },
-        note="backbone.pooling: cls_mean gives the 1536 features that its page also mentions.",
+        note="backbone.pooling: cls_mean gives the 1536 features that the model's page also describes.",
     ),
     _spec(
         "prov-gigapath", "timm", "prov-gigapath/prov-gigapath", 1536,
@@ -140,14 +140,14 @@ _ENTRIES = (
         "hibou-l", "transformers", "histai/hibou-L", 1024,
         **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
         loader={"remote_code": True, "facts": {"num_hidden_layers": 24, "patch_size": 14}},
-        note="Does not load with transformers 5, which removed transformers.onnx: the code on its page "
-        "(backbone.trust_remote_code) imports it.",
+        note="Does not load with transformers 5: the code in the model's repository (backbone.trust_remote_code) "
+        "imports transformers.onnx, which version 5 removed.",
     ),
     _spec(
         "midnight", "transformers", "kaiko-ai/midnight", 1536,
         mean=HALF, std=HALF, interpolation="bilinear", licence="MIT", gated=True, pooling="cls",
         loader={"facts": {"model_type": "dinov2", "num_hidden_layers": 40, "patch_size": 14}},
-        note="backbone.pooling: cls_mean gives the 3072 features that its page also mentions. " + _MANY_SCALES,
+        note="backbone.pooling: cls_mean gives the 3072 features that the model's page also describes. " + _MANY_SCALES,
     ),
     _spec(
         "lunit-vit-s", "timm", "1aurent/vit_small_patch16_224.lunit_dino", 384,
@@ -174,9 +174,9 @@ BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
 
 To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`; `source` is a hub id (with `/`) or a
 timm model name; `dim`, `pixels`, `mean` and `std` are checked against the loaded model. For timm, `loader` holds
-arguments of `timm.create_model` and two additional keys: `architecture` (timm's name of a model on the Hub, so that a
-weights file alone is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer classes are given by name
-(`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `remote_code` marks a model defined by
-code on its page, which requires `backbone.trust_remote_code`, and `facts` lists required values of keys in config.json.
-The weights of a timm model must match its `architecture` by name and shape.
+arguments of `timm.create_model` and two additional keys: `architecture` (timm architecture of a model on the Hub, so
+that a weights file without config.json is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer
+classes are given by name (`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `remote_code`
+marks a model defined by Python code in its repository, which requires `backbone.trust_remote_code`, and `facts` lists
+required values of keys in config.json. The weights of a timm model must match its `architecture` by name and shape.
 """

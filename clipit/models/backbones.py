@@ -33,7 +33,7 @@ class Backbone:
         plain_head: Whether timm's classifier is one linear layer over these features, so that a linear head can be
             exported as a plain timm model.
         pooling: Token pooling applied by clipit; `default` leaves pooling to timm.
-        remote_code: Whether the model is defined by Python code from its hub page.
+        remote_code: Whether the model is defined by Python code from its repository.
     """
 
     name: str
@@ -78,8 +78,9 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             takes no memory), with an empty fingerprint.
 
     Raises:
-        ModelError: The name is unknown, files are missing, weights are gated, missing or NaN, the features are not one
-            vector per tile, the input size is not supported, or the model differs from its entry in the table.
+        ModelError: The name is unknown, files are missing, weights are gated, missing or not finite, the
+            features are not one vector per tile, the input size is not supported, or the model differs from its table
+            entry.
     """
     config, spec = _resolve(config if weights else config.model_copy(update={"pretrained": False}))
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
@@ -119,19 +120,19 @@ def _resolve(config: BackboneConfig) -> tuple[BackboneConfig, ModelSpec | None]:
         raise ModelError(
             "backbone.path does not exist",
             where=Path(config.path).expanduser(),
-            fix=f"use the folder or file of {spec.name} ({spec.page})",
+            fix=f"set it to the folder or weights file of {spec.name} ({spec.page})",
         )
     if config.path is not None and spec is None:
         raise ModelError(
-            f"backbone.path requires a backbone of clipit's table, and {config.name} is not one",
+            f"backbone.path requires a backbone.name from clipit's table, and {config.name} is not one",
             where="backbone.path",
-            fix="set backbone.name to a name of the table, or to the folder itself",
+            fix="set backbone.name to a name from the table, or to the folder itself",
         )
     return config, spec
 
 
 def _family(name: str) -> Loader:
-    """Determine which package loads a name outside the table; for a folder, its config.json decides."""
+    """Determine which package loads a model that is not in the table; for a folder, its config.json decides."""
     if name.startswith(PREFIX):
         return "transformers"
     file = Path(name).expanduser() / "config.json"

@@ -17,7 +17,7 @@ def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
     numbers, so gradients do not change.
 
     Args:
-        backbone: Model of timm or transformers, possibly with clipit's pooling and LoRA.
+        backbone: Model from timm or transformers, possibly with clipit's pooling and LoRA.
         enabled: Whether to use checkpointing.
 
     Returns:

@@ -62,14 +62,14 @@ def check_network(spec: ClassifierSpec, network: ClassifierNetwork, folder: Path
             raise out_of_memory(error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
-            f"the backbone does not map images of {size} pixels to {spec.dim} features, as {DESCRIPTION} states: "
+            f"contrary to {DESCRIPTION}, the backbone does not map images of {size} pixels to {spec.dim} features: "
             f"{reason}",
             where=folder,
             fix=COPY_AGAIN,
         ) from error
     if (features, outputs) != (spec.dim, (1, len(spec.classes))):
         raise ModelError(
-            f"the backbone has {features} features and {outputs[-1]} classes, but {DESCRIPTION} states {spec.dim} and "
+            f"the network has {features} features and {outputs[-1]} classes, but {DESCRIPTION} states {spec.dim} and "
             f"{len(spec.classes)}",
             where=folder,
             fix=COPY_AGAIN,

@@ -14,7 +14,7 @@ from clipit.models.student import Student
 
 
 class ClassifierNetwork(nn.Module):
-    """Backbone, classification head and, if it was trained with text, the projector of a classifier.
+    """Backbone and classification head of a classifier, and its projector if it was trained with text.
 
     Attributes:
         backbone: Backbone, including timm's classifier head if the classifier is a plain timm model.

@@ -2,11 +2,11 @@
 
 `config.json` and `model.safetensors` are in the format of the package that loads the backbone (`loader`). A plain
 export (`plain`) is an ordinary timm model, which timm and transformers' image-classification pipeline load without
-this package. It needs a timm backbone, timm's own pooling (`cls` but not `cls_mean`) and the linear head. All other
-exports store their head in `heads.safetensors`. Among these, ViT and DINOv2 backbones of transformers with the linear
-head are also written as transformers' own image classifiers, which the same pipeline opens. Only `load_classifier`
-loads the rest (late fusion, other models). `export_note` in `clipit.json` states which case applies. The projector and
-the prompts are never part of the files that timm or transformers read.
+this package. It needs a timm backbone, timm's own pooling (which includes `cls`, but not `cls_mean`) and the linear
+head. All other exports store their head in `heads.safetensors`. Among these, a ViT or DINOv2 backbone from
+transformers with the linear head is also written as transformers' own image classifier, which the same pipeline
+opens. All others (late fusion, other models) can only be loaded with `load_classifier`. `export_note` in `clipit.json`
+states which case applies. The projector and the prompts are never part of the files that timm or transformers read.
 
 `README.md` is the classifier's card. It has no checksum, because every evaluation of the run rewrites it, and no loader
 reads it.
@@ -58,11 +58,11 @@ class ClassifierSpec:
 
     Attributes:
         classes: Class names, in the order of the logits.
-        head: Head of the student in training.
-        projector_layers: Number of layers of the projector; 0 without text in training, and so without zero-shot use.
+        head: Head that the student was trained with.
+        projector_layers: Number of projector layers; 0 if trained without text, which rules out zero-shot use.
         plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
         mpp: Expected micrometres per pixel; None if unknown.
-        vlm: `VLM.describe()` of the VLM whose joint space the projector predicts.
+        vlm: `VLM.describe()` of the VLM whose text embeddings the projector predicts.
         prompts: Class names of each cached prompt set.
         provenance: Run, configuration and versions, as passed by the caller.
         loader: Package in whose format the backbone is saved.
@@ -71,7 +71,7 @@ class ClassifierSpec:
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file except the card, by path in the folder.
         tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if unknown or not uniform.
-        mpp_assumed: Whether `mpp` is the value that the backbone expects, because no training tile had a stated mpp.
+        mpp_assumed: Whether `mpp` is the value that the backbone expects, because the training tiles state none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -96,13 +96,13 @@ class ClassifierSpec:
 
 
 def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> str:
-    """State how to load an exported folder without clipit, and what is then unavailable.
+    """Describe how to load an exported folder without clipit, and what is then unavailable.
 
     Args:
         loader: Package in whose format the folder is saved.
         opens: Whether that package opens the folder as a classifier.
         pooling: Token pooling by clipit.
-        head: Head of the student in training.
+        head: Head that the student was trained with.
     """
     model = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
     pipeline = 'transformers.pipeline("image-classification", model=FOLDER)'
@@ -114,16 +114,16 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
     load_call = model if loader == "timm" else "transformers.AutoModel.from_pretrained(FOLDER)"
     reasons = [
         "its head is late fusion" if head == "late_fusion" else "",
-        "its features are the class token and the mean of the patches"
+        "its features are the class token and the mean of the patch tokens"
         if pooling == "cls_mean" and loader == "timm"
         else "",
     ]
-    reason = "; ".join(filter(None, reasons)) or f"{loader} has no single linear layer on its features"
+    reason = "; ".join(filter(None, reasons)) or f"{loader} has no classifier with one linear layer over its features"
     return f"{load_call} loads the adapted backbone only; the classes need clipit.load_classifier ({reason})."
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
-    """Write `clipit.json`, with a digest of its own keys and the SHA-256 of every other file except the card."""
+    """Write `clipit.json`, with a digest of its own content and the SHA-256 of every other file except the card."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: file_sha256(folder / name) for name in names if name not in (DESCRIPTION, CARD)}
     values = json.loads(json.dumps({"format": FORMAT, **asdict(replace(spec, files=files))}, default=str))
@@ -146,7 +146,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
         raise ModelError(
             f"no classifier in this folder: {DESCRIPTION} is missing",
             where=folder,
-            fix="use the folder of a finished run, such as outputs/runs/NAME/ARM-seed0, or its folder classifier/",
+            fix="use the folder of a finished run, such as outputs/runs/NAME/ARM-seed0, or its subfolder classifier/",
         )
     values = read_model_json(file)
     version = values.pop("format", None)
@@ -174,7 +174,7 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
     """Verify the SHA-256 of all files that a classifier reads, and the class names in the loader's configuration.
 
     Raises:
-        ModelError: A file was changed, or the classes of both descriptions differ.
+        ModelError: A file was changed, or the classes in `clipit.json` and in the loader's configuration differ.
     """
     changed = [name for name in _loaded_files(spec) if file_sha256(folder / name) != spec.files[name]]
     if changed:
@@ -191,7 +191,7 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
 
 
 def opens_in_transformers(folder: Path, spec: ClassifierSpec) -> bool:
-    """Check whether transformers' image-classification pipeline opens a classifier's folder."""
+    """Return whether transformers' image-classification pipeline opens a classifier's folder."""
     return spec.plain or bool(_label_names(read_model_json(folder / CONFIG)))
 
 
@@ -199,7 +199,8 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
     """Check the tensors of `heads.safetensors` and `zero_shot.safetensors` against the description.
 
     Raises:
-        ModelError: A tensor is not finite, or does not match the number of classes, the features or the joint space.
+        ModelError: A tensor is not finite, or its shape does not match the number of classes, of features or of joint
+            dimensions.
     """
     check_finite_weights(tensors, where, COPY_AGAIN)
     joint = tensors.get("projector.weight", tensors.get("projector.2.weight"))
@@ -217,7 +218,9 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         if name not in tensors or tuple(tensors[name].shape) != shape
     ]
     if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
-        mismatches.append(f"the projector has {dim} outputs, but the joint space {spec.vlm['joint_dim']} dimensions")
+        mismatches.append(
+            f"the projector has {dim} outputs, but the joint space has {spec.vlm['joint_dim']} dimensions"
+        )
     if mismatches:
         raise ModelError(
             f"the weights do not match the description: {shortlist(mismatches)}", where=where, fix=COPY_AGAIN
@@ -259,7 +262,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
         if len(set(names)) != len(names) or not all(names):
             yield f"{name}: empty or repeated names"
     if len(spec.classes) < 2:
-        yield f"classes: {counted(len(spec.classes), 'class', 'classes')}; a classifier has two or more"
+        yield f"classes: {counted(len(spec.classes), 'class', 'classes')}; at least two are needed"
     if spec.dim < 1:
         yield f"dim: {spec.dim} is not positive"
     yield from _preprocess_problems(spec.preprocess)
@@ -276,7 +279,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
     if spec.vlm is not None:
         types = {"name": str, "fingerprint": str, "joint_dim": int, "logit_scale": float | int}
         yield from (
-            f"vlm.{key}: missing or of a wrong type"
+            f"vlm.{key}: missing or of the wrong type"
             for key, expected in types.items()
             if not isinstance(spec.vlm.get(key), expected) or isinstance(spec.vlm.get(key), bool)
         )
@@ -288,7 +291,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
 
 def _preprocess_problems(preprocess: Preprocess) -> Iterator[str]:
     if not all(_MIN_STD <= value <= 1 / _MIN_STD for value in preprocess.std):
-        yield f"preprocess.std: {preprocess.std} must be positive, for pixel values in 0..1"
+        yield f"preprocess.std: {preprocess.std} is not positive, or too large for pixel values in 0..1"
     if not all(abs(value) <= _MAX_MEAN for value in preprocess.mean):
         yield f"preprocess.mean: {preprocess.mean} is too large for pixel values in 0..1"
     if not 1 <= preprocess.size <= preprocess.resize_to:

@@ -26,7 +26,7 @@ _PARTS = {
     "configuration": ("config.json",),
     "weights": CLIP_WEIGHTS,
     "tokeniser": TOKENIZER_FILES[:2],
-    "tokeniser's rules": (TOKENIZER_RULES,),
+    "tokeniser's configuration": (TOKENIZER_RULES,),
     "processor": (_PROCESSOR,),
 }
 

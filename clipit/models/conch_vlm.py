@@ -31,9 +31,9 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     `image` applies the contrastive projection and `raw` omits it; neither normalises embeddings.
 
     Args:
-        spec: Entry of CONCH in the table; `loader["config"]` is the name of one of the package's configurations, or the
+        spec: CONCH's entry in the table; `loader["config"]` is the name of one of the package's configurations, or the
             configuration itself.
-        path: Checkpoint or the folder that contains it; None downloads it from the gated repository.
+        path: Checkpoint, or the folder that contains it; None to download it from the gated repository.
 
     Raises:
         ModelError: The package or the checkpoint is missing, or the weights do not match.
@@ -46,7 +46,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
             f"at {spec.page}, then log in with `hf auth login` or set vlm.path to {WEIGHTS}",
         )
     file = checkpoint_file(spec, path, WEIGHTS)
-    with foreign_errors(spec.name, None if path else spec.source, f"The files must be those of {spec.page}.", file):
+    with foreign_errors(spec.name, None if path else spec.source, f"Use the files from {spec.page}.", file):
         package = optional_module("conch.open_clip_custom.coca_model")
         model: Any = package.CoCa(**_config(spec.loader["config"]))
         weights = read_tensors(file)
@@ -98,7 +98,7 @@ def patch_tokens(visual: Any, pixels: Tensor) -> Tensor:
 
 def conch_tokenizer() -> Any:
     """Load the package's byte-level tokeniser; its helper `tokenize` calls a method that transformers 5 lacks."""
-    with foreign_errors("conch", None, "The package's tokenizers/ folder may be missing: install it again."):
+    with foreign_errors("conch", None, "The package's tokenizers/ folder may be missing: reinstall the package."):
         return optional_module("conch.open_clip_custom.custom_tokenizer").get_tokenizer()
 
 

@@ -64,7 +64,7 @@ def export_classifier(
         backbone: Backbone that the student was built on.
         folder: Target folder; an earlier classifier there is replaced.
         classes: Class names, in the order of the logits.
-        vlm_info: `VLM.describe()` of the VLM whose joint space the projector predicts.
+        vlm_info: `VLM.describe()` of the VLM whose text embeddings the projector predicts.
         text_mean: Mean that was subtracted from the unit text embeddings, if they were centred.
         prompts: Prompt sets by name: class names and one embedding per class, in the space that the projector was
             trained on (centred with `text_mean` if given).
@@ -235,7 +235,7 @@ def _compare(folder: Path, student: Student, backbone: Backbone) -> None:
             raise ModelError(
                 f"the exported classifier differs from the student by {difference:.2g} (allowed {allowed:.2g})",
                 where=folder,
-                fix="check the student for values that are not finite; otherwise report this backbone",
+                fix="check the student for non-finite values; if it has none, report this backbone",
             )
 
 
@@ -254,7 +254,7 @@ def _check(
     expected = student.image_head.out_features
     if len(set(classes)) != expected or len(classes) != expected:
         raise mismatch(
-            f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes"
+            f"{len(classes)} class names ({len(set(classes))} distinct) for a student with {expected} classes"
         )
     if student.projector is None:
         if prompts or text_mean is not None:
@@ -263,12 +263,14 @@ def _check(
     last = student.projector if isinstance(student.projector, nn.Linear) else student.projector[-1]
     dim = last.out_features
     if vlm_info is not None and vlm_info.get("joint_dim") != dim:
-        raise mismatch(f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, the projector's {dim}")
+        raise mismatch(
+            f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, but the projector has {dim} outputs"
+        )
     if text_mean is not None and text_mean.shape != (dim,):
         raise mismatch(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
     for name, (names, embeddings) in (prompts or {}).items():
         if embeddings.shape != (len(names), dim):
             raise mismatch(
-                f"prompt set {name}: {counted(len(names), 'class', 'classes')} with embeddings of shape "
-                f"{embeddings.shape}, D = {dim}"
+                f"prompt set {name} has {counted(len(names), 'class', 'classes')} in {dim} dimensions, but embeddings "
+                f"of shape {embeddings.shape}"
             )

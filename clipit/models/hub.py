@@ -54,8 +54,8 @@ class Upload:
 def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a classifier: a local one, or the downloaded files of a repository on the hub.
 
-    A local path takes precedence. For the folder of a run, the classifier folder inside it is returned. Only the files
-    that `clipit.json` lists are downloaded, with the card.
+    A local path takes precedence. For the folder of a run, the classifier folder inside it is returned. Only the card,
+    `clipit.json` and the files that it lists are downloaded.
 
     Args:
         name: Local folder of a classifier or of a finished run, or a repository as `owner/name`.
@@ -67,7 +67,7 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.exists() or isinstance(name, Path) or not _REPOSITORY.fullmatch(name):
         if revision is not None:
-            raise ModelError("revision is for repositories on the hub, not for folders", where=folder, fix="remove it")
+            raise ModelError("revision applies only to repositories on the hub", where=folder, fix="remove it")
         nested = folder / CLASSIFIER
         return nested if (nested / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
     from huggingface_hub import snapshot_download
@@ -126,7 +126,7 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
         Address of the repository.
 
     Raises:
-        ModelError: A licence does not permit sharing the classifier, the user does not agree, or the hub refuses.
+        ModelError: A licence does not permit sharing the classifier, the user does not agree, or the upload fails.
     """
     from huggingface_hub import HfApi, constants
 
@@ -154,7 +154,7 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
             raise ModelError(
                 "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
                 if offline
-                else f"the hub refused the upload: {' '.join(str(error).split())[:300]}",
+                else f"the hub rejected the upload: {' '.join(str(error).split())[:300]}",
                 where=upload.repository,
                 fix="go online"
                 if offline

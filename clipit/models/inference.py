@@ -38,7 +38,7 @@ from clipit.models.weights import check_finite_weights, read_tensors
 from clipit.torch_defaults import torch_defaults
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
-"""Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
+"""Mapping from class to its texts, or to their embeddings from the classifier's VLM ([D] or [n,D])."""
 
 
 class Classifier:
@@ -124,8 +124,8 @@ class Classifier:
         """Predict class probabilities, one row per image, in the order of `classes`.
 
         Args:
-            images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths. Slides are
-                rejected; use `clipit.predict` to classify their tissue tiles.
+            images: Images as paths, arrays or PIL images; or a folder or zip file, whose images are read in order of
+                their paths. Slides are rejected; use `clipit.predict` to classify their tissue tiles.
             batch_size: Images per batch.
             workers: Threads that read images while the model runs; 0 for one per core, at most 8.
 
@@ -160,12 +160,12 @@ class Classifier:
     def zero_shot(
         self, images: Images, prompts: Prompts | str | None = None, *, batch_size: int = 64, workers: int = 0
     ) -> Float[np.ndarray, "n K"]:
-        """Classify images zero-shot: softmax over scaled cosines between predicted text embeddings and class prompts.
+        """Classify images zero-shot: softmax over scaled cosine similarities of predicted text and prompt embeddings.
 
         Args:
             images: Images as for `predict_proba`.
             prompts: None for the only prompt set stored in the classifier; the name of one of several; or a mapping
-                from class to texts, or to embeddings by the classifier's VLM (not centred: centring is applied here).
+                from class to texts, or to embeddings from the classifier's VLM (not centred: centring is applied here).
             batch_size: Images per batch.
             workers: Reading threads, as for `predict_proba`.
 
@@ -340,8 +340,8 @@ def load_classifier(
     """Load an exported classifier.
 
     Args:
-        path: Folder of a run or its folder `classifier/`, or a repository on the Hugging Face Hub (`owner/name`); a
-            folder of that name takes precedence.
+        path: Run folder or its subfolder `classifier/`, or a repository on the Hugging Face Hub (`owner/name`); a local
+            folder with that name takes precedence.
         device: Device of the model; by default the GPU, if available.
         vlm: Name, folder or configuration of the VLM that the classifier was trained with. It is needed only for new
             prompt texts, and not if that VLM is embedded or listed in the table of VLMs.

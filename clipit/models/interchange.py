@@ -1,4 +1,4 @@
-"""Export a classifier to ONNX or `torch.export`, and compare the logits of the program and the classifier."""
+"""Export a classifier to ONNX or `torch.export`, and compare the exported program's logits with the classifier's."""
 
 import contextlib
 import importlib.util
@@ -67,15 +67,16 @@ class _Logits(nn.Module):
 def export_program(
     classifier: Classifier, path: Path, format: Format = "onnx", *, tolerance: float = TOLERANCE
 ) -> ExportedProgram:
-    """Write a classifier as one program that maps normalised pixels [b,3,h,w] to logits [b,C], for any batch size.
+    """Write a classifier as a self-contained program from normalised pixels [b,3,h,w] to logits [b,C].
 
-    The classes and the preprocessing are stored in the file (ONNX: metadata; torch.export: extra file `clipit.json`)
-    and in `<file>.json` next to it. The file replaces an earlier one only after the logits have been compared.
+    The program accepts any batch size. The classes and the preprocessing are stored in the file (ONNX: metadata;
+    torch.export: extra file `clipit.json`) and in `<file>.json` next to it. The file replaces an
+    earlier one only after the logits have been compared.
 
     Args:
         classifier: Classifier in float32; it is moved to the CPU.
         path: File to write, `.onnx` or `.pt2`; an earlier one is replaced.
-        format: `onnx` (by torch's dynamo exporter) or `torch_export`.
+        format: `onnx` (with torch's dynamo exporter) or `torch_export`.
         tolerance: Largest logit difference allowed, relative to the largest logit (at least 1).
 
     Raises:
@@ -85,7 +86,9 @@ def export_program(
     suffix = SUFFIXES[format]
     if path.suffix != suffix:
         raise ModelError(
-            f"a file in the format {format} ends in {suffix}", where=path, fix=f"name it {path.with_suffix(suffix)}"
+            f"the name of a file in the format {format} must end in {suffix}",
+            where=path,
+            fix=f"name it {path.with_suffix(suffix)}",
         )
     if format == "onnx":
         _require_onnx()
@@ -238,7 +241,7 @@ def _exporter_errors(path: Path) -> Iterator[None]:
             yield
     except (ClipitError, OSError):
         raise
-    except Exception as error:  # the exporters raise errors of many packages
+    except Exception as error:  # the exporters raise errors from many packages
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
         raise ModelError(

@@ -48,7 +48,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
     source = spec.source if path is None else str(path)
     if not trust_remote_code:
         raise ModelError(
-            f"{spec.name} runs Python code of its repository (modeling_keep.py), which is not trusted yet",
+            f"{spec.name} runs Python code from its repository (modeling_keep.py), which is not trusted yet",
             where=source,
             fix=f"read that code ({spec.page}), then set vlm.trust_remote_code: true",
         )
@@ -59,10 +59,10 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         description = read_model_json(path / "config.json")
         if "auto_map" not in description:
             raise ModelError(
-                f"not {spec.name}: config.json has no Python code (auto_map), and its model type is "
+                f"not {spec.name}: config.json refers to no Python code (auto_map), and its model type is "
                 f"{description.get('model_type', 'none')}",
                 where=path,
-                fix=f"use a folder with all files of {spec.page}",
+                fix=f"use a folder with all files from {spec.page}",
             )
     with foreign_errors(spec.name, None if path else spec.source, "Its code may need other package versions.", path):
         from transformers import AutoTokenizer
@@ -81,7 +81,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         raise ModelError(
             f"the weights do not match {spec.name}; missing: {shortlist(missing)}",
             where=file,
-            fix=f"copy all files of {spec.page} into one folder",
+            fix=f"copy all files from {spec.page} into one folder",
         )
     context_length = int(spec.context_length or tokenizer.model_max_length)
     return Towers(
@@ -159,7 +159,7 @@ def _check_parts(spec: ModelSpec, model: Any, source: str) -> None:
     absent += ["visual.num_features"] if not absent and not hasattr(model.visual, "num_features") else []
     if absent:
         raise ModelError(
-            f"not {spec.name}: a {type(model).__name__} without {', '.join(absent)}",
+            f"not {spec.name}: {type(model).__name__} has no {', '.join(absent)}",
             where=source,
-            fix=f"use a folder with all files of {spec.page}",
+            fix=f"use a folder with all files from {spec.page}",
         )

@@ -13,7 +13,7 @@ from clipit.models.vlm_specs import VLMS
 
 OTHER = "other"
 _IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0"}
-"""Hugging Face's identifiers of licences in the model tables, by clipit's names."""
+"""Hugging Face's identifiers for the licences in the model tables, keyed by clipit's names."""
 _UNKNOWN = "unknown"
 
 
@@ -39,7 +39,7 @@ class ModelLicence:
 
     @property
     def identifier(self) -> str:
-        """Identifier in a card's field `license`; `other` if the licence has no identifier."""
+        """Identifier for the `license` field of a card; `other` if the licence has no identifier."""
         return _IDENTIFIERS.get(self.licence, OTHER)
 
     @property
@@ -54,7 +54,7 @@ class ModelLicence:
 
     @property
     def objection(self) -> str:
-        """Reason against sharing a classifier; "" if there is none."""
+        """Why the classifier may not be shared, as a phrase; "" if nothing prevents it."""
         if self.forbids_derivatives:
             return "forbids sharing derivatives"
         if self.gated and self.identifier == OTHER:

@@ -1,4 +1,4 @@
-"""Utilities shared by all model loaders: error messages, files, hub access and fingerprints of weights."""
+"""Utilities shared by all model loaders: error messages, files, hub access and weight fingerprints."""
 
 import hashlib
 import importlib
@@ -36,7 +36,7 @@ CLIP_WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-"""Weights files that transformers reads, one of which is needed; the first two contain all weights."""
+"""Weight files that transformers reads, one of which is needed; the last two list the shards that contain weights."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 """Vocabulary files, one of which a transformers tokeniser needs."""
@@ -99,7 +99,7 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
 
     Args:
         contents: Kind of model, for the error.
-        alternatives: File names of each part, at least one of which must exist.
+        alternatives: Possible file names of each part; at least one of them must exist.
 
     Raises:
         ModelError: Parts are missing; the message lists them.
@@ -111,9 +111,9 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
     ]
     if missing:
         raise ModelError(
-            f"incomplete folder of {contents}; missing: {'; '.join(missing)}",
+            f"the folder of {contents} is incomplete; missing: {'; '.join(missing)}",
             where=folder,
-            fix="copy all files of the model's page into this folder",
+            fix="copy all files from the model's page into this folder",
         )
 
 
@@ -176,7 +176,7 @@ def hub_access() -> Iterator[None]:
 
 @contextmanager
 def errors_only(*names: str) -> Iterator[None]:
-    """Silence messages of these loggers below the level ERROR."""
+    """Silence messages of these loggers below level ERROR."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -301,7 +301,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
             "and use the local folder, or go online"
         )
     elif "custom code" in text:  # from transformers, which would otherwise ask on the terminal
-        problem = "its files need Python code of their own, which is not trusted yet"
+        problem = "it requires Python code from its own files, which is not trusted yet"
         at_page = f" at {page}" if page else ""
         fix = f"read that code{at_page}, then set trust_remote_code: true next to the model's name"
     elif "UnpicklingError" in kinds:
@@ -314,7 +314,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         or "mismatched sizes" in text.lower()
     ):
         problem = f"its weights do not match its configuration ({text})"
-        fix = f"use weights and configuration of the same model{f', from {page}' if page else ''}"
+        fix = f"use weights and configuration from the same model{f', from {page}' if page else ''}"
     else:
         problem = f"it cannot be loaded ({text})"
         fix = f"check the name and the files{f' at {page}' if page else ''}"
@@ -335,7 +335,7 @@ def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
     file = path / name if path.is_dir() else path
     if not file.is_file():
         raise ModelError(
-            f"no file {name} of {spec.name}",
+            f"the checkpoint {name} of {spec.name} does not exist",
             where=path,
             fix=f"set vlm.path to the file from {spec.page}, or to the folder that contains it",
         )

@@ -56,7 +56,7 @@ def target_modules(
         where: Configuration key of the targets, for the error.
 
     Raises:
-        ModelError: A target matches no layer (the message lists those that exist), or a layer cannot be adapted.
+        ModelError: A target matches no layer (the message lists the available ones), or a layer cannot be adapted.
     """
     layers = {
         name: layer
@@ -64,7 +64,7 @@ def target_modules(
         if (isinstance(layer, nn.Linear | nn.Conv2d) or _is_packed(layer)) and (called is None or name in called)
     }
     packed = {f"{name}.out_proj" for name, layer in layers.items() if _is_packed(layer)}
-    refused = {
+    unmergeable = {
         name: reason
         for name, layer in layers.items()
         if (reason := "part of packed attention, which kind qkv selects" if name in packed else _obstacle(layer))
@@ -72,7 +72,7 @@ def target_modules(
     by_kind: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     for name, layer in layers.items():
         kind = _kind(name, layer)
-        if kind and name not in refused:
+        if kind and name not in unmergeable:
             by_kind[kind].append(name)
     if targets == _DEFAULT:
         targets = tuple(kind for kind in targets if by_kind[kind]) or ("conv",)
@@ -83,18 +83,18 @@ def target_modules(
         )
         kinds = ", ".join(f"{kind} ({len(names)})" for kind, names in by_kind.items() if names)
         if not matches:
-            endings = sorted({name.rpartition(".")[2] for name in layers if name not in refused})
+            endings = sorted({name.rpartition(".")[2] for name in layers if name not in unmergeable})
             raise ModelError(
                 f"LoRA target {target!r} matches no linear or convolution layer of the model",
                 where=where,
                 fix=f"available kinds: {kinds or 'none'}; last parts of layer names: {shortlist(endings, 20)}",
             )
-        if refused_names := [f"{name} ({refused[name]})" for name in matches if name in refused]:
+        if unmergeable_names := [f"{name} ({unmergeable[name]})" for name in matches if name in unmergeable]:
             raise ModelError(
                 "LoRA cannot be merged into these layers, so the model could not be exported: "
-                f"{shortlist(refused_names)}",
+                f"{shortlist(unmergeable_names)}",
                 where=f"{where}: {target}",
-                fix=f"use other layers, or kinds, which select only layers that can be merged: {kinds or 'none'}",
+                fix=f"select other layers, or use kinds, which include only mergeable layers: {kinds or 'none'}",
             )
         chosen += [name for name in matches if name not in chosen]
     return chosen
@@ -116,7 +116,7 @@ def _obstacle(module: nn.Module) -> str:
     if not isinstance(module, nn.Conv2d):
         return ""
     if module.groups > 1:
-        return f"a convolution in {counted(module.groups, 'group')}"
+        return f"a convolution with {counted(module.groups, 'group')}"
     if type(module) is not nn.Conv2d:  # standardised weights, or padding that depends on the input
         return f"a {type(module).__name__}"
     if set(module.dilation) != {1}:
@@ -134,7 +134,7 @@ def add_lora(
     Args:
         backbone: Backbone, or the module of a VLM.
         config: Rank, alpha, dropout and targets.
-        names: Full names of the layers to adapt; None to select them by the targets.
+        names: Full names of the layers to adapt; None to select them by `config.targets`.
         base_name: Name of the base model to record in the adapter.
 
     Raises:
@@ -282,7 +282,7 @@ def merged_lora(module: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(module: nn.Module, folder: Path) -> None:
-    """Write the adapter in peft's format, for `PeftModel.from_pretrained` on the model of timm or transformers.
+    """Write the adapter in peft's format, for `PeftModel.from_pretrained` on the timm or transformers model.
 
     Layers are named as in that model, without clipit's `TokenPool` around it.
 

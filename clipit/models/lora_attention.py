@@ -22,7 +22,7 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
-        """Apply the attention layer with the updates added to its weights; arguments and result are the layer's."""
+        """Apply the attention layer with the updates added to its weights; arguments and result are as in the layer."""
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)
@@ -41,7 +41,7 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
         heads = packed.view(batch, length, 3, base.num_heads, width // base.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         if mask is not None:
-            # a Boolean mask is True for hidden positions in nn.MultiheadAttention, and for visible ones in SDPA below
+            # In a Boolean mask, True means "ignore" in nn.MultiheadAttention, but "attend" in SDPA below.
             mask = ~mask if mask.dtype == torch.bool else mask.to(query.dtype)
             mask = mask.view(batch, base.num_heads, length, length) if mask.dim() == 3 else mask
         attended = F.scaled_dot_product_attention(
@@ -91,7 +91,7 @@ class OpenClipAttention(PackedAttention):
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
-        """Apply the attention layer with the updates added to its weights; arguments and result are the layer's."""
+        """Apply the attention layer with the updates added to its weights; arguments and result are as in the layer."""
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)

@@ -52,7 +52,7 @@ def adapted_linear(adapter: LoraLayer, x: Tensor, weight: Tensor, bias: Tensor |
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, *, scale: float) -> Tensor:
     """Return x W^T + b + s (x A^T) B^T (Hu et al., arXiv 2106.09685, equation 3), with gradients of x, A and B.
 
-    The update is added in place to the output and to the gradient of x, and the scale is applied to the r-wide factor.
+    The update is added in place to the output and to the gradient of x, and the scale is applied to tensors of width r.
     The gradients of A and B are computed as products whose long dimension is contiguous, which is two to three times
     as fast on CPUs. The frozen weight and bias receive no gradient.
 

@@ -51,8 +51,8 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     embedding is normalised.
 
     Args:
-        spec: Entry of MUSK in the table; `loader["architecture"]` is its name in timm.
-        path: Weights file or the folder that contains it; None downloads it from the gated repository.
+        spec: MUSK's entry in the table; `loader["architecture"]` is its name in timm.
+        path: Weights file, or the folder that contains it; None to download it from the gated repository.
 
     Raises:
         ModelError: Packages or weights are missing, or the weights do not match.

@@ -33,11 +33,11 @@ _HUB_HINT = (
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
 
 TRUST = "set vlm.trust_remote_code: true"
-"""Fix named in errors about untrusted code."""
+"""Fix given in errors about untrusted code."""
 
 
 def listed_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
-    """Load a VLM of the table from open_clip's own weights or from the hub.
+    """Load a VLM that is in the table, from open_clip's own weights or from the hub.
 
     Raises:
         ModelError: The weights must be downloaded manually, or cannot be loaded.
@@ -106,7 +106,7 @@ def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = Fals
     """Load an open_clip repository from the Hugging Face Hub.
 
     Raises:
-        ModelError: The repository cannot be loaded, or requests to run code and is not trusted.
+        ModelError: The repository cannot be loaded, or requires code that is not trusted.
     """
     name = f"hf-hub:{hub_id}"
     with foreign_errors(name, hub_id, _HUB_HINT):
@@ -122,7 +122,7 @@ def folder_towers(
 
     Raises:
         ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the hub), the
-            weights do not match the configuration, or the folder requests to run code and is not trusted.
+            weights do not match the configuration, or the folder requires code that is not trusted.
     """
     description = read_model_json(folder / OPEN_CLIP_CONFIG)
     check_tokenizer_options(description, folder / OPEN_CLIP_CONFIG, trusted, TRUST)
@@ -150,19 +150,19 @@ def folder_towers(
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["uses_hub"] = True
-        hint = f"The text tower is built from config.json of {text['hf_model_name']}: copy that file into this folder."
+        hint = f"The text tower is built from the config.json of {text['hf_model_name']}: copy that file here."
     return _load(str(folder), f"local-dir:{folder}", None, None, hint, quick_gelu=quick_gelu, **options)
 
 
 def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
-    """Load a checkpoint file of a table entry whose architecture is built into open_clip.
+    """Load a checkpoint file for a table entry whose architecture is built into open_clip.
 
     Raises:
         ModelError: The architecture is not built into open_clip, so a folder with its configuration is needed.
     """
     if not (spec.loader.get("checkpoint") or spec.loader.get("quick_gelu")):
         raise ModelError(
-            f"a weights file alone does not define {spec.name}",
+            f"a weights file alone is not enough to build {spec.name}",
             where=file,
             fix=f"use the folder with {OPEN_CLIP_CONFIG} and all files from {spec.page}",
         )

@@ -63,14 +63,14 @@ class PatchTokens:
 
 
 def vlm_tokens(vlm: "VLM") -> PatchTokens:
-    """Return the patch tokens of a VLM, projected into its joint space like its image embeddings.
+    """Return the `PatchTokens` of a VLM, projected into its joint space like its image embeddings.
 
     Raises:
         ModelError: The VLM provides no patch tokens.
     """
     side, dim = _output_shape(vlm.encode_patches, vlm.preprocess.size, vlm.device, vlm.name)
     if dim != vlm.joint_dim:
-        raise no_tokens(vlm.name, f"its tokens have {dim} dimensions, the joint space {vlm.joint_dim}")
+        raise no_tokens(vlm.name, f"its tokens have {dim} dimensions, but the joint space has {vlm.joint_dim}")
     identity = fingerprint([vlm.fingerprint, vlm.precision])
     return PatchTokens(
         vlm.name, "vlm", vlm.preprocess, side, dim, vlm.expected_mpp, identity, vlm.device, vlm.encode_patches
@@ -78,7 +78,7 @@ def vlm_tokens(vlm: "VLM") -> PatchTokens:
 
 
 def backbone_tokens(backbone: "Backbone") -> PatchTokens:
-    """Return the patch tokens of a backbone, before its pooling.
+    """Return the `PatchTokens` of a backbone, before its pooling.
 
     Raises:
         ModelError: The backbone provides neither patch tokens nor a feature map.
@@ -93,7 +93,7 @@ def backbone_tokens(backbone: "Backbone") -> PatchTokens:
 
 
 def classifier_tokens(classifier: "Classifier") -> PatchTokens:
-    """Return the patch tokens of a classifier's adapted backbone, before its pooling and heads.
+    """Return the `PatchTokens` of a classifier's adapted backbone, before its pooling and heads.
 
     Raises:
         ModelError: The backbone provides neither patch tokens nor a feature map.
@@ -111,7 +111,7 @@ def classifier_tokens(classifier: "Classifier") -> PatchTokens:
 
 
 def student_tokens(classifier: "Classifier") -> PatchTokens:
-    """Return the patch tokens of a classifier, projected into the joint space like its pooled features.
+    """Return the `PatchTokens` of a classifier, projected into the joint space like its pooled features.
 
     Raises:
         ModelError: The classifier was trained without text, or provides no patch tokens.

@@ -24,12 +24,12 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     """
     if isinstance(images, str | Path):
         path = Path(images).expanduser()
-        _refuse_slides(_slides_in(path) if path.is_dir() else [path], images)
+        _reject_slides(_slides_in(path) if path.is_dir() else [path], images)
         if path.suffix.lower() == ZIP or path.is_dir():
             source = open_images(path)
             return len(source), source.read
     listed = require_sequence(images)
-    _refuse_slides([Path(image) for image in listed if isinstance(image, str | Path)], "images")
+    _reject_slides([Path(image) for image in listed if isinstance(image, str | Path)], "images")
     return len(listed), lambda position: open_picture(listed[position], position)
 
 
@@ -40,7 +40,7 @@ def _slides_in(folder: Path) -> list[Path]:
     return images or files
 
 
-def _refuse_slides(paths: Sequence[Path], where: str | Path) -> None:
+def _reject_slides(paths: Sequence[Path], where: str | Path) -> None:
     """Reject whole slides, including pyramidal TIFFs, each of which would be classified as one small image.
 
     Raises:

@@ -47,7 +47,7 @@ class Preprocess:
         resize_to: Length to which the shorter edge (`shortest`) or both edges (`squash`) are resized before
             the centre crop, pixels; at least `size`.
         mode: `shortest` keeps the aspect ratio, `squash` does not.
-        interpolation: Name of PIL's filter.
+        interpolation: Name of the PIL filter.
         mean: Mean per channel, for pixel values in 0..1.
         std: Standard deviation per channel, for pixel values in 0..1.
         odd_margin: Rounding of an odd margin around the centre crop: to the nearest even number of pixels as in
@@ -165,7 +165,7 @@ def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from the contents of a CLIP `preprocessor_config.json`.
+    """Build the preprocessing from the content of transformers' `preprocessor_config.json`.
 
     transformers resizes tensors and clipit resizes PIL images, so pixel values may differ by a few steps of 1/255.
     """
@@ -208,7 +208,7 @@ def _processor_kind(config: Mapping[str, Any]) -> str:
 
 
 def _resizing(edges: Any, squashes: bool, name: str) -> tuple[Literal["shortest", "squash"], int]:
-    """Read the key `size` of transformers.
+    """Read the resizing mode and edge from the key `size` of transformers' configuration.
 
     Args:
         squashes: Whether the image processor reads one number as height and width, not as the shorter edge.
@@ -252,7 +252,7 @@ def _square(size: Any, name: str) -> int:
 
 def _at_least(size: int, resize_to: int, name: str) -> int:
     if resize_to < size:
-        raise _unsupported(f"resize to {resize_to} px is smaller than the crop of {size} px", name)
+        raise _unsupported(f"images are resized to {resize_to} px, less than the crop of {size} px", name)
     return resize_to
 
 

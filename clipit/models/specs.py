@@ -34,7 +34,7 @@ class ModelSpec:
         family: Loader of the model.
         source: Hub id, or built-in name of the package that loads the model.
         dim: Length of an embedding (VLM: in the joint space).
-        pixels: Side of the square input, in pixels.
+        pixels: Edge of the square input, in pixels.
         mean: Per-channel mean for normalisation, for values in 0..1.
         std: Per-channel standard deviation for normalisation, for values in 0..1.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
@@ -42,8 +42,8 @@ class ModelSpec:
         raw_dim: VLM: length of an image embedding before projection; None if unknown or not available.
         licence: Licence as named by the registry; see `LICENCE_NOTE`.
         gated: Whether access must be requested at `page`.
-        loader: Further arguments of the loader, JSON-like; `facts` in it are checked like the attributes above.
-        pooling: Backbone: pooling of its tokens (`cls_mean`: class token and mean of the patches).
+        loader: Further arguments of the loader, JSON-serialisable; `facts` are checked like the attributes above.
+        pooling: Backbone: pooling of its tokens (`cls_mean`: class token and mean of the patch tokens).
     """
 
     name: str
@@ -127,7 +127,7 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
     """
     known = {**spec.loader.get("facts", {}), **{entry.name: getattr(spec, entry.name) for entry in fields(spec)}}
     differences = [
-        f"{key} is {value}, the table says {known[key]}"
+        f"{key} is {value}, but the table says {known[key]}"
         for key, value in loaded.items()
         if not _equal(value, known.get(key))
     ]

@@ -62,9 +62,9 @@ class Student(nn.Module):
         second_dim: int | None = None,
         loss_parameters: Mapping[str, float] | None = None,
     ) -> None:
-        """Initialise the heads from PyTorch's global generator, the image head first.
+        """Initialise the heads with PyTorch's global generator, the image head first.
 
-        All arms of one seed therefore start from the same image head.
+        All arms with the same seed therefore start from the same image head.
 
         Raises:
             ModelError: There are fewer than two classes, or a projector is configured without the joint dimension.
@@ -87,7 +87,9 @@ class Student(nn.Module):
             return
         if joint_dim is None:
             raise ModelError(
-                "a projector needs the VLM's dimension", where="student.projector_layers", fix="load the VLM first"
+                "a projector needs the dimension of the VLM's joint space",
+                where="student.projector_layers",
+                fix="load the VLM first",
             )
         self.projector = (
             nn.Linear(dim, joint_dim) if config.projector_layers == 1 else _two_layers(dim, joint_dim, joint_dim)

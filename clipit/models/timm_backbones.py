@@ -173,7 +173,7 @@ def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
     files = [path] if path.is_file() else [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not files:
         raise ModelError(
-            f"no weights of {spec.name}: looked for {', '.join(_WEIGHTS)}",
+            f"no weights for {spec.name}: looked for {', '.join(_WEIGHTS)}",
             where=path,
             fix=f"download them from {spec.page}, and use their folder or a single weights file",
         )
@@ -195,10 +195,10 @@ def _request_of_name(config: BackboneConfig, table: Mapping[str, ModelSpec]) -> 
     if name == "embedded" or architecture not in known:
         similar = [*similar_models(name, table), *difflib.get_close_matches(architecture, known, 5, 0.6)]
         raise ModelError(
-            "unknown backbone: not a name of clipit's table, a timm model or a folder",
+            "unknown backbone: not in clipit's table, not a timm model, and not a folder",
             where=folder if name == "embedded" else name,
-            fix=f"use embedded, a name of the table or of timm (similar: {', '.join(similar) or 'none'}), "
-            "hf-hub:ID, transformers:ID, or a folder in the format of timm or transformers",
+            fix=f"use embedded, a name from the table or from timm (similar: {', '.join(similar) or 'none'}), "
+            "hf-hub:ID, transformers:ID, or a folder in timm or transformers format",
         )
     tags = timm.list_pretrained(f"{architecture}*")
     return _Request(name, f"timm/{name}" if name in tags else None)
@@ -216,10 +216,10 @@ def _check_weights(
     spec: ModelSpec | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> None:
-    """Check that only classifier weights are missing or unused, and that a table entry's model has its architecture."""
+    """Check that only classifier weights are missing or unused, and that the architecture matches the table entry."""
     where = request.file or request.hub_id or request.name
     page = spec.page if spec and spec.page else f"https://huggingface.co/{request.hub_id}" if request.hub_id else ""
-    fix = f"use the files of {page}" if page else "use weights and config.json of the same model"
+    fix = f"use the files from {page}" if page else "use weights and config.json from the same model"
     if spec is not None:
         fix += "; for a different model, set backbone.name to its folder"
     head = module.pretrained_cfg.get("classifier") or "head"
@@ -241,7 +241,7 @@ def _check_weights(
 def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> str:
     """Suggest another possible cause of an error: wrong files, or a hub id that has a name in the table."""
     if spec is not None:
-        return f"The files must be those of {spec.page}." if spec.page else ""
+        return f"Use the files from {spec.page}." if spec.page else ""
     for other in table.values():
         if request.hub_id is not None and request.hub_id.split("@")[0].lower() == other.source.lower():
             return f"backbone.name: {other.name} loads it with the required arguments."
@@ -327,7 +327,7 @@ def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, native_pixels: int,
 
 
 def _portable(spec: TimmSpec, module: Any) -> TimmSpec:
-    """Describe a SwiGLU model by numeric arguments of a timm architecture that has SwiGLU by default.
+    """Describe a SwiGLU model with numeric arguments of a timm architecture that has SwiGLU by default.
 
     `config.json` cannot contain a class such as `mlp_layer=SwiGLUPacked`.
     """
@@ -356,12 +356,14 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
             "no vision model in this folder: no config.json with the key architecture (timm) "
             "or model_type (transformers)",
             where=folder,
-            fix="use a folder written by timm.models.save_for_hf or by save_pretrained of transformers, "
+            fix="use a folder written by timm.models.save_for_hf or by transformers' save_pretrained, "
             "or downloaded from the page of such a model",
         )
     if pretrained and not any((folder / name).is_file() for name in _WEIGHTS):
         raise ModelError(
-            f"no weights: looked for {', '.join(_WEIGHTS)}", where=folder, fix="copy all files from the model's page"
+            f"no weights: looked for {', '.join(_WEIGHTS)}",
+            where=folder,
+            fix="copy all files from the model's page",
         )
 
 

@@ -33,7 +33,7 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
     pooled tokens are, without class token and registers.
 
     Args:
-        module: Model of timm or transformers, optionally wrapped in clipit's pooling.
+        module: Model from timm or transformers, optionally wrapped in clipit's pooling.
 
     Raises:
         ModelError: The model computes no grid of features.
@@ -59,11 +59,11 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
 def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Tensor, "b h w features"]:
     """Apply a model's pooling, normalisation and head to every token separately, as if the token filled the image.
 
-    The token takes the place of a class token, its mean over patches is the token itself, and attention over one token
-    returns its value. Tokens thus pass through the same layers as the pooled features.
+    The token takes the place of a class token, its mean over patch tokens is the token itself, and attention over one
+    token returns its value. Tokens thus pass through the same layers as the pooled features.
 
     Args:
-        module: Model of timm, or a model of timm or transformers wrapped in clipit's pooling.
+        module: Model from timm, or a model from timm or transformers wrapped in clipit's pooling.
         grid: Tokens of the model, from `trunk_grid`.
         pre_logits: Whether to skip the last layer of timm's head.
     """

@@ -15,7 +15,7 @@ Tokens = Mapping[str, Tensor]
 
 
 def _is_image_part(name: str) -> bool:
-    """Recognise parts of the image tower: `visual...` in open_clip, CONCH and KEEP, `vision_model` in transformers."""
+    """Match weights of the image tower: `visual...` in open_clip, CONCH and KEEP, `vision_model` in transformers."""
     return name.startswith("vis")
 
 
@@ -49,11 +49,11 @@ class Towers:
     Attributes:
         module: Module that contains all weights, in float32 and evaluation mode.
         context_length: Maximum number of tokens of a text, including special tokens.
-        logit_scale: Learnt factor of cosine similarities (inverse temperature).
+        logit_scale: Learnt factor that multiplies cosine similarities (inverse temperature).
         source: Folder, hub id or built-in name that the VLM was loaded from.
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         tokenise: Function from texts to inputs of the text tower, truncated to the context length.
-        vocabulary: Ids of the tokeniser's tokens.
+        vocabulary: Id of each token of the tokeniser.
         image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
         text: Function from tokens to un-normalised embeddings [b,d] of the joint space.
         raw: Function from normalised pixels to pooled features [b,raw_dim] before the projection; None if they
@@ -61,7 +61,7 @@ class Towers:
         raw_dim: Dimension of the `raw` features; None if they are not available.
         tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if they
             are not available.
-        is_image_weight: Function from the name of a weight of `module` to whether it belongs to the image tower.
+        is_image_weight: Function that returns whether a weight of `module`, given by name, is in the image tower.
         save: Function that writes the current weights, tokeniser and preprocessing into an existing folder, in the
             VLM's own format; None if the VLM has no format of its own.
     """

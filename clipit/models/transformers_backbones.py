@@ -26,7 +26,7 @@ _CLASSIFIERS = {
     "Dinov2Model": "Dinov2ForImageClassification",
     "Dinov2WithRegistersModel": "Dinov2WithRegistersForImageClassification",
 }
-"""Image classifiers with one linear layer over the class token, or over it and the mean of the patches."""
+"""Image classifiers with one linear layer over the class token, or over it and the mean of the patch tokens."""
 _UNUSED = ("pooler.", "mask_token")  # weights that do not affect the features
 
 
@@ -35,7 +35,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
 
     Args:
         spec: Table entry of the backbone, if it has one.
-        pooling: `default` or `cls` for the class token, `cls_mean` for the class token and the mean of the patches.
+        pooling: `default` or `cls` for the class token, `cls_mean` to add the mean of the patch tokens.
 
     Raises:
         ModelError: Files are missing, gated or incomplete, the model is not a vision model, the input size
@@ -50,7 +50,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         )
     hub_id, _, revision = (str(folder), "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    hint = f"The files must be those of {spec.page}." if spec else ""
+    hint = f"Use the files from {spec.page}." if spec else ""
     remote = spec is not None and bool(spec.loader.get("remote_code", False))
     _check_trusted(remote, config, source)
     with foreign_errors(config.name, None if local else hub_id, hint, folder if local else None):
@@ -68,7 +68,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         raise ModelError(
             f"the model's preprocessing is missing: looked for {PROCESSOR}",
             where=source,
-            fix="copy all files of the model's page into this folder",
+            fix="copy all files from the model's page into this folder",
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
     native_pixels, origin = preprocess.size, f"its {PROCESSOR}"
@@ -147,7 +147,7 @@ def classification_model(
         return None
     example = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     with torch.no_grad():
-        # Zero weights for the mean of the patches, which DINOv2's classifiers also read
+        # Zero weights for the mean of the patch tokens, which DINOv2's classifiers also read
         classifier.classifier.weight.copy_(torch.nn.functional.pad(weight, (0, extra)))
         classifier.classifier.bias.copy_(bias)
         same = torch.allclose(
@@ -175,7 +175,7 @@ def _needs_code(description: Mapping[str, Any]) -> bool:
 def _check_trusted(remote_code: bool, config: BackboneConfig, source: str) -> None:
     if remote_code and not config.trust_remote_code:
         raise ModelError(
-            "this model is defined by Python code from its own page, which is not trusted yet",
+            "this model is defined by Python code from its own files, which is not trusted yet",
             where=source,
             fix="read that code, then set backbone.trust_remote_code: true",
         )
@@ -210,18 +210,16 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
         mismatched += mismatches(report.get("mismatched_keys", ()))
-        mismatched += [
-            f"{key} is not in config.json's model" for key in _further_layers(model, report["unexpected_keys"])
-        ]
+        mismatched += [f"{key} is not in the model" for key in _further_layers(model, report["unexpected_keys"])]
         if mismatched:  # transformers would keep random values
             raise ModelError(
-                f"the weights do not match the model of config.json: {shortlist(mismatched)}",
+                f"the weights do not match the model in config.json: {shortlist(mismatched)}",
                 where=source,
                 fix="copy all files from the page of a single model into this folder",
             )
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise ModelError(
-            f"the model takes {model.main_input_name}, not images", where=source, fix="use a vision model's folder"
+            f"the model's input is {model.main_input_name}, not images", where=source, fix="use a vision model's folder"
         )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # an untrained layer over the class token
@@ -237,8 +235,8 @@ def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
 def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None:
     """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
 
-    Rotary positions need no resampling. The new size is also written to the model's configuration, so that an export
-    loads without further arguments.
+    Rotary position embeddings need no resampling. The new size is also written to the model's configuration, so that an
+    export loads without further arguments.
 
     Raises:
         ModelError: The size does not match the patches, or the position embeddings cannot be resampled.
@@ -300,7 +298,7 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
 
 
 def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: str) -> TokenPool:
-    """Wrap a model in token pooling; the tokens before the patches are counted at this input size."""
+    """Wrap a model in token pooling; the tokens before the patch tokens are counted at this input size."""
     with torch.inference_mode():
         output = model(pixel_values=torch.zeros(1, 3, size, size))
     tokens = getattr(output, "last_hidden_state", None)
@@ -310,9 +308,9 @@ def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: 
         prefix = tokens.shape[1] - (size // patch) ** 2
     if prefix < 1 or tokens is None:
         raise ModelError(
-            "the model returns no class token before its patches",
+            "the model returns no class token before its patch tokens",
             where=source,
-            fix="use a ViT with a class token; timm has other kinds of backbones",
+            fix="use a ViT with a class token, or load another kind of backbone with timm",
         )
     return TokenPool(model, "transformers", prefix, pooling, normalise=_skips_norm(model, output))
 

@@ -55,11 +55,11 @@ class Trunk:
 def pool_tokens(
     tokens: Float[torch.Tensor, "b n d"], prefix: int, pooling: Literal["cls", "cls_mean"]
 ) -> Float[torch.Tensor, "b features"]:
-    """Return the class token [b,d], or with `cls_mean` the class token and the mean of the patches [b,2d].
+    """Return the class token [b,d], or with `cls_mean` the class token and the mean of the patch tokens [b,2d].
 
     Args:
-        tokens: Normalised tokens: class token, registers, patches.
-        prefix: Number of tokens before the patches.
+        tokens: Normalised tokens: class token, registers, patch tokens.
+        prefix: Number of tokens before the patch tokens.
     """
     if pooling == "cls":
         return tokens[:, 0]
@@ -70,7 +70,7 @@ class TokenPool(nn.Module):
     """A vision transformer with token pooling.
 
     Attributes:
-        prefix: Number of tokens before the patches (class token and registers).
+        prefix: Number of tokens before the patch tokens (class token and registers).
         normalise: Whether to apply `post_layernorm`, which the model itself applies only to its pooled output.
     """
 
@@ -131,7 +131,7 @@ def unsupported_size(name: str, pixels: int, native_pixels: int, why: object) ->
         why: Reason, or the package's error.
     """
     return ModelError(
-        f"tiles of {pixels} pixels are not supported: {' '.join(str(why).split())[:200] or type(why).__name__}",
+        f"an input size of {pixels} pixels is not supported: {' '.join(str(why).split())[:200] or type(why).__name__}",
         where=f"backbone.pixels, for {name}",
         fix=f"remove backbone.pixels (the model's own size is {native_pixels}), or choose a different backbone",
     )

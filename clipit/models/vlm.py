@@ -37,7 +37,7 @@ Space = Literal["joint", "raw"]
 _LONG_TEXT = "Moderately differentiated adenocarcinoma, grade 2; margins free."
 _SHORT_TEXT = "Mucin"
 _TOLERANCE = 1e-3
-"""Maximum relative distance between embeddings of a text encoded alone and in a batch."""
+"""Maximum relative distance between the embeddings of a text encoded alone and in a batch."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,10 +50,10 @@ class VLM:
         raw_dim: Dimension of image features before the projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, including special tokens.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
-        logit_scale: Learnt factor of cosine similarities.
+        logit_scale: Learnt factor that multiplies cosine similarities.
         fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
         precision: `fp32`, or the data type of autocast.
-        quick_gelu: Configured value; None follows the model's own configuration or the table.
+        quick_gelu: Configured value; None to follow the model's own configuration or the table.
         adapter: Base VLM, tuning and towers of the merged adapter; None without an adapter.
     """
 
@@ -107,8 +107,8 @@ class VLM:
         truncated, tokens = self.count_truncated(texts)
         if truncated:
             logger.warning(
-                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the {self.context_length} tokens "
-                f"of {self.name}; truncated by {counted(tokens, 'token')} in total"
+                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the context length of "
+                f"{self.name} ({self.context_length} tokens); truncated by {counted(tokens, 'token')} in total"
             )
 
     def encode_prompts(self, texts: Sequence[str]) -> Float[torch.Tensor, "b d"]:
@@ -229,9 +229,9 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     check_finite_weights(dict(towers.module.named_parameters()), towers.source, "copy the model's files again")
     if not (math.isfinite(towers.logit_scale) and towers.logit_scale > 0):
         raise ModelError(
-            f"the factor of cosine similarities must be positive and finite, not {towers.logit_scale}",
+            f"the logit scale must be positive and finite, not {towers.logit_scale}",
             where=towers.source,
-            fix="check logit_scale in the weights, which is its logarithm",
+            fix="check logit_scale in the weights, which contains its logarithm",
         )
     with foreign_errors(
         config.name,
@@ -298,7 +298,7 @@ def _check_batches(towers: Towers) -> int:
     distance = float((alone - in_batch).norm() / alone.norm())
     if not distance <= _TOLERANCE:  # also true for NaN
         raise ModelError(
-            f"the embedding of a text depends on the other texts of its batch (relative distance {distance:.2g})"
+            f"the embedding of a text depends on the other texts in its batch (relative distance {distance:.2g})"
             if math.isfinite(distance)
             else "the embedding of a text is zero or not finite",
             where=towers.source,

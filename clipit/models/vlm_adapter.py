@@ -52,16 +52,16 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
 
 
 def read_vlm_adapter(folder: Path) -> dict[str, Any]:
-    """Read the description of an adapter: its VLM, its kind and the checksums of its files.
+    """Read the description of an adapter: its base VLM, tuning, towers and the checksums of its files.
 
     Raises:
-        ModelError: The folder does not exist, or contains no complete adapter of `clipit adapt`.
+        ModelError: The folder does not exist, or contains no complete adapter written by `clipit adapt`.
     """
     if not (folder / RECORD).is_file():
         raise ModelError(
             "vlm.adapter does not exist" if not folder.exists() else f"no adapter in this folder: {RECORD} is missing",
             where=folder,
-            fix="use the folder adapter/ of an adaptation by clipit adapt",
+            fix="use the folder adapter/ that clipit adapt wrote",
         )
     try:
         record = read_json(folder / RECORD, _COPY)

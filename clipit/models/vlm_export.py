@@ -58,13 +58,13 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
     if tuning == "full":
         raise ConfigError(
             f"the licence of {licence.model} ({licence.licence}) forbids derivatives, and with all weights trained "
-            "the result would be a copy of the model",
+            "the result would be a modified copy of the model",
             where="adapt.tuning: full",
             fix="set adapt.tuning: lora or projection, which write only an adapter",
         )
     logger.warning(
         f"The licence of {licence.model} ({licence.licence}) forbids derivatives: only an adapter is written, for your "
-        f"own use with vlm.adapter; ask its publisher before you share it ({licence.page})"
+        f"own use with vlm.adapter; ask the model's publisher before you share it ({licence.page})"
     )
 
 
@@ -136,7 +136,7 @@ def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
 
 
 def _merged_config(config: VLMConfig, folder: Path) -> VLMConfig:
-    """Return the configuration that loads a merged folder: as `vlm.path` for a VLM of the table, else `vlm.name`."""
+    """Return the configuration that loads a merged folder: as `vlm.path` for a VLM in the table, else `vlm.name`."""
     location = {"path": str(folder)} if config.name in VLMS else {"name": str(folder), "path": None}
     return config.model_copy(update={"adapter": None, **location})
 

@@ -38,7 +38,7 @@ def check_vlm_name(config: VLMConfig) -> None:
 
 
 def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
-    """Load a VLM of the table from the hub, or from the folder or file `vlm.path`.
+    """Load a VLM that is in the table, from the hub or from the folder or file `vlm.path`.
 
     Raises:
         ModelError: The VLM has no text tower, or a file, a package or access is missing.
@@ -104,7 +104,7 @@ def _check_named(spec: ModelSpec, config: VLMConfig) -> None:
     _check_quick_gelu(config, of_open_clip)
     if path is not None and not path.exists():
         raise ModelError(
-            "vlm.path does not exist", where=path, fix=f"use the folder or file of {spec.name} ({spec.page})"
+            "vlm.path does not exist", where=path, fix=f"set it to the folder or file of {spec.name} ({spec.page})"
         )
 
 
@@ -140,7 +140,7 @@ def _check_folder(folder: Path, config: VLMConfig) -> None:
             "unknown VLM: neither a known name nor a folder",
             where=folder,
             fix=(f"similar names: {', '.join(similar)}; or " if similar else "")
-            + f"use embedded, a name of the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
+            + f"use embedded, a name from the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
             "hf-hub:ID (open_clip), clip:ID (transformers), python:package.module:function, or a folder",
         )
 

@@ -35,12 +35,12 @@ _ENTRIES = (
     _vlm(
         "clip-vit-b-32", "open_clip", "ViT-B-32-quickgelu/openai", 512, 77, 768,
         licence="MIT", page=_HUB + "openai/clip-vit-base-patch32", loader={"quick_gelu": True},
-        note="Natural images; OpenAI's weights need the quick GELU.",
+        note="Trained on natural images; OpenAI's weights need quick GELU.",
     ),
     _vlm(
         "clip-vit-l-14", "open_clip", "ViT-L-14-quickgelu/openai", 768, 77, 1024,
         licence="MIT", page=_HUB + "openai/clip-vit-large-patch14", loader={"quick_gelu": True},
-        note="Natural images; OpenAI's weights need the quick GELU.",
+        note="Trained on natural images; OpenAI's weights need quick GELU.",
     ),
     _vlm("plip", "clip", "vinid/plip", 512, 77, 768, licence="non-commercial"),
     _vlm(
@@ -50,9 +50,9 @@ _ENTRIES = (
         note="Needs the conch package. 127 tokens: the 128th position is for the class token.",
     ),
     _vlm("quiltnet-b-32", "open_clip", "wisdomik/QuiltNet-B-32", 512, 77, 768, licence="MIT",
-         note="Its configuration has no quick GELU although it was tuned from OpenAI's weights."),
+         note="Its configuration does not set quick GELU, although it was fine-tuned from OpenAI's weights."),
     _vlm("quiltnet-b-16", "open_clip", "wisdomik/QuiltNet-B-16", 512, 77, 768, licence="MIT",
-         note="Its configuration has no quick GELU although it was tuned from OpenAI's weights."),
+         note="Its configuration does not set quick GELU, although it was fine-tuned from OpenAI's weights."),
     _vlm("quiltnet-b-16-pmb", "open_clip", "wisdomik/QuiltNet-B-16-PMB", 512, 256, 768,
          note="Its text tower needs PubMedBERT's configuration and tokeniser files as well."),
     _vlm(
@@ -64,11 +64,11 @@ _ENTRIES = (
     _vlm(
         "pathgen-clip-b-16", "open_clip", "ViT-B-16", 512, 77, 768,
         gated=True, page="https://github.com/PathFoundation/PathGen-1.6M", loader={"checkpoint": True},
-        note="Needs the checkpoint file of its page (pathgenclip.pt) as vlm.path.",
+        note="Needs the checkpoint file from its page (pathgenclip.pt) as vlm.path.",
     ),
     _vlm(
         "pathgen-clip-l-14", "clip", "jamessyx/pathgenclip-vit-large-patch14-hf", 768, 77, 1024, gated=True,
-        note="The authors' copy for transformers; releases score differently (PathGen-1.6M#7); some run it at 336 px.",
+        note="The authors' transformers version; releases score differently (PathGen-1.6M#7); some run it at 336 px.",
     ),
     _vlm(
         "musk", "musk", "xiangjx/musk", 1024, 100, 1024,
@@ -79,19 +79,19 @@ _ENTRIES = (
     _vlm(
         "keep", "keep", "Astaxanthin/KEEP", 768, 256, 1024,
         mean=IMAGENET_MEAN, std=IMAGENET_STD, expected_mpp=_AT_20X, licence="MIT",
-        note="Runs code of its repository: vlm.trust_remote_code.",
+        note="Runs code from its repository, which requires vlm.trust_remote_code.",
     ),
     _vlm(
         "conch-v1.5", "image_only", "MahmoodLab/conchv1_5", 768, None, 768,
         pixels=448, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear", expected_mpp=_AT_20X,
         gated=True,
-        note="Only the image tower was released, so it cannot pair.",
+        note="Only the image tower was released, so it cannot be used for pairing.",
     ),
     _vlm(
         "titan", "image_only", "MahmoodLab/TITAN", 768, None, 768,
         pixels=448, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear", expected_mpp=_AT_20X,
         gated=True,
-        note="Embeds whole slides from features, not tiles, so it cannot pair.",
+        note="Embeds whole slides from features, not tiles, so it cannot be used for pairing.",
     ),
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ _DATA_TYPE = re.compile(r"(?:torch\.)?(?:(b?float|b?f)|q?u?int|[iu])(\d+)(?:_?[a
 UNQUANTISED = "use the unquantised weights of this model, in float32, bfloat16 or float16"
 """Advice about quantised weights."""
 _WEIGHT_NAMES = ("weight", "bias")
-"""Ends of the names of tensors that are never integers by design, unlike indices and counters."""
+"""Name endings of tensors that are never integers by design, unlike indices and counters."""
 
 _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution, whose last two dimensions are the height and width of a patch."""
@@ -36,7 +36,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Result of one call of `load_state_dict`.
+    """Result of one call to `load_state_dict`.
 
     Attributes:
         missing: Weights of the module that are not in the file; they stay random.
@@ -50,14 +50,14 @@ class LoadReport:
 
 @contextmanager
 def load_reports(where: object, *, strict: bool = False) -> Iterator[list[LoadReport]]:
-    """Record the missing and unexpected weights of every `load_state_dict` in the block, and refuse quantised weights.
+    """Record the missing and unexpected weights of every `load_state_dict` in the block, and reject quantised weights.
 
     timm and open_clip build and load a model in one call, and do not return the result. No hook can be registered
     before the module exists.
 
     Args:
         where: Origin of the weights, for errors.
-        strict: Whether calls are as strict as the package makes them; otherwise none is strict.
+        strict: Whether to keep the strictness that the package requests; otherwise no call is strict.
     """
     reports: list[LoadReport] = []
     original, as_called = nn.Module.load_state_dict, strict
@@ -152,7 +152,7 @@ def check_unquantised_folder(folder: Path) -> None:
 def mismatches(keys: Iterable[Any]) -> list[str]:
     """Format transformers' `mismatched_keys` (name, shape in the file, shape in the model)."""
     return sorted(
-        f"{key[0]} is {tuple(key[1])} in the file, {tuple(key[2])} in config.json's model"
+        f"{key[0]} is {tuple(key[1])} in the file, but {tuple(key[2])} in the model"
         if isinstance(key, tuple) and len(key) == 3
         else str(key)
         for key in keys
@@ -222,7 +222,7 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
     for key, shape in shapes.items():
         if expected and key.endswith(_PATCHES) and len(shape) == len(expected) == 4 and shape[2:] != expected[2:]:
             raise ModelError(
-                f"a different architecture: patches of {shape[2:]} pixels in the file, {expected[2:]} in the model",
+                f"a different architecture: patches of {shape[2:]} pixels in the file, but {expected[2:]} in the model",
                 where=where,
                 fix=fix,
             )
@@ -240,7 +240,7 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
     """
     actual, listed = _shapes(loaded), _shapes(expected)
     differences = [
-        f"{key} is {actual.get(key, 'missing')}, in the table {listed.get(key, 'missing')}"
+        f"{key} is {actual.get(key, 'missing')}, but {listed.get(key, 'missing')} in the table"
         for key in sorted(actual.keys() | listed.keys())
         if actual.get(key) != listed.get(key)
     ]

@@ -44,23 +44,23 @@ def find(name_or_path: str | Path, folder: str) -> Path:
 def unknown_prompts(name_or_path: str | Path, folder: str, where: object, further: str = "") -> DataError:
     """Build the error for a name or path that is neither a file nor a packaged name.
 
-    Its advice begins with the names of similar files, or with a packaged name that is spelled similarly.
+    Its fix begins with the names of similar files, or with a packaged name that is spelled similarly.
 
     Args:
         name_or_path: Requested name or path.
         folder: `sets` or `bags`.
-        further: Additional sources of prompts, for the advice; "" if there are none.
+        further: Additional sources of prompts, for the fix; "" if there are none.
     """
     text = str(name_or_path)
     names = packaged(folder)
     if len(Path(text).parts) > 1 or Path(text).suffix.lower() in _SUFFIXES:
         return DataError(f"no such prompt file: {text}", where=where, fix=f"{similar_names(text)}; correct the path")
     close = difflib.get_close_matches(text, names, n=1)
-    advice = f"did you mean {close[0]}? " if close else ""
+    suggestion = f"did you mean {close[0]}? " if close else ""
     return DataError(
         f"unknown prompt {folder.removesuffix('s')} {text!r}",
         where=where,
-        fix=f"{advice}use the path of a YAML or JSON file, or one of: {', '.join(names)}{further}",
+        fix=f"{suggestion}use the path of a YAML or JSON file, or one of: {', '.join(names)}{further}",
     )
 
 

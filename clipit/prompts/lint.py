@@ -88,7 +88,7 @@ def lint_file(
     """Lint a file or a packaged set; the problems of an invalid file are returned as errors.
 
     Raises:
-        DataError: The file does not exist, or is not YAML.
+        DataError: The file does not exist, or is neither YAML nor JSON.
     """
     path = files.find(name_or_path, "sets")
     raw, repeated = read_set(path)
@@ -188,7 +188,7 @@ def _check_lengths(prompts: PromptSet, count_tokens: TokenCounter | None, budget
         over = [count - budget for count in counts if count > budget]
         if over:
             problem = (
-                f"{counted_of(len(over), len(counts), 'text has', 'texts have')} over {budget} tokens; "
-                f"{counted(sum(over), 'token is', 'tokens are')} truncated"
+                f"{counted_of(len(over), len(counts), 'text has', 'texts have')} more than {budget} tokens; "
+                f"{counted(sum(over), 'token is', 'tokens are')} truncated in total"
             )
             yield LintMessage("warning", f"classes.{name}", problem, "shorten its names or the templates")

@@ -38,7 +38,7 @@ def load_prompt_bag(name_or_path: str | Path) -> PromptBag:
     raw, repeated = files.read(path)
     problems = files.key_problems(raw, repeated, _BAG_KEYS, required=("name", "version", "texts"))
     problems += files.text_problems("texts", raw["texts"], "texts") if raw.get("texts") is not None else []
-    files.raise_problems(problems, path, "a bag has a name, a version and texts, a list of sentences")
+    files.raise_problems(problems, path, "a bag has a name, a version and texts (a list of sentences)")
     return PromptBag(str(raw["name"]), str(raw["version"]), tuple(raw["texts"]), str(raw.get("source", "")).strip())
 
 
@@ -156,7 +156,7 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         return
     without_tiles = unused_classes(prompts, classes)
     raise DataError(
-        f"prompt set {prompts.name} lacks classes of the tiles\n"
+        f"prompt set {prompts.name} has no prompts for some classes of the tiles\n"
         f"  prompts: {', '.join(prompts.classes)}\n"
         f"  tiles: {', '.join(classes)}\n"
         f"  without prompts: {', '.join(without_prompts)}; "

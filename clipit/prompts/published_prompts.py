@@ -38,7 +38,7 @@ def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_draws(path: Path) -> list[dict[str, Any]]:
-    """Read every entry of a published file as a separate prompt set, given as a mapping with its keys.
+    """Read every entry of a published file as a separate mapping with the keys of a prompt set.
 
     MI-Zero samples 50 entries, each with one name per class and some of the templates, and reports the median of their
     scores. The sets are named after the file and the key of the entry, such as `mizero_rcc_prompts-0`. A file with one

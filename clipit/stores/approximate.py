@@ -31,8 +31,8 @@ class SearchSettings:
         nprobe: Number of lists that an IVF index searches per query; None for 1.
         ef_search: Length of the candidate list in graph search (HNSW, NSG); None for 16, or for `nprobe` if
             that is larger and the graph finds the lists of an IVF index.
-        candidates: Number of rows per query whose cosines are computed exactly; None for as many as an exact search
-            needs.
+        candidates: Number of rows per query whose cosine similarities are computed exactly; None for as many as an
+            exact search needs.
     """
 
     nprobe: int | None = None
@@ -44,7 +44,7 @@ DEFAULT_SETTINGS = SearchSettings()
 
 
 def search_settings(config: PairingConfig) -> SearchSettings:
-    """Return the configured settings."""
+    """Return the configured search settings."""
     return SearchSettings(config.nprobe, config.ef_search, config.candidates)
 
 
@@ -131,7 +131,7 @@ class FaissIndex:
 
 @contextmanager
 def _lengths_within(size: int) -> Iterator[None]:
-    """Make faiss refuse lengths that exceed the size of the file, instead of reserving memory for them.
+    """Make faiss reject lengths that exceed the size of the file, instead of reserving memory for them.
 
     Args:
         size: Size of the file in bytes.

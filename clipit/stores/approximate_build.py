@@ -78,13 +78,13 @@ def fitting_key(key: str, rows: int) -> str:
 def write_faiss(
     path: Path, store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"] | None, key: str
 ) -> None:
-    """Train and write the index of these rows of a text store.
+    """Train and write an index over the given rows of a text store.
 
-    Distances are Euclidean: they rank unit vectors as cosines do, and faiss codes the residuals of lists more
-    accurately than for inner products.
+    Distances are Euclidean: they rank unit vectors as cosine similarities do, and faiss encodes the residuals of lists
+    more accurately than with inner products.
 
     Raises:
-        ConfigError: faiss cannot build the index of these rows.
+        ConfigError: faiss cannot build the index for these rows.
     """
     import faiss
 
@@ -147,7 +147,7 @@ def check_memory(key: str, dim: int, rows: int) -> None:
     free = device_memory(torch.device("cpu"))
     if training + index > free:
         raise ConfigError(
-            f"building index {key!r} of {counted(rows, 'snippet')} needs about {(training + index) / 1e9:,.1f} GB of "
+            f"building index {key!r} for {counted(rows, 'snippet')} needs about {(training + index) / 1e9:,.1f} GB of "
             f"memory ({training / 1e9:,.1f} GB of training rows, {index / 1e9:,.1f} GB of index), but only "
             f"{free / 1e9:,.1f} GB are free",
             where="pairing.index",
@@ -157,7 +157,7 @@ def check_memory(key: str, dim: int, rows: int) -> None:
 
 
 def _index_bytes(index: Any, rows: int) -> int:
-    """Estimate the size of an index: codes, ids of lists, centroids and links of graphs."""
+    """Estimate the size of an index in bytes: codes, ids in lists, centroids and graph links."""
     import faiss
 
     inner: Any = faiss.downcast_index(index)
@@ -176,7 +176,7 @@ def _index_bytes(index: Any, rows: int) -> int:
 
 
 def _empty_index(key: str, dim: int, rows: int) -> Any:
-    """Return the empty index of a key.
+    """Return the empty index for a key.
 
     Raises:
         ConfigError: faiss cannot build the index.
@@ -198,11 +198,11 @@ def _empty_index(key: str, dim: int, rows: int) -> Any:
 
 def _build_error(key: str, rows: int, reason: str) -> ConfigError:
     smaller = fitting_key(key, rows)
-    advice = "a key with fewer lists" if smaller == key else smaller
+    alternative = "a key with fewer lists" if smaller == key else smaller
     return ConfigError(
-        f"faiss cannot build index {key!r} of {counted(rows, 'snippet')}: {reason}",
+        f"faiss cannot build index {key!r} for {counted(rows, 'snippet')}: {reason}",
         where="pairing.index",
-        fix=f"use {advice}, HNSW32 (needs no training) or Flat (exact)",
+        fix=f"use {alternative}, HNSW32 (needs no training) or Flat (exact)",
     )
 
 

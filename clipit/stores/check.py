@@ -38,7 +38,7 @@ def check_shards(store: Store) -> None:
             problems.append(f"{name} has the shape {shape} instead of {expected}")
     if problems:
         raise ArtifactError(
-            f"the shards of embeddings are damaged or inconsistent: {shortlist(problems, _SHOWN)}",
+            f"the embedding shards are damaged or inconsistent: {shortlist(problems, _SHOWN)}",
             where=store.artifact.folder,
             fix="delete this folder and embed again",
         )
@@ -76,7 +76,7 @@ def check_finite(store: Store, items: str) -> None:
 
 
 def _all_finite(values: Float[np.ndarray, "_ dim"]) -> bool:
-    """Return whether all values are finite; in half precision, only exponents are compared, 14 times as fast."""
+    """Return whether all values are finite; half precision compares only exponents, which is 14 times as fast."""
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     exponent = np.uint16(0x7C00)  # all bits of the exponent are set in infinities and NaN

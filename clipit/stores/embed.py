@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 1000
-"""Number of texts above which a progress bar is shown; too large for class prompts to show one."""
+"""Number of texts above which a progress bar is shown; embedding class prompts shows none."""
 SHARD = 4096
 """Rows per shard."""
 _MAX_MAPPED = 256  # maximum number of shards that are kept mapped; each needs a file handle
@@ -98,7 +98,7 @@ class Store:
         return self.artifact.array(f"emb-{number:05d}.npy", "r")
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
-        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors, from one shard at a time."""
+        """Iterate over blocks of at most `size` rows, each from one shard, as pairs of first row and vectors."""
         for number in range(self.shards):
             shard = self.shard(number)
             for start in range(0, len(shard), size):

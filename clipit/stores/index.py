@@ -3,8 +3,8 @@
 A Flat index is the text store itself: its shards are searched one after another, without a copy. Only approximate
 faiss indexes are written to files.
 
-Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented
-by the lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
+Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, which has
+the lowest of their ids. Because scores are exact and ties are broken by id, pairs depend only on the data.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from clipit.stores.stored_rows import StoredRows
 Backend = Literal["auto", "faiss", "torch"]
 _MIN_SPREAD = 1e-3  # unit vectors with smaller distances may be equal up to half precision
 _MAX_SPREAD_CHECK = 4096  # number of rows above which the check is skipped
-_POSITIONS, _ROWS = "positions.npy", "rows.npy"  # row of the store for each row of the index, and the inverse
+_POSITIONS, _ROWS = "positions.npy", "rows.npy"  # store row of each index row, and the inverse
 
 
 def has_faiss() -> bool:
@@ -53,15 +53,15 @@ def build_index(
     """Build the index of a text store.
 
     Args:
-        key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
+        key: Key of `faiss.index_factory`; `Flat` is exact.
         centring: Whether to subtract the store's mean and normalise again before indexing.
-        backend: Library that searches. `torch` supports only Flat; `auto` means faiss if it is installed. On a GPU,
-            Flat is always searched with torch.
+        backend: Library used for searching. `torch` supports only Flat; `auto` means faiss if it is installed. On a
+            GPU, Flat is always searched with torch.
         search: Search settings of an approximate index; they do not change the index itself.
 
     Raises:
-        ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or a setting does not
-            apply to this type of index.
+        ConfigError: The key is unknown, needs faiss, or needs more training rows or memory than there is; or a setting
+            does not apply to this type of index.
         DataError: The store is empty.
     """
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
@@ -159,7 +159,7 @@ class Index:
 
     @cached_property
     def rows_in_store(self) -> Int[np.ndarray, "_"]:
-        """Row of the store for each row of the index, memory-mapped."""
+        """Store row of each index row, memory-mapped."""
         if _POSITIONS not in self.artifact.manifest.files:  # written by an earlier version
             return self.store.positions(self.ids)
         positions: Int[np.ndarray, "_"] = self.artifact.array(_POSITIONS, "r")
@@ -167,7 +167,7 @@ class Index:
 
     @cached_property
     def _rows_by_position(self) -> Int[np.ndarray, "_"]:
-        """Row of the index for each row of the store, memory-mapped; -1 for rows that another row represents."""
+        """Index row of each store row, memory-mapped; -1 for store rows that another row represents."""
         if _ROWS not in self.artifact.manifest.files:
             return _inverse(self.rows_in_store, self.store.size)
         rows: Int[np.ndarray, "_"] = self.artifact.array(_ROWS, "r")
@@ -216,15 +216,15 @@ def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.nda
         return
     if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _MIN_SPREAD:
         raise DataError(
-            f"centring needs more than one distinct snippet ({counted(len(rows), 'distinct embedding')}, all nearly "
-            "equal)",
+            f"centring needs snippets with different embeddings, but the {counted(len(rows), 'distinct embedding')} of "
+            "this store are nearly equal",
             where="pairing.centring",
             fix="add reports, relax the filters of `reports`, or set pairing.centring=false",
         )
 
 
 def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
-    """Return the rows of the store in the order of their ids; of rows with equal embeddings, only the first."""
+    """Return the store rows in the order of their ids; of rows with equal embeddings, only the first."""
     digests = np.empty(len(store.ids), dtype="S32")
     row = 0
     for _, block in store.blocks():

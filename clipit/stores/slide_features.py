@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TILES = "tiles.parquet"
-"""File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
+"""Table of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
-_CHECKED, _TOLERANCE = 1000, 0.02  # vectors of each slide checked at the start; tolerance, for half precision
+_CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide before the import; tolerance for half precision
 _MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
@@ -40,9 +40,9 @@ class SlideFeatures:
 
     Attributes:
         path: HDF5 file.
-        slide: Name of the slide: the name of the file without suffix.
+        slide: Name of the slide: the file name without its suffix.
         coords: Upper left corner of each tile, x and y, as stored: in pixels of the slide's finest level, except in
-            files of CLAM's older pipeline, which cannot be told apart (see docs/extending.md).
+            files from CLAM's older pipeline, which cannot be recognised (see docs/extending.md).
         attributes: Attributes of `coords`, such as patch_size and patch_level (CLAM) or patch_size_level0 (TRIDENT).
         encoder: Name of the model that computed the features (their attribute `encoder`); "" if it is not stated.
     """
@@ -65,7 +65,7 @@ class SlideFeatures:
 
     @cached_property
     def first_rows(self) -> Int64[np.ndarray, " m"]:
-        """Rows in the order of the file, without those at the position of an earlier tile."""
+        """Row numbers in the order of the file, without rows at the position of an earlier tile."""
         _, first = np.unique(self.coords, axis=0, return_index=True)
         return np.sort(first).astype(np.int64)
 
@@ -103,7 +103,7 @@ def open_slide_features(path: Path) -> SlideFeatures:
 
 @contextmanager
 def _hdf5_errors(path: Path) -> Iterator[None]:
-    """Convert the errors of a missing or damaged HDF5 file within the block into a `DataError`."""
+    """Convert errors from a missing or damaged HDF5 file within the block into a `DataError`."""
     try:
         yield
     except FileNotFoundError:
@@ -215,7 +215,7 @@ def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ di
         return
     zero, recompute = norms == 0, "compute the features of this slide again"
     if zero.any():
-        problem, fix = f"{counted(int(zero.sum()), 'feature vector has', 'feature vectors have')} only zeros", recompute
+        problem, fix = f"{counted(int(zero.sum()), 'feature vector is', 'feature vectors are')} all zeros", recompute
     elif wrong.mean() > 0.5:
         problem = (
             f"the vectors have a median norm of {np.median(norms[wrong]):.3g} instead of 1: features before the "

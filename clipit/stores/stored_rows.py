@@ -19,39 +19,39 @@ _GPU_SHARE = 0.25  # share of the GPU's free memory for vectors that are kept be
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a store, read shard by shard.
+    """Selected rows of a store, read shard by shard.
 
     On a GPU, vectors are kept between passes, up to a quarter of the memory that is free before the first pass.
     Use a new object for each task, so that this memory is released.
 
     Attributes:
         mean: Mean to subtract before the vectors are normalised again; None for no centring.
-        positions: Row of the store for each of these rows.
-        numbers: Inverse of `positions`, for each row of the store; -1 for rows that are not used.
+        positions: Store row of each selected row.
+        inverse: Selected row of each store row; -1 for store rows that are not selected.
     """
 
     store: Store
     mean: Float32[np.ndarray, "dim"] | None
     positions: Int[np.ndarray, "n"]
-    numbers: Int[np.ndarray, "stored"]
+    inverse: Int[np.ndarray, "stored"]
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Return the number of selected rows."""
         return len(self.positions)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Read and centre the vectors of these rows."""
+        """Read and centre the vectors of the given selected rows."""
         flat = centred_rows(self.store, np.asarray(self.positions[rows.reshape(-1)]), self.mean)
         return flat.reshape(*rows.shape, self.store.dim)
 
     def shards(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]]:
-        """Iterate over shards of the store, as pairs of rows and vectors on this process's device.
+        """Iterate over shards of the store, as pairs of selected rows and their vectors on this process's device.
 
         Centring is faster than in `vectors` but rounds differently, so use these vectors only to choose candidates. The
         next shard may overwrite them.
 
         Args:
-            numbers: Shards to read; None for all.
+            numbers: Numbers of the shards to read; None for all.
         """
         device, dim = get_processes().device, self.store.dim
         shared = torch.empty((embed.SHARD, dim), device=device)
@@ -75,17 +75,17 @@ class StoredRows:
             yield torch.from_numpy(rows).to(device), vectors
 
     def rows_of(self, shard: int) -> Int[np.ndarray, "_"]:
-        """Return the rows in a shard, in the order of the shard."""
-        numbers = np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD])
-        return numbers[numbers >= 0]
+        """Return the selected rows in a shard, in the order of the shard."""
+        rows = np.asarray(self.inverse[shard * embed.SHARD : (shard + 1) * embed.SHARD])
+        return rows[rows >= 0]
 
     def shard(self, number: int) -> Float[Tensor, "_ dim"]:
-        """Read the vectors of a shard to this process's device, centred as in `vectors`."""
+        """Read the selected vectors of a shard onto this process's device, centred as in `vectors`."""
         vectors = self.store.shard(number)[self._is_used(number)].astype(np.float32)
         return torch.from_numpy(centred(vectors, self.mean)).to(get_processes().device)
 
     def _is_used(self, shard: int) -> Bool[np.ndarray, "_"]:
-        return np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD]) >= 0
+        return np.asarray(self.inverse[shard * embed.SHARD : (shard + 1) * embed.SHARD]) >= 0
 
     @cached_property
     def _kept_shards(self) -> dict[int, Tensor]:
@@ -108,7 +108,7 @@ def centred_rows(
 
 
 def bytes_to_keep(device: torch.device) -> int:
-    """Return the number of bytes of vectors that a device keeps between passes: 0 on a CPU, since files are mapped."""
+    """Return the number of bytes of vectors to keep on a device between passes: 0 on a CPU, where files are mapped."""
     return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE) if device.type == "cuda" else 0
 
 

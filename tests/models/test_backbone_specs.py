@@ -137,7 +137,7 @@ def test_a_name_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/someone/tiny"):
         tiny_backbone(None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"(?s)no weights of tiny-virchow2.*https://huggingface\.co/someone/tiny"):
+    with pytest.raises(ModelError, match=r"(?s)no weights for tiny-virchow2.*https://huggingface\.co/someone/tiny"):
         tiny_backbone(tmp_path / "empty")
     with pytest.raises(ModelError, match=r"backbone\.path"):
         load_backbone(BackboneConfig(name="vit_tiny_patch16_224", path=str(tiny)))
@@ -157,7 +157,9 @@ def test_files_of_another_model(tiny: Path, vision_folders: dict[str, Path], mon
         tiny_backbone(vision_folders["fused"])
     config = (tiny / "config.json").read_text().replace("0.5", "0.25")
     (tiny / "config.json").write_text(config)
-    with pytest.raises(ModelError, match=r"(?s)mean is \(0\.25, 0\.25, 0\.25\), the table says \(0\.5, 0\.5, 0\.5\)"):
+    with pytest.raises(
+        ModelError, match=r"(?s)mean is \(0\.25, 0\.25, 0\.25\), but the table says \(0\.5, 0\.5, 0\.5\)"
+    ):
         (tiny / "model.safetensors").unlink()  # the .bin beside it is whole
         tiny_backbone(tiny)
 

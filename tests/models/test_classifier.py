@@ -308,7 +308,7 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm
         export_classifier(
             student, backbone, tmp_path / "c", classes=CLASSES, prompts={"x": (["a"], np.zeros((1, 9), np.float32))}
         )
-    with pytest.raises(ModelError, match="joint space has 9 dimensions, the projector's 24"):
+    with pytest.raises(ModelError, match="joint space has 9 dimensions, but the projector has 24 outputs"):
         export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info={"joint_dim": 9})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

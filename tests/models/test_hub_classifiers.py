@@ -168,7 +168,7 @@ def test_pushed_and_loaded_by_name_it_predicts_the_same(
     before = len(hub.requests)
     clipit.load_classifier("me/tiles", "cpu")
     assert len(hub.requests) == before
-    with pytest.raises(ModelError, match="revision is for repositories"):
+    with pytest.raises(ModelError, match="revision applies only to repositories"):
         clipit.load_classifier("me/tiles", "cpu", revision="main")
 
 
@@ -227,7 +227,7 @@ def test_a_repository_that_is_not_there_and_a_hub_that_is_not_there(
     with pytest.raises(SystemExit, match="2"):
         push(monkeypatch, folder, "--yes", "--i-have-permission")
     error = capsys.readouterr().err
-    assert "the hub refused the upload" in error and "hf auth login" in error
+    assert "the hub rejected the upload" in error and "hf auth login" in error
 
 
 def test_a_licence_that_forbids_derivatives_is_named_and_stops_the_push(

@@ -108,8 +108,8 @@ def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_pa
         ("test_vit", 100, r"(?s)100 is not a multiple of its patch size of 16 pixels.*set backbone\.pixels=96"),
         ("test_vit", 8, r"8 pixels are too few: the model needs 16 or more"),
         ("test_convnext", 16, r"16 pixels are too few: the model needs 32 or more"),
-        ("resmlp_12_224", 96, r"(?s)tiles of 96 pixels are not supported.*remove backbone\.pixels.*224"),
-        ("swin_s3_tiny_224", 112, r"(?s)tiles of 112 pixels are not supported: timm builds a different model"),
+        ("resmlp_12_224", 96, r"(?s)an input size of 96 pixels is not supported.*remove backbone\.pixels.*224"),
+        ("swin_s3_tiny_224", 112, r"(?s)an input size of 112 pixels is not supported: timm builds a different model"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
@@ -142,7 +142,7 @@ def test_a_name_of_the_table_is_still_checked_at_its_own_size(tmp_path: Path, mo
     path = str(save_vit(tmp_path / "vit", "ViT"))
     backbone = load("tiny-vit", 16, path=path)
     assert (backbone.preprocess.size, backbone.expected_mpp) == (16, 0.5)
-    with pytest.raises(ModelError, match="pixels is 32, the table says 16"):
+    with pytest.raises(ModelError, match="pixels is 32, but the table says 16"):
         load("other", 16, path=path)
 
 

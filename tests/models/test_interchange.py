@@ -117,7 +117,7 @@ def test_a_difference_above_the_tolerance_is_refused_and_leaves_no_file(
 def test_what_cannot_be_exported_is_explained(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match=r"ends in \.onnx"):
+    with pytest.raises(ModelError, match=r"must end in \.onnx"):
         export_program(clipit.load_classifier(folders["fused"], "cpu"), tmp_path / "tile.png")
     with pytest.raises(ModelError, match="load it in float32"):
         export_program(clipit.load_classifier(folders["fused"], "cpu", dtype="bf16"), tmp_path / "m.onnx")

@@ -230,14 +230,14 @@ def grouped(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("name", "target", "words"),
     [
-        ("test_convnext", "conv_dw", r"conv_dw \(a convolution in 24 groups\)"),
-        ("resnext26ts", "conv2_kxk.conv", r"convolution in 2 groups"),
-        ("test_efficientnet", "blocks.3.0.conv_dw", "in 128 groups"),
+        ("test_convnext", "conv_dw", r"conv_dw \(a convolution with 24 groups\)"),
+        ("resnext26ts", "conv2_kxk.conv", r"convolution with 2 groups"),
+        ("test_efficientnet", "blocks.3.0.conv_dw", "with 128 groups"),
         ("nf_resnet26", "conv1", "a ScaledStdConv2d"),
     ],
 )
 def test_layers_that_cannot_be_merged_are_refused_before_training(name: str, target: str, words: str) -> None:
-    with pytest.raises(ModelError, match=f"(?s)could not be exported: .*{words}.*use other layers, or kinds"):
+    with pytest.raises(ModelError, match=f"(?s)could not be exported: .*{words}.*select other layers, or use kinds"):
         target_modules(grouped(name), (target,))
 
 

@@ -156,7 +156,7 @@ def test_models_without_a_grid_and_images_of_another_size_are_refused(clip_folde
     vlm = load_vlm(VLMConfig(name=str(clip_folder)))
     with pytest.raises(ModelError, match="no patch tokens: its pooling"):
         vlm_tokens(replace(vlm, towers=replace(vlm.towers, tokens=None)))
-    with pytest.raises(ModelError, match="no patch tokens: its tokens have 5 dimensions, the joint space 24"):
+    with pytest.raises(ModelError, match="no patch tokens: its tokens have 5 dimensions, but the joint space has 24"):
         vlm_tokens(replace(vlm, towers=replace(vlm.towers, tokens=lambda pixels: torch.zeros(1, 2, 2, 5))))
     with pytest.raises(ModelError, match=r"images of 32 x 32 pixels, got \(40, 32\)"):
         vlm_tokens(vlm).encode(torch.zeros(1, 3, 40, 32, dtype=torch.uint8))

@@ -88,7 +88,7 @@ def test_frozen_backbone_stays_in_evaluation_mode(timm_folder: Path) -> None:
 
 def test_errors(timm_folder: Path) -> None:
     backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
-    with pytest.raises(ModelError, match="VLM's dimension"):
+    with pytest.raises(ModelError, match="dimension of the VLM's joint space"):
         build_student(backbone, HEADS[1], LoraConfig(), "frozen", n_classes=3, joint_dim=None)
     with pytest.raises(ModelError, match="need at least 2 classes, got 1"):
         build_student(backbone, HEADS[0], LoraConfig(), "frozen", n_classes=1, joint_dim=None)

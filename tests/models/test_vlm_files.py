@@ -52,7 +52,7 @@ def test_a_folder_of_another_family_is_not_keep(
     folder = save_keep(tmp_path / "keep")
     code = (folder / "modeling_keep.py").read_text()
     (folder / "modeling_keep.py").write_text(code.replace("encode_text", "encode_words"))
-    with pytest.raises(ModelError, match="not keep: a KeepModel without encode_text"):
+    with pytest.raises(ModelError, match="not keep: KeepModel has no encode_text"):
         load("keep", path=str(folder), trust_remote_code=True)
 
 
@@ -133,7 +133,7 @@ def test_a_text_that_depends_on_its_batch_is_refused(clip_folder: Path, monkeypa
         return tokenise
 
     monkeypatch.setattr(clip_vlm, "transformers_tokenise", tokenise_to_the_left)
-    with pytest.raises(ModelError, match="depends on the other texts of its batch"):
+    with pytest.raises(ModelError, match="depends on the other texts in its batch"):
         load(str(clip_folder))
 
 

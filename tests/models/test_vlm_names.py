@@ -37,10 +37,10 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_named_model_from_a_folder(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match="dim is 24, the table says 512") as caught:
+    with pytest.raises(ModelError, match="dim is 24, but the table says 512") as caught:
         load("plip", clip_folder)
-    assert "raw_dim is 32, the table says 768" in str(caught.value)
-    assert "context_length is 16, the table says 77" in str(caught.value)
+    assert "raw_dim is 32, but the table says 768" in str(caught.value)
+    assert "context_length is 16, but the table says 77" in str(caught.value)
     monkeypatch.setitem(VLMS, "plip", replace(VLMS["plip"], expected_mpp=0.5, **TINY_CLIP))
     named, plain = load("plip", clip_folder), load(str(clip_folder))
     assert (named.name, named.expected_mpp, plain.expected_mpp) == ("plip", 0.5, None)
@@ -114,7 +114,7 @@ def test_text_tower_files_beside_the_weights_are_enough(bert_folder: Path, tmp_p
     assert vlm.encode_texts(["necrosis of tissue"]).shape == (1, 12)
     bare = Path(shutil.copytree(bert_folder, tmp_path / "bare"))
     (bare / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"config\.json of somebody/some-bert: copy that file into this folder"):
+    with pytest.raises(ModelError, match=r"config\.json of somebody/some-bert: copy that file here"):
         load(str(bare))
     (bare / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="missing: tokeniser of somebody/some-bert"):
@@ -157,7 +157,7 @@ def test_all_missing_parts_are_one_error(clip_folder: Path, tmp_path: Path) -> N
         ("clip-vit-b-32", None, ModelError, "hub cannot be reached"),
         ("biomedclip", None, ModelError, "BiomedCLIP.*text tower"),
         ("pathgen-clip-b-16", None, ModelError, "github.com/PathFoundation.*vlm.path"),
-        ("quiltnet-b-16", "timm/config.json", ModelError, "a weights file alone does not define"),
+        ("quiltnet-b-16", "timm/config.json", ModelError, "a weights file alone is not enough to build"),
         ("keep", None, ModelError, "trust_remote_code: true"),
         ("keep", "timm", ModelError, "trust_remote_code: true"),
     ],
@@ -222,5 +222,5 @@ def test_keep_runs_its_own_code_when_allowed(
     with pytest.raises(ModelError, match=r"missing: visual_head\.weight"):
         load("keep", folder, trust_remote_code=True)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match="incomplete folder of keep"):
+    with pytest.raises(ModelError, match="the folder of keep is incomplete"):
         load("keep", folder, trust_remote_code=True)

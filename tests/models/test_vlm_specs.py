@@ -58,7 +58,7 @@ def test_raw_dimension_of_timm_trunks(name: str, trunk: str) -> None:
 def test_a_difference_is_named_with_both_values() -> None:
     spec = VLMS["plip"]
     check_spec(spec, {"dim": 512, "mean": (0.4814547, 0.4578275, 0.4082107), "raw_dim": 768}, "here")
-    with pytest.raises(ModelError, match=r"dim is 768, the table says 512; mean is \(0\.5") as caught:
+    with pytest.raises(ModelError, match=r"dim is 768, but the table says 512; mean is \(0\.5") as caught:
         check_spec(spec, {"dim": 768, "mean": (0.5, 0.5, 0.5), "pixels": 224}, "here")
     assert "huggingface.co/vinid/plip" in str(caught.value) and "pixels" not in str(caught.value)
 
@@ -70,7 +70,7 @@ def test_printed_table() -> None:
     text = spec_table(VLMS.values())
     assert text.splitlines()[0].split() == list(COLUMNS) and text.endswith(LICENCE_NOTE)
     assert rows[list(VLMS).index("conch")][6:8] == ("127", "-")
-    assert "keep: Runs code of its repository" in text and "quiltnet-b-32, quiltnet-b-16: Its configuration" in text
+    assert "keep: Runs code from its repository" in text and "quiltnet-b-32, quiltnet-b-16: Its configuration" in text
     assert "titan: Embeds whole slides" in text
     backbones = spec_table(BACKBONES.values())
     assert "virchow: Class token" in backbones and "  cls_mean  " in backbones

@@ -53,7 +53,7 @@ def test_a_key_is_lowered_to_what_can_be_trained(key: str, rows: int, fitting: s
         (
             "PQ8",
             200,
-            r"of 200 snippets: it has 256 lists or codes(?s:.*)use PQ8x2, HNSW32 .*or Flat",
+            r"for 200 snippets: it has 256 lists or codes(?s:.*)use PQ8x2, HNSW32 .*or Flat",
         ),
         ("IVF300,Flat", 299, r"has 300 lists or codes(?s:.*)use IVF4,Flat"),
         ("OPQ8,PQ8x4", 255, r"has 256 lists or codes(?s:.*)use PQ8x2,"),

@@ -70,8 +70,8 @@ def test_the_best_of_chunks_are_the_best_of_all(width: int, k: int) -> None:
 
 def test_rows_are_the_same_in_any_order_of_the_store(index: Index) -> None:
     stored, everything = index.stored(), np.arange(index.size)
-    assert np.array_equal(stored.numbers[stored.positions], everything)
-    assert (np.asarray(stored.numbers) < 0).sum() == 1
+    assert np.array_equal(stored.inverse[stored.positions], everything)
+    assert (np.asarray(stored.inverse) < 0).sum() == 1
     parts = ((rows, some.numpy().copy()) for rows, some in stored.shards())
     read = {int(row): vector for rows, some in parts for row, vector in zip(rows, some, strict=True)}
     assert sorted(read) == everything.tolist()
@@ -82,7 +82,7 @@ def test_rows_are_the_same_in_any_order_of_the_store(index: Index) -> None:
 def test_an_index_of_an_earlier_version_has_the_same_rows(index: Index) -> None:
     earlier = Index(without(index.artifact, "positions.npy", "rows.npy"), index.store).stored()
     now = index.stored()
-    assert np.array_equal(earlier.positions, now.positions) and np.array_equal(earlier.numbers, now.numbers)
+    assert np.array_equal(earlier.positions, now.positions) and np.array_equal(earlier.inverse, now.inverse)
 
 
 def test_ids_are_read_shard_by_shard(index: Index) -> None:

@@ -245,7 +245,7 @@ def test_nothing_to_pair_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_one_distinct_snippet_has_nothing_beside_its_mean(tmp_path: Path, backend: Any, count: int) -> None:
     store = write_store(tmp_path, [f"s{i}" for i in range(count)], np.repeat(random_unit(1, 0), count, axis=0))
-    with pytest.raises(DataError, match=r"(?s)centring needs more than one distinct snippet.*pairing\.centring=false"):
+    with pytest.raises(DataError, match=r"(?s)centring needs snippets with different.*pairing\.centring=false"):
         build_index(tmp_path, store, backend=backend)
     index = build_index(tmp_path, store, backend=backend, centring=False)
     assert len(index.ids) == 1

@@ -171,7 +171,7 @@ def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_f
     with pytest.raises(DataError, match="1 embedding is not finite: nan:256_0"):
         import_features(tmp_path, [write(tmp_path / "nan.h5", damaged, grid(2))], vlm)
     damaged[1] = 0
-    with pytest.raises(DataError, match="1 feature vector has only zeros: zero:256_0"):
+    with pytest.raises(DataError, match="1 feature vector is all zeros: zero:256_0"):
         import_features(tmp_path, [write(tmp_path / "zero.h5", damaged, grid(2))], vlm)
     late = np.tile(np.eye(2, 24), (600, 1))
     late[1100] *= 3  # behind those that are checked at the start

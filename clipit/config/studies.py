@@ -92,7 +92,7 @@ class RobustnessConfig(Section):
         "contrast": (0.5, 0.75, 1.25, 1.5),
         "magnification": (0.5, 0.75, 1.25, 1.5, 2.0),
     }
-    """Perturbation -> levels: spread of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
+    """Perturbation -> levels: strength of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
     JPEG quality (jpeg), and factors (brightness, contrast, magnification; above 1 zooms in)."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for the stain jitter, which also depends on the tile's id."""

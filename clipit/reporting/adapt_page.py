@@ -271,8 +271,8 @@ def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Tabl
     tables: list[Table | Rows | Text] = [Table(header, main, left=3, source="adapt.json: contrasts")] if main else []
     reasons = dict.fromkeys(_short(each.reason) for each in others)
     if rest and all(each.outcome == "undecided" for each in others) and len(reasons) == 1:
-        return [*tables, Text(f"All differences of {_listed(chosen)} are undecided: {next(iter(reasons))}.")]
-    return tables + ([Rows(header, rest, f"Differences of {_listed(chosen)}", "adapt.json: contrasts")] if rest else [])
+        return [*tables, Text(f"All differences in {_listed(chosen)} are undecided: {next(iter(reasons))}.")]
+    return tables + ([Rows(header, rest, f"Differences in {_listed(chosen)}", "adapt.json: contrasts")] if rest else [])
 
 
 def _listed(contrasts: Sequence[ModelDifference]) -> str:

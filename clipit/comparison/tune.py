@@ -99,11 +99,11 @@ def run_trials(
     workspace = Workspace(base)
     seeds = comparison.tuning_seeds
     points = {arm: grid_points(config, comparison, arm) for arm in comparison.arms}
-    for arm in points:
-        first = resolve_arm(_trial(base, arm, points[arm][0], seeds[0]).config)
-        inputs = workspace.for_config(first)
-        check_inputs(inputs, models_of(first), reports=uses_reports(first))
-        validation = inputs.tiles(first.seed).of_split("validation")
+    firsts = [resolve_arm(_trial(base, arm, points[arm][0], seeds[0]).config) for arm in points]
+    for first in firsts:
+        check_inputs(workspace.for_config(first), models_of(first), reports=uses_reports(first))
+    for first in firsts:  # only now, since this reads the images
+        validation = workspace.for_config(first).tiles(first.seed).of_split("validation")
         if first.training.monitor not in LABEL_FREE and not (validation.labels >= 0).any():
             raise _no_score(validation.where)
     trials = [_trial(base, arm, point, seed) for arm in points for point in points[arm] for seed in seeds]

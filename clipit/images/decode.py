@@ -103,7 +103,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
 
 
 def noted_file(source: Path | io.BytesIO) -> AbstractContextManager[None]:
-    """Note a file that is read, as `noted` does; the reader of bytes knows their origin and has noted it."""
+    """Note a file while it is read (see `noted`); for bytes, the caller has already noted their origin."""
     return noted(str(source)) if isinstance(source, Path) else nullcontext()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 COMPRESSIONS = {2: "tiff_ccitt", 3: "group3", 4: "group4"}
-"""Pillow's names of the values of the TIFF tag Compression."""
+"""Pillow's names for values of the TIFF tag Compression."""
 OPTIONS = {3: 292, 4: 293}
 """TIFF tags with the options of a compression."""
 _ROWS, _OFFSETS, _COUNTS = 278, 273, 279  # TIFF tags: rows per strip, offsets and byte counts of strips
@@ -16,11 +16,11 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _BLOCK_END = "000000000001" * 2
 _REST = re.compile(r"0*(?:0{11}1[01]?)*0*")
 """Bits after the last row: padding and end-of-line codes."""
-_DIFFERENT = "encoding them again gives other bytes; if the image is whole, save it as PNG or with LZW compression"
+_DIFFERENT = "encoding them again gives different bytes; if the image is intact, save it as PNG or with LZW compression"
 
 
 def find_damage(data: bytes, compression: int, options: int, fill_order: int, width: int, height: int) -> str:
-    """Decode a strip or tile and encode it again, and describe its damage; "" if the bytes are the same.
+    """Decode a strip or tile, encode it again, and describe its damage; "" if the bytes are the same.
 
     Args:
         data: Compressed bytes.

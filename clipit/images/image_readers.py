@@ -61,7 +61,7 @@ class LazyHandle(Generic[T]):
 _ENCRYPTED = 0x1 | 0x40
 """Flag bits of a zip member: encrypted, strongly encrypted."""
 _PATCHED = 0x20
-"""Flag bit of a zip member: a patch of another file."""
+"""Flag bit of a zip member that is a patch for another file."""
 _KNOWN_METHODS = frozenset(
     {
         zipfile.ZIP_STORED,
@@ -165,7 +165,7 @@ class _OpenZip:
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """Return the path of a member; some programs for Windows write backslashes instead of slashes."""
+    """Return the path of a member; some Windows programs write backslashes instead of slashes."""
     return info.filename.replace("\\", "/")
 
 

@@ -135,7 +135,7 @@ def available_cores() -> int:
 
 
 def check_batches(batch_size: object, workers: object) -> None:
-    """Validate the number of images per batch and of reading threads.
+    """Validate the batch size and the number of reading threads.
 
     Raises:
         ConfigError: A number is not a whole number, or too small.

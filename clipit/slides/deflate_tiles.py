@@ -1,4 +1,4 @@
-"""Verify the checksums of Deflate-compressed tiles of TIFF slides, because openslide does not.
+"""Verify the checksums of Deflate-compressed tiles in TIFF slides, because openslide does not.
 
 Each tile is verified when a region that contains it is first read. Verification takes about a quarter of the decoding
 time.
@@ -64,7 +64,7 @@ def open_deflate_levels(path: Path, levels: Sequence[Level]) -> dict[int, Deflat
     """Find the levels of a slide with Deflate-compressed tiles.
 
     Args:
-        path: TIFF of one of `tiff_pages.FORMATS`.
+        path: TIFF in one of `tiff_pages.FORMATS`.
         levels: Levels that openslide finds.
     """
     return open_levels(path, levels, _is_deflate, DeflateLevel)

@@ -214,5 +214,5 @@ def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: P
     if (most < _CORNER * size).all():
         share = math.ceil(100 * float((most / size).max()))
         logger.warning(
-            f"{path}: all contours lie in the upper left {share}% of the slide; they must be in pixels of level 0"
+            f"{path}: all contours lie in the upper left {share}% of the slide; they must be in level-0 pixels"
         )

@@ -13,7 +13,7 @@ from clipit.errors import DataError
 from clipit.slides.option_names import KEYS, OptionNames
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
-_MIN_EDGE = 16  # edge of a tile in pixels of level 0
+_MIN_EDGE = 16  # edge of a tile in level-0 pixels
 _MAX_TILES = 2**26  # per grid, including tiles without tissue
 _BLOCK = 2**20  # tiles whose tissue is measured at once
 
@@ -25,13 +25,13 @@ class SlideGrid:
     Attributes:
         width: Width of level 0.
         height: Height of level 0.
-        mpp: Micrometres per pixel of level 0.
-        edge: Edge of a tile, rounded to whole pixels.
-        step: Distance between the corners of neighbouring tiles, not necessarily whole; smaller than the edge if tiles
-            overlap.
+        mpp: Micrometres per level-0 pixel.
+        edge: Tile edge length, rounded to whole pixels.
+        step: Distance between the corners of neighbouring tiles; may be fractional, and smaller than the edge length
+            (if tiles overlap).
         x: Left edge of each tile.
         y: Upper edge of each tile. Tiles are sorted by y, then x.
-        tissue: Share of tissue in each tile.
+        tissue: Tissue share of each tile.
     """
 
     slide: str
@@ -78,12 +78,12 @@ def make_grid(
     Args:
         width: Width of level 0.
         height: Height of level 0.
-        mpp: Micrometres per pixel of level 0.
-        config: Resolution, size and overlap of tiles, and the share of tissue that they need.
-        share: Function from left edges, upper edges and edge length of tiles to their share of tissue.
+        mpp: Micrometres per level-0 pixel.
+        config: Resolution, size and overlap of tiles, and their minimum tissue share.
+        share: Function that returns the tissue shares of tiles, given their left edges, upper edges and edge length.
 
     Raises:
-        DataError: The tiles are smaller than 16 pixels of level 0, or there are more than 67 million.
+        DataError: The tiles are smaller than 16 level-0 pixels, or there are more than 67 million.
     """
     extent = tile_extent(mpp, config)
     if extent < _MIN_EDGE:
@@ -115,12 +115,12 @@ def make_grid(
 
 
 def tile_extent(mpp: float, config: SlidesConfig) -> float:
-    """Return the edge of a tile in pixels of level 0, not necessarily whole."""
+    """Return the edge length of a tile in level-0 pixels; may be fractional."""
     return config.pixels * config.mpp / mpp
 
 
 def tile_id(slide: str, x: int, y: int, edge: int) -> str:
-    """Return the id of a tile, `slide@x,y,edge` in pixels of level 0."""
+    """Return the id of a tile, `slide@x,y,edge` in level-0 pixels."""
     return f"{slide}@{x},{y},{edge}"
 
 

@@ -9,7 +9,7 @@ from clipit.slides.grid import SlideGrid
 
 
 def map_shape(grid: SlideGrid, downsample: float) -> tuple[int, int]:
-    """Return rows and columns of a map of the whole slide; the last row and column may extend beyond it."""
+    """Return the numbers of rows and columns of a map of a whole slide; the last ones may extend beyond the slide."""
     return math.ceil(grid.height / downsample), math.ceil(grid.width / downsample)
 
 
@@ -21,7 +21,7 @@ def heat_map(
     In addition to the map, this needs memory for one count per pixel.
 
     Args:
-        downsample: Pixels of level 0 per pixel of the map, at most the edge of a tile. With the grid's step, the map
+        downsample: Level-0 pixels per map pixel, at most the edge length of a tile. With the grid's step, the map
             has one pixel per cell of the grid. Gaps of less than one level-0 pixel between tiles, caused by rounded
             coordinates, are closed.
 
@@ -29,7 +29,9 @@ def heat_map(
         ValueError: The pixels of the map are larger than the tiles, so some tiles would be lost.
     """
     if not 0 < downsample <= max(grid.edge, grid.step):
-        raise ValueError(f"a map with {downsample} pixels of level 0 per pixel would lose tiles of {grid.edge} pixels")
+        raise ValueError(
+            f"a map with {downsample} level-0 pixels per pixel would lose tiles with an edge of {grid.edge} pixels"
+        )
     height, width = map_shape(grid, downsample)
     sums = np.zeros((scores.shape[1], height, width), dtype=np.float32)
     counts = np.zeros((height, width), dtype=np.int32)

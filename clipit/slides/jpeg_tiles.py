@@ -1,4 +1,4 @@
-"""Decode JPEG-compressed tiles of TIFF slides, which is faster than reading them through openslide.
+"""Decode JPEG-compressed tiles in TIFF slides, which is faster than reading them through openslide.
 
 As for image files (`clipit.images.jpeg`), simplejpeg is used where it is installed: it is faster than Pillow, and
 reports corrupt data for which Pillow and openslide return wrong pixels.
@@ -31,7 +31,7 @@ _level_ids = itertools.count()
 
 
 class TileCache:
-    """The most recently used decoded tiles of all slides of a process, up to a number of bytes."""
+    """The most recently used decoded tiles of all slides of a process, up to a maximum number of bytes."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         """Keep at most this number of bytes."""
@@ -152,7 +152,7 @@ def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel
     """Find the levels of a slide whose tiles are JPEG and complete; the others must be read with openslide.
 
     Args:
-        path: TIFF of one of `tiff_pages.FORMATS`.
+        path: TIFF in one of `tiff_pages.FORMATS`.
         levels: Levels that openslide finds.
     """
     return open_levels(path, levels, _is_plain, JpegLevel)
@@ -170,7 +170,7 @@ def _is_plain(page: Any) -> bool:
 
 
 def _frame(data: bytes) -> tuple[tuple[int, int] | None, list[tuple[int, int]]]:
-    """Read the frame header of a JPEG: width and height (None unless it has three channels of 8 bits), and the
+    """Read the frame header of a JPEG: width and height (None unless it has three 8-bit channels), and the
     sampling factors of its channels.
     """
     offset = 2

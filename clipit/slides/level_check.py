@@ -19,8 +19,8 @@ from clipit.slides.tiff_pages import FORMATS, TO_PYRAMID, read_pages
 _CELL = 8  # edge of an area in pixels of the overview
 _CELLS = 16  # number of areas with evenly spaced grey values, and number of evenly spaced areas
 _MIN_CELLS = 8  # in the overview
-_FIRST = 6  # number of areas that suffice if they are equal and not uniform, because each costs a few decoded tiles
-_EQUAL_GREY, _RANGE_GREY = 8, 32  # maximum difference of equal areas, and minimum range of areas that are not uniform
+_FIRST = 6  # areas that suffice if they are equal and not uniform, because each requires decoding a few tiles
+_EQUAL_GREY, _RANGE_GREY = 8, 32  # maximum difference between equal areas, minimum range of non-uniform areas
 _MAX_EDGE = 1024  # edge of an area in pixels of the level
 _MAX_PIXELS = 2**26  # number of pixels of a compared page
 
@@ -33,8 +33,8 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
 
     Args:
         overview: The whole slide.
-        downsample: Pixels of level 0 per pixel of the overview.
-        wanted: Pixels of level 0 per pixel of a tile.
+        downsample: Level-0 pixels per overview pixel.
+        wanted: Level-0 pixels per tile pixel.
 
     Raises:
         DataError: The levels show different images.

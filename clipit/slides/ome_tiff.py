@@ -55,7 +55,7 @@ class OmeTiff:
 
         Args:
             path: OME-TIFF, or another TIFF whose levels tifffile finds.
-            mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if unknown.
+            mpp: Micrometres per level-0 pixel if the file has no OME metadata; None if unknown.
 
         Raises:
             DataError: The file is damaged, not an 8-bit RGB image, or contains several images that may be the slide.

@@ -46,7 +46,7 @@ def import_openslide() -> Any:
 
 
 def is_slide(path: Path) -> bool:
-    """Return whether a file name has the suffix of a slide, and is neither hidden nor that of clipit's heat maps."""
+    """Return whether a file name has a slide suffix, and is neither hidden nor the name of clipit's heat maps."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.name != HEAT_MAP
 
 

@@ -1,4 +1,4 @@
-"""Names of the slide options of the running command, for error messages."""
+"""Slide option names of the running command, for error messages."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """Polygons with holes: area, rasterisation to a mask, and tracing of a mask.
 
-All coordinates are x and y in pixels of level 0 of a slide, with the origin at the upper left corner of its first
+All coordinates are x and y in level-0 pixels of a slide, with the origin at the upper left corner of its first
 pixel, so that the centre of that pixel is (0.5, 0.5). This is the convention of QuPath.
 """
 
@@ -16,7 +16,7 @@ _LEFT, _STRAIGHT, _RIGHT = -1, 0, 1
 
 @dataclass(frozen=True)
 class Polygon:
-    """A polygon with holes, in pixels of level 0.
+    """A polygon with holes, in level-0 pixels.
 
     Attributes:
         exterior: Corners of the outer ring; the last equals the first.
@@ -54,16 +54,16 @@ def signed_area(ring: Float64[np.ndarray, "_ 2"]) -> float:
 def rasterise(polygons: Sequence[Polygon], shape: tuple[int, int], downsample: float) -> Bool[np.ndarray, "h w"]:
     """Return the mask of the union of polygons.
 
-    Pixel (row, column) of the mask covers `downsample` x `downsample` pixels of level 0. It is set if its centre
+    Pixel (row, column) of the mask covers `downsample` x `downsample` level-0 pixels. It is set if its centre
     ((column + 0.5) * downsample, (row + 0.5) * downsample) lies inside the outer ring of a polygon and outside its
     holes. A centre exactly on an upper or left border is inside, and a centre on a lower or right border is
     outside, so that adjacent polygons neither overlap nor leave a gap. Rings that cross themselves follow the even-odd
     rule.
 
     Args:
-        polygons: Polygons in pixels of level 0; parts outside the mask are clipped.
+        polygons: Polygons in level-0 pixels; parts outside the mask are clipped.
         shape: Rows and columns of the mask.
-        downsample: Pixels of level 0 per pixel of the mask.
+        downsample: Level-0 pixels per mask pixel.
     """
     mask = np.zeros(shape, dtype=np.bool_)
     for polygon in polygons:
@@ -108,7 +108,7 @@ def trace(mask: Bool[np.ndarray, "h w"], downsample: float = 1.0) -> list[Polygo
     so that `rasterise` reproduces the mask, and no ring touches itself.
 
     Args:
-        downsample: Pixels of level 0 per pixel of the mask.
+        downsample: Level-0 pixels per mask pixel.
     """
     from scipy import ndimage
 
@@ -121,7 +121,7 @@ def trace_regions(labels: Integer[np.ndarray, "h w"], n: int, downsample: float 
 
     Args:
         labels: 0 outside of the regions, and 1 to n in the regions, each of which is connected through edges of pixels.
-        downsample: Pixels of level 0 per pixel of the map.
+        downsample: Level-0 pixels per map pixel.
     """
     exteriors: dict[int, Float64[np.ndarray, "_ 2"]] = {}
     holes: list[list[Float64[np.ndarray, "_ 2"]]] = [[] for _ in range(n)]

@@ -61,8 +61,8 @@ class SlidePath:
     """A slide to prepare.
 
     Attributes:
-        mpp: Micrometres per pixel of level 0 that the user states for this slide; None if unstated.
-        default_mpp: Micrometres per pixel of level 0, used if neither the file nor the user states them.
+        mpp: Micrometres per level-0 pixel that the user states for this slide; None if unstated.
+        default_mpp: Micrometres per level-0 pixel, used if neither the file nor the user states them.
     """
 
     name: str
@@ -77,9 +77,9 @@ class PreparedSlide:
 
     Attributes:
         artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
-        extent: Edge of a tile in pixels of level 0, not necessarily whole.
-        pixels: Edge of a tile in pixels after resampling.
-        facts: Format, levels, source of the micrometres per pixel, share of tissue.
+        extent: Tile edge length in level-0 pixels; may be fractional.
+        pixels: Tile edge length in pixels after resampling.
+        facts: Format, levels, source of the micrometres per pixel, and tissue share.
     """
 
     name: str
@@ -93,7 +93,7 @@ class PreparedSlide:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Left and upper edge of the scanned area in pixels of level 0."""
+        """Left and upper edge of the scanned area in level-0 pixels."""
         x, y = self.facts.get("origin", (0, 0))  # missing in artefacts of earlier versions
         return int(x), int(y)
 
@@ -125,7 +125,7 @@ class PreparedSlide:
 
     @property
     def placed(self) -> PlacedSlide:
-        """File and tile size of the slide, for a reader of tiles."""
+        """File and tile size of the slide, for a tile reader."""
         return PlacedSlide(self.name, self.path, self.extent, self.pixels)
 
 
@@ -146,7 +146,7 @@ class FailedSlide:
 def prepare_slides(
     slides: Sequence[SlidePath], config: SlidesConfig, options: OptionNames = KEYS
 ) -> list[PreparedSlide | FailedSlide]:
-    """Find tissue and lay the grid of every slide, or open the results of an earlier call.
+    """Find the tissue and lay the grid of every slide, or open the results of an earlier call.
 
     Several processes that call this function divide the slides among themselves, and each returns all results in order.
     A slide that cannot be used does not stop the others.

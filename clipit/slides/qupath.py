@@ -1,7 +1,7 @@
 """Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) imports.
 
 QuPath reads each feature as an object: `objectType`, a UUID as `id`, a `classification` with name and colour, numbers
-as `measurements`, and a closed polygon in pixels of level 0. If a slide's file states the bounds of the scanned area
+as `measurements`, and a closed polygon in level-0 pixels. If a slide's file states the bounds of the scanned area
 (MRXS, SCN), QuPath shows only this area and counts pixels from its corner, which is passed as `origin`.
 """
 
@@ -34,14 +34,14 @@ def write_tiles_geojson(
     colours: Sequence[str],
     origin: tuple[int, int] = (0, 0),
 ) -> None:
-    """Write each tile as an object of its most probable class, with the probabilities of all classes as measurements.
+    """Write each tile as an object with its most probable class, and the probabilities of all classes as measurements.
 
     The file is written atomically and in blocks, so that memory does not depend on the number of tiles. UUIDs are
     derived from the ids of the tiles.
 
     Args:
         colours: Colour of each class, as #rrggbb.
-        origin: Pixel of level 0 where coordinates start.
+        origin: Level-0 pixel where coordinates start.
 
     Raises:
         DataError: A score is not finite.
@@ -86,7 +86,7 @@ def write_regions_geojson(
 
     Args:
         colours: Colour of each class, as #rrggbb.
-        origin: Pixel of level 0 where coordinates start.
+        origin: Level-0 pixel where coordinates start.
 
     Raises:
         DataError: A score is not finite.
@@ -109,7 +109,7 @@ def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], 
 
     Args:
         slide: Name of the slide, which determines the UUIDs.
-        polygons: Polygons in pixels of level 0.
+        polygons: Polygons in level-0 pixels.
         colour: Colour of the class, as #rrggbb.
 
     Raises:

@@ -46,9 +46,9 @@ def read_tile(slide: SlideFile, x: int, y: int, extent: float, pixels: int) -> I
     """Read a square tile as RGB, resampled to an exact size from the nearest level.
 
     Args:
-        x: Left edge in pixels of level 0.
-        y: Upper edge in pixels of level 0.
-        extent: Edge in pixels of level 0, not necessarily whole.
+        x: Left edge in level-0 pixels.
+        y: Upper edge in level-0 pixels.
+        extent: Edge length in level-0 pixels; may be fractional.
 
     Raises:
         ImageError: The pixels are damaged.
@@ -66,7 +66,7 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
     """Read the whole slide at a downsample, block by block; the label and macro images are never read.
 
     Args:
-        downsample: Pixels of level 0 per pixel of the overview.
+        downsample: Level-0 pixels per overview pixel.
 
     Raises:
         ImageError: The pixels are damaged.
@@ -157,8 +157,8 @@ class PlacedSlide:
     """A slide with the geometry of its tiles.
 
     Attributes:
-        extent: Edge of a tile in pixels of level 0, not necessarily whole.
-        pixels: Edge of a tile in pixels after resampling.
+        extent: Tile edge length in level-0 pixels; may be fractional.
+        pixels: Tile edge length in pixels after resampling.
     """
 
     name: str
@@ -181,8 +181,8 @@ class SlideReader:
 
         Args:
             slide_of: Position of each tile's slide in `slides`.
-            x: Left edge of each tile, in pixels of level 0.
-            y: Upper edge of each tile, in pixels of level 0.
+            x: Left edge of each tile, in level-0 pixels.
+            y: Upper edge of each tile, in level-0 pixels.
         """
         self._slides, self._slide_of, self._x, self._y = tuple(slides), slide_of, x, y
         self._pool = SlidePool()

@@ -6,7 +6,7 @@ from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.slide_file import SlideFile
 
 _PLAUSIBLE_MPP = (0.05, 20.0)
-"""Micrometres per pixel of level 0; larger values come from print resolutions, such as 600 dpi (42 um)."""
+"""Micrometres per level-0 pixel; larger values come from print resolutions, such as 600 dpi (42 um)."""
 _USUAL_MPP = (0.1, 4.0)
 """Usual micrometres per pixel of scanners, with objectives from 100x to 2.5x."""
 _GLASS = 80.0
@@ -30,7 +30,7 @@ def check_mpp(mpp: float | None) -> None:
 def resolve_mpp(
     slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS, default: float | None = None
 ) -> tuple[float, str]:
-    """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
+    """Return micrometres per level-0 pixel, and a note if they may differ from what the user expects.
 
     If neither the file nor the user states a value, it is computed as 10 / objective power, if the file states a power.
 
@@ -77,7 +77,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     """Explain why the micrometres per pixel of a slide may be wrong, such as by a factor of 10; "" if plausible.
 
     Args:
-        mpp: Micrometres per pixel of level 0.
+        mpp: Micrometres per level-0 pixel.
 
     Raises:
         DataError: The slide would be longer than 210 mm.

@@ -13,7 +13,7 @@ class Level:
     Attributes:
         width: Width in pixels of this level.
         height: Height in pixels of this level.
-        downsample: Pixels of level 0 per pixel of this level.
+        downsample: Level-0 pixels per pixel of this level.
     """
 
     width: int
@@ -27,8 +27,8 @@ class SlideFile(Protocol):
 
     Attributes:
         levels: Resolutions, finest first.
-        mpp: Micrometres per pixel of level 0 stated in the file; None if it states none.
-        magnification: Objective power stated in the file; None if it states none.
+        mpp: Micrometres per level-0 pixel, as stated in the file; None if it states none.
+        magnification: Objective power, as stated in the file; None if it states none.
         origin: Left and top edge of the scanned area in level-0 pixels; the origin of viewers such as QuPath.
         remark: Remark on content of the file that is not read; "" if everything is read.
     """
@@ -44,8 +44,8 @@ class SlideFile(Protocol):
         """Read a rectangle as RGB; pixels outside the scanned area are white.
 
         Args:
-            x: Left edge in pixels of level 0.
-            y: Upper edge in pixels of level 0.
+            x: Left edge in level-0 pixels.
+            y: Upper edge in level-0 pixels.
             level: Index in `levels`.
             width: Width in pixels of this level.
             height: Height in pixels of this level.

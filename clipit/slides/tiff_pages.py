@@ -179,7 +179,7 @@ def open_levels(
     """Open the levels of a slide whose pages are complete and accepted; openslide reads the other levels.
 
     Args:
-        path: TIFF of one of `FORMATS`.
+        path: TIFF in one of `FORMATS`.
         levels: Levels that openslide finds.
         accept: Function that decides whether the level of a tifffile page is opened.
         opener: Function that opens the level of an accepted page.

@@ -112,7 +112,7 @@ class TissueShare:
         """Compute the summed-area table.
 
         Args:
-            downsample: Pixels of level 0 per pixel of the overview.
+            downsample: Level-0 pixels per overview pixel.
         """
         self._downsample = downsample
         self._sums: Int32[np.ndarray, "h w"] = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
@@ -123,12 +123,12 @@ class TissueShare:
     def of_squares(
         self, x: Int32[np.ndarray, " n"], y: Int32[np.ndarray, " n"], extent: float
     ) -> Float32[np.ndarray, " n"]:
-        """Return the share of tissue in squares; the area outside the slide counts as glass.
+        """Return the tissue share of squares; the area outside the slide counts as glass.
 
         Args:
-            x: Left edges in pixels of level 0.
-            y: Upper edges in pixels of level 0.
-            extent: Edge in pixels of level 0.
+            x: Left edges in level-0 pixels.
+            y: Upper edges in level-0 pixels.
+            extent: Edge length in level-0 pixels.
         """
         left, right = x / self._downsample, (x + extent) / self._downsample
         top, bottom = y / self._downsample, (y + extent) / self._downsample

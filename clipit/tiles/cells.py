@@ -31,8 +31,8 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
     """Convert the cells of a column to text (see `cell_text`).
 
     Args:
-        values: Cells of any type, in the order of the rows.
-        row_name: Function from the index of a row to its name in error messages.
+        values: Cells of any type, in row order.
+        row_name: Function that maps a row index to the row's name in error messages.
 
     Raises:
         DataError: A cell contains a list, a line break, a control character, or characters that are not valid Unicode.
@@ -55,8 +55,8 @@ def check_stored(texts: Iterable[str], column: str, where: object, row_name: Cal
     """Check that all cells stored by `stored_cell` are valid, and return them.
 
     Args:
-        texts: Cells, in the order of the rows.
-        row_name: Function from the index of a row to its name in error messages.
+        texts: Cells, in row order.
+        row_name: Function that maps a row index to the row's name in error messages.
 
     Raises:
         DataError: A cell is invalid.
@@ -100,7 +100,7 @@ def resolve_missing(
     Args:
         values: Labels or groups as text, "" where missing.
         config: Section `tiles`.
-        row_name: Function from the index of a row to its name in error messages.
+        row_name: Function that maps a row index to the row's name in error messages.
 
     Returns:
         Values, and notes on replaced values.

@@ -69,7 +69,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
         source_splits.append(next((name for name in folders if name in mapping or name.lower() in mapping), ""))
     if not ids:
         raise data_set.missing(
-            f"none of the {counted(len(files), 'image')} in this folder is a tile of {data_set.title}", root
+            f"none of the {counted(len(files), 'image')} in this folder belongs to {data_set.title}", root
         )
     without_split = [name for name, split in zip(ids, source_splits, strict=True) if not split]
     if 0 < len(without_split) < len(ids):

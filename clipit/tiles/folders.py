@@ -28,7 +28,7 @@ UNLABELLED = ("unlabelled", "unlabeled")
 def read_folders(config: TilesConfig) -> SourceTiles:
     """Read tiles from class folders, or a zip of them; the id of a tile is its path inside `tiles.path`.
 
-    The first-level folders are splits if one of them has the name of a split. Folders inside a class folder belong to
+    The first-level folders are splits if one of them is named like a split. Folders inside a class folder belong to
     that class. A folder `unlabelled` (or `unlabeled`, in any letter case) contains tiles without a label, unless
     tiles.classes or tiles.class_map names it.
 
@@ -91,7 +91,7 @@ def _read_member(archive: Path, name: str) -> bytes:
 
 
 def _has_splits(config: TilesConfig, names: Iterable[str]) -> bool:
-    """Return whether one of the first-level folders has the name of a split."""
+    """Return whether one of the first-level folders is named like a split."""
     mapping = split_map(config.splits, ALIASES)
     return any(name in mapping or name.lower() in mapping for name in names)
 

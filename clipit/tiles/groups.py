@@ -115,7 +115,7 @@ def group_advice(source: SourceTiles) -> str:
 
 
 def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
-    """Return the match of the pattern in the id of each tile, or else in its path; "" without a match."""
+    """Return what the pattern matches in each tile id, or else in the tile path; "" without a match."""
     paths = source.paths or [""] * len(source.ids)
     matches = (pattern.search(name) or pattern.search(path) for name, path in zip(source.ids, paths, strict=True))
     return ["" if match is None else (match[1] or "" if pattern.groups else match[0]) for match in matches]

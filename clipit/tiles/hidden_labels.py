@@ -131,7 +131,7 @@ def _keep(
     quota: Int64[np.ndarray, " c"],
     seed: int,
 ) -> None:
-    """Hide all labels of the tiles `rows` beyond the quota of each class, in place."""
+    """Hide, in place, those labels of the tiles `rows` that exceed the quota of their class."""
     for code, kept in enumerate(quota.tolist()):
         members = rows[strata[rows] == code]
         if kept < members.size:

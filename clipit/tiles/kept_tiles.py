@@ -1,4 +1,4 @@
-"""Kept tiles: images of a streamed data set, copied once to tar shards in the workspace, large images resized."""
+"""Kept tiles: images of a streamed data set, copied once to tar shards in the workspace, with large images resized."""
 
 import io
 import tarfile
@@ -85,7 +85,7 @@ class KeptTiles:
         return int(self.artifact.manifest.facts["tiles"])
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
-        """Read columns of the rows: location of the image, `scale` (original edge / kept edge), and fields."""
+        """Read columns of the rows: location of the image, `scale` (original / kept edge length), and fields."""
         return self.artifact.table(_ROWS, list(columns))
 
     def stamps(self) -> list[str]:
@@ -95,7 +95,7 @@ class KeptTiles:
         return [f"{size}:{crc:08x}" for size, crc in pairs]
 
     def scales(self) -> np.ndarray:
-        """Return the ratio of original to kept edge of each image; 1 for images that were not resized."""
+        """Return the ratio of the original to the kept edge length for each image; 1 for images that were not resized."""
         return np.asarray(self.rows(["scale"]).column("scale"), dtype=np.float64)
 
     def reader(self, prefix: str = "") -> TarReader:
@@ -118,13 +118,13 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a data set once and keep its tiles, or open the tiles of an earlier call; call it in all processes.
+    """Read a data set once and keep its tiles, or open those kept by an earlier call; call it in all processes.
 
     The blocks are distributed over processes. An image that is not larger than the kept size, or cannot be decoded, is
     copied byte for byte, so that it yields the same pixels or the same error as in the set.
 
     Args:
-        root: Folder of artefacts.
+        root: Artefact folder.
         inputs: JSON-serialisable description of the data set.
         blocks: Function that opens the data set; called only if its tiles have not been kept.
         columns: Names of the fields to keep.
@@ -230,7 +230,7 @@ def _schema(columns: Sequence[str]) -> pa.Schema:
 
 
 def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
-    """Join the tables of all shards, in the order of the set, and number the shards."""
+    """Join the tables of all shards, in the order of the data set, and number the shards."""
     files = sorted(folder.glob(".rows-*.parquet"))
     tiles, resized = 0, 0
     with whole_file(folder / _ROWS) as temporary, pq.ParquetWriter(temporary, _schema(columns)) as writer:
@@ -252,7 +252,7 @@ class KeptImage:
     """Kept image file.
 
     Attributes:
-        scale: Ratio of original to kept edge.
+        scale: Ratio of the original to the kept edge length.
     """
 
     data: bytes

@@ -90,7 +90,7 @@ def read_tiles(
         check: Whether groups in two splits raise an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
-        root: Folder of artefacts for streamed tiles and the index of shards; if given, call this in all processes.
+        root: Artefact folder for streamed tiles and the index of shards; if given, call this in all processes.
             Without a folder, streaming is rejected, and shards are indexed on every call.
 
     Raises:
@@ -354,6 +354,6 @@ def view_warning(
     stated = [f"{pixels} pixels" if pixels else "", f"{expected:g} µm per pixel" if expected is not None else ""]
     shown = counted_of(len(far), len(images), "sampled image shows", "sampled images show")
     return (
-        f"{shown} {bounds} times the width of the training tiles ({' at '.join(filter(None, stated))}) of {model}, if "
-        "their resolution is the same where it is not stated: predictions may be wrong"
+        f"{shown} {bounds} times the width of the training tiles ({' at '.join(filter(None, stated))}) of {model}, "
+        "assuming the same resolution where it is unknown: predictions may be wrong"
     )

@@ -29,7 +29,7 @@ class AnnotatorMasks:
     """Masks of tiles by several annotators, read from disk on demand.
 
     Attributes:
-        row_of: Row of the reader for each (tile id, annotator).
+        row_of: Reader row for each (tile id, annotator).
     """
 
     tiles: TileSet
@@ -41,7 +41,7 @@ class AnnotatorMasks:
     notes: tuple[str, ...]
 
     def read(self, index: int) -> Int16[np.ndarray, "a h w"]:
-        """Read all masks of a tile: each annotator's class per pixel; -1 for ignored pixels and missing masks.
+        """Read all masks of a tile: one class per annotator and pixel; -1 for ignored pixels and missing masks.
 
         Raises:
             DataError: The image or a mask cannot be read, they differ in size, or a mask has a value that is not a

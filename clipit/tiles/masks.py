@@ -33,7 +33,7 @@ class MaskSet:
     """Tiles with a mask; images and masks are read from disk on demand.
 
     Attributes:
-        counts: Number of pixels of each tile by class, without ignored pixels; empty before `check_masks`.
+        counts: Pixel counts per tile and class, without ignored pixels; empty before `check_masks`.
     """
 
     tiles: TileSet
@@ -105,7 +105,7 @@ class MaskSet:
 
 
 def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> MaskSet:
-    """Open the masks of tiles; tiles whose cell is empty are dropped.
+    """Open the masks of tiles; tiles without a mask are dropped.
 
     Args:
         config: Section `tiles`, whose source is a table with a column `mask`.

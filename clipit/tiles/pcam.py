@@ -30,7 +30,7 @@ _CHUNK_CACHE = 64 * 2**20  # bytes; enough for a complete chunk, so that neighbo
 
 
 class H5Reader:
-    """Reader for rows of the `x` data sets of several h5 files; rows are numbered across the files."""
+    """Reader for rows of the `x` data sets in several h5 files; rows are numbered across the files."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
         """Create the reader for files with the given numbers of rows."""

@@ -51,7 +51,7 @@ def _check_empty_splits(tiles: TileSet, unreadable: Bool[np.ndarray, "n"]) -> No
     if empty:
         first = int(np.flatnonzero(unreadable & (tiles.splits == empty[0]))[0])
         raise DataError(
-            f"none of the {counted(int((tiles.splits == empty[0]).sum()), 'image')} of the split {empty[0]} can be "
+            f"none of the {counted(int((tiles.splits == empty[0]).sum()), 'image')} in the split {empty[0]} can be "
             "decoded",
             where=tiles.reader.where(int(tiles.rows[first])),
             fix="check that these files are complete images, or remove them from the data set",

@@ -41,7 +41,7 @@ def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes:
 
     Args:
         count: Number of tiles to cache.
-        total: Number of all tiles of the configuration, to which the budget applies.
+        total: Number of all tiles in the configuration, to which the budget applies.
         size: Edge length of the resized tiles in pixels.
         reads: Average number of times that a run reads each tile.
         gigabytes: Budget (`training.cache_gigabytes`).
@@ -61,7 +61,7 @@ def resize_tiles(
     The blocks of tiles are distributed over processes; an interrupted call resumes with the missing blocks.
 
     Args:
-        root: Folder of artefacts.
+        root: Artefact folder.
         tiles: Tiles to resize.
         geometry: Function that maps an image to its pixels at the model's input size.
         size: Edge length of the resized tiles in pixels.

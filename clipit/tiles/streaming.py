@@ -56,16 +56,16 @@ class StreamedSet:
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
-    """Keep the tiles of a data set or of webdataset shards, or open the tiles of an earlier call.
+    """Keep the tiles of a data set or of webdataset shards, or open those kept by an earlier call.
 
     Call it in all processes. Ids, labels, splits, groups and errors are the same as without streaming.
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts.
+        root: Artefact folder.
 
     Raises:
-        ConfigError: There is no folder of artefacts.
+        ConfigError: There is no artefact folder.
         DataError: The set cannot be read, or lacks splits or columns.
     """
     if root is None:
@@ -85,7 +85,7 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts that caches the description; if given, call this in all processes. None to look up
+        root: Artefact folder that caches the description; if given, call this in all processes. None to look up
             the set on every call.
 
     Raises:

@@ -33,7 +33,7 @@ OWN_FIELDS = ("id", "label", "split", "group", "mpp")
 FIELD_PREFIX = "field."
 """Prefix of the index columns that contain fields."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-"""Key and suffix of a member, split at the first dot of the file name as in the webdataset package."""
+"""Key and suffix of a member: its file name is split at the first dot, as in the webdataset package."""
 _FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
 """Members that contain fields."""
 _JSON = frozenset({"json", "jsn"})
@@ -110,7 +110,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts for the index; None to build it each time.
+        root: Artefact folder for the index; None to build it each time.
         captions: Field with a text or a list of texts, of any length, which the index stores as JSON; "" for none.
 
     Raises:

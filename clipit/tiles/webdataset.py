@@ -26,7 +26,7 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts for the index of the shards; None to build it each time.
+        root: Artefact folder for the index of the shards; None to build it each time.
         captions: Field with captions to add to the index (see `index_shards`); "" for none.
 
     Raises:

@@ -96,7 +96,7 @@ def test_wrong_folders_say_where_to_get_it(tmp_path: Path) -> None:
         read("kather2016", tmp_path / "nowhere")
     paint(tmp_path / "a.png")
     with pytest.raises(
-        DataError, match="none of the 1 image in this folder is a tile of Kather 2016, colorectal textures"
+        DataError, match="none of the 1 image in this folder belongs to Kather 2016, colorectal textures"
     ):
         read("kather2016", tmp_path)
 

@@ -72,7 +72,7 @@ def test_quarantine_of_a_whole_split_is_an_error(tmp_path: Path) -> None:
     lines = ["path,label,split", *(f"{place}.png,{'ab'[place % 2]},{split}" for place, split in enumerate(splits))]
     (tmp_path / "parts.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = TilesConfig(source="table", path=str(tmp_path / "parts.csv"), unreadable="quarantine")
-    with pytest.raises(DataError, match=r"(?s)none of the 2 images of the split test can be decoded.*3\.png"):
+    with pytest.raises(DataError, match=r"(?s)none of the 2 images in the split test can be decoded.*3\.png"):
         load_tiles(config, seed=0)
 
 

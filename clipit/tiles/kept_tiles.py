@@ -95,7 +95,7 @@ class KeptTiles:
         return [f"{size}:{crc:08x}" for size, crc in pairs]
 
     def scales(self) -> np.ndarray:
-        """Return the ratio of the original to the kept edge length for each image; 1 for images that were not resized."""
+        """Return the ratio of the original to the kept edge length for each image; 1 for images not resized."""
         return np.asarray(self.rows(["scale"]).column("scale"), dtype=np.float64)
 
     def reader(self, prefix: str = "") -> TarReader:

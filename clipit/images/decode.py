@@ -98,7 +98,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
             raise
         reason = f"{type(error).__name__}: {error}"
         if not isinstance(error, OSError | SyntaxError | ValueError):  # the message would not help a user
-            reason = f"the file is damaged or cut off ({reason})"
+            reason = f"the file is damaged or truncated ({reason})"
         raise ImageError(reason) from error
 
 
@@ -302,7 +302,9 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")
-    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) != 1  # smaller pages need not be turned as well
+    turned = (
+        getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) != 1
+    )  # smaller pages may be stored in another orientation
     others = [] if turned else [number for number, page in smaller.items() if differs(page, image)]
     if others:
         extent = " x ".join(map(str, smaller[others[0]].size))

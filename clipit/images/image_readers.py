@@ -196,7 +196,7 @@ class ZipReader:
             data = archive.read(info)
         except (ImageError, MemoryError):
             raise
-        except Exception as error:  # each method of compression raises its own exceptions for damaged bytes
+        except Exception as error:  # each compression method raises its own exceptions for damaged bytes
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise ImageError(f"{type(error).__name__}: {error}") from error

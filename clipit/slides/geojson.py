@@ -59,7 +59,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     """Read the polygons of a GeoJSON file, and the name of its coordinate system ("" if unstated).
 
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
-    of them are read; a polygon is named after its class (QuPath's `classification`) or its object. Points, lines, empty
+    of them are read; a polygon is named after its class (QuPath's `classification`) or its `name`. Points, lines, empty
     geometries and rings without an area are dropped and counted in the log.
 
     Args:

@@ -155,7 +155,7 @@ def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
         raise DataError(
             f"not a bright-field RGB image: shape {series.shape} (axes {series.axes}), {first.dtype}",
             where=path,
-            fix="clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first",
+            fix="clipit reads 8-bit RGB slides; export fluorescence images and stacks as RGB first",
         )
     if not _is_decoded_to_rgb(first):
         raise DataError(

@@ -157,7 +157,7 @@ def prepare_slides(
 
     Raises:
         ConfigError: One contour file is configured for several slides.
-        DataError: Two slides would have the same contours.
+        DataError: Two slides would share a contour file.
     """
     if config.contours is not None and len(slides) > 1:
         _check_contours(Path(config.contours).expanduser(), slides)
@@ -221,7 +221,7 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
 
     Raises:
         ConfigError: One file is configured for several slides.
-        DataError: A file of the folder would be used for several slides.
+        DataError: A file in the folder would be used for several slides.
     """
     if contours.is_file():
         raise ConfigError(
@@ -332,7 +332,7 @@ def _find_tissue_and_grid(
 
 
 def _write(folder: Path, slide: SlidePath, parts: _SlideParts) -> None:
-    """Write overview, outlines of the tissue and grid."""
+    """Write the overview, the outlines of the tissue and the grid."""
     grid = parts.grid
     with whole_file(folder / OVERVIEW) as temporary:
         parts.overview.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) imports.
+"""Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) can import.
 
 QuPath reads each feature as an object: `objectType`, a UUID as `id`, a `classification` with name and colour, numbers
 as `measurements`, and a closed polygon in level-0 pixels. If a slide's file states the bounds of the scanned area

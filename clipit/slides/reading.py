@@ -28,9 +28,9 @@ _LEVEL_TOLERANCE = 1.01
 _MAX_OPEN = 16
 """Number of slides that a process keeps open."""
 _MAX_PIXELS = 2**33
-"""Maximum number of pixels of a level for an overview, which takes about 10 minutes at this size."""
+"""Maximum number of pixels of a level from which an overview is computed; this size takes about 10 minutes."""
 _SLOW_PIXELS = 2**29
-"""Number of pixels of a level whose overview takes about a minute."""
+"""Number of pixels of a level from which computing an overview takes about a minute."""
 _BLOCK = 2048  # edge of the regions read for an overview, in pixels of the level
 
 

@@ -25,7 +25,7 @@ TO_PYRAMID = (
 """Fix shown in errors about slides without smaller levels."""
 _ORIENTATION = 274  # number of the TIFF tag
 _TURNED = range(2, 9)  # values of this tag for images that are stored rotated or mirrored
-_FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
+_FIX = "clipit reads 8-bit RGB slides; export fluorescence images and stacks as RGB first"
 
 
 class TiffPage(NamedTuple):

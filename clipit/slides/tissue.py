@@ -61,7 +61,7 @@ def _measure_colour(
 
 
 def otsu(values: Float32[np.ndarray, "h w"]) -> float:
-    """Return Otsu's threshold (1979) of values in 0..1, which maximises the variance between the two classes."""
+    """Return Otsu's threshold (1979) for values from 0 to 1, which maximises the variance between the two classes."""
     weights, edges = np.zeros(256), np.arange(257) / 256
     for top in range(0, len(values), _STRIP):
         bins = np.minimum(values[top : top + _STRIP] * 256, 255).astype(np.uint8)

@@ -51,7 +51,7 @@ class AnnotatedTiles:
 
         Args:
             tiles: Tiles with their final splits.
-            all_tests: Whether all tiles are test tiles, whatever their split.
+            all_tests: Whether all tiles are test tiles, regardless of their split.
 
         Raises:
             DataError: See `clipit.annotators.labelling.label_tiles`.

@@ -22,7 +22,7 @@ _DOCUMENTS = frozenset(
 _HIDDEN = (".", "__MACOSX", "@eaDir")
 """Prefixes of files and folders that are ignored."""
 UNLABELLED = ("unlabelled", "unlabeled")
-"""Names of the folder with unlabelled tiles, in any letter case."""
+"""Names for the folder with unlabelled tiles, in any letter case."""
 
 
 def read_folders(config: TilesConfig) -> SourceTiles:

@@ -122,7 +122,7 @@ def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _is_shared(values: Sequence[str]) -> bool:
-    """Return whether values may be groups: at least half of the tiles have a value, and some but not all share it."""
+    """Return whether values may be groups: at least half of the tiles have one, and some but not all share one."""
     known = [value for value in values if value]
     distinct = len(set(known))
     return len(known) >= _MIN_SHARE * len(values) and 1 < distinct < len(known)

@@ -72,7 +72,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
-    """Divide `total` among classes in proportion to their counts, by largest remainders, never above a count."""
+    """Divide `total` among classes in proportion to their counts (largest remainders), never exceeding a count."""
     if total >= counts.sum():
         return counts.copy()
     exact = counts * (total / max(int(counts.sum()), 1))

@@ -56,7 +56,7 @@ class DatasetReader:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Rows of a data set's split, without its images.
+    """Rows of one split of a data set, without the images.
 
     Attributes:
         count: Number of rows.
@@ -117,7 +117,7 @@ def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
     if not unused:
         return ()
     return (
-        f"{counted(len(unused), 'image')} of the folder {'is' if len(unused) == 1 else 'are'} not in the data set, "
+        f"{counted(len(unused), 'image')} in the folder {'is' if len(unused) == 1 else 'are'} not in the data set, "
         f"because its metadata file or its splits do not list {'it' if len(unused) == 1 else 'them'}: "
         f"{shortlist(unused)}",
     )

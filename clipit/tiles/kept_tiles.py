@@ -85,7 +85,7 @@ class KeptTiles:
         return int(self.artifact.manifest.facts["tiles"])
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
-        """Read columns of the rows: location of the image, `scale` (original / kept edge length), and fields."""
+        """Read columns of the table: location of each image, `scale` (original / kept edge length), and fields."""
         return self.artifact.table(_ROWS, list(columns))
 
     def stamps(self) -> list[str]:

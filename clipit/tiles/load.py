@@ -338,7 +338,7 @@ def view_warning(
     Args:
         read: Function that reads an image by its row.
         mpp: Micrometres per pixel of each image; NaN where unknown.
-        pixels: Edge of the model's training tiles in pixels; None to compare only resolutions.
+        pixels: Edge length of the model's training tiles in pixels; None to compare only resolutions.
         expected: Micrometres per pixel of the model's training tiles; None to compare only sizes.
         model: Name of the model.
     """

@@ -69,7 +69,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
     Args:
         missing: Normalised names that were not found.
         total: Number of files in the table.
-        present: Names of existing files, as from `files_below`.
+        present: Names of existing files, as returned by `files_below`.
     """
     difference = _difference(missing, present)
     shown = [name for name in present if not _is_system_file(name)]

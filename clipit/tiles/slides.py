@@ -33,7 +33,7 @@ _COARSE = 1.02
 
 @dataclass(frozen=True)
 class SlideList:
-    """Slides of a folder or table; one entry per slide in each sequence.
+    """Slides in a folder or table; one entry per slide in each sequence.
 
     Attributes:
         slides: Names, files and stated micrometres per pixel.
@@ -123,7 +123,7 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
         options: Names of options in error messages.
 
     Raises:
-        ConfigError: `mpp` is not a positive number.
+        ConfigError: `mpp` is not between 0.05 and 20.
         DataError: No slide can be used, or the package for reading slides is missing.
     """
     import_openslide()

@@ -81,7 +81,7 @@ def check_group_names(names: Collection[str], where: str) -> tuple[str, ...]:
         A warning if there are groups such as A1 and A-1, or S24-0012 and S24_12, which may also be different patients.
 
     Raises:
-        DataError: Two groups differ only in spelling otherwise.
+        DataError: Two groups differ only in spelling in any other way.
     """
     fix = "use one spelling for each patient or slide; if they differ, make their names less similar"
     _check_spelling("groups", names, where, fix, numbered=False)

@@ -178,7 +178,7 @@ def _identity(config: TilesConfig) -> Any:
         return config.path
     folder = Path(config.path).expanduser()
     if not folder.is_dir():
-        load_huggingface(config.path, "tiles.path")  # raises the error for a path that is not a folder
+        load_huggingface(config.path, "tiles.path")  # raises an error, because the path is not a folder
     files = list_files(folder).files
     return {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
 

@@ -195,7 +195,7 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], indexed: se
         if not is_unicode(member.name):
             raise DataError("a member's name is not UTF-8", where=f"{path}, byte {member.offset}", fix="rename it")
         match = _NAME.match(member.name)
-        if match is None or Path(member.name).name.startswith("__"):  # hidden files, or metadata of the writer
+        if match is None or Path(member.name).name.startswith("__"):  # hidden files, or metadata added by the writer
             unread[member.name.rpartition(".")[2] if "." in member.name else "(no suffix)"] += 1
             continue
         key, suffix = match[1], match[2].lower()

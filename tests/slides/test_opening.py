@@ -80,7 +80,7 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
         "deep.tif": "16 bits per channel",
         "fluo.ome.tif": "not a bright-field RGB image",
         "cut.svs": "slide",
-        "cut.tiff": "cannot be read as a slide: the file is damaged or cut off",
+        "cut.tiff": "cannot be read as a slide: the file is damaged or truncated",
         "alone.mrxs": "the folder alone with the pixels of the slide is missing",
     }.items():
         with pytest.raises(DataError, match=words):

@@ -165,7 +165,7 @@ def test_images_of_a_folder_that_are_not_in_the_data_set_are_named(
         rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(6)]
         (root / "metadata.csv").write_text("\n".join(["file_name,label", *rows, ""]), encoding="utf-8")
     (note,) = read_huggingface(config(tmp_path / "set")).notes
-    assert note.startswith(f"{4 if splits else 2} images of the folder are not in the data set")
+    assert note.startswith(f"{4 if splits else 2} images in the folder are not in the data set")
     assert ("test/6.png, test/7.png, train/6.png" if splits else "6.png, 7.png") in note
     for split in folders:
         for name in ("6.png", "7.png"):

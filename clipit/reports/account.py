@@ -16,7 +16,7 @@ _MAX_PROBLEMS = 5
 
 @dataclass
 class Tally:
-    """Number of snippets that one step dropped or kept."""
+    """Number of snippets or lines that one step dropped or kept, with examples."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -32,8 +32,8 @@ class Tally:
 class Account:
     """Counts at each step from reports to snippets, stored in `account.json`.
 
-    The counts depend only on the reports and the filters. The source of the reports and the skipped files and rows are
-    part of `Reports`; `text` adds them when the summary is printed.
+    The counts depend only on the reports, the tokenizer, the token budget and the filters. The source of the reports
+    and the skipped files and rows are part of `Reports`; `text` adds them when the summary is printed.
     """
 
     reports: int
@@ -61,14 +61,14 @@ class Account:
     section_reports: dict[str, int] | None = None
     """Section -> number of reports with text in it."""
     mended: dict[str, int] | None = None
-    """Repaired words, written as "intesFnal -> intestinal" -> number of occurrences, the most frequent first."""
+    """Repaired word, such as "intesFnal -> intestinal", mapped to its number of occurrences; most frequent first."""
     page_lines: Tally | None = None
-    """Page numbers, headers and footers dropped at page breaks; None if there were none."""
+    """Page numbers, headers and footers dropped at page breaks; None if no lines were dropped."""
     page_line_reports: int | None = None
-    """Number of reports in which page lines were dropped."""
+    """Number of reports in which page lines were dropped; None if there are none."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-serialisable values; the values of disabled steps are omitted."""
+        """Return a JSON-serialisable dictionary without the values that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -105,7 +105,7 @@ class Account:
             unit = "(pieces)" if self.section_reports is None else "reports (pieces):"
             lines.append(f"sections   {unit} {', '.join(map(self._format_section, self.sections))}")
         if self.long_words:
-            lines.append(f"long words {self.long_words:>9,}  of more than 500 characters were dropped")
+            lines.append(f"long words {self.long_words:>9,}  dropped because they have more than 500 characters")
             lines += _first_problems(self.long_word_reports)
         lines.append(f"problems   {len(reports.problems):>9,}")
         return "\n".join([*lines, *_first_problems(reports.problems)])

@@ -106,13 +106,13 @@ class Assertions:
                 self._triggers.add(phrase, name)
 
     def statuses(self, sentence: str, mentions: Sequence[tuple[int, int]]) -> list[Status]:
-        """Determine the status of each mention of a sentence.
+        """Determine the status of each mention in a sentence.
 
         Triggers within a mention have no effect. Triggers are matched from left to right without overlap; of those that
-        start at the same word, the longest counts. Two negations in a row ("not absent") cancel each other. A mention
-        that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to the text
-        after the trigger if it introduces a list at the start of the sentence: "Not excluded: MSI-H". Short answers,
-        counts of zero and check boxes also change the status of a mention (`denials.py`).
+        start at the same word, the longest is used. Two negations in a row ("not absent") cancel each other out. A
+        mention that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to
+        the text after the trigger if it introduces a list at the start of the sentence: "Not excluded: MSI-H". Short
+        answers, counts of zero and check boxes also change the status of a mention (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence, in characters.
@@ -190,7 +190,7 @@ def _without_double_negation(
 
 
 def _introduces(tokens: Sequence[Token], begin: int, end: int) -> bool:
-    """Return whether a trigger begins a sentence or an item of a list, and is followed by a colon, "is" or "are"."""
+    """Return whether a trigger begins a sentence or a list item, and is followed by a colon, "is" or "are"."""
     is_first = begin == 0 or tokens[begin - 1].text in _ITEM_MARKS or (begin == 2 and not tokens[1].is_word)
     return is_first and end < len(tokens) and tokens[end].text in _INTRODUCING
 

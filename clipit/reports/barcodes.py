@@ -1,4 +1,4 @@
-"""Patients and organs from the TCGA barcodes in file names and tables of reports."""
+"""Patients and organs from TCGA barcodes in the file names or table rows of reports."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,13 +53,13 @@ Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC 
 """
 _PROJECT = re.compile(rf"(?<![A-Z0-9])TCGA-({'|'.join(ORGANS)})(?![A-Z0-9-])", re.IGNORECASE)
 _PROJECT_COLUMNS = frozenset({"project", "project_id", "cancer_type", "study"})
-_MAX_NAME_LENGTH = 300  # maximum characters of a cell that may be a name or path; longer cells are texts
+_MAX_NAME_LENGTH = 300  # maximum length of a cell that may be a name or path; longer cells contain report text
 
 
 def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
     """Select the cells of a row that contain a TCGA barcode or project.
 
-    A project is written `TCGA-COAD`, or `COAD` in a column called project, project_id, cancer_type or study.
+    A project is written `TCGA-COAD`, or `COAD` in a column named project, project_id, cancer_type or study.
     """
     names = []
     for column, value in cells.items():
@@ -78,7 +78,7 @@ def add_patients(
     """Set the group and organ of reports from the TCGA barcode and project in their id or table row.
 
     Groups and organs given by the source are kept. Reports with barcodes of several patients get neither a group nor
-    an organ, and are counted in `problems`; `notes` states how many groups and organs were set.
+    an organ, and are counted in `problems`. The numbers of groups and organs that were set are added to `notes`.
 
     Raises:
         DataError: The table of cancer types is invalid.
@@ -129,7 +129,7 @@ def add_patients(
 
 
 def read_organs(path: Path) -> dict[str, str]:
-    """Read the organ of each patient from a csv with the columns patient_id and cancer_type.
+    """Read the organ of each patient from a csv file with the columns patient_id and cancer_type.
 
     Raises:
         DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.

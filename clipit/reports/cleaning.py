@@ -21,7 +21,7 @@ _BLOCK = re.compile(rf"</?{_BLOCK_TAG}{_IN_TAG}", re.I)
 _CELL = re.compile(rf"</t[dh]{_IN_TAG}", re.I)
 _ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 
-_FULL_LINE = 60  # minimum characters of a full line; the end of a shorter line is probably intended
+_FULL_LINE = 60  # minimum length of a full line; the end of a shorter line is probably intended
 _OPEN_ENDED = re.compile(
     r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
 )
@@ -61,7 +61,7 @@ _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
 _ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|\\t(?![a-z])")
 
-_MAX_WORD = 500  # maximum characters of a word; longer words are encoded images or corrupt data
+_MAX_WORD = 500  # maximum length of a word; longer words are encoded images or corrupt data
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # without spaces
 _LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_MAX_WORD + 1},}}")
 

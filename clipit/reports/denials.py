@@ -39,7 +39,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     """Return whether the text directly around a mention denies it.
 
     Args:
-        sentence: Sentence of the mention, with single spaces.
+        sentence: Sentence that contains the mention, with single spaces.
         start: Index of the first character of the mention.
         end: Index after its last character.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, is_pointer
 
-_HEAD_BYTES = 1024  # bytes at the start of a file that are checked
+_HEAD_BYTES = 1024  # number of bytes checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the little-endian mark begins with that of UTF-16
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
@@ -51,7 +51,7 @@ def codec(encoding: str) -> str:
 
 @contextmanager
 def decoding(path: Path, encoding: str) -> Iterator[None]:
-    """Convert a decoding error within the block into a `DataError` that names file, line and byte."""
+    """Convert a decoding error within the block into a `DataError` that names the file, line and byte."""
     with path.open("rb") as stream:
         _check_utf16(stream.read(_HEAD_BYTES), path, encoding)
     try:
@@ -117,6 +117,6 @@ def _encoding_hint(data: bytes) -> str:
         try:
             data.decode("cp1252")
         except UnicodeDecodeError:
-            return "set reports.encoding to the file's (neither latin-1 nor cp1252), or convert the file to UTF-8"
+            return "set reports.encoding (the file is neither latin-1 nor cp1252), or convert the file to UTF-8"
         guess = "cp1252"
     return f"set reports.encoding to the file's encoding (--reports.encoding={guess}), or convert the file to UTF-8"

@@ -15,8 +15,8 @@ from clipit.reports.garbage import DISEASE, is_bare_heading, learn_vocabulary, n
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
-"""Function that returns each text's similarity to the morphology prompts minus its similarity to the boilerplate."""
-_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe tissue, which a tile can show
+"""Function that returns each text's similarity to the morphology prompts minus that to the boilerplate prompts."""
+_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe what a tile can show
 _NON_TISSUE = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
 _PACKAGED_BAG = ReportsConfig.model_fields["morphology_prompts"].default
 
@@ -88,7 +88,7 @@ def filter_snippets(
 
 
 def _section_signs(texts: Sequence[str], sections_of: Mapping[str, Collection[str]]) -> Float[np.ndarray, " n"]:
-    """Return 1 for texts from sections on tissue, -1 for texts from other known sections only, and 0 for the rest."""
+    """Return 1 for texts from sections that describe tissue, -1 for texts only from other known sections, else 0."""
     return np.array(
         [
             1.0 if not _TISSUE.isdisjoint(sections_of[text]) else -float(_NON_TISSUE.issuperset(sections_of[text]))

@@ -40,12 +40,12 @@ _ANY_LATIN = re.compile(rf"[{_LATIN}]")
 _JUNK = re.compile(r"(?<=[^\W\d_])[:;~^\\|{}<>=*#@!?$]+(?=[^\W\d_])")
 _MAX_LETTERS = 40  # longer words are codes, or several words without spaces
 _MIN_LETTERS = 3  # shorter words in lower case are readable only if they are common or familiar
-_MAX_ACRONYM = 5  # maximum number of letters of an acronym, which needs no vowel
+_MAX_ACRONYM = 5  # maximum number of letters in an acronym, which needs no vowel
 _MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # mark of a list item: "A. ", "2) "
 _LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")
 _MAX_LABEL_WORDS = 4  # a longer text that ends in a colon is not a bare label
 DISEASE = r"\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b"
-"""Regular expression of one word that names a disease, by its ending; the case must be ignored."""
+"""Regular expression for a word whose ending marks it as a disease; must be matched case-insensitively."""
 _DIAGNOSIS = re.compile(
     rf"(?i){DISEASE}|"
     r"\bmetasta(?:sis|ses|tic)\b|\b(?:benign|malignan\w+|polyps?|ulcers?|infarct\w*|necrotic)\b"
@@ -141,7 +141,7 @@ def _trigrams(word: str) -> list[str]:
 
 
 def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
-    """Return whether the corpus lacks over a quarter of the words' trigrams, and at least 30 % in each of two words."""
+    """Return whether the corpus lacks over a quarter of the words' trigrams, and at least 30% of those of two words."""
     if len(words) < 2 or not trigrams:
         return False
     absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]

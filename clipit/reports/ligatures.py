@@ -1,4 +1,4 @@
-"""Repair words with a ligature that was misread as a different character: "intesFnal", "diﬀerenƟated"."""
+"""Repair words in which a ligature was misread as a different character: "intesFnal", "diﬀerenƟated"."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ _INSIDE = re.compile(
 _WHOLE = re.compile(rf"(?<![^\W_])[A-Za-z{_FOREIGN}]{{3,}}(?![^\W_])")
 _PRONOUNCED = re.compile(r"[A-Z](?:[aeiouy]|[hlrw][aeiouy])")  # may begin a real word: Fat, Free
 _MIN_COUNT = 3  # minimum occurrences of a vocabulary word
-_MIN_LETTERS = 5  # minimum letters of a vocabulary word
+_MIN_LETTERS = 5  # minimum length of a vocabulary word
 
 
 def find_repairs(texts: Iterable[str]) -> dict[str, str]:
@@ -24,7 +24,7 @@ def find_repairs(texts: Iterable[str]) -> dict[str, str]:
 
     The vocabulary consists of the words that occur in lower case at least three times in the same corpus. A damaged
     word has a capital letter or foreign character among its lower-case letters. It is repaired if it contains only one
-    such character, once or more often, and exactly one ligature in place of this character yields a word of the
+    such character, one or more times, and exactly one ligature in place of this character yields a word of the
     vocabulary. An initial capital is repaired only if the same capital stands for a ligature inside other words, and
     no English word starts like the damaged word ("Fssue"). Words with digits, and all other words with capitals, are
     left unchanged. The time is linear in the length of the texts.

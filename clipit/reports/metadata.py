@@ -47,7 +47,7 @@ class Metadata:
     def add(self, reports: Sequence[RawReport], notes: list[str], problems: list[str]) -> list[RawReport]:
         """Add the fields to the reports; a report keeps its own value where the table has none.
 
-        `notes` states how many reports have a row; unmatched reports and rows are counted in `problems`.
+        The number of reports with a row is added to `notes`; unmatched reports and rows are counted in `problems`.
 
         Raises:
             DataError: No report has a row; the message shows ids of reports and rows.
@@ -60,10 +60,10 @@ class Metadata:
             kind = "id" if self.by_report else "group"
             known = [key for key in keys if key]
             raise DataError(
-                f"no report has a row; the {kind}s of the reports are {shortlist(known, 3) or 'unknown'}, "
+                f"no report has a row; the report {kind}s are {shortlist(known, 3) or 'unknown'}, "
                 f"but the column {self.column} contains {shortlist(list(self.rows), 3)}",
                 where=self.path,
-                fix=f"write the {kind}s of the reports into the column {self.column}"
+                fix=f"write the report {kind}s into the column {self.column}"
                 if known
                 else f"set reports.{kind}_column to the column of the reports that contains their {kind}s",
             )
@@ -147,7 +147,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
                 where=f"{path}, line {line}" if first_line == line else f"{path}, lines {first_line} and {line}",
                 fix="write one row per report"
                 if by_report
-                else "write one row per patient, or name the column with report ids: reports.metadata_id_column",
+                else "write one row per patient, or set reports.metadata_id_column to the column with report ids",
             )
     return Metadata(path, column, by_report, rows, fields, table.notes)
 
@@ -181,7 +181,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
         if len(barcodes) == 1:
             return barcodes[0], False
     raise DataError(
-        f"neither a column report_id nor a column group; the columns are {shortlist(table.header, 10)}",
+        f"neither a report_id column nor a group column; the columns are {shortlist(table.header, 10)}",
         where=path,
         fix=delimiter_hint(table.header)
         or "set reports.metadata_id_column or reports.metadata_group_column to the column with report ids or patients",
@@ -189,7 +189,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
 
 
 def check_dates(dates: Sequence[str | None], where: str) -> None:
-    """Check that all dates are ISO 8601 dates or times; None is an unknown date.
+    """Check that all dates are ISO 8601 dates or times; None stands for an unknown date.
 
     Raises:
         DataError: Some dates are invalid; the message counts and lists them.

@@ -10,10 +10,10 @@ from clipit.reports.cleaning import ESCAPED_LINE_END, NEGATIVE_VALUE
 from clipit.reports.garbage import names_diagnosis
 from clipit.reports.headings import STRONG, WEAK
 
-_WINDOW = 12  # maximum lines of a header or footer
-_MAX_NUMBER_LINE = 80  # maximum characters of a line that is only a page number
-_MAX_WORDS, _MAX_CHARACTERS = 40, 400  # limits of a header or footer in a report without line ends
-_MIN_WORDS = 3  # minimum words of a header or footer in a report without line ends; fewer can repeat by chance
+_WINDOW = 12  # maximum number of lines in a header or footer
+_MAX_NUMBER_LINE = 80  # maximum length of a line that contains only a page number
+_MAX_WORDS, _MAX_CHARACTERS = 40, 400  # maximum size of a header or footer in a report without line ends
+_MIN_WORDS = 3  # minimum number of words in such a header or footer; fewer can repeat by chance
 _PAGE = r"(?:page|seite|blatt|p[aá]gina|pagina|pag\.|p[aá]g\.)"
 _OF = r"(?:of|0f|/|von|de|di|van|sur)"
 _NUMBERED = rf"{_PAGE}\s{{0,3}}:?\s{{0,3}}[\dIl]{{1,3}}\s{{0,3}}{_OF}\s{{0,3}}[\dIlSB]{{1,3}}"  # OCR: "Page I ofS"
@@ -70,7 +70,7 @@ def _is_page_number(line: str) -> bool:
 
 
 def _find_breaks(lines: Sequence[str]) -> list[_Span]:
-    """Find the page breaks as ranges of lines; breaks without text between them are merged."""
+    """Find the page breaks as line ranges; breaks without text between them are merged."""
     breaks: list[_Span] = []
     last_text = -1  # index of the last line with text
     for index, line in enumerate(lines):

@@ -78,7 +78,7 @@ class Reports:
 
 
 def read_reports(config: ReportsConfig) -> Reports:
-    """Read all reports of the configured source.
+    """Read all reports from the configured source.
 
     The id of a report is taken from the id column or, in a folder or zip, from the file path without .txt. Otherwise it
     is the first 12 hexadecimal digits of the text's SHA-256, with "-2", "-3", ... appended for repeated texts.
@@ -156,7 +156,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         return read_huggingface_reports(config, problems)
     if not path.exists():
         raise DataError(
-            f"no such file or folder of reports; {similar_names(config.path)}",
+            f"no such report file or folder; {similar_names(config.path)}",
             where=path,
             fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is hf:owner/name",
         )
@@ -250,7 +250,7 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
     """Keep only reports of the configured organs, ignoring case.
 
     Raises:
-        DataError: An organ does not occur; the message lists the organs of the corpus.
+        DataError: A configured organ does not occur in the corpus; the message lists the organs that do.
     """
     if not config.organs:
         return reports
@@ -261,7 +261,7 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
     if absent:
         listed = shortlist(sorted(organ for organ in organs if organ is not None), 40)
         raise DataError(
-            f"no report of {shortlist(absent)}; organs in the corpus: {listed or 'unknown'}",
+            f"no report with the organ {shortlist(absent)}; organs in the corpus: {listed or 'unknown'}",
             where=config.path,
             fix="correct reports.organs, or provide the organs with reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",
@@ -269,7 +269,7 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
     kept = [report for report in reports if _normalise_organ(report.organ) in selected]
     if len(kept) < len(reports):
         problems.append(
-            f"dropped {counted(len(reports) - len(kept), 'report')} of other or unknown organs (reports.organs)"
+            f"dropped {counted(len(reports) - len(kept), 'report')} with other or unknown organs (reports.organs)"
         )
     return kept
 
@@ -299,13 +299,13 @@ def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple
             raise DataError(
                 f"the values are {shortlist([*sorted(no_class), *others])}: -1 may be a value or mark missing values",
                 where=f"{where}, {key}",
-                fix="replace the numbers with names, or leave the cells of missing values empty",
+                fix="replace the numbers with names, or leave cells without a value empty",
             )
         markers |= no_class
     if not markers:
         return list(values), ""
     listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])
     note = (
-        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value in the column {key} ({listed})"
+        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value for {key} ({listed})"
     )
     return [None if value in markers else value for value in values], note

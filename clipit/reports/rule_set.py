@@ -52,12 +52,12 @@ class RuleSet:
 
     @cached_property
     def finder(self) -> PhraseFinder:
-        """Finder of the phrases of all classes, and of the ignored phrases."""
+        """Finder for the phrases of all classes and the ignored phrases."""
         return PhraseFinder({**self.classes, IGNORED: self.ignored})
 
     @cached_property
     def assertions(self) -> Assertions:
-        """Assertion status from the package's triggers and those of this set."""
+        """Classifier of assertion status, with the package's triggers and those of this set."""
         return _assertions(self.negation, self.uncertainty)
 
 
@@ -161,7 +161,7 @@ def _phrase_problems(key: str, phrases: Any, *, expressions: bool) -> list[str]:
 
 
 def _phrase_problem(phrase: str, expressions: bool) -> str:
-    """Describe the problem of a phrase; "" if it is valid."""
+    """Describe the problem with a phrase; "" if it is valid."""
     try:
         pattern = regular_expression(phrase)
     except re.error as error:

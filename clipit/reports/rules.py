@@ -1,4 +1,4 @@
-"""Labels from report text by rules: phrases per class, with negation and uncertainty handled.
+"""Label report text with rules: phrases per class, with negation and uncertainty taken into account.
 
 A rule set lists phrases per class. Each occurrence of a phrase in a report is a mention; its sentence determines
 whether it is affirmed, negated or uncertain (`assertion.py`). If all mentions that count are of one class, the report
@@ -64,7 +64,7 @@ class ReportLabel:
 
 
 def label_report(text: str, rules: RuleSet) -> ReportLabel:
-    """Label one report by rules.
+    """Label one report with rules.
 
     Page numbers, headers and footers are dropped (`drop_page_lines`); the text is cleaned and split into sections and
     sentences as for snippets. A phrase may span two sentences that are not separated by a full stop, as at a line break

@@ -30,8 +30,8 @@ _QUOTED_INITIAL = re.compile(r"[\"'][A-Z]")  # labeled "J. Doe, colon"
 _LINKING_WORD = re.compile(
     r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$"
 )  # "Number of Lymph Nodes Examined:" is one label
-_LOOK_BACK = 300  # characters before a full stop, item or field that are examined
-_LETTERS_BACK = 100  # characters before a letter that are searched for the word to which it belongs: "blocks A, B and"
+_LOOK_BACK = 300  # number of characters examined before a full stop, item or field
+_LETTERS_BACK = 100  # number of characters searched before a letter for the word to which it belongs: "blocks A, B and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
 _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
@@ -104,7 +104,7 @@ class _Splitter:
 
 
 def _find_headings(line: str) -> list[tuple[int, int, str]]:
-    """Find the headings of a line as (start, end including the colon, section), in order and without overlap."""
+    """Find the headings in a line as (start, end including the colon, section), in order and without overlap."""
     matches = [match for match in STRONG.finditer(line) if _is_heading(line, match, strong=True)]
     matches += [match for match in WEAK.finditer(line) if _is_heading(line, match, strong=False)]
     headings: list[tuple[int, int, str]] = []
@@ -158,7 +158,7 @@ def _sentence_starts(text: str) -> list[int]:
 
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Return whether the mark at `dot` ends the sentence from `begin`; the next sentence would start at `after`."""
+    """Return whether the mark at `dot` ends the sentence that starts at `begin`; `after` is the next start."""
     following = text[after : after + 8].lstrip("\"'([¿¡«- ")
     if following[:1].islower():  # non-ASCII letters; the pattern excludes only a to z
         return False

@@ -1,4 +1,4 @@
-"""Make snippets from the sentences of reports, within the token budget of the text tower."""
+"""Split the sentences of reports into snippets that fit the token budget of the text tower."""
 
 import re
 import unicodedata
@@ -51,7 +51,7 @@ _AFTER_NEGATION = re.compile(
     r"because|due|in\s+a|with)\b"
 )
 _CONJUNCTION = re.compile(r"(?i)(?:and|or|nor)\s+")
-_MAX_NEGATION = 0.25  # maximum share of the text in a negation that is repeated
+_MAX_NEGATION = 0.25  # maximum share of the text that a repeated negation may take up
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:

@@ -38,7 +38,7 @@ from clipit.reports.workbooks import read_workbook
 _BATCH = 1024  # number of Parquet rows in memory at once
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _TABLES = frozenset({".parquet", ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".ndjson"})
-_MAX_NAME_LENGTH = 60  # maximum characters of a column name; a longer name is probably a report
+_MAX_NAME_LENGTH = 60  # maximum length of a column name; a longer name is probably a report
 
 
 def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
@@ -131,7 +131,7 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
 def read_parquet(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
     """Read the configured columns of a parquet file, or of all parquet files in a folder, in batches.
 
-    Numbered files that seem to be missing in a folder are listed in `problems`.
+    Numbered files that seem to be missing from a folder are listed in `problems`.
     """
     if not path.is_dir():
         yield from _read_parquet_file(path, config)
@@ -273,7 +273,7 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
         raise DataError(
             f"column {config.text_column!r} contains {type(text).__name__}, not text",
             where=where,
-            fix="set reports.text_column to the column with the reports' text",
+            fix="set reports.text_column to the column with the report text",
         )
     report_id, organ, group, label, date = (
         None if column is None else _cell(cells.get(column), column, where)

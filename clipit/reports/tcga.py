@@ -1,4 +1,4 @@
-"""Read TCGA reports: the csv of TCGA-Reports, or text files named by barcode."""
+"""Read TCGA reports: the TCGA-Reports csv, or text files named by barcode."""
 
 import zipfile
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ CSV = "TCGA_Reports.csv"
 
 
 def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
-    """Read the csv of TCGA-Reports, or a folder or zip of .txt files named by barcode.
+    """Read the TCGA-Reports csv, or a folder or zip of .txt files named by barcode.
 
     The id is `patient_filename`, or the file's path without .txt; the group is the patient. With
     `reports.cancer_types`, the organ follows from the patient's cancer type; patients not in that table have no organ.
@@ -40,7 +40,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
                     where=raw.where,
                     fix="correct the row, or read the file with reports.format: csv",
                 )
-            problems.append(f"{raw.where}: skipped, the name does not begin with a TCGA barcode")
+            problems.append(f"{raw.where}: skipped because its name does not begin with a TCGA barcode")
             continue
         if organ_of and patient not in organ_of:
             unknown.add(patient)
@@ -75,9 +75,9 @@ def _read_raw(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
             raise DataError(f"the zip contains {names[0]}", where=path, fix="unpack it and set reports.path to the csv")
     else:
         raise DataError(
-            "neither a .csv nor a zip",
+            "neither a .csv file nor a zip",
             where=path,
-            fix="set reports.path to the csv of TCGA-Reports, or to a folder or zip of .txt files",
+            fix="set reports.path to the TCGA-Reports csv, or to a folder or zip of .txt files",
         )
     return read_texts(path, config.encoding, problems)
 
@@ -92,7 +92,7 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
     if ID_COLUMN not in table.header:
         columns = shortlist(table.header, 20) or "none"
         raise DataError(
-            f"not the csv of TCGA-Reports: no column {ID_COLUMN!r}; the columns are: {columns}",
+            f"not the TCGA-Reports csv: no column {ID_COLUMN!r}; the columns are: {columns}",
             where=path,
             fix=delimiter_hint(table.header)
             or f"set reports.path to {CSV} as published, or read this file with reports.format: csv",

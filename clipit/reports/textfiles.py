@@ -1,4 +1,4 @@
-"""Read plain-text reports: one per line, or one per file of a folder or zip."""
+"""Read plain-text reports: one per line, or one per file in a folder or zip."""
 
 import lzma
 import os
@@ -16,8 +16,8 @@ from clipit.errors import DataError, counted, counted_of, is_limit, repeats, sho
 from clipit.input_files.data_files import list_files
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
-_MAX_TEXT_BYTES = 16 * 2**20  # bytes of one report; larger files are other data, or zip bombs
-# A zip with more unpacked bytes than both limits is rejected; zipping shrinks text to a tenth, rarely to a hundredth.
+_MAX_TEXT_BYTES = 16 * 2**20  # maximum size of one report in bytes; larger files are other data, or zip bombs
+# A zip whose unpacked size exceeds both limits is rejected; text shrinks to a tenth, rarely to a hundredth.
 _MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # unpacked size relative to the zip, and in bytes
 _MAX_EMPTY_BYTES = 64  # maximum compressed size of an empty file, with any compression method
 _END_RECORD = struct.Struct("<4s6xH10x")  # end record of a zip, without its comment: signature and number of members
@@ -107,7 +107,7 @@ def text_lines(stream: Iterable[str]) -> Iterator[str]:
 
 
 def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:
-    """Read one report per .txt file of a folder (including subfolders) or zip.
+    """Read one report per .txt file in a folder (including subfolders) or zip.
 
     The id is the file path without .txt. Other files, links to missing files and names that are not UTF-8 are counted
     in `problems`.
@@ -127,7 +127,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
 
 
 def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every .txt file of a folder, sorted by name."""
+    """Yield the name and content of every .txt file of a folder, sorted by name."""
     listed = list_files(path)
     for files, singular, plural in (
         (listed.dangling, "link to a missing file", "links to missing files"),
@@ -142,13 +142,13 @@ def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]
 
 
 def _zip_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every .txt member of a zip, sorted by name; backslashes are read as slashes."""
+    """Yield the name and content of every .txt member of a zip, sorted by name; backslashes are read as slashes."""
     members = zip_members(path)
     names = _text_names(path, [name for name in members if not name.endswith("/")], problems)
     total = sum(members[name].file_size for name in names)
     if total > max(_SMALL_TOTAL, _MAX_RATIO * path.stat().st_size):
         raise DataError(
-            f"the texts of this zip take {total:,} bytes, over {_MAX_RATIO} times the size of the zip",
+            f"the texts in this zip take {total:,} bytes when unpacked, over {_MAX_RATIO} times the size of the zip",
             where=path,
             fix="use a zip of reports; this one may be a zip bomb",
         )
@@ -169,7 +169,7 @@ def _check_read(data: bytes, member: zipfile.ZipInfo) -> None:
         BadZipFile: The size of the data differs from the size in the zip's directory.
     """
     if len(data) != member.file_size or (not data and member.compress_size > _MAX_EMPTY_BYTES):
-        raise zipfile.BadZipFile(f"{len(data)} bytes found, {member.file_size} expected in {member.compress_size}")
+        raise zipfile.BadZipFile(f"{len(data)} bytes found, {member.file_size} expected")
 
 
 def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -238,5 +238,5 @@ def _text_names(path: Path, names: Sequence[str], problems: list[str]) -> list[s
     """Select the names of reports, sorted, and add the number of skipped files to `problems`."""
     others = sorted(name for name in names if not is_text(name))
     if others:
-        problems.append(f"{path}: {counted(len(others), 'other file')} skipped (not .txt), first {others[0]}")
+        problems.append(f"{path}: {counted(len(others), 'other file')} skipped (not .txt), such as {others[0]}")
     return sorted(name for name in names if is_text(name))

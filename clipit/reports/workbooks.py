@@ -25,7 +25,7 @@ _MAX_BYTES = 2**30  # maximum size of an unpacked workbook in bytes
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _MAX_MERGED = 10**6  # maximum number of merged cells in a sheet
-_CHUNK, _MAX_TAG = 2**20, 200  # bytes that are read at once, and maximum bytes of a tag
+_CHUNK, _MAX_TAG = 2**20, 200  # number of bytes read at once, and maximum length of a tag in bytes
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
 """Control characters as Excel stores them, such as _x000D_ for a carriage return; openpyxl does not decode them."""
 _FORMAT_PART = re.compile(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)(?:-[^\]]*)?\]|([0#?])|[_*].|\[[A-Za-z]+\]|([-+() :])')
@@ -176,7 +176,7 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
             if filled
             else f"all sheets are empty: {shown(list(sheets))}",
             where=path,
-            fix=f"name one of these sheets in {key} (--{key}={filled[0]!r})" if filled else _NO_DATA,
+            fix=f"set {key} to one of these sheets (--{key}={filled[0]!r})" if filled else _NO_DATA,
         )
     others = [title for title in sheets if title not in filled]
     if others or sheets[filled[0]].sheet_state != "visible":
@@ -258,7 +258,7 @@ def _text(cell: "Cell") -> str:
 def _shown(value: int, number_format: str) -> str:
     """Format a whole number as Excel displays it and exports it to csv: 7 as 0007, P007 or 00-07.
 
-    Only formats of digits and text are applied, and only to non-negative numbers; other numbers are not formatted.
+    Only formats that consist of digits and text are applied, and only to non-negative numbers.
     """
     sections = re.split(r';(?=(?:[^"]*"[^"]*")*[^"]*$)', number_format)
     parts, at = list[tuple[str, bool]](), 0  # text, and whether it is a digit placeholder

@@ -130,7 +130,7 @@ def test_long_words_are_counted_and_listed() -> None:
     assert texts(built) == {"Glands invade the muscularis.", FREE}
     assert built.account.long_words == 1
     shown = built.account.text(reports)
-    assert "long words         1  of more than 500 characters were dropped" in shown
+    assert "long words         1  dropped because they have more than 500 characters" in shown
     assert "report r1: 1 dropped (88,022 characters), e.g. data:image/png" in shown
     assert "long words" not in build().account.text(REPORTS)
 

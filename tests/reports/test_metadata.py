@@ -64,12 +64,12 @@ def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("id,status", "a,x"), "neither a column report_id nor a column group"),
+        (("id,status", "a,x"), "neither a report_id column nor a group column"),
         (("report_id,stage", "a,x"), "none of the configured columns"),
         (("report_id,status", "a,x", "a,y"), "report_id 'a' occurs twice"),
         (
             ("id,group,status", "a,P1,x", "b,P1,y"),
-            r"(?s)group 'P1' occurs twice.*or name the column with report ids: reports\.metadata_id_column",
+            r"(?s)group 'P1' occurs twice.*or set reports\.metadata_id_column to the column with report ids",
         ),
         (("report_id,status", ",y"), "empty report_id"),
         (("report_id,status", "q,y"), "no report has a row; the ids of the reports are a"),
@@ -130,7 +130,7 @@ def test_the_only_column_of_barcodes_is_the_patient(tmp_path: Path) -> None:
     metadata = table(tmp_path / "m.csv", "n,barcode,gleason", "1,TCGA-AB-1234,6", "2,TCGA-AB-1235,[Not Available]")
     config = ReportsConfig(path=str(folder), metadata=metadata, label_column="gleason")
     assert [r.label for r in read_reports(config).reports] == ["6", None]
-    with pytest.raises(DataError, match=r"neither a column report_id(.|\n)*metadata_group_column"):
+    with pytest.raises(DataError, match=r"neither a report_id column(.|\n)*metadata_group_column"):
         read_reports(config.model_copy(update={"tcga_barcodes": False}))
 
 

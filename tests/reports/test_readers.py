@@ -230,7 +230,7 @@ def test_bad_input(tmp_path: Path, name: str, content: str, keys: dict[str, Any]
 @pytest.mark.parametrize("name", ["gone.txt", "gone.csv", "gone"])
 def test_missing_source(tmp_path: Path, name: str) -> None:
     (tmp_path / "Gone.csv").touch()
-    with pytest.raises(DataError, match=r"no such file or folder of reports; .* contains Gone\.csv\n"):
+    with pytest.raises(DataError, match=r"no such report file or folder; .* contains Gone\.csv\n"):
         read(tmp_path / name)
 
 
@@ -334,7 +334,7 @@ def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str
         ("2", "4", "4"),
     ]
     assert found.empty == 1
-    assert f"1 report without a value in the column reports.label_column ({mark}: 1)" in found.problems
+    assert f"1 report without a value for reports.label_column ({mark}: 1)" in found.problems
     assert sum("without a value" in problem for problem in found.problems) == 3
 
 
@@ -415,7 +415,7 @@ def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
 def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:
     (tmp_path / "scan.pdf").write_bytes(b"%PDF")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*first scan\.pdf"):
+    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*such as scan\.pdf"):
         read(tmp_path)
 
 

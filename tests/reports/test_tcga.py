@@ -64,7 +64,7 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
     assert {report.organ for report in reports.reports} == {None}
     assert len({report.group for report in reports.reports}) == 3
     with pytest.raises(
-        DataError, match=r"(?s)no report of stomach; organs in the corpus: unknown.*reports.cancer_types"
+        DataError, match=r"(?s)no report with the organ stomach; organs in the corpus: unknown.*reports.cancer_types"
     ):
         read_reports(config(published, organs=("stomach",)))
 
@@ -72,9 +72,9 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
 def test_only_some_organs(published: Path, types: Path) -> None:
     reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
-    assert any("dropped 2 reports of other or unknown organs" in problem for problem in reports.problems)
+    assert any("dropped 2 reports with other or unknown organs" in problem for problem in reports.problems)
     assert len(read_reports(config(published, cancer_types=str(types), organs=(" Stomach",))).reports) == 2
-    with pytest.raises(DataError, match="no report of lung; organs in the corpus: kidney, stomach"):
+    with pytest.raises(DataError, match="no report with the organ lung; organs in the corpus: kidney, stomach"):
         read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))
 
 
@@ -89,7 +89,7 @@ def test_texts_named_by_barcode(tmp_path: Path, types: Path) -> None:
         (f"part/{KIDNEY}.pdf", "TCGA-BP-5195", "kidney"),
         ("part/tcga-d7-8573-01Z", "TCGA-D7-8573", "stomach"),
     ]
-    assert any("README.txt: skipped, the name does not begin with" in problem for problem in reports.problems)
+    assert any("README.txt: skipped because its name does not begin with" in problem for problem in reports.problems)
 
 
 def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:

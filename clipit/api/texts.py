@@ -26,14 +26,14 @@ class IndexResult:
         folder: Folder of the index.
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
-        account: Summary of the texts that were read and dropped.
+        summary: Summary of the texts that were read and dropped.
         reused: Whether existing snippets were reused; if so, their summary was not logged.
     """
 
     folder: Path
     rows: int
     kind: str
-    account: str
+    summary: str
     reused: bool
     _workspace: "Workspace" = field(repr=False, compare=False)
 
@@ -110,8 +110,8 @@ def build_text_index(config: Config) -> IndexResult:
     artifact = workspace.index.artifact
     facts = artifact.manifest.facts
     kind = f"{facts['key']} ({facts['backend']}{', centred' if facts['centring'] else ''})"
-    account = workspace.snippet_summary()
-    return IndexResult(artifact.folder, int(facts["rows"]), kind, account, not workspace.split_reports, workspace)
+    summary = workspace.snippet_summary()
+    return IndexResult(artifact.folder, int(facts["rows"]), kind, summary, not workspace.split_reports, workspace)
 
 
 @public

@@ -19,5 +19,5 @@ def main() -> None:
         index = build_text_index(config)
         if get_processes().main:
             if index.reused:
-                print(f"{index.account}\n")
+                print(f"{index.summary}\n")
             print(f"{counted(index.rows, 'distinct snippet')} in the index: {index.kind}\nindex: {index.folder}")

@@ -31,8 +31,8 @@ def main() -> None:
         if get_processes().main:
             page = write_report_labels(config, labels, per_answer=options.per_answer)
             print(f"\n{counted(len(labels.reports), 'report')}")
-            if labels.account is not None:
-                print(labels.account.text())
+            if labels.case_counts is not None:
+                print(labels.case_counts.text())
             if labels.by_rules:
                 counts = count_rule_classes(labels.by_rules, labels.classes)
                 print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}")

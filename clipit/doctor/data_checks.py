@@ -150,10 +150,10 @@ def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Che
     except ClipitError:
         return []
     try:
-        account = join_cases(corpus, found).account
+        counts = join_cases(corpus, found).counts
     except ClipitError as error:
         return [failed_check("patients' own reports", error)]
-    return [Check("PASS", "patients' own reports", account.text().splitlines()[0])]
+    return [Check("PASS", "patients' own reports", counts.text().splitlines()[0])]
 
 
 def _on_hub(subject: str, name: str) -> Check:

@@ -70,7 +70,7 @@ def report_labels(
     n_targets, n_unlabelled = int(has_target.sum()), int(unlabelled.sum())
     labelled = counted_of(n_targets, n_unlabelled, "unlabelled training bag gets", "unlabelled training bags get")
     notes = [
-        cases.account.text(),
+        cases.counts.text(),
         f"labels from reports: {listed}",
         f"{labelled} a label from a report",
         f"{agreement['agreeing_cases']:,} of {counted(agreement['compared_cases'], 'label')} from reports agree with "
@@ -105,7 +105,7 @@ def report_embeddings(
     row = np.maximum(cases.case_of, 0)
     has_target = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
     notes = [
-        cases.account.text(),
+        cases.counts.text(),
         f"{counted_of(int(has_target.sum()), len(train), 'training bag has', 'training bags have')} the embedding of a "
         "report as target",
     ]

@@ -22,7 +22,7 @@ _SHOWN = 3  # maximum number of groups in a message
 
 
 @dataclass(frozen=True)
-class CaseAccount:
+class CaseCounts:
     """Numbers of tiles, patients and reports in the join.
 
     Attributes:
@@ -88,14 +88,14 @@ class Cases:
         reports: Reports of each of these patients, sorted by date (undated reports first), then by id.
         case_of: Index into `names` of each training tile's patient; -1 if the patient has no report.
         patients: Patient of each training tile; "" if unknown.
-        account: Numbers of tiles, patients and reports.
+        counts: Numbers of tiles, patients and reports.
     """
 
     names: tuple[str, ...]
     reports: tuple[tuple[Report, ...], ...]
     case_of: Int64[np.ndarray, "n"]
     patients: np.ndarray
-    account: CaseAccount
+    counts: CaseCounts
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,7 +181,7 @@ def join_patients(
     _check_groups(training, by_patient.keys() - {""})
     names = sorted(name for name in training - evaluated if name in by_patient)
     with_tiles = training | evaluated | {""}
-    account = CaseAccount(
+    counts = CaseCounts(
         tiles=len(tile_patients),
         tiles_without_patient=int((tile_patients == "").sum()),
         cases=len(training),
@@ -195,13 +195,13 @@ def join_patients(
         without_patient=len(by_patient.get("", ())),
     )
     if not names:
-        raise _no_match(training, by_patient.keys() - {""}, account)
+        raise _no_match(training, by_patient.keys() - {""}, counts)
     return Cases(
         names=tuple(names),
         reports=tuple(tuple(sorted(by_patient[name], key=_by_date)) for name in names),
         case_of=_indices(names, tile_patients),
         patients=tile_patients,
-        account=account,
+        counts=counts,
     )
 
 
@@ -226,19 +226,19 @@ def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
             raise DataError(message, where="groups", fix=fix)
 
 
-def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:
+def _no_match(tile_patients: set[str], report_patients: set[str], counts: CaseCounts) -> DataError:
     """Build the error for groups without a match, with examples and changes of spelling that would produce matches."""
     tile_names, report_names = sorted(tile_patients), sorted(report_patients)
     hints = _spelling_hints(tile_patients, report_patients)
     cause = "; ".join(hints) or "no simple change of spelling would produce a match"
-    if account.later_splits:
+    if counts.later_splits:
         cause = (
-            f"{counted(account.later_splits, 'report belongs', 'reports belong')} to patients with validation or "
+            f"{counted(counts.later_splits, 'report belongs', 'reports belong')} to patients with validation or "
             f"test tiles; {cause}"
         )
-    if account.both_sides:
+    if counts.both_sides:
         cause = (
-            f"{counted(account.both_sides, 'training patient also has', 'training patients also have')} tiles in a "
+            f"{counted(counts.both_sides, 'training patient also has', 'training patients also have')} tiles in a "
             f"later split, so their reports are not used; {cause}"
         )
     return DataError(

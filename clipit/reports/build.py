@@ -12,7 +12,7 @@ from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.progress import progress
-from clipit.reports.account import Account, Tally, token_histogram
+from clipit.reports.snippet_summary import SnippetSummary, Tally, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
 from clipit.reports.ligatures import find_repairs, repair
@@ -48,7 +48,7 @@ class Snippets:
     sources: pa.Table
     """Table with the columns snippet_id, report_id, group, organ, section and position, sorted by snippet_id, then in
     reading order."""
-    account: Account
+    summary: SnippetSummary
 
 
 def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def build_snippets(
     texts, dropped, kept_short = filter_snippets(sections_of, config, similarity)
     snippets, sources = _tables(occurrences, texts)
     pieces = [piece for origins in occurrences.values() for _, piece in origins]
-    account = Account(
+    summary = SnippetSummary(
         reports=len(reports.reports),
         pieces=len(pieces),
         split_sentences=sum(piece.first_part for piece in pieces),
@@ -126,17 +126,19 @@ def build_snippets(
         long_words=sum(map(len, long_words.values())),
         long_word_reports=tuple(_describe_long_words(name, words) for name, words in long_words.items()),
         kept_short=kept_short,
-        mended=dict(sorted(repaired.items(), key=lambda pair: (-pair[1], pair[0]))) if repairs_ligatures else None,
+        repaired_words=dict(sorted(repaired.items(), key=lambda pair: (-pair[1], pair[0])))
+        if repairs_ligatures
+        else None,
         page_lines=page_lines if page_reports else None,
         page_line_reports=page_reports or None,
     )
     if not texts:
         raise DataError(
-            f"no snippets remain:\n{account.text(reports)}",
+            f"no snippets remain:\n{summary.text(reports)}",
             where=reports.source,
             fix="relax the filters under `reports`, or use a different corpus",
         )
-    return Snippets(snippets, sources, account)
+    return Snippets(snippets, sources, summary)
 
 
 def _count_reports(occurrences: _Occurrences) -> dict[str, int]:

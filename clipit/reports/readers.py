@@ -305,7 +305,5 @@ def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple
     if not markers:
         return list(values), ""
     listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])
-    note = (
-        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value for {key} ({listed})"
-    )
+    note = f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value for {key} ({listed})"
     return [None if value in markers else value for value in values], note

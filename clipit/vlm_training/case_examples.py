@@ -58,7 +58,7 @@ def case_examples(
     if arm == "shuffled_text":
         partners = _draw_partners([cases.organs[case] for case in kept.tolist()], seed)
     used = int((example_of >= 0).sum())
-    account = {key: value for key, value in asdict(cases.account).items() if key not in ("tiles", "cases")}
+    counts = {key: value for key, value in asdict(cases.counts).items() if key not in ("tiles", "cases")}
     return BagExamples(
         source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
         tile_ids=tiles.ids.tolist(),
@@ -79,7 +79,7 @@ def case_examples(
             "tiles_without_text": len(tiles) - used,
             "texts": len(texts),
             "patients_without_text": len(cases.names) - len(kept),
-            **account,
+            **counts,
         },
     )
 
@@ -117,7 +117,7 @@ def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
         if not get_processes().main:
             return {}
         built = workspace.write_snippets(folder, corpus)
-        return {"snippets": built.snippets.num_rows, "split_sentences": built.account.split_sentences}
+        return {"snippets": built.snippets.num_rows, "split_sentences": built.summary.split_sentences}
 
     return build_once(workspace.root, "own_snippets", workspace.snippet_inputs(corpus), make)
 

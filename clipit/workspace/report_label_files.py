@@ -116,22 +116,22 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
 
 def _describe_cases(labels: CorpusLabels) -> dict[str, Any]:
     """Describe the join of reports and training tiles by patient; empty without tiles."""
-    account = labels.account
-    if account is None:
+    counts = labels.case_counts
+    if counts is None:
         return {} if labels.joined else {"training patients with a report": "none, see the remarks"}
-    used = f"{counted(account.own, 'report')}; {counted(account.cases_with_several, 'patient has', 'patients have')}"
+    used = f"{counted(counts.own, 'report')}; {counted(counts.cases_with_several, 'patient has', 'patients have')}"
     facts: dict[str, Any] = {
-        "training patients with a report": f"{account.cases_with_report:,} of {account.cases:,} ({used} several)",
-        "reports of patients with validation or test tiles": f"{account.later_splits:,} (dropped, not counted above)",
-        "reports of patients without tiles": account.external,
+        "training patients with a report": f"{counts.cases_with_report:,} of {counts.cases:,} ({used} several)",
+        "reports of patients with validation or test tiles": f"{counts.later_splits:,} (dropped, not counted above)",
+        "reports of patients without tiles": counts.external,
     }
-    if account.without_patient:
-        facts["reports without a group"] = account.without_patient
-    if account.tiles_without_patient:
-        facts["training tiles without a group"] = f"{account.tiles_without_patient:,} of {account.tiles:,}"
-    if account.both_sides:
+    if counts.without_patient:
+        facts["reports without a group"] = counts.without_patient
+    if counts.tiles_without_patient:
+        facts["training tiles without a group"] = f"{counts.tiles_without_patient:,} of {counts.tiles:,}"
+    if counts.both_sides:
         facts["patients with tiles in training and in a later split"] = (
-            f"{account.both_sides:,} (their reports are not used)"
+            f"{counts.both_sides:,} (their reports are not used)"
         )
     return facts
 

@@ -12,7 +12,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.report_agreement import Agreement, measure_agreement
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
-from clipit.pairing.cases import CaseAccount, join_cases
+from clipit.pairing.cases import CaseCounts, join_cases
 from clipit.pairing.leaks import patient_of, report_leaks
 from clipit.pairing.patient_spelling import misspelled_reports
 from clipit.patients import patients
@@ -54,7 +54,7 @@ class CorpusLabels:
     notes: tuple[str, ...]
     features: str = "tfidf"
     """Features of the text classifier, a key of `FEATURES`."""
-    account: CaseAccount | None = None
+    case_counts: CaseCounts | None = None
     """Numbers of training patients with and without a report; None without tiles, or if no training patient has one."""
     joined: bool = True
     """False if there are tiles, but no training patient has a report; a note then states the reason."""
@@ -100,7 +100,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     corpus = read_reports(config.reports)
     notes = list(corpus.problems)
     reports, tile_set = corpus.reports, None
-    account: CaseAccount | None = None
+    case_counts: CaseCounts | None = None
     if tiles:
         tile_set = hide_labels(
             read_with_overview(
@@ -109,7 +109,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
             config.tiles.labels,
             config.seed,
         )
-        account = _count_cases(reports, tile_set, notes)
+        case_counts = _count_cases(reports, tile_set, notes)
         reports = _drop_leaking_reports(reports, tile_set, config, notes)
     mapped = [map_label(report.label, section.class_map) for report in reports]
     classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)
@@ -147,8 +147,8 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         probabilities,
         tuple(notes),
         section.features,
-        account,
-        joined=account is not None or tile_set is None,
+        case_counts,
+        joined=case_counts is not None or tile_set is None,
     )
 
 
@@ -212,10 +212,10 @@ def _rule_notes(rules: RuleSet, by_rules: Sequence[ReportLabel]) -> list[str]:
     ]
 
 
-def _count_cases(reports: Sequence[Report], tiles: TileSet, notes: list[str]) -> CaseAccount | None:
+def _count_cases(reports: Sequence[Report], tiles: TileSet, notes: list[str]) -> CaseCounts | None:
     """Count the training patients with a report of their own; None, with a note, if there are none."""
     try:
-        return join_cases(reports, tiles).account
+        return join_cases(reports, tiles).counts
     except DataError as error:
         notes.append(f"the patients' own reports cannot be used: {error.what}; fix: {error.fix}")
         return None

@@ -264,13 +264,13 @@ class Workspace:
                 return {}
             logger.info(f"splitting {counted(len(reports.reports), 'report')} into snippets")
             built = self.write_snippets(folder, reports)
-            write_json(folder / "account.json", built.account.as_dict())
+            write_json(folder / "account.json", built.summary.as_dict())
             self.split_reports = True
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
         if self.split_reports:  # commands that reuse the snippets do not log their summary again
-            logger.info(self._format_account(snippets))
+            logger.info(self._format_summary(snippets))
         return snippets
 
     def write_snippets(self, folder: Path, reports: "Reports") -> Snippets:
@@ -298,13 +298,13 @@ class Workspace:
 
     def snippet_summary(self) -> str:
         """Summarise how many sentences were split, and how many snippets were merged and dropped."""
-        return self._format_account(self.snippets)
+        return self._format_summary(self.snippets)
 
-    def _format_account(self, snippets: Artifact) -> str:
+    def _format_summary(self, snippets: Artifact) -> str:
         """Format the summary with the current path of the reports; this may have changed since the build."""
-        from clipit.reports.account import read_account
+        from clipit.reports.snippet_summary import read_summary
 
-        return read_account(snippets.file("account.json")).text(self.reports)
+        return read_summary(snippets.file("account.json")).text(self.reports)
 
     def snippet_texts(self) -> dict[str, str]:
         """Return the text of each snippet by id."""

@@ -212,7 +212,7 @@ def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: Make
     config = configure_file()
     index = clipit.build_text_index(config)
     assert index.folder.is_dir() and 0 < index.rows <= len(index.snippets) and index.kind.startswith("Flat")
-    assert re.match(r"reports +60 ", index.account)
+    assert re.match(r"reports +60 ", index.summary)
     fresh = configure_file(output=str(tmp_path))
     reused = [clipit.build_text_index(fresh).reused for _ in range(2)]
     assert reused == [False, True], "the command prints the summary of snippets that existed, which is not logged"

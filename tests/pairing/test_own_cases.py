@@ -65,11 +65,11 @@ def test_barcodes_are_cut_to_the_patient_and_every_report_is_accounted_for() -> 
     assert cases.names == ("TCGA-AA-0001",)
     assert [r.report_id for r in cases.reports[0]] == ["early", "late"], "by date"
     assert cases.case_of.tolist() == [0, 0, -1, -1, -1]
-    account = cases.account
-    assert (account.cases, account.cases_with_report, account.cases_with_several) == (3, 1, 1)
-    assert (account.own, account.later_splits, account.both_sides) == (2, 2, 1)
-    assert (account.external, account.without_patient, account.tiles_without_patient) == (1, 1, 1)
-    assert "1 of 3 training patients has a report of their own (2 reports; 1 patient has several)" in account.text()
+    counts = cases.counts
+    assert (counts.cases, counts.cases_with_report, counts.cases_with_several) == (3, 1, 1)
+    assert (counts.own, counts.later_splits, counts.both_sides) == (2, 2, 1)
+    assert (counts.external, counts.without_patient, counts.tiles_without_patient) == (1, 1, 1)
+    assert "1 of 3 training patients has a report of their own (2 reports; 1 patient has several)" in counts.text()
 
 
 def test_reports_of_later_splits_do_not_enter_the_fingerprint() -> None:
@@ -111,7 +111,7 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
     many = tiles(*(("train", f"P{i}") for i in range(n)))
     reports = [report(f"r{i}", f"P{i + 1}") for i in range(n)]
     start = time.process_time()
-    assert join_cases(reports, many).account.external == 1
+    assert join_cases(reports, many).counts.external == 1
     assert time.process_time() - start < 3
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clipit.config.run import ReportsConfig
-from clipit.reports.account import Account
+from clipit.reports.snippet_summary import SnippetSummary
 from clipit.reports.readers import Reports, read_reports
 
 
@@ -40,8 +40,8 @@ def test_names_of_a_zip_give_patients_and_their_folder_the_organ(archive: Path) 
         and "organ taken from TCGA projects for 1;" in note
         and "tcga_barcodes: false" in note
     )
-    account = Account(3, 3, 0, 0, {}, 3, {}, 77, {"1-10": 3})
-    assert note in account.text(reports)
+    summary = SnippetSummary(3, 3, 0, 0, {}, 3, {}, 77, {"1-10": 3})
+    assert note in summary.text(reports)
 
 
 def test_a_folder_is_read_like_a_zip(archive: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
-from clipit.reports.account import Account
+from clipit.reports.snippet_summary import SnippetSummary
 from clipit.reports.build import Snippets, build_snippets, snippet_keys
 from clipit.reports.readers import Report, Reports
 
@@ -59,21 +59,21 @@ def test_duplicates_are_merged_and_keep_every_source() -> None:
         {"snippet_id": free, "report_id": "r2", "group": "p2", "organ": None, "section": "comment", "position": 1},
     ]
     assert set(built.sources["snippet_id"].to_pylist()) == set(built.snippets["snippet_id"].to_pylist())
-    assert built.account.duplicates == 1
+    assert built.summary.duplicates == 1
 
 
 def test_account_adds_up_and_can_be_read() -> None:
-    account = build(budget=15).account
-    assert account.pieces - account.duplicates - sum(d.count for d in account.dropped.values()) == account.kept
-    assert (account.reports, account.split_sentences) == (3, 1)
-    assert sum(account.tokens.values()) == account.kept
-    assert list(account.tokens)[-1].endswith("-15")
-    saved = json.loads(json.dumps(account.as_dict()))
+    summary = build(budget=15).summary
+    assert summary.pieces - summary.duplicates - sum(d.count for d in summary.dropped.values()) == summary.kept
+    assert (summary.reports, summary.split_sentences) == (3, 1)
+    assert sum(summary.tokens.values()) == summary.kept
+    assert list(summary.tokens)[-1].endswith("-15")
+    saved = json.loads(json.dumps(summary.as_dict()))
     assert saved["dropped"]["length (fewer than 3 readable words)"]["count"] == 4
-    shown = account.text(REPORTS)
-    assert Account.from_dict(saved).text(REPORTS) == shown
+    shown = summary.text(REPORTS)
+    assert SnippetSummary.from_dict(saved).text(REPORTS) == shown
     assert "sections   reports (pieces): " in shown and "diagnosis 1 (3), comment 1 (3)" in shown
-    older = Account.from_dict({key: value for key, value in saved.items() if key != "section_reports"})
+    older = SnippetSummary.from_dict({key: value for key, value in saved.items() if key != "section_reports"})
     assert "sections   (pieces) " in older.text(REPORTS) and "diagnosis 3, comment 3" in older.text(REPORTS)
     for part in ("3  with text, 1 empty", "by length", "'Diagnosis:'", "budget 15", "x: line 4: empty report"):
         assert part in shown
@@ -109,7 +109,7 @@ def test_similarity_is_asked_last_and_only_for_the_rest() -> None:
     built = build(similarity, exclude_terms=("doctor",), morphology_margin=0.2)
     assert texts(built) == {"Glands invade the muscularis."}
     assert "Please call the doctor." not in asked
-    assert next(d.count for name, d in built.account.dropped.items() if name.startswith("similarity")) == 2
+    assert next(d.count for name, d in built.summary.dropped.items() if name.startswith("similarity")) == 2
     with pytest.raises(ConfigError, match="similarity filter did not return one finite value"):
         build(lambda batch: np.zeros(1, dtype=np.float32))
     with pytest.raises(ConfigError, match="needs a VLM"):
@@ -128,11 +128,11 @@ def test_long_words_are_counted_and_listed() -> None:
     reports = Reports((Report("r1", f"Glands invade the muscularis. {picture} Margins are free of tumor."),), (), "x")
     built = build_snippets(reports, ReportsConfig(path="x", morphology_prompts=None), words_and_two, 60)
     assert texts(built) == {"Glands invade the muscularis.", FREE}
-    assert built.account.long_words == 1
-    shown = built.account.text(reports)
+    assert built.summary.long_words == 1
+    shown = built.summary.text(reports)
     assert "long words         1  dropped because they have more than 500 characters" in shown
     assert "report r1: 1 dropped (88,022 characters), e.g. data:image/png" in shown
-    assert "long words" not in build().account.text(REPORTS)
+    assert "long words" not in build().summary.text(REPORTS)
 
 
 CHECKED = Reports(
@@ -156,22 +156,22 @@ def build_checked(similarity: Any = None, **keys: Any) -> Snippets:
 def test_text_checks_drop_headings_and_wrecks_and_keep_short_diagnoses() -> None:
     built = build_checked()
     assert "DIAGNOSIS: Adenocarcinoma." in texts(built)
-    dropped = {name.split()[0]: tally for name, tally in built.account.dropped.items()}
+    dropped = {name.split()[0]: tally for name, tally in built.summary.dropped.items()}
     assert "GROSS AND MICROSCOPIC DESCRIPTION:" in dropped["headings"].examples
     assert any("NVAS" in text for text in dropped["unreadable"].examples)
     assert not any("Melanoma" in text for text in texts(built)), "a short diagnosis of the clinical history is dropped"
-    account = built.account
-    assert account.kept_short is not None and account.kept_short.examples == ["DIAGNOSIS: Adenocarcinoma."]
-    assert account.pieces - account.duplicates - sum(d.count for d in account.dropped.values()) == account.kept
-    shown = account.text(CHECKED)
-    assert Account.from_dict(json.loads(json.dumps(account.as_dict()))).text(CHECKED) == shown
+    summary = built.summary
+    assert summary.kept_short is not None and summary.kept_short.examples == ["DIAGNOSIS: Adenocarcinoma."]
+    assert summary.pieces - summary.duplicates - sum(d.count for d in summary.dropped.values()) == summary.kept
+    shown = summary.text(CHECKED)
+    assert SnippetSummary.from_dict(json.loads(json.dumps(summary.as_dict()))).text(CHECKED) == shown
     for part in ("rescued            1", "by headings without text", "by unreadable text", "e.g. Fssue -> tissue (1)"):
         assert part in shown
 
 
 def test_damaged_ligatures_are_repaired_before_duplicates_are_merged() -> None:
     assert "tissue of the intestine was fixed; the intestinal wall too." in texts(build_checked())
-    repaired = build_checked().account.mended
+    repaired = build_checked().summary.repaired_words
     assert repaired == {"Fssue -> tissue": 1, "intesFnal -> intestinal": 1, "intesFne -> intestine": 1}
 
 
@@ -191,8 +191,8 @@ def test_each_text_check_can_be_turned_off(check: dict[str, Any], opposite: dict
 
 def test_without_text_checks_snippets_are_those_of_earlier_versions() -> None:
     built = build_checked(text_checks=None)
-    account = {key: value for key, value in built.account.as_dict().items() if key != "section_reports"}
-    content = json.dumps([built.snippets.to_pylist(), built.sources.to_pylist(), account])
+    summary = {key: value for key, value in built.summary.as_dict().items() if key != "section_reports"}
+    content = json.dumps([built.snippets.to_pylist(), built.sources.to_pylist(), summary])
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == "abc5521ccba0a5eb"
     assert snippet_keys(ReportsConfig(path="x", text_checks=None)) == {
         "text_column": "text", "id_column": None, "organ_column": None, "group_column": None, "organs": [],
@@ -220,8 +220,8 @@ def test_microscopy_and_diagnoses_rank_before_gross_descriptions() -> None:
     assert texts(built) == {
         "Atypical glands invade the fat.", "Tumor cells form many nests.", "DIAGNOSIS: Adenocarcinoma."
     }  # fmt: skip
-    (name,) = [name for name in built.account.dropped if name.startswith("similarity")]
-    assert "to disable, set reports.morphology_prompts=null" in name and built.account.dropped[name].count == 3
+    (name,) = [name for name in built.summary.dropped if name.startswith("similarity")]
+    assert "to disable, set reports.morphology_prompts=null" in name and built.summary.dropped[name].count == 3
     for off in ({"morphology_prompts": None}, {"boilerplate_prompts": None}):
         everything = build_snippets(reports, ReportsConfig(path="x", **off), words_and_two, 60)
         assert "The fat was not inked at all." in texts(everything)

@@ -72,7 +72,7 @@ def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> Non
             r"(?s)group 'P1' occurs twice.*or set reports\.metadata_id_column to the column with report ids",
         ),
         (("report_id,status", ",y"), "empty report_id"),
-        (("report_id,status", "q,y"), "no report has a row; the ids of the reports are a"),
+        (("report_id,status", "q,y"), "no report has a row; the report ids are a"),
     ],
 )
 def test_tables_that_cannot_be_joined(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
@@ -87,7 +87,7 @@ def test_reports_without_ids_cannot_be_joined_by_report(tmp_path: Path) -> None:
     path.write_text("report_id,text\na,A tumour.\n", encoding="utf-8")
     metadata = table(tmp_path / "m.csv", "report,status", "a,wild")
     config = ReportsConfig(path=str(path), metadata=metadata, metadata_id_column="report", label_column="status")
-    message = r"(?s)the ids of the reports are unknown, but the column report contains a.*set reports\.id_column"
+    message = r"(?s)the report ids are unknown, but the column report contains a.*set reports\.id_column"
     with pytest.raises(DataError, match=message):
         read_reports(config)
     (report,) = read_reports(config.model_copy(update={"id_column": "report_id"})).reports

@@ -83,17 +83,17 @@ def test_the_account_lists_them_and_a_key_turns_it_off() -> None:
     reports = Reports((Report("r1", paged(HEADER, "Page {} of 3")), Report("r2", "Mucosa with glands.")), (), "x", 0)
     config = ReportsConfig(path="x", morphology_prompts=None)
     built = build_snippets(reports, config, lambda texts: [len(text.split()) for text in texts], 60)
-    account = built.account
+    summary = built.summary
     assert WHOLE in built.snippets["text"].to_pylist()
-    assert account.page_lines is not None and account.page_lines.count == 7 and account.page_line_reports == 1
-    shown = account.text(reports)
+    assert summary.page_lines is not None and summary.page_lines.count == 7 and summary.page_line_reports == 1
+    shown = summary.text(reports)
     assert "page lines         7  page numbers, headers and footers dropped in 1 report" in shown
     assert "e.g. 'Page 1 of 3'" in shown
-    assert type(account).from_dict(account.as_dict()) == account
+    assert type(summary).from_dict(summary.as_dict()) == summary
     assert config.text_checks is not None
     off = config.model_copy(update={"text_checks": config.text_checks.model_copy(update={"page_lines": False})})
     built = build_snippets(reports, off, lambda texts: [len(text.split()) for text in texts], 60)
-    assert WHOLE not in built.snippets["text"].to_pylist() and built.account.page_lines is None
+    assert WHOLE not in built.snippets["text"].to_pylist() and built.summary.page_lines is None
     assert "page_lines" not in snippet_keys(config)["text_checks"]
     assert snippet_keys(off)["text_checks"]["page_lines"] is False
 

@@ -74,11 +74,11 @@ def test_nothing_is_lost(path: Path, n_reports: int, count_tokens: TokenCounter)
 def test_snippets_of_the_colon_reports(count_tokens: TokenCounter) -> None:
     config = ReportsConfig(path=str(COLON), exclude_sections=("administrative",), morphology_prompts=None)
     built = build_snippets(read_reports(config), config, count_tokens, BUDGET)
-    account = built.account
-    assert account.reports == 376
+    summary = built.summary
+    assert summary.reports == 376
     assert len(built.snippets) > 5000
     assert max(built.snippets["n_tokens"].to_pylist()) <= BUDGET
     assert len(set(built.sources["report_id"].to_pylist())) > 370
-    sections = account.sections
-    assert sum(sections[name] for name in ("diagnosis", "gross", "microscopic")) > 0.4 * account.pieces
-    assert sections["unknown"] < 0.1 * account.pieces
+    sections = summary.sections
+    assert sum(sections[name] for name in ("diagnosis", "gross", "microscopic")) > 0.4 * summary.pieces
+    assert sections["unknown"] < 0.1 * summary.pieces

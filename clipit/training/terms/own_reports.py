@@ -96,7 +96,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     if not n_targets:
         logger.warning("the patients' own reports have no effect: no unlabelled training tile gets a label from them")
     facts = {
-        "cases": cases.account.__dict__,
+        "cases": cases.counts.__dict__,
         "answers": case_labels.counts,
         "labelled_cases": int(case_labels.known.sum()),
         "weighted_tiles": float(weights.sum()),
@@ -105,7 +105,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     }
     labelled = counted_of(n_targets, n_unlabelled, "unlabelled training tile gets", "unlabelled training tiles get")
     lines = [
-        cases.account.text(),
+        cases.counts.text(),
         f"labels of {'reports' if options.labels in ('label', 'rules') else 'patients'}: "
         f"{_format_counts(case_labels.counts)}; "
         f"{counted(int(case_labels.known.sum()), 'patient has', 'patients have')} a label",

@@ -12,6 +12,7 @@ from clipit.reports.readers import Reports
 _BINS = 8
 _MAX_EXAMPLES = 3
 _MAX_PROBLEMS = 5
+_STORED_NAMES = {"repaired_words": "mended"}  # fields whose key in `account.json` differs from their name
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Account:
+class SnippetSummary:
     """Counts at each step from reports to snippets, stored in `account.json`.
 
     The counts depend only on the reports, the tokenizer, the token budget and the filters. The source of the reports
@@ -60,7 +61,7 @@ class Account:
     """Short snippets that were kept because they name a diagnosis."""
     section_reports: dict[str, int] | None = None
     """Section -> number of reports with text in it."""
-    mended: dict[str, int] | None = None
+    repaired_words: dict[str, int] | None = None
     """Repaired word, such as "intesFnal -> intestinal", mapped to its number of occurrences; most frequent first."""
     page_lines: Tally | None = None
     """Page numbers, headers and footers dropped at page breaks; None if no lines were dropped."""
@@ -69,12 +70,13 @@ class Account:
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary without the values that are None."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        return {_STORED_NAMES.get(key, key): value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Account":
+    def from_dict(cls, values: Mapping[str, Any]) -> "SnippetSummary":
         """Restore a summary from the content of `account.json`."""
-        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        stored_names = {key: _STORED_NAMES.get(key, key) for key in cls.__dataclass_fields__}
+        known = {key: values[name] for key, name in stored_names.items() if name in values}
         dropped = {name: Tally(**tally) for name, tally in values["dropped"].items()}
         long_word_reports = tuple(values.get("long_word_reports", ()))
         tallies = {key: Tally(**values[key]) for key in ("kept_short", "page_lines") if key in values}
@@ -117,12 +119,13 @@ class Account:
         )
 
     def _format_repaired(self) -> list[str]:
-        if not self.mended:
+        if not self.repaired_words:
             return []
         examples = [
-            f"{'':23}e.g. {printable(pair)} ({count:,})" for pair, count in [*self.mended.items()][:_MAX_EXAMPLES]
+            f"{'':23}e.g. {printable(pair)} ({count:,})"
+            for pair, count in [*self.repaired_words.items()][:_MAX_EXAMPLES]
         ]
-        return [f"repaired   {sum(self.mended.values()):>9,}  words with a damaged ligature", *examples]
+        return [f"repaired   {sum(self.repaired_words.values()):>9,}  words with a damaged ligature", *examples]
 
     def _format_page_lines(self) -> list[str]:
         if self.page_lines is None:
@@ -132,7 +135,7 @@ class Account:
         return [f"page lines {self.page_lines.count:>9,}  {where}", *examples]
 
 
-def read_account(path: Path) -> Account:
+def read_summary(path: Path) -> SnippetSummary:
     """Read `account.json`.
 
     Raises:
@@ -140,7 +143,7 @@ def read_account(path: Path) -> Account:
     """
     values = read_json(path, REBUILD)
     with reading(path):
-        return Account.from_dict(values)
+        return SnippetSummary.from_dict(values)
 
 
 def _first_problems(problems: Sequence[str]) -> list[str]:

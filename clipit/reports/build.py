@@ -12,12 +12,12 @@ from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.progress import progress
-from clipit.reports.snippet_summary import SnippetSummary, Tally, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
 from clipit.reports.ligatures import find_repairs, repair
 from clipit.reports.page_breaks import drop_page_lines
 from clipit.reports.readers import Report, Reports
+from clipit.reports.snippet_summary import SnippetSummary, Tally, token_histogram
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, counted, shortlist
-from clipit.reports.snippet_summary import Tally
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.garbage import DISEASE, is_bare_heading, learn_vocabulary, names_diagnosis, readability
 from clipit.reports.headings import SECTIONS
+from clipit.reports.snippet_summary import Tally
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 """Function that returns each text's similarity to the morphology prompts minus that to the boilerplate prompts."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from clipit.config.run import ReportsConfig
-from clipit.reports.snippet_summary import SnippetSummary
 from clipit.reports.readers import Reports, read_reports
+from clipit.reports.snippet_summary import SnippetSummary
 
 
 def read(path: Path, **keys: Any) -> Reports:

@@ -10,9 +10,9 @@ import pytest
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
-from clipit.reports.snippet_summary import SnippetSummary
 from clipit.reports.build import Snippets, build_snippets, snippet_keys
 from clipit.reports.readers import Report, Reports
+from clipit.reports.snippet_summary import SnippetSummary
 
 FREE = "Margins are free of tumor."
 REPORTS = Reports(

@@ -25,7 +25,7 @@ _TOLERANCE = 1e-4
 _PROJECTIONS = re.compile(
     r"visual\.proj|visual\.head\.(proj|mlp)\b.*|visual\.trunk\.head\..*"  # open_clip: ViT, timm, EVA and MobileCLIP
     r"|visual\.attnpool\.c_proj\..*"  # open_clip: ResNet
-    r"|(text\.)?text_projection(\.weight|\.bias)?|text\.proj(\..*)?"  # open_clip: own and transformers' text towers
+    r"|(text\.)?text_projection(\.weight|\.bias)?|text\.proj(\..*)?"  # open_clip: its own and transformers' text towers
     r"|visual_projection\.weight"  # CLIPModel, whose text projection is named as in open_clip
     r"|visual\.proj_contrast"  # CONCH
     r"|visual_head\..*|text\.pooler\..*"  # KEEP, whose text tower ends with BERT's pooler
@@ -54,11 +54,11 @@ class AdaptedTowers(nn.Module):
         self.logit_scale: nn.Parameter = log_scale(towers)
 
     def image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Encode normalised pixels as un-normalised embeddings of the joint space."""
+        """Encode normalised pixels as un-normalised embeddings in the joint space."""
         return self.towers.image(pixels)
 
     def text(self, tokens: Tokens) -> Float[Tensor, "b d"]:
-        """Encode tokens as un-normalised embeddings of the joint space."""
+        """Encode tokens as un-normalised embeddings in the joint space."""
         return self.towers.text(tokens)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -102,7 +102,7 @@ class AdaptedTowers(nn.Module):
 
 
 def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
-    """Return the names of the modules with trained weights, and of modules without weights inside them."""
+    """Return the names of the modules with trained weights, and of their submodules that have no weights."""
     with_weights, trained = set[str](), set[str]()
     for name, weight in network.named_parameters(remove_duplicate=False):
         while name:
@@ -196,7 +196,7 @@ def _lora_layers(towers: Towers, trained_towers: Sequence[Tower], lora: LoraConf
     if missing := [tower for tower in trained_towers if not by_tower[tower]]:
         raise ModelError(
             f"LoRA adapts no layer of the {' and the '.join(missing)} tower: no layer matches "
-            f"{', '.join(lora.targets)}, or the weights of those that match are read without calling the layer",
+            f"{', '.join(lora.targets)}, or the weights of those that match are read without calling the layers",
             where=where,
             fix="set adapt.tuning: projection or full, name other layers in adapt.lora.targets, or train only the "
             f"other tower (adapt.towers); layers of this VLM: {shortlist(sorted(all_usable), 8)}",

@@ -178,5 +178,6 @@ arguments of `timm.create_model` and two additional keys: `architecture` (timm a
 that a weights file without config.json is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer
 classes are given by name (`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `remote_code`
 marks a model defined by Python code in its repository, which requires `backbone.trust_remote_code`, and `facts` lists
-required values of keys in config.json. The weights of a timm model must match its `architecture` by name and shape.
+keys of config.json and their required values. The weights of a timm model must match its `architecture` by name and
+shape.
 """

@@ -71,7 +71,7 @@ class ClassifierSpec:
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file except the card, by path in the folder.
         tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if unknown or not uniform.
-        mpp_assumed: Whether `mpp` is the value that the backbone expects, because the training tiles state none.
+        mpp_assumed: Whether `mpp` is the backbone's expected value, because that of the training tiles is unknown.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -119,7 +119,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
         else "",
     ]
     reason = "; ".join(filter(None, reasons)) or f"{loader} has no classifier with one linear layer over its features"
-    return f"{load_call} loads the adapted backbone only; the classes need clipit.load_classifier ({reason})."
+    return f"{load_call} loads only the adapted backbone; class predictions need clipit.load_classifier ({reason})."
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:

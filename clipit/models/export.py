@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.errors import ArtifactError, ModelError, counted, disk_errors, shortlist
+from clipit.errors import ArtifactError, ModelError, disk_errors, shortlist
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
     ADAPTER,
@@ -271,6 +271,5 @@ def _check(
     for name, (names, embeddings) in (prompts or {}).items():
         if embeddings.shape != (len(names), dim):
             raise mismatch(
-                f"prompt set {name} has {counted(len(names), 'class', 'classes')} in {dim} dimensions, but embeddings "
-                f"of shape {embeddings.shape}"
+                f"the embeddings of prompt set {name} have the shape {embeddings.shape}, not {(len(names), dim)}"
             )

@@ -70,8 +70,8 @@ def export_program(
     """Write a classifier as a self-contained program from normalised pixels [b,3,h,w] to logits [b,C].
 
     The program accepts any batch size. The classes and the preprocessing are stored in the file (ONNX: metadata;
-    torch.export: extra file `clipit.json`) and in `<file>.json` next to it. The file replaces an
-    earlier one only after the logits have been compared.
+    torch.export: extra file `clipit.json`) and in `<file>.json` next to it. The file
+    replaces an earlier one only after the logits have been compared.
 
     Args:
         classifier: Classifier in float32; it is moved to the CPU.

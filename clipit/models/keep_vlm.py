@@ -126,8 +126,8 @@ def _build(source: str) -> Any:
     """Import KEEP's code and build its model with random weights, without changing timm for the rest of the process.
 
     The code replaces timm's `LayerScale` with a class whose weight has a different name, and which does not accept the
-    keywords `device` and `dtype` of newer timm versions. Here, the replacement lasts only while the model is built.
-    transformers imports the code once per process, so later loads reuse the class stored by the first.
+    keywords `device` and `dtype` that newer timm versions pass. Here, the replacement lasts only while the model is
+    built. transformers imports the code once per process, so later loads reuse the class stored by the first.
     """
     from timm.models import vision_transformer
     from transformers import AutoConfig, AutoModel

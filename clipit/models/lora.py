@@ -51,7 +51,7 @@ def target_modules(
     kind qkv, and their output projection is adapted with them.
 
     Args:
-        targets: Kinds, names of modules, or their last parts.
+        targets: Kinds, module names, or last parts of module names.
         called: Names of the layers that the forward pass calls, to select from; None for all layers.
         where: Configuration key of the targets, for the error.
 

@@ -18,11 +18,11 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
 
     peft 0.21's own layer adds the update of the output projection twice, and replaces the frozen weights with rounded
     copies in each forward pass. Here, the frozen weights do not change. Self-attention applies the low-rank factors to
-    the tokens, which needs no gradient of a full weight; other calls use the sums of weights and updates.
+    the tokens, which avoids the gradient of a full weight matrix; other calls use the sums of weights and updates.
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
-        """Apply the attention layer with the updates added to its weights; arguments and result are as in the layer."""
+        """Apply the attention layer with the updates added to its weights, with the same arguments and result."""
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)
@@ -91,7 +91,7 @@ class OpenClipAttention(PackedAttention):
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
-        """Apply the attention layer with the updates added to its weights; arguments and result are as in the layer."""
+        """Apply the attention layer with the updates added to its weights, with the same arguments and result."""
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)

@@ -34,7 +34,7 @@ def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
     from transformers import dynamic_module_utils
     from transformers.integrations import hub_kernels
 
-    def refuse(*arguments: object, **_: object) -> Any:
+    def reject(*arguments: object, **_: object) -> Any:
         raise ModelError(
             "the model requires Python code from its own files, which is not trusted",
             where=" ".join(str(argument) for argument in arguments),
@@ -42,9 +42,9 @@ def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
         )
 
     with (
-        patch.object(dynamic_module_utils, "get_class_in_module", refuse),
+        patch.object(dynamic_module_utils, "get_class_in_module", reject),
         patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
-        patch.object(hub_kernels, "get_kernel", refuse),
+        patch.object(hub_kernels, "get_kernel", reject),
     ):
         yield
 

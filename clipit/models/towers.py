@@ -54,12 +54,12 @@ class Towers:
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         tokenise: Function from texts to inputs of the text tower, truncated to the context length.
         vocabulary: Id of each token of the tokeniser.
-        image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
-        text: Function from tokens to un-normalised embeddings [b,d] of the joint space.
+        image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] in the joint space.
+        text: Function from tokens to un-normalised embeddings [b,d] in the joint space.
         raw: Function from normalised pixels to pooled features [b,raw_dim] before the projection; None if they
             are not available.
         raw_dim: Dimension of the `raw` features; None if they are not available.
-        tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if they
+        tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] in the joint space; None if they
             are not available.
         is_image_weight: Function that returns whether a weight of `module`, given by name, is in the image tower.
         save: Function that writes the current weights, tokeniser and preprocessing into an existing folder, in the

@@ -210,7 +210,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
         mismatched += mismatches(report.get("mismatched_keys", ()))
-        mismatched += [f"{key} is not in the model" for key in _further_layers(model, report["unexpected_keys"])]
+        mismatched += [f"{key} is not in the model" for key in _extra_layers(model, report["unexpected_keys"])]
         if mismatched:  # transformers would keep random values
             raise ModelError(
                 f"the weights do not match the model in config.json: {shortlist(mismatched)}",
@@ -226,7 +226,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
     return model.eval()
 
 
-def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+def _extra_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
     """List unused weights of numbered layers beyond the model's own; unused weights of heads are allowed."""
     known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
     return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))

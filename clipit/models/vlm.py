@@ -98,7 +98,7 @@ class VLM:
         return list(self.towers.count_tokens(_as_list(texts)))
 
     def count_truncated(self, texts: Sequence[str]) -> tuple[int, int]:
-        """Return the number of texts beyond the context length, and the total number of tokens beyond it."""
+        """Return the number of texts that exceed the context length, and the total number of excess tokens."""
         excess = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
         return len(excess), sum(excess)
 
@@ -107,8 +107,8 @@ class VLM:
         truncated, tokens = self.count_truncated(texts)
         if truncated:
             logger.warning(
-                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the context length of "
-                f"{self.name} ({self.context_length} tokens); truncated by {counted(tokens, 'token')} in total"
+                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the context length of {self.name} "
+                f"({self.context_length} tokens); {counted(tokens, 'token is', 'tokens are')} truncated in total"
             )
 
     def encode_prompts(self, texts: Sequence[str]) -> Float[torch.Tensor, "b d"]:
@@ -155,7 +155,7 @@ class VLM:
         return embeddings.float().clone()  # cloned, because an inference tensor cannot be a training target
 
     def encode_patches(self, pixels: Float[torch.Tensor, "b 3 s s"]) -> Float[torch.Tensor, "b h w d"]:
-        """Encode normalised pixels as un-normalised float32 patch tokens of the joint space.
+        """Encode normalised pixels as un-normalised float32 patch tokens in the joint space.
 
         Raises:
             ModelError: The VLM has no patch tokens.
@@ -194,7 +194,7 @@ class VLM:
                 embeddings = self.towers.text(tokens)
             except IndexError as error:  # an id beyond the end of the embedding table
                 raise ModelError(
-                    f"a text contains a token that the text tower does not embed: {error}",
+                    f"a text contains a token for which the text tower has no embedding: {error}",
                     where=self.towers.source,
                     fix="use the tokeniser files of this model; tokens that were added to a tokeniser need a text "
                     "tower that was trained with them",

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 _DATA_TYPE = re.compile(r"(?:torch\.)?(?:(b?float|b?f)|q?u?int|[iu])(\d+)(?:_?[a-z].*)?")
 """Name of a floating-point or integer type and its bits, in lower case: `torch.int8`, or `i8` in safetensors."""
 UNQUANTISED = "use the unquantised weights of this model, in float32, bfloat16 or float16"
-"""Advice about quantised weights."""
+"""Fix given in errors about quantised weights."""
 _WEIGHT_NAMES = ("weight", "bias")
 """Name endings of tensors that are never integers by design, unlike indices and counters."""
 

@@ -19,7 +19,7 @@ _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
 """Minimum and maximum number of texts in each list; the maxima are those of CPLIP's bags."""
 
 MAX_TEXTS = 1 + sum(maximum for _, maximum in _LISTS.values())
-"""Maximum number of texts of an entry."""
+"""Maximum number of texts in an entry."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ _NAME = "CLASSNAME"
 _KEYS = {"classnames", "templates"}
 _CLIPIT_KEYS = {"name", "version", "source", "licence", "templates", "classes"}
 _CONFIGURATION = {"tiles", "reports", "backbone", "training", "comparison"}
-_CLIPIT = ("classes", "name, version, templates and classes (a prompt set of clipit)")
+_CLIPIT = ("classes", "name, version, templates and classes (a clipit prompt set)")
 _ONE = ("classnames", "classnames and templates (one published set)")
 _MANY = "numbered entries, each with classnames and templates (CONCH, MI-Zero, KEP, KEEP)"
 _EXPECTED = f"use a file with one of these structures: {_CLIPIT[1]}; {_ONE[1]}; {_MANY}"
@@ -56,7 +56,7 @@ def read_draws(path: Path) -> list[dict[str, Any]]:
 
 
 def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
-    """Return the entries of a published file, by key; None for a prompt set of clipit."""
+    """Return the entries of a published file, by key; None for a clipit prompt set."""
     structures = _structures(raw)
     if len(structures) != 1:
         structure = (
@@ -83,7 +83,7 @@ def _structures(raw: Mapping[str, Any]) -> list[str]:
     structures = [name for name, _ in (_CLIPIT, _ONE) if name in raw and (name == _ONE[0] or complete or mostly_clipit)]
     if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _CLIPIT[0]):
         structures.append(_MANY)
-    # An incomplete prompt set of clipit is recognised as one, so that its missing keys are listed.
+    # An incomplete clipit prompt set is recognised as one, so that its missing keys are listed.
     return structures or ([_CLIPIT[0]] if {"name", "version"} & {*raw} and mostly_clipit else [])
 
 

@@ -148,7 +148,7 @@ def check_memory(key: str, dim: int, rows: int) -> None:
     if training + index > free:
         raise ConfigError(
             f"building index {key!r} for {counted(rows, 'snippet')} needs about {(training + index) / 1e9:,.1f} GB of "
-            f"memory ({training / 1e9:,.1f} GB of training rows, {index / 1e9:,.1f} GB of index), but only "
+            f"memory ({training / 1e9:,.1f} GB for training rows, {index / 1e9:,.1f} GB for the index), but only "
             f"{free / 1e9:,.1f} GB are free",
             where="pairing.index",
             fix="use a key with fewer lists or smaller codes, a machine with more memory, or Flat, which is exact and "

@@ -1,6 +1,6 @@
 """On-disk stores of text and tile embeddings: half-precision vectors in shards, with their ids.
 
-Vectors of the joint space are normalised before they are written (`write_embeddings`); raw features are not.
+Vectors in the joint space are normalised before they are written (`write_embeddings`); raw features are not.
 
 A shard is the unit of work: shards are distributed over the processes, and each is written atomically, so that an
 interrupted job resumes at the next shard. Batches do not span shards, so the written bytes do not depend on the number
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 1000
-"""Number of texts above which a progress bar is shown; embedding class prompts shows none."""
+"""Number of texts above which a progress bar is shown; sets of class prompts have fewer."""
 SHARD = 4096
 """Rows per shard."""
 _MAX_MAPPED = 256  # maximum number of shards that are kept mapped; each needs a file handle
@@ -185,7 +185,7 @@ def embed_texts(
         batch_size: Texts per forward pass.
         word_drop: Probability of dropping a word; the choice depends only on seed and snippet id, and at least one word
             of a text is kept.
-        seed: Seed of `word_drop`.
+        seed: Seed for `word_drop`.
     """
     inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
     if word_drop:

@@ -22,7 +22,7 @@ _CHUNK = 64  # number of scores in a chunk of `best_of`
 Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
 """Rows, and their vectors."""
 Adjust = Callable[[slice, Int[Tensor, "_"], Float[Tensor, "q _"]], None]
-"""Function that changes the scores of some queries with some rows in place."""
+"""Function that adjusts the scores of a slice of queries for some rows, in place."""
 
 
 def blocks_per_pass(block: int, dim: int) -> int:
@@ -53,7 +53,7 @@ def nearest_rows(
         vectors: Rows and vectors to search, in parts of at most `BLOCK`, on this process's device.
         k: Number of rows per query.
         block: Queries per matrix product.
-        adjust: Function that changes the scores of some queries with some rows in place; -inf excludes a row.
+        adjust: Function that adjusts the scores of a slice of queries for some rows, in place; -inf excludes a row.
         faiss: Whether to search with faiss; `adjust` is then ignored.
         shared: Whether the other processes search other vectors for the same queries; the results are then merged.
     """

@@ -15,7 +15,7 @@ def mean_and_deviation(
 
     Args:
         batches: Features of one bag or image per batch; at least one row in total.
-        max_rows: Maximum number of rows used of each batch, evenly spaced.
+        max_rows: Maximum number of rows used per batch, evenly spaced.
 
     Returns:
         Mean and standard deviation; the latter is 1 for constant features.

@@ -138,7 +138,7 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
     files = [file for path in paths for file in (sorted(path.glob("*.h5")) if path.is_dir() else [path])]
     where = shortlist([str(path) for path in paths])
     if not files:
-        raise DataError("no feature files", where=where, fix="use .h5 files of TRIDENT or CLAM, or their folder")
+        raise DataError("no feature files", where=where, fix="use .h5 files from TRIDENT or CLAM, or their folder")
     if repeated := repeats([file.stem for file in files], files.__getitem__):
         raise DataError(f"slides with the same name: {shortlist(repeated)}", where=where, fix="rename the files")
     return files

@@ -82,7 +82,7 @@ def test_an_index_that_does_not_fit_into_memory_is_refused_before_work(monkeypat
     monkeypatch.setattr("clipit.stores.approximate_build.device_memory", lambda device: 8_000_000_000)
     training, whole = build_bytes("IVF262144,SQ8", 512, 100_000_000)
     assert round(training / 1e9) == 21 and round(whole / 1e9, 1) == 52.5
-    with pytest.raises(ConfigError, match=r"needs about 73\.5 GB of memory \(20\.9 GB of training.* 8\.0 GB are free"):
+    with pytest.raises(ConfigError, match=r"needs about 73\.5 GB of memory \(20\.9 GB for training.* 8\.0 GB are free"):
         check_memory("IVF262144,SQ8", 512, 100_000_000)
     check_memory("IVF16384,PQ32", 512, 10_000_000)
 

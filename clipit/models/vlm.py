@@ -107,8 +107,9 @@ class VLM:
         truncated, tokens = self.count_truncated(texts)
         if truncated:
             logger.warning(
-                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the context length of {self.name} "
-                f"({self.context_length} tokens); {counted(tokens, 'token is', 'tokens are')} truncated in total"
+                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the context length "
+                f"of {self.name} ({self.context_length} tokens); {counted(tokens, 'token is', 'tokens are')} truncated"
+                " in total"
             )
 
     def encode_prompts(self, texts: Sequence[str]) -> Float[torch.Tensor, "b d"]:

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,18 @@ _MISREAD = re.compile(
 """UTF-8 misread as cp1252: two or three characters in place of one, such as \u00c3\u00a4 for \u00e4."""
 
 
+_ESCAPED = re.compile(
+    r"\\(?:\.(?:br|sp|ce|fi|nf|in|ti|sk)[+\-0-9]*|X(?:[0-9A-Fa-f]{2})+|[TFSRE])\\|\\u[0-9A-Fa-f]{4}|(?:=[0-9A-F]{2}){2,}"
+    r"|\Ab['\"](?=.*['\"]\s*\Z)",
+    re.DOTALL,
+)
+"""Escape sequences of HL7 messages, JSON and e-mails, and the text of a Python bytes object."""
+
+_LIMITS = frozenset({255, 256, 500, 512, 1000, 1024, 2000, 2048, 4000, 4096, 8000, 32_767, 65_535})
+"""Lengths to which databases and spreadsheets truncate texts."""
+_MIN_LIMIT = 200  # characters; reports may be as short as this, and of equal lengths by chance
+
+
 def count_misread(texts: Sequence[str]) -> str:
     """Describe how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
     matches = [match.group() for text in texts if (match := _MISREAD.search(text))]
@@ -29,6 +41,34 @@ def count_misread(texts: Sequence[str]) -> str:
         f"{counted(len(matches), 'report contains', 'reports contain')} characters such as "
         f"{shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that another program misread as a different encoding; "
         "export the reports again"
+    )
+
+
+def count_escaped(texts: Sequence[str]) -> str:
+    """Describe how many texts contain escape sequences of other formats; "" if none do."""
+    matches = [match.group() for text in texts if (match := _ESCAPED.search(text))]
+    if not matches:
+        return ""
+    return (
+        f"{counted(len(matches), 'report contains', 'reports contain')} escape sequences such as "
+        f"{shortlist(list(dict.fromkeys(matches)), 3)}: marks of another format (HL7, JSON, Python, e-mail) in place "
+        "of line breaks and letters; decode them, or export the reports again"
+    )
+
+
+def count_truncated(texts: Collection[str]) -> str:
+    """Describe how many texts another program has probably truncated; "" if none.
+
+    These have the same length, which no other text exceeds, and end within a sentence. One text is enough if its length
+    is a common limit of databases and spreadsheets.
+    """
+    longest = max(map(len, texts), default=0)
+    cut = {text for text in texts if len(text) == longest and text[-1:].isalnum()}
+    if longest < _MIN_LIMIT or len(cut) < (1 if longest in _LIMITS else 3):
+        return ""
+    return (
+        f"{counted(len(cut), 'report has', 'reports have')} exactly {longest:,} characters, more than any other, and "
+        "end within a sentence: another program has probably truncated them; export the reports again"
     )
 
 

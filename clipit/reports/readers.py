@@ -23,7 +23,7 @@ from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
-from clipit.reports.encodings import count_misread
+from clipit.reports.encodings import count_escaped, count_misread, count_truncated
 from clipit.reports.metadata import check_dates, read_metadata
 from clipit.reports.tables import read_huggingface_reports, read_jsonl, read_parquet, read_table_reports
 from clipit.reports.tcga import read_tcga
@@ -35,7 +35,7 @@ _FORMAT_OF_SUFFIX = {
 }  # fmt: skip
 _DATA_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
-_DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file"}
+_DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file", "<?xml": "an XML document"}
 """First characters of documents that are not plain text."""
 
 
@@ -118,9 +118,8 @@ def read_reports(config: ReportsConfig) -> Reports:
             where=config.path,
             fix="check reports.path, reports.format and reports.text_column",
         )
-    misread = count_misread([report.text for report in reports])
-    if misread:
-        problems.append(misread)
+    texts = [report.text for report in reports]
+    problems += filter(None, [count_misread(texts), count_escaped(texts), count_truncated(texts)])
     reports = _select_organs(_missing_to_none(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)
     return Reports(tuple(reports), tuple(problems), config.path, empty, tuple(notes))

@@ -1,4 +1,4 @@
-"""Tables of reports as other programs export them: patients as decimals, and misread UTF-8."""
+"""Reports as other programs export them: patients as decimals, misread UTF-8, escape sequences, truncated texts."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from clipit.config.run import ReportsConfig
+from clipit.errors import DataError
 from clipit.input_files.data_files import without_decimals
 from clipit.reports.readers import read_reports
 
@@ -52,3 +53,42 @@ def test_misread_utf8_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text(f"{right}\n{wrong}\nÂge de l'arbre\n", encoding="utf-8")
     (problem,) = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
     assert problem.startswith("1 report contains characters such as Ã¤: UTF-8 that another program misread")
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "found"), [(4000, 1, True), (300, 3, True), (300, 2, False), (90, 5, False)]
+)
+def test_reports_of_one_length_that_end_within_a_sentence_are_a_problem(
+    tmp_path: Path, length: int, count: int, found: bool
+) -> None:
+    texts = [f"Report {number}. " + "Sections show glands and stroma. " * 200 for number in range(count)]
+    rows = [text[: length - 1] + "x" for text in texts]
+    (tmp_path / "r.csv").write_text("text\nAdenoma of the colon.\n" + "\n".join(rows) + "\n")
+    problems = read_reports(ReportsConfig(path=str(tmp_path / "r.csv"))).problems
+    listed = [problem for problem in problems if "truncated" in problem]
+    assert len(listed) == found
+    if found:
+        assert listed[0].startswith(f"{count} report")
+        assert f"{length:,} characters" in listed[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("DIAGNOSIS:\\.br\\Adenoma of the colon", "\\.br\\"),
+        ("Adenoma\\X0D0A\\of the colon", "\\X0D0A\\"),
+        ("Adenoma \\u2265 5 mm", "\\u2265"),
+        ("Adenoma with =C3=BClceration", "=C3=BC"),
+        ("b'Adenoma of the colon'", "b'"),
+    ],
+)
+def test_escape_sequences_of_other_formats_are_a_problem(tmp_path: Path, text: str, shown: str) -> None:
+    (tmp_path / "r.txt").write_text(f"{text}\nAdenoma = 5 mm, see C:\\new\\a.txt\n")
+    [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
+    assert problem.startswith(f"1 report contains escape sequences such as {shown}:")
+
+
+def test_an_xml_document_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text('<?xml version="1.0"?><ClinicalDocument><text>Adenoma</text></ClinicalDocument>\n')
+    with pytest.raises(DataError, match="an XML document, not plain text"):
+        read_reports(ReportsConfig(path=str(tmp_path / "r.txt")))

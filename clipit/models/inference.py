@@ -191,7 +191,7 @@ class Classifier:
         """
         if prompts is None or isinstance(prompts, str):
             return _normalised(self._read_cached(prompts).double()).float().numpy()
-        if not prompts:
+        if not isinstance(prompts, Mapping) or not prompts:
             raise DataError("no classes in the prompts", where="prompts", fix="map each class to its texts")
         mean = self._tensors.get("text_mean")
         rows = []
@@ -269,6 +269,8 @@ class Classifier:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
             raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="pass at least one text")
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError("a text is empty or not a string", where=f"prompts[{name!r}]", fix="correct or remove it")
         return self._text_vlm().encode_prompts(texts).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:

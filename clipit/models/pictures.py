@@ -1,6 +1,6 @@
 """Open the images passed to a classifier in Python: a list, a folder or a zip, but not slides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,8 +12,8 @@ from clipit.input_files.data_files import list_files
 from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_slide_file
 
-Images = Sequence[Picture] | str | Path
-"""A list of images, or the path of a folder or zip, whose images are read in the order of their paths."""
+Images = Iterable[Picture] | str | Path
+"""Images in their order, or the path of a folder or zip, whose images are read in the order of their paths."""
 
 
 def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:

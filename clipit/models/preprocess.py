@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
+from clipit.argument_types import type_name
 from clipit.errors import DataError, ModelError, shortlist
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.output_files.artifacts import fingerprint
@@ -278,19 +279,22 @@ def _triple(values: Any, key: str, name: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def require_sequence(images: Sequence[Picture] | str | Path) -> Sequence[Picture]:
-    """Check that several images are given as a sequence, and return them unchanged.
+def require_sequence(images: Iterable[Picture] | str | Path) -> Sequence[Picture]:
+    """Check that several images are given, and return them as a sequence.
 
     Raises:
-        DataError: A single image was given.
+        DataError: A single image, or something that is no list of images, was given.
     """
-    if isinstance(images, str | Path | Image.Image):
+    if isinstance(images, str | Path | Image.Image | bytes | Mapping) or not isinstance(images, Iterable):
         raise DataError(
-            "expected a list of images, a folder or a zip, got one image or a path that does not exist",
-            where=repr(images),
+            "expected a list of images, a folder or a zip, got one image or a path that does not exist"
+            if isinstance(images, str | Path | Image.Image)
+            else f"expected a list of images, a folder or a zip, got {type_name(images)}",
+            where=repr(images)[:80],
             fix="pass a single image as a list, [image], or correct the path of the folder or zip",
         )
-    return images
+    # A pandas Series would be indexed by its labels, which may be in a different order.
+    return images if isinstance(images, list | tuple | np.ndarray) else list(images)
 
 
 def open_picture(image: Picture, position: int) -> Image.Image:

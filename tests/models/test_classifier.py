@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -261,6 +262,26 @@ def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures
         classifier.predict([opened])
     with pytest.raises(DataError, match="list"):
         classifier.predict(str(tmp_path / "a.png"))  # type: ignore[arg-type]
+
+
+def test_series_and_generators_are_read_in_their_order(pictures: list[Image.Image]) -> None:
+    for images in (pd.Series(pictures[:3], index=[2, 0, 1]), iter(pictures[:3])):
+        count, read = open_pictures(images)
+        assert count == 3
+        assert [read(row).tobytes() for row in range(3)] == [p.convert("RGB").tobytes() for p in pictures[:3]]
+
+
+def test_a_mapping_in_place_of_images_is_refused() -> None:
+    with pytest.raises(DataError, match="expected a list of images"):
+        open_pictures({"a": "a.png"})
+
+
+def test_empty_prompts_are_refused(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
+    export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name)
+    for texts in ("", ["gland", " "]):
+        with pytest.raises(DataError, match=r"(?s)text is empty.*prompts\['gland'\]"):
+            classifier.zero_shot(pictures, {"gland": texts, "stroma": ["x"]})
 
 
 def test_folders_and_zips_are_read_in_the_order_of_their_paths(

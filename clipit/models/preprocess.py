@@ -294,7 +294,7 @@ def require_sequence(images: Iterable[Picture] | str | Path) -> Sequence[Picture
             fix="pass a single image as a list, [image], or correct the path of the folder or zip",
         )
     # A pandas Series would be indexed by its labels, which may be in a different order.
-    return images if isinstance(images, list | tuple | np.ndarray) else list(images)
+    return images if isinstance(images, list | tuple) else list(images)
 
 
 def open_picture(image: Picture, position: int) -> Image.Image:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the Hub's client
 
 import pytest
 import yaml

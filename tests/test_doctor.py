@@ -39,7 +39,7 @@ def hub(access: Access) -> AskHub:
 
 
 def silent(name: str) -> Access:
-    raise AssertionError(f"the hub was asked about {name}")
+    raise AssertionError(f"the Hub was asked about {name}")
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ def test_the_script(
     assert "FAIL  tiles" in shown.out and "PASS  VLM" in shown.out and "\033[" not in shown.out
     assert "configuration keys need --config" in shown.err
     announced = [line for line in shown.err.splitlines() if line.endswith(" ...")]
-    assert announced[0] == "starting ..." and announced[-1] == "checking the Hugging Face hub ..."
+    assert announced[0] == "starting ..." and announced[-1] == "checking the Hugging Face Hub ..."
     assert f"checking {path}: its models, tiles, reports and prompts ..." in announced and "checking" not in shown.out
     assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out
 

@@ -74,7 +74,7 @@ def dawid_skene(
 
     n, a, c = len(votes.items), len(votes.annotators), len(votes.classes)
     if not n or not c:
-        raise DataError("no labels by annotators", where="tiles.annotations", fix="add labels to the file")
+        raise DataError("no annotator labels", where="tiles.annotations", fix="add labels to the file")
     weights = np.ones(n) if weights is None else weights
     label_counts = sparse.csr_array(
         (votes.times.astype(np.float64), (votes.item, votes.annotator * c + votes.label)), shape=(n, a * c)

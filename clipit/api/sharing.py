@@ -31,7 +31,7 @@ def export_program(
         >>> exported.differences  # largest logit difference, by input
 
     Args:
-        classifier: Folder of a run or of its classifier, repository on the hub, or a loaded classifier in float32,
+        classifier: Folder of a run or of its classifier, repository on the Hub, or a loaded classifier in float32,
             which is moved to the CPU.
         path: File to write, `.onnx` or `.pt2`; an existing file is replaced.
         format: `onnx`, or `torch_export` for a program of `torch.export`.
@@ -62,7 +62,7 @@ def push_classifier(classifier: str | Path, repository: str, *, private: bool = 
 
     Args:
         classifier: Folder of a run or of its classifier.
-        repository: Repository on the hub, `owner/name`; it is created if it does not exist.
+        repository: Repository on the Hub, `owner/name`; it is created if it does not exist.
         private: Whether a new repository is private.
         permitted: Whether you have the rights holders' permission to share models whose licences do not permit it.
 
@@ -71,7 +71,7 @@ def push_classifier(classifier: str | Path, repository: str, *, private: bool = 
 
     Raises:
         ModelError: The folder contains no classifier, its files have changed, a licence does not permit sharing it, or
-            the hub rejects the upload.
+            the Hub rejects the upload.
         ArtifactError: The classifier has no card, or the repository's name is invalid.
     """
     from clipit.models.hub import plan_upload

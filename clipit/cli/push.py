@@ -13,7 +13,7 @@ def main() -> None:
         parser.add_argument(
             "classifier", type=option_path, metavar="CLASSIFIER", help="folder of a run, or its classifier/ folder"
         )
-        parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
+        parser.add_argument("repository", metavar="REPO", help="repository on the Hub: owner/name")
         parser.add_argument("--private", action="store_true", help="create a private repository")
         parser.add_argument("--yes", action="store_true", help="upload without asking for confirmation")
         parser.add_argument(

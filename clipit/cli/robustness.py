@@ -12,7 +12,7 @@ def main() -> None:
     with user_errors():
         run = {
             "type": run_path, "action": "append", "default": [], "metavar": "FOLDER",
-            "help": "folder of a finished run of this configuration; repeat the option for several runs",
+            "help": "folder of a finished run with this configuration; repeat the option for several runs",
         }  # fmt: skip
         extra = {"--run": run, **RECORD_OPTION}
         file, options = read_file_command(__doc__, ["robustness", "comparison"], extra=extra, needs_reports=False)

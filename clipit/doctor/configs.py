@@ -76,7 +76,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
     Args:
         missing: Required keys with placeholders, whose data are not checked.
         path: Configuration file, whose head comment states the command and its requirements.
-        ask: Function that returns whether a hub repository may be downloaded.
+        ask: Function that returns whether a Hub repository may be downloaded.
 
     Raises:
         ConfigError: The comparison's data sets and backbones are incompatible with its arms.

@@ -112,7 +112,7 @@ def check_reports(config: RunConfig) -> list[Check]:
     if reports.format in ("auto", "huggingface") and hub_id(reports.path) is not None:
         return [_on_hub("reports", reports.path)]
     if not path.exists():
-        fix = "correct reports.path, or download the reports; data sets on the Hugging Face hub are hf:owner/name"
+        fix = "correct reports.path, or download the reports; data sets on the Hugging Face Hub are hf:owner/name"
         if reports.format == "tcga":
             fix = f"download TCGA-Reports from {_TCGA_PAGE} (see {data_card('tcga_reports')}), or use your own reports"
         problem = f"{reports.path} does not exist; {similar_names(reports.path)}"
@@ -158,7 +158,7 @@ def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Che
 
 def _on_hub(subject: str, name: str) -> Check:
     fix = "it is downloaded on first use; without network access, use a local folder"
-    return Check("WARN", subject, f"{name} is on the Hugging Face hub; the local cache was not checked.", fix)
+    return Check("WARN", subject, f"{name} is on the Hugging Face Hub; the local cache was not checked.", fix)
 
 
 def check_prompts(config: RunConfig) -> list[Check]:

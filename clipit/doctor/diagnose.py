@@ -1,4 +1,4 @@
-"""Run all checks: the machine, its packages, the hub, and configurations."""
+"""Run all checks: the machine, its packages, the Hub, and configurations."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,8 +62,8 @@ def diagnose(
     groups.append(CheckGroup("This machine", check_machine(output)))
     announce("packages")
     groups.append(CheckGroup("Packages", check_packages()))
-    announce("the Hugging Face hub")
-    groups.append(CheckGroup("Hugging Face hub", check_hub(needed=bool(hub_ids) or not (path or run_configs(Path())))))
+    announce("the Hugging Face Hub")
+    groups.append(CheckGroup("Hugging Face Hub", check_hub(needed=bool(hub_ids) or not (path or run_configs(Path())))))
     return groups
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Access = Literal["granted", "gated", "absent", "offline", "unreachable"]
 AskHub = Callable[[str], Access]
-"""Function that returns whether this user may download a repository of the Hugging Face hub."""
+"""Function that returns whether this user may download a repository of the Hugging Face Hub."""
 
 _PACKAGES = {"conch": ("conch",), "musk": ("musk", "fairscale", "einops", "sentencepiece")}
 """Model family -> packages that load its models and are not dependencies of clipit."""
@@ -46,25 +46,25 @@ def ask_hub(hub_id: str) -> Access:
 
 
 def check_hub(needed: bool = True) -> list[Check]:
-    """Check whether the hub can be reached and a token is present; the token itself is never shown.
+    """Check whether the Hub can be reached and a token is present; the token itself is never shown.
 
     Args:
-        needed: Whether a model or data set may come from the hub; if not, no result is a warning.
+        needed: Whether a model or data set may come from the Hub; if not, no result is a warning.
     """
     from huggingface_hub import constants, get_token
 
     from clipit.models.loading import hub_is_reachable
 
     if constants.HF_HUB_OFFLINE:
-        mode = Check("PASS", "hub", "HF_HUB_OFFLINE is set: models must be cached or given as folders")
+        mode = Check("PASS", "Hub", "HF_HUB_OFFLINE is set: models must be cached or given as folders")
     elif hub_is_reachable():
-        mode = Check("PASS", "hub", f"{constants.ENDPOINT} is reachable; cache: {constants.HF_HUB_CACHE}")
+        mode = Check("PASS", "Hub", f"{constants.ENDPOINT} is reachable; cache: {constants.HF_HUB_CACHE}")
     elif not needed:
-        mode = Check("PASS", "hub", f"{constants.ENDPOINT} is unreachable; nothing is downloaded from it")
+        mode = Check("PASS", "Hub", f"{constants.ENDPOINT} is unreachable; nothing is downloaded from it")
     else:
         fix = "without network access, use local model folders, and set HF_HUB_OFFLINE=1 so that runs do not wait"
         mode = Check(
-            "WARN", "hub", f"{constants.ENDPOINT} is unreachable. Cached models are in {constants.HF_HUB_CACHE}.", fix
+            "WARN", "Hub", f"{constants.ENDPOINT} is unreachable. Cached models are in {constants.HF_HUB_CACHE}.", fix
         )
     if get_token():
         return [mode, Check("PASS", "token", "present")]
@@ -209,7 +209,7 @@ def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
 
 
 def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None", ask: AskHub, section: str) -> Check:
-    """Check whether a model is cached or can be downloaded from its repository on the hub.
+    """Check whether a model is cached or can be downloaded from its repository on the Hub.
 
     Args:
         subject: Purpose of the model, as the subject of the check.
@@ -230,9 +230,9 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     outcomes: dict[Access, tuple[Status, str, str]] = {
         "granted": ("PASS", f"{model} is downloaded on first use", ""),
         "gated": ("FAIL", f"{model} is gated, and this user has no access.", licence),
-        "absent": ("FAIL", f"{model} does not exist on the hub, or is private.", f"check the spelling: {page}"),
+        "absent": ("FAIL", f"{model} does not exist on the Hub, or is private.", f"check the spelling: {page}"),
         "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set.", f"unset HF_HUB_OFFLINE; or {download}"),
-        "unreachable": ("WARN", f"{missing} the hub is unreachable{unknown}.", download),
+        "unreachable": ("WARN", f"{missing} the Hub is unreachable{unknown}.", download),
     }
     status, message, fix = outcomes[ask(repository)]
     return Check(status, subject, message, fix)

@@ -292,15 +292,15 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def hub_id(path: str) -> str | None:
-    """Return the hub id in a path of the form `hf:owner/name`; None for local paths."""
+    """Return the Hub id in a path of the form `hf:owner/name`; None for local paths."""
     return path.removeprefix(HUB) if path.startswith(HUB) else None
 
 
 def hub_revision(path: str, key: str) -> str | None:
-    """Look up the newest commit of a data set on the hub, for `load_huggingface`; None for local sets and offline.
+    """Look up the newest commit of a data set on the Hub, for `load_huggingface`; None for local sets and offline.
 
     Raises:
-        DataError: The data set does not exist, or the hub cannot be reached.
+        DataError: The data set does not exist, or the Hub cannot be reached.
     """
     name = hub_id(path)
     if name is None:
@@ -319,12 +319,12 @@ def hub_revision(path: str, key: str) -> str | None:
 def load_huggingface(
     path: str, key: str, *, streaming: bool = False, revision: str | None = None, texts: Sequence[str] = ()
 ) -> Any:
-    """Load a Hugging Face data set: `hf:owner/name` on the hub, a local folder, or one written by `save_to_disk`.
+    """Load a Hugging Face data set: `hf:owner/name` on the Hub, a local folder, or one written by `save_to_disk`.
 
     Args:
-        path: Local folder, or id on the hub with the prefix `hf:`. A local path is never looked up on the hub.
+        path: Local folder, or id on the Hub with the prefix `hf:`. A local path is never looked up on the Hub.
         streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
-        revision: Commit of a data set on the hub; None for the newest one, or the cached one offline.
+        revision: Commit of a data set on the Hub; None for the newest one, or the cached one offline.
         texts: Columns of a folder of csv or tsv files to read as text; pandas guesses the types of others, and reads
             007 as 7.
 

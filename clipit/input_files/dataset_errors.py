@@ -36,7 +36,7 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
     """Build the error for a data set that cannot be loaded.
 
     Args:
-        path: Folder or id on the hub.
+        path: Folder or id on the Hub.
         key: Configuration key that contains it.
         local: Whether it is a folder.
         files: Files that could not be read, from `failed_files`.

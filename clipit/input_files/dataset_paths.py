@@ -5,28 +5,28 @@ from pathlib import Path
 from clipit.errors import DataError, counted, shortlist
 
 HUB = "hf:"
-"""Prefix of ids on the hub."""
+"""Prefix of ids on the Hub."""
 
 
 def check_dataset_path(path: str, key: str) -> None:
-    """Check that a path names either a data set on the hub or one local folder.
+    """Check that a path names either a data set on the Hub or one local folder.
 
-    `datasets` prefers a local folder to a data set on the hub of the same name, and reads all revisions in a folder of
-    the hub's cache as one data set, so that each row occurs several times.
+    `datasets` prefers a local folder to a data set on the Hub of the same name, and reads all revisions in a folder of
+    the Hub's cache as one data set, so that each row occurs several times.
 
     Args:
-        path: Local folder, or id on the hub with the prefix `hf:`.
+        path: Local folder, or id on the Hub with the prefix `hf:`.
         key: Configuration key of the path, for errors.
 
     Raises:
-        DataError: The folder does not exist, an id on the hub is also a folder, or a folder of the hub's cache has
+        DataError: The folder does not exist, an id on the Hub is also a folder, or a folder of the Hub's cache has
             several revisions.
     """
     folder = Path(path.removeprefix(HUB)).expanduser()
     if path.startswith(HUB):
         if folder.is_dir():
             raise DataError(
-                f"{HUB} stands for a data set on the Hugging Face hub, but {folder} is a local folder, which would be "
+                f"{HUB} stands for a data set on the Hugging Face Hub, but {folder} is a local folder, which would be "
                 "read instead",
                 where=path,
                 fix=f"remove {HUB} from {key} to read the folder, or run the command in another folder",
@@ -36,16 +36,16 @@ def check_dataset_path(path: str, key: str) -> None:
         raise DataError(
             "this path is a file, not the folder of a data set"
             if folder.is_file()
-            else "no such folder, and local paths are not looked up on the Hugging Face hub",
+            else "no such folder, and local paths are not looked up on the Hugging Face Hub",
             where=path,
-            fix=f"correct {key}; a data set on the hub is written {HUB}owner/name",
+            fix=f"correct {key}; a data set on the Hub is written {HUB}owner/name",
         )
     snapshots = folder / "snapshots"
     if (folder / "blobs").is_dir() and snapshots.is_dir():
         revisions = sorted(each.name for each in snapshots.iterdir() if each.is_dir())
         if len(revisions) > 1:
             raise DataError(
-                f"this folder of the hub's cache has {counted(len(revisions), 'revision')} of the data set, which "
+                f"this folder of the Hub's cache has {counted(len(revisions), 'revision')} of the data set, which "
                 f"would be read as one: {shortlist(revisions, 3)}",
                 where=folder,
                 fix=f"set {key} to one of the folders in {snapshots}",

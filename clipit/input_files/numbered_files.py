@@ -35,7 +35,7 @@ def missing_data_files(path: str) -> tuple[str, ...]:
     """Describe the files that seem to be missing from a data set's folder, as `missing_parts` does; () if none are.
 
     Args:
-        path: Local folder; ids on the Hugging Face hub are complete.
+        path: Local folder; ids on the Hugging Face Hub are complete.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir():
@@ -50,7 +50,7 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     If some files are named after splits, such as `train.parquet`, it ignores those that are not.
 
     Args:
-        path: Local folder; ids on the Hugging Face hub are not checked.
+        path: Local folder; ids on the Hugging Face Hub are not checked.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):

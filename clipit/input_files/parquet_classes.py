@@ -17,14 +17,14 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
     """Check that all parquet files of a data set list the same classes in the same order.
 
     Each file stores labels as indices into its own list, but `datasets` reads all of them with the list of one file.
-    Files without class names, and damaged local files, are not checked. Of files on the hub, only the ends are read.
+    Files without class names, and damaged local files, are not checked. Of files on the Hub, only the ends are read.
 
     Args:
         files: Local paths, or `hf://` URLs.
 
     Raises:
         DataError: Two files list the classes of a column differently.
-        Exception: A file on the hub cannot be read; `fsspec` and the hub's client raise many types.
+        Exception: A file on the Hub cannot be read; `fsspec` and the Hub's client raise many types.
     """
     first: dict[str, tuple[str, list[str]]] = {}
     paths = sorted(map(str, files))
@@ -44,7 +44,7 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
 
 
 def hub_parquet(name: str, revision: str | None) -> list[str]:
-    """List the URLs of the parquet files of a data set on the hub; errors of `datasets` and the hub are not converted.
+    """List the URLs of the parquet files of a data set on the Hub; errors of `datasets` and the Hub are not converted.
 
     The list is empty offline, where `datasets` reads the copy that it converted earlier.
     """
@@ -55,7 +55,7 @@ def hub_parquet(name: str, revision: str | None) -> list[str]:
 
 
 def cached_parquet(name: str, revision: str | None) -> list[Path]:
-    """List the parquet files that loading a data set from the hub has left in the hub's cache."""
+    """List the parquet files that loading a data set from the Hub has left in the Hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     try:

@@ -30,7 +30,7 @@ _H_OPTIMUS = {
 
 
 def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSpec:
-    """Make an entry with common defaults: 224 pixels, ImageNet mean and standard deviation, and the hub page."""
+    """Make an entry with common defaults: 224 pixels, ImageNet mean and standard deviation, and the Hub page."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": IMAGENET_MEAN,
@@ -172,7 +172,7 @@ _ENTRIES = (
 BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
 """Specifications of backbones, by name.
 
-To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`; `source` is a hub id (with `/`) or a
+To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`; `source` is a Hub id (with `/`) or a
 timm model name; `dim`, `pixels`, `mean` and `std` are checked against the loaded model. For timm, `loader` holds
 arguments of `timm.create_model` and two additional keys: `architecture` (timm architecture of a model on the Hub, so
 that a weights file without config.json is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer

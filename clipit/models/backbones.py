@@ -1,4 +1,4 @@
-"""Load vision backbones from timm or transformers, by name in clipit's table, hub id or folder."""
+"""Load vision backbones from timm or transformers, by name in clipit's table, Hub id or folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class Backbone:
 
 
 def check_backbone_name(config: BackboneConfig) -> None:
-    """Check the name and path of a backbone, without loading it or contacting the hub.
+    """Check the name and path of a backbone, without loading it or contacting the Hub.
 
     Raises:
         ModelError: The name is unknown, or files are missing.

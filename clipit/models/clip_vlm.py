@@ -1,4 +1,4 @@
-"""VLMs that transformers loads as `CLIPModel`: hub ids and local folders."""
+"""VLMs that transformers loads as `CLIPModel`: Hub ids and local folders."""
 
 import shutil
 from pathlib import Path
@@ -60,7 +60,7 @@ def clip_towers(source: str) -> Towers:
         raise ModelError(
             f"the weights do not match a CLIP model: {shortlist(problems)}",
             where=source,
-            fix="use a folder or hub id written by CLIPModel.save_pretrained",
+            fix="use a folder or Hub id written by CLIPModel.save_pretrained",
         )
     context_length = int(model.config.text_config.max_position_embeddings)
 

@@ -197,7 +197,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
 
 
 def _timm_config(model: Any, spec: TimmSpec, classes: Sequence[str]) -> dict[str, Any]:
-    """Build the configuration in timm's hub format; `model_args` omits num_classes, which transformers passes."""
+    """Build the configuration in timm's Hub format; `model_args` omits num_classes, which transformers passes."""
     config: dict[str, Any] = {
         "architecture": spec.architecture,
         "num_classes": len(classes),

@@ -18,7 +18,7 @@ class Upload:
     """Content of an upload by `push_classifier`.
 
     Attributes:
-        repository: Repository on the hub, `owner/name`.
+        repository: Repository on the Hub, `owner/name`.
         files: Sizes in bytes of the exported files and the card, by file name.
         private: Whether a new repository is private.
     """
@@ -52,7 +52,7 @@ class Upload:
 
 
 def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a classifier: a local one, or the downloaded files of a repository on the hub.
+    """Return the folder of a classifier: a local one, or the downloaded files of a repository on the Hub.
 
     A local path takes precedence. For the folder of a run, the classifier folder inside it is returned. Only the card,
     `clipit.json` and the files that it lists are downloaded.
@@ -62,17 +62,17 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
         revision: Branch, tag or commit of the repository; None for its main branch.
 
     Raises:
-        ModelError: There is no such folder or repository, it contains no classifier, or the hub cannot be reached.
+        ModelError: There is no such folder or repository, it contains no classifier, or the Hub cannot be reached.
     """
     folder = Path(name).expanduser()
     if folder.exists() or isinstance(name, Path) or not _REPOSITORY.fullmatch(name):
         if revision is not None:
-            raise ModelError("revision applies only to repositories on the hub", where=folder, fix="remove it")
+            raise ModelError("revision applies only to repositories on the Hub", where=folder, fix="remove it")
         nested = folder / CLASSIFIER
         return nested if (nested / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
     from huggingface_hub import snapshot_download
 
-    label = f"{name} (no such folder, so it is looked up on the hub)"
+    label = f"{name} (no such folder, so it is looked up on the Hub)"
     with foreign_errors(label, name, "If you mean a local folder, correct its path."):
         first = Path(snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, CARD]))
         if not (first / DESCRIPTION).is_file():
@@ -91,7 +91,7 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
 
     Args:
         folder: Folder of a classifier or of a finished run.
-        repository: Repository on the hub, as `owner/name`.
+        repository: Repository on the Hub, as `owner/name`.
         private: Whether a new repository is private.
 
     Raises:
@@ -115,7 +115,7 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
 
 
 def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bool = False) -> str:
-    """Upload a classifier to the hub, creating the repository if needed.
+    """Upload a classifier to the Hub, creating the repository if needed.
 
     Args:
         upload: Result of `plan_upload`.
@@ -149,12 +149,12 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
                 allow_patterns=list(upload.files),
                 commit_message="Classifier exported by clipit",
             )
-        except Exception as error:  # the hub's client documents only some of the exceptions that it raises
+        except Exception as error:  # the Hub's client documents only some of the exceptions that it raises
             offline = constants.HF_HUB_OFFLINE
             raise ModelError(
-                "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+                "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
                 if offline
-                else f"the hub rejected the upload: {' '.join(str(error).split())[:300]}",
+                else f"the Hub rejected the upload: {' '.join(str(error).split())[:300]}",
                 where=upload.repository,
                 fix="go online"
                 if offline

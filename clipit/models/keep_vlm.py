@@ -37,7 +37,7 @@ _LAYER_SCALES: dict[str, Any] = {}
 
 
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
-    """Load KEEP from its hub id or a local folder.
+    """Load KEEP from its Hub id or a local folder.
 
     KEEP's code returns unit-norm embeddings. It predates transformers 5 and does not work with its
     `from_pretrained`, so the model is built from its configuration and the weights are loaded here.

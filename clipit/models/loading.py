@@ -1,4 +1,4 @@
-"""Utilities shared by all model loaders: error messages, files, hub access and weight fingerprints."""
+"""Utilities shared by all model loaders: error messages, files, Hub access and weight fingerprints."""
 
 import hashlib
 import importlib
@@ -24,7 +24,7 @@ from clipit.models.weights import UNQUANTISED, check_unquantised_folder
 from clipit.output_files.json_record import JsonRecord
 
 _HUB_TIMEOUT_S = 5.0
-"""Seconds to wait for a response from the hub before using only the cache."""
+"""Seconds to wait for a response from the Hub before using only the cache."""
 
 _COPY_AGAIN = "copy the model's folder again"
 
@@ -45,7 +45,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 """Configuration file of an open_clip model."""
 
 _SCHEMES = ("open_clip:", "hf-hub:", "clip:", "transformers:")
-"""Prefixes of model names, before a hub id or a path."""
+"""Prefixes of model names, before a Hub id or a path."""
 
 TOKENIZER_RULES = "tokenizer_config.json"
 """File with a tokeniser's class and special tokens; without it, transformers guesses them."""
@@ -120,7 +120,7 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
 def hub_file(hub_id: str, names: Sequence[str]) -> Path:
     """Download the first of these files that exists in a Hugging Face repository, or use the cached copy.
 
-    Errors from the hub are not converted: call this inside `foreign_errors`.
+    Errors from the Hub are not converted: call this inside `foreign_errors`.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -159,9 +159,9 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
 
 @contextmanager
 def hub_access() -> Iterator[None]:
-    """Allow downloads from the hub within this block, or use only its cache if the hub is unreachable.
+    """Allow downloads from the Hub within this block, or use only its cache if the Hub is unreachable.
 
-    If the hub is unreachable, its client would retry every file five times, with pauses, and log each attempt.
+    If the Hub is unreachable, its client would retry every file five times, with pauses, and log each attempt.
     """
     from huggingface_hub import constants
 
@@ -206,7 +206,7 @@ def load_pretrained(model_class: Any, source: str, **options: Any) -> tuple[Any,
     """Load a transformers model in float32, and return it with transformers' report on its weights.
 
     Args:
-        source: Folder or hub id.
+        source: Folder or Hub id.
 
     Raises:
         ModelError: The weights are quantised; transformers would convert them to float32 without their scales.
@@ -232,7 +232,7 @@ def load_pretrained(model_class: Any, source: str, **options: Any) -> tuple[Any,
 
 @cache
 def hub_is_reachable() -> bool:
-    """Check whether the hub responds; the result is cached per process."""
+    """Check whether the Hub responds; the result is cached per process."""
     responded = threading.Event()
 
     def send_request() -> None:
@@ -260,7 +260,7 @@ def foreign_errors(
         hub_id: Hugging Face repository of the model, if its files come from there.
         hint: Sentence to append to the fix.
         where: File or folder being read, if there is no repository.
-        uses_hub: Whether files may be downloaded from the hub even if `hub_id` is None.
+        uses_hub: Whether files may be downloaded from the Hub even if `hub_id` is None.
     """
     try:
         with hub_access() if hub_id or uses_hub else nullcontext():
@@ -288,13 +288,13 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         problem = "this model is gated"
         fix = f"accept its licence at {page}, then log in with `hf auth login`; or use a local folder with its files"
     elif "RepositoryNotFoundError" in kinds:
-        problem = "the model does not exist on the hub, or it is private"
+        problem = "the model does not exist on the Hub, or it is private"
         fix = f"check the spelling at {page}; for a private model, log in with `hf auth login`"
     elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"} or (
         "couldn't connect" in text.lower() or "offline mode" in text.lower()
     ):
         problem = (
-            "its files are not on this machine, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+            "its files are not on this machine, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
         )
         fix = (
             f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
@@ -324,7 +324,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
 
 
 def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
-    """Locate a model's checkpoint: the file `path`, the file `name` in the folder `path`, or `name` on the hub.
+    """Locate a model's checkpoint: the file `path`, the file `name` in the folder `path`, or `name` on the Hub.
 
     Raises:
         ModelError: The file does not exist, or cannot be downloaded.

@@ -292,7 +292,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     save = getattr(module, "save_pretrained", None)
     if save is None or not hasattr(module, "peft_config"):
         raise ModelError("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first")
-    save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the hub
+    save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the Hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     values = read_model_json(folder / ADAPTER_CONFIG)
     if isinstance(values.get("target_modules"), list):  # peft writes a set, whose order differs between processes

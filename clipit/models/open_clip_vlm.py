@@ -1,4 +1,4 @@
-"""VLMs that open_clip loads: built-in names, hub ids and local folders."""
+"""VLMs that open_clip loads: built-in names, Hub ids and local folders."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -37,14 +37,14 @@ TRUST = "set vlm.trust_remote_code: true"
 
 
 def listed_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
-    """Load a VLM that is in the table, from open_clip's own weights or from the hub.
+    """Load a VLM that is in the table, from open_clip's own weights or from the Hub.
 
     Raises:
         ModelError: The weights must be downloaded manually, or cannot be loaded.
     """
     if spec.loader.get("checkpoint"):
         raise ModelError(
-            f"{spec.name} is published as a checkpoint file, not on the hub",
+            f"{spec.name} is published as a checkpoint file, not on the Hub",
             where=f"vlm.name: {spec.name}",
             fix=f"download it from {spec.page} and set vlm.path to the file",
         )
@@ -121,7 +121,7 @@ def folder_towers(
     """Load a folder in open_clip's format, with the options of a table entry if one is given.
 
     Raises:
-        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the hub), the
+        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the Hub), the
             weights do not match the configuration, or the folder requires code that is not trusted.
     """
     description = read_model_json(folder / OPEN_CLIP_CONFIG)
@@ -146,7 +146,7 @@ def folder_towers(
     hint = ""
     if text.get("hf_model_name"):
         file = folder / "config.json"
-        if file.is_file() and "model_type" in read_model_json(file):  # saves a request to the hub
+        if file.is_file() and "model_type" in read_model_json(file):  # saves a request to the Hub
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["uses_hub"] = True

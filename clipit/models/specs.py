@@ -102,7 +102,7 @@ def spec_table(specs: Iterable[ModelSpec]) -> str:
 def similar_models(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> list[str]:
     """Find names in the table that are similar to `name`.
 
-    Case, the difference between `_` and `-`, and a prefix that ends with a colon are ignored; hub ids also match.
+    Case, the difference between `_` and `-`, and a prefix that ends with a colon are ignored; Hub ids also match.
     """
     normalised = _normalise_name(name.rpartition(":")[2])
     by_source = [key for key, spec in known.items() if _normalise_name(spec.source) == normalised]
@@ -120,7 +120,7 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
 
     Args:
         loaded: Values of the loaded model, by attribute of `ModelSpec` or key of `loader["facts"]`.
-        where: File, folder or hub id that was loaded.
+        where: File, folder or Hub id that was loaded.
 
     Raises:
         ModelError: The model differs; each difference is listed with both values.

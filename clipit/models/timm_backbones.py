@@ -1,4 +1,4 @@
-"""Load backbones with timm, by model name, hub id, folder in timm's format, or weights file."""
+"""Load backbones with timm, by model name, Hub id, folder in timm's format, or weights file."""
 
 import difflib
 from collections.abc import Mapping
@@ -149,7 +149,7 @@ def open_timm(folder: Path, pooling: Literal["default", "cls", "cls_mean"]) -> n
 
 
 def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
-    """Build the request for a table entry, with weights from the hub, a folder or a weights file, or random weights."""
+    """Build the request for a table entry, with weights from the Hub, a folder or a weights file, or random weights."""
     arguments = {key: value for key, value in spec.loader.items() if key not in _NOT_ARGUMENTS}
     data = dict(spec.loader.get("data", {}))
     on_hub = "/" in spec.source
@@ -239,7 +239,7 @@ def _check_weights(
 
 
 def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> str:
-    """Suggest another possible cause of an error: wrong files, or a hub id that has a name in the table."""
+    """Suggest another possible cause of an error: wrong files, or a Hub id that has a name in the table."""
     if spec is not None:
         return f"Use the files from {spec.page}." if spec.page else ""
     for other in table.values():
@@ -368,7 +368,7 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
 
 
 def _page_arguments(name: str) -> dict[str, Any]:
-    """Read the model arguments in the config.json of a hub page or folder, except the number of classes."""
+    """Read the model arguments in the config.json of a Hub page or folder, except the number of classes."""
     from timm.models import load_model_config_from_hf
 
     if name.startswith("local-dir:"):

@@ -50,7 +50,7 @@ class Towers:
         module: Module that contains all weights, in float32 and evaluation mode.
         context_length: Maximum number of tokens of a text, including special tokens.
         logit_scale: Learnt factor that multiplies cosine similarities (inverse temperature).
-        source: Folder, hub id or built-in name that the VLM was loaded from.
+        source: Folder, Hub id or built-in name that the VLM was loaded from.
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         tokenise: Function from texts to inputs of the text tower, truncated to the context length.
         vocabulary: Id of each token of the tokeniser.

@@ -33,7 +33,7 @@ class Trunk:
     Attributes:
         module: Model from normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if clipit pools tokens.
         pooling: Token pooling of `module`; `default` is the package's own.
-        source: Folder, hub id or built-in name that the model was loaded from.
+        source: Folder, Hub id or built-in name that the model was loaded from.
         native_pixels: Edge of the input in pixels, according to the model's files; `backbone.pixels` may set a
             different one in `preprocess`.
         timm: Arguments for timm to rebuild the model; None for other packages.

@@ -46,7 +46,7 @@ class VLM:
     """A frozen vision-language model.
 
     Attributes:
-        source: Folder, hub id or built-in name that it was loaded from.
+        source: Folder, Hub id or built-in name that it was loaded from.
         raw_dim: Dimension of image features before the projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, including special tokens.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.

@@ -12,7 +12,7 @@ from clipit.models.vlm_specs import VLMS
 
 
 def check_vlm_name(config: VLMConfig) -> None:
-    """Check the name, path and adapter of a VLM, without loading it or contacting the hub.
+    """Check the name, path and adapter of a VLM, without loading it or contacting the Hub.
 
     Raises:
         ConfigError: `vlm.path` is given with a name outside the table.
@@ -38,7 +38,7 @@ def check_vlm_name(config: VLMConfig) -> None:
 
 
 def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
-    """Load a VLM that is in the table, from the hub or from the folder or file `vlm.path`.
+    """Load a VLM that is in the table, from the Hub or from the folder or file `vlm.path`.
 
     Raises:
         ModelError: The VLM has no text tower, or a file, a package or access is missing.
@@ -64,7 +64,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
 
 
 def unnamed_towers(config: VLMConfig) -> Towers:
-    """Load a VLM outside the table: a built-in name of open_clip, a hub id, a folder, or a user's function.
+    """Load a VLM outside the table: a built-in name of open_clip, a Hub id, a folder, or a user's function.
 
     Raises:
         ConfigError: `vlm.path` is given with such a name.

@@ -11,7 +11,7 @@ _HUB = "https://huggingface.co/"
 def _vlm(
     name: str, family: str, source: str, dim: int, context_length: int | None, raw_dim: int, **more: Any
 ) -> ModelSpec:
-    """Build an entry with common defaults: OpenAI's means and standard deviations, 224 pixels, and the hub page."""
+    """Build an entry with common defaults: OpenAI's means and standard deviations, 224 pixels, and the Hub page."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": OPENAI_MEAN,

@@ -81,7 +81,7 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
     Args:
         missing: Weights of the model that are not in the file.
         unexpected: Weights of the file that are not in the model.
-        where: File, folder or hub id of the weights, for the error.
+        where: File, folder or Hub id of the weights, for the error.
 
     Raises:
         ModelError: Weights are missing or unexpected; both are listed.
@@ -233,7 +233,7 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
 
     Args:
         expected: Model built from its table entry, with any weights.
-        where: File, folder or hub id of the weights, for the error.
+        where: File, folder or Hub id of the weights, for the error.
 
     Raises:
         ModelError: The models differ; the first differences are listed.

@@ -82,7 +82,7 @@ class CardFacts:
 
 
 def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bool) -> str:
-    """Compose the card of a classifier: YAML front matter for the hub, and the text for readers.
+    """Compose the card of a classifier: YAML front matter for the Hub, and the text for readers.
 
     Args:
         transformers_opens: Whether transformers can open the folder as an image classifier.
@@ -118,7 +118,7 @@ def _title(facts: CardFacts) -> str:
 
 
 def licence_fields(licence: ModelLicence) -> dict[str, str]:
-    """Return the metadata on a licence that the hub does not list, and on the base model, for a card."""
+    """Return the metadata on a licence that the Hub does not list, and on the base model, for a card."""
     fields = {}
     if licence.identifier == OTHER:
         fields["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
@@ -291,7 +291,7 @@ def _licences(licences: Sequence[ModelLicence]) -> str:
 def _usage(spec: ClassifierSpec, transformers_opens: bool) -> str:
     trust = ", trust_remote_code=True" if spec.remote_code else ""
     lines = [
-        "FOLDER is this folder, REPO the id of its repository on the hub. clipit verifies the checksums of the files.",
+        "FOLDER is this folder, REPO the id of its repository on the Hub. clipit verifies the checksums of the files.",
         f'```python\nimport clipit\n\nclassifier = clipit.load_classifier("FOLDER or REPO"{trust})\n'
         'classifier.predict(["tile.png"])\n```',
     ]

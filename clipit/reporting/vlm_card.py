@@ -62,7 +62,7 @@ class AdaptationFacts:
 
 
 def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
-    """Compose the card of an adapted VLM: YAML front matter for the hub, and the text for readers."""
+    """Compose the card of an adapted VLM: YAML front matter for the Hub, and the text for readers."""
     licence = vlm_licence(vlm.name)
     sections = {
         "Data": _data(facts),

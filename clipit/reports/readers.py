@@ -157,7 +157,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         raise DataError(
             f"no such report file or folder; {similar_names(config.path)}",
             where=path,
-            fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is hf:owner/name",
+            fix="correct reports.path (--reports.path=...); a data set on the Hugging Face Hub is hf:owner/name",
         )
     if format_name not in ("texts", "tcga", "parquet") and path.is_dir():
         raise DataError(

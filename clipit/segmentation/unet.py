@@ -171,7 +171,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
             decoder_channels=[max(16, options.width >> level) for level in range(5)],
             classes=classes,
         )
-    except Exception as error:  # KeyError for an unknown encoder, hub errors
+    except Exception as error:  # KeyError for an unknown encoder, Hub errors
         raise ModelError(
             f"the U-Net cannot be built: {' '.join(str(error).split())[:200]}",
             where=f"segmentation.training.unet.encoder: {options.encoder}",

@@ -1,4 +1,4 @@
-"""Read tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the hub."""
+"""Read tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the Hub."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence

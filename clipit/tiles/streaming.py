@@ -48,7 +48,7 @@ class StreamedSet:
 
     Attributes:
         splits: Splits used by the configuration, by name.
-        revision: Commit on the hub that all splits are read from; None for local folders, or if offline.
+        revision: Commit on the Hub that all splits are read from; None for local folders, or if offline.
     """
 
     splits: dict[str, StreamedSplit]
@@ -81,7 +81,7 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
 def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
     """Describe the splits of a Hugging Face data set that the configuration uses, and check their columns.
 
-    The revision of a set on the hub is looked up once, so that all splits come from the same commit.
+    The revision of a set on the Hub is looked up once, so that all splits come from the same commit.
 
     Args:
         config: Section `tiles`.
@@ -170,9 +170,9 @@ def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> Sour
 
 
 def _identity(config: TilesConfig) -> Any:
-    """Return the identity of a data set: its id on the hub, or a fingerprint of the files in its folder.
+    """Return the identity of a data set: its id on the Hub, or a fingerprint of the files in its folder.
 
-    Newer revisions on the hub are not looked up, so that kept tiles can be used without access to the hub.
+    Newer revisions on the Hub are not looked up, so that kept tiles can be used without access to the Hub.
     """
     if hub_id(config.path) is not None:
         return config.path
@@ -184,7 +184,7 @@ def _identity(config: TilesConfig) -> Any:
 
 
 def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
-    """Open a data set as one stream of undecoded images per split, at a revision if it is on the hub.
+    """Open a data set as one stream of undecoded images per split, at a revision if it is on the Hub.
 
     Raises:
         DataError: The data set cannot be loaded.

@@ -96,7 +96,7 @@ def list_shards(path: str) -> list[Path]:
         raise DataError(
             "shards are read in random order from files, not from a pipe or URL",
             where=path,
-            fix="copy the shards to a disk or mount them; a data set on the Hugging Face hub can be streamed with "
+            fix="copy the shards to a disk or mount them; a data set on the Hugging Face Hub can be streamed with "
             "tiles.source: huggingface and tiles.streaming: true",
         )
     folder = Path(path).expanduser()

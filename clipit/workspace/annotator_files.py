@@ -52,7 +52,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     annotations = tiles.annotations
     if annotations is None:
         raise ConfigError(
-            "the tiles have no labels by annotators", where="tiles.annotations", fix="set tiles.annotations.path"
+            "the tiles have no annotator labels", where="tiles.annotations", fix="set tiles.annotations.path"
         )
     record = describe_annotators(tiles, annotations, config.evaluation.bootstrap, config.seed)
     folder = config.output / "annotators" / config.name

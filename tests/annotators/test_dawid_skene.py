@@ -72,7 +72,7 @@ def test_what_cannot_be_estimated_is_the_majority_with_the_reason() -> None:
     once = find_consensus(votes_of([[0], [0], [1]], 2))  # one tile per annotator
     assert once.estimates is None and "more than one tile" in once.reason
     assert once.posteriors.tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)]]
-    with pytest.raises(DataError, match="no labels by annotators"):
+    with pytest.raises(DataError, match="no annotator labels"):
         dawid_skene(votes_of([[0]], 2).of_items(()))
 
 

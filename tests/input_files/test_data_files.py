@@ -93,7 +93,7 @@ def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _in_cache(hub: Path, revision: str, orders: Sequence[Sequence[str]]) -> list[str]:
-    """Parquet files of lab/tiles in the hub's cache, one for each order of the classes; their addresses on the hub."""
+    """Parquet files of lab/tiles in the Hub's cache, one for each order of the classes; their addresses on the Hub."""
     import datasets
 
     snapshot = hub / "datasets--lab--tiles" / "snapshots" / revision

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the Hub's client
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ WORDS = [
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for a network, whichever test imported the hub's client first."""
+    """No test waits for a network, whichever test imported the Hub's client first."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -134,7 +134,7 @@ def test_a_name_with_local_files(tiny: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_name_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/someone/tiny"):
+    with pytest.raises(ModelError, match=r"(?s)Hub cannot be reached.*https://huggingface\.co/someone/tiny"):
         tiny_backbone(None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"(?s)no weights for tiny-virchow2.*https://huggingface\.co/someone/tiny"):
@@ -180,7 +180,7 @@ def test_transformers_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         load_backbone(BackboneConfig(name="tiny-wrong", path=str(folder)))
     (folder / "preprocessor_config.json").unlink()
     assert load_backbone(BackboneConfig(name="tiny-phikon", path=str(folder))).preprocess.mean == HALF
-    with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/someone/vit"):
+    with pytest.raises(ModelError, match=r"(?s)Hub cannot be reached.*https://huggingface\.co/someone/vit"):
         load_backbone(BackboneConfig(name="tiny-phikon"))
     with pytest.raises(ModelError, match=r"backbone\.path does not exist"):
         load_backbone(BackboneConfig(name="tiny-phikon", path=str(tmp_path / "gone")))

@@ -53,7 +53,7 @@ def test_errors(timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tm
         load_backbone(BackboneConfig(name=str(clip_folder)))
     with pytest.raises(ModelError, match="key architecture"):
         load_backbone(BackboneConfig(name=str(open_clip_folder)))
-    with pytest.raises(ModelError, match="hub cannot be reached"):
+    with pytest.raises(ModelError, match="Hub cannot be reached"):
         load_backbone(BackboneConfig(name="test_vit"))
     with pytest.raises(ModelError, match=r"https://huggingface\.co/MahmoodLab/UNI"):
         load_backbone(BackboneConfig(name="hf-hub:MahmoodLab/UNI"))
@@ -110,7 +110,7 @@ def test_pooling_of_timm_models(vision_folders: dict[str, Path]) -> None:
 
 
 def test_transformers_errors(vision_folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/owkin/phikon"):
+    with pytest.raises(ModelError, match=r"(?s)Hub cannot be reached.*https://huggingface\.co/owkin/phikon"):
         load_backbone(BackboneConfig(name="transformers:owkin/phikon"))
     copy = Path(shutil.copytree(vision_folders["Dinov2"], tmp_path / "copy"))
     weights = load_file(copy / "model.safetensors")

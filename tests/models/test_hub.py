@@ -1,4 +1,4 @@
-"""Loading from a hub that does not answer: one short question, one error, no lines about retries."""
+"""Loading from a Hub that does not answer: one short question, one error, no lines about retries."""
 
 import logging
 import socket
@@ -32,7 +32,7 @@ def test_a_backbone_without_a_network(
     name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = time.monotonic()
-    with pytest.raises(ModelError, match="hub cannot be reached"):
+    with pytest.raises(ModelError, match="Hub cannot be reached"):
         load_backbone(BackboneConfig(name=name))
     assert time.monotonic() - before < 30
     assert "Retry" not in capfd.readouterr().err + caplog.text
@@ -41,7 +41,7 @@ def test_a_backbone_without_a_network(
 
 def test_a_vlm_without_a_network() -> None:
     before = time.monotonic()
-    with pytest.raises(ModelError, match=r"hub cannot be reached"):
+    with pytest.raises(ModelError, match=r"Hub cannot be reached"):
         load_vlm(VLMConfig(name="plip"))
     assert time.monotonic() - before < 30
 

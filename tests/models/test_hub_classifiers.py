@@ -1,4 +1,4 @@
-"""Upload of classifiers to the hub and download from it, against a local server that answers as the hub does."""
+"""Upload of classifiers to the Hub and download from it, against a local server that answers as the Hub does."""
 
 import base64
 import hashlib
@@ -211,23 +211,23 @@ def test_a_repository_that_is_not_there_and_a_hub_that_is_not_there(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
-        ModelError, match=r"(?s)no such folder.*does not exist on the hub.*local folder, correct its path"
+        ModelError, match=r"(?s)no such folder.*does not exist on the Hub.*local folder, correct its path"
     ):
         clipit.load_classifier("me/nothing", "cpu")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="hub cannot be reached"):
+    with pytest.raises(ModelError, match="Hub cannot be reached"):
         clipit.load_classifier("me/tiles", "cpu")
     with pytest.raises(ModelError, match=r"clipit\.json is missing"):
         clipit.load_classifier("me/tiles/classifier", "cpu")
     with pytest.raises(SystemExit, match="2"):
         push(monkeypatch, folder, "--yes", "--i-have-permission")
-    assert "hub cannot be reached" in capsys.readouterr().err
+    assert "Hub cannot be reached" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(Handler, "do_POST", lambda handler: handler.answer({"error": "no write access"}, 403))
     with pytest.raises(SystemExit, match="2"):
         push(monkeypatch, folder, "--yes", "--i-have-permission")
     error = capsys.readouterr().err
-    assert "the hub rejected the upload" in error and "hf auth login" in error
+    assert "the Hub rejected the upload" in error and "hf auth login" in error
 
 
 def test_a_licence_that_forbids_derivatives_is_named_and_stops_the_push(

@@ -172,7 +172,7 @@ def test_weights_that_do_not_fit_are_not_made_up(clip_folder: Path, tmp_path: Pa
         ("open_clip:ViT-B-32", "laion2b_s34b_b79k"),
         ("open_clip:ViT-B-32/random", "laion2b_s34b_b79k"),
         ("open_clip:ViT-B-23/openai", "ViT-B-32"),
-        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "hub cannot be reached"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "Hub cannot be reached"),
         ("hf-hub:wisdomik/QuiltNet-B-32", "https://huggingface.co/wisdomik/QuiltNet-B-32"),
         ("clip:vinid/plip", "https://huggingface.co/vinid/plip"),
     ],

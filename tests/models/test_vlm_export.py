@@ -76,7 +76,7 @@ def test_open_clip_opens_a_merged_folder_with_a_text_tower_of_transformers(bert_
     written, adapted = adapt_and_export(VLMConfig(name=str(bert_folder)), tmp_path)
     assert written.merged is not None
     described = json.loads((written.merged / "open_clip_config.json").read_text())["model_cfg"]
-    assert described["text_cfg"]["hf_model_name"] == "somebody/some-bert"  # on the hub, as in the original
+    assert described["text_cfg"]["hf_model_name"] == "somebody/some-bert"  # on the Hub, as in the original
     text = {**described["text_cfg"], "hf_model_name": str(written.merged)}
     model = open_clip.create_model(f"local-dir:{written.merged}", text_cfg=text).eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{written.merged}")(TEXTS)

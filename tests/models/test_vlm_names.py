@@ -110,7 +110,7 @@ def test_cut_tokens(clip_folder: Path, bert_folder: Path) -> None:
 
 
 def test_text_tower_files_beside_the_weights_are_enough(bert_folder: Path, tmp_path: Path) -> None:
-    vlm = load(str(bert_folder))  # its configuration names a hub id, and there is no network
+    vlm = load(str(bert_folder))  # its configuration names a Hub id, and there is no network
     assert vlm.encode_texts(["necrosis of tissue"]).shape == (1, 12)
     bare = Path(shutil.copytree(bert_folder, tmp_path / "bare"))
     (bare / "config.json").unlink()
@@ -154,7 +154,7 @@ def test_all_missing_parts_are_one_error(clip_folder: Path, tmp_path: Path) -> N
         ("plip", "timm", ModelError, "no plip in this folder.*test_vit"),
         ("embedded", "timm", ConfigError, "vlm.path requires a vlm.name from the table"),
         ("plip", None, ModelError, "https://huggingface.co/vinid/plip"),
-        ("clip-vit-b-32", None, ModelError, "hub cannot be reached"),
+        ("clip-vit-b-32", None, ModelError, "Hub cannot be reached"),
         ("biomedclip", None, ModelError, "BiomedCLIP.*text tower"),
         ("pathgen-clip-b-16", None, ModelError, "github.com/PathFoundation.*vlm.path"),
         ("quiltnet-b-16", "timm/config.json", ModelError, "a weights file alone is not enough to build"),

@@ -11,7 +11,7 @@ from clipit.models.specs import COLUMNS, LICENCE_NOTE, check_spec, similar_model
 from clipit.models.vlm_specs import VLMS
 
 BUILT_IN = ("clip-vit-b-32", "clip-vit-l-14", "pathgen-clip-b-16")
-"""open_clip knows these by name. QuiltNet, BiomedCLIP and BioCLIP bring their configuration from the hub: it is
+"""open_clip knows these by name. QuiltNet, BiomedCLIP and BioCLIP bring their configuration from the Hub: it is
 compared with the table when they are loaded, and cannot be compared here."""
 
 

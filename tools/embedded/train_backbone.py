@@ -37,7 +37,7 @@ class BackboneRecipe:
 
 
 def train_backbone(folder: Path, seed: int, recipe: BackboneRecipe) -> dict[str, Any]:
-    """Pretrain a backbone on unlabelled tiles drawn with this seed, and save it in timm's hub format.
+    """Pretrain a backbone on unlabelled tiles drawn with this seed, and save it in timm's Hub format.
 
     The loss is the mean squared error between a linear layer on the pooled token and the standardised
     `image_statistics` of the same, augmented pixels.

@@ -193,26 +193,26 @@ def _is_flat(ring: Float64[np.ndarray, "_ 2"]) -> bool:
 def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:
     """Check that the coordinates are pixels of this slide."""
     extents = np.array([polygon.extent for polygon in polygons])
-    least, most = extents[:, 0].min(axis=0), extents[:, 1].max(axis=0)
+    low, high = extents[:, 0].min(axis=0), extents[:, 1].max(axis=0)
     size = np.array([width, height])
-    extent = f"x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}"
-    if any(name in system for name in _DEGREES) and (np.abs([least, most]) <= [180, 90]).all():
+    extent = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
+    if any(name in system for name in _DEGREES) and (np.abs([low, high]) <= [180, 90]).all():
         raise DataError(f"the contour file is in degrees of longitude and latitude: {extent}", where=path, fix=_PIXELS)
-    if most.max() <= 1:
+    if high.max() <= 1:
         raise DataError(
             f"the coordinates in the contour file are at most 1, so they are not pixels: {extent}",
             where=path,
             fix=f"multiply them by the width and height of the slide ({width} x {height})",
         )
-    if (least < -_TOLERANCE * size).any() or (most > (1 + _TOLERANCE) * size).any():
+    if (low < -_TOLERANCE * size).any() or (high > (1 + _TOLERANCE) * size).any():
         raise DataError(
             f"contours lie outside the slide ({width} x {height} pixels): {extent}; this may be the contour file of "
             "a different slide",
             where=path,
             fix=f"use the contours of this slide, or {_PIXELS}",
         )
-    if (most < _CORNER * size).all():
-        share = math.ceil(100 * float((most / size).max()))
+    if (high < _CORNER * size).all():
+        share = math.ceil(100 * float((high / size).max()))
         logger.warning(
             f"{path}: all contours lie in the upper left {share}% of the slide; they must be in level-0 pixels"
         )

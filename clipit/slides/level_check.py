@@ -25,7 +25,9 @@ _MAX_EDGE = 1024  # edge of an area in pixels of the level
 _MAX_PIXELS = 2**26  # number of pixels of a compared page
 
 
-def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float, wanted: float, path: Path) -> None:
+def check_tile_level(
+    slide: SlideFile, overview: Image.Image, downsample: float, tile_downsample: float, path: Path
+) -> None:
     """Compare the mean grey values of some areas of the overview with those of the level that tiles are read from.
 
     Nothing is compared if both are read from the same level, the slide is too small, the areas are too large on the
@@ -34,13 +36,13 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
     Args:
         overview: The whole slide.
         downsample: Level-0 pixels per overview pixel.
-        wanted: Level-0 pixels per tile pixel.
+        tile_downsample: Level-0 pixels per tile pixel.
 
     Raises:
         DataError: The levels show different images.
     """
-    level, seen = choose_level(slide, wanted), choose_level(slide, downsample)
-    if level == seen:
+    level, overview_level = choose_level(slide, tile_downsample), choose_level(slide, downsample)
+    if level == overview_level:
         return
     edge = math.ceil(_CELL * downsample / slide.levels[level].downsample)
     columns, rows = overview.width // _CELL, overview.height // _CELL
@@ -60,7 +62,7 @@ def check_tile_level(slide: SlideFile, overview: Image.Image, downsample: float,
         expected.append(means[row, column])
         actual.append(float(np.asarray(region.convert("L")).mean()))
     if not is_alike(np.array(actual), np.array(expected)):
-        sizes = [f"{each.width} x {each.height}" for each in (slide.levels[level], slide.levels[seen])]
+        sizes = [f"{each.width} x {each.height}" for each in (slide.levels[level], slide.levels[overview_level])]
         raise DataError(
             f"the level of {sizes[0]} pixels, used for tiles, and the level of {sizes[1]} pixels, used to find tissue, "
             "show different images",

@@ -47,7 +47,7 @@ def resolve_mpp(
         raise DataError(
             f"the table states {stated:g} µm per pixel, but the file states {file_mpp:g}",
             where=where,
-            fix="correct the column mpp, or leave it empty for this slide",
+            fix="correct the `mpp` column, or leave it empty for this slide",
         )
     if file_mpp is not None:
         differs = stated is None and default is not None and abs(file_mpp - default) > MPP_TOLERANCE * file_mpp
@@ -56,7 +56,7 @@ def resolve_mpp(
     user_mpp = default if stated is None else stated
     if user_mpp is not None:
         if not _is_plausible(user_mpp):
-            key = options.mpp if stated is None else "the column mpp"
+            key = options.mpp if stated is None else "the `mpp` column"
             raise DataError(_why_implausible(user_mpp), where=where, fix=f"correct {key}")
         return user_mpp, f"{user_mpp:g} µm per pixel as given{ignored}"
     if slide.magnification is not None:
@@ -69,7 +69,7 @@ def resolve_mpp(
     raise DataError(
         f"the slide states neither plausible micrometres per pixel nor a magnification{implausible}",
         where=where,
-        fix=f"state the micrometres per pixel of its finest level: {options.mpp}, or a column mpp in a slide table",
+        fix=f"state the micrometres per pixel of its finest level: {options.mpp}, or an `mpp` column in a slide table",
     )
 
 
@@ -88,7 +88,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
         raise DataError(
             f"with {mpp:g} µm per pixel, {longest:,} pixels would be {length:,.0f} mm, longer than any glass slide",
             where=where,
-            fix=f"correct the micrometres per pixel of the slide ({options.mpp}, or a column mpp in a slide table)",
+            fix=f"correct the micrometres per pixel of the slide ({options.mpp}, or an `mpp` column in a slide table)",
         )
     reasons = []
     if length > _GLASS:

@@ -93,10 +93,12 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     empty = [table.row_name(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
     tile_of = match_tiles(cells["tile"], tiles.ids.tolist(), path)
     keys = [(tile_of[cells["tile"][row]], cells["annotator"][row]) for row in rows]
-    double = repeats([f"{annotator} on {tile}" for tile, annotator in keys], table.row_name)
+    duplicates = repeats([f"{annotator} on {tile}" for tile, annotator in keys], table.row_name)
     problems = [f"{counted(len(empty), 'row')} with an empty cell: {shortlist(empty)}"] if empty else []
     problems += (
-        [f"{counted(len(double), 'tile')} with several masks by one annotator: {shortlist(double)}"] if double else []
+        [f"{counted(len(duplicates), 'tile')} with several masks by one annotator: {shortlist(duplicates)}"]
+        if duplicates
+        else []
     )
     if problems:
         raise DataError(

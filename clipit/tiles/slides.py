@@ -331,7 +331,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
             f"{counted_of(len(missing), len(cells), 'slide does', 'slides do')} not exist in {root}: "
             f"{shortlist(missing)}",
             where=table,
-            fix="correct the column slide (or path), or set tiles.images (clipit slides: --images) to the slide folder",
+            fix="correct the `slide` (or `path`) column, or set tiles.images (clipit slides: --images) to their folder",
         )
     return files
 

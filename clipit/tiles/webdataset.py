@@ -55,7 +55,7 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
     labels, label_notes = resolve_missing(column("label"), "label", config, config.path, members.__getitem__)
     groups, group_notes = resolve_missing(column("group"), "group", config, config.path, members.__getitem__)
     splits = [_split_in(name, index.folder.name) for name in index.shard_names]
-    columns = table_columns(index)
+    columns = _group_fields(index)
     unread = shortlist([f"{suffix} ({count})" for suffix, count in sorted(index.unread.items())])
     return SourceTiles(
         ids=ids,
@@ -99,7 +99,7 @@ def shard_images(path: Path) -> ImageSet:
     return ImageSet(index.members, index.image_stamps, index.reader(), str(path))
 
 
-def table_columns(index: TarIndex) -> dict[str, list[str]]:
+def _group_fields(index: TarIndex) -> dict[str, list[str]]:
     """Return the fields that seem to identify patients or slides."""
     names = [name.removeprefix(FIELD_PREFIX) for name in index.table.column_names if name.startswith(FIELD_PREFIX)]
     return {name: index.text(f"{FIELD_PREFIX}{name}") for name in names if is_group_column(name)}

@@ -109,7 +109,7 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     assert value == pytest.approx(0.5) and note == "the file states 0.5 µm per pixel, used instead of 0.25"
     assert resolve_mpp(silent, None, "a", default=0.25)[0] == 0.25
     assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
-    with pytest.raises(DataError, match=r"(?s)neither plausible micrometres per pixel nor a magnif.*column mpp"):
+    with pytest.raises(DataError, match=r"(?s)neither plausible micrometres per pixel nor a magnif.*`mpp` column"):
         resolve_mpp(silent, None, "a")
     with pytest.raises(DataError, match=r"it states 352\.8, a print resolution"):
         resolve_mpp(printed, None, "a")
@@ -122,7 +122,7 @@ def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Pat
     for given, unit in ((250.0, r" \(nanometres"), (0.00025, r" \(millimetres"), (42.3, "")):
         with pytest.raises(DataError, match=rf"(?s)between 0\.05 and 20, not [\d.e-]+{unit}.*correct tiles\.mpp"):
             resolve_mpp(silent, None, "a", default=given)
-        with pytest.raises(DataError, match="correct the column mpp"):
+        with pytest.raises(DataError, match="correct the `mpp` column"):
             resolve_mpp(silent, given, "a")
         with pytest.raises(ConfigError, match=f"between 0.05 and 20, not .*{unit}"):
             check_mpp(given)
@@ -140,7 +140,9 @@ def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path
     )
     assert "finer than a 100x objective" in doubts(slide, 0.051, "a")
     slide.levels = [Level(200_000, 100_000, 1.0)]
-    with pytest.raises(DataError, match=r"(?s)200,000 pixels would be 500 mm, longer than any glass slide.*column mpp"):
+    with pytest.raises(
+        DataError, match=r"(?s)200,000 pixels would be 500 mm, longer than any glass slide.*`mpp` column"
+    ):
         doubts(slide, 2.5, "a")
     slide.levels, slide.magnification = [Level(9_000, 8_000, 1.0)], 40.0
     assert doubts(slide, 0.5, "a") == "" and "power of 40 implies about 0.25" in doubts(slide, 2.5, "a")

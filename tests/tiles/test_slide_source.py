@@ -82,7 +82,7 @@ def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> 
     (tmp_path / "empty.svs").write_bytes(b"")
     rows = [{"slide": name, "label": "x", "split": "test"} for name in ("a", "silent", "empty")]
     table = write_table(tmp_path / "slides.csv", rows)
-    with pytest.raises(DataError, match=r"2 of 3 slides cannot be used:[\s\S]*silent[\s\S]*column mpp") as caught:
+    with pytest.raises(DataError, match=r"2 of 3 slides cannot be used:[\s\S]*silent[\s\S]*`mpp` column") as caught:
         read_tiles(section(table))
     assert "the file is empty" in str(caught.value)
     tiles = read_tiles(section(table, unreadable="quarantine"))

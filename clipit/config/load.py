@@ -195,12 +195,14 @@ def key_types(model: type[Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hint(key: str) -> str:
-    """Suggest the new name of a renamed key, a similar key, or the key that `key` abbreviates (`lr`)."""
+    """Suggest the new name of a renamed key, a nested key, a similar key, or the key that `key` abbreviates (`lr`)."""
     import difflib
 
     if key in RENAMED:
         return f" (it is now called '{RENAMED[key]}')"
     keys = all_keys()
+    if key in keys:  # a dotted key in a file
+        return f" (write '{key.replace('.', ': {')}: ...{'}' * key.count('.')}')"
     section, _, name = key.rpartition(".")
     within = {other: other.rpartition(".")[2] for other in keys if not section or other.startswith(f"{section}.")}
     abbreviated = [

@@ -555,6 +555,15 @@ def test_an_abbreviated_key_is_recognised(file: Callable[..., str], key: str, me
         read_command("", [file(), f"--{key}=1"])
 
 
+def test_a_dotted_key_in_a_file_is_to_be_nested(file: Callable[..., str]) -> None:
+    for key, advice in (
+        ("training.steps", "training: {steps: ...}"),
+        ("tiles.labels.kind", "tiles: {labels: {kind: ...}}"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(f"unknown key '{key}' (write '{advice}')")):
+            read_command("", [file({**MINIMAL, key: 1})])
+
+
 def test_advice_about_repeated_options_fits_the_option(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError) as error:
         read_command("", [file(), "--output=a", "--output=b"])

@@ -9,8 +9,8 @@ from torch import Tensor
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import (
     CLIP_WEIGHTS,
+    TOKENIZER_CONFIG,
     TOKENIZER_FILES,
-    TOKENIZER_RULES,
     foreign_errors,
     load_pretrained,
     read_model_json,
@@ -22,11 +22,11 @@ from clipit.models.towers import Towers, transformers_token_counter, transformer
 from clipit.models.weights import mismatches
 
 _PROCESSOR = "preprocessor_config.json"
-_PARTS = {
+_FILES = {
     "configuration": ("config.json",),
     "weights": CLIP_WEIGHTS,
     "tokeniser": TOKENIZER_FILES[:2],
-    "tokeniser's configuration": (TOKENIZER_RULES,),
+    "tokeniser's configuration": (TOKENIZER_CONFIG,),
     "processor": (_PROCESSOR,),
 }
 
@@ -44,7 +44,7 @@ def clip_towers(source: str) -> Towers:
 
     local = Path(source).is_dir()
     if local:
-        require_files(Path(source), "a transformers CLIP model", _PARTS)
+        require_files(Path(source), "a transformers CLIP model", _FILES)
     hub_id, _, revision = (source, "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):

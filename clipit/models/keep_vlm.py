@@ -28,7 +28,7 @@ from clipit.models.towers import Towers, transformers_token_counter, transformer
 from clipit.models.weights import read_tensors, write_tensors
 
 _WEIGHTS = CLIP_WEIGHTS[:2]
-_PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
+_ATTRIBUTES = ("encode_image", "encode_text", "visual", "logit_scale")
 """Attributes that the model must have."""
 _COPIED = ["*.json", "*.py", "*.txt"]
 """Patterns of the files with code, configuration and tokeniser."""
@@ -74,7 +74,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
             if path is None
             else next(path / name for name in _WEIGHTS if (path / name).is_file())
         )
-        _check_parts(spec, model, source)
+        _check_attributes(spec, model, source)
         report = model.load_state_dict(read_tensors(file), strict=False)
     missing = [key for key in report.missing_keys if not key.endswith("position_ids")]
     if missing:
@@ -154,8 +154,8 @@ def _without_placement(layer_scale: Any) -> Any:
     return LayerScale
 
 
-def _check_parts(spec: ModelSpec, model: Any, source: str) -> None:
-    absent = [part for part in _PARTS if not hasattr(model, part)]
+def _check_attributes(spec: ModelSpec, model: Any, source: str) -> None:
+    absent = [name for name in _ATTRIBUTES if not hasattr(model, name)]
     absent += ["visual.num_features"] if not absent and not hasattr(model.visual, "num_features") else []
     if absent:
         raise ModelError(

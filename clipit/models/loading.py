@@ -47,7 +47,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 _SCHEMES = ("open_clip:", "hf-hub:", "clip:", "transformers:")
 """Prefixes of model names, before a Hub id or a path."""
 
-TOKENIZER_RULES = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 """File with a tokeniser's class and special tokens; without it, transformers guesses them."""
 
 
@@ -217,7 +217,7 @@ def load_pretrained(model_class: Any, source: str, **options: Any) -> tuple[Any,
     folder = Path(source)
     revision = {"revision": options["revision"]} if "revision" in options else {}
     if PreTrainedConfig.get_config_dict(source, **revision)[0].get("quantization_config"):
-        problem = "the weights are quantised, as quantization_config in config.json states"
+        problem = "the weights are quantised, according to quantization_config in config.json"
         raise ModelError(problem, where=source, fix=UNQUANTISED)
     if folder.is_dir():
         check_unquantised_folder(folder)

@@ -12,8 +12,8 @@ from clipit.errors import ModelError, shortlist
 from clipit.models.loading import (
     CLIP_WEIGHTS,
     OPEN_CLIP_CONFIG,
+    TOKENIZER_CONFIG,
     TOKENIZER_FILES,
-    TOKENIZER_RULES,
     foreign_errors,
     hub_file,
     read_model_json,
@@ -132,8 +132,8 @@ def folder_towers(
         missing.append(f"weights ({' or '.join(_WEIGHTS)})")
     if text.get("hf_tokenizer_name") and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(f"tokeniser of {text['hf_tokenizer_name']} ({' or '.join(TOKENIZER_FILES)})")
-    if text.get("hf_tokenizer_name") and not (folder / TOKENIZER_RULES).is_file():
-        missing.append(f"{TOKENIZER_RULES} of {text['hf_tokenizer_name']}")
+    if text.get("hf_tokenizer_name") and not (folder / TOKENIZER_CONFIG).is_file():
+        missing.append(f"{TOKENIZER_CONFIG} of {text['hf_tokenizer_name']}")
     if missing:
         raise ModelError(
             f"{OPEN_CLIP_CONFIG} is present, but files are missing: {'; '.join(missing)}",

@@ -25,7 +25,7 @@ from clipit.models.token_grids import no_tokens
 from clipit.models.towers import Towers
 from clipit.models.trunks import cpu_parts
 from clipit.models.vlm_adapter import merge_vlm_adapter, read_vlm_adapter
-from clipit.models.vlm_sources import named_towers, unnamed_towers
+from clipit.models.vlm_sources import other_towers, table_towers
 from clipit.models.vlm_specs import VLMS
 from clipit.models.weights import check_finite_weights
 
@@ -225,7 +225,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     spec = VLMS.get(config.name)
     check_files(config.path or config.name)
     with guard_remote_code(config.trust_remote_code, TRUST):
-        towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
+        towers = other_towers(config) if spec is None else table_towers(spec, config)
     towers.module.eval().requires_grad_(False)
     check_finite_weights(dict(towers.module.named_parameters()), towers.source, "copy the model's files again")
     if not (math.isfinite(towers.logit_scale) and towers.logit_scale > 0):

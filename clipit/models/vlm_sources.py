@@ -25,7 +25,7 @@ def check_vlm_name(config: VLMConfig) -> None:
         read_vlm_adapter(Path(config.adapter).expanduser())
     spec = VLMS.get(config.name)
     if spec is not None:
-        _check_named(spec, config)
+        _check_table_entry(spec, config)
         return
     _check_path(config)
     scheme, _, rest = config.name.partition(":")
@@ -37,7 +37,7 @@ def check_vlm_name(config: VLMConfig) -> None:
         _check_folder(Path(config.name).expanduser(), config)
 
 
-def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
+def table_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     """Load a VLM that is in the table, from the Hub or from the folder or file `vlm.path`.
 
     Raises:
@@ -45,7 +45,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     """
     from clipit.models import clip_vlm, conch_vlm, keep_vlm, musk_vlm, open_clip_vlm
 
-    _check_named(spec, config)
+    _check_table_entry(spec, config)
     path = None if config.path is None else Path(config.path).expanduser()
     if spec.family == "conch":
         return conch_vlm.conch_towers(spec, path)
@@ -63,7 +63,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     return open_clip_vlm.checkpoint_towers(path, spec, config.quick_gelu)
 
 
-def unnamed_towers(config: VLMConfig) -> Towers:
+def other_towers(config: VLMConfig) -> Towers:
     """Load a VLM outside the table: a built-in name of open_clip, a Hub id, a folder, or a user's function.
 
     Raises:
@@ -92,7 +92,7 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     return _from_folder(Path(name).expanduser(), config)
 
 
-def _check_named(spec: ModelSpec, config: VLMConfig) -> None:
+def _check_table_entry(spec: ModelSpec, config: VLMConfig) -> None:
     path = None if config.path is None else Path(config.path).expanduser()
     if spec.family == "image_only":
         raise ModelError(

@@ -249,7 +249,7 @@ def test_a_quantised_configuration_is_refused(
     config = json.loads((folder / "config.json").read_text())
     quantisation = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantisation}))
-    with pytest.raises(ModelError, match=r"(?s)quantised, as quantization_config in config\.json states.*unquantised"):
+    with pytest.raises(ModelError, match=r"(?s)according to quantization_config in config\.json.*unquantised"):
         _ = load_vlm(VLMConfig(name=str(folder))) if kind == "clip" else load(str(folder))
 
 

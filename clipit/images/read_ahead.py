@@ -1,4 +1,4 @@
-"""Read items in threads while the model runs, with batches in order and a bounded number of them in memory.
+"""Read items in threads while the model runs, with batches in order and a bounded number of batches in memory.
 
 Threads are faster than worker processes here: decoding and resizing release Python's global interpreter lock, and
 nothing is copied between processes.

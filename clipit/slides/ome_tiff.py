@@ -190,7 +190,7 @@ def _level_problem(page: Any, first: Any) -> str:
 
 
 def _tile_size(page: Any) -> tuple[int, int]:
-    """Return width and height of the tiles or strips of a page."""
+    """Return the width and height of the tiles or strips of a page."""
     return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
 
 

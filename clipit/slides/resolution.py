@@ -39,8 +39,8 @@ def resolve_mpp(
         default: Value of the user's option, for slides with no other value; None if the option is not given.
 
     Raises:
-        DataError: Neither a value nor a power is known, file and table differ by more than 2%, or the value in the
-            table or option is not between 0.05 and 20.
+        DataError: Neither a value nor a power is known, the file and the table differ by more than 2%, or the value in
+            the table or option is not between 0.05 and 20.
     """
     file_mpp = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
     if file_mpp is not None and stated is not None and abs(file_mpp - stated) > MPP_TOLERANCE * file_mpp:

@@ -1,4 +1,4 @@
-"""Content stamp of a slide over all of its files, because DICOM, MRXS and VMS slides consist of several."""
+"""Stamp of a slide's content, over all of its files, because DICOM, MRXS and VMS slides consist of several files."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ def slide_files(path: Path) -> list[Path]:
     or the files that the given file lists (VMS, VMU).
 
     Args:
-        path: File that the slide is opened with.
+        path: File with which the slide is opened.
     """
     suffix = path.suffix.lower()
     others: list[Path] = []

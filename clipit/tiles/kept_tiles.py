@@ -75,7 +75,7 @@ class KeptTiles:
     """Kept tiles, in the order of the data set.
 
     Attributes:
-        artifact: Tar files, and the table of the rows.
+        artifact: Tar files, and a table with one row per tile.
     """
 
     artifact: Artifact
@@ -85,11 +85,11 @@ class KeptTiles:
         return int(self.artifact.manifest.facts["tiles"])
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
-        """Read columns of the table: location of each image, `scale` (original / kept edge length), and fields."""
+        """Read columns of the table: the location of each image, `scale` (original / kept edge length), and fields."""
         return self.artifact.table(_ROWS, list(columns))
 
     def stamps(self) -> list[str]:
-        """Return size and CRC-32 of each kept image."""
+        """Return the size and CRC-32 of each kept image."""
         table = self.rows(["size", "crc"])
         pairs = zip(table.column("size").to_pylist(), table.column("crc").to_pylist(), strict=True)
         return [f"{size}:{crc:08x}" for size, crc in pairs]

@@ -72,7 +72,7 @@ class MaskSet:
         """Read the image of a tile as RGB, and its mask: class of each pixel, -1 if ignored.
 
         Raises:
-            DataError: Image or mask cannot be read, they differ in size, or the mask has a value that is not a class.
+            DataError: The image or mask cannot be read, they differ in size, or a mask value is not a class.
         """
         image = self.tiles.read(index)
         row = int(self.rows[index])

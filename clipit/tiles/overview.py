@@ -11,10 +11,10 @@ _MAX_CLASSES = 10  # classes to list; the others are counted
 
 
 def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *, tests_only: bool = False) -> str:
-    """Summarise source, classes, splits, labels and patients of tiles, and list what is missing with its consequences.
+    """Summarise the source, classes, splits, labels and patients of tiles, and what is missing, with its consequences.
 
     Args:
-        config: Section `tiles` that the tiles were read with.
+        config: Section `tiles` with which the tiles were read.
         tests_only: Whether the tiles are an additional test set, which needs no other splits.
     """
     counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()

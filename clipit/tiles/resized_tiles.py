@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 KIND = "resized_tiles"
 _PIXELS = "pixels.npy"
 _BLOCK = 1024
-"""Tiles per block, the unit of work and of resuming."""
+"""Tiles per block, which is the unit of work and of resuming."""
 _BATCH = 64  # tiles read and written at a time
 _SPARE = 1.05  # required free space, relative to the size of the array
 

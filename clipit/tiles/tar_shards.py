@@ -278,7 +278,7 @@ class TarReader:
         return decode(self.open(row))
 
     def where(self, row: int) -> str:
-        """Return shard and name, for error messages."""
+        """Return the shard and the name of a row, for error messages."""
         return f"{self._shards[int(self._shard_of[row])]}!{self._names[row]}"
 
     def __getstate__(self) -> dict[str, Any]:

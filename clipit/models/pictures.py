@@ -13,7 +13,7 @@ from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_slide_file
 
 Images = Iterable[Picture] | str | Path
-"""Images in their order, or the path of a folder or zip, whose images are read in the order of their paths."""
+"""Images in any iterable, or the path of a folder or zip file, whose images are read in the order of their paths."""
 
 
 def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:

@@ -78,8 +78,9 @@ class Preprocess:
     def describe(self) -> str:
         """Describe the preprocessing in one line."""
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        edges = "both edges" if self.mode == "squash" else "shortest edge"
         return (
-            f"{self.size} px ({self.mode} edge resized to {self.resize_to}, {self.interpolation}, centre crop), "
+            f"{self.size} px ({edges} resized to {self.resize_to}, {self.interpolation}, centre crop), "
             f"mean ({mean}), std ({std})"
         )
 
@@ -283,7 +284,7 @@ def require_sequence(images: Iterable[Picture] | str | Path) -> Sequence[Picture
     """Check that several images are given, and return them as a sequence.
 
     Raises:
-        DataError: A single image, or something that is no list of images, was given.
+        DataError: A single image, or something other than images, was given.
     """
     if isinstance(images, str | Path | Image.Image | bytes | Mapping) or not isinstance(images, Iterable):
         raise DataError(

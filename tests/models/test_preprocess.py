@@ -81,7 +81,8 @@ def test_hash_covers_every_field() -> None:
         replace(base, std=(0.5, 0.5, 0.6)),
     ]  # fmt: skip
     assert len({p.hash for p in [base, *others]}) == 7
-    assert "36" in base.describe()
+    assert "(shortest edge resized to 36," in base.describe()
+    assert "(both edges resized to 36," in replace(base, mode="squash").describe()
 
 
 @pytest.mark.parametrize(

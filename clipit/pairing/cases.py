@@ -29,7 +29,7 @@ class CaseCounts:
         tiles: Number of training tiles.
         tiles_without_patient: Number of training tiles without a group.
         cases: Number of patients with training tiles.
-        cases_with_report: Number of patients with a used report: they have training tiles, but no later ones.
+        cases_with_report: Number of patients with a used report; all their tiles are training tiles.
         cases_with_several: Number of patients with several used reports.
         reports: Number of reports in the corpus.
         own: Number of used reports.
@@ -53,10 +53,10 @@ class CaseCounts:
     without_patient: int
 
     def text(self) -> str:
-        """Summarise the counts: used reports, unused reports, and problems of the tiles' groups."""
+        """Summarise the counts: used reports, unused reports, and problems with the tiles' groups."""
         unused = {
-            "of patients with validation or test tiles (never read for training)": self.later_splits,
-            "of patients without tiles": self.external,
+            "from patients with validation or test tiles (never read for training)": self.later_splits,
+            "from patients without tiles": self.external,
             "without a group": self.without_patient,
         }
         lines = [
@@ -73,8 +73,8 @@ class CaseCounts:
             )
         if self.both_sides:
             lines.append(
-                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles in training and in a later split, "
-                "so their reports are not used"
+                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles both in training and in a "
+                "later split, so their reports are not used"
             )
         return "\n".join(lines)
 
@@ -143,7 +143,7 @@ class Cases:
                 f"{counted(len(ambiguous), 'patient has', 'patients have')} several reports with missing or equal "
                 f"dates: {shortlist(ambiguous, _SHOWN)}",
                 where="reports.date_column",
-                fix="choose a column with a date for every report, or set soft_labels.own_report.several=all",
+                fix="choose a column that has a date for every report, or set soft_labels.own_report.several=all",
             )
         return replace(self, reports=tuple(reports[-1:] for reports in self.reports))
 
@@ -242,9 +242,9 @@ def _no_match(tile_patients: set[str], report_patients: set[str], counts: CaseCo
             f"later split, so their reports are not used; {cause}"
         )
     return DataError(
-        f"no training patient has a report; the groups of the tiles are {shortlist(tile_names, _SHOWN)}, those of the "
-        f"reports {shortlist(report_names, _SHOWN)}; {cause}",
-        where="groups of tiles and reports",
+        f"no training patient has a report; the tile groups are {shortlist(tile_names, _SHOWN)}, the report "
+        f"groups {shortlist(report_names, _SHOWN)}; {cause}",
+        where="tile and report groups",
         fix="use the same patient ids in both, or assign groups to reports with reports.metadata",
     )
 
@@ -265,8 +265,8 @@ def _spelling_hints(tile_patients: set[str], report_patients: set[str]) -> list[
         changed_tiles, changed_reports = set(map(change, tile_patients)), set(map(change, report_patients))
         sides = (
             (len(changed_tiles & changed_reports), ""),
-            (len(changed_tiles & report_patients), " (groups of the tiles only)"),
-            (len(tile_patients & changed_reports), " (groups of the reports only)"),
+            (len(changed_tiles & report_patients), " (tile groups only)"),
+            (len(tile_patients & changed_reports), " (report groups only)"),
         )
         count, side = max(sides, key=lambda item: item[0])  # of equal counts, the first
         matches += [(count, f"{count} would match {description}{side}")] if count else []

@@ -106,7 +106,7 @@ def snippet_statistics(
 
 
 def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np.ndarray, "s"]:
-    """Compute biases of cross-domain similarity local scaling (CSLS; Conneau et al. 2018, arXiv 1710.04087).
+    """Compute biases for cross-domain similarity local scaling (CSLS; Conneau et al. 2018, arXiv 1710.04087).
 
     CSLS is 2 cos(x, y) - r_T(x) - r_S(y), where r_S(y) is the mean cosine of snippet y with its nearest tiles. The bias
     is r_S(y) / 2.
@@ -121,7 +121,7 @@ def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np
 def inverted_softmax_biases(
     snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance"
 ) -> Float64[np.ndarray, "s"]:
-    """Compute biases of the inverted softmax, normalised over tiles per snippet (Smith et al. 2017, arXiv 1702.03859).
+    """Compute biases for the inverted softmax, normalised over tiles per snippet (Smith et al. 2017, arXiv 1702.03859).
 
     P(tile x | snippet y) = exp(cos(x, y) / T) / sum over tiles x' of exp(cos(x', y) / T). Its logarithm times T is the
     cosine minus T log sum exp(cos / T); the bias uses the mean instead of the sum, which does not change the order.
@@ -198,7 +198,7 @@ def _over_tiles(
 def sinkhorn_biases(
     snippets: StoredRows, tiles: TileBlocks, temperature: float, iterations: int, advance: "Advance"
 ) -> Float64[np.ndarray, "s"]:
-    """Compute biases of a balanced assignment by Sinkhorn's algorithm (Cuturi 2013, arXiv 1306.0895).
+    """Compute biases for a balanced assignment with Sinkhorn's algorithm (Cuturi 2013, arXiv 1306.0895).
 
     P_xy = a_x b_y exp(cos(x, y) / T) with row sums 1 / n and column sums 1 / s; the bias is -T log b_y. Each iteration
     scales the tiles (rows), then the snippets (columns). It multiplies all tiles by all snippets once if the snippets
@@ -246,7 +246,7 @@ def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, ad
 
 
 def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
-    """Return the function that computes masses in two passes over the shards: to scale the tiles, and to sum masses."""
+    """Return the function that computes masses in two passes over the shards: scale the tiles, then sum the masses."""
     processes = get_processes()
     own_blocks, shards = distribute(len(tiles.starts), snippets.store.shards)
     shared, per_pass = len(shards) < snippets.store.shards, blocks_per_pass(tiles.size, tiles.store.dim)

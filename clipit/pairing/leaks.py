@@ -1,4 +1,4 @@
-"""Leaks: tiles, patients and reports that occur on both sides of a split.
+"""Leaks: tiles, patients and reports that occur in more than one split.
 
 Of two matching tiles in different splits, the one in the earlier split (train, validation, test) is called the leak:
 dropping it does not change a test set.
@@ -31,7 +31,7 @@ ImageHashes = Fingerprints | UInt8[np.ndarray, "_ 16"]
 
 @dataclass(frozen=True)
 class Leak:
-    """A tile or report that must not be used for training, and the matching tile of a later split."""
+    """A tile or report that leaks, and the matching tile in a later split."""
 
     kind: Kind
     id: str
@@ -154,7 +154,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
 
 
 def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) -> list[Leak]:
-    """Find tiles that resemble a tile of a later split in any of eight orientations, except exact copies.
+    """Find tiles that resemble a tile in a later split in any of eight orientations, except exact copies.
 
     Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each
@@ -178,15 +178,15 @@ def find_copies(
     """Find tiles of a new data set that are copies of training or validation tiles.
 
     Exact copies take precedence over similar images, which are found only if both hashes are `Fingerprints`
-    (`near_leaks`). Of several equal tiles, the one with the lowest id is returned.
+    (`near_leaks`). Of several identical tiles, the one with the lowest id is returned.
 
     Args:
         test_hashes: Fingerprints or digests of `tests`, in the same order.
-        seen: Tiles of training and validation.
+        seen: Training and validation tiles.
         seen_hashes: Fingerprints or digests of `seen`, in the same order.
 
     Returns:
-        Leak of each copied tile, by test id.
+        Leak for each copied tile, by test id.
     """
     copies: dict[str, Leak] = {}
     if isinstance(test_hashes, Fingerprints) and isinstance(seen_hashes, Fingerprints):
@@ -218,9 +218,10 @@ def _digests(image_hashes: ImageHashes) -> UInt8[np.ndarray, "n 16"]:
 
 
 def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str, Leak]:
-    """Find tiles of a new data set whose patient or slide was used for training or validation, as leaks by test id.
+    """Find tiles of a new data set whose patient or slide was used for training or validation.
 
-    Each leak names the tile of that patient with the lowest id.
+    Returns:
+        Leak for each of these tiles, by test id; it names the patient's training or validation tile with the lowest id.
     """
     first: dict[str, int] = {}
     names = patients(seen.groups, seen.ids).tolist()

@@ -38,9 +38,9 @@ _COLUMNS = {
     "hub_share": "hubness",
     "skewness": "skewness",
     "score_mean": "mean cosine",
-    "neighbours": "label of neighbours",
+    "neighbours": "neighbour accuracy",
     "neighbours_tiles": "(on tiles)",
-    "zero_shot": "label of text",
+    "zero_shot": "zero-shot accuracy",
     "score_auroc": "score AUROC",
 }
 
@@ -123,7 +123,7 @@ def compare_options(
             of the tiles' uncorrected cosines with their nearest snippets.
         margins: Margins to try; by default the configured one, or else the lower quartile and the median of the lead
             of each tile's best snippet over its (k+1)-th.
-        sources: Table snippet_sources; the four organs with the most snippets get one row each.
+        sources: The table `snippet_sources`; the four organs with the most snippets get one row each.
         groups: Tile id -> group; if both tiles and snippets have groups, one row excludes each tile's own group.
         labels: Tile id -> class index, for tiles whose label may be used; negative or missing for others.
         class_vectors: Unit-norm class prompt embeddings, centred like the snippets.
@@ -131,7 +131,7 @@ def compare_options(
 
     Raises:
         ConfigError: The index is not Flat.
-        DataError: As in `pair_tiles`, except that rules without any pair get a row.
+        DataError: As in `pair_tiles`, except that rules that leave no pair get a row.
     """
     check_same_encoder(index, tiles)
     check_finite(tiles, "tiles")

@@ -28,7 +28,7 @@ class Selection:
 
     Attributes:
         keys: Snippets for exact search; None to search the index.
-        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without the rule `mutual`.
+        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without the `mutual` rule.
         owners: Index of each tile's patient, -1 if unknown; all -1 unless `exclude_same_group` or `reports` is set.
         own: Snippets of each patient; None unless `reports` is set.
     """
@@ -87,13 +87,13 @@ def prepare_selection(
 
     Args:
         rules: Pairing rules, whose k, block and index are ignored.
-        sources: Table snippet_sources, for `organs`, `exclude_same_group` and `reports`.
+        sources: The table `snippet_sources`, for `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
         shown: Whether to show a progress bar.
 
     Raises:
         ConfigError: The index is not Flat, and a rule needs all scores.
-        DataError: `organs` leaves no snippet, no group is known, or `reports` finds no report of a tile's patient.
+        DataError: `organs` leaves no snippet, no group is known, or `reports` finds no report for any tile's patient.
     """
     no_owners: Int[np.ndarray, "n"] = np.full(tiles.size, -1, dtype=np.int64)
     if not rules.exact:
@@ -196,7 +196,7 @@ def judge_candidates(
 
     Args:
         candidates: k + 1 candidates per tile.
-        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without the rule `mutual`.
+        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without the `mutual` rule.
     """
     scores, rows, ranking = candidates.cosines[:, :-1], candidates.rows[:, :-1], candidates.ranking[:, :-1]
     reasons = np.zeros(scores.shape, dtype=np.int8)
@@ -245,14 +245,14 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
     dropped = _count_dropped(reasons)
     hints = {
         "threshold": f"set pairing.threshold to {middle:.3f} to keep about half of the candidates",
-        "margin": f"lower pairing.margin (it is {rules.margin})",
-        "mutual": f"raise pairing.mutual_neighbours (it is {rules.mutual_neighbours})",
+        "margin": f"lower pairing.margin (currently {rules.margin})",
+        "mutual": f"raise pairing.mutual_neighbours (currently {rules.mutual_neighbours})",
     }
     raise DataError(
         f"the rules drop all {counted(len(reasons), 'candidate pair')}; dropped by "
         + ", ".join(f"{name}: {count}" for name, count in dropped.items())
-        + f"; cosines of the candidates: lowest {scores.min():.3f}, 5 % {low:.3f}, median {middle:.3f}, "
-        f"95 % {high:.3f}, highest {scores.max():.3f}",
+        + f"; cosines of the candidates: lowest {scores.min():.3f}, 5th percentile {low:.3f}, "
+        f"median {middle:.3f}, 95th percentile {high:.3f}, highest {scores.max():.3f}",
         where="pairing",
         fix="; ".join(hints[name] for name in dropped),
     )

@@ -26,14 +26,14 @@ def summarise(
     """Compute statistics of a pairing, on the first snippet of each tile.
 
     Args:
-        pairs: Table of tile_id, rank, snippet_id, score.
+        pairs: Table with the columns tile_id, rank, snippet_id and score.
         n_tiles: Number of tiles that were searched; by default the number in the table.
         dropped: Number of dropped candidate pairs by reason.
         agreement: Statistics from `agreement`; None to omit them.
-        recall: Entries of an approximate index from `fit_search`; None for a Flat index.
+        recall: Entries for an approximate index, from `fit_search`; None for a Flat index.
 
     Returns:
-        Score quantiles; number of distinct snippets used; share of tiles paired with the most used 1 % of all snippets
+        Score quantiles; number of distinct snippets used; share of tiles paired with the most used 1% of all snippets
         (hubness); skewness of the k-occurrences of snippets; number of tiles without a pair; the ten most used
         snippets; ten examples from the highest to the lowest score.
     """
@@ -103,9 +103,10 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     lines = [
         f"{counted(summary['tiles'], 'tile')} paired with {summary['snippets_used']} of "
         f"{counted(summary['snippets'], 'snippet')}",
-        f"scores (cosine): 5 % {scores['0.05']:.3f}, median {scores['0.5']:.3f}, 95 % {scores['0.95']:.3f}",
+        f"scores (cosine): 5th percentile {scores['0.05']:.3f}, median {scores['0.5']:.3f}, "
+        f"95th percentile {scores['0.95']:.3f}",
         f"hubness: {summary['hub_share']:.1%} of the tiles are paired with the {summary['hub_snippets']} most used "
-        "snippets (1 %)" + ("" if skew is None else f"; skewness {skew:.2f}"),
+        "snippets (1%)" + ("" if skew is None else f"; skewness {skew:.2f}"),
     ]
     if without:
         lines.append(f"{counted(without, 'tile')} without a pair ({summary['share_without_pair']:.1%})")
@@ -156,7 +157,7 @@ def agreement(
     """Measure how well the first snippet of each labelled tile agrees with its label; never used for selection.
 
     Args:
-        pairs: Table of tile_id, rank, snippet_id, score.
+        pairs: Table with the columns tile_id, rank, snippet_id and score.
         labels: Tile id -> class index, negative for unlabelled tiles; only labels that training may use.
         index: Index of the snippets, for `class_vectors`.
         class_vectors: Unit-norm class prompt embeddings, centred like the snippets.

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int
 
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, counted
+from clipit.errors import ArtifactError, DataError
 from clipit.output_files.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_file, write_json
 from clipit.output_files.whole_files import write_array
 from clipit.pairing.blocks import iterate_blocks, read_blocks, write_passes, write_tables
@@ -87,8 +87,8 @@ def check_same_encoder(index: Index, tiles: Store) -> None:
         )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
-            f"the snippets were embedded by {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), but the "
-            f"tiles by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
+            f"the snippets were embedded with {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), but the "
+            f"tiles with {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
             where=f"{index.artifact.folder} and {tiles.artifact.folder}",
             fix="build both with the same `vlm`",
         )
@@ -108,11 +108,11 @@ def pair_tiles(
     """Pair all tiles of a store with their nearest snippets.
 
     Args:
-        tiles: Tile store of the same VLM.
+        tiles: Tile store from the same VLM.
         k: Maximum number of snippets per tile.
         block: Number of tiles per search, to bound memory.
         rules: Pairing rules, whose k, block and index are ignored; None for no rules.
-        sources: Table snippet_sources, for the rules `organs`, `exclude_same_group` and `reports`.
+        sources: The table `snippet_sources`, for the rules `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
 
     Raises:
@@ -171,7 +171,8 @@ def pair_tiles(
         if missing and not index.flat and processes.main:
             key = index.artifact.manifest.facts["key"]
             logger.info(
-                f"note: index {key} misses {counted(missing, 'candidate')} ({k} per tile); pairing.index=Flat finds all"
+                f"note: index {key} returned {missing:,} fewer candidates than requested ({k} per tile); "
+                "use pairing.index=Flat to find all"
             )
         if rule_keys and not outcomes[0]:
             check_pairs_left(read_blocks(files), rules)

@@ -1,4 +1,4 @@
-"""Warn of patients whose names are spelled differently in two sources, since each would count as two patients."""
+"""Warn about patients whose names are spelled differently in two sources, since each would count as two patients."""
 
 from collections.abc import Sequence
 

@@ -63,7 +63,7 @@ def fit_search(
     if recall < LOW_RECALL:
         better = replace(index, settings=_choose(index, tuning, SearchSettings()))
         advice = _advice(fitted, better, _recall(better, held_out))
-    figures = {
+    measured = {
         "index": index.artifact.manifest.facts["key"],
         "tiles": len(held_out.vectors),
         "k": nearest.shape[1],
@@ -74,17 +74,17 @@ def fit_search(
         "advice": advice,
     }
     if get_processes().main and advice is not None:
-        logger.warning(f"index {figures['index']}: recall {recall:.3f} is low: {advice}")
-    return fitted, figures
+        logger.warning(f"index {measured['index']}: recall {recall:.3f} is low: {advice}")
+    return fitted, measured
 
 
-def recall_lines(figures: dict[str, Any]) -> list[str]:
+def recall_lines(measured: dict[str, Any]) -> list[str]:
     """Format the entries of `fit_search` for the summary, except the advice: `fit_search` logs it."""
     names = {"nprobe": "nprobe {:,}", "ef_search": "ef_search {:,}", "candidates": "{:,} candidates scored exactly"}
-    settings = [text.format(figures[name]) for name, text in names.items() if figures[name] is not None]
+    settings = [text.format(measured[name]) for name, text in names.items() if measured[name] is not None]
     return [
-        f"index {figures['index']}: recall@{figures['k']} {figures['recall']:.3f} against exact search on "
-        f"{counted(figures['tiles'], 'tile')} ({', '.join(settings)})"
+        f"index {measured['index']}: recall@{measured['k']} {measured['recall']:.3f} against exact search on "
+        f"{counted(measured['tiles'], 'tile')} ({', '.join(settings)})"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pairing rules on reports: organs and patients of the reports that contain a snippet."""
+"""Pairing rules based on reports: organs and patients of the reports that contain a snippet."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Return which rows of the index occur in reports of these organs (ignoring case); all if no organ is given.
+    """Return a mask of the index rows that occur in reports with these organs (ignoring case); all rows without organs.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.
@@ -29,7 +29,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
     unknown = [organ for organ in selected if organ not in known]
     if unknown:
         raise DataError(
-            f"no snippet comes from a report of organ {shortlist(unknown)}",
+            f"no snippet comes from a report with the organ {shortlist(unknown)}",
             where="pairing.organs",
             fix=f"use organs of the reports: {shortlist(known, 20)}"
             if known
@@ -95,8 +95,8 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
             rows_of[name].add(row)
     if not any(rows_of.values()):
         raise DataError(
-            f"no training tile has a report of its own patient; the groups of the tiles are {shortlist(names, 3)}, "
-            f"those of the reports {shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
+            f"no training tile has a report of its own patient; the tile groups are {shortlist(names, 3)}, "
+            f"the report groups {shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
             where="pairing.reports",
             fix="use the same patient ids in both (reports.group_column, reports.metadata), or set pairing.reports=any",
         )

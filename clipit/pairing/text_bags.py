@@ -71,7 +71,7 @@ def text_bags(
 def nearest_prompts(
     tiles: Float32[np.ndarray, "n dim"], prompts: Float32[np.ndarray, "p dim"], k: int, block: int = 4096
 ) -> Int[np.ndarray, "n k"]:
-    """Find the k nearest prompts (of a dictionary or of classes) of each tile, nearest first; ties are broken by row.
+    """Find the k nearest prompts (of a dictionary or of classes) for each tile, nearest first; ties are broken by row.
 
     Args:
         tiles: Unit-norm tile embeddings, centred as for pairing.

@@ -1,4 +1,4 @@
-"""Page of the pairs of a configuration, and comparison of pairing rules."""
+"""Page that shows the pairs of a configuration, and a comparison of pairing rules."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -136,8 +136,10 @@ def compare_pairing_rules(workspace: Workspace) -> str:
         other=_with_opposite_centring(workspace, has_labels),
     )
     notes = (
-        "hubness: share of tiles whose snippet is among the most used 1 %; skewness: skewness of the number of uses",
-        "label of neighbours, label of text: agreement with the labels that this configuration keeps (training tiles)",
+        "hubness: share of tiles whose snippet is among the most used 1%; skewness: skewness of the number of uses",
+        "neighbour accuracy: share of tiles with the majority label of the other tiles that share their snippet",
+        "zero-shot accuracy: share of tiles with the class nearest to their snippet's text",
+        "both accuracies are computed on training tiles, with the labels that this configuration keeps",
         "cosines with and without centring cannot be compared; margins are in units of the ranking score",
         "to use one of these rules, set pairing.correction, centring, organs, exclude_same_group, threshold, margin "
         "and mutual",

@@ -94,7 +94,7 @@ def test_a_report_labels_the_unlabelled_bags_of_its_patient(make_workspace: Make
     assert np.allclose(targets.probabilities[~given], 1 / 3)
     text = "\n".join(targets.notes)
     assert "8 of 12 unlabelled training bags get a label" in text and "6 of 6 labels from reports agree" in text
-    assert "12 of patients with validation or test tiles (never read for training)" in text
+    assert "12 from patients with validation or test tiles (never read for training)" in text
 
 
 def test_a_report_embedding_is_a_target_of_labelled_bags_too(make_workspace: Make) -> None:

@@ -124,7 +124,7 @@ def test_options_show_rules_that_leave_nothing(index: Index, tiles: Store) -> No
     options = compare_options(index, tiles, PairingConfig(), thresholds=[1.0])
     nothing = next(option for option in options if option.name == "csls, threshold 1")
     assert nothing.statistic("without_pair") == 1.0 and nothing.statistic("hub_share") is None
-    assert "n/a" in options_text(options) and "label of text" not in options_text(options)
+    assert "n/a" in options_text(options) and "zero-shot accuracy" not in options_text(options)
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

@@ -174,7 +174,7 @@ def test_the_tiny_world_s_table(configure: Callable[..., Any], known_reports: di
     assert wanted <= set(names) and sum(name.startswith("none, margin ") for name in names) == 2
     head = text.splitlines()[0]
     assert all(
-        word in head for word in ("no pair", "snippets used", "skewness", "label of neighbours", "label of text")
+        word in head for word in ("no pair", "snippets used", "skewness", "neighbour accuracy", "zero-shot accuracy")
     )
     plain, other = (next(row for row in text.splitlines() if row.startswith(name)) for name in ("none ", "none, not c"))
     assert plain.split()[1:] != other.split()[3:]

@@ -185,4 +185,4 @@ def test_an_index_that_finds_too_few_is_noted(
 
     monkeypatch.setattr(Index, "candidates", few)
     assert pair_tiles(tmp_path, index, tiles, k=2).table.num_rows == TILES
-    assert any(f"misses {TILES} candidates (2 per tile)" in line for line in log)
+    assert any(f"returned {TILES} fewer candidates than requested (2 per tile)" in line for line in log)

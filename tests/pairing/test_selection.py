@@ -128,7 +128,7 @@ def test_only_snippets_of_the_organs(tmp_path: Path, index: Index, tiles: Store,
 
 @pytest.mark.parametrize(("organs", "words"), [(["breast"] * 61, "use organs.*breast"), ([""] * 61, "organ_column")])
 def test_an_organ_that_no_report_has(tmp_path: Path, index: Index, tiles: Store, organs: list[str], words: str) -> None:
-    with pytest.raises(DataError, match=f"(?s)no snippet comes from a report of organ colon.*{words}"):
+    with pytest.raises(DataError, match=f"(?s)no snippet comes from a report with the organ colon.*{words}"):
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(organs=("colon",)), sources=sources(organ=organs))
 
 
@@ -167,7 +167,7 @@ def test_a_tile_gets_the_nearest_snippets_of_its_own_patient(
 
 def test_own_reports_that_no_tile_has(tmp_path: Path, index: Index, tiles: Store) -> None:
     rules, groups = PairingConfig(reports="own"), dict.fromkeys(tiles.ids.tolist(), "P1")
-    with pytest.raises(DataError, match="groups of the tiles are P1, those of the reports Q1"):
+    with pytest.raises(DataError, match="tile groups are P1, the report groups Q1"):
         pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["Q1"] * 61), groups=groups)
     with pytest.raises(ValueError, match="exclude_same_group would exclude the patients' own reports"):
         PairingConfig(reports="own", exclude_same_group=True)

@@ -165,7 +165,7 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
     table.write_text(table.read_text(encoding="utf-8").replace(",p", ",P-"), encoding="utf-8")
     labels = label_corpus(config, tiles=has_tiles, classifier=False)
     (problem,) = [note for note in labels.notes if note.startswith("the patients' own reports cannot be used")]
-    assert "no training patient has a report; the groups of the tiles are P-4, those of the reports p0, p1" in problem
+    assert "no training patient has a report; the tile groups are P-4, the report groups p0, p1" in problem
     page = write_report_labels(config, labels)
     assert facts_of(page)["training patients with a report"] == "none, see the remarks"
     assert str(escape(problem)) in page.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Several annotators per tile: labels, agreement and consensus."""
+"""Labels from several annotators per tile, with agreement and consensus."""

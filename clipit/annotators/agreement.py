@@ -1,4 +1,4 @@
-"""Agreement of annotators: Krippendorff's alpha, pairwise agreement, and limits set by their overlap."""
+"""Agreement between annotators: Krippendorff's alpha, pairwise agreement, and limits set by their overlap."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ def krippendorff_alpha(
 
     Formula: alpha = 1 - D_o / D_e with the coincidences o_ck = sum_u m_uc (m_uk - [c = k]) / (m_u - 1) of items with
     m_u >= 2 labels, D_o = 1 - sum_c o_cc / n and D_e = 1 - sum_c n_c (n_c - 1) / (n (n - 1)), where n_c = sum_k o_ck
-    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 agreement by chance.
+    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 chance agreement.
 
     Args:
         counts: Number of labels of each class per item.
@@ -43,14 +43,14 @@ def krippendorff_alpha(
 def alpha_interval(
     counts: Int64[np.ndarray, "n c"], groups: Int64[np.ndarray, " n"], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """Compute the 95 % interval of alpha by bootstrap over groups of items.
+    """Compute the 95% interval of alpha by bootstrapping groups of items.
 
     The result is None if alpha is undefined in a resample or the same in all resamples, for example because all
     annotators agree.
 
     Args:
         counts: Number of labels of each class per item.
-        groups: Number of each item's group, such as its patient, from 0.
+        groups: Index of each item's group, such as its patient, from 0.
     """
     n_groups = int(groups.max(initial=-1)) + 1
     if not n_groups or not resamples:
@@ -107,7 +107,7 @@ def explain_not_estimable(votes: Votes) -> str:
     per_item = votes.counts().sum(axis=1)
     if not len(votes) or per_item.max() < 2:
         return (
-            "no tile has labels by two annotators, so neither their skill nor a consensus can be estimated: "
+            "no tile has labels from two annotators, so neither their skill nor a consensus can be estimated: "
             "with one label per tile, no error can be detected"
         )
     if votes.named and votes.items_of().max() < 2:

@@ -30,7 +30,7 @@ _WHERE = "tiles.annotations"
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """Labels of a file, without duplicates; each sequence has one entry per label.
+    """Labels from a file, without duplicates; each sequence has one entry per label.
 
     Attributes:
         annotators: Names of the annotators; `ANONYMOUS` for votes without names.
@@ -49,7 +49,7 @@ class AnnotationTable:
 def read_annotations(
     config: AnnotationsConfig, class_map: Mapping[str, str], classes: Sequence[str] = ()
 ) -> AnnotationTable:
-    """Read the labels of annotators, mapped to classes.
+    """Read annotators' labels, mapped to classes.
 
     Args:
         config: Section `tiles.annotations`.
@@ -63,12 +63,12 @@ def read_annotations(
     path = Path(config.path).expanduser()
     if not path.is_file():
         raise DataError(
-            "the table of annotators does not exist",
+            "the annotation table does not exist",
             where=path,
             fix=f"correct {_WHERE}.path; {similar_names(config.path)}",
         )
     if path.suffix.lower() not in _DELIMITERS:
-        raise DataError("unknown format of the table of annotators", where=path, fix="use .csv or .tsv")
+        raise DataError("unknown format of the annotation table", where=path, fix="use .csv or .tsv")
     table = read_utf8_csv(path, _DELIMITERS[path.suffix.lower()])
     rows = (
         _read_counts(table, config, path) if config.counts else _read_named(table, config, path, {*class_map, *classes})
@@ -83,7 +83,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         ids: Ids of the tiles, which determine the order of the items.
 
     Returns:
-        The votes on these tiles, and notes on labels of other tiles.
+        The votes on these tiles, and notes on labels for other tiles.
 
     Raises:
         DataError: A label is outside the classes, no tile of the table is among `ids`, or a tile has two spellings.
@@ -104,16 +104,16 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     items = [name for name in ids if name in annotated]
     if not items:
         raise DataError(
-            f"none of the {counted(len(annotated), 'tile')} in the table of annotators is among the "
+            f"none of the {counted(len(annotated), 'tile')} in the annotation table is among the "
             f"{counted(len(ids), 'tile')} of the data set; the table has {shortlist(sorted(annotated), 3) or 'none'}, "
             f"and the data set has {shortlist(list(ids), 3)}",
             where=table.where,
-            fix=f"write the ids of the tiles (for tables without a column id: their paths), or name the column in "
+            fix=f"write the tile ids (the paths, if the tile table has no `id` column), or name the column in "
             f"{_WHERE}.columns",
         )
     row_of = {name: row for row, name in enumerate(items)}
     others = sorted(annotated - row_of.keys())
-    note = f"dropped annotators' labels of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"
+    note = f"dropped annotators' labels for {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"
     annotators = sorted(set(table.annotators))
     number_of = {name: number for number, name in enumerate(annotators)}
     kept = [row for row, name in enumerate(tiles) if name in row_of]
@@ -157,7 +157,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
     """Read columns of a table by name.
 
     Args:
-        names: Name of each column in the table, by clipit's name.
+        names: Column name in the table for each field.
         key: Configuration key or option that names the columns, for error messages.
 
     Raises:
@@ -241,22 +241,22 @@ def _read_named(
     if conflicting:
         listed = [f"{a} on {t} ({', '.join(sorted(labels))})" for (t, a), labels in sorted(conflicting.items())]
         problems.append(
-            f"{counted(len(conflicting), 'tile has', 'tiles have')} several labels by one annotator: "
+            f"{counted(len(conflicting), 'tile has', 'tiles have')} several labels from one annotator: "
             f"{shortlist(listed)}"
         )
     if problems:
         raise DataError(
             "; ".join(problems),
             where=path,
-            fix="fill in the cells, and keep one label per tile and annotator (a second reading is a row of its own "
-            "with a different name, such as 'A, second reading')",
+            fix="fill in the cells, and keep one label per tile and annotator (enter a second reading as a separate "
+            "row with a different annotator name, such as 'A, second reading')",
         )
     notes = []
     if empty:
-        notes.append(f"dropped {counted(empty, 'row')} without a label from the table of annotators")
+        notes.append(f"dropped {counted(empty, 'row')} without a label from the annotation table")
     if repeated:
         notes.append(
-            f"dropped {counted(repeated, 'repeated row')} (same tile, annotator and label) from the table of annotators"
+            f"dropped {counted(repeated, 'repeated row')} (same tile, annotator and label) from the annotation table"
         )
     return AnnotationTable(
         [tile for tile, _ in label_of],
@@ -279,7 +279,7 @@ def _without_no_class(labels: list[str], class_labels: Collection[str], path: Pa
         raise DataError(
             f"the labels are {shortlist(listed)}: {NO_CLASS} may be a class or mark missing labels",
             where=path,
-            fix=f"name the classes, e.g. tiles.classes: {listed}, or leave the cells of missing labels empty",
+            fix=f"name the classes, e.g. tiles.classes: {listed}, or leave the cells without a label empty",
         )
     return ["" if label in no_class else label for label in labels]
 
@@ -318,9 +318,9 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
                 labels.append(label)
                 times.append(count)
     if invalid:
-        limit = "" if config.voters is None else f" of at most {config.voters} in total"
+        limit = "" if config.voters is None else f" (at most {config.voters} in total)"
         problems.append(
-            f"{counted(len(invalid), 'row')} without a tile, or without numbers of votes{limit}: {shortlist(invalid)}"
+            f"{counted(len(invalid), 'row')} without a tile or without valid vote counts{limit}: {shortlist(invalid)}"
         )
     if large:
         problems.append(f"{counted(len(large), 'row')} with more than {MAX_VOTES:,} votes: {shortlist(large)}")
@@ -345,7 +345,7 @@ def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> Annotat
             others[label] += times
     listed = shortlist([f"{name}: {count}" for name, count in sorted(others.items())])
     n_others = counted(sum(others.values()), "label")
-    note = f"dropped {n_others} in the table of annotators that tiles.class_map does not list ({listed})"
+    note = f"dropped {n_others} from the annotation table that tiles.class_map does not list ({listed})"
     return AnnotationTable(
         [key[0] for key in summed],
         [key[1] for key in summed],

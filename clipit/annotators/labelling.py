@@ -56,7 +56,7 @@ class Consensus:
         With few tiles, the skills of annotators cannot be estimated reliably, so the list of tiles becomes a warning.
 
         Args:
-            subject: Labels that the remarks are about, such as "test labels".
+            subject: Labels to which the remarks refer, such as "test labels".
         """
         limits = [f"{subject}: {remark}" for remark in overlap_remarks(self.votes)]
         rows = self.overruled.tolist() if len(self.votes) else []
@@ -82,7 +82,7 @@ class Consensus:
 
 
 def find_consensus(votes: Votes) -> Consensus:
-    """Find the consensus of votes by Dawid-Skene, or by majority if the skills of annotators cannot be estimated."""
+    """Find the consensus with the Dawid-Skene model, or the majority if annotators' skills cannot be estimated."""
     reason = explain_not_estimable(votes)
     counts = votes.counts()
     if reason:
@@ -94,10 +94,10 @@ def find_consensus(votes: Votes) -> Consensus:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """Annotators' labels of the tiles of a data set, with the consensus for training and for test tiles.
+    """Annotators' labels for the tiles of a data set, with the consensus for training and for test tiles.
 
     Attributes:
-        votes: All votes on tiles of all splits.
+        votes: All votes, on tiles of all splits.
         training: Votes on training and validation tiles by the annotators allowed to label them, and their consensus.
         test: Votes on test tiles by the annotators who label them, and their consensus.
         test_annotators: Annotators of the test labels; empty if the test labels come from the source.
@@ -133,10 +133,10 @@ class Annotations:
 
 @dataclass(frozen=True)
 class TileLabels:
-    """Tile labels derived from the labels of annotators.
+    """Tile labels derived from annotators' labels.
 
     Attributes:
-        classes: Class of each labelled tile of all splits, by id.
+        classes: Class of each labelled tile in any split, by id.
         notes: Notes on the annotators of the labels, on ties, and on limits of the estimates.
     """
 
@@ -168,9 +168,9 @@ def label_tiles(
     test_consensus = find_consensus(votes.of_items(tests).of_annotators(panel))
     if training and not len(training_consensus.votes):
         raise DataError(
-            "no training or validation tile has a label by an annotator who may label it",
+            "no training or validation tile has a label from an annotator who may label it",
             where=f"{_WHERE}.test_annotators" if config.test_annotators else _WHERE,
-            fix="correct the ids in the table of annotators, or name fewer test_annotators",
+            fix="correct the ids in the annotation table, or name fewer test_annotators",
         )
     labels, notes = _training_labels(training_consensus, config)
     if not source_tests:
@@ -227,9 +227,9 @@ def _independence(training: Votes, test: Votes, config: AnnotationsConfig) -> In
 
 def _source_notes(independent: Independence) -> list[str]:
     """Describe test labels that come from the source."""
-    note = "test labels: those of the source"
+    note = "test labels: taken from the source"
     if independent == "yes":
-        return [f"{note}, which do not come from the annotators"]
+        return [f"{note}, not given by the annotators"]
     if independent == "no":
         return [
             note,
@@ -237,8 +237,7 @@ def _source_notes(independent: Independence) -> list[str]:
             "scores of a student that learns their habits are too high",
         ]
     return [
-        f"{note}; it is unknown whether they come from annotators of the training tiles: state it in "
-        f"{_WHERE}.source_annotators"
+        f"{note}; it is unknown whether they come from annotators of the training tiles: set {_WHERE}.source_annotators"
     ]
 
 
@@ -272,7 +271,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
     if config.labels == "annotator":
         name = config.annotator or best_annotator(consensus)
         chosen_votes = votes.of_annotators([name])
-        chosen = "" if config.annotator else ", the most accurate one by Dawid-Skene"
+        chosen = "" if config.annotator else ", the most accurate one according to Dawid-Skene"
         note = f"training labels: those of annotator {name}{chosen}, on {counted(len(chosen_votes), 'tile')}"
         return dict(zip(chosen_votes.items, chosen_votes.table()[:, 0].tolist(), strict=True)), [note]
     if config.labels == "majority":
@@ -303,7 +302,7 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
     if not n_tests:
         return []
     if not len(votes):
-        return ["no test tile has a label by an annotator, so there is no test score"]
+        return ["no test tile has a label from an annotator, so there is no test score"]
     annotator_names = _annotator_names(votes)
     notes = [
         f"test labels: consensus ({consensus.method}) of {annotator_names} on {len(votes):,} of "

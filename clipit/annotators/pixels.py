@@ -21,12 +21,12 @@ _BITS = 62  # pattern numbers must fit into int64
 
 @dataclass(frozen=True, eq=False)
 class PixelConsensus:
-    """Consensus of each pattern of labels.
+    """Consensus for each label pattern.
 
     Attributes:
         votes: Labels of each pattern; the items are the pattern numbers, in ascending order.
         pixels: Number of pixels with each pattern.
-        estimates: Dawid-Skene estimates; None if no pixel has labels by two annotators.
+        estimates: Dawid-Skene estimates; None if no pixel has labels from two annotators.
         probabilities: Class probabilities, one row per pattern; label shares if `estimates` is None.
     """
 

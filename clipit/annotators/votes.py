@@ -13,13 +13,13 @@ ANONYMOUS = "(any annotator)"
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """Labels by several annotators.
+    """Labels from several annotators.
 
     Attributes:
         items: Ids of the items, each with at least one label.
         annotators: Names of the annotators; only `ANONYMOUS` if votes were counted without names.
-        item: Row in `items` of each label.
-        annotator: Row in `annotators` of each label.
+        item: Index into `items` for each label.
+        annotator: Index into `annotators` for each label.
         times: Number of votes for the label; 1 for a named annotator.
     """
 

@@ -42,7 +42,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     """
     if config.tiles.annotations is None:
         raise ConfigError(
-            "no labels by several annotators are configured",
+            "no labels from several annotators are configured",
             where="tiles.annotations",
             fix="set tiles.annotations.path to a table with the columns tile, annotator and label",
         )
@@ -65,7 +65,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
 
 
 def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int, seed: int) -> dict[str, Any]:
-    """Compute the contents of the page, in values that JSON can represent.
+    """Compute the contents of the page as JSON-serialisable values.
 
     Args:
         tiles: Tiles labelled by annotators.

@@ -1,4 +1,4 @@
-"""Write consensus masks as files that `clipit segment` reads, with statistics of the annotators."""
+"""Write consensus masks as files that `clipit segment` reads, with statistics on the annotators."""
 
 import os
 import posixpath
@@ -37,13 +37,13 @@ _COLUMNS = ("mask_consensus", "mask_confident")
 def write_annotator_masks(
     file: ConfigFile, table: Path, *, files: Path | None = None, confidence: float = 0.9, shown: int = 24
 ) -> tuple[Path, Path]:
-    """Write the consensus of masks by several annotators to `<output>/annotators/<name>/masks/`.
+    """Write the consensus of masks from several annotators to `<output>/annotators/<name>/masks/`.
 
-    If the table of tiles has splits, the annotators are estimated separately on test tiles and on all other tiles.
+    If the tile table has splits, the annotators are estimated separately on test tiles and on all other tiles.
     Three folders are written. `consensus/` contains the most probable class of each pixel as PNG, with the values of
     `segmentation.classes`. `confident/` contains the same masks, but ignores pixels whose posterior is below
-    `confidence`. `posterior/` contains the class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of
-    the tiles with the additional columns mask_consensus and mask_confident; `clipit segment` reads the column that
+    `confidence`. `posterior/` contains the class probabilities [c, h, w] as float16 in .npy. tiles.csv is the tile
+    table with the additional columns mask_consensus and mask_confident; `clipit segment` reads the column that
     `tiles.columns.mask` names. Each mask is read twice, and only one tile is in memory at a time.
 
     Args:
@@ -54,19 +54,19 @@ def write_annotator_masks(
         shown: Number of tiles with the largest share of uncertain pixels on the page.
 
     Returns:
-        Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, to which the
+        Path of the page, masks.html (masks.json contains its numbers), and the image folder, to which the
         paths in tiles.csv are relative.
 
     Raises:
         ConfigError: The tiles do not come from a table, no classes are named, or an option is out of range.
-        DataError: A table or a mask is invalid; problems of masks are reported in one error.
+        DataError: A table or a mask is invalid; problems with masks are reported in one error.
     """
     config, section = file.run, file.segmentation
     if config.tiles.source != "table" or not section.classes:
         raise ConfigError(
-            "masks of several annotators need tiles from a table, and the classes of the masks",
+            "masks from several annotators require tiles from a table, and mask classes",
             where="tiles.source and segmentation.classes",
-            fix="set tiles.source: table, and segmentation.classes to the values of the classes, such as "
+            fix="set tiles.source: table, and segmentation.classes to the pixel value of each class, such as "
             "{stroma: 0, gland: 1}",
         )
     if not 0 <= confidence <= 1 or shown < 0:
@@ -85,7 +85,7 @@ def write_annotator_masks(
     consensus = {part: counter.consensus() for part, counter in patterns.items()}
     if all(estimate.estimates is None for estimate in consensus.values()):
         raise DataError(
-            "no pixel has labels by two annotators, so neither their skill nor a consensus can be estimated",
+            "no pixel has labels from two annotators, so neither their skill nor a consensus can be estimated",
             where="--masks",
             fix="let several annotators draw masks of the same tiles",
         )
@@ -102,7 +102,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile (one without splits); annotators are estimated separately for each part."""
+    """Return the part of each tile (only one without splits); annotators are estimated separately for each part."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -172,7 +172,7 @@ def _pixel_values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
         raise ConfigError(
             f"{ignore} is the value of a class, so it cannot mark pixels without a label",
             where="segmentation.ignore",
-            fix="name a value for ignored pixels",
+            fix="set a value for ignored pixels",
         )
     return np.asarray([*(first[code] for code in range(len(classes.names))), ignore], dtype=np.int64)
 
@@ -191,7 +191,7 @@ def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
 
 
 def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> Path:
-    """Write the table of the tiles with two additional columns, and return the folder to which its paths are relative.
+    """Write the tile table with two additional columns, and return the folder to which its paths are relative.
 
     If the images are in a zip, this is the folder of the written table, and the images must be unpacked into it.
     """
@@ -299,7 +299,7 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
         "patterns": len(votes),
         "overruled": [{"pixels": pixels, "labels": labels} for pixels, labels in consensus.overruled()],
         "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
-        "method": "shares of the labels: no pixel has labels by two annotators"
+        "method": "label shares: no pixel has labels from two annotators"
         if estimates is None
         else f"EM {'converged' if estimates.converged else 'not converged'}, "
         f"{counted(len(estimates.objective), 'iteration')}",

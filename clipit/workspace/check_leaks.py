@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GROUP_ADVICE = (
-    "name the patient or slide of each tile in a column group, or set --tiles.columns.group=COLUMN or "
+    "name the patient or slide of each tile in a `group` column, or set --tiles.columns.group=COLUMN or "
     "--tiles.group_pattern=REGEX"
 )
 _MAX_NAMES = 50  # maximum number of patients listed for a pair of splits; leaks.json lists all patients
@@ -49,12 +49,12 @@ class _Comparable(NamedTuple):
     """Numbers of tiles whose images are compared, and of tiles that are excluded from the comparison.
 
     Attributes:
-        equal: Number of tiles compared for equality.
-        plain: Number of tiles of a single colour, which are not compared for equality.
-        similar: Number of tiles compared for similarity.
-        flat: Number of nearly empty tiles, which are not compared for similarity.
-        in_two_splits: Whether at least two splits have tiles that were compared for similarity or, without this
-            comparison, for equality.
+        equal: Number of tiles checked for identical images.
+        plain: Number of tiles of a single colour, which are not checked for identical images.
+        similar: Number of tiles checked for similar images.
+        flat: Number of nearly empty tiles, which are not checked for similar images.
+        in_two_splits: Whether at least two splits have tiles that were checked for similar images or, without this
+            check, for identical ones.
     """
 
     equal: int = 0
@@ -169,7 +169,7 @@ def _comparisons_made(
         counts = ", ".join(f"{count:,} of {total:,} {split} tiles" for split, (count, total) in known.items())
         lines.append(f"patients or slides of {counts}")
     if pixels != "off" and images.equal:
-        lines.append(f"equal images among {counted(images.equal, 'tile')}")
+        lines.append(f"identical images among {counted(images.equal, 'tile')}")
     if pixels == "near" and images.similar:
         lines.append(f"similar images among {counted(images.similar, 'tile')}")
     with_patient = sum(bool(patient_of(report)) for report in reports)
@@ -179,14 +179,14 @@ def _comparisons_made(
 
 
 def leaks_table(leaks: Sequence[Leak]) -> str:
-    """Tabulate the leaks by kind and pair of splits: numbers of tiles or reports on both sides, and an example."""
+    """Tabulate the leaks by kind and pair of splits: number of tiles or reports in each split, and an example."""
     rows = []
     for kind, split, other in sorted({(leak.kind, leak.split, leak.other_split) for leak in leaks}):
         group = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
         counts = [len({leak.id for leak in group}), len({leak.other_id for leak in group})]
         rows.append([kind, split or "reports", other, *counts, f"{group[0].id} ~ {group[0].other_id}"])
     if not rows:
-        return "no leak found"
+        return "no leaks found"
     return markdown_table(("kind", "from", "into", "number from", "number into", "example"), rows, left=3)
 
 
@@ -232,7 +232,7 @@ def _unchecked(source: str, pixels: str, reports: Sequence[Any], images: _Compar
     if unknown:
         lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")
     if images.plain:
-        lines.append(f"equal images among {counted(images.plain, 'tile')} of a single colour")
+        lines.append(f"identical images among {counted(images.plain, 'tile')} of a single colour")
     if pixels != "near":
         lines.append(f"near-duplicates: leaks.pixels is {pixels}")
     elif images.flat:

@@ -1,4 +1,4 @@
-"""Apply `leaks.policy` to a new test set of a finished run: drop tiles of training patients and copied tiles."""
+"""Apply `leaks.policy` to a new test set of a finished run: tiles of training patients, and copied tiles."""
 
 import logging
 from dataclasses import replace
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def enforce_on_external(
     tests: TileSet, seen: TileSet | SeenTiles, seen_hashes: ImageHashes | None, config: RunConfig, where: str
 ) -> tuple[TileSet, list[Leak]]:
-    """Return a new test set without patients and images of training or validation. Call it in all processes.
+    """Apply `leaks.policy` to a new test set, compared with training and validation. Call it in all processes.
 
     Args:
         seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.
@@ -27,7 +27,7 @@ def enforce_on_external(
         config: Run configuration with the section `leaks`.
 
     Returns:
-        The tiles to score, and all leaks (shared patients and copies), sorted by id of the new set's tile.
+        The tiles to score, and all leaks (shared patients and copies), sorted by the id of the new tile.
 
     Raises:
         DataError: There are leaks and the policy is `error`, or the set would become empty.
@@ -91,7 +91,7 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
 def describe_leaks(leaks: list[Leak], total: int) -> str:
     """Describe how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
     descriptions = {
-        "group": "of the same patients or slides",
+        "group": "from the same patients or slides",
         "exact": "with the same pixels",
         "near": "that look similar",
     }

@@ -36,7 +36,7 @@ _DESCRIPTIONS = {
 
 
 def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Return the tiles that a run may use. Call it in all processes.
+    """Apply `leaks.policy` to the tiles of a run. Call it in all processes.
 
     Args:
         tiles: Tiles of all splits, as read.
@@ -65,7 +65,7 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
 
 
 def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: str, config: RunConfig) -> TileSet:
-    """Return a shifted test set without images and patients of training or validation. Call it in all processes.
+    """Apply `leaks.policy` to a shifted test set, compared with training and validation. Call it in all processes.
 
     With the policy `exclude`, tiles are dropped from the shifted set, not from training: the training tiles must not
     depend on the additional test sets of a comparison.
@@ -120,7 +120,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
 
 
 def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
-    """Return the reports that may supply snippets.
+    """Apply `leaks.policy` to the reports, and return those that may supply snippets.
 
     If tiles are paired with reports of their own patients (`pairing.reports`), the corpus usually has the reports of
     all patients. The reports of validation and test patients are then dropped, whatever the policy.
@@ -190,7 +190,7 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
 
 
 def select_hashes(image_hashes: ImageHashes, rows: Int64[np.ndarray, " m"]) -> ImageHashes:
-    """Select the hashes of some tiles by their rows."""
+    """Select the hashes of the given rows."""
     if not isinstance(image_hashes, Fingerprints):
         return np.asarray(image_hashes[rows])
     return Fingerprints(image_hashes.digests[rows], image_hashes.hashes[rows], image_hashes.thumbnails[rows])

@@ -42,7 +42,7 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     compared = int((sample.splits != "train").sum())
     examples = [f"{leak.id} ({leak.split}) ~ {leak.other_id} ({leak.other_split})" for leak in leaks]
     note = (
-        f"{len(later)} of {compared} validation and test tiles look like a tile of an earlier split "
+        f"{len(later)} of {compared} validation and test tiles look like a tile in an earlier split "
         f"({shortlist(examples, 2)}), and no groups are set, so scores will be too high"
     )
     logger.warning(

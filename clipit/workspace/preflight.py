@@ -26,7 +26,7 @@ def check_inputs(
 ) -> None:
     """Check the output folder, the model names, the path of the reports, the tiles and the prompts of a workspace.
 
-    Images, reports and weights are not read. Problems of the data are reported together; those of models, whose
+    Images, reports and weights are not read. Problems with the data are reported together; those with models, whose
     packages take seconds to import, are reported afterwards. Classes of a prompt set that no tile has are logged. Call
     it in all processes.
 
@@ -109,9 +109,9 @@ def _check_reports(reports: ReportsConfig) -> None:
     )
 
 
-def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet], *, own: bool) -> None:
+def _check_tiles_and_prompts(workspace: "Workspace", additional: Sequence[PromptSet], *, own: bool) -> None:
     own_prompts = workspace.prompts if own else None
-    sets = [*([own_prompts] if own_prompts is not None else []), *further]
+    sets = [*([own_prompts] if own_prompts is not None else []), *additional]
     if not names_tiles(workspace.config):
         return
     tiles = workspace.listed_tiles
@@ -120,5 +120,5 @@ def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet
         unused = unused_classes(prompts, tiles.classes)
         if unused:
             workspace.log_once(
-                f"note: classes of the prompt set {prompts.name} that no tile has are ignored: {shortlist(unused)}"
+                f"note: ignoring classes of the prompt set {prompts.name} that no tile has: {shortlist(unused)}"
             )

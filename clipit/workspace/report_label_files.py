@@ -71,7 +71,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
 
 
 def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[SampledReport]:
-    """Draw reports for each class of the rules; those with only uncertain mentions are drawn separately from "none"."""
+    """Draw reports for each class that the rules assign; those with only uncertain mentions form a separate class."""
     strata: dict[str, list[int]] = {}
     for row in sorted(range(len(labels.by_rules)), key=lambda row: labels.reports[row].report_id):
         label = labels.by_rules[row]
@@ -118,7 +118,7 @@ def _describe_cases(labels: CorpusLabels) -> dict[str, Any]:
     """Describe the join of reports and training tiles by patient; empty without tiles."""
     counts = labels.case_counts
     if counts is None:
-        return {} if labels.joined else {"training patients with a report": "none, see the remarks"}
+        return {} if labels.joined else {"training patients with a report": "none (see the remarks)"}
     used = f"{counted(counts.own, 'report')}; {counted(counts.cases_with_several, 'patient has', 'patients have')}"
     facts: dict[str, Any] = {
         "training patients with a report": f"{counts.cases_with_report:,} of {counts.cases:,} ({used} several)",
@@ -137,7 +137,7 @@ def _describe_cases(labels: CorpusLabels) -> dict[str, Any]:
 
 
 def _record(labels: CorpusLabels, row: int) -> dict[str, Any]:
-    """Return the labels and mentions of one report, in values that JSON can represent."""
+    """Return the labels and mentions of one report as JSON-serialisable values."""
     report = labels.reports[row]
     label = labels.by_rules[row] if labels.by_rules else None
     record: dict[str, Any] = {

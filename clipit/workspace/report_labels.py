@@ -1,4 +1,4 @@
-"""Label a report corpus by rules and by a text classifier, and measure agreement with given labels."""
+"""Label a report corpus with rules and a text classifier, and measure the agreement with given labels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ FEATURES = {"tfidf": "TF-IDF of words and word pairs", "vlm": "the mean VLM embe
 
 @dataclass(frozen=True)
 class CorpusLabels:
-    """Reports of a corpus with their own labels, and the labels by the rules and by the text classifier.
+    """Reports of a corpus with their own labels, and the labels from the rules and the text classifier.
 
     Attributes:
         reports: Reports, except those of patients with validation or test tiles.
@@ -66,14 +66,14 @@ class CorpusLabels:
 
     @property
     def text_classes(self) -> list[str]:
-        """Most probable class of each report by the text classifier; empty if it was not fitted."""
+        """Most probable class of each report according to the text classifier; empty if it was not fitted."""
         if self.probabilities is None:
             return []
         return [self.classes[number] for number in self.probabilities.argmax(axis=1).tolist()]
 
 
 def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> CorpusLabels:
-    """Label the reports of a configuration by `soft_labels.own_report.rules`, and by a text classifier.
+    """Label the reports of a configuration with `soft_labels.own_report.rules` and a text classifier.
 
     The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels, cross-fitted by patient.
     Call this function in all processes.
@@ -92,7 +92,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     section = config.soft_labels.own_report
     if section.rules is None and config.reports.label_column is None and not tiles:
         raise ConfigError(
-            "this command needs rules, or labels of the reports or of tiles",
+            "this command needs rules, report labels or tile labels",
             where="soft_labels.own_report.rules and reports.label_column",
             fix="set one of these keys, or both to compare the labels",
         )
@@ -121,7 +121,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         tile_labels = _tile_labels(reports, tile_set, classes, notes)
     labelled: list[ReportLabel] = []
     if rules is not None:
-        with progress("labelling reports by rules", len(reports)) as advance:
+        with progress("labelling reports with rules", len(reports)) as advance:
             for report in reports:
                 labelled.append(label_report(report.text, rules))
                 advance()
@@ -153,14 +153,14 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
 
 
 def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
-    """Measure the agreement of the rules and of the text classifier with the labels of reports and of tiles.
+    """Measure the agreement of the rules and the text classifier with report labels and tile labels.
 
-    Labels of reports are those of `reports.label_column`. The tile label of a report is the most common class among the
+    Report labels are read from `reports.label_column`. The tile label of a report is the most common class among the
     labelled training tiles of its patient. Kinds of labels that no report has are omitted.
     """
     agreements = []
     has_own = bool((labels.own >= 0).any())
-    for reference, known in (("the reports' own labels", labels.own), ("the labels of tiles", labels.tile_labels)):
+    for reference, known in (("the reports' own labels", labels.own), ("the tile labels", labels.tile_labels)):
         if not (known >= 0).any():
             continue
         fitted = known is labels.own or not has_own
@@ -190,7 +190,7 @@ def _classifier_inputs(
         raise ConfigError(
             "VLM embeddings of reports need a configuration with tiles",
             where="soft_labels.own_report.features",
-            fix="set features: tfidf, or add the section tiles",
+            fix="set features: tfidf, or add a `tiles` section",
         )
     return report_vectors(Workspace(config), reports, config.reports)
 
@@ -252,8 +252,8 @@ def _tile_labels(
             counts.setdefault(patient, Counter())[int(numbers[label])] += 1
     if not counts:
         notes.append(
-            "agreement with tiles is not measured: no labelled training tile has a known patient and one of these "
-            "classes"
+            "the agreement with tile labels is not measured: no labelled training tile has a known patient and one of "
+            "these classes"
         )
     class_of = {patient: count.most_common(1)[0][0] for patient, count in counts.items()}
     return np.array([class_of.get(patient_of(report), -1) for report in reports], dtype=np.int64)

@@ -86,7 +86,7 @@ def _columns(
     tiles: TileSet,
     hash_rows: Callable[[TileSet, Sequence[int]], pa.Table],
 ) -> dict[str, np.ndarray]:
-    """Build the artefact if needed, with `hash_rows` for a block of rows; return its columns as uint8 [n, width]."""
+    """Build the artefact if needed, calling `hash_rows` for each block; return its columns as uint8 [n, width]."""
 
     def make(folder: Path) -> dict[str, Any]:
         files = write_blocks(folder, len(tiles), _BLOCK, "hashing images", lambda rows: hash_rows(tiles, rows.tolist()))

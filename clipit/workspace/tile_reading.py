@@ -24,12 +24,12 @@ Cache = Callable[[str, Callable[[], Any]], Any]
 
 
 def artefacts_of(config: RunConfig) -> Path:
-    """Return the folder of artefacts of a configuration."""
+    """Return the artefact folder of a configuration."""
     return config.output / "artefacts"
 
 
 def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
-    """Return a section `tiles` with the size of streamed tiles (`keep_pixels`) set.
+    """Return the `tiles` section with the size of streamed tiles (`keep_pixels`) set.
 
     Args:
         section: Section `tiles`; returned unchanged if it is not streamed or has a size.
@@ -83,7 +83,7 @@ def read_with_overview(
 
     Args:
         section: Section `tiles` to read.
-        root: Folder of artefacts, for streamed tiles and indexes of shards.
+        root: Artefact folder, for streamed tiles and shard indexes.
         check: Whether groups in two splits are an error.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
         shown: Section with the labels that the run may use, for the overview; `section` by default.
@@ -126,13 +126,13 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
     """
     if not len(tests):
         raise DataError(
-            "the shifted set has no test tiles", where=where, fix="map the name of its test split to test (splits)"
+            "the shifted set has no test tiles", where=where, fix="map the name of its test split to `test` in `splits`"
         )
     if tests.classes != tuple(classes):
         raise DataError(
             f"the shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(classes)}",
             where=where,
-            fix="map its labels with class_map, and list all classes of the tiles in classes",
+            fix="map its labels with `class_map`, and list all classes of the tiles in `classes`",
         )
 
 

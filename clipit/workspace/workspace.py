@@ -67,7 +67,7 @@ class Workspace:
 
         Args:
             config: Run configuration.
-            shared: Cache in memory that the workspaces of several configurations share; see `for_config`.
+            shared: In-memory cache that the workspaces of several configurations share; see `for_config`.
         """
         self.config = config
         self.split_reports = False  # whether this process split the reports into snippets and logged the summary

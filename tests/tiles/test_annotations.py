@@ -1,4 +1,4 @@
-"""Tiles labelled by several annotators: modes, splits, notes, and what is wrong in the table of annotators."""
+"""Tiles labelled by several annotators: modes, splits, notes, and what is wrong in the annotation table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ def write(path: Path, rows: Sequence[str]) -> str:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
-    """Twelve tiles without a label column, and a table of annotators; the values of section `tiles`."""
+    """Twelve tiles without a label column, and an annotation table; the values of section `tiles`."""
     for tile in range(len(TRUTH)):
         Image.new("RGB", (8, 8), (tile, 0, 0)).save(tmp_path / f"t{tile}.png")
     paths = [f"t{tile}.png,{split}" for tile, split in enumerate(SPLIT)]
@@ -199,14 +199,14 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     rows = [f"t{tile}.png,{name},{label}" for tile in range(12) for name, label in labels_of(tile).items()]
     extra = ["elsewhere.png,ann,tumour", "t0.png,ann,benign", "t1.png,eve,"]
     notes = " ".join(load(table([*rows, *extra])).notes)
-    assert "dropped annotators' labels of 1 tile outside the data set: elsewhere.png" in notes
-    assert "1 repeated row" in notes and "1 row without a label from the table of annotators" in notes
+    assert "dropped annotators' labels for 1 tile outside the data set: elsewhere.png" in notes
+    assert "1 repeated row" in notes and "1 row without a label from the annotation table" in notes
     mapped = load(
         table([*rows, "t2.png,fay,artefact"]),
         classes=["B", "T"],
         class_map={"benign": "B", "tumour": "T"},
     )
-    assert "dropped 1 label in the table of annotators that tiles.class_map does not list (artefact: 1)" in " ".join(
+    assert "dropped 1 label from the annotation table that tiles.class_map does not list (artefact: 1)" in " ".join(
         mapped.notes
     )
     assert mapped.labels.tolist() == TRUTH
@@ -221,7 +221,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         tiles = load(table([*rows, f"t0.png,eve,{mark}", f"t1.png,fay,{mark}"]))
         assert tiles.classes == expected.classes == ("0", "1")
         assert tiles.labels.tolist() == expected.labels.tolist()
-        assert "dropped 2 rows without a label from the table of annotators" in tiles.notes
+        assert "dropped 2 rows without a label from the annotation table" in tiles.notes
     named = load(table([*rows, "t0.png,eve,-1"], labels="majority"), classes=["-1", "0", "1"])
     assert not any("without a label" in note for note in named.notes)
     with pytest.raises(DataError, match="-1 may be a class or mark missing labels"):
@@ -231,13 +231,13 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
 @pytest.mark.parametrize(
     ("rows", "keys", "message"),
     [
-        (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tile has several labels by one annotator: ann on t0.png"),
+        (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tile has several labels from one annotator: ann on t0.png"),
         (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (NaN)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
         (["t0.png,ann,cancer"], {"classes": CLASSES}, "annotators' labels outside the classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
-        (["x.png,ann,benign"], {}, "none of the 1 tile in the table of annotators is among the 12 tiles"),
-        (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels by two annotators"),
+        (["x.png,ann,benign"], {}, "none of the 1 tile in the annotation table is among the 12 tiles"),
+        (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels from two annotators"),
         (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
         (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),
         (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label on these tiles: zoe"),
@@ -272,7 +272,7 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
     tiles = load(table([f"t{tile}.png,{'ann' if tile % 2 else 'ben'},{CLASSES[TRUTH[tile]]}" for tile in range(12)],
                        labels="majority"))  # fmt: skip
     assert tiles.labels.tolist() == TRUTH
-    assert any("test labels: no tile has labels by two annotators" in note for note in tiles.notes)
+    assert any("test labels: no tile has labels from two annotators" in note for note in tiles.notes)
 
 
 @pytest.mark.parametrize(

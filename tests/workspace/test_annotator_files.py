@@ -88,7 +88,7 @@ def test_one_annotator_per_tile_gives_a_page_that_says_so(make: Make, tmp_path: 
     values["tiles"]["annotations"]["path"] = str(path)
     found = described(values)
     assert found.record["agreement"]["alpha"] is None and found.record["human_ceiling"] is None
-    assert "No tile has labels by two annotators" in found.page.read_text(encoding="utf-8")
+    assert "No tile has labels from two annotators" in found.page.read_text(encoding="utf-8")
     assert "undefined" in found.summary
 
 

@@ -106,7 +106,7 @@ def test_masks_of_test_tiles_do_not_change_those_of_training_tiles(make: Make, t
     merged = clipit.merge_masks(file, table)
     (last,) = (merged.folder / "consensus").glob("c-d-*.png")
     assert read_png(last) == WIDE.tolist() and merged.record["shared_annotators"] == []
-    assert "no pixel has labels by two annotators" in merged.page.read_text(encoding="utf-8")
+    assert "no pixel has labels from two annotators" in merged.page.read_text(encoding="utf-8")
 
 
 def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:
@@ -195,7 +195,7 @@ def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: P
         clipit.merge_masks(file, table).record["notes"]
     )
     table.write_text("tile,annotator,mask\na.png,ann,masks/a-ann.png\nb.png,ben,masks/b-ben.png\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no pixel has labels by two annotators"):
+    with pytest.raises(DataError, match="no pixel has labels from two annotators"):
         clipit.merge_masks(file, table)
     with pytest.raises(ConfigError, match=r"segmentation\.classes"):
         clipit.merge_masks(*make(segmentation={"classes": {}}))

@@ -259,7 +259,7 @@ def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_p
     path, leaking, compared, _ = check_leaks(configure(leaky()), "exact")
     found = json.loads(path.read_text())
     assert leaking == 5 and compared
-    assert found["checked"][0].startswith("patients or slides of ") and "equal images among" in found["checked"][1]
+    assert found["checked"][0].startswith("patients or slides of ") and "identical images among" in found["checked"][1]
     assert found["leaks"] == {"group": 2, "exact": 1, "report": 2}
     assert found["thresholds"] == {"pixels": "exact", "distance": 7, "similarity": 0.9, "spread": 6.0}
     assert found["not_checked"] == ["near-duplicates: leaks.pixels is exact"]
@@ -290,7 +290,7 @@ def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(con
 def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     said = capture_log()
     _, leaking, compared, _ = check_leaks(configure(), "off", ["elsewhere"])
-    assert leaking == 0 and compared and "no leak found" in said[-1]
+    assert leaking == 0 and compared and "no leaks found" in said[-1]
     assert "not checked: patients of 60 of 60 reports" in said[-1]
     assert "not checked: comparison.shifted: elsewhere" in said[-1]
 
@@ -302,7 +302,7 @@ def test_nearly_empty_tiles_are_not_counted_as_compared(
     path, _, _, compared = check_leaks(configure(leaky() | {"leaks.spread": spread}), "near")
     found = json.loads(path.read_text())
     assert compared == similar
-    assert any(line.startswith("equal images among") for line in found["checked"])
+    assert any(line.startswith("identical images among") for line in found["checked"])
     assert any(line.startswith("similar images among") for line in found["checked"]) == similar
     assert any(line.startswith("near-duplicates among") for line in found["not_checked"]) != similar
 
@@ -339,7 +339,7 @@ def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky
     assert (leaking, compared) == (0, False)
     assert "\nchecked: nothing" in said[-1], "neither patients nor images were compared"
     (line,) = [line for line in said[-1].splitlines() if line.startswith("not checked: patients and slides")]
-    assert "tiles: not named in the data; name the patient or slide of each tile in a column group" in line
+    assert "tiles: not named in the data; name the patient or slide of each tile in a `group` column" in line
     assert "fewer than two splits" not in said[-1] and "not checked: patients of" not in said[-1], "said once"
 
 

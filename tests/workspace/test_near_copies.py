@@ -32,11 +32,11 @@ def config_of(configure: MakeConfig, folder: Path, group: str = "", **keys: obje
 def test_mirror_images_across_splits_are_a_loud_note_without_groups(configure: MakeConfig, tmp_path: Path) -> None:
     said = capture_log()
     tiles = Workspace(config_of(configure, tmp_path)).all_tiles
-    found = [line for line in said if "look like a tile of an earlier split" in line]
+    found = [line for line in said if "look like a tile in an earlier split" in line]
     assert len(found) == 1 and "no groups are set, so scores will be too high" in found[0]
     assert "tiles.columns.group" in found[0] and "--leaks.pixels=near --leaks.policy=exclude" in found[0]
     assert re.search(r"\d\d\.png \((train|validation)\) ~ \d\d\.png \((validation|test)\)", found[0])
-    assert len(tiles) == 24 and "look like a tile of an earlier split" in tiles.notes[-1]
+    assert len(tiles) == 24 and "look like a tile in an earlier split" in tiles.notes[-1]
 
 
 def test_tiles_with_groups_are_not_searched(configure: MakeConfig, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_further_classes_of_a_prompt_set_are_noted_and_left_out(
     check_inputs(wide, ["vlm"])
     check_inputs(wide, ["vlm"])
     assert [line for line in said if "are ignored" in line] == [
-        "note: classes of the prompt set small that no tile has are ignored: adipose, mucin"
+        "note: ignoring classes of the prompt set small that no tile has: adipose, mucin"
     ]
     ours, theirs = wide.class_embeddings(), narrow.class_embeddings()
     assert ours is not None and theirs is not None and (ours == theirs).all()

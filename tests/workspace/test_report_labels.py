@@ -282,12 +282,12 @@ def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
     expected = [int(number // 2 % 3 != 0) for number in range(56)]
     assert labels.tile_labels.tolist() == expected
     own, with_tiles = measure_labels(labels)
-    assert own.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the labels of tiles"
+    assert own.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the tile labels"
     predictions = [label.class_name for label in labels.by_rules]
     right = np.mean([name == labels.classes[k] for name, k in zip(predictions, expected, strict=True)])
     assert with_tiles.scores["accuracy"] == pytest.approx(right)
     page = write_report_labels(config, labels)
-    assert "Rules and the labels of tiles</h2>" in page.read_text(encoding="utf-8")
+    assert "Rules and the tile labels</h2>" in page.read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot draw -1 reports"):
         write_report_labels(config, labels, per_answer=-1)
 
@@ -299,7 +299,7 @@ def test_without_rules_and_labels_of_reports_the_classifier_learns_from_the_tile
     labels = label(write_files(tiles=labelled_tiles, **nothing, **{"soft_labels.own_report.class_map": None}))
     assert labels.classes == ("MSI-H", "MSS") and not labels.by_rules and labels.probabilities is not None
     (agreement,) = measure_labels(labels)
-    assert agreement.title == "Text classifier and the labels of tiles" and "fitted on these labels" in agreement.note
+    assert agreement.title == "Text classifier and the tile labels" and "fitted on these labels" in agreement.note
 
 
 DATA = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"

@@ -110,7 +110,7 @@ def test_test_labels_of_the_source(table: Table) -> None:
     ("origin", "independent", "note"),
     [
         ("unknown", "unknown", "it is unknown whether they come from annotators of the training tiles"),
-        ("others", "yes", "which do not come from the annotators"),
+        ("others", "yes", "not given by the annotators"),
         ("same", "no", "WARNING: the test labels of the source come from annotators who also label"),
     ],
 )

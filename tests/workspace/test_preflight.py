@@ -115,7 +115,7 @@ def test_further_classes_of_a_prompt_set_are_noted_and_left_out(
     wide, narrow = Workspace(configure(prompts=str(path))), Workspace(configure())
     check_inputs(wide, ["vlm"])
     check_inputs(wide, ["vlm"])
-    assert [line for line in said if "are ignored" in line] == [
+    assert [line for line in said if "ignoring classes" in line] == [
         "note: ignoring classes of the prompt set small that no tile has: adipose, mucin"
     ]
     ours, theirs = wide.class_embeddings(), narrow.class_embeddings()

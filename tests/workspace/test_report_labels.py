@@ -95,7 +95,7 @@ def test_the_classes_given_by_the_rules_are_counted_and_compared_with_the_labels
 def test_the_configuration_needs_no_tiles_but_reports_and_rules_or_labels(write_files: Write) -> None:
     config, tiles, _ = read_reports_command("", ["--config", str(write_files())])
     assert not tiles
-    with pytest.raises(ConfigError, match="needs rules, or labels"):
+    with pytest.raises(ConfigError, match="needs rules, report labels or"):
         label(write_files(**{"soft_labels__own_report__rules": None, "reports__label_column": None}))
     with pytest.raises(ConfigError, match="needs reports"):
         label_corpus(config.model_copy(update={"reports": None}), tiles=False)
@@ -167,7 +167,7 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
     (problem,) = [note for note in labels.notes if note.startswith("the patients' own reports cannot be used")]
     assert "no training patient has a report; the tile groups are P-4, the report groups p0, p1" in problem
     page = write_report_labels(config, labels)
-    assert facts_of(page)["training patients with a report"] == "none, see the remarks"
+    assert facts_of(page)["training patients with a report"] == "none (see the remarks)"
     assert str(escape(problem)) in page.read_text(encoding="utf-8")
 
 

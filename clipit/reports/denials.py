@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WINDOW = 160  # characters before a mention that are searched for a count
+_MANY_WORDS = 4  # a sentence of as many words before empty brackets is not an option, but ends in a removed name
 _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1-9]\d{0,2}(?!\d| ?/|[.,:-]\d| ?%)"
 """Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
@@ -80,14 +81,20 @@ class CheckBoxes:
 def read_boxes(sentence: str) -> CheckBoxes:
     """Read the check boxes of a sentence, each before its option ("[x] yes [ ] no") or after it ("yes [x] no [ ]").
 
-    Empty brackets within a sentence without a checked box are ignored, since removed names look the same.
+    Empty brackets within or after a sentence without a checked box are ignored, since removed names look the same.
     """
     boxes = list(_BOX.finditer(sentence))
     if not boxes:
         return CheckBoxes(sentence)
     before, after = sentence[: boxes[0].start()].strip(" -"), sentence[boxes[-1].end() :].strip(" .;,")
     answered = any(box["checked"] for box in boxes)
-    if not (answered or not before or not after or before.endswith(":") or boxes[0][0] in "\u2610\u25a1"):
+    if not (
+        answered
+        or not before
+        or (not after and len(before.split()) < _MANY_WORDS)
+        or before.endswith(":")
+        or boxes[0][0] in "\u2610\u25a1"
+    ):
         return CheckBoxes(sentence)
     first = 0 if after else sentence.rstrip(" .;,")[: boxes[0].start()].rstrip(" :").rfind(":") + 1
     starts = [box.end() for box in boxes] if after else [first, *(box.end() for box in boxes[:-1])]

@@ -227,6 +227,7 @@ def test_a_question_mark_before_a_mention_makes_it_uncertain(text: str) -> None:
         ("Invasion: [ ] yes [ ] no", ["uncertain"]),
         ("Invasion [ ]", ["negated"]),
         ("Submitted by Dr. [ ] as invasion.", ["affirmed"]),  # a name that was removed
+        ("Adenocarcinoma with invasion, reviewed with Dr. [ ].", ["affirmed", "affirmed"]),
         ("Invasion [1]", ["affirmed"]),
     ],
 )

@@ -277,8 +277,10 @@ def line_style(i: int) -> tuple[str, str]:
 
 
 def legend_beside(axes: "Axes") -> None:
-    """Put the legend to the right of the axes."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    """Put the legend of the lines to the right of the axes."""
+    # By default, Matplotlib omits all names that begin with an underscore, as those of lines without a name do.
+    lines = [line for line in axes.get_lines() if not re.fullmatch(r"_child\d+", str(line.get_label()))]
+    axes.legend(handles=lines, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 @in_style

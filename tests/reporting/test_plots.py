@@ -93,6 +93,13 @@ def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
         assert f">{name}</text>" in inline_svg(figure, name)
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend() -> None:
+    figure = plot_lines({"_own": ([1, 2], [0.1, float("nan")]), "b": ([1, 2], [0.3, 0.4])}, y_label="loss")
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["_own", "b"]
+
+
 def test_a_plot_that_fails_is_a_note(tmp_path: Path) -> None:
     log = capture_log()
     figure = plot_confusion([[1, 0], [0, 1]], ["a", "b"])

@@ -1,4 +1,4 @@
-"""Process whole slides in Python: tile, score and map slides, and compare arms on slide labels."""
+"""Process whole-slide images in Python: tile, score and map slides, and compare arms on slide labels."""
 
 import logging
 from collections.abc import Sequence

@@ -26,8 +26,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "push": "upload a classifier to the Hugging Face Hub",
         "pages": "rewrite the pages of a run or comparison",
     },
-    "Whole slides": {
-        "slides": "tile, score and map whole slides, and compare arms on them",
+    "Whole-slide images": {
+        "slides": "tile, score and map whole-slide images, and compare arms on them",
         "mil": "learn slide or patient labels from stored features",
     },
     "Experiments": {

@@ -1,4 +1,4 @@
-"""Whole slides: tile their tissue (`tile`), score them (`score`), map them (`map`), or compare arms (`compare`).
+"""Whole-slide images: tile their tissue (`tile`), score them (`score`), map them (`map`), or compare arms (`compare`).
 
 SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with the column `slide` and, if known,
 `label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).

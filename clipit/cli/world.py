@@ -33,7 +33,7 @@ def main() -> None:
         "--slides",
         type=int,
         metavar="N",
-        help="write whole slides with exact masks instead: N per split (train, validation, test)",
+        help="write whole-slide images with exact masks instead: N per split (train, validation, test)",
     )
     parser.add_argument(
         "--reports",

@@ -30,7 +30,7 @@ class ComparisonConfig(Section):
     """Names of the backbones with which every arm is run; empty: only `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Data sets or settings with which every arm is run: name -> dotted keys that differ from this file, such as
-    `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
+    `{labels40: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
     """If the arms differ in their number of training steps, run those with fewer steps again with the largest
     number."""
@@ -46,8 +46,8 @@ class ComparisonConfig(Section):
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of training steps in the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. For arms
-    without a loss term, the keys of that term are not part of the grid."""
+    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. If an
+    arm does not use a loss term, the keys of that term are left out of its grid."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds for the search; they must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)

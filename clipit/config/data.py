@@ -37,7 +37,7 @@ class LabelsConfig(Section):
 
 
 class SlidesConfig(Section):
-    """Tiles of whole slides: their resolution and size, and what counts as tissue."""
+    """Tiles of whole-slide images: their resolution and size, and what counts as tissue."""
 
     mpp: MicrometresPerPixel = 0.5
     """Resolution of the tiles in micrometres per pixel."""
@@ -127,8 +127,8 @@ class TilesConfig(Section):
     """Tiles, their classes and their splits."""
 
     source: TileSource
-    """`folders`, `table`, `huggingface` or `webdataset` for your own tiles, `slides` for whole slides, or the name of a
-    published data set (`data_cards/`)."""
+    """`folders`, `table`, `huggingface` or `webdataset` for your own tiles, `slides` for whole-slide images, or the
+    name of a published data set (`data_cards/`)."""
     path: Data[LocalPath[str]]
     """Folder or zip of class folders, table file, folder or table of slides, data set on the Hugging Face Hub
     (`hf:owner/name`), or folder or pattern of tar shards (`shards/train-{000..123}.tar`), depending on the source."""

@@ -75,7 +75,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
 
     Args:
         missing: Required keys with placeholders, whose data are not checked.
-        path: Configuration file, whose head comment states the command and its requirements.
+        path: Configuration file, whose header comment states the command and its requirements.
         ask: Function that returns whether a Hub repository may be downloaded.
 
     Raises:
@@ -130,7 +130,7 @@ def _pending_checks(
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig], command: str) -> list[Check]:
-    """Report missing inputs below outputs/, which `command` (from the head comment) or another command writes."""
+    """Report missing inputs below outputs/, which `command` (from the header comment) or another command writes."""
     paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
@@ -155,7 +155,7 @@ def check_index(config: RunConfig) -> list[Check]:
 
 
 def check_gpu(config: RunConfig, needs: str) -> list[Check]:
-    """Warn if the precision, or the entry `needs` in the head comment, requires a GPU and none is available."""
+    """Warn if the precision, or the entry `needs` in the header comment, requires a GPU and none is available."""
     import torch
 
     precision = config.training.precision
@@ -181,12 +181,12 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
 
 
 def head_entry(path: Path, word: str) -> str:
-    """Return the text of an entry in a file's head comment (`# needs     2 cores ...`); "" if there is none."""
+    """Return the text of an entry in a file's header comment (`# needs     2 cores ...`); "" if there is none."""
     return " ".join(_head_lines(path, word))
 
 
 def command_of(path: Path) -> str:
-    """Return the command in a file's head comment, on one line; "" if there is none."""
+    """Return the command in a file's header comment, on one line; "" if there is none."""
     parts: list[str] = []
     for line in _head_lines(path, "command"):
         parts.append(line.removesuffix("\\").strip())

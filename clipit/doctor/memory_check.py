@@ -72,8 +72,8 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
 
     Args:
         config: Run configuration, with or without an arm.
-        needs: Entry `needs` of the file's head comment; if it asks for a GPU and there is none, training that does not
-            fit is only a warning.
+        needs: Entry `needs` of the file's header comment; if it asks for a GPU and there is none, training that does
+            not fit is only a warning.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -71,7 +71,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     if min(best - low, high - best) < 1e-2:
         raise DataError(
             f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss on the {len(labels)} "
-            f"validation labels: the loss keeps falling towards {np.exp(best):.3g}",
+            f"validation labels: the loss keeps falling as the temperature approaches {np.exp(best):.3g}",
             where="validation predictions",
             fix="label more validation tiles (there is no minimum if all tiles are predicted correctly, or no better "
             "than chance)",
@@ -148,5 +148,5 @@ def measure_calibration(
 
 
 def _to_logits(probabilities: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-    """Take logarithms; probabilities that underflowed to 0 in float32 count as the smallest positive float32."""
+    """Take logarithms; probabilities that underflowed in float32 count as the smallest normal positive float32."""
     return np.asarray(np.log(np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY)))

@@ -104,7 +104,7 @@ class SimpleShot:
 
 
 def simple_shot(train: Features, n_classes: int) -> SimpleShot:
-    """Fit the class means of labelled training tiles, after centring them on their mean and L2 normalisation.
+    """Fit the class means of labelled training tiles, after centring and L2 normalisation.
 
     Raises:
         DataError: No training tile has a label.

@@ -11,7 +11,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class PredictedClasses:
-    """Class and confidence of each predicted image.
+    """Predicted class and confidence of each image.
 
     Attributes:
         rows: Position of each image among all images, including unreadable ones.

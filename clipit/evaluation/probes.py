@@ -183,7 +183,7 @@ def adamw_probe(
 def _require_labels(present: Int64[np.ndarray, " k"], validation_labels: Int64[np.ndarray, " m"]) -> None:
     if len(present) < 2 or not len(validation_labels):
         raise DataError(
-            f"a linear probe needs training labels of two classes and validation labels; "
+            "a linear probe needs training labels from at least two classes, and validation labels; "
             f"found {counted(len(present), 'class', 'classes')} and "
             f"{counted(len(validation_labels), 'validation label')}",
             where="tiles.labels",

@@ -36,7 +36,7 @@ class RetrievalScore:
     reason: str = ""
 
     @property
-    def fold(self) -> float | None:
+    def enrichment(self) -> float | None:
         """Fold enrichment: value divided by the expected value of random retrieval; None if either is undefined."""
         return None if self.value is None or not self.random else self.value / self.random
 
@@ -59,7 +59,9 @@ def recall_at(
     """
     shared = np.intersect1d(queries.ids, gallery.ids)
     if len(shared):
-        raise DataError(f"queries and gallery share ids: {shortlist(shared.tolist())}", fix="rename one of them")
+        raise DataError(
+            f"queries and gallery share ids: {shortlist(shared.tolist())}", fix="rename the ids of one of them"
+        )
     row_of = {str(name): row for row, name in enumerate(gallery.ids)}
     query_of = {str(name): row for row, name in enumerate(queries.ids)}
     partners: dict[int, set[int]] = {}
@@ -75,7 +77,7 @@ def recall_at(
             fix="correct the ids",
         )
     if not partners:
-        return [RetrievalScore("recall", k, None, None, 0, len(gallery), "no true pair") for k in at]
+        return [RetrievalScore("recall", k, None, None, 0, len(gallery), "no true pairs") for k in at]
     order = sorted(partners)
     rows = nearest_neighbours(queries.take(np.asarray(order, dtype=np.int64)), gallery, min(max(at), len(gallery)))
     hits = np.zeros(rows.shape)
@@ -117,7 +119,7 @@ def class_match(
     rows = nearest_neighbours(queries, gallery, widest, exclude_groups=exclude_groups)
     has_items = (rows >= 0).any(axis=1)
     if not has_items.any():
-        reason = "no labelled query" if not len(queries) else "every gallery item is excluded"
+        reason = "no labelled queries" if not len(queries) else "every gallery item is excluded"
         return [RetrievalScore(name, k, None, None, 0, len(gallery), reason) for name, k in measures]
     chance = float(_random_precision(queries, gallery, n_classes, exclude_groups)[has_items].mean())
     rows, truth = rows[has_items], queries.labels[has_items]

@@ -64,8 +64,9 @@ def compare_slide_arms(
     """Compare the slide scores of several arms with those of a reference arm.
 
     If the table of slides has labelled validation slides, each arm's pooling is chosen on them by the mean balanced
-    accuracy over its seeds, in the same way for all arms (`choose_pooling`), and only the other splits are compared.
-    Otherwise the arms are compared with every pooling.
+    accuracy over its seeds, in the same way for all arms (`choose_pooling`), and only the splits other than
+    training and validation are compared. Otherwise, the arms are compared with every pooling on all splits except
+    training.
 
     Differences are paired by seed and slide. An arm with a single seed, such as prompts without training, is paired
     with every seed of the other arm.
@@ -106,8 +107,8 @@ def compare_slide_sets(
         choices: Pooling of each arm.
         reference: Arm that the others are compared with.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        controls: Arms, such as a floor, whose differences are reported but not tested: they have no p-value, and are
-            not counted in Holm's correction.
+        controls: Arms, such as one that predicts the class frequencies, whose differences are reported but not tested:
+            they have no p-value, and are not counted in Holm's correction.
 
     Raises:
         DataError: The reference is missing, or arms have different slides or seeds that cannot be paired.

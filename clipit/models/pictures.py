@@ -41,7 +41,7 @@ def _slides_in(folder: Path) -> list[Path]:
 
 
 def _reject_slides(paths: Sequence[Path], where: str | Path) -> None:
-    """Reject whole slides, including pyramidal TIFFs, each of which would be classified as one small image.
+    """Reject whole-slide images, including pyramidal TIFFs, each of which would be classified as one small image.
 
     Raises:
         DataError: A file is a slide.

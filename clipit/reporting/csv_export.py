@@ -25,14 +25,14 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
 _MAX_LINES = 32  # maximum number of lines of a table on the console
-_EXCLUDED = ("batch",)  # values of `analysis` whose rows are not exported: thousands, summarised by the `guard` rows
+_EXCLUDED = ("batch",)  # values of `analysis` whose rows are not exported; the `guard` rows summarise these thousands
 
 
 def check_export(path: Path) -> None:
     """Check that a CSV file can be written, before a long computation; folders created for the check are removed.
 
     Raises:
-        ArtifactError: The path is a folder or device, or its folder cannot be created or written.
+        ArtifactError: The path is a folder or device, or its folder cannot be created or written to.
     """
     if path.exists() and not path.is_file():
         raise ArtifactError("not a file", where=path, fix="set --record to the name of a .csv file")

@@ -1,6 +1,6 @@
 """Self-contained HTML pages from typed parts, rendered with the Jinja2 templates in `templates/`.
 
-Jinja2 escapes every text; the SVG from `plots.inline_svg` is the only markup passed in. The content security policy of
+Jinja2 escapes all text; the SVG from `plots.inline_svg` is the only markup passed in. The content security policy of
 a page allows only its own script, by hash, and images as data URIs, so that a page can neither load nor send anything.
 """
 
@@ -45,7 +45,7 @@ class Table:
         traces: Source of each row's values, listed in a collapsed element below the table; empty for no list.
         source: File and key of the table's data, shown in a collapsed element below the table.
         left: Number of left-aligned columns; the others contain numbers and are right-aligned.
-        shades: Shares in 0..1 that shade the cells of each row except the first, as in a confusion matrix.
+        shades: Shares in 0..1 that shade all cells of a row but its heading, as in a confusion matrix.
     """
 
     header: Sequence[str]
@@ -158,7 +158,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Include:
-    """A template of this package, such as a form that a script fills; the template reads `part.values`."""
+    """A template of this package, such as a form that a script fills in; the template reads `part.values`."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -192,7 +192,7 @@ Part = Text | Table | Rows | Figure | Cards | Passages | Include | Links | Folde
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading and its parts; if `folded`, collapsed until the heading is clicked or a link leads to it."""
+    """A heading and its parts; if `folded`, collapsed until the heading is clicked or a link to it is followed."""
 
     heading: str
     parts: Sequence[Part]
@@ -214,7 +214,7 @@ def page(
     Args:
         title: Heading of the page and title of the window.
         note: Warning shown at the top of the page; "" for none.
-        sections: Sections in order; each gets a link at the top.
+        sections: Sections in order; if there are several, links to them are shown at the top.
         verdict: Sentence shown in large type under the title; "" for none.
         script: Template of the page's script.
         library: JavaScript of a library that runs before the script; "" for none.

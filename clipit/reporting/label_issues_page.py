@@ -83,12 +83,13 @@ def label_issues_page(
             ]
             for row in by_class
         ],
-        caption="Labels by class. Shares of wrong labels are estimated by confident learning, from these predictions.",
+        caption="Labels by class. Shares of wrong labels are estimated by confident learning from the probe's "
+        "predictions.",
         source="label_issues.json, classes",
     )
     sections = [PageSection("Summary", [Text(_ABOUT), facts_table(facts), counts])]
     if scores:
-        sections.append(PageSection("Against verified labels", _verified(scores)))
+        sections.append(PageSection("Comparison with verified labels", _verified(scores)))
     parts: list[Part] = [Text("No label is suspicious.")]
     if tiles:
         caption = (

@@ -259,12 +259,12 @@ def _limits(spec: ClassifierSpec, licences: Sequence[ModelLicence]) -> str:
         "- Every image is assigned to one of these classes, even if it shows something else.",
         "- Other scanners, stains, magnifications and centres can lower the scores: test the classifier on your own "
         "tiles first.",
-        "- Scores are per tile; they say nothing about patients or whole slides.",
+        "- Scores are per tile; they say nothing about patients or slides.",
     ]
     embedded = [licence.role for licence in licences if licence.model.startswith("embedded")]
     if embedded:
         lines.append(
-            f"- The embedded {' and '.join(embedded)} of clipit {'was' if len(embedded) == 1 else 'were'} trained on "
+            f"- The bundled {' and '.join(embedded)} of clipit {'was' if len(embedded) == 1 else 'were'} trained on "
             "synthetic tiles: scores on real tiles say nothing about pathology."
         )
     if spec.remote_code:

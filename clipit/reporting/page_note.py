@@ -1,4 +1,4 @@
-"""Note at the top of a page: limits of the embedded models, and the `note` of the configuration."""
+"""Note at the top of a page: limits of the bundled models, and the `note` of the configuration."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str
         role for role, names in (("backbone", backbones), ("VLM", vlms)) if "embedded" in map(base_of_adapted, names)
     ]
     caution = (
-        f"The embedded {' and '.join(used)} {'was' if len(used) == 1 else 'were'} trained only on synthetic tiles: on "
+        f"The bundled {' and '.join(used)} {'was' if len(used) == 1 else 'were'} trained only on synthetic tiles: on "
         "real tiles, these scores show only that the pipeline from reports to classifier works. They say nothing about "
         "CLIP-IT on real pathology."
     )

@@ -118,7 +118,7 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
 
 
 def agreement_rows(agreement: Agreement) -> list[list[str]]:
-    """Tabulate the scores of an agreement with their intervals, and the accuracy of the majority class."""
+    """Tabulate the scores of an agreement with their intervals, and the accuracy of predicting the majority class."""
     rows = [
         [
             SCORES.get(name, name),
@@ -155,7 +155,7 @@ def _agreement(agreement: Agreement) -> list[Part]:
 
 
 def _passage(report: SampledReport) -> Passage:
-    """Quote the mentions of a report, or the beginning of the text that the rules read if there are none."""
+    """Quote the mentions of a report or, if there are none, the beginning of the text that the rules read."""
     mentions = report.label.mentions
     class_name = (
         f"{report.label.class_name}, uncertain mentions only"

@@ -154,7 +154,7 @@ def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
         lines.insert(0, "- This model is a control in a study: it was not trained on images with their own texts.")
     if base_of_adapted(vlm.name) == "embedded":
         lines.append(
-            "- The embedded VLM of clipit was trained on synthetic tiles: scores on real tiles say nothing about "
+            "- The bundled VLM of clipit was trained on synthetic tiles: scores on real tiles say nothing about "
             "pathology."
         )
     return "\n".join(lines)

@@ -22,7 +22,7 @@ _SOURCES = {
     "table": "a table of images",
     "huggingface": "a Hugging Face data set",
     "webdataset": "shards in webdataset format",
-    "slides": "whole slides",
+    "slides": "whole-slide images",
 }
 
 

@@ -18,7 +18,7 @@ class MappedTiles:
     """Tiles with labels in the class order of a classifier.
 
     Attributes:
-        tiles: Tiles to predict; those without a label are kept.
+        tiles: Tiles to classify; those without a label are kept.
         excluded: Number of excluded tiles by class, for classes that the classifier lacks.
     """
 
@@ -62,7 +62,7 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     """
     counts = {name: int((tiles.truth == code).sum()) for code, name in enumerate(tiles.classes)}
     excluded = {name: count for name, count in counts.items() if name not in classes and count}
-    where, listed = tiles.where, ", ".join(classes)
+    where = tiles.where
     similar = [pair for name in excluded for known in classes for pair in spelled_alike((name, known))]
     if similar:
         raise DataError(
@@ -71,14 +71,13 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
             fix="map them in tiles.class_map (the new set's label: the classifier's class)",
         )
     if not any(counts.get(name) for name in classes):
-        labelled = shortlist([name for name, count in counts.items() if count], 20)
-        example = next((name for name, count in counts.items() if count), "label")
+        if not excluded:
+            raise DataError("no tile of the new set has a label", where=where, fix="add labels, or use clipit predict")
         raise DataError(
-            f"no labelled tile has a class of the classifier; the new set has the classes {labelled or 'none'}, the "
-            f"classifier {listed}",
+            f"no tile has a class of the classifier; the new set has the classes {shortlist(list(excluded), 20)}; the "
+            f"classifier has the classes {', '.join(classes)}",
             where=where,
-            fix=f'map the labels: --tiles.class_map=\'{{"{example}": "CLASS"}}\'; for tiles without labels use '
-            "clipit predict",
+            fix=f'map the labels: --tiles.class_map=\'{{"{next(iter(excluded))}": "CLASS"}}\'',
         )
     code_of = np.asarray([classes.index(name) if name in classes else -2 for name in tiles.classes] + [-1], np.int64)
     labels = code_of[tiles.truth]  # -1, unknown, is the last entry

@@ -1,4 +1,4 @@
-"""Predict tiles with a run's classifier, distributed over all processes."""
+"""Predict class probabilities for tiles with a run's classifier, distributed over all processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +84,7 @@ def open_exported(
 def zero_shot_embeddings(
     classifier: "Classifier", prompts: PromptSet | None, classes: Sequence[str]
 ) -> Float32[np.ndarray, "c D"] | None:
-    """Embed the prompts of a run for zero-shot prediction; None without prompts, or for a classifier without text.
+    """Embed the prompts of a run for zero-shot prediction; None without prompts or text output.
 
     Args:
         classes: Class names, in the order of the rows.
@@ -108,7 +108,7 @@ def predict_tiles(
     """Predict class probabilities and, with class embeddings, zero-shot probabilities for all tiles of a source.
 
     Args:
-        source: Tiles to predict; their classes must be those of the classifier.
+        source: Tiles to classify; their classes must be those of the classifier.
         embeddings: Class embeddings, in the order of the classes; None to skip zero-shot predictions.
         batch_size: Tiles per forward pass.
         title: Name of the tiles in the progress bar.
@@ -142,7 +142,9 @@ def join_predictions(by_split: Sequence[Predictions]) -> Predictions:
         DataError: There are no predictions, because no split has tiles.
     """
     if not by_split:
-        raise DataError("no split to evaluate has tiles", where="evaluation.splits", fix="name splits that have tiles")
+        raise DataError(
+            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that have tiles"
+        )
     zero_shots = [each.zero_shot for each in by_split if each.zero_shot is not None]
     return Predictions(
         ids=np.concatenate([each.ids for each in by_split]),

@@ -193,7 +193,7 @@ def _synthetic_warning(classifier: "Classifier") -> str:
     """Return a warning if the backbone was trained on synthetic tiles, or ""."""
     if classifier.spec.provenance.get("backbone", {}).get("name") != "embedded":
         return ""
-    return "The embedded backbone was trained on synthetic tiles: on real tiles, its predictions are meaningless."
+    return "The bundled backbone was trained on synthetic tiles: on real tiles, its predictions are meaningless."
 
 
 def _delete_chunks(paths: PredictionPaths) -> None:

@@ -69,7 +69,7 @@ class Segmenter:
         choice: Chosen scale and the scores it is based on; empty if nothing was chosen.
         decision: Decision rule that the method has chosen on the validation masks; None if the study is to choose it.
         majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that would
-            result if each of the method's windows predicted its majority class; None for a method that predicts per
+            result if each of the method's windows were assigned its majority class; None for a method that predicts per
             pixel.
     """
 

@@ -37,7 +37,7 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 NAME = "segmentation"
-"""Name of the study's folder below the output folder, and of its files."""
+"""Name of the study's folder in the output folder, and of its files."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class SegmentedMasks:
     Attributes:
         decision: Decision rule.
         counts: Confusion matrix of each test image, in pixels.
-        majority: Confusion matrices if each window predicted its majority class; None for a method that predicts per
-            pixel.
+        majority: Confusion matrices that would result if each window were assigned its majority class; None for a
+            method that predicts per pixel.
         validation_masks: Number of validation masks used to choose a threshold or scales.
     """
 
@@ -99,8 +99,9 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         segmenters = method.prepare(inputs)
         if not segmenters:
             notes.append(
-                f"{name} has no row: no number in segmentation.training.masks is possible with "
-                f"{counted(len(masks.of_split('train')), 'training mask')} (with pseudo-labels, fewer than all)"
+                f"{name} was skipped: every number in segmentation.training.masks is too large for "
+                f"{counted(len(masks.of_split('train')), 'training mask')} (methods with pseudo-labels need at least "
+                "one mask that is left unused)"
             )
             logger.info(f"note: {notes[-1]}")
         segmented += [_segment(segmenter, method, inputs, test) for segmenter in segmenters]
@@ -136,7 +137,7 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
 
 
 def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
-    """Choose the rule for majority classes on the validation masks, as for the method's own predictions."""
+    """Choose the decision rule for majority classes on the validation masks, as for the method's predictions."""
     search = DecisionSearch(validation.classes.names, options)
     if segmenter.majority is not None:
         for index in range(len(validation)):
@@ -252,7 +253,7 @@ def _write_images(
     scored: Sequence[tuple[SegmentationRow, Int64[np.ndarray, "n c c"]]],
     dice: Mapping[str, Float64[np.ndarray, " n"]],
 ) -> None:
-    """Write the confusion matrix and the Dice for every image and segmentation."""
+    """Write the confusion matrix and the Dice score of every image and segmentation."""
     records = [
         {
             "subject": row.subject,
@@ -275,7 +276,7 @@ def _plot_examples(
     options: SegmentationConfig,
     folder: Path,
 ) -> list[Plot]:
-    """Draw the images with the best, the median and the worst Dice."""
+    """Draw the images with the best, the median and the worst Dice score."""
     values = dice[each.segmenter.name]
     order = [int(i) for i in np.argsort(-values, kind="stable") if np.isfinite(values[i])]
     middle = max(0, (len(order) - options.shown) // 2)

@@ -90,7 +90,7 @@ def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> La
         mpp: Micrometres per pixel of the image; nan if unknown, in which case the model's value is assumed.
 
     Raises:
-        ModelError: The model's tokens do not cover whole pixels.
+        ModelError: A token does not cover a whole number of pixels.
     """
     patch = patch_of(tokens)
     scale = scale_of(mpp, tokens)
@@ -186,6 +186,6 @@ def _padded_rows(image: Image.Image, top: int, height: int, width: int) -> UInt8
 
 
 def _mirrored(positions: Int64[np.ndarray, " n"], length: int) -> Int64[np.ndarray, " n"]:
-    """Reflect positions beyond the end of a length back into it, as often as needed."""
+    """Reflect positions outside [0, length) back into this range, repeatedly if necessary."""
     within = positions % (2 * length)
     return np.asarray(np.where(within < length, within, 2 * length - 1 - within))

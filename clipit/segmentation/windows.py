@@ -100,7 +100,7 @@ class WindowModel:
     def majority(
         self, mask: Int16[np.ndarray, "h w"], mpp: float, scales: Sequence[float | int]
     ) -> Float32[np.ndarray, "c h w"]:
-        """Return the probabilities that would result if every window predicted its majority class (labelled pixels)."""
+        """Return the probabilities if every window were assigned its majority class among the labelled pixels."""
         classes = self.class_of.shape[1]
         maps = [
             window_strips(mask, self.edge(mpp, scale), self.overlap, _majority_scores(classes, self.batch_size))

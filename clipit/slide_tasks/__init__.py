@@ -1,1 +1,1 @@
-"""Tasks on whole slides: tile, score and map slides, and compare arms on them."""
+"""Tasks on whole-slide images: tile, score and map slides, and compare arms on them."""

@@ -39,7 +39,7 @@ _KNOWN = ["slide", "label", "split", "group"]
 
 @dataclass(frozen=True)
 class ScoredSlides:
-    """Scored slides of a list, in all processes.
+    """Scored slides of a list, the same in all processes.
 
     Attributes:
         config: Resolution and size of the tiles that were scored.
@@ -202,6 +202,6 @@ def embedded_caution(scorer: TileScorer) -> str:
     if "embedded" not in map(base_of_adapted, names):
         return ""
     return (
-        "The embedded models were trained only on synthetic tiles: on real slides, these scores show only that the "
+        "The bundled models were trained only on synthetic tiles: on real slides, these scores show only that the "
         "code runs."
     )

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 Extra = Literal["png", "h5"]
 """Additional output per slide: tiles as PNG files, or their coordinates in TRIDENT's format."""
 SLIDES = "slides.csv"
-"""Table of the slides: paths, facts, and reasons for failures."""
+"""Table of the slides: paths, metadata, and reasons for failures."""
 TILING = "tiling.json"
 """Record of options, slides and versions."""
 THUMBNAIL, COORDINATES, TILE_FOLDER, RECORD = "tiles.png", "coords.h5", "tiles", "tile.json"
@@ -223,7 +223,7 @@ def thumbnail(slide: PreparedSlide) -> Image.Image:
 
 
 def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
-    """Write every tile as a PNG file, as one atomic folder; unreadable tiles are skipped and counted.
+    """Write every tile as a PNG file; the folder is written atomically. Unreadable tiles are skipped and counted.
 
     Raises:
         DataError: The slide cannot be opened.

@@ -1,1 +1,1 @@
-"""Whole slides: read them, find their tissue, and lay a grid of tiles over it."""
+"""Whole-slide images: read them, find their tissue, and lay a grid of tiles over it."""

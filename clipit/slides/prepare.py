@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, DataError, counted
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.images.decode import ImageError
 from clipit.images.read_ahead import reading_threads
 from clipit.output_files.artifacts import (
@@ -235,12 +235,16 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
         if file is not None:
             users.setdefault(file, {}).setdefault(slide.path.resolve(), slide)
     shared = {file: list(by_path.values()) for file, by_path in users.items() if len(by_path) > 1}
-    for file, (first, second, *_) in shared.items():
+    if shared:
+        listed = [
+            f"{file.name} ({shortlist([f'{slide.name}: {slide.path}' for slide in several])})"
+            for file, several in shared.items()
+        ]
+        names = [slide.name for slide in next(iter(shared.values()))]
         raise DataError(
-            f"{counted(len(shared), 'contour file')} would be used for several slides: {file.name} for the slides "
-            f"{first.name} ({first.path}) and {second.name} ({second.path})",
+            f"{counted(len(shared), 'contour file')} would be used for several slides: {shortlist(listed)}",
             where=contours,
-            fix=f"name one file per slide: {first.name}.geojson and {second.name}.geojson",
+            fix=f"name one file per slide, such as {names[0]}.geojson and {names[1]}.geojson",
         )
 
 

@@ -1,4 +1,4 @@
-"""Read tiles of whole slides, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
+"""Read tiles of whole-slide images, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
 
 import logging
 from collections import Counter

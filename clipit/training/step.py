@@ -52,7 +52,7 @@ class Clock:
     """Training timer for the throughput and the fraction of time spent waiting for tiles.
 
     Attributes:
-        start: Start of training, in seconds of `time.perf_counter`.
+        start: Start of training, as returned by `time.perf_counter`.
         waited: Seconds that the steps have spent waiting for tiles.
         tiles: Number of tiles so far, over all processes.
         reading: Clock of this process's reading threads.

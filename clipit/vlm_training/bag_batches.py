@@ -85,8 +85,8 @@ class BagExamples:
         tiles_of: Rows of the tiles of each example; a bag that contains all of them keeps their order.
         tiles_per_bag: Maximum number of tiles of a tile bag.
         texts_per_bag: Maximum number of texts of a text bag; 0 contrasts images with images.
-        groups: Group of each example; examples of the same group are not negatives. A group is a patient or, where
-            examples of a patient are negatives, a single example.
+        groups: Group of each example; examples of the same group are not negatives of each other. A group is a patient
+            or, where examples of a patient are negatives, a single example.
         partners: Example whose texts each example gets; the example itself, except in the control.
         pixel_codes: Code of each tile's pixels; equal for tiles with the same pixels.
         neighbours: Whether the texts describe only the first tile of an example, and the others are its neighbours.

@@ -37,10 +37,10 @@ class MinedBags:
 def bag_examples(
     config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, split: str, workspace: Workspace
 ) -> BagExamples:
-    """Make examples from the training tiles with the bags that the VLM mines before it is adapted.
+    """Make examples from the training tiles, with bags mined with the VLM before adaptation.
 
     Tile bags contain the nearest tiles of other patients. Text bags contain the paired snippets, under the rules of
-    `pairing`, and the nearest prompts. Bags with a tile or a text in common are not negatives.
+    `pairing`, and the nearest prompts. Bags with a tile or a text in common are not negatives of each other.
 
     Args:
         section: Section `adapt`.
@@ -64,7 +64,7 @@ def bag_examples(
 
 
 def first_mined_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
-    """Return the bags that the VLM mines before it is adapted; collected once for all arms and seeds."""
+    """Return the bags mined with the VLM before adaptation; mined once for all arms and seeds."""
     content = fingerprint([section.bags.model_dump(mode="json"), _inputs(section, workspace)])
     mined: MinedBags = workspace.cached(f"bags {content}", lambda: mine_bags(section, workspace))
     return mined

@@ -77,7 +77,7 @@ def test_adamw_gives_absent_classes_probability_0_and_refuses_too_few_labels() -
     hidden = np.full(30, -1, dtype=np.int64)
     for labels, validation in ((one, valid.labels), (train.labels, hidden)):
         for probe in (adamw_probe, linear_probe):
-            with pytest.raises(DataError, match="needs training labels of two classes and validation labels"):
+            with pytest.raises(DataError, match="needs training labels from at least two classes, and validation"):
                 probe(train.vectors, labels, valid.vectors, validation, 3)
 
 

@@ -35,7 +35,7 @@ def test_recall_equals_torchmetrics(partners: int) -> None:
         expected = torch_metric(RetrievalRecall(top_k=found.k), cosines(queries, gallery), relevant)
         assert found.value == pytest.approx(expected, abs=1e-6)
         assert found.random == pytest.approx(found.k / 90)
-        assert found.fold == pytest.approx(expected / (found.k / 90), rel=1e-5)
+        assert found.enrichment == pytest.approx(expected / (found.k / 90), rel=1e-5)
     assert [score.value for score in recall_at(queries, gallery, pairs, (90, 200))] == [1.0, 1.0]
     assert [score.random for score in recall_at(queries, gallery, pairs, (90, 200))] == [1.0, 1.0]
 
@@ -52,7 +52,7 @@ def test_recall_is_plips_hit_rate_and_drops_queries_without_partner() -> None:
     assert found.value == pytest.approx(hits / 20)
     assert found.queries == 20
     none = recall_at(queries, gallery, [], (10,))[0]
-    assert (none.value, none.fold, none.reason) == (None, None, "no true pair")
+    assert (none.value, none.enrichment, none.reason) == (None, None, "no true pairs")
 
 
 def test_pairs_with_unknown_or_shared_ids_are_refused() -> None:
@@ -89,7 +89,7 @@ def test_leave_one_out_equals_a_loop_with_and_without_groups(exclude_groups: boo
     assert [score.name for score in found] == ["precision", "vote"]
     assert [score.value for score in found] == pytest.approx([np.mean(precision), np.mean(votes)])
     assert found[0].random == pytest.approx(np.mean(chance))
-    assert found[0].fold == pytest.approx(np.mean(precision) / np.mean(chance))
+    assert found[0].enrichment == pytest.approx(np.mean(precision) / np.mean(chance))
     assert found[1].random is None
 
 
@@ -102,7 +102,7 @@ def test_unlabelled_items_are_dropped_and_an_empty_gallery_is_reported() -> None
     found = class_match(one_group, one_group, 2, (3,), exclude_groups=True)[0]
     assert (found.value, found.reason) == (None, "every gallery item is excluded")
     blind = Features(tiles.ids, tiles.vectors, np.full(20, -1, dtype=np.int64), tiles.groups)
-    assert class_match(blind, tiles, 2, (3,))[0].reason == "no labelled query"
+    assert class_match(blind, tiles, 2, (3,))[0].reason == "no labelled queries"
 
 
 def test_small_galleries_are_scored_by_the_items_they_have() -> None:

@@ -130,6 +130,8 @@ def test_classes_without_a_counterpart_are_an_error(run: Path, make_set: MakeSet
         evaluate_external(run, make_set({"fat": 2}), name="classes")
     with pytest.raises(DataError, match="'Tumour' and 'tumour'"):
         evaluate_external(run, make_set({"gland": 2, "Tumour": 2}), name="classes")
+    with pytest.raises(DataError, match=r"(?s)no tile .* has a label.*use clipit predict"):
+        evaluate_external(run, make_set({"": 2}), name="classes")
 
 
 def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: Path, make_set: MakeSet) -> None:

@@ -215,10 +215,14 @@ def test_contours_of_two_slides_with_one_file_name_must_be_named_after_the_slide
     config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"), contours=str(contours))
     square = '{"type": "Polygon", "coordinates": [[[0, 0], [%d, 0], [%d, 64], [0, 64], [0, 0]]]}'
     (contours / "s1.geojson").write_text(square % (64, 64))
+    (contours / "s2.json").write_text(square % (64, 64))
+    more = [SlidePath(f"{name} 2", write_slide(tmp_path / name / "s2.tiff", picture())) for name in ("north", "south")]
     with pytest.raises(
-        DataError, match=r"s1.geojson for the slides north .* and south .*(?s:.)*north.geojson and south"
+        DataError,
+        match=r"(?s)2 contour files .* s1.geojson \(north: .*, south: .*\), s2.json \(north 2: .*fix: .* "
+        "north.geojson and south.geojson",
     ):
-        prepare_slides(slides, config)
+        prepare_slides([*slides, *more], config)
     (contours / "north.json").write_text(square % (96, 96))
     sizes = [len(slide.grid) for slide in prepare_slides(slides, config) if isinstance(slide, PreparedSlide)]
     assert sizes == [6, 4]  # the file that bears the slide's name comes first

@@ -24,7 +24,7 @@ def analyse_class_gains(
             continue
         gains, files = compute_gain(plan, rows, arm)
         recall = [float(gains[labels == k].mean()) if counts[k] else None for k in range(len(classes))]
-        table.append((arm, *("no tile" if g is None else number(PERCENT * g, 1, signed=True) for g in recall)))
+        table.append((arm, *("no tiles" if g is None else number(PERCENT * g, 1, signed=True) for g in recall)))
         values += [
             {"arm": arm, "class": name, "tiles": counts[k], "gain": recall[k], **files}
             for k, name in enumerate(classes)

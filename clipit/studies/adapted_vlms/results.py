@@ -251,7 +251,7 @@ def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:
                 yield AdaptRow(
                     subject=_subject(model, seed), task=task, arm=model, metric=f"{scores.name}@{scores.k}",
                     seed=None if model == BEFORE else seed, value=scores.value, reason=scores.reason, n=scores.queries,
-                    random=scores.random, fold=scores.fold,
+                    random=scores.random, fold=scores.enrichment,
                     **(prompt_columns(None) if "caption" in task else prompts),
                 )  # fmt: skip
 

@@ -288,7 +288,7 @@ def _score_rows(
 def _retrieval_row(subject: str, task: str, score: RetrievalScore) -> ProbingRow:
     return ProbingRow(
         subject=subject, task=task, metric=score.name, value=score.value, reason=score.reason,
-        n=score.queries, k=score.k, gallery=score.gallery, random=score.random, fold=score.fold,
+        n=score.queries, k=score.k, gallery=score.gallery, random=score.random, fold=score.enrichment,
     )  # fmt: skip
 
 

@@ -17,12 +17,12 @@ _MARKERS = {"single": ("o", COLOURS[0]), "ensemble": ("D", COLOURS[1]), "screene
 
 @in_style
 def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
-    """Plot, for each model and prompt set, boxes over random draws and grid cells, and markers for the other modes.
+    """Plot, for each model and prompt set, box plots of random draws and grid cells, and markers for the modes.
 
     A box spans the quartiles and shows the median; its whiskers extend to the extremes.
 
     Args:
-        frame: Table of prompts.parquet; undefined scores are dropped.
+        frame: Table read from prompts.parquet; undefined scores are dropped.
     """
     groups = list(iter_groups(frame, ["subject", "prompts"]))
     figure = new_figure(8.5, 1.6 + 0.95 * len(groups))
@@ -54,7 +54,7 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
 
 @in_style
 def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
-    """Plot one heat map per model and prompt set, templates by words, with a shared colour scale.
+    """Plot one heat map per model and prompt set (templates x words), with a shared colour scale.
 
     Args:
         cells: Rows of the kind `cell`; undefined scores stay white.

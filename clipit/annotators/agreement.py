@@ -45,8 +45,8 @@ def alpha_interval(
 ) -> tuple[float, float] | None:
     """Compute the 95% interval of alpha by bootstrapping groups of items.
 
-    The result is None if alpha is undefined in a resample or the same in all resamples, for example because all
-    annotators agree.
+    The result is None without resamples, if alpha is undefined in a resample, or if it is the same in all resamples,
+    for example because all annotators agree.
 
     Args:
         counts: Number of labels of each class per item.

@@ -1,4 +1,4 @@
-"""Read annotators' labels from a table of tiles, annotators and labels, or of votes per tile."""
+"""Read annotators' labels from a table with the columns tile, annotator and label, or from vote counts per tile."""
 
 import posixpath
 from collections import Counter
@@ -130,7 +130,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
 
 
 def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict[str, str]:
-    """Match tile names in a table with tile ids. If the table of tiles has no ids, the ids are paths with slashes.
+    """Match tile names in a table with tile ids. If the tile table has no ids, the ids are paths with slashes.
 
     Args:
         names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.

@@ -12,11 +12,11 @@ from clipit.distributed import get_processes
 from clipit.output_files.whole_files import read_parquet, write_parquet
 from clipit.progress import progress
 
-_ROW_GROUP = 2**20  # rows per Parquet row group, the default of pyarrow
+_ROW_GROUP = 2**20  # rows per Parquet row group, pyarrow's default
 
 
 def distribute(blocks: int, shards: int) -> tuple[range, range]:
-    """Return the blocks of tiles and the shards of snippets that this process multiplies.
+    """Return the tile blocks and snippet shards that this process multiplies.
 
     The blocks are distributed over processes. If there are fewer blocks than processes, and fewer than shards, the
     shards are distributed instead.

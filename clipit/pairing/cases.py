@@ -218,7 +218,11 @@ def _indices(names: Sequence[str], tile_patients: np.ndarray) -> Int64[np.ndarra
 
 def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
     for kind, names, fix in (
-        ("training tiles", tile_patients, "add a group column with the patient to the tiles (tiles.columns)"),
+        (
+            "training tiles",
+            tile_patients,
+            "add a `group` column with the patient ids to the tile table (tiles.columns)",
+        ),
         ("reports", report_patients, "set reports.group_column, or reports.metadata for reports without columns"),
     ):
         if not names:
@@ -227,10 +231,10 @@ def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
 
 
 def _no_match(tile_patients: set[str], report_patients: set[str], counts: CaseCounts) -> DataError:
-    """Build the error for groups without a match, with examples and changes of spelling that would produce matches."""
+    """Build the error for groups without a match, with examples and spelling changes that would produce matches."""
     tile_names, report_names = sorted(tile_patients), sorted(report_patients)
     hints = _spelling_hints(tile_patients, report_patients)
-    cause = "; ".join(hints) or "no simple change of spelling would produce a match"
+    cause = "; ".join(hints) or "no simple spelling change would produce a match"
     if counts.later_splits:
         cause = (
             f"{counted(counts.later_splits, 'report belongs', 'reports belong')} to patients with validation or "
@@ -250,7 +254,7 @@ def _no_match(tile_patients: set[str], report_patients: set[str], counts: CaseCo
 
 
 def _spelling_hints(tile_patients: set[str], report_patients: set[str]) -> list[str]:
-    """Describe the changes of spelling, of both sides or of one, that would match most patients; at most `_SHOWN`."""
+    """Describe up to `_SHOWN` spelling changes, on one or both sides, that would match the most patients."""
     matches: list[tuple[int, str]] = []
     for description, change in (
         ("in lower case", str.casefold),
@@ -268,6 +272,6 @@ def _spelling_hints(tile_patients: set[str], report_patients: set[str]) -> list[
             (len(changed_tiles & report_patients), " (tile groups only)"),
             (len(tile_patients & changed_reports), " (report groups only)"),
         )
-        count, side = max(sides, key=lambda item: item[0])  # of equal counts, the first
+        count, side = max(sides, key=lambda item: item[0])  # the first of equal counts
         matches += [(count, f"{count} would match {description}{side}")] if count else []
     return [text for _, text in sorted(matches, key=lambda item: -item[0])[:_SHOWN]]

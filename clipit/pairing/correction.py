@@ -143,7 +143,7 @@ def nearest_tiles(
     """Compute the cosines of snippets with their `count` nearest tiles (or all, if fewer), highest first.
 
     Yields:
-        Rows of some snippets, and their cosines; together, all snippets.
+        Rows of some snippets, and their cosines; every snippet occurs once.
     """
     count = min(count, tiles.store.size)
 

@@ -15,7 +15,7 @@ from clipit.stores.stored_rows import StoredRows
 SPARE = 4
 """Number of additional candidates, so that ties at rank k are included."""
 DECIMALS = 6
-"""Number of decimals of rounded scores, so that ties do not depend on rounding errors."""
+"""Number of decimals to which scores are rounded, so that ties do not depend on rounding errors."""
 _RESCORED = 2**20  # maximum number of float32 values of candidate embeddings in memory (4 MiB)
 
 

@@ -76,7 +76,7 @@ class _Inputs:
     labels: Mapping[str, int] | None
 
     def prepare(self, index: Index, rules: PairingConfig) -> Selection:
-        """Prepare the selection of snippets by these rules."""
+        """Prepare the selection of snippets with these rules."""
         return prepare_selection(index, self.tiles, rules, block=rules.block, sources=self.sources, groups=self.groups)
 
     def compute_rows(
@@ -186,7 +186,7 @@ def _judge_variants(prepared: Selection, variants: Sequence[PairingConfig], tile
 
 
 def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
-    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th snippet by ranking score."""
+    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th snippet in ranking score."""
 
     def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
         matched = np.isfinite(candidates.ranking[:, 0])

@@ -23,7 +23,7 @@ def summarise(
     agreement: Mapping[str, Any] | None = None,
     recall: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compute statistics of a pairing, on the first snippet of each tile.
+    """Compute statistics of a pairing, based on the first snippet of each tile.
 
     Args:
         pairs: Table with the columns tile_id, rank, snippet_id and score.
@@ -77,8 +77,8 @@ def summarise(
 def skewness(uses: Int[np.ndarray, "used"], n_snippets: int) -> float | None:
     """Compute the skewness of the k-occurrences: the number of tiles paired with each snippet, 0 for unused snippets.
 
-    The formula is E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). Even use gives 0, hubs a
-    large value. None if all snippets are used equally often.
+    The formula is E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). Even use gives 0; hubs
+    give a large value. None if all snippets are used equally often.
     """
     mean = uses.sum() / n_snippets
     unused = n_snippets - len(uses)

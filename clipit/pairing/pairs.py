@@ -187,7 +187,7 @@ def pair_tiles(
         dropped = {name: count for name, count in zip(REASONS[1:], outcomes[1:].tolist(), strict=True) if count}
         summary = summarise(pairs, index.size, n_tiles=tiles.size, dropped=dropped, recall=recall)
         write_json(folder / "summary.json", summary)
-        for file in folder.glob(".part-*.parquet"):  # including those of other block sizes
+        for file in folder.glob(".part-*.parquet"):  # including those with other block sizes
             file.unlink()
         return {"tiles": tiles.size, "pairs": pairs.num_rows, "k": k, "vlm": tiles.vlm}
 

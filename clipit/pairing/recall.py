@@ -138,7 +138,7 @@ def _recall(index: Index, queries: _Queries) -> float:
 
 
 def _doubling(first: int, last: int) -> list[int]:
-    """List `first` and its doubles that are less than `last`, then `last`."""
+    """List `first`, doubled repeatedly while it is less than `last`, then `last`."""
     values = [first]
     while values[-1] < last:
         values.append(min(2 * values[-1], last))

@@ -31,7 +31,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
         raise DataError(
             f"no snippet comes from a report with the organ {shortlist(unknown)}",
             where="pairing.organs",
-            fix=f"use organs of the reports: {shortlist(known, 20)}"
+            fix=f"use organs that occur in the reports: {shortlist(known, 20)}"
             if known
             else "the reports have no organs: set reports.organ_column, or remove pairing.organs",
         )
@@ -41,7 +41,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """Return the patient whose reports contain each row of the index; "" if several patients do, or one is unknown."""
+    """Return the patient whose reports contain each index row; "" if there are several, or if one is unknown."""
     rows, values = _source_patients(index, sources)
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)
@@ -114,7 +114,7 @@ def _tile_patients(tiles: Store, groups: Mapping[str, str] | None) -> np.ndarray
 
 def _check_known(tile_patients: np.ndarray, report_patients: np.ndarray, key: str) -> None:
     for kind, names, fix in (
-        ("tiles", tile_patients, "add a group column to the tiles (tiles.columns)"),
+        ("tiles", tile_patients, "add a `group` column to the tile table (tiles.columns)"),
         ("reports", report_patients, "set reports.group_column"),
     ):
         if not (names != "").any():
@@ -136,7 +136,7 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
     """
     if sources is None:
         raise DataError(
-            "the reports of the snippets are unknown",
+            "it is unknown which reports the snippets come from",
             where="pairing",
             fix="delete the snippets artefact; it is then rebuilt",
         )

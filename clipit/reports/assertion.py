@@ -1,4 +1,4 @@
-"""Assertion status of mentions (affirmed, negated or uncertain), from trigger phrases in their sentence.
+"""Assertion status of mentions (affirmed, negated or uncertain), from trigger phrases in the same sentence.
 
 The method follows NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and ConText (Chapman et al., BioNLP 2007;
 Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009). A trigger before or after a mention changes
@@ -83,10 +83,10 @@ class Triggers:
 
 
 class Assertions:
-    """Classify mentions by the negation and uncertainty triggers in their sentence."""
+    """Classify mentions by the negation and uncertainty triggers in the same sentence."""
 
     def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
-        """Add triggers to those of the package."""
+        """Extend the package's triggers."""
         self._triggers = PhraseTree()
         for name, phrases in {
             "negated before": [

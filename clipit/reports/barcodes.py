@@ -81,7 +81,7 @@ def add_patients(
     an organ, and are counted in `problems`. The numbers of groups and organs that were set are added to `notes`.
 
     Raises:
-        DataError: The table of cancer types is invalid.
+        DataError: The cancer type table is invalid.
     """
     organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     total = n_groups = n_organs = 0
@@ -134,7 +134,7 @@ def read_organs(path: Path) -> dict[str, str]:
     Raises:
         DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.
     """
-    fix = "set reports.cancer_types to the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
+    fix = "set reports.cancer_types to the TCGA-Reports file tcga_patient_to_cancer_type.csv"
     try:
         table = read_utf8_csv(path)
     except OSError as error:
@@ -154,7 +154,7 @@ def read_organs(path: Path) -> dict[str, str]:
             raise DataError(
                 f"{row['patient_id']!r} is not a TCGA patient barcode, or {row['cancer_type']!r} is not a cancer type",
                 where=f"{path}, line {line}",
-                fix=f"correct the row; the codes are {', '.join(ORGANS)}",
+                fix=f"correct the row; the cancer types are {', '.join(ORGANS)}",
             )
         if organ_of.setdefault(patient, ORGANS[code]) != ORGANS[code]:
             raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one organ")

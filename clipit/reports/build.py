@@ -1,4 +1,4 @@
-"""Build the table of snippets and the table of their sources from reports."""
+"""Build the snippet table and the table of snippet sources from reports."""
 
 import hashlib
 from collections import Counter
@@ -22,7 +22,7 @@ from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
 _BLOCK = 256  # number of reports that are tokenised together
-_MAX_SHOWN = 40  # characters of a dropped word that are shown in the summary
+_MAX_SHOWN = 40  # maximum number of characters of a dropped word that the summary shows
 
 _SNIPPETS = pa.schema([("snippet_id", pa.string()), ("text", pa.string()), ("n_tokens", pa.int32())])
 _SOURCES = pa.schema(

@@ -66,7 +66,7 @@ _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uf
 _LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_MAX_WORD + 1},}}")
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"[_|]+"), " "),  # rules and table cells
+    (re.compile(r"[_|]+"), " "),  # ruled lines and cell borders
     # Runs of blanks are collapsed first, because the patterns below would take quadratic time on them.
     (re.compile(r"[ \t]+"), " "),
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
@@ -117,7 +117,7 @@ def _unwrap(text: str) -> str:
     if not lines:
         return ""
     out = [lines[0]]
-    n_items = 0  # number of items of the current negated list
+    n_items = 0  # number of items in the current negated list
     negated = _NEGATED_LEAD.search(lines[0]) is not None
     for last, line in pairwise(lines):
         item = _LISTED.match(line) if negated else None

@@ -137,9 +137,9 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
 
 
 _BRIEF = 3
-"""Maximum number of readable words of a text that only has to name a diagnosis; longer texts must affirm an entity."""
+"""Maximum number of readable words in a text that only has to name a diagnosis; longer texts must affirm an entity."""
 _MAX_DIAGNOSIS = 6
-"""Maximum number of readable words of a short diagnosis, without the label or site before a colon."""
+"""Maximum number of readable words in a short diagnosis, without the label or site before a colon."""
 _ENTITY = re.compile(rf"(?i){DISEASE}|\bpolyps?\b")
 
 

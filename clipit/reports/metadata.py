@@ -24,7 +24,7 @@ _TCGA_MISSING = frozenset({"[Not Available]", "[Not Applicable]", "[Not Evaluate
 
 @dataclass(frozen=True)
 class Metadata:
-    """Table of metadata, with one row per report or per patient.
+    """Metadata table, with one row per report or per patient.
 
     Attributes:
         column: Name of the column with report ids or patients.
@@ -50,7 +50,7 @@ class Metadata:
         The number of reports with a row is added to `notes`; unmatched reports and rows are counted in `problems`.
 
         Raises:
-            DataError: No report has a row; the message shows ids of reports and rows.
+            DataError: No report has a row; the message lists some ids of both.
         """
         problems += self.notes
         patients = [_patient(report) for report in reports]

@@ -85,7 +85,7 @@ def read_reports(config: ReportsConfig) -> Reports:
 
     Raises:
         DataError: The source or a column is missing, text cannot be decoded, a row is malformed, an id is repeated, a
-            date is invalid, or there is no report.
+            date is invalid, or there are no reports.
         ConfigError: The encoding is unknown.
     """
     path = Path(config.path).expanduser()

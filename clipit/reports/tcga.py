@@ -27,7 +27,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
 
     Raises:
         DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv instead of text files, or
-            the table of cancer types is invalid.
+            the cancer type table is invalid.
     """
     organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()

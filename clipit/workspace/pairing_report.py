@@ -33,7 +33,7 @@ def write_pairs_page(
     run: Path | None = None,
     given: tuple[TilePredictions, str] | None = None,
 ) -> Path:
-    """Write the page of the pairs to `<output>/pairings/<name>/pairs.html`, or to `pairs.html` in a run's folder.
+    """Write the pairing page to `<output>/pairings/<name>/pairs.html`, or to `pairs.html` in a run's folder.
 
     Args:
         most: Maximum number of tiles on the page.

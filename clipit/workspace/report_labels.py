@@ -75,8 +75,8 @@ class CorpusLabels:
 def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> CorpusLabels:
     """Label the reports of a configuration with `soft_labels.own_report.rules` and a text classifier.
 
-    The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels, cross-fitted by patient.
-    Call this function in all processes.
+    The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels or, if there are none, the
+    labels of their patients' tiles, cross-fitted by patient. Call this function in all processes.
 
     Args:
         tiles: Whether the configuration names tiles; reports of patients with validation or test tiles are then
@@ -84,7 +84,8 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         classifier: Whether to fit the text classifier, which takes minutes for thousands of labelled reports.
 
     Raises:
-        ConfigError: There are neither rules nor labels, or VLM embeddings are configured without tiles.
+        ConfigError: No reports are configured, there are neither rules nor labels, or VLM embeddings are configured
+            without tiles.
         DataError: The reports or the rule set cannot be read, or no label is a class.
     """
     if config.reports is None:

@@ -19,7 +19,7 @@ def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
 
 
 def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsConfig) -> Float[np.ndarray, "n"]:
-    """Score texts by their similarity to the morphology prompts minus that to the boilerplate prompts.
+    """Score texts by the similarity to the nearest morphology prompt minus that to the nearest boilerplate prompt.
 
     Embeddings are centred first: text embeddings lie in a narrow cone, so that any two texts would be similar.
 

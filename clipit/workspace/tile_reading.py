@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _MANY_CLASSES = 20  # with fewer classes, few tiles per class are plausible
 
 Cache = Callable[[str, Callable[[], Any]], Any]
-"""Function that returns the value of a function, computed once per key."""
+"""Function that calls a given function once per key, and returns its cached value."""
 
 
 def artefacts_of(config: RunConfig) -> Path:
@@ -84,7 +84,7 @@ def read_with_overview(
     Args:
         section: Section `tiles` to read.
         root: Artefact folder, for streamed tiles and shard indexes.
-        check: Whether groups in two splits are an error.
+        check: Whether to reject groups that occur in two splits.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
         shown: Section with the labels that the run may use, for the overview; `section` by default.
         shifted: Name of a shifted test set, whose test tiles alone are used; "" for the tiles of a run.

@@ -125,7 +125,7 @@ class Workspace:
         return read_configured(self.config, self.cached, lambda: self.prompts, root=self.root, decode=decode)
 
     def log_once(self, text: str, level: int = logging.INFO) -> None:
-        """Log a text, unless a workspace with the same cache has logged it."""
+        """Log a text, unless a workspace with the same cache has already logged it."""
         self.cached(f"logged {text}", lambda: logger.log(level, text))
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:

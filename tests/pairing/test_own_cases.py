@@ -128,7 +128,7 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
             ("X-P1-B", "X-P2-B", "X-P3-B"),
             "3 would match cut at the last '-' (report groups only); 1 would match cut at the first '-'",
         ),
-        (("P1", "P2"), ("Q1", "Q2"), "no simple change of spelling would produce a match"),
+        (("P1", "P2"), ("Q1", "Q2"), "no simple spelling change would produce a match"),
     ],
 )
 def test_groups_that_never_meet(groups: tuple[str, ...], names: tuple[str, ...], hint: str) -> None:

@@ -62,7 +62,7 @@ def test_duplicates_are_merged_and_keep_every_source() -> None:
     assert built.summary.duplicates == 1
 
 
-def test_account_adds_up_and_can_be_read() -> None:
+def test_summary_adds_up_and_can_be_read() -> None:
     summary = build(budget=15).summary
     assert summary.pieces - summary.duplicates - sum(d.count for d in summary.dropped.values()) == summary.kept
     assert (summary.reports, summary.split_sentences) == (3, 1)

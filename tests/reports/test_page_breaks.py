@@ -79,7 +79,7 @@ def test_lines_at_one_break_stay() -> None:
     assert drop_page_lines(text)[1] == ["Page 2 of 4"]
 
 
-def test_the_account_lists_them_and_a_key_turns_it_off() -> None:
+def test_the_summary_lists_them_and_a_key_turns_it_off() -> None:
     reports = Reports((Report("r1", paged(HEADER, "Page {} of 3")), Report("r2", "Mucosa with glands.")), (), "x", 0)
     config = ReportsConfig(path="x", morphology_prompts=None)
     built = build_snippets(reports, config, lambda texts: [len(text.split()) for text in texts], 60)

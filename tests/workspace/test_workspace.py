@@ -17,7 +17,7 @@ from clipit.workspace.workspace import Workspace
 MakeConfig = Callable[..., RunConfig]
 
 
-def test_the_account_belongs_to_the_reports_that_were_read(configure: MakeConfig, tmp_path: Path) -> None:
+def test_the_summary_belongs_to_the_reports_that_were_read(configure: MakeConfig, tmp_path: Path) -> None:
     texts = ["Glands invade the muscularis.", "Margins are free of tumor."]
     (tmp_path / "first.jsonl").write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(texts)))
     (tmp_path / "second.jsonl").write_text((tmp_path / "first.jsonl").read_text() + '{"id": 2, "text": " "}\n')

@@ -34,7 +34,7 @@ def main() -> None:
             "--confidence": {
                 "type": float,
                 "default": 0.9,
-                "help": "posterior below which pixels of the confident masks are ignored (default: 0.9)",
+                "help": "minimum posterior of a pixel; the confident masks ignore the others (default: 0.9)",
             },
         }
         file, options = read_file_command(__doc__, ["segmentation"], extra=extra, needs_reports=False)

@@ -48,8 +48,8 @@ class SlidesConfig(Section):
     min_tissue: float = Field(0.5, ge=0, le=1)
     """Minimum share of tissue in a tile; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
-    """GeoJSON file of tissue contours, or a folder with one such file per slide, named after the slide or the slide
-    file, as written by QuPath and TRIDENT; null: tissue is detected by colour."""
+    """GeoJSON file with tissue contours, as written by QuPath and TRIDENT, or a folder with one such file per slide,
+    named after the slide or its file; null: tissue is detected by colour."""
     tiles_per_slide: int | None = Field(None, ge=1)
     """Number of tiles to draw from each slide, at random but reproducibly; null: all."""
     grids: LocalPath[str] = "outputs/slide_grids"
@@ -114,7 +114,7 @@ class AnnotationsConfig(Section):
         used = Counter([*self.counts.values(), self.columns.get("tile", "tile")] if self.counts else [])
         twice = [name for name, count in used.items() if count > 1]
         if twice:
-            raise ValueError(f"each class in counts needs a separate column, but {', '.join(twice)} is named twice")
+            raise ValueError(f"each class in counts needs a separate column; named more than once: {', '.join(twice)}")
         if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
             raise ValueError(
                 "votes in counts have no annotator names: remove `labels: annotator`, `test_annotators`, and all of "
@@ -265,7 +265,8 @@ class TextChecksConfig(Section):
     headings: bool = True
     """Drop snippets that consist only of a heading or a field label."""
     readable: float = Field(0.5, ge=0, le=1)
-    """Minimum share of a snippet's letters in readable words; other snippets are dropped. 0 keeps all."""
+    """Minimum share of a snippet's letters that belong to readable words; snippets below it are dropped. 0 keeps
+    all."""
     short_diagnoses: bool = True
     """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompt filter.
     With the packaged `morphology_prompts`, diagnoses of up to six words are also kept, such as "Partially mucinous

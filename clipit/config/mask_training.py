@@ -57,7 +57,7 @@ class PseudoLabelsConfig(Section):
 
     evidence: dict[str, str] = Field(default_factory=dict)
     """Mapping from each tile label to the mask class that it indicates, such as `{normal: other, tumour: tumour}`.
-    Images whose label indicates the class `background` contain no other class."""
+    Images whose label indicates the `background` class contain no other class."""
     background: str | None = None
     """Mask class that images with any label may contain; null: the class with the value 0."""
     confidence: float = Field(0.9, gt=0.5, lt=1)

@@ -36,8 +36,8 @@ class MilTrainingConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     instances: int | None = Field(None, ge=1)
-    """Maximum number of instances per training bag, which bounds the memory of a step; a new sample is drawn in every
-    epoch. Null: all. Predictions always use all instances."""
+    """Maximum number of instances per training bag, which bounds the memory use of a step; a new sample is drawn in
+    every epoch. Null: all. Predictions always use all instances."""
 
 
 class MilTargetsConfig(Section):
@@ -54,8 +54,8 @@ class MilConfig(Section):
     """Prediction of slide or patient labels: bags of stored features, the arms of the study, and maps."""
 
     bags: Literal["slide", "patient"] = "slide"
-    """Labelled unit: one bag per slide, or one per patient with the tiles of all slides. Tiles without a slide in their
-    id (`slide@x,y,edge`) form one bag per group."""
+    """Labelled unit: one bag per slide, or one per patient with the tiles of all of the patient's slides. Tiles without
+    a slide in their id (`slide@x,y,edge`) form one bag per group."""
     features: Literal["vlm", "backbone", "run", "h5"] = "vlm"
     """Tile features: from the VLM (in the joint space), from the frozen backbone, from the classifier of a finished run
     (`mil.run`), or from files computed by TRIDENT or CLAM (`mil.h5`)."""

@@ -138,12 +138,13 @@ class PairingConfig(Section):
     sample of the tiles. If these lists contain fewer than k snippets, more lists are searched."""
     ef_search: int | None = Field(None, ge=1)
     """Length of the candidate list in graph search (HNSW, NSG). Null: the smallest power of two that reaches a
-    recall of 0.99 on a sample of the tiles; if the graph only serves to find the lists of an IVF index, `nprobe`."""
+    recall of 0.99 on a sample of the tiles; if the graph only serves to find the lists of an IVF index, the value of
+    `nprobe`."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
     """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is always
     searched with torch."""
     block: Speed[int] = Field(4096, ge=1)
-    """Number of tiles per search call, which bounds the memory."""
+    """Number of tiles per search call, which bounds memory use."""
     correction: Correction = "none"
     """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs `index:
     Flat`)."""

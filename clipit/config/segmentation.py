@@ -67,7 +67,7 @@ class SegmentationConfig(Section):
     """Tile edge lengths in micrometres for the ceilings: the best possible scores with one class per tile (with more
     than two classes, the majority class of each tile)."""
     shown: int = Field(1, ge=0)
-    """Number of images shown per method for each of the best, the median and the worst Dice."""
+    """Number of images shown per method for each of the best, median and worst Dice scores."""
 
     @field_validator("classes")
     @classmethod

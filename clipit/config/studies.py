@@ -138,7 +138,7 @@ class PromptStudyConfig(Section):
     texts. `sampled`: random choices of one name per class and one template, reported as median and quartiles.
     `screened`: the mean of the choices with the most confident predictions on unlabelled training tiles."""
     simple: LocalPath[str | None] = None
-    """Simpler prompt set of the same classes to compare with `prompts`: a file or the name of a packaged set."""
+    """Simpler prompt set for the same classes to compare with `prompts`: a file or the name of a packaged set."""
     centred: bool = False
     """Also evaluate the VLM with centred embeddings (see `pairing.centring`), which need embedded reports."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"

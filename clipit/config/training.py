@@ -99,7 +99,7 @@ class BagsConfig(Section):
     margin; null: keep all. Kinds: snippets; prompts (of the dictionary and the classes together); tiles near the tile;
     tiles near its first snippet."""
     shared_negatives: bool = True
-    """Treat two tiles of a batch as negatives, as in CLIP, even if their text bags share a text. With class prompts in
+    """Treat two tiles in a batch as negatives, as in CLIP, even if their text bags share a text. With class prompts in
     the bags, all tiles of one zero-shot class share a text."""
     weighted: bool = False
     """Weight the snippets of a bag by `pairing.score_temperature` (which must be set); each prompt in the bag gets the
@@ -206,13 +206,13 @@ class TrainingConfig(Section):
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     accumulation: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    """Number of micro-batches per step, whose gradients are accumulated; `auto`: the smallest number that fits into
-    the memory of the device."""
+    """Number of micro-batches per step, whose gradients are accumulated; `auto`: the smallest number that fits in
+    the device's memory."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
     """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,
     about a third more time, the same gradients. `auto`: only if the batch does not fit without it or, with
     `accumulation: auto`, fits only in micro-batches of fewer than 8 tiles. If this key is `always` or `never` and
-    `accumulation` is a number, a batch that seems too large for the memory causes a warning instead of an error."""
+    `accumulation` is a number, a batch that seems too large for the device causes a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
     compile: bool = False

@@ -89,7 +89,7 @@ class AdaptConfig(Section):
     batch_size: int = Field(256, ge=2)
     """Bags or pairs per step, over all processes; each is contrasted with all others."""
     micro_batch: Speed[int] = Field(32, ge=1)
-    """Images or texts per forward pass of a process, which bounds the memory; the batch may be much larger, because
+    """Images or texts per forward pass of a process, which bounds memory use; the batch may be much larger, because
     gradients are cached at the embeddings (arXiv 2101.06983). With dropout, this key changes which values are
     dropped."""
     learning_rate: float = Field(1e-4, gt=0)

@@ -115,7 +115,7 @@ def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
 
     spec = VLMS.get(config.name)
     if config.name == "embedded":
-        return [Check("PASS", subject, "embedded in the package")]
+        return [Check("PASS", subject, "bundled with clipit")]
     checks = []
     if spec is not None and not all(importlib.util.find_spec(name) for name in _PACKAGES.get(spec.family, ())):
         # Load by name only: with a path, the loader might fail on the path first.
@@ -138,7 +138,7 @@ def check_backbone(config: BackboneConfig, ask: AskHub) -> list[Check]:
     from clipit.models.backbones import load_backbone
 
     if config.name == "embedded":
-        return [Check("PASS", "backbone", "embedded in the package")]
+        return [Check("PASS", "backbone", "bundled with clipit")]
     if not config.pretrained:
         return [Check("PASS", "backbone", f"{config.name}, with random weights (pretrained: false)")]
     spec = BACKBONES.get(config.name)

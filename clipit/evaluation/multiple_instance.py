@@ -38,7 +38,7 @@ def assign_instances(
         raise DataError(
             "selecting tiles needs both patients with the background class and patients with another class",
             where="soft_labels.own_report.background",
-            fix="set this key to a class that some reports have, or use soft_labels.own_report.tiles=all",
+            fix="set this key to a class that some reports are labelled with, or use soft_labels.own_report.tiles=all",
         )
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
     assigned = bag_class.copy()

@@ -84,7 +84,7 @@ def cross_fitted_probabilities(
     classes, owners = np.unique(labels[labelled]), np.unique(units[labelled])
     if len(classes) < 2 or len(owners) < 2:
         raise DataError(
-            "a text classifier needs labelled reports of two classes and two groups; found "
+            "a text classifier needs labelled reports from at least two classes and two groups; found "
             f"{counted(len(classes), 'class', 'classes')} "
             f"and {counted(len(owners), 'group')} among {counted(len(labelled), 'labelled report')}",
             where="report labels",

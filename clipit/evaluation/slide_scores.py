@@ -104,7 +104,9 @@ def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     if (ordered[1:] == ordered[:-1]).any():
-        raise DataError("two tiles have the same cell of the slide's grid", fix="score the tiles of one grid at a time")
+        raise DataError(
+            "two tiles lie in the same cell of the slide's grid", fix="score the tiles of one grid at a time"
+        )
     total = np.zeros(scores.shape, dtype=np.float64)
     count = np.zeros(len(scores), dtype=np.float64)
     for row, column in _NEIGHBOURHOOD:

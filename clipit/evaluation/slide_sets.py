@@ -129,7 +129,9 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
         key = PoolingKey(str(pooling), bool(smoothed))
         if not np.array_equal(ordered["slide"].to_numpy(dtype=str), names):
             missing = sorted(set(names.tolist()) - set(ordered["slide"]))
-            problems.append(f"{key.title}: scores of some slides are missing or repeated {shortlist(missing)}".rstrip())
+            problems.append(
+                f"{key.title}: scores of some slides are missing or repeated: {shortlist(missing)}".rstrip()
+            )
             continue
         scores[key] = ordered[columns].to_numpy(dtype=np.float32)
     if problems:

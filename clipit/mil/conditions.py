@@ -184,7 +184,9 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     write_text(folder / SUMMARY, "\n\n".join(part.strip() for part in parts) + "\n")
     sections = [PageSection(f"{LABELS[metric]} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
     if contrasts:
-        sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
+        sections.append(
+            PageSection("Arms that learn from reports, compared with controls", [Table(*contrast_table, left=3)])
+        )
     pages = [(name, [("page", os.path.relpath(path / f"{NAME}.html", folder))]) for name, path in folders.items()]
     sections.append(PageSection("How to read this", [Text(_EXPLANATION), Links(pages, "Page of each condition")]))
     write_text(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))

@@ -107,7 +107,7 @@ def report_embeddings(
     notes = [
         cases.counts.text(),
         f"{counted_of(int(has_target.sum()), len(train), 'training bag has', 'training bags have')} the embedding of a "
-        "report as target",
+        "report as a target",
     ]
     notes += [_SHUFFLED_NOTE] if is_shuffled else []
     return vector_targets(
@@ -132,7 +132,7 @@ def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTa
     vectors = np.where(has_target[:, None], _centre(means, has_target), 0).astype(np.float32)
     note = (
         f"{counted_of(int(has_target.sum()), len(train), 'training bag has its', 'training bags have their')} mean "
-        "feature vector as target"
+        "feature vector as a target"
     )
     return vector_targets(train.names, vectors, has_target, len(bags.classes), [note])
 
@@ -152,7 +152,7 @@ def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], b
         probabilities[unlabelled] = predict(train.select(unlabelled))
     notes = [
         f"{counted(int(unlabelled.sum()), 'unlabelled training bag has', 'unlabelled training bags have')} a predicted "
-        "label as target"
+        "label as a target"
     ]
     return label_targets(train.names, probabilities, unlabelled.astype(np.float32), notes)
 

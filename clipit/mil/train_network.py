@@ -121,7 +121,7 @@ def train_mil(
 ) -> MilModel:
     """Train a network on the labelled training bags, and keep the epoch with the lowest loss on validation bags.
 
-    The loss is the mean cross-entropy of the bags of a batch. Bags are read one at a time; the order of the bags,
+    The loss is the mean cross-entropy over the bags in a batch. Bags are read one at a time; the order of the bags,
     dropout and the drawn instances depend only on (seed, epoch).
 
     With targets, each step also uses a batch of training bags with targets, labelled or not, and adds the mean of

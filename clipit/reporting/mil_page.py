@@ -18,7 +18,7 @@ _HOW = (
     "All arms are scored on the same test bags. Trained arms keep the epoch with the lowest loss on the validation "
     "bags. Differences are paired by bag and seed; arms without training have one seed. An arm is better or worse than "
     "the reference if both intervals of the difference, over patients and over seeds, are on the same side of 0. "
-    "p: paired t-test over seeds, Holm-corrected over the arms in the table except the floor and shuffled labels."
+    "p: paired t-test over seeds, Holm-corrected over the arms in the table except class frequencies (the floor) and shuffled labels."
 )
 _SHUFFLED = (
     "An arm is shown to learn from the labels only if it is better than the control with shuffled labels, that is, if "
@@ -101,7 +101,7 @@ def mil_page(content: MilContent) -> str:
     ]
     sections = [PageSection("Comparison", main)]
     if len(content.map_scores):
-        sections.append(PageSection("Maps against masks", [Table(*_map_table(content), left=2), Text(_MAPS)]))
+        sections.append(PageSection("Maps compared with masks", [Table(*_map_table(content), left=2), Text(_MAPS)]))
     if content.maps:
         sections.append(PageSection("Maps", [part for bag in content.maps for part in _bag_parts(bag)]))
     choices = [[arm, content.arms.get(arm, ""), choice.sentence] for arm, choice in comparison.choices.items()]

@@ -17,7 +17,7 @@ ROWS = 100
 """Tiles shown at a time."""
 RATING_HELP = (
     "Rate how well the snippet describes what the tile shows: good, partly or wrong. Ratings and comments are kept in "
-    "this browser, even after a reload; save them as a csv file with the columns tile_id, snippet_id, rank, score, "
+    "this browser, even after a reload; save them as a CSV file with the columns tile_id, snippet_id, rank, score, "
     "rating and comment. Nothing leaves this computer."
 )
 

@@ -207,9 +207,7 @@ def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[s
     if comparison.crossing:
         remarks.append(f"Patients with slides in several splits, which can inflate scores: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():
-        remarks.append(
-            "The slides have no splits, so the comparison includes any listed slides that the runs were trained on."
-        )
+        remarks.append("The slides have no splits, so the comparison may include slides that the runs were trained on.")
     rows = _main_rows(comparison)
     if rows and rows[0]["labelled"] < 100:
         remarks.append(

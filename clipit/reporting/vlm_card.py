@@ -108,7 +108,7 @@ def _words(name: str) -> str:
 
 def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
     lines = [
-        f"- Base: {plain_text(licence.model)}, fingerprint {vlm.fingerprint}",
+        f"- Base model: {plain_text(licence.model)}, fingerprint {vlm.fingerprint}",
         f"- Objective: {_ARMS.get(facts.arm, plain_text(facts.arm))}, seed {facts.seed}",
         f"- Trained: {_TUNING.get(facts.tuning, plain_text(facts.tuning))} of the {' and '.join(facts.towers)} "
         f"tower{'s' if len(facts.towers) > 1 else ''}, {counted(facts.weights, 'weight')}",
@@ -172,7 +172,9 @@ def _licence(licence: ModelLicence) -> str:
 
 
 def _usage(licence: ModelLicence) -> str:
-    adapter = "`vlm.adapter: FOLDER` applies the folder `adapter/` to the base that `vlm.name` and `vlm.path` specify"
+    adapter = (
+        "`vlm.adapter: FOLDER` applies the folder `adapter/` to the base model that `vlm.name` and `vlm.path` specify"
+    )
     if licence.forbids_derivatives:
         return f"In a configuration of clipit, {adapter}."
     return (

@@ -24,18 +24,21 @@ from clipit.segmentation.zero_shot import (
 )
 
 METHODS: dict[str, Method] = {
-    "vlm_windows": Method("windows, VLM against prompts", missing_prompts, vlm_windows, classes=prompt_classes),
+    "vlm_windows": Method("windows, VLM with class prompts", missing_prompts, vlm_windows, classes=prompt_classes),
     "student_windows": Method(
-        "windows, student against prompts", missing_student, student_windows, classes=student_classes
+        "windows, student with class prompts", missing_student, student_windows, classes=student_classes
     ),
     "classifier_windows": Method(
         "windows, classifier of a run", missing_run, classifier_windows, classes=classifier_classes
     ),
     "vlm_tokens": Method(
-        "patch tokens, VLM against prompts", missing_prompts, vlm_prompt_tokens, classes=vlm_token_classes
+        "patch tokens, VLM with class prompts", missing_prompts, vlm_prompt_tokens, classes=vlm_token_classes
     ),
     "student_tokens": Method(
-        "patch tokens, student against prompts", missing_student, student_prompt_tokens, classes=student_token_classes
+        "patch tokens, student with class prompts",
+        missing_student,
+        student_prompt_tokens,
+        classes=student_token_classes,
     ),
     "token_head": Method("linear head on frozen patch tokens", missing_training_masks, token_heads, trained=True),
     "token_head_pseudo": Method(

@@ -183,7 +183,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
 def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
     """Train a U-Net for a fixed number of steps, or open an existing one; no validation masks are used.
 
-    The loss is the mean of the cross-entropy and 1 - Dice over the labelled pixels of a batch. Every source
+    The loss is the mean of the cross-entropy and 1 - Dice over the labelled pixels in a batch. Every source
     contributes the same number of crops to each step. The crops of a step depend only on (seed, step), so interrupted
     training resumes at its last checkpoint and ends with the same weights.
 

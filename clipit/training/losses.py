@@ -168,7 +168,7 @@ def many_to_many_sum(
     L = sum over i of -1/2 (log softmax over j of S_ij, at j = i, plus log softmax over k of S_ki, at k = i).
     Adapted from CPLIP (CVPR 2024). CPLIP contrasts in one direction only, and favours large bags because it sums over
     members instead of averaging. With one member per bag, L is CLIP's loss (arXiv 2103.00020, figure 3) times b.
-    Two tiles of a batch with the same snippets are each other's negatives, as in CLIP, unless `same` is given: both
+    Two tiles in a batch with the same snippets are each other's negatives, as in CLIP, unless `same` is given: both
     softmaxes of bag i then exclude every j for which same_ij is true. With `text_weights` w, which are normalised to
     sum to 1 in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
 

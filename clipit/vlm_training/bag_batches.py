@@ -194,12 +194,12 @@ def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:
         Counts for the summary: mean number of negatives per bag, and share of bags without negatives.
 
     Raises:
-        DataError: No bag of a batch has a negative.
+        DataError: No bag in a batch has a negative.
     """
     counts = np.concatenate([_negatives(examples.batch(step)) for step in range(batches)])
     if not counts.any():
         raise DataError(
-            "no bag of a batch has a negative: all bags share a patient, an image or a text",
+            "no bag in a batch has a negative: all bags share a patient, an image or a text",
             where="adapt",
             fix="add patients and more varied texts, or raise adapt.batch_size",
         )

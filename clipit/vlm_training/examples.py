@@ -39,7 +39,7 @@ def make_examples(
         batches: Whether batches are drawn from the examples. Otherwise their number and negatives are not checked.
 
     Raises:
-        DataError: The split has no examples, the train split has fewer than a batch, or no bag of a batch has a
+        DataError: The split has no examples, the train split has fewer than a batch, or no bag in a batch has a
             negative.
     """
     examples = _MAKERS[section.data](config, section, arm, seed, split, workspace)

@@ -102,8 +102,8 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     least = least_interval(examples)
     if every < least:
         logger.warning(
-            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps until the "
-            f"next mining; with adapt.bags.mine_every={least}, it takes a tenth"
+            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} as long as the {every} steps until the "
+            f"next mining; with adapt.bags.mine_every={least}, it would take a tenth as long"
         )
 
 

@@ -206,7 +206,7 @@ def test_a_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None
 def test_a_link_to_a_folded_section_unfolds_it(configure: MakeConfig, tmp_path: Path) -> None:
     with drawn_once():
         text = big_page(tmp_path, configure(), 4)
-    number = re.search(r'href="#(s\d+)">Against image_only', text)
+    number = re.search(r'href="#(s\d+)">Comparison with image_only', text)
     assert number
     opened = "document.body.dataset.open = document.querySelector('details.section').open"
     assert 'data-open="false"' in visit(text, tmp_path, opened)[0]

@@ -218,7 +218,7 @@ def test_tables_that_do_not_match_are_refused() -> None:
         collect_slides(table, slides.assign(label="carcinoma"), CLASSES)
     with pytest.raises(DataError, match=r"slides occur twice: slide000 \(row \d+, row \d+\)"):
         collect_slides(table, pd.concat([slides, slides[:1]]), CLASSES)
-    with pytest.raises(DataError, match=r"top1: scores of some slides are missing or repeated slide000"):
+    with pytest.raises(DataError, match=r"top1: scores of some slides are missing or repeated: slide000"):
         collect_slides(table[1:], slides, CLASSES)
     with pytest.raises(DataError, match="single class cannot be evaluated"):
         evaluate_slides(table, slides, ("normal",))

@@ -100,7 +100,12 @@ def test_maps_are_scored_between_their_floor_and_ceiling(study: MilResult) -> No
 
 def test_the_page_shows_maps_attended_tiles_and_what_was_left_out(study: MilResult) -> None:
     page = study.page.read_text(encoding="utf-8")
-    for text in ("Maps against masks", "s02: attention, relative to the highest", "highest attention", "1 test slide"):
+    for text in (
+        "Maps compared with masks",
+        "s02: attention, relative to the highest",
+        "highest attention",
+        "1 test slide",
+    ):
         assert text in page
     assert page.count("data:image/png;base64") == 4 and "data:image/jpeg;base64" in page
     report = study.report.read_text(encoding="utf-8")

@@ -284,8 +284,8 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
         ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "votes in counts have no annotator names"),
         ({"counts": {"T": "t"}, "voters": 10**20, "rest": "H"}, "999999"),
         ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it cannot be the rest"),
-        ({"counts": {"T": "t", "H": "t"}}, "t is named twice"),
-        ({"counts": {"T": "t", "H": "tile"}}, "tile is named twice"),
+        ({"counts": {"T": "t", "H": "t"}}, "named more than once: t"),
+        ({"counts": {"T": "t", "H": "tile"}}, "named more than once: tile"),
     ],
 )
 def test_keys_that_contradict_each_other(keys: dict[str, Any], message: str) -> None:

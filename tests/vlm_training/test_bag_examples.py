@@ -115,7 +115,7 @@ def test_mining_follows_the_weights_and_is_read_again(
     least = least_interval(examples)
     with caplog.at_level("INFO", logger="clipit"):
         warn_of_mining(examples, section)
-        assert f"with adapt.bags.mine_every={least}, it takes a tenth" in caplog.text
+        assert f"with adapt.bags.mine_every={least}, it would take a tenth" in caplog.text
         caplog.clear()
         often = section.bags.model_copy(update={"mine_every": least})
         warn_of_mining(examples, section.model_copy(update={"bags": often}))

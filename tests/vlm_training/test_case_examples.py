@@ -147,7 +147,7 @@ def test_a_single_patient_has_no_negatives(config: RunConfig, tmp_path: Path) ->
         update={"reports": config.reports.model_copy(update={"path": str(tmp_path / "one.jsonl")})}
     )
     section = AdaptConfig.model_validate({"batch_size": 4})
-    with pytest.raises(DataError, match="no bag of a batch has a negative"):
+    with pytest.raises(DataError, match="no bag in a batch has a negative"):
         make_examples(alone, section, "text", 0, "train", Workspace(alone))
     with pytest.raises(DataError, match="only one patient"):
         make_examples(alone, section, "shuffled_text", 0, "train", Workspace(alone))

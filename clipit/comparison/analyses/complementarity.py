@@ -81,7 +81,7 @@ def analyse_complementarity(
                 "other classifier",
                 "R % over seeds",
                 "excess % over seeds",
-                f"seed {first}: its accuracy %",
+                f"seed {first}: accuracy %",
                 "R (tiles)",
                 "R %",
                 "of vision's errors %",

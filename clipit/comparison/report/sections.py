@@ -40,7 +40,7 @@ def score_sections(
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
-        sections.append(PageSection(f"Against {control}", parts, folded=len(arms) > _LONG))
+        sections.append(PageSection(f"Comparison with {control}", parts, folded=len(arms) > _LONG))
     for title, header, rows in paper_tables(comparison, results, verdicts):
         source = "comparison.json: lines, mean, sd and difference where test_set is test"
         sections.append(PageSection(title, [Table(header, rows, source=source)]))

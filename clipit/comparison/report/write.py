@@ -134,7 +134,7 @@ def _markdown(
     parts += map(markdown_line, notes)
     parts += verdict_markdown(verdict.arms)
     for control, arms_against in results.against.items():
-        parts += [f"## Against {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
+        parts += [f"## Comparison with {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
     for title, header, rows in paper_tables(comparison, arms, verdict.arms):
         parts += [f"## {markdown_line(title)}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*cost_table(arms)), COST_NOTE]

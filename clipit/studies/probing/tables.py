@@ -132,7 +132,7 @@ def _few_shot_tables(few_shot: pd.DataFrame) -> list[Table]:
     tables = []
     for caption, format_cell in (
         ("Mean over episodes, in brackets its 95 % t-interval", _format_interval),
-        ("Middle 95 % of single episodes: the range to expect from one draw of labels", _format_spread),
+        ("Central 95 % of the episodes: the range to expect from one draw of labels", _format_spread),
     ):
         shots, lines = pivot_cells(few_shot, ["subject", "features_saw_labels"], "k", format_cell)
         header = ["features", "saw labels", *(f"{k} per class" for k in shots)]

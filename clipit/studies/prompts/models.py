@@ -57,9 +57,7 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test, train = tiles.of_split("test"), tiles.of_split("train")
     test = test.select(test.labels >= 0)
     if not len(test) or not len(train):
-        problem = (
-            "no labelled test tile" if not len(test) else "no training tile, but prompts are screened on training tiles"
-        )
+        problem = "no labelled test tiles" if not len(test) else "no training tiles to screen prompts on"
         raise DataError(problem, where=config.tiles.path, fix="add tiles to the splits train and test")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]

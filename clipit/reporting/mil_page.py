@@ -18,7 +18,8 @@ _HOW = (
     "All arms are scored on the same test bags. Trained arms keep the epoch with the lowest loss on the validation "
     "bags. Differences are paired by bag and seed; arms without training have one seed. An arm is better or worse than "
     "the reference if both intervals of the difference, over patients and over seeds, are on the same side of 0. "
-    "p: paired t-test over seeds, Holm-corrected over the arms in the table except class frequencies (the floor) and shuffled labels."
+    "p: paired t-test over seeds, Holm-corrected over the arms in the table except class frequencies (the floor) and "
+    "shuffled labels."
 )
 _SHUFFLED = (
     "An arm is shown to learn from the labels only if it is better than the control with shuffled labels, that is, if "

@@ -4,8 +4,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# By default, idle OpenMP threads spin, which makes small models about twenty times slower if anything else runs on the
-# same cores. Passive waiting costs next to nothing. The variable must be set before torch is imported and reads it.
+# By default, idle OpenMP threads spin, which makes small models about twenty times slower if other programs run on
+# the same cores. Passive waiting costs next to nothing. The variable must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
@@ -68,16 +68,16 @@ _MODULES = {
     "segment": "clipit.api.segmentation",
     **dict.fromkeys(("compare", "tune", "probe"), "clipit.api.experiments"),
 }
-"""Modules of the public names, which are imported at first use: `import clipit` does not import torch."""
+"""Module of each public name, imported on first use, so that `import clipit` does not import torch."""
 
 
 def __dir__() -> list[str]:
-    """List the public names, which are imported at first use."""
+    """List the public names, which are imported on first use."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at first use."""
+    """Import a public name on first use."""
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
     if name == "__version__":

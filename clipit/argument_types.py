@@ -1,4 +1,4 @@
-"""Check the types of the Python API's arguments, and name those of a wrong type in an error."""
+"""Check the argument types of the Python API; errors name the argument that has a wrong type."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ _WORDS = {
 }
 _NAMED = {kind.__name__: kind for kind in (str, Path, int, float, bool)} | {"None": type(None)}
 _CHECKED_LATER = {"config", "overrides"}
-"""Arguments that are not checked here, because the configuration's own checks give better advice."""
+"""Arguments that are not checked here, because the configuration's own checks give more specific errors."""
 
 
 def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -91,7 +91,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _is_list(value: Any) -> bool:
     """Return whether a value is list-like, such as an array or a column of a table.
 
-    Sets have no order, and a table would be read as the names of its columns.
+    Sets are excluded because they have no order, and tables because iterating over one yields its column names.
     """
     return (
         isinstance(value, Collection)

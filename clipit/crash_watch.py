@@ -1,7 +1,7 @@
-"""Name the images that a process is reading, in Pillow's warnings and if the process crashes.
+"""Name the images that a process is reading in Pillow's warnings and in the error after a crash.
 
 A crash in a decoder, or the system's out-of-memory killer, ends the process without an exception. Reading threads
-therefore note their current image in shared memory. A small watcher process waits until this process ends, and prints
+therefore note their current image in shared memory. A small watcher process waits until this process exits, and prints
 the remaining notes.
 """
 
@@ -21,7 +21,7 @@ from typing import IO, TextIO
 
 logger = logging.getLogger(__name__)
 
-_MAX_WARNINGS = 20  # warnings of Pillow that are logged; a whole data set may have the same fault
+_MAX_WARNINGS = 20  # maximum number of Pillow warnings to log; all images of a data set may cause the same one
 _SLOTS, _BYTES = 128, 512
 """Number of notes, and bytes per note. If there are more threads than notes, several threads share a note."""
 _WATCH = f"""
@@ -43,7 +43,7 @@ class _Watch:
     """Notes of this process, and the watcher process that waits for it to exit."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process exits
         self._file.truncate(_SLOTS * _BYTES)
         self._notes = mmap.mmap(self._file.fileno(), _SLOTS * _BYTES)
         self._numbers, self._local = count(), threading.local()
@@ -62,7 +62,7 @@ class _Watch:
 
     @property
     def pipe(self) -> IO[bytes] | None:
-        """Pipe to the watcher; it is closed when this process ends."""
+        """Pipe to the watcher; it is closed when this process exits."""
         return self._watcher.stdin
 
 
@@ -73,14 +73,14 @@ _lock = threading.Lock()
 
 
 def watch_reading() -> None:
-    """Report images that are being read when this process dies; commands call this when they start."""
+    """Report the images that are being read if this process crashes; commands call this at start-up."""
     global _enabled
     _enabled = os.name == "posix"
 
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note the image that this block reads, for warnings and, in commands, for crashes.
+    """Note the image that this block reads, so that warnings and, in commands, crash reports can name it.
 
     Args:
         where: File of the image, or zip and member.
@@ -99,7 +99,7 @@ def noted(where: str) -> Iterator[None]:
 
 @contextmanager
 def named_warnings() -> Iterator[None]:
-    """Name the image in warnings of Pillow, and log each once per image; other warnings are shown as usual."""
+    """Log each Pillow warning once per image, with the image's name; other warnings are shown as usual."""
     logged: set[tuple[str, str]] = set()
 
     def show(
@@ -116,13 +116,13 @@ def named_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         before = warnings.showwarning
-        warnings.filterwarnings("always", module=r"PIL\.", append=True)  # after the filters of the user
+        warnings.filterwarnings("always", module=r"PIL\.", append=True)  # after the user's filters
         warnings.showwarning = show
         yield
 
 
 def _get_watch() -> _Watch | None:
-    """Return the watch, started at the first image; None if it cannot be started."""
+    """Return the watch, which is started at the first image; None if it cannot be started."""
     global _watch, _enabled
     if _watch is None:
         with _lock:

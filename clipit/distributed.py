@@ -39,7 +39,7 @@ _SHARDING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism",
 }
-"""Variables that `accelerate launch` sets from its configuration, and what they switch on."""
+"""Environment variables that `accelerate launch` sets from its configuration, with the sharding that each enables."""
 _TIMEOUT = timedelta(hours=12)  # longest wait for another process to build an artefact
 _claims = count()  # every process calls `claim` in the same order
 
@@ -89,7 +89,7 @@ class Processes:
             dist.barrier()
 
     def broadcast(self, value: T) -> T:
-        """Return the value of the main process in all processes."""
+        """Return the main process's value in all processes."""
         if self.count == 1:
             return value
         import torch.distributed as dist
@@ -100,7 +100,7 @@ class Processes:
         return result
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank, in all processes."""
+        """Return the values of all processes, ordered by rank, in all processes."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -147,10 +147,10 @@ def check_launch(count: int) -> None:
 
 
 def check_backend() -> None:
-    """Check that Accelerate's configuration does not ask to shard the model, which clipit does not support.
+    """Check that Accelerate's configuration does not enable model sharding, which clipit does not support.
 
     Raises:
-        LaunchError: DeepSpeed, FSDP or another kind of sharding is switched on, for instance in the file that
+        LaunchError: DeepSpeed, FSDP or another kind of sharding is enabled, for example in the file that
             `accelerate config` wrote.
     """
     from accelerate.utils import parse_flag_from_env
@@ -195,8 +195,8 @@ def get_processes() -> Processes:
 def _leave_group() -> None:
     """Leave the process group before the interpreter shuts down.
 
-    Gloo's threads may still reference tensors of the last exchange. Freeing them during shutdown would abort a finished
-    program with SIGABRT; leaving the group waits for the threads first.
+    Gloo's threads may still reference tensors of the last collective operation. Freeing them during shutdown would
+    abort a finished program with SIGABRT; leaving the group waits for the threads first.
     """
     import gc
 

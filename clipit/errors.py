@@ -25,13 +25,13 @@ _REMEDIES = {
     os.strerror(errno.ENOTDIR): _IN_THE_WAY,
     os.strerror(errno.ENAMETOOLONG): "shorten the name or ",
 }
-"""First part of the fix, by message of the operating system; for others, free some space."""
+"""First part of the fix, by the operating system's message; for other messages, free some space."""
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
 """Parts of the out-of-memory messages of torch (GPU and CPU), faiss and safetensors."""
-_BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
+_BROKEN_PIPE = 141  # exit status of programs killed by SIGPIPE
 
 
 class ClipitError(Exception):
@@ -56,7 +56,7 @@ class ModelError(ClipitError):
 
 
 class DivergenceError(ModelError):
-    """The training of a model diverged."""
+    """Training diverged."""
 
 
 class ArtifactError(ClipitError):
@@ -64,7 +64,7 @@ class ArtifactError(ClipitError):
 
 
 class LaunchError(ClipitError):
-    """The launcher did not start the requested processes."""
+    """The requested processes or devices are not available, or a started process failed."""
 
 
 def explain(what: str, *, where: object = None, fix: str = "") -> str:
@@ -130,7 +130,7 @@ def as_note(text: str) -> str:
 
 
 def counted_of(number: int, total: int, one: str, several: str) -> str:
-    """Write a number out of a total, such as 1 of 3 files is missing; the last word is the verb.
+    """Format a number out of a total, such as "1 of 3 files is missing"; the last word is the verb.
 
     Args:
         number: Number of things, which the verb agrees with.
@@ -160,7 +160,7 @@ def disk_errors(where: object) -> Iterator[None]:
         raise
     except IsADirectoryError as error:  # for a rename, filename2 is the target
         raise ArtifactError(
-            "cannot write this file: there is a folder of the same name",
+            "cannot write this file: there is a folder with the same name",
             where=error.filename2 or error.filename or where,
             fix="delete or rename that folder, then run the command again; finished parts are kept",
         ) from error
@@ -202,7 +202,7 @@ def is_limit(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of any library means that the machine or its GPU is out of memory."""
+    """Return whether an error, from any library, means that the machine or its GPU is out of memory."""
     return (
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
@@ -222,7 +222,7 @@ def out_of_memory(error: BaseException) -> ClipitError:
 
 @contextmanager
 def _limit_errors() -> Iterator[None]:
-    """Turn errors of the machine and of other processes, and those of mixed torch builds, into a `ClipitError`."""
+    """Turn errors caused by machine limits, lost processes and mismatched torch builds into a `ClipitError`."""
     try:
         yield
     except (RuntimeError, OSError, MemoryError, ImportError) as error:
@@ -231,7 +231,7 @@ def _limit_errors() -> Iterator[None]:
             raise out_of_memory(error) from error
         if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PROCESS):
             raise ClipitError(
-                "another process of this command has ended", fix="see the message of the process that failed first"
+                "another process of this command has exited", fix="see the message of the process that failed first"
             ) from error
         if number in (errno.EMFILE, errno.ENFILE):
             raise ClipitError(f"cannot open more files: {error}", fix="raise the limit: ulimit -n 65536") from error
@@ -252,7 +252,7 @@ def _limit_errors() -> Iterator[None]:
 
 @contextmanager
 def machine_errors() -> Iterator[None]:
-    """Turn a full disk, a lack of memory and other limits of the machine into a `ClipitError`."""
+    """Turn a full disk, insufficient memory and other machine limits into a `ClipitError`."""
     with disk_errors("the output folder"), _limit_errors():
         yield
 
@@ -270,7 +270,7 @@ def user_errors() -> Iterator[None]:
                 flush_console()
                 raise
             flush_console()  # flush now, because errors while Python exits cannot be handled
-    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has exited
         close_console()
         raise SystemExit(_BROKEN_PIPE) from None
     except ClipitError as error:

@@ -9,10 +9,10 @@ _TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.
 
 
 def patient(group: str) -> str:
-    """Return the patient of a group: the first 12 characters of a TCGA barcode, or any other name, stripped.
+    """Return the patient of a group: the first 12 characters of a TCGA barcode; other names are only stripped.
 
-    `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are slides and a sample of one
-    patient, `TCGA-A6-2671`.
+    `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are two slides and a sample of the
+    patient `TCGA-A6-2671`.
     """
     name = group.strip()
     barcode = _TCGA.match(re.split(r"[/\\]", name)[-1])

@@ -26,9 +26,9 @@ class _Console(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Print log messages of the package; commands call it once at their start.
+    """Print the package's log messages; commands call this once at start-up.
 
-    Only the main process of Accelerate or torchrun prints. Characters that the output cannot encode are escaped.
+    Under Accelerate or torchrun, only the main process prints. Characters that the output cannot encode are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -40,7 +40,7 @@ def log_to_console() -> None:
 
 
 def show_messages() -> None:
-    """Print log messages of the package, unless the program has configured logging, which notebooks rarely do."""
+    """Print the package's log messages, unless the program has configured logging, which notebooks rarely do."""
     package = logging.getLogger("clipit")
     configured = package.level != logging.NOTSET or package.handlers or logging.getLogger().handlers
     if os.environ.get("RANK", "0") == "0" and not configured:
@@ -71,7 +71,7 @@ class Advance(Protocol):
 def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
     """Show progress: a bar with a clock on terminals, a line every 30 seconds elsewhere.
 
-    Both are updated during a long unit, so that slow units can be distinguished from hanging ones.
+    Both are also updated while a long unit runs, so that a slow unit can be distinguished from a hang.
 
     Args:
         shown: Whether this process shows anything.

@@ -1,4 +1,4 @@
-"""Unit vectors: L2 normalisation, and centring by the mean of a modality."""
+"""Unit vectors: L2 normalisation, and centring with a modality's mean."""
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64

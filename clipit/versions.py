@@ -54,6 +54,6 @@ def git_commit() -> str:
 def command_line() -> str:
     """Return the command of this process in shell syntax."""
     program, *arguments = sys.argv
-    # The main function of clipit adds the subcommand to the program's name, for usage messages.
+    # clipit's main function adds the subcommand to the program's name, for usage messages.
     words = program.split(" ") if program.startswith("clipit ") else [program]
     return shlex.join([*words, *arguments])

@@ -69,7 +69,7 @@ def test_when_one_process_fails_the_other_has_no_traceback(tmp_path: Path) -> No
     done = run_two(script)
     assert done.returncode == 2, done.stderr
     assert "error: the folder cannot be created" in done.stderr
-    assert "error: another process of this command has ended" in done.stderr
+    assert "error: another process of this command has exited" in done.stderr
     assert "Traceback" not in done.stderr
 
 

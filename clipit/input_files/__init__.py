@@ -1,1 +1,1 @@
-"""Users' files: csv tables, Parquet, YAML and folders, and the faults that they often have."""
+"""Reading of users' files (csv tables, Parquet, YAML, folders), and detection of common faults in them."""

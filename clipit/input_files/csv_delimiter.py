@@ -1,4 +1,4 @@
-"""Recognise the delimiter of csv files; Excel writes semicolons where the comma is the decimal sign."""
+"""Recognise the delimiter of csv files; Excel writes semicolons where the decimal separator is a comma."""
 
 import csv
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 def has_semicolons(path: Path, encoding: str) -> bool:
     """Return whether semicolons separate the fields of a csv file with a header.
 
-    They do if the header is one column when it is split at commas, and if most rows with a value have as many fields as
-    the header, two or more, when they are split at semicolons. `read_csv` then reports the other rows.
+    They do if splitting at commas gives a header of one column, and splitting at semicolons gives a header of two or
+    more columns and the same number of fields in most rows with a value. `read_csv` then reports the other rows.
 
     Raises:
         UnicodeError: The file is not in this encoding.
@@ -37,12 +37,12 @@ def has_semicolons(path: Path, encoding: str) -> bool:
 
 
 def delimiter_hint(names: Sequence[str]) -> str:
-    """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise.
+    """Return a hint for a header that was read as one column because it uses another delimiter; "" otherwise.
 
-    The advice also covers a first line such as `sep=;`, which Excel writes.
+    The hint also covers a first line such as `sep=;`, which Excel writes.
     """
     if names and names[0].strip().lower().startswith("sep="):
-        advice = "the first line declares a delimiter: remove it"
-        return advice if names[0].strip()[-1] in ";,=" else f"{advice}, and save the table with commas, or as .tsv"
+        hint = "the first line declares a delimiter: remove it"
+        return hint if names[0].strip()[-1] in ";,=" else f"{hint}, and save the table with commas, or as .tsv"
     used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
     return f"the header is one column that contains {used[0]}: save the table with commas, or as .tsv" if used else ""

@@ -1,4 +1,4 @@
-"""Detect cells of csv files that a carriage return cuts in two."""
+"""Detect csv cells that a carriage return splits in two."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from clipit.errors import DataError, counted
 
 
 class RowEnds:
-    """Line ends of a csv file's rows."""
+    """Line endings of the rows of a csv file."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -16,7 +16,7 @@ class RowEnds:
         self._after_cut = False
 
     def watch(self, stream: Iterable[str]) -> Iterator[str]:
-        """Yield the lines of a file that was opened with `newline=""`."""
+        """Yield the lines of a file that was opened with `newline=""`, and remember the latest one for `add`."""
         for self._last in stream:
             yield self._last
 
@@ -40,7 +40,7 @@ class RowEnds:
         if self._cut and self._others:
             raise DataError(
                 f"{counted(len(self._cut), 'row ends', 'rows end')} in a carriage return alone, "
-                f"{self._others:,} in line feeds: a cell may be cut in two",
+                f"{self._others:,} in line feeds: a cell may be split in two",
                 where=f"{path}, line {self._cut[0]}",
                 fix="quote cells that contain carriage returns, or replace the carriage returns with spaces",
             )

@@ -32,14 +32,14 @@ _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCL
 MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
 )
-"""Texts that programs write for a missing value. Letter case matters: `none` may be a grade or a finding."""
+"""Texts that programs write for a missing value. Case matters: `none` may be a grade or a finding."""
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""
 
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """Files found in a folder and its subfolders, each list sorted.
+    """Sorted lists of the files found in a folder and its subfolders.
 
     Attributes:
         files: Regular files, including links to files.
@@ -57,7 +57,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
 
     Links to folders are followed, but every real folder is listed only once: under its own path if it is inside
     `folder`, otherwise under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders and
-    folders of the file system, such as lost+found, are skipped.
+    system folders, such as lost+found, are skipped.
 
     Raises:
         DataError: A folder cannot be read.
@@ -109,7 +109,7 @@ def is_unicode(text: str) -> bool:
 
 
 def cell_text(value: Any) -> str:
-    """Convert a cell of a table to text without surrounding spaces and byte order marks; null and NaN become "".
+    """Convert a cell of a table to text without surrounding spaces or byte order marks; null and NaN become "".
 
     Raises:
         ValueError: The cell contains a list, a line break or another control character, or characters that are not
@@ -159,7 +159,7 @@ def _resolves_to(is_kind: Callable[[], bool]) -> bool:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file or sheet: header, rows, the line of the file in which each row starts, remarks, and delimiter."""
+    """A csv file or sheet: header, rows, the line on which each row starts, remarks, and delimiter."""
 
     header: list[str]
     rows: list[list[str]]
@@ -173,8 +173,7 @@ def read_csv(
 ) -> CsvTable:
     """Read a csv file; quoted fields may contain line breaks.
 
-    Empty lines are skipped, and so are rows without a value, which spreadsheet programs write; these are counted in the
-    log.
+    Empty lines are skipped, and so are rows without a value, which spreadsheet programs write; their number is logged.
 
     Args:
         delimiter: Character between fields. Semicolons are recognised instead of commas (see `has_semicolons`).
@@ -182,7 +181,7 @@ def read_csv(
         columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
     Raises:
-        DataError: The file has broken quotes, a repeated column name or a row of the wrong length, or some rows, but
+        DataError: The file has unmatched quotes, a repeated column name or a row of the wrong length, or some rows, but
             not all, end in a lone carriage return.
         UnicodeError: The file is not in this encoding.
     """
@@ -211,9 +210,9 @@ def read_csv(
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"broken row: {error}" + (f" in line {reader.line_num}" if reader.line_num > line else ""),
-                where=f"{path}, row that starts in line {line}",
-                fix="close the quotes, and double those within a quoted field",
+                f"malformed row: {error}" + (f" on line {reader.line_num}" if reader.line_num > line else ""),
+                where=f"{path}, row that starts on line {line}",
+                fix="close the quotation marks, and double those inside a quoted field",
             ) from error
     ends.check(path)
     if blank:
@@ -225,7 +224,7 @@ def read_csv(
         first = ragged[0]
         raise DataError(
             f"record {first + 1} (line {lines[first]}) has {counted(len(rows[first]), 'field')}, "
-            f"{'the header' if columns is None else 'the list of columns'} {len(header)} "
+            f"but {'the header' if columns is None else 'the list of columns'} has {len(header)} "
             f"({counted(len(ragged), 'such row')})",
             where=path,
             fix=delimiter_hint(header if columns is None else rows[first])
@@ -254,8 +253,8 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
 def joined_rows(table: CsvTable, first_column: int) -> list[int]:
     """Find rows in which a stray quotation mark joined later rows to a cell.
 
-    Such a cell is recognised by its delimiters: the first line has as many as columns follow the cell, the last line
-    as many as columns precede it, and each line in between as many as a whole row.
+    Such a cell is recognised by its delimiters: the first line has as many as there are columns after the cell, the
+    last line as many as there are columns before it, and each line in between as many as a whole row.
 
     Args:
         table: Table as returned by `read_csv`.
@@ -323,9 +322,9 @@ def load_huggingface(
 
     Args:
         path: Local folder, or id on the Hub with the prefix `hf:`. A local path is never looked up on the Hub.
-        streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
+        streaming: Whether to open streams, so that nothing is downloaded or converted; not with `save_to_disk` folders.
         revision: Commit of a data set on the Hub; None for the newest one, or the cached one offline.
-        texts: Columns of a folder of csv or tsv files to read as text; pandas guesses the types of others, and reads
+        texts: Columns of a folder of csv or tsv files to read as text; pandas infers the types of others, and reads
             007 as 7.
 
     Returns:

@@ -11,8 +11,8 @@ HUB = "hf:"
 def check_dataset_path(path: str, key: str) -> None:
     """Check that a path names either a data set on the Hub or one local folder.
 
-    `datasets` prefers a local folder to a data set on the Hub of the same name, and reads all revisions in a folder of
-    the Hub's cache as one data set, so that each row occurs several times.
+    `datasets` prefers a local folder to a data set on the Hub with the same name, and reads all revisions in a folder
+    of the Hub's cache as one data set, so that each row occurs several times.
 
     Args:
         path: Local folder, or id on the Hub with the prefix `hf:`.

@@ -1,4 +1,4 @@
-"""Recognise Git LFS pointers: small texts that a clone without Git LFS contains instead of large files."""
+"""Recognise Git LFS pointers: small text files that a clone without Git LFS contains in place of large files."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[
     dates = [(row, value) for row, value in named if _DATE_NAME.fullmatch(value)]
     mangled = [(row, value) for row, value in named if _MANGLED.fullmatch(value)]
     mangled += dates if 2 * len(dates) <= len(named) else []
-    _refuse(mangled, column, row_name, where)
+    _reject(mangled, column, row_name, where)
 
 
 def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
@@ -41,15 +41,14 @@ def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[
         DataError: Some names look changed; the message lists the first ones with their rows.
     """
     mangled = [(row, value) for row, value in enumerate(values) if value and _MANGLED.fullmatch(value)]
-    _refuse(mangled, column, row_name, where)
+    _reject(mangled, column, row_name, where)
 
 
-def _refuse(mangled: Sequence[tuple[int, str]], column: str, row_name: Callable[[int], str], where: object) -> None:
+def _reject(mangled: Sequence[tuple[int, str]], column: str, row_name: Callable[[int], str], where: object) -> None:
     if mangled:
         listed = shortlist([f"{value!r} in {row_name(row)}" for row, value in sorted(mangled)], 3)
         raise DataError(
-            f"{counted(len(mangled), 'name')} in column {column} that a spreadsheet program has probably "
-            f"changed: {listed}",
+            f"a spreadsheet program has probably changed {counted(len(mangled), 'name')} in column {column}: {listed}",
             where=where,
-            fix="format the column as text in the program, enter the names again, and save the table",
+            fix="in that program, format the column as text, enter the names again, and save the table",
         )

@@ -10,7 +10,7 @@ from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
-"""A number with leading zeros, or one of five digits, as programs write for the parts of a data set."""
+"""A number with a leading zero, or with five digits or more, as programs write for the parts of a data set."""
 _MAX_FILES = 1_000_000  # per set
 _DATA_FILES = frozenset({".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar"})
 
@@ -26,7 +26,7 @@ def missing_parts(files: Sequence[Path]) -> str:
     if not missing:
         return ""
     return (
-        f"WARNING: {counted(len(missing), 'file seems', 'files seem')} to be missing, because the others are numbered: "
+        f"WARNING: {counted(len(missing), 'file seems', 'files seem')} to be missing from a numbered set: "
         f"{shortlist(missing)}"
     )
 
@@ -68,8 +68,8 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     if not unread:
         return ()
     return (
-        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read: {shortlist(unread)}; only files named "
-        "after splits, such as train, are",
+        f"WARNING: {counted(len(unread), 'file is', 'files are')} not read: {shortlist(unread)}; the datasets "
+        "package reads only the files named after splits, such as train",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipit.errors import DataError
 
-_REQUESTS = 8  # files that are read at the same time
+_REQUESTS = 8  # number of files read at the same time
 _KEY = b"huggingface"  # key in the schema's metadata
 _URL = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+\.parquet)")
 
@@ -17,7 +17,7 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
     """Check that all parquet files of a data set list the same classes in the same order.
 
     Each file stores labels as indices into its own list, but `datasets` reads all of them with the list of one file.
-    Files without class names, and damaged local files, are not checked. Of files on the Hub, only the ends are read.
+    Files without class names, and damaged local files, are not checked. Of files on the Hub, only the footers are read.
 
     Args:
         files: Local paths, or `hf://` URLs.

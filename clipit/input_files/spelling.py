@@ -1,4 +1,4 @@
-"""Compare names of classes, patients and annotators regardless of how they were typed."""
+"""Compare names of classes, patients and annotators, ignoring differences in spelling."""
 
 import re
 import unicodedata
@@ -26,11 +26,11 @@ _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 _LOOKALIKES = str.maketrans("".join((_CYRILLIC[0], _GREEK[0], _QUOTES[0])), _CYRILLIC[1] + _GREEK[1] + _QUOTES[1]) | {
     ord(dash): "-" for dash in _DASHES
 }
-"""Translation table for letters that look like Latin ones, and for the typographic quotes and dashes."""
+"""Translation table for letters that look like Latin ones, and for typographic quotes and dashes."""
 
 
 def plain_letters(name: str) -> str:
-    """Replace letters, quotes and dashes that look like those of a plain keyboard, and compatible Unicode forms."""
+    """Replace look-alike letters, typographic quotes and dashes, and Unicode compatibility forms with plain ones."""
     return unicodedata.normalize("NFKC", name.translate(_LOOKALIKES)).translate(_LOOKALIKES)
 
 
@@ -91,7 +91,7 @@ def _folded(name: str) -> str:
 
 
 def _quote(name: str) -> str:
-    """Quote a name, and state the code points of characters that look like others."""
+    """Quote a name, and state the code points of its look-alike characters."""
     foreign = [char for char in name if char.translate(_LOOKALIKES) != char and plain_letters(name).isascii()]
     codes = ", ".join(f"{char} is U+{ord(char):04X}" for char in dict.fromkeys(foreign))
     return f"{name!r} ({codes})" if codes else repr(name)

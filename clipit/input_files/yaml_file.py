@@ -1,6 +1,6 @@
 """Read YAML files: plain data only, bounded in size, depth and aliases, with duplicate keys detected.
 
-Tags other than those of plain data are refused, and dates remain strings.
+Tags other than those of plain data are rejected, and dates remain strings.
 """
 
 import copy
@@ -23,7 +23,7 @@ _MAX_BYTES = 8 * 2**20  # maximum size of a file
 _CACHE_LIMITS = (64, 2**16)  # maximum number of cached files, and of characters in each
 MAX_DEPTH = 40
 """Maximum nesting depth of mappings and lists."""
-_MAX_BITS = 64  # maximum bits of a whole number
+_MAX_BITS = 64  # maximum number of bits of an integer
 _OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers in base 8 or 60 in YAML 1.1: `030`, `1:30`
 _MAX_REPEATED = 10_000  # maximum number of values that the aliases of a file repeat
 
@@ -35,12 +35,12 @@ class _Loader(yaml.SafeLoader):
         super().__init__(stream)
         self.repeated: list[tuple[str, int]] = []
         self._open: list[yaml.Event] = []  # start of each node that is being composed
-        self._values = 0  # values so far, with those that aliases repeat
+        self._values = 0  # number of values so far, including those that aliases repeat
         self._sizes: dict[str, int] = {}  # number of values under each anchor
         self._aliased = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node; refuse foreign tags, deep nesting, and aliases that are recursive or repeat too much."""
+        """Compose a node; reject foreign tags, deep nesting, and aliases that are recursive or repeat too much."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent):
@@ -77,9 +77,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters.
+        """Convert a node; reject values that do not have the type of their tag, huge numbers and invalid characters.
 
-        Numbers that YAML 1.1 reads in a different base are also refused; `030`, for example, would be 24.
+        Numbers that YAML 1.1 reads in a different base are also rejected; `030`, for example, would be 24.
         """
         number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
         if number and isinstance(node.value, str) and _OTHER_BASE.fullmatch(node.value):
@@ -122,7 +122,7 @@ def _parse(text: str) -> tuple[Any, list[tuple[str, int]]]:
 
 @lru_cache(_CACHE_LIMITS[0])
 def _parse_once(text: str) -> tuple[Any, list[tuple[str, int]]]:
-    """Parse a document with caching: a copy takes a hundredth of the time."""
+    """Parse a document, and cache the result: a copy of it takes a hundredth of the time."""
     return _parse(text)
 
 

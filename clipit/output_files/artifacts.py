@@ -141,7 +141,7 @@ def _sha256_once(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
-    """Turn the errors of a library that reads a damaged file into an `ArtifactError` that names the file.
+    """Turn the errors that a library raises for a damaged file into an `ArtifactError` that names the file.
 
     Args:
         path: File that is read.
@@ -392,7 +392,7 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
     )
     write_record(partial / MANIFEST, asdict(manifest))
     with disk_errors(folder):
-        if folder.exists():  # an incomplete or unrelated folder of that name
+        if folder.exists():  # an incomplete or unrelated folder with that name
             shutil.rmtree(folder)
         partial.rename(folder)
     return open_artifact(folder, kind)

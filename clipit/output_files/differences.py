@@ -1,4 +1,4 @@
-"""Differences between recorded and current key values, for errors about files of a different configuration."""
+"""Differences between recorded and current key values, for errors about files from a different configuration."""
 
 import json
 from collections.abc import Mapping, Sequence

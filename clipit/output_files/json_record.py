@@ -1,4 +1,4 @@
-"""JSON objects that name the file and the key in an error if a key is missing."""
+"""JSON objects that raise an error that names the file and the key if a key is missing."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ class JsonRecord(dict[str, Any]):
     """A JSON object read from a file.
 
     If a key is missing, `record["key"]` raises a `ClipitError` that names the file and the key, and states what to do.
-    Otherwise, it behaves like a dict; nested objects are also records.
+    Otherwise, a record behaves like a dict; nested objects are also records.
     """
 
     def __init__(

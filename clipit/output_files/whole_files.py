@@ -1,4 +1,4 @@
-"""Text, csv, Parquet and .npy files that are written completely or not at all, and Parquet read with its checksums."""
+"""Write text, csv, Parquet and .npy files atomically, and read Parquet files with checksum verification."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,13 +27,13 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, o
 
 
 def write_parquet(path: Path, table: pa.Table, *, checksums: bool = False) -> None:
-    """Write a Parquet file atomically, with checksums of its pages for files that no manifest verifies."""
+    """Write a Parquet file atomically, with page checksums for files that no manifest verifies."""
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, write_page_checksum=checksums)
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Write a data frame without its index atomically: as csv, or as Parquet with checksums of its pages (.parquet)."""
+    """Write a data frame without its index atomically: as csv, or as Parquet with page checksums (.parquet)."""
     with whole_file(path) as temporary:
         if path.suffix == ".parquet":
             frame.to_parquet(temporary, index=False, write_page_checksum=True)
@@ -48,7 +48,7 @@ def write_array(path: Path, values: np.ndarray) -> None:
 
 
 def read_parquet(path: Path, fix: str) -> pa.Table:
-    """Read a Parquet file that this package wrote, and verify the checksums of its pages.
+    """Read a Parquet file that this package wrote, and verify its page checksums.
 
     Raises:
         ArtifactError: The file is missing or damaged; the message ends with `fix`.

@@ -1,4 +1,4 @@
-"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` in the folder of a world."""
+"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` in a world's folder."""
 
 import csv
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Skill = Annotated[float, Field(ge=0, le=1)]
 
 
 class AnnotatorsConfig(Section):
-    """Synthetic annotators, whose errors are independent given the class of a tile."""
+    """Synthetic annotators, whose errors are independent given the class of the tile."""
 
     seed: int = Field(0, ge=0)
     skills: tuple[Skill, ...] = Field(min_length=1)
@@ -62,7 +62,7 @@ def make_annotators(
 
     Args:
         skills: Skill of each annotator; empty for evenly spaced skills.
-        biased: Number of biased annotators, counted from the first.
+        biased: Number of biased annotators, starting with A1.
         coverage: Probability that an annotator labels a tile.
         annotated: Probability that a tile is annotated.
 
@@ -112,7 +112,7 @@ def true_confusions(config: AnnotatorsConfig) -> Float[np.ndarray, "annotators c
 def draw_annotations(
     config: AnnotatorsConfig, tiles: Shaped[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, "n annotators"]:
-    """Draw the label of each tile by each annotator; -1 if the annotator does not label the tile.
+    """Draw each annotator's label for each tile; -1 where the annotator does not label the tile.
 
     Each tile has its own random stream, named after its id, so that its labels do not depend on other tiles.
 
@@ -190,7 +190,7 @@ def _check_settings(facts: Path, config: AnnotatorsConfig) -> None:
     if recorded != settings:
         changes = list_differences(recorded, settings) if isinstance(recorded, dict) else []
         raise ArtifactError(
-            "the annotators of this world have different settings"
+            "this world already has annotators with different settings"
             + (f":\n    {difference_lines(changes)}" if changes else ""),
             where=facts,
             fix=fix,

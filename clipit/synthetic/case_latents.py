@@ -1,4 +1,4 @@
-"""Cases of a world of cases: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
+"""Cases in a world of cases: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ EXTERNAL = "external"
 
 
 class CaseWorldConfig(Section):
-    """Numbers and probabilities of a world whose tiles and reports come from the same cases."""
+    """Sizes and probabilities for a world whose tiles and reports come from the same cases."""
 
     seed: int = Field(0, ge=0)
     train: int = Field(200, ge=2)
@@ -47,7 +47,7 @@ class CaseWorldConfig(Section):
     reported: Share = 1.0
     """Share of the cases that have a report."""
     earlier: Share = 0.1
-    """Share of the tumour cases with a second report, of an earlier biopsy, which does not state the status."""
+    """Share of the tumour cases with a second report, on an earlier biopsy, which does not state the status."""
     silent: Share = 0.1
     """Share of the tumour cases whose report does not state the status; half of these mention it as uncertain."""
     wrong: Share = 0.05
@@ -122,7 +122,7 @@ def _draw_case(config: CaseWorldConfig, name: str, centres: Sequence[int]) -> Ca
 def _draw_latents(
     rng: np.random.Generator, config: CaseWorldConfig, diagnosis: str, grade: str, status: str
 ) -> Latents:
-    """Draw tiles of the tumour, if there is one, and of the tissues next to it.
+    """Draw latents for tiles of the tumour, if there is one, and of the tissues next to it.
 
     As in `draw_latents`, 60 % of the draws have a second tissue on up to 45 % of the area: stroma (70 %), or a tissue
     next to the tumour.

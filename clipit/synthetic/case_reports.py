@@ -132,7 +132,7 @@ def _choose_share(config: ReportOptions, names: Sequence[str], share: float, pur
 
 
 def _draw_report(config: ReportOptions, case: Case, kind: str, stated: str) -> OwnReport:
-    """Draw a report, of an earlier biopsy if `kind` is `biopsy`; `stated` changes only the sentence on the status."""
+    """Draw a report, on an earlier biopsy if `kind` is `biopsy`; `stated` changes only the sentence on the status."""
     rng = stream(config.seed, "cases/reports", case.name, kind)
     is_biopsy = kind == "biopsy"
     rows = _findings(rng, case, 2 if is_biopsy else int(rng.integers(3, 6)))
@@ -172,7 +172,7 @@ def _status_sentence(rng: np.random.Generator, stated: str, silent: bool) -> str
 
 
 def _findings(rng: np.random.Generator, case: Case, count: int) -> Int64[np.ndarray, " k"]:
-    """Choose tiles to describe: half of them (rounded up) of the tumour, if any, and the others of distinct tissues."""
+    """Choose tiles to describe: half of them (rounded up) show the tumour, if any, the others distinct tissues."""
     tissue = case.latents.tissue
     tumour = np.flatnonzero((tissue == LOW) | (tissue == HIGH))
     others = rng.permutation(np.setdiff1d(np.arange(len(tissue)), tumour))

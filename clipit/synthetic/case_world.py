@@ -103,7 +103,7 @@ def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Seque
 def write_variants(
     folder: Path, config: ConfigT, variants: Sequence[Sequence[str]], write: Callable[[Path, ConfigT], object]
 ) -> list[Path]:
-    """Write variants of a world's reports with `write`, given the path and the configuration; see `add_variants`."""
+    """Write variants of a world's reports, calling `write` with each path and configuration; see `add_variants`."""
     configs = {
         folder / f"reports_{'_'.join(item.replace('=', '') for item in items)}.jsonl": vary_config(config, items)
         for items in variants
@@ -128,7 +128,7 @@ def vary_config(config: ConfigT, items: Sequence[str]) -> ConfigT:
         return type(config).model_validate(config.model_dump() | changes)
     except ValueError as error:
         raise ConfigError(
-            f"not a variant of the reports: {' '.join(items)}",
+            f"invalid variant of the reports: {' '.join(items)}",
             where="--variant",
             fix=f"use KEY=SHARE with a key of {', '.join(VARIED)} and a share from 0 to 1, such as reported=0.25",
         ) from error

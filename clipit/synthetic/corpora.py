@@ -190,7 +190,7 @@ def diagnosis_name(rng: np.random.Generator, name: str, grade: str) -> str:
 
 
 def diagnosis_line(rng: np.random.Generator, procedures: tuple[str, ...], organ: str, name: str) -> str:
-    """Draw the line of the final diagnosis with a name from `diagnosis_name`."""
+    """Draw the final-diagnosis line, with a name from `diagnosis_name`."""
     return choose(rng, words.DIAGNOSES[:2]).format(
         site=organ.capitalize(), procedure=choose(rng, procedures), name=name
     )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
-    """Create the random generator of a seed and a name, such as `stream(seed, "vlm", "tiles")`.
+    """Create the random generator for a seed and a name, such as `stream(seed, "vlm", "tiles")`.
 
     Generators with different names are independent; the same seed and name give the same numbers in all processes.
     """
@@ -102,7 +102,7 @@ def _values(
 
 
 def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Draw the values of each attribute (int64 `[n]`) for tiles of these tissue classes."""
+    """Draw the values of each attribute (int64 `[n]`) for tiles with these tissue classes."""
     all_classes = range(len(CLASSES))
     return {
         "infl": _values(rng, tissue, dict.fromkeys(all_classes, _INFL)),
@@ -127,7 +127,11 @@ def draw_latents(rng: np.random.Generator, count: int) -> Latents:
 def mixed_latents(
     rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], draw_second: Callable[[], Int64[np.ndarray, " n"]]
 ) -> Latents:
-    """Draw the other latents of tiles of these tissue classes; `draw_second` draws the second tissue if not stroma."""
+    """Draw the other latents for tiles with these tissue classes.
+
+    Args:
+        draw_second: Function that draws a tissue per tile, which replaces stroma as the second tissue in 30 % of them.
+    """
     count = len(tissue)
     other = np.where(rng.random(count) < 0.7, STROMA, draw_second())
     mixed = (rng.random(count) < 0.6) & (other != tissue)

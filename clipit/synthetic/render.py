@@ -1,4 +1,4 @@
-"""Rendering of latents as RGB tiles: tissues are composed, then the stain and scanner of a centre are simulated."""
+"""Render latents as RGB tiles: compose the tissues, then simulate the stain and scanner of a centre."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ _COLOURS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 _STRENGTH = np.array([1.15, 1.0])
 
 UNEVEN = 0.06
-"""Relative standard deviation of the strength of the stains within a tile."""
+"""Relative standard deviation of the stain strength within a tile."""
 GRAIN = 0.10
-"""Relative standard deviation of the texture of haematoxylin."""
+"""Relative standard deviation of the haematoxylin texture."""
 SENSOR_NOISE = 0.012
 """Standard deviation of the scanner's noise; white is 1."""
 
@@ -50,7 +50,7 @@ def centre(number: int) -> Centre:
 
 @dataclass(frozen=True)
 class Scans:
-    """Stain and scanner of single scans: the values of their centres with small variations.
+    """Stain and scanner of individual scans: the values of their centres with small variations.
 
     Attributes:
         colours: Optical density per stain and channel.
@@ -66,7 +66,7 @@ class Scans:
 
 
 def draw_scans(rng: np.random.Generator, centres: Int64[np.ndarray, " n"]) -> Scans:
-    """Draw one scan at each of these centres."""
+    """Draw one scan for each of these centres."""
     count = len(centres)
     centre_by_number = {int(number): centre(int(number)) for number in np.unique(centres)}
     each = [centre_by_number[int(number)] for number in centres]
@@ -94,7 +94,7 @@ def blur(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) ->
 
 
 def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """Stain and scan the tiles at their centres, with small variations between tiles.
+    """Stain and scan each tile as at its centre, with small variations between tiles.
 
     By the Beer-Lambert law, intensity = white * exp(-concentrations @ colours).
     """

@@ -44,7 +44,7 @@ class ReportedSlidesConfig(SlideWorldConfig):
     reported: Share = 1.0
     """Share of the patients who have a report."""
     earlier: Share = 0.1
-    """Share of the patients who have a second report, of an earlier biopsy, which does not state the status."""
+    """Share of the patients who have a second report, on an earlier biopsy, which does not state the status."""
     silent: Share = 0.1
     """Share of the patients whose report does not state the status; half of these mention it as uncertain."""
     wrong: Share = 0.05
@@ -94,7 +94,7 @@ def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Seq
 
 
 def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, dict[str, int]]:
-    """Write the reports of a world of slides, which describe tissues of the masks in the same folder.
+    """Write the reports for a world of slides; they describe tissues in the masks in the same folder.
 
     Returns:
         Counts by split, as in `write_case_reports`.

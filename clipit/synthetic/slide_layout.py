@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 GLASS = 0
 PEN, FOLD, BLUR = 1, 2, 3
 ARTEFACTS = {"pen": PEN, "fold": FOLD, "blur": BLUR}
-"""Values of a mask of artefacts; 0 means no artefact."""
+"""Values in an artefact mask; 0 means no artefact."""
 STRIP = 256
-"""Number of rows that are computed at a time, to limit the memory."""
+"""Number of rows that are computed at a time, to limit memory."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SmoothNoise:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, size: int, spacing: float) -> "SmoothNoise":
-        """Draw the noise of a square slide of `size` pixels."""
+        """Draw the noise for a square slide with an edge of `size` pixels."""
         count = int(np.ceil(size / spacing)) + 1
         return cls(rng.standard_normal((count, count), dtype=np.float32), spacing, size)
 
@@ -50,7 +50,7 @@ class SlideLayout:
 
     Attributes:
         labels: 0 for glass, k + 1 for class k of `CLASSES`.
-        pieces: 0 for glass, else the number of the piece of tissue, from 1.
+        pieces: 0 for glass, else the number of the tissue piece, from 1.
         ellipses: Centre (x, y) and semi-axes of each piece in pixels; noise makes the outlines irregular.
     """
 
@@ -86,7 +86,7 @@ def draw_layout(rng: np.random.Generator, size: int, pieces: int, main: int, oth
     """Draw the layout of a slide.
 
     Args:
-        size: Edge of the slide in pixels.
+        size: Edge length of the slide in pixels.
         pieces: Number of tissue pieces, 1 or 2.
         main: Class of the largest region of each piece.
         others: Classes of the other regions.
@@ -113,7 +113,7 @@ def draw_layout(rng: np.random.Generator, size: int, pieces: int, main: int, oth
 
 
 def _draw_ellipses(rng: np.random.Generator, size: int, pieces: int) -> Float[np.ndarray, "p 4"]:
-    """Draw pieces, one above the other; the second semi-axis is vertical."""
+    """Draw the ellipses of the pieces, one above the other; the second semi-axis is vertical."""
     if pieces == 1:
         middle, axes = rng.uniform(0.46, 0.54, (1, 2)), rng.uniform(0.32, 0.4, (1, 2))
     else:

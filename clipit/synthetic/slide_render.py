@@ -1,4 +1,4 @@
-"""Rendering of a synthetic slide: a mosaic of fields, artefacts, and the stain and scanner of a centre."""
+"""Render a synthetic slide: a mosaic of fields, artefacts, and the stain and scanner of a centre."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ _STEP = 40
 _MARGIN = (SIZE - _STEP) // 2
 """Fields have a grid spacing of `_STEP` pixels and a margin of `_MARGIN` on each side, within which seams vary."""
 _CELL_ROWS = 8
-"""Number of rows of the grid that are drawn at a time."""
+"""Number of grid rows that are drawn at a time."""
 _BATCH = 256  # fields drawn at a time; changing it changes the images, because batches share one generator
 _FOCUS = 160.0
 """Grid spacing in pixels of the noise whose peaks are the foci of a mutated status."""
 
 INKS = {"blue": (0.10, 0.16, 0.62), "green": (0.05, 0.45, 0.22), "black": (0.08, 0.08, 0.10)}
-"""Colour of a pen mark on glass."""
+"""Colours of pen marks on glass."""
 _INK_COVER = 0.88  # mean opacity of a pen mark
 _OUT_OF_FOCUS = 3.5
 """Standard deviation in pixels of the blur of an out-of-focus patch."""
@@ -145,9 +145,9 @@ def scan_slide(
     The Beer-Lambert law is applied as for tiles (`clipit.synthetic.render.scan`).
 
     Args:
-        centres: Centre whose stain each piece has; the first centre also determines the scanner.
+        centres: Centre that determines the stain of each piece; the first one also determines the scanner.
         artefacts: Pen marks and out-of-focus patches; None for a clean slide.
-        ink: Colour of the pen, a key of `INKS`.
+        ink: Pen colour, a key of `INKS`.
     """
     size = len(haematoxylin)
     scans = draw_scans(rng, np.asarray(centres, dtype=np.int64))

@@ -28,7 +28,7 @@ from clipit.synthetic.world_files import ensure_written, patient_name, prompt_se
 
 SLIDES = "slides.csv"
 STATUS_MASK = "status_mask"
-"""Column of the table with the mask of the mutated status; only in worlds with reports."""
+"""Table column with the path of the mask of the mutated status; only in worlds with reports."""
 _TILE = 256
 _OTHER_TISSUES = {
     NORMAL: (STROMA, ADIPOSE, LYMPHOID, MUCIN),
@@ -36,11 +36,11 @@ _OTHER_TISSUES = {
     HIGH: (STROMA, ADIPOSE, LYMPHOID, NECROSIS, NORMAL),
 }
 SLIDE_LABELS = tuple(CLASSES[k] for k in _OTHER_TISSUES)
-"""Labels of slides: the grade of the tumour, or `normal_mucosa` without a tumour."""
+"""Slide labels: the tumour grade, or `normal_mucosa` without a tumour."""
 
 
 class SlideWorldConfig(Section):
-    """Number, size and centres of synthetic slides; their seed is independent of the seeds of runs."""
+    """Number, size and centres of synthetic slides; their seed is independent of run seeds."""
 
     seed: int = Field(0, ge=0)
     train: int = Field(6, ge=0)
@@ -50,7 +50,7 @@ class SlideWorldConfig(Section):
     slides_per_patient: int = Field(1, ge=1)
     """Number of slides per patient; they have the same label and centre."""
     size: int = Field(1536, ge=256, le=8192, multiple_of=64)
-    """Edge of a slide in pixels of 1 micrometre; writing needs about 20 bytes of memory per pixel."""
+    """Edge length of a slide in pixels of 1 micrometre; writing needs about 20 bytes of memory per pixel."""
     centres: tuple[int, ...] = Field((6, 7), min_length=1)
     second_stain: Share = 0.5
     """Probability that the second of two pieces of tissue has the stain of another centre."""
@@ -75,9 +75,9 @@ class DrawnSlide:
     Attributes:
         labels: 0 for glass, k + 1 for class k of `CLASSES`, also under artefacts.
         artefacts: Values of `ARTEFACTS`, 0 elsewhere.
-        centres: Centre whose stain each piece of tissue has.
-        ink: Colour of the pen; empty without artefacts.
-        status: Pixels of tumour with the morphology of the mutated status.
+        centres: Centre that determines the stain of each tissue piece.
+        ink: Pen colour; empty without artefacts.
+        status: Tumour pixels with the morphology of the mutated status.
     """
 
     image: UInt8[np.ndarray, "size size 3"]
@@ -89,11 +89,11 @@ class DrawnSlide:
 
 
 def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, shows: float = 0.0) -> DrawnSlide:
-    """Draw a slide from the random streams of the configuration's seed and this name.
+    """Draw a slide from the random streams for the configuration's seed and this name.
 
     Args:
-        main: Class of the slide's label: a grade of tumour, or normal mucosa.
-        centre: Centre whose scanner the slide has, and whose stain the first piece has.
+        main: Class of the slide's label: a tumour grade, or normal mucosa.
+        centre: Centre that determines the scanner and the stain of the first piece.
         shows: Share of the tumour with the morphology of the mutated status, in foci.
     """
     draw = stream(config.seed, "slides", name, "slide")
@@ -118,7 +118,7 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
 
 @dataclass(frozen=True)
 class ListedSlide:
-    """A slide to be drawn: its row in the table of slides, the class of its label, and its centre."""
+    """A slide to be drawn: its row in the slide table, the class of its label, and its centre."""
 
     row: dict[str, object]
     main: int
@@ -137,8 +137,8 @@ def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
 
     The files of each slide are `slides/<slide>.tif` (tiled, pyramidal, lossless), `masks/<slide>.png` (0 for glass,
     k + 1 for class k), `masks/<slide>_artefacts.png` (1 pen, 2 fold, 3 blur) and `masks/<slide>.json` (sizes and
-    areas). The files of the world are `slides.csv`, `prompts.yaml` (all tissues), `slide_prompts.yaml` (labels of
-    slides), and last `world.json`. Paths in the table are relative to the folder.
+    areas). The files of the world are `slides.csv`, `prompts.yaml` (all tissues), `slide_prompts.yaml` (slide
+    labels), and last `world.json`. Paths in the table are relative to the folder.
 
     Returns:
         The content of `world.json`: configuration, classes, slides per split and label, SHA-256 of all pixels.
@@ -264,7 +264,7 @@ def _write_slide(folder: Path, listed: ListedSlide, slide: DrawnSlide) -> int:
 def write_pyramid(path: Path, image: UInt8[np.ndarray, "h w 3"], mpp: float) -> int:
     """Write a tiled TIFF whose levels are halved until one tile covers the image; return the number of levels.
 
-    The levels are reduced images in the main sequence, as openslide expects of a generic TIFF, with lossless
+    The levels are reduced images in the main sequence, as openslide expects for a generic TIFF, with lossless
     compression.
 
     Args:

@@ -31,7 +31,7 @@ def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
     if set(centres) & set(shift_centres):
         raise ValueError("centres and shift_centres must not share a centre")
     if {*centres, *shift_centres} & set(VLM_CENTRES):
-        raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use centres from 6 on")
+        raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use centres 6 and above")
 
 
 Wording = Literal["graded", "coarse", "status", "rare_status"]
@@ -59,7 +59,7 @@ class Draw:
 def draw_tiles(
     seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10, mutated: float = 0.0
 ) -> Draw:
-    """Draw `count` tiles of the given centres from the random stream of this seed and name.
+    """Draw `count` tiles of the given centres from the random stream for this seed and name.
 
     `mutated` is the share of the tumour tiles that show the morphology of the mutated status; other tiles do not depend
     on it.
@@ -84,14 +84,14 @@ def draw_splits(draw: Callable[[str], Draw], splits: Iterable[str]) -> dict[str,
 
 
 def tile_latents(seed: int, name: str, count: int) -> Latents:
-    """Draw the latents of `draw_tiles` with this seed, name and count, without rendering images."""
+    """Draw the latents that `draw_tiles` uses for this seed, name and count, without rendering images."""
     return draw_latents(stream(seed, name, "latents"), count)
 
 
 def draw_captions(
     seed: int, name: str, latents: Latents, per_tile: int, wording: Wording = "graded"
 ) -> list[tuple[str, ...]]:
-    """Draw `per_tile` captions per tile from the random stream of this seed and name.
+    """Draw `per_tile` captions per tile from the random stream for this seed and name.
 
     `wording` selects the class names, and how often a caption of a tumour tile names its status (`STATUS_NAMED`).
     """

@@ -288,7 +288,7 @@ INFLAMMATORY_NAMES = (
 )
 NO_TUMOUR_NAMES = ("no evidence of malignancy", "negative for neoplasia", "within the limits of health")
 
-# Another organ: tissues and findings that no tile shows, named by words that no caption or prompt contains.
+# Another organ: tissues and findings that no tile shows, named with words that no caption or prompt contains.
 OTHER_ORGAN = "brain"
 OTHER_TISSUES: dict[str, tuple[str, ...]] = {
     "astrocytes": ("fibrillary astrocytes", "star shaped astrocytes", "astroglia"),

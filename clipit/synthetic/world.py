@@ -26,11 +26,11 @@ CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
 ALL_NAMES = "grade_prompts_all_names.yaml"
 GRADE_CLASSES = {"tumour_low_grade": "low grade", "tumour_high_grade": "high grade"}
-"""`tiles.class_map` for distinguishing low from high grade on tumour tiles alone."""
+"""`tiles.class_map` for classifying tumour tiles alone as low or high grade."""
 
 
 class WorldConfig(Section):
-    """Size and centres of a synthetic world; its seed is independent of the seeds of runs."""
+    """Size and centres of a synthetic world; its seed is independent of run seeds."""
 
     seed: int = Field(0, ge=0)
     train: int = Field(2080, ge=8)
@@ -102,7 +102,7 @@ def add_cases(folder: Path, config: WorldConfig) -> None:
     """Write the case corpus, `case_reports.jsonl`, and two prompt sets for the two tumour grades.
 
     The names in `grade_prompts.yaml` state only the grade; those in `grade_prompts_all_names.yaml` are the names in
-    `prompts.yaml`. Existing files are kept, so that worlds of earlier versions can be completed.
+    `prompts.yaml`. Existing files are kept, so that worlds written by earlier versions can be completed.
 
     Raises:
         ArtifactError: The folder cannot be written.

@@ -55,7 +55,7 @@ def test_the_installed_command_finds_all_it_needs(installed: Path, tmp_path: Pat
     shown = clipit(installed, tmp_path, "init", "own_table")
     assert shown.stdout == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
     made = clipit(installed, tmp_path, "world", "--output", "small", "--cases", "--variant", "nothing=1")
-    assert made.returncode == 2 and "error: not a variant of the reports" in made.stderr
+    assert made.returncode == 2 and "error: invalid variant of the reports" in made.stderr
     assert not (tmp_path / "small").exists(), "refused before the world is written"
 
 

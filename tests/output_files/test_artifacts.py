@@ -316,7 +316,7 @@ def test_a_changed_record(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.mkdir()
-    with pytest.raises(ArtifactError, match=r"(?s)there is a folder of the same name.*results\.json.*delete or rename"):
+    with pytest.raises(ArtifactError, match=r"(?s)a folder with the same name.*results\.json.*delete or rename"):
         write_json(path, {})
     assert list(tmp_path.iterdir()) == [path]
 

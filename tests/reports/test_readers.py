@@ -189,8 +189,8 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("blank.txt", "\n \n--\n", {}, r"empty corpus: no report with text \(3 empty reports\)"),
         ("head.csv", "text\n", {}, "empty corpus"),
         ("nothing.csv", "", {}, "the columns are: none"),
-        ("cells.csv", "id,text\n1,colon, liver\n", {}, r"record 1 \(line 2\) has 3 fields, the header 2"),
-        ("quote.csv", 'text\n"colon\n', {}, r"broken row"),
+        ("cells.csv", "id,text\n1,colon, liver\n", {}, r"record 1 \(line 2\) has 3 fields, but the header has 2"),
+        ("quote.csv", 'text\n"colon\n', {}, r"malformed row"),
         (
             "twice.csv",
             "id,text\n1,a\n1,b\n",

@@ -189,13 +189,13 @@ def test_the_folder_of_the_csv(published: Path, types: Path) -> None:
 def test_the_csv_is_read_strictly(tmp_path: Path) -> None:
     path = tmp_path / CSV
     path.write_text(f'patient_filename,text\n{KIDNEY},"Kidney\nTCGA-D7-8573.x,Stomach\n')
-    with pytest.raises(DataError, match="broken row"):
+    with pytest.raises(DataError, match="malformed row"):
         read_reports(config(path))
     path.write_text(f'patient_filename,text\n"{KIDNEY},a\nTCGA-D7-8573.x",b\n')
     with pytest.raises(DataError, match=r"column 'patient_filename' contains a line break"):
         read_reports(config(path))
     path.write_text('"patient_filename,text\n' + "a" * 200_000)
-    with pytest.raises(DataError, match="broken row"):
+    with pytest.raises(DataError, match="malformed row"):
         read_reports(config(path))
 
 

@@ -258,8 +258,8 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
         ("tile_id,text\nb,--\n", "no text for b"),
         ("tile_id,text\nb,a\0gland\n", "no text for b"),
         ("tile_id,text\n", "no caption"),
-        ("tile_id,text\nb,x,y\n", "has 3 fields, the header 2"),
-        ('tile_id,text\nb,"x\n007,y\n', "broken row"),
+        ("tile_id,text\nb,x,y\n", "has 3 fields, but the header has 2"),
+        ('tile_id,text\nb,"x\n007,y\n', "malformed row"),
     ):
         with pytest.raises(DataError, match=message):
             read_captions(written(text), known)

@@ -209,7 +209,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("half.jsonl", '{"text": "a", "id": "\\ud800"}\n', {"id_column": "id"}, "not valid Unicode"),
         ("joined.csv", 'id,text\n"1,a\n2",b\n', {"id_column": "id"}, r"column 'id' contains a line break"),
         ("joined.csv", 'g,text\n"1,a\n2",b\n', {"group_column": "g"}, r"column 'g' contains a line break"),
-        ("rounded.jsonl", '{"text": "a", "g": "1.2E+11"}\n', {"group_column": "g"}, "column group .*in .*line 1"),
+        ("rounded.jsonl", '{"text": "a", "g": "1.2E+11"}\n', {"group_column": "g"}, "column group: .*in .*line 1"),
         ("list.jsonl", '{"text": "a", "g": ["1"]}\n', {"group_column": "g"}, "column 'g' contains a list"),
         ("na.csv", "id,text\nNA,a\n", {"id_column": "id"}, r"missing id in column 'id' \('NA'\)\n.*line 2"),
         ("sep.csv", "sep=;\ntext;id\n", {}, "first line declares a delimiter"),

@@ -295,7 +295,7 @@ def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("1.png;a;b;train\n2.png;b;train\n3.png;b;train", r"(?s)record 1 \(line 2\) has 4 fields, but the header has 3.*quote"),
+        ("1.png;a;b;train\n2.png;b;train\n3.png;b;train", r"(?s)\(line 2\) has 4 fields, but the header has 3.*quote"),
         ('1.png;a;train\n"2.png;b;train', r"(?s)malformed row: .*row that starts on line 3.*close the quot"),
         ("", "the table has no rows"),
     ],
@@ -378,7 +378,7 @@ def test_a_quote_that_joins_rows_is_an_error_that_names_the_row(tmp_path: Path, 
         load_tiles(config(path), seed=0)
     lines[8] = lines[8].replace('"', "")  # never closed
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=r"(?s)malformed row: .* on line \d+.*where: .*t\.csv, row that starts on line 4"):
+    with pytest.raises(DataError, match=r"(?s)malformed row: .* on line \d+.*t\.csv, row that starts on line 4"):
         load_tiles(config(path), seed=0)
 
 

@@ -1,5 +1,4 @@
-# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
-# Both make the environment in .venv first; nothing is done twice.
+# On a fresh machine, run `make demo` or `make test`: both first create the environment in .venv if it does not exist.
 #
 #   EXTRA=gpu make demo            on a machine with an NVIDIA GPU: newest builds, faiss with CUDA
 #   PYTHON=python3.12 make demo    another Python (3.11 or later)
@@ -7,12 +6,12 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p) 2>/dev/null),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
-# An environment keeps the extra it was made with: faiss-cpu and faiss-gpu overwrite each other.
+# An environment keeps the extra that it was created with: faiss-cpu and faiss-gpu overwrite each other.
 MADE := $(patsubst $(VENV)/.ready-%,%,$(wildcard $(VENV)/.ready-*))
 EXTRA ?= $(or $(firstword $(MADE)),cpu)
 ifneq ($(MAKECMDGOALS),clean)
 ifneq ($(filter-out $(EXTRA),$(MADE)),)
-$(error $(VENV) was made with EXTRA=$(MADE), not $(EXTRA): leave EXTRA out, or delete $(VENV) first)
+$(error $(VENV) was created with EXTRA=$(MADE), not $(EXTRA): omit EXTRA, or delete $(VENV) first)
 endif
 endif
 CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
@@ -20,9 +19,9 @@ READY := $(VENV)/.ready-$(EXTRA)
 # After installation, nothing here needs the network, and some machines have none.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Keep compiled modules, so that the many processes do not compile them again.
+# Keep compiled modules, so that other processes need not compile them again.
 export PYTHONDONTWRITEBYTECODE :=
-# Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory.
+# Test files run in parallel, each with one thread; a worker needs about 1.5 GB of memory.
 CORES := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),2)
 WORKERS ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 
@@ -40,7 +39,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The site of the documentation, in build/site; broken links are errors.
+# Build the documentation site in build/site; broken links are errors.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
@@ -50,7 +49,7 @@ benchmarks: $(READY)
 tune: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml --tune
 
-# Takes hours on two cores, resumable: two worlds, models for the second one, all arms x 5 seeds.
+# Takes hours on two cores; can be resumed. Two worlds, models for the second one, all arms x 5 seeds.
 comparison: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	$(BIN)/python scripts/make_world.py --seed 1 --output outputs/worlds/1
@@ -60,7 +59,8 @@ comparison: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/ablations.yaml --record results/ablations.csv
 
 # Conditions under which text might help more: a weak VLM, reports that state grades with a VLM that was not trained on
-# them, a student with fewer pixels, twice the steps. Needs `make comparison`, which writes the second world's models.
+# them, a student with a lower input resolution, twice the steps. Needs `make comparison`, which writes the models of the
+# second world.
 question: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	test -d outputs/weak/backbone || $(BIN)/python -m tools.embedded.make_weights --vlm-tiles 3000 --vlm-epochs 3 \
@@ -72,7 +72,7 @@ question: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/other_views.yaml --record results/other_views.csv
 	$(BIN)/python scripts/compare.py --config configs/more_steps.yaml --record results/more_steps.csv
 
-# The patients' own reports: search on world 2, comparison on worlds 0 and 1. Hours on two cores, resumable.
+# The patients' own reports: search on world 2, comparison on worlds 0 and 1. Takes hours on two cores; can be resumed.
 own-reports: $(READY)
 	for seed in 0 1 2; do $(BIN)/python scripts/make_world.py --cases --seed $$seed --output outputs/cases/$$seed || exit; done
 	$(BIN)/python scripts/tune.py --config configs/own_reports_synthetic.yaml --name=own_reports_tuning \
@@ -85,13 +85,13 @@ own-reports: $(READY)
 
 env: $(READY)
 
-# pip would compile all modules on one core. Here, all cores compile, without the tests of packages and most models of
-# transformers, which are more than a quarter.
+# pip would compile all modules on one core. Here, all cores compile, and the packages' tests and most models of
+# transformers are skipped, which make up more than a quarter.
 UNCOMPILED := site-packages/.*/tests?/|site-packages/transformers/models/[b-z]
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: Python 3.11 or later is needed; name it: PYTHON=python3.12 make demo"; exit 2; }
+		{ echo "error: Python 3.11 or later is needed; to choose one: PYTHON=python3.12 make demo"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRA),dev]'
 	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib || true # some are templates

@@ -42,12 +42,12 @@ from benchmarks import (
     token_head,
     training_step,
 )
-from benchmarks.harness import Figure, Options, table
+from benchmarks.harness import Measurement, Options, table
 from benchmarks.machine import machine, machine_text
 from clipit.errors import LaunchError, user_errors
 from clipit.output_files.artifacts import write_json
 
-BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
+BENCHMARKS: dict[str, Callable[[Options], list[Measurement]]] = {
     "embedding": embedding.measure,
     "pairing": pairing.measure,
     "pairing_scale": pairing_scale.measure,
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         file = parsed.json or _default_file(hardware["device"] if parsed.gpu else "")
         slides = tuple(parsed.slide)
         options = Options(Path(temporary), parsed.quick, 1 if parsed.quick else repeats, gpu or parsed.gpu, slides)
-        figures: list[Figure] = []
+        measurements: list[Measurement] = []
         skipped: list[str] = []
         for name in names:
             if parsed.gpu and time.monotonic() - start > _GPU_SECONDS:
@@ -135,24 +135,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = Path(temporary) / name
             folder.mkdir()
             print(f"measuring {name} ...", flush=True)
-            figures += BENCHMARKS[name](replace(options, folder=folder))
+            measurements += BENCHMARKS[name](replace(options, folder=folder))
             record = {
                 "measured": datetime.now(UTC).isoformat(timespec="seconds"),
                 "quick": parsed.quick,
                 "repeats": options.repeats,
                 "machine": hardware,
-                "figures": [figure.as_dict() for figure in figures],
+                "figures": [measurement.as_dict() for measurement in measurements],
             }
             write_json(file, record)  # after each benchmark, so that an interruption loses nothing
-        print(f"\n{table(figures, quick=parsed.quick)}\n\n{file}")
+        print(f"\n{table(measurements, quick=parsed.quick)}\n\n{file}")
         if skipped:
             print(f"out of time: {', '.join(skipped)} not measured; run them by name")
         if parsed.quick:
-            print("quick sizes: these figures do not measure speed")
+            print("quick sizes: these times say nothing about speed")
 
 
 def _default_file(card: str) -> Path:
-    """Return the default output file; figures of a GPU are recorded under its name."""
+    """Return the default output file; results on a GPU are recorded under its name."""
     name = re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
     return Path(f"results/gpu_{name}.json") if name else Path("outputs/benchmarks.json")
 

@@ -1,4 +1,4 @@
-"""Time of re-mining the bags of an adaptation, relative to the training steps from one mining to the next.
+"""Time to mine the bags of a VLM adaptation again, relative to the training steps between two minings.
 
 Both use the embedded VLM with LoRA. Mining embeds all tiles and the prompt dictionary, searches neighbours and writes
 the members of the bags. A step encodes its bags with cached gradients.
@@ -8,12 +8,12 @@ from itertools import count
 from pathlib import Path
 
 import clipit
-from benchmarks.harness import Figure, Options, alternate, seconds
+from benchmarks.harness import Measurement, Options, alternate, seconds
 from benchmarks.inputs import make_tiles
 
 
-def measure(options: Options) -> list[Figure]:
-    """Measure the time of one mining and of a few steps, and extrapolate to the steps from one mining to the next."""
+def measure(options: Options) -> list[Measurement]:
+    """Measure the time of one mining and of a few steps, and extrapolate to the steps between two minings."""
     import torch
 
     from clipit.config.run import LabelsConfig, LeaksConfig, RunConfig, TilesConfig
@@ -77,4 +77,4 @@ def measure(options: Options) -> list[Figure]:
         "steps_between_minings": interval,
     }
     title = f"mining against {interval} steps, the recommended interval"
-    return [Figure("adapt_mining", title, shares, "", 0.1, False, samples, facts)]
+    return [Measurement("adapt_mining", title, shares, "", 0.1, False, samples, facts)]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, run_python, seconds
+from benchmarks.harness import Measurement, Options, Workload, alternate, ratios, run_python, seconds
 from benchmarks.pairing_memory import peak_bytes
 from clipit.errors import counted
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _WORDS = ("tumour", "gland", "stroma", "mucin", "necrosis", "lymphocytes")
 
 
-def measure(options: Options) -> list[Figure]:
-    """Measure steps of the embedded VLM with LoRA in both towers; the images are in memory.
+def measure(options: Options) -> list[Measurement]:
+    """Measure adaptation steps of the embedded VLM with LoRA in both towers, on images in memory.
 
     Peak memory is measured in a new process for each batch size.
     """
@@ -40,9 +40,9 @@ def measure(options: Options) -> list[Figure]:
     peaks = [_measure_memory(size, options.size(32, 2)) for size in sizes]
     growth = f"peak memory of a batch of {sizes[1]} / of {sizes[0]}"
     return [
-        Figure("adapt_step", name, ratios(samples, side, "plain"), "", 1.3, False, samples, facts)
+        Measurement("adapt_step", name, ratios(samples, side, "plain"), "", 1.3, False, samples, facts)
         for side, name in names.items()
-    ] + [Figure("adapt_step", growth, [peaks[1] / peaks[0]], "", 1.1, False, {}, {"peak_bytes": peaks})]
+    ] + [Measurement("adapt_step", growth, [peaks[1] / peaks[0]], "", 1.1, False, {}, {"peak_bytes": peaks})]
 
 
 def _contrast(micro_batch: int, batch: int) -> "ContrastStep":

@@ -5,7 +5,7 @@ The bags come from stores, an index, pairs and tile bags on disk; as in training
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, Workload, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DIM, _CLASSES = 512, 3  # dimension of the embeddings, number of classes
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure steps of the same student with LoRA; each step reads the bag members from the stores again."""
     import torch
 
@@ -57,8 +57,8 @@ def measure(options: Options) -> list[Figure]:
     title = "5 snippets and 5 tiles per bag: time against image_only"
     masked = f"the same, tiles that share a snippet are not negatives: {title.split(': ')[1]}"
     return [
-        Figure("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),
-        Figure("bag_step", masked, ratios(samples, "bags_masked", "image_only"), "", 1.1, False, samples, facts),
+        Measurement("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),
+        Measurement("bag_step", masked, ratios(samples, "bags_masked", "image_only"), "", 1.1, False, samples, facts),
     ]
 
 

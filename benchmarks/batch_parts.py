@@ -1,9 +1,9 @@
 """Time of forward passes on the parts of a large batch, as on CPUs, relative to one pass on the whole batch."""
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Time forward passes in the parts of `cpu_parts` relative to whole batches, with one thread.
 
     Models are the embedded backbone, on 256 tiles of 64 pixels, and a ViT-S/16 with random weights, on 32 tiles of 224
@@ -19,7 +19,7 @@ def measure(options: Options) -> list[Figure]:
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    figures = []
+    measurements = []
     try:
         for config, tiles in (
             (BackboneConfig(name="embedded"), options.size(256, 130)),
@@ -45,9 +45,9 @@ def measure(options: Options) -> list[Figure]:
                 "largest_difference": float((whole() - parts()).abs().max()),
             }
             name = f"{tiles} tiles of {side} px ({backbone.name}) in parts / at once: time"
-            figures.append(
-                Figure("batch_parts", name, ratios(samples, "parts", "whole"), "", None, False, samples, facts)
+            measurements.append(
+                Measurement("batch_parts", name, ratios(samples, "parts", "whole"), "", None, False, samples, facts)
             )
     finally:
         torch.set_num_threads(threads)
-    return figures
+    return measurements

@@ -1,9 +1,9 @@
 """Memory and time of a training step with gradient checkpointing, relative to a step without it."""
 
-from benchmarks.harness import Figure, Options, alternate, peak_memory, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, peak_memory, ratios, seconds
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure forward and backward passes of a LoRA student; memory is the peak of the tensors alive in a step.
 
     On a GPU, the estimate is also compared with the peak that the allocator reports.
@@ -48,12 +48,14 @@ def measure(options: Options) -> list[Figure]:
         if peak
     ]
     compared = (
-        [Figure("checkpointing", "estimated / measured peak memory", estimate_ratios, facts=facts)]
+        [Measurement("checkpointing", "estimated / measured peak memory", estimate_ratios, facts=facts)]
         if estimate_ratios
         else []
     )
     return [
         *compared,
-        Figure("checkpointing", "memory without weights", ratios(memory, *workloads), "", 0.35, False, memory, facts),
-        Figure("checkpointing", "time of a step", ratios(samples, *workloads), "", 1.4, False, samples, facts),
+        Measurement(
+            "checkpointing", "memory without weights", ratios(memory, *workloads), "", 0.35, False, memory, facts
+        ),
+        Measurement("checkpointing", "time of a step", ratios(samples, *workloads), "", 1.4, False, samples, facts),
     ]

@@ -1,15 +1,15 @@
-"""Time of an exported classifier, relative to the bare timm model with the same weights."""
+"""Inference time of an exported classifier, relative to the bare timm model with the same weights."""
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import CLASSES, SIZE
 
 _DIM = 512  # dimension of the text embeddings
 
 
-def measure(options: Options) -> list[Figure]:
-    """Measure a CLIP-IT student with merged LoRA and collapsed linear head on batches in memory."""
+def measure(options: Options) -> list[Measurement]:
+    """Measure a CLIP-IT student with merged LoRA weights and a collapsed linear head on batches in memory."""
     import timm
     import torch
 
@@ -52,4 +52,4 @@ def measure(options: Options) -> list[Figure]:
     }
     values = ratios(samples, "classifier", "timm")
     name = "exported classifier: time against bare timm"
-    return [Figure("classifier", name, values, "", 1.02, False, samples, facts)]
+    return [Measurement("classifier", name, values, "", 1.02, False, samples, facts)]

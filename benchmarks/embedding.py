@@ -4,7 +4,7 @@ from itertools import count
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import SIZE, make_tiles, make_vlm
 
 _BATCH, _BATCH_GPU = 64, 256  # tiles per batch on a CPU and on a GPU
@@ -12,15 +12,15 @@ _CONCH = 448
 """Input size of CONCH in pixels; its image tower is a ViT-B/16."""
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the tiles per second of `embed_tiles` (read, decode, forward, write) relative to the bare model.
 
-    On a GPU, a tower of the size of CONCH's is also measured.
+    On a GPU, a tower as large as that of CONCH is also measured.
     """
     return [_measure(options, pixels) for pixels in ((SIZE, _CONCH) if options.gpu else (SIZE,))]
 
 
-def _measure(options: Options, size: int) -> Figure:
+def _measure(options: Options, size: int) -> Measurement:
     import torch
 
     from clipit.stores.embed import embed_tiles
@@ -68,5 +68,5 @@ def _measure(options: Options, size: int) -> Figure:
         "lowest_cosine_between_both": float(cosines.min()),
     }
     values = ratios(samples, "forward", "embed_tiles")
-    name = f"embed_tiles at {size} px: tiles/s against the bare forward"
-    return Figure("embedding", name, values, goal=0.97, at_least=True, samples=samples, facts=facts)
+    name = f"embed_tiles at {size} px: tiles/s against the bare forward pass"
+    return Measurement("embedding", name, values, goal=0.97, at_least=True, samples=samples, facts=facts)

@@ -6,12 +6,12 @@ import platform
 import sys
 import time
 
-from benchmarks.harness import Figure, Options, alternate, ratios, run_python
+from benchmarks.harness import Measurement, Options, alternate, ratios, run_python
 
 _KERNELS = ("Haswell", "SkylakeX")  # for OPENBLAS_CORETYPE; an old OpenBLAS picks slow kernels for a new CPU
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure an exact faiss search with the defaults, one thread, another wait policy, and other OpenBLAS kernels."""
     from clipit.stores.index import has_faiss
 
@@ -31,7 +31,7 @@ def measure(options: Options) -> list[Figure]:
     samples = alternate(workloads, options)
     facts = {"snippets": sizes[0], "tiles": sizes[1], "dim": 512, "OPENBLAS_CORETYPE": os.getenv("OPENBLAS_CORETYPE")}
     return [
-        Figure(
+        Measurement(
             "faiss_threads",
             f"{name}: time against the default",
             ratios(samples, name, "default"),

@@ -1,6 +1,6 @@
 """Time of a step on small tiles with `keep_freed_memory` relative to one without it, each in a separate process."""
 
-from benchmarks.harness import Figure, Options, alternate, ratios, run_python
+from benchmarks.harness import Measurement, Options, alternate, ratios, run_python
 
 _PROGRAM = """
 import sys, time
@@ -31,7 +31,7 @@ print(time.perf_counter() - start)
 """
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure training steps of the embedded backbone on 64 tiles with one thread, relative to the default malloc.
 
     The ratio is 1 if the C library is not glibc.
@@ -43,4 +43,4 @@ def measure(options: Options) -> list[Figure]:
     samples = alternate(workloads, options)
     facts = {"steps": steps, "seconds_per_step": {name: min(times) / steps for name, times in samples.items()}}
     values = ratios(samples, "kept", "returned")
-    return [Figure("fresh_pages", "step with kept memory: time", values, "", None, False, samples, facts)]
+    return [Measurement("fresh_pages", "step with kept memory: time", values, "", None, False, samples, facts)]

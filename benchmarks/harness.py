@@ -1,4 +1,4 @@
-"""Measure alternatives in turn, compare them repeat by repeat, and print a table."""
+"""Measure alternatives in turn, compare them round by round, and print a table."""
 
 import statistics
 import subprocess
@@ -21,7 +21,7 @@ class Options:
 
     Attributes:
         folder: Empty folder for inputs and outputs.
-        quick: Whether to use tiny sizes, as a smoke test whose figures are meaningless.
+        quick: Whether to use tiny sizes, as a smoke test whose measurements are meaningless.
         repeats: Number of measured rounds.
         gpu: Whether to use sizes for a GPU: large models in bfloat16, more rows.
         slides: Slides to read tiles from, instead of the default one.
@@ -34,19 +34,19 @@ class Options:
     slides: tuple[Path, ...] = ()
 
     def size(self, full: int, quick: int, gpu: int | None = None) -> int:
-        """Return the quick size with `quick`, the size for a GPU if there is one, and the full size otherwise."""
+        """Return `quick` for quick runs, `gpu` (if given) for sizes for a GPU, and `full` otherwise."""
         if self.quick:
             return quick
         return gpu if self.gpu and gpu is not None else full
 
     @property
     def vit(self) -> str:
-        """timm's name of the backbone to measure: ViT-S/16; on a GPU ViT-L/16; timm's smallest ViT with `quick`."""
+        """timm name of the backbone to benchmark: ViT-S/16; on a GPU, ViT-L/16; with `quick`, timm's smallest ViT."""
         return "test_vit" if self.quick else f"vit_{'large' if self.gpu else 'small'}_patch16_224"
 
     @property
     def pixels(self) -> int:
-        """Side of the tiles in pixels: 224, or 32 with `quick`."""
+        """Edge length of the tiles in pixels: 224, or 32 with `quick`."""
         return self.size(224, 32)
 
     @property
@@ -56,17 +56,17 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One measurement: a line of the table.
+class Measurement:
+    """A measured quantity or comparison: one line of the table.
 
     Attributes:
         benchmark: Name of the benchmark.
         name: Quantity or comparison, as shown in the table.
-        values: One value per repeat.
+        values: One value per round.
         unit: Unit of the values; empty for a ratio.
         goal: Largest (with `at_least`: smallest) acceptable median; None for no goal.
         at_least: Whether larger values are better.
-        samples: Seconds (or bytes) of each workload, one value per repeat.
+        samples: Seconds (or bytes) of each workload, one value per round.
         facts: Sizes, and checks that all workloads computed the same result.
     """
 
@@ -81,7 +81,7 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Median over the repeats."""
+        """Median over the rounds."""
         return statistics.median(self.values)
 
     @property
@@ -92,13 +92,13 @@ class Figure:
         return self.median >= self.goal if self.at_least else self.median <= self.goal
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figure as JSON."""
+        """Return the measurement as a JSON-serialisable dictionary."""
         summary = {"median": self.median, "min": min(self.values), "max": max(self.values), "met": self.met}
         return asdict(self) | summary
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Measure the time in seconds of a call, until the GPU has finished its work."""
+    """Measure the time in seconds of a call, including pending GPU work."""
     synchronise()
     start = time.perf_counter()
     function()
@@ -130,7 +130,7 @@ def run_python(arguments: Sequence[str], *, environment: Mapping[str, str] | Non
 
     Args:
         arguments: Arguments of the interpreter, such as `-m` and the name of a module.
-        environment: Environment variables instead of those of this process.
+        environment: Environment variables that replace those of this process.
 
     Raises:
         LaunchError: The process failed.
@@ -140,7 +140,7 @@ def run_python(arguments: Sequence[str], *, environment: Mapping[str, str] | Non
     result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise LaunchError(
-            f"a measured process ended with status {result.returncode}",
+            f"a benchmark process exited with status {result.returncode}",
             where=" ".join(arguments)[:200],
             fix=f"see its output: {result.stderr.strip()[-2000:]}",
         )
@@ -159,18 +159,27 @@ def alternate(workloads: Mapping[str, Workload], options: Options, *, warm_up: b
 
 
 def ratios(samples: Mapping[str, Sequence[float]], numerator: str, denominator: str) -> list[float]:
-    """Return the ratio of the samples of two workloads in each repeat."""
+    """Return the ratio of the samples of two workloads in each round."""
     return [a / b for a, b in zip(samples[numerator], samples[denominator], strict=True)]
 
 
-def table(figures: Sequence[Figure], *, quick: bool) -> str:
-    """Format the figures as a text table; with quick sizes, it does not state whether goals are met."""
-    lines = [("benchmark", "figure", "median", "min - max", "goal", "")]
-    for figure in figures:
-        goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"
-        verdict = {None: "", True: "met", False: "MISSED"}[None if quick else figure.met]
-        spread = f"{min(figure.values):.3f} - {max(figure.values):.3f}"
-        lines.append((figure.benchmark, figure.name, f"{figure.median:.3f} {figure.unit}", spread, goal, verdict))
+def table(measurements: Sequence[Measurement], *, quick: bool) -> str:
+    """Format the measurements as a text table; with quick sizes, it does not state whether goals are met."""
+    lines = [("benchmark", "measurement", "median", "min - max", "goal", "")]
+    for measurement in measurements:
+        goal = "" if measurement.goal is None else f"{'>=' if measurement.at_least else '<='} {measurement.goal:g}"
+        verdict = {None: "", True: "met", False: "MISSED"}[None if quick else measurement.met]
+        spread = f"{min(measurement.values):.3f} - {max(measurement.values):.3f}"
+        lines.append(
+            (
+                measurement.benchmark,
+                measurement.name,
+                f"{measurement.median:.3f} {measurement.unit}",
+                spread,
+                goal,
+                verdict,
+            )
+        )
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

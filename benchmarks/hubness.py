@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds, table
+from benchmarks.harness import Measurement, Options, Workload, alternate, ratios, seconds, table
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ _GOAL = 1.0  # maximum time, relative to two plain searches
 _LARGE = (300_000, 1_000_000)  # numbers of tiles and snippets to which the goal refers
 
 
-def measure(options: Options) -> list[Figure]:
-    """Measure all corrections at a size that is small enough for the complete benchmark."""
+def measure(options: Options) -> list[Measurement]:
+    """Measure all corrections at a size that is small enough for a run of all benchmarks."""
     tiles, snippets = options.size(8_192, 100), options.size(16_384, 1_000)
     return measure_size(options, tiles, snippets, with_sinkhorn=True)
 
 
-def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkhorn: bool) -> list[Figure]:
-    """Measure the time of biases and corrected search relative to two plain searches.
+def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkhorn: bool) -> list[Measurement]:
+    """Measure the time to compute biases and search with them, relative to two plain searches.
 
     Args:
-        options: Folder, size and number of repeats of the benchmark.
+        options: Folder, size and number of rounds of the benchmark.
         n_tiles: Number of tiles.
         n_snippets: Number of snippets.
         with_sinkhorn: Whether to also measure Sinkhorn (ten rounds), once and without a goal.
@@ -56,17 +56,20 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     samples = alternate(workloads, options)
     facts: dict[str, Any] = {"tiles": len(tiles.ids), "snippets": len(texts.ids), "dim": _DIM, "k": _K}
     facts |= {"backend": index.artifact.manifest.facts["backend"], "at_300k_x_1M_not_measured": large_size()}
-    figures = []
+    measurements = []
     for name in ("csls", "inverted_softmax"):
         halves = [ratio / 2 for ratio in ratios(samples, name, "plain")]
         title = f"{name}: time against two plain searches"
-        figures.append(Figure("hubness", title, halves, "", _GOAL, False, samples, facts))
+        measurements.append(Measurement("hubness", title, halves, "", _GOAL, False, samples, facts))
     if not with_sinkhorn:
-        return figures
+        return measurements
     rules = PairingConfig(correction="sinkhorn")
     ratio_of_one = _corrected(index, tiles, rules)() / min(samples["plain"])
     facts = facts | {"iterations": rules.correction_iterations}
-    return [*figures, Figure("hubness", "sinkhorn: time against one plain search", [ratio_of_one], facts=facts)]
+    return [
+        *measurements,
+        Measurement("hubness", "sinkhorn: time against one plain search", [ratio_of_one], facts=facts),
+    ]
 
 
 def large_size() -> str:
@@ -74,8 +77,8 @@ def large_size() -> str:
     tiles, snippets = _LARGE
     once = 2 * tiles * snippets * _DIM
     return (
-        f"{tiles:,} tiles x {snippets:,} snippets of {_DIM} numbers: {once / 1e12:,.0f} TFLOP per pass; a plain search "
-        f"takes one pass, csls and inverted_softmax two, sinkhorn one more than its number of rounds"
+        f"{tiles:,} tiles x {snippets:,} snippets of {_DIM} dimensions: {once / 1e12:,.0f} TFLOP per pass; a plain "
+        f"search takes one pass, csls and inverted_softmax two, sinkhorn one more than its number of rounds"
     )
 
 
@@ -110,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--tiles, --snippets and --repeats must be at least 1")
     with tempfile.TemporaryDirectory(prefix="clipit-hubness-") as temporary:
         options = Options(Path(temporary), quick=False, repeats=parsed.repeats)
-        figures = measure_size(options, parsed.tiles, parsed.snippets, with_sinkhorn=False)
-    print(f"{table(figures, quick=False)}\n\nnot measured: {large_size()}")
+        measurements = measure_size(options, parsed.tiles, parsed.snippets, with_sinkhorn=False)
+    print(f"{table(measurements, quick=False)}\n\nnot measured: {large_size()}")
 
 
 if __name__ == "__main__":

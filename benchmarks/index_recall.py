@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from benchmarks.harness import Figure, Options, alternate, seconds
+from benchmarks.harness import Measurement, Options, alternate, seconds
 
 if TYPE_CHECKING:
     from clipit.stores.embed import Store
@@ -18,8 +18,8 @@ _FULL = ("IVF1024,Flat", "IVF1024,SQ8", "IVF256,PQ16", "PQ16x4fs", "HNSW32", "NS
 _QUICK = ("IVF16,Flat", "PQ8x4fs")
 
 
-def measure(options: Options) -> list[Figure]:
-    """Measure recall@1 of 45,000 snippets of 128 dimensions, queries per second (one block of tiles), and bytes."""
+def measure(options: Options) -> list[Measurement]:
+    """Measure recall@1, queries per second (one block of tiles) and bytes for 45,000 snippets of 128 dimensions."""
     from clipit.pairing.nearest import search
     from clipit.pairing.pairs import pair_tiles
     from clipit.stores.index import build_index
@@ -29,15 +29,17 @@ def measure(options: Options) -> list[Figure]:
     texts = _clustered_store(options, "text_store", count, dim, 0.3, seed=1)
     tiles = _clustered_store(options, "tile_store", options.size(2_000, 100), dim, 0.6, seed=2)
     queries = centred(tiles.rows(np.arange(len(tiles.ids))), tiles.mean())
-    figures = []
+    measurements = []
     searched: dict[str, Index] = {"Flat": build_index(options.folder, texts)}
     for key in _QUICK if options.quick else _FULL:
         index = build_index(options.folder, texts, key=key)
         pairs = pair_tiles(options.folder, index, tiles, k=_K)
         facts, size = pairs.summary["recall"], index.artifact.file("index.faiss").stat().st_size / count
         searched[key] = pairs.as_searched(index)
-        figures.append(Figure("index_recall", f"{key}: recall@{_K}", [facts["recall"]], "", 0.95, True, {}, facts))
-        figures.append(Figure("index_recall", f"{key}: index, per snippet", [size], "bytes"))
+        measurements.append(
+            Measurement("index_recall", f"{key}: recall@{_K}", [facts["recall"]], "", 0.95, True, {}, facts)
+        )
+        measurements.append(Measurement("index_recall", f"{key}: index, per snippet", [size], "bytes"))
 
     def workload(index: "Index") -> Callable[[], float]:
         return lambda: seconds(lambda: search(index, queries, _K))
@@ -45,8 +47,8 @@ def measure(options: Options) -> list[Figure]:
     samples = alternate({key: workload(index) for key, index in searched.items()}, options)
     for key, times in samples.items():
         rates = [len(queries) / value for value in times]
-        figures.append(Figure("index_recall", f"{key}: search", rates, "tiles/s", samples={key: times}))
-    return figures
+        measurements.append(Measurement("index_recall", f"{key}: search", rates, "tiles/s", samples={key: times}))
+    return measurements
 
 
 def _clustered_store(options: Options, kind: str, count: int, dim: int, noise: float, seed: int) -> "Store":

@@ -23,13 +23,13 @@ CLASSES = ("first", "second", "third")
 def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE) -> "TileSet":
     """Write JPEG tiles to a zip with a table beside it, and open them as a user's own table.
 
-    The pixels are noise on smooth random shapes, so that a file is as large (about 20 kB) as that of a real tile.
+    The pixels are noise on smooth random shapes, so that a file is about as large (20 kB) as that of a real tile.
 
     Args:
         folder: New folder.
         count: Number of tiles.
         distinct: Number of different images, which the other tiles repeat.
-        size: Edge of a tile in pixels.
+        size: Edge length of a tile in pixels.
     """
     from clipit.config.run import LabelsConfig, TilesConfig
     from clipit.tiles.load import load_tiles
@@ -123,7 +123,7 @@ def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store
         kind: `text_store` or `tile_store`.
         count: Number of rows.
         dim: Dimension of the vectors.
-        seed: Seed of the vectors.
+        seed: Seed for the vectors.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -154,13 +154,13 @@ def write_jpeg_slide(
     mpp: float = 0.25,
     rgb: bool = False,
 ) -> Path:
-    """Write a tiled pyramid of JPEG tiles, which openslide opens as generic TIFF.
+    """Write a tiled pyramid of JPEG tiles, which openslide opens as a generic TIFF.
 
     Args:
         path: Path of the TIFF file.
         levels: Width and height of each level in pixels, finest first.
         tile: Function that returns the JPEG of a tile of `edge` pixels, given its level, row and column.
-        edge: Edge of a tile in pixels.
+        edge: Edge length of a tile in pixels.
         mpp: Micrometres per pixel of the finest level.
         rgb: Whether the tiles are encoded as RGB, as in some SVS files, instead of YCbCr.
     """
@@ -172,13 +172,13 @@ def write_jpeg_slide(
 def write_jpeg2000_slide(
     path: Path, size: tuple[int, int], tile: Callable[[int, int, int], bytes], *, edge: int = 256, mpp: float = 0.5
 ) -> Path:
-    """Write a slide of one level of JPEG 2000 tiles (RGB codestreams), which openslide opens as Aperio's SVS.
+    """Write a slide with one level of JPEG 2000 tiles (RGB codestreams), which openslide opens as Aperio SVS.
 
     Args:
         path: Path of the SVS file.
         size: Width and height in pixels.
         tile: Function that returns the codestream of a tile of `edge` pixels, given its level, row and column.
-        edge: Edge of a tile in pixels.
+        edge: Edge length of a tile in pixels.
         mpp: Micrometres per pixel.
     """
     description = f"Aperio Image Library\r\n{size[0]}x{size[1]} J2K|AppMag = {10 / mpp:.0f}|MPP = {mpp}"
@@ -196,7 +196,7 @@ def _write_slide(
 ) -> Path:
     """Write tiles that are already encoded, because tifffile needs an additional package to encode them.
 
-    They are declared as deflate at first, and the tags are corrected afterwards.
+    They are first declared as deflate-compressed, and the tags are corrected afterwards.
     """
     import tifffile
 

@@ -1,19 +1,19 @@
-"""Time of fitting a small logistic regression with one thread for linear algebra, relative to all cores."""
+"""Time to fit a small logistic regression with one thread for linear algebra, relative to all cores."""
 
 from functools import partial
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Time the fits of a linear probe relative to plain scikit-learn, on random features."""
     from sklearn.linear_model import LogisticRegression
 
     from clipit.evaluation.logistic import MAX_ITERATIONS, fit_logistic
 
-    figures = []
+    measurements = []
     for n, dim, classes in ((options.size(400, 40), 256, 8), (options.size(2000, 80), 512, 8)):
         random = np.random.default_rng(0)
         labels = random.integers(0, classes, n)
@@ -30,5 +30,5 @@ def measure(options: Options) -> list[Figure]:
         name = f"{n} tiles x {dim} features, {classes} classes, one thread / scikit-learn's default: time"
         facts = {"iterations": int(model.n_iter_.max()), "largest_difference": float(difference)}
         values = ratios(samples, "clipit", "scikit-learn")
-        figures.append(Figure("logistic_threads", name, values, "", None, False, samples, facts))
-    return figures
+        measurements.append(Measurement("logistic_threads", name, values, "", None, False, samples, facts))
+    return measurements

@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, Workload, alternate, ratios, seconds
 
 
-def measure(options: Options) -> list[Figure]:
-    """Time both passes with the layers of clipit relative to those of peft, with equal weights.
+def measure(options: Options) -> list[Measurement]:
+    """Time both passes with clipit's layers relative to peft's layers, with equal weights.
 
     Models are the embedded backbone, on 64 tiles of 64 pixels, and a ViT-S/16 with random weights, on 8 tiles of 224
     pixels.
@@ -20,7 +20,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit.models.lora import add_lora, target_modules
 
     keep_freed_memory()
-    figures = []
+    measurements = []
     for config, tiles in (
         (BackboneConfig(name="embedded"), options.size(64, 4)),
         (BackboneConfig(name=options.vit, pretrained=False), options.size(8, 2, 32)),
@@ -59,5 +59,7 @@ def measure(options: Options) -> list[Figure]:
             "largest_difference": float((step(networks["clipit"]) - step(networks["peft"])).abs().max()),
         }
         name = f"{tiles} tiles of {side} px ({backbone.name}), LoRA layers of clipit / of peft: time"
-        figures.append(Figure("lora_layers", name, ratios(samples, "clipit", "peft"), "", None, False, samples, facts))
-    return figures
+        measurements.append(
+            Measurement("lora_layers", name, ratios(samples, "clipit", "peft"), "", None, False, samples, facts)
+        )
+    return measurements

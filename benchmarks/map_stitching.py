@@ -1,23 +1,23 @@
-"""Memory of stitching maps, which should not grow with the height of the image."""
+"""Memory needed to stitch maps, which should not grow with the height of the image."""
 
 import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options
+from benchmarks.harness import Measurement, Options
 
-_TIMES = 8  # height of the high image, relative to the low one
+_TIMES = 8  # height of the tall image, relative to the short one
 _CLASSES = 8  # scores per window
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the peak memory of arrays while the maps of two images of the same width are stitched.
 
     The decoded image and the finished map, which both grow with the image, are not counted.
     """
     width, height = options.size(4096, 256), options.size(1024, 512)
-    figures = []
+    measurements = []
     for kind, run in (("patch tokens", _token_map), ("windows", _window_map)):
         ratios: list[float] = []
         samples: dict[str, list[float]] = {"low": [], "high": []}
@@ -27,9 +27,9 @@ def measure(options: Options) -> list[Figure]:
             samples["high"].append(high)
             ratios.append(high / low)
         facts = {"width": width, "heights": [height, height * _TIMES], "bytes": samples["high"][0]}
-        name = f"stitching of {kind}: memory of an image {_TIMES} times as high against the lower one"
-        figures.append(Figure("map_stitching", name, ratios, "", 1.05, False, samples, facts))
-    return figures
+        name = f"stitching of {kind}: memory for an image {_TIMES} times as tall against the shorter one"
+        measurements.append(Measurement("map_stitching", name, ratios, "", 1.05, False, samples, facts))
+    return measurements
 
 
 def _peak(results: Iterator[object]) -> float:
@@ -43,7 +43,7 @@ def _peak(results: Iterator[object]) -> float:
 
 
 def _token_map(width: int, height: int) -> Iterator[object]:
-    """Stitch the tokens of a model that returns zeros: 14 x 14 tokens of 384 numbers per window of 224 pixels."""
+    """Stitch the tokens of a model that returns zeros: 14 x 14 tokens of 384 dimensions per window of 224 pixels."""
     import torch
     from PIL import Image
 

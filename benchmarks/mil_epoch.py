@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, run_python, seconds
+from benchmarks.harness import Measurement, Options, Workload, alternate, ratios, run_python, seconds
 from benchmarks.pairing_memory import peak_bytes
 from clipit.config.mil import MilTrainingConfig
 
@@ -23,11 +23,11 @@ _DIM = 512  # dimension of the features
 _CLASSES = ("a", "b")
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the time of an epoch relative to reading its features, and its memory relative to one bag's features.
 
-    The bags have 5,000 tiles of 512 half-precision values each; the network is gated attention of the default widths.
-    Memory is what the process allocates, without the memory-mapped shards.
+    The bags have 5,000 tiles of 512 half-precision values each; the network is gated attention with the default widths.
+    Memory is what the process allocates, excluding the memory-mapped shards.
     """
     slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
     store = write_features(options.folder, slides, tiles)
@@ -40,9 +40,11 @@ def measure(options: Options) -> list[Figure]:
     bag = tiles * _DIM * 4
     facts = {"slides": slides, "tiles": tiles, "dim": _DIM, "bytes": slides * tiles * _DIM * 2, **grown}
     return [
-        Figure("mil_epoch", f"{slides} slides of {tiles:,} tiles", samples["epoch"], "s", samples=samples, facts=facts),
-        Figure("mil_epoch", "ratio of an epoch to reading", ratios(samples, "epoch", "reading"), facts=facts),
-        Figure(
+        Measurement(
+            "mil_epoch", f"{slides} slides of {tiles:,} tiles", samples["epoch"], "s", samples=samples, facts=facts
+        ),
+        Measurement("mil_epoch", "ratio of an epoch to reading", ratios(samples, "epoch", "reading"), facts=facts),
+        Measurement(
             "mil_epoch", "memory of an epoch / features of one bag", [grown["grown"] / bag], goal=12.0,
             facts=facts,
         ),
@@ -111,7 +113,7 @@ def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
 
 
 def _allocated_bytes() -> int:
-    """Return the allocated bytes of this process without mapped files, or, without /proc, its peak with them."""
+    """Return the allocated bytes of this process, excluding mapped files; without /proc, its peak including them."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int
 
-from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, Workload, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 from benchmarks.pairing_scale import pair
 
@@ -17,7 +17,7 @@ _DIM, _K = 512, 5  # dimension of the embeddings, snippets per tile
 _MIB = 1024**2
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure time relative to the faster of two bare products (torch and numpy, float32), and peak memory."""
     from clipit.stores.index import build_index
 
@@ -30,7 +30,7 @@ def measure(options: Options) -> list[Figure]:
     return _time(options, texts, tiles) + _memory(options, texts)
 
 
-def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
+def _time(options: Options, texts: "Store", tiles: "Store") -> list[Measurement]:
     import torch
 
     from clipit.distributed import get_processes
@@ -83,7 +83,9 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     }
     names = {"search": "search, index open", "pair_tiles": "pair_tiles, index read and pairs written"}
     return [
-        Figure("pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.0, False, samples, facts)
+        Measurement(
+            "pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.0, False, samples, facts
+        )
         for key, name in names.items()
     ]
 
@@ -100,7 +102,7 @@ def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:
     return np.take_along_axis(columns, order, 1)
 
 
-def _memory(options: Options, texts: "Store") -> list[Figure]:
+def _memory(options: Options, texts: "Store") -> list[Measurement]:
     """Measure the peak memory of processes that pair a few tiles, and ten times as many."""
     few = options.size(2_000, 100)
     stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
@@ -115,7 +117,7 @@ def _memory(options: Options, texts: "Store") -> list[Figure]:
     facts = {"tiles": few, "snippets": len(texts.ids), "block": few, "before_pairing": runs_of["few"][0]["before"]}
     whole = [value / _MIB for value in samples["many, default block"]]
     return [
-        Figure(
+        Measurement(
             "pairing",
             f"peak memory of {10 * few} tiles against {few}, {few} at once",
             ratios(samples, "many", "few"),
@@ -123,5 +125,7 @@ def _memory(options: Options, texts: "Store") -> list[Figure]:
             samples=samples,
             facts=facts,
         ),
-        Figure("pairing", f"peak memory of {10 * few} tiles, 4096 at once", whole, "MiB", samples=samples, facts=facts),
+        Measurement(
+            "pairing", f"peak memory of {10 * few} tiles, 4096 at once", whole, "MiB", samples=samples, facts=facts
+        ),
     ]

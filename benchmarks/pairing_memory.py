@@ -1,4 +1,4 @@
-"""Pair tiles in this process, or in the processes of torchrun, and print seconds and peak memory in bytes as JSON.
+"""Pair tiles in this process, or in torchrun's processes, and print seconds and peak memory in bytes as JSON.
 
 `python -m benchmarks.pairing_memory search ROWS` only searches random vectors with faiss, without reading or writing.
 """
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _search(rows: int) -> None:
-    """Search the nearest 5 rows of 2,000 queries in this process's share of the rows, which repeat 4,096 vectors."""
+    """Search for the 5 nearest rows of 2,000 queries in this process's share of rows that repeat 4,096 vectors."""
     import faiss
 
     from clipit.distributed import get_processes

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, alternate, ratios, run_python
+from benchmarks.harness import Measurement, Options, alternate, ratios, run_python
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _DIM = 512  # dimension of the embeddings
 _TILES = 2_000  # tiles to pair, unless quick
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure peak memory with 800,000 and with 100,000 snippets, and (unless quick) the time of two processes."""
     from clipit.stores.index import build_index
 
@@ -30,7 +30,7 @@ def measure(options: Options) -> list[Figure]:
     return memory if options.quick else memory + _two_processes(options, many, tiles)
 
 
-def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> list[Figure]:
+def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> list[Measurement]:
     peaks: dict[str, list[float]] = {}
     for texts in (few, many):
         run = pair(options.folder, texts, tiles, tiles.size, f"{texts.size}")
@@ -39,31 +39,33 @@ def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> li
     ratio = peaks[f"{many.size} snippets"][0] / peaks[f"{few.size} snippets"][0]
     title = f"peak memory of pairing with {many.size} snippets against {few.size}"
     facts = {"tiles": tiles.size, "dim": _DIM}
-    return [Figure("pairing_scale", title, [ratio], goal=1.1, samples=peaks, facts=facts)]
+    return [Measurement("pairing_scale", title, [ratio], goal=1.1, samples=peaks, facts=facts)]
 
 
-def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
+def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Measurement]:
     """Compare two processes with one, each with half of the cores: by blocks of tiles, and by shards of snippets.
 
     The last row shows what the cores allow: a bare search with faiss, which shares no data and writes nothing.
     """
     cores = os.cpu_count() or 1
-    figures = []
+    measurements = []
     for work, block in {"blocks of tiles": -(-tiles.size // 2), "shards of snippets": tiles.size}.items():
         one, two = (partial(_seconds, options, texts, tiles, block, processes) for processes in (1, 2))
         samples = alternate({"one": one, "two": two}, options)
         facts = {"tiles": tiles.size, "snippets": texts.size, "dim": _DIM, "block": block, "cores": cores}
         title = f"pairing by one process against two that share {work}, time"
         goal = 1.8 if cores > 1 else None
-        figures.append(
-            Figure("pairing_scale", title, ratios(samples, "one", "two"), "", goal, True, samples=samples, facts=facts)
+        measurements.append(
+            Measurement(
+                "pairing_scale", title, ratios(samples, "one", "two"), "", goal, True, samples=samples, facts=facts
+            )
         )
     one, two = (partial(_search_seconds, texts.size, processes) for processes in (1, 2))
     samples = alternate({"one": one, "two": two}, options)
     title = "bare search by one process against two, time"
     facts = {"queries": _TILES, "rows": texts.size, "dim": _DIM, "cores": cores}
     values = ratios(samples, "one", "two")
-    return [*figures, Figure("pairing_scale", title, values, at_least=True, samples=samples, facts=facts)]
+    return [*measurements, Measurement("pairing_scale", title, values, at_least=True, samples=samples, facts=facts)]
 
 
 def _seconds(options: Options, texts: "Store", tiles: "Store", block: int, processes: int) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import CLASSES, make_image_folder
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _EVERY = 4
 """The bare model is measured on every fourth batch, because all batches take the same time."""
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the images per second of `predict_images` (read, decode, forward, write) relative to the bare model.
 
     All files have 224 pixels. On a CPU, half are JPEG and half PNG; on a GPU, all are JPEG. The measured time includes
@@ -88,8 +88,8 @@ def measure(options: Options) -> list[Figure]:
         ),
     }
     values = ratios(samples, "forward", "predict")
-    name = "predict: images/s against the bare forward"
-    return [Figure("prediction", name, values, goal=0.95, at_least=True, samples=samples, facts=facts)]
+    name = "predict: images/s against the bare forward pass"
+    return [Measurement("prediction", name, values, goal=0.95, at_least=True, samples=samples, facts=facts)]
 
 
 def _difference(table: Path, rows: list[int], logits: "Tensor") -> float:

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 
 _SENTENCES = (
     "Gross description: The bowel is {number} cm long and brown; it was opened along its whole length. "
@@ -25,7 +25,7 @@ _LENGTHS = (250, 1000, 4000, 16_000)  # characters per report
 _NAME = "report_splitting"
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure ordinary reports at several lengths and numbers, and texts that are hard to split at two lengths.
 
     Reports are rows of a csv file that are read, cleaned, split and merged, with words as tokens. In linear time,
@@ -35,7 +35,7 @@ def measure(options: Options) -> list[Figure]:
     return [*_by_length(options), *_by_number(options), *_hard_texts(options)]
 
 
-def _by_length(options: Options) -> list[Figure]:
+def _by_length(options: Options) -> list[Measurement]:
     """Measure reports of several lengths, with the same total number of characters for each length."""
     total = options.size(1_600_000, 32_000)
     corpora = {length: _ordinary(total // length, length) for length in _LENGTHS}
@@ -44,24 +44,24 @@ def _by_length(options: Options) -> list[Figure]:
         for length, texts in corpora.items()
     }
     samples = alternate(workloads, options)
-    figures: list[Figure] = []
+    measurements: list[Measurement] = []
     for length, texts in corpora.items():
         times, facts = samples[str(length)], {"reports": len(texts), "characters": length}
         title = f"ordinary reports of {length:,} characters"
         per_character = [1e6 * value / total for value in times]
         per_report = [1e3 * value / len(texts) for value in times]
         hours = [100_000 * value / len(texts) / 3600 for value in times]
-        figures += [
-            Figure(_NAME, f"{title}: time per character", per_character, "us", facts=facts),
-            Figure(_NAME, f"{title}: time per report", per_report, "ms", facts=facts),
-            Figure(_NAME, f"{title}: 100,000 of them, extrapolated", hours, "h", facts=facts),
+        measurements += [
+            Measurement(_NAME, f"{title}: time per character", per_character, "us", facts=facts),
+            Measurement(_NAME, f"{title}: time per report", per_report, "ms", facts=facts),
+            Measurement(_NAME, f"{title}: 100,000 of them, extrapolated", hours, "h", facts=facts),
         ]
     longest, shortest = str(max(_LENGTHS)), str(min(_LENGTHS))
     title = f"ordinary reports: time per character, {max(_LENGTHS):,} over {min(_LENGTHS):,} characters"
-    return [*figures, Figure(_NAME, title, ratios(samples, longest, shortest), goal=1.5, samples=samples)]
+    return [*measurements, Measurement(_NAME, title, ratios(samples, longest, shortest), goal=1.5, samples=samples)]
 
 
-def _by_number(options: Options) -> list[Figure]:
+def _by_number(options: Options) -> list[Measurement]:
     """Measure how the time grows with the number of reports."""
     few = options.size(1000, 10)
     many = _ordinary(_GROWTH * few, 500)
@@ -72,13 +72,13 @@ def _by_number(options: Options) -> list[Figure]:
     samples = alternate(workloads, options)
     facts = {"reports": _GROWTH * few, "characters": 500}
     growth = ratios(samples, "many", "few")
-    return [Figure(_NAME, "four times the reports: time", growth, goal=5.0, samples=samples, facts=facts)]
+    return [Measurement(_NAME, "four times the reports: time", growth, goal=5.0, samples=samples, facts=facts)]
 
 
-def _hard_texts(options: Options) -> list[Figure]:
+def _hard_texts(options: Options) -> list[Measurement]:
     """Measure how the time grows if a text is four times as long."""
     size = options.size(40_000, 400)
-    figures: list[Figure] = []
+    measurements: list[Measurement] = []
     for name, repeated in _HARD.items():
         small = (repeated * size)[:size]
         workloads = {
@@ -88,10 +88,10 @@ def _hard_texts(options: Options) -> list[Figure]:
         samples = alternate(workloads, options)
         facts = {"characters": _GROWTH * size}
         growth = ratios(samples, "large", "small")
-        figures.append(
-            Figure(_NAME, f"{name}: time of four times the text", growth, goal=6.0, samples=samples, facts=facts)
+        measurements.append(
+            Measurement(_NAME, f"{name}: time of four times the text", growth, goal=6.0, samples=samples, facts=facts)
         )
-    return figures
+    return measurements
 
 
 def _ordinary(n: int, length: int) -> list[str]:

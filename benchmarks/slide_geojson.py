@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from clipit.slides.grid import SlideGrid
 from clipit.slides.qupath import write_tiles_geojson
 
@@ -13,7 +13,7 @@ _CLASSES = tuple(f"class {i}" for i in range(8))
 _COLOURS = tuple(f"#{i:02x}0000" for i in range(8))
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the seconds for 100,000 tiles with the probabilities of 8 classes, and their ratio to a floor.
 
     The floor encodes the same features, ready as dictionaries in memory, with `json.dumps` and writes the text.
@@ -32,10 +32,12 @@ def measure(options: Options) -> list[Figure]:
     same = json.loads(copy.read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8"))
     facts = {"tiles": len(grid), "classes": 8, "megabytes": path.stat().st_size / 1e6, "same_features": same}
     return [
-        Figure(
+        Measurement(
             "slide_geojson", f"{len(grid):,} tiles", samples["clipit"], "s", goal=15.0, samples=samples, facts=facts
         ),
-        Figure("slide_geojson", "ratio to json.dumps", ratios(samples, "clipit", "json.dumps"), goal=2.0, facts=facts),
+        Measurement(
+            "slide_geojson", "ratio to json.dumps", ratios(samples, "clipit", "json.dumps"), goal=2.0, facts=facts
+        ),
     ]
 
 

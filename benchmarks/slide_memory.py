@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, run_python
+from benchmarks.harness import Measurement, Options, run_python
 from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
 from benchmarks.pairing_memory import peak_bytes
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _STAIN = (0.9, 0.5, 0.8)
-"""Share of red, green and blue light that passes the tissue."""
+"""Share of red, green and blue light that passes through the tissue."""
 _REDUCTION = 16  # pixels of the first level per pixel of the second
 _FEW, _MANY = 2.0, 1.0  # micrometres per pixel of the tiles
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the peak memory of `clipit slides map` with 16,384 tiles relative to that with 4,096.
 
     Both are grids of the same slide of 32,768 pixels, all of which is tissue, at different resolutions, so that the
@@ -43,7 +43,7 @@ def measure(options: Options) -> list[Figure]:
     values = [many / few for many, few in zip(peaks[_MANY], peaks[_FEW], strict=True)]
     name = f"peak memory of mapping a slide, {tiles[_MANY]:,} tiles / {tiles[_FEW]:,} tiles"
     samples = {f"{tiles[mpp]} tiles": values for mpp, values in peaks.items()}
-    return [Figure("slide_memory", name, values, goal=1.1, samples=samples, facts={"side": side})]
+    return [Measurement("slide_memory", name, values, goal=1.1, samples=samples, facts={"side": side})]
 
 
 def _make_slide(path: Path, side: int) -> Path:

@@ -1,4 +1,4 @@
-"""Speed of reading tiles of 224 pixels from slides, relative to files of the same compression in a zip."""
+"""Speed of reading tiles of 224 pixels from slides, relative to files with the same compression in a zip."""
 
 import io
 import os
@@ -9,36 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg2000_slide, write_jpeg_slide
 
 _EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
 _BATCH = 64  # tiles read together
-_MOST = 4096  # maximum number of tiles read from a slide
+_MAX_TILES = 4096  # maximum number of tiles read from a slide
 _JPEG = 7  # TIFF code of JPEG compression
 _JPEG2000: dict[str, Any] = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
 """Compression to a twelfth of the size of the pixels, similar to that of real slides."""
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both in reading threads.
 
     The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
-    for scoring. Additional figures are measured on the slides of `--slide` or, if there are none, on a real slide in
-    the folder that the environment variable CLIPIT_TEST_DATA names. JPEG tiles of a real slide are written to the zip
-    with its quantisation tables and colour space, tiles of other slides as JPEG 2000 of about the same size.
+    for scoring. Additional measurements are made on the slides given by `--slide` or, if there are none, on a real
+    slide in the folder that the environment variable CLIPIT_TEST_DATA names. JPEG tiles of a real slide are written to
+    the zip with its quantisation tables and colour space, tiles of other slides as JPEG 2000 of about the same size.
     """
     distinct = options.size(256, 4)
     slide = _make_slide(options.folder / "synthetic.tif", options.size(12_288, 1024), distinct)
-    figures = [_compare(options, "synthetic slide", slide, {"quality": 90}, distinct)]
+    measurements = [_compare(options, "synthetic slide", slide, {"quality": 90}, distinct)]
     slide = _make_slide(options.folder / "synthetic.svs", options.size(6_144, 1024), distinct, jpeg2000=True)
-    figures.append(_compare(options, "synthetic JPEG 2000 slide", slide, _JPEG2000, distinct))
+    measurements.append(_compare(options, "synthetic JPEG 2000 slide", slide, _JPEG2000, distinct))
     data = os.environ.get("CLIPIT_TEST_DATA")
     known = [Path(data) / _REAL] if data is not None and (Path(data) / _REAL).is_file() else []
     for path in options.slides or known:
-        figures.append(_compare(options, path.name, path, _encoding(path), _MOST))
-    return figures
+        measurements.append(_compare(options, path.name, path, _encoding(path), _MAX_TILES))
+    return measurements
 
 
 def _make_slide(path: Path, side: int, distinct: int, *, jpeg2000: bool = False) -> Path:
@@ -54,7 +54,7 @@ def _make_slide(path: Path, side: int, distinct: int, *, jpeg2000: bool = False)
     return write_jpeg2000_slide(path, (side, side), tile) if jpeg2000 else write_jpeg_slide(path, [(side, side)], tile)
 
 
-def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any], distinct: int) -> Figure:
+def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any], distinct: int) -> Measurement:
     import openslide
 
     from clipit.images.image_readers import ZipReader
@@ -64,7 +64,7 @@ def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any],
     archive = options.folder / f"{slide.stem}.zip"
     opened = open_slide(slide)
     rows, columns = (range(0, length - SIZE + 1, SIZE) for length in (opened.levels[0].height, opened.levels[0].width))
-    corners = np.array([(x, y) for y in rows for x in columns][:_MOST])
+    corners = np.array([(x, y) for y in rows for x in columns][:_MAX_TILES])
     x, y = corners.T.astype(np.int32)
     encoded = [
         encode(opened.read_region(int(left), int(top), 0, SIZE, SIZE), **encoding) for left, top in corners[:distinct]
@@ -102,7 +102,7 @@ def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any],
     }
     title = f"{name}: tiles/s against a zip"
     values = ratios(samples, "zip", "slide")
-    return Figure("slide_tiles", title, values, goal=0.9, at_least=True, samples=samples, facts=facts)
+    return Measurement("slide_tiles", title, values, goal=0.9, at_least=True, samples=samples, facts=facts)
 
 
 def _read_all(read: Callable[[int], object], count: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios
+from benchmarks.harness import Measurement, Options, alternate, ratios
 from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _MPP = 0.25  # micrometres per pixel of the finest level
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the CPU seconds of tissue detection and tiling, and their ratio to those of reading the overview.
 
     Both run in one thread, so CPU time equals wall time on an idle machine. The overview is 4,096 pixels wide, the
@@ -48,8 +48,8 @@ def measure(options: Options) -> list[Figure]:
     cpu_seconds, values = samples["tissue and grid"], ratios(samples, "tissue and grid", "overview")
     name = "tissue and grid of 100,000 px, CPU"
     return [
-        Figure("slide_tissue", name, cpu_seconds, "s", goal=1.0, samples=samples, facts=facts),
-        Figure("slide_tissue", "ratio to reading the overview", values, facts=facts),
+        Measurement("slide_tissue", name, cpu_seconds, "s", goal=1.0, samples=samples, facts=facts),
+        Measurement("slide_tissue", "ratio to reading the overview", values, facts=facts),
     ]
 
 

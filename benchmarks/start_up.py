@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.harness import Figure, Options, alternate, run_python, seconds
+from benchmarks.harness import Measurement, Options, alternate, run_python, seconds
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the seconds of `python scripts/NAME.py --help`, for every script (two if quick) and for a bare Python."""
     home = Path(__file__).resolve().parent.parent
     scripts = sorted((home / "scripts").glob("*.py"))
@@ -14,7 +14,7 @@ def measure(options: Options) -> list[Figure]:
     workloads = {name: (lambda c=command: seconds(lambda: run_python(c))) for name, command in commands.items()}
     samples = alternate(workloads, options)
     return [
-        Figure(
+        Measurement(
             "start_up",
             name if name == "bare python" else f"{name} --help",
             times,

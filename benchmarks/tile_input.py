@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import draw_tile, encode
 from clipit.images.read_ahead import available_cores
 
-_MODEL = 224  # edge of the model's input, pixels
+_MODEL = 224  # edge length of the model's input in pixels
 _WORKERS = 8  # maximum number of threads or processes
 _FLOP_PER_TILE = 2 * 61.6e9  # forward pass of a ViT-L/16 at 224 px, with 61.6 billion multiply-adds
 _H100_FLOP_PER_SECOND = 4e14  # assumed throughput: 40 % of the card's 989 TFLOP/s in bf16
@@ -35,17 +35,17 @@ def bare(path: Path) -> UInt8[np.ndarray, "3 224 224"]:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the tiles per second of `PixelSource` relative to the bare libraries in a pool of the same size."""
-    figures = []
+    measurements = []
     for kind, edge in (("jpg", 224), ("jpg", 256), ("png", 256), ("jpg", 512)):
         files = _write(options.folder / f"{kind}{edge}", kind, edge, options.size(192, 8, 4096))
-        figures.append(_against_bare(files, kind, edge, options))
+        measurements.append(_against_bare(files, kind, edge, options))
     files = sorted((options.folder / "jpg256").glob("*/*.jpg"))
-    return [*figures, _threads_against_processes(files, options)]
+    return [*measurements, _threads_against_processes(files, options)]
 
 
-def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options) -> Figure:
+def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options) -> Measurement:
     from clipit.config.run import TilesConfig
     from clipit.models.preprocess import Preprocess
     from clipit.tiles.load import load_tiles
@@ -78,11 +78,11 @@ def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options)
         "with a ViT-L/16 at 400 TFLOP/s",
     }
     name = f"reading {kind.upper()} of {edge} px: CPU time of the bare libraries / clipit"
-    return Figure("tile_input", name, ratios(samples, "bare", "clipit"), goal=0.9, at_least=True,
+    return Measurement("tile_input", name, ratios(samples, "bare", "clipit"), goal=0.9, at_least=True,
                   samples=samples, facts=facts)  # fmt: skip
 
 
-def _threads_against_processes(files: Sequence[Path], options: Options) -> Figure:
+def _threads_against_processes(files: Sequence[Path], options: Options) -> Measurement:
     """Measure a pool of processes, which pass the pixels to the parent, relative to a pool of threads."""
     count = min(_WORKERS, available_cores())
     spawn = multiprocessing.get_context("spawn")  # a forked child of a program with OpenMP threads may hang
@@ -95,7 +95,7 @@ def _threads_against_processes(files: Sequence[Path], options: Options) -> Figur
         samples = alternate({"threads": lambda: reading(threads), "processes": lambda: reading(processes)}, options)
     facts = {"workers": count, "tiles": len(files)}
     name = "reading JPEG of 256 px: time of processes / threads"
-    return Figure("tile_input", name, ratios(samples, "processes", "threads"), samples=samples, facts=facts)
+    return Measurement("tile_input", name, ratios(samples, "processes", "threads"), samples=samples, facts=facts)
 
 
 def _cpu_seconds(function: Callable[[], object]) -> float:

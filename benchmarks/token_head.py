@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import CLASSES, SIZE
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Measure the seconds of a batch of windows with and without a step of the head on all of their tokens."""
     import torch
 
@@ -38,4 +38,4 @@ def measure(options: Options) -> list[Figure]:
     samples = alternate({"step": lambda: seconds(step), "forward": lambda: seconds(forward)}, options)
     facts = {"backbone": options.vit, "windows": batch, "tokens": batch * tokens.side**2, "classes": len(CLASSES)}
     name = "linear head on patch tokens: training step against the frozen forward pass"
-    return [Figure("token_head", name, ratios(samples, "step", "forward"), "", 1.05, False, samples, facts)]
+    return [Measurement("token_head", name, ratios(samples, "step", "forward"), "", 1.05, False, samples, facts)]

@@ -1,4 +1,7 @@
-"""Time of a step that also distils text, relative to an image-only step with the same backbone, LoRA and batch size."""
+"""Time of a training step that also distils text, relative to an image-only step.
+
+Both have the same backbone, LoRA and batch size.
+"""
 
 import math
 from itertools import count
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Workload, alternate, peak_memory, ratios, seconds
+from benchmarks.harness import Measurement, Options, Workload, alternate, peak_memory, ratios, seconds
 from benchmarks.inputs import CLASSES, make_tiles
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ _DIM = 512  # dimension of the text embeddings
 _ARMS = ("clip_it_all", "image_only")
 
 
-def measure(options: Options) -> list[Figure]:
+def measure(options: Options) -> list[Measurement]:
     """Time a few steps of the training loop, with tiles in memory and cached text embeddings."""
     from clipit.config.run import BackboneConfig, RunConfig, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
@@ -51,7 +54,9 @@ def measure(options: Options) -> list[Figure]:
         "seconds_per_step": {arm: min(times) / steps for arm, times in samples.items()},
     }
     values = ratios(samples, *_ARMS)
-    return [Figure("training_step", "clip_it_all: time against image_only", values, "", 1.03, False, samples, facts)]
+    return [
+        Measurement("training_step", "clip_it_all: time against image_only", values, "", 1.03, False, samples, facts)
+    ]
 
 
 def _workload(options: Options, config: "RunConfig", source: "PixelSource", targets: "Targets") -> Workload:

@@ -9,7 +9,7 @@ import pytest
 from launching import run_program
 
 from benchmarks.__main__ import BENCHMARKS, GPU, main
-from benchmarks.harness import Figure, Options, alternate, ratios, table
+from benchmarks.harness import Measurement, Options, alternate, ratios, table
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count(tmp_path: Path) -> None:
@@ -28,16 +28,16 @@ def test_sides_take_turns_and_the_first_round_does_not_count(tmp_path: Path) -> 
 
 def test_goals_are_judged_on_the_median_in_their_own_direction() -> None:
     values = [0.5, 1.0, 9.0]
-    assert Figure("x", "y", values, goal=1.0).met is True
-    assert Figure("x", "y", values, goal=0.9).met is False
-    assert Figure("x", "y", values, goal=1.0, at_least=True).met is True
-    assert Figure("x", "y", values, goal=1.1, at_least=True).met is False
-    assert Figure("x", "y", values).met is None
-    assert Figure("x", "y", values).as_dict()["max"] == 9.0
+    assert Measurement("x", "y", values, goal=1.0).met is True
+    assert Measurement("x", "y", values, goal=0.9).met is False
+    assert Measurement("x", "y", values, goal=1.0, at_least=True).met is True
+    assert Measurement("x", "y", values, goal=1.1, at_least=True).met is False
+    assert Measurement("x", "y", values).met is None
+    assert Measurement("x", "y", values).as_dict()["max"] == 9.0
 
 
 def test_table_shows_a_missed_goal_but_judges_nothing_with_quick_sizes() -> None:
-    figures = [Figure("x", "slow", [2.0], goal=1.0), Figure("x", "fast", [0.5], goal=1.0)]
+    figures = [Measurement("x", "slow", [2.0], goal=1.0), Measurement("x", "fast", [0.5], goal=1.0)]
     assert [line.split()[-1] for line in table(figures, quick=False).splitlines()[1:]] == ["MISSED", "met"]
     assert "MISSED" not in table(figures, quick=True)
 

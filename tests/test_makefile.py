@@ -53,5 +53,5 @@ def test_another_extra_is_refused(checkout: Path) -> None:
     (checkout / ".venv" / ".ready-gpu").touch()
     shown = would(checkout, "test", EXTRA="cpu")
     assert shown.returncode != 0 and not shown.stdout
-    assert ".venv was made with EXTRA=gpu, not cpu" in shown.stderr
+    assert ".venv was created with EXTRA=gpu, not cpu" in shown.stderr
     assert would(checkout, "clean", EXTRA="cpu").returncode == 0

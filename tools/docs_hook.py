@@ -1,7 +1,7 @@
-"""MkDocs hook: adds README, CONTRIBUTING, data cards and result tables, which lie outside docs/, to the site.
+"""MkDocs hook that adds README, CONTRIBUTING, data cards and result tables, which lie outside docs/, to the site.
 
-The tutorial's notebook is shown with its outputs; it is run if its last rendering is out of date. Links in the Markdown
-files are written for the repository; the hook rewrites them for the site.
+The tutorial's notebook is shown with its outputs; it is run only if its last rendering is out of date. Links in the
+Markdown files are written for the repository; the hook rewrites them for the site.
 """
 
 import re

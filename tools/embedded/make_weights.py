@@ -1,4 +1,4 @@
-"""Train the VLM and the backbone that ship with the package, record their hashes, and measure them."""
+"""Train the VLM and the backbone that ship with the package, record their hashes, and evaluate them."""
 
 import argparse
 import json
@@ -48,17 +48,17 @@ def make_embedded_weights(
     world: WorldConfig | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Train the embedded VLM and backbone, and measure them on a world that shares no tile or report with training.
+    """Train the embedded VLM and backbone, and evaluate them on a world that shares no tile or report with training.
 
     `vlm/`, `backbone/`, `SHA256SUMS.json` (hash of each file) and `measured.json` (recipes, versions, scores) are
     written to `folder`. Earlier files are replaced when both models are trained.
 
     Args:
         folder: Folder for the two model folders.
-        seed: Seed of the training data and the training; worlds use other random streams, even with the same seed.
-        vlm: Recipe of the VLM; by default the shipped one.
-        backbone: Recipe of the backbone; by default the shipped one.
-        world: World on which the models are measured; by default the demo's.
+        seed: Seed for the training data and the training; worlds use other random streams, even with the same seed.
+        vlm: Recipe of the VLM; by default, that of the shipped one.
+        backbone: Recipe of the backbone; by default, that of the shipped one.
+        world: World on which the models are evaluated; by default, that of the demo.
         threads: CPU threads of torch; the same number gives the same weights on the same machine.
 
     Returns:
@@ -99,9 +99,9 @@ def make_status_vlm(
 
     Args:
         folder: Folder for the VLM's folder.
-        seed: Seed of the training data and the training.
+        seed: Seed for the training data and the training.
         recipe: Recipe of the VLM.
-        world: World of cases on which the VLM is measured.
+        world: World of cases on which the VLM is evaluated.
         threads: CPU threads of torch; the same number gives the same weights on the same machine.
 
     Returns:
@@ -132,13 +132,13 @@ def make_status_vlm(
 def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, Any]]:
     """Measure how well the VLM, and the reports that it retrieves, predict the grade of tumour tiles.
 
-    The tiles are the tumour tiles of training, paired with snippets of `case_reports.jsonl` as in
-    configs/knowing_reports.yaml. The figures are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
+    The tiles are the training tiles that show tumour, paired with snippets of `case_reports.jsonl` as in
+    configs/knowing_reports.yaml. The scores are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
     nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
-    validation part. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
+    validation split. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
     zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`. `nearest_case`:
     the grade of the nearest snippet's reports is correct. `nearest_case_none`: these reports describe no tumour.
-    `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half). Figures
+    `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half). Scores
     without tiles are omitted.
 
     Args:
@@ -262,12 +262,12 @@ def _replace(source: Path, target: Path) -> None:
 def main() -> None:
     """Parse the command line, train, and print the scores."""
     parser = argparse.ArgumentParser(
-        description="Train the tiny VLM and backbone that ship in the package, and measure them. "
+        description="Train the tiny VLM and backbone that ship with the package, and evaluate them. "
         "Takes about 10 minutes on one core."
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
-    parser.add_argument("--seed", type=int, default=100, help="seed of the training data and the training")
-    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which the models are measured")
+    parser.add_argument("--seed", type=int, default=100, help="seed for the training data and the training")
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which the models are evaluated")
     parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weaker")
     parser.add_argument("--vlm-epochs", type=int, default=10, help="training epochs of the VLM")
     parser.add_argument(
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--vlm-only",
         action="store_true",
-        help="do not train a backbone, and measure the prediction of the molecular status in a world of cases",
+        help="do not train a backbone; evaluate how well the VLM predicts the molecular status in a world of cases",
     )
     parser.add_argument("--small", action="store_true", help="train for a few steps only, to test the program")
     arguments = parser.parse_args()

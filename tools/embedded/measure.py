@@ -1,4 +1,4 @@
-"""Measurements of the embedded models on a synthetic world, for their data cards."""
+"""Evaluate the embedded models on a synthetic world, for their data card."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ Vectors = Float[np.ndarray, "n d"]
 
 
 def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: int = 5) -> dict[str, Any]:
-    """Measure zero-shot accuracy, probes with 10 labels per class, and the pairing of a world's tiles and reports.
+    """Measure zero-shot accuracy, probes with 10 labels per class, and the pairing of a world's tiles with its reports.
 
     Args:
         vlm_folder: Folder of a VLM.
@@ -56,7 +56,7 @@ def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: 
 
 
 def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: Path) -> dict[str, Any]:
-    """Measure pairs with the nearest snippet, for each preparation of the corpus."""
+    """Evaluate pairs with the nearest snippet: all or filtered snippets, with and without centring."""
     config = ReportsConfig(
         path=str(world / "reports.jsonl"), organ_column="organ", id_column="id", group_column="group"
     )

@@ -1,4 +1,4 @@
-"""Pretrain the embedded backbone, a tiny hybrid ViT of timm, without labels, by regression of image statistics."""
+"""Pretrain the embedded backbone, a tiny hybrid ViT from timm, without labels, by regression of image statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path

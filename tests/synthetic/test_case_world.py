@@ -217,7 +217,7 @@ def test_a_variant_is_written_beside_the_world_and_a_bad_one_is_refused(world: P
     assert path.name == "reports_reported0.5_wrong0.4.jsonl"
     assert len({line["group"] for line in lines(path) if line["group"].startswith("train")}) == 6
     for bad in ("shows=0.5", "reported=2", "reported", "wrong=many"):
-        with pytest.raises(ConfigError, match="not a variant"):
+        with pytest.raises(ConfigError, match="invalid variant"):
             add_variants(tmp_path, SMALL, [[bad]])
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 

@@ -29,7 +29,7 @@ _ESCAPED = re.compile(
 
 _LIMITS = frozenset({255, 256, 500, 512, 1000, 1024, 2000, 2048, 4000, 4096, 8000, 32_767, 65_535})
 """Lengths to which databases and spreadsheets truncate texts."""
-_MIN_LIMIT = 200  # characters; reports may be as short as this, and of equal lengths by chance
+_MIN_LIMIT = 200  # characters; shorter reports may have equal lengths by chance
 
 
 def count_misread(texts: Sequence[str]) -> str:
@@ -51,16 +51,16 @@ def count_escaped(texts: Sequence[str]) -> str:
         return ""
     return (
         f"{counted(len(matches), 'report contains', 'reports contain')} escape sequences such as "
-        f"{shortlist(list(dict.fromkeys(matches)), 3)}: marks of another format (HL7, JSON, Python, e-mail) in place "
-        "of line breaks and letters; decode them, or export the reports again"
+        f"{shortlist(list(dict.fromkeys(matches)), 3)}: another format (HL7, JSON, Python, e-mail) uses them for "
+        "line breaks and letters; decode them, or export the reports again"
     )
 
 
 def count_truncated(texts: Collection[str]) -> str:
-    """Describe how many texts another program has probably truncated; "" if none.
+    """Describe how many texts another program has probably truncated; "" if none were.
 
-    These have the same length, which no other text exceeds, and end within a sentence. One text is enough if its length
-    is a common limit of databases and spreadsheets.
+    Truncated texts have the same length, which no other text exceeds, and end within a sentence. One text is enough if
+    its length is a common limit of databases and spreadsheets.
     """
     longest = max(map(len, texts), default=0)
     cut = {text for text in texts if len(text) == longest and text[-1:].isalnum()}

@@ -109,8 +109,8 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if unknown:
         problems = (*problems, f"patients (unknown for {unknown} of {len(tests)} test tiles)")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
-    if doubt := misspelled_tests(tests, seen):
-        notes.append(doubt)
+    if warning := misspelled_tests(tests, seen):
+        notes.append(warning)
     shared = find_shared_patients(tests, seen)
     if shared:
         names = sorted({leak.group for leak in shared.values()})

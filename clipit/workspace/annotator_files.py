@@ -87,7 +87,9 @@ def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int
             "labels": int(votes.times.sum()),
             "labels per annotated tile": round(float(votes.times.sum()) / max(len(votes), 1), 2),
             "training annotators": ", ".join(annotations.training.votes.annotators) if votes.named else "not named",
-            "test labels": "consensus of the test annotators" if annotations.test_annotators else "those of the source",
+            "test labels": "consensus of the test annotators"
+            if annotations.test_annotators
+            else "taken from the source",
             "test annotators": _test_annotators(annotations),
             "test labels independent of training annotators": annotations.independent,
         },

@@ -114,8 +114,8 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     images = _Comparable.of(image_hashes, tiles, section.spread)
     unchecked += _unchecked(config.tiles.source, section.pixels, reports, images, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
-    if doubt := misspelled_reports(reports, tiles):
-        unchecked.append(doubt)
+    if warning := misspelled_reports(reports, tiles):
+        unchecked.append(warning)
     checked = _comparisons_made(known, compared, section.pixels, images, reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:

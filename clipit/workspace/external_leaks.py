@@ -35,10 +35,10 @@ def enforce_on_external(
     policy = config.leaks.policy
     if policy == "off" or not len(tests):
         return tests, []
-    if doubt := misspelled_tests(tests, seen):
-        tests = replace(tests, notes=(*tests.notes, doubt))
+    if warning := misspelled_tests(tests, seen):
+        tests = replace(tests, notes=(*tests.notes, warning))
         if get_processes().main:
-            logger.warning(f"{where}: {doubt}")
+            logger.warning(f"{where}: {warning}")
     leaks = list(find_shared_patients(tests, seen).values())
     if seen_hashes is not None and len(seen):
         comparison = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"

@@ -83,8 +83,8 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     if policy == "off" or not len(tests):
         return tests
     _check_patients(tests, seen, policy, where)
-    if doubt := misspelled_tests(tests, seen):
-        tests = replace(tests, notes=(*tests.notes, f"{where}: {doubt}"))
+    if warning := misspelled_tests(tests, seen):
+        tests = replace(tests, notes=(*tests.notes, f"{where}: {warning}"))
         if get_processes().main:
             logger.warning(tests.notes[-1])
     training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (run_tiles, tests))
@@ -137,10 +137,10 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
         return reports
     tiles = read_tiles()
-    if doubt := misspelled_reports(reports.reports, tiles):
+    if warning := misspelled_reports(reports.reports, tiles):
         if get_processes().main:
-            logger.warning(doubt)
-        reports = replace(reports, problems=(*reports.problems, doubt))
+            logger.warning(warning)
+        reports = replace(reports, problems=(*reports.problems, warning))
     leaks = report_leaks(reports.reports, tiles)
     if not leaks:
         return reports

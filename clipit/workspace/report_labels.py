@@ -226,8 +226,8 @@ def _drop_leaking_reports(
     reports: tuple[Report, ...], tiles: TileSet, config: RunConfig, notes: list[str]
 ) -> tuple[Report, ...]:
     """Drop the reports of patients with validation or test tiles."""
-    if doubt := misspelled_reports(reports, tiles):
-        notes.append(doubt)
+    if warning := misspelled_reports(reports, tiles):
+        notes.append(warning)
     leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
         notes.append(f"dropped {counted(len(leaks), 'report')} of patients with validation or test tiles")

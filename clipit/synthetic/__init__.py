@@ -1,1 +1,1 @@
-"""Synthetic histology worlds: tables of tiles, reports and prompt sets in the usual formats, drawn from latents."""
+"""Synthetic data sets ("worlds"): tables of tiles, reports and prompt sets in the usual formats, drawn from latents."""

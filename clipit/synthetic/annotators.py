@@ -185,12 +185,12 @@ def _facts(config: AnnotatorsConfig) -> dict[str, Any]:
 
 
 def _check_settings(facts: Path, config: AnnotatorsConfig) -> None:
-    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or create a different world"
+    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or write a different data set"
     recorded, settings = read_json(facts, fix).get("config"), config.model_dump(mode="json")
     if recorded != settings:
         changes = list_differences(recorded, settings) if isinstance(recorded, dict) else []
         raise ArtifactError(
-            "this world already has annotators with different settings"
+            "this data set already has annotators with different settings"
             + (f":\n    {difference_lines(changes)}" if changes else ""),
             where=facts,
             fix=fix,

@@ -34,7 +34,7 @@ class WorldConfig(Section):
 
     seed: int = Field(0, ge=0)
     train: int = Field(2080, ge=8)
-    """Number of training tiles; the configuration of a run determines which of them are labelled."""
+    """Number of training tiles; the run configuration determines which of them are labelled."""
     validation: int = Field(400, ge=8)
     test: int = Field(1500, ge=8)
     shift: int = Field(1500, ge=8)

@@ -116,7 +116,7 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
         return world
     with locked(world):
         if not _is_written(world, config):
-            logger.info(f"writing the synthetic world to {world}")
+            logger.info(f"writing the synthetic data set to {world}")
             keep_freed_memory()
             partial = Path(f"{world}.partial")
             write(partial)
@@ -145,17 +145,17 @@ def _is_written(world: Path, config: Section) -> bool:
     facts = world / "world.json"
     if not facts.is_file():
         raise ArtifactError(
-            "the folder for a synthetic world contains other files and was not changed",
+            "the folder for a synthetic data set contains other files and was not changed",
             where=world,
             fix="choose a new folder (--output of clipit world; for the demo, tiles.path and the other paths "
-            "of its configuration); for your own tiles use clipit train or clipit compare; a half-written "
-            "world may be deleted",
+            "of its configuration); for your own tiles use clipit train or clipit compare; a partly written "
+            "data set may be deleted",
         )
     settings, recorded = config.model_dump(mode="json"), _read_settings(facts)
     if recorded != settings:
         changes = [] if recorded is None else list_differences(recorded, settings)
         raise ArtifactError(
-            "this synthetic world differs from the one that this version writes for these settings"
+            "this synthetic data set differs from the one that this version writes for these settings"
             + (f":\n    {difference_lines(changes)}" if changes else ""),
             where=facts,
             fix="delete its folder and run the command again to rewrite it",

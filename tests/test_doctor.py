@@ -461,7 +461,7 @@ def test_own_reports_are_joined_if_an_arm_uses_them(configure_file: MakeFile, tm
         assert check.status == "PASS" and check.message.startswith("4 of 18 training patients have a report of their")
     reports.write_text("\n".join(rows).replace("train-", "P"), encoding="utf-8")
     (check,) = own(["image_only", "own_case"])
-    assert check.status == "FAIL" and check.message.startswith("No training patient has a report; the groups of the")
+    assert check.status == "FAIL" and check.message.startswith("No training patient has a report; the tile groups are")
 
 
 def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:

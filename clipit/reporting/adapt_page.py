@@ -179,7 +179,7 @@ def _probe(content: AdaptContent) -> str:
         return f"If labels are available, use the probe: {probe} is better {score}."
     if compared.outcome == "undecided":
         return f"{probe[0].upper()}{probe[1:]} scores {_mean(content.score(PROBE, BEFORE))}."
-    return f"No difference from {probe} {score} is shown."
+    return f"The adapted VLM is not shown to differ from {probe} {score}."
 
 
 def _forgotten(content: AdaptContent) -> str:

@@ -21,7 +21,7 @@ from clipit.runs.prediction_chunks import REASON
 FORMATS = (".csv", ".parquet")
 BATCH_SIZE = "batch_size"
 """Recorded input that determines the chunks; a resumed command may have a different batch size."""
-_DIGITS = 6  # significant digits of the probabilities in a csv table
+_DIGITS = 6  # significant digits of the probabilities in a CSV table
 _OTHER_FILES = "delete these files, or choose a different --out"
 
 
@@ -149,7 +149,7 @@ def write_table(
 
 
 def list_unreadable(path: Path, unreadable: Sequence[tuple[str, str, str]]) -> None:
-    """Write the id, file and reason of each unreadable image as csv, if there are any."""
+    """Write the id, file and reason of each unreadable image as CSV, if there are any."""
     if unreadable:
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("id", "file", "reason"), *unreadable])
@@ -160,7 +160,7 @@ class _Writer(Protocol):
 
 
 class _CsvWriter:
-    """Append tables to a csv file; probabilities have six significant digits."""
+    """Append tables to a CSV file; probabilities have six significant digits."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("w", encoding="utf-8", newline="")

@@ -88,7 +88,7 @@ def open_inputs(
 
 
 def _reject_slides(path: Path, listed: ImageSet) -> ImageSet:
-    """Check that a table or folder contains no slides, each of which would be predicted as a single small image."""
+    """Check that a table or folder contains no slides, each of which would be classified as one small image."""
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:
         raise DataError(

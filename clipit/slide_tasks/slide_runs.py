@@ -95,8 +95,8 @@ def check_comparison(
         zero_shot: Classes of the prompts, if the zero-shot VLM is an additional arm; None if it is not.
 
     Raises:
-        DataError: The reference is missing, there is no other arm, an arm has a seed twice or seeds that cannot be
-            paired, classes differ, there are too few labels, or a label is not a class.
+        DataError: The reference is missing, there is no other arm, an arm has the same seed twice or seeds that cannot
+            be paired, classes differ, there are too few labels, or a label is not a class.
     """
     arms = {run.arm: sorted(other.seed for other in runs if other.arm == run.arm) for run in runs}
     classes = runs[0].classes

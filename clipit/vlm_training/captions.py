@@ -72,7 +72,7 @@ def count_prompt_texts(
         log: Function that logs the warning.
 
     Returns:
-        `texts_like_prompts`, the number of these texts without repetition, and `examples_like_prompts`, the number of
+        `texts_like_prompts`, the number of distinct such texts, and `examples_like_prompts`, the number of
         examples with such a text.
     """
     known = {_normalised(name) for name in classes}

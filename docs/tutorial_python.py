@@ -17,9 +17,9 @@
 # object with paths and DataFrames. This notebook indexes reports, pairs tiles with them, trains a
 # classifier and tests whether the text helped.
 #
-# It runs in less than a minute on two CPU cores, because its tiles and reports are synthetic and its
-# models are the tiny ones of the package. Its scores therefore say nothing about pathology;
-# see [Results](results.md) for measurements.
+# It runs in less than a minute on two CPU cores, because its tiles and reports are synthetic and
+# its models are the tiny ones that ship with clipit. Its scores therefore say nothing about
+# pathology; see [Results](results.md) for measurements.
 
 # %%
 import textwrap
@@ -38,8 +38,8 @@ sorted(path.name for path in world.iterdir())
 #
 # `load_config` reads a YAML file or a shipped configuration by its name (`clipit init` lists them).
 # Any key of [Configuration](configuration.md) can be changed, by its dotted name or by its section.
-# Wrong keys and values raise a `ConfigError` that lists all of them; every error of the package is a
-# `clipit.ClipitError`.
+# Wrong keys and values raise a `ConfigError` that lists all of them; every error that clipit raises
+# is a `clipit.ClipitError`.
 
 # %%
 config = clipit.load_config(
@@ -135,9 +135,9 @@ classifier.zero_shot(images, {"tumour": ["adenocarcinoma with atypia"], "other":
 # %% [markdown]
 # ## Whether the text helped
 #
-# A single score does not show this. `compare` trains every arm with several seeds and gives the
-# differences from the baseline with their intervals. With two seeds, as here, these are wide: for a
-# claim, use five or more seeds, and controls such as `shuffled_pairs`.
+# A single score does not show whether the text helped. `compare` trains every arm with several
+# seeds and gives the differences from the baseline with their intervals. With two seeds, as here,
+# these are wide: for a claim, use five or more seeds, and controls such as `shuffled_pairs`.
 
 # %%
 comparison = clipit.compare(

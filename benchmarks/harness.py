@@ -34,7 +34,7 @@ class Options:
     slides: tuple[Path, ...] = ()
 
     def size(self, full: int, quick: int, gpu: int | None = None) -> int:
-        """Return `quick` for quick runs, `gpu` (if given) for sizes for a GPU, and `full` otherwise."""
+        """Return `quick` in quick runs, `gpu` (if given) if GPU sizes are used, and `full` otherwise."""
         if self.quick:
             return quick
         return gpu if self.gpu and gpu is not None else full

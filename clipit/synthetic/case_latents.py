@@ -128,12 +128,12 @@ def _draw_latents(
     next to the tumour.
     """
     count = config.tiles_per_case
-    beside = list(DIAGNOSES[diagnosis].beside)
-    shares = list(DIAGNOSES[diagnosis].beside.values())
+    adjacent = list(DIAGNOSES[diagnosis].adjacent)
+    shares = list(DIAGNOSES[diagnosis].adjacent.values())
     n_tumour = 0 if grade == "none" else max(1, int(rng.binomial(count, config.tumour_tiles)))
     tumour = np.full(n_tumour, LOW if grade == "low" else HIGH)
-    tissue = rng.permutation(np.concatenate([tumour, rng.choice(beside, count - n_tumour, p=shares)])).astype(np.int64)
-    latents = mixed_latents(rng, tissue, lambda: rng.choice(beside, count, p=shares))
+    tissue = rng.permutation(np.concatenate([tumour, rng.choice(adjacent, count - n_tumour, p=shares)])).astype(np.int64)
+    latents = mixed_latents(rng, tissue, lambda: rng.choice(adjacent, count, p=shares))
     is_tumour = (tissue == LOW) | (tissue == HIGH)
     shown = is_tumour & (rng.random(count) < config.shows) & (status == MUTATED)
     if diagnosis == "mucinous_tumour":

@@ -176,7 +176,7 @@ def _findings(rng: np.random.Generator, case: Case, count: int) -> Int64[np.ndar
     tissue = case.latents.tissue
     tumour = np.flatnonzero((tissue == LOW) | (tissue == HIGH))
     others = rng.permutation(np.setdiff1d(np.arange(len(tissue)), tumour))
-    of_tumour = rng.permutation(tumour)[: (count + 1) // 2]
+    tumour_tiles = rng.permutation(tumour)[: (count + 1) // 2]
     _, first = np.unique(tissue[others], return_index=True)
-    distinct = rng.permutation(others[first])[: count - len(of_tumour)]
-    return rng.permutation(np.concatenate([of_tumour, distinct])).astype(np.int64)
+    distinct = rng.permutation(others[first])[: count - len(tumour_tiles)]
+    return rng.permutation(np.concatenate([tumour_tiles, distinct])).astype(np.int64)

@@ -94,7 +94,7 @@ class Diagnosis:
     share: float
     low: float | None
     """Probability that the tumour is low-grade; None without a tumour."""
-    beside: Mapping[int, float]
+    adjacent: Mapping[int, float]
     """Probabilities of the tissues next to the tumour; without a tumour, of all tissues."""
 
 
@@ -138,10 +138,10 @@ def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) 
     organ = words.OTHER_ORGAN
     for number in range(count):
         name = choose(rng, list(words.OTHER_DIAGNOSES))
-        main, called, beside = words.OTHER_DIAGNOSES[name]
-        tissues = [main] * int(rng.integers(1, 3)) + list(beside)
+        main, diagnosis, adjacent = words.OTHER_DIAGNOSES[name]
+        tissues = [main] * int(rng.integers(1, 3)) + list(adjacent)
         micro = " ".join(_other_sentence(rng, tissues[row]) for row in rng.permutation(len(tissues)))
-        line = diagnosis_line(rng, words.OTHER_PROCEDURES, organ, called)
+        line = diagnosis_line(rng, words.OTHER_PROCEDURES, organ, diagnosis)
         text = _case_report(rng, organ, micro, line, words.OTHER_CLINICAL, words.OTHER_GROSS)
         patient = f"B{number * 4 // 5:05d}"
         yield CaseReport(f"synthetic-{organ}-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, "")
@@ -155,7 +155,7 @@ def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
     if diagnosis.low is not None:
         grade = "low" if rng.random() < diagnosis.low else "high"
         areas, tumour = (count + 1) // 2, LOW if grade == "low" else HIGH
-    others = rng.choice(list(diagnosis.beside), count - areas, replace=False, p=list(diagnosis.beside.values()))
+    others = rng.choice(list(diagnosis.adjacent), count - areas, replace=False, p=list(diagnosis.adjacent.values()))
     tissue = rng.permutation(np.concatenate([np.full(areas, tumour), others]).astype(np.int64))
     latents = Latents(
         tissue=tissue,

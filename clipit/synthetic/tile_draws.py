@@ -105,4 +105,4 @@ def draw_captions(
                 f"{text}, {choose(status_rng, phrases)}" if status_rng.random() < chance else text
                 for text in captions[row]
             ]
-    return [tuple(of_tile) for of_tile in captions]
+    return [tuple(texts) for texts in captions]

@@ -110,7 +110,7 @@ def test_tiles_have_the_status_and_the_grade_of_their_case(world: Path) -> None:
             assert row["label"] == f"tumour_{case.grade}_grade"
         else:
             assert (row["status"], row["grade"], row["shows"]) == ("not_tumour", "not_tumour", "0")
-            assert CLASSES.index(row["label"]) in DIAGNOSES[case.diagnosis].beside
+            assert CLASSES.index(row["label"]) in DIAGNOSES[case.diagnosis].adjacent
         assert row["shows"] == "0" or row["status"] == "mutated"
     assert {row["centre"] for row in rows(world)} <= {"6", "7"}
     assert {row["centre"] for row in rows(world, "tiles_shift")} <= {"8", "9"}

@@ -81,13 +81,13 @@ def test_diagnoses_come_as_often_as_stated(cases: list[CaseReport]) -> None:
     for name, diagnosis in DIAGNOSES.items():
         spread = (diagnosis.share * (1 - diagnosis.share) / len(cases)) ** 0.5
         assert abs(count[name] / len(cases) - diagnosis.share) < 4 * spread
-        assert abs(sum(diagnosis.beside.values()) - 1) < 1e-9
+        assert abs(sum(diagnosis.adjacent.values()) - 1) < 1e-9
     assert abs(sum(diagnosis.share for diagnosis in DIAGNOSES.values()) - 1) < 1e-9
 
 
 def chance_of(tissue: int, name: str, draws: int) -> float:
     """By listing all ordered draws without replacement: that the tissue is among them."""
-    beside = DIAGNOSES[name].beside
+    beside = DIAGNOSES[name].adjacent
     total = 0.0
     for drawn in permutations(beside, draws):
         left, chance = 1.0, 1.0

@@ -55,7 +55,8 @@ def dawid_skene(
     """Estimate true classes and confusion matrices by EM, initialised with vote shares.
 
     Formulas: E step p(k | i) ~ priors_k prod_v confusions[a_v, k, l_v]; M step confusions[a, k, l] ~ s + sum over the
-    votes of a for l of p(k | i), priors_k ~ s + sum_i p(k | i), with smoothing s (a Dirichlet prior of 1 + s).
+    votes of a for l of p(k | i), priors_k ~ s + sum_i p(k | i), with smoothing s (a symmetric Dirichlet prior with
+    concentration 1 + s).
 
     Args:
         votes: Labels given by the annotators. Anonymous votes count as repeated labels of one annotator, so that all
@@ -64,7 +65,7 @@ def dawid_skene(
         smoothing: Pseudo-count s of each cell; 0 gives maximum-likelihood estimates, with probabilities of at least
             1e-10.
         iterations: Maximum number of iterations.
-        tolerance: Increase of the objective per label below which EM stops.
+        tolerance: EM stops when the objective per label increases by less than this value.
 
     Raises:
         DataError: There are no labels.

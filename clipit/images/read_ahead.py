@@ -40,7 +40,7 @@ _NOTABLE = 0.1
 
 @dataclass
 class ReadingClock:
-    """Time that a loop waits for its batches, and what the reading threads do meanwhile.
+    """Time that a loop spends waiting for batches, and how the reading threads spend theirs.
 
     Attributes:
         start: Time at which the clock was started, in seconds.
@@ -124,7 +124,7 @@ def _queued() -> float:
 
 
 def _thread_cost() -> _Cost:
-    """Return the seconds, seconds on a core, seconds waiting for a core, and blocks of this thread so far."""
+    """Return the wall-clock time, CPU time, time waiting for a core, and blocks read, of this thread so far."""
     return time.perf_counter(), time.thread_time(), _queued(), _blocks()
 
 
@@ -138,7 +138,7 @@ def check_batches(batch_size: object, workers: object) -> None:
     """Validate the batch size and the number of reading threads.
 
     Raises:
-        ConfigError: A number is not a whole number, or too small.
+        ConfigError: A value is not a whole number, or is too small.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
@@ -180,7 +180,7 @@ def read_ahead(
         clock: Clock that is advanced by the time spent waiting and reading.
 
     Raises:
-        Exception: The first error of `read`, at the batch in which it occurs.
+        Exception: The first error raised by `read`, when its batch is reached.
     """
     clock = ReadingClock() if clock is None else clock
     clock.threads = pool._max_workers

@@ -38,12 +38,12 @@ def spelled_alike(names: Iterable[str], *, numbered: bool = True) -> list[str]:
     """List names that differ only in spelling.
 
     Names differ only in spelling if they are the same number, like 1, 01 and 1.0, or the same letters before the same
-    number, like P01, P-1 and P_1, or are equal except for letter case, spaces, separators and the zeros before numbers
+    number, like P01, P-1 and P_1, or are equal except for letter case, spaces, separators and leading zeros
     (S24-00123, S24_123), kinds of quotes and dashes, invisible characters, and letters that look like Latin ones.
 
     Args:
         names: Names to compare with each other.
-        numbered: Whether names that differ in separators or the zeros before a number, such as P01, P-1 and P_1, are
+        numbered: Whether names that differ in separators or leading zeros, such as P01, P-1 and P_1, are
             the same name.
     """
     names_of: dict[str, list[str]] = {}

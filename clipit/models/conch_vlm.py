@@ -1,6 +1,6 @@
 """CONCH, loaded with its own package (`conch`) and tokeniser.
 
-Tested with the public package and random weights in the layout of its checkpoint; not tested with the released
+Tested with the public package and random weights laid out as in its checkpoint; not tested with the released
 weights, which are gated.
 """
 

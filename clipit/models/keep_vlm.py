@@ -1,6 +1,6 @@
-"""KEEP, loaded with the Python code of its own repository, if the user trusts that code.
+"""KEEP, loaded with the Python code from its own repository, if the user trusts that code.
 
-Tested with random weights, and code and files in the layout of the release; not tested with the released weights.
+Tested with random weights, using code and files laid out as in the release; not tested with the released weights.
 """
 
 import shutil
@@ -31,7 +31,7 @@ _WEIGHTS = CLIP_WEIGHTS[:2]
 _ATTRIBUTES = ("encode_image", "encode_text", "visual", "logit_scale")
 """Attributes that the model must have."""
 _COPIED = ["*.json", "*.py", "*.txt"]
-"""Patterns of the files with code, configuration and tokeniser."""
+"""Glob patterns for the code, configuration and tokeniser files."""
 _LAYER_SCALES: dict[str, Any] = {}
 """Classes that replace timm's `LayerScale` in imported code, by the name of its module."""
 

@@ -49,7 +49,7 @@ class ModelLicence:
 
     @property
     def forbids_derivatives(self) -> bool:
-        """Whether the licence forbids sharing changed copies of the weights."""
+        """Whether the licence forbids sharing modified copies of the weights."""
         return "-ND" in self.licence.upper()
 
     @property
@@ -66,7 +66,7 @@ def model_licences(spec: ClassifierSpec) -> list[ModelLicence]:
     """Look up the licences of a classifier's backbone (first) and of the VLMs that it was trained with."""
     backbone = str(spec.provenance.get("backbone", {}).get("name", _UNKNOWN))
     teachers = spec.provenance.get("vlms")
-    if not isinstance(teachers, list):  # classifiers of earlier versions do not list them
+    if not isinstance(teachers, list):  # classifiers from earlier versions do not list them
         teachers = [spec.vlm["name"]] if spec.vlm else []
     return [
         _look_up("backbone", backbone, BACKBONES),

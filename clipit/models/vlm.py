@@ -53,7 +53,7 @@ class VLM:
         logit_scale: Learnt factor that multiplies cosine similarities.
         fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
         precision: `fp32`, or the data type of autocast.
-        quick_gelu: Configured value; None to follow the model's own configuration or the table.
+        quick_gelu: Configured value; None to follow the model's own configuration or its entry in `VLMS`.
         adapter: Base VLM, tuning and towers of the merged adapter; None without an adapter.
     """
 
@@ -108,7 +108,7 @@ class VLM:
         if truncated:
             logger.warning(
                 f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the context length "
-                f"of {self.name} ({self.context_length} tokens); {counted(tokens, 'token is', 'tokens are')} truncated"
+                f"of {self.name} ({self.context_length} tokens); {counted(tokens, 'token is', 'tokens are')} dropped"
                 " in total"
             )
 
@@ -139,7 +139,7 @@ class VLM:
         """Encode pixels from `preprocess.pixels` as un-normalised float32 embeddings.
 
         Raises:
-            ModelError: The pixels do not have the size of the preprocessing, or the VLM has no such space.
+            ModelError: The pixels do not have the size that the preprocessing produces, or the VLM has no such space.
         """
         self.dim(space)
         size = self.preprocess.size
@@ -217,9 +217,9 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the model differs from its
-            entry in the table or embeds a text differently in a batch, or its adapter is missing, damaged or made for
+            entry in `VLMS` or embeds a text differently in a batch, or its adapter is missing, damaged or made for
             a different VLM.
-        ConfigError: A path is given for a name that is not in the table.
+        ConfigError: A path is given for a name that is not in `VLMS`.
     """
     device = torch.device(device)
     spec = VLMS.get(config.name)
@@ -232,7 +232,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         raise ModelError(
             f"the logit scale must be positive and finite, not {towers.logit_scale}",
             where=towers.source,
-            fix="check logit_scale in the weights, which contains its logarithm",
+            fix="check logit_scale in the weights; it stores the logarithm of the scale",
         )
     with foreign_errors(
         config.name,

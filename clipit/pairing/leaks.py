@@ -72,7 +72,7 @@ def find_leaks(
     """Find all leaks, sorted by kind, then by id.
 
     Args:
-        config: Thresholds, and whether to search for exact and near copies.
+        config: Thresholds, and whether to search for exact copies and near-duplicates.
         image_hashes: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
             comparison of pixels.
         reports: Reports that supply the snippets.
@@ -177,7 +177,7 @@ def find_copies(
 ) -> dict[str, Leak]:
     """Find tiles of a new data set that are copies of training or validation tiles.
 
-    Exact copies take precedence over similar images, which are found only if both hashes are `Fingerprints`
+    Exact copies take precedence over near-duplicates, which are found only if both hashes are `Fingerprints`
     (`near_leaks`). Of several identical tiles, the one with the lowest id is returned.
 
     Args:

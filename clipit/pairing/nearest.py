@@ -1,4 +1,4 @@
-"""Exact k-nearest-neighbour search: candidates from matrix products, rescored exactly, ties broken by id."""
+"""k-nearest-neighbour search: candidates from matrix products or an index, rescored exactly, ties broken by id."""
 
 from dataclasses import dataclass
 
@@ -74,7 +74,7 @@ def shards_of_process(stored: StoredRows, shared: bool) -> range:
 def exact_cosines(
     queries: Float32[np.ndarray, "q dim"], stored: StoredRows, rows: Int[np.ndarray, "q k"]
 ) -> Float32[np.ndarray, "q k"]:
-    """Compute the rounded cosines of queries with their candidates; -inf for rows of -1.
+    """Compute the rounded cosines of queries with their candidates; -inf where the candidate row is -1.
 
     The order of operations does not depend on the number of queries. Vectors are read in the order of the store, in
     blocks of bounded size.

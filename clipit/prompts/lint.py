@@ -189,6 +189,6 @@ def _check_lengths(prompts: PromptSet, count_tokens: TokenCounter | None, budget
         if over:
             problem = (
                 f"{counted_of(len(over), len(counts), 'text has', 'texts have')} more than {budget} tokens; "
-                f"{counted(sum(over), 'token is', 'tokens are')} truncated in total"
+                f"{counted(sum(over), 'token is', 'tokens are')} dropped in total"
             )
             yield LintMessage("warning", f"classes.{name}", problem, "shorten its names or the templates")

@@ -32,7 +32,7 @@ _LIMITS = frozenset({255, 256, 500, 512, 1000, 1024, 2000, 2048, 4000, 4096, 800
 _MIN_LIMIT = 200  # characters; shorter reports may have equal lengths by chance
 
 
-def count_misread(texts: Sequence[str]) -> str:
+def describe_misread(texts: Sequence[str]) -> str:
     """Describe how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
     matches = [match.group() for text in texts if (match := _MISREAD.search(text))]
     if not matches:
@@ -44,7 +44,7 @@ def count_misread(texts: Sequence[str]) -> str:
     )
 
 
-def count_escaped(texts: Sequence[str]) -> str:
+def describe_escaped(texts: Sequence[str]) -> str:
     """Describe how many texts contain escape sequences of other formats; "" if none do."""
     matches = [match.group() for text in texts if (match := _ESCAPED.search(text))]
     if not matches:
@@ -56,10 +56,10 @@ def count_escaped(texts: Sequence[str]) -> str:
     )
 
 
-def count_truncated(texts: Collection[str]) -> str:
+def describe_truncated(texts: Collection[str]) -> str:
     """Describe how many texts another program has probably truncated; "" if none were.
 
-    Truncated texts have the same length, which no other text exceeds, and end within a sentence. One text is enough if
+    Truncated texts have the same length, which no other text exceeds, and end mid-sentence. One text is enough if
     its length is a common limit of databases and spreadsheets.
     """
     longest = max(map(len, texts), default=0)
@@ -67,8 +67,8 @@ def count_truncated(texts: Collection[str]) -> str:
     if longest < _MIN_LIMIT or len(cut) < (1 if longest in _LIMITS else 3):
         return ""
     return (
-        f"{counted(len(cut), 'report has', 'reports have')} exactly {longest:,} characters, more than any other, and "
-        "end within a sentence: another program has probably truncated them; export the reports again"
+        f"{counted(len(cut), 'report ends', 'reports end')} mid-sentence at exactly {longest:,} characters, and no "
+        "report is longer: another program has probably truncated them; export the reports again"
     )
 
 
@@ -147,7 +147,7 @@ def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
 
 
 def _encoding_hint(data: bytes) -> str:
-    """Suggest an encoding, from a byte order mark or from bytes that only some encodings use for letters."""
+    """Suggest an encoding, from a byte order mark or from bytes that are printable characters only in some encodings."""
     if data.startswith(_UTF32_MARKS):
         return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):

@@ -47,7 +47,7 @@ def filter_snippets(
         texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
 
     def rescue(passes: Sequence[bool]) -> list[bool]:
-        """Keep short diagnoses; those of more than three words only with the packaged prompts, which are general."""
+        """Keep short diagnoses; those of more than three words only with the packaged prompts, which fit any organ."""
         if checks is None or not checks.short_diagnoses:
             return list(passes)
         short = [
@@ -139,7 +139,7 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
 _BRIEF = 3
 """Maximum number of readable words in a text that only has to name a diagnosis; longer texts must affirm an entity."""
 _MAX_DIAGNOSIS = 6
-"""Maximum number of readable words in a short diagnosis, without the label or site before a colon."""
+"""Maximum number of readable words in a short diagnosis, not counting the label or site before a colon."""
 _ENTITY = re.compile(rf"(?i){DISEASE}|\bpolyps?\b")
 
 

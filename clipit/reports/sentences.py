@@ -62,7 +62,7 @@ class _Splitter:
         self._heading = ""
 
     def line(self, line: str) -> None:
-        """Split one line at its headings and sentences."""
+        """Split one line into headings and sentences."""
         headings = _find_headings(line)
         ends = {start: end for start, end, _ in headings}
         names = {start: name for start, _, name in headings}
@@ -122,7 +122,11 @@ def _outside(headings: list[tuple[int, int, str]], offsets: list[int]) -> list[i
 
 
 def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
-    """Return whether a match is a heading: it has a colon, or is in capitals, in title case or alone on its line."""
+    """Return whether a match is a heading: it has a colon, or is not just a mention and looks like a heading.
+
+    A match in capitals looks like a heading. So does a strong match in title case or alone on its line, and a weak
+    match at the start of the line.
+    """
     if ":" in (match["colon"] or ""):
         return True
     if MENTION.search(line[max(0, match.start() - 20) : match.start()]):
@@ -158,7 +162,7 @@ def _sentence_starts(text: str) -> list[int]:
 
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Return whether the mark at `dot` ends the sentence that starts at `begin`; `after` is the next start."""
+    """Return whether the mark at `dot` ends the sentence that starts at `begin`, so that the next starts at `after`."""
     following = text[after : after + 8].lstrip("\"'([¿¡«- ")
     if following[:1].islower():  # non-ASCII letters; the pattern excludes only a to z
         return False

@@ -173,7 +173,7 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
 
 
 def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:
-    return DataError(f"a text is not valid UTF-8: {error.reason}", where=where, fix="save the table again as UTF-8")
+    return DataError(f"the text is not valid UTF-8: {error.reason}", where=where, fix="save the table again as UTF-8")
 
 
 def _not_convertible(error: Exception, where: object) -> DataError:
@@ -295,7 +295,7 @@ def _cell(value: Any, column: str, where: str) -> str | None:
     """Convert the id, organ, group, label or date of a report to text; None if it is empty, null or NaN.
 
     Raises:
-        DataError: The value is a list, or has a line break or characters that are not valid Unicode.
+        DataError: The value is a list, or contains a line break, another control character or invalid Unicode.
     """
     try:
         return cell_text(value) or None

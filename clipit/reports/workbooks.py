@@ -1,4 +1,4 @@
-"""Read a sheet of an Excel workbook (.xlsx) as a table of texts."""
+"""Read a sheet of an Excel workbook (.xlsx) as a table of strings."""
 
 import functools
 import logging
@@ -29,9 +29,9 @@ _CHUNK, _MAX_TAG = 2**20, 200  # number of bytes read at once, and maximum lengt
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
 """Control characters as Excel stores them, such as _x000D_ for a carriage return; openpyxl does not decode them."""
 _FORMAT_PART = re.compile(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)(?:-[^\]]*)?\]|([0#?])|[_*].|\[[A-Za-z]+\]|([-+() :])')
-"""Parts of a number format: quoted text, an escaped character, a locale's text, a digit placeholder, a space as wide as
-a character, a colour, and characters that need no quotes. Formats with other parts, such as a decimal point, are not
-applied."""
+"""Parts of a number format: quoted text, an escaped character, a currency symbol with or without a locale code, a digit
+placeholder, a space as wide as a character, a colour, and characters that need no quotes. Formats with other parts,
+such as a decimal point, are not applied."""
 _MISSING = ("#N/A", "#NULL!")  # error values that mark missing values
 
 
@@ -166,7 +166,9 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
     if name is not None:
         if name not in sheets:
             raise DataError(
-                f"no sheet {name!r} with cells; the sheets are {shown(list(sheets))}", where=path, fix=f"set {key}"
+                f"no worksheet {name!r}; the worksheets are {shown(list(sheets))}",
+                where=path,
+                fix=f"set {key} to one of them",
             )
         return sheets[name]
     filled = [title for title, sheet in sheets.items() if any(c.value for row in _filled_rows(sheet) for c in row)]

@@ -53,7 +53,7 @@ def is_slide(path: Path) -> bool:
 def is_pyramid(path: Path) -> bool:
     """Return whether a file with a TIFF suffix is a slide, that is, contains several levels.
 
-    If a file has a single page, only its header is read, so that many files can be checked.
+    If a file has a single page, only its header is read, so that checking many files is fast.
     """
     if path.suffix.lower() not in _TIFF or not is_slide(path):
         return False
@@ -114,7 +114,7 @@ def _open(path: Path) -> SlideFile:
         raise DataError(
             "VSI slides (Olympus) cannot be read",
             where=path,
-            fix="convert it to a pyramidal OME-TIFF, with QuPath (Export images) or Bio-Formats (bfconvert)",
+            fix="convert the slide to a pyramidal OME-TIFF with QuPath (Export images) or Bio-Formats (bfconvert)",
         )
     openslide = import_openslide()
     if suffix in _TIFF and is_ome_tiff(path):
@@ -258,7 +258,10 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
 
 
 def _tiff_mpp(path: Path) -> float | None:
-    """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre; those per inch are for printing."""
+    """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre.
+
+    A resolution in pixels per inch is ignored, because it usually describes the print size.
+    """
     with noted(str(path)), Image.open(path) as image:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)

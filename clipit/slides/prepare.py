@@ -94,7 +94,7 @@ class PreparedSlide:
     @property
     def origin(self) -> tuple[int, int]:
         """Left and upper edge of the scanned area in level-0 pixels."""
-        x, y = self.facts.get("origin", (0, 0))  # missing in artefacts of earlier versions
+        x, y = self.facts.get("origin", (0, 0))  # missing in artefacts from earlier versions
         return int(x), int(y)
 
     @property
@@ -202,7 +202,7 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
         "tiles": config.model_dump(mode="json", exclude={"contours", "grids", "tiles_per_slide"}),
     }
     if contours is not None and b"ignore" in contours.read_bytes().lower():
-        inputs["ignored"] = "cut out"  # grids of earlier versions include these areas
+        inputs["ignored"] = "cut out"  # grids from earlier versions include these areas
     folder = artifact_folder(Path(config.grids).expanduser(), KIND, inputs)
     if not (folder / MANIFEST).is_file():
         with locked(folder):

@@ -94,7 +94,7 @@ class Store:
         return {}
 
     def shard(self, number: int) -> Float[np.ndarray, "_ dim"]:
-        """Memory-map a shard, in its stored precision; the processes of a machine share the pages."""
+        """Memory-map a shard, in its stored precision; processes on the same machine share the pages."""
         return self.artifact.array(f"emb-{number:05d}.npy", "r")
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
@@ -227,7 +227,7 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:
-    """Drop each word of a text with probability `share`, reproducibly by (seed, key); keep at least one word."""
+    """Drop each word of a text with probability `share`, reproducibly for a given seed and key; keep at least one word."""
     words = text.split()
     number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
     keep = np.random.default_rng(number).random(len(words)) >= share
@@ -315,7 +315,7 @@ def write_embeddings(
     encode: Callable[[int, int, Advance], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
-    """Write the embeddings of a VLM in half precision, as unit vectors in the joint space; return the store's facts.
+    """Write the embeddings of a VLM in half precision, unit-norm if in the joint space; return the store's facts.
 
     Args:
         encode: Function from the first and last (exclusive) row of a shard to its vectors; it advances the progress

@@ -35,7 +35,7 @@ class AnnotatedTiles:
 
         Args:
             tiles: Tiles before any are held out.
-            tests: True to hold out test tiles, stratified by the labels that they are scored on; False to hold out
+            tests: True to hold out test tiles, stratified by the labels that they are scored against; False to hold out
                 validation tiles, stratified by the majority vote of the training annotators.
         """
         if tests and self.config.test_labels == "source":

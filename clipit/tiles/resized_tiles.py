@@ -1,4 +1,4 @@
-"""Cache resized tiles on disk: one memory-mapped array, shared by runs and by the processes of a machine."""
+"""Cache resized tiles on disk: one memory-mapped array, shared by runs and by processes on the same machine."""
 
 import logging
 import os

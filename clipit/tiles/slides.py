@@ -152,7 +152,7 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
     """Describe slides that have unread content or a doubtful resolution, or are coarser than their tiles."""
     notes = []
-    # artefacts of earlier versions lack `remark` and `doubt`
+    # artefacts from earlier versions lack `remark` and `doubt`
     unread = [f"{slide.name}: {slide.facts['remark']}" for slide in slides if slide.facts.get("remark")]
     if unread:
         notes.append(

@@ -17,7 +17,7 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Split for each source name (in lower case) that needs no configuration."""
+"""Split for each split name, in lower case, that is recognised without configuration."""
 
 DROPPED = "\0dropped"
 """Placeholder for labels that map to no class; no file or folder can have this name."""
@@ -37,14 +37,14 @@ class SourceTiles:
     mpp: Sequence[float]
     """Micrometres per pixel; nan if unknown."""
     stamps: Sequence[str]
-    """Stamp of each image's content; it changes if the file is replaced."""
+    """Stamp of each image: a string that changes if the file is replaced."""
     reader: Reader
     where: str
     """Path or id of the source, for error messages."""
     classes: tuple[str, ...] | None = None
     """Classes of the data set in its own order; None to sort the names in the data."""
     split_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """Split for each source name, for splits that the configuration does not map."""
+    """Default mapping from the source's split names to splits, for names that the configuration does not map."""
     notes: tuple[str, ...] = ()
     paths: Sequence[str] = ()
     """Path of each tile, if the ids are not the paths."""
@@ -81,16 +81,15 @@ def check_group_names(names: Collection[str], where: str) -> tuple[str, ...]:
         A warning if there are groups such as A1 and A-1, or S24-0012 and S24_12, which may also be different patients.
 
     Raises:
-        DataError: Two groups differ only in spelling in any other way.
+        DataError: Two groups differ only in spelling, other than in separators or leading zeros.
     """
-    fix = "use one spelling for each patient or slide; if they differ, make their names less similar"
+    fix = "use one spelling for each patient or slide; if they are different patients or slides, make their names less similar"
     _check_spelling("groups", names, where, fix, numbered=False)
     numbered = spelled_alike(set(names))
     if not numbered:
         return ()
     return (
-        "WARNING: groups that differ only in separators or the zeros before numbers count as different patients or "
-        "slides: "
+        "WARNING: groups that differ only in separators or leading zeros count as different patients or slides: "
         f"{shortlist(numbered)}; if they are the same, use one spelling",
     )
 
@@ -101,7 +100,7 @@ def check_annotator_names(names: Iterable[str], where: object) -> None:
     Raises:
         DataError: Two annotators differ only in spelling.
     """
-    fix = "use one spelling for each annotator; if they differ, make their names less similar"
+    fix = "use one spelling for each annotator; if they are different people, make their names less similar"
     _check_spelling("annotators", names, where, fix)
 
 

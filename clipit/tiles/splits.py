@@ -52,7 +52,7 @@ def split_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str
 
     Args:
         configured: Source names of each split (`tiles.splits`).
-        known: Split for each source name, for splits that are not configured.
+        known: Default mapping from the source's split names to splits, for names that are not configured.
 
     Raises:
         ConfigError: A name occurs twice.

@@ -83,7 +83,7 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
 
 
 def _bad_braces(pattern: str, problem: str) -> DataError:
-    return DataError(problem, where=pattern, fix="write tiles.path such as shards/train-{000..123}.tar")
+    return DataError(problem, where=pattern, fix="set tiles.path to a pattern such as shards/train-{000..123}.tar")
 
 
 def list_shards(path: str) -> list[Path]:
@@ -202,7 +202,7 @@ def _damaged(path: Path, problem: str) -> DataError:
 
 
 class TarReader:
-    """Reader for members of shards by row; each process opens the shards itself."""
+    """Read shard members by row number; each process opens the shards itself."""
 
     def __init__(
         self,

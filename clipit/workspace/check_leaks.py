@@ -51,9 +51,9 @@ class _Comparable(NamedTuple):
     Attributes:
         equal: Number of tiles checked for identical images.
         plain: Number of tiles of a single colour, which are not checked for identical images.
-        similar: Number of tiles checked for similar images.
-        flat: Number of nearly empty tiles, which are not checked for similar images.
-        in_two_splits: Whether at least two splits have tiles that were checked for similar images or, without this
+        similar: Number of tiles checked for near-duplicates.
+        flat: Number of nearly empty tiles, which are not checked for near-duplicates.
+        in_two_splits: Whether at least two splits have tiles that were checked for near-duplicates or, without this
             check, for identical ones.
     """
 
@@ -171,7 +171,7 @@ def _comparisons_made(
     if pixels != "off" and images.equal:
         lines.append(f"identical images among {counted(images.equal, 'tile')}")
     if pixels == "near" and images.similar:
-        lines.append(f"similar images among {counted(images.similar, 'tile')}")
+        lines.append(f"near-duplicates among {counted(images.similar, 'tile')}")
     with_patient = sum(bool(patient_of(report)) for report in reports)
     if with_patient and any(count for split, (count, _) in known.items() if split != "train"):
         lines.append(f"patients of {with_patient:,} of {counted(len(reports), 'report')}")
@@ -187,7 +187,7 @@ def leaks_table(leaks: Sequence[Leak]) -> str:
         rows.append([kind, split or "reports", other, *counts, f"{group[0].id} ~ {group[0].other_id}"])
     if not rows:
         return "no leaks found"
-    return markdown_table(("kind", "from", "into", "number from", "number into", "example"), rows, left=3)
+    return markdown_table(("kind", "from", "into", "from (count)", "into (count)", "example"), rows, left=3)
 
 
 def list_patients(leaks: Sequence[Leak]) -> list[str]:
@@ -205,9 +205,9 @@ def list_patients(leaks: Sequence[Leak]) -> list[str]:
 
 
 def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
-    """Explain what similar images in two splits suggest, if no tile has a known patient or slide."""
+    """Explain what near-duplicates in two splits suggest, if no tile has a known patient or slide."""
     if (patients(tiles.groups, tiles.ids) == "").all() and any(leak.kind == "near" for leak in leaks):
-        return ["similar images in two splits often show the same patient or slide, so further tiles may leak"]
+        return ["near-duplicates in two splits often show the same patient or slide, so further tiles may leak"]
     return []
 
 
@@ -227,16 +227,18 @@ def _unchecked(source: str, pixels: str, reports: Sequence[Any], images: _Compar
     lines = []
     card = DATASETS.get(source)
     if card is not None and card.group_kind:
-        lines.append(f"patients: {card.title} names only the {card.group_kind} of a tile, which is its group here")
+        lines.append(f"patients: {card.title} names only the {card.group_kind} of a tile, which is used as its group")
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
         lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")
     if images.plain:
         lines.append(f"identical images among {counted(images.plain, 'tile')} of a single colour")
     if pixels != "near":
-        lines.append(f"near-duplicates: leaks.pixels is {pixels}")
+        kinds = "identical images, near-duplicates" if pixels == "off" else "near-duplicates"
+        lines.append(f"{kinds}: leaks.pixels is {pixels}")
     elif images.flat:
         lines.append(
-            f"near-duplicates among {counted(images.flat, 'nearly empty tile')} (grey deviation below {spread:g})"
+            f"near-duplicates among {counted(images.flat, 'nearly empty tile')} (standard deviation of grey values "
+            f"below {spread:g})"
         )
     return lines

@@ -97,8 +97,8 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     ids = sorted(copies)
     near = sum(leak.kind == "near" for leak in copies.values())
     message = (
-        f"{counted_of(len(ids), len(tests), 'shifted tile has', 'shifted tiles have')} the image of a training or "
-        "validation tile"
+        f"{counted_of(len(ids), len(tests), 'shifted tile has', 'shifted tiles have')} the same image as a "
+        "training or validation tile"
     )
     message += f" ({counted(near, 'image is', 'images are')} similar, not identical)" if near else ""
     if policy == "error":
@@ -106,7 +106,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
             "remove these tiles from one of the two sets, or set --leaks.policy=exclude to drop them from this set, or "
             "--leaks.policy=note to only log them"
         )
-        pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(copies.items())]
+        pairs = [f"{leak.other_id} (copy of {leak.id})" for _, leak in sorted(copies.items())]
         raise DataError(f"{message}: {shortlist(pairs)}", where=where, fix=fix)
     if policy == "exclude" and len(ids) == len(tests):
         raise DataError(f"no tiles remain after dropping leaks; {message}", where=where, fix="use other tiles")
@@ -181,7 +181,7 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
         return
     message = (
         f"{counted(len(shared), 'patient of the shifted set is', 'patients of the shifted set are')} also in "
-        f"training: {shortlist(sorted(shared))}"
+        f"training or validation: {shortlist(sorted(shared))}"
     )
     if policy != "note":
         fix = "remove these patients from one of the two sets, or set leaks.policy=note"

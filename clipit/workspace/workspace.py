@@ -33,7 +33,7 @@ from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles, with_report_policy
-from clipit.workspace.near_copies import warn_of_near_copies
+from clipit.workspace.near_duplicates import warn_about_near_duplicates
 from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
 from clipit.workspace.tile_reading import (
     artefacts_of,
@@ -106,7 +106,7 @@ class Workspace:
 
         def check() -> TileSet:
             kept = enforce_on_tiles(self.tiles_as_read, self.config)
-            return note_many_classes(warn_of_near_copies(kept, self.config))
+            return note_many_classes(warn_about_near_duplicates(kept, self.config))
 
         tiles: TileSet = self.cached(key, check)
         return tiles

@@ -53,7 +53,7 @@ def test_copies_of_training_tiles_are_an_error(
 ) -> None:
     made = Workspace(configure({"output": str(tmp_path)}))
     with pytest.raises(
-        DataError, match=r"(?s)1 of 24 shifted tiles has the image of a training.*test-003.*leaks\.policy=excl"
+        DataError, match=r"(?s)1 of 24 shifted tiles has the same image as a training.*test-003.*leaks\.policy=excl"
     ):
         shifted_tiles(made, elsewhere)
 
@@ -93,7 +93,7 @@ def test_near_duplicates_of_training_tiles_are_found_with_pixels_near(
     made = Workspace(configure({"output": str(tmp_path / "near")}, **exclude, **{"leaks.pixels": "near"}))
     kept = shifted_tiles(made, elsewhere).ids.tolist()
     assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
-    (told,) = [line for line in said if "have the image of a training or validation tile" in line]
+    (told,) = [line for line in said if "have the same image as a training or validation tile" in line]
     assert "(1 image is similar, not identical)" in told
     listed = json.loads(Path(told.partition("listed in ")[2]).read_text(encoding="utf-8"))["leaks"]
     assert [(leak["kind"], leak["id"], leak["other_id"]) for leak in listed] == [

@@ -88,7 +88,7 @@ def test_token_budget_counts_what_is_cut() -> None:
     prompts = PromptSet("x", "1", ("{}", "an image of {}"), {"a": ("fat cells here",), "b": ("stroma",)})
     found = lint_prompts(prompts, None, lambda texts: [len(text.split()) for text in texts], 4)
     assert keys(found) == [("warning", "classes.a")]
-    assert found[0].problem == "1 of 2 texts has more than 4 tokens; 2 tokens are truncated in total"
+    assert found[0].problem == "1 of 2 texts has more than 4 tokens; 2 tokens are dropped in total"
 
 
 def test_fold() -> None:

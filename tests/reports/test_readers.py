@@ -367,7 +367,7 @@ def test_missing_values_of_parquet(tmp_path: Path) -> None:
 def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
     wrong = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9"))
     pq.write_table(pa.table({"text": wrong}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a text is not valid UTF-8(.|\n)*a\.parquet"):
+    with pytest.raises(DataError, match=r"the text is not valid UTF-8(.|\n)*a\.parquet"):
         read(tmp_path / "a.parquet")
 
 

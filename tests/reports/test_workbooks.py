@@ -61,7 +61,7 @@ def test_one_of_several_sheets_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 sheets contain data: Sheet, Reports(.|\n)*reports\.sheet"):
         read(path)
     assert len(read(path, sheet="Reports").reports) == 1
-    with pytest.raises(DataError, match=r"no sheet 'reports' with cells; the sheets are Sheet, Reports"):
+    with pytest.raises(DataError, match=r"no worksheet 'reports'; the worksheets are Sheet, Reports"):
         read(path, sheet="reports")
 
 
@@ -204,7 +204,7 @@ def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
     caplog.set_level("INFO")
     assert len(read(path).reports) == 1
     assert "note: r.xlsx: reading the sheet Reports (hidden); empty: Sheet" in caplog.text
-    with pytest.raises(DataError, match=r"no sheet 'Plot' with cells; the sheets are Sheet, Reports \(hidden\)"):
+    with pytest.raises(DataError, match=r"no worksheet 'Plot'; the worksheets are Sheet, Reports \(hidden\)"):
         read(path, sheet="Plot")
     book.remove(book["Sheet"])
     book.remove(book["Reports"])

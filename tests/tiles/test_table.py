@@ -624,7 +624,7 @@ def test_patients_that_differ_in_the_sign_before_a_number_may_be_different(tmp_p
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
     assert len({*tiles.groups}) == 6
     (note,) = [note for note in tiles.notes if "A-0" in note]
-    assert note.startswith("WARNING: groups that differ only in separators or the zeros before numbers")
+    assert note.startswith("WARNING: groups that differ only in separators or leading zeros")
     assert "'A-1' and 'A1'" in note
 
 

@@ -119,7 +119,7 @@ def test_what_is_known_of_patients_is_said(configure: MakeConfig, tmp_path: Path
     keys = {"tiles.source": "sicapv2", "tiles.path": str(tmp_path / "set"), "tiles.images": None}
     said = capture_log()
     check_leaks(configure(keys, output=str(tmp_path / "out")), "exact")
-    assert "not checked: patients: SICAPv2 names only the slide of a tile, which is its group here" in said[-1]
+    assert "not checked: patients: SICAPv2 names only the slide of a tile, which is used as its group" in said[-1]
 
 
 def test_digests_alone_are_those_of_the_fingerprints(configure: MakeConfig, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_nearly_empty_tiles_are_not_counted_as_compared(
     found = json.loads(path.read_text())
     assert compared == similar
     assert any(line.startswith("identical images among") for line in found["checked"])
-    assert any(line.startswith("similar images among") for line in found["checked"]) == similar
+    assert any(line.startswith("near-duplicates among") for line in found["checked"]) == similar
     assert any(line.startswith("near-duplicates among") for line in found["not_checked"]) != similar
 
 

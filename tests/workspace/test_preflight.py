@@ -35,7 +35,7 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("clipit.models.vlm.load_vlm", refuse)
     monkeypatch.setattr("clipit.models.backbones.load_backbone", refuse)
-    for module in ("leak_policy", "near_copies"):
+    for module in ("leak_policy", "near_duplicates"):
         monkeypatch.setattr(f"clipit.workspace.{module}.tile_hashes", refuse)
     monkeypatch.setattr("clipit.workspace.leak_policy.tile_digests", refuse)
 

@@ -1,4 +1,4 @@
-"""Near copies between the splits of tiles whose patients are unknown."""
+"""Near-duplicates between the splits of tiles whose patients are unknown."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Search for similar images in different splits if the patients are unknown."""
+"""Search for near-duplicates in different splits if the patients are unknown."""
 
 import logging
 from dataclasses import replace
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 _MAX_TILES = 1000  # maximum number of compared tiles per split
 
 
-def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Warn about similar images in two splits if no tile has a known patient or slide. Call it in all processes.
+def warn_about_near_duplicates(tiles: TileSet, config: RunConfig) -> TileSet:
+    """Warn about near-duplicates in two splits if no tile has a known patient or slide. Call it in all processes.
 
     At most 1,000 tiles of each split, drawn reproducibly, are compared. Nothing is dropped; the warning is added to the
     notes of the returned tiles. If `leaks.pixels` is near, all tiles have already been compared; if `leaks.pixels` or

@@ -5,8 +5,8 @@ Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009). A trigg
 its status if the mention is in the trigger's scope. The scope ends with the sentence, at a terminating word such as
 "but", or after a few words.
 
-The lists below were compiled for pathology reports, as part of clipit. The published implementations, medspacy and negspacy,
-are not used because they depend on spaCy and its models.
+The lists below were compiled for pathology reports, as part of clipit. The published implementations, medspacy and
+negspacy, are not used because they depend on spaCy and its models.
 """
 
 from bisect import bisect_left, bisect_right
@@ -111,8 +111,9 @@ class Assertions:
         Triggers within a mention have no effect. Triggers are matched from left to right without overlap; of those that
         start at the same word, the longest is used. Two negations in a row ("not absent") cancel each other out. A
         mention that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to
-        the text after the trigger if it begins the sentence or a list item and is followed by a colon, "is" or "are": "Not excluded: MSI-H". Short
-        answers, counts of zero and check boxes also change the status of a mention (`denials.py`).
+        the text after the trigger if it begins the sentence or a list item and is followed by a colon, "is" or "are":
+        "Not excluded: MSI-H". Short answers, counts of zero and check boxes also change the status of a mention
+        (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence, in characters.

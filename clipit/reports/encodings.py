@@ -147,7 +147,7 @@ def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
 
 
 def _encoding_hint(data: bytes) -> str:
-    """Suggest an encoding, from a byte order mark or from bytes that are printable characters only in some encodings."""
+    """Suggest an encoding, from a byte order mark or from bytes that are printable only in some encodings."""
     if data.startswith(_UTF32_MARKS):
         return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):

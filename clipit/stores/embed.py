@@ -227,7 +227,7 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:
-    """Drop each word of a text with probability `share`, reproducibly for a given seed and key; keep at least one word."""
+    """Drop each word of a text with probability `share`, reproducibly for a seed and key; keep at least one word."""
     words = text.split()
     number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
     keep = np.random.default_rng(number).random(len(words)) >= share

@@ -83,7 +83,10 @@ def check_group_names(names: Collection[str], where: str) -> tuple[str, ...]:
     Raises:
         DataError: Two groups differ only in spelling, other than in separators or leading zeros.
     """
-    fix = "use one spelling for each patient or slide; if they are different patients or slides, make their names less similar"
+    fix = (
+        "use one spelling for each patient or slide; if they are different patients or slides, make their names less "
+        "similar"
+    )
     _check_spelling("groups", names, where, fix, numbered=False)
     numbered = spelled_alike(set(names))
     if not numbered:

@@ -86,7 +86,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         The votes on these tiles, and notes on labels for other tiles.
 
     Raises:
-        DataError: A label is outside the classes, no tile of the table is among `ids`, or a tile has two spellings.
+        DataError: A label is outside the classes, no tile in the table is among `ids`, or a tile has two spellings.
     """
     code_of = {name: code for code, name in enumerate(classes)}
     unknown = Counter(label for label in table.labels if label not in code_of)

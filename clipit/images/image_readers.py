@@ -228,8 +228,8 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Return the size and CRC-32 of each file in a zip by its path with slashes, from its central directory.
 
     Raises:
-        DataError: The zip is invalid or truncated, or contains two files of the same name, paths with `..`, encrypted
-            files, or files compressed by a method that Python does not support.
+        DataError: The zip is invalid or truncated, or contains two files with the same name, paths with `..`, encrypted
+            files, or files compressed with a method that Python does not support.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -27,7 +27,7 @@ class ImageSet:
 
     Attributes:
         ids: Unique names, such as paths relative to a folder.
-        stamps: Stamp of each image's content; it changes when the file is replaced.
+        stamps: Stamp of each image: a string that changes if the file is replaced.
         notes: Notes on the images, such as the number of skipped files.
         mpp: Micrometres per pixel of each image, NaN where unknown; empty if no input states them.
     """

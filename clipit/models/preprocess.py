@@ -137,7 +137,7 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
     """Build the preprocessing from timm's `resolve_data_config`, equal to `create_transform(is_training=False)`."""
     channels, *edges = data_config["input_size"]
     if channels != 3:
-        raise _unsupported(f"input of {channels} channels, not 3 (RGB)", name)
+        raise _unsupported(f"an input with {channels} channels, not 3 (RGB)", name)
     size = _square(edges, name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
     return Preprocess(
@@ -246,9 +246,9 @@ def _filter(value: Any, name: str) -> Any:
 def _square(size: Any, name: str) -> int:
     edges = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(set(edges)) != 1:
-        raise _unsupported(f"input of {edges} pixels is not square", name)
+        raise _unsupported(f"an input of {edges} pixels is not square", name)
     if not isinstance(edges[0], int) or edges[0] < 1:
-        raise _unsupported(f"input of {edges[0]!r} pixels", name)
+        raise _unsupported(f"an input of {edges[0]!r} pixels", name)
     return int(edges[0])
 
 

@@ -36,6 +36,6 @@ def _warning(items: tuple[str, str], names: Sequence[str], tiles: TileSet | Seen
         return ""
     count = sum(name in pairs for name in names)
     return (
-        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, but count as other patients because the "
-        f"names are spelled differently: {shortlist(format_pairs(pairs), 5)}; use one spelling for each patient"
+        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, but count as different patients because "
+        f"the names are spelled differently: {shortlist(format_pairs(pairs), 5)}; use one spelling for each patient"
     )

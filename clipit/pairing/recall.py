@@ -19,7 +19,7 @@ from clipit.stores.stored_rows import centred_rows
 logger = logging.getLogger(__name__)
 
 TARGET = 0.99
-"""Recall that the chosen settings should reach."""
+"""Target recall of the chosen settings."""
 LOW_RECALL = 0.95
 """Recall below which a warning is logged."""
 SAMPLE = 600

@@ -51,7 +51,7 @@ def prompt_grid(
     problems = [text for template in templates if (text := template_problem(template))]
     for axis, words in zip(("templates", *SLOTS), (templates, organs, magnifications, stains), strict=True):
         if not words or len(set(words)) < len(words):
-            problems.append(f"{axis}: needs at least one entry, and each only once; got {list(words)}")
+            problems.append(f"{axis}: needs at least one entry and no duplicates; got {list(words)}")
     if problems:
         raise ConfigError("\n".join(problems), where="prompt_study", fix="correct the axes of the grid")
     return [

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WINDOW = 160  # number of characters searched before a mention for a count
-_MANY_WORDS = 4  # minimum words before final empty brackets that replace a removed name; fewer words are an option
+_MANY_WORDS = (
+    4  # final empty brackets after at least this many words replace a removed name; after fewer, they are a box
+)
 _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1-9]\d{0,2}(?!\d| ?/|[.,:-]\d| ?%)"
 """Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)

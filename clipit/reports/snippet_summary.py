@@ -33,7 +33,7 @@ class Tally:
 class SnippetSummary:
     """Counts at each step from reports to snippets, stored in `account.json`.
 
-    The counts depend only on the reports, the tokenizer, the token budget and the filters. The source of the reports
+    The counts depend only on the reports, the tokeniser, the token budget and the filters. The source of the reports
     and the skipped files and rows are part of `Reports`; `text` adds them when the summary is printed.
     """
 

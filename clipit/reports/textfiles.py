@@ -113,7 +113,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     in `problems`.
 
     Raises:
-        DataError: A folder, file or zip member cannot be read or decoded, is longer than 16 MiB, or is a Git LFS
+        DataError: A folder, file or zip member cannot be read or decoded, is larger than 16 MiB, or is a Git LFS
             pointer.
     """
     for name, data in _folder_texts(path, problems) if path.is_dir() else _zip_texts(path, problems):

@@ -177,7 +177,7 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
 
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, get_processes().device)
-    workspace.warn_of_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
+    workspace.warn_about_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
     joint_dim = workspace.vlm.joint_dim if config.student.projector_layers else None
     second_dim = second_workspace(config, workspace).vlm.joint_dim if config.second_vlm is not None else None
     parameters = {name: value for term in active_terms(config) for name, value in term.initial_parameters().items()}

@@ -146,7 +146,7 @@ class FailedSlide:
 def prepare_slides(
     slides: Sequence[SlidePath], config: SlidesConfig, options: OptionNames = KEYS
 ) -> list[PreparedSlide | FailedSlide]:
-    """Find the tissue and lay the grid of every slide, or open the results of an earlier call.
+    """Find the tissue of every slide and lay a grid over it, or open the results of an earlier call.
 
     Several processes that call this function divide the slides among themselves, and each returns all results in order.
     A slide that cannot be used does not stop the others.

@@ -128,7 +128,7 @@ def product(
 ) -> Float[Tensor, "a b"]:
     """Compute the inner products of all rows in a reused buffer; allocating each block would take 10% of the time.
 
-    On the CPU, NumPy computes the product, because its BLAS is faster than torch's: 0.58 s instead of 0.68 s with one
+    On the CPU, NumPy computes the product, because its BLAS is faster than torch's: 0.58 s instead of 0.68 s on one
     thread of an AMD EPYC.
     """
     out = buffer[: len(left) * len(right)].view(len(left), len(right))

@@ -60,8 +60,8 @@ def build_index(
         search: Search settings of an approximate index; they do not change the index itself.
 
     Raises:
-        ConfigError: The key is unknown, needs faiss, or needs more training rows or memory than there is; or a setting
-            does not apply to this type of index.
+        ConfigError: The key is unknown, needs faiss, or needs more training rows or memory than are available; or a
+            setting does not apply to this type of index.
         DataError: The store is empty.
     """
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend

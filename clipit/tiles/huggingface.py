@@ -63,7 +63,7 @@ class SplitRows:
         names: Column names.
         text: Function that returns the cells of a column as text, "" where missing; class indices are not replaced.
         class_names: Class names by column, for columns of class indices.
-        stamps: Stamp of each image's content.
+        stamps: Stamp of each image (see `SourceTiles.stamps`).
     """
 
     count: int

@@ -71,12 +71,12 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     Args:
         path: Table (csv, tsv or parquet).
         images: Folder or zip that the mask paths are relative to; None for the folder of the table.
-        tiles: Tiles, named by id in the column `tile`; masks of other tiles are dropped and counted.
+        tiles: Tiles, named by id in the column `tile`; masks for other tiles are dropped and counted.
         classes: Classes of the masks.
 
     Raises:
         DataError: The table cannot be read, lacks columns or cells, names missing files, has two masks by one annotator
-            for a tile or names of annotators that differ only in spelling, or has no mask of these tiles.
+            for a tile or names of annotators that differ only in spelling, or has no mask for these tiles.
     """
     table = open_table(path)
     missing = [name for name in _COLUMNS if name not in table.names]
@@ -119,7 +119,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     reader, _ = open_files(path.parent if images is None else images, files, path, "error")
     notes = []
     if others:
-        notes.append(f"dropped masks of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}")
+        notes.append(f"dropped masks for {counted(len(others), 'tile')} outside the data set: {shortlist(others)}")
     if several := shared_files(files):
         notes.append(
             f"WARNING: {counted(len(several), 'mask file is', 'mask files are')} given for several tiles or "

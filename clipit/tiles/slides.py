@@ -194,7 +194,7 @@ def list_slides(config: TilesConfig) -> SlideList:
     """List the slides of a folder or a table.
 
     Raises:
-        DataError: There are no slides, a name occurs twice, or a file of the table does not exist.
+        DataError: There are no slides, a name occurs twice, or a file in the table does not exist.
     """
     path = Path(config.path).expanduser()
     if path.is_dir():
@@ -226,7 +226,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
 
     Args:
         folder: Folder; hidden files are skipped, other files are counted.
-        mpp: Micrometres per pixel of slides without this metadata.
+        mpp: Micrometres per pixel for slides without this metadata.
 
     Raises:
         DataError: There are no slides, or two slides have the same name.

@@ -26,11 +26,11 @@ def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose
 
 SplitName = Literal["train", "validation", "test"]
 Configured = Mapping[SplitName, str | tuple[str, ...]]
-"""Source names of each split (`tiles.splits`)."""
+"""Names that the source uses for each split (`tiles.splits`)."""
 
 
 def configured_splits(configured: Configured) -> dict[str, SplitName]:
-    """Return the split for each configured source name.
+    """Return the split for each configured name in the source.
 
     Raises:
         ConfigError: A name occurs twice.
@@ -51,7 +51,7 @@ def split_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str
     """Map the split names in a source to splits.
 
     Args:
-        configured: Source names of each split (`tiles.splits`).
+        configured: Names that the source uses for each split (`tiles.splits`).
         known: Default mapping from the source's split names to splits, for names that are not configured.
 
     Raises:

@@ -202,7 +202,7 @@ def _damaged(path: Path, problem: str) -> DataError:
 
 
 class TarReader:
-    """Read shard members by row number; each process opens the shards itself."""
+    """Reads shard members by row number; each process opens the shards itself."""
 
     def __init__(
         self,

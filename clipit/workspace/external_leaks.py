@@ -51,7 +51,10 @@ def enforce_on_external(
     leaks.sort(key=lambda leak: (leak.other_id, leak.kind))
     message = describe_leaks(leaks, len(tests))
     if policy == "error":
-        pairs = [f"{leak.other_id} ({leak.group or 'copy'} of {leak.id})" for leak in leaks]
+        pairs = [
+            f"{leak.other_id} ({f'in group {leak.group} with' if leak.group else 'copy of'} {leak.id})"
+            for leak in leaks
+        ]
         raise DataError(
             f"{message}: {shortlist(pairs)}",
             where=where,

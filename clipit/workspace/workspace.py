@@ -184,7 +184,7 @@ class Workspace:
         )
         self.pixels(split, preprocess).use_resized(pixels)
 
-    def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
+    def warn_about_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
         """Warn, once for all runs, if a model receives tiles at a different resolution from its training tiles."""
         if expected is None or not names_tiles(self.config):
             return
@@ -318,7 +318,7 @@ class Workspace:
 
         def load() -> "VLM":
             vlm = load_vlm(self.config.vlm, get_processes().device)
-            self.warn_of_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
+            self.warn_about_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
             return vlm
 
         vlm: VLM = self.cached(_key("vlm", self.config, "vlm"), load)

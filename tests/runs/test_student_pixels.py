@@ -46,7 +46,7 @@ def test_users_are_told_when_the_field_becomes_too_coarse_or_too_fine(
     backbone = load_backbone(BackboneConfig(pixels=pixels))
     for seed in (0, 1):  # the runs of a comparison say the same once
         run = workspace.for_config(workspace.config.model_copy(update={"seed": seed}))
-        run.warn_of_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
+        run.warn_about_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
     warnings = [line for line in said if "µm per pixel" in line]
     assert [f"are read at {told}: features" in line for line in warnings] == ([True] if told else [])
 

@@ -191,7 +191,7 @@ def test_masks_that_cannot_be_used(make: Make, tmp_path: Path, more: list[tuple[
 
 def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: Path) -> None:
     file, table = make([("elsewhere.png", "ann", "masks/b-ann.png")])
-    assert "dropped masks of 1 tile outside the data set: elsewhere.png" in " ".join(
+    assert "dropped masks for 1 tile outside the data set: elsewhere.png" in " ".join(
         clipit.merge_masks(file, table).record["notes"]
     )
     table.write_text("tile,annotator,mask\na.png,ann,masks/a-ann.png\nb.png,ben,masks/b-ben.png\n", encoding="utf-8")

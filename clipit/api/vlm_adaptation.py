@@ -117,7 +117,7 @@ def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webd
 
     Raises:
         DataError: There are too few examples, or an image cannot be read.
-        ArtifactError: The folder is not empty, or cannot be written.
+        ArtifactError: The folder is not empty, or cannot be written to.
     """
     from clipit.vlm_training.examples import make_examples, validation_examples
     from clipit.vlm_training.write_pairs import write_pairs as write

@@ -77,7 +77,7 @@ def export_classifier(
 
     Raises:
         ModelError: Classes, prompts or mean do not match the student, or the exported logits differ.
-        ArtifactError: The folder contains something else, or cannot be written.
+        ArtifactError: The folder contains something else, or cannot be written to.
     """
     _check(student, classes, vlm_info, text_mean, prompts)
     diverged = "the training diverged: lower training.learning_rate, or check the backbone's weights"

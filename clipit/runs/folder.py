@@ -207,7 +207,7 @@ def run_lock(folder: Path) -> Iterator[bool]:
     """Lock the folder of a run, unless the run is finished and its folder is read-only (such as another user's).
 
     Yields:
-        Whether the folder can be written.
+        Whether the folder can be written to.
     """
     finished = (folder / "results.json").is_file() and (folder / "classifier").is_dir()
     if finished and not _is_writable(folder):
@@ -219,7 +219,7 @@ def run_lock(folder: Path) -> Iterator[bool]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Check that the folder and its lock file can be written."""
+    """Check that the folder and its lock file can be written to."""
     lock = lock_file(folder)
     return os.access(folder, os.W_OK) and os.access(lock if lock.exists() else folder.parent, os.W_OK)
 

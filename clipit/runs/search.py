@@ -85,7 +85,7 @@ class SharedSearch:
     operating system releases the lock, and another agent takes over the trial.
 
     Raises:
-        ArtifactError: The journal is damaged, or the folder cannot be written.
+        ArtifactError: The journal is damaged, or the folder cannot be written to.
     """
 
     def __init__(self, folder: Path) -> None:

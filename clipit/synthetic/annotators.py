@@ -146,7 +146,7 @@ def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
         Path of `annotations.csv`.
 
     Raises:
-        ArtifactError: The folder contains annotations with different settings, or cannot be written.
+        ArtifactError: The folder contains annotations with different settings, or cannot be written to.
     """
     path, facts = folder / ANNOTATIONS, folder / ANNOTATORS
     if facts.is_file():

@@ -48,7 +48,7 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, file_format: Pa
         Number of pairs by split.
 
     Raises:
-        ArtifactError: The folder is not empty, is a file, or cannot be written.
+        ArtifactError: The folder is not empty, is a file, or cannot be written to.
         DataError: An image cannot be read.
     """
     processes = get_processes()

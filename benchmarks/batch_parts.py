@@ -6,7 +6,7 @@ from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 def measure(options: Options) -> list[Measurement]:
     """Time forward passes in the parts of `cpu_parts` relative to whole batches, with one thread.
 
-    Models are the embedded backbone, on 256 tiles of 64 pixels, and a ViT-S/16 with random weights, on 32 tiles of 224
+    Models are the bundled backbone, on 256 tiles of 64 pixels, and a ViT-S/16 with random weights, on 32 tiles of 224
     pixels.
     """
     import torch

@@ -32,7 +32,7 @@ print(time.perf_counter() - start)
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Measure training steps of the embedded backbone on 64 tiles with one thread, relative to the default malloc.
+    """Measure training steps of the bundled backbone on 64 tiles with one thread, relative to the default malloc.
 
     The ratio is 1 if the C library is not glibc.
     """

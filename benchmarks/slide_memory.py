@@ -29,7 +29,7 @@ def measure(options: Options) -> list[Measurement]:
     """Measure the peak memory of `clipit slides map` with 16,384 tiles relative to that with 4,096.
 
     Both are grids of the same slide of 32,768 pixels, all of which is tissue, at different resolutions, so that the
-    overview and the maps have the same size. The model is the embedded VLM with the names of two classes.
+    overview and the maps have the same size. The model is the bundled VLM with the names of two classes.
     """
     side = options.size(32_768, 2_048)
     slide = _make_slide(options.folder / "slide.tif", side)

@@ -21,7 +21,7 @@ from clipit.images.read_ahead import available_cores
 _MODEL = 224  # edge length of the model's input in pixels
 _WORKERS = 8  # maximum number of threads or processes
 _FLOP_PER_TILE = 2 * 61.6e9  # forward pass of a ViT-L/16 at 224 px, with 61.6 billion multiply-adds
-_H100_FLOP_PER_SECOND = 4e14  # assumed throughput: 40 % of the card's 989 TFLOP/s in bf16
+_H100_FLOP_PER_SECOND = 4e14  # assumed throughput: 40% of the card's 989 TFLOP/s in bf16
 
 
 def bare(path: Path) -> UInt8[np.ndarray, "3 224 224"]:

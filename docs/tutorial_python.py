@@ -155,7 +155,7 @@ students = table.dropna(subset=["difference"])
 bounds = [students["difference"] - students["low"], students["high"] - students["difference"]]
 axis.errorbar(students["difference"], students["arm"], xerr=bounds, fmt="o", capsize=4)
 axis.axvline(0, color="grey", linestyle=":")
-axis.set(xlabel="accuracy minus image_only (95 % t-interval over seeds)")
+axis.set(xlabel="accuracy minus image_only (95% t-interval over seeds)")
 figure.tight_layout()
 
 # %%

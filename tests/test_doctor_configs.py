@@ -154,7 +154,7 @@ def test_by_default_the_configurations_in_the_folder_are_checked(
     (tmp_path / "mine.yaml").write_text(text)
     (tmp_path / "wrong.yaml").write_text("tiles: {source: table, path: a, colour: red}\n")
     groups = diagnose()
-    assert {check.status for check in groups[-1].checks} == {"PASS"}, "the embedded models need no Hub and no token"
+    assert {check.status for check in groups[-1].checks} == {"PASS"}, "the bundled models need no Hub and no token"
     checks = groups[0].checks
     assert checks[0].message == "mine.yaml, wrong.yaml"
     assert next(check.message for check in checks if check.subject == "keys").endswith("[mine.yaml]")

@@ -53,7 +53,7 @@ class CompareResult:
     def table(self) -> pd.DataFrame:
         """Main table, one row per data set, backbone, test set and arm, with scores from 0 to 1.
 
-        Columns: mean and sd over seeds; difference from the baseline, paired by seed, with its 95 % t-interval over
+        Columns: mean and sd over seeds; difference from the baseline, paired by seed, with its 95% t-interval over
         seeds (low, high) and its bootstrap interval over test tiles (tiles_low, tiles_high); p (paired t-test) and
         p_holm (Holm-corrected over the arms of the test set); reference (whether the row is the VLM, not a student).
         """

@@ -48,7 +48,7 @@ class EvaluationResult:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Scores, one row per split, output and metric: value from 0 to 1 with its 95 % interval.
+        """Scores, one row per split, output and metric: value from 0 to 1 with its 95% interval.
 
         The output is `classifier`, or `zero_shot` for predictions from class prompts. `reason` states why a value or an
         interval is undefined.

@@ -37,7 +37,7 @@ def main() -> None:
                 counts = count_rule_classes(labels.by_rules, labels.classes)
                 print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}")
             for agreement in measure_labels(labels, config.seed):
-                table = markdown_table(("score", "value [95 % interval]"), agreement_rows(agreement))
+                table = markdown_table(("score", "value [95% interval]"), agreement_rows(agreement))
                 print(f"\n{agreement.title}\n\n{table}")
             print()
             for note in labels.notes:

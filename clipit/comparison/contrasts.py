@@ -28,7 +28,7 @@ class Contrast:
         role: Role of the control, from `own_report_arms.ROLES` or `judged_arms.TEXT_CONTROLS`.
         control: Name of the control, an arm or reference row; None if the comparison lacks it.
         differences: Score of the arm minus that of the control by seed; empty if any score is undefined.
-        interval: 95 % t-interval of the mean difference over seeds, or the reason why there is none.
+        interval: 95% t-interval of the mean difference over seeds, or the reason why there is none.
         p: Uncorrected p-value of a paired t-test over seeds.
         p_holm: The same p-value, Holm-corrected over all contrasts of the comparison.
     """

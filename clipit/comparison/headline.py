@@ -91,7 +91,7 @@ def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str
     else:
         untested = " or ".join(contrast.describe() for contrast in verdict.contrasts if not contrast.tested)
         text = f"{arm}: no gain from text shown: {metric} {over_base}, but not compared with {untested}"
-    seeds = f"95 % {'intervals' if len(shown) > 1 else 'interval'} over {counted(len(base.differences), 'seed')}"
+    seeds = f"95% {'intervals' if len(shown) > 1 else 'interval'} over {counted(len(base.differences), 'seed')}"
     values = [contrast.p_holm.p for contrast in shown]
     tests = " and ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in values if p is not None)
     certainty = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p-value: {base.p.reason}", over_tiles]

@@ -41,7 +41,7 @@ class ArmResult:
         key: Data set, backbone, test set and arm.
         scores: Score in 0..1 by seed; None if undefined.
         differences: Difference from the baseline's score by seed; empty for the baseline, or if a score is undefined.
-        over_seeds: 95 % t-interval of the mean difference; None without differences.
+        over_seeds: 95% t-interval of the mean difference; None without differences.
         over_tiles: Paired bootstrap of the mean difference over test tiles (groups, where known).
         p: Uncorrected p-value of a paired t-test over seeds.
         p_holm: The same p-value, Holm-corrected over all arms, data sets and backbones of the test set.

@@ -80,7 +80,7 @@ def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerd
 def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> ArmVerdict:
     """Derive the verdict on an arm from its contrasts.
 
-    An arm is better than a control if the 95 % interval of the difference is above 0, and worse if it is below 0. The
+    An arm is better than a control if the 95% interval of the difference is above 0, and worse if it is below 0. The
     first rule that applies decides:
 
     1. Without an interval against the baseline (one seed, an undefined score): not decided.

@@ -16,7 +16,7 @@ class EvaluationConfig(Section):
     splits: Evaluation[tuple[Literal["train", "validation", "test"], ...]] = ("validation", "test")
     """Splits to score."""
     bootstrap: Evaluation[int] = Field(1000, ge=0)
-    """Number of bootstrap resamples for the 95 % intervals, at least 20; 0: no intervals."""
+    """Number of bootstrap resamples for the 95% intervals, at least 20; 0: no intervals."""
     batch_size: Speed[int] = Field(256, ge=1)
     """Tiles per forward pass."""
     page: Reporting[bool] = True

@@ -122,7 +122,7 @@ def measure_calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CalibrationScore]:
-    """Compute `MEASURES` on n labelled tiles with 95 % intervals and, if `before` is given, the paired changes.
+    """Compute `MEASURES` on n labelled tiles with 95% intervals and, if `before` is given, the paired changes.
 
     Args:
         groups: Patient or slide of each tile; "" where unknown.

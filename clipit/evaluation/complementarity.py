@@ -18,7 +18,7 @@ class Complementarity:
         only_vision: Tiles that only the image classifier classifies correctly.
         only_other: Tiles that only the other classifier classifies correctly: the paper's R.
         neither: Tiles that both misclassify.
-        intervals: 95 % bootstrap intervals (by group where known) of `share`, `of_wrong` and `excess`.
+        intervals: 95% bootstrap intervals (by group where known) of `share`, `of_wrong` and `excess`.
     """
 
     both: int

@@ -1,4 +1,4 @@
-"""95 % intervals: percentile bootstrap over tiles or groups, single and paired, and Student's t over seeds."""
+"""95% intervals: percentile bootstrap over tiles or groups, single and paired, and Student's t over seeds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ Statistics = Callable[[Float[np.ndarray, "n r"]], dict[str, Float[np.ndarray, " 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval, or the reason why it is undefined."""
+    """A 95% interval, or the reason why it is undefined."""
 
     low: float | None
     high: float | None
@@ -63,14 +63,14 @@ def bootstrap(
 
     Each resample draws n of the n units (groups; single tiles if the group is unknown) with replacement; the weight of
     a tile is the number of times its unit was drawn. Resamples in which the score is undefined are dropped. The
-    interval is undefined if these are more than 5 % of the resamples, or if there are fewer than `MIN_UNITS` units. To
+    interval is undefined if these are more than 5% of the resamples, or if there are fewer than `MIN_UNITS` units. To
     bound memory, resamples are drawn 50 at a time. Resampling biases some scores (it increases the calibration error,
     for example); such a score can lie near the edge of its interval, or outside.
 
     If all resamples agree, as they do if every tile is classified correctly, the percentile interval would be a single
     point for any number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound
     (Clopper and Pearson, Biometrika 1934; about 3 / n, Hanley and Lippman-Hand, JAMA 1983): a deviation that occurs in
-    no more than 1 - 0.05^(1/n) of all units is absent among n units in 5 % of samples or more.
+    no more than 1 - 0.05^(1/n) of all units is absent among n units in 5% of samples or more.
 
     Args:
         statistics: Function that computes the scores.
@@ -152,7 +152,7 @@ def paired_bootstrap(
 
 
 def t_interval(values: Sequence[float | int]) -> Interval:
-    """Compute the 95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
+    """Compute the 95% interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
 
     The interval is undefined for fewer than 2 values, or if all values are equal: t divides by their spread, and an
     interval of width 0 would claim a certainty that a handful of equal values does not justify.
@@ -193,7 +193,7 @@ def _resampled_weights(
 
 
 def _too_few(n_units: int) -> str:
-    return f"{counted(n_units, 'independent unit')} to resample; a 95 % interval needs {MIN_UNITS}"
+    return f"{counted(n_units, 'independent unit')} to resample; a 95% interval needs {MIN_UNITS}"
 
 
 def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Interval:
@@ -216,6 +216,6 @@ def _no_variation(n_units: int) -> str:
     """Explain an undefined interval of width 0, with the largest share of deviating units that n units may miss."""
     unseen = 1 - (1 - LEVEL) ** (1 / n_units)
     return (
-        f"{NO_VARIATION} of {counted(n_units, 'independent unit')}; a deviation in up to {100 * unseen:.2g} % of all "
+        f"{NO_VARIATION} of {counted(n_units, 'independent unit')}; a deviation in up to {100 * unseen:.2g}% of all "
         "units could have been missed"
     )

@@ -208,7 +208,7 @@ def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "
     two largest singular vectors of the densities; take the directions at the 1st and 99th percentile of the angle in
     that plane.
 
-    The result is None if fewer than 64 pixels, or less than 1 % of the tile, are tissue; if the pixels have a single
+    The result is None if fewer than 64 pixels, or less than 1% of the tile, are tissue; if the pixels have a single
     colour; if the directions are less than 3 degrees apart; or if a direction has negative absorption in a channel.
     """
     tissue = density[(density >= _BETA).all(axis=1)]

@@ -28,7 +28,7 @@ class Agreement:
         predictions: Predicted labels, the columns of the table: the classes, then "both" and "none" if they occur.
         counts: Number of reports per cell.
         scores: Value of each of `SCORES`; None where undefined.
-        intervals: 95 % bootstrap intervals over groups.
+        intervals: 95% bootstrap intervals over groups.
         note: Remark on the comparison; "" for none.
     """
 

@@ -78,8 +78,8 @@ class MaskScore:
         class_name: Class, or `MEAN`.
         averaging: Whether the images' scores are averaged or all pixels are pooled.
         value: Score in 0..1; None where undefined.
-        low: Lower end of the 95 % interval; None if there is no interval.
-        high: Upper end of the 95 % interval; None if there is no interval.
+        low: Lower end of the 95% interval; None if there is no interval.
+        high: Upper end of the 95% interval; None if there is no interval.
         reason: Reason why the interval is missing; "" otherwise.
         images: Number of images with the class; for `FALSE_AREA`, without it.
     """

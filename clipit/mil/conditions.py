@@ -34,7 +34,7 @@ METRICS = ("auroc", "balanced_accuracy")
 CONTRASTS = "contrasts.csv"
 _EXPLANATION = (
     "Scores on the test bags: mean and standard deviation over seeds. Contrasts are paired by seed: mean difference "
-    "with its 95 % t-interval over seeds; p: paired t-test over seeds, Holm-corrected for all contrasts of all "
+    "with its 95% t-interval over seeds; p: paired t-test over seeds, Holm-corrected for all contrasts of all "
     "conditions."
 )
 

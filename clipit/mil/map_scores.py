@@ -183,7 +183,7 @@ def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFram
 
     Returns:
         One row per arm, kind and seed, then floor and ceiling: arm, map, seed, slides, dice, auroc, auroc_slides
-        (those on which the AUROC is defined), and the 95 % intervals over patients of the mean over seeds (dice_low,
+        (those on which the AUROC is defined), and the 95% intervals over patients of the mean over seeds (dice_low,
         dice_high, auroc_low, auroc_high; `reason` where they are undefined, as for fewer than `MIN_UNITS` patients).
     """
     grouped: dict[tuple[str, str], dict[int | None, list[SlideScore]]] = {}

@@ -30,7 +30,7 @@ _MAIN = "balanced_accuracy"
 _CONTROLS = {"shuffled_text": "with shuffled texts", "images": "with images alone"}
 _TILES = (
     "Scores are means over seeds (± standard deviation) on the test tiles, on which no VLM was adapted. In brackets: "
-    "95 % percentile bootstrap interval of the mean, over groups where known. Zero-shot classification uses no labels. "
+    "95% percentile bootstrap interval of the mean, over groups where known. Zero-shot classification uses no labels. "
     "The linear probe is fitted on the image embeddings, with the labels that `tiles.labels` selects."
 )
 _COMPARED = (

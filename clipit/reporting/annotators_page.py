@@ -65,7 +65,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
     rows = [["Krippendorff's alpha (nominal)", number(alpha["alpha"]), interval(alpha["low"], alpha["high"])]]
     parts: list[Part] = [
         Table(
-            ("measure", "value", "95 % interval"),
+            ("measure", "value", "95% interval"),
             rows,
             caption=f"{counted(alpha['tiles'], 'tile')} with at least two labels; bootstrap interval over "
             f"{alpha['units']}",

@@ -41,7 +41,7 @@ def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
             other = own["metrics"][metric]
             cells = [[number(each["value"]), interval(each["low"], each["high"])] for each in (score, other)]
             rows.append((LABELS.get(metric, metric), *cells[0], *cells[1]))
-        header = ("score", name, "95 % interval", OWN, "95 % interval")
+        header = ("score", name, "95% interval", OWN, "95% interval")
         parts.append(Table(header, rows, caption=title, source="results.json: splits and own"))
     sections = [PageSection("Compared with the run's own test tiles", parts or [Text("The run has no test scores.")])]
     notes = [Text(line) for line in results["external"]["notes"]]

@@ -110,4 +110,4 @@ def _verified(scores: Mapping[str, Estimate]) -> list[Part]:
         "For comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random "
         "order has an AUROC of 0.5."
     )
-    return [Text(introduction), Table(("score", "value [95 % interval]"), rows, source="label_issues.json, verified")]
+    return [Text(introduction), Table(("score", "value [95% interval]"), rows, source="label_issues.json, verified")]

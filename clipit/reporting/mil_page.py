@@ -32,7 +32,7 @@ _MAPS = (
     "than the mean weight. Dice is computed over the pooled pixels of all slides. AUROC measures how well tiles that "
     "mostly show the class are separated from the others, averaged over slides. The floor assigns all tiles to the "
     "class; the ceiling uses the majority class of each tile. Scores are means and standard deviations over seeds; in "
-    "brackets, the 95 % interval of the mean over patients, if there are at least 10. High attention means that a tile "
+    "brackets, the 95% interval of the mean over patients, if there are at least 10. High attention means that a tile "
     "has a large weight in the score, not that it shows the class of the label."
 )
 

@@ -24,7 +24,7 @@ class CardArm:
         role: `this classifier`, `baseline`, `control` or "".
         mean: Mean score over seeds; None if undefined.
         difference: Mean difference from the baseline; None for the baseline.
-        interval: 95 % interval of the difference, over test tiles or groups.
+        interval: 95% interval of the difference, over test tiles or groups.
     """
 
     name: str

@@ -88,7 +88,7 @@ def count_rule_classes(labels: Sequence[ReportLabel], classes: Sequence[str]) ->
 
 def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]:
     rows = [
-        [class_name, count, f"{100 * count / len(labels):.1f} %"]
+        [class_name, count, f"{100 * count / len(labels):.1f}%"]
         for class_name, count in count_rule_classes(labels, classes).items()
     ]
     mentions = [mention for label in labels for mention in label.mentions]
@@ -133,7 +133,7 @@ def _agreement(agreement: Agreement) -> list[Part]:
     parts: list[Part] = [Text(agreement.note)] if agreement.note else []
     parts.append(
         Table(
-            ("score", "value [95 % interval]"),
+            ("score", "value [95% interval]"),
             agreement_rows(agreement),
             caption=f"{counted(int(agreement.counts.sum()), 'labelled report')} from "
             f"{counted(agreement.groups, 'group')}; bootstrap intervals over groups",

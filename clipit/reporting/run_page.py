@@ -97,7 +97,7 @@ def _scores(splits: Mapping[str, Any], results: Mapping[str, Any]) -> list[Part]
             f"results.json: {', '.join(f'{key}.{name}' for key, scores in columns.values() if name in scores)}"
             for name in names
         ],
-        caption=f"Scores with 95 % intervals ({'; '.join(labelled)}{zero_shot})",
+        caption=f"Scores with 95% intervals ({'; '.join(labelled)}{zero_shot})",
     )
     undefined = [Text(f"Undefined, or averaged over only some classes: {line}.") for line in list_undefined(results)]
     return [table, Text(describe_protocol(results)), *undefined]

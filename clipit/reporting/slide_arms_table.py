@@ -56,7 +56,7 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
     )
     return (
         f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from "
-        f"`{comparison.reference}` with its 95 % intervals over patients (paired bootstrap) and over seeds "
+        f"`{comparison.reference}` with its 95% intervals over patients (paired bootstrap) and over seeds "
         f"(Student's t); {how}"
     )
 

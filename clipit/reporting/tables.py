@@ -28,8 +28,8 @@ def number(value: float | int | None, digits: int = 3, *, signed: bool = False) 
 
 
 def percent(value: float | int | None) -> str:
-    """Format a score as `75.3 %`; `undefined` for None."""
-    return "undefined" if value is None else f"{100 * value:.1f} %"
+    """Format a score as `75.3%`; `undefined` for None."""
+    return "undefined" if value is None else f"{100 * value:.1f}%"
 
 
 def interval(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:

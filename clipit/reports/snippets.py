@@ -35,7 +35,7 @@ _CLAUSES = (
 )
 _SHORTER_PART = 0.2  # minimum share of characters in the shorter part of a split at a clause
 
-# Measurements and ranges: "3.5 x 2 cm", "25 - 30 %".
+# Measurements and ranges: "3.5 x 2 cm", "25 - 30%".
 _NUMBER, _UNIT_OR_MORE = (
     re.compile(r"\d\s*$"),
     re.compile(r"(?:[x\u00d7+-]|to|by)\s+\d|(?:[cmuµ]?m|m?g|kg|ml|grams?)\b|%"),

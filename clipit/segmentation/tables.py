@@ -27,7 +27,7 @@ class SegmentationRow(StudyRow):
         class_name: Class, or `mean of the foreground`.
         averaging: `images` or `pixels`.
         value: Score in 0..1.
-        low: Lower end of the 95 % interval over patients.
+        low: Lower end of the 95% interval over patients.
         high: Upper end.
         training_masks: Number of masks trained on.
         validation_masks: Number of masks used to choose a threshold or scales.
@@ -107,7 +107,7 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
         "method's window, is the class of most of its pixels; for windows, a threshold is chosen as for the method. "
         "Predicting the majority class maximises accuracy, not Dice. Because Dice penalises predicting too little more "
         "than predicting too much, other predictions, and even the floor of one class everywhere, can have a higher "
-        "Dice. Intervals are 95 % bootstrap intervals over patients."
+        "Dice. Intervals are 95% bootstrap intervals over patients."
     )
 
 

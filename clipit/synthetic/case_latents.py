@@ -124,7 +124,7 @@ def _draw_latents(
 ) -> Latents:
     """Draw latents for tiles of the tumour, if there is one, and of the tissues next to it.
 
-    As in `draw_latents`, 60 % of the draws have a second tissue on up to 45 % of the area: stroma (70 %), or a tissue
+    As in `draw_latents`, 60% of the draws have a second tissue on up to 45% of the area: stroma (70%), or a tissue
     next to the tumour.
     """
     count = config.tiles_per_case

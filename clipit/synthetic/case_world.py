@@ -1,4 +1,4 @@
-"""Synthetic world of cases: patients with tiles, a report, and a molecular status unknown to the embedded VLM."""
+"""Synthetic world of cases: patients with tiles, a report, and a molecular status unknown to the bundled VLM."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -80,8 +80,8 @@ def caption(
 ) -> str:
     """Draw a caption of a tile from the VLM's vocabulary, with class names from `names`.
 
-    15 % of the captions are only boilerplate. The others name the class with probability 0.85 and each attribute with
-    probability 0.5, and end with boilerplate with probability 0.15. 1 % of the characters are misread.
+    15% of the captions are only boilerplate. The others name the class with probability 0.85 and each attribute with
+    probability 0.5, and end with boilerplate with probability 0.15. 1% of the characters are misread.
     """
     filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
     if rng.random() < 0.15:

@@ -117,7 +117,7 @@ def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dic
 def draw_latents(rng: np.random.Generator, count: int) -> Latents:
     """Draw the latents of `count` tiles with balanced classes in random order.
 
-    60 % of the draws have a second tissue on up to 45 % of the area: stroma (70 %), or any class. It is dropped if it
+    60% of the draws have a second tissue on up to 45% of the area: stroma (70%), or any class. It is dropped if it
     equals the tile's class.
     """
     tissue = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
@@ -130,7 +130,7 @@ def mixed_latents(
     """Draw the other latents for tiles with these tissue classes.
 
     Args:
-        draw_second: Function that draws a tissue per tile, which replaces stroma as the second tissue in 30 % of them.
+        draw_second: Function that draws a tissue per tile, which replaces stroma as the second tissue in 30% of them.
     """
     count = len(tissue)
     other = np.where(rng.random(count) < 0.7, STROMA, draw_second())

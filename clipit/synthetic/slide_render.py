@@ -69,7 +69,7 @@ def draw_stains(
     warps = [SmoothNoise.draw(rng, size, 12.0), SmoothNoise.draw(rng, size, 12.0)]
     side = size // _STEP + 3  # the first cell begins at -_STEP
     plain = side * side * len(CLASSES)  # number of fields without the mutated status
-    # Fibres change direction slowly, because the embedded VLM mistakes independent directions for another tissue.
+    # Fibres change direction slowly, because the bundled VLM mistakes independent directions for another tissue.
     directions = rng.uniform(0, np.pi) + 0.6 * SmoothNoise.draw(rng, side, 8.0).rows(0, side).reshape(-1)
     for first in range(0, side, _CELL_ROWS):
         start, stop = (max(0, (row - 1) * _STEP) for row in (first, first + _CELL_ROWS))

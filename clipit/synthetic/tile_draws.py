@@ -19,11 +19,11 @@ MPP = 1.0
 """Micrometres per pixel of every synthetic tile; a lymphocyte is about 6 px wide."""
 
 VLM_CENTRES = (0, 1, 2, 3, 4, 5)
-"""Centres of the embedded VLM's training tiles; synthetic worlds use other centres."""
+"""Centres of the bundled VLM's training tiles; synthetic worlds use other centres."""
 
 
 def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
-    """Check that a world's two sets of centres and those of the embedded VLM's training tiles are disjoint.
+    """Check that a world's two sets of centres and those of the bundled VLM's training tiles are disjoint.
 
     Raises:
         ValueError: Two of the sets share a centre.
@@ -31,7 +31,7 @@ def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
     if set(centres) & set(shift_centres):
         raise ValueError("centres and shift_centres must not share a centre")
     if {*centres, *shift_centres} & set(VLM_CENTRES):
-        raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use centres 6 and above")
+        raise ValueError(f"centres {VLM_CENTRES} were used to train the bundled VLM; use centres 6 and above")
 
 
 Wording = Literal["graded", "coarse", "status", "rare_status"]

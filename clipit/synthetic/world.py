@@ -40,7 +40,7 @@ class WorldConfig(Section):
     shift: int = Field(1500, ge=8)
     """Number of test tiles from centres without training tiles."""
     reports: int = Field(500, ge=1)
-    """Number of reports per corpus; the case corpus has 40 % additional reports, on a different organ."""
+    """Number of reports per corpus; the case corpus has 40% additional reports, on a different organ."""
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
     shift_centres: tuple[int, ...] = (8, 9)

@@ -37,7 +37,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "clip_it_paper_frozen": {"base": "clip_it_paper", "backbone.tuning": "frozen"},
     "clip_it_labelled": {"distillation.tiles": "labelled", "distillation.target": "text"},
     "clip_it_all": {"distillation.tiles": "all", "distillation.target": "text"},
-    # Ablation from the paper: 30 % of the words dropped from the target text.
+    # Ablation from the paper: 30% of the words dropped from the target text.
     "word_drop": {"base": "clip_it_paper", "distillation.word_drop": 0.3},
     # Control: each tile gets another tile's text.
     "shuffled_pairs": {"base": "clip_it_all", "distillation.target": "shuffled_text"},

@@ -251,7 +251,7 @@ def test_a_comparison_begins_with_what_the_text_does(
     assert verdict.headline.startswith(start) and verdict.headline.endswith(".")
     if outcome == "helps":
         assert "over image_only and +30.0 points" in verdict.headline and "its closest control, " in verdict.headline
-        assert "95 % intervals over 5 seeds; p < 0.001 and < 0.001, Holm-corrected" in verdict.headline
+        assert "95% intervals over 5 seeds; p < 0.001 and < 0.001, Holm-corrected" in verdict.headline
 
 
 def test_the_sentence_names_the_control_that_takes_the_gain_away(make_plan: Any) -> None:

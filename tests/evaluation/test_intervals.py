@@ -109,7 +109,7 @@ def test_no_interval_says_why() -> None:
     one = intervals.bootstrap_intervals(labels, probabilities, np.full(10, "patient"))["accuracy"]
     assert one.low is None and "1 independent unit" in one.reason
     two = intervals.bootstrap_intervals(labels, probabilities, np.repeat(["a", "b"], 5))["accuracy"]
-    assert two == intervals.Interval(None, None, "2 independent units to resample; a 95 % interval needs 10")
+    assert two == intervals.Interval(None, None, "2 independent units to resample; a 95% interval needs 10")
     none = intervals.bootstrap_intervals(labels, probabilities, no_groups(10), 0)["accuracy"]
     assert none.low is None and "no resamples" in none.reason
     rare = np.array([1] + [0] * 9)
@@ -119,7 +119,7 @@ def test_no_interval_says_why() -> None:
     assert empty["accuracy"].low is None
 
 
-@pytest.mark.parametrize(("tiles", "unseen"), [(10, "26 %"), (300, "0.99 %")])
+@pytest.mark.parametrize(("tiles", "unseen"), [(10, "26%"), (300, "0.99%")])
 @pytest.mark.parametrize("right", [False, True])
 def test_tiles_that_are_all_right_or_all_wrong_have_no_interval_of_width_0(
     tiles: int, unseen: str, right: bool

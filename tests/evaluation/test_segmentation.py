@@ -131,7 +131,7 @@ def test_the_best_answers_have_the_highest_dice_of_all_answers_per_tile() -> Non
 
 
 def test_the_majority_can_have_a_lower_dice_than_one_class_everywhere() -> None:
-    # One tile with 90 % of foreground, four with 40 %.
+    # One tile with 90% of foreground, four with 40%.
     truth = np.repeat([[1] * 9 + [0], *[[1] * 4 + [0] * 6] * 4], 10, axis=0)
     dice = [
         mask_scores(count_pixels(found, truth, 2))["dice"][1]

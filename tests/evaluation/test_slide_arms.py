@@ -129,7 +129,7 @@ def test_few_patients_give_a_difference_without_an_interval(tables: SlideTables)
     slides = slides_table().assign(group=[f"p{i % 3}" for i in range(N)])
     row = line(compare_slide_arms(tables, slides, CLASSES, "image_only", resamples=40).table, "text", "accuracy")
     assert row["difference"] is not None and pd.isna(row["low"])
-    assert row["reason"] == f"3 independent units to resample; a 95 % interval needs {MIN_UNITS}"
+    assert row["reason"] == f"3 independent units to resample; a 95% interval needs {MIN_UNITS}"
 
 
 def test_the_table_shows_means_differences_intervals_and_p_values(tables: SlideTables) -> None:
@@ -146,7 +146,7 @@ def test_the_table_shows_means_differences_intervals_and_p_values(tables: SlideT
     assert slide_arms_markdown(compared, "elsewhere", "accuracy").startswith("No elsewhere slides to compare")
     few = slides_table().assign(group=[f"p{i % 3}" for i in range(N)])
     rows = slide_arms_table(compare_slide_arms(tables, few, CLASSES, "image_only", resamples=40), "test", "auroc").rows
-    assert f"(no interval: 3 independent units to resample; a 95 % interval needs {MIN_UNITS})" in str(rows[1][4])
+    assert f"(no interval: 3 independent units to resample; a 95% interval needs {MIN_UNITS})" in str(rows[1][4])
 
 
 def test_arms_that_cannot_be_compared_are_refused(tables: SlideTables) -> None:

@@ -128,7 +128,7 @@ def test_intervals_resample_patients_and_are_refused_for_few() -> None:
     few = evaluate_slides(table, slides, CLASSES, resamples=50)
     row = value(few, "accuracy", "top1", split="test", level="slide")
     assert row["value"] is not None and row["low"] is None
-    assert f"4 independent units to resample; a 95 % interval needs {MIN_UNITS}" in row["reason"]
+    assert f"4 independent units to resample; a 95% interval needs {MIN_UNITS}" in row["reason"]
     many = evaluate_slides(*random_slides(120), CLASSES, resamples=50)
     row = value(many, "accuracy", "top1", split="test", level="slide")
     assert row["low"] < row["value"] < row["high"] and row["patients"] == 20

@@ -70,7 +70,7 @@ def test_errors(timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tm
         load_backbone(BackboneConfig(name=str(copy)))
 
 
-@pytest.mark.skipif(not (EMBEDDED / "backbone" / "config.json").is_file(), reason="the embedded backbone is not there")
+@pytest.mark.skipif(not (EMBEDDED / "backbone" / "config.json").is_file(), reason="the bundled backbone is not there")
 def test_embedded() -> None:
     assert load_backbone(BackboneConfig()).plain_head
 

@@ -118,7 +118,7 @@ def test_kernels_and_modules_are_refused_whoever_asks() -> None:
 def test_the_vlm_named_by_a_classifiers_file_is_not_loaded(
     tmp_path: Path, timm_folder: Path, clip_folder: Path, pictures: list[Image.Image], folder: Path
 ) -> None:
-    """Only the embedded VLM, those of the table, and what the caller passes."""
+    """Only the bundled VLM, those of the table, and what the caller passes."""
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
     student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=2, joint_dim=24)

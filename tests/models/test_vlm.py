@@ -182,7 +182,7 @@ def test_names_without_weights_here(name: str, words: str) -> None:
         load(name)
 
 
-@pytest.mark.skipif(not (EMBEDDED / "vlm" / "config.json").is_file(), reason="the embedded VLM is not there")
+@pytest.mark.skipif(not (EMBEDDED / "vlm" / "config.json").is_file(), reason="the bundled VLM is not there")
 def test_embedded() -> None:
     vlm = load("embedded")
     assert vlm.encode_texts(["adipose tissue"]).shape == (1, vlm.joint_dim)

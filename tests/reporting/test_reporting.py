@@ -109,7 +109,7 @@ def test_a_reason_shared_by_all_intervals_is_listed_once() -> None:
     predictions = example()
     few = dataclasses.replace(predictions, groups=np.array([f"g{i % 3}" for i in range(180)]))
     results = evaluate_predictions(few, ["test"], 20)
-    reason = "3 independent units to resample; a 95 % interval needs 10"
+    reason = "3 independent units to resample; a 95% interval needs 10"
     assert list_undefined(results) == [f"test, all intervals: {reason}"]
     results["splits"]["test"]["metrics"]["kappa"].pop("reason")
     (line,) = list_undefined(results)

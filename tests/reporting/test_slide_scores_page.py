@@ -72,7 +72,7 @@ def test_the_table_of_slides_links_to_their_pages() -> None:
 def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
     text = slide_scores_summary("Slides", "", evaluated(patients=3), FACTS)
     assert (
-        "validation per slide, test per slide: no interval: 3 independent units to resample; a 95 % interval needs 10."
+        "validation per slide, test per slide: no interval: 3 independent units to resample; a 95% interval needs 10."
         in text
     )
     assert "percentile bootstrap" not in text

@@ -40,7 +40,7 @@ def test_the_size_is_part_of_what_a_run_is(configure: MakeConfig) -> None:
 def test_users_are_told_when_the_field_becomes_too_coarse_or_too_fine(
     configure: MakeConfig, pixels: int | None, told: str
 ) -> None:
-    """The world's tiles have 32 px; at 1 um/px the embedded backbone (64 px, made for 1 um/px) enlarges them to 0.5."""
+    """The world's tiles have 32 px; at 1 um/px the bundled backbone (64 px, made for 1 um/px) enlarges them to 0.5."""
     said = capture_log()
     workspace = Workspace(configure({"tiles.mpp": 1.0}))
     backbone = load_backbone(BackboneConfig(pixels=pixels))

@@ -208,7 +208,7 @@ def test_outlines_have_the_holes_of_their_own_part() -> None:
     assert trace(np.zeros((3, 3), dtype=bool)) == []
 
 
-CLASSES = ["tumour", 'fat "100 %"\n</script>', "stroma"]
+CLASSES = ["tumour", 'fat "100%"\n</script>', "stroma"]
 COLOURS = ["#0072B2", "#D55E00", "#009E73"]
 
 
@@ -220,7 +220,7 @@ def test_tiles_are_objects_of_their_class_with_all_probabilities(tmp_path: Path)
     features = features_for_qupath(tmp_path / "tiles.geojson")
     assert [one["properties"]["name"] for one in features] == grid.ids
     assert [one["properties"]["objectType"] for one in features] == ["tile"] * 3
-    assert features[1]["properties"]["classification"] == {"name": 'fat "100 %" </script>', "color": [213, 94, 0]}
+    assert features[1]["properties"]["classification"] == {"name": 'fat "100%" </script>', "color": [213, 94, 0]}
     for one, values in zip(features, scores, strict=True):
         measurements = one["properties"]["measurements"]
         assert list(measurements) == [f"probability: {name}" for name in CLASSES]
@@ -258,7 +258,7 @@ def test_regions_are_the_connected_cells_of_a_class(tmp_path: Path) -> None:
     }  # fmt: skip
     assert np.max(stroma["geometry"]["coordinates"]) == 380
     outlines = read_contours(tmp_path / "regions.geojson", 380, 300)
-    assert [one.name for one in outlines] == ["tumour", 'fat "100 %" </script>', "stroma"]
+    assert [one.name for one in outlines] == ["tumour", 'fat "100%" </script>', "stroma"]
     np.testing.assert_array_equal(rasterise(outlines[:1], (3, 4), 100.0), best.reshape(3, 4) == 0)
 
 

@@ -1,4 +1,4 @@
-"""Synthetic slides: openslide reads them, masks agree with the pixels, and the embedded VLM reads their tiles."""
+"""Synthetic slides: openslide reads them, masks agree with the pixels, and the bundled VLM reads their tiles."""
 
 import csv
 import hashlib
@@ -194,7 +194,7 @@ def test_leftovers_of_a_killed_attempt_are_no_part_of_the_world(tmp_path: Path) 
 def test_errors_name_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(ValidationError, match="used to train the embedded VLM"):
+    with pytest.raises(ValidationError, match="used to train the bundled VLM"):
         SlideWorldConfig(centres=(VLM_CENTRES[0],))
     out = ["--output", str(tmp_path / "out")]
     for options, message in (

@@ -110,7 +110,7 @@ def test_centres(world: Path) -> None:
     assert {row["centre"] for row in rows(world, "tiles_shift")} <= {"8", "9"}
     with pytest.raises(ValidationError, match="must not share"):
         WorldConfig(centres=(6, 7), shift_centres=(7, 8))
-    with pytest.raises(ValidationError, match="used to train the embedded VLM"):
+    with pytest.raises(ValidationError, match="used to train the bundled VLM"):
         WorldConfig(centres=(VLM_CENTRES[0],))
 
 

@@ -48,7 +48,7 @@ def make_embedded_weights(
     world: WorldConfig | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Train the embedded VLM and backbone, and evaluate them on a world that shares no tile or report with training.
+    """Train the bundled VLM and backbone, and evaluate them on a world that shares no tile or report with training.
 
     `vlm/`, `backbone/`, `SHA256SUMS.json` (hash of each file) and `measured.json` (recipes, versions, scores) are
     written to `folder`. Earlier files are replaced when both models are trained.

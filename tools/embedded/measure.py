@@ -1,4 +1,4 @@
-"""Evaluate the embedded models on a synthetic world, for their data card."""
+"""Evaluate the bundled models on a synthetic world, for their data card."""
 
 from pathlib import Path
 from typing import Any

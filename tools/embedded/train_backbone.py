@@ -1,4 +1,4 @@
-"""Pretrain the embedded backbone, a tiny hybrid ViT from timm, without labels, by regression of image statistics."""
+"""Pretrain the bundled backbone, a tiny hybrid ViT from timm, without labels, by regression of image statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ MODEL_ARGS = {"img_size": 64, "patch_size": 4, "embed_dim": 128, "depth": 3, "nu
 
 @dataclass(frozen=True)
 class BackboneRecipe:
-    """Pretraining of the embedded backbone."""
+    """Pretraining of the bundled backbone."""
 
     tiles: int = 8_000
     centres: tuple[int, ...] = (*VLM_CENTRES, 6, 7)
@@ -114,7 +114,7 @@ def _fit(model: nn.Module, pixels: UInt8[Tensor, "n 3 64 64"], seed: int, recipe
     rng = stream(seed, "backbone", "order")
     losses = []
     model.train()
-    with progress("embedded backbone", recipe.epochs * batches) as advance:
+    with progress("bundled backbone", recipe.epochs * batches) as advance:
         for epoch in range(recipe.epochs):
             order = rng.permutation(len(pixels))
             for number in range(batches):

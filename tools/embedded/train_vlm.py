@@ -1,4 +1,4 @@
-"""Train the embedded VLM: a tiny transformers CLIPModel, from scratch, on synthetic image-caption pairs."""
+"""Train the bundled VLM: a tiny transformers CLIPModel, from scratch, on synthetic image-caption pairs."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ MEAN, STD = (0.75, 0.58, 0.76), (0.18, 0.21, 0.14)
 
 @dataclass(frozen=True)
 class VLMRecipe:
-    """Size and training of the embedded VLM."""
+    """Size and training of the bundled VLM."""
 
     tiles: int = 12_000
     captions: int = 2
@@ -161,7 +161,7 @@ def _fit(
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     losses = []
     model.train()
-    with progress("embedded VLM", recipe.epochs * batches) as advance:
+    with progress("bundled VLM", recipe.epochs * batches) as advance:
         for epoch in range(recipe.epochs):
             order = rng.permutation(len(pixels))
             caption_of = rng.integers(0, recipe.captions, len(pixels))

@@ -52,7 +52,7 @@ def compose_notes(
     notes = [
         f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {counted(n, 'seed')} (no standard "
         "deviation for a reference row that does not depend on the seed). Differences "
-        f"from {comparison.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
+        f"from {comparison.baseline} are paired by seed and have two 95% intervals: Student's t over seeds "
         f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), "
         f"and a paired bootstrap over the independent units of the test sets ({_resampled_units(results)}; "
         f"{config.evaluation.bootstrap} resamples, the same for all seeds).",

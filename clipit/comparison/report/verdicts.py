@@ -13,7 +13,7 @@ from clipit.reporting.tables import difference, markdown_line, markdown_table
 HEADING = "Verdicts"
 RULE = (
     "Differences are arm minus control on the test split, paired by seed; p is Holm-corrected over all rows of this "
-    "table. An arm is better than a control if the 95 % interval over seeds is above 0; an interval that includes 0 "
+    "table. An arm is better than a control if the 95% interval over seeds is above 0; an interval that includes 0 "
     "may also mean that there are too few seeds. Without a gain over the baseline, the verdict is no gain, or worse if "
     "the interval is below 0. Intervals over seeds do not account for the choice of test patients."
 )

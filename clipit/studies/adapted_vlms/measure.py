@@ -103,7 +103,7 @@ def measure_zero_shot(
 def worse_than_chance(labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"]) -> float | None:
     """Return the balanced accuracy if predictions are worse than chance, else None.
 
-    Predictions are worse than chance if at most 2.5 % of 1,000 random permutations of the labels give a balanced
+    Predictions are worse than chance if at most 2.5% of 1,000 random permutations of the labels give a balanced
     accuracy that is at least as low (a permutation test).
 
     Args:

@@ -66,13 +66,13 @@ class ProbingRow(StudyRow):
     Attributes:
         task: Evaluation task: a probe, few-shot episodes, a label curve, zero-shot classification or retrieval.
         value: Score; None if undefined.
-        low: Lower bound of the 95 % interval.
-        high: Upper bound of the 95 % interval.
+        low: Lower bound of the 95% interval.
+        high: Upper bound of the 95% interval.
         n: Number of test tiles or queries.
         k: Shots per class, or number of items retrieved.
         random: Score expected by chance.
         fold: Score divided by the score expected by chance.
-        spread: 2.5 % and 97.5 % quantiles of the scores over few-shot episodes.
+        spread: 2.5% and 97.5% quantiles of the scores over few-shot episodes.
         share: Share of the training labels.
     """
 
@@ -276,7 +276,7 @@ def _score_rows(
     groups: np.ndarray,
     classes: tuple[str, ...],
 ) -> Iterator[ProbingRow]:
-    """Yield the row once per metric, with its score and 95 % interval."""
+    """Yield the row once per metric, with its score and 95% interval."""
     scores = compute_metrics(labels, probabilities)
     intervals = bootstrap_intervals(labels, probabilities, groups, config.evaluation.bootstrap, config.seed)
     for name in _METRICS:

@@ -46,7 +46,7 @@ def probing_chapters(
             [
                 Text(
                     "All scores are on the test split. Hyperparameters and steps are selected on validation tiles; "
-                    "nothing is selected on test tiles. In brackets: 95 % percentile bootstrap intervals over test "
+                    "nothing is selected on test tiles. In brackets: 95% percentile bootstrap intervals over test "
                     "tiles, clustered by group where known."
                 ),
                 Text(
@@ -131,8 +131,8 @@ def _few_shot_tables(few_shot: pd.DataFrame) -> list[Table]:
     source = f"{FILE}: columns value, low, high, spread, features_saw_labels, task = few_shot"
     tables = []
     for caption, format_cell in (
-        ("Mean over episodes, in brackets its 95 % t-interval", _format_interval),
-        ("Central 95 % of the episodes: the range to expect from one draw of labels", _format_spread),
+        ("Mean over episodes, in brackets its 95% t-interval", _format_interval),
+        ("Central 95% of the episodes: the range to expect from one draw of labels", _format_spread),
     ):
         shots, lines = pivot_cells(few_shot, ["subject", "features_saw_labels"], "k", format_cell)
         header = ["features", "saw labels", *(f"{k} per class" for k in shots)]
@@ -146,7 +146,7 @@ def _curve_table(curves: pd.DataFrame) -> Table:
     for (subject, task, saw), group in iter_groups(curves, ["subject", "task", "features_saw_labels"]):
         cells = [mean_sd(group.value[group.share == share].tolist()) for share in shares]
         lines.append([subject, task.removeprefix("curve ").replace("_", "-"), saw, *cells])
-    header = ["features", "classifier", "saw labels", *(f"{100 * share:g} %" for share in shares)]
+    header = ["features", "classifier", "saw labels", *(f"{100 * share:g}%" for share in shares)]
     return Table(header, lines, source=f"{FILE}: columns value, features_saw_labels, task = curve ...", left=3)
 
 

@@ -26,8 +26,8 @@ class PromptDifference:
 
     Attributes:
         value: Difference; None if undefined.
-        low: Lower bound of the 95 % interval.
-        high: Upper bound of the 95 % interval.
+        low: Lower bound of the 95% interval.
+        high: Upper bound of the 95% interval.
     """
 
     subject: str
@@ -111,7 +111,7 @@ def _difference_table(differences: Sequence[PromptDifference], metric: str) -> T
     for row in differences:
         bounds = None if row.low is None or row.high is None else (row.low, row.high)
         lines.append([row.subject, row.simple, row.rich, difference(row.value, bounds), row.reason])
-    header = ("model", "simple", "rich", "rich minus simple [95 %]", "remark")
+    header = ("model", "simple", "rich", "rich minus simple [95%]", "remark")
     source = f"prompts.json: differences, metric = {metric}: value, low, high, reason"
     return Table(header, lines, source=source, left=3)
 

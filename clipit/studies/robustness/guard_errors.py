@@ -18,9 +18,9 @@ class GuardErrors:
 
     Attributes:
         without_interval: Number of adaptations whose change has no interval.
-        harmful: Number of adaptations whose change has a 95 % interval below 0.
+        harmful: Number of adaptations whose change has a 95% interval below 0.
         let_through: Number of harmful adaptations accepted by the guard.
-        helpful: Number of adaptations whose change has a 95 % interval above 0.
+        helpful: Number of adaptations whose change has a 95% interval above 0.
         refused: Number of helpful adaptations refused by the guard.
         share_let_through: Share of harmful adaptations that were accepted; None if none is harmful.
         share_refused: Share of helpful adaptations that were refused; None if none is helpful.

@@ -15,7 +15,7 @@ _MAX_BANDS = 6  # more would overlap; the table has all intervals
 def plot_curve(
     curves: pd.DataFrame, perturbation: str, path: Path, *, metric: str, neutral: float | None = None
 ) -> None:
-    """Plot one line per model and output, with 95 % bands if there are few lines; dotted lines are unperturbed scores.
+    """Plot one line per model and output, with 95% bands if there are few lines; dotted lines are unperturbed scores.
 
     Args:
         curves: Rows with analysis = `curve`, for this perturbation and for `none`.

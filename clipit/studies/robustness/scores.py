@@ -36,11 +36,11 @@ class RobustnessRow(StudyRow):
         unit: Meaning or unit of the level.
         untouched: Number of tiles that the perturbation left unchanged.
         value: Score; None if undefined.
-        low: Lower bound of the 95 % interval.
-        high: Upper bound of the 95 % interval.
+        low: Lower bound of the 95% interval.
+        high: Upper bound of the 95% interval.
         change: Paired change from the unperturbed, uncalibrated or unadapted score.
-        change_low: Lower bound of the change's 95 % interval.
-        change_high: Upper bound of the change's 95 % interval.
+        change_low: Lower bound of the change's 95% interval.
+        change_high: Upper bound of the change's 95% interval.
         unadapted: Score without adaptation.
         guard: Verdict of the guard, `accepted` or `refused`.
         misfit: Misfit computed by the guard.
@@ -90,7 +90,7 @@ def score_row(
     probabilities: Float[np.ndarray, "n c"],
     before: Float[np.ndarray, "n c"] | None = None,
 ) -> RobustnessRow:
-    """Complete a row with its score, 95 % interval and, given `before`, the paired change.
+    """Complete a row with its score, 95% interval and, given `before`, the paired change.
 
     Args:
         row: Row without a score.
@@ -222,7 +222,7 @@ def _measure_calibration(
     probabilities: Float32[np.ndarray, "n c"],
     before: Float32[np.ndarray, "n c"] | None,
 ) -> Iterator[RobustnessRow]:
-    """Yield one row per measure with its 95 % interval and, given `before`, the paired change."""
+    """Yield one row per measure with its 95% interval and, given `before`, the paired change."""
     scores = measure_calibration(
         test.labels, probabilities, test.groups, before, resamples=config.evaluation.bootstrap, seed=config.seed
     )

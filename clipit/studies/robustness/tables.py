@@ -25,7 +25,7 @@ FILE = "robustness.parquet"
 _MEASURES = {"ece": "ECE", "nll": "NLL", "brier": "Brier score"}
 _TEST = (
     "All scores are computed on the test split (or the test split of a shifted set). Nothing is selected on test "
-    "tiles. In brackets: 95 % percentile bootstrap intervals over test tiles, clustered by group where known; "
+    "tiles. In brackets: 95% percentile bootstrap intervals over test tiles, clustered by group where known; "
     "changes are paired."
 )
 _PERTURBED = (
@@ -49,7 +49,7 @@ _GUARD = (
     "A setting is one model (with its seed), one output (head or zero-shot), and a set of tiles: a whole set (the test "
     "tiles, a shifted set, or the test tiles at one level of a perturbation), or a batch drawn from one: up to 30, 100 "
     "or 200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
-    "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval of "
+    "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95% interval of "
     "its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this happens in "
     "about 1 of 40 settings for each. The guard can make two kinds of error: accepting a harmful adaptation, or "
     "refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to evaluate the "
@@ -81,7 +81,7 @@ def robustness_chapters(
             curve_parts.append(_curve_table(curves, name))
         if f"curve_{name}.png" in plots:
             source = f"{FILE}: columns level, value, low, high, analysis = curve, perturbation = {name} or none"
-            caption = f"{name}: {metric} by level; bands: 95 % interval; dotted: unperturbed tiles"
+            caption = f"{name}: {metric} by level; bands: 95% interval; dotted: unperturbed tiles"
             curve_parts.append(Plot(f"curve_{name}.png", caption, source))
     calibration: list[Text | Table | Plot] = [
         Text(_CALIBRATED), *_calibration_tables(frame[frame.analysis == "calibration"])

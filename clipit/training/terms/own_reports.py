@@ -184,7 +184,7 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
     return (
         f"label noise: labels from reports agree with {agreement['agreeing_tiles']} of "
         f"{counted(agreement['compared_tiles'], 'labelled tile')} and {agreement['agreeing_cases']} of "
-        f"{counted(agreement['compared_cases'], 'patient')} (95 % interval {low:.0%} to {high:.0%})"
+        f"{counted(agreement['compared_cases'], 'patient')} (95% interval {low:.0%} to {high:.0%})"
     )
 
 

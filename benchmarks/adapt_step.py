@@ -79,7 +79,7 @@ def _contrast(micro_batch: int, batch: int) -> "ContrastStep":
     examples = BagExamples(
         source=InMemory(),
         tile_ids=[str(number) for number in range(batch)],
-        texts=[f"{_WORDS[number % 6]} with {_WORDS[number // 6% 6]}, part {number}" for number in range(batch)],
+        texts=[f"{_WORDS[number % 6]} with {_WORDS[number // 6 % 6]}, part {number}" for number in range(batch)],
         tiles_of=Members.of(numbers[:, None].tolist()),
         texts_of=Members.of(numbers[:, None].tolist()),
         tiles_per_bag=1,

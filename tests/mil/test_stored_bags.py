@@ -79,7 +79,7 @@ def _write(folder: Path, table: str, dims: dict[str, int] | None = None, sizes: 
 
 
 def _rows(groups: bool = True) -> list[str]:
-    return [f"s{n:02d}.svs,{'ab'[n // 2% 2]},{f'p{n // 2}' if groups else ''}" for n in range(12)]
+    return [f"s{n:02d}.svs,{'ab'[n // 2 % 2]},{f'p{n // 2}' if groups else ''}" for n in range(12)]
 
 
 def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None:

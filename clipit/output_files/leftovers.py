@@ -16,14 +16,17 @@ def is_temporary(path: Path) -> bool:
     return bool(path.match(".*.tmp") or _SAFETENSORS_TEMPORARY.fullmatch(path.name))
 
 
-def delete_leftovers(folder: Path) -> None:
+def delete_leftovers(folder: Path, stem: str = "") -> None:
     """Delete the temporary files that killed processes left directly in a folder (see `artifacts.whole_file`).
 
     Files of processes that are still running on this machine are kept.
+
+    Args:
+        stem: Stem of the names of the files that were being written; "" for all files.
     """
     for path in folder.glob(".*.tmp"):
         match = TEMPORARY.fullmatch(path.name)
-        if match and not is_alive(int(match[1])):
+        if match and (not stem or path.name.startswith(f".{stem}.")) and not is_alive(int(match[1])):
             path.unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ from clipit.images.image_set import ImageSet
 from clipit.output_files.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.prediction_page import prediction_page
+from clipit.output_files.leftovers import delete_leftovers
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts, read_chunks, write_chunks
 from clipit.runs.prediction_files import BATCH_SIZE, PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses
@@ -197,6 +198,10 @@ def _synthetic_warning(classifier: "Classifier") -> str:
 
 
 def _delete_chunks(paths: PredictionPaths) -> None:
-    """Delete the record of the chunks before the chunks, so that a command killed here counts as finished."""
+    """Delete the chunks, and the temporary files of killed attempts.
+
+    The record of the chunks is deleted first, so that a command killed here counts as finished.
+    """
     paths.command.unlink(missing_ok=True)
     shutil.rmtree(paths.partial, ignore_errors=True)
+    delete_leftovers(paths.table.parent, paths.table.stem)

@@ -12,6 +12,7 @@ from clipit.patients import patients
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
+_NOTED = 0.05  # minimum difference of the actual from the requested share that is noted
 _UNKNOWN_GROUPS = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"
 
 
@@ -94,7 +95,7 @@ def _hold_out(
 
     A tile without a group forms its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient
     form one group. If there are labelled tiles, only groups with labelled tiles move, because validation needs labels.
-    The result depends on the names of the groups and the seed, not on the order of the rows.
+    At least one group of each class stays in train. The result depends on the names of the groups and the seed, not on the order of the rows.
 
     Raises:
         DataError: No group could be moved.
@@ -104,24 +105,31 @@ def _hold_out(
     countable = labelled or train_rows
     name_of = _group_names(tiles, train_rows)
     members = _members(name_of, countable)
+    strata = _strata(tiles, members)
     moved: set[str] = set()
-    for _, stratum in sorted(_strata(tiles, members).items()):
+    for _, stratum in sorted(strata.items()):
         target = fraction * sum(len(members[name]) for name in stratum)
-        moved_count = 0
+        moved_count, left = 0, len(stratum)
         for position in shuffled(stratum, seed, split):
             size = len(members[stratum[position]])
-            if abs(moved_count + size - target) < abs(moved_count - target):
+            if left > 1 and abs(moved_count + size - target) < abs(moved_count - target):
                 moved.add(stratum[position])
-                moved_count += size
+                moved_count, left = moved_count + size, left - 1
     if not moved:
         key = "validation_fraction" if split == "validation" else "test_fraction"
+        single = max(map(len, strata.values()), default=0) < 2
         raise DataError(
             f"no {split} tiles can be held out: the training split has {counted(len(members), 'group')} for "
-            f"{counted(len(countable), 'tile')}",
+            f"{counted(len(countable), 'tile')}" + (", at most one for each class" if single else ""),
             where=tiles.where,
-            fix=fix or f"name a {split} split in tiles.splits, or raise tiles.{key}",
+            fix=fix
+            or f"name a {split} split in tiles.splits, or "
+            + ("add tiles of other groups (patients)" if single else f"raise tiles.{key}"),
         )
-    return _move(tiles, train_rows, name_of, moved, split, f"{split}: {fraction:g} of train, held out with seed {seed}")
+    share = sum(len(members[name]) for name in moved) / len(countable)
+    actual = f" (in fact {share:.0%}, because whole groups move)" if abs(share - fraction) > _NOTED else ""
+    note = f"{split}: {fraction:g} of train{actual}, held out with seed {seed}"
+    return _move(tiles, train_rows, name_of, moved, split, note)
 
 
 def _group_names(tiles: TileSet, rows: Sequence[int]) -> dict[int, str]:

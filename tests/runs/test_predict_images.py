@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 import time
@@ -197,6 +198,15 @@ def test_a_kill_while_the_files_are_written_is_resumed(
     assert (tmp_path / "p.csv").is_file() and not (tmp_path / "p.summary.json").exists()
     predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
     assert set(files(tmp_path / "p.csv")) == {"p.csv", "p.html", "p.summary.json", "p.unreadable.csv"}
+
+
+def test_temporary_files_of_killed_attempts_are_deleted(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
+    names = (".p.csv.999999999.tmp", f".p.html.{os.getppid()}.tmp", ".q.csv.999999999.tmp")
+    dead, alive, other = (tmp_path / name for name in names)
+    for path in (dead, alive, other):
+        path.touch()
+    predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+    assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
 
 
 def test_a_command_that_waits_for_the_same_one_finds_it_finished(

@@ -50,6 +50,22 @@ def test_one_group_cannot_be_cut(make_tiles: Make) -> None:
         hold_out_validation(make_tiles([0, 1] * 5, ["train"] * 10, ["p"] * 10), 0.2, seed=0)
 
 
+def test_the_only_group_of_a_class_stays_in_train(make_tiles: Make) -> None:
+    tiles = make_tiles([0] * 6 + [1] * 6, ["train"] * 12, ["a"] * 6 + ["b"] * 6)
+    for fraction in (0.2, 0.6):
+        with pytest.raises(DataError, match="at most one for each class\n.*add tiles of other groups"):
+            hold_out_validation(tiles, fraction, seed=0)
+    two = make_tiles([0] * 12 + [1] * 6, ["train"] * 18, ["a"] * 6 + ["b"] * 6 + ["c"] * 6)
+    assert hold_out_validation(two, 0.9, seed=0).counts()["train"] == {"c0": 6, "c1": 6, "(no label)": 0}
+
+
+def test_a_share_that_whole_groups_cannot_reach_is_noted(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 1] * 8, ["train"] * 16, [f"p{place % 4}" for place in range(16)])
+    assert hold_out_validation(tiles, 0.3, seed=0).notes[-1] == (
+        "validation: 0.3 of train (in fact 50%, because whole groups move), held out with seed 0"
+    )
+
+
 def test_a_test_part_is_cut_by_group_and_does_not_depend_on_row_order(make_tiles: Make) -> None:
     groups = [f"p{place // 4}" for place in range(200)]
     tiles = make_tiles([place // 4 % 2 for place in range(200)], ["train"] * 200, groups)

@@ -14,9 +14,9 @@ from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, as_note, counted, shortlist
 from clipit.images.image_set import ImageSet
 from clipit.output_files.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
+from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.prediction_page import prediction_page
-from clipit.output_files.leftovers import delete_leftovers
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts, read_chunks, write_chunks
 from clipit.runs.prediction_files import BATCH_SIZE, PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses

@@ -53,7 +53,7 @@ def test_one_group_cannot_be_cut(make_tiles: Make) -> None:
 def test_the_only_group_of_a_class_stays_in_train(make_tiles: Make) -> None:
     tiles = make_tiles([0] * 6 + [1] * 6, ["train"] * 12, ["a"] * 6 + ["b"] * 6)
     for fraction in (0.2, 0.6):
-        with pytest.raises(DataError, match="at most one for each class\n.*add tiles of other groups"):
+        with pytest.raises(DataError, match=r"at most one for each class\n.*add tiles of other groups"):
             hold_out_validation(tiles, fraction, seed=0)
     two = make_tiles([0] * 12 + [1] * 6, ["train"] * 18, ["a"] * 6 + ["b"] * 6 + ["c"] * 6)
     assert hold_out_validation(two, 0.9, seed=0).counts()["train"] == {"c0": 6, "c1": 6, "(no label)": 0}

@@ -95,7 +95,8 @@ def _hold_out(
 
     A tile without a group forms its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient
     form one group. If there are labelled tiles, only groups with labelled tiles move, because validation needs labels.
-    At least one group of each class stays in train. The result depends on the names of the groups and the seed, not on the order of the rows.
+    At least one group of each class stays in train. The result depends on the names of the groups and the seed, not on
+    the order of the rows.
 
     Raises:
         DataError: No group could be moved.

@@ -17,6 +17,7 @@ from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import SAVE_FIRST, special_kind
+from clipit.input_files.zip_files import open_zip
 
 T = TypeVar("T")
 
@@ -232,7 +233,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
             files, or files compressed with a method that Python does not support.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = [info for info in archive.infolist() if not _member_name(info).endswith("/")]
     except PermissionError:
         raise

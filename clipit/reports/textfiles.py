@@ -1,7 +1,6 @@
 """Read plain-text reports: one per line, or one per file in a folder or zip."""
 
 import lzma
-import os
 import re
 import struct
 import zipfile
@@ -14,13 +13,13 @@ from typing import NamedTuple
 
 from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
 from clipit.input_files.data_files import list_files
+from clipit.input_files.zip_files import open_zip
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
 _MAX_TEXT_BYTES = 16 * 2**20  # maximum size of one report in bytes; larger files are other data, or zip bombs
 # A zip whose unpacked size exceeds both limits is rejected; text shrinks to a tenth, rarely to a hundredth.
 _MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # unpacked size relative to the zip, and in bytes
 _MAX_EMPTY_BYTES = 64  # maximum compressed size of an empty file, with any compression method
-_END_RECORD = struct.Struct("<4s6xH10x")  # end record of a zip, without its comment: signature and number of members
 _SEPARATORS = {
     "\0": "null character",
     "\r": "carriage return",
@@ -178,8 +177,7 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
     Raises:
         DataError: The zip is damaged, or two members have the same name.
     """
-    with _zip_errors(path), zipfile.ZipFile(path) as archive:
-        _check_count(path, archive)
+    with _zip_errors(path), open_zip(path) as archive:
         infos = archive.infolist()
     names = [info.filename.replace("\\", "/") for info in infos]
     if repeated := repeats(names, lambda number: f"entry {number + 1}"):
@@ -203,20 +201,6 @@ def _zip_errors(where: object) -> Iterator[None]:
             where=where,
             fix="copy it again, or unpack it and set reports.path to the folder",
         ) from error
-
-
-def _check_count(path: Path, archive: zipfile.ZipFile) -> None:
-    """Check that all members of a zip were found; zipfile ignores the number recorded at the end of the file.
-
-    Raises:
-        BadZipFile: Members are missing.
-    """
-    with path.open("rb") as stream:
-        stream.seek(-_END_RECORD.size - len(archive.comment), os.SEEK_END)
-        signature, count = _END_RECORD.unpack(stream.read(_END_RECORD.size))
-    members = len(archive.infolist())
-    if signature == b"PK\5\6" and count not in (members & 0xFFFF, 0xFFFF):  # 0xFFFF: the count is in the zip64 record
-        raise zipfile.BadZipFile(f"{counted(members, 'file')} found, {count} expected")
 
 
 def _check_size(size: int, where: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.errors import DataError, counted, is_limit, shortlist
 from clipit.input_files.data_files import CsvTable, check_column_names
+from clipit.input_files.zip_files import open_zip
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell
@@ -92,7 +93,7 @@ def _load(path: Path, *, values: bool) -> "Workbook":
             fix="pip install openpyxl, or save the sheet as .csv",
         ) from None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
             if size > _MAX_BYTES:
                 raise DataError(

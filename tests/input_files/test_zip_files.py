@@ -1,0 +1,73 @@
+"""Tests of `clipit.input_files.zip_files`, and of the files that are opened with it."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from clipit.config.run import ReportsConfig
+from clipit.errors import DataError
+from clipit.images.image_set import open_images
+from clipit.input_files.zip_files import open_zip
+from clipit.reports.readers import read_reports
+from clipit.reports.workbooks import read_workbook
+
+
+def packed(path: Path, *names: str) -> bytes:
+    """Return the bytes of a zip of small files."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "Colon.")
+    return path.read_bytes()
+
+
+def damages(folder: Path) -> dict[str, bytes]:
+    """Return zips of which zipfile reads only some files, by the message about them."""
+    first, second = packed(folder / "1", "a.txt", "b.txt"), packed(folder / "2", "c.txt")
+    start = first.index(b"PK\1\2")
+    hidden = bytearray(first)
+    hidden[start + 32 : start + 34] = (46 + 5).to_bytes(2, "little")  # a comment that hides the second entry
+    many = bytearray(first)
+    many[-12:-10] = b"\3\0"
+    return {
+        "1 file found, 2 expected": bytes(hidden),
+        "2 files found, 3 expected": bytes(many),
+        r"null character in the name of a file: 'b'": first[:start] + first[start:].replace(b"b.txt", b"b\0txt"),
+        "it starts with files that its directory does not list: several zips": first + second,
+        "more data after its end: several zips": first + second[:-22],
+    }
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_zips_whose_directory_does_not_list_all_files(tmp_path: Path, number: int) -> None:
+    message, content = list(damages(tmp_path).items())[number]
+    for name in ("c.zip", "c.xlsx"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"not a readable zip: {message}"):
+        open_images(tmp_path / "c.zip")
+    with pytest.raises(DataError, match=f"cannot read this zip file: {message}"):
+        read_reports(ReportsConfig(path=str(tmp_path / "c.zip")))
+    with pytest.raises(DataError, match=f"cannot read this workbook: {message}"):
+        read_workbook(tmp_path / "c.xlsx", None, None, "reports.sheet")
+
+
+@pytest.mark.parametrize("comment", [b"", b"Exported from the archive.\0"])
+def test_zips_with_other_data_around_them(tmp_path: Path, comment: bytes) -> None:
+    packed(tmp_path / "a.zip", "a.txt", "b.txt")
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.comment = comment
+    content = (tmp_path / "a.zip").read_bytes()
+    for before, after in ((b"", b""), (b"#!/bin/sh\nunpack me\n", b""), (b"", bytes(512))):
+        (tmp_path / "b.zip").write_bytes(before + content + after)
+        with open_zip(tmp_path / "b.zip") as archive:
+            assert archive.namelist() == ["a.txt", "b.txt"]
+
+
+def test_zips_with_more_files_than_the_end_record_can_count(tmp_path: Path) -> None:
+    content = packed(tmp_path / "a.zip", *(f"{number}" for number in range(2**16 + 1)))
+    with open_zip(tmp_path / "a.zip") as archive:
+        assert len(archive.namelist()) == 2**16 + 1
+    total = content.rindex(b"PK\6\6") + 32
+    (tmp_path / "a.zip").write_bytes(content[:total] + b"\2" + content[total + 1 :])
+    with pytest.raises(zipfile.BadZipFile, match="65,537 files found, 65,538 expected"), open_zip(tmp_path / "a.zip"):
+        pass

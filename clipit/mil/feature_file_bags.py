@@ -28,10 +28,11 @@ from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
+from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
 from clipit.tiles.source import ALIASES, DROPPED, check_class_names, check_group_names
 from clipit.tiles.splits import check_groups, resolve_splits
-from clipit.tiles.table import open_table, read_columns
+from clipit.tiles.table import group_columns, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
 _FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".pt"}
@@ -205,6 +206,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
     if not classes:
         check_class_names([label for label in labels if label], str(path))
     spelling_remarks = check_group_names([group for group in groups if group], str(path))
+    advice = column_advice(groups, names, group_columns(path, table, config), "rename it to group")
     known = list(classes) or sorted({label for label in labels if label and label != DROPPED})
     unknown = sorted({label for label in labels if label and label not in (*known, DROPPED)})
     if unknown:
@@ -233,6 +235,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
     without_features = [name for name, present in zip(names, has_features.tolist(), strict=True) if not present]
     unlisted = sorted(files.keys() - {*names})
     notes = [*label_remarks, *map_remarks, *group_remarks, *spelling_remarks]
+    notes += [f"WARNING: {advice}"] if advice else []
     if others:
         listed = shortlist([f"{stated}: {count}" for stated, count in sorted(others.items())])
         notes.append(f"dropped {counted(others.total(), 'slide')} in other splits ({listed})")

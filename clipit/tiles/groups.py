@@ -91,17 +91,10 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
 
 def group_advice(source: SourceTiles) -> str:
     """Suggest a key that sets groups, if a source without groups seems to identify patients; otherwise return ""."""
-    if any(source.groups) or any(patient_in(name) for name in source.ids):
+    if any(source.groups) or any(map(patient_in, source.ids)):
         return ""
-    for name in sorted(source.columns, key=lambda name: GROUP_COLUMNS.index(folded_name(name))):
-        values = source.columns[name]
-        if _is_shared(values):
-            count = len({value for value in values if value})
-            key = f"--tiles.columns.group={shlex.quote(name)}"
-            return (
-                f"the column {name} identifies {counted(count, 'patient or slide', 'patients or slides')}, but is "
-                f"not used: set {key}"
-            )
+    if advice := column_advice(source.groups, source.ids, source.columns):
+        return advice
     for kind, pattern in _BARCODES.items():
         values = _find(source, re.compile(pattern))
         if _is_shared(values):
@@ -110,6 +103,27 @@ def group_advice(source: SourceTiles) -> str:
             return (
                 f"the ids or paths contain {count} {kind}, such as {example}, but no groups are set: set "
                 f"--tiles.group_pattern='{pattern}'"
+            )
+    return ""
+
+
+def column_advice(groups: Sequence[str], ids: Sequence[str], columns: Mapping[str, Sequence[str]], fix: str = "") -> str:
+    """Name a column that seems to identify patients or slides, if no groups are known; otherwise return "".
+
+    Args:
+        groups: Patient or slide of each row; "" if unknown.
+        ids: Name of each row, which may contain a TCGA barcode.
+        columns: Additional columns whose names suggest patients or slides.
+        fix: What to do; "" to set tiles.columns.group.
+    """
+    if any(groups) or any(map(patient_in, ids)):
+        return ""
+    for name in sorted(columns, key=lambda name: GROUP_COLUMNS.index(folded_name(name))):
+        if _is_shared(columns[name]):
+            count = len({value for value in columns[name] if value})
+            return (
+                f"the column {name} identifies {counted(count, 'patient or slide', 'patients or slides')}, but is "
+                f"not used: {fix or f'set --tiles.columns.group={shlex.quote(name)}'}"
             )
     return ""
 

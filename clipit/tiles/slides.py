@@ -22,8 +22,9 @@ from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare
 from clipit.slides.reading import SlideReader
 from clipit.slides.resolution import check_mpp
 from clipit.tiles.cells import parse_mpp, resolve_missing
+from clipit.tiles.groups import column_advice
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.table import TABLES, open_table, read_columns
+from clipit.tiles.table import TABLES, group_columns, open_table, read_columns
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +280,8 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     if has_names:
         columns["id"] = name_column
     fields = ("path", "label", "split", "group", "mpp", *(["id"] if has_names else []))
-    cells = read_columns(path, config.model_copy(update={"columns": columns}), table, fields)
+    section = config.model_copy(update={"columns": columns})
+    cells = read_columns(path, section, table, fields)
     root = Path(config.images).expanduser() if config.images else path.parent
     files = _find_files(cells["path"], root, path)
     names = cells["id"] if has_names else [slide_name(file) for file in files]
@@ -297,7 +299,10 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     ]
     used = {name_column, file_column, *(columns.get(name, name) for name in ("label", "split", "group", "mpp")), "mask"}
     unused = [name for name in table.names if name not in used]
-    notes = (f"unused columns: {shortlist(unused)}",) if unused else ()
+    notes = [f"unused columns: {shortlist(unused)}"] if unused else []
+    fix = "rename it to group, or name it in a configuration (tiles.columns.group)"
+    advice = column_advice(groups, names, group_columns(path, table, section), fix)
+    notes += [f"WARNING: {advice}"] if advice else []
     return SlideList(slides, labels, source_splits, groups, str(path), (*label_notes, *group_notes, *notes))
 
 

@@ -73,7 +73,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
         where=str(path),
         notes=(*label_notes, *group_notes, *_split_hint(table, columns)),
         paths=columns["path"],
-        columns=_group_columns(path, table, config),
+        columns=group_columns(path, table, config),
     )
 
 
@@ -213,7 +213,7 @@ def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str
     return ()
 
 
-def _group_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
+def group_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
     """Read additional columns whose names suggest patients or slides, unless they cannot be read as text."""
     columns = {}
     for name in table.names:

@@ -1,11 +1,12 @@
 """Read images with texts: a table with one row per image-text pair, or tar shards in webdataset format."""
 
 import json
+import logging
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from clipit.input_files.csv_delimiter import delimiter_hint
 from clipit.input_files.data_files import cell_text
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
+from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_validation
 from clipit.tiles.load import resolve_source
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import check_groups
-from clipit.tiles.table import TileTable, open_files, open_table
+from clipit.tiles.table import TileTable, group_columns, open_files, open_table
 from clipit.tiles.tar_index import FIELD_PREFIX, index_shards
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
+
+logger = logging.getLogger(__name__)
 
 _SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns)\b)")
 """Keys of `tiles` that `adapt.pairs` also has."""
@@ -70,6 +74,10 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
         tiles = resolve_source(source, config)
         check_groups(tiles)
         tiles = check_images(tiles, config.unreadable)
+        if advice := column_advice(source.groups, source.ids, source.columns):
+            note = f"WARNING: {_SHARED_KEYS.sub('adapt.pairs.', advice)}"
+            logger.warning(note)
+            tiles = replace(tiles, notes=(*tiles.notes, note))
     return CaptionedTiles(tiles, captions)
 
 
@@ -142,6 +150,9 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
         reader=reader,
         where=str(path),
         notes=notes,
+        columns={
+            name: [values[row] for row in first] for name, values in group_columns(path, table, config).items()
+        },
     )
     return source, [[texts[row] for row in each] for each in rows]
 

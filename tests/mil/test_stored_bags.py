@@ -258,3 +258,14 @@ def test_features_of_different_models_are_refused_and_other_downsamples_are_note
         file["features"].attrs["encoder"] = "conch_v1"
     with pytest.raises(DataError, match=r"different models: uni_v1: 11 \(s00.*\); conch_v1: 1 \(s03\)"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+
+
+def test_a_column_of_patients_that_is_not_used_is_named(tmp_path: Path) -> None:
+    splits = ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
+    for header in ("case_id", "patient_id"):
+        rows = [f"{row},{split}" for row, split in zip(_rows(), splits, strict=True)]
+        table = _write(tmp_path, "\n".join([f"slide,label,{header},split", *rows]))
+        told = f"WARNING: the column {header} identifies 6 patients or slides, but is not used: rename it to group"
+        assert told in bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes
+        table.write_text(table.read_text(encoding="utf-8").replace(header, "group"), encoding="utf-8")
+        assert not any("not used" in note for note in bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes)

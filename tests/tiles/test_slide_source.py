@@ -160,6 +160,18 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
         list_slides(section(table, labels=unlabelled))
 
 
+def test_a_column_of_patients_in_a_table_of_slides_is_named(tmp_path: Path) -> None:
+    write_slides(tmp_path, a=1.0, b=1.0, c=1.0)
+    rows: list[dict[str, object]] = [{"slide": name, "label": "x", "case_id": f"P{name == 'c'}"} for name in "abc"]
+    table = write_table(tmp_path / "slides.csv", rows)
+    assert list_slides(section(table)).notes == (
+        "unused columns: case_id",
+        "WARNING: the column case_id identifies 2 patients or slides, but is not used: rename it to group, or name it "
+        "in a configuration (tiles.columns.group)",
+    )
+    assert list_slides(section(table, columns={"group": "case_id"})).notes == ()
+
+
 def test_slides_that_are_coarser_than_their_tiles_are_noted(tmp_path: Path) -> None:
     write_slides(tmp_path, fine=1.0, coarse=2.0)
     notes = read_tiles(section(tmp_path, labels=LabelsConfig(kind="none"))).notes

@@ -17,6 +17,7 @@ from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import examples_content, make_examples, validation_examples
 from clipit.vlm_training.pair_examples import draw_partners
+from clipit.vlm_training.pair_sources import read_captioned
 from clipit.workspace.workspace import Workspace
 
 Row = tuple[str, str, str]
@@ -75,6 +76,15 @@ def test_each_image_meets_its_texts_and_groups_stay_together(config: RunConfig, 
     groups = {path: group for path, _, group in content}
     assert not {groups[name] for name in train.tile_ids} & {groups[name] for name in held_out.tile_ids}
     assert train.summary["tiles"] + held_out.summary["tiles"] == 24
+
+
+def test_a_column_of_patients_that_is_not_used_is_named(config: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    section = write_table(path, config, rows())
+    path.write_text(path.read_text(encoding="utf-8").replace("user", "patient_id"), encoding="utf-8")
+    pairs = section.pairs.model_copy(update={"columns": {"path": "filepath", "text": "title"}})
+    told = "the column patient_id identifies 6 patients or slides, but is not used: set --adapt.pairs.columns.group"
+    assert told in " ".join(read_captioned(pairs, tmp_path).tiles.notes)
 
 
 def test_texts_are_split_dropped_and_counted(config: RunConfig, tmp_path: Path) -> None:

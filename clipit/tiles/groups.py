@@ -107,7 +107,9 @@ def group_advice(source: SourceTiles) -> str:
     return ""
 
 
-def column_advice(groups: Sequence[str], ids: Sequence[str], columns: Mapping[str, Sequence[str]], fix: str = "") -> str:
+def column_advice(
+    groups: Sequence[str], ids: Sequence[str], columns: Mapping[str, Sequence[str]], fix: str = ""
+) -> str:
     """Name a column that seems to identify patients or slides, if no groups are known; otherwise return "".
 
     Args:

@@ -150,9 +150,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
         reader=reader,
         where=str(path),
         notes=notes,
-        columns={
-            name: [values[row] for row in first] for name, values in group_columns(path, table, config).items()
-        },
+        columns={name: [values[row] for row in first] for name, values in group_columns(path, table, config).items()},
     )
     return source, [[texts[row] for row in each] for each in rows]
 

@@ -2,8 +2,6 @@
 
 import io
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from clipit.crash_watch import noted
 from clipit.errors import DataError
 from clipit.images.jpeg import decode_plain
+from clipit.images.png import count_missing_bytes, find_wrong_checksum
 from clipit.images.tiff_copies import differs, is_auxiliary
 from clipit.images.tiff_parts import find_damaged_part
 from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
@@ -41,8 +40,8 @@ _UPRIGHT = {
 }
 """Operation that turns an image upright, for each value of its orientation."""
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_CHECKED = frozenset({"BMP", "JPEG", "PNG", "TIFF", "WEBP"})  # formats in which Pillow does not report some damage
 _JPEG_END = b"\xff\xd9"
-_PNG_SIGNATURE = 8  # bytes before the first chunk
 
 
 class ImageError(ValueError):
@@ -150,16 +149,19 @@ def _check(image: Image.Image, compare_pages: bool = True) -> None:
 
 
 def check_bytes(image: Image.Image) -> None:
-    """Reject damage that Pillow does not report: a JPEG file without its end, wrong checksums in a PNG or TIFF file.
+    """Reject damage that Pillow does not report.
+
+    A JPEG file may lack its end, a PNG or TIFF file may contain wrong checksums, a PNG file may lack rows, and the size
+    of a BMP or WebP file may differ from the size in its header.
 
     In TIFF files that are compressed with Deflate, the checksums are verified. For those that are compressed with JPEG,
     libjpeg's warnings are checked.
 
     Args:
-        image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
+        image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards. A PNG is loaded.
     """
     stream = getattr(image, "fp", None)
-    if image.format not in ("JPEG", "PNG", "TIFF") or stream is None or getattr(stream, "closed", False):
+    if image.format not in _CHECKED or stream is None or getattr(stream, "closed", False):
         return  # if no file is open, the image has already been loaded
     position = stream.tell()
     if image.format == "TIFF":
@@ -180,20 +182,35 @@ def check_bytes(image: Image.Image) -> None:
     if image.format == "JPEG" and data.find(_JPEG_END, position) < 0:
         raise ImageError("the end of the JPEG file is missing: the file is truncated")
     if image.format == "PNG":
-        _check_chunks(data)
+        _check_png(image, data)
+    if image.format in ("BMP", "WEBP"):
+        _check_size(image.format, data)
 
 
-def _check_chunks(data: bytes) -> None:
-    """Verify the checksums of a PNG file's chunks up to the last complete one; Pillow skips those of pixels."""
-    start = _PNG_SIGNATURE
-    while start + 12 <= len(data):
-        length, chunk_type = struct.unpack_from(">I4s", data, start)
-        stop = start + 8 + length
-        if chunk_type == b"IEND" or stop + 4 > len(data):  # Pillow reports missing pixels
-            return
-        if zlib.crc32(data[start + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
-            raise ImageError(f"a wrong checksum in the {chunk_type.decode('latin-1')} chunk: the PNG file is damaged")
-        start = stop + 4
+def _check_size(format_name: str, data: bytes) -> None:
+    """Compare the size of a BMP or WebP file with the size in its header."""
+    if format_name == "WEBP":
+        stated = int.from_bytes(data[4:8], "little") + 8
+        is_right = len(data) in (stated, stated + stated % 2)  # with padding
+    else:
+        stated, header = int.from_bytes(data[2:6], "little"), int.from_bytes(data[10:14], "little")
+        is_right = stated in (len(data), len(data) - header, header, 0)  # some programs write another size or none
+    if not is_right:
+        raise ImageError(
+            f"the {format_name} file has {len(data):,} bytes, but {stated:,} according to its header: it is damaged"
+        )
+
+
+def _check_png(image: Image.Image, data: bytes) -> None:
+    """Verify checksums, load the image, and check that no pixels are missing."""
+    if chunk_type := find_wrong_checksum(data):
+        raise ImageError(f"a wrong checksum in the {chunk_type} chunk: the PNG file is damaged")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    image.load()
+    last_row = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
+    complete = bool(last_row.strip(b"\0")) and not image.info.get("interlace")  # Pillow fills missing rows with zeros
+    if missing := 0 if complete else count_missing_bytes(data):
+        raise ImageError(f"the last {missing:,} bytes of the pixels are missing: the PNG file is damaged")
 
 
 def _load(image: Image.Image) -> Image.Image:

@@ -123,8 +123,8 @@ def decode_values(
             check_size(*image.size)
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
-            check_bytes(image)
             packed = _packed_mode(image)
+            check_bytes(image)
             image.load()
             values = np.asarray(turn_upright(image, image))
             mode = image.mode

@@ -191,6 +191,62 @@ def test_a_flipped_bit_in_a_png_is_found_wherever_it_is() -> None:
             to_rgb(opened)  # as for images that a program passes to a classifier
 
 
+def png_of(stream: bytes, width: int, height: int, bits: int, colour: int, interlacing: int = 0) -> bytes:
+    """Return a PNG of a pixel stream, with the right checksums."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlacing)
+    chunks = [(b"IHDR", header), (b"PLTE", bytes(range(48))), (b"IDAT", zlib.compress(stream)), (b"IEND", b"")]
+    if colour != 3:
+        del chunks[1]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row"), [(8, 2, 1 + 15), (8, 0, 1 + 5), (1, 0, 1 + 1), (4, 3, 1 + 3), (8, 6, 1 + 20)]
+)
+def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
+    bits: int, colour: int, row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipit.images.png._UNPACKED_BYTES", 7)
+    for stream in (bytes(6 * row), bytes(7 * row), bytes(5 * row) + b"\0" + b"\1" * (row - 1)):
+        assert decode(io.BytesIO(png_of(stream, 5, 6, bits, colour))).size == (5, 6)
+    for rows in (1, 3, 5):
+        data = png_of(bytes((6 - rows) * row), 5, 6, bits, colour)
+        for read in (decode, decode_values):
+            with pytest.raises(ImageError, match=f"the last {rows * row} bytes of the pixels are missing"):
+                read(io.BytesIO(data))
+
+
+def test_an_interlaced_png_whose_pixels_end_early() -> None:
+    passes = [(1, 1), (1, 1), (2, 1), (2, 2), (3, 2), (3, 4), (6, 3)]  # columns and rows
+    stream = b"".join((b"\0" + b"\7" * 3 * columns) * rows for columns, rows in passes)
+    assert (np.asarray(decode(io.BytesIO(png_of(stream, 6, 7, 8, 2, 1)))) == 7).all()
+    for rows in (1, 3):
+        with pytest.raises(ImageError, match=f"the last {rows * 19} bytes of the pixels are missing"):
+            decode(io.BytesIO(png_of(stream[: -rows * 19], 6, 7, 8, 2, 1)))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("BMP", {}), ("WEBP", {}), ("WEBP", {"lossless": True})])
+def test_bytes_inserted_into_a_bmp_or_webp_file(kind: str, options: "dict[str, Any]") -> None:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE[:47, :47]).save(stream, kind, **options)
+    data = stream.getvalue()
+    assert decode(io.BytesIO(data)).size == (47, 47)
+    damaged = data[:-100] + bytes(16) + data[-100:]
+    with pytest.raises(ImageError, match=rf"the {kind} file has {len(damaged):,} bytes, but {len(data):,} according"):
+        decode(io.BytesIO(damaged))
+
+
+@pytest.mark.parametrize("stated", [0, 54, 48 * 48 * 3])
+def test_bmp_files_of_programs_that_write_another_size(stated: int) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE).save(stream, "BMP")
+    data = stream.getvalue()
+    assert (np.asarray(decode(io.BytesIO(data[:2] + stated.to_bytes(4, "little") + data[6:]))) == NOISE).all()
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("JPEG", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_adobe_deflate"}), ("TIFF", {"compression": "raw"})],

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, counted, is_limit, shortlist
+from clipit.errors import DataError, counted, is_limit, repeats, shortlist
 from clipit.images.decode import ImageError, decode, is_image
 from clipit.images.image_readers import Reader
 from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
@@ -92,10 +92,28 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         check_arrow(rows, f"{config.path}, split {split}")
         undecoded[split] = _undecoded_images(rows, column, config.path)
         described[split] = _describe_rows(rows, f"{config.path}, split {split}")
+    _check_listed_once(splits, column, config.path)
     source = join_splits(described, config, DatasetReader(undecoded, column))
     files = (*missing_data_files(config.path), *unread_data_files(config.path))
     notes = (*files, *_unused_images(config.path, loaded, column))
     return replace(source, notes=(*source.notes, *notes))
+
+
+def _check_listed_once(splits: Mapping[str, Any], column: str, path: str) -> None:
+    """Reject image folders whose metadata file lists an image twice, possibly with different labels."""
+    images = [
+        (file, f"{split}/{row:06d}")
+        for split, rows in splits.items()
+        if rows.builder_name == "imagefolder"
+        for row, file in enumerate(_file_paths(rows, column))
+        if file
+    ]
+    if repeated := repeats([file for file, _ in images], lambda row: images[row][1]):
+        raise DataError(
+            f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated, 3)}",
+            where=path,
+            fix="keep one row per file in the metadata file",
+        )
 
 
 def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:

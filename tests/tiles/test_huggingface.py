@@ -173,6 +173,16 @@ def test_images_of_a_folder_that_are_not_in_the_data_set_are_named(
     assert read_huggingface(config(tmp_path / "set")).notes == ()
 
 
+def test_an_image_folder_that_lists_a_file_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set/train").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"set/train/{number}.png")
+    rows = ["file_name,label", "0.png,a", "1.png,b", "2.png,a", "1.png,a", ""]
+    (tmp_path / "set/train/metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"1 file occurs more than once: \S*1.png \(train/000001, train/000003\)"):
+        read_huggingface(config(tmp_path / "set"))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_path: Path, streaming: bool) -> None:
     """The datasets package reads the indices of all files by the names of one."""

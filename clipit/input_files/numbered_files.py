@@ -1,17 +1,24 @@
-"""Detect files of a data set that are missing from a numbered set, or that are not read because of their names."""
+"""Detect files of a data set that are missing from a numbered set, not read because of their names, or copies."""
 
+import filecmp
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 
-from clipit.errors import counted, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
 """A number with a leading zero, or with five digits or more, as programs write for the parts of a data set."""
 _MAX_FILES = 1_000_000  # per set
+_COMPANIONS = frozenset({".idx", ".index", ".json", ".txt", ".md5", ".sha1", ".sha256", ".lock", ".crc", ".metadata"})
+"""Suffixes of files that describe a data file, such as `a.tar.idx`."""
+_COMPRESSED_TARS = frozenset({".tgz", ".tbz", ".tbz2", ".txz", ".tzst"})
+_COMPARED = 2**16  # bytes at the start of files of equal size that are compared before the rest
 _DATA_FILES = frozenset({".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".tar"})
 
 
@@ -44,6 +51,59 @@ def missing_data_files(path: str) -> tuple[str, ...]:
     return (note,) if note else ()
 
 
+def unfinished_data_files(path: str, read: Iterable[Path]) -> tuple[str, ...]:
+    """Describe compressed and unfinished files next to the data files, such as `a.tar.gz` and `a.tar.part`.
+
+    Args:
+        path: Local folder; ids on the Hugging Face Hub are not checked.
+        read: Data files that are read; only files with one of their suffixes in the name count.
+    """
+    folder = Path(path).expanduser()
+    if hub_id(path) is not None or not folder.is_dir():
+        return ()
+    known = {os.path.realpath(file) for file in read}
+    suffixes = {Path(file).suffix.lower() for file in known} & _DATA_FILES
+
+    def is_unfinished(file: Path) -> bool:
+        *inner, last = [suffix.lower() for suffix in file.suffixes] or [""]
+        added = not suffixes.isdisjoint(inner) and last not in _COMPANIONS | suffixes
+        return not file.name.startswith((".", "_")) and (added or (".tar" in suffixes and last in _COMPRESSED_TARS))
+
+    unread = [str(file) for file in list_files(folder, is_unfinished).files if os.path.realpath(file) not in known]
+    if not unread:
+        return ()
+    return (
+        f"WARNING: {counted(len(unread), 'compressed or unfinished file is', 'compressed or unfinished files are')} "
+        f"not read: {shortlist(unread)}",
+    )
+
+
+def check_copied_files(files: Sequence[Path], where: object) -> None:
+    """Check that no two data files have the same content, such as `a.tar` and `a (1).tar`.
+
+    Raises:
+        DataError: Files have the same content.
+    """
+    alike: dict[tuple[int, bytes], list[Path]] = {}
+    sizes = Counter(size_of := [file.stat().st_size for file in files])
+    for file, size in zip(files, size_of, strict=True):
+        if sizes[size] > 1:
+            with file.open("rb") as stream:
+                alike.setdefault((size, stream.read(_COMPARED)), []).append(file)
+    copies = [
+        f"{first} = {second}"
+        for group in alike.values()
+        for first, second in combinations(group, 2)
+        if filecmp.cmp(first, second, shallow=False)
+    ]
+    if copies:
+        raise DataError(
+            f"{counted(len(copies), 'data file is a copy', 'data files are copies')}: {shortlist(copies, 3)}",
+            where=where,
+            fix="remove the copies, so that their rows do not count twice",
+        )
+
+
 def unread_data_files(path: str) -> tuple[str, ...]:
     """Describe the files in the folder of a data set that the datasets package does not read; () if there are none.
 
@@ -51,6 +111,9 @@ def unread_data_files(path: str) -> tuple[str, ...]:
 
     Args:
         path: Local folder; ids on the Hugging Face Hub are not checked.
+
+    Raises:
+        DataError: Files of a split have the same content.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
@@ -61,13 +124,17 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     if builder.name == "imagefolder":  # its tables describe images
         return ()
     parts = builder.config.data_files or {}
+    for files in parts.values():
+        check_copied_files([Path(file) for file in files], path)
     read = {os.path.realpath(file) for files in parts.values() for file in files}
+    unfinished = unfinished_data_files(path, map(Path, read))
     suffixes = {Path(file).suffix.lower() for file in read} & _DATA_FILES
     listed = list_files(folder, lambda file: file.suffix.lower() in suffixes and not file.name.startswith((".", "_")))
     unread = [str(file) for file in listed.files if os.path.realpath(file) not in read]
     if not unread:
-        return ()
+        return unfinished
     return (
+        *unfinished,
         f"WARNING: {counted(len(unread), 'file is', 'files are')} not read: {shortlist(unread)}; the datasets "
         "package reads only the files named after splits, such as train",
     )

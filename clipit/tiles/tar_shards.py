@@ -101,7 +101,7 @@ def list_shards(path: str) -> list[Path]:
         )
     folder = Path(path).expanduser()
     if folder.is_dir():
-        shards = list_files(folder, lambda file: file.name.endswith(".tar") and not file.name.startswith(".")).files
+        shards = list_files(folder, lambda file: file.suffix.lower() == ".tar" and not file.name.startswith(".")).files
         if not shards:
             raise DataError("no .tar files in this folder", where=path, fix="correct tiles.path")
         return shards

@@ -9,7 +9,7 @@ from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.images.image_set import ImageSet
 from clipit.input_files.mangled_names import check_rounded
-from clipit.input_files.numbered_files import missing_data_files
+from clipit.input_files.numbered_files import check_copied_files, missing_data_files, unfinished_data_files
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -78,11 +78,16 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
 
 
 def _shard_notes(index: TarIndex, path: str) -> list[str]:
-    """List shards that seem to be missing, and shards without samples."""
+    """List shards that seem to be missing or are not read, and shards without samples.
+
+    Raises:
+        DataError: Shards have the same content.
+    """
     filled = set(index.shard_of.tolist())
     empty = [str(shard) for number, shard in enumerate(index.shards) if number not in filled]
     note = f"{counted(len(empty), 'shard contains', 'shards contain')} no sample: {shortlist(empty)}" if empty else ""
-    return [*missing_data_files(path), *([note] if note else [])]
+    check_copied_files([index.shards[number] for number in sorted(filled)], path)
+    return [*missing_data_files(path), *unfinished_data_files(path, index.shards), *([note] if note else [])]
 
 
 def shard_images(path: Path) -> ImageSet:

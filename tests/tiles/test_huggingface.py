@@ -1,5 +1,6 @@
 import io
 import re
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,3 +253,21 @@ def test_patients_that_are_stored_as_class_indices_have_their_names(tmp_path: Pa
     datasets.DatasetDict({"train": train, "test": part(100, ["p9", "p0"], [1, -1])}).save_to_disk(str(tmp_path / "bad"))
     with pytest.raises(DataError, match=r"in more than one split: p0 \(test, train\)"):
         read_tiles(config(tmp_path / "bad"))
+
+
+def test_unfinished_and_copied_parquet_files_are_reported(tmp_path: Path) -> None:
+    import datasets
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    rows = [{"image": {"bytes": stream.getvalue(), "path": None}, "label": label} for label in ("a", "b")]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "set/train.parquet"))
+    part = tmp_path / "set/more.parquet.part"
+    part.write_bytes(b"x")
+    told = f"WARNING: 1 compressed or unfinished file is not read: {part}"
+    assert read_huggingface(config(tmp_path / "set")).notes == (told,)
+    shutil.copy(tmp_path / "set/train.parquet", tmp_path / "set/train-2.parquet")
+    with pytest.raises(DataError, match=r"1 data file is a copy: \S*train-2.parquet = \S*train.parquet"):
+        read_huggingface(config(tmp_path / "set"))

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -302,3 +303,22 @@ def test_a_shard_that_shrinks_after_it_was_indexed_gives_unreadable_images(tmp_p
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(ImageError, match="shorter than recorded"):
         images.reader.read(2)
+
+
+def test_compressed_and_unfinished_shards_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, "a-%03d.tar", samples(0, 6, "train"))
+    for name in ("a-001.tar.gz", "a-002.tgz", "a-003.tar.part", "a-000.tar.idx", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    notes = read_tiles(TilesConfig(source="webdataset", path=str(tmp_path))).notes
+    names = ", ".join(str(tmp_path / name) for name in ("a-001.tar.gz", "a-002.tgz", "a-003.tar.part"))
+    assert f"WARNING: 3 compressed or unfinished files are not read: {names}" in notes
+
+
+def test_copies_of_a_shard_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, "a-%03d.tar", samples(0, 6, "train"))
+    write_shards(tmp_path, "b-%03d.tar", samples(6, 6, "train"))
+    config = TilesConfig(source="webdataset", path=str(tmp_path))
+    assert len(read_tiles(config)) == 12
+    shutil.copy(tmp_path / "a-000.tar", tmp_path / "a-000 (1).tar")
+    with pytest.raises(DataError, match=r"1 data file is a copy: \S*a-000 \(1\).tar = \S*a-000.tar"):
+        read_tiles(config)

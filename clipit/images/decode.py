@@ -21,6 +21,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION, _COLOURS = 258, 254, 339, 270, 320  # TIFF tags
 _NAME_LENGTH = 100  # leading characters of a description that may name the image
+_PHOTOMETRIC, _SAMPLES = 262, 277  # TIFF tags
+_COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # by photometric interpretation
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
 _MAX_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off
@@ -250,6 +252,12 @@ def _check_depth(image: Image.Image) -> None:
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
     if 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):  # Pillow would read -1 as 255
         raise ImageError("signed integer channels: convert the image to unsigned 8-bit RGB")
+    tags = getattr(image, "tag_v2", {})
+    samples, channels = tags.get(_SAMPLES, 1), _COLOUR_CHANNELS.get(tags.get(_PHOTOMETRIC), 4)
+    if samples > channels + 1:  # one additional channel may be transparency
+        raise ImageError(
+            f"a TIFF with {samples} channels, of which {samples - channels} have no colour: save the image as RGB"
+        )
     colours = getattr(image, "tag_v2", {}).get(_COLOURS, ())
     if colours and 0 < max(colours) < 256:  # some programs write 8-bit values, but TIFF palettes have 16 bits
         raise ImageError("a TIFF palette with 8-bit values, which would be read as black: convert the image to RGB")

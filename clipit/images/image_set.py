@@ -4,6 +4,7 @@ import math
 import os
 import unicodedata
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,8 +138,9 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
     """Join several sets of images, in order.
 
     Raises:
-        DataError: An id occurs more than once.
+        DataError: A file or an id occurs more than once.
     """
+    _check_files_once(sets)
     ids = [name for images in sets for name in images.ids]
     if repeated := repeats(ids, _join_readers(sets).where):
         parent = os.path.commonpath([images.where for images in sets])
@@ -154,6 +156,27 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
     notes = tuple(note for images in sets for note in images.notes)
     mpp = [number for images in sets for number in images.mpp or [math.nan] * len(images)]
     return ImageSet(ids, stamps, _join_readers(sets), shortlist([images.where for images in sets], 3), notes, mpp)
+
+
+def _check_files_once(sets: Sequence[ImageSet]) -> None:
+    """Reject files that belong to two sets, such as those of a folder and of its subfolder."""
+    files = [
+        (stamp, images.reader.open(row))
+        for images in (sets if len(sets) > 1 else ())
+        if isinstance(images.reader, FileReader)
+        for row, stamp in enumerate(images.stamps)
+    ]
+    counts = Counter(stamp for stamp, _ in files)
+    paths = [path for stamp, path in files if counts[stamp] > 1]  # the same file has the same stamp
+    real = [os.path.realpath(path) for path in paths]
+    repeated = sorted(name for name, count in Counter(real).items() if count > 1)
+    if repeated:
+        raise DataError(
+            f"{counted(len(repeated), 'image file belongs', 'image files belong')} to more than one input: "
+            f"{shortlist(repeated, 3)}",
+            where=shortlist([images.where for images in sets], 3),
+            fix="pass each image once: a folder includes its subfolders",
+        )
 
 
 def _join_readers(sets: Sequence[ImageSet]) -> JoinedReader:

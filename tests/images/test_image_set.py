@@ -1,5 +1,6 @@
 """Images of files, folders and zips: ids, order, what is refused; and reading ahead."""
 
+import shutil
 import threading
 import unicodedata
 import zipfile
@@ -146,3 +147,16 @@ def test_a_zip_that_lacks_bytes_is_damaged_and_not_replaced(tmp_path: Path) -> N
     images = open_images(tmp_path / "tiles.zip")
     with pytest.raises(ImageError, match="bytes are missing from the zip: copy it again"):
         images.reader.read(0)
+
+
+def test_a_file_in_two_inputs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "all/part").mkdir(parents=True)
+    for name in ("all/a.png", "all/part/b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "copy").mkdir()
+    shutil.copy2(tmp_path / "all/part/b.png", tmp_path / "copy/c.png")  # same size and time, but a different file
+    assert len(join_images([open_images(tmp_path / "all"), open_images(tmp_path / "copy")])) == 3
+    (tmp_path / "link").symlink_to("all/part")
+    for inputs in (("all", "all/part"), ("all", "link"), ("all/part/b.png", "all")):
+        with pytest.raises(DataError, match=r"1 image file belongs to more than one input: \S*/all/part/b.png"):
+            join_images([open_images(tmp_path / name) for name in inputs])

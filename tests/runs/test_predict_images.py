@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import zipfile
@@ -316,7 +317,8 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
             open_inputs([tmp_path / "t.xlsx"], images)
     with pytest.raises(DataError, match="tile table does not exist"):
         open_inputs([tmp_path / "none.xlsx"], None)
-    both = open_inputs([tiles / "case 0", tmp_path / "t.csv"], tiles, "file", "key")
+    shutil.copytree(tiles / "case 0", tmp_path / "others")
+    both = open_inputs([tmp_path / "others", tmp_path / "t.csv"], tiles, "file", "key")
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]
 
 
@@ -424,7 +426,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
     [
         (("{tiles}", "--out", "{tmp}/p.txt"), "unknown table format"),
         (("{tmp}/gone", "--out", "{tmp}/p.csv"), "no such file or folder"),
-        (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "image ids occur more than once"),
+        (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "image files belong to more than one input"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "unknown prompt set 'absent'"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--device", "tpu9"), "device"),
     ],

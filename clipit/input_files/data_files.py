@@ -31,9 +31,10 @@ _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCL
 
 MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
-    | {"#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!", "#GETTING_DATA"}
+    | {"#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"}
 )
-"""Texts that programs write for a missing value, and error values of spreadsheet programs. Case matters: `none` may be a grade or a finding."""
+"""Texts that programs write for a missing value, and the errors of spreadsheet programs. Case matters: `none` may be a
+grade or a finding."""
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""
 

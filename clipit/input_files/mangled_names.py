@@ -1,7 +1,7 @@
-"""Detect names of patients, slides, tiles, annotators and reports that a spreadsheet program has changed."""
+"""Detect names of patients, slides, tiles or reports that a spreadsheet program has changed, or that mean "unknown"."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from clipit.errors import DataError, counted, shortlist
 
@@ -13,6 +13,8 @@ _DATE_NAME = re.compile(
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])|(1 day, )?\d{1,2}:\d{2}:\d{2}"
 )
 """Names that look like a date or time as a spreadsheet program writes it."""
+_PLACEHOLDERS = frozenset({"-", "--", "---", "?", "unknown", "unk", "missing", "none", "not available"})
+"""Texts, in lower case, that people write for an unknown patient."""
 
 
 def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
@@ -52,3 +54,18 @@ def _reject(mangled: Sequence[tuple[int, str]], column: str, row_name: Callable[
             where=where,
             fix="in that program, format the column as text, enter the names again, and save the table",
         )
+
+
+def placeholder_notes(counts: Mapping[str, int], row: str) -> tuple[str, ...]:
+    """Warn about groups such as `unknown`, whose rows count as one patient.
+
+    Args:
+        counts: Number of rows of each group.
+        row: Noun for a row, such as tile.
+    """
+    return tuple(
+        f"WARNING: {counted(counts[name], row)} with the group {name!r} count as one patient or slide; leave these "
+        "cells empty if the patient or slide is unknown"
+        for name in sorted(counts)
+        if name.casefold() in _PLACEHOLDERS and counts[name] > 1
+    )

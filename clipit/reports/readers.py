@@ -20,7 +20,7 @@ from clipit.input_files.data_files import (
     without_decimals,
 )
 from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.mangled_names import check_rounded, placeholder_notes
 from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import describe_escaped, describe_misread, describe_truncated
@@ -237,6 +237,7 @@ def _missing_to_none(reports: list[Report], config: ReportsConfig, problems: lis
         resolved, note = _resolve_column(values, f"reports.{key}_column", config.path)
         if key == "group":
             resolved = without_decimals(resolved)
+            problems += placeholder_notes(Counter(value for value in resolved if value), "report")
         if note:
             problems.append(note)
         if resolved != values:

@@ -18,14 +18,12 @@ from clipit.input_files.data_files import (
     joined_rows,
     without_decimals,
 )
-from clipit.input_files.mangled_names import check_mangled
+from clipit.input_files.mangled_names import check_mangled, placeholder_notes
 
 logger = logging.getLogger(__name__)
 
 _DECIMAL_COMMA = re.compile(r"0?,\d+|\d+,(?!\d{3}$)\d+")
 """Number with a decimal comma; numbers such as 1,000 do not match, because they may mean a thousand."""
-_PLACEHOLDERS = frozenset({"-", "--", "---", "?", "unknown", "unk", "missing", "none", "not available"})
-"""Texts, in lower case, that people write for an unknown patient."""
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 
@@ -129,7 +127,7 @@ def resolve_missing(
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    notes = () if is_label else _placeholder_notes(counts, "slide" if config.source == "slides" else "tile")
+    notes = () if is_label else placeholder_notes(counts, "slide" if config.source == "slides" else "tile")
     no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # programs write -1.0 in columns with empty cells
     others = set(counts) - {"", no_class}
     all_integers = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
@@ -147,16 +145,6 @@ def resolve_missing(
     logger.warning(note)
     kept = ["" if value == no_class else value for value in values]
     return kept if is_label else [text or "" for text in without_decimals(kept)], (*notes, note)
-
-
-def _placeholder_notes(counts: Counter[str], row: str) -> tuple[str, ...]:
-    """Warn about groups such as `unknown`, whose rows count as one patient."""
-    return tuple(
-        f"WARNING: {counted(counts[name], row)} with the group {name!r} count as one patient or slide; leave these cells "
-        "empty if the patient or slide is unknown"
-        for name in sorted(counts)
-        if name.casefold() in _PLACEHOLDERS and counts[name] > 1
-    )
 
 
 def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], str]) -> list[float]:

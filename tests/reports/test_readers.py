@@ -338,6 +338,13 @@ def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str
     assert sum("without a value" in problem for problem in found.problems) == 3
 
 
+def test_reports_of_an_unknown_patient_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text("text,g\na colon,1\na liver,unknown\na lung,unknown\n")
+    told = "WARNING: 2 reports with the group 'unknown' count as one patient or slide"
+    assert any(problem.startswith(told) for problem in read(path, group_column="g").problems)
+
+
 def test_minus_one_beside_names_is_a_name_and_beside_one_number_unclear(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text,l\na colon,-1\na liver,x\n")

@@ -3,6 +3,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,17 @@ def two_pages(first: Image.Image, second: Image.Image, **options: Any) -> bytes:
         pages.write(np.asarray(first), photometric="rgb", metadata=None)
         pages.write(np.asarray(second), photometric="rgb", metadata=None, **options)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize(("channels", "refused"), [(3, False), (4, False), (5, True)])
+def test_a_tiff_with_several_channels_without_a_colour_is_refused(channels: int, refused: bool) -> None:
+    stream = io.BytesIO()
+    extra = (0,) * (channels - 3)
+    pixels = np.full((8, 8, channels), 100, np.uint8)
+    tifffile.imwrite(stream, pixels, photometric="rgb", planarconfig="contig", extrasamples=extra)
+    stream.seek(0)
+    with pytest.raises(ImageError, match="5 channels, of which 2 have no colour") if refused else nullcontext():
+        assert decode(stream).size == (8, 8)
 
 
 def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:

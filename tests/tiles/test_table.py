@@ -1,4 +1,5 @@
 import os
+import re
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -389,17 +390,31 @@ def test_a_line_break_in_parquet_is_an_error_that_names_the_row(tmp_path: Path) 
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
 
 
-@pytest.mark.parametrize("text", ["NA", "nan", "None", "NULL", "#N/A"])
+@pytest.mark.parametrize("text", ["NA", "nan", "None", "NULL", "#N/A", "#REF!", "#NAME?"])
 def test_texts_for_missing_values_are_neither_a_class_nor_a_patient(tmp_path: Path, text: str) -> None:
     table = rows(tmp_path)
     for column in ("label", "group"):
         changed = [row | ({column: text} if place in (1, 3) else {}) for place, row in enumerate(table)]
         path = write_table(tmp_path / "t.csv", changed)
-        with pytest.raises(DataError, match=rf"2 tiles have the {column} '{text}'.*record 2 \(line 3\), record 4"):
+        with pytest.raises(
+            DataError, match=rf"2 tiles have the {column} '{re.escape(text)}'.*record 2 \(line 3\), record 4"
+        ):
             load_tiles(config(path), seed=0)
     labelled = [row | ({"label": text} if place in (1, 3) else {}) for place, row in enumerate(table)]
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", labelled), classes=("0", "1", text)), seed=0)
     assert (tiles.truth == 2).sum() == 2
+
+
+def test_groups_that_stand_for_an_unknown_patient_are_named(tmp_path: Path) -> None:
+    texts = {0: "Unknown", 1: "Unknown", 2: "Unknown", 3: "-", 4: "-", 5: "?"}
+    table = [
+        row | {"split": "train", "group": texts.get(place, f"p{place}")} for place, row in enumerate(rows(tmp_path))
+    ]
+    notes = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0).notes
+    assert [note.partition(";")[0] for note in notes if "WARNING" in note] == [
+        "WARNING: 2 tiles with the group '-' count as one patient or slide",
+        "WARNING: 3 tiles with the group 'Unknown' count as one patient or slide",
+    ]
 
 
 def test_none_in_lower_case_is_a_class(tmp_path: Path) -> None:

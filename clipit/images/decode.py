@@ -253,7 +253,7 @@ def _check_depth(image: Image.Image) -> None:
     if 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):  # Pillow would read -1 as 255
         raise ImageError("signed integer channels: convert the image to unsigned 8-bit RGB")
     tags = getattr(image, "tag_v2", {})
-    samples, channels = tags.get(_SAMPLES, 1), _COLOUR_CHANNELS.get(tags.get(_PHOTOMETRIC), 4)
+    samples, channels = tags.get(_SAMPLES, 1), _COLOUR_CHANNELS.get(tags.get(_PHOTOMETRIC, -1), 4)
     if samples > channels + 1:  # one additional channel may be transparency
         raise ImageError(
             f"a TIFF with {samples} channels, of which {samples - channels} have no colour: save the image as RGB"

@@ -143,12 +143,14 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
     _check_files_once(sets)
     ids = [name for images in sets for name in images.ids]
     if repeated := repeats(ids, _join_readers(sets).where):
-        parent = os.path.commonpath([images.where for images in sets])
+        parent = Path(os.path.commonpath([Path(images.where).absolute() for images in sets]))
+        parent = parent if parent.is_dir() else parent.parent
+        unpacked = "unpack the zips and " if any(images.where.lower().endswith(ZIP) for images in sets) else ""
         raise DataError(
             f"{counted(len(repeated), 'image id occurs', 'image ids occur')} more than once: {shortlist(repeated, 3)}",
             where=shortlist([images.where for images in sets], 3),
-            fix="pass each image once; to keep the ids of several folders apart, pass the folder that contains them "
-            f"({parent}), or a table with an `id` column",
+            fix=f"pass each image once; to keep the ids of several folders apart, {unpacked}pass the folder that "
+            f"contains them ({parent}), or a table with an `id` column",
         )
     if len(sets) == 1:
         return sets[0]

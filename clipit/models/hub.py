@@ -69,7 +69,7 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
         if revision is not None:
             raise ModelError("revision applies only to repositories on the Hub", where=folder, fix="remove it")
         nested = folder / CLASSIFIER
-        return nested if (nested / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
+        return nested if nested.is_dir() and not (folder / DESCRIPTION).is_file() else folder
     from huggingface_hub import snapshot_download
 
     label = f"{name} (no such folder, so it is looked up on the Hub)"

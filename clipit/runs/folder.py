@@ -146,10 +146,16 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     if invalid:
         raise ArtifactError(f"missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
     recorded, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # None in earlier versions
-    if recorded is not None and run.is_file() and read_json(run, fix).get("fingerprint") != recorded:
+    if recorded is None or not run.is_file():
+        return facts
+    restore = f"restore run.json from a copy; or delete the folder {folder} and run clipit train again"
+    claimed = read_json(run, restore).get("fingerprint")
+    if not isinstance(claimed, str):
+        raise ArtifactError("the fingerprint of the run is missing", where=run, fix=restore)
+    if claimed != recorded:
         raise ArtifactError(
             f"this file belongs to a different run: its fingerprint is {recorded}, but the fingerprint in run.json is "
-            f"{read_json(run, fix).get('fingerprint')}",
+            f"{claimed}",
             where=folder / "training.json",
             fix=fix,
         )

@@ -120,7 +120,8 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     names = [name.strip() for name in classes.split(";") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
-            f"--classes needs two or more different classes; it lists {', '.join(names) or 'none'}",
+            "--classes needs two or more different classes, separated by semicolons; it lists "
+            f"{'; '.join(names) or 'none'}",
             where=f"--classes {classes!r}",
             fix='separate classes with semicolons: --classes "adenocarcinoma; normal mucosa"',
         )

@@ -15,7 +15,8 @@ from logged_lines import capture_log
 
 import clipit.runs.train as run_module
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, ClipitError
+from clipit.errors import ArtifactError, ClipitError, ModelError
+from clipit.models.inference import load_classifier
 from clipit.output_files.artifacts import fingerprint, write_json, write_record
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
@@ -183,6 +184,14 @@ def test_a_damaged_mark_belongs_to_nobody(finished: Finished, content: str) -> N
         again(config)
 
 
+@pytest.mark.parametrize("content", ["{", '{"commit": ""}'])
+def test_advice_for_a_damaged_mark(finished: Finished, content: str) -> None:
+    folder = run_folder(finished[0])
+    (folder / "run.json").write_text(content)
+    with pytest.raises(ArtifactError, match=rf"(?s)run\.json.*or delete the folder {folder} and run clipit train"):
+        read_training(folder)
+
+
 @pytest.mark.parametrize("left", ["classifier", "results.json", "checkpoints"])
 def test_a_run_without_its_mark_is_not_taken_over(finished: Finished, left: str) -> None:
     config, again = finished
@@ -266,6 +275,14 @@ def test_a_changed_number_is_not_reported(finished: Finished, name: str) -> None
     path.write_text(json.dumps(values | change))
     with pytest.raises(ArtifactError, match=rf"(?s)changed since it was written.*{name}"):
         write_pages(resolve_arm(config), Workspace(config))
+
+
+def test_a_classifier_without_its_description(finished: Finished) -> None:
+    folder = run_folder(finished[0])
+    (folder / "classifier" / "clipit.json").unlink()
+    for path in (folder, folder / "classifier"):
+        with pytest.raises(ModelError, match=r"(?s)clipit\.json is missing from this run's.*run clipit train"):
+            load_classifier(path)
 
 
 def test_facts_of_another_run(finished: Finished) -> None:

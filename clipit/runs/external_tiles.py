@@ -39,7 +39,7 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
     """
     hold_out = section.test_fraction is not None or section.folds is not None
     section = with_kept_size(section.model_copy(update={"labels": LabelsConfig()}), config)
-    tiles = read_tiles(section, check=False, hold_out=hold_out, root=artefacts_of(config))
+    tiles = read_tiles(section, check=False, hold_out=hold_out, validation=False, root=artefacts_of(config))
     tests = tiles.splits == "test"
     if not tests.any():
         return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))

@@ -73,7 +73,13 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
 
 
 def read_tiles(
-    config: TilesConfig, *, check: bool = True, decode: bool = True, hold_out: bool = True, root: Path | None = None
+    config: TilesConfig,
+    *,
+    check: bool = True,
+    decode: bool = True,
+    hold_out: bool = True,
+    validation: bool = True,
+    root: Path | None = None,
 ) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
@@ -90,6 +96,7 @@ def read_tiles(
         check: Whether groups in two splits raise an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
+        validation: Whether to hold out a missing validation split; False if only the test tiles are used.
         root: Artefact folder for streamed tiles and the index of shards; if given, call this in all processes.
             Without a folder, streaming is rejected, and shards are indexed on every call.
 
@@ -121,7 +128,7 @@ def read_tiles(
     if data_set is not None and not (tiles.splits == "test").any():
         note = f"no test split, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
-    if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
+    if validation and (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         blind = config.labels.kind == "none"
         tiles = _with_strata(tiles, annotated, tests=False)
         tiles = hold_out_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)

@@ -26,6 +26,7 @@ from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import read_predictions
 from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.external import _check_prompts, evaluate_external
+from clipit.runs.external_tiles import read_external
 from clipit.runs.folder import read_run_config
 from clipit.runs.train import train_run
 from clipit.runs.training_tiles import TRAINING_TILES
@@ -238,6 +239,13 @@ def test_the_python_function_gives_scores_and_predictions_of_new_tiles(run: Path
         clipit.evaluate_external(run, path, keys={"lora.rank": 2})
     with pytest.raises(ConfigError, match=r"unknown key 'tiles\.pth' \(did you mean 'tiles\.path'"):
         clipit.evaluate_external(run, {"pth": path})
+
+
+@pytest.mark.parametrize("keys", [{"test_fraction": 0.5}, {"folds": 2, "fold": 0}])
+def test_a_held_out_test_split_needs_no_validation_tiles(run: Path, make_set: MakeSet, keys: dict[str, Any]) -> None:
+    tiles = read_external(make_set({"gland": 4, "tumour": 4}, **keys), read_run_config(run))
+    assert tiles.splits.tolist() == ["test"] * 4 and len(set(tiles.groups)) == 2
+    assert not any("validation" in note for note in tiles.notes)
 
 
 def test_options_that_change_a_finished_run_are_refused(tmp_path: Path) -> None:

@@ -76,4 +76,4 @@ def test_tables() -> None:
     assert body == [["uni", "60.0 ± 14.1 -> 70.0 ± 14.1", "+10.0"]]
     latex = latex_table(header, body, "50% of R&D_x")
     assert r"\begin{tabular}{lrr}" in latex and r"{llr}" in latex_table(header, body, "", left=2)
-    assert r"\caption{50 \% of R\&D\_x}" in latex and r"$\rightarrow$" in latex and r"$\pm$" in latex
+    assert r"\caption{50\% of R\&D\_x}" in latex and r"$\rightarrow$" in latex and r"$\pm$" in latex

@@ -82,7 +82,7 @@ def test_negations_stay_with_what_they_negate(report: str, clean: str) -> None:
 
 def test_html_is_removed_and_comparisons_are_kept() -> None:
     report = '<p class="a"><b>Diagnosis:</b><br/>ER &gt;95%, PR &lt;1% &amp; Ki-67 12&nbsp;%</p><td>A</td><td>B</td>'
-    assert clean_text(report) == "Diagnosis:\nER >95%, PR <1% & Ki-67 12%\nA B"
+    assert clean_text(report) == "Diagnosis:\nER >95%, PR <1% & Ki-67 12 %\nA B"
     assert clean_text("p <0.05, n > 3 and <5/10 HPF; <<inaudible>>") == "p <0.05, n > 3 and <5/10 HPF; <<inaudible>>"
 
 

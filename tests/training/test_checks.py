@@ -52,8 +52,8 @@ def test_what_is_taught_names_every_source(configure: Callable[..., RunConfig]) 
         for arm in ("clip_it_all", "report_labels", "text_adapter", "text_lora", "two")
     }
     assert "reports' own labels" in described["report_labels"]
-    assert "fitted to the tiles' labels" in described["text_adapter"]
-    assert "LoRA fitted to the tiles' labels" in described["text_lora"]
+    assert "adapter on the text embeddings, fitted to the tiles' labels" in described["text_adapter"]
+    assert "LoRA in the text tower, fitted to the tiles' labels" in described["text_lora"]
     assert "each of two VLMs" in described["two"] and "other" in described["two"]
     plain = described["clip_it_all"]
     assert not any(word in plain for word in ("reports' own labels", "adapter", "LoRA", "two VLMs"))

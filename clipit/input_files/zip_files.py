@@ -14,7 +14,7 @@ _END_RECORD = struct.Struct("<4s6xH8xH")  # signature, number of files, length o
 _END64_RECORD = struct.Struct("<4s28xQ16x")  # signature, number of files
 _END64_BYTES = _END64_RECORD.size + 20  # with the locator that follows it
 _TAIL_BYTES = 2**16 + _END_RECORD.size + _END64_BYTES  # maximum length of a comment and of the records before it
-_JOINED = "several zips may have been joined, of which only one would be read"
+_JOINED = "several zips may have been joined, of which only one would be read; pass each of them separately"
 
 
 @contextmanager

@@ -220,7 +220,7 @@ def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
 
 
 def test_an_interlaced_png_whose_pixels_end_early() -> None:
-    passes = [(1, 1), (1, 1), (2, 1), (2, 2), (3, 2), (3, 4), (6, 3)]  # columns and rows
+    passes = [(1, 1), (1, 1), (2, 1), (1, 2), (3, 2), (3, 4), (6, 3)]  # columns and rows
     stream = b"".join((b"\0" + b"\7" * 3 * columns) * rows for columns, rows in passes)
     assert (np.asarray(decode(io.BytesIO(png_of(stream, 6, 7, 8, 2, 1)))) == 7).all()
     for rows in (1, 3):

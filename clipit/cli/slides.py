@@ -23,15 +23,16 @@ def main() -> None:
             COMMANDS[name](rest)
         return
     if name in ("-h", "--help"):
-        print(f"usage: clipit slides {{{','.join(COMMANDS)}}} ...\n\n{__doc__}\nclipit slides COMMAND --help")
+        usage = f"usage: clipit slides {{{','.join(COMMANDS)}}} ..."
+        print(f"{usage}\n\n{__doc__}\nRun `clipit slides COMMAND --help` for the options of a command.")
         raise SystemExit(0)
-    print(f"error: clipit slides has no command {name!r}\n  fix: use {', '.join(COMMANDS)}", file=sys.stderr)
+    print(f"error: clipit slides has no command {name!r}\n  fix: use one of {', '.join(COMMANDS)}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def tile(arguments: list[str]) -> None:
     """Tile the tissue of slides."""
-    parser = _parser("tile", "Find the tissue of slides and lay a grid of tiles over it.")
+    parser = _parser("tile", "Detect the tissue on slides and lay a grid of tiles over it.")
     _add_inputs(parser)
     parser.add_argument(
         "--write",

@@ -33,15 +33,15 @@ class LabelPoint:
 def label_subset(
     train: Features, validation: Features, n_classes: int, share: float, seed: int
 ) -> tuple[Features, Features] | str:
-    """Draw the labelled tiles for a share, or return the reason why the share is undefined.
+    """Draw the labelled tiles for a share, or return the reason why they cannot be drawn.
 
     Follows `tiles.hidden_labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses
     the same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends
-    on (seed, id) alone, so that a larger share contains the smaller ones. The validation tiles keep at most as many
-    labels in total, in proportion to their classes.
+    on (seed, id) alone, so that a larger share contains the smaller ones. The validation split keeps at most as many
+    labels in total as are drawn, in proportion to its classes.
 
-    There are two differences. A share that leaves a class without a tile is undefined here, whereas training uses one
-    tile of that class. Tiles labelled by several annotators are drawn per class of their training label.
+    There are two differences. A share that leaves a class without a tile has no score here, whereas training uses one
+    tile of that class. Tiles labelled by several annotators are stratified by their training label.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)

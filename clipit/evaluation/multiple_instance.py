@@ -15,15 +15,15 @@ def assign_instances(
     bag_labels: Int64[np.ndarray, " b"],
     background: int,
 ) -> Int64[np.ndarray, " n"]:
-    """Choose the instances that show the label of their bag: mi-SVM (Andrews et al., NIPS 2002) with a linear probe.
+    """Choose the instances that carry the label of their bag: mi-SVM (Andrews et al., NIPS 2002) with a linear probe.
 
-    All instances start with the label of their bag. Then, until nothing changes but at most 20 times, a logistic
+    All instances start with the label of their bag. Then, until no label changes or for at most 20 rounds, a logistic
     regression is fitted on standardised features, and an instance keeps the label of its bag if the regression finds
     that label at least as probable as the background. If no instance of a bag would keep the label, the instance with
     the highest log ratio of label to background keeps it. Bags of the background class contain only background.
 
     Args:
-        background: Class of the instances that do not show the label of their bag.
+        background: Class of the instances that do not carry the label of their bag.
 
     Returns:
         Class of each instance: that of its bag, or `background`.
@@ -36,7 +36,7 @@ def assign_instances(
     bag_class = bag_labels[bags]
     if (bag_class == background).all() or not (bag_class == background).any():
         raise DataError(
-            "selecting tiles needs both patients with the background class and patients with another class",
+            "tile selection needs patients with the background class as well as patients with other classes",
             where="soft_labels.own_report.background",
             fix="set this key to a class that some reports are labelled with, or use soft_labels.own_report.tiles=all",
         )

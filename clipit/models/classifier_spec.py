@@ -273,7 +273,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
     if not 0 <= spec.projector_layers <= 2:
         yield f"projector_layers: {spec.projector_layers} is not 0, 1 or 2"
     if spec.plain and spec.head != "linear":
-        yield f"plain: only a linear head is part of {WEIGHTS}"
+        yield f"plain: must be false, because {WEIGHTS} can contain only a linear head"
     if spec.head == "late_fusion" and not spec.projector_layers:
         yield "projector_layers: 0, but late fusion needs a projector"
     if not spec.projector_layers and (spec.prompts or spec.vlm):
@@ -293,15 +293,15 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
 
 def _preprocess_problems(preprocess: Preprocess) -> Iterator[str]:
     if not all(_MIN_STD <= value <= 1 / _MIN_STD for value in preprocess.std):
-        yield f"preprocess.std: {preprocess.std} is not positive, or too large for pixel values in 0..1"
+        yield f"preprocess.std: {preprocess.std} is too small or too large for pixel values in 0..1"
     if not all(abs(value) <= _MAX_MEAN for value in preprocess.mean):
         yield f"preprocess.mean: {preprocess.mean} is too large for pixel values in 0..1"
     if not 1 <= preprocess.size <= preprocess.resize_to:
-        yield f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} contradict each other"
+        yield f"preprocess: size {preprocess.size} is not between 1 and resize_to ({preprocess.resize_to})"
     elif preprocess.size > MAX_INPUT or preprocess.resize_to > 2 * MAX_INPUT:
         yield (
-            f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} are larger than "
-            f"{MAX_INPUT} and {2 * MAX_INPUT} pixels"
+            f"preprocess: size {preprocess.size} or resize_to {preprocess.resize_to} is larger than its maximum of "
+            f"{MAX_INPUT} or {2 * MAX_INPUT} pixels"
         )
 
 

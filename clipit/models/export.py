@@ -1,4 +1,4 @@
-"""Export a student as an image-only classifier folder, which timm can also load if the head is linear."""
+"""Export a student as an image-only classifier folder; timm can load it too, if model, pooling and head allow."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def export_classifier(
 ) -> Path:
     """Write a classifier atomically, and check that its logits equal the student's.
 
-    The student is not changed. No report text and no snippet embedding is written.
+    The student is not changed. Report texts and snippet embeddings are not written.
 
     Args:
         student: Trained student, with unmerged LoRA layers if it has any.
@@ -77,10 +77,10 @@ def export_classifier(
 
     Raises:
         ModelError: Classes, prompts or mean do not match the student, or the exported logits differ.
-        ArtifactError: The folder contains something else, or cannot be written to.
+        ArtifactError: The folder contains something other than a classifier, or cannot be written to.
     """
     _check(student, classes, vlm_info, text_mean, prompts)
-    diverged = "the training diverged: lower training.learning_rate, or check the backbone's weights"
+    diverged = "training may have diverged: lower training.learning_rate, or check the backbone's weights"
     check_finite_weights(student.state_dict(), "the trained student", diverged)
     with disk_errors(folder):
         _check_place(folder)

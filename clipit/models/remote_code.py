@@ -11,19 +11,19 @@ _TOKENIZER_OPTIONS = {
     "clean", "strip_sep_token", "language", "additional_special_tokens", "use_fast", "add_prefix_space",
     "model_max_length", "padding_side", "truncation_side",
 }  # fmt: skip
-"""Tokeniser options that only change how texts are split, and cannot run other code."""
+"""Tokeniser options that only affect tokenisation, padding and truncation, and cannot cause code to run."""
 
 
 @contextmanager
 def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
-    """Prevent transformers from running Python code or kernels from a model's files in this block, unless trusted.
+    """Within this block, prevent transformers from running Python code or kernels from a model's files, unless trusted.
 
     The functions that import such code are replaced, so that no option in the model's files can trigger it, and
     transformers does not ask for permission on the terminal.
 
     Args:
         trusted: Whether the user trusts the code.
-        fix: What to do once the code has been read, for the error message.
+        fix: Instruction for the error message: what to do after reading the code.
 
     Raises:
         ModelError: transformers is about to run such code.
@@ -55,7 +55,7 @@ def check_tokenizer_options(description: Mapping[str, Any], where: object, trust
     Args:
         description: Content of `open_clip_config.json`.
         trusted: Whether the user trusts the model's files.
-        fix: What to do once the code has been read, for the error message.
+        fix: Instruction for the error message: what to do after reading the code.
 
     Raises:
         ModelError: The files are not trusted, and an option may make transformers run code or read other files.

@@ -65,13 +65,13 @@ class SlidePage:
 
     Attributes:
         scores: Probabilities, one row per tile of the grid.
-        overview: Image of the whole slide, without label and macro images.
+        overview: Image of the whole slide, excluding the label and macro images.
         tissue: Outlines of the tissue, in pixels of level 0.
-        facts: Facts of the slide and the classifier, and their provenance.
+        facts: Facts about the slide and the classifier, and their provenance.
         slide_scores: Scores of all classes by name of the pooling, such as `mean of the top 10 tiles`.
         top: Top tiles of each class.
         note: Warning shown at the top of the page; "" for none.
-        index: Path of the page of all slides, relative to the folder of this page; "" for no link.
+        index: Path of the page that lists all slides, relative to the folder of this page; "" for no link.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
     """
 
@@ -172,7 +172,7 @@ def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
 
 
 def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the map's template: overview, layers and outline."""
+    """Return the values for the map template: overview, layers and outline."""
     grid = slide.grid
     means, cell = heat_map(grid, slide.scores, grid.step), grid.step
     layers = _layers(means, slide.classes, colours)
@@ -206,7 +206,7 @@ def _overview_jpeg(overview: Image.Image) -> bytes:
 def _layers(
     means: Float32[np.ndarray, "classes h w"], classes: Sequence[str], colours: Sequence[str]
 ) -> list[dict[str, str]]:
-    """Return name, colour and picture of the most probable class, and of the probability of each class."""
+    """Return the name, colour and image of each layer: the most probable class, then the probability of each class."""
     best = Image.fromarray(best_class_colours(means, colours), "RGBA")
     layers = [{"name": "most probable class", "colour": "", "picture": _png_uri(best)}]
     for values, name, colour in zip(means, classes, colours, strict=True):

@@ -286,7 +286,7 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
                 copy = shutil.copytree if (other / name).is_dir() else shutil.copy2
                 copy(other / name, partial / name)
             _write_config(partial, config, {})
-        logger.info(f"not trained again: {other.parent.name}/{other.name} has the same configuration and inputs")
+        logger.info(f"copied from {other.parent.name}/{other.name}, which has the same configuration and inputs")
         return
 
 
@@ -295,7 +295,7 @@ def _is_finished_as(folder: Path, fingerprint: RunFingerprint) -> bool:
         return False
     try:
         return fingerprint.matches(read_json(folder / "run.json", _OTHER_FOLDER))
-    except ArtifactError:  # damage to another run's file is not an error of this run
+    except ArtifactError:  # a damaged file of another run must not fail this run
         return False
 
 
@@ -354,7 +354,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add the differing keys of tiles, prompts and VLM to errors about a run that a different configuration uses.
+    """Add the keys in which a run's configuration differs from the current one to errors about the run.
 
     Args:
         config: Current configuration, such as that of a study.

@@ -94,7 +94,7 @@ def train_student(
         accelerator: Accelerator for mixed precision and gradient synchronisation.
 
     Raises:
-        ModelError: The loss became infinite or NaN.
+        ModelError: The loss became infinite or NaN, or a LoRA layer received no gradient.
     """
     t, processes = config.training, get_processes()
     trained = [p for p in student.parameters() if p.requires_grad]

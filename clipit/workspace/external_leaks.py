@@ -76,7 +76,7 @@ def enforce_on_external(
 
 
 def note_reports(tests: TileSet, config: RunConfig) -> str:
-    """Return a warning about reports of the run whose patients have tiles in a new test set; "" if there are none."""
+    """Return a warning about reports of the run whose patients have tiles in a new test set, or that cannot be read."""
     from clipit.reports.readers import read_reports
 
     names = set(patients(tests.groups, tests.ids).tolist()) - {""}
@@ -85,10 +85,11 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
     try:
         reports = read_reports(config.reports).reports
     except (ClipitError, OSError) as error:
-        return f"patients of the run's reports were not compared: {str(error).splitlines()[0]}"
+        reason = str(error).splitlines()[0]
+        return f"patients of the run's reports were not compared with those of the new set: {reason}"
     count = sum(patient_of(report) in names for report in reports)
-    text = "reports of the run belong to patients of the new set; the run may have been trained on their text"
-    return f"WARNING: {count} {text}" if count else ""
+    text = counted(count, "report of the run belongs", "reports of the run belong")
+    return f"WARNING: {text} to patients of the new set; the run may have been trained on their text" if count else ""
 
 
 def describe_leaks(leaks: list[Leak], total: int) -> str:

@@ -159,7 +159,7 @@ def test_a_run_that_does_not_use_what_distinguishes_data_sets_is_trained_once(sm
     keys = {"data_sets": {"full": {}, "half": {"vlm.precision": "bf16"}}, "seeds": (1,), "analyses": ()}
     said = capture_log()
     folder = compare(small.run, small.comparison.model_copy(update=keys))
-    copied = [line for line in said if line.startswith("not trained again")]
+    copied = [line for line in said if line.startswith("copied from")]
     assert len(copied) == 1 and "full/image_only-seed1" in copied[0]
     runs = {
         (row["data_set"], row["arm"]): Path(row["run"])

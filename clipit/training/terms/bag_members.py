@@ -124,10 +124,10 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
     texts = text_bags(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
     prompts = prompt_members(config, workspace, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
-        raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or lower pairing.threshold")
+        raise DataError("every text bag is empty", where="bags", fix="lower pairing.threshold")
     empty = texts.empty if prompts is None else texts.empty & ~prompts.exists.any(axis=1)
     counts = {
-        "empty_text_bags": int(empty.sum()),  # these tiles are trained without the term
+        "empty_text_bags": int(empty.sum()),  # the bag loss skips these tiles
         "without_snippets": int(texts.empty.sum()),
         "pruned_snippets": texts.pruned,
     }
@@ -139,7 +139,7 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
 def neighbour_members(
     config: RunConfig, workspace: Workspace, train: TileSet
 ) -> tuple[BagMembers | None, dict[str, int]]:
-    """Find each training tile's nearest tiles of other patients within `bags.margin`.
+    """Find the tiles in each training tile's bag: near ones from other patients, within `bags.margin`.
 
     Returns:
         The members (None if `bags.tiles` is 0), and the numbers of empty bags and pruned members.

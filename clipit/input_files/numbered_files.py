@@ -85,9 +85,10 @@ def check_copied_files(files: Sequence[Path], where: object) -> None:
         DataError: Files have the same content.
     """
     alike: dict[tuple[int, bytes], list[Path]] = {}
-    sizes = Counter(size_of := [file.stat().st_size for file in files])
-    for file, size in zip(files, size_of, strict=True):
-        if sizes[size] > 1:
+    sizes = [file.stat().st_size for file in files]
+    count_of = Counter(sizes)
+    for file, size in zip(files, sizes, strict=True):
+        if count_of[size] > 1:
             with file.open("rb") as stream:
                 alike.setdefault((size, stream.read(_COMPARED)), []).append(file)
     copies = [

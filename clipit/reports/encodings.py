@@ -34,26 +34,31 @@ _MIN_LIMIT = 200  # characters; shorter reports may have equal lengths by chance
 
 def describe_misread(texts: Sequence[str]) -> str:
     """Describe how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
-    matches = [match.group() for text in texts if (match := _MISREAD.search(text))]
-    if not matches:
-        return ""
-    return (
-        f"{counted(len(matches), 'report contains', 'reports contain')} characters such as "
-        f"{shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that another program misread as a different encoding; "
-        "export the reports again"
+    return _describe_matches(
+        _MISREAD,
+        texts,
+        "characters",
+        "UTF-8 that another program misread as a different encoding; export the reports again",
     )
 
 
 def describe_escaped(texts: Sequence[str]) -> str:
     """Describe how many texts contain escape sequences of other formats; "" if none do."""
-    matches = [match.group() for text in texts if (match := _ESCAPED.search(text))]
+    return _describe_matches(
+        _ESCAPED,
+        texts,
+        "escape sequences",
+        "another format (HL7, JSON, Python, e-mail) uses them for line breaks and letters; decode them, or export the "
+        "reports again",
+    )
+
+
+def _describe_matches(pattern: re.Pattern[str], texts: Sequence[str], kind: str, advice: str) -> str:
+    matches = [match.group() for text in texts if (match := pattern.search(text))]
     if not matches:
         return ""
-    return (
-        f"{counted(len(matches), 'report contains', 'reports contain')} escape sequences such as "
-        f"{shortlist(list(dict.fromkeys(matches)), 3)}: another format (HL7, JSON, Python, e-mail) uses them for "
-        "line breaks and letters; decode them, or export the reports again"
-    )
+    reports = counted(len(matches), "report contains", "reports contain")
+    return f"{reports} {kind} such as {shortlist(list(dict.fromkeys(matches)), 3)}: {advice}"
 
 
 def describe_truncated(texts: Collection[str]) -> str:

@@ -191,76 +191,35 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
     )
     table = open_table(path)
     columns = read_columns(path, config, table, ("path", "label", "split", "group"))
-    cells = columns["path"]
-    names = [cell if cell in files else _slide_of(cell) for cell in cells]
+    names = [cell if cell in files else _slide_of(cell) for cell in columns["path"]]
+    empty = [""] * len(names)
     if repeated := repeats(names, table.row_name):
         raise DataError(
             f"slides are listed more than once: {shortlist(repeated)}", where=path, fix="keep one row per slide"
         )
-    labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.row_name)
-    groups, group_remarks = resolve_missing(
-        columns.get("group", [""] * len(cells)), "group", config, path, table.row_name
-    )
-    labels, map_remarks = _map_labels(labels, options.class_map, path)
-    classes = options.classes or ()
-    if not classes:
-        check_class_names([label for label in labels if label], str(path))
+    stated_labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.row_name)
+    groups, group_remarks = resolve_missing(columns.get("group", empty), "group", config, path, table.row_name)
+    labels, map_remarks = _map_labels(stated_labels, options.class_map, path)
+    classes = _resolve_classes(labels, options.classes or (), path)
     spelling_remarks = check_group_names([group for group in groups if group], str(path))
     advice = column_advice(groups, names, group_columns(path, table, config), "rename it to group")
-    known = list(classes) or sorted({label for label in labels if label and label != DROPPED})
-    unknown = sorted({label for label in labels if label and label not in (*known, DROPPED)})
-    if unknown:
-        raise DataError(
-            f"labels that are not classes: {shortlist(unknown)}", where=path, fix="add them to tiles.classes"
-        )
-    stated_splits = columns.get("split", [""] * len(cells))
+    stated_splits = columns.get("split", empty)
     splits = resolve_splits(stated_splits, options.splits, ALIASES, str(path), options.other_parts)
-    others = Counter(stated or "(none)" for stated, split in zip(stated_splits, splits, strict=True) if not split)
-    if alike := spelled_differently(set(names) - files.keys(), files.keys() - {*names}):
-        raise DataError(
-            "names of slides in the table and of feature files differ only in spelling, such as in leading zeros, "
-            f"which spreadsheets drop: {shortlist(format_pairs(alike))}",
-            where=path,
-            fix="spell the names in the slide column like those of the feature files; if they are different slides, "
-            "remove the rows or the files",
-        )
+    other_splits = [stated for stated, split in zip(stated_splits, splits, strict=True) if not split]
+    _check_names(names, files, path)
     has_features = np.array([name in files for name in names], dtype=bool)
-    if not has_features.any():
-        raise DataError(
-            f"no slide in the table has features; the table lists {shortlist(sorted({*names}))}, and the feature files "
-            f"are named {shortlist(sorted(files))}",
-            where=path,
-            fix="name the .h5 files after the slides in the slide column",
-        )
-    without_features = [name for name, present in zip(names, has_features.tolist(), strict=True) if not present]
-    unlisted = sorted(files.keys() - {*names})
-    notes = [*label_remarks, *map_remarks, *group_remarks, *spelling_remarks]
-    notes += [f"WARNING: {advice}"] if advice else []
-    if others:
-        listed = shortlist([f"{stated}: {count}" for stated, count in sorted(others.items())])
-        notes.append(f"dropped {counted(others.total(), 'slide')} in other splits ({listed})")
-    if without_features:
-        notes.append(
-            f"dropped {counted(len(without_features), 'slide')} in the table without features: "
-            f"{shortlist(without_features)}"
-        )
-    if unlisted:
-        notes.append(
-            f"dropped {counted(len(unlisted), 'feature file')} without a row in the table: {shortlist(unlisted)}"
-        )
-    codes = np.array([known.index(label) if label in known else -1 for label in labels], dtype=np.int64)
-    count = len(names)
+    codes = np.array([classes.index(label) if label in classes else -1 for label in labels], dtype=np.int64)
     tiles = TileSet(
         ids=np.array(names, dtype=object),
         labels=codes,
         truth=codes.copy(),
         splits=np.array([split or "train" for split in splits], dtype="<U10"),  # others are dropped below
         groups=np.array(groups, dtype=object),
-        mpp=np.full(count, np.nan),
-        classes=tuple(known),
+        mpp=np.full(len(names), np.nan),
+        classes=classes,
         reader=FileReader(Path(), [str(files.get(name, "")) for name in names]),
-        rows=np.arange(count, dtype=np.int64),
-        stamps=np.array([""] * count),
+        rows=np.arange(len(names), dtype=np.int64),
+        stamps=np.array([""] * len(names)),
         where=str(path),
     )
     kept = np.array([bool(split) and label != DROPPED for split, label in zip(splits, labels, strict=True)], dtype=bool)
@@ -271,7 +230,73 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
             fix="correct tiles.splits or tiles.class_map",
         )
     check_groups(tiles.select(kept))
-    return _ListedSlides(tiles.select(kept & has_features), tuple(notes))
+    notes = (
+        *label_remarks,
+        *map_remarks,
+        *group_remarks,
+        *spelling_remarks,
+        *([f"WARNING: {advice}"] if advice else []),
+        *_count_dropped(names, other_splits, files),
+    )
+    return _ListedSlides(tiles.select(kept & has_features), notes)
+
+
+def _resolve_classes(labels: Sequence[str], classes: Sequence[str], path: Path) -> tuple[str, ...]:
+    """Return the classes of the labels: the configured ones, or else all labels in alphabetical order.
+
+    Raises:
+        DataError: A label is no configured class, or labels differ only in spelling.
+    """
+    present = {label for label in labels if label and label != DROPPED}
+    if not classes:
+        check_class_names([label for label in labels if label], str(path))
+        return tuple(sorted(present))
+    if unknown := sorted(present.difference(classes)):
+        raise DataError(
+            f"labels that are not classes: {shortlist(unknown)}", where=path, fix="add them to tiles.classes"
+        )
+    return tuple(classes)
+
+
+def _check_names(names: Sequence[str], files: Mapping[str, Path], path: Path) -> None:
+    """Check that the slides in the table match the feature files.
+
+    Raises:
+        DataError: No slide has features, or names differ only in spelling.
+    """
+    listed = {*names}
+    if alike := spelled_differently(listed - files.keys(), files.keys() - listed):
+        raise DataError(
+            "names of slides in the table and of feature files differ only in spelling, such as in leading zeros, "
+            f"which spreadsheets drop: {shortlist(format_pairs(alike))}",
+            where=path,
+            fix="spell the names in the slide column like those of the feature files; if they are different slides, "
+            "remove the rows or the files",
+        )
+    if listed.isdisjoint(files):
+        raise DataError(
+            f"no slide in the table has features; the table lists {shortlist(sorted(listed))}, and the feature files "
+            f"are named {shortlist(sorted(files))}",
+            where=path,
+            fix="name the .h5 files after the slides in the slide column",
+        )
+
+
+def _count_dropped(names: Sequence[str], other_splits: Sequence[str], files: Mapping[str, Path]) -> list[str]:
+    """Return notes on slides in other splits, slides without features, and feature files without a row."""
+    notes = []
+    if other_splits:
+        counts = Counter(stated or "(none)" for stated in other_splits)
+        listed = shortlist([f"{stated}: {count}" for stated, count in sorted(counts.items())])
+        notes.append(f"dropped {counted(counts.total(), 'slide')} in other splits ({listed})")
+    if without_features := [name for name in names if name not in files]:
+        count = counted(len(without_features), "slide")
+        notes.append(f"dropped {count} in the table without features: {shortlist(without_features)}")
+    if unlisted := sorted(files.keys() - {*names}):
+        notes.append(
+            f"dropped {counted(len(unlisted), 'feature file')} without a row in the table: {shortlist(unlisted)}"
+        )
+    return notes
 
 
 def _map_labels(labels: Sequence[str], class_map: Mapping[str, str], path: Path) -> tuple[list[str], tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Read tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the Hub."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,21 +92,33 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         check_arrow(rows, f"{config.path}, split {split}")
         undecoded[split] = _undecoded_images(rows, column, config.path)
         described[split] = _describe_rows(rows, f"{config.path}, split {split}")
-    _check_listed_once(splits, column, config.path)
+    if is_image_folder(config.path, splits.values()):
+        check_listed_once({split: _file_paths(rows, column) for split, rows in splits.items()}, config.path)
     source = join_splits(described, config, DatasetReader(undecoded, column))
     files = (*missing_data_files(config.path), *unread_data_files(config.path))
     notes = (*files, *_unused_images(config.path, loaded, column))
     return replace(source, notes=(*source.notes, *notes))
 
 
-def _check_listed_once(splits: Mapping[str, Any], column: str, path: str) -> None:
-    """Reject image folders whose metadata file lists an image twice, possibly with different labels."""
+def is_image_folder(path: str, splits: Iterable[Any]) -> bool:
+    """Return whether a data set is a folder of image files, so that its rows contain paths instead of images."""
+    return not is_saved_dataset(Path(path).expanduser()) and all(
+        rows.info.builder_name == "imagefolder" for rows in splits
+    )
+
+
+def check_listed_once(files: Mapping[str, Sequence[str | None]], path: str) -> None:
+    """Check that the metadata files of an image folder list every image once.
+
+    Args:
+        files: File of each row of each split; None for rows without a file.
+        path: Path of the data set, for the message.
+
+    Raises:
+        DataError: An image is listed more than once, possibly with different labels.
+    """
     images = [
-        (file, f"{split}/{row:06d}")
-        for split, rows in splits.items()
-        if rows.builder_name == "imagefolder"
-        for row, file in enumerate(_file_paths(rows, column))
-        if file
+        (file, f"{split}/{row:06d}") for split, listed in files.items() for row, file in enumerate(listed) if file
     ]
     if repeated := repeats([file for file, _ in images], lambda row: images[row][1]):
         raise DataError(
@@ -122,11 +134,9 @@ def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
     The datasets package drops images that the metadata file does not list, or that are outside the split folders.
     """
     splits = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
-    if hub_id(path) is not None or any(rows.builder_name != "imagefolder" for rows in splits):
+    if hub_id(path) is not None or not is_image_folder(path, splits):
         return ()
     folder = Path(path).expanduser()
-    if is_saved_dataset(folder):
-        return ()
     used = {file for rows in splits for file in _file_paths(rows, column)}
     listed = list_files(folder, lambda file: is_image(file) and not file.name.startswith("."))
     folders = {folder.absolute(), folder.resolve()}

@@ -19,7 +19,16 @@ from clipit.input_files.numbered_files import missing_data_files, unread_data_fi
 from clipit.input_files.parquet_classes import check_parquet_classes, hub_parquet
 from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.tiles.cells import check_stored, stored_cell
-from clipit.tiles.huggingface import SplitRows, check_columns, image_column, join_splits, not_images, select_splits
+from clipit.tiles.huggingface import (
+    SplitRows,
+    check_columns,
+    check_listed_once,
+    image_column,
+    is_image_folder,
+    join_splits,
+    not_images,
+    select_splits,
+)
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.tar_index import index_shards
@@ -227,7 +236,12 @@ def _describe(rows: Any) -> StreamedSplit:
 
 def _set_blocks(config: TilesConfig, split: str, column: str, revision: str | None) -> list[Block]:
     """Return the files of a split, in order; each is read by one process."""
-    rows = _open_set(config, revision)[split]
+    opened = select_splits(_open_set(config, revision), config)
+    rows = opened[split]
+    if is_image_folder(config.path, opened.values()):
+        with _reading(config, "its metadata"):
+            files = {name: [(row[column] or {}).get("path") for row in part] for name, part in opened.items()}
+        check_listed_once(files, config.path)
     images = {name for name, kind in _describe(rows).kinds.items() if kind == "image"}
 
     def read(block: int, skipped: int) -> Iterator[SourceTile]:

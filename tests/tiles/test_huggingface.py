@@ -174,14 +174,28 @@ def test_images_of_a_folder_that_are_not_in_the_data_set_are_named(
     assert read_huggingface(config(tmp_path / "set")).notes == ()
 
 
-def test_an_image_folder_that_lists_a_file_twice_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_image_folder_that_lists_a_file_twice_is_refused(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "set/train").mkdir(parents=True)
     for number in range(3):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"set/train/{number}.png")
     rows = ["file_name,label", "0.png,a", "1.png,b", "2.png,a", "1.png,a", ""]
     (tmp_path / "set/train/metadata.csv").write_text("\n".join(rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"1 file occurs more than once: \S*1.png \(train/000001, train/000003\)"):
-        read_huggingface(config(tmp_path / "set"))
+        read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_saved_image_folder_may_repeat_file_names(tmp_path: Path, streaming: bool) -> None:
+    """`save_to_disk` stores the images, and of each path only the file name."""
+    import datasets
+
+    for place in ("train/a", "train/b"):
+        (tmp_path / "set" / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (ord(place[-1]), 0, 0)).save(tmp_path / "set" / place / "0.png")
+    datasets.load_dataset(str(tmp_path / "set")).save_to_disk(str(tmp_path / "saved"))
+    tiles = read_tiles(config(tmp_path / "saved", streaming=streaming), root=tmp_path / "kept", hold_out=False)
+    assert tiles.ids.tolist() == ["train/000000", "train/000001"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -8,7 +8,7 @@ from clipit.output_files.artifacts import read_json, write_record
 from clipit.output_files.file_hashes import hash_files
 
 ADAPTED_FROM = "adapted_from"
-"""Configuration key of a merged folder, with the public name of the model that was adapted."""
+"""Configuration key in a merged folder, for the public name of the model that was adapted."""
 _FILES = "clipit_files.json"
 _CARD = "README.md"
 _COPY = "copy the folder again; if you changed the model on purpose, delete this file"
@@ -21,7 +21,7 @@ def record_files(folder: Path) -> None:
 
 
 def check_files(name: str) -> None:
-    """Verify the files of an adapted VLM against the hashes in `clipit_files.json`; other models always pass.
+    """Verify the files of an adapted VLM against `clipit_files.json`; models without this file always pass.
 
     Args:
         name: Name or folder of a VLM.

@@ -301,7 +301,7 @@ def _check_reach(adapted: AdaptedTowers) -> None:
 
 @contextmanager
 def _noise(weights: list[nn.Parameter]) -> Iterator[None]:
-    """Replace zero weights with small random values within the block."""
+    """Set weights that are zero to small random values inside the `with` block."""
     generator = torch.Generator().manual_seed(2)
     for weight in weights:
         weight.data += 1e-3 * torch.randn(weight.shape, generator=generator).to(weight)

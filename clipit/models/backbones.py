@@ -26,10 +26,10 @@ class Backbone:
 
     Attributes:
         module: Module that maps normalised float pixels [b,3,h,w] to pooled features [b,d].
-        preprocess: Preprocessing of the model, with `backbone.pixels` as input size if that is set.
-        expected_mpp: Micrometres per pixel of the tiles it was pretrained on; None if unknown.
+        preprocess: Preprocessing of the model, with `backbone.pixels` as the input size if set.
+        expected_mpp: Micrometres per pixel of the tiles that the model was pretrained on; None if unknown.
         fingerprint: Fingerprint of the loaded weights, preprocessing and pooling.
-        timm: Arguments for timm to rebuild the model; None for a transformers model.
+        timm: Arguments for rebuilding the model with timm; None for a transformers model.
         plain_head: Whether timm's classifier is one linear layer over these features, so that a linear head can be
             exported as a plain timm model.
         pooling: Token pooling applied by clipit; `default` leaves pooling to timm.

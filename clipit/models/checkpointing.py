@@ -54,7 +54,7 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
 
 @contextmanager
 def checkpointed_backbone(backbone: nn.Module, enabled: bool) -> Iterator[None]:
-    """Use gradient checkpointing in the block, if enabled."""
+    """Use gradient checkpointing inside the `with` block, if `enabled`."""
     set_checkpointing(backbone, enabled)
     try:
         yield
@@ -64,7 +64,7 @@ def checkpointed_backbone(backbone: nn.Module, enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def compiled_backbone(backbone: nn.Module, enabled: bool, **options: Any) -> Iterator[None]:
-    """Compile a backbone in place, if enabled, and restore the uncompiled one at the end.
+    """Compile a backbone in place for the duration of the `with` block, if `enabled`.
 
     Args:
         backbone: Backbone, possibly with LoRA.

@@ -97,7 +97,10 @@ def patch_tokens(visual: Any, pixels: Tensor) -> Tensor:
 
 
 def conch_tokenizer() -> Any:
-    """Load the package's byte-level tokeniser; its helper `tokenize` calls a method that transformers 5 lacks."""
+    """Load the package's byte-level tokeniser.
+
+    The package's helper `tokenize` is not used, because it calls a method that transformers 5 lacks.
+    """
     with foreign_errors("conch", None, "The package's tokenizers/ folder may be missing: reinstall the package."):
         return optional_module("conch.open_clip_custom.custom_tokenizer").get_tokenizer()
 

@@ -1,4 +1,4 @@
-"""Export a student as an image-only classifier folder; timm can load it too, if model, pooling and head allow."""
+"""Export a student as a classifier folder, which timm or transformers can also load if head and pooling allow it."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -66,8 +66,8 @@ def export_classifier(
         classes: Class names, in the order of the logits.
         vlm_info: `VLM.describe()` of the VLM whose text embeddings the projector predicts.
         text_mean: Mean that was subtracted from the unit text embeddings, if they were centred.
-        prompts: Prompt sets by name: class names and one embedding per class, in the space that the projector was
-            trained on (centred with `text_mean` if given).
+        prompts: Prompt sets by name: class names and one embedding per class, in the space of the projector's
+            training targets (centred with `text_mean` if given).
         mpp: Micrometres per pixel of the training tiles; None for the value that the backbone expects.
         tile_pixels: Edge of the training tiles in pixels; None if they differ in size.
         provenance: Run, configuration and versions to record in `clipit.json`.
@@ -185,7 +185,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
     unmatched = set(missing) - (head_names if linear else set())
     if unmatched or unexpected:
         raise ModelError(
-            "timm builds a different architecture than the backbone's; unmatched weights: "
+            "timm builds an architecture that differs from the backbone's; unmatched weights: "
             f"{shortlist(sorted(unmatched | set(unexpected)))}",
             where="export",
             fix="report this backbone; it cannot be exported",
@@ -267,7 +267,7 @@ def _check(
             f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, but the projector has {dim} outputs"
         )
     if text_mean is not None and text_mean.shape != (dim,):
-        raise mismatch(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
+        raise mismatch(f"the text mean has the shape {text_mean.shape}, but the joint space has {dim} dimensions")
     for name, (names, embeddings) in (prompts or {}).items():
         if embeddings.shape != (len(names), dim):
             raise mismatch(

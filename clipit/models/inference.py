@@ -70,14 +70,14 @@ class Classifier:
         self._trust_remote_code = trust_remote_code
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> "Classifier":
-        """Move the classifier to a device, or convert its backbone to another data type; returns the same object.
+        """Move the classifier to a device or convert its backbone to another data type, and return the classifier.
 
         Heads and outputs stay in float32. Weights that were rounded to bfloat16 stay rounded after a conversion back to
         float32.
 
         Args:
-            device: Device, such as `cuda:1`; None keeps it.
-            dtype: `float32` or `bfloat16` (`bf16`); None keeps it.
+            device: Device, such as `cuda:1`; None keeps the current one.
+            dtype: `float32` or `bfloat16` (`bf16`); None keeps the current one.
 
         Raises:
             ModelError: The device does not exist on this machine, or the data type is not supported.
@@ -90,7 +90,7 @@ class Classifier:
         return self
 
     def compile(self, **options: Any) -> "Classifier":
-        """Compile the network with `torch.compile`, and run it once to report errors early; returns the same object.
+        """Compile the network with `torch.compile`, run it once to report errors early, and return the classifier.
 
         The first batch of a different size triggers one recompilation, with dynamic shapes.
 
@@ -160,12 +160,12 @@ class Classifier:
     def zero_shot(
         self, images: Images, prompts: Prompts | str | None = None, *, batch_size: int = 64, workers: int = 0
     ) -> Float[np.ndarray, "n K"]:
-        """Classify images zero-shot: softmax over scaled cosine similarities of predicted text and prompt embeddings.
+        """Classify images zero-shot: softmax over scaled cosine similarities between predicted and prompt embeddings.
 
         Args:
             images: Images as for `predict_proba`.
-            prompts: None for the only prompt set stored in the classifier; the name of one of several; or a mapping
-                from class to texts, or to embeddings from the classifier's VLM (not centred: centring is applied here).
+            prompts: Name of a prompt set stored in the classifier (None if there is only one), or a mapping from class
+                to texts, or to embeddings from the classifier's VLM (not centred: centring is applied here).
             batch_size: Images per batch.
             workers: Reading threads, as for `predict_proba`.
 
@@ -181,10 +181,10 @@ class Classifier:
         return (scale * cosines).softmax(dim=1).numpy()
 
     def prompt_embeddings(self, prompts: Prompts | str | None = None) -> Float[np.ndarray, "K D"]:
-        """Embed prompts as one unit vector per class, in the space that the projector was trained on.
+        """Embed prompts as one unit vector per class, in the space of the projector's training targets.
 
-        Each text's unit vector is centred by the text mean used in training, if any, and normalised again; the vector
-        of a class is the normalised mean over its texts.
+        The text mean used in training, if any, is subtracted from the unit vector of each text, and the result is
+        normalised again. The vector of a class is the normalised mean over its texts.
 
         Args:
             prompts: Prompts as for `zero_shot`.
@@ -355,7 +355,7 @@ def load_classifier(
 
     Raises:
         ModelError: There is no such folder or repository, it does not contain a classifier, files are missing, weights
-            do not match their description, or it contains code that is not trusted.
+            do not match their description, or the backbone is defined by code that is not trusted.
     """
     folder = classifier_folder(path, revision)
     spec = read_spec(folder)

@@ -53,7 +53,7 @@ class ExportedProgram:
 
 
 class _Logits(nn.Module):
-    """The network of a classifier without the predicted text embeddings."""
+    """Network of a classifier that returns only the logits."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Logits(nn.Module):
 def export_program(
     classifier: Classifier, path: Path, format: Format = "onnx", *, tolerance: float = TOLERANCE
 ) -> ExportedProgram:
-    """Write a classifier as a self-contained program from normalised pixels [b,3,h,w] to logits [b,C].
+    """Write a classifier as a self-contained program that maps normalised pixels [b,3,h,w] to logits [b,C].
 
     The program accepts any batch size. The classes and the preprocessing are stored in the file (ONNX: metadata;
     torch.export: extra file `clipit.json`) and in `<file>.json` next to it. The file
@@ -159,7 +159,7 @@ def _write_onnx(model: nn.Module, path: Path, size: int, description: dict[str, 
         dynamo=True,
         verbose=False,
     )
-    if program is None:  # torch.onnx.export returns None only where it writes the file itself
+    if program is None:  # torch.onnx.export returns None only if it writes the file itself
         raise ModelError(
             "torch.onnx.export returned no program",
             where=path,
@@ -192,7 +192,7 @@ def _open_torch(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _inputs(classifier: Classifier) -> dict[str, Float[Tensor, "b 3 h w"]]:
-    """Return normalised pixels to compare logits on: random values, and smooth random images of realistic sizes."""
+    """Return normalised pixels for comparing logits: random values, and smooth random images of realistic sizes."""
     preprocess, rng = classifier.spec.preprocess, np.random.default_rng(0)
     edges = ((preprocess.resize_to, preprocess.resize_to), (512, 512), (300, 400))
     images = [Image.fromarray(rng.integers(0, 256, (*edge, 3), dtype=np.uint8)) for edge in edges]

@@ -33,14 +33,14 @@ _ATTRIBUTES = ("encode_image", "encode_text", "visual", "logit_scale")
 _COPIED = ["*.json", "*.py", "*.txt"]
 """Glob patterns for the code, configuration and tokeniser files."""
 _LAYER_SCALES: dict[str, Any] = {}
-"""Classes that replace timm's `LayerScale` in imported code, by the name of its module."""
+"""Replacements for timm's `LayerScale` defined by KEEP's code, keyed by module name."""
 
 
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
     """Load KEEP from its Hub id or a local folder.
 
-    KEEP's code returns unit-norm embeddings. It predates transformers 5 and does not work with its
-    `from_pretrained`, so the model is built from its configuration and the weights are loaded here.
+    KEEP's code returns unit-norm embeddings. It predates transformers 5 and does not work with that
+    version's `from_pretrained`, so the model is built from its configuration and the weights are loaded here.
 
     Raises:
         ModelError: Remote code is not trusted, files are missing, or weights do not match.
@@ -103,7 +103,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
 
 
 def _tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return a function from pixels to projected patch tokens; None if the image tower has no head like KEEP's."""
+    """Return a function from pixels to projected patch tokens; None if the model lacks the layers needed."""
     if not (hasattr(model.visual, "forward_features") and hasattr(model, "visual_head")):
         return None
     return lambda pixels: model.visual_head(pool_each(model.visual, trunk_grid(model.visual, pixels)))

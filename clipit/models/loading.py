@@ -98,8 +98,8 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
     """Check that a model's folder is complete.
 
     Args:
-        contents: Kind of model, for the error.
-        alternatives: Possible file names of each part; at least one of them must exist.
+        contents: Kind of model, as named in the error message.
+        alternatives: Possible file names for each part; one file per part is enough.
 
     Raises:
         ModelError: Parts are missing; the message lists them.
@@ -267,7 +267,7 @@ def foreign_errors(
             yield
     except ClipitError:
         raise
-    except Exception as error:  # the packages raise about fifteen types, most of them undocumented
+    except Exception as error:  # the packages raise about fifteen exception types, most of them undocumented
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
         raise _translate(error, name, hub_id, hint, where) from error

@@ -52,7 +52,7 @@ def target_modules(
 
     Args:
         targets: Kinds, module names, or last parts of module names.
-        called: Names of the layers that the forward pass calls, to select from; None for all layers.
+        called: Names of the layers called in the forward pass; other layers are not selected. None for no restriction.
         where: Configuration key of the targets, for the error.
 
     Raises:
@@ -87,7 +87,7 @@ def target_modules(
             raise ModelError(
                 f"LoRA target {target!r} matches no linear or convolution layer of the model",
                 where=where,
-                fix=f"available kinds: {kinds or 'none'}; last parts of layer names: {shortlist(endings, 20)}",
+                fix=f"use a kind of layer ({kinds or 'none'}) or the end of a layer name ({shortlist(endings, 20)})",
             )
         if unmergeable_names := [f"{name} ({unmergeable[name]})" for name in matches if name in unmergeable]:
             raise ModelError(
@@ -143,7 +143,7 @@ def add_lora(
     import peft
 
     if not config.targets:
-        raise ModelError("no LoRA targets", where="lora.targets", fix=f"name some of {', '.join(_KINDS)}")
+        raise ModelError("no LoRA targets", where="lora.targets", fix=f"set it to one or more of: {', '.join(_KINDS)}")
     # peft matches the names in a list as suffixes, which both towers may share; a regular expression matches exactly
     exact = None if names is None else "|".join(map(re.escape, names))
     names = target_modules(backbone, config.targets) if names is None else names
@@ -303,7 +303,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
 
 
 def _strip_pooling(folder: Path, kind: type) -> None:
-    """Rename a saved adapter's layers as in the model inside `TokenPool`, which is of class `kind`."""
+    """Remove the prefix of `TokenPool` from a saved adapter's layer names; `kind` is the class of the wrapped model."""
     from safetensors.torch import load_file
 
     weights, description = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG

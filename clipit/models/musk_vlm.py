@@ -88,9 +88,9 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
 
     def tokenise(texts: Sequence[str]) -> Tokens:
         """Tokenise, truncate and pad to the context length; the mask is 1 where padded."""
-        truncated = [text if len(text) <= budget else [*text[: budget - 1], _END] for text in encode(texts)]
-        padded = torch.tensor([[*text, *[_PAD] * (budget - len(text))] for text in truncated])
-        lengths = torch.tensor([len(text) for text in truncated])[:, None]
+        truncated = [ids if len(ids) <= budget else [*ids[: budget - 1], _END] for ids in encode(texts)]
+        padded = torch.tensor([[*ids, *[_PAD] * (budget - len(ids))] for ids in truncated])
+        lengths = torch.tensor([len(ids) for ids in truncated])[:, None]
         return {"text": padded, "padding": (torch.arange(budget)[None] >= lengths).long()}
 
     def image(pixels: Tensor, with_head: bool = True) -> Tensor:
@@ -109,7 +109,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         context_length=budget,
         logit_scale=float(model.logit_scale.detach().exp()),
         source=str(file),
-        count_tokens=lambda texts: [len(text) for text in encode(texts)],
+        count_tokens=lambda texts: [len(ids) for ids in encode(texts)],
         tokenise=tokenise,
         vocabulary={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
         image=image,

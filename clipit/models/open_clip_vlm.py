@@ -37,7 +37,7 @@ TRUST = "set vlm.trust_remote_code: true"
 
 
 def listed_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
-    """Load a VLM that is in the table, from open_clip's own weights or from the Hub.
+    """Load a VLM in the table: an architecture built into open_clip, or a repository on the Hub.
 
     Raises:
         ModelError: The weights must be downloaded manually, or cannot be loaded.
@@ -68,7 +68,7 @@ def check_builtin(spec: str) -> None:
         raise ModelError(
             f"open_clip has no architecture {architecture!r}",
             where=f"open_clip:{spec}",
-            fix=f"similar names: {', '.join(similar) or shortlist(known)}",
+            fix=f"use one of open_clip's architectures, such as {', '.join(similar) or shortlist(known)}",
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained.lower() not in tags and not Path(pretrained).is_file():
@@ -77,7 +77,7 @@ def check_builtin(spec: str) -> None:
             if pretrained
             else "no pretrained weights given",
             where=f"open_clip:{spec}",
-            fix=f"use open_clip:{architecture}/TAG with one of: {', '.join(tags) or 'none published'}; "
+            fix=f"use open_clip:{architecture}/TAG with a published tag ({', '.join(tags) or 'there are none'}), "
             f"or open_clip:{architecture}/PATH with the path of a checkpoint file",
         )
 
@@ -150,7 +150,7 @@ def folder_towers(
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["uses_hub"] = True
-        hint = f"The text tower is built from the config.json of {text['hf_model_name']}: copy that file here."
+        hint = f"The text tower needs the config.json of {text['hf_model_name']}: copy that file into this folder."
     return _load(str(folder), f"local-dir:{folder}", None, None, hint, quick_gelu=quick_gelu, **options)
 
 

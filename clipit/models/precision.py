@@ -12,7 +12,7 @@ def tf32_products(device: torch.device) -> Iterator[None]:
     """Allow TF32 for float32 matrix products on a GPU within the block; on a CPU, change nothing.
 
     TF32 has a 10-bit mantissa, like fp16, and is several times faster than float32 on tensor cores. Pairing never uses
-    it (`clipit.stores.exact`), because the scores of neighbouring snippets differ by less than its rounding.
+    it (`clipit.stores.exact`), because the scores of neighbouring snippets differ by less than its rounding error.
     """
     if device.type != "cuda":
         yield

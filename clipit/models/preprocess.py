@@ -134,7 +134,7 @@ def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
 
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from timm's `resolve_data_config`, equal to `create_transform(is_training=False)`."""
+    """Build the preprocessing from timm's `resolve_data_config`, as in `create_transform(is_training=False)`."""
     channels, *edges = data_config["input_size"]
     if channels != 3:
         raise _unsupported(f"an input with {channels} channels, not 3 (RGB)", name)
@@ -151,7 +151,7 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from open_clip's `model.visual.preprocess_cfg`, equal to its evaluation transform."""
+    """Build the preprocessing from `model.visual.preprocess_cfg`, as in open_clip's evaluation transform."""
     size = _square(config["size"], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"shortest": "shortest", "squash": "squash"}
     # outside of training, open_clip uses bicubic for "random"
@@ -229,7 +229,7 @@ def _unsupported(problem: str, name: str) -> ModelError:
     return ModelError(
         f"unsupported preprocessing: {problem}",
         where=name,
-        fix="choose a different model; approximate preprocessing would silently change its embeddings",
+        fix="choose a different model; approximate preprocessing would silently change the embeddings",
     )
 
 

@@ -46,8 +46,8 @@ class Student(nn.Module):
         projector: Layers from z to the VLM's joint space; None without text.
         text_head: Layers from t^ to class logits; None without text.
         fusion: Layer from the logits of both heads to the final logits; None with the linear head.
-        second_projector: Layer from z to a second VLM's joint space; `second_head` maps it to logits that are added
-            to the others (linear head only).
+        second_projector: Layer from z to a second VLM's joint space; `second_head` maps its output to logits that are
+            added to the others (linear head only).
         loss_parameters: Trainable scalars of loss terms; never exported.
     """
 

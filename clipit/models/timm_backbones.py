@@ -244,7 +244,7 @@ def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSp
         return f"Use the files from {spec.page}." if spec.page else ""
     for other in table.values():
         if request.hub_id is not None and request.hub_id.split("@")[0].lower() == other.source.lower():
-            return f"backbone.name: {other.name} loads it with the required arguments."
+            return f"backbone.name: {other.name} loads this model with the required arguments."
     return ""
 
 
@@ -287,7 +287,7 @@ def _change_size(module: Any, pixels: int, native_pixels: int, name: str) -> dic
     Position embeddings are resampled; models without them (convolutional networks) are not changed.
 
     Returns:
-        Arguments for timm to build the model at this size.
+        Arguments for building the model at this size with timm.
     """
     resizable = hasattr(module, "set_input_size") and hasattr(module, "patch_embed")
     steps = [int(info["reduction"]) for info in getattr(module, "feature_info", None) or ()]

@@ -29,8 +29,8 @@ def transformers_token_counter(tokenizer: Any) -> TokenCounter:
 def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequence[str]], Tokens]:
     """Return a function from texts to ids and masks, padded to the longest text and truncated to the context length.
 
-    Texts are always padded on the right, with id 0. Padding on the left would shift the positions of a text by the
-    length of the others in its batch, and CLIP models may interpret the highest id of a text as its end.
+    Texts are always padded on the right, with id 0. Padding on the left would make the positions of a text depend
+    on the other texts in its batch, and CLIP models may interpret the highest id of a text as its end.
     """
     tokenizer.padding_side = "right"
 

@@ -119,7 +119,7 @@ def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote
 def classification_model(
     pooled: TokenPool, linear: tuple[Tensor, Tensor], classes: Sequence[str], size: int
 ) -> nn.Module | None:
-    """Build transformers' own image classifier on a backbone, for its image-classification pipeline.
+    """Build transformers' own image classifier on a backbone, for the image-classification pipeline.
 
     Args:
         pooled: Backbone with clipit's pooling.

@@ -19,7 +19,7 @@ _CPU_THREADS = 8  # splitting batches has not been measured with more threads
 
 @dataclass(frozen=True)
 class TimmSpec:
-    """Arguments for timm to rebuild an architecture for any number of classes."""
+    """Arguments for rebuilding an architecture with timm, for any number of classes."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -36,7 +36,7 @@ class Trunk:
         source: Folder, Hub id or built-in name that the model was loaded from.
         native_pixels: Edge of the input in pixels, according to the model's files; `backbone.pixels` may set a
             different one in `preprocess`.
-        timm: Arguments for timm to rebuild the model; None for other packages.
+        timm: Arguments for rebuilding the model with timm; None for other packages.
         plain_head: Whether timm's own head is one linear layer over these features.
         remote_code: Whether the model is defined by Python code from its repository.
     """
@@ -149,7 +149,9 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 
 def cpu_parts(pixels: Float[torch.Tensor, "b 3 h w"]) -> tuple[torch.Tensor, ...]:
-    """Split a batch on a CPU into equal parts, which are encoded faster than the whole; on a GPU, return it whole.
+    """Split a batch on a CPU into small parts, which are encoded faster than the whole batch.
+
+    A batch on a GPU, or on a CPU with more than 8 threads, is returned as a single part.
 
     The activations of a part mostly stay below 32 MB. The allocator returns larger blocks to the operating system after
     each layer; in small networks, zeroing their pages again takes longer than the layer itself.

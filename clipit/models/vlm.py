@@ -280,7 +280,7 @@ def vlm_fingerprint(towers: Towers) -> str:
 
 
 def _check_batches(towers: Towers) -> int:
-    """Check that a short text has the same embedding alone and in a batch with a longer one; return its dimension.
+    """Check that a short text has the same embedding alone and in a batch; return the dimension.
 
     Raises:
         ModelError: The embeddings differ, so that pairs would depend on the batch size; they are not finite; or both

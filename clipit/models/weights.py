@@ -162,8 +162,8 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file, a state dict, or a checkpoint with a state dict under `state_dict`.
 
-    The prefix `module.` of PyTorch's parallel wrappers is removed from names. Errors of the readers are not converted:
-    call this inside `foreign_errors`.
+    The prefix `module.` of PyTorch's parallel wrappers is removed from names. Errors raised while reading are not
+    converted: call this inside `foreign_errors`.
 
     Raises:
         ModelError: The weights are quantised.
@@ -184,7 +184,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 def tensor_shapes(file: Path) -> dict[str, Shape]:
     """Return the shapes of a file's tensors by name, without reading their values if the format allows it.
 
-    Errors of the readers are not converted: call this inside `foreign_errors`.
+    Errors raised while reading are not converted: call this inside `foreign_errors`.
 
     Raises:
         ModelError: The file contains more than tensors, for instance a state dict within a checkpoint.

@@ -1,4 +1,4 @@
-"""The grid of a slide: tissue tiles at one resolution, with their positions in their ids."""
+"""Grid of the tissue tiles of a slide at one resolution; a tile's id contains its position."""
 
 import math
 import re

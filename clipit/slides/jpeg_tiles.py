@@ -26,7 +26,7 @@ CACHE_BYTES = 256 * 2**20
 """Size of a cache of decoded tiles: enough for two rows of 256-pixel tiles of a slide 130,000 pixels wide."""
 _BYTES_PER_PIXEL = 4  # Pillow stores RGB as RGBA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames
-_STRIPES = 64  # number of locks; tiles that share none are decoded in parallel
+_STRIPES = 64  # number of locks; tiles that do not share a lock are decoded in parallel
 _level_ids = itertools.count()
 
 
@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class JpegLevel:
-    """One level of a slide whose tiles are JPEG."""
+    """One level of a slide with JPEG-compressed tiles."""
 
     def __init__(self, file: TiffBytes, page: Any) -> None:
         """Store the positions of the tiles in the file; nothing is decoded yet."""
@@ -149,7 +149,7 @@ class JpegLevel:
 
 
 def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel]:
-    """Find the levels of a slide whose tiles are JPEG and complete; the others must be read with openslide.
+    """Find the levels of a slide with complete JPEG tiles; the other levels must be read with openslide.
 
     Args:
         path: TIFF in one of `tiff_pages.FORMATS`.

@@ -19,10 +19,10 @@ from clipit.slides.tiff_pages import FORMATS, TO_PYRAMID, read_pages
 _CELL = 8  # edge of an area in pixels of the overview
 _CELLS = 16  # number of areas with evenly spaced grey values, and number of evenly spaced areas
 _MIN_CELLS = 8  # in the overview
-_FIRST = 6  # areas that suffice if they are equal and not uniform, because each requires decoding a few tiles
-_EQUAL_GREY, _RANGE_GREY = 8, 32  # maximum difference between equal areas, minimum range of non-uniform areas
+_FIRST = 6  # areas that suffice if they match and are not uniform; each requires decoding a few tiles
+_EQUAL_GREY, _RANGE_GREY = 8, 32  # maximum difference between matching areas, minimum range of non-uniform areas
 _MAX_EDGE = 1024  # edge of an area in pixels of the level
-_MAX_PIXELS = 2**26  # number of pixels of a compared page
+_MAX_PIXELS = 2**26  # maximum number of pixels of a compared page
 
 
 def check_tile_level(
@@ -34,7 +34,7 @@ def check_tile_level(
     level, or an area cannot be read (which is reported when tiles are read).
 
     Args:
-        overview: The whole slide.
+        overview: Image of the whole slide.
         downsample: Level-0 pixels per overview pixel.
         tile_downsample: Level-0 pixels per tile pixel.
 

@@ -1,4 +1,4 @@
-"""Find the image of an OME-TIFF that is the slide, and read its metadata."""
+"""Find the slide among the images of an OME-TIFF, and read its metadata."""
 
 import re
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class OmeImage:
 
 
 def choose_image(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
-    """Find the image that is the slide.
+    """Find the slide among the images of a TIFF.
 
     Args:
         file: Open `tifffile.TiffFile`.

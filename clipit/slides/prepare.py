@@ -1,4 +1,4 @@
-"""Prepare slides: find the tissue of each and lay a grid over it; both are stored, so that a command can resume."""
+"""Prepare slides: find the tissue and lay a grid over each slide; both are stored, so that a command can resume."""
 
 import logging
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class SlidePath:
 
     Attributes:
         mpp: Micrometres per level-0 pixel that the user states for this slide; None if unstated.
-        default_mpp: Micrometres per level-0 pixel, used if neither the file nor the user states them.
+        default_mpp: Micrometres per level-0 pixel, used if neither the file nor the user states a value.
     """
 
     name: str
@@ -146,7 +146,7 @@ class FailedSlide:
 def prepare_slides(
     slides: Sequence[SlidePath], config: SlidesConfig, options: OptionNames = KEYS
 ) -> list[PreparedSlide | FailedSlide]:
-    """Find the tissue of every slide and lay a grid over it, or open the results of an earlier call.
+    """Find the tissue and lay a grid over every slide, or open the results of an earlier call.
 
     Several processes that call this function divide the slides among themselves, and each returns all results in order.
     A slide that cannot be used does not stop the others.

@@ -211,6 +211,6 @@ class SlideReader:
         return read_tile(slide, int(self._x[row]), int(self._y[row]), placed.extent, placed.pixels)
 
     def where(self, row: int) -> str:
-        """Return the file and the position in it, for messages."""
+        """Return the path of the slide and the id of the tile, for messages."""
         slide = self._slides[self._slide_of[row]]
         return f"{slide.path}: {tile_id(slide.name, int(self._x[row]), int(self._y[row]), round(slide.extent))}"

@@ -1,4 +1,4 @@
-"""Stamp of a slide's content, over all of its files, because DICOM, MRXS and VMS slides consist of several files."""
+"""Fingerprint (stamp) of a slide's content; DICOM, MRXS and VMS slides consist of several files."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -36,9 +36,9 @@ def slide_files(path: Path) -> list[Path]:
 
 
 def slide_stamp(path: Path) -> str:
-    """Return a stamp of the slide's content, which changes when any of its files is replaced, added or removed.
+    """Return a fingerprint of the slide's content, which changes when any of its files is replaced, added or removed.
 
-    The stamp of a slide with a single file is the stamp of that file.
+    For a slide with a single file, this is the stamp of that file.
 
     Raises:
         OSError: A file cannot be read.

@@ -114,7 +114,7 @@ def test_text_tower_files_beside_the_weights_are_enough(bert_folder: Path, tmp_p
     assert vlm.encode_texts(["necrosis of tissue"]).shape == (1, 12)
     bare = Path(shutil.copytree(bert_folder, tmp_path / "bare"))
     (bare / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"config\.json of somebody/some-bert: copy that file here"):
+    with pytest.raises(ModelError, match=r"config\.json of somebody/some-bert: copy that file into this folder"):
         load(str(bare))
     (bare / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="missing: tokeniser of somebody/some-bert"):

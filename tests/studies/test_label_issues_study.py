@@ -147,7 +147,7 @@ def test_verified_labels_are_read_before_anything_is_embedded(file: ConfigFile, 
 
 def test_a_split_without_labels_is_refused(file: ConfigFile) -> None:
     keys = {"tiles.labels": {"kind": "none"}}
-    with pytest.raises(DataError, match="no labelled tile in train, validation"):
+    with pytest.raises(DataError, match="no labelled tiles in train, validation"):
         clipit.find_label_issues(clipit.load_config(file, keys))
 
 

@@ -36,11 +36,11 @@ class TileResults:
     Attributes:
         zero_shot: Zero-shot classification; None without prompts or labelled test tiles.
         probes: Linear probe on the labels that each seed may use; empty without labels.
-        retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
+        retrieval: Class-match retrieval with prompts and recall of captions, as pairs of task and score.
         labels: Number of training and validation labels of the probe, by seed.
         problems: Reasons for missing results.
-        below_chance: Balanced accuracy and number of the labelled validation tiles, if prompts classify them worse than
-            chance.
+        below_chance: Balanced accuracy on the labelled validation tiles and their number, if zero-shot classification
+            is worse than chance; otherwise None.
     """
 
     zero_shot: ItemResults | None
@@ -85,7 +85,9 @@ def measure_tiles(
 def measure_zero_shot(
     workspace: Workspace, joint: FrozenFeatures, test_ids: Shaped[np.ndarray, " n"] | None = None
 ) -> ItemResults | None:
-    """Classify the labelled test tiles with prompts; None without prompts or labels. Embeddings are not centred.
+    """Classify the labelled test tiles with prompts; return None without prompts or labels.
+
+    Embeddings are not centred.
 
     Args:
         test_ids: Ids of the test tiles to score; None for all.

@@ -26,7 +26,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     Recall@k is the share of queries with a true partner among the k nearest items. The partners of an image are all
     texts of its example (its caption, or the snippets of its patient's reports); the partners of a text are all images
     of the examples that contain it. The group of a text is that of its first image. Values of k that cover the complete
-    gallery are dropped. Chance scores are those of k items drawn at random without replacement.
+    gallery are dropped. Chance scores are those expected for k items drawn at random without replacement.
 
     Args:
         at: Values of k.
@@ -77,7 +77,7 @@ def recall(
 
 
 def _chance(counts: Int64[np.ndarray, " q"], gallery: int, k: int) -> Float64[np.ndarray, " q"]:
-    """Return the probability that one of k items drawn without replacement is a partner."""
+    """Return the probability that at least one of k items drawn without replacement is a partner."""
     missed = np.ones(len(counts))
     for drawn in range(k):
         missed *= np.maximum(gallery - counts - drawn, 0) / (gallery - drawn)

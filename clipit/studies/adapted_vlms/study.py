@@ -57,7 +57,7 @@ class _Model:
 
 
 def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig) -> Path:
-    """Adapt the VLM once per arm and seed, and evaluate it before and after; finished adaptations are kept.
+    """Adapt the VLM once per arm and seed, and evaluate it before and after; finished adaptations are reused.
 
     Writes `adapt.parquet` (one row per score, model and seed), `adapt.json` (means, differences, provenance),
     `adapt.md` and `adapt.html`, and a folder `<arm>-seed<seed>/` per adaptation.
@@ -72,7 +72,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: There are too few examples, or a test tile, including those of additional sets, leaks into them.
+        DataError: There are too few examples, or test tiles (also of additional sets) leak into the examples.
         ModelError: A tower cannot be adapted with `adapt.tuning`.
     """
     if section.data != "pairs":
@@ -128,7 +128,7 @@ def _check_arms(
     """Create the examples of all arms and the trainable weights, so that invalid input is found early.
 
     Returns:
-        Training examples, and validation examples if they are requested or choose the step.
+        Training examples, and validation examples if they are requested or used to select the step.
     """
     check_adaptable(config.vlm, section.tuning)
     towers = [used_towers(section, arm).towers for arm in section.arms]

@@ -51,7 +51,7 @@ def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:
         The output folder.
 
     Raises:
-        DataError: There is no label to check, there are fewer groups than folds, or the verified labels do not belong
+        DataError: There are no labels to check, there are fewer groups than folds, or the verified labels do not belong
             to the tiles.
         ModelError: cleanlab is not installed.
     """
@@ -74,7 +74,7 @@ def _labelled_tiles(visible: TileSet, options: LabelIssuesConfig) -> TileSet:
     tiles = visible.select(np.isin(visible.splits, options.splits) & (visible.labels >= 0))
     if not len(tiles):
         raise DataError(
-            f"no labelled tile in {', '.join(options.splits)}",
+            f"no labelled tiles in {', '.join(options.splits)}",
             where="label_issues.splits",
             fix="choose splits with labels; tiles.labels sets the labels that a run may use",
         )
@@ -166,8 +166,8 @@ def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[s
     if unchecked.any():
         names = [tiles.classes[code] for code in np.unique(tiles.labels[unchecked]).tolist()]
         remarks.append(
-            f"{counted(int(unchecked.sum()), 'label is', 'labels are')} not checked, because all tiles of a class "
-            f"({shortlist(names)}) belong to patients or slides of one fold."
+            f"{counted(int(unchecked.sum()), 'label is', 'labels are')} not checked, because all tiles of their "
+            f"class ({shortlist(names)}) are in the same fold."
         )
     if (features.groups == "").any():
         remarks.append(
@@ -228,7 +228,7 @@ def _suspicious_tiles(
     rows: Int64[np.ndarray, " k"],
     neighbours: int,
 ) -> list[SuspiciousTile]:
-    """Collect the tiles shown on the page with their pictures, and the nearest tiles of other groups."""
+    """Collect the tiles shown on the page with their pictures, and the nearest tiles from other groups."""
     nearest = nearest_neighbours(features.take(rows), features, neighbours, exclude_groups=True)
 
     def labelled(row: int, side: int) -> LabelledTile:

@@ -102,7 +102,7 @@ def score_verified(
     both = known[wrong & flagged]
     n_correct = int((issues.suggested[both] == verified[both]).sum())
     return scores, (
-        f"{counted_of(len(known), len(tiles), 'checked tile has', 'checked tiles have')} a verified label, "
-        f"which differs from the given label for {int(wrong.sum())} of them. Of "
+        f"{counted_of(len(known), len(tiles), 'checked tile has', 'checked tiles have')} a verified label; "
+        f"for {int(wrong.sum())} of these tiles, the given label is different. Of "
         f"{counted(len(both), 'flagged wrong label')}, the suggested class is correct for {n_correct}."
     )

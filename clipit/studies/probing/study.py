@@ -64,7 +64,7 @@ class ProbingRow(StudyRow):
     """One score of one model's features.
 
     Attributes:
-        task: Evaluation task: a probe, few-shot episodes, a label curve, zero-shot classification or retrieval.
+        task: Evaluation task: a probe, few-shot episodes, label efficiency, zero-shot classification or retrieval.
         value: Score; None if undefined.
         low: Lower bound of the 95% interval.
         high: Upper bound of the 95% interval.
@@ -149,7 +149,7 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
         raise DataError(
             "the run has no predictions for test tiles",
             where=run / "predictions.parquet",
-            fix="use a run with this configuration whose evaluation.splits include test",
+            fix="use a run with this configuration, and with test in evaluation.splits",
         )
     p = predictions.take(predictions.labels >= 0)
     head = ProbingRow(subject=f"classifier {run.name}", task="own head")

@@ -131,7 +131,7 @@ def _few_shot_tables(few_shot: pd.DataFrame) -> list[Table]:
     source = f"{FILE}: columns value, low, high, spread, features_saw_labels, task = few_shot"
     tables = []
     for caption, format_cell in (
-        ("Mean over episodes, in brackets its 95% t-interval", _format_interval),
+        ("Mean over episodes, with its 95% t-interval in brackets", _format_interval),
         ("Central 95% of the episodes: the range to expect from one draw of labels", _format_spread),
     ):
         shots, lines = pivot_cells(few_shot, ["subject", "features_saw_labels"], "k", format_cell)

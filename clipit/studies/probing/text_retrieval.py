@@ -22,7 +22,7 @@ _COLUMNS = ("tile_id", "text")
 def text_retrieval(
     probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures
 ) -> list[tuple[str, RetrievalScore]]:
-    """Measure class-match precision between test tiles and prompts, and Recall@k of the true captions if configured.
+    """Measure class-match precision between test tiles and prompts, and recall@k of the true captions if configured.
 
     The list is empty without prompts and captions. Embeddings are not centred.
 

@@ -65,7 +65,11 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
 
 
 def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet, *, centre: bool) -> list[ZeroShotModel]:
-    """Load the VLM and, with `centre` and if pairing is centred, a second model with centred tiles and texts."""
+    """Load the VLM and, if requested, a second model with centred embeddings.
+
+    Args:
+        centre: Whether to add the second model; it is not added if pairing does not use centring.
+    """
     encode = memoise(workspace.encode)
     test_store, train_store = workspace.tile_store("test"), workspace.tile_store("train")
     test_vectors = test_store.rows(test_store.positions(test.ids))

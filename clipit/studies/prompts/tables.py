@@ -157,8 +157,8 @@ def _truncation_table(frame: pd.DataFrame) -> Table:
     lines: list[list[object]] = []
     for (prompts,), group in iter_groups(first, ["prompts"]):
         ensemble = group[(group.kind == "mode") & (group["mode"] == "ensemble")]
-        for name, rows in (("the set's own texts", ensemble), ("the grid", group[group.kind == "cell"])):
+        for name, rows in (("the prompt set", ensemble), ("the grid", group[group.kind == "cell"])):
             if len(rows):
                 lines.append([prompts, name, rows.texts.sum(), rows.cut_texts.sum(), rows.cut_tokens.sum()])
-    header = ("prompt set", "texts of", "texts", "texts truncated", "tokens truncated")
+    header = ("prompt set", "texts from", "texts", "texts truncated", "tokens truncated")
     return Table(header, lines, source=f"{FILE}: columns texts, cut_texts, cut_tokens", left=2)

@@ -182,5 +182,5 @@ def _check_test_tiles(run: Path, tiles: TileSet) -> None:
         raise DataError(
             "the run has no predictions for test tiles",
             where=run / "predictions.parquet",
-            fix="use a run with this configuration whose evaluation.splits include test",
+            fix="use a run with this configuration, and with test in evaluation.splits",
         )

@@ -46,7 +46,7 @@ class RobustnessRow(StudyRow):
         misfit: Misfit computed by the guard.
         concentration: Dirichlet concentration of the class proportions of a batch.
         largest_share: Share of the most frequent class of a batch.
-        tiles: Fingerprint of the tiles of a calibration.
+        tiles: Fingerprint of the tiles used for calibration.
         state: State of calibration: `before` or `after` temperature scaling.
         settings: Kind of settings over which the guard's errors are counted.
         errors: Fields of `GuardErrors`, by name.

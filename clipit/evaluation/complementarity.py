@@ -47,7 +47,8 @@ class Complementarity:
     def expected(self) -> float:
         """Expected `share` if errors were independent: (1 - accuracy of the image classifier) * accuracy of the other.
 
-        Any two classifiers have R > 0; correlated errors (tiles that are hard for both) lower R below this value.
+        R is above 0 even if the other classifier adds nothing; correlated errors (tiles that are hard for both) lower R
+        below this value.
         """
         vision = (self.both + self.only_vision) / self.tiles
         other = (self.both + self.only_other) / self.tiles

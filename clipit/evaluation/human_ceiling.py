@@ -36,10 +36,10 @@ class AnnotatorScore:
 def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
     """Score each annotator on test tiles as if they were a classifier.
 
-    The reference is the consensus of the other test annotators (an annotator's own label would agree with itself), or
-    the labels of the tile source if these are the test labels. For votes without names, the score is the expected
-    accuracy of one randomly drawn vote against the majority of the other votes on its tile; if k classes tie for the
-    majority, a vote for one of them counts 1 / k.
+    The reference is the consensus of the other test annotators (an annotator's own label would agree with itself). If
+    the test labels come from the tile source instead, those labels are the reference. For votes without names, the
+    score is the expected accuracy of one randomly drawn vote against the majority of the other votes on its tile; if k
+    classes tie for the majority, a vote for one of them counts 1 / k.
 
     Args:
         tiles: Tiles of one split, or of one test set.

@@ -63,9 +63,9 @@ def bootstrap(
 
     Each resample draws n of the n units (groups; single tiles if the group is unknown) with replacement; the weight of
     a tile is the number of times its unit was drawn. Resamples in which the score is undefined are dropped. The
-    interval is undefined if these are more than 5% of the resamples, or if there are fewer than `MIN_UNITS` units. To
+    interval is undefined if more than 5% of the resamples are dropped, or if there are fewer than `MIN_UNITS` units. To
     bound memory, resamples are drawn 50 at a time. Resampling biases some scores (it increases the calibration error,
-    for example); such a score can lie near the edge of its interval, or outside.
+    for example); such a score can lie near the edge of its interval, or outside it.
 
     If all resamples agree, as they do if every tile is classified correctly, the percentile interval would be a single
     point for any number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound
@@ -213,7 +213,7 @@ def _without_rounding(bound: float) -> float:
 
 
 def _no_variation(n_units: int) -> str:
-    """Explain an undefined interval of width 0, with the largest share of deviating units that n units may miss."""
+    """Explain why an interval of width 0 is undefined: n units may contain none of the few units that deviate."""
     unseen = 1 - (1 - LEVEL) ** (1 / n_units)
     return (
         f"{NO_VARIATION} of {counted(n_units, 'independent unit')}; a deviation in up to {100 * unseen:.2g}% of all "

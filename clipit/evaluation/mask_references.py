@@ -1,4 +1,4 @@
-"""Floors and ceilings for segmentations: predictions that need no model, and the best predictions per tile."""
+"""Floors and ceilings for segmentations: predictions without a model, and the best with one class per tile."""
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt8
@@ -57,8 +57,8 @@ def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> 
     """Return the segmentation with one class per tile that has the highest Dice for one of two classes.
 
     Tiles are placed as in `majority_class`. Assigning the class to another tile raises the Dice if the share of the
-    tile that the class covers exceeds half of the current Dice. The class is therefore assigned to the tiles with the
-    largest shares, and their number is the one with the highest Dice.
+    tile that the class covers exceeds half of the current Dice. The class is therefore assigned to the k tiles with the
+    largest shares, where k maximises the Dice.
 
     Args:
         truth: True class of each pixel, 0 or 1; -1 is ignored.

@@ -27,7 +27,7 @@ def count_scores(
     """Compute every score that a confusion matrix determines, for each of r weightings.
 
     accuracy: share on the diagonal. balanced_accuracy: mean recall over classes that have tiles. macro_f1: mean F1
-    over classes that have tiles or predictions. weighted_f1: mean F1 weighted by tiles. kappa: Cohen's kappa,
+    over classes that have tiles or predictions. weighted_f1: mean F1 weighted by number of tiles. kappa: Cohen's kappa,
     unweighted, (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn.
 
     Args:
@@ -104,7 +104,7 @@ def weighted_scores(
         present_only: Whether to average macro F1 and AUROC, like balanced accuracy, over the classes that have tiles.
 
     Returns:
-        Score per weighting by metric; NaN where undefined.
+        Scores by metric, one per weighting; NaN where undefined.
     """
     n_classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
     true = _class_totals(labels, weights, n_classes)

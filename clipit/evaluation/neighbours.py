@@ -125,7 +125,7 @@ def _search(
     forbid: Callable[[slice], Bool[np.ndarray, "b m"]] | None = None,
     cells: int = _CELLS,
 ) -> Int64[np.ndarray, "q k"]:
-    """Find the rows of the k nearest items by cosine similarity, with ties in the order of items; padded with -1."""
+    """Find the rows of the k nearest items by cosine similarity; ties keep the item order; padded with -1."""
     columns = unit(items).astype(np.float32).T
     nearest = np.full((len(vectors), k), -1, dtype=np.int64)
     block = max(1, cells // max(1, len(items)))

@@ -22,7 +22,7 @@ HED: Float64[np.ndarray, "3 3"] = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, ke
 Johnston 2001)."""
 
 _BETA = 0.15 * np.log(10)
-"""Optical density (0.15 in base 10) below which, in any channel, a pixel is background (Macenko et al. 2009)."""
+"""Optical density, 0.15 in base 10; a pixel with less in any channel is background (Macenko et al. 2009)."""
 _ALPHA = 1.0
 """Percentile of the angles, from each end, that defines a stain."""
 _MIN_TISSUE_PIXELS = 64
@@ -139,10 +139,10 @@ def contrast(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np
 
 
 def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Zoom about the centre at constant size: a window of 1/level of each edge is resized (bicubic) to the tile.
+    """Zoom about the centre at constant size: a central window with edges 1/level as long is resized to the tile size.
 
-    Above 1, the window lies inside the tile; below 1, the tile is reflected at its edges to fill the window. The
-    resolution in µm per pixel is divided by `level`.
+    Above 1, the window lies inside the tile; below 1, the tile is reflected at its edges to fill the window. Resizing
+    is bicubic. The resolution in µm per pixel is divided by `level`.
     """
     if level == 1:
         return _all_changed(pixels.copy())

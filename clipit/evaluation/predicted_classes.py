@@ -34,11 +34,11 @@ class PredictedClasses:
         return {"mean_confidence": _mean(self.confidence), "classes": classes}
 
     def least_certain(self, count: int) -> Int64[np.ndarray, " k"]:
-        """Return the indices of the least certain images, ties in the order of the images."""
+        """Return the indices of the least certain images; ties keep the order of the images."""
         return np.argsort(self.confidence, kind="stable")[:count].astype(np.int64)
 
     def most_certain(self, class_index: int, count: int) -> Int64[np.ndarray, " k"]:
-        """Return the indices of the most certain images of one class, ties in the order of the images."""
+        """Return the indices of the most certain images of one class; ties keep the order of the images."""
         of_class = np.flatnonzero(self.best == class_index)
         return of_class[np.argsort(-self.confidence[of_class], kind="stable")[:count]].astype(np.int64)
 

@@ -13,7 +13,7 @@ from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import TextVectors, unit_rows, zero_shot_probabilities
 
 _BLOCK = 4096
-"""Number of tiles whose cosines are in memory at once."""
+"""Number of tiles whose cosines are held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ScoreSummary:
 def single_prompt(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
     """Return the embedding of each class's first name in the first template.
 
-    This is PLIP's protocol (one name, one template); the order in the prompt set determines the text.
+    This is PLIP's protocol (one name, one template). The result depends on the order of names and templates in the
+    prompt set.
     """
     return np.asarray(texts.vectors[_first_rows(texts)])
 
@@ -58,8 +59,7 @@ def sample_classifiers(texts: TextVectors, draws: int, seed: int) -> Int64[np.nd
 
 
 def candidate_classifiers(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "N C"]:
-    """Return all classifiers with one name per class and a shared template, or `limit` random draws if there are more.
-
+    """Enumerate all classifiers with one name per class and a shared template; above `limit`, draw `limit` at random.
     KEEP enumerates all of them (its CAMELYON screening has 6 x 5 names x 22 templates = 660).
     """
     n_names = _name_counts(texts)
@@ -114,7 +114,7 @@ def screened_prompts(
 
     Args:
         texts: Embedded prompts from `embed_prompt_set`.
-        tiles: Image embeddings in the space of `texts` (centred if these are).
+        tiles: Image embeddings in the space of `texts`; centred if the texts are centred.
         share: Share of the candidates to keep, above 0 and at most 1.
         limit: Maximum number of candidates.
         seed: Seed for the draws, used when there are more combinations than `limit`.
@@ -144,7 +144,7 @@ def score_classifiers(
     labels: Int64[np.ndarray, " n"],
     logit_scale: float,
 ) -> list[dict[str, float | None]]:
-    """Compute the metrics of each classifier in `rows` on n labelled tiles; protocols report their median."""
+    """Compute the metrics of each classifier in `rows` on n labelled tiles."""
     return [compute_metrics(labels, zero_shot_probabilities(tiles, texts.vectors[row], logit_scale)) for row in rows]
 
 

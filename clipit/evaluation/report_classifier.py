@@ -1,4 +1,4 @@
-"""Classify reports by text alone: logistic regression on TF-IDF or embeddings, cross-fitted by group, calibrated."""
+"""Classify reports from text alone: calibrated logistic regression on TF-IDF or embeddings, cross-fitted by group."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class CrossFitted:
 
     Attributes:
         probabilities: Calibrated class probabilities, one row per document.
-        folds: Fold of each document, predicted by the model fitted on the other folds; -1 for documents of groups
-            without labels, for which the predictions of the models of all folds are averaged.
+        folds: Fold of each document. Its class is predicted by the model fitted on the other folds. Documents of groups
+            without labels have the fold -1, and the predictions of all models are averaged.
         inverse_penalties: Selected inverse L2 penalty of each fold's model.
         temperatures: Temperature of each fold's model; 1 where none could be fitted.
         note: Note on the folds without a fitted temperature; "" if there are none.
@@ -128,7 +128,7 @@ def cross_fitted_probabilities(
 
 
 def tfidf_features(texts: Sequence[str]) -> _FitFeatures:
-    """Count words and word pairs, to be weighted by TF-IDF fitted on the training documents alone.
+    """Build TF-IDF features of words and word pairs, fitted on the training documents alone.
 
     Words of one character are kept, because grades are single digits. Counts are replaced by 1 + log(count), and
     vectors have norm 1. Words and word pairs that occur in fewer than two training documents are dropped, unless all of
@@ -157,7 +157,7 @@ def tfidf_features(texts: Sequence[str]) -> _FitFeatures:
 
 
 def embedding_features(vectors: Float[np.ndarray, "n d"]) -> _FitFeatures:
-    """Centre embeddings and divide them by their root mean square norm, both computed on the training documents.
+    """Build features from embeddings: centred and scaled to a root mean square norm of 1 on the training documents.
 
     Returns:
         Function from the rows of the training documents to the features of all documents.

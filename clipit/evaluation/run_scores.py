@@ -31,7 +31,7 @@ def evaluate_predictions(
     """Compute the scores of each split, ready for results.json.
 
     Per split: `n` (number of tiles), `labelled` (those with a label), `groups` (number of known groups), `resampled`
-    (number and kind of the resampling units), `metrics` (by name: `value`, `low`, `high`, `reason` where one of these
+    (number and kind of the resampling units), `metrics` (by name: `value`, `low`, `high`, `reason` if any of the three
     is None, and `over` if an average covers only some of the classes), `per_class`, `confusion` (rows: true classes),
     `reliability`, and, if there are zero-shot predictions, `zero_shot` with their scores. Scores are computed on
     labelled tiles.

@@ -1,4 +1,4 @@
-"""Compare classifiers (arms, each with one or more seeds) on the labels of the same slides."""
+"""Compare arms, each with one or more seeds, on the labels of the same slides."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class SlideComparison:
-    """Arms compared on slide labels.
+    """Comparison of arms on slide labels.
 
     Attributes:
         reference: Arm that the others are compared with.

@@ -88,7 +88,7 @@ def pool_slide(
 
 
 def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n c"]:
-    """Replace the scores of each tile by their mean over the 3 x 3 cells around it that contain a tile.
+    """Replace the scores of each tile with the mean over all tiles in the 3 x 3 cells around it.
 
     MI-Zero instead averages over the 8 nearest tiles, which are farther away at the edge of the tissue. Here, a tile
     without neighbours keeps its scores. This takes O(n log n) time.
@@ -125,7 +125,7 @@ def slide_table(pooled: Mapping[str, Sequence[PooledScore]], classes: Sequence[s
     `predicted` (name of the class with the highest score) and `tied` (whether several classes have it).
 
     Args:
-        pooled: Scores of each slide, by its name.
+        pooled: Scores of each slide, keyed by slide name.
         classes: Class names, in the order of the scores.
 
     Raises:

@@ -16,8 +16,8 @@ MIN_TILES = 20
 _ASSIGNMENT_STEPS = 5
 """Fixed-point steps of the assignments per iteration."""
 _LIKELIHOOD_WEIGHT = 10.0
-"""Numerator of the weight 10 / d of the log-likelihood of d features. Without the division by d, hundreds of features
-would outweigh the text prior. The value was fixed before any evaluation."""
+"""With d features, the log-likelihood has the weight 10 / d. Without the division by d, hundreds of features would
+outweigh the text prior. The value was fixed before any evaluation."""
 _MIN_VARIANCE = 1e-3
 """Minimum variance as a fraction of its initial value 1 / d, so that a constant feature does not dominate."""
 _MIN_PRIOR = 1e-6

@@ -111,7 +111,7 @@ def zero_shot_probabilities(
     """Compute class probabilities: softmax of `logit_scale` times the cosine similarity of image and class embeddings.
 
     Args:
-        image_embeddings: Image embeddings in the joint space, of any norm (centred if the classes are).
+        image_embeddings: Image embeddings in the joint space, of any norm; centred if the class embeddings are.
         class_embeddings: Class embeddings from `prompt_embeddings`.
         logit_scale: Logit scale of the VLM (100 for CLIP); affects the probabilities, not the predicted class.
 

@@ -103,13 +103,13 @@ ARMS: dict[str, MilArm] = {
         vectors="images",
     ),
     "shuffled_report_labels": MilArm(
-        "control: report_labels with the labels of other patients of the same organ",
+        "control: report_labels with the labels of other patients with the same organ",
         "attention",
         labels="reports",
         shuffled_reports=True,
     ),
     "shuffled_report_embedding": MilArm(
-        "control: report_embedding with the reports of other patients of the same organ",
+        "control: report_embedding with the reports of other patients with the same organ",
         "attention",
         vectors="reports",
         shuffled_reports=True,
@@ -134,7 +134,7 @@ def check_arms(config: RunConfig, mil: MilConfig) -> None:
     unknown = [name for name in mil.arms if name not in (*ARMS, ZERO_SHOT)]
     if unknown:
         raise ConfigError(
-            f"unknown arms: {', '.join(unknown)}", where="mil.arms", fix=f"use some of {', '.join((*ARMS, ZERO_SHOT))}"
+            f"unknown arms: {', '.join(unknown)}", where="mil.arms", fix=f"choose from {', '.join((*ARMS, ZERO_SHOT))}"
         )
     report_arms = [name for name in mil.arms if name in ARMS and ARMS[name].reads_reports]
     if report_arms and config.reports is None:
@@ -144,7 +144,7 @@ def check_arms(config: RunConfig, mil: MilConfig) -> None:
             fix="set reports.path, or remove these arms from mil.arms",
         )
     if mil.reference == ZERO_SHOT and len(mil.arms) == 1:
-        raise ConfigError("no arm is trained", where="mil.arms", fix=f"add some of {', '.join(ARMS)}")
+        raise ConfigError("no arm is trained", where="mil.arms", fix=f"add at least one of {', '.join(ARMS)}")
 
 
 def arm_titles(names: Iterable[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ class MilContrast:
     """Difference between an arm that learns from reports and a control, in one condition.
 
     Attributes:
-        control: Control arm that it is compared with.
+        control: Control that the arm is compared with.
         differences: Difference of the metric for each seed.
         test: Holm-corrected test over seeds.
     """
@@ -60,8 +60,8 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
     """Return the configuration of each condition; keys given on the command line apply to all of them.
 
     Raises:
-        ConfigError: A condition's name cannot be a folder name, a condition changes the output folder, or a key is
-            invalid; all problems are reported together.
+        ConfigError: A condition's name cannot be used as a folder name, a condition changes the output folder, or a key
+            is invalid; all problems are reported together.
     """
     values: dict[str, Any] = file.run.model_dump() | {"mil": file.mil.model_dump()}
     plans, errors = {}, []
@@ -121,7 +121,7 @@ def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]
     """Compute a metric on the test bags for each arm and seed; undefined values are dropped.
 
     As in the study of one condition, the scores of a bag are centred on their mean over the classes (see `SlideSet`),
-    because scores of `zero_shot` are cosine similarities. Centring does not change the metrics of probabilities,
+    because the scores of `zero_shot` are cosine similarities. Centring does not change the metrics of probabilities,
     because probabilities sum to 1.
 
     Args:

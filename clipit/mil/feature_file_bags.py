@@ -110,7 +110,7 @@ class HeldOut:
 def bags_of_files(
     features: Path, table: Path, unit: Unit, held_out: HeldOut, tiles: TilesConfig | None = None
 ) -> MilBags:
-    """Read bags of slides from feature files and a table with their labels.
+    """Read bags from feature files and a table of slide labels.
 
     Slides without features, features without a row in the table, slides without tiles, and repeated tiles are dropped
     and counted in the notes. The notes also list slides with the same features, and tile settings that differ between
@@ -174,7 +174,7 @@ def bags_of_files(
 
 @dataclass(frozen=True)
 class _ListedSlides:
-    """Slides of the table that have features, and notes on all others."""
+    """Slides in the table that have features, and notes on all others."""
 
     tiles: TileSet
     notes: tuple[str, ...]
@@ -267,8 +267,8 @@ def _check_names(names: Sequence[str], files: Mapping[str, Path], path: Path) ->
     listed = {*names}
     if alike := spelled_differently(listed - files.keys(), files.keys() - listed):
         raise DataError(
-            "names of slides in the table and of feature files differ only in spelling, such as in leading zeros, "
-            f"which spreadsheets drop: {shortlist(format_pairs(alike))}",
+            "names of slides in the table and of feature files differ only in spelling, such as leading zeros, which "
+            f"spreadsheets drop: {shortlist(format_pairs(alike))}",
             where=path,
             fix="spell the names in the slide column like those of the feature files; if they are different slides, "
             "remove the rows or the files",

@@ -1,4 +1,4 @@
-"""Check feature files against each other: repeated tiles, copied slides, files of other slides, different settings."""
+"""Check feature files against each other: repeated tiles, copied or misnamed files, different models and settings."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -56,17 +56,20 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Reject files that name a different slide of the study; any other name may be a former name of the same slide.
+    """Reject files in which the name of another slide of the study is stored.
+
+    A stored name that no slide of the study has is accepted: it may be a former name of the same slide.
 
     Raises:
-        DataError: A file names a different slide of the study.
+        DataError: The name stored in a file is that of another slide of the study.
     """
     names = {slide.slide for slide in slides}
     name_in_file = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
-    wrong = [f"{name}.h5 names {other}" for name, other in name_in_file.items() if other != name and other in names]
+    wrong = [f"{name}.h5 ({other})" for name, other in name_in_file.items() if other != name and other in names]
     if wrong:
         raise DataError(
-            f"{counted(len(wrong), 'feature file names', 'feature files name')} a different slide: {shortlist(wrong)}",
+            f"{counted(len(wrong), 'feature file contains', 'feature files contain')} the name of a different slide: "
+            f"{shortlist(wrong)}",
             where=where,
             fix="rename the files, or compute their features again",
         )

@@ -20,7 +20,7 @@ IGNORED_VALUE = 255
 """Value of mask pixels that are not scored."""
 CELLS = 4
 """Map pixels along each edge of a tile."""
-_SHAPE_TOLERANCE = 0.02  # relative difference of the aspect ratios of a mask and its slide
+_SHAPE_TOLERANCE = 0.02  # relative difference between the aspect ratios of a mask and its slide
 FLOOR, CEILING = "floor: all tiles", "ceiling: majority class per tile"
 _COLUMNS = [
     "arm", "map", "seed", "slides", "dice", "auroc", "auroc_slides",
@@ -35,7 +35,7 @@ class SlideTruth:
     Attributes:
         cell: Level-0 pixels per map pixel.
         truth: 1 for the class, 0 for other classes, -1 for pixels that are ignored or on no tile.
-        tiles: 1 for tiles most of whose labelled pixels show the class, 0 for other tiles.
+        tiles: 1 for tiles in which most labelled pixels show the class, 0 for other tiles.
     """
 
     grid: SlideGrid
@@ -95,7 +95,7 @@ class InstanceMap:
     """Scores of one slide's tiles.
 
     Attributes:
-        classes: Score of each class, the highest of which determines the tile's class; None for attention.
+        classes: Class scores; the highest one determines the class of the tile. None for attention.
         values: Score of the class of the slide's label minus the mean score over classes, or attention.
     """
 
@@ -103,7 +103,7 @@ class InstanceMap:
     values: Float[np.ndarray, " n"]
 
     def of_tiles(self, rows: Int64[np.ndarray, " m"]) -> "InstanceMap":
-        """Select some tiles by their rows."""
+        """Select tiles by row."""
         return InstanceMap(None if self.classes is None else self.classes[rows], self.values[rows])
 
 
@@ -113,7 +113,7 @@ def class_scores(scores: Float32[np.ndarray, "n c"], label: int) -> InstanceMap:
 
 
 def attention_scores(attention: Float32[np.ndarray, " n"]) -> InstanceMap:
-    """Return the attention map; tiles above the mean weight count as the slide's class."""
+    """Return the attention map; tiles above the mean weight count as showing the slide's class."""
     return InstanceMap(None, attention)
 
 
@@ -183,7 +183,7 @@ def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFram
 
     Returns:
         One row per arm, kind and seed, then floor and ceiling: arm, map, seed, slides, dice, auroc, auroc_slides
-        (those on which the AUROC is defined), and the 95% intervals over patients of the mean over seeds (dice_low,
+        (number of slides with a defined AUROC), and the 95% intervals over patients of the mean over seeds (dice_low,
         dice_high, auroc_low, auroc_high; `reason` where they are undefined, as for fewer than `MIN_UNITS` patients).
     """
     grouped: dict[tuple[str, str], dict[int | None, list[SlideScore]]] = {}

@@ -132,7 +132,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
     if not missing:
         return MaskedSlides(truths)
     dropped = f"The map scores exclude {counted(len(missing), 'test slide')} without a mask for the slide's class: "
-    all_missing = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
+    all_missing = "No test slide has both a mask and a label in mil.mask_values, so no map is scored: "
     return MaskedSlides(truths, ((dropped if truths else all_missing) + shortlist(missing),))
 
 

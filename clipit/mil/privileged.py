@@ -85,8 +85,8 @@ def report_embeddings(
 ) -> BagTargets:
     """Return, for each training bag, the VLM embedding of its own patient's reports.
 
-    A patient's embedding is the mean over the snippets of all reports, centred by the mean over all patients. For
-    arguments and errors, see `report_labels`.
+    A patient's embedding is the mean over the snippets of all reports, minus the mean over all patients, normalised.
+    For arguments and errors, see `report_labels`.
     """
     train, cases = bags.of_split("train"), _cases(config, workspace, bags)
     vectors = case_vectors(config, workspace, cases)
@@ -116,7 +116,7 @@ def report_embeddings(
 
 
 def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTargets:
-    """Return the mean feature vector of each training bag, centred by the mean over bags (control without text).
+    """Return the mean feature vector of each training bag, minus the mean over bags, normalised (control without text).
 
     With VLM features, the result differs from that of `report_embeddings` only in the modality.
 

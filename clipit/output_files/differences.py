@@ -19,7 +19,7 @@ def list_differences(
 
     Args:
         recorded: Recorded values, as read from JSON or YAML.
-        current: Current values, which are compared as they would be recorded.
+        current: Current values; they are converted to JSON before the comparison.
     """
     as_recorded = json.loads(json.dumps(dict(current), default=str))
     return [

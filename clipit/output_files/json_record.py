@@ -1,4 +1,4 @@
-"""JSON objects that raise an error that names the file and the key if a key is missing."""
+"""JSON objects with errors for missing keys that name the file and the key."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ class JsonRecord(dict[str, Any]):
         """Wrap an object.
 
         Args:
-            values: Parsed object, or its items: `dataclasses.asdict` copies a dict by calling its class with them.
+            values: Parsed object, or its items, which `dataclasses.asdict` passes to copy a dict.
             path: File from which it was read; None in such a copy.
             fix: What to do if a key is missing, for the error.
             error: Class of the error. An `ArtifactError` adds that an earlier version may have written the file.

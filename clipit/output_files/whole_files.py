@@ -27,7 +27,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, o
 
 
 def write_parquet(path: Path, table: pa.Table, *, checksums: bool = False) -> None:
-    """Write a Parquet file atomically, with page checksums for files that no manifest verifies."""
+    """Write a Parquet file atomically; `checksums` adds page checksums, for files that no manifest verifies."""
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, write_page_checksum=checksums)
 

@@ -253,7 +253,7 @@ def _near_hits(
     by_id: Int64[np.ndarray, " n"],
     config: LeaksConfig,
 ) -> Shaped[np.ndarray, " m"]:
-    """Find similar tiles, as rows a of `base` and b of `queries`; only the nearest match of each row is kept."""
+    """Find similar tiles, a from `base` and b from `queries`; only the nearest match of each tile is kept."""
     best = np.empty(0, dtype=_NEAR)
     if not base.size or not queries.size:
         return best

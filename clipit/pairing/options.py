@@ -117,8 +117,8 @@ def compare_options(
 
     Args:
         index: Flat index over the snippets.
-        rules: Configured rules; k, block and the keys of the correction apply to all rows, organs and
-            exclude_same_group to all rows that do not vary them.
+        rules: Configured rules. All rows use k, block and the keys of the correction. The rows that do not vary organs
+            and exclude_same_group use the configured values.
         thresholds: Cosine thresholds to try; by default the configured one, or else the lower quartile and the median
             of the tiles' uncorrected cosines with their nearest snippets.
         margins: Margins to try; by default the configured one, or else the lower quartile and the median of the lead
@@ -217,7 +217,10 @@ def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
 
 
 def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[PairingConfig]:
-    """Return rules with one filter changed: the organs (each alone, or all if some are configured), or own groups."""
+    """Return variants of the rules with one filter changed: the organs, or the exclusion of own groups.
+
+    If organs are configured, this filter is removed. Otherwise, each frequent organ is tried alone.
+    """
     variants = []
     if base.organs:
         variants.append(base.model_copy(update={"organs": ()}))

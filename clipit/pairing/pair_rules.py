@@ -24,7 +24,7 @@ _TIE = 1e-6  # scores closer than this count as equal
 
 @dataclass(frozen=True)
 class Selection:
-    """Pairing rules, with the statistics that they need over all tiles of a store.
+    """Pairing rules, and statistics over all tiles of a store that the rules use.
 
     Attributes:
         keys: Snippets for exact search; None to search the index.
@@ -83,17 +83,18 @@ def prepare_selection(
     groups: Mapping[str, str] | None = None,
     shown: bool = True,
 ) -> Selection:
-    """Compute the statistics that the rules need over all tiles and snippets; call it in all processes.
+    """Compute the statistics over all tiles and snippets that the rules use; call it in all processes.
 
     Args:
-        rules: Pairing rules, whose k, block and index are ignored.
+        rules: Pairing rules; their k, block and index are ignored.
         sources: The table `snippet_sources`, for `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
         shown: Whether to show a progress bar.
 
     Raises:
         ConfigError: The index is not Flat, and a rule needs all scores.
-        DataError: `organs` leaves no snippet, no group is known, or `reports` finds no report for any tile's patient.
+        DataError: `organs` leaves no snippet, no group is known, or `reports` is set and no tile's patient has a
+            report.
     """
     no_owners: Int[np.ndarray, "n"] = np.full(tiles.size, -1, dtype=np.int64)
     if not rules.exact:
@@ -167,7 +168,7 @@ def _among_own(
     rows: Int[np.ndarray, "q n"],
     block: int,
 ) -> Int[np.ndarray, "q n"]:
-    """Replace the candidates of tiles whose patient has a report with that patient's snippets.
+    """For tiles whose patient has a report, replace the candidates with snippets of this patient.
 
     Args:
         own_only: Whether to remove all candidates of tiles whose patient has no report; otherwise, they are kept.

@@ -111,7 +111,7 @@ def pair_tiles(
         tiles: Tile store from the same VLM.
         k: Maximum number of snippets per tile.
         block: Number of tiles per search, to bound memory.
-        rules: Pairing rules, whose k, block and index are ignored; None for no rules.
+        rules: Pairing rules; their k, block and index are ignored. None for no rules.
         sources: The table `snippet_sources`, for the rules `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
 

@@ -40,7 +40,7 @@ class _Queries:
 def fit_search(
     index: Index, tiles: Store, mean: Float32[np.ndarray, "dim"] | None, k: int
 ) -> tuple[Index, dict[str, Any]]:
-    """Choose the settings of an approximate index that the configuration leaves open, and measure its recall.
+    """Choose the search settings of an approximate index that are not configured, and measure its recall.
 
     Call it in all processes. The recall at k is the share of the k nearest snippets that are found, measured on tiles
     that were not used to choose settings. If the recall is below 0.95, a warning names the keys to raise.
@@ -89,7 +89,7 @@ def recall_lines(measured: dict[str, Any]) -> list[str]:
 
 
 def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> SearchSettings:
-    """Choose the open settings: first the fastest search that reaches the target, then the fewest candidates."""
+    """Choose the settings that are not configured: the fastest search that reaches the target, then the candidates."""
     total, k = index.size, queries.nearest.shape[1]
     max_candidates = configured.candidates or min(_MAX_CANDIDATES, total)
     efforts = [configured]
@@ -110,7 +110,7 @@ def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> Sear
 
 
 def _first_reaching(settings: Sequence[SearchSettings], recall: Callable[[SearchSettings], float]) -> SearchSettings:
-    """Return the first settings that reach the target recall or, if none do, nearly the best recall."""
+    """Return the first settings that reach the target recall or, if none do, come close to the best recall."""
     if len(settings) == 1:
         return settings[0]
     recalls: list[float] = []

@@ -15,7 +15,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Return a mask of the index rows that occur in reports with these organs (ignoring case); all rows without organs.
+    """Return a mask of the snippets that occur in reports with these organs, ignoring case; all if `organs` is empty.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.

@@ -24,7 +24,7 @@ def find(name_or_path: str | Path, folder: str) -> Path:
     """Return the path of a file, given as a path or as the name of a packaged file.
 
     Raises:
-        DataError: Neither exists, or it is a folder.
+        DataError: There is no file or packaged file with this name, or the path is a folder.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -111,7 +111,7 @@ def key_problems(
 
 
 def text_problems(key: str, value: object, noun: str) -> list[str]:
-    """List the problems of a list of texts: wrong types, no entries, empty or repeated entries, control characters."""
+    """List the problems with a list of texts: wrong types, no entries, empty or repeated ones, control characters."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [f"{key}: must be a list of {noun}"]
     if not value:

@@ -52,7 +52,7 @@ def lint_prompts(
     """Lint a prompt set, and return errors first, then warnings, each in the order of the file.
 
     Errors: a name under two classes (ignoring case, spaces and punctuation), empty names, repeated names or templates,
-    a template without exactly one `{}`, fewer than two classes, a class without names, and a class of the tiles without
+    a template without exactly one `{}`, fewer than two classes, a class without names, and a tile class without
     prompts. Warnings: two names of a class that differ only in punctuation; names of two classes with the same words in
     a different order (ignoring `a`, `an`, `of`, `the`); a name that contains a name of a different class; a class that
     no tile has; and texts over the token budget.
@@ -159,7 +159,7 @@ def _check_equal(names: Sequence[_Name]) -> Iterator[LintMessage]:
 
 
 def _check_similar(names: Sequence[_Name]) -> Iterator[LintMessage]:
-    """Report names of different classes that consist of the same words, or one of which contains the other."""
+    """Report pairs of names of different classes that have the same words, or in which one name contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
             if other.owner == name.owner or not name.folded or not other.folded or name.folded == other.folded:

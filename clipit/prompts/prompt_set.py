@@ -146,23 +146,23 @@ def unused_classes(prompts: PromptSet, classes: Sequence[str]) -> list[str]:
 
 
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
-    """Check that a prompt set has all classes of the tiles, in any order; additional classes are ignored.
+    """Check that a prompt set has all tile classes, in any order; additional classes are ignored.
 
     Raises:
-        DataError: A class of the tiles has no prompts; the message lists the classes of both.
+        DataError: A tile class has no prompts; the message lists the prompt classes and the tile classes.
     """
     without_prompts = sorted(set(classes) - set(prompts.classes))
     if not without_prompts:
         return
     without_tiles = unused_classes(prompts, classes)
     raise DataError(
-        f"prompt set {prompts.name} has no prompts for some classes of the tiles\n"
+        f"prompt set {prompts.name} has no prompts for some tile classes\n"
         f"  prompts: {', '.join(prompts.classes)}\n"
         f"  tiles: {', '.join(classes)}\n"
         f"  without prompts: {', '.join(without_prompts)}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
         where="the configuration key prompts",
-        fix="use a prompt set with all classes of the tiles, or rename the classes in its file or in tiles.class_map",
+        fix="use a prompt set with all tile classes, or rename the classes in its file or in tiles.class_map",
     )
 
 
@@ -197,6 +197,6 @@ def _class_problems(classes: object) -> list[str]:
         ]
         for name in sorted({entry.strip().casefold() for entry in names if isinstance(entry, str)}):
             if name in owner:
-                problems.append(f"classes.{key}: {name!r} is also a name of {owner[name]}; it cannot distinguish them")
+                problems.append(f"classes.{key}: {name!r} is also a name of {owner[name]}; keep only one")
             owner.setdefault(name, str(key))
     return problems

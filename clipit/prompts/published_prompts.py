@@ -18,8 +18,7 @@ _EXPECTED = f"use a file with one of these structures: {_CLIPIT[1]}; {_ONE[1]}; 
 
 
 def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a prompt set from YAML or JSON as a mapping with the keys of a prompt set, and its repeated keys.
-
+    """Read a prompt set from YAML or JSON; return a mapping with the keys of a prompt set, and the repeated keys.
     A published file has one or several entries, each with names per class and templates with the word CLASSNAME.
     Several entries (50 in MI-Zero's files, 100 in KEP's) are samples from one pool of names and templates. This pool is
     returned: all distinct names of each class, and all distinct templates, in the order of the file. The prompt study's
@@ -59,15 +58,11 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
     """Return the entries of a published file, by key; None for a clipit prompt set."""
     structures = _structures(raw)
     if len(structures) != 1:
-        structure = (
-            "of unknown structure" if not structures else f"with {counted(len(structures), 'structure')} at once"
-        )
-        keys = ", ".join(list(raw)[:5]) or "no keys"
+        problem = f"mixes {len(structures)} structures" if structures else "has an unknown structure"
+        keys = f"its keys are {', '.join(list(raw)[:5])}" if raw else "it has no keys"
         configuration = _CONFIGURATION & {*raw}
         raise DataError(
-            "a configuration, not a prompt file"
-            if configuration
-            else f"prompts {structure}; the file has the keys {keys}",
+            "a configuration, not a prompt file" if configuration else f"the prompt file {problem}; {keys}",
             where=path,
             fix="use the file that its key `prompts` names" if "prompts" in raw and configuration else _EXPECTED,
         )

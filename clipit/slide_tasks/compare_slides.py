@@ -126,7 +126,7 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
     """Check that every model states the resolution of its training tiles.
 
     Raises:
-        ConfigError: A model does not state it.
+        ConfigError: A model does not state the resolution.
     """
     unknown = [run.name for run in runs if run.mpp is None]
     if vlm is not None and vlm.mpp is None:
@@ -175,7 +175,7 @@ def _write_comparison(
 
 
 def _common_slides(listed: SlideList, arms: Sequence[_ScoredArm]) -> SlideOutcome:
-    """Return the slides that every arm scored, and all others with the reason of the first arm that failed.
+    """Return the slides that every arm scored, and the failed slides, each with the first arm's reason.
 
     Raises:
         DataError: No slide was scored by every arm.

@@ -49,7 +49,7 @@ class MapOptions:
     """Content of slide pages.
 
     Attributes:
-        snippets: Report snippets to search for those nearest to the top tiles; None to show none.
+        snippets: Report snippets; those nearest to each top tile are shown. None for no snippets.
     """
 
     top: int = 8

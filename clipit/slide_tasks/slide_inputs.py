@@ -18,11 +18,13 @@ _OTHER_TABLES = (*WORKBOOKS, ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
-    """List the slides in files and folders, or in one table, whose split names `val` and `training` are normalised.
+    """List the slides in files and folders, or in one table.
+
+    Split names in a table are normalised: `val` becomes `validation`, and `training` becomes `train`.
 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
-        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        mpp: Micrometres per pixel of the finest level, for slides that do not state their resolution.
         slides: Folder that the files in a table are relative to; None for the folder of the table.
 
     Raises:

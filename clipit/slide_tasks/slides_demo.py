@@ -94,7 +94,7 @@ def _agreement(
 
 
 def read_mask(path: Path, classes: Sequence[str]) -> Int64[np.ndarray, "h w"]:
-    """Read the class at the centre of each pixel of a map from the mask of a synthetic slide; -1 for glass.
+    """Sample the mask of a synthetic slide at the centre of each map pixel; -1 for glass.
 
     Args:
         path: Mask, in which the value k + 1 stands for class k of the synthetic world.

@@ -115,7 +115,7 @@ def _score_slide(
     clock: ReadingClock,
     done: Callable[[int], None],
 ) -> str:
-    """Score the tiles of one slide and write its table; return why no tile can be read, or ""."""
+    """Score the tiles of one slide and write its table; return the reason if no tile can be read, otherwise ""."""
     tiles, total = slide_tiles([slide]), slide.tiles
 
     def read(row: int) -> UInt8[np.ndarray, "3 h w"] | Unreadable:

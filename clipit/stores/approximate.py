@@ -29,8 +29,8 @@ class SearchSettings:
 
     Attributes:
         nprobe: Number of lists that an IVF index searches per query; None for 1.
-        ef_search: Length of the candidate list in graph search (HNSW, NSG); None for 16, or for `nprobe` if
-            that is larger and the graph finds the lists of an IVF index.
+        ef_search: Length of the candidate list in graph search (HNSW, NSG); None for 16. A graph over the lists of an
+            IVF index uses at least `nprobe`.
         candidates: Number of rows per query whose cosine similarities are computed exactly; None for as many as an
             exact search needs.
     """

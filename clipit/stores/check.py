@@ -13,7 +13,7 @@ _SHOWN = 5  # maximum number of problems that an error lists
 
 
 def check_shards(store: Store) -> None:
-    """Check from their headers that the shards of a store are complete and consistent.
+    """Check that the shards of a store are complete and consistent; only their headers are read.
 
     Raises:
         ArtifactError: A shard is missing, unreadable or truncated, or has the wrong dimension or number of rows.
@@ -47,8 +47,8 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    Call it in all processes: each checks some of the shards, and they share the digests of the files that they have
-    verified.
+    Call it in all processes: each process checks some of the shards, and receives the digests of the files that the
+    other processes have verified.
 
     Args:
         items: Name of the embedded items, for the error message.
@@ -76,7 +76,7 @@ def check_finite(store: Store, items: str) -> None:
 
 
 def _all_finite(values: Float[np.ndarray, "_ dim"]) -> bool:
-    """Return whether all values are finite; half precision compares only exponents, which is 14 times as fast."""
+    """Return whether all values are finite; in half precision, only exponents are compared (14 times as fast)."""
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     exponent = np.uint16(0x7C00)  # all bits of the exponent are set in infinities and NaN

@@ -199,7 +199,7 @@ class Index:
         return self.faiss_index.search(np.ascontiguousarray(queries), k, needed, self.settings)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Read the vectors of these rows, centred if the index is."""
+        """Read the vectors of these rows, centred if the index is centred."""
         return self.stored().vectors(rows)
 
 

@@ -13,8 +13,8 @@ from clipit.training.terms.term_table import disabled_term_keys, uses_vlm
 def live_keys(config: RunConfig) -> dict[str, Any]:
     """Return the keys that can affect a run, given its configuration with the arm resolved.
 
-    Keys that only name or report a run are dropped, and so are keys of disabled parts, such as LoRA for a frozen
-    backbone.
+    Keys that affect only the run's name or reports are dropped, and so are keys of disabled parts, such as LoRA for a
+    frozen backbone.
     """
     unused = [*select_keys(config, "recipe", "reporting"), *disabled_term_keys(config)]
     if config.backbone.tuning != "lora":

@@ -132,7 +132,7 @@ def _summarise(
         "choice."
         if several
         else "One seed per row, so the variation between seeds is unknown.",
-        *([f"The training diverged for a seed of: {shortlist(diverged)}."] if diverged else []),
+        *([f"Training diverged for at least one seed of: {shortlist(diverged)}."] if diverged else []),
         *(f"Note: {note}." for note in plan.sweep.notes),
     ]
     header = ["values", "seeds", f"validation {LABELS.get(metric, metric)} %", test_header, "chosen step", "seconds"]
@@ -182,5 +182,5 @@ def _whole_mean(values: "pd.Series[Any]") -> str:
 
 
 def format_values(values: Mapping[str, Any], *, without: str = "") -> str:
-    """Format swept values on one line, except that of the key `without`."""
+    """Format swept values on one line, omitting the key `without`."""
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != without) or "all seeds"

@@ -1,4 +1,4 @@
-"""Build the trials of a sweep, and validate all of them before any runs."""
+"""Build the trials of a sweep, and validate all of them before the first one starts."""
 
 import itertools
 import logging
@@ -68,9 +68,9 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
         )
     if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
         raise ConfigError(
-            f"{', '.join(swept)} cannot be set on the command line, because the sweep sets it",
+            f"swept keys cannot be set on the command line: {', '.join(swept)}",
             where=sweep.path,
-            fix="remove it",
+            fix="remove them from the command line",
         )
     sweep = replace(sweep, options={**sweep.options, **options})
     if kind := special_file(config_file(str(sweep.options["config"]))):

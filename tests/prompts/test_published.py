@@ -64,11 +64,11 @@ def test_a_set_of_ours_may_be_json(tmp_path: Path) -> None:
 def test_a_file_of_two_structures_or_none_names_what_is_expected(tmp_path: Path) -> None:
     both = {**SAMPLES["0"], "classes": {"a": ["adenoma"]}}
     for content, message in (
-        ({**both, **SAMPLES}, "3 structures at once"),
-        (both, "2 structures at once"),
-        ({"templates": ["CLASSNAME."]}, "of unknown structure; the file has the keys templates"),
-        ({"colon": {"names": ["adenoma"]}}, "of unknown structure; the file has the keys colon"),
-        ({}, "no keys"),
+        ({**both, **SAMPLES}, "mixes 3 structures"),
+        (both, "mixes 2 structures"),
+        ({"templates": ["CLASSNAME."]}, "has an unknown structure; its keys are templates"),
+        ({"colon": {"names": ["adenoma"]}}, "has an unknown structure; its keys are colon"),
+        ({}, "it has no keys"),
     ):
         text = refused(write(tmp_path, content))
         assert message in text and "name, version, templates and classes" in text and "MI-Zero" in text
@@ -81,7 +81,7 @@ def test_a_file_of_another_kind_is_recognised_instead_of_its_keys_listed_one_by_
     del configuration["prompts"]
     assert "name, version, templates and classes" in refused(write(tmp_path, configuration))
     summary = {"images": 4, "predicted": 4, "mean_confidence": 0.8, "sha256": "0", "classes": {"a": 1, "b": 3}}
-    assert "of unknown structure; the file has the keys images, predicted" in refused(write(tmp_path, summary))
+    assert "has an unknown structure; its keys are images, predicted" in refused(write(tmp_path, summary))
     # Incomplete sets, and sets with keys of their own, are told which keys are missing or unknown.
     assert "version: is missing" in refused(write(tmp_path, {"name": "own", "classes": {"a": ["x"], "b": ["y"]}}))
     own = {"name": "own", "templates": ["{}."], "classes": {"a": ["x"], "b": ["y"]}, **dict.fromkeys("uvwxyz", 1)}
@@ -136,7 +136,7 @@ def test_every_published_file_is_read_as_it_is() -> None:
     assert read["keep_bach_prompt.json"].hash == load_prompts("bach_keep").hash
     rcc = read["mizero_rcc_prompts.json"]
     assert list(rcc.classes) == ["CHRCC", "CCRCC", "PRCC"] and (len(rcc.templates), count_prompts(rcc)) == (16, 192)
-    assert "of unknown structure" in refused(Path(DATA) / "prompts/kep_templates.json")
+    assert "has an unknown structure" in refused(Path(DATA) / "prompts/kep_templates.json")
 
 
 @needs_data

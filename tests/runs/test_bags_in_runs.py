@@ -165,7 +165,7 @@ def test_prompts_of_other_classes_are_refused_before_the_training(
     prompts = prompts_of_two_classes(configure(), tmp_path / "prompts.yaml")
     config = resolve_arm(configure({**keys, "prompts": prompts}))
     workspace = Workspace(config)
-    with pytest.raises(DataError, match=r"small has no prompts for some classes(?s:.*)without prompts: stroma"):
+    with pytest.raises(DataError, match=r"small has no prompts for some tile classes(?s:.*)without prompts: stroma"):
         prepare_terms(config, workspace, workspace.tiles(0), no_image_only_run)
     if "bags.class_prompts" in keys:
         with pytest.raises(DataError, match=r"without prompts: stroma"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, counted
+from clipit.errors import DataError
 from clipit.prompts import files
 
 _NAME = "CLASSNAME"

@@ -1,4 +1,4 @@
-"""`python -m clipit` is the command `clipit`; `accelerate launch -m clipit train` starts it in several processes."""
+"""Run `clipit` as a module: `python -m clipit train`, or in several processes `accelerate launch -m clipit train`."""
 
 from clipit.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Check the argument types of the Python API; errors name the argument that has a wrong type."""
+"""Check the argument types of the Python API; errors name the argument with the wrong type."""
 
 import functools
 import inspect
@@ -56,7 +56,7 @@ def type_name(value: object) -> str:
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union, as types or, for most classes in a string annotation, as names."""
+    """Yield the members of a union; in string annotations, all classes except those in `_NAMED` remain names."""
     if isinstance(annotation, str):
         for name in annotation.split(" | "):
             yield _NAMED.get(name, name.rpartition(".")[2])

@@ -1,8 +1,8 @@
-"""Name the images that a process is reading in Pillow's warnings and in the error after a crash.
+"""Add image names to Pillow's warnings, and report which images were being read when the process crashed.
 
 A crash in a decoder, or the system's out-of-memory killer, ends the process without an exception. Reading threads
-therefore note their current image in shared memory. A small watcher process waits until this process exits, and prints
-the remaining notes.
+therefore note their current image in shared memory. A small watcher process waits until this process exits, and then
+prints the notes that were not cleared.
 """
 
 import logging
@@ -34,8 +34,8 @@ notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") f
 if notes:
     shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
     print("error: the process was killed while it was reading these images\\n  where: " + shown +
-          "\\n  fix: if you did not stop it yourself, run it again; if it crashes at the same image again, that file "
-          "crashes the decoder: replace it; if memory ran out, read with fewer threads", file=sys.stderr)
+          "\\n  fix: if you did not stop the command yourself, run it again; if it crashes at the same image again, "
+          "replace that file; if memory ran out, read with fewer threads", file=sys.stderr)
 """
 
 
@@ -73,7 +73,7 @@ _lock = threading.Lock()
 
 
 def watch_reading() -> None:
-    """Report the images that are being read if this process crashes; commands call this at start-up."""
+    """Enable crash reports that name the images being read; commands call this at start-up."""
     global _enabled
     _enabled = os.name == "posix"
 
@@ -83,7 +83,7 @@ def noted(where: str) -> Iterator[None]:
     """Note the image that this block reads, so that warnings and, in commands, crash reports can name it.
 
     Args:
-        where: File of the image, or zip and member.
+        where: Path of the image file, or of the zip and its member.
     """
     watch = _get_watch() if _enabled else None
     before, _current.where = getattr(_current, "where", ""), where
@@ -122,20 +122,20 @@ def named_warnings() -> Iterator[None]:
 
 
 def _get_watch() -> _Watch | None:
-    """Return the watch, which is started at the first image; None if it cannot be started."""
+    """Return the watch, starting it at the first image; None if it cannot be started."""
     global _watch, _enabled
     if _watch is None:
         with _lock:
             if _watch is None and _enabled:
                 try:
                     _watch = _Watch()
-                except OSError:  # no memory, processes or temporary folder: read without a watcher
+                except OSError:  # no memory, process or temporary folder is available: read without a watcher
                     _enabled = False
     return _watch
 
 
-def _leave_to_parent() -> None:
-    """Close the pipe in a fork: if it stayed open there, the watcher would not notice that the parent has exited."""
+def _close_inherited_pipe() -> None:
+    """Close the pipe in a forked child; otherwise, the watcher would not notice that the parent has exited."""
     global _watch, _lock
     if _watch is not None and _watch.pipe is not None:
         os.close(_watch.pipe.fileno())
@@ -143,4 +143,4 @@ def _leave_to_parent() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_close_inherited_pipe)

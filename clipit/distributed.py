@@ -116,7 +116,7 @@ class Processes:
             compute: Function that returns the result for a block, given its row numbers.
 
         Returns:
-            Results by block, in order, in all processes.
+            One result per block, in order, in all processes.
         """
         starts = range(0, total, size)
         results = {start: compute(np.arange(start, min(start + size, total))) for start in self.share(starts)}
@@ -128,10 +128,10 @@ def check_launch(count: int) -> None:
     """Check that the launcher started the requested number of processes.
 
     `accelerate launch --cpu --num_processes 2` starts one process, and `--multi_gpu` without a GPU starts processes
-    without a common process group, all of which would write the same run.
+    without a common process group, so that each of them would write the same run.
 
     Raises:
-        LaunchError: The number differs; the message gives the correct command.
+        LaunchError: A different number was started; the message gives the correct command.
     """
     requested = int(os.environ.get("WORLD_SIZE", "1"))
     single = requested == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
@@ -161,7 +161,7 @@ def check_backend() -> None:
             f"Accelerate's configuration uses {' and '.join(used)}, which clipit does not support: each process holds "
             "the whole model",
             where="accelerate launch",
-            fix="pass --config_file with a configuration without it, or run accelerate config again",
+            fix="pass --config_file with a configuration without sharding, or run accelerate config again",
         )
 
 
@@ -170,7 +170,8 @@ def get_processes() -> Processes:
     """Join the process group that Accelerate or torchrun started, or run as a single process if there is none.
 
     Raises:
-        LaunchError: The launcher did not start the requested processes (see `check_launch`), or would shard the model.
+        LaunchError: The launcher did not start the requested processes (see `check_launch`), or model sharding is
+            enabled.
     """
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
@@ -213,8 +214,8 @@ def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Pa
     Args:
         kind: Kind of the artefact, which is the first part of the folder's name.
         inputs: JSON-like inputs that determine its content; their fingerprint is the second part of the name.
-        make: Function called in every process with the folder to write to, which may contain files of an interrupted
-            attempt; it returns facts (such as row counts) for the manifest.
+        make: Function called in every process with the folder to write to, which may contain files from an
+            interrupted attempt. Returns facts for the manifest, such as row counts.
     """
     processes = get_processes()
     folder = artifact_folder(root, kind, inputs)

@@ -60,11 +60,11 @@ class DivergenceError(ModelError):
 
 
 class ArtifactError(ClipitError):
-    """A file or folder is incomplete, belongs to something else, or cannot be written."""
+    """A file or folder is incomplete, does not match its inputs, or cannot be written."""
 
 
 class LaunchError(ClipitError):
-    """The requested processes or devices are not available, or a started process failed."""
+    """The requested processes or devices are not available, or a process that was started has failed."""
 
 
 def explain(what: str, *, where: object = None, fix: str = "") -> str:

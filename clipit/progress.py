@@ -75,7 +75,7 @@ def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> It
 
     Args:
         shown: Whether this process shows anything.
-        done: Number of units done before a resume.
+        done: Number of units that were done before resuming.
     """
     if shown and 0 < done < total:
         logger.info(f"{title}: resuming at {done:,} of {total:,}")

@@ -41,7 +41,7 @@ def package_version() -> str:
 def git_commit() -> str:
     """Return the commit of this package's checkout, with `+` for local changes; "" outside a checkout."""
     package = Path(__file__).resolve().parent
-    if not (package.parent / ".git").exists():  # git would describe a repository around the environment
+    if not (package.parent / ".git").exists():  # git would describe a repository that contains the environment
         return ""
     command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:

@@ -53,11 +53,12 @@ def read_annotations(
 
     Args:
         config: Section `tiles.annotations`.
-        class_map: Class of each label; other labels are dropped and counted. If empty, labels are classes.
-        classes: Configured classes. Among whole numbers, -1 marks a missing label unless it is one of these classes.
+        class_map: Class of each label; other labels are dropped and counted. If empty, the labels are the classes.
+        classes: Configured classes. If all labels are whole numbers, -1 marks a missing label unless it is one of these
+            classes.
 
     Raises:
-        DataError: The file cannot be read, lacks columns or cells, an annotator gave a tile two labels, or it is
+        DataError: The file cannot be read, columns or cells are missing, an annotator gave a tile two labels, or it is
             unclear whether -1 is a class.
     """
     path = Path(config.path).expanduser()
@@ -86,14 +87,14 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         The votes on these tiles, and notes on labels for other tiles.
 
     Raises:
-        DataError: A label is outside the classes, no tile in the table is among `ids`, or a tile has two spellings.
+        DataError: A label is not a class, no tile in the table is among `ids`, or a tile id has two spellings.
     """
     code_of = {name: code for code, name in enumerate(classes)}
     unknown = Counter(label for label in table.labels if label not in code_of)
     if unknown:
         listed = shortlist([f"{name!r} in {counted(count, 'row')}" for name, count in sorted(unknown.items())])
         raise DataError(
-            f"annotators' labels outside the classes: {listed}",
+            f"annotators' labels that are not classes: {listed}",
             where=table.where,
             fix=f"the classes are {', '.join(classes)}: correct the labels, map them in tiles.class_map, or name all "
             "classes in tiles.classes",
@@ -108,7 +109,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
             f"{counted(len(ids), 'tile')} of the data set; the table has {shortlist(sorted(annotated), 3) or 'none'}, "
             f"and the data set has {shortlist(list(ids), 3)}",
             where=table.where,
-            fix=f"write the tile ids (the paths, if the tile table has no `id` column), or name the column in "
+            fix="use tile ids in the table (paths, if the tile table has no `id` column), or name their column in "
             f"{_WHERE}.columns",
         )
     row_of = {name: row for row, name in enumerate(items)}
@@ -130,13 +131,13 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
 
 
 def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict[str, str]:
-    """Match tile names in a table with tile ids. If the tile table has no ids, the ids are paths with slashes.
+    """Match tile names in a table with tile ids, which are paths with forward slashes if the tile table has no ids.
 
     Args:
         names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.
 
     Returns:
-        Id of each name; names without a tile are returned unchanged.
+        Id of each name; names that match no tile are returned unchanged.
 
     Raises:
         DataError: The table spells the name of a tile in two ways.
@@ -269,7 +270,7 @@ def _read_named(
 
 
 def _without_no_class(labels: list[str], class_labels: Collection[str], path: Path) -> list[str]:
-    """Replace -1 with "" if all labels are whole numbers, as for tile labels."""
+    """Replace -1 with "" if all labels are whole numbers, as is done for tile labels."""
     no_class = {NO_CLASS, f"{NO_CLASS}.0"} - {*class_labels}
     others = {*labels} - no_class - {""}
     if not no_class & {*labels} or not all(label.lstrip("-").removesuffix(".0").isdecimal() for label in others):
@@ -345,7 +346,7 @@ def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> Annotat
             others[label] += times
     listed = shortlist([f"{name}: {count}" for name, count in sorted(others.items())])
     n_others = counted(sum(others.values()), "label")
-    note = f"dropped {n_others} from the annotation table that tiles.class_map does not list ({listed})"
+    note = f"annotation table: dropped {n_others} that tiles.class_map does not list ({listed})"
     return AnnotationTable(
         [key[0] for key in summed],
         [key[1] for key in summed],

@@ -113,9 +113,9 @@ class Annotations:
     shared: tuple[str, ...] = ()
 
     def strata(self, ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
-        """Return the majority label of training and validation tiles among the training annotators; -1 without labels.
+        """Return the training annotators' majority label of each training or validation tile; -1 for unlabelled tiles.
 
-        Labelled tiles are drawn per class of this majority, so that every value of `labels` trains on the same tiles.
+        Labelled tiles are drawn per majority class, so that the same tiles are drawn for every value of `labels`.
         """
         votes = self.training.votes
         label_of = dict(zip(votes.items, majority(votes.counts(), votes.items).labels.tolist(), strict=True))
@@ -246,7 +246,7 @@ def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
     unknown = [name for name in configured if name not in votes.annotators]
     if unknown:
         raise DataError(
-            f"annotators without a label on these tiles: {shortlist(unknown)}",
+            f"annotators without a label for these tiles: {shortlist(unknown)}",
             where=f"{_WHERE}.annotator and test_annotators",
             fix=f"the annotators are {shortlist(votes.annotators, 20)}",
         )
@@ -317,8 +317,8 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
         notes.append(f"WARNING: the annotators of the test labels also label the training tiles{names}, {habits}{fix}")
     elif not votes.named:
         notes.append(
-            "WARNING: annotators are not named. If those of the test labels also label the training tiles, scores "
-            "of a student that learns their habits are too high"
+            "WARNING: annotators are not named. If the annotators of the test labels also label the training tiles, "
+            "scores of a student that learns their habits are too high"
         )
     else:
         notes.append("it is unknown whether the annotators of the test labels also label the training tiles")

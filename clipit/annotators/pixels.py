@@ -86,7 +86,7 @@ class PixelPatterns:
         """Compute the pattern number of each pixel; 0 for pixels without a label.
 
         Args:
-            labels: Class index of each pixel, one map per annotator; -1 for none.
+            labels: Class index of each pixel, one map per annotator; -1 for unlabelled pixels.
         """
         patterns = np.zeros(labels.shape[1:], dtype=np.int64)
         for number in reversed(range(len(labels))):

@@ -110,7 +110,7 @@ def majority(counts: Int64[np.ndarray, "n c"], ids: Sequence[str]) -> Majority:
     """Find the most frequent label of each item; ties are broken by a hash of the item's id.
 
     Args:
-        counts: Labels of each class per item.
+        counts: Number of labels of each class per item.
     """
     labels = np.full(len(counts), -1, dtype=np.int64)
     highest = counts.max(axis=1, initial=0)

@@ -206,7 +206,7 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
         classes=["B", "T"],
         class_map={"benign": "B", "tumour": "T"},
     )
-    assert "dropped 1 label from the annotation table that tiles.class_map does not list (artefact: 1)" in " ".join(
+    assert "annotation table: dropped 1 label that tiles.class_map does not list (artefact: 1)" in " ".join(
         mapped.notes
     )
     assert mapped.labels.tolist() == TRUTH
@@ -234,13 +234,13 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tile has several labels from one annotator: ann on t0.png"),
         (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (NaN)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
-        (["t0.png,ann,cancer"], {"classes": CLASSES}, "annotators' labels outside the classes: 'cancer' in 1 row"),
+        (["t0.png,ann,cancer"], {"classes": CLASSES}, "annotators' labels that are not classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
         (["x.png,ann,benign"], {}, "none of the 1 tile in the annotation table is among the 12 tiles"),
         (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels from two annotators"),
         (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
         (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),
-        (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label on these tiles: zoe"),
+        (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label for these tiles: zoe"),
         (["t0.png,ann,benign"], {"test_annotators": ["ann"]}, "none is left for the training tiles"),
         (["t8.png,ann,benign"], {"labels": "majority"}, "no training or validation tile has a label"),
         (["t0.png,ann,benign", "t0.png,Ann,tumour"], {}, "annotators with almost the same name: 'Ann' and 'ann'"),

@@ -1,1 +1,1 @@
-"""Python API: one function per task, which returns a result object; the command of the same task only calls it."""
+"""Python API: one function per task, which returns a result object; each command calls the function for its task."""

@@ -29,9 +29,9 @@ Config = ConfigFile | str | Path
 def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **keys: Any) -> ConfigFile:
     """Load a configuration, optionally overriding some keys.
 
-    Any key in docs/configuration.md can be changed: by its dotted name in `overrides`, or through the keyword argument
-    with the name of its section (or of the key itself, if it is in no section). As on the command line, changed keys
-    take precedence over the arm's keys.
+    Any key in docs/configuration.md can be changed, either by its dotted name in `overrides` or with a keyword argument
+    named after the top-level key or section, such as `seed=1` or `lora={"rank": 16}`. As on the command line, changed
+    keys take precedence over the arm's keys.
 
     Example:
         >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)
@@ -43,7 +43,8 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or an existing
             configuration.
         overrides: Dotted key -> value; paths may be `Path` objects.
-        keys: Top-level key -> value; sections are dictionaries, merged into those of the file (`{}` empties a section).
+        keys: Top-level key -> value; sections are dictionaries, and are merged into those of the file (`{}` empties a
+            section).
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the other sections, such as `comparison`, by name.
@@ -58,7 +59,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     times = Counter(name for key, value in entries for name in dotted(nested({key: value})))
     twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
-        raise ConfigError(f"keys given twice: {', '.join(twice)}", where="load_config", fix="keep each key once")
+        raise ConfigError(f"keys given twice: {', '.join(twice)}", where="load_config", fix="pass each key once")
     changes = _as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
@@ -71,10 +72,10 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
 
 def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
-    """Return a configuration unchanged, or read it from its path or by its name.
+    """Return a configuration unchanged, or load it if a path or name is given.
 
     Raises:
-        ConfigError: The configuration cannot be read, or has no tiles although they are needed.
+        ConfigError: The configuration cannot be read, or lacks tiles that are needed.
     """
     file = config if isinstance(config, ConfigFile) else load_config(config)
     if needs_tiles:
@@ -118,7 +119,7 @@ def _path(config: str | Path) -> Path:
 
 
 def _values(config: ConfigFile) -> dict[str, Any]:
-    """Return the values of a configuration as in a file, with the keys of the run at the top level."""
+    """Return the values of a configuration as they would be in a file, with the keys of the run at the top level."""
     values = config.model_dump(mode="json")
     return merge(values.pop("run"), values)
 

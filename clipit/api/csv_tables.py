@@ -7,11 +7,11 @@ import pandas as pd
 
 
 def read_csv_table(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
-    """Read a table and keep names as they were written: `007` stays a string, and `NA` is a name.
+    """Read a table without converting names: `007` stays a string, and `NA` is not a missing value.
 
     Args:
-        text_columns: Names of columns that contain text, where only empty cells are missing; in other columns, `nan` is
-            also missing.
+        text_columns: Names of text columns, in which only empty cells are missing values; in other columns, `nan` also
+            counts as missing.
     """
     columns = pd.read_csv(path, nrows=0).columns
     missing = {name: [""] if name in text_columns else ["", "nan"] for name in columns}

@@ -105,7 +105,7 @@ class TuneResult:
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """Keys of the best grid point of each arm by mean validation score, for `load_config(config, arms=...)`."""
+        """Keys of each arm's best grid point by mean validation score, for `load_config(config, arms=...)`."""
         arms: dict[str, dict[str, Any]] = self._record["arms"]
         return arms
 
@@ -131,7 +131,7 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
         >>> comparison.table[["arm", "mean", "difference", "low", "high"]]
 
     Args:
-        config: Configuration with a section `comparison`.
+        config: Configuration with a `comparison` section.
         agents: Number of processes on this machine that share the runs; with GPUs, each uses one.
 
     Raises:
@@ -153,7 +153,7 @@ def tune(config: Config, agents: int = 1) -> TuneResult:
         >>> tuned = clipit.load_config(config, arms=search.chosen)
 
     Args:
-        config: Configuration with a section `comparison`, which defines the arms and the grid.
+        config: Configuration with a `comparison` section, which defines the arms and the grid.
         agents: Number of processes on this machine that share the trials; with GPUs, each uses one.
 
     Raises:
@@ -174,7 +174,7 @@ def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
         >>> probes.rows.query("task == 'linear' and metric == 'accuracy'")[["subject", "value", "low", "high"]]
 
     Args:
-        config: Configuration, with or without a section `probing`.
+        config: Configuration, with or without a `probing` section.
         run: Folder of a finished run with this configuration, whose classifier is also evaluated.
 
     Raises:

@@ -60,8 +60,8 @@ class MergedMasksResult:
 
     Attributes:
         folder: Folder of the masks: `consensus/`, `confident/` (uncertain pixels ignored) and `posterior/` (.npy).
-        images: Folder that the paths in `table` are relative to; if the images are in a zip, it is `folder`, into
-            which the zip must be unpacked.
+        images: Folder that the paths in `table` are relative to. If the images are in a zip, this is `folder`, and the
+            zip must be unpacked into it.
     """
 
     folder: Path
@@ -133,7 +133,7 @@ def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
 
     Args:
         config: Configuration with `tiles.annotations`.
-        shown: Number of tiles on the page, those with the least agreement.
+        shown: Number of tiles with the least agreement to show on the page.
 
     Raises:
         ConfigError: No annotators are configured.
@@ -164,7 +164,7 @@ def merge_masks(
         masks: Table with the columns tile, annotator and mask.
         files: Folder or zip that the mask paths are relative to; None for the folder of the table.
         confidence: Posterior probability below which pixels are ignored in the confident masks.
-        shown: Number of tiles on the page, those with the largest share of uncertain pixels.
+        shown: Number of tiles with the largest share of uncertain pixels to show on the page.
 
     Raises:
         ConfigError: The tiles do not come from a table, or no classes are configured.
@@ -191,7 +191,7 @@ def find_label_issues(config: Config) -> LabelIssuesResult:
         >>> issues.tiles.query("suspicious")[["tile", "label", "suggested", "label_probability"]]
 
     Args:
-        config: Configuration, with or without a section `label_issues`.
+        config: Configuration, with or without a `label_issues` section.
 
     Raises:
         DataError: There are no labels to check, or fewer patients or slides than folds.

@@ -52,7 +52,7 @@ class MilResult(StudyResult):
 def train_mil(config: Config) -> MilResult:
     """Train networks on stored features to predict slide or patient labels, and compare `mil.arms` over seeds.
 
-    With `mil.conditions`, the arms are compared under each condition; `table` then has a column `condition`, and the
+    With `mil.conditions`, the arms are compared under each condition; `table` then has a `condition` column, and the
     bag scores are in the condition folders.
 
     Example:
@@ -60,7 +60,7 @@ def train_mil(config: Config) -> MilResult:
         >>> study.table.query("split == 'test' and metric == 'auroc'")[["arm", "level", "mean", "difference"]]
 
     Args:
-        config: Configuration with a section `mil`.
+        config: Configuration with a `mil` section.
 
     Raises:
         ConfigError: An arm is unknown, or the features cannot be used.

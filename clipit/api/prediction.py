@@ -98,7 +98,8 @@ def predict(
 ) -> PredictResult:
     """Predict the classes of images, and write a table, a page and a summary.
 
-    An interrupted call resumes, and finished predictions are not repeated. Unreadable images are listed and counted.
+    After an interruption, the same call continues with the images that are left. Unreadable images are listed and
+    counted.
 
     Example:
         >>> result = clipit.predict(run.classifier, "new_tiles/", "predictions.csv", classes="tumour; normal mucosa")
@@ -175,7 +176,7 @@ def predict(
 
 
 def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
-    """Return the tiling of slides for a classifier, with the grids stored next to the table."""
+    """Choose the tiling of slides for a classifier; grids are stored next to the table."""
     from clipit.config.data import SlidesConfig
     from clipit.distributed import get_processes
     from clipit.runs.tile_scorer import choose_tiling, classifier_scorer

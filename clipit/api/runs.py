@@ -184,7 +184,7 @@ def evaluate_external(
 
     Args:
         run: Run, or its folder.
-        tiles: Table, folder or zip of class folders, or the keys of a section `tiles`; None for the run's test tiles.
+        tiles: Table, folder or zip of class folders, or the keys of a `tiles` section; None for the run's test tiles.
         prompts: Prompt file or packaged prompt set, for a classifier trained with text; None for the run's own prompts.
         name: Name of the results' folder; "" to derive it from the tiles and prompts.
         keys: Dotted key -> changed value, for keys of `evaluation`, `leaks` and the models' paths, such as

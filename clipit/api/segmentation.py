@@ -28,7 +28,7 @@ class SegmentResult(StudyResult):
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        """Dice score and confusion matrix of every test image for every segmentation, floor and ceiling."""
+        """Dice score and confusion matrix, one row per test image and segmentation, including floors and ceilings."""
         return self._read("images.parquet")
 
 
@@ -44,7 +44,7 @@ def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
         >>> result.rows.query("metric == 'dice' and averaging == 'images'")[["subject", "kind", "class_name", "value"]]
 
     Args:
-        config: Configuration with a section `segmentation`, whose tiles come from a table with a column `mask`.
+        config: Configuration with a `segmentation` section and tiles from a table with a `mask` column.
         run: Folder of a finished run, for the methods that use its classifier; None for no run.
 
     Raises:

@@ -22,9 +22,10 @@ def export_program(
     tolerance: float | None = None,
     trust_remote_code: bool = False,
 ) -> "ExportedProgram":
-    """Export a classifier as a self-contained program: normalised pixels [b,3,h,w] to logits [b,C], any batch size.
+    """Export a classifier as a self-contained program.
 
-    The logits of the program are compared with those of the classifier before the file is moved into place.
+    The program maps normalised pixels [b,3,h,w] to logits [b,C] for any batch size b. The logits of the program are
+    compared with those of the classifier before the file is moved into place.
 
     Example:
         >>> exported = clipit.export_program("outputs/runs/own/clip_it_all-seed0", "model.onnx")

@@ -1,4 +1,4 @@
-"""Options shared by the slide functions: the grid of tiles, the prompts, and the scoring model."""
+"""Options shared by the slide functions: the tile grid, the prompts, and the scoring model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None) -> tuple[str, ...] | None:
-    """Return the classes of the prompts, without loading the VLM; None without a VLM.
+    """Return the classes of the prompts without loading the VLM; None if no VLM is given.
 
     Raises:
         ConfigError: Only one of VLM and prompts is given.
@@ -43,7 +43,7 @@ def grid_options(
     min_tissue: float,
     contours: str | Path | None,
 ) -> tuple[SlidesConfig, list[str]]:
-    """Return the options of the grid, and which of `mpp` and `pixels` the user set.
+    """Return the options of the tile grid, and the names of those among `mpp` and `pixels` that the user set.
 
     Raises:
         ConfigError: An option is out of range, or `contours` does not exist.

@@ -131,7 +131,7 @@ def tile_slides(
         >>> result.slides[["slide", "status", "tiles"]]
 
     Args:
-        slides: Slides, folders of slides, or one table with a column `slide`.
+        slides: Slides, folders of slides, or one table with a `slide` column.
         out: Folder to write to.
         extras: `png` to also write the tiles as files, `h5` to also write their coordinates in TRIDENT's format.
         images: Folder that the file paths in a table are relative to; None for the folder of the table.
@@ -162,7 +162,7 @@ def tile_slides(
     text = markdown_table(["slide", "format", "µm per pixel", "tissue", "tiles"], rows[:20])
     more = f"\n... and {len(rows) - 20} more" if len(rows) > 20 else ""
     failed = int((table["status"] == "failed").sum())
-    note = f"\nnote: {counted(failed, 'slide')} cannot be used; see the column `reason`" if failed else ""
+    note = f"\nnote: {counted(failed, 'slide')} cannot be used; see the `reason` column" if failed else ""
     return SlidesResult(folder, f"{text}{more}{note}\ntable: {folder / 'slides.csv'}")
 
 
@@ -193,15 +193,17 @@ def score_slides(
 ) -> SlidesResult:
     """Score slides with a classifier, or zero-shot from class prompts with a student or a VLM; optionally map them.
 
-    Every tile is scored, and the scores are pooled per slide (`clipit.evaluation.slide_scores`). An interrupted call
-    resumes and keeps the slides scored so far. If the table of slides has labels, the scores are evaluated.
+    Every tile is scored, and the scores are pooled per slide (`clipit.evaluation.slide_scores`). After an
+    interruption, the same call continues with the slides that are left. If the table of slides has labels, the scores
+    are evaluated.
 
     Example:
         >>> result = clipit.score_slides("slides.csv", "scores", classifier="outputs/run")
         >>> result.scores.query("pooling == 'mean' and not smoothed")
 
     Args:
-        slides: Slides, folders of slides, or one table with a column `slide` and, if known, label, split and group.
+        slides: Slides, folders of slides, or one table with a `slide` column and, if known, `label`, `split` and
+            `group` columns.
         out: Folder to write to.
         classifier: Folder of a classifier or of a run, or a loaded classifier; None to use a VLM with prompts.
         prompts: Prompt file, packaged prompt set, or prompt set stored in the classifier, to score zero-shot. All names
@@ -276,9 +278,10 @@ def compare_slides(
 ) -> SlideCompareResult:
     """Compare the arms of trained runs on slide labels, optionally with a zero-shot VLM as an additional arm.
 
-    The arm and seed of a run are read from its configuration. Every run scores the slides as `score_slides` does; an
-    interrupted call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any,
-    and the arms are compared on the other slides, except those in the split `train`.
+    The arm and seed of a run are read from its configuration. Every run scores the slides as `score_slides` does. After
+    an interruption, the same call continues where it stopped. The pooling of each arm is chosen on the validation
+    slides of the table, if there are any, and the arms are compared on the other slides, except those in the split
+    `train`.
 
     Example:
         >>> result = clipit.compare_slides("slides.csv", "outputs/runs/demo", "compared", reference="image_only")
@@ -337,7 +340,7 @@ def compare_slides(
 
 
 def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
-    """Open the snippets of a configuration, embedded in the space of a model."""
+    """Open the snippets of a configuration, embedded with the text tower of the scoring model."""
     from clipit.api.configuration import load_config
     from clipit.runs.text_neighbours import snippet_neighbours
     from clipit.workspace.workspace import Workspace

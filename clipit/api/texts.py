@@ -26,7 +26,7 @@ class IndexResult:
         folder: Folder of the index.
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
-        summary: Summary of the texts that were read and dropped.
+        summary: Summary of the texts read and dropped.
         reused: Whether existing snippets were reused; if so, their summary was not logged.
     """
 
@@ -153,7 +153,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
 
 
 def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
-    """Pair slide tiles by their precomputed features."""
+    """Pair slide tiles using their precomputed features."""
     from clipit.pairing.pair_statistics import summary_text
     from clipit.pairing.pairs import pair_tiles
     from clipit.stores.slide_features import TILES, import_features

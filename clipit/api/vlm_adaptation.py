@@ -87,7 +87,7 @@ def adapt_vlm(config: Config) -> AdaptationResult:
         >>> config = clipit.load_config("own_table", {"vlm.name": study.vlm("text")})
 
     Args:
-        config: Configuration with a section `adapt`.
+        config: Configuration with an `adapt` section.
 
     Raises:
         ConfigError: Keys contradict each other, or a configuration of `adapt.forgetting` cannot be read.
@@ -102,15 +102,15 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 
 @public
 def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webdataset"] = "csv") -> dict[str, int]:
-    """Write the training and validation examples of a section `adapt` in a format that open_clip's trainer reads.
+    """Write the training and validation examples of the `adapt` section in a format that open_clip's trainer reads.
 
     Example:
         >>> clipit.write_pairs("own_adaptation.yaml", "pairs", "webdataset")  # number of pairs by split
 
     Args:
-        config: Configuration with a section `adapt`.
+        config: Configuration with an `adapt` section.
         folder: Folder to create.
-        format: `csv`, tables of image files and captions, or `webdataset`, tar shards.
+        format: `csv` for tables of image paths and captions, or `webdataset` for tar shards.
 
     Returns:
         Number of pairs by split.

@@ -1,1 +1,1 @@
-"""The command `clipit`, one module per subcommand: each parses its options, calls the package and prints."""
+"""The command `clipit`, one module per subcommand: each parses its options, calls the package and prints the result."""

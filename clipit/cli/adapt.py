@@ -13,11 +13,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--write-pairs": {
         "type": Path,
         "metavar": "FOLDER",
-        "help": "write the training and validation examples in the format of open_clip's trainer, and do not train",
+        "help": "write the training and validation examples in the format of open_clip's trainer, without training",
     },
     "--format": {
         "choices": ("csv", "webdataset"),
-        "help": "with --write-pairs: table of paths and texts (csv, default) or tar shards (webdataset)",
+        "help": "with --write-pairs: tables of image paths and captions (csv, default) or tar shards (webdataset)",
     },
 }
 

@@ -19,12 +19,12 @@ def main() -> None:
             "--shown": {
                 "type": int,
                 "default": 24,
-                "help": "number of tiles with the least agreement on the page (default: 24)",
+                "help": "number of tiles with the least agreement to show on the page (default: 24)",
             },
             "--masks": {
                 "type": Path,
                 "metavar": "TABLE",
-                "help": "table of masks (columns tile, annotator, mask): write their consensus per pixel",
+                "help": "table of masks (columns tile, annotator, mask) to merge into a consensus per pixel",
             },
             "--mask-files": {
                 "type": Path,
@@ -34,7 +34,7 @@ def main() -> None:
             "--confidence": {
                 "type": float,
                 "default": 0.9,
-                "help": "minimum posterior of a pixel; the confident masks ignore the others (default: 0.9)",
+                "help": "posterior probability below which pixels are ignored in the confident masks (default: 0.9)",
             },
         }
         file, options = read_file_command(__doc__, ["segmentation"], extra=extra, needs_reports=False)

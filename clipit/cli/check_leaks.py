@@ -12,7 +12,7 @@ _NOT_COMPARED = 3  # exit status
 PIXELS = {
     "choices": ("off", "exact", "near"),
     "default": "near",
-    "help": "compare images: identical pixels (exact), or also similar ones (near; default, whatever leaks.pixels is)",
+    "help": "find identical images (exact), or also similar ones (near); default: near, regardless of leaks.pixels",
 }
 
 

@@ -11,7 +11,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Tiles, reports and prompts": {
         "check-leaks": "find tiles, patients and reports on both sides of a split",
-        "report-labels": "label reports by rules and by a text classifier",
+        "report-labels": "label reports with rules and a text classifier",
         "annotators": "describe several annotators, their agreement and consensus",
         "label-issues": "find labels that are probably wrong",
         "prompts": "list and check prompt sets, and compare their wordings",
@@ -111,7 +111,7 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "segment": ("--record", "--run"),
     "robustness": ("--record", "--run"),
 }
-"""Options of each command that are not configuration keys, except `--help` and the `--config` of `READS_KEYS`."""
+"""Options of each command other than configuration keys, `--help`, and `--config` of the commands in `READS_KEYS`."""
 
 
 def command_names() -> list[str]:

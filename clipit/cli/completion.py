@@ -119,7 +119,7 @@ def _run_keys() -> list[str]:
 
 
 def _section_keys(sections: Iterable[str]) -> list[str]:
-    """List the dotted keys of sections other than the run."""
+    """List the dotted keys of these sections, which are not part of a run."""
     from clipit.config.load import all_keys
 
     return [key for key in all_keys() if key.partition(".")[0] in {*sections}]

@@ -1,7 +1,7 @@
 """Run the demo: write synthetic worlds, compare arms on them over seeds, and try the exported classifiers.
 
-Without --config, --cases or --tune, the demo has two parts: reports of other patients (configuration demo), and the
-patients' own reports (configuration demo_own_reports). It ends with one table of both.
+Without --config, --cases or --tune, the demo has two parts: one with reports of other patients (configuration demo),
+and one with the patients' own reports (configuration demo_own_reports). A final table shows the results of both.
 """
 
 import sys

@@ -11,10 +11,14 @@ def main() -> None:
     with user_errors():
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument(
-            "classifier", metavar="CLASSIFIER", help="folder of a run or its classifier/ folder, or a repository"
+            "classifier",
+            metavar="CLASSIFIER",
+            help="folder of a run, its classifier/ folder, or a repository on the Hub",
         )
         parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx", help="default: onnx")
-        parser.add_argument("--out", type=option_path, required=True, metavar="FILE", help="file.onnx or file.pt2")
+        parser.add_argument(
+            "--out", type=option_path, required=True, metavar="FILE", help="file to write: .onnx or .pt2"
+        )
         parser.add_argument(
             "--tolerance",
             type=float,

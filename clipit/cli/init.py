@@ -1,6 +1,6 @@
 """Print a shipped configuration to start from; without a name, list all of them.
 
-`clipit init own_table > config.yaml` writes one; `--config own_table` uses it unchanged.
+`clipit init own_table > config.yaml` saves a configuration as a file; `--config own_table` uses it unchanged.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "classifier", metavar="CLASSIFIER", help="folder of a run or its classifier/ folder, or a repository"
+        "classifier", metavar="CLASSIFIER", help="folder of a run, its classifier/ folder, or a repository on the Hub"
     )
     parser.add_argument(
         "inputs",

@@ -1,4 +1,4 @@
-"""Label the reports of a corpus by rules and by a text classifier, and write a page to check them by eye.
+"""Label the reports of a corpus with rules and a text classifier, and write a page for checking the labels.
 
 The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are excluded.
 """
@@ -35,7 +35,7 @@ def main() -> None:
                 print(labels.case_counts.text())
             if labels.by_rules:
                 counts = count_rule_classes(labels.by_rules, labels.classes)
-                print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}")
+                print(f"\n{markdown_table(('class assigned by the rules', 'reports'), list(counts.items()))}")
             for agreement in measure_labels(labels, config.seed):
                 table = markdown_table(("score", "value [95% interval]"), agreement_rows(agreement))
                 print(f"\n{agreement.title}\n\n{table}")

@@ -1,7 +1,7 @@
 """Whole-slide images: tile their tissue (`tile`), score them (`score`), map them (`map`), or compare arms (`compare`).
 
-SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with the column `slide` and, if known,
-`label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).
+SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with a `slide` column and, if known,
+columns `label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).
 """
 
 import argparse
@@ -187,7 +187,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--classifier",
         type=option_text,
         metavar="PATH",
-        help="folder of a run or its classifier/ folder, or a repository",
+        help="folder of a run, its classifier/ folder, or a repository on the Hub",
     )
     model.add_argument(
         "--prompts",

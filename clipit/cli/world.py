@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world; the demo uses 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the world; the demo uses 0")
     parser.add_argument("--output", type=option_path, required=True, help="folder for the world")
     parser.add_argument(
         "--cases", action="store_true", help="write a world of cases: tiles and reports of the same patients"
@@ -51,7 +51,7 @@ def main() -> None:
         "--annotators",
         type=int,
         metavar="N",
-        help="also write annotations.csv: labels of the tiles by N simulated annotators",
+        help="also write annotations.csv: tile labels from N simulated annotators",
     )
     parser.add_argument(
         "--skills",
@@ -113,7 +113,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         ConfigError: An option would have no effect.
     """
     if arguments.seed < 0:
-        raise ConfigError("a seed cannot be negative", where="--seed", fix="use a whole number from 0")
+        raise ConfigError("a seed cannot be negative", where="--seed", fix="use a non-negative whole number")
     if arguments.slides is not None and arguments.cases:
         raise ConfigError("--slides and --cases cannot be combined", where="--slides", fix="remove --cases or --slides")
     if arguments.variant and not (arguments.cases or arguments.reports):

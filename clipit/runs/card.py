@@ -75,9 +75,9 @@ def _read_compared(folder: Path) -> CardComparison | None:
 
 
 def _read_external(folder: Path) -> list[dict[str, Any]]:
-    """Read the results of external evaluations, except those of new prompts on the run's own tiles."""
+    """Read the results of external evaluations, except those with new prompts on the run's own tiles."""
     paths = sorted(folder.glob(f"{EXTERNAL}/*/results.json"))
-    fix = "delete its folder and repeat the evaluation"
+    fix = "delete the folder that contains this file, and repeat the evaluation"
     evaluations: list[dict[str, Any]] = [read_json(path, fix) for path in paths]
     return [each for each in evaluations if any(key.startswith("tiles.") for key in each["external"]["identity"])]
 

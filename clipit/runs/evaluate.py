@@ -64,7 +64,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
             predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
-            # The tiles of the source may have the labels that a different seed keeps.
+            # Runs with different seeds share the source, but may keep different labels.
             by_split.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
@@ -86,8 +86,8 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
         folder: Folder of the run; by default, the one that the configuration determines.
 
     Raises:
-        ArtifactError: The run does not exist, or its folder belongs to a different configuration, or is read-only and
-            lacks results.
+        ArtifactError: The run does not exist, its folder belongs to a different configuration, or the folder is
+            read-only and lacks results.
     """
     from clipit.models.backbones import load_backbone
 
@@ -210,7 +210,7 @@ def _write_report(
 
 
 def _delete_page(folder: Path) -> None:
-    """Delete the page and plots of an earlier evaluation, since this one may not replace all of them."""
+    """Delete the page and plots of an earlier evaluation, which a new evaluation may not replace completely."""
     for pattern in ("report.html", "curves.png", "confusion_*.png", "reliability_*.png"):
         for path in folder.glob(pattern):
             path.unlink()

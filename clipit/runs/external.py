@@ -64,8 +64,8 @@ def evaluate_external(
         The folder, and the content of results.json (an empty dictionary except in the main process).
 
     Raises:
-        DataError: Neither tiles nor prompts are given, no class is shared, the prompts lack a class, or tiles leak from
-            training and `leaks.policy` is `error`.
+        DataError: Neither tiles nor prompts are given, no tile has a class of the classifier, the prompts lack a class,
+            or tiles leak from training and `leaks.policy` is `error`.
         ModelError: Prompts are given for a classifier that was trained without text.
         ArtifactError: The folder contains results for other tiles or prompts.
     """
@@ -193,7 +193,7 @@ def _new_tiles(
         return map_to_classes(replace(test_tiles, notes=()), classifier.classes), checks
     read = read_external(section, config)
     shown = section.model_copy(update={"labels": LabelsConfig()})  # all labels are scored
-    # The caller logs the notes, together with those that follow.
+    # The caller logs the notes of the tiles, together with the notes added below.
     logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))
     mapped = map_to_classes(read, classifier.classes)
     spec, tiles = classifier.spec, mapped.tiles

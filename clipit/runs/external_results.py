@@ -66,7 +66,10 @@ def score_external(
 
 
 def _calibrate(run: Path, config: RunConfig, predictions: Predictions) -> dict[str, Any]:
-    """Measure calibration before and after temperature scaling on the run's own validation labels."""
+    """Measure calibration before and after temperature scaling; the run's validation labels determine the temperature.
+
+    If no temperature can be fitted, the reason is recorded.
+    """
     table = predictions.by_id()
     table = table.take(table.labels >= 0)
     resamples, seed = config.evaluation.bootstrap, config.seed

@@ -15,7 +15,7 @@ from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 
 @dataclass(frozen=True)
 class MappedTiles:
-    """Tiles with labels in the class order of a classifier.
+    """Tiles with the class codes of a classifier as labels.
 
     Attributes:
         tiles: Tiles to classify; those without a label are kept.
@@ -68,7 +68,7 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
         raise DataError(
             f"class names that differ only in spelling from the classifier's: {shortlist(similar)}",
             where=where,
-            fix="map them in tiles.class_map (the new set's label: the classifier's class)",
+            fix="map the labels of the new set to the classifier's classes in tiles.class_map",
         )
     if not any(counts.get(name) for name in classes):
         if not excluded:

@@ -76,7 +76,7 @@ def classifier_stores(config: RunConfig, workspace: Workspace, run: Path) -> Fea
     backbone = load_backbone(BackboneConfig(**keys), get_processes().device)
     if backbone.preprocess.hash != spec.preprocess.hash:
         raise ModelError(
-            "the classifier's folder describes preprocessing that differs from the one used in training",
+            "the preprocessing described in the classifier's folder differs from that used in training",
             where=folder,
             fix="export the classifier again",
         )
@@ -124,7 +124,7 @@ def read_run_record(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = read_yaml(config_file) if config_file.is_file() else {}
     except ConfigError as error:
-        fix = "run clipit train with the run's configuration to write it again"
+        fix = "restore this file from a copy, or delete the run's folder and train the run again"
         raise ArtifactError(
             f"the run's configuration is damaged: {str(error).splitlines()[0]}", where=config_file, fix=fix
         ) from error

@@ -87,7 +87,10 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
 
 
 def _model_name(config: VLMConfig | BackboneConfig) -> str:
-    """Return a model's name or, for a local model, a fingerprint of its configuration; `inputs` cover its weights."""
+    """Return a model's name without local paths; for a folder, add a fingerprint of its configuration files.
+
+    The weights are part of `RunFingerprint.inputs`.
+    """
     named = Path(config.name.removeprefix("clip:").removeprefix("transformers:"))
     folder = named if config.path is None else Path(config.path)
     if not folder.is_dir():

@@ -68,7 +68,7 @@ def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunC
 
 
 def recorded_precision(folder: Path, key: str) -> str | None:
-    """Return the precision that a folder's training recorded in `run.json`, such as bf16; None if none is recorded.
+    """Return the training precision recorded in a folder's `run.json`, such as bf16; None if none is recorded.
 
     Args:
         folder: Folder of a run or adaptation whose training has started.
@@ -137,18 +137,18 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         ArtifactError: The file is missing or damaged, lacks a needed key, or belongs to a different run.
     """
     fix = (
-        f"delete it and the folder {folder / 'classifier'}, and run clipit train again; both are restored from the "
-        "last checkpoint"
+        f"delete this file and the folder {folder / 'classifier'}, and run clipit train again; both are restored from "
+        "the last checkpoint"
     )
     facts = read_json(folder / "training.json", fix)
     invalid = [name for name in needed if name not in facts]
     invalid += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
     if invalid:
-        raise ArtifactError(f"missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
+        raise ArtifactError(f"keys missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
     recorded, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # None in earlier versions
     if recorded is None or not run.is_file():
         return facts
-    restore = f"restore run.json from a copy; or delete the folder {folder} and run clipit train again"
+    restore = f"restore run.json from a copy, or delete the folder {folder} and run clipit train again"
     claimed = read_json(run, restore).get("fingerprint")
     if not isinstance(claimed, str):
         raise ArtifactError("the fingerprint of the run is missing", where=run, fix=restore)
@@ -200,7 +200,7 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
     try:
         read_predictions(folder / PREDICTIONS, results.get("predictions_sha256"))
     except DataError:
-        return f"the {PREDICTIONS} that was scored"
+        return f"the {PREDICTIONS} that its scores were computed from"
     recorded = results.get("evaluation")
     if recorded is not None and recorded != evaluation_keys(config):
         changes = list_differences(recorded if isinstance(recorded, dict) else {}, evaluation_keys(config))
@@ -210,7 +210,7 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[bool]:
-    """Lock the folder of a run, unless the run is finished and its folder is read-only (such as another user's).
+    """Lock the folder of a run, unless the run is finished and its folder is read-only.
 
     Yields:
         Whether the folder can be written to.
@@ -279,7 +279,7 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
     if is_started(folder):
         return
     for other in others:
-        if other == folder or not _is_finished_as(other, fingerprint):
+        if other == folder or not _is_equal_run(other, fingerprint):
             continue
         with whole_folder(folder) as partial:
             for name in _TRAINED:
@@ -290,7 +290,7 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
         return
 
 
-def _is_finished_as(folder: Path, fingerprint: RunFingerprint) -> bool:
+def _is_equal_run(folder: Path, fingerprint: RunFingerprint) -> bool:
     if not all((folder / name).exists() for name in (*_TRAINED, "results.json")):
         return False
     try:
@@ -354,7 +354,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add the keys in which a run's configuration differs from the current one to errors about the run.
+    """Extend errors about a run: list the keys that differ between its configuration and the current one.
 
     Args:
         config: Current configuration, such as that of a study.

@@ -79,7 +79,8 @@ def rewrite_run_page(config: RunConfig, workspace: Workspace) -> Path:
         changes = config_differences(folder, config, sections=("tiles", "leaks"))
         differing = f"; differences:\n    {difference_lines(changes)}" if changes else ""
         raise ArtifactError(
-            f"the run was trained on tiles {trained_on}, not on these ({tiles.fingerprint}){differing}",
+            f"the run was trained on tiles with the fingerprint {trained_on}, but the configured tiles have the "
+            f"fingerprint {tiles.fingerprint}{differing}",
             where=folder / "results.json",
             fix="use the run's own configuration: --config <run folder>/config.yaml",
         )
@@ -92,7 +93,7 @@ def rewrite_run_page(config: RunConfig, workspace: Workspace) -> Path:
 def write_pages(config: RunConfig, workspace: Workspace, max_tiles: int = MAX_TILES) -> list[Path]:
     """Write the page of a finished run, and the pairing browser of a configuration with reports.
 
-    If the run's folder is read-only, such as another user's, the existing pages are returned.
+    If the run's folder is read-only, for example because it belongs to another user, the existing pages are returned.
 
     Args:
         config: Run configuration, with its arm resolved.

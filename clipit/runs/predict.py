@@ -43,7 +43,7 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
         raise DataError(
             f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
             where=folder / "classifier",
-            fix="set tiles.classes to the classifier's classes, in their order, or use a different run",
+            fix="set tiles.classes to the classifier's classes, in the same order, or use a different run",
         )
     return classifier
 
@@ -56,7 +56,7 @@ def open_exported(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> "Classifier":
-    """Open a classifier on this process's device.
+    """Open an exported classifier on this process's device or a given device.
 
     Args:
         path: Folder of a classifier, or of a run that contains a classifier.
@@ -84,7 +84,7 @@ def open_exported(
 def zero_shot_embeddings(
     classifier: "Classifier", prompts: PromptSet | None, classes: Sequence[str]
 ) -> Float32[np.ndarray, "c D"] | None:
-    """Embed the prompts of a run for zero-shot prediction; None without prompts or text output.
+    """Embed the prompts of a run for zero-shot prediction; None if the run has no prompts or was trained without text.
 
     Args:
         classes: Class names, in the order of the rows.

@@ -1,4 +1,4 @@
-"""Predict images with an exported classifier: a table, a list of unreadable images, a summary and a page."""
+"""Classify images with an exported classifier: write a table, a list of unreadable images, a summary and a page."""
 
 import logging
 import shutil
@@ -36,7 +36,7 @@ def predict_images(
     zero_shot: ZeroShotClasses | None = None,
     options: PredictionOptions | None = None,
 ) -> dict[str, Any]:
-    """Predict images, distributed over all processes, and write the table and the files next to it.
+    """Classify images, distributed over all processes, and write the table and the files next to it.
 
     An interrupted call resumes from the finished chunks of images in `<out>.partial`, with any batch size. The files
     depend neither on interruptions nor on the number of processes.
@@ -49,7 +49,7 @@ def predict_images(
         The summary: number of images, and count, share and mean confidence per class.
 
     Raises:
-        ArtifactError: The files exist and belong to other inputs or options, or cannot be written.
+        ArtifactError: Existing files belong to other inputs or options, or files cannot be written.
         DataError: No image can be read.
     """
     options, paths, processes = options or PredictionOptions(), PredictionPaths(out), get_processes()
@@ -97,10 +97,10 @@ def _inputs(
 
 
 def _prepare(paths: PredictionPaths, inputs: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
-    """Create the folder of the chunks, record their inputs, and log notes on them.
+    """Create the folder for the chunks, record the inputs, and log the notes.
 
     Returns:
-        The recorded inputs; those of the interrupted command if chunks exist, because its batch size determines them.
+        The recorded inputs. If an interrupted command left chunks, these are its inputs, including its batch size.
 
     Raises:
         ArtifactError: The folder contains chunks for other inputs or options.

@@ -1,4 +1,4 @@
-"""Predict images in chunks, which are shared among processes and kept on disk so that commands can be resumed."""
+"""Classify images in chunks, which are distributed over processes and stored on disk so that a command can resume."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ ReadResult = UInt8[np.ndarray, "3 h w"] | Unreadable
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """Options for reading and batching images or tiles of slides.
+    """Options for reading and batching images or slide tiles.
 
     Attributes:
         batch_size: Images per forward pass.
@@ -79,7 +79,7 @@ def write_chunks(
     options: PredictionOptions,
     starts: range,
 ) -> list[Path]:
-    """Predict the missing chunks, distributed over all processes.
+    """Classify the images of missing chunks, distributed over all processes.
 
     Args:
         zero_shot: Classes for zero-shot prediction; None to skip it.
@@ -159,7 +159,7 @@ class _Chunk:
         return self._rows[0]
 
     def add(self, rows: range, reasons: Sequence[str | None], pixels: UInt8[Tensor, "b 3 h w"]) -> None:
-        """Predict a batch.
+        """Classify a batch.
 
         Args:
             rows: Rows of the images.

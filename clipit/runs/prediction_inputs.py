@@ -88,7 +88,7 @@ def open_inputs(
 
 
 def _reject_slides(path: Path, listed: ImageSet) -> ImageSet:
-    """Check that a table or folder contains no slides, each of which would be classified as one small image."""
+    """Check that a table or folder contains no slides, since a slide would be classified as a single small image."""
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:
         raise DataError(
@@ -129,7 +129,7 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
         raise ConfigError(
             f"a class contains a control character: {shortlist([name for name in names if has_controls(name)])}",
             where="--classes",
-            fix="write each class on one line",
+            fix="remove control characters, such as line breaks and tabs, from the class names",
         )
     return PromptSet("--classes", "1", ("{}",), {name: (name,) for name in names})
 
@@ -167,7 +167,7 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
 def class_embeddings(
     classifier: "Classifier", prompts: PromptSet, classes: Sequence[str]
 ) -> Float32[np.ndarray, "K D"]:
-    """Embed classes with a prompt set, in this order; no VLM is loaded if the classifier contains the prompt set."""
+    """Embed classes, in the given order, with a prompt set; no VLM is loaded if the classifier contains the set."""
     hashes = classifier.spec.provenance.get("prompt_hashes", {})
     if prompts.name in classifier.spec.prompts and hashes.get(prompts.name) == prompts.hash:
         stored = classifier.spec.prompts[prompts.name]

@@ -149,7 +149,7 @@ class SharedSearch:
         return list({trial.key: trial for trial in trials(self.study)}.values()) if processes.main else []
 
     def _compare_score(self, number: int, score: float | None) -> None:
-        """Warn if a finished trial's score in the journal differs from that of its run, as in a damaged journal."""
+        """Warn if a finished trial's score in the journal differs from the score of its run."""
         from optuna.trial import TrialState
 
         recorded = self.study.get_trials(deepcopy=False)[number]

@@ -182,13 +182,13 @@ def choose_tiling(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[
 
     Args:
         requested: Tiling options; `mpp` and `pixels` are used only if `stated` contains them.
-        stated: Those of `mpp` and `pixels` that the user requested.
+        stated: Which of the options `mpp` and `pixels` the user has set.
 
     Returns:
         Tiling options, and warnings.
 
     Raises:
-        ConfigError: The resolution of the model's training tiles is unknown, and the user requested none.
+        ConfigError: The resolution of the model's training tiles is unknown, and the user has not set `mpp`.
     """
     changes: dict[str, Any] = {}
     warnings = []

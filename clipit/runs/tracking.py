@@ -26,8 +26,8 @@ def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], ar
 
     Args:
         folder: Folder of the run or adaptation.
-        facts: Keys that determine its results; only scalars, which every tracker accepts, are recorded.
-        arm: Name of the arm, the job type in wandb.
+        facts: Keys that determine the results; only scalars, which every tracker accepts, are recorded.
+        arm: Name of the arm, which is the job type in wandb.
 
     Returns:
         The open trackers; empty outside the main process.
@@ -99,7 +99,7 @@ def flat_test_scores(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def finish_trackers(trackers: "Sequence[GeneralTracker]", scores: Mapping[str, float], step: int) -> None:
-    """Log the final scores and close the trackers; unlike `end_training`, keep the process group."""
+    """Log the final scores and close the trackers; unlike `Accelerator.end_training`, keep the process group."""
     for tracker in trackers:
         if scores:
             tracker.log(dict(scores), step=step)

@@ -237,7 +237,7 @@ def _train(
         for term in terms:
             term.initialise(student, normalise, data.source)
     try:
-        # Set explicitly, because variables that `accelerate launch` may set would otherwise change the results
+        # Set explicitly, because environment variables set by `accelerate launch` could otherwise change the results
         accelerator = Accelerator(
             mixed_precision=config.training.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

@@ -133,7 +133,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
 
 
 def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:
-    """Return the training tiles of a run, from its record or its data set, and problems with their patients."""
+    """Return the training tiles of a run, from its record or its data set, and why patients cannot be checked."""
     recorded = _read_record(run)
     if recorded is not None:
         return recorded[0], ()

@@ -53,7 +53,7 @@ class DecisionSearch:
     """
 
     def __init__(self, classes: Sequence[str], options: SegmentationConfig) -> None:
-        """Start without masks.
+        """Initialise the search; no mask has been scored yet.
 
         Args:
             options: Section `segmentation`.
@@ -87,10 +87,11 @@ class DecisionSearch:
 
 
 def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfig) -> Decision:
-    """Segment the validation images, and return the rule that is best on their masks (`DecisionSearch`).
+    """Return the decision rule with the highest foreground Dice on the validation masks (`DecisionSearch`).
 
     Args:
-        predict: Function from an image to probabilities.
+        predict: Function from an image and its micrometres per pixel to class probabilities.
+        masks: Validation masks.
         options: Section `segmentation`.
     """
     search = DecisionSearch(masks.classes.names, options)

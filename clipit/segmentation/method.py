@@ -57,17 +57,17 @@ class MethodInputs:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A segmentation that is scored: one row of the study's tables.
+    """A method that is ready to segment images: one row of the study's tables.
 
     Attributes:
         name: Name in tables, unique in the study.
         probabilities: Function from an RGB image and its micrometres per pixel (nan if unknown) to the probability of
             each mask class at each pixel.
         facts: Provenance written next to every score: at least `model` and `fingerprint`.
-        training_masks: Number of masks that it was trained on.
+        training_masks: Number of masks used for training.
         seed: Seed for training; None for methods without training.
-        choice: Chosen scale and the scores it is based on; empty if nothing was chosen.
-        decision: Decision rule that the method has chosen on the validation masks; None if the study is to choose it.
+        choice: Description of the chosen window scales, with the score of each candidate; empty if nothing was chosen.
+        decision: Decision rule, if the method has already chosen one on the validation masks.
         majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that would
             result if each of the method's windows were assigned its majority class; None for a method that predicts per
             pixel.
@@ -91,8 +91,8 @@ class Method:
         title: Short description.
         missing: Function that names the inputs that the method lacks; "" if none.
         prepare: Function that loads or trains models, chooses their settings, and returns the segmentations to score.
-        trained: Whether the method trains on masks. If so, it runs only if `segmentation.methods` names it, and it
-            predicts the most probable class, because a threshold would be chosen on more masks than it is trained on.
+        trained: Whether the method trains on masks. Such a method runs only if `segmentation.methods` names it. It
+            predicts the most probable class: choosing a threshold could take more masks than the training itself.
         classes: Function that opens the model and returns its classes, which are mapped to the mask classes; None if
             the model predicts the mask classes. It raises a ModelError if the model does not support the method.
     """

@@ -130,9 +130,9 @@ def pseudo_masks(
     """Label the tokens of labelled images where a multiple-instance model is confident.
 
     An image may contain the class that its label is evidence of, and the background. The probability of each of these
-    two classes is the sum over the labels that are evidence of it; the two sums are renormalised. A token gets the
-    class whose probability is at least `confidence`, if any. An image whose label is evidence of the background
-    contains nothing else, so all of its tokens are background.
+    two classes is the sum of the probabilities of all labels that are evidence of the class; the two sums are
+    renormalised. A token gets the class whose probability is at least `confidence`, if any. An image whose label is
+    evidence of the background contains nothing else, so all of its tokens are background.
 
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.
@@ -140,7 +140,7 @@ def pseudo_masks(
         background: Class that may occur in any image, whatever its label.
 
     Raises:
-        ConfigError: A label has no class, or none is evidence of the background.
+        ConfigError: A label has no mask class, or no label is evidence of the background.
         DataError: No image has a label.
     """
     check_evidence(model.classes, classes, background, options)
@@ -171,10 +171,10 @@ def pseudo_masks(
 
 
 def check_evidence(labels: Sequence[str], classes: Sequence[str], background: str, options: PseudoLabelsConfig) -> None:
-    """Check that every label is evidence of a mask class, and at least one label of the background.
+    """Check that every label is evidence of a mask class, and that at least one label is evidence of the background.
 
     Raises:
-        ConfigError: A label is evidence of no class, or none is evidence of the background; all problems are reported
+        ConfigError: A label has no mask class, or no label is evidence of the background; all problems are reported
             together.
     """
     problems = []
@@ -183,7 +183,7 @@ def check_evidence(labels: Sequence[str], classes: Sequence[str], background: st
     if missing:
         problems.append(f"tile labels without a mask class: {shortlist(missing)}")
     if unknown:
-        problems.append(f"classes that the masks do not have: {shortlist(unknown)}")
+        problems.append(f"unknown mask classes: {shortlist(unknown)}")
     if not missing and background not in {options.evidence[name] for name in labels}:
         problems.append(f"no label is evidence of {background}, so nothing separates it from other classes")
     if problems:

@@ -38,12 +38,12 @@ def missing_unet_evidence(inputs: MethodInputs) -> str:
 
 
 def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a linear head for each number of masks and each seed, on masks and pseudo-labels of the remaining images.
+    """Train a linear head for each number of masks and each seed, on the masks and pseudo-labels of other images.
 
-    A number that includes all training masks is skipped.
+    A number that would use all training masks is skipped.
 
     Raises:
-        ConfigError: A label has no class, or none is evidence of the background.
+        ConfigError: A label has no mask class, or no label is evidence of the background.
         DataError: There are fewer than two labels, or no validation image has a label, so no epoch can be chosen.
     """
     title = f"linear head on {inputs.options.training.tokens} tokens"
@@ -57,12 +57,12 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a U-Net for each number of masks and each seed, on masks and pseudo-labels of the remaining images.
+    """Train a U-Net for each number of masks and each seed, on the masks and pseudo-labels of other images.
 
-    A number that includes all training masks is skipped.
+    A number that would use all training masks is skipped.
 
     Raises:
-        ConfigError: A label has no class, or none is evidence of the background.
+        ConfigError: A label has no mask class, or no label is evidence of the background.
         DataError: There are fewer than two labels, or no validation image has a label, so no epoch can be chosen.
     """
 
@@ -102,7 +102,7 @@ def _segmenters(
 
 
 def _samples(heads: HeadInputs, pseudo: PseudoMasks) -> Samples:
-    """Return the images with pseudo-labels, each pixel with the class of its cell."""
+    """Return the images with pseudo-labels; each pixel has the class of its cell."""
     tiles = heads.inputs.workspace.all_tiles
     rows = np.flatnonzero(tiles.among(pseudo.codes))
 

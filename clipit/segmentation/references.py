@@ -21,10 +21,10 @@ _SMOOTHING_PIXELS = 5.0  # for images of unknown resolution
 
 @dataclass(frozen=True)
 class Reference:
-    """A floor or a ceiling.
+    """A segmentation that needs no model, for comparison.
 
     Attributes:
-        kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority class.
+        kind: A floor, a ceiling (of the mean Dice over images), or the majority class of each tile.
         tile_um: Edge length of a ceiling's tiles in micrometres (in pixels where the resolution is unknown).
     """
 
@@ -35,12 +35,12 @@ class Reference:
 
 
 def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Reference]:
-    """Compute floors and ceilings on masks.
+    """Compute floors and ceilings for masks.
 
     One floor per foreground class predicts this class everywhere. Another floor, for H&E, thresholds the haematoxylin
     channel with Otsu's method. With two classes, one of them foreground, a ceiling assigns one class to each tile such
-    that the Dice of each image is highest. With more classes, each tile gets the class of most of its pixels, which is
-    not an upper bound on the Dice.
+    that the Dice of each image is highest. With more classes, each tile is assigned its majority class, which is not an
+    upper bound on the Dice.
 
     Args:
         options: Section `segmentation`.

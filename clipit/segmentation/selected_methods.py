@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
-    """Return the methods to compare: the configured ones, or by default all methods without training that can run.
+    """Return the configured methods; by default, all methods without training that have their inputs and classes.
 
     Returns:
         Methods by name, and notes on skipped methods and skipped numbers of masks.
 
     Raises:
-        ConfigError: A configured method lacks inputs or classes, no method has them, or `segmentation.class_map` names
-            a class that no model has.
+        ConfigError: A configured method (by default, every method) lacks inputs or classes, or `segmentation.class_map`
+            names a class that no model has.
         ModelError: A configured method is not supported by its model.
     """
     options = inputs.options
@@ -75,7 +75,7 @@ def _check_class_map(mapping: Mapping[str, str], classes: Mapping[str, Sequence[
 
 
 def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list[str]:
-    """Return notes on numbers of training masks that exceed those available, and on draws that lack a class."""
+    """Return notes on numbers of masks that exceed the available masks, and on draws that lack a class."""
     if not any(method.trained for method in methods.values()):
         return []
     notes = []

@@ -10,7 +10,7 @@ def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"])
     """Return the mean soft Dice, 2 sum(p s) / (sum(p^2) + sum(s^2)), over the classes that occur.
 
     With the squares in the denominator (Milletari, Navab and Ahmadi, 3DV 2016), the Dice of shares between 0 and 1 is
-    highest where the probabilities equal the shares. A partly ignored pixel or token is weighted by its labelled part.
+    highest where the probabilities equal the shares. A partly ignored token is weighted by its labelled part.
 
     Args:
         probabilities: Class probabilities of pixels or tokens, which sum to 1.

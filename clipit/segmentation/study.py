@@ -62,8 +62,8 @@ class SegmentedMasks:
 def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = None) -> Path:
     """Compare segmentation methods on the test masks, and write tables, scores per image and a page.
 
-    Methods are trained on the masks of the training split; thresholds and scales of methods without training are chosen
-    on those of the validation split. Every process computes everything; only the main process writes.
+    Methods are trained on the training masks; thresholds and scales of methods without training are chosen on the
+    validation masks. Every process computes everything; only the main process writes.
 
     Args:
         config: Run configuration, whose tiles have masks.
@@ -100,8 +100,8 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         if not segmenters:
             notes.append(
                 f"{name} was skipped: every number in segmentation.training.masks is too large for "
-                f"{counted(len(masks.of_split('train')), 'training mask')} (methods with pseudo-labels need at least "
-                "one mask that is left unused)"
+                f"{counted(len(masks.of_split('train')), 'training mask')} (methods with pseudo-labels must leave at "
+                "least one mask unused)"
             )
             logger.info(f"note: {notes[-1]}")
         segmented += [_segment(segmenter, method, inputs, test) for segmenter in segmenters]
@@ -137,7 +137,7 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
 
 
 def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
-    """Choose the decision rule for majority classes on the validation masks, as for the method's predictions."""
+    """Choose the decision rule for the majority classes of windows in the same way as for the predictions."""
     search = DecisionSearch(validation.classes.names, options)
     if segmenter.majority is not None:
         for index in range(len(validation)):
@@ -147,7 +147,7 @@ def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: Segme
 
 
 def _segment(segmenter: Segmenter, method: Method, inputs: MethodInputs, masks: MaskSet) -> SegmentedMasks:
-    """Choose the decision rule, segment the test images, and count their pixels."""
+    """Choose the decision rule, segment the test images, and compute their confusion matrices."""
     options, validation = inputs.options, inputs.masks.of_split("validation")
     classes = len(masks.classes.names)
     if method.trained:
@@ -253,7 +253,7 @@ def _write_images(
     scored: Sequence[tuple[SegmentationRow, Int64[np.ndarray, "n c c"]]],
     dice: Mapping[str, Float64[np.ndarray, " n"]],
 ) -> None:
-    """Write the confusion matrix and the Dice score of every image and segmentation."""
+    """Write the confusion matrix and the Dice score for every image and segmentation."""
     records = [
         {
             "subject": row.subject,

@@ -33,7 +33,7 @@ class SegmentationRow(StudyRow):
         validation_masks: Number of masks used to choose a threshold or scales.
         threshold: Threshold on the probability of the second class; None for the most probable class.
         validation_dice: Foreground Dice on the validation masks.
-        choice: Choice among several scales, and the scores that it is based on.
+        choice: Description of the chosen window scales, with the score of each candidate.
         tile_um: Edge length of a ceiling's tiles in micrometres.
     """
 
@@ -105,14 +105,14 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
         "over images include only the images that contain it. Floors need no model. A ceiling is the highest mean Dice "
         "over images that can be reached by predicting one class per tile. The majority class of a tile, or of a "
         "method's window, is the class of most of its pixels; for windows, a threshold is chosen as for the method. "
-        "Predicting the majority class maximises accuracy, not Dice. Because Dice penalises predicting too little more "
-        "than predicting too much, other predictions, and even the floor of one class everywhere, can have a higher "
-        "Dice. Intervals are 95% bootstrap intervals over patients."
+        "Predicting the majority class maximises accuracy, not Dice. Because Dice penalises under-segmentation more "
+        "than over-segmentation, other predictions, and even the floor that predicts one class everywhere, can have a "
+        "higher Dice. Intervals are 95% bootstrap intervals over patients."
     )
 
 
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the scores to show; the false area is shown only if an image lacks a class."""
+    """Return the labels of the metrics to show; the false area is shown only if an image lacks a class."""
     shown = frame[frame.metric == FALSE_AREA].value.notna().any()
     return _LABELS | ({FALSE_AREA: "false area in images without the class"} if shown else {})
 
@@ -155,7 +155,7 @@ def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> T
 
 
 def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, Any]) -> list[Text | Table]:
-    """Build one method's table by class, with the Dice of the floors and of one class per window or tile."""
+    """Build one method's description, its scores by class with the Dice of the references, and its provenance."""
     first = frame[frame.subject == subject].iloc[0]
     floors = list(dict.fromkeys(frame[frame.kind == "floor"].subject))
     own_windows = f"majority class in the windows of {subject}"

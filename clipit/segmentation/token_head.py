@@ -60,7 +60,7 @@ def train_token_head(
     """
     sources = [{name: shares for name, shares in targets.items() if shares.any()} for targets in sources]
     if not all(sources):
-        raise DataError("no pixels to train on: every mask is empty or ignored", fix="draw more masks")
+        raise DataError("no pixels to train on: every pixel is ignored", fix="increase segmentation.training.masks")
     device = get_processes().device
     names = dict.fromkeys(name for targets in sources for name in targets)
     stored = (store.tokens(name).reshape(-1, store.dim) for name in names)
@@ -103,7 +103,7 @@ def head_step(
 def _sample_cells(
     store: TokenStore, targets: Targets, count: int, generator: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n c"]]:
-    """Draw the same number of labelled cells from each of a few images."""
+    """Draw a few images, and the same number of labelled cells from each."""
     names = list(targets)
     chosen = generator.permutation(len(names))[:_IMAGES].tolist()
     tokens, shares = [], []

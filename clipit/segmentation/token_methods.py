@@ -93,7 +93,7 @@ class HeadInputs:
     def store(self) -> TokenStore:
         """Store of the tokens."""
         if self.model.store is None:
-            raise ValueError("heads are trained from a store")
+            raise ValueError("training a head requires a token store")
         return self.model.store
 
     def targets(self, rows: Sequence[int]) -> Targets:
@@ -231,7 +231,7 @@ def _zero_shot(
     inputs: MethodInputs,
     facts: Mapping[str, object],
 ) -> Segmenter:
-    """Segment by the softmax over scaled cosine similarities of tokens to class vectors, summed by mask class."""
+    """Segment with the softmax of the scaled cosines between tokens and class vectors, summed by mask class."""
     options = inputs.options
     matrix = map_classes(classes, inputs.masks.classes.names, options.class_map, tokens.name)
     head = options.training.head

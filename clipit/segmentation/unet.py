@@ -107,7 +107,7 @@ def _open_network(file: Path, classes: int, options: UnetConfig) -> nn.Module:
 
 
 class ScaledNetwork(nn.Module):
-    """A network with normalised input: (pixels - mean) / deviation, with channels in the order that it expects.
+    """A network with normalised input: (pixels - mean) / deviation, with channels in the network's order.
 
     Attributes:
         order: Image channel for each input channel of the network: (0, 1, 2) for RGB.
@@ -175,7 +175,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
         raise ModelError(
             f"the U-Net cannot be built: {' '.join(str(error).split())[:200]}",
             where=f"segmentation.training.unet.encoder: {options.encoder}",
-            fix="use an encoder of segmentation-models-pytorch, such as resnet18, and weights that exist for it",
+            fix="use an encoder of segmentation-models-pytorch, such as resnet18, with weights available for it",
         ) from error
     return ScaledNetwork(network, scaling)
 
@@ -279,7 +279,7 @@ def _reader(samples: Samples, options: UnetConfig) -> Callable[[int], Sample]:
 def _batch(
     readers: Sequence[Callable[[int], Sample]], counts: Sequence[int], options: UnetConfig, seed: int, step: int
 ) -> tuple[Float32[Tensor, "b 3 s s"], Int64[Tensor, "b s s"]]:
-    """Draw crops, each in one of eight orientations, with the same number from each source."""
+    """Draw the same number of crops from each source, each crop in one of eight orientations."""
     generator = np.random.default_rng([seed, step])
     edge = options.crop
     images, codes = [], []

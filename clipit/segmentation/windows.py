@@ -38,8 +38,8 @@ class WindowModel:
     def edge(self, mpp: float, scale: float) -> int:
         """Return the edge length of a window in image pixels.
 
-        The field of view is that of the model's training tiles times the scale. If the model does not state its
-        resolution, the image is assumed to have it.
+        The field of view is that of the model's training tiles times the scale. If the model does not state the
+        resolution of its training tiles, the image is assumed to have the same resolution.
 
         Args:
             mpp: Micrometres per pixel of the image; nan if unknown.
@@ -114,7 +114,7 @@ WindowScores = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "
 
 
 def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowScores) -> Iterator[Strip]:
-    """Yield the stitched scores of the windows over an image, cropped to the image.
+    """Lay windows over an image, and yield their scores as strips, cropped to the image.
 
     Args:
         pixels: Image or mask, [h, w] or [h, w, 3].

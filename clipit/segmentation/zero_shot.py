@@ -55,7 +55,7 @@ def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
     """Classify windows with the classifier of a finished run.
 
     Raises:
-        ConfigError: A mask class is not a class of the classifier.
+        ConfigError: A mask class has no corresponding class in the classifier.
     """
     return [_segmenter("classifier, windows", classifier_scorer(inputs.classifier), inputs)]
 
@@ -100,8 +100,8 @@ def map_classes(
     """Return the binary matrix that maps model classes (rows) to mask classes (columns).
 
     Args:
-        mapping: Mapping from model classes to mask classes; a model without any entry must have classes with the names
-            of the mask classes.
+        mapping: Mapping from model classes to mask classes. If it names no class of the model, classes with equal names
+            correspond.
 
     Raises:
         ConfigError: A mask class has no corresponding model class.
@@ -159,7 +159,7 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
 
 
 def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[float, ...], Decision | None, str]:
-    """Choose a single scale or the mean of all, together with the decision rule.
+    """Choose a single window scale or the mean over all scales, together with the decision rule.
 
     Returns:
         Scales, decision rule, and a description of the choice.

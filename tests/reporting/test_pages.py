@@ -313,7 +313,7 @@ def test_pages_of_a_run_and_its_pairing(configure: MakeConfig) -> None:
     results = json.loads((folder / "results.json").read_text())
     results["provenance"]["tiles"] = "0123456789abcdef"
     (folder / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ArtifactError, match="was trained on tiles"):
+    with pytest.raises(ArtifactError, match="was trained on tiles with the fingerprint"):
         write_pages(config, workspace)
 
 

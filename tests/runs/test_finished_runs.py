@@ -124,7 +124,7 @@ def test_lost_or_changed_predictions_are_made_again(finished: Finished, change: 
     elif change == "labels shifted":
         labels = np.roll(table.column("label").to_numpy(), 1)
         pq.write_table(table.set_column(2, "label", pa.array(labels)), path)
-    note = "lacks the predictions.parquet that was scored, so the run is re-evaluated"
+    note = "lacks the predictions.parquet that its scores were computed from, so the run is re-evaluated"
     assert any(note in line for line in again(config))
     assert path.read_bytes() == content
     assert not [line for line in again(config) if "again" in line]
@@ -170,7 +170,7 @@ def test_damaged_facts_of_the_training(finished: Finished) -> None:
     folder = run_folder(config)
     (folder / "training.json").write_text("{")
     (folder / "results.json").unlink()
-    with pytest.raises(ArtifactError, match=r"(?s)training\.json.*delete it and the folder .*classifier"):
+    with pytest.raises(ArtifactError, match=r"(?s)training\.json.*delete this file and the folder .*classifier"):
         again(config)
     with pytest.raises(ArtifactError, match=r"training\.json"):
         read_training(folder)

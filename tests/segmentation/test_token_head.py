@@ -104,7 +104,7 @@ def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
     head = train_token_head(store, [ignored], OPTIONS, seed=0, classes=2)
     predicted = head.probabilities(store.tokens(name)).argmax(axis=2)
     np.testing.assert_array_equal(predicted, targets[name].argmax(axis=2))
-    with pytest.raises(DataError, match="every mask is empty or ignored"):
+    with pytest.raises(DataError, match="every pixel is ignored"):
         train_token_head(store, [{normal: np.zeros_like(targets[name])}], OPTIONS, seed=0, classes=2)
 
 
@@ -160,7 +160,7 @@ def test_labels_without_a_class_and_without_a_background_are_refused(images: Ima
     model = train_mil(token_bags(tiles, store), EVIDENCE.training, 0, root=tmp_path)
     for evidence, message in (
         ({"tumour": "tumour"}, "tile labels without a mask class: normal"),
-        ({"tumour": "tumour", "normal": "mucosa"}, "classes that the masks do not have: mucosa"),
+        ({"tumour": "tumour", "normal": "mucosa"}, "unknown mask classes: mucosa"),
         ({"tumour": "tumour", "normal": "tumour"}, "no label is evidence of other"),
     ):
         with pytest.raises(ConfigError, match=message):

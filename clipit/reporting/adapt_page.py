@@ -110,7 +110,7 @@ def forgetting_task(name: str) -> str:
 
 
 def adapt_verdict(content: AdaptContent) -> str:
-    """State whether the text improved the VLM, how a linear probe compares, and which other sets have lower scores."""
+    """State whether the text improved the VLM, how a linear probe compares, and where scores on other sets fell."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
         return f"No verdict: the arm {TEXT!r} was not trained (adapt.arms)."
@@ -155,7 +155,7 @@ def _rose(content: AdaptContent, arm: str) -> bool:
 
 
 def _limit(content: AdaptContent, arm: str, contrast: ModelDifference) -> str:
-    """Compare the gain with that of a control that it does not exceed."""
+    """State that the gain does not exceed the change of a control, or that this is undecided."""
     change = f"the change {_CONTROLS[arm]} ({_difference_from_before(content, arm)})"
     if contrast.outcome == "undecided":
         return f"It is undecided whether this is more than {change}: {contrast.reason}."

@@ -53,7 +53,7 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
             Card(each.picture, f"tile {each.tile}: {each.votes}", [each.consensus, each.votes, each.split], each.tile)
             for each in disputed
         ]
-        caption = "Tiles with the least certain consensus, in ascending order of its posterior."
+        caption = "Tiles with the least certain consensus, in ascending order of the posterior of the consensus class."
         sections.append(
             PageSection("Tiles with the least agreement", [Cards(cards, caption, "annotators.csv: row of each tile")])
         )

@@ -25,7 +25,7 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
 _MAX_LINES = 32  # maximum number of lines of a table on the console
-_EXCLUDED = ("batch",)  # values of `analysis` whose rows are not exported; the `guard` rows summarise these thousands
+_EXCLUDED = ("batch",)  # rows with these values of `analysis` are not exported; the `guard` rows summarise them
 
 
 def check_export(path: Path) -> None:
@@ -47,7 +47,7 @@ def check_export(path: Path) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write columns of the rows as CSV, atomically; missing values stay empty.
+    """Write the given columns of the rows as CSV, atomically; missing values stay empty.
 
     Raises:
         ArtifactError: The file cannot be written.

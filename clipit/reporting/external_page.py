@@ -67,7 +67,7 @@ def _calibration_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
 def _temperature(results: Mapping[str, Any]) -> str:
     calibration = results["calibration"]
     if calibration["temperature"] is None:
-        return f"No temperature: {calibration['reason']}."
+        return f"No temperature was fitted: {calibration['reason']}."
     return (
         f"Temperature {calibration['temperature']:.3f}, fitted on {counted(calibration['labels'], 'validation label')} "
         "of the run; labels of the new set were not used."

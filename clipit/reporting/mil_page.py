@@ -1,4 +1,4 @@
-"""Page and summary of a study of multiple-instance learning on slide or patient labels."""
+"""Page and summary of a multiple-instance learning study on slide or patient labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def mil_summary(content: MilContent) -> str:
         parts.append(f"**{markdown_line(slide_verdict(control, content.level))}**")
         parts += [slide_arms_markdown(control, "test", CHOSEN_BY, level) for level in _levels(content)]
     if len(content.map_scores):
-        parts += ["## Maps against masks", markdown_table(*_map_table(content), left=2), _MAPS]
+        parts += ["## Maps compared with masks", markdown_table(*_map_table(content), left=2), _MAPS]
     arms = [f"{arm}: {text}. {comparison.choices[arm].sentence}" for arm, text in content.arms.items()]
     lines = [*arms, *content.notes, _SHUFFLED, _HOW]
     parts.append("\n".join(f"- {markdown_line(line)}" for line in lines))

@@ -53,7 +53,7 @@ class CardComparison:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts of a run for its classifier's card.
+    """Facts about a run, for the card of its classifier.
 
     Attributes:
         arm: Name of the arm; "" for a user-defined arm or custom settings.
@@ -100,7 +100,7 @@ def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bo
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     intro = (
-        f"Image classifier of histology tiles with {len(spec.classes)} classes, trained with clipit. "
+        f"Image classifier for histology tiles with {len(spec.classes)} classes, trained with clipit. "
         "**For research use only: not a medical device, and not for diagnosis or treatment.**"
     )
     front_matter = _front_matter(spec, facts, licences, transformers_opens)

@@ -160,7 +160,7 @@ def _missing_glyphs_allowed() -> Iterator[None]:
 
 @in_style
 def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "") -> "Figure":
-    """Plot a confusion matrix: numbers are tiles, and shades are shares of the true class (row).
+    """Plot a confusion matrix: numbers are tile counts, and shades are shares of the true class (row).
 
     With more than 40 classes, cells have no numbers and only every n-th class is named, to limit size and time.
     """
@@ -278,7 +278,7 @@ def line_style(i: int) -> tuple[str, str]:
 
 def legend_beside(axes: "Axes") -> None:
     """Put the legend of the lines to the right of the axes."""
-    # By default, Matplotlib omits all names that begin with an underscore, as those of lines without a name do.
+    # By default, Matplotlib omits all labels that begin with an underscore; omit only those that Matplotlib has assigned.
     lines = [line for line in axes.get_lines() if not re.fullmatch(r"_child\d+", str(line.get_label()))]
     axes.legend(handles=lines, loc="center left", bbox_to_anchor=(1.01, 0.5))
 

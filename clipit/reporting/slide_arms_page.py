@@ -49,8 +49,8 @@ class ComparedRun:
 def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     """State in one sentence which arms have a higher balanced accuracy per slide, or per patient, than the reference.
 
-    The verdict is for the test split, or for the first compared split if there is none. It requires a pooling that was
-    chosen on validation slides, since an arm is often better with one of several poolings by chance.
+    The verdict is for the test split or, without a test split, for the first compared split. It requires a pooling
+    chosen on validation slides: with several poolings, one of them often makes an arm better by chance.
     """
     rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]

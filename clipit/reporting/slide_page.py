@@ -24,7 +24,7 @@ OVERVIEW_PIXELS = 2_400
 """Longest edge of the overview on a page."""
 _OVERVIEW_BYTES = 3_000_000  # maximum size of the overview
 _LAYER_BYTES = 2_500_000  # maximum total size of the layers
-_LEVELS = 32  # number of shades of a probability on the page
+_LEVELS = 32  # number of opacity levels for probabilities on the page
 _OUTLINE = 2_000  # steps along the longest edge of the slide, to which outlines are rounded
 
 
@@ -44,7 +44,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class TopTile:
-    """A tile with one of the highest scores of a class.
+    """A tile with one of the highest scores for a class.
 
     Attributes:
         row: Row of the tile in the grid.
@@ -98,7 +98,7 @@ def slide_page(slide: SlidePage) -> str:
     sections = []
     if slide.slide_scores:
         rows = [(name, *(number(value) for value in values)) for name, values in slide.slide_scores.items()]
-        caption = "Slide scores by pooling of the tiles"
+        caption = "Slide scores by pooling method"
         sections.append(PageSection("Slide scores", [Table(("pooling", *slide.classes), rows, caption=caption)]))
     sections += [
         PageSection("Map", [Include("slide_map.html", _map_values(slide, colours))]),
@@ -110,10 +110,10 @@ def slide_page(slide: SlidePage) -> str:
 
 
 def top_rows(grid: SlideGrid, scores: Float[np.ndarray, "n classes"], k: int) -> list[list[int]]:
-    """Return the rows of the k tiles with the highest scores of each class, in order, without overlapping tiles.
+    """Return the rows of the k highest-scoring tiles for each class, the highest first; overlapping tiles are skipped.
 
     Args:
-        k: Number of tiles per class; fewer are returned if the others overlap.
+        k: Number of tiles per class; fewer are returned if all other tiles overlap with them.
     """
     return [_separate(grid, np.argsort(-scores[:, number], kind="stable"), k) for number in range(scores.shape[1])]
 

@@ -210,7 +210,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     covered = scores[scores["over"].astype(bool)]
     all_poolings = _pooling_titles(scores)
     for (split, level, over), part in covered.groupby(["split", "level", "over"], sort=False):
-        poolings = _pooling_titles(part)  # different poolings can predict different classes without slides
+        poolings = _pooling_titles(part)  # the pooling determines which classes without slides are predicted
         where = f"{split} per {level}" + ("" if poolings == all_poolings else f", {', '.join(poolings)}")
         parts.setdefault(f"averages over classes are computed {over}", []).append(where)
     return remarks + [f"{', '.join(places)}: {remark}." for remark, places in parts.items()]

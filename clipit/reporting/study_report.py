@@ -155,7 +155,7 @@ def pivot_cells(
 
 
 def study_note(config: RunConfig, *coverage: str) -> str:
-    """Compose the note above the results of a study of the backbone and the VLM.
+    """Compose the note above the results of a study that evaluates the backbone and the VLM.
 
     Args:
         coverage: Remarks on the classes that the scores cover, from `describe_coverage`; "" for none.

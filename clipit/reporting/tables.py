@@ -81,7 +81,7 @@ def key_value_table(values: Mapping[str, object]) -> str:
 
 
 def console_block(block: str) -> str:
-    """Remove the Markdown of a heading, a note or a line in bold."""
+    """Remove the Markdown markup from a heading, a note or a line in bold."""
     if block.startswith("**") and block.endswith("**"):
         return block[2:-2]
     return block.lstrip("#").lstrip().replace("> **Note.** ", "note: ") if block.startswith(("#", ">")) else block

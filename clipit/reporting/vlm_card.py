@@ -37,7 +37,7 @@ _TUNING = {
 
 @dataclass(frozen=True)
 class AdaptationFacts:
-    """Facts of an adaptation for its card.
+    """Facts about an adaptation, for its card.
 
     Attributes:
         arm: Arm of the study: `text` or a control.
@@ -73,7 +73,7 @@ def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     intro = (
-        f"Vision-language model of histology: {plain_text(licence.model)}, adapted with clipit. "
+        f"Vision-language model for histology: {plain_text(licence.model)}, adapted with clipit. "
         "**For research use only: not a medical device, and not for diagnosis or treatment.**"
     )
     return f"---\n{_front_matter(licence)}---\n\n# Adapted {plain_text(licence.model)}\n\n{intro}\n\n{body}\n"
@@ -176,8 +176,8 @@ def _usage(licence: ModelLicence) -> str:
         "`vlm.adapter: FOLDER` applies the folder `adapter/` to the base model that `vlm.name` and `vlm.path` specify"
     )
     if licence.forbids_derivatives:
-        return f"In a configuration of clipit, {adapter}."
+        return f"In a clipit configuration, {adapter}."
     return (
-        "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`. The base model's package "
+        "In a clipit configuration, `vlm.name: FOLDER` opens the merged folder `vlm/`. The base model's package "
         f"(open_clip or transformers) can also open this folder. {adapter}."
     )

@@ -86,7 +86,7 @@ class Assertions:
     """Classify mentions by the negation and uncertainty triggers in the same sentence."""
 
     def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
-        """Extend the package's triggers."""
+        """Add triggers to those of the package."""
         self._triggers = PhraseTree()
         for name, phrases in {
             "negated before": [
@@ -236,13 +236,13 @@ _RELATIVE = ("", ", ", ", which ", ", that ")  # a comma ends the scope of other
 
 
 def _not_excluding() -> list[str]:
-    """Return phrases before a mention that leave it uncertain, such as "cannot entirely exclude"."""
+    """Return phrases that leave the following mention uncertain, such as "cannot entirely exclude"."""
     active = product((*_NOT, *_ATTEMPTS), _ADVERBS, _ACTIVE)
     return [*map(_join, active), "exclude", "exclusion of"]
 
 
 def _not_excluded() -> list[str]:
-    """Return phrases after a mention that leave it uncertain, such as "has not been completely ruled out"."""
+    """Return phrases that leave the preceding mention uncertain, such as "has not been completely ruled out"."""
     forms = [
         *product(_NOT, _ADVERBS, _PASSIVE),
         *product(_NOT, ("be", "been"), _ADVERBS, _PASSIVE),

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WINDOW = 160  # number of characters searched before a mention for a count
-_MANY_WORDS = (
-    4  # final empty brackets after at least this many words replace a removed name; after fewer, they are a box
-)
+# Empty brackets at the end stand for a removed name after at least this many words, and for a check box after fewer.
+_MANY_WORDS = 4
 _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1-9]\d{0,2}(?!\d| ?/|[.,:-]\d| ?%)"
 """Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
@@ -68,7 +67,7 @@ class CheckBoxes:
     Attributes:
         sentence: The sentence with boxes and unchecked options replaced by spaces, of the same length.
         unchecked: Start and end of each unchecked option.
-        unanswered: Index before which the sentence is a question without a checked option; 0 if there is none.
+        unanswered: End of the question before the options if no option is checked; 0 otherwise.
     """
 
     sentence: str

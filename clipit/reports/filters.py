@@ -47,7 +47,10 @@ def filter_snippets(
         texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
 
     def rescue(passes: Sequence[bool]) -> list[bool]:
-        """Keep short diagnoses; those of more than three words only with the packaged prompts, which fit any organ."""
+        """Keep short diagnoses that fail a filter.
+
+        Diagnoses of more than three words are kept only with the packaged prompts, which fit any organ.
+        """
         if checks is None or not checks.short_diagnoses:
             return list(passes)
         short = [

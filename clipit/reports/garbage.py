@@ -141,7 +141,7 @@ def _trigrams(word: str) -> list[str]:
 
 
 def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
-    """Return whether the corpus lacks over a quarter of the words' trigrams, and at least 30% of those of two words."""
+    """Return whether the corpus lacks over 25% of all trigrams, and at least 30% in each of two or more words."""
     if len(words) < 2 or not trigrams:
         return False
     absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]

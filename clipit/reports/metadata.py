@@ -50,7 +50,7 @@ class Metadata:
         The number of reports with a row is added to `notes`; unmatched reports and rows are counted in `problems`.
 
         Raises:
-            DataError: No report has a row; the message lists some ids of both.
+            DataError: No report has a row; the message lists examples of the ids of reports and rows.
         """
         problems += self.notes
         patients = [_patient(report) for report in reports]

@@ -71,7 +71,7 @@ class PhraseTree:
 
 
 class PhraseFinder:
-    """Search for many phrases at once; the time depends only on the number of regular expressions."""
+    """Search for many phrases in a single pass over a text; regular expressions are searched one by one."""
 
     def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
         """Build the finder.

@@ -26,13 +26,14 @@ IGNORED = ""
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Phrases of each class, and which of their mentions count; `load_rules` reads a rule set from a file.
+    """Rules that label a report by the mentions of phrases; `load_rules` reads a rule set from a file.
 
     Attributes:
         classes: Phrases of each class, matched as whole words in any case; white space and hyphens are equivalent, and
             optional next to punctuation. A phrase written `/.../` is a regular expression.
         sections: Sections whose mentions count, in lower case; empty for all.
-        negated: Class -> class that its negated mentions count for; negated mentions of other classes do not count.
+        negated: Mapping from a class to the class for which its negated mentions count. Negated mentions of classes
+            that are not listed do not count.
         ignored: Phrases that count for no class and hide shorter phrases within them.
     """
 

@@ -278,7 +278,7 @@ def line_style(i: int) -> tuple[str, str]:
 
 def legend_beside(axes: "Axes") -> None:
     """Put the legend of the lines to the right of the axes."""
-    # By default, Matplotlib omits all labels that begin with an underscore; omit only those that Matplotlib has assigned.
+    # By default, Matplotlib omits all labels that begin with an underscore; omit only those that it has assigned.
     lines = [line for line in axes.get_lines() if not re.fullmatch(r"_child\d+", str(line.get_label()))]
     axes.legend(handles=lines, loc="center left", bbox_to_anchor=(1.01, 0.5))
 

@@ -155,7 +155,7 @@ def _rose(content: AdaptContent, arm: str) -> bool:
 
 
 def _limit(content: AdaptContent, arm: str, contrast: ModelDifference) -> str:
-    """State that the gain does not exceed the change of a control, or that this is undecided."""
+    """State that the gain is less than, or not shown to exceed, the change with a control."""
     change = f"the change {_CONTROLS[arm]} ({_difference_from_before(content, arm)})"
     if contrast.outcome == "undecided":
         return f"It is undecided whether this is more than {change}: {contrast.reason}."

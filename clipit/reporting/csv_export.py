@@ -120,7 +120,7 @@ def first_table(text: str) -> str:
 def run_study(
     description: str | None, section: str, run_help: str, study: Callable[["ConfigFile", Path | None], Path]
 ) -> None:
-    """Run the command of a study: parse `--config`, `--run` and `--record`, and log its files.
+    """Run the command of a study: parse `--config`, `--run` and `--record`, run the study, and log the files.
 
     Args:
         description: Purpose of the command, for `--help`.

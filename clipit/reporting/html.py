@@ -30,7 +30,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Link:
-    """A cell of a table that links to another local file, by its path relative to the page's folder."""
+    """A table cell that links to another local file, by its path relative to the page's folder."""
 
     label: str
     path: str
@@ -45,7 +45,7 @@ class Table:
         traces: Source of each row's values, listed in a collapsed element below the table; empty for no list.
         source: File and key of the table's data, shown in a collapsed element below the table.
         left: Number of left-aligned columns; the others contain numbers and are right-aligned.
-        shades: Shares in 0..1 that shade all cells of a row but its heading, as in a confusion matrix.
+        shades: Shares in 0..1 that shade all cells of a row except its heading, as in a confusion matrix.
     """
 
     header: Sequence[str]

@@ -132,7 +132,7 @@ def inline_svg(figure: "Figure", label: str) -> Markup:
 
 
 def _render(figure: "Figure", write: "Callable[[Figure], object]", name: str) -> None:
-    """Write a figure; if matplotlib cannot render it, log the reason and write the reason instead."""
+    """Write a figure; if matplotlib cannot render it, log the reason and write a figure with the reason instead."""
     try:
         write(figure)
     except (OSError, ClipitError):

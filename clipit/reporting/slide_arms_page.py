@@ -18,7 +18,7 @@ from clipit.reporting.tables import key_value_table, markdown_line, markdown_tab
 TITLE = "Arms compared on slides"
 _HOW = (
     "Differences are paired by slide and seed; an arm with one seed, such as a zero-shot VLM, is paired with every "
-    "seed of the other. An arm is better or worse than the reference if both intervals of the difference, over "
+    "seed of the other arm. An arm is better or worse than the reference if both intervals of the difference, over "
     "patients and over seeds, are on the same side of 0. p: paired t-test over seeds, Holm-corrected over the arms in "
     "the table."
 )

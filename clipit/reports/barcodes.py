@@ -157,5 +157,5 @@ def read_organs(path: Path) -> dict[str, str]:
                 fix=f"correct the row; the cancer types are {', '.join(ORGANS)}",
             )
         if organ_of.setdefault(patient, ORGANS[code]) != ORGANS[code]:
-            raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one organ")
+            raise DataError(f"two organs are given for {patient}", where=f"{path}, line {line}", fix="keep one organ")
     return organ_of

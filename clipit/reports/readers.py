@@ -113,8 +113,8 @@ def read_reports(config: ReportsConfig) -> Reports:
         listed = "".join(f"\n  {printable(problem)}" for problem in problems[:_SHOWN_PROBLEMS])
         more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise DataError(
-            f"empty corpus: no report with text ({counted(empty, 'empty report')}), read as format "
-            f"{format_name}{listed}{more}",
+            f"empty corpus: no report contains text ({counted(empty, 'empty report')}; read in the format "
+            f"{format_name}){listed}{more}",
             where=config.path,
             fix="check reports.path, reports.format and reports.text_column",
         )
@@ -261,7 +261,7 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
     if absent:
         listed = shortlist(sorted(organ for organ in organs if organ is not None), 40)
         raise DataError(
-            f"no report with the organ {shortlist(absent)}; organs in the corpus: {listed or 'unknown'}",
+            f"no report has the organ {shortlist(absent)}; organs in the corpus: {listed or 'unknown'}",
             where=config.path,
             fix="correct reports.organs, or provide the organs with reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",

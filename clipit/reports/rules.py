@@ -47,7 +47,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class ReportLabel:
-    """Class that the rules assign to a report, and the mentions behind it.
+    """Class that the rules assign to a report, and the mentions in the report.
 
     Attributes:
         class_name: A class, "both" or "none".

@@ -72,7 +72,11 @@ def _read_raw(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     elif zipfile.is_zipfile(path):
         names = [name for name in zip_members(path) if name.lower().endswith(".csv")]
         if names:
-            raise DataError(f"the zip contains {names[0]}", where=path, fix="unpack it and set reports.path to the csv")
+            raise DataError(
+                f"a csv cannot be read from a zip: {names[0]}",
+                where=path,
+                fix="unpack the zip, and set reports.path to the csv",
+            )
     else:
         raise DataError(
             "neither a .csv file nor a zip",

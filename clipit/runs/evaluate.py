@@ -54,7 +54,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
             `evaluation.page`, also report.html and plots.
 
     Returns:
-        Content of results.json in the main process; an empty dictionary in the others.
+        Content of results.json in the main process; an empty dictionary in other processes.
     """
     tiles = workspace.tiles(config.seed)
     classifier = open_classifier(config, folder, tiles.classes)
@@ -83,7 +83,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
     Args:
         config: Run configuration with its arm resolved.
         workspace: Cached inputs of this configuration.
-        folder: Folder of the run; by default, the one that the configuration determines.
+        folder: Folder of the run; by default, `run_folder(config)`.
 
     Raises:
         ArtifactError: The run does not exist, its folder belongs to a different configuration, or the folder is

@@ -70,7 +70,9 @@ def evaluate_external(
         ArtifactError: The folder contains results for other tiles or prompts.
     """
     if tiles is None and prompts is None:
-        raise DataError("no new tiles or prompts", where=run, fix="pass --tiles.path=... or --prompts=...")
+        raise DataError(
+            "neither new tiles nor new prompts are given", where=run, fix="pass --tiles.path=... or --prompts=..."
+        )
     config = read_run_config(run) if config is None else config
     run_results = read_results(run)
     prompt_set = None if prompts is None else load_prompts(prompts)
@@ -86,7 +88,7 @@ def evaluate_external(
     notes += [*scored.notes, *checks["not_checked"]]
     if absent:
         present = len(scored.classes) - len(absent)
-        notes.append(f"no tiles labelled {', '.join(absent)}: scores are computed over the {present} other classes")
+        notes.append(f"no tile is labelled {', '.join(absent)}: scores are computed over the {present} other classes")
     for note in notes:
         logger.info(as_note(note))
     if not (scored.labels >= 0).any():
@@ -151,7 +153,7 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     differences = list_differences(recorded, identity)
     if differences:
         raise ArtifactError(
-            f"this folder belongs to an evaluation on other tiles or prompts; differences:\n    "
+            f"this folder belongs to an evaluation on different tiles or with different prompts; differences:\n    "
             f"{difference_lines(differences)}",
             where=folder,
             fix=fix,
@@ -162,7 +164,7 @@ def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> l
     """Check that new prompts suit a classifier and cover its classes; return a note about prompts for other classes."""
     if classifier.spec.vlm is None or not classifier.spec.projector_layers:
         raise ModelError(
-            "this classifier was trained without text, so it has no zero-shot predictions",
+            "this classifier was trained without text and does not support zero-shot prediction",
             where=run,
             fix="remove --prompts, or use a run whose arm trains with text",
         )
@@ -186,7 +188,7 @@ def _new_tiles(
     classifier: "Classifier",
     name: str,
 ) -> tuple[MappedTiles, dict[str, Any]]:
-    """Read the tiles (by default, the run's test tiles), drop those of other classes, and apply `leaks.policy`."""
+    """Read the tiles (by default, the run's test tiles), drop classes that the run lacks, and apply `leaks.policy`."""
     if section is None:
         test_tiles = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}

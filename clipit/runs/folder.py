@@ -43,7 +43,7 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "sections": (JsonRecord,),
     "notes": (list,),
 }
-"""Expected types of the values in training.json that are read, as `read_json` returns them."""
+"""Expected types of values in training.json, as returned by `read_json`."""
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -52,13 +52,15 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunConfig:
-    """Replace `training.precision: auto` with the precision recorded in the run's folder, or else that of the devices.
+    """Replace `training.precision: auto` with the precision recorded in the run's folder.
+
+    If no precision is recorded, the precision suited to the devices is used.
 
     A run that was trained on a GPU can thus be evaluated, compared or resumed on a different kind of machine.
 
     Args:
         config: Run configuration with its arm resolved.
-        folder: Folder of the run; by default, the one that the configuration determines.
+        folder: Folder of the run; by default, `run_folder(config)`.
     """
     folder = folder or run_folder(config)
     recorded = None
@@ -88,7 +90,7 @@ def is_started(folder: Path) -> bool:
 
 
 def read_run_config(folder: Path) -> RunConfig:
-    """Read the configuration of a run from its folder, with its arm resolved and `output` set to its current location.
+    """Read the configuration in a run's folder, with its arm resolved and `output` set to the current output folder.
 
     Raises:
         DataError: The folder does not contain a run.

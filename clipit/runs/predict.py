@@ -143,7 +143,7 @@ def join_predictions(by_split: Sequence[Predictions]) -> Predictions:
     """
     if not by_split:
         raise DataError(
-            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that have tiles"
+            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="choose splits that have tiles"
         )
     zero_shots = [each.zero_shot for each in by_split if each.zero_shot is not None]
     return Predictions(

@@ -70,7 +70,7 @@ def open_inputs(
     options = [option for option, value in table_options.items() if value]
     if options and not tables:
         raise ConfigError(
-            f"options for tables ({', '.join(options)}), but no input is a table",
+            f"options for tables are given ({', '.join(options)}), but no input is a table",
             where=shortlist(inputs, 3),
             fix=f"remove these options, or pass a table ({', '.join(TABLES)})",
         )
@@ -92,7 +92,7 @@ def _reject_slides(path: Path, listed: ImageSet) -> ImageSet:
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:
         raise DataError(
-            f"whole slides among {counted(len(listed), 'image')}: {shortlist(slides, 3)}",
+            f"found whole slides among {counted(len(listed), 'image')}: {shortlist(slides, 3)}",
             where=path,
             fix="pass slides, or a folder that contains only slides, as separate inputs; or score them with clipit "
             "slides score",

@@ -23,8 +23,7 @@ class TextNeighbours:
 
     Attributes:
         sources: Class of each prompt, or id of each snippet.
-        read: Function from rows to their unit vectors in the space of the model's image embeddings; it may read them
-            from disk.
+        read: Function from rows to unit vectors in the space of the model's image embeddings, possibly read from disk.
     """
 
     texts: Sequence[str]

@@ -144,7 +144,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     Args:
         vlm: Frozen VLM on this process's device.
         prompts: Prompt set; the embeddings of each class's prompts are averaged.
-        draws: Prompt sets sampled from a published file, each of which is also scored separately.
+        draws: Prompt sets sampled from a published file; each set is also scored separately.
     """
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -197,13 +197,13 @@ def choose_tiling(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[
             raise ConfigError(
                 "the resolution of the model's training tiles is unknown",
                 where=scorer.title,
-                fix="pass it in micrometres per pixel, for example --tile-mpp 0.5",
+                fix="pass the resolution in micrometres per pixel, for example --tile-mpp 0.5",
             )
         changes["mpp"] = scorer.mpp
         if scorer.mpp_assumed:
             warnings.append(
                 f"the resolution of the training tiles is unknown, so tiles are read at {scorer.mpp:g} µm per "
-                "pixel, which the backbone expects; if the training tiles had a different one, pass --tile-mpp"
+                "pixel, which the backbone expects; if the training tiles had a different resolution, pass --tile-mpp"
             )
     elif scorer.mpp is not None and not 1 / _MAX_RATIO <= requested.mpp / scorer.mpp <= _MAX_RATIO:
         warnings.append(f"tiles are read at {requested.mpp:g} µm per pixel; the model expects {scorer.mpp:g}")

@@ -67,9 +67,10 @@ _SAMPLED_TILES = 9  # number of tiles whose size is read to describe the classif
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:
-    """Train and evaluate a run, or resume it; a finished run is left unchanged.
+    """Train and evaluate a run, or resume it.
 
-    A finished run is re-evaluated if its predictions are missing or the keys of `evaluation` have changed.
+    A finished run is left unchanged unless its predictions are missing or keys of `evaluation` have changed; it is then
+    re-evaluated.
 
     Args:
         config: Run configuration, with or without an arm.

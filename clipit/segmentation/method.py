@@ -90,7 +90,7 @@ class Method:
     Attributes:
         title: Short description.
         missing: Function that names the inputs that the method lacks; "" if none.
-        prepare: Function that loads or trains models, chooses their settings, and returns the segmentations to score.
+        prepare: Function that loads or trains models, chooses their settings, and returns the segmenters to score.
         trained: Whether the method trains on masks. Such a method runs only if `segmentation.methods` names it. It
             predicts the most probable class: choosing a threshold could take more masks than the training itself.
         classes: Function that opens the model and returns its classes, which are mapped to the mask classes; None if

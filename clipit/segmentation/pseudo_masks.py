@@ -104,7 +104,7 @@ class PseudoMasks:
         codes = {name: cells for name, cells in self.codes.items() if name not in dropped}
         if not codes:
             raise DataError(
-                "no image is left for pseudo-labels: every labelled training image has a drawn mask",
+                "no image is left for pseudo-labels: the masks of all labelled training images are used",
                 where="segmentation.training.masks",
                 fix="use fewer masks, or label more training images",
             )

@@ -38,7 +38,7 @@ def missing_unet_evidence(inputs: MethodInputs) -> str:
 
 
 def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a linear head for each number of masks and each seed, on the masks and pseudo-labels of other images.
+    """Train a linear head for each number of masks and each seed, on the masks and on pseudo-labels for other images.
 
     A number that would use all training masks is skipped.
 
@@ -57,7 +57,7 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a U-Net for each number of masks and each seed, on the masks and pseudo-labels of other images.
+    """Train a U-Net for each number of masks and each seed, on the masks and on pseudo-labels for other images.
 
     A number that would use all training masks is skipped.
 

@@ -38,8 +38,8 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
     """Compute floors and ceilings for masks.
 
     One floor per foreground class predicts this class everywhere. Another floor, for H&E, thresholds the haematoxylin
-    channel with Otsu's method. With two classes, one of them foreground, a ceiling assigns one class to each tile such
-    that the Dice of each image is highest. With more classes, each tile is assigned its majority class, which is not an
+    channel with Otsu's method. With two classes, one of them foreground, a ceiling assigns one class to each tile so
+    that the Dice of each image is maximal. With more classes, each tile is assigned its majority class, which is not an
     upper bound on the Dice.
 
     Args:

@@ -77,7 +77,7 @@ class WindowGrid:
 
 
 def window_starts(length: int, side: int, step: int) -> list[int]:
-    """Return the starts of windows that cover a length; the last window ends exactly at its end.
+    """Return the starts of windows that cover a length exactly; the last window may overlap more than the others.
 
     Args:
         length: Length to cover, at least `side`.
@@ -121,7 +121,7 @@ def _regroup(scores: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterato
 def _column_means(
     scores: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid
 ) -> Float64[np.ndarray, "c w"]:
-    """Return, for each pixel column, the mean score of the windows in a row that cover it."""
+    """Return the mean score in each pixel column over the windows of a row that cover the column."""
     steps = np.zeros((scores.shape[1] + 1, grid.width + 1))
     columns = np.concatenate([scores.T.astype(np.float64), np.ones((1, len(lefts)))])
     steps[:, lefts] += columns  # no two windows of a row begin, or end, in the same column

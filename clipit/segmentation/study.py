@@ -74,13 +74,13 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         Folder with segmentation.parquet, .csv, .json, .md and .html, images.parquet and the pictures.
 
     Raises:
-        ConfigError: No mask classes are named, or a method lacks inputs or classes.
+        ConfigError: No mask classes are defined, or a method lacks inputs or classes.
         DataError: Masks cannot be used, no test tile has a mask, or the run was trained on test patients.
         ModelError: A configured method is not supported by its model.
     """
     if not options.classes:
         raise ConfigError(
-            "the mask classes are not named",
+            "no mask classes are defined",
             where="segmentation.classes",
             fix="name each class and its value in the masks, such as {stroma: 0, gland: 1}",
         )
@@ -126,7 +126,7 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
         raise DataError(
             "no test tile has a mask",
             where=config.tiles.path,
-            fix="map a split of the table to test in tiles.splits, or hold out test patients: tiles.test_fraction",
+            fix="map a split of the table to test in tiles.splits, or hold out test patients with tiles.test_fraction",
         )
     logger.info("masks: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     for note in masks.notes:

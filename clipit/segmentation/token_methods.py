@@ -32,7 +32,7 @@ TokenScores = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class TokenModel:
-    """Patch tokens of a model in a study, read from a store if it contains them.
+    """Token model of a study; token maps that are in the store are read instead of computed.
 
     Attributes:
         store: Stored token maps of the study's images; None to compute all of them.

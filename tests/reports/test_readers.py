@@ -186,7 +186,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
     ("name", "content", "keys", "message"),
     [
         ("empty.txt", "", {}, "empty corpus"),
-        ("blank.txt", "\n \n--\n", {}, r"empty corpus: no report with text \(3 empty reports\)"),
+        ("blank.txt", "\n \n--\n", {}, r"empty corpus: no report contains text \(3 empty reports; read in the"),
         ("head.csv", "text\n", {}, "empty corpus"),
         ("nothing.csv", "", {}, "the columns are: none"),
         ("cells.csv", "id,text\n1,colon, liver\n", {}, r"record 1 \(line 2\) has 3 fields, but the header has 2"),

@@ -64,7 +64,7 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
     assert {report.organ for report in reports.reports} == {None}
     assert len({report.group for report in reports.reports}) == 3
     with pytest.raises(
-        DataError, match=r"(?s)no report with the organ stomach; organs in the corpus: unknown.*reports.cancer_types"
+        DataError, match=r"(?s)no report has the organ stomach; organs in the corpus: unknown.*reports.cancer_types"
     ):
         read_reports(config(published, organs=("stomach",)))
 
@@ -74,7 +74,7 @@ def test_only_some_organs(published: Path, types: Path) -> None:
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
     assert any("dropped 2 reports with other or unknown organs" in problem for problem in reports.problems)
     assert len(read_reports(config(published, cancer_types=str(types), organs=(" Stomach",))).reports) == 2
-    with pytest.raises(DataError, match="no report with the organ lung; organs in the corpus: kidney, stomach"):
+    with pytest.raises(DataError, match="no report has the organ lung; organs in the corpus: kidney, stomach"):
         read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))
 
 
@@ -103,7 +103,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     packed = tmp_path / "TCGA_Reports.csv.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(published, "TCGA_Reports.csv")
-    with pytest.raises(DataError, match=r"(?s)the zip contains TCGA_Reports.csv.*unpack it"):
+    with pytest.raises(DataError, match=r"(?s)a csv cannot be read from a zip: TCGA_Reports.csv.*unpack the zip"):
         read_reports(config(packed))
     packed.write_bytes(packed.read_bytes().replace(b"PK\1\2", b"PK\1\3"))
     with pytest.raises(DataError, match=r"(?s)cannot read this zip file: .*TCGA_Reports\.csv\.zip"):
@@ -121,7 +121,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
         ("patient,type\nTCGA-BP-5195,KIRC\n", "expected the columns patient_id and cancer_type, found patient, type"),
         ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'KIDNEY' is not a cancer type.*line 2"),
         ("patient_id,cancer_type\nBP-5195,KIRC\n", "'BP-5195' is not a TCGA patient barcode"),
-        ("patient_id,cancer_type\nTCGA-BP-5195,KIRC\nTCGA-BP-5195,LUAD\n", "two organs for TCGA-BP-5195"),
+        ("patient_id,cancer_type\nTCGA-BP-5195,KIRC\nTCGA-BP-5195,LUAD\n", "two organs are given for TCGA-BP-5195"),
         (None, "cannot read the cancer types"),
     ],
 )

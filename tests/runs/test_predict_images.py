@@ -309,7 +309,7 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
     assert list(open_inputs([tmp_path / "t.csv"], tiles, "file").ids) == ["case 1/01.png", "case 0/03.png"]
     with pytest.raises(DataError, match=r"missing columns: path(.|\n)*--path-column"):
         open_inputs([tmp_path / "t.csv"], tiles)
-    with pytest.raises(ConfigError, match=r"options for tables \(--images\)"):
+    with pytest.raises(ConfigError, match=r"options for tables are given \(--images\)"):
         open_inputs([tiles], images=tiles)
     (tmp_path / "t.xlsx").write_bytes(b"PK")
     for images in (tiles, None):

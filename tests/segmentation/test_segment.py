@@ -271,7 +271,7 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
 
 def test_inputs_that_are_missing_are_named(values: dict[str, Any], tmp_path: Path) -> None:
     file = configure(values)
-    with pytest.raises(ConfigError, match="the mask classes are not named"):
+    with pytest.raises(ConfigError, match="no mask classes are defined"):
         segment(file.run, SegmentationConfig())
     both: tuple[SegmentationMethod, ...] = ("vlm_windows", "student_windows")
     with pytest.raises(ConfigError, match=r"vlm_windows needs class prompts: .*; student_windows needs a finished run"):

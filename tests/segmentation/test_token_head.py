@@ -126,7 +126,7 @@ def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, t
     test = next(str(name) for name in tiles.of_split("test").ids if truth[str(name)].any())
     assert (head.probabilities(store.tokens(test)).argmax(axis=2) == truth[test]).mean() > 0.9
     assert set(found.without([str(train.ids[0])]).codes) == set(train.ids[1:].tolist())
-    with pytest.raises(DataError, match="every labelled training image has a drawn mask"):
+    with pytest.raises(DataError, match="the masks of all labelled training images are used"):
         found.without(train.ids.tolist())
 
 

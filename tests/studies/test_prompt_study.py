@@ -111,7 +111,7 @@ def test_the_page_has_tables_plots_and_notes(two_sets: tuple[ConfigFile, Path]) 
         "without their labels",
     ):
         assert part in text
-    cut = next(line for line in text.splitlines() if line.startswith("| plain") and "own texts" in line)
+    cut = next(line for line in text.splitlines() if line.startswith("| plain") and "the prompt set" in line)
     assert [cell.strip() for cell in cut.split("|")[3:6]] == ["3", "1", "2"]
     for picture in ("prompts_spread.png", "prompts_grid.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")

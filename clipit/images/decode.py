@@ -1,6 +1,7 @@
 """Decode images completely to upright 8-bit RGB, or raise an error; used by training, prediction, stores and pages."""
 
 import io
+import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -10,18 +11,20 @@ from pathlib import Path
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.images.jpeg import decode_plain
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
 from clipit.images.tiff_copies import differs, is_auxiliary
 from clipit.images.tiff_parts import find_damaged_part
 from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION, _COLOURS = 258, 254, 339, 270, 320  # TIFF tags
 _NAME_LENGTH = 100  # leading characters of a description that may name the image
-_PHOTOMETRIC, _SAMPLES = 262, 277  # TIFF tags
+_PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 262, 277, 338  # TIFF tags
 _COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # by photometric interpretation
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
@@ -44,6 +47,7 @@ _UPRIGHT = {
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _CHECKED = frozenset({"BMP", "JPEG", "PNG", "TIFF", "WEBP"})  # formats in which Pillow does not report some damage
 _JPEG_END = b"\xff\xd9"
+_noted_ignored_channel = False  # whether this process has logged that a channel is ignored
 
 
 class ImageError(ValueError):
@@ -254,10 +258,12 @@ def _check_depth(image: Image.Image) -> None:
         raise ImageError("signed integer channels: convert the image to unsigned 8-bit RGB")
     tags = getattr(image, "tag_v2", {})
     samples, channels = tags.get(_SAMPLES, 1), _COLOUR_CHANNELS.get(tags.get(_PHOTOMETRIC, -1), 4)
-    if samples > channels + 1:  # one additional channel may be transparency
-        raise ImageError(
-            f"a TIFF with {samples} channels, of which {samples - channels} have no colour: save the image as RGB"
-        )
+    is_unspecified = samples == channels + 1 and tags.get(_EXTRA_SAMPLES) == (0,)  # otherwise, it is transparency
+    if samples > channels + 1 or (is_unspecified and channels == 1):
+        colourless = counted(samples - channels, "has no colour", "have no colour")
+        raise ImageError(f"a TIFF with {samples} channels, of which {colourless}: save the image as RGB")
+    if is_unspecified:
+        _note_ignored_channel(str(getattr(image, "filename", "")))
     colours = getattr(image, "tag_v2", {}).get(_COLOURS, ())
     if colours and 0 < max(colours) < 256:  # some programs write 8-bit values, but TIFF palettes have 16 bits
         raise ImageError("a TIFF palette with 8-bit values, which would be read as black: convert the image to RGB")
@@ -272,6 +278,17 @@ def _check_depth(image: Image.Image) -> None:
         bits = max(bits, _jpeg2000_bits(image))
     if bits > 8:
         raise ImageError(f"{bits} bits per channel: convert the image to 8 bits with a suitable intensity range")
+
+
+def _note_ignored_channel(name: str) -> None:
+    """Log, once per process, that a channel of a TIFF is ignored, as the TIFF standard requires."""
+    global _noted_ignored_channel
+    if not _noted_ignored_channel:
+        _noted_ignored_channel = True
+        logger.info(
+            f"note: {name or 'an image'}: a TIFF with a channel that has neither a colour nor transparency "
+            "(ExtraSamples 0); such channels are ignored, here and in further images"
+        )
 
 
 def _jpeg2000_bits(image: Image.Image) -> int:

@@ -303,6 +303,26 @@ def test_a_tiff_with_several_channels_without_a_colour_is_refused(channels: int,
         assert decode(stream).size == (8, 8)
 
 
+def test_one_channel_without_a_colour_is_ignored_and_noted_if_the_others_are_rgb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("clipit.images.decode._noted_ignored_channel", False)
+    caplog.set_level("INFO")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, pixels, photometric="rgb", extrasamples=(0,))
+        assert (np.asarray(decode(tmp_path / name)) == pixels[..., :3]).all()
+    (message,) = caplog.messages
+    assert message.startswith("note: ")
+    assert "a.tif: a TIFF with a channel that has neither a colour nor transparency" in message
+    grey = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "two.tif", pixels[..., :2], extrasamples=(0,), **grey)
+    with pytest.raises(ImageError, match="2 channels, of which 1 has no colour"):
+        decode(tmp_path / "two.tif")
+    tifffile.imwrite(tmp_path / "clear.tif", pixels[..., :2] * 0, extrasamples=(2,), **grey)
+    assert (np.asarray(decode(tmp_path / "clear.tif")) == 255).all()
+
+
 def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:
     first = Image.new("RGB", (8, 8), (1, 2, 3))
     pyramid = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 4)), Image.new("L", (2, 2))])

@@ -1,18 +1,35 @@
 """List the image files in a folder and its subfolders, and compute stamps of their contents."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import list_files
+from clipit.input_files.data_files import FolderFiles, list_files
 
 
-def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tuple[list[str], list[str]]:
-    """List images and other files in a folder and its subfolders, as sorted relative paths; hidden ones are skipped.
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files of a folder and its subfolders, as sorted relative paths.
+
+    Attributes:
+        images: Image files.
+        others: Other files.
+        notes: Note on the images in hidden folders, which are skipped.
+    """
+
+    images: list[str]
+    others: list[str]
+    notes: tuple[str, ...]
+
+
+def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> ImageFiles:
+    """List images and other files in a folder and its subfolders; hidden ones are skipped.
 
     Args:
         folder: Folder; links to folders are followed, and each real folder is read once.
@@ -40,7 +57,34 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
     others: list[str] = []
     for name in sorted([*files, *dangling]):
         (images if is_image(name) else others).append(name)
-    return images, others
+    return ImageFiles(images, others, hidden_note(_hidden_images(folder, listed)))
+
+
+def _hidden_images(folder: Path, listed: FolderFiles) -> list[str]:
+    """List the images in hidden folders, unless they are also read through a link."""
+    read = {os.path.realpath(parent) for parent in {file.parent for file in listed.files}} if listed.hidden else set()
+    return [
+        (Path(parent) / name).relative_to(folder).as_posix()
+        for hidden in listed.hidden
+        for parent, _, names in os.walk(hidden)
+        if os.path.realpath(parent) not in read
+        for name in names
+        if is_image(name)
+    ]
+
+
+def hidden_folder(name: str) -> str:
+    """Return the outermost hidden folder on a relative path; "" if there is none."""
+    folders = name.split("/")[:-1]
+    depths = (depth for depth, part in enumerate(folders, 1) if part.startswith("."))
+    return "/".join(folders[: next(depths, 0)])
+
+
+def hidden_note(images: Iterable[str]) -> tuple[str, ...]:
+    """Return a note on the images that are skipped because they are in hidden folders; none if there are none."""
+    counts = Counter(filter(None, map(hidden_folder, images)))
+    listed = shortlist([f"{name} ({counted(count, 'image')})" for name, count in sorted(counts.items())])
+    return (f"hidden folders were skipped: {listed}",) if counts else ()
 
 
 def dangling_links(links: Sequence[str], folder: Path) -> DataError:

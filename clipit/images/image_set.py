@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
-from clipit.images.image_files import image_files, image_stamps
+from clipit.images.image_files import hidden_folder, hidden_note, image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 
 ZIP = ".zip"
@@ -110,21 +110,24 @@ def open_images(path: Path) -> ImageSet:
     """List the images of a folder or zip, sorted by id, or open one image file.
 
     The id of an image is its path relative to the folder or in the zip; the id of a single file is its name. Hidden
-    files are skipped silently; other files that are not images are skipped with a note.
+    files are skipped silently; images in hidden folders and files that are not images are skipped with a note.
 
     Raises:
         DataError: The path does not exist, contains no image, or is a file of a different kind.
     """
     if path.is_dir():
-        names, others = image_files(path, "quarantine")
-        return _nonempty_set(path, names, image_stamps(path, names), FileReader(path, names), others)
+        files = image_files(path, "quarantine")
+        stamps, reader = image_stamps(path, files.images), FileReader(path, files.images)
+        return _nonempty_set(path, files.images, stamps, reader, files.others, files.notes)
     if not path.exists():
         raise DataError("no such file or folder", where=path, fix="correct the path")
     if path.suffix.lower() == ZIP:
         stamp_of = zip_stamps(path)
-        names = sorted(name for name in stamp_of if is_image(name))
+        images = [name for name in stamp_of if is_image(name)]
+        names = sorted(name for name in images if not hidden_folder(name))
         others = [name for name in stamp_of if not is_image(name) and not Path(name).name.startswith(".")]
-        return _nonempty_set(path, names, [stamp_of[name] for name in names], ZipReader(path, names), others)
+        stamps = [stamp_of[name] for name in names]
+        return _nonempty_set(path, names, stamps, ZipReader(path, names), others, hidden_note(images))
     if not is_image(path):
         raise DataError(
             "neither an image file in a supported format nor a folder or zip of images",
@@ -186,19 +189,29 @@ def _join_readers(sets: Sequence[ImageSet]) -> JoinedReader:
 
 
 def _nonempty_set(
-    path: Path, names: Sequence[str], stamps: Sequence[str], reader: Reader, others: Sequence[str]
+    path: Path,
+    names: Sequence[str],
+    stamps: Sequence[str],
+    reader: Reader,
+    others: Sequence[str],
+    hidden: Sequence[str],
 ) -> ImageSet:
     """Create the image set of a folder or zip.
+
+    Args:
+        others: Names of files that are not images.
+        hidden: Notes on hidden folders.
 
     Raises:
         DataError: There are no images.
     """
     if not names:
-        contents = f"; it contains {shortlist(others, 3)}" if others else ""
+        contents = "".join(f"; {note}" for note in hidden) + (f"; it contains {shortlist(others, 3)}" if others else "")
         raise DataError(
             f"no images found{contents}", where=path, fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}"
         )
     notes = [f"{counted(len(others), 'file')} in {path} skipped (not images): {shortlist(others, 3)}"] if others else []
+    notes += [f"{path}: {note}" for note in hidden]
     decomposed = sum(not unicodedata.is_normalized("NFC", name) for name in names)
     if decomposed:
         notes.append(

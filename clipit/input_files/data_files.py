@@ -47,11 +47,13 @@ class FolderFiles:
         files: Regular files, including links to files.
         dangling: Links whose target does not exist.
         undecodable: Files whose names are not UTF-8; ids and tables cannot contain them.
+        hidden: Hidden folders, which are not listed.
     """
 
     files: list[Path]
     dangling: list[Path]
     undecodable: list[Path]
+    hidden: list[Path]
 
 
 def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
@@ -64,7 +66,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
     Raises:
         DataError: A folder cannot be read.
     """
-    listed = FolderFiles([], [], [])
+    listed = FolderFiles([], [], [], [])
     visited: set[tuple[int, int]] = set()
     real, linked = [folder], list[Path]()
     while real or linked:
@@ -88,9 +90,10 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
         for entry, is_folder in inside:
             path = current / entry.name
             if is_folder:
-                if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
-                    continue
-                (linked if entry.is_symlink() else real).append(path)
+                if entry.name.startswith("."):
+                    listed.hidden.append(path)
+                elif entry.name not in _SYSTEM_FOLDERS:
+                    (linked if entry.is_symlink() else real).append(path)
             elif not accept(path):
                 continue
             elif not _resolves_to(entry.is_file):

@@ -92,7 +92,7 @@ def read_bach(config: TilesConfig) -> SourceTiles:
             f"{counted_of(len(missing), len(files), 'micrograph is', 'micrographs are')} missing: {shortlist(missing)}",
             root,
         )
-    present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name, config.unreadable)[0]}
+    present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name, config.unreadable).images}
     extra = sorted(present - set(files))
     notes = (f"{counted(len(extra), 'unpublished micrograph')} dropped: {shortlist(extra)}",) if extra else ()
     boxes: list[_Box | None] = list(_grid()) if config.photos == "crops" else [None]

@@ -49,7 +49,8 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
     pattern = re.compile(data_set.pattern)
     mapping = split_map(config.splits, {**ALIASES, **data_set.split_names})
     magnification = config.magnification and config.magnification.removesuffix("X")
-    files, others = image_files(root, config.unreadable)
+    listed = image_files(root, config.unreadable)
+    files, others = listed.images, listed.others
     ids: list[str] = []
     labels: list[str] = []
     source_splits: list[str] = []
@@ -92,7 +93,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
         stamps=image_stamps(root, ids),
         reader=FileReader(root, ids),
         where=str(root),
-        notes=(note,) if others else (),
+        notes=(*listed.notes, *((note,) if others else ())),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import SUFFIXES, ImageError, is_image
-from clipit.images.image_files import image_files, image_stamps, subfolders
+from clipit.images.image_files import hidden_note, image_files, image_stamps, subfolders
 from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamps
 from clipit.tiles.imagefolder import check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -43,7 +43,8 @@ def read_folders(config: TilesConfig) -> SourceTiles:
         raise DataError("the tile folder does not exist", where=root, fix="correct tiles.path")
     with_splits = _has_splits(config, subfolders(root))
     depth = 2 if with_splits else 1  # folders above a tile
-    images, others = image_files(root, config.unreadable)
+    files = image_files(root, config.unreadable)
+    images, others = files.images, files.others
     loose = any(file.count("/") < depth for file in images)
     described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
@@ -51,7 +52,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     notes = _check_unread_classes(config, root, ids, others, depth)
     others = [str(root / file) for file in others]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
-    return _source(config, root, ids, others, stamps, reader, (*described, *notes), with_splits=with_splits)
+    return _source(config, root, ids, others, stamps, reader, (*files.notes, *described, *notes), with_splits=with_splits)
 
 
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
@@ -80,6 +81,7 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     members = [stored_as[member_of[name]] for name in ids]
     others = [f"{archive}!{name}" for name in files]
     stamps, reader = [stamp_of[name] for name in members], ZipReader(archive, members)
+    notes = (*hidden_note(filter(is_image, stored_as)), *notes)
     return _source(config, archive, ids, others, stamps, reader, notes, with_splits=with_splits)
 
 

@@ -104,11 +104,25 @@ def test_other_files_are_noted_and_hidden_ones_ignored(tree: Path) -> None:
     (tree / "train" / "stroma" / "notes.txt").write_text("x")
     (tree / "train" / "stroma" / ".DS_Store").write_text("x")
     (tree / "train" / "stroma" / "._0.png").write_text("x")
-    paint(tree / ".cache" / "stroma" / "0.png")
-    paint(tree / "train" / "stroma" / ".cache" / "0.png")
     notes = load_tiles(config(tree), seed=0).notes
     assert any("1 file is not an image" in note and "notes.txt" in note for note in notes)
-    assert not any(".cache" in name for name in load_tiles(config(tree), seed=0).ids)
+    assert not any("hidden" in note for note in notes)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_images_in_hidden_folders_are_counted_unless_a_link_leads_to_them(tree: Path, zipped: bool) -> None:
+    paint(tree / ".cache" / "stroma" / "0.png")
+    paint(tree / ".cache" / "stroma" / "1.png")
+    paint(tree / "train" / ".fat" / "0.png")
+    (tree / "train" / ".empty").mkdir()
+    if zipped:
+        shutil.make_archive(str(tree.parent / "packed"), "zip", tree)
+    else:
+        paint(tree / ".linked" / "0.png", 99)
+        (tree / "train" / "stroma" / "more").symlink_to(tree / ".linked")
+    tiles = load_tiles(config(tree.parent / "packed.zip" if zipped else tree), seed=0)
+    assert "hidden folders were skipped: .cache (2 images), train/.fat (1 image)" in tiles.notes
+    assert not any("/." in f"/{name}" for name in tiles.ids)
 
 
 def test_options_of_other_sources_are_refused_together(tree: Path) -> None:

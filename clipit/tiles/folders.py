@@ -52,7 +52,9 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     notes = _check_unread_classes(config, root, ids, others, depth)
     others = [str(root / file) for file in others]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
-    return _source(config, root, ids, others, stamps, reader, (*files.notes, *described, *notes), with_splits=with_splits)
+    return _source(
+        config, root, ids, others, stamps, reader, (*files.notes, *described, *notes), with_splits=with_splits
+    )
 
 
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:

@@ -28,7 +28,9 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     differing: list[str] = []
     for folder in _SPLIT_NAMES:
         _check_folder(root, folder)
-        images = [file for file in image_files(root / folder, config.unreadable).images if file.lower().endswith(".tif")]
+        images = [
+            file for file in image_files(root / folder, config.unreadable).images if file.lower().endswith(".tif")
+        ]
         for name in NCT_CRC.classes:
             expected = COUNTS[folder, name]
             files = [file for file in images if file.startswith(f"{name}/")]

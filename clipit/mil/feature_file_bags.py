@@ -35,6 +35,7 @@ from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import group_columns, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
+_COLUMN_FIX = "rename the columns of the table: slide, label and, if present, group (patient) and split"
 _FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".pt"}
 
 
@@ -190,7 +191,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
         class_map=options.class_map,
     )
     table = open_table(path)
-    columns = read_columns(path, config, table, ("path", "label", "split", "group"))
+    columns = read_columns(path, config, table, ("path", "label", "split", "group"), _COLUMN_FIX)
     names = [cell if cell in files else _slide_of(cell) for cell in columns["path"]]
     empty = [""] * len(names)
     if repeated := repeats(names, table.row_name):

@@ -34,12 +34,13 @@ def folded_name(column: str) -> str:
     return "".join(char for char in plain_letters(column).casefold() if char.isalnum())
 
 
-def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object) -> None:
+def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object, fix: str = "") -> None:
     """Reject a column such as `Split`, which would be ignored because `split` is expected.
 
     Args:
         names: Column names in the table, keyed by clipit's column names.
         present: All column names of the table.
+        fix: What to do; "" to rename the column or to set tiles.columns.
 
     Raises:
         DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.
@@ -51,8 +52,8 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
             raise DataError(
                 f"no column {column}; {shortlist([repr(name) for name in alike])} would be ignored",
                 where=where,
-                fix=f"rename the column to {column}, or set tiles.columns.{field}; to ignore it, give it a different "
-                "name",
+                fix=f"{fix or f'rename the column to {column}, or set tiles.columns.{field}'}; to ignore it, give it a "
+                "different name",
             )
 
 

@@ -168,11 +168,16 @@ def _example(missing: Collection[str], names: Sequence[str]) -> str:
     return "label=diagnosis" if "label" in missing else f"{min(missing)}=NAME"
 
 
-def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(
+    path: Path, config: TilesConfig, table: TileTable, fields: Sequence[str], fix: str = ""
+) -> dict[str, list[str]]:
     """Read the columns of the given fields, keyed by field name.
 
     `path` is required. `label` is required unless tiles.labels.kind is none or the labels come from annotators. The
     others (id, split, group, mpp) are required only if tiles.columns names them.
+
+    Args:
+        fix: What to do if a column is missing; "" to set tiles.columns.
     """
     labelled = config.labels.kind != "none" and config.annotations is None
     required = {"path"} | set(fields) & (set(config.columns) | ({"label"} if labelled else set()))
@@ -186,10 +191,11 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequ
             where=path,
             fix=delimiter_hint(table.names)
             or _header_hint(table.names)
+            or fix
             or f"name the columns in tiles.columns, e.g. --tiles.columns.{_example(absent, table.names)} "
             f"(clipit predict: --path-column){_UNLABELLED if missing == ['label'] else ''}",
         )
-    check_column_spelling(names, table.names, path)
+    check_column_spelling(names, table.names, path, fix)
     columns = {
         field: read_cells(table.column(column), column, path, table.row_name)
         for field, column in names.items()

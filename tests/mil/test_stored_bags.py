@@ -132,6 +132,14 @@ def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 
+@pytest.mark.parametrize("header", ["slide_id,label,group", "slide,diagnosis,group", "slide,Label,group"])
+def test_other_column_names_are_refused_with_advice_that_applies_to_this_table(tmp_path: Path, header: str) -> None:
+    table = _write(tmp_path, "\n".join([header, *_rows()]))
+    with pytest.raises(DataError, match="fix: rename the columns of the table: slide, label and") as error:
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    assert "tiles.columns" not in str(error.value)
+
+
 def test_slides_and_files_that_differ_in_leading_zeros_are_refused(tmp_path: Path) -> None:
     table = _write(tmp_path, "\n".join(["slide,label,group", *_rows(), "88,a,p7"]))
     write_features(tmp_path / "h5" / "088.h5", np.zeros((1, 4), np.float32))

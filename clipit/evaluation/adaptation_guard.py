@@ -25,7 +25,7 @@ from clipit.evaluation.test_time_adaptation import check_finite_features
 MIN_MISFIT = 8.0
 """Smallest misfit for which the adaptation is accepted.
 
-Of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, this value has the highest mean change in score on the second
+Of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, this value gives the largest mean gain in score on the second
 synthetic world, with full sets and batches weighted equally. docs/results_single_runs.md reports the guard's error
 rates on the first world."""
 MAX_TILES = 400

@@ -15,7 +15,7 @@ from clipit.evaluation.neighbours import simple_shot
 
 @dataclass(frozen=True)
 class FewShot:
-    """Scores over episodes.
+    """Scores of few-shot episodes.
 
     Attributes:
         shots: Number of training tiles per class.

@@ -19,7 +19,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa")
 
 @dataclass(frozen=True)
 class AnnotatorScore:
-    """Scores of an annotator, or of a randomly drawn one if the votes have no names.
+    """Scores of an annotator, or of a randomly drawn one if the votes are anonymous.
 
     Attributes:
         tiles: Number of tiles with both a label from the annotator and a reference label.
@@ -37,7 +37,7 @@ def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
     """Score each annotator on test tiles as if they were a classifier.
 
     The reference is the consensus of the other test annotators (an annotator's own label would agree with itself). If
-    the test labels come from the tile source instead, those labels are the reference. For votes without names, the
+    the test labels come from the tile source instead, those labels are the reference. For anonymous votes, the
     score is the expected accuracy of one randomly drawn vote against the majority of the other votes on its tile; if k
     classes tie for the majority, a vote for one of them counts 1 / k.
 
@@ -60,7 +60,7 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
 
     Returns:
         `annotators` (one record each), `mean` of each metric over annotators, and `independent` (yes, no or unknown):
-        whether no annotator of the test labels provided training labels.
+        whether test and training labels come from different annotators.
     """
     scores = score_annotators(tiles)
     if not scores or tiles.annotations is None:

@@ -91,7 +91,7 @@ def bootstrap(
 def estimate(
     statistics: Statistics, groups: Shaped[np.ndarray, " n"], resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Compute statistics with a weight of 1 per item, and their `bootstrap` intervals."""
+    """Compute statistics of equally weighted items, with `bootstrap` intervals."""
     values = statistics(np.ones((len(groups), 1)))
     intervals = bootstrap(statistics, groups, resamples, seed)
     return {

@@ -40,8 +40,8 @@ def label_subset(
     on (seed, id) alone, so that a larger share contains the smaller ones. The validation split keeps at most as many
     labels in total as are drawn, in proportion to its classes.
 
-    There are two differences. A share that leaves a class without a tile has no score here, whereas training uses one
-    tile of that class. Tiles labelled by several annotators are stratified by their training label.
+    There are two differences from training. A share that leaves a class without a tile has no score here, whereas
+    training uses one tile of that class. Tiles labelled by several annotators are stratified by their training label.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)
@@ -71,7 +71,7 @@ def label_efficiency(
         validation: Features and labels of the validation tiles, which select the probe's hyperparameters.
         test: Features and labels of the test tiles.
         n_classes: Number of classes.
-        probe: Function that fits on training tiles and returns class probabilities for test tiles.
+        probe: Function that fits a classifier on training tiles and returns class probabilities for test tiles.
         shares: Shares of the training labels, in 0..1.
         seeds: Seeds for the draws.
         metric: One of `metrics.METRICS`.

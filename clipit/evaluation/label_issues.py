@@ -1,4 +1,4 @@
-"""Find suspicious labels by confident learning: out-of-fold probabilities of a probe, ranked with cleanlab."""
+"""Find suspicious labels with confident learning: out-of-fold probabilities of a probe, ranked with cleanlab."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from clipit.evaluation.metrics import divide
 from clipit.evaluation.probes import linear_probe
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Inverses of the L2 penalty from which each fold chooses."""
+"""Candidate inverses of the L2 penalty; one is selected per fold."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class OutOfFold:
         folds: Fold of each tile; all tiles of a group are in the same fold.
         checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. If not, the
             probability of that class is always 0.
-        inverse_penalties: Inverse of the L2 penalty that each fold chose.
+        inverse_penalties: Inverse of the L2 penalty selected for each fold.
     """
 
     probabilities: Float32[np.ndarray, "n c"]
@@ -42,7 +42,7 @@ class LabelIssues:
         flagged: Whether the label is suspicious.
         quality: Probability of the given label; the lower, the more suspicious.
         suggested: Most probable class.
-        wrong: Estimated share of wrong labels among the tiles labelled as each class; NaN for a class without tiles.
+        wrong: Estimated share of wrong labels among the tiles with each label; NaN for a class without tiles.
     """
 
     flagged: Bool[np.ndarray, " n"]
@@ -109,7 +109,7 @@ def _choose_penalty(train: Features, held_out: Bool[np.ndarray, " n"], n_classes
 
 
 def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]) -> LabelIssues:
-    """Find suspicious labels by confident learning (Northcutt, Jiang and Chuang, JAIR 2021), with cleanlab.
+    """Find suspicious labels with confident learning (Northcutt, Jiang and Chuang, JAIR 2021) and cleanlab.
 
     Labels are flagged by cleanlab's filter `prune_by_noise_rate` and ranked by the probability of the given label.
 

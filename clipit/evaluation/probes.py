@@ -118,7 +118,7 @@ def adamw_probe(
     batch_size: int = 256,
     device: str = "cpu",
 ) -> AdamWProbe:
-    """Train one linear layer as eva (kaiko-ai/eva, offline classification) trains its head.
+    """Train one linear layer following the offline classification protocol of eva (kaiko-ai/eva).
 
     The layer is trained with AdamW (weight decay 0.01, PyTorch's default, as in eva) and cross-entropy on raw features,
     in batches of 256 that are reshuffled each epoch. The balanced accuracy on the validation tiles is computed after
@@ -205,7 +205,7 @@ def _all_classes(
     present: Int64[np.ndarray, " k"],
     n_classes: int,
 ) -> tuple[Float[np.ndarray, "c d"], Float[np.ndarray, " c"]]:
-    """Expand to all classes; with two classes, scikit-learn fits one logistic row, i.e. a softmax against 0."""
+    """Expand a fit to all classes; for two classes, scikit-learn returns one row of coefficients, the other is 0."""
     if len(coefficients) == 1:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercept = np.concatenate([np.zeros_like(intercept), intercept])

@@ -60,6 +60,7 @@ def sample_classifiers(texts: TextVectors, draws: int, seed: int) -> Int64[np.nd
 
 def candidate_classifiers(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "N C"]:
     """Enumerate all classifiers with one name per class and a shared template; above `limit`, draw `limit` at random.
+
     KEEP enumerates all of them (its CAMELYON screening has 6 x 5 names x 22 templates = 660).
     """
     n_names = _name_counts(texts)

@@ -16,7 +16,7 @@ SCORES = {
     "coverage": "share predicted as a class",
     "covered_accuracy": "accuracy where a class is predicted",
 }
-"""Scores of an agreement, and their names on pages."""
+"""Agreement scores, and their names on pages."""
 
 
 @dataclass(frozen=True)

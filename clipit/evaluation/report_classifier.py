@@ -28,8 +28,8 @@ class CrossFitted:
 
     Attributes:
         probabilities: Calibrated class probabilities, one row per document.
-        folds: Fold of each document. Its class is predicted by the model fitted on the other folds. Documents of groups
-            without labels have the fold -1, and the predictions of all models are averaged.
+        folds: Fold of each document; its class is predicted by the model fitted on the other folds. The fold is -1 for
+            documents of groups without labels; their probabilities are averaged over the models of all folds.
         inverse_penalties: Selected inverse L2 penalty of each fold's model.
         temperatures: Temperature of each fold's model; 1 where none could be fitted.
         note: Note on the folds without a fitted temperature; "" if there are none.

@@ -102,7 +102,7 @@ def score_masks(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[MaskScore]:
-    """Score segmentations per class and as the mean of the foreground, with bootstrap intervals over patients.
+    """Score segmentations per class and averaged over the foreground, with bootstrap intervals over patients.
 
     A score is averaged over the images whose mask contains the class, which are the same for every segmentation; if the
     class is not predicted in one of them, its precision there is 0. Predictions in the other images count as

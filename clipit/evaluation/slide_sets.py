@@ -1,4 +1,4 @@
-"""Scored slides with their labels, patients and splits, as predictions per slide or per patient."""
+"""Join slide scores with labels, patients and splits, and convert them to predictions per slide or per patient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

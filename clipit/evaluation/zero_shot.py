@@ -49,7 +49,7 @@ def embed_prompt_set(
         classes: Order of the classes (that of the tiles); None keeps the prompt set's order.
 
     Raises:
-        DataError: `classes` are not those of the prompts, or an embedding is zero or not finite.
+        DataError: A class has no prompts, or an embedding is zero or not finite.
     """
     if classes is not None:
         check_classes(prompts, classes)
@@ -88,7 +88,7 @@ def prompt_embeddings(
     arguments are those of `embed_prompt_set`.
 
     Raises:
-        DataError: `classes` are not those of the prompts, an embedding is zero or not finite, or the texts of a class
+        DataError: A class has no prompts, an embedding is zero or not finite, or the texts of a class
             cancel out.
     """
     return class_means(embed_prompt_set(prompts, encode, mean, classes))

@@ -51,7 +51,7 @@ class MilArm:
         return shuffle_labels(kept, seed) if self.shuffled else kept
 
     def notes(self, bags: MilBags, labels_per_class: int | None, seed: int) -> list[str]:
-        """Describe how many labels the control with permuted labels keeps; an empty list for other arms."""
+        """Describe how many bags keep their label if the arm permutes labels; an empty list for other arms."""
         if not self.shuffled:
             return []
         kept = keep_labels(bags, labels_per_class, seed)
@@ -103,13 +103,13 @@ ARMS: dict[str, MilArm] = {
         vectors="images",
     ),
     "shuffled_report_labels": MilArm(
-        "control: report_labels with the labels of other patients with the same organ",
+        "control: report_labels, but with labels from other patients with the same organ",
         "attention",
         labels="reports",
         shuffled_reports=True,
     ),
     "shuffled_report_embedding": MilArm(
-        "control: report_embedding with the reports of other patients with the same organ",
+        "control: report_embedding, but with reports from other patients with the same organ",
         "attention",
         vectors="reports",
         shuffled_reports=True,

@@ -33,9 +33,9 @@ METRICS = ("auroc", "balanced_accuracy")
 """Metrics of the table; contrasts are tested on the first metric."""
 CONTRASTS = "contrasts.csv"
 _EXPLANATION = (
-    "Scores on the test bags: mean and standard deviation over seeds. Contrasts are paired by seed: mean difference "
-    "with its 95% t-interval over seeds; p: paired t-test over seeds, Holm-corrected for all contrasts of all "
-    "conditions."
+    "Scores on the test bags are means and standard deviations over seeds. Contrasts are paired by seed, and given as "
+    "mean differences with 95% t-intervals over seeds. The p-values are from paired t-tests over seeds, Holm-corrected "
+    "over all contrasts and conditions."
 )
 
 

@@ -246,7 +246,7 @@ def _resolve_classes(labels: Sequence[str], classes: Sequence[str], path: Path) 
     """Return the classes of the labels: the configured ones, or else all labels in alphabetical order.
 
     Raises:
-        DataError: A label is no configured class, or labels differ only in spelling.
+        DataError: A label is not a configured class, or labels differ only in spelling.
     """
     present = {label for label in labels if label and label != DROPPED}
     if not classes:

@@ -43,8 +43,8 @@ def select_targeted(bags: MilBags, targets: BagTargets | None) -> TargetedBags |
 def target_loss(network: MilNetwork, output: MilOutput, targeted: TargetedBags, bag: int) -> Float[Tensor, ""]:
     """Compute the target loss of one bag: the weighted cross-entropy plus the weighted cosine distance.
 
-    The cross-entropy is computed with the bag's target probabilities, the cosine distance between its target vector and
-    a linear projection of its representation, `network.target_head`.
+    The cross-entropy compares the bag's logits with its target probabilities. The cosine distance compares its target
+    vector with a linear projection of its representation (`network.target_head`).
     """
     targets, row = targeted.targets, int(targeted.rows[bag])
     loss = torch.zeros((), device=output.logits.device)

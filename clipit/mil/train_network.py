@@ -133,8 +133,8 @@ def train_mil(
         seed: Seed for initialisation, dropout and the order of the bags.
         targets: Targets of training bags in addition to their labels, such as those from reports
             (`clipit.mil.privileged`).
-        root: Output root, where the model is kept as the artefact `mil_model` and interrupted training resumes; None
-            to train in memory.
+        root: Output root, in which the model is stored as the artefact `mil_model`, so that interrupted training can
+            resume; None to train in memory.
 
     Raises:
         DataError: There are too few bags; see `check_trainable`.

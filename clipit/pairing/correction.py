@@ -73,7 +73,7 @@ def correction_inputs(rules: PairingConfig) -> dict[str, Any]:
 def snippet_statistics(
     snippets: StoredRows, tiles: TileBlocks, rules: PairingConfig, *, shown: bool = True
 ) -> tuple[Float64[np.ndarray, "s"], Float32[np.ndarray, "s"] | None]:
-    """Compute the statistics over all tiles that the pairing rules need for each snippet.
+    """Compute the per-snippet statistics that the pairing rules use, over all tiles.
 
     Call it in all processes.
 
@@ -166,7 +166,7 @@ def _over_tiles(
     fold: Callable[[Tensor, Tensor], Tensor],
     advance: "Advance",
 ) -> Iterator[tuple[Int[np.ndarray, "_"], Tensor]]:
-    """Fold the cosines of snippets with this process's share of the tiles, one group of snippet shards at a time.
+    """Reduce each snippet's cosines with this process's share of the tiles, one group of snippet shards at a time.
 
     Args:
         start: Function that returns the initial state for a number of snippets.

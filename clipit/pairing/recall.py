@@ -89,7 +89,7 @@ def recall_lines(measured: dict[str, Any]) -> list[str]:
 
 
 def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> SearchSettings:
-    """Choose the settings that are not configured: the fastest search that reaches the target, then the candidates."""
+    """Choose the unset settings: first the fastest search that reaches the target, then the fewest candidates."""
     total, k = index.size, queries.nearest.shape[1]
     max_candidates = configured.candidates or min(_MAX_CANDIDATES, total)
     efforts = [configured]

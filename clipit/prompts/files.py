@@ -21,7 +21,7 @@ def packaged(folder: str) -> list[str]:
 
 
 def find(name_or_path: str | Path, folder: str) -> Path:
-    """Return the path of a file, given as a path or as the name of a packaged file.
+    """Find a prompt file by its path, or a packaged one by its name.
 
     Raises:
         DataError: There is no file or packaged file with this name, or the path is a folder.

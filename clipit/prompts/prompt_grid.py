@@ -34,6 +34,7 @@ def prompt_grid(
     stains: Sequence[str] = ("",),
 ) -> list[PromptCell]:
     """Build one prompt set per combination of the axes, in order, each with one filled-in template.
+
     The axes follow the caption styles of Histo-VL (arXiv 2503.12990): wording, organ, magnification and stain. An empty
     word removes its slot; spaces and the articles `a` and `an` are adjusted.
 

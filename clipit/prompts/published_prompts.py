@@ -19,6 +19,7 @@ _EXPECTED = f"use a file with one of these structures: {_CLIPIT[1]}; {_ONE[1]}; 
 
 def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read a prompt set from YAML or JSON; return a mapping with the keys of a prompt set, and the repeated keys.
+
     A published file has one or several entries, each with names per class and templates with the word CLASSNAME.
     Several entries (50 in MI-Zero's files, 100 in KEP's) are samples from one pool of names and templates. This pool is
     returned: all distinct names of each class, and all distinct templates, in the order of the file. The prompt study's

@@ -175,7 +175,7 @@ def _write_comparison(
 
 
 def _common_slides(listed: SlideList, arms: Sequence[_ScoredArm]) -> SlideOutcome:
-    """Return the slides that every arm scored, and the failed slides, each with the first arm's reason.
+    """Return the slides that every arm scored, and the failed slides with the reason from the first arm that failed.
 
     Raises:
         DataError: No slide was scored by every arm.

@@ -39,10 +39,10 @@ class SlideRun:
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
-    """Find the trained runs among folders of runs and folders that contain them.
+    """Find the trained runs in folders.
 
     Args:
-        paths: Folders of runs, or folders with runs up to three levels below, such as `outputs/runs/NAME`.
+        paths: Folders of single runs, or folders with runs up to three levels below, such as `outputs/runs/NAME`.
 
     Returns:
         Runs, sorted by arm in order of discovery and then by seed, and notes on runs that are not trained.

@@ -173,7 +173,7 @@ def test_masks_are_read_before_the_training(
     masks.mkdir()
     kept = {"mil.masks": str(masks), "mil.maps": 0, "mil.arms": ["mean"], "mil.seeds": [0], "name": "none"}
     without = clipit.train_mil(clipit.load_config(path, kept))
-    assert "No test slide has a mask" in without.report.read_text(encoding="utf-8") and without.map_scores.empty
+    assert "No test slide has both a mask" in without.report.read_text(encoding="utf-8") and without.map_scores.empty
     misspelt = {**kept, "mil.mask_values": {"glands": 3, "stroma": 4}}
     with pytest.raises(ConfigError, match=r"labels that no bag has: glands; the labels are gland, stroma"):
         clipit.train_mil(clipit.load_config(path, misspelt))

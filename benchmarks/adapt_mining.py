@@ -1,4 +1,4 @@
-"""Time to mine the bags of a VLM adaptation again, relative to the training steps between two minings.
+"""Time to re-mine the bags of a VLM adaptation, relative to the training steps between two mining passes.
 
 Both use the bundled VLM with LoRA. Mining embeds all tiles and the prompt dictionary, searches neighbours and writes
 the members of the bags. A step encodes its bags with cached gradients.
@@ -13,7 +13,7 @@ from benchmarks.inputs import make_tiles
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Measure the time of one mining and of a few steps, and extrapolate to the steps between two minings."""
+    """Measure one mining pass and a few steps, and extrapolate to the number of steps between two mining passes."""
     import torch
 
     from clipit.config.run import LabelsConfig, LeaksConfig, RunConfig, TilesConfig
@@ -76,5 +76,5 @@ def measure(options: Options) -> list[Measurement]:
         "steps_per_repeat": steps,
         "steps_between_minings": interval,
     }
-    title = f"mining against {interval} steps, the recommended interval"
+    title = f"time of mining / of {interval} steps, the recommended interval"
     return [Measurement("adapt_mining", title, shares, "", 0.1, False, samples, facts)]

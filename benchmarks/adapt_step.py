@@ -38,7 +38,7 @@ def measure(options: Options) -> list[Measurement]:
     }
     sizes = options.size(64, 4), options.size(512, 8)
     peaks = [_measure_memory(size, options.size(32, 2)) for size in sizes]
-    growth = f"peak memory of a batch of {sizes[1]} / of {sizes[0]}"
+    growth = f"peak memory, batch of {sizes[1]} / batch of {sizes[0]}"
     return [
         Measurement("adapt_step", name, ratios(samples, side, "plain"), "", 1.3, False, samples, facts)
         for side, name in names.items()

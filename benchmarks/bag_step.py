@@ -35,14 +35,14 @@ def measure(options: Options) -> list[Measurement]:
         "bags_masked": (config.model_copy(update={"shared_negatives": False}), StudentConfig()),
         "image_only": (None, StudentConfig(projector_layers=0)),
     }
-    for arm, (options_of_arm, heads) in arms.items():
+    for arm, (bags_config, heads) in arms.items():
         torch.manual_seed(0)
         vit = BackboneConfig(name=options.vit, pretrained=False, pixels=options.pixels)
         backbone = load_backbone(vit, device)
-        joint = None if options_of_arm is None else _DIM
+        joint = None if bags_config is None else _DIM
         student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=_CLASSES, joint_dim=joint)
         workloads[arm] = _workload(
-            options, student, size, steps, None if options_of_arm is None else _term(options_of_arm, bags)
+            options, student, size, steps, None if bags_config is None else _term(bags_config, bags)
         )
     samples = alternate(workloads, options)
     facts = {
@@ -55,7 +55,7 @@ def measure(options: Options) -> list[Measurement]:
         "steps_per_repeat": steps,
     }
     title = "5 snippets and 5 tiles per bag: time against image_only"
-    masked = f"the same, tiles that share a snippet are not negatives: {title.split(': ')[1]}"
+    masked = f"the same without tiles that share a snippet as negatives: {title.split(': ')[1]}"
     return [
         Measurement("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),
         Measurement("bag_step", masked, ratios(samples, "bags_masked", "image_only"), "", 1.1, False, samples, facts),

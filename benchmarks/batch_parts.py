@@ -1,10 +1,10 @@
-"""Time of forward passes on the parts of a large batch, as on CPUs, relative to one pass on the whole batch."""
+"""Time of a forward pass on a large batch in parts, as clipit does on CPUs, relative to one pass on the whole batch."""
 
 from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Time forward passes in the parts of `cpu_parts` relative to whole batches, with one thread.
+    """Time forward passes on the parts that `cpu_parts` returns, relative to whole batches, with one thread.
 
     Models are the bundled backbone, on 256 tiles of 64 pixels, and a ViT-S/16 with random weights, on 32 tiles of 224
     pixels.

@@ -159,12 +159,12 @@ def alternate(workloads: Mapping[str, Workload], options: Options, *, warm_up: b
 
 
 def ratios(samples: Mapping[str, Sequence[float]], numerator: str, denominator: str) -> list[float]:
-    """Return the ratio of the samples of two workloads in each round."""
+    """Return the ratio of two workloads' samples, round by round."""
     return [a / b for a, b in zip(samples[numerator], samples[denominator], strict=True)]
 
 
 def table(measurements: Sequence[Measurement], *, quick: bool) -> str:
-    """Format the measurements as a text table; with quick sizes, it does not state whether goals are met."""
+    """Format the measurements as a text table; if `quick`, omit whether the goals are met."""
     lines = [("benchmark", "measurement", "median", "min - max", "goal", "")]
     for measurement in measurements:
         goal = "" if measurement.goal is None else f"{'>=' if measurement.at_least else '<='} {measurement.goal:g}"

@@ -38,7 +38,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
         options: Folder, size and number of rounds of the benchmark.
         n_tiles: Number of tiles.
         n_snippets: Number of snippets.
-        with_sinkhorn: Whether to also measure Sinkhorn (ten rounds), once and without a goal.
+        with_sinkhorn: Whether to also measure Sinkhorn, in a single round and without a goal.
     """
     from clipit.config.run import PairingConfig
     from clipit.pairing.nearest import search
@@ -73,7 +73,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
 
 
 def large_size() -> str:
-    """Count the floating-point operations of a corrected search at the goal's size (not measured)."""
+    """Describe how many floating-point operations a corrected search takes at the goal's size (not measured)."""
     tiles, snippets = _LARGE
     once = 2 * tiles * snippets * _DIM
     return (

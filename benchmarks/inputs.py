@@ -196,7 +196,7 @@ def _write_slide(
 ) -> Path:
     """Write tiles that are already encoded, because tifffile needs an additional package to encode them.
 
-    They are first declared as deflate-compressed, and the tags are corrected afterwards.
+    The tiles are first declared as deflate-compressed, and the tags are corrected afterwards.
     """
     import tifffile
 

@@ -113,7 +113,7 @@ def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
 
 
 def _allocated_bytes() -> int:
-    """Return the allocated bytes of this process, excluding mapped files; without /proc, its peak including them."""
+    """Return the allocated bytes of this process without mapped files; if there is no /proc, its peak memory."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():

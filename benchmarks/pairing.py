@@ -119,13 +119,13 @@ def _memory(options: Options, texts: "Store") -> list[Measurement]:
     return [
         Measurement(
             "pairing",
-            f"peak memory of {10 * few} tiles against {few}, {few} at once",
+            f"peak memory, {10 * few} tiles / {few} tiles, in blocks of {few}",
             ratios(samples, "many", "few"),
             goal=1.1,
             samples=samples,
             facts=facts,
         ),
         Measurement(
-            "pairing", f"peak memory of {10 * few} tiles, 4096 at once", whole, "MiB", samples=samples, facts=facts
+            "pairing", f"peak memory, {10 * few} tiles in blocks of 4096", whole, "MiB", samples=samples, facts=facts
         ),
     ]

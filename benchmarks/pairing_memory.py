@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _search(rows: int) -> None:
-    """Search for the 5 nearest rows of 2,000 queries in this process's share of rows that repeat 4,096 vectors."""
+    """Find the 5 nearest rows for 2,000 queries, in this process's share of the rows, which repeat 4,096 vectors."""
     import faiss
 
     from clipit.distributed import get_processes
@@ -61,7 +61,7 @@ def _search(rows: int) -> None:
 def peak_bytes() -> int:
     """Return the peak resident memory of this process in bytes.
 
-    On Linux, it is VmHWM: getrusage would include the memory of the parent when it started this program.
+    On Linux, this is VmHWM, because getrusage also counts the memory that the parent process had at the fork.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -37,15 +37,15 @@ def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> li
         peaks[f"{texts.size} snippets"] = [run["peak"]]
         peaks[f"{texts.size} snippets, before pairing"] = [run["before"]]
     ratio = peaks[f"{many.size} snippets"][0] / peaks[f"{few.size} snippets"][0]
-    title = f"peak memory of pairing with {many.size} snippets against {few.size}"
+    title = f"peak memory of pairing, {many.size} snippets / {few.size} snippets"
     facts = {"tiles": tiles.size, "dim": _DIM}
     return [Measurement("pairing_scale", title, [ratio], goal=1.1, samples=peaks, facts=facts)]
 
 
 def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Measurement]:
-    """Compare two processes with one, each with half of the cores: by blocks of tiles, and by shards of snippets.
+    """Compare one process with two that share blocks of tiles or shards of snippets, each with half of the cores.
 
-    The last row shows what the cores allow: a bare search with faiss, which shares no data and writes nothing.
+    The last row is the upper bound that the cores allow: a bare search with faiss, which shares and writes no data.
     """
     cores = os.cpu_count() or 1
     measurements = []
@@ -53,7 +53,7 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Mea
         one, two = (partial(_seconds, options, texts, tiles, block, processes) for processes in (1, 2))
         samples = alternate({"one": one, "two": two}, options)
         facts = {"tiles": tiles.size, "snippets": texts.size, "dim": _DIM, "block": block, "cores": cores}
-        title = f"pairing by one process against two that share {work}, time"
+        title = f"time of pairing, one process / two that share {work}"
         goal = 1.8 if cores > 1 else None
         measurements.append(
             Measurement(
@@ -62,7 +62,7 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Mea
         )
     one, two = (partial(_search_seconds, texts.size, processes) for processes in (1, 2))
     samples = alternate({"one": one, "two": two}, options)
-    title = "bare search by one process against two, time"
+    title = "time of a bare search, one process / two"
     facts = {"queries": _TILES, "rows": texts.size, "dim": _DIM, "cores": cores}
     values = ratios(samples, "one", "two")
     return [*measurements, Measurement("pairing_scale", title, values, at_least=True, samples=samples, facts=facts)]

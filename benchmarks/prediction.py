@@ -20,8 +20,8 @@ _EVERY = 4
 def measure(options: Options) -> list[Measurement]:
     """Measure the images per second of `predict_images` (read, decode, forward, write) relative to the bare model.
 
-    All files have 224 pixels. On a CPU, half are JPEG and half PNG; on a GPU, all are JPEG. The measured time includes
-    the page with thumbnails, but not the loading of the model. The warm-up is a call with two batches.
+    All images have 224 x 224 pixels. On a CPU, half are JPEG and half PNG; on a GPU, all are JPEG. The measured time
+    includes the page with thumbnails, but not loading the model. The warm-up is a call with two batches.
     """
     import timm
     import torch

@@ -1,4 +1,4 @@
-"""Time to read and split reports, which must be linear in their length and in their number."""
+"""Time to read and split reports, which should grow linearly with the length and the number of reports."""
 
 import csv
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def _by_length(options: Options) -> list[Measurement]:
         measurements += [
             Measurement(_NAME, f"{title}: time per character", per_character, "us", facts=facts),
             Measurement(_NAME, f"{title}: time per report", per_report, "ms", facts=facts),
-            Measurement(_NAME, f"{title}: 100,000 of them, extrapolated", hours, "h", facts=facts),
+            Measurement(_NAME, f"{title}: time of 100,000 reports, extrapolated", hours, "h", facts=facts),
         ]
     longest, shortest = str(max(_LENGTHS)), str(min(_LENGTHS))
     title = f"ordinary reports: time per character, {max(_LENGTHS):,} over {min(_LENGTHS):,} characters"
@@ -95,7 +95,7 @@ def _hard_texts(options: Options) -> list[Measurement]:
 
 
 def _ordinary(n: int, length: int) -> list[str]:
-    """Return n reports of this many characters; their sentences differ in numbers."""
+    """Return n reports of `length` characters that differ only in the numbers."""
     texts = []
     for number in range(n):
         parts = (_SENTENCES.format(number=number + part) for part in range(length // len(_SENTENCES) + 2))
@@ -104,7 +104,7 @@ def _ordinary(n: int, length: int) -> list[str]:
 
 
 def _split(options: Options, name: str, texts: Sequence[str]) -> None:
-    """Write the reports to a csv file on the first call; read and split them."""
+    """Read and split reports from a csv file, which the first call writes."""
     from clipit.config.run import ReportsConfig
     from clipit.reports.build import build_snippets
     from clipit.reports.readers import read_reports

@@ -16,7 +16,7 @@ _COLOURS = tuple(f"#{i:02x}0000" for i in range(8))
 def measure(options: Options) -> list[Measurement]:
     """Measure the seconds for 100,000 tiles with the probabilities of 8 classes, and their ratio to a floor.
 
-    The floor encodes the same features, ready as dictionaries in memory, with `json.dumps` and writes the text.
+    The floor encodes the same features, already in memory as dictionaries, with `json.dumps` and writes the text.
     """
     grid = _grid(options.size(100_000, 200))
     scores = np.random.default_rng(0).dirichlet(np.ones(8), len(grid)).astype(np.float32)

@@ -27,7 +27,7 @@ def measure(options: Options) -> list[Measurement]:
     The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
     for scoring. Additional measurements are made on the slides given by `--slide` or, if there are none, on a real
     slide in the folder that the environment variable CLIPIT_TEST_DATA names. JPEG tiles of a real slide are written to
-    the zip with its quantisation tables and colour space, tiles of other slides as JPEG 2000 of about the same size.
+    the zip with the slide's quantisation tables and colour space, other tiles as JPEG 2000 of about the same size.
     """
     distinct = options.size(256, 4)
     slide = _make_slide(options.folder / "synthetic.tif", options.size(12_288, 1024), distinct)

@@ -1,4 +1,4 @@
-"""Memory per tile of a table of tiles in a zip, after reading the table and at the peak while reading it.
+"""Memory per tile when a table of zipped tiles is read: the peak, and the memory that is still in use afterwards.
 
     python -m benchmarks.tile_tables
 

@@ -46,7 +46,7 @@ def test_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stopped:
         main(["embeding"])
     assert stopped.value.code == 2
-    assert "no benchmark embeding: choose from embedding" in capsys.readouterr().err
+    assert "unknown benchmark embeding: choose from embedding" in capsys.readouterr().err
 
 
 def test_the_run_for_a_gpu_refuses_a_machine_without_one_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ class CaseWorldConfig(Section):
     """Number of additional patients, who have reports but no tiles."""
     tiles_per_case: int = Field(10, ge=1)
     centres: tuple[int, ...] = (6, 7)
-    """Centres of train, validation and test."""
+    """Centres of the train, validation and test splits."""
     shift_centres: tuple[int, ...] = (8, 9)
     with_tumour: Share = 0.9
     """Probability that a case has a tumour."""

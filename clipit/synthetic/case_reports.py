@@ -24,7 +24,7 @@ from clipit.synthetic.status_words import (
 from clipit.synthetic.world_files import write_reports
 
 _HISTORY = 0.1
-"""Probability that the clinical history of a tumour mentions the gene."""
+"""Probability that the clinical history of a case with a tumour mentions the gene."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _draw_report(config: ReportOptions, case: Case, kind: str, stated: str) -> O
 
 
 def _status_sentence(rng: np.random.Generator, stated: str, silent: bool) -> str:
-    """Draw a sentence for each status and an uncertain one, and return the one for `stated`, or ""."""
+    """Draw a sentence on the status (uncertain or "" if none is stated); `stated` does not change later draws."""
     sentences = {status: choose(rng, options) for status, options in STATUS_SENTENCES.items()}
     uncertain = choose(rng, UNCERTAIN_SENTENCES)
     mentioned = rng.random() < 0.5

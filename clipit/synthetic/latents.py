@@ -130,7 +130,8 @@ def mixed_latents(
     """Draw the other latents for tiles with these tissue classes.
 
     Args:
-        draw_second: Function that draws a tissue per tile, which replaces stroma as the second tissue in 30% of them.
+        draw_second: Function that draws one tissue per tile, used as the second tissue instead of stroma in 30% of the
+            tiles.
     """
     count = len(tissue)
     other = np.where(rng.random(count) < 0.7, STROMA, draw_second())

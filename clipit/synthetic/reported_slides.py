@@ -94,7 +94,7 @@ def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Seq
 
 
 def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, dict[str, int]]:
-    """Write the reports for a world of slides; they describe tissues in the masks in the same folder.
+    """Write the reports for a world of slides; reports describe tissues in the masks, which are in the same folder.
 
     Returns:
         Counts by split, as in `write_case_reports`.
@@ -120,7 +120,7 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
 
 
 def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
-    """List the slides, each with a tumour and its status, which is independent of the grade."""
+    """List slides that all have a tumour, and draw the status of each patient independently of the grade."""
     for slide in list_slides(config, (LOW, HIGH)):
         mutated = stream(config.seed, "slides", str(slide.row["group"]), "mutated").random() < config.mutated
         status = MUTATED if mutated else WILD_TYPE

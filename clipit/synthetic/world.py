@@ -42,7 +42,7 @@ class WorldConfig(Section):
     reports: int = Field(500, ge=1)
     """Number of reports per corpus; the case corpus has 40% additional reports, on a different organ."""
     centres: tuple[int, ...] = (6, 7)
-    """Centres of train, validation and test."""
+    """Centres of the train, validation and test splits."""
     shift_centres: tuple[int, ...] = (8, 9)
     tiles_per_patient: int = Field(10, ge=1)
 

@@ -124,7 +124,7 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
 
 
 def _stamp(folder: Path) -> Path:
-    """Return the path of the record about an unpacked folder; it is outside, so the folder stays as published."""
+    """Return the path of an unpacked folder's record, which lies outside, so that the folder stays as published."""
     return folder.with_name(f".{folder.name}.unpacked.json")
 
 

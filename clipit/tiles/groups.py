@@ -111,7 +111,7 @@ def group_advice(source: SourceTiles) -> str:
 def column_advice(
     groups: Sequence[str], ids: Sequence[str], columns: Mapping[str, Sequence[str]], fix: str = ""
 ) -> str:
-    """Name a column that seems to identify patients or slides, if no groups are known; otherwise return "".
+    """Suggest a column that seems to identify patients or slides, if no groups are known; otherwise return "".
 
     Args:
         groups: Patient or slide of each row; "" if unknown.
@@ -132,14 +132,14 @@ def column_advice(
 
 
 def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
-    """Return what the pattern matches in each tile id, or else in the tile path; "" without a match."""
+    """Return the text that the pattern matches in each tile id, or else in the tile path; "" without a match."""
     paths = source.paths or [""] * len(source.ids)
     matches = (pattern.search(name) or pattern.search(path) for name, path in zip(source.ids, paths, strict=True))
     return ["" if match is None else (match[1] or "" if pattern.groups else match[0]) for match in matches]
 
 
 def _is_shared(values: Sequence[str]) -> bool:
-    """Return whether values may be groups: at least half of the tiles have one, and some but not all share one."""
+    """Return whether values may be groups: known for at least half of the tiles, and shared by some but not all."""
     known = [value for value in values if value]
     distinct = len(set(known))
     return len(known) >= _MIN_SHARE * len(values) and 1 < distinct < len(known)

@@ -12,17 +12,17 @@ from clipit.patients import patients
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
-_NOTED = 0.05  # minimum difference of the actual from the requested share that is noted
+_NOTED = 0.05  # difference between the actual and the requested share above which a note states both
 _UNKNOWN_GROUPS = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"
 
 
 def hold_out_validation(
     tiles: TileSet, fraction: float, seed: int, *, blind: bool = False, fix: str | None = None
 ) -> TileSet:
-    """Move about `fraction` of train to validation (see `_hold_out`), ignoring labels if `blind`.
+    """Move about `fraction` of the training tiles to validation (see `_hold_out`), ignoring labels if `blind`.
 
     Args:
-        fix: Fix to show in the error, for tiles that are not configured by `tiles`.
+        fix: Fix to show in the error, for tiles that are not configured in the section `tiles`.
 
     Raises:
         DataError: No group could be moved.
@@ -34,7 +34,7 @@ def hold_out_validation(
 
 
 def hold_out_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to test, for a data set published without a test split (see `_hold_out`).
+    """Move about `fraction` of the training tiles to test, if no test split is published (see `_hold_out`).
 
     Raises:
         DataError: No group could be moved.
@@ -43,7 +43,7 @@ def hold_out_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
 
 
 def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
-    """Move one of several folds of train to test.
+    """Move one of several folds of the training tiles to the test split.
 
     Every training tile belongs to exactly one fold, and all tiles of a group to the same fold. The groups of each class
     are sorted by size, the largest first, with ties in random order; each goes to the fold with the fewest tiles of its
@@ -91,12 +91,12 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
 def _hold_out(
     tiles: TileSet, split: Literal["validation", "test"], fraction: float, seed: int, fix: str | None = None
 ) -> TileSet:
-    """Move about `fraction` of train to another split: whole groups, stratified by class where possible.
+    """Move about `fraction` of the training tiles to another split: whole groups, stratified by class where possible.
 
     A tile without a group forms its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient
     form one group. If there are labelled tiles, only groups with labelled tiles move, because validation needs labels.
-    At least one group of each class stays in train. The result depends on the names of the groups and the seed, not on
-    the order of the rows.
+    At least one group of each class stays in the training split. The result depends on the names of the groups and the
+    seed, not on the order of the rows.
 
     Raises:
         DataError: No group could be moved.
@@ -165,7 +165,7 @@ def _move(
     split: Literal["validation", "test"],
     note: str,
 ) -> TileSet:
-    """Move whole groups of train to a split, and add a note that warns if groups are unknown."""
+    """Move whole groups of training tiles to a split, and add a note that warns if groups are unknown."""
     splits = tiles.splits.astype("<U10")
     splits[[row for row in train_rows if name_of[row] in moved]] = split
     if any(name_of[row].startswith("tile:") for row in train_rows):

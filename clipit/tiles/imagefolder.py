@@ -23,7 +23,7 @@ def check_metadata(
         config: Section `tiles`.
         root: Folder or zip of the tiles.
         others: Names of the files in that folder or zip that are not images.
-        read: Function from the name of such a file to its bytes.
+        read: Function that maps the name of such a file to its bytes.
         loose: Whether some images are outside class folders.
 
     Returns:
@@ -48,8 +48,8 @@ def check_metadata(
                 fix=_fix(root, name, labels),
             )
         notes.append(
-            f"{name} is not read (columns {listed}); labels come from folder names (tiles.source: huggingface or "
-            "table reads it)"
+            f"{name} is not read (columns {listed}); labels come from folder names (to read the file, set "
+            "tiles.source to huggingface or table)"
         )
     return tuple(notes)
 

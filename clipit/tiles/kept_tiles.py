@@ -241,7 +241,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))
     shards = {file.name.replace(".rows", "tiles").replace(".parquet", ".tar") for file in files}
     leftover = [shard for shard in folder.glob("tiles-*.tar") if shard.name not in shards]
-    # Delete the markers of finished blocks first: if interrupted here, blocks are read again, and no row is lost.
+    # Delete the markers of finished blocks first: after an interruption, blocks are read again, and no row is lost.
     for file in (*(folder / f".done-{number:06d}" for number in range(blocks)), *files, *leftover):
         file.unlink(missing_ok=True)
     return {"tiles": tiles, "resized": resized, "blocks": blocks}

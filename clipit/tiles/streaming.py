@@ -235,7 +235,7 @@ def _describe(rows: Any) -> StreamedSplit:
 
 
 def _set_blocks(config: TilesConfig, split: str, column: str, revision: str | None) -> list[Block]:
-    """Return the files of a split, in order; each is read by one process."""
+    """Return the files of a split as blocks, in order; each block is read by one process."""
     opened = select_splits(_open_set(config, revision), config)
     rows = opened[split]
     if is_image_folder(config.path, opened.values()):

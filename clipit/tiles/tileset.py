@@ -53,7 +53,7 @@ class TileSet:
     advice: str = ""
     """Advice on setting groups, if the source seems to identify patients and no groups are configured."""
     annotations: Annotations | None = None
-    """Labels by several annotators, from which `labels` derive; None if they come from the source."""
+    """Labels by several annotators, from which `labels` derive; None if `labels` come from the source."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""

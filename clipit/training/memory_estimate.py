@@ -1,4 +1,4 @@
-"""Estimate the memory that training needs, from the student itself."""
+"""Estimate the memory that training needs, from measured passes of the student."""
 
 import copy
 import gc
@@ -31,8 +31,8 @@ _cache: dict[tuple[object, ...], "Activations"] = {}
 class Activations:
     """Memory in use, besides weights and optimiser state, after each operation of a forward and backward pass.
 
-    It is linear in the number of tiles, with different coefficients at each operation: activations dominate at the end
-    of the forward pass, gradients at the end of the backward pass.
+    The memory is linear in the number of tiles, with different coefficients at each operation: activations dominate at
+    the end of the forward pass, gradients at the end of the backward pass.
 
     Attributes:
         fixed: Bytes that do not depend on the batch, one value per operation.
@@ -207,7 +207,7 @@ def _sum_outputs(output: StudentOutput) -> Tensor:
 
 
 class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record the bytes of all live storages after each operation, without the parameters and buffers of a module."""
+    """Record the bytes of all live storages after each operation, excluding the parameters and buffers of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ class MemoryPlan:
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
         needed: Estimated peak memory of a process in bytes.
-        free: Smallest free memory of any device in bytes, including that of the loaded weights and tiles.
+        free: Smallest free memory of any device in bytes, plus the memory that the loaded weights and tiles occupy.
         parts: Breakdown of the needed memory, as text.
         notes: Warnings and notes to log.
     """
@@ -214,7 +214,7 @@ def _micro_batches(config: RunConfig, processes: int) -> Iterator[int]:
 
 
 def _problems(config: RunConfig, micro_batches: int) -> list[str]:
-    """List the conflicts of the loss terms with a number of micro-batches."""
+    """List the conflicts between the loss terms and a number of micro-batches."""
     changed = _with(config, accumulation=micro_batches)
     return [problem for term in all_terms(changed) for problem in term.problems()]
 

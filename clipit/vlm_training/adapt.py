@@ -41,7 +41,7 @@ from clipit.training.step import Clock
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.contrastive_step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.vlm_training.examples import make_examples, validation_examples
-from clipit.vlm_training.mining import mine, warn_of_mining
+from clipit.vlm_training.mining import mine, warn_if_mining_is_slow
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -128,7 +128,7 @@ def adapt(
             validation = validation_examples(config, section, arm, seed, workspace)
         if validation is None and section.keep == "best":
             raise ConfigError(
-                "there is no validation split to choose the best step on",
+                "the best step cannot be chosen, because there is no validation split",
                 where="adapt.keep: best",
                 fix="set adapt.keep: last, or add validation data",
             )
@@ -272,7 +272,7 @@ def _train(
     optimizer = make_optimizer(adapted.trainable().values(), section.learning_rate, section.weight_decay)
     checkpoints = folder / "checkpoints"
     progress = load_checkpoint(checkpoints, adapted, optimizer)
-    warn_of_mining(examples, section)
+    warn_if_mining_is_slow(examples, section)
     contrast = ContrastStep(adapted, examples, section, seed, processes, section.precision)
 
     def mine_at(examples: BagExamples, step: int, due: bool) -> BagExamples:

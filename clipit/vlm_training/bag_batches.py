@@ -89,7 +89,8 @@ class BagExamples:
             or, where examples of a patient are negatives, a single example.
         partners: Example whose texts each example gets; the example itself, except in the control.
         pixel_codes: Code of each tile's pixels; equal for tiles with the same pixels.
-        neighbours: Whether the texts describe only the first tile of an example, and the others are its neighbours.
+        neighbours: Whether the texts describe only the first tile of an example, and the other tiles are neighbours of
+            that tile.
         summary: Counts of used, dropped, split and masked items (JSON-serialisable).
     """
 

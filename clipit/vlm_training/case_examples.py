@@ -137,7 +137,7 @@ def _texts_of(snippets: Artifact, cases: Cases) -> Members:
 
 
 def _draw_partners(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
-    """Draw for each patient another patient, whose reports it gets."""
+    """Draw a partner for each patient: another patient, whose reports replace the patient's own."""
     if len(organs) < 2:
         raise DataError(
             "only one patient has tiles and a report, so reports cannot be shuffled across patients",

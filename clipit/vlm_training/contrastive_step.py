@@ -60,7 +60,7 @@ class _MicroBatch:
     """A micro-batch of this process.
 
     Attributes:
-        kind: What is encoded.
+        kind: Kind of the encoded items.
         indices: Indices into the batch's distinct tiles, others or texts.
         inputs: Augmented pixels [n,3,h,w], uint8, on any device, or the rows of the texts.
         output: Embeddings with their graph, if the micro-batch is not encoded again.
@@ -317,7 +317,7 @@ class ContrastStep:
 
 
 def clamp_scale(adapted: AdaptedTowers) -> None:
-    """After an update, clamp a learnt scale to between 1 and 100, as CLIP does."""
+    """Clamp a learnt scale to the range 1 to 100 after an update, as CLIP does."""
     with torch.no_grad():
         if adapted.logit_scale.requires_grad:
             adapted.logit_scale.clamp_(0.0, math.log(_MAX_SCALE))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TIME_SHARE = 0.1
-"""Maximum time that mining should take, relative to the steps until the next mining."""
+"""Maximum time that a mining pass should take, relative to the steps until the next pass."""
 _STEP_COST = 2.5
 """Cost of an image or text in a training step relative to mining: two forward passes and a backward pass (cached
 gradients), versus reading the image, one forward pass and the search (`benchmarks/adapt_mining.py`)."""
@@ -88,7 +88,7 @@ def mine(
     return replace(mined_examples, batch_size=examples.batch_size, summary=summary)
 
 
-def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
+def warn_if_mining_is_slow(examples: BagExamples, section: AdaptConfig) -> None:
     """Warn if mining the bags takes more than a tenth of the training time.
 
     Mining embeds all training tiles and texts; a step embeds only those of its batch.
@@ -102,13 +102,13 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     least = least_interval(examples)
     if every < least:
         logger.warning(
-            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} as long as the {every} steps until the "
-            f"next mining; with adapt.bags.mine_every={least}, it would take a tenth as long"
+            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps until the "
+            f"next mining pass; with adapt.bags.mine_every={least}, it would take a tenth of the time"
         )
 
 
 def least_interval(examples: BagExamples) -> int:
-    """Estimate how many steps must separate two minings for mining to take a tenth of the time of these steps.
+    """Estimate after how many steps bags can be re-mined so that mining takes a tenth of the time of these steps.
 
     Args:
         examples: Examples of the training split, from bags.

@@ -54,7 +54,7 @@ def pair_examples(
 
     Raises:
         DataError: The split has no image with a text, patients or images of the evaluated tiles or of a later split are
-            among the training pairs (`leaks.policy`), or all images of the control belong to one patient.
+            among the training pairs (`leaks.policy`), or all images of the arm `shuffled_text` are of one patient.
     """
     inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # leaks depend on these
     content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])
@@ -103,7 +103,7 @@ def pair_examples(
 
 
 def draw_partners(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
-    """Draw for each image a partner: an image of another patient, whose texts it gets.
+    """Draw a partner for each image: an image of another patient, whose texts replace the image's own.
 
     The texts of every image are used once, unless one patient has more than half of the images.
 

@@ -39,7 +39,7 @@ def write_annotator_masks(
 ) -> tuple[Path, Path]:
     """Write the consensus of masks from several annotators to `<output>/annotators/<name>/masks/`.
 
-    If the tile table has splits, the annotators are estimated separately on test tiles and on all other tiles.
+    If the tile table has splits, annotator skill is estimated separately on test tiles and on all other tiles.
     Three folders are written. `consensus/` contains the most probable class of each pixel as PNG, with the values of
     `segmentation.classes`. `confident/` contains the same masks, but ignores pixels whose posterior is below
     `confidence`. `posterior/` contains the class probabilities [c, h, w] as float16 in .npy. tiles.csv is the tile
@@ -102,7 +102,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile (only one without splits); annotators are estimated separately for each part."""
+    """Return the part of each tile; annotator skill is estimated separately for each part."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -278,7 +278,7 @@ def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
 def _independence_notes(shared: list[str] | None) -> list[str]:
     if shared is None:
         return [
-            "the tiles have no test split, so the annotators are estimated on all tiles: test tiles split off later "
+            "the tiles have no test split, so annotator skill is estimated on all tiles: test tiles held out later "
             "are not independent of the training tiles"
         ]
     if shared:

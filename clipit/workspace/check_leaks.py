@@ -46,7 +46,7 @@ _SCHEMA = pa.schema(
 
 
 class _Comparable(NamedTuple):
-    """Numbers of tiles whose images are compared, and of tiles that are excluded from the comparison.
+    """Numbers of tiles that are compared by image, and of tiles that are excluded from the comparison.
 
     Attributes:
         equal: Number of tiles checked for identical images.

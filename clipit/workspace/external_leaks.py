@@ -76,7 +76,7 @@ def enforce_on_external(
 
 
 def note_reports(tests: TileSet, config: RunConfig) -> str:
-    """Return a warning about reports of the run whose patients have tiles in a new test set, or that cannot be read."""
+    """Return a warning if reports of the run belong to patients of a new test set, or cannot be read; else ""."""
     from clipit.reports.readers import read_reports
 
     names = set(patients(tests.groups, tests.ids).tolist()) - {""}

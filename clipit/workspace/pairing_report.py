@@ -137,8 +137,8 @@ def compare_pairing_rules(workspace: Workspace) -> str:
     )
     notes = (
         "hubness: share of tiles whose snippet is among the most used 1%; skewness: skewness of the number of uses",
-        "neighbour accuracy: share of tiles with the majority label of the other tiles that share their snippet",
-        "zero-shot accuracy: share of tiles with the class nearest to their snippet's text",
+        "neighbour accuracy: share of tiles whose label is the majority label of the other tiles with the same snippet",
+        "zero-shot accuracy: share of tiles whose label is the class nearest to the snippet's text",
         "both accuracies are computed on training tiles, with the labels that this configuration keeps",
         "cosines with and without centring cannot be compared; margins are in units of the ranking score",
         "to use one of these rules, set pairing.correction, centring, organs, exclude_same_group, threshold, margin "

@@ -87,7 +87,7 @@ def read_with_overview(
         check: Whether to reject groups that occur in two splits.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
         shown: Section with the labels that the run may use, for the overview; `section` by default.
-        shifted: Name of a shifted test set, whose test tiles alone are used; "" for the tiles of a run.
+        shifted: Name of a shifted test set, which contributes only its test tiles; "" for the tiles of a run.
     """
     quarantine = section.unreadable == "quarantine"
 

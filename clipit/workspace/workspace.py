@@ -83,7 +83,7 @@ class Workspace:
     def apart(self, config: RunConfig) -> "Workspace":
         """Return a workspace for a different configuration; it uses this workspace's cache, but does not add to it.
 
-        What the returned workspace loads, such as the weights of a different VLM, is released with it.
+        Everything that the returned workspace loads, such as the weights of a different VLM, is released with it.
         """
         return Workspace(config, {**self._shared})
 
@@ -301,7 +301,7 @@ class Workspace:
         return self._format_summary(self.snippets)
 
     def _format_summary(self, snippets: Artifact) -> str:
-        """Format the summary with the current path of the reports; this may have changed since the build."""
+        """Format the summary with the current path of the reports, which may have changed since the build."""
         from clipit.reports.snippet_summary import read_summary
 
         return read_summary(snippets.file("account.json")).text(self.reports)

@@ -18,7 +18,7 @@ from clipit.prompts.dictionary import load_dictionary
 from clipit.vlm_training import mining
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import make_examples, validation_examples
-from clipit.vlm_training.mining import least_interval, mine, warn_of_mining
+from clipit.vlm_training.mining import least_interval, mine, warn_if_mining_is_slow
 from clipit.workspace.workspace import Workspace
 
 CHAPTER = Path(clipit.__file__).parent / "prompts/dictionaries/histology/artefacts.yaml"
@@ -114,11 +114,11 @@ def test_mining_follows_the_weights_and_is_read_again(
     examples = make_examples(config, section, "text", 0, "train", workspace)
     least = least_interval(examples)
     with caplog.at_level("INFO", logger="clipit"):
-        warn_of_mining(examples, section)
+        warn_if_mining_is_slow(examples, section)
         assert f"with adapt.bags.mine_every={least}, it would take a tenth" in caplog.text
         caplog.clear()
         often = section.bags.model_copy(update={"mine_every": least})
-        warn_of_mining(examples, section.model_copy(update={"bags": often}))
+        warn_if_mining_is_slow(examples, section.model_copy(update={"bags": often}))
         assert not caplog.text
     vlm = load_vlm(config.vlm)
     torch.manual_seed(0)

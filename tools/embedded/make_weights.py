@@ -188,7 +188,7 @@ def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
 
 
 def _score_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
-    """Return which training tiles a probe classifies correctly; it is fitted and tuned on validation tiles."""
+    """Return which training tiles are classified correctly by a probe fitted and tuned on validation tiles."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
     embeddings = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}

@@ -31,11 +31,11 @@ _MIN_ARTEFACT = 0.25
 
 
 def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
-    """Measure balanced zero-shot accuracies of tiles in a grid of 64 px, with the prompts of the folder.
+    """Measure balanced zero-shot accuracies on tiles of 64 x 64 px, with the prompts in the folder.
 
     `world_tiles`: test tiles of world 0. `world_tiles_of_one_tissue`: those that show a single tissue. `slide_tiles`:
     tiles of slides with a single tissue and no artefact. `pen`, `fold` and `blur`: tiles of slides with a single
-    tissue, at least a quarter of which the artefact covers.
+    tissue and this artefact on at least a quarter of the area.
 
     Args:
         vlm_folder: Folder or name of a VLM.

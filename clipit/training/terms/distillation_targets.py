@@ -61,7 +61,7 @@ def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tup
 def _snippet_vectors(
     config: RunConfig, workspace: Workspace, store: Store, paired: PairedSnippets, train: TileSet
 ) -> tuple[SnippetVectors, dict[str, Any]]:
-    """Return the lookup of the vectors that represent snippets (stored or derived), and entries for training.json."""
+    """Return the function that looks up snippet vectors (stored or derived), and entries for training.json."""
     d, stored = config.distillation, stored_vectors(store, workspace.index)
     if d.target == "random_codes":
         return random_codes(store, config.seed), {}

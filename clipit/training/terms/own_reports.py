@@ -189,7 +189,7 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
 
 
 def _classes_without_label(case_labels: CaseLabels, classes: Sequence[str], options: OwnReportConfig) -> str:
-    """Describe the classes that no patient has as a label; "" if there are none."""
+    """List the classes that do not occur among the patients' labels, as text; "" if there are none."""
     reported = case_labels.probabilities[case_labels.known].max(axis=0) > 0
     missing = [name for name, is_reported in zip(classes, reported.tolist(), strict=True) if not is_reported]
     if not missing:

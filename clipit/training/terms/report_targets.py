@@ -122,7 +122,7 @@ def report_label_vectors(
             f"{counted(len(np.unique(groups[known])), 'group')} ({shortlist(names.tolist())}); a classifier needs two "
             "of each",
             where="reports.label_column",
-            fix="set it to a column with the reports' labels, or choose a different distillation.target",
+            fix="name a column with the reports' labels, or choose a different distillation.target",
         )
     stored = vectors_of(np.arange(len(store.ids)))
     positions = store.positions(snippet_ids)

@@ -256,7 +256,9 @@ def _posteriors(train: TileSet) -> Probabilities:
     """
     if train.annotations is None:
         raise DataError(
-            "no annotator labels", where="soft_labels.source = annotators", fix="set tiles.annotations.path"
+            "the tiles have no annotator labels",
+            where="soft_labels.source = annotators",
+            fix="set tiles.annotations.path",
         )
     return train.annotations.posteriors(train.ids.tolist())
 

@@ -77,7 +77,7 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
 
 
 def stored_vectors(store: Store, index: Index) -> SnippetVectors:
-    """Return the snippets' embeddings, centred like the index."""
+    """Return a function that looks up snippet embeddings, centred like the index."""
     return lambda positions: centred(store.rows(positions), index.mean)
 
 

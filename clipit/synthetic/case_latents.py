@@ -62,7 +62,7 @@ class CaseWorldConfig(Section):
 
     @property
     def splits(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Number of cases and the centres of each split, and of the external cases."""
+        """Number of cases and centres of each split and of the external cases."""
         return {
             "train": (self.train, self.centres),
             "validation": (self.validation, self.centres),

@@ -126,7 +126,7 @@ def _draw_reports(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnR
 
 
 def _choose_share(config: ReportOptions, names: Sequence[str], share: float, purpose: str) -> set[str]:
-    """Choose a share of the cases, such that a smaller share gives a subset of a larger share."""
+    """Choose a share of the cases; the cases of a smaller share are a subset of those of a larger share."""
     keys = {name: stream(config.seed, "cases/chosen", purpose, name).random() for name in names}
     return set(sorted(names, key=keys.__getitem__)[: round(share * len(names))])
 

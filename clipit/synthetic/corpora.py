@@ -114,7 +114,7 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
 
 
 def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
-    """Draw case reports on the tiles' organs; `noise` is the fraction of misread characters.
+    """Draw case reports on the organs that tiles show; `noise` is the fraction of misread characters.
 
     Each report has a diagnosis, a grade, and three to five findings. If there is a tumour, half of the findings
     (rounded up) are areas of it; the others are distinct tissues, drawn with the probabilities of the diagnosis. Each

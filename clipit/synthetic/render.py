@@ -94,7 +94,7 @@ def blur(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) ->
 
 
 def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """Stain and scan each tile as at its centre, with small variations between tiles.
+    """Simulate the stain and the scanner of each tile's centre, with small variations between tiles.
 
     By the Beer-Lambert law, intensity = white * exp(-concentrations @ colours).
     """

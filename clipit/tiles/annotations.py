@@ -83,7 +83,7 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
 def join_annotators(
     tiles: TileSet, table: AnnotationTable | None, config: TilesConfig
 ) -> tuple[TileSet, AnnotatedTiles | None]:
-    """Match the annotators' labels with the tiles, and add notes on dropped rows.
+    """Match the annotators' labels to the tiles, and add notes on dropped rows.
 
     Raises:
         DataError: A label is not one of the classes, or no annotated tile is among the tiles.

@@ -22,7 +22,7 @@ class Remote:
     url: str
     md5: str
     unpacked: str
-    """File or folder created by unpacking it."""
+    """Name of the file or folder that unpacking the download creates."""
     unpacked_md5: str = ""
     """Published checksum of the unpacked file; "" if none is published."""
 

@@ -34,7 +34,7 @@ def hold_out_validation(
 
 
 def hold_out_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of the training tiles to test, if no test split is published (see `_hold_out`).
+    """Move about `fraction` of the training tiles to the test split (see `_hold_out`).
 
     Raises:
         DataError: No group could be moved.
@@ -128,8 +128,8 @@ def _hold_out(
             + ("add tiles of other groups (patients)" if single else f"raise tiles.{key}"),
         )
     share = sum(len(members[name]) for name in moved) / len(countable)
-    actual = f" (in fact {share:.0%}, because whole groups move)" if abs(share - fraction) > _NOTED else ""
-    note = f"{split}: {fraction:g} of train{actual}, held out with seed {seed}"
+    actual = f" (actually {share:.0%}, because whole groups move)" if abs(share - fraction) > _NOTED else ""
+    note = f"{split}: {fraction:g} of the training tiles{actual}, held out with seed {seed}"
     return _move(tiles, train_rows, name_of, moved, split, note)
 
 

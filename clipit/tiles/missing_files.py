@@ -1,4 +1,4 @@
-"""Find files that a table names with a different spelling, and report missing ones."""
+"""Find files whose names are spelled differently in a table, and report missing files."""
 
 import os
 import posixpath

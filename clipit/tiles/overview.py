@@ -11,7 +11,7 @@ _MAX_CLASSES = 10  # classes to list; the others are counted
 
 
 def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *, tests_only: bool = False) -> str:
-    """Summarise the source, classes, splits, labels and patients of tiles, and what is missing, with its consequences.
+    """Summarise the source, classes, splits, labels and patients of tiles, and list the effects of missing information.
 
     Args:
         config: Section `tiles` with which the tiles were read.

@@ -167,7 +167,7 @@ def _kept_rows(kept: KeptTiles, split: StreamedSplit, where: str) -> SplitRows:
 
 
 def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> SourceTiles:
-    """Scale the µm per pixel to the kept images, and add a note if some are resized."""
+    """Adjust the µm per pixel to the size of the kept images, and add a note if some are resized."""
     resized = int((scales > 1).sum())
     if not resized:
         return source

@@ -148,7 +148,7 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator
                 raise DataError(
                     f"the shard is compressed ({method}), so its members cannot be read in random order",
                     where=path,
-                    fix="decompress it; images are compressed already",
+                    fix="decompress it; images are already compressed",
                 )
         stream.seek(0)
         size = os.fstat(stream.fileno()).st_size

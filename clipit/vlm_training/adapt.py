@@ -155,9 +155,9 @@ def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
         return section
     if "image" not in section.towers:
         raise ConfigError(
-            "the arm images trains the image tower, which is not in adapt.towers",
+            "the arm 'images' trains the image tower, which is not in adapt.towers",
             where="adapt.arms",
-            fix="remove the arm images, or add image to adapt.towers",
+            fix="remove the arm 'images', or add image to adapt.towers",
         )
     return section.model_copy(update={"towers": ("image",)})
 
@@ -193,7 +193,7 @@ def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
 
 
 def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "list[GeneralTracker]":
-    """Train and write the VLM; the returned trackers are still open."""
+    """Train the VLM, write it, and return the trackers, which are still open."""
     processes = get_processes()
     config, section, arm, seed = adaptation.config, adaptation.section, adaptation.arm, adaptation.seed
     folder, examples, validation = adaptation.folder, adaptation.examples, adaptation.validation
@@ -265,7 +265,7 @@ def _train(
     fingerprint: str,
     log: Callable[[dict[str, Any], int], None],
 ) -> Progress:
-    """Train the adapted towers in place; at the end, they have the weights of the selected step."""
+    """Train the adapted towers in place, and load the weights of the selected step."""
     processes = get_processes()
     section, arm, seed, folder = adaptation.section, adaptation.arm, adaptation.seed, adaptation.folder
     examples, validation = adaptation.examples, adaptation.validation

@@ -159,7 +159,7 @@ class BagExamples:
         ]
 
     def _draw(self, members: Members, kind: str, example: int, count: int, visit: int) -> Int64[np.ndarray, "_"]:
-        """Draw up to `count` different rows of an example: all, or the next ones of its shuffled rows."""
+        """Draw up to `count` different rows of an example: all rows, or the next ones in shuffled order."""
         rows = members[example]
         if len(rows) <= count:
             return rows

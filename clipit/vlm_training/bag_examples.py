@@ -94,7 +94,7 @@ def mine_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
 
 
 def _inputs(section: AdaptConfig, workspace: Workspace) -> dict[str, str]:
-    """Return the fingerprints of everything that bags are mined from before the adaptation."""
+    """Return the fingerprints of the inputs from which bags are mined before the adaptation."""
     tiles = workspace.all_tiles.of_split("train")
     inputs = {"tiles": tiles.fingerprint, "groups": fingerprint(tiles.groups.tolist())}
     if section.bags.snippets:
@@ -107,7 +107,7 @@ def _inputs(section: AdaptConfig, workspace: Workspace) -> dict[str, str]:
 
 
 def _members(table: Int64[np.ndarray, "n k"]) -> Members:
-    """Return the lists of a table padded with -1, without repeated members."""
+    """Return the rows of a table, padded with -1, as lists without padding or repeated members."""
     return Members.of([list(dict.fromkeys(row[row >= 0].tolist())) for row in table])
 
 

@@ -77,7 +77,7 @@ def _different_bags(examples: BagExamples) -> int:
 
 
 def examples_content(examples: BagExamples) -> str:
-    """Return the fingerprint of everything that batches are drawn from, except pixels and the wording of texts."""
+    """Return the fingerprint of all inputs from which batches are drawn, except pixels and the wording of texts."""
     members = [array for each in (examples.tiles_of, examples.texts_of) for array in (each.values, each.starts)]
     numbers = [*members, examples.groups, examples.partners, examples.pixel_codes]
     return fingerprint([examples.tile_ids, len(examples.texts), *(values.tolist() for values in numbers)])

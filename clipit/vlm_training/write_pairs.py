@@ -85,7 +85,7 @@ def _write(splits: Mapping[str, BagExamples], folder: Path, file_format: PairFor
 
 
 def _shuffled_pairs(examples: BagExamples) -> list[tuple[int, int]]:
-    """List the rows of tiles and texts of all pairs, in an order that depends on the seed."""
+    """List all pairs as (tile row, text row), in an order that depends on the seed."""
     pairs = [pair for example in range(len(examples)) for pair in examples.captions(example)]
     order = np.random.default_rng(examples.seed).permutation(len(pairs))
     return [pairs[index] for index in order.tolist()]

@@ -184,7 +184,7 @@ def _tile_rows(tiles: TileSet, annotations: Annotations) -> list[dict[str, Any]]
 
 
 def _disputed(tiles: TileSet, annotations: Annotations, shown: int) -> list[DisputedTile]:
-    """Return the tiles with the least certain consensus among those with different labels; ties are ordered by id."""
+    """Return the tiles with the least certain consensus, of those whose annotators disagree; ties are ordered by id."""
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     candidates = []
     for consensus in (annotations.training, annotations.test):

@@ -110,7 +110,7 @@ def _parts(masks: AnnotatorMasks) -> list[str]:
 
 
 def _count_patterns(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> None:
-    """Count the patterns of all tiles by part.
+    """Count the label patterns of all tiles by part.
 
     Raises:
         DataError: Masks are invalid; all problems are reported in one error.

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 def enforce_on_external(
     tests: TileSet, seen: TileSet | SeenTiles, seen_hashes: ImageHashes | None, config: RunConfig, where: str
 ) -> tuple[TileSet, list[Leak]]:
-    """Apply `leaks.policy` to a new test set, compared with training and validation. Call it in all processes.
+    """Apply `leaks.policy` to tiles of a new test set that leak from training or validation.
+
+    Call this function in all processes.
 
     Args:
         seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.

@@ -65,10 +65,10 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
 
 
 def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: str, config: RunConfig) -> TileSet:
-    """Apply `leaks.policy` to a shifted test set, compared with training and validation. Call it in all processes.
+    """Apply `leaks.policy` to tiles of a shifted test set that leak from training or validation.
 
-    With the policy `exclude`, tiles are dropped from the shifted set, not from training: the training tiles must not
-    depend on the additional test sets of a comparison.
+    Call this function in all processes. With the policy `exclude`, tiles are dropped from the shifted set, not from
+    training: the training tiles must not depend on the additional test sets of a comparison.
 
     Args:
         run_tiles: All tiles of the configuration, before leaks are dropped.

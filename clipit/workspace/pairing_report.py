@@ -1,4 +1,4 @@
-"""Page that shows the pairs of a configuration, and a comparison of pairing rules."""
+"""Write the page that shows the pairs of a configuration, and compare pairing rules."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -150,7 +150,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
 def _with_opposite_centring(
     workspace: Workspace, with_prompts: bool
 ) -> tuple[Index, Float32[np.ndarray, "classes dim"] | None]:
-    """Build an index of the snippets with the opposite centring and, if requested, class embeddings centred like it."""
+    """Build an index of the snippets with the opposite centring and, if requested, matching class embeddings."""
     p, prompts = workspace.config.pairing, workspace.prompts
     index = build_index(
         workspace.root,

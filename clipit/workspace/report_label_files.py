@@ -71,7 +71,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
 
 
 def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[SampledReport]:
-    """Draw reports for each class that the rules assign; those with only uncertain mentions form a separate class."""
+    """Draw reports for each class that the rules assign; reports with only uncertain mentions form a separate class."""
     strata: dict[str, list[int]] = {}
     for row in sorted(range(len(labels.by_rules)), key=lambda row: labels.reports[row].report_id):
         label = labels.by_rules[row]

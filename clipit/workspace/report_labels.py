@@ -1,4 +1,4 @@
-"""Label a report corpus with rules and a text classifier, and measure the agreement with given labels."""
+"""Label a report corpus with rules and a text classifier, and measure the agreement with known labels."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -168,7 +168,7 @@ def test_the_card_of_an_adapted_vlm_has_the_scores_of_its_seed(adapted: tuple[Co
     [
         ({"adapt.batch_size": 500}, "a batch of 500"),
         ({"adapt.lora.targets": ["no_such_layer"]}, "no_such_layer"),
-        ({"adapt.towers": ["text"], "adapt.arms": ["text", "images"]}, "remove the arm images"),
+        ({"adapt.towers": ["text"], "adapt.arms": ["text", "images"]}, "remove the arm 'images'"),
         ({"reports.path": "missing.jsonl"}, "missing.jsonl"),
     ],
 )

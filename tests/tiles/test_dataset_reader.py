@@ -55,7 +55,7 @@ def test_breakhis_slides_stay_together(tmp_path: Path) -> None:
     sides = [set(tiles.groups[tiles.splits == split]) for split in ("train", "validation", "test")]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
     assert Counter(tiles.splits.tolist())["test"] == 36
-    assert any("test: 0.3 of train, held out with seed 1" in note for note in tiles.notes)
+    assert any("test: 0.3 of the training tiles, held out with seed 1" in note for note in tiles.notes)
     assert np.isnan(tiles.mpp).all()
 
 

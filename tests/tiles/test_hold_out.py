@@ -62,7 +62,7 @@ def test_the_only_group_of_a_class_stays_in_train(make_tiles: Make) -> None:
 def test_a_share_that_whole_groups_cannot_reach_is_noted(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1] * 8, ["train"] * 16, [f"p{place % 4}" for place in range(16)])
     assert hold_out_validation(tiles, 0.3, seed=0).notes[-1] == (
-        "validation: 0.3 of train (in fact 50%, because whole groups move), held out with seed 0"
+        "validation: 0.3 of the training tiles (actually 50%, because whole groups move), held out with seed 0"
     )
 
 

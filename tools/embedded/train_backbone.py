@@ -78,8 +78,8 @@ def image_statistics(images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b 38"
         parts += [low.flatten(1).std(1, keepdim=True), local.flatten(1).mean(1, keepdim=True)]
     for gap in (1, 2, 4):
         for change in (grey[..., gap:] - grey[..., :-gap], grey[..., gap:, :] - grey[..., :-gap, :]):
-            size_of_change = change.abs().flatten(1)
-            parts += [size_of_change.mean(1, keepdim=True), size_of_change.std(1, keepdim=True)]
+            magnitude = change.abs().flatten(1)
+            parts += [magnitude.mean(1, keepdim=True), magnitude.std(1, keepdim=True)]
     centred = images - images.mean((2, 3), keepdim=True)
     spread = centred.flatten(2).square().mean(2).sqrt() + 1e-4
     for first, second in ((0, 1), (1, 2)):

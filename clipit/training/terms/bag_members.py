@@ -139,7 +139,7 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
 def neighbour_members(
     config: RunConfig, workspace: Workspace, train: TileSet
 ) -> tuple[BagMembers | None, dict[str, int]]:
-    """Find the tiles in each training tile's bag: near ones from other patients, within `bags.margin`.
+    """Find the tiles in each training tile's bag: the nearest tiles of other patients, within `bags.margin`.
 
     Returns:
         The members (None if `bags.tiles` is 0), and the numbers of empty bags and pruned members.

@@ -221,7 +221,7 @@ def _documents(config: RunConfig, workspace: Workspace, cases: Cases) -> Any:
 
 
 def case_vectors(config: RunConfig, workspace: Workspace, cases: Cases) -> Float32[np.ndarray, "cases dim"]:
-    """Compute the mean VLM embedding of each patient's reports; every patient must have at least one."""
+    """Compute the mean VLM embedding of each patient's reports; every patient must have a report."""
     flat = [report for reports in cases.reports for report in reports]
     if config.reports is None:
         raise ConfigError("labels from the patients' own reports need reports", where="reports", fix="set reports.path")

@@ -39,7 +39,7 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def weight(self) -> float:
-        """`distillation.weight`, divided equally between two VLMs."""
+        """`distillation.weight`, divided by two if there are two VLMs."""
         return self.options.weight / (1 if self.config.second_vlm is None else 2)
 
     @property

@@ -159,7 +159,7 @@ def _choose_tiles(
     with_label: Bool[np.ndarray, "n"],
     probabilities: Float32[np.ndarray, "n classes"],
 ) -> Float32[np.ndarray, "n classes"]:
-    """Assign each patient's most probable class to at least one of its tiles, and the background class to the rest."""
+    """Assign each patient's most probable class to at least one tile of the patient, and background to the rest."""
     if options.background not in train.classes:
         raise ConfigError(
             f"the background class {options.background!r} is not a class of the tiles",

@@ -64,8 +64,8 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
     weights: Float32[np.ndarray, "n k"] = np.zeros((len(tile_ids), k), dtype=np.float32)
     known = rows >= 0
     positions[rows[known], rank[known]] = store.positions(table.column("snippet_id").to_numpy().astype(np.str_))[known]
-    weights_of_pairs = np.asarray(table.column("weight")) if "weight" in table.column_names else np.ones(len(rank))
-    weights[rows[known], rank[known]] = weights_of_pairs[known]
+    pair_weights = np.asarray(table.column("weight")) if "weight" in table.column_names else np.ones(len(rank))
+    weights[rows[known], rank[known]] = pair_weights[known]
     paired = PairedSnippets(positions, weights)
     if not paired.valid.any():
         raise DataError(

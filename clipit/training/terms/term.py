@@ -131,7 +131,7 @@ class Term(Generic[Options]):
 
     @property
     def weight(self) -> float:
-        """Factor of the term in the loss."""
+        """Weight of the term in the loss."""
         value: float = getattr(self.options, "weight", 1.0)
         return value
 

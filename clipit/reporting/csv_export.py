@@ -1,4 +1,4 @@
-"""CSV export of the rows of comparisons and studies for version control (`results/*.csv`), without local paths."""
+"""Export rows of comparisons and studies as CSV for version control (`results/*.csv`), without local paths."""
 
 import csv
 import json

@@ -118,7 +118,7 @@ def _title(facts: CardFacts) -> str:
 
 
 def licence_fields(licence: ModelLicence) -> dict[str, str]:
-    """Return the metadata on a licence that the Hub does not list, and on the base model, for a card."""
+    """Return a card's metadata on the base model and, if the Hub does not list its licence, on the licence."""
     fields = {}
     if licence.identifier == OTHER:
         fields["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Thumbnails of tiles as JPEG."""
+"""JPEG thumbnails of tiles."""
 
 import base64
 import io

@@ -90,7 +90,7 @@ def is_started(folder: Path) -> bool:
 
 
 def read_run_config(folder: Path) -> RunConfig:
-    """Read the configuration in a run's folder, with its arm resolved and `output` set to the current output folder.
+    """Read the configuration in a run's folder; the arm is resolved, and `output` is updated if the folder has moved.
 
     Raises:
         DataError: The folder does not contain a run.

@@ -47,7 +47,7 @@ class PredictionOptions:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check that both numbers are valid.
 
         Raises:
             ConfigError: A number is not an integer, or is too small.

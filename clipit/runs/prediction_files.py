@@ -36,7 +36,7 @@ class PredictionPaths:
     table: Path
 
     def __post_init__(self) -> None:
-        """Check the format.
+        """Check the format of the table.
 
         Raises:
             ConfigError: The suffix is neither .csv nor .parquet.

@@ -11,7 +11,7 @@ from clipit.tiles.splits import shuffled
 
 
 def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:
-    """Order images so that the first k form a draw of k masks, from as many patients as possible.
+    """Order images so that the first k images are a draw of k masks from as many patients as possible.
 
     Patients take turns in a random order that depends on the seed; a larger draw contains all smaller ones. Each image
     without a known patient counts as a separate patient.

@@ -95,10 +95,10 @@ class PseudoMasks:
     model: Mapping[str, object]
 
     def without(self, names: Sequence[str]) -> "PseudoMasks":
-        """Return the pseudo-labels of all other images.
+        """Return a copy without the pseudo-labels of the named images.
 
         Raises:
-            DataError: There is no other image.
+            DataError: No image is left.
         """
         dropped = {*names}
         codes = {name: cells for name, cells in self.codes.items() if name not in dropped}
@@ -127,7 +127,7 @@ def pseudo_masks(
     model: MilModel, tiles: TileSet, store: TokenStore, classes: Sequence[str], background: str,
     options: PseudoLabelsConfig,
 ) -> PseudoMasks:  # fmt: skip
-    """Label the tokens of labelled images where a multiple-instance model is confident.
+    """Assign pseudo-labels to the tokens of labelled images where a multiple-instance model is confident.
 
     An image may contain the class that its label is evidence of, and the background. The probability of each of these
     two classes is the sum of the probabilities of all labels that are evidence of the class; the two sums are

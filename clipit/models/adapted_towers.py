@@ -196,7 +196,7 @@ def _lora_layers(towers: Towers, trained_towers: Sequence[Tower], lora: LoraConf
     if missing := [tower for tower in trained_towers if not by_tower[tower]]:
         raise ModelError(
             f"LoRA adapts no layer of the {' and the '.join(missing)} tower: no layer matches "
-            f"{', '.join(lora.targets)}, or the weights of those that match are read without calling the layers",
+            f"{', '.join(lora.targets)}, or the matching layers are not called (only their weights are read)",
             where=where,
             fix="set adapt.tuning: projection or full, name other layers in adapt.lora.targets, or train only the "
             f"other tower (adapt.towers); layers of this VLM: {shortlist(sorted(all_usable), 8)}",
@@ -226,7 +226,7 @@ def _unfreeze(towers: Towers, trained_towers: Sequence[Tower], tuning: Tuning) -
 
 
 def _usable_layers(towers: Towers, tower: Tower) -> set[str]:
-    """Return the names of the modules that a tower calls and whose own weights affect its embeddings.
+    """Return the names of the modules that a tower calls and that hold weights which affect its embeddings.
 
     An update of any other layer would have no effect: its weight is read without calling the layer (such as
     the output projection in PyTorch's attention), or its output is not used (such as CoCa's pooling for captions).

@@ -111,7 +111,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
 
 
 def _resolve(config: BackboneConfig) -> tuple[BackboneConfig, ModelSpec | None]:
-    """Return the configuration, without `hf-hub:` before a local folder, and the backbone's table entry, if any."""
+    """Remove `hf-hub:` before a local folder; return the configuration and the table entry of the backbone, if any."""
     unprefixed = config.name.removeprefix("hf-hub:")
     if unprefixed != config.name and Path(unprefixed).expanduser().is_dir():  # a folder, despite the prefix
         config = config.model_copy(update={"name": unprefixed})

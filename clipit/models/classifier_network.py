@@ -61,7 +61,7 @@ class ClassifierNetwork(nn.Module):
 
 
 def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:
-    """Build the student's heads on an identity backbone; a linear head is stored collapsed."""
+    """Build the student's heads on an identity backbone; a linear head is stored as one layer."""
     state = dict(tensors)
     config, joint_dim = StudentConfig(projector_layers=0), None
     if spec.head == "late_fusion":

@@ -40,7 +40,7 @@ class Upload:
         ]
 
     def describe(self) -> str:
-        """List the files and the licences for the user's consent."""
+        """List the files and licences, so that the user can confirm the upload."""
         lines = [f"upload to {self.repository} ({'private' if self.private else 'public'}, if it is new)"]
         lines += [f"  {name}  {size:,} bytes" for name, size in self.files.items()]
         lines += [

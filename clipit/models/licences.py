@@ -54,7 +54,7 @@ class ModelLicence:
 
     @property
     def objection(self) -> str:
-        """Why the classifier may not be shared, as a phrase; "" if nothing prevents it."""
+        """Reason why the classifier may not be shared, as a verb phrase; "" if there is none."""
         if self.forbids_derivatives:
             return "forbids sharing derivatives"
         if self.gated and self.identifier == OTHER:

@@ -118,7 +118,7 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
 
 
 def hub_file(hub_id: str, names: Sequence[str]) -> Path:
-    """Download the first of these files that exists in a Hugging Face repository, or use the cached copy.
+    """Download the first of the files `names` that exists in a Hugging Face repository, or use the cached copy.
 
     Errors from the Hub are not converted: call this inside `foreign_errors`.
     """
@@ -144,7 +144,7 @@ def optional_module(name: str) -> Any:
 
 
 def weights_fingerprint(module: nn.Module, *more: object) -> str:
-    """Hash the names, types, shapes and bytes of all weights, and `more` values, to 16 hexadecimal digits.
+    """Hash all weights (names, types, shapes and bytes) and the values in `more`, as 16 hexadecimal digits.
 
     The fingerprint does not depend on the file format or location of the weights.
     """
@@ -159,9 +159,9 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
 
 @contextmanager
 def hub_access() -> Iterator[None]:
-    """Allow downloads from the Hub within this block, or use only its cache if the Hub is unreachable.
+    """Allow downloads from the Hub inside the `with` block; if the Hub is unreachable, use only cached files.
 
-    If the Hub is unreachable, its client would retry every file five times, with pauses, and log each attempt.
+    Otherwise the Hub's client would retry every file five times, with pauses, and log each attempt.
     """
     from huggingface_hub import constants
 

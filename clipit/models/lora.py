@@ -101,7 +101,7 @@ def target_modules(
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Return whether a module is an attention layer with packed weights, read without calling a sub-layer."""
+    """Return whether a module is an attention layer that reads packed weights without calling a sub-layer."""
     return isinstance(module, nn.MultiheadAttention) or _is_open_clip_attention(module)
 
 
@@ -249,7 +249,7 @@ def merge_lora(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def merged_lora(module: nn.Module) -> Iterator[None]:
-    """Merge the updates into the weights within the block, so that adapted layers cost no more than plain ones.
+    """Merge the updates into the weights inside the `with` block, so that adapted layers are as fast as plain ones.
 
     Afterwards, the weights have exactly their earlier values. Within the block, gradients do not reach the updates.
     Packed attention layers are not merged, and keep applying their updates in every forward pass. Nothing is merged if

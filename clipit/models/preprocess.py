@@ -246,9 +246,9 @@ def _filter(value: Any, name: str) -> Any:
 def _square(size: Any, name: str) -> int:
     edges = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(set(edges)) != 1:
-        raise _unsupported(f"an input of {edges} pixels is not square", name)
+        raise _unsupported(f"the input size {edges} is not square", name)
     if not isinstance(edges[0], int) or edges[0] < 1:
-        raise _unsupported(f"an input of {edges[0]!r} pixels", name)
+        raise _unsupported(f"the input size is {edges[0]!r}, not a positive whole number", name)
     return int(edges[0])
 
 
@@ -261,7 +261,7 @@ def _at_least(size: int, resize_to: int, name: str) -> int:
 def _mean(values: Any, key: str, name: str) -> tuple[float, float, float]:
     mean = _triple(values, key, name)
     if not all(0 <= value <= 1 for value in mean):
-        raise _unsupported(f"{key} is {values!r}; values must be between 0 and 1, as for pixel values in 0..1", name)
+        raise _unsupported(f"{key} is {values!r}; values must be between 0 and 1, for pixel values in 0..1", name)
     return mean
 
 

@@ -16,7 +16,7 @@ _TOKENIZER_OPTIONS = {
 
 @contextmanager
 def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
-    """Within this block, prevent transformers from running Python code or kernels from a model's files, unless trusted.
+    """Prevent transformers from running code or kernels from a model's files inside the `with` block, unless trusted.
 
     The functions that import such code are replaced, so that no option in the model's files can trigger it, and
     transformers does not ask for permission on the terminal.

@@ -35,7 +35,7 @@ class StudentOutput:
 
 
 class Student(nn.Module):
-    """Backbone z, projector t^ = P(z), and one of two heads.
+    """Backbone with features z, projector t^ = P(z), and one of two classification heads.
 
     `linear`: W_z z + W_t t^ + b with an affine, un-normalised t^ (`image_head`, `text_head`), which
     `collapse_linear` turns into one layer of z. `late_fusion` (arXiv 2504.16181, sec. 3): F [h_v(z); h_t(t^)]

@@ -249,7 +249,7 @@ def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSp
 
 
 def _value(key: str, value: Any) -> Any:
-    """Resolve the name of a layer class; only table entries name classes, and only these two."""
+    """Resolve the name of a layer class; only table entries name classes, and only the two below."""
     from timm.layers import SwiGLUPacked
 
     classes = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}

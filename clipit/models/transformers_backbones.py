@@ -227,13 +227,13 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
 
 
 def _extra_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """List unused weights of numbered layers beyond the model's own; unused weights of heads are allowed."""
+    """List unused weights of numbered layers that the model does not have; unused weights of heads are allowed."""
     known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
     return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))
 
 
 def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None:
-    """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
+    """Resample the model's position embeddings for another input size, with the model's `interpolate_pos_encoding`.
 
     Rotary position embeddings need no resampling. The new size is also written to the model's configuration, so that an
     export loads without further arguments.

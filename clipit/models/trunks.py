@@ -115,7 +115,7 @@ def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
     if pixels < step:
         problem = f"{pixels} pixels are too few: the model needs {step} or more"
     elif multiple and pixels % step:
-        problem = f"{pixels} is not a multiple of its patch size of {step} pixels"
+        problem = f"{pixels} is not a multiple of the patch size of {step} pixels"
     else:
         return
     near = max(1, round(pixels / step)) * step

@@ -1,4 +1,4 @@
-"""Read, write and check weights, because other packages silently leave missing weights at random values."""
+"""Read, write and check weights, because other packages silently keep random values for missing weights."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class LoadReport:
 
 @contextmanager
 def load_reports(where: object, *, strict: bool = False) -> Iterator[list[LoadReport]]:
-    """Record the missing and unexpected weights of every `load_state_dict` in the block, and reject quantised weights.
+    """Record missing and unexpected weights of every `load_state_dict` call in the block, and reject quantised weights.
 
     timm and open_clip build and load a model in one call, and do not return the result. No hook can be registered
     before the module exists.

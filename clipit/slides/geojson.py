@@ -28,7 +28,7 @@ _PIXELS = "write the coordinates in pixels of the slide's full resolution (level
 
 
 def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
-    """Read the contours of a slide (`read_polygons`), and check that their coordinates are pixels of this slide.
+    """Read the contours of a slide (`read_polygons`), and check that their coordinates are in pixels of this slide.
 
     Args:
         width: Width of the slide at level 0.
@@ -40,7 +40,7 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
         The polygons, including those of the class `Ignore*` (`is_ignored`).
 
     Raises:
-        DataError: The file cannot be read (`read_polygons`), or its coordinates are not pixels of this slide (with a
+        DataError: The file cannot be read (`read_polygons`), or its coordinates are not in pixels of this slide (with a
             tolerance of 1% at the borders).
     """
     polygons, system = read_polygons(path)
@@ -191,7 +191,7 @@ def _is_flat(ring: Float64[np.ndarray, "_ 2"]) -> bool:
 
 
 def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:
-    """Check that the coordinates are pixels of this slide."""
+    """Check that the coordinates are in pixels of this slide."""
     extents = np.array([polygon.extent for polygon in polygons])
     low, high = extents[:, 0].min(axis=0), extents[:, 1].max(axis=0)
     size = np.array([width, height])

@@ -34,7 +34,7 @@ class TileCache:
     """The most recently used decoded tiles of all slides of a process, up to a maximum number of bytes."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        """Keep at most this number of bytes."""
+        """Create an empty cache of at most `max_bytes` bytes."""
         self._max_bytes = max_bytes
         self.clear()
 

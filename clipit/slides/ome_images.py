@@ -106,7 +106,7 @@ def _pair(file: Any) -> list[tuple[Any, OmeImage]]:
 
 
 def read_images(xml: str | None) -> list[OmeImage]:
-    """Read OME-XML; an empty list if it is missing or damaged."""
+    """Read the images described in OME-XML; return an empty list if the XML is missing or damaged."""
     root = _parse(xml)
     if root is None:
         return []

@@ -126,7 +126,7 @@ def _unreadable(error: Exception, path: Path) -> DataError:
 
 
 def count_ome_levels(path: Path) -> int:
-    """Return the number of levels of an OME-TIFF; the largest such number if several of its images may be the slide.
+    """Return the number of levels of an OME-TIFF, or the largest number if several of its images may be the slide.
 
     Raises:
         DataError: The file is damaged, or not an 8-bit RGB image.

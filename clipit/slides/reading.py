@@ -109,10 +109,10 @@ def _check_size(level: Level, overview: str) -> None:
 
 
 class SlidePool:
-    """The most recently used slides of this process, kept open; pickled copies open their own."""
+    """The most recently used slides of this process, kept open; pickled copies open the slides again."""
 
     def __init__(self, max_open: int = _MAX_OPEN) -> None:
-        """Keep at most this number of slides open."""
+        """Create a pool that keeps at most `max_open` slides open."""
         self._max_open = max_open
         self._forget()
 

@@ -74,7 +74,7 @@ def resolve_mpp(
 
 
 def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = KEYS) -> str:
-    """Explain why the micrometres per pixel of a slide may be wrong, such as by a factor of 10; "" if plausible.
+    """Explain why the micrometres per pixel of a slide may be wrong (say, by a factor of 10); "" if they are plausible.
 
     Args:
         mpp: Micrometres per level-0 pixel.

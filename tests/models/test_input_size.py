@@ -105,7 +105,7 @@ def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_pa
 @pytest.mark.parametrize(
     ("name", "pixels", "message"),
     [
-        ("test_vit", 100, r"(?s)100 is not a multiple of its patch size of 16 pixels.*set backbone\.pixels=96"),
+        ("test_vit", 100, r"(?s)100 is not a multiple of the patch size of 16 pixels.*set backbone\.pixels=96"),
         ("test_vit", 8, r"8 pixels are too few: the model needs 16 or more"),
         ("test_convnext", 16, r"16 pixels are too few: the model needs 32 or more"),
         ("resmlp_12_224", 96, r"(?s)an input size of 96 pixels is not supported.*remove backbone\.pixels.*224"),
@@ -122,7 +122,7 @@ def test_sizes_that_a_timm_model_does_not_take(name: str, pixels: int, message: 
 def test_sizes_that_a_transformers_model_does_not_take(vision_folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import BeitConfig, BeitModel
 
-    with pytest.raises(ModelError, match="20 is not a multiple of its patch size of 8 pixels"):
+    with pytest.raises(ModelError, match="20 is not a multiple of the patch size of 8 pixels"):
         load(vision_folders["ViT"], 20)
     with pytest.raises(ModelError, match="4 pixels are too few"):
         load(vision_folders["Dinov2"], 4)

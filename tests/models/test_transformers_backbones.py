@@ -76,7 +76,7 @@ def test_dinov3_takes_other_sizes(tmp_path: Path) -> None:
     student, classifier = exported(backbone, tmp_path / "c")
     torch.testing.assert_close(classifier, student, atol=1e-4, rtol=1e-4)
     assert load_backbone(BackboneConfig(name=str(tmp_path / "c"))).preprocess.size == 48
-    with pytest.raises(ModelError, match="not a multiple of its patch size"):
+    with pytest.raises(ModelError, match="not a multiple of the patch size"):
         load_backbone(BackboneConfig(name=str(folder), pixels=50))
 
 

@@ -71,5 +71,5 @@ def test_sizes_that_cannot_be(configure: MakeConfig, world: dict[str, Any], tmp_
     with pytest.raises(ConfigError, match=r"backbone\.pixels"):
         validate({**world, "output": str(tmp_path), "backbone": {"name": "embedded", "pixels": 0}}, "test")
     config = configure({"backbone.pixels": 12}, name="odd", arm="image_only")
-    with pytest.raises(ModelError, match="12 is not a multiple of its patch size of 8 pixels"):
+    with pytest.raises(ModelError, match="12 is not a multiple of the patch size of 8 pixels"):
         train_run(config, Workspace(config))

@@ -205,7 +205,7 @@ def _grid_rows(task: _Task, options: PromptStudyConfig) -> Iterator[PromptRow]:
 
 
 def _compute_differences(tasks: Sequence[_Task], config: RunConfig) -> list[PromptDifference]:
-    """Compute the score with rich prompts minus that with simple ones per model, with a paired bootstrap over tiles."""
+    """Compute differences in score, rich minus simple prompts (as ensembles), with a paired bootstrap over tiles."""
     resamples, seed = config.evaluation.bootstrap, config.seed
     differences = []
     for simple, rich in pairwise(tasks):

@@ -152,7 +152,7 @@ def _cell_rows(cells: pd.DataFrame, column: str) -> Rows:
 
 
 def _truncation_table(frame: pd.DataFrame) -> Table:
-    """Tabulate the truncation of ensemble and grid texts per prompt set, which is the same for all models."""
+    """Tabulate truncated texts of the ensemble and the grid per prompt set; the counts are the same for all models."""
     first = frame[frame.subject == frame.subject.iloc[0]]
     lines: list[list[object]] = []
     for (prompts,), group in iter_groups(first, ["prompts"]):

@@ -18,7 +18,7 @@ from clipit.models.weights import read_tensors, write_tensors
 from clipit.output_files.artifacts import file_sha256, read_json, write_record
 
 RECORD = "clipit_adapter.json"
-_OTHERS = "weights.safetensors"
+_OTHER_WEIGHTS = "weights.safetensors"
 _SCHEMA = 1
 _SCALE = "logit_scale"
 _COPY = "copy the adapter's folder again, with all its files"
@@ -39,8 +39,8 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
     others = {
         name.removeprefix("network."): weight for name, weight in adapted.trainable().items() if "lora_" not in name
     }
-    write_tensors(folder / _OTHERS, {**others, _SCALE: adapted.logit_scale})
-    files = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, _OTHERS) if (folder / name).is_file()]
+    write_tensors(folder / _OTHER_WEIGHTS, {**others, _SCALE: adapted.logit_scale})
+    files = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, _OTHER_WEIGHTS) if (folder / name).is_file()]
     record = {
         "schema": _SCHEMA,
         "base": dict(base),
@@ -99,7 +99,7 @@ def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
     if ADAPTER_CONFIG in record["files"]:
         load_lora(towers.module, folder)
     with foreign_errors("adapter", where=folder):
-        others = read_tensors(folder / _OTHERS)
+        others = read_tensors(folder / _OTHER_WEIGHTS)
     _copy_weights(towers, others, folder)
     towers.module.requires_grad_(False)
     return replace(towers, logit_scale=math.exp(float(others[_SCALE])))
@@ -116,7 +116,7 @@ def _copy_weights(towers: Towers, others: Mapping[str, Tensor], folder: Path) ->
     if mismatched or _SCALE not in others:
         raise ModelError(
             f"weights of the adapter do not match the VLM: {shortlist(mismatched or [f'{_SCALE} is missing'])}",
-            where=folder / _OTHERS,
+            where=folder / _OTHER_WEIGHTS,
             fix="use the adapter with the VLM that it was trained on",
         )
     with torch.no_grad():

@@ -39,7 +39,7 @@ from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.polygons import Polygon, rasterise, trace
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.slides.reading import PlacedSlide, read_overview
-from clipit.slides.resolution import doubts, resolve_mpp
+from clipit.slides.resolution import explain_doubtful_mpp, resolve_mpp
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.stamps import slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue
@@ -292,7 +292,7 @@ def _find_tissue_and_grid(
     file = open_slide(slide.path)
     try:
         mpp, note = resolve_mpp(file, slide.mpp, slide.path, options, slide.default_mpp)
-        doubt = doubts(file, mpp, slide.path, options)
+        doubt = explain_doubtful_mpp(file, mpp, slide.path, options)
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)

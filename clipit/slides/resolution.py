@@ -73,8 +73,8 @@ def resolve_mpp(
     )
 
 
-def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = KEYS) -> str:
-    """Explain why the micrometres per pixel of a slide may be wrong (say, by a factor of 10); "" if they are plausible.
+def explain_doubtful_mpp(slide: SlideFile, mpp: float, where: object, options: OptionNames = KEYS) -> str:
+    """Explain why the micrometres per pixel of a slide may be wrong, for example tenfold; "" if they are plausible.
 
     Args:
         mpp: Micrometres per level-0 pixel.

@@ -15,7 +15,7 @@ from slide_files import PINK, levels_of, picture, write_dicom, write_ome, write_
 from clipit.errors import ConfigError, DataError
 from clipit.slides.dicom import one_per_slide, series_of, slide_key
 from clipit.slides.opening import count_levels, open_slide, over_white, slide_name
-from clipit.slides.resolution import check_mpp, doubts, resolve_mpp
+from clipit.slides.resolution import check_mpp, explain_doubtful_mpp, resolve_mpp
 from clipit.slides.slide_file import Level
 
 REAL = "slides"
@@ -134,18 +134,18 @@ def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Pat
 def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path) -> None:
     slide = open_slide(write_slide(tmp_path / "a.tiff", picture(), mpp=0.25))
     slide.levels = [Level(60_000, 40_000, 1.0)]
-    assert doubts(slide, 0.25, "a") == ""
-    assert doubts(slide, 2.5, "a") == (
+    assert explain_doubtful_mpp(slide, 0.25, "a") == ""
+    assert explain_doubtful_mpp(slide, 2.5, "a") == (
         "2.5 µm per pixel: the slide would be 150 mm long, more than a standard glass slide (76 mm)"
     )
-    assert "finer than a 100x objective" in doubts(slide, 0.051, "a")
+    assert "finer than a 100x objective" in explain_doubtful_mpp(slide, 0.051, "a")
     slide.levels = [Level(200_000, 100_000, 1.0)]
     with pytest.raises(
         DataError, match=r"(?s)200,000 pixels would be 500 mm, longer than any glass slide.*`mpp` column"
     ):
-        doubts(slide, 2.5, "a")
+        explain_doubtful_mpp(slide, 2.5, "a")
     slide.levels, slide.magnification = [Level(9_000, 8_000, 1.0)], 40.0
-    assert doubts(slide, 0.5, "a") == "" and "power of 40 implies about 0.25" in doubts(slide, 2.5, "a")
+    assert explain_doubtful_mpp(slide, 0.5, "a") == "" and "power of 40 implies about 0.25" in explain_doubtful_mpp(slide, 2.5, "a")
 
 
 def test_a_dicom_slide_is_opened_by_any_file_of_its_series(tmp_path: Path) -> None:

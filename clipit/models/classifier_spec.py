@@ -6,7 +6,8 @@ this package. It needs a timm backbone, timm's own pooling (which includes `cls`
 head. All other exports store their head in `heads.safetensors`. Among these, a ViT or DINOv2 backbone from
 transformers with the linear head is also written as transformers' own image classifier, which the same pipeline
 opens. The remaining exports (late fusion, other models) can only be loaded with `load_classifier`. `export_note` in
-`clipit.json` states which case applies. The projector and the prompts are never part of the files that timm or transformers read.
+`clipit.json` states which case applies. The projector and the prompts are never part of the files that timm or
+transformers read.
 
 `README.md` is the classifier's card. It has no checksum, because every evaluation of the run rewrites it, and no loader
 reads it.

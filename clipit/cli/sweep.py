@@ -44,9 +44,9 @@ def main() -> None:
 
         sweep, options = read_sweep(arguments.file), parse_options(rest)
         if arguments.trial:
-            from clipit.runs.train import train_run
+            from clipit.sweeps.run_sweep import run_launched_trial
 
-            train_run(make_trial(sweep, options).config)
+            run_launched_trial(make_trial(sweep, options))
             return
         plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
         check_run_prompts(plan.trials[0].config)

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,7 +15,7 @@ from clipit.comparison.search_grid import RATE, STEPS, GridPoint, format_point, 
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, DivergenceError, shortlist
 from clipit.output_files.artifacts import write_json
 from clipit.progress import RunCounter
 from clipit.reporting.tables import LABELS, markdown_table, percent
@@ -34,10 +34,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoredPoint:
-    """Grid point with its validation score for each tuning seed."""
+    """Grid point with its validation score for each tuning seed; None if the training diverged.
+
+    Attributes:
+        reasons: Why the training diverged, by seed.
+    """
 
     values: GridPoint
-    scores: Sequence[float]
+    scores: Sequence[float | None]
+    reasons: Mapping[int, str] = field(default_factory=dict)
 
 
 def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Path:
@@ -54,32 +59,31 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
 
     Returns:
         JSON file with all scores and, in `arms`, each arm's best point as configuration keys.
+
+    Raises:
+        DivergenceError: The training diverged at every grid point of an arm.
     """
     with additional_agents(agents, "tune", config, comparison):
-        base, workspace, points = run_trials(config, comparison)
-    seeds = comparison.tuning_seeds
-    scored = {
-        arm: [
-            ScoredPoint(point, [_validation_score(_trial(base, arm, point, seed)) for seed in seeds])
-            for point in points[arm]
-        ]
-        for arm in points
-    }
+        finished = run_trials(config, comparison)
+    workspace, scored = finished.workspace, finished.scored
     path = config.output / "tuning" / f"{config.name}.json"
+    _check_converged(scored)
     if get_processes().main:
         _write(config, comparison, workspace, scored, path)
         logger.info(_table(scored, LABELS.get(config.training.monitor, config.training.monitor)))
     return path
 
 
-def run_trials(
-    config: RunConfig, comparison: ComparisonConfig
-) -> tuple[RunConfig, Workspace, dict[str, list[GridPoint]]]:
-    """Run all trials, together with other agents.
+@dataclass(frozen=True)
+class FinishedTrials:
+    """Trials of a search: their workspace, and the scored grid points by arm."""
 
-    Returns:
-        Configuration and workspace of the trials, and the grid points by arm.
-    """
+    workspace: Workspace
+    scored: Mapping[str, Sequence[ScoredPoint]]
+
+
+def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrials:
+    """Run all trials, together with other agents."""
     searched = {RATE, STEPS, *comparison.grid}
     unused = [key for key in config.overrides if key in searched]
     if unused and get_processes().main:
@@ -112,18 +116,53 @@ def run_trials(
 
     def run_trial(trial: Trial) -> float:
         kept = is_trained(run_folder(trial.config))
-        train_run(trial.config, workspace)
+        try:
+            train_run(trial.config, workspace)
+        except DivergenceError as error:
+            logger.warning(
+                f"{format_point(trial.values)}: {error.what}; this trial has no score ({runs.finish(kept=kept)})"
+            )
+            raise
         score = _validation_score(trial)
         logger.info(f"{format_point(trial.values)}: validation {percent(score)} ({runs.finish(kept=kept)})")
         return score
 
-    SharedSearch(config.output / "tuning" / "searches" / config.name).run(lambda study: trials, run_trial)
-    return base, workspace, points
+    search = SharedSearch(config.output / "tuning" / "searches" / config.name)
+    search.run(lambda study: trials, run_trial)
+    reasons = search.reasons()
+
+    def score_point(arm: str, point: GridPoint) -> ScoredPoint:
+        by_seed = {seed: _trial(base, arm, point, seed) for seed in seeds}
+        failed = {seed: reasons[trial.key] for seed, trial in by_seed.items() if trial.key in reasons}
+        scores = [None if seed in failed else _validation_score(trial) for seed, trial in by_seed.items()]
+        return ScoredPoint(point, scores, failed)
+
+    return FinishedTrials(workspace, {arm: [score_point(arm, point) for point in points[arm]] for arm in points})
 
 
 def best_point(scored: Sequence[ScoredPoint]) -> GridPoint:
-    """Return the point with the best mean score; ties go to fewer steps, the lower learning rate, then the first."""
-    return min(scored, key=lambda point: (-mean(point.scores), point.values[STEPS], point.values[RATE])).values
+    """Return the point with the best mean score; ties go to fewer steps, the lower learning rate, then the first.
+
+    Points with a diverged seed are not considered; there must be a point without one.
+    """
+    complete = [point for point in scored if not point.reasons]
+    return min(complete, key=lambda point: (-_mean_score(point), point.values[STEPS], point.values[RATE])).values
+
+
+def _mean_score(point: ScoredPoint) -> float:
+    return mean(score for score in point.scores if score is not None)
+
+
+def _check_converged(scored: Mapping[str, Sequence[ScoredPoint]]) -> None:
+    """Check that every arm has a grid point at which no training diverged."""
+    for arm, points in scored.items():
+        if all(point.reasons for point in points):
+            raise DivergenceError(
+                f"every grid point of the arm {arm} failed for a seed; the first one: "
+                f"{next(iter(points[0].reasons.values()))}",
+                where="comparison.learning_rates",
+                fix="add lower learning rates and run clipit tune again; finished trials are kept",
+            )
 
 
 def _trial(base: RunConfig, arm: str, point: GridPoint, seed: int) -> Trial:
@@ -175,7 +214,11 @@ def _write(
         "vlm": workspace.vlm.fingerprint,
         "made_with": tuning_sections(config),
         "trials": {
-            arm: [{"keys": dict(point.values), "scores": list(point.scores)} for point in points]
+            arm: [
+                {"keys": dict(point.values), "scores": list(point.scores)}
+                | ({"failed": dict(point.reasons)} if point.reasons else {})
+                for point in points
+            ]
             for arm, points in scored.items()
         },
         "arms": arms,
@@ -187,7 +230,9 @@ def _write(
 def _table(scored: Mapping[str, Sequence[ScoredPoint]], metric: str) -> str:
     rows = []
     for arm, points in scored.items():
-        means = [100 * mean(point.scores) for point in points]
+        means = [100 * _mean_score(point) for point in points if not point.reasons]
         chosen = format_point(best_point(points))
-        rows.append([arm, str(len(points)), f"{max(means):.1f}", f"{min(means):.1f}", chosen])
+        failed = len(points) - len(means)
+        count = f"{len(points)} ({failed} diverged)" if failed else str(len(points))
+        rows.append([arm, count, f"{max(means):.1f}", f"{min(means):.1f}", chosen])
     return markdown_table(["arm", "trials", f"best validation {metric} %", "worst %", "chosen"], rows)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clipit.config.run import LoraConfig
-from clipit.errors import ModelError, counted, counted_of, shortlist
+from clipit.errors import DivergenceError, ModelError, counted, counted_of, shortlist
 from clipit.models.loading import foreign_errors, read_model_json
 from clipit.models.trunks import TokenPool
 from clipit.models.weights import read_tensors, write_tensors
@@ -231,7 +231,7 @@ def merge_lora(module: nn.Module) -> nn.Module:
     """Merge the updates into the weights, in place, and return the plain model without LoRA layers.
 
     Raises:
-        ModelError: The updates are not finite.
+        DivergenceError: The updates are not finite.
     """
     merge = getattr(module, "merge_and_unload", None)
     if merge is None:
@@ -239,7 +239,7 @@ def merge_lora(module: nn.Module) -> nn.Module:
     try:
         merged: nn.Module = merge(safe_merge=True)
     except ValueError as error:  # raised by peft if weights are not finite
-        raise ModelError(
+        raise DivergenceError(
             f"the LoRA updates cannot be added to the model: {error}",
             where="the trained weights",
             fix="the training diverged: lower training.learning_rate, or check the backbone's weights",

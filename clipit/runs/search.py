@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, ClipitError, counted, disk_errors, is_limit
+from clipit.errors import ArtifactError, ClipitError, DivergenceError, counted, disk_errors, is_limit
 from clipit.output_files.artifacts import lock_file, make_folder
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _JOURNAL = "trials.journal"
+_REASON = "reason"  # attribute of a failed trial: why it has no score
 _ROUNDING = 1e-9  # scores are considered equal if they differ by at most this value
 TrialKey = tuple[tuple[str, str], ...]
 
@@ -95,6 +96,7 @@ class SharedSearch:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
+        self._scored: set[TrialKey] = set()  # trials that this process has run with a score
         journal = folder / _JOURNAL
         try:
             with disk_errors(folder):
@@ -121,12 +123,14 @@ class SharedSearch:
     ) -> list[Trial]:
         """Run all trials, together with the other agents on this folder, and return them when all have finished.
 
-        `run_trial` is also called for trials that had already finished, to verify their results.
+        `run_trial` is also called for trials that had already finished, to verify their results. A trial whose training
+        diverges is recorded as failed, with the reason, and the search continues.
 
         Args:
             trials: Function from the study to the trials, in starting order. The function may propose trials based on
                 those in the study; no other agent changes the study during the iteration.
-            run_trial: Function that runs a trial and returns its score; None if the score is undefined.
+            run_trial: Function that runs a trial and returns its score; None if the score is undefined. If it raises a
+                `DivergenceError`, it must do so in all processes.
         """
         from optuna.trial import TrialState
 
@@ -140,13 +144,32 @@ class SharedSearch:
                     break
                 number, trial = claim
                 unverified.discard(trial.key)
-                score = run_trial(trial)
+                score, reason = None, ""
+                try:
+                    score = run_trial(trial)
+                    self._scored.add(trial.key)
+                except DivergenceError as error:
+                    reason = error.what
                 if processes.main:
                     state = TrialState.FAIL if score is None else TrialState.COMPLETE
                     self._compare_score(number, score)
                     with disk_errors(self.folder):
+                        self._record_reason(number, reason)
                         self.study.tell(number, score, state, skip_if_finished=True)
         return list({trial.key: trial for trial in trials(self.study)}.values()) if processes.main else []
+
+    def reasons(self) -> dict[TrialKey, str]:
+        """Return why the training of each diverged trial failed, by the trial's key."""
+        return {
+            key: trial.user_attrs[_REASON]
+            for key, trial in self._recorded().items()
+            if _REASON in trial.user_attrs and key not in self._scored
+        }
+
+    def _record_reason(self, number: int, reason: str) -> None:
+        trial = self.study.get_trials(deepcopy=False)[number]
+        if reason and not trial.state.is_finished():  # Optuna does not change finished trials
+            self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
 
     def _compare_score(self, number: int, score: float | None) -> None:
         """Warn if a finished trial's score in the journal differs from the score of its run."""

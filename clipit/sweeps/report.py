@@ -18,7 +18,7 @@ from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
 from clipit.reporting.tables import LABELS, UNDEFINED, markdown_line, markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
-from clipit.runs.search import Trial
+from clipit.runs.search import Trial, TrialKey
 from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import uses_vlm
@@ -27,8 +27,12 @@ from clipit.versions import git_commit, versions
 _PERCENT = 100.0
 
 
-def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None:
-    """Write sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials."""
+def write_tables(plan: SweepPlan, trials: Sequence[Trial], reasons: Mapping[TrialKey, str], folder: Path) -> None:
+    """Write sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials.
+
+    Args:
+        reasons: Why the training of each diverged trial failed, by the trial's key.
+    """
     sweep = plan.sweep
     rows = [_result(trial, plan.comparison_metric) for trial in trials]
     table = pd.DataFrame(rows, dtype=object)
@@ -56,10 +60,10 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
     picture = (folder / "sweep.png").read_bytes()
     write_text(folder / "sweep.html", _page(sweep.name, summary, note, picture, table))
     delete_leftovers(folder)
+    failed = {format_values(trial.values): reasons[trial.key] for trial in trials if trial.key in reasons}
     facts = {"sweep": sweep.path.name, "options": dict(sweep.options), "metric": metric, "test_metric": tested}
-    write_json(
-        folder / "sweep.json", facts | {"chosen": chosen, "rows": rows, "commit": git_commit(), "versions": versions()}
-    )
+    facts |= {"chosen": chosen, "rows": rows, "failed": failed, "commit": git_commit(), "versions": versions()}
+    write_json(folder / "sweep.json", facts)
 
 
 def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
@@ -117,15 +121,17 @@ def _summarise(
         ]
         for name, group in groups.items()
     ]
+    diverged = [name for name, group in groups.items() if group.steps.isna().any()]
     choice = (
         f"Chosen by mean validation score: {chosen}. This score is optimistic, because it is the best of "
         f"{len(groups)}; nothing was selected on test scores."
         if chosen and len(groups) > 1
         else f"Nothing was chosen: only {chosen} was trained."
         if chosen
+        else "Nothing was chosen, because the training diverged for a seed of all values."
+        if len(diverged) == len(groups)
         else "Nothing was chosen, because validation scores are undefined; check that the validation split has labels."
     )
-    diverged = [name for name, group in groups.items() if group.steps.isna().any()]
     several = any(len(group) > 1 for group in groups.values())
     remarks = [
         "Mean and standard deviation over seeds; differences smaller than the standard deviation do not justify a "

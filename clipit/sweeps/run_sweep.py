@@ -11,6 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DivergenceError, LaunchError, disk_errors
+from clipit.output_files.artifacts import read_json, write_json
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.progress import RunCounter
 from clipit.reporting.tables import percent
@@ -28,6 +29,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+_DIVERGED = "diverged.json"  # file in the folder of a launched trial whose training diverged
 _CONFIG = "config"  # attribute of the search: resolved path of the configuration
 
 
@@ -45,6 +47,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
         ConfigError: The trials cannot share one process or cannot be launched from this one, or the folder belongs to
             a different sweep.
         LaunchError: A launched trial failed.
+        DivergenceError: The training of every trial diverged.
         ArtifactError: The record of the trials is damaged.
     """
     processes, sweep = get_processes(), plan.sweep
@@ -67,25 +70,50 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
 
     def run_trial(trial: Trial) -> float | None:
         kept, values = _is_finished(trial.config), format_values(trial.values)
-        if launch is None:
-            try:
+        try:
+            if launch is None:
                 train_run(trial.config, workspace)
-            except DivergenceError as error:  # raised in all processes
-                if processes.main:
-                    logger.warning(f"{values}: {error.what}; this trial has no score ({runs.finish(kept=kept)})")
-                return None
-        elif not kept:
-            _launch(sweep, trial, launch)
+            elif not kept:
+                _launch(sweep, trial, launch)
+        except DivergenceError as error:  # raised in all processes
+            if processes.main:
+                logger.warning(f"{values}: {error.what}; this trial has no score ({runs.finish(kept=kept)})")
+            raise
         score: float | None = read_training(run_folder(trial.config), "score")["score"]
         if processes.main:
             logger.info(f"{values}: validation {percent(score)} ({runs.finish(kept=kept)})")
         return score
 
     trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)
+    reasons = search.reasons()
     if processes.main:
-        write_tables(plan, trials, folder)
+        write_tables(plan, trials, reasons, folder)
     processes.barrier()
+    if processes.broadcast(all(trial.key in reasons for trial in trials)):
+        raise DivergenceError(
+            f"every trial failed; the first one: {next(iter(reasons.values()))}",
+            where=folder / "sweep.md",
+            fix="lower training.learning_rate, or sweep lower values",
+        )
     return folder
+
+
+def run_launched_trial(trial: Trial) -> None:
+    """Run one trial of a sweep; if its training diverges, write the reason to the run's folder.
+
+    Raises:
+        DivergenceError: The training diverged.
+    """
+    processes, record = get_processes(), run_folder(trial.config) / _DIVERGED
+    if processes.main:
+        record.unlink(missing_ok=True)
+    try:
+        train_run(trial.config)
+    except DivergenceError as error:  # raised in all processes
+        if processes.main:
+            write_json(record, {"reason": error.what})
+        processes.barrier()  # a launcher may kill this process as soon as another one exits
+        raise
 
 
 def _check_launch(plan: SweepPlan, launch: str | None) -> None:
@@ -167,7 +195,12 @@ def _is_finished(config: RunConfig) -> bool:
 
 
 def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
-    """Run one trial in separate processes, which print to this process's console."""
+    """Run one trial in separate processes, which print to this process's console.
+
+    Raises:
+        DivergenceError: The training diverged.
+        LaunchError: The trial cannot be started, or failed for another reason.
+    """
     words = shlex.split(launch)
     prefix = ["env"] if words and "=" in words[0] else []  # NAME=value before the command
     options = [f"--{key}={value}" for key, value in {**sweep.options, **trial.values}.items()]
@@ -178,6 +211,9 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         raise LaunchError(
             f"a trial cannot be started: {error}", where=shlex.join(command), fix="correct --launch"
         ) from error
+    diverged = run_folder(trial.config) / _DIVERGED
+    if status and diverged.is_file():
+        raise DivergenceError(read_json(diverged, "delete it")["reason"], where=diverged)
     if status:
         raise LaunchError(
             f"a trial failed (exit status {status})",

@@ -13,15 +13,19 @@ from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 import clipit
 from clipit.api.experiments import CompareResult
+from clipit.comparison import tune as tuning
 from clipit.comparison.compare import compare
 from clipit.comparison.demo import demo_table
 from clipit.comparison.export_tables import export_csv
 from clipit.comparison.tune import ScoredPoint, best_point, tune
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file
-from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.config.run import RunConfig
+from clipit.errors import ArtifactError, ConfigError, DataError, DivergenceError
 from clipit.reporting.csv_export import check_export
 from clipit.runs.folder import read_run_config
+from clipit.training.arms import resolve_arm
+from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -223,6 +227,26 @@ def test_the_best_point_has_fewer_steps_then_the_lower_rate_among_equals() -> No
         ScoredPoint({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in scores
     ]
     assert best_point(points) == {"training.learning_rate": 0.01, "training.steps": 100}
+
+
+def test_trials_that_diverge_do_not_stop_the_tuning(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, rates = tuning.train_run, {0.01}
+
+    def diverge(config: RunConfig, workspace: Workspace) -> Path:
+        if resolve_arm(config).training.learning_rate in rates:
+            raise DivergenceError("training diverged: the loss in step 1 is infinite or not a number")
+        return train(config, workspace)
+
+    monkeypatch.setattr(tuning, "train_run", diverge)
+    file = with_comparison(small, arms=("image_only",))
+    found = json.loads(tune(file.run, file.comparison).read_text(encoding="utf-8"))
+    failed = [trial["scores"] for trial in found["trials"]["image_only"] if "failed" in trial]
+    assert failed == [[None] * len(found["seeds"])] * 2
+    assert found["arms"]["image_only"]["training.learning_rate"] == 0.001
+    rates.add(0.001)
+    file = with_run(file, name="none")
+    with pytest.raises(DivergenceError, match=r"every grid point of the arm image_only failed.*the loss in step 1"):
+        tune(file.run, file.comparison)
 
 
 def test_tuning_without_validation_labels_says_so(small: ConfigFile) -> None:

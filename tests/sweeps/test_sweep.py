@@ -26,6 +26,7 @@ from tiny_models import MakeConfig
 
 import clipit.sweeps.run_sweep as sweep_module
 from clipit.errors import ArtifactError, ClipitError, ConfigError, DivergenceError, LaunchError
+from clipit.output_files.artifacts import make_folder
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import mean_per_value
 from clipit.runs.folder import run_folder
@@ -314,7 +315,38 @@ def test_a_trial_that_diverges_does_not_stop_the_sweep(
     assert "lora.rank 2 (chosen)" in text and "Training diverged for at least one seed of: lora.rank 4." in text
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     assert [row["validation"] is None for row in rows] == [False, False, True, False]
+    reason = "training diverged: the loss in step 1 is infinite or not a number"
+    assert json.loads((folder / "sweep.json").read_text())["failed"] == {"lora.rank 4, seed 0": reason}
     run_sweep(plan_of(path))
+
+
+@pytest.mark.parametrize("launch", [None, "launcher"])
+def test_a_sweep_in_which_every_trial_diverges_is_an_error(
+    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch, launch: str | None
+) -> None:
+    """With --launch, the trials run in other processes, which here are this process."""
+    monkeypatch.setattr("clipit.sweeps.report.save_plot", save_plot)
+    started: list[str] = []
+
+    def diverge(config: Any, workspace: Any = None) -> Path:
+        started.append(str(config.lora.rank))
+        make_folder(run_folder(config))
+        raise DivergenceError("training diverged: the loss in step 1 is infinite or not a number")
+
+    def run(command: list[str], check: bool) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", command[3:])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
+        return SimpleNamespace(returncode=stop.value.code)
+
+    monkeypatch.setattr(sweep_module, "train_run", diverge)
+    monkeypatch.setattr(sweep_module.subprocess, "run", run)
+    path = write_sweep({"parameters": {"lora.rank": {"values": [2, 4]}}})
+    with pytest.raises(DivergenceError, match=r"every trial failed; the first one: .* the loss in step 1") as error:
+        run_sweep(plan_of(path), launch)
+    assert started == ["2", "4"]
+    text = Path(str(error.value).split("where: ")[1].splitlines()[0]).read_text()
+    assert "Nothing was chosen, because the training diverged for a seed of all values." in text
 
 
 def test_the_only_value_of_a_sweep_is_not_called_chosen(write_sweep: WriteSweep, pretended: list[str]) -> None:

@@ -68,7 +68,8 @@ _ENTRIES = (
     ),
     _vlm(
         "pathgen-clip-l-14", "clip", "jamessyx/pathgenclip-vit-large-patch14-hf", 768, 77, 1024, gated=True,
-        note="The authors' transformers version; releases score differently (PathGen-1.6M#7); some run it at 336 px.",
+        note="The authors' transformers version; scores differ between releases (PathGen-1.6M#7); some users run it at "
+        "336 px.",
     ),
     _vlm(
         "musk", "musk", "xiangjx/musk", 1024, 100, 1024,

@@ -24,8 +24,8 @@ _RETRIEVAL = ("precision", "vote", "recall")
 _METRICS_PER_TABLE = 3  # more columns with intervals would not fit on a page
 _SAW_LABELS = (
     "Saw labels: whether the features come from a clipit run that was trained on labels of these tiles. If true, more "
-    "labels were used than the column heading states, and the row does not measure label efficiency. It is false "
-    "for published models, although their training data may be unknown."
+    "labels were used than the column heading states, and the row does not measure label efficiency. The value is "
+    "false for published models, although their training data may be unknown."
 )
 
 

@@ -128,10 +128,10 @@ def inverted_softmax_biases(
     """
     biases = np.zeros(len(snippets))
 
-    def fold(sums: Float[Tensor, "c"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c"]:
+    def update(sums: Float[Tensor, "c"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c"]:
         return torch.logaddexp(sums, scores.div_(temperature).logsumexp(dim=1).double())
 
-    for rows, sums in _over_tiles(snippets, tiles, _empty_sums, fold, advance):
+    for rows, sums in _over_tiles(snippets, tiles, _empty_sums, update, advance):
         total = _log_total(sums) - np.log(tiles.store.size)
         biases[rows] = (temperature * total).round(DECIMALS)
     return biases
@@ -150,10 +150,10 @@ def nearest_tiles(
     def start(n_snippets: int) -> Float[Tensor, "_ m"]:
         return torch.full((n_snippets, count), -torch.inf, device=get_processes().device)
 
-    def fold(best: Float[Tensor, "c m"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c m"]:
+    def update(best: Float[Tensor, "c m"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c m"]:
         return torch.cat([best, best_of(scores, count)[0]], dim=1).topk(count, dim=1).values
 
-    for rows, best in _over_tiles(snippets, tiles, start, fold, advance):
+    for rows, best in _over_tiles(snippets, tiles, start, update, advance):
         gathered = get_processes().gather(best.cpu().numpy())
         cosines = np.concatenate(gathered, axis=1)
         yield rows, np.asarray(-np.sort(-cosines, axis=1)[:, :count], dtype=np.float32)
@@ -163,14 +163,14 @@ def _over_tiles(
     snippets: StoredRows,
     tiles: TileBlocks,
     start: Callable[[int], Tensor],
-    fold: Callable[[Tensor, Tensor], Tensor],
+    update: Callable[[Tensor, Tensor], Tensor],
     advance: "Advance",
 ) -> Iterator[tuple[Int[np.ndarray, "_"], Tensor]]:
-    """Reduce each snippet's cosines with this process's share of the tiles, one group of snippet shards at a time.
+    """Update a state per snippet with the cosines of this process's share of the tiles, one group of shards at a time.
 
     Args:
         start: Function that returns the initial state for a number of snippets.
-        fold: Function that returns the next state, given the state and the cosines with a block of tiles; it may
+        update: Function that returns the next state, given the state and the cosines with a block of tiles; it may
             overwrite the cosines.
         advance: Progress callback, called with a number of tiles.
 
@@ -190,7 +190,7 @@ def _over_tiles(
             block = torch.from_numpy(tiles.vectors(first_tile)).to(processes.device)
             with full_precision():
                 for number, shard in vectors.items():
-                    states[number] = fold(states[number], product(shard, block, buffer))
+                    states[number] = update(states[number], product(shard, block, buffer))
             advance(len(block) * tiles_per_own)
         yield np.concatenate(list(rows.values())), torch.cat(list(states.values()))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from clipit.errors import DataError, counted
 from clipit.output_files.artifacts import fingerprint
 from clipit.prompts import files
-from clipit.prompts.lint import fold
+from clipit.prompts.lint import normalise_text
 
 KINDS = ("tissue", "cell", "pattern", "grade", "change", "tumour", "cause", "context", "artefact")
 _FOLDER = Path(__file__).parent / "dictionaries"
@@ -116,17 +116,17 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
             in_file += [f"{key}{problem}" for problem in in_entry]
             if not in_entry:
                 entry = Entry(**(item | {name: tuple(item.get(name) or ()) for name in _LISTS}))
-                term = fold(entry.term)
+                term = normalise_text(entry.term)
                 in_file += [f"{key}.id: {entry.id} is given twice"] if entry.id in entries else []
                 in_file += [f"{key}.term: {entry.term!r} is also the term of {terms[term]}"] if term in terms else []
                 entries.setdefault(entry.id, entry)
                 terms.setdefault(term, entry.id)
         problems += [f"{file.name}: {problem}" for problem in in_file]
     problems += [
-        f"{entry.id}.variants: {text!r} is the term of {terms[fold(text)]}"
+        f"{entry.id}.variants: {text!r} is the term of {terms[normalise_text(text)]}"
         for entry in entries.values()
         for text in entry.variants
-        if terms.get(fold(text), entry.id) != entry.id
+        if terms.get(normalise_text(text), entry.id) != entry.id
     ]
     if len(titles) > 1:
         problems.append(f"name and version differ between chapters: {sorted(titles)}")

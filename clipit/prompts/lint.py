@@ -35,10 +35,10 @@ class _Name:
     owner: str
     key: str
     text: str
-    folded: str
+    normalised: str
 
 
-def fold(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Normalise case, punctuation and spaces, so that `In-situ  carcinoma.` equals `in situ carcinoma`."""
     return " ".join(re.findall(r"\w+", text.casefold().replace("_", " ")))
 
@@ -64,7 +64,7 @@ def lint_prompts(
         budget: Maximum number of tokens per text.
     """
     names = [
-        _Name(owner, f"classes.{owner}[{i}]", text, fold(text))
+        _Name(owner, f"classes.{owner}[{i}]", text, normalise_text(text))
         for owner, texts in prompts.classes.items()
         for i, text in enumerate(texts)
     ]
@@ -108,10 +108,10 @@ def _check_templates(templates: Sequence[str]) -> Iterator[LintMessage]:
         if template.count(PLACEHOLDER) != 1:
             problem = f"{template!r} contains {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
             yield LintMessage("error", key, problem, f"write {PLACEHOLDER} once, in place of the class name")
-        folded = " ".join(template.casefold().split())
-        if folded in key_of:
-            yield LintMessage("error", key, f"{template!r} is given twice, see {key_of[folded]}", "remove one of them")
-        key_of.setdefault(folded, key)
+        normalised = " ".join(template.casefold().split())
+        if normalised in key_of:
+            yield LintMessage("error", key, f"{template!r} is given twice, see {key_of[normalised]}", "remove one of them")
+        key_of.setdefault(normalised, key)
 
 
 def _check_classes(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
@@ -136,15 +136,15 @@ def _check_classes(prompts: PromptSet, classes: Sequence[str] | None) -> Iterato
 
 def _check_empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
     for name in names:
-        if not name.folded:
+        if not name.normalised:
             yield LintMessage("error", name.key, f"{name.text!r} contains no word", "write a name, or remove it")
 
 
 def _check_equal(names: Sequence[_Name]) -> Iterator[LintMessage]:
-    """Report names that are equal after `fold`, within a class or across classes."""
+    """Report names that are equal after `normalise_text`, within a class or across classes."""
     first: dict[tuple[str, str], _Name] = {}
-    for name in (name for name in names if name.folded):
-        for other in [earlier for (folded, _), earlier in first.items() if folded == name.folded]:
+    for name in (name for name in names if name.normalised):
+        for other in [earlier for (normalised, _), earlier in first.items() if normalised == name.normalised]:
             problem = f"{name.text!r} is also {other.key}"
             if other.owner != name.owner:
                 yield LintMessage(
@@ -155,29 +155,29 @@ def _check_equal(names: Sequence[_Name]) -> Iterator[LintMessage]:
             else:
                 problem = f"{name.text!r} and {other.key} differ only in punctuation"
                 yield LintMessage("warning", name.key, problem, "keep one, unless both spellings are intended")
-        first.setdefault((name.folded, name.owner), name)
+        first.setdefault((name.normalised, name.owner), name)
 
 
 def _check_similar(names: Sequence[_Name]) -> Iterator[LintMessage]:
     """Report pairs of names of different classes that have the same words, or in which one name contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
-            if other.owner == name.owner or not name.folded or not other.folded or name.folded == other.folded:
+            if other.owner == name.owner or not name.normalised or not other.normalised or name.normalised == other.normalised:
                 continue
-            if _words(name.folded) == _words(other.folded):
+            if _words(name.normalised) == _words(other.normalised):
                 problem = f"{name.text!r} has the same words as {other.text!r} ({other.key})"
                 yield LintMessage("warning", name.key, problem, "reword one: their embeddings will hardly differ")
                 continue
-            long, short = (name, other) if len(name.folded) > len(other.folded) else (other, name)
-            if f" {short.folded} " in f" {long.folded} ":
+            long, short = (name, other) if len(name.normalised) > len(other.normalised) else (other, name)
+            if f" {short.normalised} " in f" {long.normalised} ":
                 problem = f"{long.text!r} contains {short.text!r} ({short.key})"
                 yield LintMessage(
                     "warning", long.key, problem, "make sure that the VLM can still distinguish the classes"
                 )
 
 
-def _words(folded: str) -> frozenset[str]:
-    return frozenset(folded.split()) - _SMALL_WORDS
+def _words(normalised: str) -> frozenset[str]:
+    return frozenset(normalised.split()) - _SMALL_WORDS
 
 
 def _check_lengths(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int | None) -> Iterator[LintMessage]:

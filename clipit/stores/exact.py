@@ -19,7 +19,7 @@ BLOCK = 4096
 _VALUES_PER_PASS = {"cpu": 2**23, "cuda": 2**28}  # float32 values of the vectors kept for one pass: 32 MiB, 1 GiB
 _CHUNK = 64  # number of scores in a chunk of `best_of`
 
-Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
+RowVectors = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
 """Rows, and their vectors."""
 Adjust = Callable[[slice, Int[Tensor, "_"], Float[Tensor, "q _"]], None]
 """Function that adjusts the scores of a slice of queries for some rows, in place."""
@@ -37,7 +37,7 @@ def values_per_pass() -> int:
 
 def nearest_rows(
     queries: Float32[np.ndarray, "q dim"],
-    vectors: Iterable[Scored],
+    vectors: Iterable[RowVectors],
     k: int,
     *,
     block: int = BLOCK,

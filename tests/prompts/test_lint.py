@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from clipit.prompts.files import packaged
-from clipit.prompts.lint import LintMessage, fold, lint_file, lint_prompts
+from clipit.prompts.lint import LintMessage, lint_file, lint_prompts, normalise_text
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_token_budget_counts_what_is_cut() -> None:
 
 
 def test_fold() -> None:
-    assert fold(" H&E,  In-situ_carcinoma. ") == "h e in situ carcinoma"
+    assert normalise_text(" H&E,  In-situ_carcinoma. ") == "h e in situ carcinoma"
 
 
 @pytest.mark.parametrize("name", packaged("sets"))

@@ -12,7 +12,7 @@ from clipit.evaluation.intervals import Estimate, estimate, group_numbers
 from clipit.evaluation.metrics import divide
 from clipit.evaluation.probes import linear_probe
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidate inverses of the L2 penalty; one is selected per fold."""
 
 
@@ -104,7 +104,7 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
 def _choose_penalty(train: Features, held_out: Bool[np.ndarray, " n"], n_classes: int) -> float:
     fitted, validation = train.take(~held_out), train.take(held_out)
     return linear_probe(
-        fitted.vectors, fitted.labels, validation.vectors, validation.labels, n_classes, STRENGTHS
+        fitted.vectors, fitted.labels, validation.vectors, validation.labels, n_classes, INVERSE_PENALTIES
     ).inverse_penalty
 
 

@@ -110,7 +110,9 @@ def _check_templates(templates: Sequence[str]) -> Iterator[LintMessage]:
             yield LintMessage("error", key, problem, f"write {PLACEHOLDER} once, in place of the class name")
         normalised = " ".join(template.casefold().split())
         if normalised in key_of:
-            yield LintMessage("error", key, f"{template!r} is given twice, see {key_of[normalised]}", "remove one of them")
+            yield LintMessage(
+                "error", key, f"{template!r} is given twice, see {key_of[normalised]}", "remove one of them"
+            )
         key_of.setdefault(normalised, key)
 
 
@@ -162,7 +164,12 @@ def _check_similar(names: Sequence[_Name]) -> Iterator[LintMessage]:
     """Report pairs of names of different classes that have the same words, or in which one name contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
-            if other.owner == name.owner or not name.normalised or not other.normalised or name.normalised == other.normalised:
+            if (
+                other.owner == name.owner
+                or not name.normalised
+                or not other.normalised
+                or name.normalised == other.normalised
+            ):
                 continue
             if _words(name.normalised) == _words(other.normalised):
                 problem = f"{name.text!r} has the same words as {other.text!r} ({other.key})"

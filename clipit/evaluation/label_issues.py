@@ -56,7 +56,7 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
 
     Groups are divided into folds, stratified by class (scikit-learn's StratifiedGroupKFold); a tile without a group is
     a group of its own. The probe of a fold is a logistic regression on all other folds. Its penalty is the one with the
-    lowest log loss on the next fold, for a probe that was fitted without that fold. Neither the probe nor its penalty
+    lowest log loss on the next fold when the probe is fitted without that fold. Neither the probe nor its penalty
     depends on labels of the tile's own group. The result does not depend on the order of the tiles.
 
     Args:

@@ -97,7 +97,7 @@ def hed(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndar
     """Jitter fixed stains: haematoxylin, eosin and a residual (Ruifrok and Johnston 2001).
 
     od' = od + (c' - c) S with c = od S^-1 and c' = (1 + u) c + v, u and v uniform in [-level, level], one per stain.
-    This is the augmentation used in training (`clipit.tiles.augment`), here at strengths that training did not use.
+    This is the augmentation used in training (`clipit.tiles.augment`), but with strengths that training does not use.
     """
     jittered = [
         to_pixels(_jitter_stains(to_density(tile), HED, level * draw[:3], level * draw[3:]), tile.shape)

@@ -79,7 +79,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
     if len(splits) > 1:
         raise DataError(
             f"the predictions cover several splits: {', '.join(splits)}",
-            fix="compare one split at a time, the same on both sides: predictions.select('test')",
+            fix="select the same split from every table, for example with predictions.select('test')",
         )
     for table in aligned[1:]:
         if not np.array_equal(table.ids, first.ids):

@@ -72,7 +72,7 @@ def cross_fitted_probabilities(
         documents: Texts, from which TF-IDF features of words and word pairs are computed (`tfidf_features`), or
             embeddings, one row per document.
         labels: Class index of each document; -1 if unknown.
-        groups: Group of each document, such as the patient; "" where unknown, which makes the document its own group.
+        groups: Group of each document, such as the patient; a document with "" (unknown) forms its own group.
         folds: Maximum number of folds; reduced to the number of labelled groups if there are fewer.
         inverse_penalties: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
 

@@ -121,7 +121,7 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
 
     Args:
         sets: Scores of the same slides by one classifier, one set per seed; their balanced accuracies are averaged.
-        unit: Scored unit, slide or whole patient, named in the sentence.
+        unit: Scored unit, `slide` or `patient`, for the sentence.
     """
     first = sets[0]
     rows = (first.splits == VALIDATION) & (first.labels >= 0)

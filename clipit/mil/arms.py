@@ -70,7 +70,7 @@ class MilArm:
 
 ARMS: dict[str, MilArm] = {
     "attention": MilArm("gated attention (Ilse et al., ICML 2018)", "attention"),
-    "mean": MilArm("mean of the instances, with the same embedding and classifier", "mean"),
+    "mean": MilArm("mean of the instances, with the same embedding and classifier as attention", "mean"),
     "max": MilArm("highest instance logit of each class", "max"),
     "shuffled_labels": MilArm("control: gated attention trained on permuted labels", "attention", shuffled=True),
     "report_labels": MilArm(

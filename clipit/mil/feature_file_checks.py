@@ -56,12 +56,12 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Reject files in which the name of another slide of the study is stored.
+    """Reject files that contain the name of another slide of the study.
 
-    A stored name that no slide of the study has is accepted: it may be a former name of the same slide.
+    A name that no slide of the study has is accepted: it may be a former name of the same slide.
 
     Raises:
-        DataError: The name stored in a file is that of another slide of the study.
+        DataError: A file contains the name of another slide of the study.
     """
     names = {slide.slide for slide in slides}
     name_in_file = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}

@@ -35,7 +35,7 @@ def report_labels(
 ) -> BagTargets:
     """Label each unlabelled training bag with the class of its own patient's report.
 
-    Reports are converted to labels as for tiles, according to `soft_labels.own_report`.
+    Reports are converted to labels in the same way as for tiles, according to `soft_labels.own_report`.
 
     Args:
         config: Run configuration with `reports`.

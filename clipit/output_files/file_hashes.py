@@ -12,7 +12,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of files, by their path relative to a folder.
 
     Args:
-        names: Names of existing files and of folders, whose visible files are hashed.
+        names: Names of existing files, and of folders in which all visible files are hashed.
     """
     digests = {}
     with disk_errors(folder):
@@ -29,8 +29,8 @@ def are_unchanged(folder: Path, names: Iterable[str], recorded: Any) -> bool:
 
     Args:
         names: As in `hash_files`; missing files count as changed.
-        recorded: SHA-256 by path, as returned by `hash_files`; any value other than a mapping, as in a record of an
-            earlier version, counts as unchanged.
+        recorded: SHA-256 by path, as returned by `hash_files`. If this is not a mapping, as in records of earlier
+            versions, the files count as unchanged.
     """
     if not isinstance(recorded, Mapping):
         return True

@@ -1,4 +1,4 @@
-"""JSON objects with errors for missing keys that name the file and the key."""
+"""JSON objects whose errors for missing keys name the file and the key."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

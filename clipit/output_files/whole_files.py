@@ -13,7 +13,7 @@ from clipit.output_files.artifacts import reading, whole_file
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 atomically."""
+    """Write text atomically, in UTF-8."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -27,7 +27,7 @@ class Keys:
     bias: Float64[np.ndarray, "s"]
     """Bias to subtract from the cosines of each key before ranking; inf excludes the key."""
     owners: Int[np.ndarray, "s"]
-    """Owner of each key (a group, or the key itself); queries of the same owner skip the key. -1 for no owner."""
+    """Owner of each key (a group, or the key itself); queries with the same owner skip the key. -1 for no owner."""
 
 
 def search(
@@ -109,7 +109,7 @@ def nearest(
 
     Args:
         queries: Unit vectors of the queries.
-        owners: Owner of each query, whose keys are excluded; -1 for no owner.
+        owners: Owner of each query; keys with the same owner are excluded. -1 for no owner.
         k: Number of keys per query, at most the total number of keys.
         block: Queries per matrix product.
         shared: Whether each process searches a part of the keys, with the same queries in all processes.

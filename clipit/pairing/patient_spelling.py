@@ -11,22 +11,22 @@ from clipit.tiles.tileset import TileSet
 
 
 def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> str:
-    """Return a warning about reports whose patients are spelled differently in validation or test tiles, or ""."""
+    """Return a warning if reports and validation or test tiles spell patient names differently; "" otherwise."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
     return _warning(("report", "reports"), names, later, "validation or test tiles")
 
 
 def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> str:
-    """Return a warning about new tiles whose patients are spelled differently in training or validation, or ""."""
+    """Return a warning if new tiles and training or validation tiles spell patient names differently; "" otherwise."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warning(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> str:
-    """Return a warning about images with texts whose patients are spelled differently in later tiles, or ""."""
+    """Return a warning if images with texts and tiles of later splits spell patient names differently; "" otherwise."""
     names = patients(pairs.groups, pairs.ids).tolist()
-    return _warning(("image with texts", "images with texts"), names, tests, "later tiles")
+    return _warning(("image with texts", "images with texts"), names, tests, "tiles of later splits")
 
 
 def _warning(items: tuple[str, str], names: Sequence[str], tiles: TileSet | SeenTiles, kind: str) -> str:

@@ -41,7 +41,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """Return the patient whose reports contain each index row; "" if there are several, or if one is unknown."""
+    """Return the only patient whose reports contain each snippet; "" if there are several, or if one is unknown."""
     rows, values = _source_patients(index, sources)
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)

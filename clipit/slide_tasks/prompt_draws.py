@@ -69,7 +69,7 @@ def read_draws(folder: Path) -> pd.DataFrame:
 
 
 def split_draws(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Return one table of slide scores per draw, from the tables of the slides."""
+    """Convert one table of scores per slide into one table per draw."""
     if not tables:
         return []
     merged = pd.concat(tables, ignore_index=True)

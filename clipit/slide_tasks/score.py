@@ -1,4 +1,4 @@
-"""Score slides: tables of slides and of their scores, an evaluation if labels are known, and a page."""
+"""Score slides, evaluate the scores if labels are known, and write tables and a page."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _KNOWN = ["slide", "label", "split", "group"]
 
 @dataclass(frozen=True)
 class ScoredSlides:
-    """Scored slides of a list, the same in all processes.
+    """Scored slides; the same in all processes.
 
     Attributes:
         config: Resolution and size of the tiles that were scored.

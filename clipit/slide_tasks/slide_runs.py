@@ -103,9 +103,13 @@ def check_comparison(
     problems = [*_arm_problems(runs, arms, reference, zero_shot is not None)]
     for run in runs[1:]:
         if set(run.classes) != set(classes):
-            problems.append(f"{run.name} has the classes {_listed(run.classes)}; {runs[0].name}: {_listed(classes)}")
+            problems.append(
+                f"the classes of {run.name} are {_listed(run.classes)}; those of {runs[0].name} are {_listed(classes)}"
+            )
     if zero_shot is not None and set(zero_shot) != set(classes):
-        problems.append(f"the prompts have the classes {_listed(zero_shot)}; {runs[0].name}: {_listed(classes)}")
+        problems.append(
+            f"the classes of the prompts are {_listed(zero_shot)}; those of {runs[0].name} are {_listed(classes)}"
+        )
     problems += _label_problems(listed, classes)
     if problems:
         raise DataError(

@@ -160,7 +160,7 @@ class Store:
 
 
 def _by_shard(rows: Int[np.ndarray, "n"]) -> Iterator[tuple[int, Int[np.ndarray, "_"]]]:
-    """Iterate over the shards of these rows, as pairs of shard number and indices of its rows in `rows`."""
+    """Group rows by shard: yield each shard number, and the indices in `rows` of the rows in this shard."""
     order = np.argsort(rows, kind="stable")
     numbers = rows[order] // SHARD
     for indices in np.split(order, np.flatnonzero(np.diff(numbers)) + 1):

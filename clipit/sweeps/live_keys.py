@@ -1,4 +1,4 @@
-"""Find the configuration keys that affect a run, and trials that are the same run."""
+"""Find the configuration keys that affect a run, and trials that produce the same run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def _overlaps(key: str, other: str) -> bool:
 
 
 def equal_trials(configs: Sequence[RunConfig]) -> list[list[int]]:
-    """Group the positions of trials that are the same run; one list per run that occurs more than once."""
+    """Group the positions of trials that produce the same run; one list per run that occurs more than once."""
     same: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         same.setdefault(fingerprint(live_keys(config)), []).append(position)

@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
     with pytest.raises(DataError, match="all labelled slides are in train, so none is left"):
         clipit.compare_slides(wrong, runs, out, reference="image_only")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(PROMPTS | {"classes": {"fat": ["fat"], "gland": ["gland"]}}))
-    with pytest.raises(DataError, match="the prompts have the classes fat, gland"):
+    with pytest.raises(DataError, match="the classes of the prompts are fat, gland"):
         clipit.compare_slides(
             slides, runs, out, reference="image_only", vlm=str(models / "0/clip"), prompts=tmp_path / "two.yaml"
         )

@@ -1,6 +1,6 @@
 """Time to re-mine the bags of a VLM adaptation, relative to the training steps between two mining passes.
 
-Both use the bundled VLM with LoRA. Mining embeds all tiles and the prompt dictionary, searches neighbours and writes
+Both use the bundled VLM with LoRA. Mining embeds all tiles and the prompt dictionary, finds neighbours and writes
 the members of the bags. A step encodes its bags with cached gradients.
 """
 

@@ -28,7 +28,7 @@ _NAME = "report_splitting"
 def measure(options: Options) -> list[Measurement]:
     """Measure ordinary reports at several lengths and numbers, and texts that are hard to split at two lengths.
 
-    Reports are rows of a csv file that are read, cleaned, split and merged, with words as tokens. In linear time,
+    Reports are read from a csv file, cleaned and split, and equal snippets merged; tokens are words. In linear time,
     the time per character is the same at every length, and a text four times as long takes four times as long; in
     quadratic time, it takes sixteen times as long.
     """

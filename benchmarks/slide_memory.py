@@ -28,8 +28,8 @@ _FEW, _MANY = 2.0, 1.0  # micrometres per pixel of the tiles
 def measure(options: Options) -> list[Measurement]:
     """Measure the peak memory of `clipit slides map` with 16,384 tiles relative to that with 4,096.
 
-    Both are grids of the same slide of 32,768 pixels, all of which is tissue, at different resolutions, so that the
-    overview and the maps have the same size. The model is the bundled VLM with the names of two classes.
+    Both runs map the same slide of 32,768 x 32,768 pixels, which is entirely tissue, at different resolutions, so that
+    the overview and the maps have the same size. The model is the bundled VLM with the names of two classes.
     """
     side = options.size(32_768, 2_048)
     slide = _make_slide(options.folder / "slide.tif", side)

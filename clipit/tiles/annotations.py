@@ -86,7 +86,7 @@ def join_annotators(
     """Match the annotators' labels to the tiles, and add notes on dropped rows.
 
     Raises:
-        DataError: A label is not one of the classes, or no annotated tile is among the tiles.
+        DataError: A label is not one of the classes, or none of the annotated tiles is in the data set.
     """
     if table is None or config.annotations is None:
         return tiles, None

@@ -101,7 +101,7 @@ def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -
     """Compare the classes and tile counts with the published ones.
 
     Raises:
-        DataError: They differ; with `tiles.check_counts: false`, a note is added instead.
+        DataError: Classes or counts differ; with `tiles.check_counts: false`, a note is added instead.
     """
     expected = data_set.counts_at.get(config.magnification, ()) if config.magnification else data_set.counts
     problems = [*_missing_classes(source, data_set), *_differing_counts(source, expected)]
@@ -131,7 +131,7 @@ def _differing_counts(source: SourceTiles, expected: tuple[Count, ...]) -> list[
     problems = []
     for split, label, number in expected:
         count = counts[split, label]
-        if count != number and (not label or counts["", label]):  # missing classes are listed already
+        if count != number and (not label or counts["", label]):  # missing classes are already listed
             name = " ".join(filter(None, (split, label))) or "tiles"
             difference = f"{'short' if count < number else 'over'} by {abs(number - count)}"
             problems.append(f"{name} {count} instead of {number} ({difference})")

@@ -83,7 +83,7 @@ def _verify_existing(path: Path, remote: Remote, page: str) -> str:
     """Verify an existing file or folder, and describe what was verified.
 
     Raises:
-        DataError: The content differs from what was published or unpacked.
+        DataError: The content differs from the published file, or from the files that were unpacked.
     """
     if path.is_file():
         return "exists" + (", checksum verified" if _check_file(path, remote, page) else ", not verified")

@@ -22,8 +22,8 @@ def with_all_labels(config: RunConfig) -> RunConfig:
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     """Hide labels of the training and validation splits; test labels are never hidden.
 
-    Which tiles are drawn depends on (seed, id) alone, so that for a given seed a larger labelled set contains every
-    smaller one. A fraction applies per class and keeps at least one tile of each class. Tiles labelled by annotators
+    Tiles are drawn by (seed, id) alone, so that for a given seed, a larger labelled set contains every smaller one. A
+    fraction applies per class and keeps the label of at least one tile of each class. Tiles labelled by annotators
     are drawn per majority class regardless of `tiles.annotations.labels`, so that the same tiles keep their labels
     whichever kind of label is used.
 

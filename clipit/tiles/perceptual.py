@@ -56,7 +56,7 @@ def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, 
     """Compute 64-bit hashes of grey images in all eight orientations (quarter turns, with and without a flip).
 
     Each bit is the sign of one coefficient of the two-dimensional discrete cosine transform at the 8 x 8 lowest
-    frequencies, with the constant replaced by the next coefficient on the diagonal. Signs are invariant to brightness
+    frequencies, with the constant term replaced by the next one on the diagonal. Signs are invariant to brightness
     and contrast. A flip changes the signs of odd frequencies, and transposing an image transposes its coefficients, so
     one transform suffices for all orientations. Column o is the hash of `oriented(image, o)`.
     """

@@ -86,7 +86,7 @@ def plan_memory(
         held: Bytes of `cached` that the cache already holds, from earlier runs in this process.
 
     Raises:
-        ConfigError: The batch does not fit with any choice of the keys that are `auto`.
+        ConfigError: The batch does not fit for any value of the keys that are `auto`.
         ModelError: `gradient_checkpointing: always`, and the backbone does not support it.
     """
     processes = get_processes()

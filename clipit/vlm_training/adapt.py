@@ -107,8 +107,8 @@ def adapt(
         if the licence and the format allow it, vlm/.
 
     Raises:
-        ConfigError: The licence forbids the adapted VLM, the VLM already has an adapter and cannot be exported as a
-            merged model, or the keys contradict the arm or the data.
+        ConfigError: All weights would be trained although the licence forbids derivatives, the VLM already has an
+            adapter and cannot be exported as a merged model, or the keys contradict the arm or the data.
         DataError: The examples cannot be built.
         ModelError: The training diverged, or the weights cannot be trained.
         ArtifactError: The folder belongs to a different adaptation.

@@ -222,8 +222,8 @@ class ContrastStep:
     def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
         """Return text embeddings from a frozen tower; each text is encoded once.
 
-        They are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and resumed
-        training must give the same weights.
+        The embeddings are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and
+        resumed training must give the same weights.
         """
         size = self.section.micro_batch
         for block in sorted({row // size for row in rows} - self._frozen_texts.keys()):

@@ -135,7 +135,7 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
     The tiles are the training tiles that show tumour, paired with snippets of `case_reports.jsonl` as in
     configs/knowing_reports.yaml. The scores are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
     nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
-    validation split. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
+    validation split. Other scores are computed with and without centring both modalities. `grade_alone`, `all_names`:
     zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`. `nearest_case`:
     the grade of the nearest snippet's reports is correct. `nearest_case_none`: these reports describe no tumour.
     `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half). Scores
@@ -227,7 +227,7 @@ def _nearest_grades(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray
     sources = workspace.snippets.table("snippet_sources.parquet")
     label_of = {report.report_id: report.label for report in workspace.reports.reports}
     grades = [label_of[report] for report in sources.column("report_id").to_pylist()]
-    index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
+    index = workspace.index  # a row represents all snippets with equal embeddings, and has the sources of all
     snippet_ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
     snippets = index.ids[representative_rows(index)[index.store.positions(snippet_ids)]]
     counts: dict[str, Counter[str]] = {}

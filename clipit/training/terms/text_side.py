@@ -117,7 +117,7 @@ def fit_text_lora(
     """Fit LoRA on the text tower to predict labels from paired snippets, and embed all paired snippets again.
 
     Args:
-        vlm: VLM whose text tower is adapted; it is restored afterwards.
+        vlm: VLM whose text tower is adapted; the tower is restored afterwards.
         texts: Text of each snippet by id.
         store: Text store that the positions of `paired` refer to.
         mean: Mean text embedding, subtracted as for pairing.

@@ -50,7 +50,7 @@ def measure(options: Options) -> list[Measurement]:
     torch.manual_seed(0)
     adapted = adapt_towers(vlm.towers, "lora", ("image", "text"), section.lora, True).to(vlm.device)
     contrast = ContrastStep(adapted, examples, section, 0, get_processes(), options.precision)
-    steps, minings, rounds = options.size(3, 1, 20), count(1), count()
+    steps, passes, rounds = options.size(3, 1, 20), count(1), count()
 
     def take_steps() -> None:
         adapted.train()
@@ -61,7 +61,7 @@ def measure(options: Options) -> list[Measurement]:
 
     def mine_bags() -> None:
         adapted.eval()
-        mine(section, "text", examples, vlm, workspace, options.folder, next(minings), "benchmark")
+        mine(section, "text", examples, vlm, workspace, options.folder, next(passes), "benchmark")
 
     samples = alternate({"mining": lambda: seconds(mine_bags), "steps": lambda: seconds(take_steps)}, options)
     interval = least_interval(examples)

@@ -57,8 +57,8 @@ class ReportVectors:
 def _count_tiles(paired: PairedSnippets, snippets: Bool[np.ndarray, "s"]) -> str:
     """Format `N of M`: tiles whose snippets are all in the mask `snippets`, out of the tiles with any snippet."""
     exists = paired.positions >= 0
-    all_of_them = (snippets[np.maximum(paired.positions, 0)] | ~exists).all(axis=1) & paired.valid
-    return f"{int(all_of_them.sum())} of {int(paired.valid.sum())}"
+    all_masked = (snippets[np.maximum(paired.positions, 0)] | ~exists).all(axis=1) & paired.valid
+    return f"{int(all_masked.sum())} of {int(paired.valid.sum())}"
 
 
 def report_context(

@@ -334,8 +334,8 @@ def test_a_gated_model_that_is_not_here(access: Access, status: str, match: str)
         (VLMConfig(name="/no/such/folder"), "hf-hub:ID (open_clip)"),
         (VLMConfig(name="quilt-b-32"), "similar names: quiltnet-b-32"),
         (VLMConfig(name="plip", path="/no/such/folder"), "vlm.path does not exist"),
-        (VLMConfig(name="open_clip:ViT-X/openai"), "similar names"),
-        (VLMConfig(name="open_clip:ViT-B-32/nothing"), "with one of: openai"),
+        (VLMConfig(name="open_clip:ViT-X/openai"), "one of open_clip's architectures, such as ViT-"),
+        (VLMConfig(name="open_clip:ViT-B-32/nothing"), "with a published tag (openai"),
     ],
 )
 def test_vlms_that_cannot_be_used_as_they_are(config: VLMConfig, match: str) -> None:

@@ -35,7 +35,7 @@ from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import group_columns, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
-_COLUMN_FIX = "rename the columns of the table: slide, label and, if present, group (patient) and split"
+_COLUMN_FIX = "name the columns of the table slide, label and, if present, group (patient) and split"
 _FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".pt"}
 
 
@@ -268,8 +268,8 @@ def _check_names(names: Sequence[str], files: Mapping[str, Path], path: Path) ->
     listed = {*names}
     if alike := spelled_differently(listed - files.keys(), files.keys() - listed):
         raise DataError(
-            "names of slides in the table and of feature files differ only in spelling, such as leading zeros, which "
-            f"spreadsheets drop: {shortlist(format_pairs(alike))}",
+            "slide names in the table differ from those of the feature files only in spelling, such as leading zeros, "
+            f"which spreadsheets drop: {shortlist(format_pairs(alike))}",
             where=path,
             fix="spell the names in the slide column like those of the feature files; if they are different slides, "
             "remove the rows or the files",
@@ -292,7 +292,7 @@ def _count_dropped(names: Sequence[str], other_splits: Sequence[str], files: Map
         notes.append(f"dropped {counted(counts.total(), 'slide')} in other splits ({listed})")
     if without_features := [name for name in names if name not in files]:
         count = counted(len(without_features), "slide")
-        notes.append(f"dropped {count} in the table without features: {shortlist(without_features)}")
+        notes.append(f"dropped {count} without features: {shortlist(without_features)}")
     if unlisted := sorted(files.keys() - {*names}):
         notes.append(
             f"dropped {counted(len(unlisted), 'feature file')} without a row in the table: {shortlist(unlisted)}"

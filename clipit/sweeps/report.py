@@ -31,7 +31,7 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], reasons: Mapping[Tria
     """Write sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials.
 
     Args:
-        reasons: Why the training of each diverged trial failed, by the trial's key.
+        reasons: Reason why training diverged, by the key of the trial.
     """
     sweep = plan.sweep
     rows = [_result(trial, plan.comparison_metric) for trial in trials]
@@ -128,7 +128,7 @@ def _summarise(
         if chosen and len(groups) > 1
         else f"Nothing was chosen: only {chosen} was trained."
         if chosen
-        else "Nothing was chosen, because the training diverged for a seed of all values."
+        else "Nothing was chosen, because training diverged for at least one seed of every value."
         if len(diverged) == len(groups)
         else "Nothing was chosen, because validation scores are undefined; check that the validation split has labels."
     )

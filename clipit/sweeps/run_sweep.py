@@ -91,9 +91,9 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     processes.barrier()
     if processes.broadcast(all(trial.key in reasons for trial in trials)):
         raise DivergenceError(
-            f"every trial failed; the first one: {next(iter(reasons.values()))}",
+            f"every trial failed; reason for the first one: {next(iter(reasons.values()))}",
             where=folder / "sweep.md",
-            fix="lower training.learning_rate, or sweep lower values",
+            fix="lower training.learning_rate, or the values that are swept for it",
         )
     return folder
 

@@ -89,7 +89,7 @@ def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None
     assert len(slides) == 11 and slides.dim == 4 and slides.classes == ("a", "b")
     assert {"train", "validation", "test"} == set(slides.splits.tolist())
     notes = " ".join(slides.notes)
-    for part in ("dropped 1 slide in the table without features: unknown", "row in the table: other"):
+    for part in ("dropped 1 slide without features: unknown", "row in the table: other"):
         assert part in notes
     assert "dropped 1 slide without tiles: s03" in notes
     assert slides.ids(0) == ["s00:0_0", "s00:256_0", "s00:512_0"]
@@ -109,7 +109,7 @@ def test_what_follows_a_dot_in_the_name_of_a_slide_belongs_to_the_name(tmp_path:
         tmp_path / "h5", _write(tmp_path, "\n".join(["slide,label,group", *rows])), "slide", HELD_OUT
     )
     assert slides.names.tolist() == [f"s{n:02d}" for n in range(1, 12)]
-    assert "dropped 1 slide in the table without features: s00.2" in slides.notes
+    assert "dropped 1 slide without features: s00.2" in slides.notes
     assert "dropped 1 feature file without a row in the table: s00" in slides.notes
 
 
@@ -135,7 +135,7 @@ def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["slide_id,label,group", "slide,diagnosis,group", "slide,Label,group"])
 def test_other_column_names_are_refused_with_advice_that_applies_to_this_table(tmp_path: Path, header: str) -> None:
     table = _write(tmp_path, "\n".join([header, *_rows()]))
-    with pytest.raises(DataError, match="fix: rename the columns of the table: slide, label and") as error:
+    with pytest.raises(DataError, match="fix: name the columns of the table slide, label and") as error:
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
     assert "tiles.columns" not in str(error.value)
 

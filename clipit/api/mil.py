@@ -6,9 +6,9 @@ from functools import cached_property
 import pandas as pd
 
 from clipit.api.configuration import Config, as_config
-from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
 from clipit.api.study_result import StudyResult
+from clipit.output_files.whole_files import read_csv_frame
 
 _TEXT_COLUMNS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
 """Text columns of the bag tables."""
@@ -45,7 +45,7 @@ class MilResult(StudyResult):
 
         path = self.folder / name
         with reading(path, fix="run the study again"):
-            return read_csv_table(path, _TEXT_COLUMNS)
+            return read_csv_frame(path, _TEXT_COLUMNS)
 
 
 @public

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
 from clipit.api.slide_options import grid_options, open_scorer, zero_shot_classes
 from clipit.config.paths import expand_home
 from clipit.errors import counted
+from clipit.output_files.whole_files import read_csv_frame
 
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
@@ -49,7 +49,7 @@ class SlidesResult:
     @cached_property
     def slides(self) -> pd.DataFrame:
         """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp and additional columns."""
-        return read_csv_table(self.folder / "slides.csv", _TEXT_COLUMNS)
+        return read_csv_frame(self.folder / "slides.csv", _TEXT_COLUMNS)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -57,7 +57,7 @@ class SlidesResult:
 
         Columns: slide, tiles, pooling, smoothed, pooled, score_<class>, predicted and tied.
         """
-        return read_csv_table(self.folder / "slide_scores.csv", _TEXT_COLUMNS)
+        return read_csv_frame(self.folder / "slide_scores.csv", _TEXT_COLUMNS)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -67,7 +67,7 @@ class SlidesResult:
         high), and the numbers of labelled slides or patients.
         """
         path = self.folder / "slide_metrics.csv"
-        return read_csv_table(path, _TEXT_COLUMNS) if path.is_file() else pd.DataFrame()
+        return read_csv_frame(path, _TEXT_COLUMNS) if path.is_file() else pd.DataFrame()
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class SlideCompareResult:
         high) and its t-interval over seeds (seeds_low, seeds_high); p (paired t-test) and p_holm (Holm-corrected over
         the arms); the pooling of the arm; the numbers of seeds, of labelled slides or patients, and of patients.
         """
-        return read_csv_table(self.folder / "slide_comparison.csv", _TEXT_COLUMNS)
+        return read_csv_frame(self.folder / "slide_comparison.csv", _TEXT_COLUMNS)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Slide scores of every arm and seed, one row per slide, pooling and smoothing."""
-        return read_csv_table(self.folder / "slide_scores.csv", _TEXT_COLUMNS)
+        return read_csv_frame(self.folder / "slide_scores.csv", _TEXT_COLUMNS)
 
     @cached_property
     def verdict(self) -> str:

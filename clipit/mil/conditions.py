@@ -22,7 +22,7 @@ from clipit.evaluation.significance import Significance, holm, paired_t_test
 from clipit.mil.arms import ARMS
 from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
 from clipit.output_files.artifacts import locked
-from clipit.output_files.whole_files import write_frame, write_text
+from clipit.output_files.whole_files import read_csv_frame, write_frame, write_text
 from clipit.reporting.html import Links, PageSection, Table, Text
 from clipit.reporting.html import page as render_page
 from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("auroc", "balanced_accuracy")
 """Metrics of the table; contrasts are tested on the first metric."""
 CONTRASTS = "contrasts.csv"
+_TEXT_COLUMNS = ("arm", "bag", "patient", "split", "label", "predicted")  # of `SCORES`
 _EXPLANATION = (
     "Scores on the test bags are means and standard deviations over seeds. Contrasts are paired by seed, and given as "
     "mean differences with 95% t-intervals over seeds. The p-values are from paired t-tests over seeds, Holm-corrected "
@@ -160,7 +161,7 @@ def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[MilCo
 
 
 def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
-    tables = {name: pd.read_csv(path / SCORES, keep_default_na=False) for name, path in folders.items()}
+    tables = {name: read_csv_frame(path / SCORES, _TEXT_COLUMNS) for name, path in folders.items()}
     rows = [
         pd.read_parquet(path / f"{NAME}.parquet", page_checksum_verification=True).assign(condition=name)
         for name, path in folders.items()

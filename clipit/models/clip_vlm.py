@@ -9,11 +9,12 @@ from torch import Tensor
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import (
     CLIP_WEIGHTS,
+    IMAGE_PROCESSOR_FILES,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     foreign_errors,
     load_pretrained,
-    read_model_json,
+    read_image_processor,
     require_files,
 )
 from clipit.models.preprocess import preprocess_from_transformers
@@ -21,13 +22,12 @@ from clipit.models.token_grids import square_grid
 from clipit.models.towers import Towers, transformers_token_counter, transformers_tokenise
 from clipit.models.weights import mismatches
 
-_PROCESSOR = "preprocessor_config.json"
 _FILES = {
     "configuration": ("config.json",),
     "weights": CLIP_WEIGHTS,
     "tokeniser": TOKENIZER_FILES[:2],
     "tokeniser's configuration": (TOKENIZER_CONFIG,),
-    "processor": (_PROCESSOR,),
+    "processor": IMAGE_PROCESSOR_FILES,
 }
 
 
@@ -51,11 +51,17 @@ def clip_towers(source: str) -> Towers:
         model, report = load_pretrained(CLIPModel, hub_id, **options)  # mismatched weights are one error below
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
         if local:  # read the file itself, because the class fills in defaults for missing keys
-            processor = read_model_json(Path(source) / _PROCESSOR)
+            processor = read_image_processor(Path(source))
         else:
             processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
     problems = [f"{key} is missing" for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
     problems += mismatches(report.get("mismatched_keys", ()))
+    if processor is None:
+        raise ModelError(
+            "processor_config.json has no part image_processor, and there is no preprocessor_config.json",
+            where=source,
+            fix="save the image processor into this folder too: CLIPProcessor.save_pretrained",
+        )
     if problems:  # transformers would keep random weights
         raise ModelError(
             f"the weights do not match a CLIP model: {shortlist(problems)}",
@@ -69,7 +75,9 @@ def clip_towers(source: str) -> Towers:
         # load a fresh tokeniser, because tokenising has stored truncation and padding in the first one
         AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options).save_pretrained(folder)
         if local:
-            shutil.copyfile(Path(source) / _PROCESSOR, folder / _PROCESSOR)
+            for name in IMAGE_PROCESSOR_FILES:
+                if (Path(source) / name).is_file():
+                    shutil.copyfile(Path(source) / name, folder / name)
         else:
             CLIPImageProcessor.from_pretrained(hub_id, **options).save_pretrained(folder)
 

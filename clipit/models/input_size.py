@@ -6,7 +6,7 @@ from typing import Any
 
 from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.models.backbone_specs import BACKBONES
-from clipit.models.loading import EMBEDDED, read_model_json
+from clipit.models.loading import EMBEDDED, read_image_processor, read_model_json
 from clipit.models.vlm_specs import VLMS
 
 
@@ -31,11 +31,11 @@ def _in_folder(folder: Path) -> int | None:
     """Read the input size from the configuration files of timm, open_clip or transformers."""
     values: dict[str, dict[str, Any]] = {
         name: read_model_json(folder / name)
-        for name in ("open_clip_config.json", "preprocessor_config.json", "config.json")
+        for name in ("open_clip_config.json", "config.json")
         if (folder / name).is_file()
     }
     open_clip = values.get("open_clip_config.json", {})
-    processor = values.get("preprocessor_config.json", {})
+    processor = read_image_processor(folder) or {}
     timm = values.get("config.json", {})
     sizes = [
         _at(open_clip, "model_cfg", "vision_cfg", "image_size"),

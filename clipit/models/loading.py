@@ -41,6 +41,9 @@ CLIP_WEIGHTS = (
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 """Vocabulary files, one of which a transformers tokeniser needs."""
 
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Files that may contain the configuration of a transformers image processor."""
+
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 """Configuration file of an open_clip model."""
 
@@ -92,6 +95,20 @@ def read_model_json(path: Path) -> JsonRecord:
     if not isinstance(value, dict):
         raise ModelError("not a JSON object", where=path, fix=_COPY_AGAIN)
     return JsonRecord(value, path, _COPY_AGAIN, ModelError)
+
+
+def read_image_processor(folder: Path) -> JsonRecord | None:
+    """Read the configuration of transformers' image processor from a folder; None if it has none.
+
+    As in transformers, the part `image_processor` of processor_config.json, which transformers 5 writes, comes before
+    preprocessor_config.json.
+    """
+    combined, separate = (folder / name for name in IMAGE_PROCESSOR_FILES)
+    if combined.is_file():
+        part = read_model_json(combined).get("image_processor")
+        if isinstance(part, JsonRecord):
+            return part
+    return read_model_json(separate) if separate.is_file() else None
 
 
 def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequence[str]]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -173,8 +173,9 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
     """
     if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
         raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
-    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise _unsupported(f"rescale_factor is {config['rescale_factor']}, not 1/255", name)
+    factor = config.get("rescale_factor", 1 / 255)
+    if not (isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)):
+        raise _unsupported(f"rescale_factor is {factor!r}, not 1/255", name)
     others = [key for key, value in config.items() if value and key.startswith("do_") and key not in _STEPS]
     others += [key for key in ("crop_pct", "rescale_offset") if config.get(key)]
     if others:
@@ -183,8 +184,11 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
     mode, resize_to = _resizing(config["size"], processor in _SQUASHING, name)
     size = resize_to
     if config.get("do_center_crop", True):
-        crop = config.get("crop_size") or resize_to
-        size = _square((crop["height"], crop["width"]) if isinstance(crop, Mapping) else crop, name)
+        crop = config.get("crop_size")
+        if crop is None and (mode == "shortest" or config.get("do_center_crop")):
+            raise _unsupported("crop_size is missing, and its default depends on the model", name)
+        crop = crop or resize_to
+        size = _square((crop.get("height"), crop.get("width")) if isinstance(crop, Mapping) else crop, name)
     elif mode == "shortest":
         raise _unsupported("it neither squashes nor crops, so inputs differ in size", name)
     filters: dict[Any, str] = {int(value): key for key, value in _PIL_FILTERS.items()}
@@ -194,7 +198,7 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
         size=size,
         resize_to=_at_least(size, resize_to, name),
         mode=mode,
-        interpolation=_filter(filters.get(resample, resample), name),
+        interpolation=_filter(filters.get(resample, resample) if isinstance(resample, int) else resample, name),
         mean=_mean(config["image_mean"], "image_mean", name),
         std=_std(config["image_std"], "image_std", name),
         odd_margin="down",
@@ -234,7 +238,7 @@ def _unsupported(problem: str, name: str) -> ModelError:
 
 
 def _known(table: Mapping[str, Any], value: Any, key: str, name: str) -> Any:
-    if value not in table:
+    if not isinstance(value, Hashable) or value not in table:
         raise _unsupported(f"{key} {value!r} (known: {', '.join(table)})", name)
     return table[value]
 
@@ -245,7 +249,7 @@ def _filter(value: Any, name: str) -> Any:
 
 def _square(size: Any, name: str) -> int:
     edges = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    if len(set(edges)) != 1:
+    if not edges or any(edge != edges[0] for edge in edges):
         raise _unsupported(f"the input size {edges} is not square", name)
     if not isinstance(edges[0], int) or edges[0] < 1:
         raise _unsupported(f"the input size is {edges[0]!r}, not a positive whole number", name)

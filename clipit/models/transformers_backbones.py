@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import foreign_errors, load_pretrained, quiet_transformers, read_model_json
+from clipit.models.loading import (
+    IMAGE_PROCESSOR_FILES,
+    foreign_errors,
+    load_pretrained,
+    quiet_transformers,
+    read_image_processor,
+    read_model_json,
+)
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, unsupported_size
@@ -66,12 +73,12 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         preprocess = Preprocess(spec.pixels, spec.pixels, "shortest", spec.interpolation, spec.mean, spec.std)
     else:
         raise ModelError(
-            f"the model's preprocessing is missing: looked for {PROCESSOR}",
+            f"the model's preprocessing is missing: looked for {' and '.join(IMAGE_PROCESSOR_FILES)}",
             where=source,
             fix="copy all files from the model's page into this folder",
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
-    native_pixels, origin = preprocess.size, f"its {PROCESSOR}"
+    native_pixels, origin = preprocess.size, "its image processor"
     if config.pixels not in (None, native_pixels):
         _change_size(model, config.pixels, native_pixels, config.name)
         preprocess, origin = preprocess.at(config.pixels), "backbone.pixels"
@@ -284,17 +291,20 @@ def _has_rotary_positions(model: Any) -> bool:
 
 
 def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read preprocessor_config.json; None if the model has no such file."""
+    """Read the configuration of the model's image processor; None if it has none."""
     from transformers.utils import cached_file
 
     if local:
-        path = Path(source) / PROCESSOR
-        return read_model_json(path) if path.is_file() else None
-    file = cached_file(
-        source, PROCESSOR, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, **options,
-    )  # fmt: skip
-    return None if file is None else read_model_json(Path(file))
+        return read_image_processor(Path(source))
+    files = [
+        cached_file(
+            source, name, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False, **options,
+        )
+        for name in IMAGE_PROCESSOR_FILES
+    ]  # fmt: skip
+    found = [Path(file).parent for file in files if file is not None]  # all in the folder of this revision
+    return read_image_processor(found[0]) if found else None
 
 
 def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: str) -> TokenPool:

@@ -217,7 +217,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the model differs from its
-            entry in `VLMS` or embeds a text differently in a batch, or its adapter is missing, damaged or made for
+            entry in `VLMS`, embeds a text differently in a batch or rejects images of its own size, or its adapter is missing, damaged or made for
             a different VLM.
         ConfigError: A path is given for a name that is not in `VLMS`.
     """
@@ -241,6 +241,10 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     ):
         towers.count_tokens([_LONG_TEXT])
         joint_dim = _check_batches(towers)
+    size = towers.preprocess.size
+    hint = f"Its preprocessing makes images of {size} x {size} pixels; that file may belong to a different model."
+    with foreign_errors(config.name, hint=hint, where=towers.source), torch.inference_mode():
+        towers.image(torch.zeros(1, 3, size, size))
     fingerprint = vlm_fingerprint(towers)
     adapter: dict[str, Any] | None = None
     if config.adapter is not None:

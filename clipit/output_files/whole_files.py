@@ -1,7 +1,7 @@
-"""Write text, csv, Parquet and .npy files atomically, and read Parquet files with checksum verification."""
+"""Write text, csv, Parquet and .npy files atomically, and read the csv and Parquet files that clipit wrote."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +61,16 @@ def read_frame(path: Path, fix: str) -> pd.DataFrame:
     """Read a Parquet file like `read_parquet`, and return it as a data frame."""
     with reading(path, fix):
         return pd.read_parquet(path, page_checksum_verification=True)
+
+
+def read_csv_frame(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
+    """Read a csv file that this package wrote without converting names: `007` stays a string, and `NA` is a name.
+
+    Args:
+        text_columns: Names of text columns, in which only empty cells are missing values; in other columns, `nan` also
+            counts as missing.
+    """
+    columns = pd.read_csv(path, nrows=0).columns
+    missing = {name: [""] if name in text_columns else ["", "nan"] for name in columns}
+    types = {name: str for name in columns if name in text_columns}
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mil_bags import write_features
 from sklearn.metrics import roc_auc_score
 from tiny_models import CLASSES, MakeFile
 
@@ -82,6 +83,33 @@ def test_one_command_compares_the_arms_in_every_condition(
     page = (result.folder.parent / "small-few-labels" / "mil.html").read_text(encoding="utf-8")
     assert " of 12 unlabelled training bags get a label from a report" in page
     assert "There is gland" not in page + text + result.page.read_text(encoding="utf-8")
+
+
+def test_classes_may_be_numbers(configure_file: MakeFile, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        label, split = f"0{number % 2}", ("train", "validation", "test")[number // 2 % 3]
+        features = generator.normal(3 * (number % 2), 1, size=(4, 8)).astype(np.float32)
+        write_features(tmp_path / "h5" / f"s{number}.h5", features)
+        rows.append({"slide": f"s{number}", "label": label, "group": f"p{number}", "split": split})
+    pd.DataFrame(rows).to_csv(tmp_path / "slides.csv", index=False)
+    keys = {
+        "output": str(tmp_path / "out"),
+        "mil.features": "h5",
+        "mil.h5": str(tmp_path / "h5"),
+        "mil.slides": str(tmp_path / "slides.csv"),
+        "mil.arms": ["attention", "mean"],
+        "mil.reference": "mean",
+        "mil.seeds": [0],
+        "mil.resamples": 0,
+        "mil.training.epochs": 5,
+        "mil.conditions": {"few": {"mil.labels_per_class": 2}, "all": {}},
+    }
+    result = train_mil(configure_file(keys))
+    text = (result.folder / "mil.md").read_text(encoding="utf-8")
+    assert "| mean" in text
+    assert "100.0" in text
 
 
 def test_arms_that_learn_from_reports_need_reports(configure_file: MakeFile, study_keys: dict[str, object]) -> None:

@@ -136,10 +136,20 @@ def test_switched_off_steps_are_refused(clip_folder: Path) -> None:
         {"do_pad": True},
         {"crop_pct": 0.875},
         {"rescale_offset": True},
+        {"rescale_factor": None},
+        {"rescale_factor": "1/255"},
+        {"resample": [3]},
+        {"resample": {"name": "bicubic"}},
+        {"crop_size": None},
+        {"crop_size": {"shortest_edge": 32}},
+        {"crop_size": [[32], 32]},
     ],
 )
 def test_preprocessing_of_transformers_that_is_not_reproduced_is_refused(change: dict[str, Any]) -> None:
-    config = {"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": "bilinear", "do_pad": False}
+    config = {
+        "size": 32, "crop_size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": "bilinear",
+        "do_pad": False,
+    }  # fmt: skip
     assert preprocess_from_transformers(config, "x").interpolation == "bilinear"
     with pytest.raises(ModelError, match="unsupported preprocessing"):
         preprocess_from_transformers({**config, **change}, "x")
@@ -150,7 +160,7 @@ def test_defaults_of_image_processors_are_those_of_transformers(kind: str) -> No
     import transformers
 
     processor = getattr(transformers, f"{kind}ImageProcessor")(size=32)
-    short = {"size": 32, "crop_size": None, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    short = {"size": 32, "crop_size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     for name in (f"{kind}ImageProcessor", f"{kind}ImageProcessorFast", f"{kind}FeatureExtractor"):
         key = "feature_extractor_type" if name.endswith("Extractor") else "image_processor_type"
         ours = preprocess_from_transformers({**short, key: name}, "x")

@@ -114,6 +114,39 @@ def test_fingerprint_follows_weights_and_preprocessing(clip_folder: Path, tmp_pa
     assert len({original, changed, load(copy).fingerprint}) == 3
 
 
+def test_a_processor_as_transformers_5_saves_it(clip_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
+
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+    (copy / "preprocessor_config.json").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
+    CLIPProcessor(AutoImageProcessor.from_pretrained(clip_folder), tokenizer).save_pretrained(copy)
+    assert not (copy / "preprocessor_config.json").exists()
+    model = load(copy)
+    assert model.preprocess == load(clip_folder).preprocess
+    save = model.towers.save
+    assert save is not None
+    (tmp_path / "saved").mkdir()
+    save(tmp_path / "saved")
+    assert load(tmp_path / "saved").fingerprint == model.fingerprint
+    # As in transformers, this file takes precedence
+    (copy / "preprocessor_config.json").write_text("{}")
+    assert load(copy).fingerprint == model.fingerprint
+    (copy / "preprocessor_config.json").unlink()
+    (copy / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    with pytest.raises(ModelError, match=r"(?s)no part image_processor.*CLIPProcessor\.save_pretrained"):
+        load(copy)
+
+
+def test_a_processor_for_another_input_size(clip_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+    config = json.loads((copy / "preprocessor_config.json").read_text())
+    sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}
+    (copy / "preprocessor_config.json").write_text(json.dumps(config | sizes))
+    with pytest.raises(ModelError, match="makes images of 40 x 40 pixels"):
+        load(copy)
+
+
 def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"open_clip_config\.json"):
         load(tmp_path)

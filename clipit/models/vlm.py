@@ -217,8 +217,8 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the model differs from its
-            entry in `VLMS`, embeds a text differently in a batch or rejects images of its own size, or its adapter is missing, damaged or made for
-            a different VLM.
+            entry in `VLMS`, embeds a text differently in a batch or rejects images of the size that its preprocessing
+            makes, or its adapter is missing, damaged or made for a different VLM.
         ConfigError: A path is given for a name that is not in `VLMS`.
     """
     device = torch.device(device)

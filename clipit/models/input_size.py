@@ -35,7 +35,7 @@ def _in_folder(folder: Path) -> int | None:
         if (folder / name).is_file()
     }
     open_clip = values.get("open_clip_config.json", {})
-    processor = read_image_processor(folder) or {}
+    processor: Mapping[str, Any] = read_image_processor(folder) or {}
     timm = values.get("config.json", {})
     sizes = [
         _at(open_clip, "model_cfg", "vision_cfg", "image_size"),

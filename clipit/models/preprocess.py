@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -238,7 +238,7 @@ def _unsupported(problem: str, name: str) -> ModelError:
 
 
 def _known(table: Mapping[str, Any], value: Any, key: str, name: str) -> Any:
-    if not isinstance(value, Hashable) or value not in table:
+    if not isinstance(value, str) or value not in table:
         raise _unsupported(f"{key} {value!r} (known: {', '.join(table)})", name)
     return table[value]
 

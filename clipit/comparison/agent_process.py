@@ -1,4 +1,4 @@
-"""Entry point of an additional agent: trains runs until all are finished; started by `clipit.comparison.agents`."""
+"""Entry point of an additional agent, started by `clipit.comparison.agents`: train runs until all are finished."""
 
 import json
 import logging

@@ -1,6 +1,6 @@
 """Agents: processes that share the runs of a comparison or search; each agent trains whole runs.
 
-Small models make poor use of several CPU cores, so runs finish sooner side by side than one after the other. With
+Small models make poor use of several CPU cores, so runs finish sooner in parallel than one after the other. With
 several GPUs, each agent uses one. An agent locks the run that it trains. If the agent is killed, the operating system
 releases the lock, and another agent takes over the run.
 """
@@ -31,7 +31,7 @@ Task = Literal["compare", "tune"]
 def claim_runs(folders: Sequence[Path]) -> Iterator[int]:
     """Yield the index of every run, locked against other agents until the next index is requested.
 
-    Runs that are finished or not locked by another agent come first, in order. The others follow when their locks are
+    Runs that are finished or not locked by another agent come first, in order. The others follow as their locks are
     released. The lock also covers the scoring of the run's additional test sets.
 
     Args:
@@ -70,7 +70,7 @@ def _lock(folder: Path) -> Path:
 
 
 def demo_agents() -> int:
-    """Return the number of agents of the demo: one with a GPU, otherwise one per CPU core, at most 4."""
+    """Return the default number of agents for the demo: one with a GPU, otherwise one per CPU core, at most 4."""
     import torch
 
     return 1 if get_processes().device.type == "cuda" else min(_DEMO_AGENTS, torch.get_num_threads())

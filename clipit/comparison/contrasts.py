@@ -62,7 +62,7 @@ class Contrast:
 
     @property
     def undecided_but_higher(self) -> bool:
-        """Whether the interval includes 0, but the arm scores at least 0.05 points higher (0.1 in tables)."""
+        """Whether the interval includes 0, but the arm scores at least 0.05 points higher (shown as 0.1)."""
         return not self.better and not self.worse and self.difference is not None and self.difference >= 0.0005
 
     @property

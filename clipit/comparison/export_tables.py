@@ -64,7 +64,7 @@ def read_comparison(folder: Path) -> dict[str, Any]:
 
     Raises:
         DataError: The folder does not contain a comparison.
-        ArtifactError: The file is damaged or of an earlier version.
+        ArtifactError: The file is damaged, or was written by an earlier version.
     """
     source = folder / "comparison.json"
     if not source.is_file():

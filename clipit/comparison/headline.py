@@ -16,7 +16,7 @@ _OUTCOME_TEXT: dict[Outcome, str] = {
     "not decided": "not decided",
 }  # fmt: skip
 _USE_PROBE, _NOT_SHOWN = "use the VLM's linear probe instead", "not shown to be better than the VLM's linear probe"
-"""Texts if the VLM's linear probe decides against an arm: it scores at least as high, or not clearly lower."""
+"""Phrases for an arm that does not score higher than the VLM's linear probe, or not clearly higher."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
 
 
 def _outcome_text(verdict: ArmVerdict) -> str:
-    """Name the outcome of an arm, or the VLM's linear probe if that decides against the arm."""
+    """Describe the outcome of an arm; if the VLM's linear probe is the limit, refer to the probe."""
     probe = verdict.contrast(verdict.limit) if verdict.limit in PROBE_ROLES else None
     if verdict.outcome != "no gain" or probe is None:
         return _OUTCOME_TEXT[verdict.outcome]
@@ -141,7 +141,7 @@ def _amount(contrast: Contrast) -> str:
 
 
 def _over_tiles(verdict: ArmVerdict, arms: Sequence[ArmResult]) -> str:
-    """Format the difference's bootstrap interval over test tiles, against the baseline; empty if it is undefined."""
+    """Format the bootstrap interval over test tiles of the difference from the baseline; "" if it is undefined."""
     arm_result = next((result for result in arms if result.key == verdict.key), None)
     if arm_result is None or arm_result.over_tiles is None or arm_result.over_tiles.interval.low is None:
         return ""

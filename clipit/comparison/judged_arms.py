@@ -13,7 +13,7 @@ OWN_REPORTS: Final = "patients' own reports"
 Text = Literal["patients' own reports", "reports", ""]
 """Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""
 TEXT_CONTROLS = ("image embedding", "shuffled pairs")
-"""Roles of the controls of arms that learn from any reports, besides the baseline."""
+"""Roles of the controls for arms that learn from any reports, besides the baseline."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class JudgedArm:
 def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     """Return the arms that receive a verdict, in the order of the table.
 
-    These are the arms that learn from text, except those that serve as a control of another arm: from the patients' own
-    reports (controls: see `own_report_arms`), or from any reports (controls: the baseline and `TEXT_CONTROLS`). If no
-    arm learns from text, all arms are judged against the baseline alone.
+    These are the arms that learn from text, except those that serve as a control for another arm. For arms that learn
+    from the patients' own reports, `own_report_arms` lists the controls; other arms are compared with the baseline and
+    with `TEXT_CONTROLS`. If no arm learns from text, all arms are compared with the baseline alone.
     """
     with_own_reports, baseline = own_report_arms(plan), plan.comparison.baseline
     used = {name for controls in with_own_reports.values() for name in controls.values()}

@@ -12,7 +12,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
-"""Roles of the controls of an arm that uses the patients' own reports, in the order of the table."""
+"""Roles of the controls for an arm that uses the patients' own reports, in table order."""
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "image embedding": ("image_embedding",),
     "shuffled pairs": ("shuffled_pairs",),
@@ -20,7 +20,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "shuffled": ("own_shuffled",),
     "snippet": ("other_snippet", "clip_it_all"),
 }
-"""Built-in arms that can serve as each control, by role, named in messages; `find_control` does not look at names."""
+"""Built-in arms that can serve as a control, by role, for messages; `find_control` compares configurations instead."""
 _SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
     "image embedding": lambda config: _distils(config, "image"),
     "shuffled pairs": lambda config: _distils(config, "shuffled_text"),
@@ -33,7 +33,7 @@ _SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
         and config.pairing.reports == "any"
     ),
 }
-"""Whether an arm with this configuration can serve as a control, by role."""
+"""Function for each role that returns whether an arm with a given configuration can serve as this control."""
 _NOT_COMPARED = {"arm", "arms", "name", "training"}
 """Keys and sections in which an arm and its control may differ; `training` contains tuned hyperparameters."""
 CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
@@ -74,10 +74,10 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
 def find_control(
     plan: Plan, configs: Mapping[str, RunConfig], arm: str, role: str, excluded: Collection[str] = ()
 ) -> str | None:
-    """Find an arm's control by comparing configurations, whatever the arms' names; None if there is none.
+    """Find an arm's control by comparing configurations, regardless of the arms' names; None if there is none.
 
-    Of several arms that can serve as the control, the one whose configuration differs from the arm's in the fewest keys
-    is used, hyperparameters excepted; ties go to the first one in the table. For the role `snippet`, arms with only the
+    If several arms can serve as the control, the one with the fewest keys that differ from the arm's configuration is
+    used, not counting hyperparameters; ties go to the first in the table. For the role `snippet`, arms that use only
     snippets of other patients take precedence.
 
     Args:

@@ -39,9 +39,9 @@ class Plan:
     def run_config(self, arm: str, seed: int) -> RunConfig:
         """Return the configuration of one run."""
         pages = self.comparison.run_pages
-        drawn = pages == "all" or (pages == "first_seed" and seed == self.comparison.seeds[0])
+        has_page = pages == "all" or (pages == "first_seed" and seed == self.comparison.seeds[0])
         evaluation = self.config.evaluation
-        if not drawn:
+        if not has_page:
             evaluation = evaluation.model_copy(update={"page": False})
         return self.config.model_copy(update={"arm": arm, "seed": seed, "evaluation": evaluation})
 

@@ -35,7 +35,8 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
 
     Raises:
         DataError: The comparison is missing or unfinished, or some of its predictions are missing.
-        ArtifactError: comparison.json is damaged or of an earlier version, or the tiles or predictions have changed.
+        ArtifactError: comparison.json is damaged or was written by an earlier version, or the tiles or predictions have
+            changed.
         ConfigError: The recorded configuration is no longer valid.
     """
     folder = config.output / "comparisons" / config.name
@@ -108,7 +109,7 @@ def _move(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
 def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
     """Check that predictions have not changed since they were scored; missing files are reported when they are read.
 
-    A comparison.json of an earlier version has no hashes and is accepted.
+    A comparison.json written by an earlier version has no hashes, and is accepted.
     """
     hashes = {row.predictions: row.predictions_sha256 for row in rows if row.predictions_sha256}
     changed = [

@@ -28,7 +28,7 @@ STRENGTH_WITHOUT_VALIDATION = 1.0
 
 
 def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
-    """Score a linear probe of the VLM, fitted on the report labels of each arm, on the test sets of a plan.
+    """Fit a linear probe of the VLM on each arm's report labels, and score it on the test sets of a plan.
 
     The probe is a logistic regression on the VLM's image embeddings, fitted to the tile labels that the arm may use
     and, for other tiles, to the most probable class according to the report; tile weights are ignored. Its C is chosen
@@ -73,6 +73,6 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
 
 
 def _training_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> Int64[np.ndarray, " n"]:
-    """Return the class of each training tile: its own label, or else the report's; -1 for neither."""
+    """Return the class of each training tile: its own label, or else the report's; -1 if it has neither."""
     labels = tiles.of_split("train").labels
     return np.where(labels >= 0, labels, own_report_labels(config, workspace, tiles).classes)

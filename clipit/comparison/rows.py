@@ -33,7 +33,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
     recorded, metric = results["provenance"], plan.comparison.metric
     resolved = resolve_arm(plan.run_config(arm, seed))
     run_workspace = workspace.for_config(resolved)
-    predictions_sha256 = results.get("predictions_sha256")  # None in results of earlier versions
+    predictions_sha256 = results.get("predictions_sha256")  # None in results from earlier versions
     test_sets = {"test": (results["splits"]["test"], folder / PREDICTIONS)}
     for name, section in plan.comparison.shifted.items():
         tiles = run_workspace.shifted_tiles(name, section)
@@ -83,7 +83,7 @@ def _provenance(recorded: dict[str, Any]) -> Provenance:
 def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> list[ScoreRow]:
     """Add the parameter count and inference speed in tiles per second to rows, measured once per arm.
 
-    Reference rows get those of the VLM's image tower.
+    Reference rows get the values of the VLM's image tower.
     """
     costs: dict[str, tuple[int, float]] = {}
     names = ["" if row.run is None else row.arm for row in rows]

@@ -99,11 +99,11 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
 
 
 TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], Estimate | None]
-"""Function from the rows of the baseline and of an arm, in the same seed order, to their mean difference."""
+"""Function that takes the rows of the baseline and of an arm, in the same seed order, and estimates the difference."""
 
 
 def tile_bootstrap(metric: str, resamples: int) -> TileBootstrap:
-    """Return a paired bootstrap over the test tiles of the rows' predictions."""
+    """Return a function that computes a paired bootstrap over the test tiles."""
     return partial(_bootstrap_predictions, metric=metric, resamples=resamples)
 
 

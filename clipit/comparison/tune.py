@@ -88,8 +88,8 @@ def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrial
     unused = [key for key in config.overrides if key in searched]
     if unused and get_processes().main:
         logger.warning(
-            f"keys that the search sets are ignored: {shortlist(unused)}; change comparison.learning_rates, "
-            "comparison.steps or comparison.grid"
+            f"ignoring keys that the search sets: {shortlist(unused)}; change comparison.learning_rates, "
+            "comparison.steps or comparison.grid instead"
         )
     base = config.model_copy(
         update={
@@ -141,9 +141,9 @@ def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrial
 
 
 def best_point(scored: Sequence[ScoredPoint]) -> GridPoint:
-    """Return the point with the best mean score; ties go to fewer steps, the lower learning rate, then the first.
+    """Return the point with the best mean score; ties go to fewer steps, then to the lower learning rate.
 
-    Points with a diverged seed are not considered; there must be a point without one.
+    Points at which training diverged with any seed are ignored; at least one other point must exist.
     """
     complete = [point for point in scored if not point.reasons]
     return min(complete, key=lambda point: (-_mean_score(point), point.values[STEPS], point.values[RATE])).values
@@ -192,7 +192,7 @@ def _no_score(where: object) -> DataError:
     return DataError(
         "the validation score is undefined, so no trial can be selected",
         where=where,
-        fix="keep labels of at least two classes in the validation split: tiles.labels",
+        fix="set tiles.labels so that the validation split has labels of at least two classes",
     )
 
 

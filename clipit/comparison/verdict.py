@@ -96,9 +96,9 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
        control.
     7. Otherwise there is a gain, but it is not shown to be due to text.
 
-    Rules 2, 3 and 5 need controls that only arms that use the patients' own reports have. Except after rules 1 and 4,
-    the verdict also lists the controls that the arm is not better than, those without an interval, and those that were
-    not run.
+    Rules 2, 3 and 5 apply only to arms that use the patients' own reports, because other arms lack these controls.
+    Except after rules 1 and 4, the verdict also lists the controls that the arm is not better than, those without an
+    interval, and those that were not run.
 
     Args:
         gains: Interval of each control minus the baseline, by role.
@@ -154,7 +154,7 @@ def _tests_text(arm: ArmVerdict) -> bool:
 
 
 def _details(contrasts: Sequence[Contrast], excluded_role: str) -> list[str]:
-    """List the controls that an arm is not better than or not tested against, except the one with the excluded role."""
+    """List the controls that an arm is not better than, or not tested against; one role is excluded."""
     others = [contrast for contrast in contrasts if contrast.role != excluded_role]
     groups = {
         "Not better than": [c for c in others if c.not_better],

@@ -1,1 +1,1 @@
-"""Configuration: one model per section, loading, and the reference page of all keys."""
+"""Configuration: one model per section, loading and validation, and the reference page of all keys."""

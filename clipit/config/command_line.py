@@ -56,7 +56,7 @@ def read_reports_command(
     """Parse the command line of a command for reports, which needs no tiles; see `read_file_command`.
 
     Returns:
-        The configuration, whether it has tiles, and the command's own options. Without tiles, the section `tiles` is a
+        The configuration, whether it has tiles, and the command's own options. Without tiles, the `tiles` section is a
         placeholder that must not be used.
     """
     file, options = read_file_command(description, (), argv, extra, needs_tiles=False)
@@ -83,7 +83,7 @@ def read_file_command(
         argv: Arguments; by default those of the process.
         extra: Additional options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
-        needs_reports: Whether to reject a section `reports` without a path; if False, such a section is ignored.
+        needs_reports: Whether to reject a `reports` section without a path; if False, such a section is ignored.
         needs_config: Whether `--config` is required.
         default_config: Name of the shipped configuration that is read if `--config` is missing; None for no default.
 
@@ -151,12 +151,12 @@ def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
 
 @cache
 def _parser(settings: type[BaseSettings]) -> CliSettingsSource[BaseSettings]:
-    """Build the parser of a settings model; it is cached, because building it takes longer than parsing."""
+    """Build the parser of a settings model, cached because building takes longer than parsing."""
     return CliSettingsSource(settings, cli_exit_on_error=False)
 
 
 def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
-    """Reject options of sections that the command does not read; they would have no effect."""
+    """Reject options of sections that the command does not read, because such options would have no effect."""
     unread = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
     if unread:
         raise ConfigError(
@@ -173,7 +173,7 @@ def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: 
     if twice:
         lists = [option for option in twice if "tuple" in str(types.get(option[2:]))]
         raise ConfigError(
-            f"given more than once: {', '.join(twice)}",
+            f"options given more than once: {', '.join(twice)}",
             where="the command line",
             fix="give each option once" + (f"; write a list as '{lists[0]}=[a, b]'" if lists else ""),
         )

@@ -67,7 +67,7 @@ class AnnotationsConfig(Section):
     """For votes without annotator names: mapping from each class to the column with its number of votes, such as
     `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and annotator."""
     voters: int | None = Field(None, ge=1, le=MAX_VOTES)
-    """With `counts`: total number of votes per tile; votes missing from the columns of `counts` are counted for
+    """With `counts`: total number of votes per tile; votes missing from the columns of `counts` are assigned to
     `rest`."""
     rest: str | None = None
     """With `voters`: name of the class that has no column in `counts`."""

@@ -77,7 +77,7 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys: Sequence[str]) -> dict[str, Any]:
-    """Merge changes into the content of a file, and add `stated_keys` to `overrides`; arms do not change these keys."""
+    """Merge changes into the content of a file, and add `stated_keys` to `overrides`, which arms do not change."""
     merged = merge(values, changes)
     earlier = merged.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
@@ -258,7 +258,7 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
 
 
 def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the content of a file, with a placeholder if it has no tiles (see `names_tiles`)."""
+    """Copy the content of a file, and add a placeholder if there are no tiles (see `names_tiles`)."""
     tiles = values.get("tiles", {})
     if not isinstance(tiles, Mapping) or "path" in tiles:
         return dict(values)
@@ -266,10 +266,10 @@ def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate_without_reports(values: Mapping[str, Any], where: object) -> ConfigFile:
-    """Validate the content of a file whose section `reports` may lack a path; such a section is ignored.
+    """Validate the content of a file; a `reports` section without a path is ignored.
 
-    Shipped configurations contain such a section, because its path is given on the command line. Commands that need no
-    reports ignore it, but still validate its other keys.
+    Shipped configurations contain such a section, because the path is given on the command line. Commands that need no
+    reports ignore the section, but still validate its other keys.
 
     Raises:
         ConfigError: Values are invalid.

@@ -14,7 +14,7 @@ class MilTrainingConfig(Section):
     """Network and training of one multiple-instance model."""
 
     pooling: MilPooling = "attention"
-    """Pooling of a bag: gated attention, the mean of its instances, or the instance with the highest logit of each
+    """Pooling of a bag: gated attention, the mean of its instances, or the instance with the highest logit for each
     class; set by the arms of the study."""
     hidden: int = Field(128, ge=1)
     """Width of the layer that embeds each instance."""
@@ -64,8 +64,8 @@ class MilConfig(Section):
     h5: LocalPath[str | None] = None
     """Folder of .h5 files, one per slide, or a single file, for `features: h5`."""
     slides: LocalPath[str | None] = None
-    """Table with the columns `slide`, `label`, `group` (patient) and `split`, for `features: h5`; without the column
-    `split`, whole patients are held out. The keys classes, class_map, splits and other_parts of the section `tiles`
+    """Table with the columns `slide`, `label`, `group` (patient) and `split`, for `features: h5`; without a `split`
+    column, whole patients are held out. The keys classes, class_map, splits and other_parts of the section `tiles`
     apply to this table."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for validation if the table has no validation split."""

@@ -26,8 +26,8 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
         Decoded values by key, without options of other types.
 
     Raises:
-        ConfigError: A list with quoted items is valid neither as JSON nor in Python's notation, or the value of a
-            mapping is not one.
+        ConfigError: A list with quoted items is valid neither as JSON nor in Python's notation, or a key that needs a
+            mapping has a different value.
     """
     decoded: dict[str, Any] = {}
     for key, text in options.items():

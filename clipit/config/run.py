@@ -51,12 +51,12 @@ _MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed ar
 
 
 def has_lists(index: str) -> bool:
-    """Return whether an index string of faiss has an inverted file (IVF), of which `nprobe` lists are searched."""
+    """Return whether a faiss index string has an inverted file (IVF), in which `nprobe` lists are searched."""
     return re.search(r"(^|,)IVF\d", index) is not None
 
 
 def has_graph(index: str) -> bool:
-    """Return whether an index string of faiss has a graph (HNSW, NSG), which is searched with `ef_search`."""
+    """Return whether a faiss index string has a graph (HNSW, NSG), which is searched with `ef_search`."""
     return re.search(r"(HNSW|NSG)", index) is not None
 
 

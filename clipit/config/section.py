@@ -45,7 +45,7 @@ def check_once(values: tuple[Any, ...]) -> None:
     """
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
-        raise ValueError(f"given twice: {', '.join(repeated)}; list each entry once")
+        raise ValueError(f"repeated entries: {', '.join(repeated)}; list each entry once")
 
 
 def check_one_line(names: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ def shipped_names() -> dict[str, str]:
 
 
 def run_configs(folder: Path) -> list[Path]:
-    """List the run configurations in a folder: files with a section `tiles`, unlike those of sweeps and Accelerate."""
+    """List the run configurations in a folder: files with a `tiles` section, unlike those of sweeps and Accelerate."""
     files = (path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if path.is_file())
     return [path for path in files if re.search(r"^tiles:", path.read_text("utf-8", "replace"), re.M)]
 

@@ -36,7 +36,7 @@ class PairsConfig(Section):
 class ContrastBagsConfig(Section):
     """Members of the bags, mined from the tile and text stores.
 
-    The keys `reports`, `pairing` and `prompts` apply as in runs.
+    The `reports`, `pairing` and `prompts` keys apply as in runs.
     """
 
     tiles: int = Field(3, ge=0, le=32)

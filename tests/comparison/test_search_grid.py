@@ -139,7 +139,7 @@ def test_a_stopped_search_resumes_without_training_again(
     trained.clear()
     with caplog.at_level(logging.INFO, "clipit"):
         tune(grid.run.model_copy(update={"overrides": ("training.steps", "lora.rank")}), grid.comparison)
-    assert "keys that the search sets are ignored: training.steps; change" in caplog.text
+    assert "ignoring keys that the search sets: training.steps; change" in caplog.text
     assert ": validation 51.0% (" in caplog.text, "as sweep prints them"
     assert "| best validation balanced accuracy % |" in caplog.text
     assert re.search(r"clip_it_all +\| +8 \| +66\.0 \|", caplog.text)

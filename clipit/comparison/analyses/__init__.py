@@ -1,1 +1,1 @@
-"""Analyses that explain why an arm helps or not."""
+"""Analyses that explain why an arm does or does not help."""

@@ -1,4 +1,4 @@
-"""Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers without a student.
+"""Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers that are not students.
 
 The two classifiers are a linear head on the snippets that a tile retrieves (text only) and a linear probe of the VLM's
 image embeddings. They serve only this analysis: pairs for test tiles are never stored, and no student is trained on
@@ -56,7 +56,7 @@ class _SeedResult:
 def analyse_complementarity(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compute R of every arm and reference classifier against the baseline with the same seed."""
+    """Compute R for every arm and reference classifier, against the baseline with the same seed."""
     config, c = plan.config, plan.comparison
     first = c.seeds[0]
     compared: dict[str, dict[int, _SeedResult]] = {}
@@ -172,18 +172,18 @@ def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False
 
 
 def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
-    """Classify the test tiles from text alone: a logistic regression on the snippets that tiles retrieve.
+    """Classify the test tiles from text alone, with a logistic regression on the snippets that tiles retrieve.
 
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
     (as in training), or by a zero vector if the rules leave it unpaired. Statistics over all tiles (hubness correction,
-    mutual neighbours) come only from the training tiles. `exclude_same_group` applies only to training tiles; `leaks`
-    covers the reports of other patients. The head is fitted on the training labels that runs with this seed may use,
-    and its regularisation is chosen on their validation labels. The paper's text classifier has two layers and a
-    fine-tuned text tower; here, the head is linear and the tower is frozen.
+    mutual neighbours) come only from the training tiles. `exclude_same_group` applies only to training tiles; reports
+    of validation and test patients are subject to `leaks`. The head is fitted on the training labels that runs with
+    this seed may use, and its regularisation is chosen on their validation labels. The paper's text classifier has two
+    layers and a fine-tuned text tower; here, the head is linear and the tower is frozen.
 
     Raises:
         ConfigError: There are no reports, or a rule needs all scores and the index is not Flat.
-        DataError: There are too few labels for a probe, or a rule names an organ that no report has.
+        DataError: There are too few labels for a probe, or no report has an organ that a rule names.
     """
     return _probe_predictions(workspace, seed, retrieved_text(workspace))
 
@@ -214,7 +214,7 @@ def mean_snippets(
     vectors: Float32[np.ndarray, "n dim"],
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Float32[np.ndarray, "n dim"]:
-    """Return the unit-norm mean of the snippets that each tile retrieves; 0 for a tile without snippets.
+    """Return the unit-norm mean embedding of the snippets that each tile retrieves; zeros for a tile without snippets.
 
     Args:
         vectors: Unit-norm tile embeddings.

@@ -41,8 +41,8 @@ def analyse_joint_space(
 ) -> list[AnalysisResult]:
     """Compare test tiles and snippets as embedded by the VLM, after centring, and as projected by a student.
 
-    The student is that of the first run whose classifier predicts the VLM's text embeddings. Without reports, there is
-    no result.
+    The student comes from the first run whose classifier predicts the VLM's text embeddings. Without reports, the list
+    is empty.
     """
     if plan.config.reports is None:
         return []

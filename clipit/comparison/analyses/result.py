@@ -1,4 +1,4 @@
-"""Results of analyses, and the hits and gains per tile that several analyses compute from predictions."""
+"""Results of analyses, and per-tile hits and gains that several analyses use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Pred
 
 
 def compute_hits(rows: Sequence[ScoreRow], arm: str, seed: int) -> tuple[Predictions, Float[np.ndarray, " n"]]:
-    """Return the labelled test tiles, sorted by id, and 1.0 for each correctly classified one, 0.0 for others."""
+    """Return the labelled test tiles, sorted by id, with 1.0 for each correctly classified tile and 0.0 for others."""
     predictions = read_test_predictions(rows, arm, seed).by_id()
     labelled = predictions.take(predictions.labels >= 0)
     return labelled, (labelled.probabilities.argmax(axis=1) == labelled.labels).astype(np.float64)

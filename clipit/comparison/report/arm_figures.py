@@ -109,7 +109,7 @@ def mean_curves(curves: Sequence[Series]) -> dict[str, tuple[list[int], list[flo
 
 
 def _curve_figures(arm_curves: dict[str, dict[str, tuple[list[int], list[float]]]], baseline: str) -> list[Figure]:
-    """Plot loss and validation scores, each with as many arms as there are colours, including the baseline."""
+    """Plot loss and validation scores; each plot includes the baseline and at most one arm per colour."""
     others, size = [arm for arm in arm_curves if arm != baseline], len(COLOURS) - 1
     groups = [others[i : i + size] for i in range(0, len(others), size)] or [[]]
     scores = dict.fromkeys(name for curves in arm_curves.values() for name in curves if name.startswith("validation"))

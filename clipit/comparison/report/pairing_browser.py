@@ -1,4 +1,4 @@
-"""Pairing browser of each data set of a comparison, with the predictions of the first arm with text."""
+"""Pairing browser for each data set of a comparison, with the predictions of the first arm that uses reports."""
 
 import logging
 from collections.abc import Sequence
@@ -44,7 +44,11 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
 def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[TilePredictions, str] | None:
-    """Classify these training tiles with a run of the first arm with text, and name the run; None without such arms."""
+    """Classify training tiles with a run of the first arm that uses reports; None if there is no such arm.
+
+    Returns:
+        The predictions, and a note that names the run.
+    """
     seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:
@@ -63,7 +67,7 @@ def _predict(
             advance(len(batch_rows))
     note = (
         f"Predictions: the classifier of {run.parent.name}/{run.name}, applied to these tiles. It was trained on these "
-        "tiles and, where they have labels, on those too, so correct predictions here do not measure its accuracy."
+        "tiles, including their labels where available, so correct predictions here do not measure its accuracy."
     )
     pairing = plan.config.pairing
     if resolve_arm(plan.run_config(arm, seed)).pairing != pairing:

@@ -36,7 +36,7 @@ def score_sections(
     notes: Sequence[str],
     verdicts: Sequence[ArmVerdict],
 ) -> list[PageSection]:
-    """Build the sections of scores: against the baseline and each control, as in table 1 of CLIP-IT, and by seed."""
+    """Build the score sections: compared with the baseline and each control, as in CLIP-IT's table 1, and by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
@@ -71,7 +71,7 @@ def seed_figure(
     """
     line = f" The dashed line is the mean of {baseline}." if baseline in scores else ""
     svg = inline_svg(plot_seed_scores(scores, x_label=label, baseline=baseline), f"{label}, per arm and seed")
-    stroke = "; the stroke is their mean" if any(len(by_seed) > 1 for by_seed in scores.values()) else ""
+    stroke = "; the solid line is their mean" if any(len(by_seed) > 1 for by_seed in scores.values()) else ""
     return Figure(svg, f"{label}. One dot per seed{stroke}.{line}", source=source)
 
 

@@ -100,7 +100,7 @@ def _setting_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
 
 
 def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
-    """Describe how learning rates, steps and weights of the arms were chosen."""
+    """Describe how the learning rates, steps and weights of the arms were chosen."""
     first = plans[0].config
     axes = {arm: grid_axes(first, comparison, arm) for arm in comparison.arms}
     if not is_tuned(first, comparison, comparison.arms):
@@ -112,7 +112,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
         source, set_by_hand = _read_search(config, comparison, first)
         searched = [arm for arm in comparison.arms if arm not in set_by_hand]
         instead = (
-            " (an arm that a key does not apply to gets intermediate learning rates instead)" if comparison.grid else ""
+            " (arms to which a key does not apply get intermediate learning rates instead)" if comparison.grid else ""
         )
         further = "".join(f" x {counted(len(values), 'value')} of {key}" for key, values in comparison.grid.items())
         notes = [

@@ -28,8 +28,8 @@ HEADER = (
     "p (Holm)",
 )
 COST_NOTE = (
-    "chosen: step with the best validation score. seconds: duration of training, including validation and the first "
-    "reading of the tiles. parameters and tiles/s: image-only inference. by prompts: zero-shot score of the same "
+    "chosen: step with the best validation score. seconds: training time, including validation and reading the tiles "
+    "for the first time. parameters and tiles/s: image-only inference. by prompts: zero-shot score of the same "
     "student on the test split, from its projection and the class prompts."
 )
 CONTROL_NOTE = (
@@ -109,7 +109,7 @@ def main_arms(comparison: ComparisonConfig, verdicts: Sequence[ArmVerdict]) -> l
 def paper_tables(
     comparison: ComparisonConfig, results: Sequence[ArmResult], verdicts: Sequence[ArmVerdict]
 ) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return title, header and rows of the tables in the layout of CLIP-IT's table 1; none for a single arm."""
+    """Return title, header and rows of the tables in the layout of CLIP-IT's table 1; empty if there is one arm."""
     arms = main_arms(comparison, verdicts)[:1]
     return [(f"{comparison.baseline} -> {arm}", *paper_table(results, comparison.baseline, arm)) for arm in arms]
 
@@ -154,7 +154,7 @@ def _mean_cost(rows: Sequence[ScoreRow], key: str) -> str:
 
 
 def describe_holm_family(results: Sequence[ArmResult]) -> str:
-    """Describe the family of tests that p-values are corrected for, or why there are no p-values."""
+    """Describe the family of tests for which p-values are corrected, or explain why there are no p-values."""
     families: dict[str, int] = {}
     for result in results:
         if result.p.p is not None:

@@ -172,7 +172,7 @@ def annotator_notes(tiles_by_setting: Mapping[tuple[str, str], TileSet], metric:
     """Summarise the annotators' scores on the test tiles of each data set; no note without annotators.
 
     Args:
-        metric: Metric of the comparison; accuracy is used where annotators have none, as for AUROC.
+        metric: Metric of the comparison; if it is undefined for annotators, like AUROC, accuracy is used.
     """
     notes = []
     for setting, tiles in tiles_by_setting.items():

@@ -441,7 +441,7 @@ def test_problems_of_reports_are_counted(configure: MakeConfig, tmp_path: Path) 
     (tmp_path / "a.txt").write_text("Colon.\n\n\n")
     (check,) = check_reports(configure(**{"reports.path": str(tmp_path / "a.txt"), "reports.label_column": None}))
     assert check.message.endswith(
-        "1 with text; 2 problems, first: " + str(tmp_path / "a.txt") + ", line 2: empty report"
+        "1 report with text; 2 problems, first: " + str(tmp_path / "a.txt") + ", line 2: empty report"
     )
 
 

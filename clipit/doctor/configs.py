@@ -76,7 +76,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
     Args:
         missing: Required keys with placeholders, whose data are not checked.
         path: Configuration file, whose header comment states the command and its requirements.
-        ask: Function that returns whether a Hub repository may be downloaded.
+        ask: Function that returns whether a Hub repository can be downloaded.
 
     Raises:
         ConfigError: The comparison's data sets and backbones are incompatible with its arms.
@@ -130,7 +130,11 @@ def _pending_checks(
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig], command: str) -> list[Check]:
-    """Report missing inputs below outputs/, which `command` (from the header comment) or another command writes."""
+    """Report missing inputs below outputs/, which other commands write.
+
+    Args:
+        command: Command in the header comment, which may write the inputs itself; "" if there is none.
+    """
     paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
@@ -155,7 +159,7 @@ def check_index(config: RunConfig) -> list[Check]:
 
 
 def check_gpu(config: RunConfig, needs: str) -> list[Check]:
-    """Warn if the precision, or the entry `needs` in the header comment, requires a GPU and none is available."""
+    """Warn if no GPU is available, but the precision or the entry `needs` in the header comment requires one."""
     import torch
 
     precision = config.training.precision
@@ -216,7 +220,7 @@ _SUBJECT = "adaptation"
 
 
 def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
-    """Check that the training texts and the sets of `adapt.forgetting` exist, unless `section` is at its defaults.
+    """Check that the training texts and the sets of `adapt.forgetting` exist, unless all keys have their defaults.
 
     Args:
         section: Section `adapt`.

@@ -18,7 +18,7 @@ _TCGA_PAGE = "https://github.com/tatonetti-lab/tcga-path-reports"
 
 
 def is_unwritten(path: str) -> bool:
-    """Return whether a path is below outputs/, where clipit itself writes, and does not exist."""
+    """Return whether a path is below outputs/, the folder that clipit writes to, and does not exist."""
     return Path(path).parts[:1] == ("outputs",) and not Path(path).exists()
 
 
@@ -35,7 +35,7 @@ def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> li
 
 
 def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> list[Check]:
-    """Check a data set of tiles by reading everything except the images.
+    """Check the tiles of a data set by reading everything except the images.
 
     Args:
         config: Section `tiles`.
@@ -112,7 +112,7 @@ def check_reports(config: RunConfig) -> list[Check]:
     if reports.format in ("auto", "huggingface") and hub_id(reports.path) is not None:
         return [_on_hub("reports", reports.path)]
     if not path.exists():
-        fix = "correct reports.path, or download the reports; data sets on the Hugging Face Hub are hf:owner/name"
+        fix = "correct reports.path, or download the reports; for a data set on the Hugging Face Hub, use hf:owner/name"
         if reports.format == "tcga":
             fix = f"download TCGA-Reports from {_TCGA_PAGE} (see {data_card('tcga_reports')}), or use your own reports"
         problem = f"{reports.path} does not exist; {similar_names(reports.path)}"
@@ -122,13 +122,13 @@ def check_reports(config: RunConfig) -> list[Check]:
     except ClipitError as error:
         return [failed_check("reports", error)]
     problems = f"; {counted(len(corpus.problems), 'problem')}, first: {corpus.problems[0]}" if corpus.problems else ""
-    return [Check("PASS", "reports", f"{reports.path}: {len(corpus.reports)} with text{problems}")]
+    return [Check("PASS", "reports", f"{reports.path}: {counted(len(corpus.reports), 'report')} with text{problems}")]
 
 
 def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Check]:
-    """Check that training patients have a report, if any arm uses the reports of the tiles' own patients.
+    """Check that training patients have reports, if any arm uses the reports of the tiles' own patients.
 
-    Other checks report tiles and reports that cannot be read.
+    Tiles and reports that cannot be read are reported by other checks.
 
     Args:
         config: Run configuration of one data set.

@@ -72,7 +72,7 @@ def check_devices() -> list[Check]:
         checks.append(Check("PASS", f"GPU {number}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, {precision}"))
     if not checks and torch.version.cuda:
         message = "torch is a CUDA build but finds no GPU, so everything runs on the CPU."
-        fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; ignore this on machines without a GPU"
+        fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this warning"
         checks.append(Check("WARN", "GPU", message, fix))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # `import clipit` sets this to passive, unless the user has set it.
@@ -109,7 +109,7 @@ def gpu_count() -> int:
 
 
 def check_default_launch() -> Check:
-    """Check the processes that `accelerate launch` starts without additional options."""
+    """Check how many processes `accelerate launch` starts without additional options."""
     try:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
@@ -130,7 +130,7 @@ def check_default_launch() -> Check:
 
 
 def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, use_cpu: bool, gpus: int) -> Check:
-    """Check that an Accelerate configuration file with these values starts the number of processes that it states."""
+    """Check that an Accelerate configuration with these values starts as many processes as `num_processes` states."""
     on_cpu = use_cpu or not gpus
     message = (
         f"{path}: {counted(num_processes, 'process', 'processes')}, {distributed_type}{', on CPUs' if on_cpu else ''}"

@@ -21,7 +21,7 @@ _CLASSES, _JOINT_DIM = 10, 768  # assumed sizes of the heads, which hardly affec
 def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
     """Check the memory of a run, or of every arm of a comparison on each of its data sets and backbones.
 
-    Arms with the same student, batch and VLMs are checked once. If results differ, each states the arms it applies to.
+    Arms with the same student, batch and VLMs are checked once. If results differ, each result lists its arms.
 
     Args:
         file: Configuration file without missing keys.
@@ -55,7 +55,7 @@ def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
 
 
 def _memory_key(config: RunConfig) -> str:
-    """Return the fingerprint of the keys that determine the memory that training needs."""
+    """Return the fingerprint of the keys that determine the memory needed for training."""
     from clipit.training.memory_plan import views_per_tile
     from clipit.training.terms.term_table import uses_vlm
 
@@ -68,12 +68,12 @@ def _memory_key(config: RunConfig) -> str:
 
 
 def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
-    """Estimate the memory that training needs, without loading weights, and compare it with the free memory.
+    """Estimate the memory needed for training, without loading weights, and compare it with the free memory.
 
     Args:
         config: Run configuration, with or without an arm.
-        needs: Entry `needs` of the file's header comment; if it asks for a GPU and there is none, training that does
-            not fit is only a warning.
+        needs: Entry `needs` of the file's header comment. If it asks for a GPU and there is none, insufficient memory
+            is only a warning.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -49,7 +49,7 @@ def check_hub(needed: bool = True) -> list[Check]:
     """Check whether the Hub can be reached and a token is present; the token itself is never shown.
 
     Args:
-        needed: Whether a model or data set may come from the Hub; if not, no result is a warning.
+        needed: Whether a model or data set may come from the Hub; if False, all checks pass.
     """
     from huggingface_hub import constants, get_token
 
@@ -75,7 +75,7 @@ def check_hub(needed: bool = True) -> list[Check]:
 
 
 def is_cached(hub_id: str) -> bool:
-    """Return whether the local cache contains a snapshot with weights of this repository."""
+    """Return whether the local cache contains weights from this repository."""
     return any(path.suffix in _WEIGHTS and path.exists() for path in _snapshots(hub_id).glob("*/**/*"))
 
 

@@ -111,11 +111,11 @@ def check_openblas() -> list[Check]:
 def check_kernel(kernel: str, cpu_flags: Collection[str]) -> Check:
     """Check that an OpenBLAS kernel uses the CPU's instruction sets, given the CPU flags as listed by Linux.
 
-    An OpenBLAS that does not know the CPU falls back to kernels for a much older CPU, which makes exact search 3 to 5
-    times slower (`python -m benchmarks faiss_threads` measures it).
+    An OpenBLAS release that does not know the CPU falls back to kernels for a much older CPU, which makes exact search
+    3 to 5 times slower (`python -m benchmarks faiss_threads` measures it).
     """
     best = "SKYLAKEX" if "avx512f" in cpu_flags else "Haswell" if "avx2" in cpu_flags else ""
     if kernel.lower() in _MODERN_KERNELS or not best:
         return Check("PASS", "OpenBLAS of faiss", f"kernel {kernel}")
-    message = f"kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'} makes exact search slow."
+    message = f"Kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'} makes exact search slow."
     return Check("WARN", "OpenBLAS of faiss", message, f"export OPENBLAS_CORETYPE={best}")

@@ -1,1 +1,1 @@
-"""Images: decoding, readers of folders and zips, and reading ahead of a model."""
+"""Images: decoding, readers for folders and zips, and prefetching for a model."""

@@ -70,12 +70,12 @@ def is_image(path: str | Path) -> bool:
 def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Image:
     """Decode an image file completely and convert it to RGB (see `to_rgb`).
 
-    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.images.jpeg`). It also
-    reports corrupt data for which Pillow returns wrong pixels.
+    Plain JPEG files are decoded with simplejpeg, if it is installed (see `clipit.images.jpeg`). It is faster than
+    Pillow, and reports corrupt data for which Pillow returns wrong pixels.
 
     Args:
-        compare_pages: Whether smaller pages of a TIFF must be copies of the first, masks, or named thumbnail, label
-            or macro. Slides may have labels without a name.
+        compare_pages: Whether to reject a TIFF with smaller pages that are neither copies of the first page nor marked
+            as masks, thumbnails, labels or macro images. False for slides, whose label image may not be marked.
 
     Raises:
         ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` rejects the image.
@@ -108,12 +108,12 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
 
 
 def noted_file(source: Path | io.BytesIO) -> AbstractContextManager[None]:
-    """Note a file while it is read (see `noted`); for bytes, the caller has already noted their origin."""
+    """Note a file while it is read (see `noted`); for bytes, the caller has already noted the file."""
     return noted(str(source)) if isinstance(source, Path) else nullcontext()
 
 
 def open_header(source: Path | io.BytesIO) -> Image.Image:
-    """Open an image without decoding it; its declared size is checked first, because decoding reserves memory for it.
+    """Open an image without decoding it, and check the declared size, because decoding reserves memory for all pixels.
 
     Raises:
         ImageError: The file declares more than 179 million pixels.
@@ -155,16 +155,14 @@ def _check(image: Image.Image, compare_pages: bool = True) -> None:
 
 
 def check_bytes(image: Image.Image) -> None:
-    """Reject damage that Pillow does not report.
+    """Reject files with damage that Pillow does not report.
 
-    A JPEG file may lack its end, a PNG or TIFF file may contain wrong checksums, a PNG file may lack rows, and the size
-    of a BMP or WebP file may differ from the size in its header.
-
-    In TIFF files that are compressed with Deflate, the checksums are verified. For those that are compressed with JPEG,
-    libjpeg's warnings are checked.
+    A JPEG file may be cut off, a PNG file may contain wrong checksums or lack rows, the size of a BMP or WebP file may
+    differ from the size in its header, and a compressed strip or tile of a TIFF file may be damaged (see
+    `clipit.images.tiff_parts`).
 
     Args:
-        image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards. A PNG is loaded.
+        image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards. A PNG file is loaded.
     """
     stream = getattr(image, "fp", None)
     if image.format not in _CHECKED or stream is None or getattr(stream, "closed", False):
@@ -200,7 +198,7 @@ def _check_size(format_name: str, data: bytes) -> None:
         is_right = len(data) in (stated, stated + stated % 2)  # with padding
     else:
         stated, header = int.from_bytes(data[2:6], "little"), int.from_bytes(data[10:14], "little")
-        is_right = stated in (len(data), len(data) - header, header, 0)  # some programs write another size or none
+        is_right = stated in (len(data), len(data) - header, header, 0)  # some programs write a different size, or none
     if not is_right:
         raise ImageError(
             f"the {format_name} file has {len(data):,} bytes, but {stated:,} according to its header: it is damaged"
@@ -216,7 +214,7 @@ def _check_png(image: Image.Image, data: bytes) -> None:
     last_row = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
     complete = bool(last_row.strip(b"\0")) and not image.info.get("interlace")  # Pillow fills missing rows with zeros
     if missing := 0 if complete else count_missing_bytes(data):
-        raise ImageError(f"the last {missing:,} bytes of the pixels are missing: the PNG file is damaged")
+        raise ImageError(f"the last {missing:,} bytes of the pixel data are missing: the PNG file is damaged")
 
 
 def _load(image: Image.Image) -> Image.Image:
@@ -250,7 +248,7 @@ def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Reject files with more than 8 bits per channel; Pillow may report 8, because it drops the lower bits of some."""
+    """Reject files with more than 8 bits per channel, including those whose lower bits Pillow drops silently."""
     if image.mode not in _EIGHT_BIT:
         depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
@@ -326,7 +324,7 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     for page in range(1, pages):
         try:
             image.seek(page)
-        except SyntaxError:  # a pixel format that Pillow does not support, such as that of a mask
+        except SyntaxError:  # a pixel format that Pillow does not support, for example of a mask
             continue
         tags = getattr(image, "tag_v2", {})
         marked = tags.get(_SUBFILE_TYPE, 0) & _REDUCED_OR_MASK
@@ -339,8 +337,8 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     image.seek(0)
     if larger is not None:
         raise ImageError(
-            f"a TIFF whose first page has {size[0]} x {size[1]} pixels and another page {larger[0]} x {larger[1]}: "
-            "save only the larger page"
+            f"a TIFF whose first page ({size[0]} x {size[1]} pixels) is smaller than another page ({larger[0]} x "
+            f"{larger[1]}): save only the larger page"
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")

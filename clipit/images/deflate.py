@@ -9,7 +9,7 @@ _MAX_BYTES = 2**30  # limit for a decompressed strip or tile; larger than any im
 
 
 def find_damage(data: bytes) -> str:
-    """Decompress a zlib stream, and describe its damage; "" if the stream is complete and its checksum is right."""
+    """Decompress a zlib stream, and describe its damage; "" if the stream is complete and its checksum is correct."""
     stream, unpacked = zlib.decompressobj(), 0
     try:
         while data and not stream.eof:

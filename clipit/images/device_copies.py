@@ -1,4 +1,4 @@
-"""Copy pixel batches to a device; to a GPU from pinned memory, one batch ahead of the computation."""
+"""Copy pixel batches to a device; a GPU receives them from pinned memory, one batch ahead of the computation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,7 +33,7 @@ def stack(pixels: Sequence[UInt8[np.ndarray, "3 h w"]], device: "torch.device") 
 def copy_ahead(
     batches: Iterable[tuple[Key, "torch.Tensor"]], device: "torch.device"
 ) -> Iterator[tuple[Key, "torch.Tensor"]]:
-    """Yield each batch on the device; a GPU copies the next batch while it works on this one.
+    """Yield each batch on the device; on a GPU, the next batch is copied during the computation.
 
     Args:
         batches: Keys and tensors in the CPU's memory (see `stack`).

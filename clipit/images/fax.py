@@ -1,4 +1,4 @@
-"""Verify fax-compressed (CCITT) parts of TIFF files, because libtiff fills damaged rows and only prints a warning."""
+"""Verify fax-compressed (CCITT) strips and tiles of TIFF files, because libtiff only warns about damaged rows."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""List the image files in a folder and its subfolders, and compute stamps of their contents."""
+"""List the image files in a folder and its subfolders, with stamps that change when a file changes."""
 
 import os
 from collections import Counter
@@ -104,7 +104,7 @@ def _relative_to(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
-    """Return a stamp of each file's content; all dangling links have the same stamp."""
+    """Return a stamp for each file (see `file_stamp`); all dangling links have the same stamp."""
     stamps: list[str] = []
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""Readers that decode a row's image from a folder or zip; they are picklable and open files in the reading process."""
+"""Picklable readers that decode images from a folder or zip by row, and open files in the reading process."""
 
 import io
 import os
@@ -86,7 +86,7 @@ class Reader(Protocol):
         ...
 
     def where(self, row: int) -> str:
-        """Return the file (and position in it) of a row, for messages."""
+        """Return the file of a row, and the position within the file if there is one, for messages."""
         ...
 
 
@@ -166,7 +166,7 @@ class _OpenZip:
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """Return the path of a member; some Windows programs write backslashes instead of slashes."""
+    """Return the path of a member; some Windows programs write backslashes instead of forward slashes."""
     return info.filename.replace("\\", "/")
 
 
@@ -226,7 +226,7 @@ def file_stamp(path: Path) -> str:
 
 
 def zip_stamps(path: Path) -> dict[str, str]:
-    """Return the size and CRC-32 of each file in a zip by its path with slashes, from its central directory.
+    """Return the size and CRC-32 of each file in a zip, from its central directory; paths have forward slashes.
 
     Raises:
         DataError: The zip is invalid or truncated, or contains two files with the same name, paths with `..`, encrypted
@@ -261,7 +261,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Reject unreadable members before a run rather than in the middle of it."""
+    """Reject members that cannot be unpacked, before a run starts to read them."""
     encrypted = [info for info in members if info.flag_bits & _ENCRYPTED]
     if encrypted:
         raise DataError(

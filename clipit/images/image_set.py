@@ -210,13 +210,13 @@ def _nonempty_set(
         raise DataError(
             f"no images found{contents}", where=path, fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}"
         )
-    notes = [f"{counted(len(others), 'file')} in {path} skipped (not images): {shortlist(others, 3)}"] if others else []
+    notes = [f"skipped {counted(len(others), 'file')} in {path} (not images): {shortlist(others, 3)}"] if others else []
     notes += [f"{path}: {note}" for note in hidden]
     decomposed = sum(not unicodedata.is_normalized("NFC", name) for name in names)
     if decomposed:
         notes.append(
             f"{counted(decomposed, 'image name', 'image names')} in {path} "
-            f"{'is' if decomposed == 1 else 'are'} in decomposed Unicode (NFD), as macOS writes letters with accents; "
-            "the same names typed into a table differ: to join them, convert both to NFC, or predict the table instead"
+            f"{'is' if decomposed == 1 else 'are'} in decomposed Unicode (NFD), which macOS uses for accented letters; "
+            "names in a table may look the same but not match: convert both to NFC, or pass the table as the input"
         )
     return ImageSet(names, stamps, reader, str(path), tuple(notes))

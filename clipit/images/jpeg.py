@@ -1,13 +1,13 @@
 """Decode plain JPEG files with simplejpeg, which is faster than Pillow, if it gives the same pixels.
 
 The package is optional (`pip install simplejpeg`) and changes no pixel. Before its first use in a process, a few
-images are decoded with it and with Pillow; it is used only if all pixel values agree. Both usually contain
-libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
+images are decoded with simplejpeg and with Pillow; simplejpeg is used only if all pixel values agree. Both usually
+contain libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
 If simplejpeg raises an error or a warning, Pillow decodes the file, so a file that Pillow rejects causes the same error
-either way. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are corrupt; simplejpeg
-reports them, so such damage is detected only where it is installed. JPEG files that Pillow decodes, such as grey
-images, and the JPEG parts of TIFF files are decoded a second time for these warnings.
+either way. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are corrupt, so such
+damage is detected only if simplejpeg is installed. JPEG files that Pillow decodes, such as grey images, and the JPEG
+strips and tiles of TIFF files are decoded a second time with simplejpeg to obtain the warnings.
 """
 
 import io
@@ -46,7 +46,7 @@ def decode_plain(image: Image.Image) -> Image.Image | str:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
 
     Returns:
-        The decoded image. For a file that Pillow must decode, libjpeg's warning of corrupt data, or "".
+        The decoded image. For a file that Pillow must decode, libjpeg's warning about corrupt data, or "".
     """
     if type(image) is not JpegImageFile or image.fp is None or not image.tile or find_decoder() is None:
         return ""
@@ -90,10 +90,10 @@ def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
 
 
 def find_corruption(data: bytes, channels: int, width: int, height: int) -> str:
-    """Return libjpeg's warning of corrupt data in a JPEG that another library decodes.
+    """Return libjpeg's warning about corrupt data in a JPEG that another library decodes.
 
     Args:
-        data: JPEG file, or a part of a TIFF file with its tables.
+        data: JPEG file, or a strip or tile of a TIFF file with its tables.
         channels: Number of channels; only 1, 3 and 4 are supported.
         width: Width in pixels.
         height: Height in pixels.
@@ -155,7 +155,7 @@ def find_decoder() -> Decoder | None:
         return pixels
 
     if not equals_pillow(decode):
-        logger.info("note: simplejpeg decodes JPEG files differently from this Pillow, so Pillow is used")
+        logger.info("note: simplejpeg decodes JPEG files differently from this build of Pillow, so Pillow is used")
         return None
     return decode
 

@@ -13,7 +13,10 @@ _UNPACKED_BYTES = 2**24  # bytes decompressed at once
 
 
 def find_wrong_checksum(data: bytes) -> str:
-    """Return the type of the first chunk with a wrong checksum; "" without one. Pillow skips those of pixels."""
+    """Return the type of the first chunk with a wrong checksum; "" if there is none.
+
+    Pillow does not verify the checksums of pixel data.
+    """
     for chunk_type, start, stop in _chunks(data):
         if zlib.crc32(data[start - 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
             return chunk_type.decode("latin-1")
@@ -21,10 +24,10 @@ def find_wrong_checksum(data: bytes) -> str:
 
 
 def count_missing_bytes(data: bytes) -> int:
-    """Count the bytes that a complete stream of pixels lacks; Pillow fills missing rows with zeros.
+    """Count the bytes missing from pixel data that end regularly; Pillow fills missing rows with zeros.
 
     Returns:
-        0 for streams that are cut off or damaged, which Pillow reports.
+        Number of bytes; 0 for a stream that is cut off or damaged, which Pillow reports.
     """
     chunks = list(_chunks(data))
     width, height, bits, colour, interlacing = _HEADER.unpack_from(data, chunks[0][1])

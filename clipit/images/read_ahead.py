@@ -1,4 +1,4 @@
-"""Read items in threads while the model runs, with batches in order and a bounded number of batches in memory.
+"""Read items in threads while the model runs; batches stay in order, and few of them are in memory at a time.
 
 Threads are faster than worker processes here: decoding and resizing release Python's global interpreter lock, and
 nothing is copied between processes.
@@ -40,7 +40,7 @@ _NOTABLE = 0.1
 
 @dataclass
 class ReadingClock:
-    """Time that a loop spends waiting for batches, and how the reading threads spend theirs.
+    """Time that a loop spends waiting for batches, and time that threads spend reading them.
 
     Attributes:
         start: Time at which the clock was started, in seconds.
@@ -75,7 +75,7 @@ class ReadingClock:
             logger.info(f"{title}: {self.describe(threads_key, cache=cache, cached=cached)}")
 
     def describe(self, threads_key: str, *, cache: bool = False, cached: bool = False) -> str:
-        """Describe the speed and the time spent waiting; above a tenth, add the bottleneck and remedies.
+        """Describe the speed and the time spent waiting; if that is more than a tenth, add the bottleneck and remedies.
 
         Args:
             threads_key: Key or option that sets the number of threads.

@@ -1,4 +1,4 @@
-"""Distinguish the smaller pages of a TIFF: copies of the first page, label or macro images, and other images."""
+"""Classify the smaller pages of a TIFF: copies of the first page, label or macro images, and other images."""
 
 import re
 
@@ -21,10 +21,10 @@ def is_auxiliary(name: str) -> bool:
 def differs(page: Image.Image, first: Image.Image) -> bool:
     """Return whether a smaller image is clearly not a copy of another.
 
-    The mean grey values of up to 8 x 8 cells are compared. They are alike if they differ by at most 12 of 255 grey
-    levels in the mean, or if their correlation is at least 0.6. Copies of histology tiles that were reduced to 16
-    pixels or more by any method are alike; two tiles of different tissue seldom are. Images of fewer than 16 pixels
-    per edge are not compared.
+    The mean grey values of up to 8 x 8 cells are compared. The images are alike if these values differ by at most 12 of
+    255 grey levels on average, or if their correlation is at least 0.6. Copies of histology tiles that were reduced to
+    16 pixels or more by any method are alike; two tiles of different tissue seldom are. Images with fewer than 16
+    pixels per edge are not compared.
     """
     cells = min(_MAX_CELLS, min(page.size) // _MIN_CELL)
     if cells < _MIN_CELLS:

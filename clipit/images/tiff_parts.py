@@ -53,7 +53,7 @@ def _find_fax_damage(tags: Mapping[int, Any], part: bytes, number: int) -> str:
     """Describe the damage of a fax-compressed strip or tile."""
     compression, (image_width, image_height) = tags[_COMPRESSION], (tags[_WIDTHS[1]], tags[_HEIGHTS[2]])
     width, height = tags.get(_WIDTHS[0], image_width), tags.get(_HEIGHTS[0], 0)
-    if not height:  # strips, of which the last one may be shorter
+    if not height:  # strips; the last one may be shorter
         rows = min(tags.get(_HEIGHTS[1], image_height), image_height)
         height = min(rows, image_height - number * rows)
     options = tags.get(fax.OPTIONS.get(compression, 0), 0)
@@ -61,7 +61,7 @@ def _find_fax_damage(tags: Mapping[int, Any], part: bytes, number: int) -> str:
 
 
 def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:
-    """Return libjpeg's warning of corrupt data in a strip or tile; all of them may share one set of tables."""
+    """Return libjpeg's warning about corrupt data in a strip or tile, which may share its tables with the others."""
     tables = tags.get(_TABLES, b"")
     shared = tables[len(_START) : -len(_END)] if isinstance(tables, bytes) else b""
     channels = 1 if tags.get(_PLANES) == _SEPARATE else tags.get(_CHANNELS, 1)

@@ -215,7 +215,7 @@ def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
     for rows in (1, 3, 5):
         data = png_of(bytes((6 - rows) * row), 5, 6, bits, colour)
         for read in (decode, decode_values):
-            with pytest.raises(ImageError, match=f"the last {rows * row} bytes of the pixels are missing"):
+            with pytest.raises(ImageError, match=f"the last {rows * row} bytes of the pixel data are missing"):
                 read(io.BytesIO(data))
 
 
@@ -224,7 +224,7 @@ def test_an_interlaced_png_whose_pixels_end_early() -> None:
     stream = b"".join((b"\0" + b"\7" * 3 * columns) * rows for columns, rows in passes)
     assert (np.asarray(decode(io.BytesIO(png_of(stream, 6, 7, 8, 2, 1)))) == 7).all()
     for rows in (1, 3):
-        with pytest.raises(ImageError, match=f"the last {rows * 19} bytes of the pixels are missing"):
+        with pytest.raises(ImageError, match=f"the last {rows * 19} bytes of the pixel data are missing"):
             decode(io.BytesIO(png_of(stream[: -rows * 19], 6, 7, 8, 2, 1)))
 
 
@@ -408,7 +408,7 @@ def test_a_tiff_that_begins_with_a_thumbnail_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "t.tif") as file:
         file.write(np.ascontiguousarray(NOISE[::2, ::2]), photometric="rgb")
         file.write(NOISE, photometric="rgb")
-    with pytest.raises(ImageError, match="first page has 24 x 24 pixels and another page 48 x 48"):
+    with pytest.raises(ImageError, match=r"first page \(24 x 24 pixels\) is smaller than another page \(48 x 48\)"):
         decode(tmp_path / "t.tif")
     with tifffile.TiffWriter(tmp_path / "t.tif") as file:
         file.write(NOISE, photometric="rgb")

@@ -1,1 +1,1 @@
-"""Reading of users' files (csv tables, Parquet, YAML, folders), and detection of common faults in them."""
+"""Read users' files (csv tables, Parquet, YAML, folders), and detect common faults in them."""

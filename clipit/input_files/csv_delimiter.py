@@ -10,8 +10,8 @@ _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 def has_semicolons(path: Path, encoding: str) -> bool:
     """Return whether semicolons separate the fields of a csv file with a header.
 
-    They do if splitting at commas gives a header of one column, and splitting at semicolons gives a header of two or
-    more columns and the same number of fields in most rows with a value. `read_csv` then reports the other rows.
+    They do if the header has one column when split at commas, but two or more when split at semicolons, and most rows
+    with a value then have as many fields as the header. `read_csv` reports the other rows.
 
     Raises:
         UnicodeError: The file is not in this encoding.

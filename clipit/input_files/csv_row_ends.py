@@ -35,7 +35,7 @@ class RowEnds:
         """Check that no row, or every row, ends in a carriage return alone.
 
         Raises:
-            DataError: Only some rows end in one; the message names the line of the first.
+            DataError: Only some rows end in a carriage return alone; the message names the line of the first one.
         """
         if self._cut and self._others:
             raise DataError(

@@ -153,7 +153,7 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
 
 
 def _resolves_to(is_kind: Callable[[], bool]) -> bool:
-    """Return whether an entry, or the target of its link, is of this kind; a cycle of links has no target."""
+    """Return whether an entry, or the target of a link, is of this kind; a cycle of links has no target."""
     try:
         return is_kind()
     except OSError as error:
@@ -164,7 +164,7 @@ def _resolves_to(is_kind: Callable[[], bool]) -> bool:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file or sheet: header, rows, the line on which each row starts, remarks, and delimiter."""
+    """A csv file or sheet: header, rows, the line on which each row starts, notes, and delimiter."""
 
     header: list[str]
     rows: list[list[str]]
@@ -327,10 +327,11 @@ def load_huggingface(
 
     Args:
         path: Local folder, or id on the Hub with the prefix `hf:`. A local path is never looked up on the Hub.
-        streaming: Whether to open streams, so that nothing is downloaded or converted; not with `save_to_disk` folders.
+        streaming: Whether to open streams, so that nothing is downloaded or converted; has no effect on folders written
+            by `save_to_disk`.
         revision: Commit of a data set on the Hub; None for the newest one, or the cached one offline.
-        texts: Columns of a folder of csv or tsv files to read as text; pandas infers the types of others, and reads
-            007 as 7.
+        texts: Columns to read as text, for a folder of csv or tsv files. For other columns, pandas infers the type, so
+            that 007 becomes 7.
 
     Returns:
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
@@ -374,7 +375,7 @@ def _is_visible(path: Path) -> bool:
 
 
 def check_arrow(rows: Any, where: str) -> None:
-    """Check the offsets and texts of a data set's Arrow tables: reading damaged ones may crash the interpreter.
+    """Check the offsets and texts of a data set's Arrow tables; reading damaged tables may crash the interpreter.
 
     Args:
         rows: A `datasets.Dataset`.

@@ -14,7 +14,7 @@ _READERS = "datasets.packaged_modules."
 
 @contextmanager
 def failed_files() -> Iterator[list[str]]:
-    """Collect the files that `datasets` fails to read in the block; it logs their names, but not in its exceptions."""
+    """Collect the names of files that `datasets` fails to read in the block; they are logged, but not in exceptions."""
     files: list[str] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -37,8 +37,8 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
 
     Args:
         path: Folder or id on the Hub.
-        key: Configuration key that contains it.
-        local: Whether it is a folder.
+        key: Configuration key that contains the path.
+        local: Whether the path is a local folder.
         files: Files that could not be read, from `failed_files`.
     """
     import datasets

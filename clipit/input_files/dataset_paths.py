@@ -9,7 +9,7 @@ HUB = "hf:"
 
 
 def check_dataset_path(path: str, key: str) -> None:
-    """Check that a path names either a data set on the Hub or one local folder.
+    """Check that a path identifies exactly one data set, on the Hub or in a local folder.
 
     `datasets` prefers a local folder to a data set on the Hub with the same name, and reads all revisions in a folder
     of the Hub's cache as one data set, so that each row occurs several times.
@@ -19,8 +19,8 @@ def check_dataset_path(path: str, key: str) -> None:
         key: Configuration key of the path, for errors.
 
     Raises:
-        DataError: The folder does not exist, an id on the Hub is also a folder, or a folder of the Hub's cache has
-            several revisions.
+        DataError: The folder does not exist, an id on the Hub is also a local folder, or a folder in the Hub's cache
+            has several revisions.
     """
     folder = Path(path.removeprefix(HUB)).expanduser()
     if path.startswith(HUB):
@@ -45,7 +45,7 @@ def check_dataset_path(path: str, key: str) -> None:
         revisions = sorted(each.name for each in snapshots.iterdir() if each.is_dir())
         if len(revisions) > 1:
             raise DataError(
-                f"this folder of the Hub's cache has {counted(len(revisions), 'revision')} of the data set, which "
+                f"this folder in the Hub's cache has {counted(len(revisions), 'revision')} of the data set, which "
                 f"would be read as one: {shortlist(revisions, 3)}",
                 where=folder,
                 fix=f"set {key} to one of the folders in {snapshots}",

@@ -7,7 +7,7 @@ from clipit.errors import DataError
 _FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
 _MAX_BYTES = 2**20  # a pointer has about 130
 PULL = "run git lfs pull in the repository"
-"""Fix that an error about a pointer suggests."""
+"""Fix for errors about a pointer."""
 
 
 def is_pointer(content: bytes) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipit.errors import shortlist
 
-SAVE_FIRST = "save it to a file first, and give the path of that file"
+SAVE_FIRST = "save its content to a file first, and pass the path of that file"
 """Fix for errors about a pipe, which can be read only once."""
 
 

@@ -1,4 +1,4 @@
-"""Detect files of a data set that are missing from a numbered set, not read because of their names, or copies."""
+"""Detect data files that are missing from a numbered set, ignored because of their names, or duplicated."""
 
 import filecmp
 import os
@@ -29,7 +29,7 @@ def missing_parts(files: Sequence[Path]) -> str:
     expected to count from 0 or 1, and to be complete up to their last number. Sets with more gaps than files are
     skipped, because their numbers may have another meaning.
     """
-    missing = [str(path) for numbers in _sets(files).values() for path in numbers]
+    missing = [str(path) for numbers in _missing_by_set(files).values() for path in numbers]
     if not missing:
         return ""
     return (
@@ -56,7 +56,7 @@ def unfinished_data_files(path: str, read: Iterable[Path]) -> tuple[str, ...]:
 
     Args:
         path: Local folder; ids on the Hugging Face Hub are not checked.
-        read: Data files that are read; only files with one of their suffixes in the name count.
+        read: Data files that are read; other files are listed only if their names contain a suffix of these files.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir():
@@ -82,7 +82,7 @@ def check_copied_files(files: Sequence[Path], where: object) -> None:
     """Check that no two data files have the same content, such as `a.tar` and `a (1).tar`.
 
     Raises:
-        DataError: Files have the same content.
+        DataError: Two files have the same content.
     """
     alike: dict[tuple[int, bytes], list[Path]] = {}
     sizes = [file.stat().st_size for file in files]
@@ -106,15 +106,15 @@ def check_copied_files(files: Sequence[Path], where: object) -> None:
 
 
 def unread_data_files(path: str) -> tuple[str, ...]:
-    """Describe the files in the folder of a data set that the datasets package does not read; () if there are none.
+    """Describe the files in a data set's folder that the datasets package does not read; () if there are none.
 
-    If some files are named after splits, such as `train.parquet`, it ignores those that are not.
+    If some files are named after splits, such as `train.parquet`, the package ignores the others.
 
     Args:
         path: Local folder; ids on the Hugging Face Hub are not checked.
 
     Raises:
-        DataError: Files of a split have the same content.
+        DataError: Two files of a split have the same content.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
@@ -141,7 +141,7 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     )
 
 
-def _sets(files: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
+def _missing_by_set(files: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
     """Return the missing files of each set of numbered files."""
     numbers_of: dict[tuple[str, ...], dict[int, str]] = {}
     for path in files:

@@ -1,4 +1,4 @@
-"""Class names that the `datasets` package writes to each parquet file of a data set."""
+"""Check the class names that the `datasets` package writes to each parquet file of a data set."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
 def hub_parquet(name: str, revision: str | None) -> list[str]:
     """List the URLs of the parquet files of a data set on the Hub; errors of `datasets` and the Hub are not converted.
 
-    The list is empty offline, where `datasets` reads the copy that it converted earlier.
+    The list is empty offline, because `datasets` then reads the copy that it converted earlier.
     """
     import datasets
 

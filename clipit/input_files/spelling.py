@@ -74,7 +74,7 @@ def format_pairs(pairs: dict[str, str]) -> list[str]:
 def _normal_forms(name: str, numbered: bool = True) -> list[str]:
     """Return the normal forms of a name, as written and with Latin letters; names spelled alike share one.
 
-    Both are needed, because some letters look like a Latin letter only in upper or only in lower case.
+    Both forms are needed, because some letters look like a Latin letter only in upper or only in lower case.
     """
     forms = dict.fromkeys((_folded(unicodedata.normalize("NFKC", name)), _folded(plain_letters(name))))
     return list(dict.fromkeys(map(_without_separators, forms)) if numbered else forms)

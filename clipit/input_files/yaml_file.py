@@ -1,4 +1,4 @@
-"""Read YAML files: plain data only, bounded in size, depth and aliases, with duplicate keys detected.
+"""Read YAML files that contain only plain data; limit size, depth and aliases, and detect duplicate keys.
 
 Tags other than those of plain data are rejected, and dates remain strings.
 """
@@ -122,7 +122,7 @@ def _parse(text: str) -> tuple[Any, list[tuple[str, int]]]:
 
 @lru_cache(_CACHE_LIMITS[0])
 def _parse_once(text: str) -> tuple[Any, list[tuple[str, int]]]:
-    """Parse a document, and cache the result: a copy of it takes a hundredth of the time."""
+    """Parse a document, and cache the result, because copying takes a hundredth of the time of parsing."""
     return _parse(text)
 
 
@@ -131,7 +131,8 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
 
     Raises:
         OSError: The file cannot be read.
-        ClipitError: The file is too large, not UTF-8 or not plain YAML; raised as `error`, with file and line.
+        ClipitError: The file is too large, not UTF-8 or not plain YAML. The type is `error`, and the message names the
+            file and, if known, the line.
     """
     with path.open("rb") as stream:
         content = stream.read(_MAX_BYTES + 1)
@@ -163,7 +164,7 @@ def _file_error(error: type[ClipitError], path: Path, line: int, problem: str, f
 
     Args:
         line: Line of the problem, from 1; 0 if unknown.
-        fix: What to do if it is a YAML file.
+        fix: What to do if the file is a YAML file.
     """
     if path.suffix.lower() in _SUFFIXES:
         return error(problem, where=f"{path}, line {line}" if line else path, fix=fix)

@@ -14,12 +14,12 @@ _END_RECORD = struct.Struct("<4s6xH8xH")  # signature, number of files, length o
 _END64_RECORD = struct.Struct("<4s28xQ16x")  # signature, number of files
 _END64_BYTES = _END64_RECORD.size + 20  # with the locator that follows it
 _TAIL_BYTES = 2**16 + _END_RECORD.size + _END64_BYTES  # maximum length of a comment and of the records before it
-_JOINED = "several zips may have been joined, of which only one would be read; pass each of them separately"
+_JOINED = "several zips may have been joined, but only one would be read; pass each zip separately"
 
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip; zipfile neither notices files that its directory does not list nor missing entries of the directory.
+    """Open a zip, and check that its directory is complete, because zipfile does not notice unlisted files.
 
     Raises:
         BadZipFile: The zip is damaged, or its directory does not list all files.
@@ -32,7 +32,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Compare the number of files with the end record, and check that no other zip precedes or follows.
 
-    Zips after other data, such as a program that unpacks them, are allowed.
+    Other data may precede the zip, such as the program of a self-extracting archive.
     """
     with path.open("rb") as stream:
         signature = stream.read(len(_START))

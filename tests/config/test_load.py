@@ -519,7 +519,7 @@ def test_pipes_devices_and_sockets_are_refused_before_they_are_opened(file: Call
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(address))
         for path, kind in ((pipe, "a pipe"), (link, "a pipe"), (address, "a socket"), (Path(os.devnull), "a device")):
-            with pytest.raises(ConfigError, match=rf"{path.name} is {kind}, not a file; save it to a file"):
+            with pytest.raises(ConfigError, match=rf"{path.name} is {kind}, not a file; save its content to a file"):
                 read_command("", [file(), f"--reports.path={path}"])
             with pytest.raises(argparse.ArgumentTypeError, match=f"is {kind}, not a file"):
                 option_path(str(path))

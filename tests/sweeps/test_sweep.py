@@ -406,7 +406,9 @@ def test_a_sweep_is_the_same_whatever_path_names_its_configuration(
 
 def test_a_sweep_does_not_read_its_configuration_from_a_pipe(write_sweep: WriteSweep, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigError, match=r"--config is a pipe, but each trial reads it(?s:.*)save it to a file"):
+    with pytest.raises(
+        ConfigError, match=r"--config is a pipe, but each trial reads it(?s:.*)save its content to a file"
+    ):
         plan_of(write_sweep(), {"config": str(tmp_path / "pipe.yaml")})
 
 

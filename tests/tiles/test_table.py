@@ -74,7 +74,7 @@ def test_pipes_that_a_table_lists_are_refused_before_anything_waits_for_them(tmp
     table = rows(tmp_path)
     (tmp_path / "img/3.png").unlink()
     os.mkfifo(tmp_path / "img/3.png")
-    with pytest.raises(DataError, match=r"(?s)this is a pipe, not a file.*img/3\.png.*save it to a file"):
+    with pytest.raises(DataError, match=r"(?s)this is a pipe, not a file.*img/3\.png.*save its content to a file"):
         load_tiles(config(write_table(tmp_path / "t.csv", table), unreadable=unreadable), seed=0)
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from clipit.config.effects import Evaluation
 from clipit.config.mil import MilTrainingConfig
 from clipit.config.section import MicrometresPerPixel, Section, Seeds, check_once
 
@@ -48,8 +49,9 @@ class UnetConfig(Section):
     """Peak learning rate of AdamW; cosine decay to zero follows."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
-    overlap: float = Field(0.25, ge=0, lt=1)
-    """Overlap of adjacent prediction windows as a share of their edge length."""
+    overlap: Evaluation[float] = Field(0.25, ge=0, lt=1)
+    """Overlap of adjacent prediction windows as a share of their edge length; a different value changes predictions
+    without training again."""
 
 
 class PseudoLabelsConfig(Section):

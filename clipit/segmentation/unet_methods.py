@@ -59,6 +59,7 @@ def unet_segmenter(
         "encoder_weights": options.encoder_weights or "random",
         "model_mpp": options.mpp,
         "pixels": options.crop,
+        "overlap": options.overlap,
         "steps": options.steps,
     }
     return Segmenter(name, network.probabilities, {**provenance, **facts}, training_masks=masks, seed=seed)

@@ -110,6 +110,17 @@ def test_another_resolution_of_the_tiles_is_another_training(samples: Samples, t
     assert drawn_masks(train, 2, seed=0).identity != drawn_masks(finer, 2, seed=0).identity
 
 
+def test_another_overlap_of_the_windows_changes_predictions_without_another_training(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)
+    monkeypatch.setattr(unet, "_fit", lambda *_: pytest.fail("trained again"))
+    other = train_unet(tmp_path, [samples], OPTIONS.model_copy(update={"overlap": 0.75}), seed=0, classes=2)
+    assert other.fingerprint == first.fingerprint
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3)).astype(np.uint8))
+    assert not np.array_equal(other.probabilities(image, 1.0), first.probabilities(image, 1.0))
+
+
 def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="cannot be built"):
         build_unet(UnetConfig(encoder="resnet0"), 2)

@@ -98,7 +98,7 @@ class PseudoMasks:
         """Return a copy without the pseudo-labels of the named images.
 
         Raises:
-            DataError: No image is left.
+            DataError: No image is left, or none of those left has a pseudo-label.
         """
         dropped = {*names}
         codes = {name: cells for name, cells in self.codes.items() if name not in dropped}
@@ -107,6 +107,12 @@ class PseudoMasks:
                 "no image is left for pseudo-labels: the masks of all labelled training images are used",
                 where="segmentation.training.masks",
                 fix="use fewer masks, or label more training images",
+            )
+        if not any((cells >= 0).any() for cells in codes.values()):
+            raise DataError(
+                f"no cell of {counted(len(codes), 'labelled training image')} has a confident pseudo-label",
+                where="segmentation.training.pseudo.confidence",
+                fix="lower it, or label more training images",
             )
         return replace(self, codes=codes)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clipit.config.effects import select_keys
 from clipit.config.mask_training import UnetConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import DataError, ModelError
+from clipit.errors import DataError, ModelError, counted
 from clipit.models.weights import write_tensors
 from clipit.output_files.artifacts import reading, whole_file
 from clipit.progress import progress
@@ -193,11 +193,17 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
         seed: Seed for initialisation and crops.
 
     Raises:
-        DataError: There is no source, or a source has no image.
+        DataError: There is no source, a source has no image, or all pixels of a source are ignored.
         ModelError: The network cannot be built, or the loss is not finite.
     """
     if not sources or any(not each.count for each in sources):
         raise DataError("there are no images to train a U-Net on", fix="add training masks")
+    for each in sources:
+        if not any((each.read(index)[1] != IGNORED).any() for index in range(each.count)):
+            raise DataError(
+                f"there are no pixels to train a U-Net on: every pixel of {counted(each.count, 'mask')} is ignored",
+                fix="correct segmentation.ignore, or the masks",
+            )
     inputs = {
         "loss": "cross-entropy and soft Dice with squares",
         "sources": [each.identity for each in sources],

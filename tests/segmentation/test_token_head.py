@@ -1,6 +1,6 @@
 """Linear heads on hand-made tokens, with masks and with pseudo-labels from labels of images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +128,9 @@ def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, t
     assert set(found.without([str(train.ids[0])]).codes) == set(train.ids[1:].tolist())
     with pytest.raises(DataError, match="the masks of all labelled training images are used"):
         found.without(train.ids.tolist())
+    unsure = replace(found, codes={name: np.full_like(codes, -1) for name, codes in found.codes.items()})
+    with pytest.raises(DataError, match=r"no cell of .* labelled training images has a confident pseudo-label"):
+        unsure.without([])
 
 
 def test_bags_are_the_tokens_of_a_patient(images: Images) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from token_fixtures import open_images, write_images
 
 from clipit.config.mask_training import UnetConfig
-from clipit.errors import ModelError
+from clipit.errors import DataError, ModelError
 from clipit.segmentation import unet
 from clipit.segmentation.soft_dice import soft_dice
 from clipit.segmentation.unet import Samples, ScaledNetwork, build_unet, missing_unet_package, train_unet, unet_loss
@@ -119,6 +119,16 @@ def test_another_overlap_of_the_windows_changes_predictions_without_another_trai
     assert other.fingerprint == first.fingerprint
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3)).astype(np.uint8))
     assert not np.array_equal(other.probabilities(image, 1.0), first.probabilities(image, 1.0))
+
+
+def test_masks_of_ignored_pixels_only_are_refused_before_the_training(samples: Samples, tmp_path: Path) -> None:
+    def read(index: int) -> tuple[Image.Image, np.ndarray, float]:
+        image, codes, mpp = samples.read(index)
+        return image, np.full_like(codes, -1), mpp
+
+    with pytest.raises(DataError, match="every pixel of 2 masks is ignored"):
+        train_unet(tmp_path, [samples, replace(samples, read=read)], OPTIONS, seed=0, classes=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

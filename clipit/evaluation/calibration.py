@@ -87,7 +87,7 @@ def with_temperature(probabilities: Float[np.ndarray, "n c"], temperature: float
 def weighted_calibration(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """Compute `MEASURES` on n labelled tiles for each of r weightings (one per bootstrap resample).
+    """Compute the calibration measures of n labelled tiles, for each of r weightings (one per bootstrap resample).
 
     ece: see `metrics.expected_calibration_error`. nll: mean of -log p[y]. brier: mean over tiles of the sum over
     classes of (p - y)^2, from 0 to 2 (Brier 1950).
@@ -105,7 +105,7 @@ def weighted_calibration(
 
 @dataclass(frozen=True)
 class CalibrationScore:
-    """One of `MEASURES`, with its interval and, for scaled probabilities, the paired change."""
+    """A calibration measure with its interval and, for scaled probabilities, the paired change from before scaling."""
 
     value: float
     interval: Interval
@@ -122,11 +122,11 @@ def measure_calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CalibrationScore]:
-    """Compute `MEASURES` on n labelled tiles with 95% intervals and, if `before` is given, the paired changes.
+    """Compute the calibration measures of n labelled tiles with 95% intervals; if `before` is given, also the changes.
 
     Args:
         groups: Patient or slide of each tile; "" where unknown.
-        before: Probabilities before scaling.
+        before: Probabilities before scaling, for paired changes; None to omit the changes.
         resamples: Number of bootstrap resamples; 0 for no intervals.
     """
 

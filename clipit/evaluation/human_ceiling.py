@@ -77,7 +77,7 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
 
 
 def _score(name: str, votes: Votes, annotations: Annotations, tiles: TileSet) -> AnnotatorScore | None:
-    """Score a named annotator; None if there is nothing to compare with."""
+    """Score a named annotator; None without reference labels."""
     own_votes = votes.of_annotators([name])
     own_labels = dict(zip(own_votes.items, own_votes.table()[:, 0].tolist(), strict=True))
     others = [other for other in annotations.test_annotators if other != name]

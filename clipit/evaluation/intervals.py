@@ -208,7 +208,7 @@ def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Inter
 
 
 def _without_rounding(bound: float) -> float:
-    """Return a bound, or 0 if it is only rounding error, which must not decide between better and equal."""
+    """Return a bound, or 0 if it is only rounding error, so that rounding does not make a difference significant."""
     return 0.0 if abs(bound) <= _ROUNDING else float(bound)
 
 

@@ -186,5 +186,5 @@ def score_ranking(
 
 
 def rank_issues(issues: LabelIssues, ids: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Order tiles: flagged ones first, then the others, each by ascending quality; ties by id."""
+    """Order tiles: flagged ones before others, both by ascending quality; ties are broken by id."""
     return np.lexsort((ids, issues.quality.round(6), ~issues.flagged)).astype(np.int64)

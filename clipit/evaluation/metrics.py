@@ -24,7 +24,7 @@ def confusion_matrix(
 def count_scores(
     hits: Float[np.ndarray, "r c"], true: Float[np.ndarray, "r c"], predicted: Float[np.ndarray, "r c"]
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """Compute every score that a confusion matrix determines, for each of r weightings.
+    """Compute all scores that depend only on the confusion matrix, for each of r weightings.
 
     accuracy: share on the diagonal. balanced_accuracy: mean recall over classes that have tiles. macro_f1: mean F1
     over classes that have tiles or predictions. weighted_f1: mean F1 weighted by number of tiles. kappa: Cohen's kappa,

@@ -164,7 +164,7 @@ def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Flo
 
 @dataclass(frozen=True)
 class Perturbation:
-    """An entry of `PERTURBATIONS`.
+    """A perturbation, with the meaning of its level.
 
     Attributes:
         function: Function from pixels, level and random draws to the perturbed batch.
@@ -196,7 +196,7 @@ def to_density(tile: UInt8[np.ndarray, "3 h w"]) -> Float64[np.ndarray, "p 3"]:
 
 
 def to_pixels(density: Float64[np.ndarray, "p 3"], shape: tuple[int, ...]) -> UInt8[np.ndarray, "3 h w"]:
-    """Invert `to_density`, rounded and clipped to 0..255."""
+    """Convert optical density to pixels, rounded and clipped to 0..255; the inverse of `to_density`."""
     values = np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255)
     return np.asarray(values.astype(np.uint8).T.reshape(shape))
 

@@ -28,7 +28,7 @@ def evaluate_predictions(
     *,
     present_only: bool = False,
 ) -> dict[str, Any]:
-    """Compute the scores of each split, ready for results.json.
+    """Compute the scores of each split, in the format of results.json.
 
     Per split: `n` (number of tiles), `labelled` (those with a label), `groups` (number of known groups), `resampled`
     (number and kind of the resampling units), `metrics` (by name: `value`, `low`, `high`, `reason` if any of the three

@@ -41,7 +41,7 @@ def count_pixels(
 def mask_scores(
     counts: Float[np.ndarray, "*n c c"] | Int64[np.ndarray, "*n c c"],
 ) -> dict[str, Float64[np.ndarray, "*n c"]]:
-    """Compute the scores of each class from confusion matrices, by name.
+    """Compute Dice, IoU, precision and recall per class from confusion matrices.
 
     Dice is 2 tp / (2 tp + fp + fn) and IoU tp / (tp + fp + fn), undefined for a class that is neither present nor
     predicted. Precision is undefined for a class that is not predicted, recall for one that is not present.
@@ -50,7 +50,7 @@ def mask_scores(
         counts: Pixels by true class (rows) and predicted class.
 
     Returns:
-        Scores in 0..1; NaN where undefined.
+        Scores in 0..1, by metric; NaN where undefined.
     """
     counts = counts.astype(np.float64)
     true_positives = np.diagonal(counts, axis1=-2, axis2=-1)
@@ -181,7 +181,7 @@ def _false_areas(
 def _weighted_mean(
     values: Float64[np.ndarray, "n c1"], counted: Shaped[np.ndarray, "n c1"], weights: Float[np.ndarray, "n r"]
 ) -> Float64[np.ndarray, "r c1"]:
-    """Return the weighted sum of values divided by that of counts, for each weighting; NaN if the count is 0."""
+    """Divide the weighted sum of values by the weighted sum of counts, for each weighting; NaN for a count of 0."""
     return divide(weights.T @ values, weights.T @ counted.astype(np.float64))
 
 

@@ -15,7 +15,7 @@ from clipit.vectors import unit
 
 @dataclass(frozen=True)
 class TextVectors:
-    """Unit vectors of all texts of a prompt set, with the class, name and template of each.
+    """Unit-norm embeddings of all texts of a prompt set, with the class, name and template of each text.
 
     Attributes:
         vectors: Unit-norm embeddings, centred if centring was requested.

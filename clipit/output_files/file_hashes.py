@@ -9,7 +9,7 @@ from clipit.output_files.artifacts import file_sha256
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of files, by their path relative to a folder.
+    """Return the SHA-256 of each file, by path relative to a folder.
 
     Args:
         names: Names of existing files, and of folders in which all visible files are hashed.

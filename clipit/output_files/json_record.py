@@ -54,7 +54,7 @@ def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], key
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Convert the pairs of a JSON object to a dict (`object_pairs_hook` of json.loads).
+    """Convert the pairs of a JSON object to a dict, and reject repeated keys (`object_pairs_hook` of json.loads).
 
     Raises:
         ValueError: A key is repeated.

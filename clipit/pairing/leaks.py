@@ -154,7 +154,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
 
 
 def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) -> list[Leak]:
-    """Find tiles that resemble a tile in a later split in any of eight orientations, except exact copies.
+    """Find near-duplicates of tiles in a later split, in any of eight orientations; exact copies are excluded.
 
     Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each

@@ -79,7 +79,7 @@ def fit_search(
 
 
 def recall_lines(measured: dict[str, Any]) -> list[str]:
-    """Format the entries of `fit_search` for the summary, except the advice: `fit_search` logs it."""
+    """Format the entries of `fit_search` for the summary, except the advice, which `fit_search` logs."""
     names = {"nprobe": "nprobe {:,}", "ef_search": "ef_search {:,}", "candidates": "{:,} candidates scored exactly"}
     settings = [text.format(measured[name]) for name, text in names.items() if measured[name] is not None]
     return [
@@ -138,7 +138,7 @@ def _recall(index: Index, queries: _Queries) -> float:
 
 
 def _doubling(first: int, last: int) -> list[int]:
-    """List `first`, doubled repeatedly while it is less than `last`, then `last`."""
+    """List `first`, 2 `first`, 4 `first` and so on up to `last`, and `last` itself."""
     values = [first]
     while values[-1] < last:
         values.append(min(2 * values[-1], last))

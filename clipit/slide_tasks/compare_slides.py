@@ -142,7 +142,7 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
 def _write_comparison(
     listed: SlideList, arms: Sequence[_ScoredArm], classes: Sequence[str], out: Path, options: ComparisonOptions
 ) -> SlideReport:
-    """Compare the scores and write tables, page and record; called by all processes, written by the main one."""
+    """Compare the scores and write tables, page and record. Call it in all processes; only the main one writes."""
     processes = get_processes()
     outcome = _common_slides(listed, arms)
     names = {slide.name for slide in outcome.prepared}

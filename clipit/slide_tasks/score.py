@@ -143,7 +143,7 @@ def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | Non
 def write_report(
     scored: ScoredSlides, scorer: TileScorer, out: Path, pages: Mapping[str, str] | None = None
 ) -> SlideReport:
-    """Write tables, summary and page of all slides; called by all processes, written by the main one.
+    """Write tables, summary and page of all slides. Call it in all processes; only the main one writes.
 
     Writes `slides.csv`, `slide_scores.csv`, `slide_metrics.csv` (if labels are known), `summary.md`, `slides.html` and
     `scoring.json`, which records the model, the tiles and versions.

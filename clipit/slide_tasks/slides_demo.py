@@ -39,7 +39,7 @@ _CELL = 16  # downsample at which maps and masks are compared: a quarter of a ti
 
 
 def demo_slides(run: Path, out: Path) -> str:
-    """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts, and map the first slide.
+    """Score synthetic slides with a run's classifier and zero-shot with the VLM, and map the first slide.
 
     Args:
         out: Output folder, with the slides in `world/` and the maps in `classifier/` and `prompts/`.

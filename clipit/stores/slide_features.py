@@ -130,7 +130,7 @@ def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
 
 
 def find_feature_files(paths: Sequence[Path]) -> list[Path]:
-    """List feature files; a folder stands for all of its .h5 files.
+    """List feature files, including all .h5 files in the given folders.
 
     Raises:
         DataError: There are no files, or two slides have the same name.

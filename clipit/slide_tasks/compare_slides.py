@@ -82,7 +82,7 @@ def compare_slides(
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as an additional arm; None for no such arm.
         requested: Requested resolution and size of tiles; unset values follow each model.
-        stated: Names of the options that the user set, among `mpp` and `pixels`; the others follow each model.
+        stated: Options set by the user, out of `mpp` and `pixels`; the others follow each model.
         options: Options for opening and comparing the runs.
 
     Raises:

@@ -75,7 +75,7 @@ def score_slides(
 
     Args:
         requested: Requested resolution and size of tiles; unset values follow the model.
-        stated: Names of the options that the user set, among `mpp` and `pixels`; the others follow the model.
+        stated: Options set by the user, out of `mpp` and `pixels`; the others follow the model.
 
     Raises:
         ConfigError: The model states no resolution, and the user did not set one.

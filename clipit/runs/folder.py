@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 EXTERNAL = "external"
 """Subfolder of a run's folder with the evaluations on new test sets, by name."""
 RUN_FINGERPRINT = "run_fingerprint"
-"""Key of training.json that repeats the fingerprint of run.json."""
+"""Key of training.json and of the classifier's provenance that repeats the fingerprint of run.json."""
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
 """Files that training writes into a run's folder."""
 _OTHER_FOLDER = "choose a different --name (for a sweep, in the sweep file) or --output, or delete the run's folder"
@@ -147,9 +147,23 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     invalid += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
     if invalid:
         raise ArtifactError(f"keys missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
-    recorded, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # None in earlier versions
+    check_claimed(folder / "training.json", facts.pop(RUN_FINGERPRINT, None), folder, fix)
+    return facts
+
+
+def check_claimed(file: Path, recorded: str | None, folder: Path, fix: str) -> None:
+    """Check that a file belongs to the run whose folder it is in.
+
+    Args:
+        recorded: Fingerprint of the run that wrote the file; None if an earlier version of clipit wrote it.
+        folder: Folder of the run.
+
+    Raises:
+        ArtifactError: The file belongs to a different run, or run.json is damaged.
+    """
+    run = folder / "run.json"
     if recorded is None or not run.is_file():
-        return facts
+        return
     restore = f"restore run.json from a copy, or delete the folder {folder} and run clipit train again"
     claimed = read_json(run, restore).get("fingerprint")
     if not isinstance(claimed, str):
@@ -158,10 +172,9 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         raise ArtifactError(
             f"this file belongs to a different run: its fingerprint is {recorded}, but the fingerprint in run.json is "
             f"{claimed}",
-            where=folder / "training.json",
+            where=file,
             fix=fix,
         )
-    return facts
 
 
 def evaluation_keys(config: RunConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from clipit.errors import DataError, LaunchError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.prompts.prompt_set import PromptSet, check_classes
+from clipit.runs.folder import RUN_FINGERPRINT, check_claimed
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
@@ -32,6 +33,7 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
         classes: Expected class names, in order; None to skip the check.
 
     Raises:
+        ArtifactError: The classifier belongs to a different run.
         DataError: The classifier's classes differ from `classes`.
     """
     from clipit.models.inference import load_classifier
@@ -39,6 +41,8 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     trust = config.backbone.trust_remote_code
     device = get_processes().device
     classifier = load_classifier(folder / "classifier", device, vlm=config.vlm, trust_remote_code=trust)
+    fix = f"delete the folder {folder / 'classifier'}, and run clipit train again; it is restored from the last checkpoint"
+    check_claimed(folder / "classifier", classifier.spec.provenance.get(RUN_FINGERPRINT), folder, fix)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
             f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",

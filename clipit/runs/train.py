@@ -157,7 +157,7 @@ def _train_and_evaluate(
                 folder / "training.json",
                 asdict(result) | memory.facts() | facts | {RUN_FINGERPRINT: fingerprint.value},
             )
-            _export(student, backbone, tiles, text, folder, config)
+            _export(student, backbone, tiles, text, folder, config, fingerprint.value)
     else:
         missing = processes.broadcast(find_missing_output(folder, config))
         if not missing:
@@ -282,7 +282,13 @@ def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
 
 
 def _export(
-    student: "Student", backbone: "Backbone", tiles: TileSet, text: _TextSide | None, folder: Path, config: RunConfig
+    student: "Student",
+    backbone: "Backbone",
+    tiles: TileSet,
+    text: _TextSide | None,
+    folder: Path,
+    config: RunConfig,
+    fingerprint: str,
 ) -> None:
     from clipit.models.export import export_classifier
     from clipit.models.loading import public_name
@@ -300,6 +306,7 @@ def _export(
         tile_pixels=_tile_pixels(tiles),
         provenance={
             "run": folder.name,
+            RUN_FINGERPRINT: fingerprint,
             "commit": git_commit(),
             "seed": config.seed,
             "vlms": [public_name(vlm.name) for vlm in (config.vlm, config.second_vlm) if vlm and uses_vlm(config)],

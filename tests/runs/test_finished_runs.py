@@ -21,6 +21,7 @@ from clipit.output_files.artifacts import fingerprint, write_json, write_record
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.page import write_pages
+from clipit.runs.predict import open_classifier
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -174,6 +175,16 @@ def test_damaged_facts_of_the_training(finished: Finished) -> None:
         again(config)
     with pytest.raises(ArtifactError, match=r"training\.json"):
         read_training(folder)
+
+
+def test_a_classifier_of_another_run(finished: Finished) -> None:
+    config, _ = finished
+    folder = run_folder(config)
+    open_classifier(config, folder)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(record | {"fingerprint": "f" * 16}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*classifier.*restored from the last"):
+        open_classifier(config, folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"commit": ""}'])

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from clipit.runs.prediction_inputs import open_inputs
 def test_trust_is_passed_on(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def load(folder: Path, device: object, *, trust_remote_code: bool, **_: object) -> None:
+    def load(folder: Path, device: object, *, trust_remote_code: bool, **_: object) -> Any:
         asked.append((folder, trust_remote_code))
+        return SimpleNamespace(spec=SimpleNamespace(provenance={}))
 
     monkeypatch.setattr("clipit.models.inference.load_classifier", load)
     keys = {"tiles": {"source": "folders", "path": "t"}, "backbone": {"trust_remote_code": trusted}}

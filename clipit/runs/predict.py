@@ -41,7 +41,7 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     trust = config.backbone.trust_remote_code
     device = get_processes().device
     classifier = load_classifier(folder / "classifier", device, vlm=config.vlm, trust_remote_code=trust)
-    fix = f"delete the folder {folder / 'classifier'}, and run clipit train again; it is restored from the last checkpoint"
+    fix = "delete this folder, and run clipit train again; it is restored from the last checkpoint"
     check_claimed(folder / "classifier", classifier.spec.provenance.get(RUN_FINGERPRINT), folder, fix)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(

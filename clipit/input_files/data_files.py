@@ -263,15 +263,17 @@ def joined_rows(table: CsvTable, first_column: int) -> list[int]:
 
     Args:
         table: Table as returned by `read_csv`.
-        first_column: First column to check, counted from 0. In earlier columns, a text with few delimiters per line
-            would look the same.
+        first_column: First column to check, counted from 0. In a text in column 0, prose could look the same; it
+            differs in spaces after the delimiters, and in digits on both sides (decimal commas).
     """
     shifted = []
+    prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")
     for row, cells in enumerate(table.rows):
         for column, cell in enumerate(cells):
-            if column < first_column or "\n" not in cell:
+            last = len(cells) - 1
+            if column < first_column or "\n" not in cell or (column == 0 and (not last or prose.search(cell))):
                 continue
-            counts, last = [line.count(table.delimiter) for line in cell.split("\n")], len(cells) - 1
+            counts = [line.count(table.delimiter) for line in cell.split("\n")]
             if counts == [last - column, *[last] * (len(counts) - 2), column]:
                 shifted.append(row)
                 break

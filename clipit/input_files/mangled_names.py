@@ -13,8 +13,11 @@ _DATE_NAME = re.compile(
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])|(1 day, )?\d{1,2}:\d{2}:\d{2}"
 )
 """Names that look like a date or time as a spreadsheet program writes it."""
-_PLACEHOLDERS = frozenset({"-", "--", "---", "?", "unknown", "unk", "missing", "none", "not available"})
-"""Texts, in lower case, that people write for an unknown patient."""
+_UNKNOWN = frozenset({"unknown", "unk", "missing", "none", "not available"})
+"""Words, in lower case, that people write for an unknown patient."""
+_DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d_]+")
+_NO_NUMBER = re.compile("0+|9{2,}")
+"""Numbers that programs write for an unknown patient."""
 
 
 def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
@@ -60,12 +63,38 @@ def placeholder_notes(counts: Mapping[str, int], row: str) -> tuple[str, ...]:
     """Warn about groups such as `unknown`, whose rows count as one patient.
 
     Args:
-        counts: Number of rows of each group.
+        counts: Number of rows of each group; "" for rows without a group.
         row: Noun for a row, such as tile.
     """
+    names = [name for name in counts if name]
+    largest = max(names, key=lambda name: counts[name], default="")
+    is_alone = [counts[name] for name in names].count(counts[largest]) == 1 if names else False
     return tuple(
         f"WARNING: {counted(counts[name], row)} with the group {name!r} count as one patient or slide; leave these "
         "cells empty if the patient or slide is unknown"
-        for name in sorted(counts)
-        if name.casefold() in _PLACEHOLDERS and counts[name] > 1
+        for name in sorted(names)
+        if counts[name] > 1
+        and (
+            name.casefold() in _UNKNOWN
+            or not any(map(str.isalnum, name))
+            or (name == largest and is_alone and _is_unlike(name, [other for other in names if other != name]))
+        )
     )
+
+
+def _is_unlike(name: str, others: Sequence[str]) -> bool:
+    """Return whether a name is written unlike all others, as words and numbers for an unknown patient are.
+
+    Such a name starts with punctuation; is a number such as 0 or 999, of a length of its own; or is a word among names
+    with digits. Random ids may look like words, unless their length differs or all others have the same pattern.
+    """
+    if not name[0].isalnum():
+        return all(other[0].isalnum() for other in others)
+    if len(others) < 2:
+        return False
+    if name.isdecimal():
+        lengths = {len(other) for other in others if other.isdecimal()}
+        return _NO_NUMBER.fullmatch(name) is not None and len(name) not in lengths
+    is_word = not _DIGITS.search(name) and all(map(_DIGITS.search, others))
+    patterns = {_LETTERS.sub("a", _DIGITS.sub("0", other)) for other in others} if is_word else set()
+    return is_word and (len(patterns) == 1 or len(name) not in map(len, others))

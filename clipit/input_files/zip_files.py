@@ -49,6 +49,8 @@ def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise zipfile.BadZipFile(f"{counted(len(members), 'file')} found, {count:,} expected")
     if cut := [info.filename for info in members if "\0" in info.orig_filename]:  # zipfile ends the name there
         raise zipfile.BadZipFile(f"null character in the name of a file: {cut[0]!r}")
+    if filled := [info.filename for info in members if info.is_dir() and info.file_size]:
+        raise zipfile.BadZipFile(f"a folder that contains data, probably a file: {filled[0]!r}")
     if signature == _START and min((info.header_offset for info in members), default=1) > 0:
         raise zipfile.BadZipFile(f"it starts with files that its directory does not list: {_JOINED}")
     if tail[start + _END_RECORD.size + comment :].startswith(b"PK"):

@@ -2,9 +2,12 @@
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from string import punctuation
 
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, is_pointer
@@ -12,6 +15,17 @@ from clipit.input_files.git_lfs import PULL, is_pointer
 _HEAD_BYTES = 1024  # number of bytes checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the little-endian mark begins with that of UTF-16
+_CODE_PAGES = {
+    "cp1252": "Western Europe", "cp1250": "Central Europe", "cp1251": "Cyrillic", "cp1253": "Greek",
+    "cp1254": "Turkish", "cp1255": "Hebrew", "cp1256": "Arabic", "cp1257": "Baltic", "gb18030": "Chinese",
+    "cp932": "Japanese", "cp949": "Korean", "cp850": "DOS", "mac_roman": "classic Mac OS",
+}  # fmt: skip
+_WORD = re.compile(rb"[^\s\x80-\xff]*[\x80-\xff]\S*")
+_AROUND_WORD = f"{punctuation}\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
+_IN_WORD = re.compile("[-\u00b0\u00b1\u00b2\u00b3\u00b5\u3000-\u303f\uff00-\uff20]")
+"""Hyphens, signs of units, and the punctuation of Chinese and Japanese."""
+_MAX_WORDS = 10_000  # number of words that are compared in all code pages
+_MIN_SCORE = 0.8  # minimum number of plausible words, relative to the best code page
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
 _CONTINUATION = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
 _MISREAD = re.compile(
@@ -39,6 +53,16 @@ def describe_misread(texts: Sequence[str]) -> str:
         texts,
         "characters",
         "UTF-8 that another program misread as a different encoding; export the reports again",
+    )
+
+
+def describe_replaced(texts: Sequence[str]) -> str:
+    """Describe how many texts contain the character that programs write for lost letters; "" if none do."""
+    return _describe_matches(
+        re.compile(r"\S*\ufffd\S*"),
+        texts,
+        "replacement characters (U+FFFD)",
+        "another program replaced letters that it could not convert; export the reports again",
     )
 
 
@@ -89,7 +113,7 @@ def codec(encoding: str) -> str:
             b"a".decode(name)  # a LookupError for codecs that do not return text, such as base64
     except (LookupError, ValueError) as error:
         raise ConfigError(
-            f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8, latin-1 or cp1252"
+            f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8, or a code page such as cp1252"
         ) from error
     return "utf-8-sig" if name == "utf-8" else name
 
@@ -152,16 +176,48 @@ def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
 
 
 def _encoding_hint(data: bytes) -> str:
-    """Suggest an encoding, from a byte order mark or from bytes that are printable only in some encodings."""
+    """Suggest an encoding, from a byte order mark or from the spelling of words with letters that are not ASCII."""
     if data.startswith(_UTF32_MARKS):
         return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):
         return "set reports.encoding to utf-16, as the byte order mark indicates (--reports.encoding=utf-16)"
-    guess = "latin-1"
-    if any(0x80 <= byte <= 0x9F for byte in data):  # control characters in latin-1
-        try:
-            data.decode("cp1252")
-        except UnicodeDecodeError:
-            return "set reports.encoding (the file is neither latin-1 nor cp1252), or convert the file to UTF-8"
-        guess = "cp1252"
-    return f"set reports.encoding to the file's encoding (--reports.encoding={guess}), or convert the file to UTF-8"
+    words = list(dict.fromkeys(match.group() for match in islice(_WORD.finditer(data), _MAX_WORDS)))
+    valid = sum(bool(_decode_words([word], "utf-8")) for word in words)
+    if valid == len(words):
+        return "set reports.encoding to utf-8 (--reports.encoding=utf-8)"
+    if 2 * valid > len(words):
+        return "most of the file is UTF-8: correct this line, or export the reports again"
+    readings = {page: read for page in _CODE_PAGES if (read := _decode_words(words, page))}
+    scores = {page: sum(map(_is_plausible, read)) for page, read in readings.items()}
+    pages = [page for page in readings if scores[page] >= max(1, _MIN_SCORE * max(scores.values()))]
+    if not pages:
+        return "set reports.encoding to the encoding in which the file was written, or convert the file to UTF-8"
+    clearest = max(range(len(words)), key=lambda word: len({readings[page][word] for page in pages}))
+    spellings: dict[str, str] = {}
+    for page in pages:  # of equal spellings, the first page
+        spellings.setdefault(readings[page][clearest].strip(_AROUND_WORD)[:20], page)
+    shown = [f"{page} {word!r} ({_CODE_PAGES[page]})" for word, page in spellings.items()]
+    return (
+        f"set reports.encoding to the encoding that spells this word correctly: {', '.join(shown)}; or convert the "
+        "file to UTF-8"
+        if len(shown) > 1
+        else f"set reports.encoding to the file's encoding, probably {pages[0]} (--reports.encoding={pages[0]}), or "
+        "convert the file to UTF-8"
+    )
+
+
+def _decode_words(words: Sequence[bytes], encoding: str) -> list[str]:
+    """Decode all words; [] if a word is not valid or contains control characters."""
+    try:
+        decoded = [word.decode(encoding) for word in words]
+    except UnicodeDecodeError:
+        return []
+    return decoded if all(map(str.isprintable, decoded)) else []
+
+
+def _is_plausible(word: str) -> bool:
+    """Return whether a word consists of letters in ordinary letter case, without Latin among other letters."""
+    letters = _IN_WORD.sub("", word.strip(_AROUND_WORD))
+    if not letters.isalpha() or not (letters[1:] == letters[1:].lower() or letters == letters.upper()):
+        return False
+    return len({unicodedata.name(letter).startswith("LATIN") for letter in letters}) == 1

@@ -55,7 +55,7 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
         problems += table.notes
         return csv_reports(table, path, config, "row")
     table = read_csv_table(path, config.encoding, _DELIMITERS[format_name], columns)
-    for row in joined_rows(table, first_column=1):
+    for row in joined_rows(table, first_column=0):
         problems.append(
             f"{path}, line {table.lines[row]}: this report spans several lines that look like rows of the table; if "
             "they are, remove or double the stray quotation mark"
@@ -95,6 +95,12 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = 
             names = [cells[position].strip() for cells in table.rows]
             check_mangled(names, column, lambda row: f"{unit} {table.lines[row]}", path)
     for line, cells in zip(table.lines, table.rows, strict=True):
+        if [cell.strip(" \ufeff") for cell in cells] == [name.strip() for name in table.header]:
+            raise DataError(
+                "this row repeats the header, as in files that were joined",
+                where=f"{path}, {unit} {line}",
+                fix="remove the row",
+            )
         yield _raw_report(config, dict(zip(table.header, cells, strict=True)), f"{path}, {unit} {line}")
 
 

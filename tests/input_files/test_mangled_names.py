@@ -3,7 +3,7 @@
 import pytest
 
 from clipit.errors import DataError
-from clipit.input_files.mangled_names import check_mangled, check_rounded
+from clipit.input_files.mangled_names import check_mangled, check_rounded, placeholder_notes
 
 
 def check(names: list[str]) -> None:
@@ -54,3 +54,34 @@ def test_rounded_names_are_errors_and_names_like_dates_are_not() -> None:
     for name in ("1.2E+11", "-1,20E+11", "1E+20", "####"):
         with pytest.raises(DataError, match=r"1 name in column tile: .* in 1\n"):
             check_rounded(["p1", name], "tile", str, "tiles.csv")
+
+
+PATIENTS = {f"P{number}": 2 for number in range(4)}
+ANONYMOUS = ["\\N", ".", "*", "N.A.", "(null)", "[NULL]", "TBD", "undefined", "Unbekannt", "0", "999", "XXXX"]
+
+
+@pytest.mark.parametrize("name", ANONYMOUS)
+def test_the_largest_group_is_named_if_it_is_written_unlike_the_others(name: str) -> None:
+    [note] = placeholder_notes({**PATIENTS, "": 7, name: 5}, "tile")
+    assert note.startswith(f"WARNING: 5 tiles with the group {name!r} count as one patient")
+    assert not placeholder_notes({**PATIENTS, name: 1}, "tile")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["P1", "P2", "P13"],
+        ["0", "1", "2", "3"],
+        ["999", "1000", "998"],
+        ["Smith", "O'Neil", "van der Berg"],
+        ["S24-1", "S24-12-A", "S24-3"],
+        ["TCGA-AA-3500", "TCGA-AB-A0SB"],
+        ["QWERT", "A1B2C", "7ABCD", "XY12Z"],  # random
+        ["deadbeef", "0a1b2c3d", "12345678", "ffff0000"],
+        ["-5", "-4", "3"],
+        ["A", "12"],
+    ],
+)
+def test_ordinary_groups_are_not_named(names: list[str]) -> None:
+    for largest in names:
+        assert not placeholder_notes({**dict.fromkeys(names, 2), largest: 5}, "tile")

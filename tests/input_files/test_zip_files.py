@@ -33,12 +33,14 @@ def damages(folder: Path) -> dict[str, bytes]:
         "1 file found, 2 expected": bytes(hidden),
         "2 files found, 3 expected": bytes(many),
         r"null character in the name of a file: 'b'": first[:start] + first[start:].replace(b"b.txt", b"b\0txt"),
+        r"a folder that contains data, probably a file: 'b.tx/'": first[:start]
+        + first[start:].replace(b"b.txt", b"b.tx/"),
         "it starts with files that its directory does not list: several zips": first + second,
         "more data after its end: several zips": first + second[:-22],
     }
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_zips_whose_directory_does_not_list_all_files(tmp_path: Path, number: int) -> None:
     message, content = list(damages(tmp_path).items())[number]
     for name in ("c.zip", "c.xlsx"):

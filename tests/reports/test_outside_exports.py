@@ -92,3 +92,45 @@ def test_an_xml_document_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text('<?xml version="1.0"?><ClinicalDocument><text>Adenoma</text></ClinicalDocument>\n')
     with pytest.raises(DataError, match="an XML document, not plain text"):
         read_reports(ReportsConfig(path=str(tmp_path / "r.txt")))
+
+
+def test_lost_letters_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("Mucosa \ufffdber dem Pr\ufffdparat.\nSkin nevus.\n", encoding="utf-8")
+    [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
+    assert problem.startswith("1 report contains replacement characters (U+FFFD) such as \ufffdber: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "hint"),
+    [
+        ("Tumor, mäßig differenziert, Übergang", "cp1252", "--reports.encoding=cp1252"),
+        ("Tumor, mäßig differenziert, Übergang", "cp850", "--reports.encoding=cp850"),
+        ("Rak średnio zróżnicowany, naciekający ścianę", "cp1250", "--reports.encoding=cp1250"),
+        ("Znamię skóry", "cp1250", "cp1252 'Znamiê' (Western Europe), cp1250 'Znamię' (Central Europe)"),
+        ("Опухоль толстой кишки", "cp1251", "cp1251 'Опухоль' (Cyrillic)"),
+        ("Dokuda değişiklik görüldü, ışık", "cp1254", "cp1254 'değişiklik' (Turkish)"),
+        ("胃腺癌，中分化", "gb2312", "gb18030 '胃腺癌，中分化' (Chinese), cp949"),
+        ("Reste bénin — “café”", "utf-8", "--reports.encoding=utf-8"),
+    ],
+)
+def test_the_advised_encoding_keeps_all_letters(tmp_path: Path, text: str, encoding: str, hint: str) -> None:
+    (tmp_path / "r.txt").write_bytes(f"{text}\nAdenoma\n".encode(encoding))
+    with pytest.raises(DataError) as error:
+        read_reports(ReportsConfig(path=str(tmp_path / "r.txt"), encoding="utf-8" if encoding != "utf-8" else "ascii"))
+    assert hint in error.value.fix
+    assert "latin-1" not in error.value.fix
+
+
+def test_a_stray_quotation_mark_in_a_first_column_of_texts(tmp_path: Path) -> None:
+    rows = 'text,id\n"Skin nevus,A\nColon polyp,B\nLung 3",C\n"Tumor 1,5 cm\nbenign",D\n"Skin, arm\nNevus",E\n'
+    (tmp_path / "r.csv").write_text(rows)
+    [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.csv"), id_column="id")).problems
+    assert "line 2: this report spans several lines that look like rows" in problem
+    (tmp_path / "r.csv").write_text('text\n"Skin nevus\nColon polyp"\n')
+    assert not read_reports(ReportsConfig(path=str(tmp_path / "r.csv"))).problems
+
+
+def test_a_repeated_header_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id,text\n1,Adenoma\n\ufeffid,text\n2,Nevus\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"repeats the header.*\n.*line 3\n.*remove the row"):
+        read_reports(ReportsConfig(path=str(tmp_path / "r.csv")))

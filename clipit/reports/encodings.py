@@ -113,7 +113,7 @@ def codec(encoding: str) -> str:
             b"a".decode(name)  # a LookupError for codecs that do not return text, such as base64
     except (LookupError, ValueError) as error:
         raise ConfigError(
-            f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8, or a code page such as cp1252"
+            f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8 or a code page (cp1252)"
         ) from error
     return "utf-8-sig" if name == "utf-8" else name
 

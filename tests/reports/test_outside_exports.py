@@ -108,8 +108,8 @@ def test_lost_letters_are_a_problem(tmp_path: Path) -> None:
         ("Rak średnio zróżnicowany, naciekający ścianę", "cp1250", "--reports.encoding=cp1250"),
         ("Znamię skóry", "cp1250", "cp1252 'Znamiê' (Western Europe), cp1250 'Znamię' (Central Europe)"),
         ("Опухоль толстой кишки", "cp1251", "cp1251 'Опухоль' (Cyrillic)"),
-        ("Dokuda değişiklik görüldü, ışık", "cp1254", "cp1254 'değişiklik' (Turkish)"),
-        ("胃腺癌，中分化", "gb2312", "gb18030 '胃腺癌，中分化' (Chinese), cp949"),
+        ("Dokuda değişiklik görüldü, ışık", "cp1254", "cp1254 'değişiklik' (Turkish)"),  # noqa: RUF001
+        ("胃腺癌，中分化", "gb2312", "gb18030 '胃腺癌，中分化' (Chinese), cp949"),  # noqa: RUF001
         ("Reste bénin — “café”", "utf-8", "--reports.encoding=utf-8"),
     ],
 )

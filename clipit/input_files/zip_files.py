@@ -6,11 +6,13 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from clipit.errors import counted
 
-_START, _END, _END64 = b"PK\3\4", b"PK\5\6", b"PK\6\6"  # signatures: local header, end record, end record of zip64
-_END_RECORD = struct.Struct("<4s6xH8xH")  # signature, number of files, length of the comment
+_START, _ENTRY, _END, _END64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6"
+"""Signatures: local header, entry of the directory, end record, end record of zip64."""
+_END_RECORD = struct.Struct("<4s6xHI4xH")  # signature, number of files, bytes of the directory, length of the comment
 _END64_RECORD = struct.Struct("<4s28xQ16x")  # signature, number of files
 _END64_BYTES = _END64_RECORD.size + 20  # with the locator that follows it
 _TAIL_BYTES = 2**16 + _END_RECORD.size + _END64_BYTES  # maximum length of a comment and of the records before it
@@ -24,22 +26,32 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     Raises:
         BadZipFile: The zip is damaged, or its directory does not list all files.
     """
-    with zipfile.ZipFile(path) as archive:
-        _check_directory(path, archive.infolist())
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        with path.open("rb") as stream:
+            if stream.read(len(_START)) == _START and "not a zip file" in str(error):
+                raise zipfile.BadZipFile(f"its end is missing: it is truncated, or {_JOINED}") from error
+        raise
+    with archive:
+        _check_directory(path, archive)
         yield archive
 
 
-def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
+def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
     """Compare the number of files with the end record, and check that no other zip precedes or follows.
 
     Other data may precede the zip, such as the program of a self-extracting archive.
     """
+    members = archive.infolist()
+    first = min((info.header_offset for info in members), default=archive.start_dir)
     with path.open("rb") as stream:
         signature = stream.read(len(_START))
         stream.seek(max(stream.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
         tail = stream.read()
+        follows_zip = first > 0 and (signature == _START or _has_end(stream, first))
     start = tail.rfind(_END, 0, len(tail) - _END_RECORD.size + len(_END))
-    _, count, comment = _END_RECORD.unpack_from(tail, start)
+    _, count, _, comment = _END_RECORD.unpack_from(tail, start)
     found = len(members) & 0xFFFF
     if tail[max(start - _END64_BYTES, 0) :].startswith(_END64):
         found, (_, count) = len(members), _END64_RECORD.unpack_from(tail, start - _END64_BYTES)
@@ -51,7 +63,20 @@ def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise zipfile.BadZipFile(f"null character in the name of a file: {cut[0]!r}")
     if filled := [info.filename for info in members if info.is_dir() and info.file_size]:
         raise zipfile.BadZipFile(f"a folder that contains data, probably a file: {filled[0]!r}")
-    if signature == _START and min((info.header_offset for info in members), default=1) > 0:
+    if follows_zip:
         raise zipfile.BadZipFile(f"it starts with files that its directory does not list: {_JOINED}")
-    if tail[start + _END_RECORD.size + comment :].startswith(b"PK"):
+    rest = tail[start + _END_RECORD.size + comment :]
+    if rest.startswith(b"PK") or _START in rest:
         raise zipfile.BadZipFile(f"more data after its end: {_JOINED}")
+
+
+def _has_end(stream: BinaryIO, stop: int) -> bool:
+    """Return whether another zip ends before a position: its end record is there, after its directory."""
+    stream.seek(max(stop - _TAIL_BYTES, 0))
+    before = stream.read(stop - stream.tell())
+    end = before.rfind(_END, 0, len(before) - _END_RECORD.size + len(_END))
+    if end < 0:
+        return False
+    size = _END_RECORD.unpack_from(before, end)[2]
+    stream.seek(max(stop - len(before) + end - size, 0))
+    return stream.read(len(_ENTRY)) == _ENTRY

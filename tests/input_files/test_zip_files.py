@@ -29,6 +29,7 @@ def damages(folder: Path) -> dict[str, bytes]:
     hidden[start + 32 : start + 34] = (46 + 5).to_bytes(2, "little")  # a comment that hides the second entry
     many = bytearray(first)
     many[-12:-10] = b"\3\0"
+    large = packed(folder / "3", *(f"{number}.txt" for number in range(1000)))
     return {
         "1 file found, 2 expected": bytes(hidden),
         "2 files found, 3 expected": bytes(many),
@@ -37,10 +38,13 @@ def damages(folder: Path) -> dict[str, bytes]:
         + first[start:].replace(b"b.txt", b"b.tx/"),
         "it starts with files that its directory does not list: several zips": first + second,
         "more data after its end: several zips": first + second[:-22],
+        "more data after its end: several": first + b"\n" + second[:-22],
+        "it starts with files that its directory does not list: several": b"#!/bin/sh\n" + first + b"\n" + second,
+        "its end is missing: it is truncated, or several zips": first + large[:-22],
     }
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(9))
 def test_zips_whose_directory_does_not_list_all_files(tmp_path: Path, number: int) -> None:
     message, content = list(damages(tmp_path).items())[number]
     for name in ("c.zip", "c.xlsx"):

@@ -111,6 +111,20 @@ def test_the_package_contains_no_assert() -> None:
     assert asserts == []
 
 
+def test_every_error_for_users_says_what_to_do() -> None:
+    """Errors that join the messages of others contain theirs."""
+    names = {node.name for node in _modules()["clipit.errors"].body if isinstance(node, ast.ClassDef)}
+    without = [
+        f"{name}:{node.lineno}"
+        for name, tree in _modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+        if not any(keyword.arg == "fix" for keyword in node.keywords)
+        and not ast.unparse(node.args[0]).startswith(r"'\n'.join(")
+    ]
+    assert without == []
+
+
 def test_no_module_has_more_than_400_lines() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     assert not {path: count for path, count in lines.items() if count > 400}

@@ -96,7 +96,11 @@ def tile_bags(
         DataError: There are no tiles, or an embedding is not finite.
     """
     if not len(tiles.ids):
-        raise DataError("there are no training tiles to build bags from", where=tiles.artifact.folder)
+        raise DataError(
+            "there are no training tiles to build bags from",
+            where=tiles.artifact.folder,
+            fix="keep tiles in the training split: tiles.splits",
+        )
     inputs: dict[str, Any] = {
         "tiles": tiles.fingerprint,
         "k": k,

@@ -213,7 +213,8 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         ) from error
     diverged = run_folder(trial.config) / _DIVERGED
     if status and diverged.is_file():
-        raise DivergenceError(read_json(diverged, "delete it")["reason"], where=diverged)
+        reason = read_json(diverged, "delete it")["reason"]
+        raise DivergenceError(reason, where=diverged, fix="lower training.learning_rate")
     if status:
         raise LaunchError(
             f"a trial failed (exit status {status})",

@@ -134,7 +134,11 @@ def _raise_together(problems: Sequence[str | None], processes: Processes) -> Non
     rank, problem = failed[0]
     where = str(processes.device) if processes.count == 1 else f"process {rank}"
     if problem:
-        raise ClipitError(f"cannot estimate the memory that training needs: {problem}", where=where)
+        raise ClipitError(
+            f"cannot estimate the memory that training needs: {problem}",
+            where=where,
+            fix="run the command in one process, without accelerate launch, to see the whole error",
+        )
     raise ConfigError(
         "the device has too little memory for even two tiles",
         where=where,

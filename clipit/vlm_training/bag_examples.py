@@ -52,7 +52,11 @@ def bag_examples(
         ConfigError: There are fewer pairs per tile than snippets in a bag.
     """
     if split != "train":
-        raise DataError("validation and test tiles are not paired, so they have no bags", where="adapt.data")
+        raise DataError(
+            "validation and test tiles are not paired, so they have no bags",
+            where="adapt.data",
+            fix="use cases or pairs instead of bags, if a validation loss is needed",
+        )
     if section.bags.snippets and config.pairing.k < section.bags.snippets:
         raise ConfigError(
             f"bags of {counted(section.bags.snippets, 'snippet')} need at least as many pairs per tile, but "

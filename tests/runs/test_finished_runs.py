@@ -32,7 +32,7 @@ MakeConfig = Callable[..., RunConfig]
 
 @pytest.fixture(scope="module")
 def kept() -> dict[str, Any]:
-    """Workspace that the tests of this module share, and the files of one finished run."""
+    """Workspace that the tests of this module share, and the folder of a finished run that they copy."""
     return {}
 
 
@@ -40,9 +40,8 @@ def kept() -> dict[str, Any]:
 def finished(
     configure: MakeConfig, kept: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunConfig, Callable[[RunConfig], list[str]]]:
-    """A configuration with a finished run of its own, and `again`: carry it out, and give what was said."""
-    name = "f" + str(abs(hash(tmp_path)))
-    config = configure({"training.steps": 2}, name=name)
+    """A configuration with a copy of a finished run, and `again`: carry it out, and give what was said."""
+    whole, config = (configure({"training.steps": 2}, name=name) for name in ("whole", f"f{abs(hash(tmp_path))}"))
 
     def again(asked: RunConfig) -> list[str]:
         said = capture_log()
@@ -50,12 +49,10 @@ def finished(
         train_run(asked, workspace)
         return said
 
-    folder = run_folder(config)
     if "folder" not in kept:
-        again(config)
-        kept["folder"] = folder
-    else:
-        shutil.copytree(kept["folder"], folder)
+        again(whole)
+        kept["folder"] = run_folder(whole)
+    shutil.copytree(kept["folder"], run_folder(config))
     monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
     return config, again
 

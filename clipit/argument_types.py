@@ -56,7 +56,7 @@ def type_name(value: object) -> str:
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union; in string annotations, all classes except those in `_NAMED` remain names."""
+    """Yield the members of a union as types, or as class names for classes that need not be imported."""
     if isinstance(annotation, str):
         for name in annotation.split(" | "):
             yield _NAMED.get(name, name.rpartition(".")[2])

@@ -150,7 +150,7 @@ def disk_errors(where: object) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise ArtifactError(
-            f"no permission: {error.strerror or error}",
+            f"no permission to access this path ({error.strerror or error})",
             where=error.filename or where,
             fix="make the file readable"
             if _unreadable(error.filename)

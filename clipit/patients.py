@@ -9,7 +9,7 @@ _TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.
 
 
 def patient(group: str) -> str:
-    """Return the patient of a group: the first 12 characters of a TCGA barcode, or any other name without outer spaces.
+    """Return the patient of a group: the first 12 characters of a TCGA barcode, or the stripped group if there is none.
 
     `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are two slides and a sample of the
     patient `TCGA-A6-2671`.

@@ -146,7 +146,7 @@ def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
             waiting = time.monotonic() - last_advance
             # Earlier units do not predict the time left if this one takes far longer.
             if speed and waiting > max(LINE_SECONDS, 2 * (last_advance - start) / calls):
-                left = f"{duration(waiting)} spent on the next so far"
+                left = f"the next has taken {duration(waiting)} so far"
             count = f"{finished:,} of {total:,}"
             logger.info(f"{title}: {', '.join(part for part in (count, last_note, left) if part)}")
 

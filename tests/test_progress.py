@@ -34,7 +34,7 @@ def test_the_time_left_is_not_estimated_while_one_step_takes_far_longer_than_the
     with caplog.at_level(logging.INFO, "clipit"), progress("probing", 3) as advance:
         advance()
         time.sleep(0.2)
-    assert caplog.records[-1].getMessage() == "probing: 1 of 3, 0 seconds spent on the next so far"
+    assert caplog.records[-1].getMessage() == "probing: 1 of 3, the next has taken 0 seconds so far"
 
 
 def test_short_work_and_other_processes_print_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -110,7 +110,7 @@ def explain_not_estimable(votes: Votes) -> str:
             "no tile has labels from two annotators, so neither their skill nor a consensus can be estimated: "
             "with one label per tile, no error can be detected"
         )
-    if votes.named and votes.items_of().max() < 2:
+    if votes.named and votes.items_per_annotator().max() < 2:
         return "no annotator labelled more than one tile, so their skill cannot be estimated"
     return ""
 
@@ -141,7 +141,7 @@ def overlap_remarks(votes: Votes) -> list[str]:
             f"the annotators form {counted(len(components), 'set')} without a common tile ({shortlist(listed)}), so "
             "their skills are not comparable across sets"
         )
-    items = votes.items_of()
+    items = votes.items_per_annotator()
     with_few_items = [f"{name} {n}" for name, n in zip(votes.annotators, items.tolist(), strict=True) if n < FEW_ITEMS]
     if with_few_items:
         remarks.append(

@@ -201,7 +201,7 @@ def best_annotator(consensus: Consensus) -> str:
             where=f"{_WHERE}.labels",
             fix=f"name an annotator in {_WHERE}.annotator",
         )
-    items = consensus.votes.items_of()
+    items = consensus.votes.items_per_annotator()
     accuracies = np.where(2 * items >= items.max(), consensus.estimates.accuracies, -1.0)
     return consensus.votes.annotators[int(accuracies.argmax())]
 

@@ -52,7 +52,7 @@ class Votes:
         table[self.item, self.annotator] = self.label
         return table
 
-    def items_of(self) -> Int64[np.ndarray, " a"]:
+    def items_per_annotator(self) -> Int64[np.ndarray, " a"]:
         """Count the items that each annotator labelled."""
         return np.bincount(self.annotator, minlength=len(self.annotators)).astype(np.int64)
 

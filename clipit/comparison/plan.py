@@ -105,7 +105,7 @@ def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
 def _with_equal_steps(
     config: RunConfig, comparison: ComparisonConfig
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-    """After each arm with fewer steps, insert a copy with the maximum number of steps.
+    """After each arm with fewer than the maximum number of steps, insert a copy with that number.
 
     Returns:
         The names of all arms, and the recipes of the copies.

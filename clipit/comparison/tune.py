@@ -37,7 +37,7 @@ class ScoredPoint:
     """Grid point with its validation score for each tuning seed; None if the training diverged.
 
     Attributes:
-        reasons: Why the training diverged, by seed.
+        reasons: Reason for each diverged training, by seed.
     """
 
     values: GridPoint
@@ -76,7 +76,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
 
 @dataclass(frozen=True)
 class FinishedTrials:
-    """Trials of a search: their workspace, and the scored grid points by arm."""
+    """Finished trials of a search: the workspace, and the scored grid points by arm."""
 
     workspace: Workspace
     scored: Mapping[str, Sequence[ScoredPoint]]
@@ -158,7 +158,7 @@ def _check_converged(scored: Mapping[str, Sequence[ScoredPoint]]) -> None:
     for arm, points in scored.items():
         if all(point.reasons for point in points):
             raise DivergenceError(
-                f"every grid point of the arm {arm} failed for a seed; the first one: "
+                f"training of the arm {arm} diverged at every grid point with at least one seed; first reason: "
                 f"{next(iter(points[0].reasons.values()))}",
                 where="comparison.learning_rates",
                 fix="add lower learning rates and run clipit tune again; finished trials are kept",

@@ -192,7 +192,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
                 _parse({key: text}, settings)  # raises for the option that fails
         shown = " ".join(arguments)
         raise ConfigError(
-            f"cannot be parsed: {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
+            f"cannot parse {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
             where="the command line",
             fix="write lists and sections as JSON in single quotes: '[1, 2]', '{\"rank\": 8}'; --help lists all keys",
         ) from None

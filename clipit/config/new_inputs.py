@@ -100,7 +100,7 @@ def read_new_inputs(
 
 
 def as_changes(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Nest dotted keys that may be changed in a finished run.
+    """Nest dotted keys, which must be keys that may be changed in a finished run.
 
     Raises:
         ConfigError: A key would change the classifier.

@@ -42,7 +42,7 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
                 decoded[key] = [items] if isinstance(items, str) else items
             elif _QUOTED_ITEM.search(text) or _TUPLE.fullmatch(text):
                 raise ConfigError(
-                    f"cannot be parsed as a list: --{key}={text}",
+                    f"cannot parse as a list: --{key}={text}",
                     where="the command line",
                     fix=f'write the list as JSON: \'--{key}=["first", "second"]\'',
                 )

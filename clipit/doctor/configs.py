@@ -141,7 +141,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
     if command.startswith("make ") or "clipit demo" in command:  # these write their synthetic worlds themselves
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
     fix = f"run first: {command}" if command else "run the command that writes them first, or correct these paths"
-    return [Check("FAIL", "data", f"Not yet written: {shortlist(paths, 3)}.", fix)]
+    return [Check("FAIL", "data", f"These inputs have not been written yet: {shortlist(paths, 3)}.", fix)]
 
 
 def check_index(config: RunConfig) -> list[Check]:

@@ -150,7 +150,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _check(image: Image.Image, compare_pages: bool = True) -> None:
     """Reject images that cannot be converted to 8-bit RGB without loss."""
-    _check_depth(image)
+    _check_pixel_format(image)
     _check_pages(image, compare_pages)
 
 
@@ -247,8 +247,8 @@ def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
     return upright
 
 
-def _check_depth(image: Image.Image) -> None:
-    """Reject files with more than 8 bits per channel, including those whose lower bits Pillow drops silently."""
+def _check_pixel_format(image: Image.Image) -> None:
+    """Reject more than 8 bits, signed values, additional channels, and palettes that Pillow would misread."""
     if image.mode not in _EIGHT_BIT:
         depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")

@@ -20,7 +20,7 @@ class ImageFiles:
     Attributes:
         images: Image files.
         others: Other files.
-        notes: Note on the images in hidden folders, which are skipped.
+        notes: Notes on images in hidden folders, which are skipped.
     """
 
     images: list[str]
@@ -29,7 +29,7 @@ class ImageFiles:
 
 
 def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> ImageFiles:
-    """List images and other files in a folder and its subfolders; hidden ones are skipped.
+    """List images and other files in a folder and its subfolders; hidden files and folders are skipped.
 
     Args:
         folder: Folder; links to folders are followed, and each real folder is read once.
@@ -81,7 +81,7 @@ def hidden_folder(name: str) -> str:
 
 
 def hidden_note(images: Iterable[str]) -> tuple[str, ...]:
-    """Return a note on the images that are skipped because they are in hidden folders; none if there are none."""
+    """Return a note on images that are skipped because they are in hidden folders; () if there are none."""
     counts = Counter(filter(None, map(hidden_folder, images)))
     listed = shortlist([f"{name} ({counted(count, 'image')})" for name, count in sorted(counts.items())])
     return (f"hidden folders were skipped: {listed}",) if counts else ()

@@ -206,7 +206,7 @@ def _nonempty_set(
         DataError: There are no images.
     """
     if not names:
-        contents = "".join(f"; {note}" for note in hidden) + (f"; it contains {shortlist(others, 3)}" if others else "")
+        contents = "".join(f"; {note}" for note in hidden) + (f"; others: {shortlist(others, 3)}" if others else "")
         raise DataError(
             f"no images found{contents}", where=path, fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}"
         )

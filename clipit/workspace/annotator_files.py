@@ -140,7 +140,7 @@ def _estimates(consensus: Consensus) -> dict[str, Any] | None:
     agrees = votes.label == consensus.labels[votes.item]
     totals = np.bincount(votes.annotator, weights=votes.times, minlength=len(votes.annotators))
     agreeing = np.bincount(votes.annotator, weights=votes.times * agrees, minlength=len(votes.annotators))
-    items = votes.items_of() if votes.named else np.full(1, len(votes))
+    items = votes.items_per_annotator() if votes.named else np.full(1, len(votes))
     return facts | {
         "priors": estimates.priors.tolist(),
         "log_likelihood": estimates.log_likelihood,

@@ -71,9 +71,9 @@ def analyse_complementarity(
         AnalysisResult(
             heading=heading(plan, "Complementarity: correct where vision is wrong"),
             text="R counts the test tiles that another classifier classifies correctly and "
-            f"{c.baseline} with the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the lowest "
-            f"and the highest seed in brackets; the other columns are for seed {first}, and the interval of the excess "
-            "is a bootstrap over the test tiles. Any two classifiers have R > 0: `expected` is R under independent "
+            f"{c.baseline} with the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the range over "
+            f"seeds in brackets; the other columns are for seed {first}, and the interval of the excess is a bootstrap "
+            "over the test tiles. Any two classifiers have R > 0: `expected` is R under independent "
             "errors, and a different seed of the same arm shows the effect of a different initialisation (and, with "
             "few labels, of different labelled tiles) without text. The text-only head uses the `pairing` rules of the "
             "configuration for all tiles, even if an arm sets its own.",

@@ -115,7 +115,7 @@ def paper_tables(
 
 
 def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
+    """Return header and rows as in CLIP-IT's table 1: a row per backbone, test scores `baseline -> arm` by data set."""
     by_key = {result.key: result for result in results if result.key.test_set == "test"}
     data_sets = list(dict.fromkeys(key.data_set for key in by_key))
     rows = []

@@ -162,7 +162,7 @@ def t_interval(values: Sequence[float | int]) -> Interval:
     """
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
-        raise DataError("an undefined score cannot be averaged", where=list(values), fix="drop it first")
+        raise DataError("an undefined score cannot be averaged", where=list(values), fix="drop undefined scores")
     if len(array) < 2:
         return Interval(None, None, "only one seed" if len(array) else "no seed")
     if not standard_deviation(array):

@@ -183,7 +183,7 @@ def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...],
     return (
         f"No tile of {where} has the class {' or '.join(absent)}: balanced accuracy and F1 are averaged over the other "
         f"{len(classes) - len(absent)} of {len(classes)} classes. Macro F1 also includes, with an F1 of 0, each class "
-        "that a model predicts although it has no tile."
+        "that a model predicts although no tile has it."
     )
 
 

@@ -20,6 +20,7 @@ PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
 NO_LABEL = -1
 _CLASSES_KEY = b"clipit_classes"
 _SUM_TOLERANCE = 1e-3
+_REBUILD = "delete this file and run clipit evaluate again"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     except FileNotFoundError as error:
         raise DataError("the predictions file does not exist", where=path, fix="run clipit evaluate first") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
+        raise DataError(f"unreadable predictions: {error}", where=path, fix=_REBUILD) from error
     if table is None:
         raise DataError(
             "the predictions have changed since they were scored", where=path, fix="run clipit evaluate again"
@@ -171,12 +172,12 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
             for kind, differing in (("missing", missing), ("unknown", unknown))
             if differing
         ]
-        raise DataError("; ".join(problems) or "repeated columns", where=path, fix="delete and rebuild it")
+        raise DataError("; ".join(problems) or "repeated columns", where=path, fix=_REBUILD)
     if any(table[name].null_count for name in names):
-        raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
+        raise DataError("empty cells in the table", where=path, fix=_REBUILD)
     differing = [name for name in names if not _has_type(name, table.schema.field(name).type)]
     if differing:
-        raise DataError(f"columns of the wrong type: {shortlist(differing)}", where=path, fix="delete and rebuild it")
+        raise DataError(f"columns of the wrong type: {shortlist(differing)}", where=path, fix=_REBUILD)
     predictions = Predictions(
         ids=_texts(table["id"]),
         splits=_texts(table["split"]),

@@ -129,7 +129,7 @@ def screened_prompts(
         raise DataError(
             f"prompts cannot be screened with tiles of the split {', '.join(outside)}",
             where="prompt_study",
-            fix="use training tiles only: prompts must not be scored on the tiles they were chosen on",
+            fix="use training tiles only: prompts must not be selected on tiles that they are evaluated on",
         )
     rows = candidate_classifiers(texts, limit, seed)
     scores = screening_scores(texts, rows, tiles, logit_scale)

@@ -35,7 +35,7 @@ def paired_t_test(differences: Sequence[float | int]) -> Significance:
     """
     array = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(array).all():
-        raise DataError("an undefined score cannot be tested", where=list(differences), fix="drop it first")
+        raise DataError("an undefined score cannot be tested", where=list(differences), fix="drop undefined scores")
     n = len(array)
     if n < MIN_SEEDS:
         return Significance(None, f"{n} of the {MIN_SEEDS} seeds needed")

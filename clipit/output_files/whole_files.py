@@ -64,7 +64,7 @@ def read_frame(path: Path, fix: str) -> pd.DataFrame:
 
 
 def read_csv_frame(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
-    """Read a csv file that this package wrote without converting names: `007` stays a string, and `NA` is a name.
+    """Read a csv file that this package wrote, without converting names: `007` stays a string, and `NA` is a name.
 
     Args:
         text_columns: Names of text columns, in which only empty cells are missing values; in other columns, `nan` also

@@ -221,7 +221,7 @@ def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str,
     """Find tiles of a new data set whose patient or slide was used for training or validation.
 
     Returns:
-        Leak for each of these tiles, by test id; it names the patient's training or validation tile with the lowest id.
+        Leaks by test id. Each leak names the patient's training or validation tile with the lowest id.
     """
     first: dict[str, int] = {}
     names = patients(seen.groups, seen.ids).tolist()

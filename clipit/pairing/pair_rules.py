@@ -299,6 +299,6 @@ def kept_pairs(judged: pa.Table) -> tuple[pa.Table, dict[str, int]]:
 
 
 def _count_dropped(reasons: np.ndarray) -> dict[str, int]:
-    """Count the dropped pairs by the rule that drops them, without rules that drop none."""
+    """Count the dropped pairs by rule, omitting rules that drop none."""
     counts = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
     return {name: count for name, count in counts.items() if count}

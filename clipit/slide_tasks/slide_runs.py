@@ -23,7 +23,7 @@ class SlideRun:
 
     Attributes:
         arm: Arm in the run's configuration; `custom` if it names none.
-        mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
+        mpp: Micrometres per pixel of the training tiles; None if unknown.
     """
 
     folder: Path

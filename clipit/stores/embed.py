@@ -143,7 +143,7 @@ class Store:
             raise ArtifactError(
                 f"{counted(len(missing), 'id is', 'ids are')} not in the store: {shortlist(list(missing))}",
                 where=self.artifact.folder,
-                fix="the store was built from other data: delete it and build it again",
+                fix="the store was built from different data: delete this folder and build the store again",
             )
         return np.asarray(rows, dtype=np.int64)
 

@@ -213,7 +213,7 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         ) from error
     diverged = run_folder(trial.config) / _DIVERGED
     if status and diverged.is_file():
-        reason = read_json(diverged, "delete it")["reason"]
+        reason = read_json(diverged, "delete this file and start the sweep again")["reason"]
         raise DivergenceError(reason, where=diverged, fix="lower training.learning_rate")
     if status:
         raise LaunchError(

@@ -1,8 +1,9 @@
-"""Check the path of a Hugging Face data set before the `datasets` package reads it."""
+"""Check the path of a Hugging Face data set, and find the files of its splits."""
 
 from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.dataset_errors import load_error
 
 HUB = "hf:"
 """Prefix of ids on the Hub."""
@@ -50,3 +51,28 @@ def check_dataset_path(path: str, key: str) -> None:
                 where=folder,
                 fix=f"set {key} to one of the folders in {snapshots}",
             )
+
+
+def split_files(path: str, key: str) -> dict[str, list[Path]]:
+    """Return the data files of each split of a local folder, as the `datasets` package assigns them by their names.
+
+    Args:
+        path: Local folder.
+        key: Configuration key of the path, for errors.
+
+    Returns:
+        Files by split; empty for a folder of images with tables that describe them.
+
+    Raises:
+        DataError: The folder does not exist, or contains no data files.
+    """
+    check_dataset_path(path, key)
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(str(Path(path).expanduser()))
+    except Exception as error:  # datasets and its dependencies raise many types
+        raise load_error(path, key, error, local=True, files=[]) from error
+    if builder.name == "imagefolder":
+        return {}
+    return {str(name): list(map(Path, files)) for name, files in (builder.config.data_files or {}).items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
+from clipit.input_files.dataset_paths import split_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
@@ -119,14 +120,9 @@ def unread_data_files(path: str) -> tuple[str, ...]:
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
         return ()
-    import datasets
-
-    builder = datasets.load_dataset_builder(str(folder))
-    if builder.name == "imagefolder":  # its tables describe images
-        return ()
-    parts = builder.config.data_files or {}
+    parts = split_files(path, "the path")
     for files in parts.values():
-        check_copied_files([Path(file) for file in files], path)
+        check_copied_files(files, path)
     read = {os.path.realpath(file) for files in parts.values() for file in files}
     unfinished = unfinished_data_files(path, map(Path, read))
     suffixes = {Path(file).suffix.lower() for file in read} & _DATA_FILES

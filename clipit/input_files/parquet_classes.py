@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def cached_parquet(name: str, revision: str | None) -> list[Path]:
 
 
 def _class_names(path: str) -> dict[str, list[str]]:
-    """Return the class names of each column of class indices."""
+    """Return the class names of a file; see `class_names`."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -83,6 +83,11 @@ def _class_names(path: str) -> dict[str, list[str]]:
         if is_remote:
             raise
         return {}  # damaged, which is reported when the file is read
+    return class_names(metadata)
+
+
+def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the class names of each column of class indices, from the metadata of a parquet file's schema."""
     try:
         features = json.loads(metadata[_KEY])["info"]["features"]
         listed = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}

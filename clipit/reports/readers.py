@@ -25,14 +25,11 @@ from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import describe_escaped, describe_misread, describe_replaced, describe_truncated
 from clipit.reports.metadata import check_dates, read_metadata
-from clipit.reports.tables import read_huggingface_reports, read_jsonl, read_parquet, read_table_reports
+from clipit.reports.tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
 from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 
-_FORMAT_OF_SUFFIX = {
-    ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".xlsx": "xlsx", ".jsonl": "jsonl",
-    ".ndjson": "jsonl", ".parquet": "parquet",
-}  # fmt: skip
+_FORMAT_OF_SUFFIX = {".txt": "lines", ".zip": "texts", **TABLE_FORMATS}
 _DATA_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
 _DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file", "<?xml": "an XML document"}
@@ -173,14 +170,10 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
             return read_lines(path, config.encoding, problems)
         case "texts":
             return read_texts(path, config.encoding, problems)
-        case "csv" | "tsv" | "xlsx":
-            return read_table_reports(path, config, format_name, problems)
         case "tcga":
             return read_tcga(path, config, problems)
-        case "jsonl":
-            return read_jsonl(path, config)
         case _:
-            return read_parquet(path, config, problems)
+            return read_table_file(path, config, format_name, problems)
 
 
 def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:

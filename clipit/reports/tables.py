@@ -1,9 +1,9 @@
 """Read reports from tables: csv, tsv, xlsx, jsonl, parquet and Hugging Face data sets."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +25,11 @@ from clipit.input_files.data_files import (
     load_huggingface,
     read_csv,
 )
+from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
+from clipit.input_files.parquet_classes import class_names
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
@@ -35,9 +37,15 @@ from clipit.reports.encodings import codec, decoding
 from clipit.reports.textfiles import RawReport, text_lines
 from clipit.reports.workbooks import read_workbook
 
+_Split = TypeVar("_Split")
+
 _BATCH = 1024  # number of Parquet rows in memory at once
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_TABLES = frozenset({".parquet", ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".ndjson"})
+TABLE_FORMATS = {
+    ".csv": "csv", ".tsv": "tsv", ".xlsx": "xlsx", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}  # fmt: skip
+"""Formats of tables by suffix."""
 _MAX_NAME_LENGTH = 60  # maximum length of a column name; a longer name is probably a report
 
 
@@ -118,20 +126,29 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
 
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Read one report per line, as a JSON object that has all configured keys."""
+    """Read one report per JSON object that has all configured keys: one object per line, or an array of objects."""
     with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="\n") as stream:
-        for number, line in enumerate(text_lines(stream), 1):
+        lines = text_lines(stream)
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            try:
-                cells = json.loads(line, object_pairs_hook=unique_keys)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"invalid JSON: {error}", where=where, fix="write one JSON object per line") from error
-            if not isinstance(cells, dict):
-                raise DataError("not a JSON object", where=where, fix='write lines such as {"text": "..."}')
-            _check_columns(config, list(cells), where)
-            yield _raw_report(config, cells, where)
+            is_array = line.lstrip().startswith("[")
+            value = _parse_json("\n".join([line, *lines]) if is_array else line, where)
+            for index, cells in enumerate(value, 1) if is_array else [(0, value)]:
+                place = f"{path}, item {index}" if is_array else where
+                if not isinstance(cells, dict):
+                    raise DataError("not a JSON object", where=place, fix='write objects such as {"text": "..."}')
+                _check_columns(config, list(cells), place)
+                yield _raw_report(config, cells, place)
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        fix = "write one JSON object per line, or an array of objects"
+        raise DataError(f"invalid JSON: {error}", where=where, fix=fix) from error
 
 
 def read_parquet(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
@@ -164,10 +181,11 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_column_names(file.schema_arrow.names, path)
             _check_columns(config, file.schema_arrow.names, path)
+            classes = class_names(file.schema_arrow.metadata or {})
             for batch in file.iter_batches(batch_size=_BATCH, columns=sorted(set(_columns(config).values()))):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield _raw_report(config, cells, f"{path}, row {number}")
+                    yield _raw_report(config, _name_classes(cells, classes), f"{path}, row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, f"{path}, after row {number}") from error
     except (pa.ArrowException, OSError) as error:
@@ -191,48 +209,79 @@ def _not_convertible(error: Exception, where: object) -> DataError:
 def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
     """Read the configured split of a Hugging Face data set; other splits are listed in `problems`.
 
+    The `datasets` package assigns the files of a folder to splits. Tables in them are read as single tables are,
+    because `datasets` infers types: it reads the id 007 as 7, and 2024-01-02 as a time.
+
     Raises:
         DataError: The data set cannot be loaded, lacks the split or a column, or mixes file formats.
     """
     folder = Path(config.path).expanduser()
     if hub_id(config.path) is None and folder.is_dir() and not is_saved_dataset(folder):
         _check_one_format(folder)
-    dataset = load_huggingface(config.path, "reports.path", texts=sorted(_columns(config).values()))
+        files = split_files(config.path, "reports.path")
+        if files and all(file.suffix.lower() in TABLE_FORMATS for part in files.values() for file in part):
+            problems += [*missing_data_files(config.path), *unread_data_files(config.path)]
+            for file in _select_split(files, config, lambda part: counted(len(part), "file"), problems):
+                check_pointer(file)
+                yield from read_table_file(file, config, TABLE_FORMATS[file.suffix.lower()], problems)
+            return
+    dataset = load_huggingface(config.path, "reports.path")
     problems += [*missing_data_files(config.path), *unread_data_files(config.path)]
     if isinstance(dataset, dict):
-        if config.split not in dataset:
-            raise DataError(
-                f"no split {config.split!r}; the splits are: {', '.join(map(repr, dataset))}",
-                where=config.path,
-                fix="set reports.split to one of these splits",
-            )
-        others = [
-            f"{name} ({counted(rows.num_rows, 'report')})" for name, rows in dataset.items() if name != config.split
-        ]
-        if others:
-            problems.append(f"{config.path}: other splits skipped (reports.split): {shortlist(others)}")
-        dataset = dataset[config.split]
+        dataset = _select_split(dataset, config, lambda rows: counted(rows.num_rows, "report"), problems)
     check_arrow(dataset, f"{config.path}, {config.split}")
     _check_columns(config, dataset.column_names, config.path)
-    names = {column: getattr(dataset.features[column], "names", None) for column in _columns(config).values()}
+    classes = {column: getattr(dataset.features[column], "names", None) for column in _columns(config).values()}
     number = 0
     try:
-        for cells in dataset.select_columns(sorted(names)):
+        for cells in dataset.select_columns(sorted(classes)):
             number += 1
-            for column, classes in names.items():
-                if classes:  # class indices, -1 if unknown
-                    value = cells[column]
-                    cells[column] = None if value is None or value < 0 else classes[value]
-            yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
+            yield _raw_report(config, _name_classes(cells, classes), f"{config.path}, {config.split} row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise _not_convertible(error, f"{config.path}, {config.split} row {number + 1}") from error
 
 
+def read_table_file(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
+    """Read a csv, tsv, xlsx, jsonl or parquet file."""
+    match format_name:
+        case "jsonl":
+            return read_jsonl(path, config)
+        case "parquet":
+            return read_parquet(path, config, problems)
+        case _:
+            return read_table_reports(path, config, format_name, problems)
+
+
+def _select_split(
+    parts: Mapping[str, _Split], config: ReportsConfig, size: Callable[[_Split], str], problems: list[str]
+) -> _Split:
+    """Return the configured split; the others are listed in `problems`, with their size."""
+    if config.split not in parts:
+        raise DataError(
+            f"no split {config.split!r}; the splits are: {', '.join(map(repr, parts))}",
+            where=config.path,
+            fix="set reports.split to one of these splits",
+        )
+    others = [f"{name} ({size(part)})" for name, part in parts.items() if name != config.split]
+    if others:
+        problems.append(f"{config.path}: other splits skipped (reports.split): {shortlist(others)}")
+    return parts[config.split]
+
+
+def _name_classes(cells: dict[str, Any], classes: Mapping[str, Sequence[str] | None]) -> dict[str, Any]:
+    """Replace class indices, -1 if unknown, by the names of the classes."""
+    for column, names in classes.items():
+        value = cells.get(column)
+        if names and isinstance(value, int):
+            cells[column] = names[value] if 0 <= value < len(names) else None
+    return cells
+
+
 def _check_one_format(folder: Path) -> None:
     """Reject a folder of tables in several formats: the datasets package would read only the most frequent one."""
-    formats = [f"{count} {suffix}" for suffix, count in count_suffixes(folder).most_common() if suffix in _TABLES]
+    formats = [f"{count} {suffix}" for suffix, count in count_suffixes(folder).most_common() if suffix in TABLE_FORMATS]
     if len(formats) > 1:
         raise DataError(
             f"tables in several formats: {', '.join(formats)}",

@@ -1,6 +1,8 @@
 """Folders of tables: cells as they are written, and no file or split that is ignored without a word."""
 
 import csv
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,7 @@ def test_splits_that_are_not_read_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "r" / "test.csv", ROWS[3:])
     found = read(tmp_path / "r")
     assert len(found.reports) == 3
-    assert any("other splits skipped (reports.split): test (1 report)" in line for line in found.problems)
+    assert any("other splits skipped (reports.split): test (1 file)" in line for line in found.problems)
     assert len(read(tmp_path / "r", split="test").reports) == 1
 
 
@@ -56,3 +58,57 @@ def test_tables_of_two_kinds_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "r" / "b.jsonl").unlink()
     (tmp_path / "r" / "README.md").write_text("About these reports.", encoding="utf-8")
     assert len(read(tmp_path / "r").reports) == 4
+
+
+def outcome(path: Path) -> object:
+    """Return what reading a file or folder gives: the reports and problems, or the first line of the error."""
+    try:
+        found = read(path)
+    except DataError as error:
+        return error.what
+    return found.reports, [problem.split(": ", 1)[1] for problem in found.problems]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id,text,patient\n007,Colon adenoma, tubular,1\n"),
+        ("a.csv", 'id,text,patient\n007,"Colon adenoma,1\n008,skin nevus",2\n'),
+        ("a.csv", "id,text,patient\n007,Colon adenoma\n"),
+        ("a.csv", "id;text;patient\n007;Colon adenoma;01\n"),
+        ("a.csv", "id,text,patient\n007,Colon adenoma,1e3\n008,NA,1000\n"),
+        ("a.tsv", "id\ttext\tpatient\n007\tColon adenoma\t01\n"),
+        ("a.jsonl", '{"id": "2024-01-02", "text": "Adenoma", "patient": "2024-01-02T10:00:00Z"}\n'),
+        ("a.json", '[{"id": "1", "text": "2024-01-02", "patient": 7},\n{"id": "2", "text": "x", "patient": null}]'),
+        ("a.json", '{"id": "1", "text": "Adenoma"}\n'),
+        ("a.json", '{"data": [\n{"id": "1"}]}'),
+    ],
+)
+def test_a_folder_gives_what_its_only_file_gives(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / name).write_text(content)
+    assert outcome(tmp_path / "r") == outcome(tmp_path / "r" / name)
+
+
+def test_ids_and_times_in_json_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = [("2024-01-02T10:00:00Z", "007"), ("2024-01-02T12:00:00+02:00", "2024-01-02")]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": i, "text": "Adenoma", "patient": p} for i, p in rows]))
+    for path in (tmp_path, tmp_path / "a.json"):
+        assert [(report.report_id, report.group) for report in read(path).reports] == rows
+
+
+def test_a_new_table_with_the_time_of_the_old_one_is_read(tmp_path: Path) -> None:
+    for rows in (ROWS[:2], ROWS[1:]):
+        write(tmp_path / "r" / "a.csv", rows)
+        os.utime(tmp_path / "r" / "a.csv", (1_600_000_000, 1_600_000_000))
+        assert [report.report_id for report in read(tmp_path / "r").reports] == [row["id"] for row in rows]
+
+
+def test_class_indices_in_parquet_files_become_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"id": ["a", "b", "c"], "text": ["Adenoma"] * 3, "patient": [1, 0, -1]}
+    patient = datasets.ClassLabel(names=["P1", "P2"])
+    features = datasets.Features({"id": datasets.Value("string"), "text": datasets.Value("string"), "patient": patient})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "r.parquet")
+    for path in (tmp_path, tmp_path / "r.parquet"):
+        assert [report.group for report in read(path).reports] == ["P2", "P1", None]

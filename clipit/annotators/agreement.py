@@ -127,7 +127,7 @@ def overlap_remarks(votes: Votes) -> list[str]:
         )
     if len(votes) and per_item.max() == 2:
         remarks.append(
-            "no tile has more than two labels: if they differ, the consensus depends only on the estimated confusion "
+            "no tile has more than two labels: if these differ, the consensus depends only on the estimated confusion "
             "matrices"
         )
     if not votes.named:

@@ -197,7 +197,7 @@ def best_annotator(consensus: Consensus) -> str:
     """
     if consensus.estimates is None:
         raise DataError(
-            f"the best annotator is unknown: {consensus.reason}",
+            f"the best annotator cannot be found: {consensus.reason}",
             where=f"{_WHERE}.labels",
             fix=f"name an annotator in {_WHERE}.annotator",
         )

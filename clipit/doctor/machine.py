@@ -118,7 +118,7 @@ def check_default_launch() -> Check:
     path = Path(default_config_file)
     if not path.is_file():
         hint = "" if gpu_count() else f"; for two processes on CPUs: {_TWO_ON_CPU}"
-        return Check("PASS", "accelerate", f"no default configuration: one process per GPU, or one on CPUs{hint}")
+        return Check("PASS", "accelerate", f"no default configuration: one process per GPU; on CPUs, one process{hint}")
     try:
         values: Any = load_config_from_file(str(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

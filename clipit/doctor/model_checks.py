@@ -205,7 +205,7 @@ def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
         return failed_check(subject, error)
     except (ImportError, OSError, RuntimeError) as error:
         return Check("FAIL", subject, f"{name} cannot be loaded: {error}.", "clipit doctor --models lists known names")
-    return Check("PASS", subject, f"{name} loads")
+    return Check("PASS", subject, f"{name} can be loaded")
 
 
 def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None", ask: AskHub, section: str) -> Check:

@@ -140,7 +140,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     first page of a TIFF with several pages is used if the others are smaller copies of it or masks.
 
     Raises:
-        ImageError: The image has more than 8 bits per channel, or several frames or pages of equal size.
+        ImageError: The pixel format is not supported, or there are several frames or pages of equal size.
         OSError, ValueError, ...: The image is truncated or damaged.
     """
     _check(image)

@@ -206,9 +206,11 @@ def _nonempty_set(
         DataError: There are no images.
     """
     if not names:
-        contents = "".join(f"; {note}" for note in hidden) + (f"; others: {shortlist(others, 3)}" if others else "")
+        found = [*hidden, *([f"other files: {shortlist(others, 3)}"] if others else [])]
         raise DataError(
-            f"no images found{contents}", where=path, fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}"
+            "; ".join(["no images found", *found]),
+            where=path,
+            fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}",
         )
     notes = [f"skipped {counted(len(others), 'file')} in {path} (not images): {shortlist(others, 3)}"] if others else []
     notes += [f"{path}: {note}" for note in hidden]

@@ -263,8 +263,8 @@ def joined_rows(table: CsvTable, first_column: int) -> list[int]:
 
     Args:
         table: Table as returned by `read_csv`.
-        first_column: First column to check, counted from 0. In a text in column 0, prose could look the same; it
-            differs in spaces after the delimiters, and in digits on both sides (decimal commas).
+        first_column: First column to check, counted from 0. In column 0, cells that look like prose are skipped: a
+            space follows a delimiter, or digits surround one (a decimal comma).
     """
     shifted = []
     prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")

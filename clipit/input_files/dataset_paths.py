@@ -39,7 +39,7 @@ def check_dataset_path(path: str, key: str) -> None:
             if folder.is_file()
             else "no such folder, and local paths are not looked up on the Hugging Face Hub",
             where=path,
-            fix=f"correct {key}; a data set on the Hub is written {HUB}owner/name",
+            fix=f"correct {key}; for a data set on the Hub, use {HUB}owner/name",
         )
     snapshots = folder / "snapshots"
     if (folder / "blobs").is_dir() and snapshots.is_dir():

@@ -68,7 +68,7 @@ def placeholder_notes(counts: Mapping[str, int], row: str) -> tuple[str, ...]:
     """
     names = [name for name in counts if name]
     largest = max(names, key=lambda name: counts[name], default="")
-    is_alone = [counts[name] for name in names].count(counts[largest]) == 1 if names else False
+    is_unique = [counts[name] for name in names].count(counts[largest]) == 1 if names else False
     return tuple(
         f"WARNING: {counted(counts[name], row)} with the group {name!r} count as one patient or slide; leave these "
         "cells empty if the patient or slide is unknown"
@@ -77,16 +77,17 @@ def placeholder_notes(counts: Mapping[str, int], row: str) -> tuple[str, ...]:
         and (
             name.casefold() in _UNKNOWN
             or not any(map(str.isalnum, name))
-            or (name == largest and is_alone and _is_unlike(name, [other for other in names if other != name]))
+            or (name == largest and is_unique and _is_unlike(name, [other for other in names if other != name]))
         )
     )
 
 
 def _is_unlike(name: str, others: Sequence[str]) -> bool:
-    """Return whether a name is written unlike all others, as words and numbers for an unknown patient are.
+    """Return whether a name looks different from all others, like a word or number that means "unknown".
 
-    Such a name starts with punctuation; is a number such as 0 or 999, of a length of its own; or is a word among names
-    with digits. Random ids may look like words, unless their length differs or all others have the same pattern.
+    Such a name starts with punctuation, is a number such as 0 or 999 whose length no other number has, or is a word
+    among names with digits. Because random ids may look like words, a word counts only if its length differs from all
+    others, or if all others have the same pattern.
     """
     if not name[0].isalnum():
         return all(other[0].isalnum() for other in others)

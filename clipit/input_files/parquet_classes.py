@@ -17,7 +17,7 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
     """Check that all parquet files of a data set list the same classes in the same order.
 
     Each file stores labels as indices into its own list, but `datasets` reads all of them with the list of one file.
-    Files without class names, and damaged local files, are not checked. Of files on the Hub, only the footers are read.
+    Files without class names, and damaged local files, are not checked. On the Hub, only the footers are read.
 
     Args:
         files: Local paths, or `hf://` URLs.
@@ -38,7 +38,7 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
                     f"the classes of the column {column} are {', '.join(names)}, but {', '.join(expected)} in "
                     f"{Path(other).name}: their indices would be mixed up",
                     where=path,
-                    fix="read each file on its own, cast the column to one list of classes (cast_column with "
+                    fix="read each file separately, cast the column to one list of classes (cast_column with "
                     "datasets.ClassLabel), and save all files again",
                 )
 

@@ -71,7 +71,7 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _has_end(stream: BinaryIO, stop: int) -> bool:
-    """Return whether another zip ends before a position: its end record is there, after its directory."""
+    """Return whether another zip ends before a position, where an end record then follows a directory."""
     stream.seek(max(stop - _TAIL_BYTES, 0))
     before = stream.read(stop - stream.tell())
     end = before.rfind(_END, 0, len(before) - _END_RECORD.size + len(_END))

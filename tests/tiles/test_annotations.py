@@ -239,7 +239,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (["x.png,ann,benign"], {}, "none of the 1 tile in the annotation table is among the 12 tiles"),
         (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels from two annotators"),
         (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
-        (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),
+        (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator cannot be found"),
         (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label for these tiles: zoe"),
         (["t0.png,ann,benign"], {"test_annotators": ["ann"]}, "none is left for the training tiles"),
         (["t8.png,ann,benign"], {"labels": "majority"}, "no training or validation tile has a label"),

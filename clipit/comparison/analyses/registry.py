@@ -13,7 +13,7 @@ from clipit.evaluation.score_row import ScoreRow
 from clipit.workspace.workspace import Workspace
 
 Analysis = Callable[[Plan, Workspace, Sequence[ScoreRow], Path], list[AnalysisResult]]
-"""Function of a plan, its workspace, the rows of its finished runs, and a folder for intermediate files."""
+"""Function that takes a plan, its workspace, the rows of its finished runs, and a folder for intermediate files."""
 ANALYSES: Mapping[str, Analysis] = {
     "complementarity": analyse_complementarity,
     "pairing": analyse_pairing,

@@ -54,9 +54,9 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     first_verdicts = [verdict for verdict in judged if verdict.key.arm == first]
     others = [verdict for verdict in judged if verdict.key.arm != first]
     if len(first_verdicts) == 1:
-        text = _for_one(first_verdicts[0], arms, LABELS[metric])
+        text = _describe_one(first_verdicts[0], arms, LABELS[metric])
     else:
-        text = _for_several(first_verdicts, LABELS[metric])
+        text = _describe_several(first_verdicts, LABELS[metric])
     if others:
         helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
         names = f"{', '.join(helpful) or 'none'} {'are' if len(helpful) > 1 else 'is'}"
@@ -64,7 +64,7 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     return f"{text}."
 
 
-def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str:
+def _describe_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str:
     base, arm = verdict.contrasts[0], verdict.key.arm
     if base.difference is None:
         return f"{arm}: not decided, because {base.interval.reason}"
@@ -98,7 +98,7 @@ def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str
     return f"{text} ({'; '.join(part for part in certainty if part)})"
 
 
-def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
+def _describe_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
     """Count the outcomes over data sets and backbones, with the range of the differences."""
     counts = Counter(_outcome_text(verdict) for verdict in verdicts)
     n = len(verdicts)

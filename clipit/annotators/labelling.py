@@ -70,7 +70,8 @@ class Consensus:
         ]
         few = len(self.votes) < _FEW_TILES
         advice = (
-            f"; {len(self.votes)} tiles are too few for reliable confusion matrices, so check these tiles"
+            f"; {counted(len(self.votes), 'tile is', 'tiles are')} too few for reliable confusion matrices, so check "
+            "these tiles"
             if few
             else ""
         )

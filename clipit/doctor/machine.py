@@ -74,13 +74,14 @@ def check_devices() -> list[Check]:
         message = "torch is a CUDA build but finds no GPU, so everything runs on the CPU."
         fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this warning"
         checks.append(Check("WARN", "GPU", message, fix))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = counted(count, "core")
     # `import clipit` sets this to passive, unless the user has set it.
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        message = f"OMP_WAIT_POLICY is active, so waiting threads slow down all other work on these {cores} cores."
+        message = f"OMP_WAIT_POLICY is active, so waiting threads slow down all other work on {cores}."
         checks.append(Check("WARN", "CPU", message, "unset OMP_WAIT_POLICY"))
     else:
-        checks.append(Check("PASS", "CPU", f"{cores} cores"))
+        checks.append(Check("PASS", "CPU", cores))
     return checks
 
 

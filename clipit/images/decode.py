@@ -214,7 +214,9 @@ def _check_png(image: Image.Image, data: bytes) -> None:
     last_row = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
     complete = bool(last_row.strip(b"\0")) and not image.info.get("interlace")  # Pillow fills missing rows with zeros
     if missing := 0 if complete else count_missing_bytes(data):
-        raise ImageError(f"the last {missing:,} bytes of the pixel data are missing: the PNG file is damaged")
+        raise ImageError(
+            f"{counted(missing, 'byte is', 'bytes are')} missing at the end of the pixel data: the PNG file is damaged"
+        )
 
 
 def _load(image: Image.Image) -> Image.Image:

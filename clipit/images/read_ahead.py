@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, TypeVar
 
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 
 try:
     import resource
@@ -86,7 +86,7 @@ class ReadingClock:
         if self.share() <= _NOTABLE or not self.items:
             return text
         per_tile = self.reading / self.items
-        limit = f"{1000 * per_tile:.1f} ms per tile on {self.threads} threads"
+        limit = f"{1000 * per_tile:.1f} ms per tile on {counted(self.threads, 'thread')}"
         if cached:
             text += f"; reading the cached tiles limits the speed ({limit})"
             remedies = [f"raise {threads_key}", "keep the output folder on a local disk"]
@@ -94,7 +94,7 @@ class ReadingClock:
             text += f"; decoding and resizing limit the speed ({limit})"
             cores = available_cores()
             if self.threads < cores:
-                remedies = [f"raise {threads_key} (this process may use {cores} cores)"]
+                remedies = [f"raise {threads_key} (this process may use {counted(cores, 'core')})"]
             else:
                 remedies = ["use more cores per process"]
             remedies.append("store tiles at the size that the model reads")

@@ -105,8 +105,9 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
         f"{counted(summary['snippets'], 'snippet')}",
         f"scores (cosine): 5th percentile {scores['0.05']:.3f}, median {scores['0.5']:.3f}, "
         f"95th percentile {scores['0.95']:.3f}",
-        f"hubness: {summary['hub_share']:.1%} of the tiles are paired with the {summary['hub_snippets']} most used "
-        "snippets (1%)" + ("" if skew is None else f"; skewness {skew:.2f}"),
+        f"hubness: {summary['hub_share']:.1%} of the tiles are paired with the "
+        f"{counted(summary['hub_snippets'], 'most used snippet')} (1%)"
+        + ("" if skew is None else f"; skewness {skew:.2f}"),
     ]
     if without:
         lines.append(f"{counted(without, 'tile')} without a pair ({summary['share_without_pair']:.1%})")
@@ -116,7 +117,8 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     lines += _agreement_lines(summary.get("agreement"))
     lines.append("most used:")
     lines += [
-        f"  {row['tiles']:6d} tiles  {printable(texts[row['snippet_id']][:90])}" for row in summary["most_used"][:5]
+        f"  {row['tiles']:6d} {'tile ' if row['tiles'] == 1 else 'tiles'}  {printable(texts[row['snippet_id']][:90])}"
+        for row in summary["most_used"][:5]
     ]
     lines.append("examples, from the best score to the worst:")
     lines += [

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int
 
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError
+from clipit.errors import ArtifactError, DataError, counted
 from clipit.output_files.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_file, write_json
 from clipit.output_files.whole_files import write_array
 from clipit.pairing.blocks import iterate_blocks, read_blocks, write_passes, write_tables
@@ -171,7 +171,7 @@ def pair_tiles(
         if missing and not index.flat and processes.main:
             key = index.artifact.manifest.facts["key"]
             logger.info(
-                f"note: index {key} returned {missing:,} fewer candidates than requested ({k} per tile); "
+                f"note: index {key} returned {counted(missing, 'fewer candidate')} than requested ({k} per tile); "
                 "use pairing.index=Flat to find all"
             )
         if rule_keys and not outcomes[0]:

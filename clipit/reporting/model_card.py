@@ -167,8 +167,8 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
         lines.append(f"- Validation: {counted(facts.validation_labels, 'label')} used")
     if facts.reports and facts.snippets:
         lines.append(
-            f"- Text: {facts.snippets:,} snippets from {counted(facts.reports, 'report')}; this folder contains no "
-            "report text"
+            f"- Text: {counted(facts.snippets, 'snippet')} from {counted(facts.reports, 'report')}; this folder "
+            "contains no report text"
         )
     for split, scored in facts.results.get("splits", {}).items():
         groups = (

@@ -168,7 +168,7 @@ def _check_read(data: bytes, member: zipfile.ZipInfo) -> None:
         BadZipFile: The size of the data differs from the size in the zip's directory.
     """
     if len(data) != member.file_size or (not data and member.compress_size > _MAX_EMPTY_BYTES):
-        raise zipfile.BadZipFile(f"{len(data)} bytes found, {member.file_size} expected")
+        raise zipfile.BadZipFile(f"{counted(len(data), 'byte')} found, {member.file_size} expected")
 
 
 def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:

@@ -14,7 +14,7 @@ from clipit.config.effects import select_keys
 from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, ModelError, as_note
+from clipit.errors import ArtifactError, DataError, ModelError, as_note, counted
 from clipit.output_files.artifacts import locked, read_json, whole_folder
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.patients import patients
@@ -88,7 +88,10 @@ def evaluate_external(
     notes += [*scored.notes, *checks["not_checked"]]
     if absent:
         present = len(scored.classes) - len(absent)
-        notes.append(f"no tile is labelled {', '.join(absent)}: scores are computed over the {present} other classes")
+        notes.append(
+            f"no tile is labelled {', '.join(absent)}: scores are computed over "
+            f"{counted(present, 'other class', 'other classes')}"
+        )
     for note in notes:
         logger.info(as_note(note))
     if not (scored.labels >= 0).any():
@@ -216,7 +219,7 @@ def _new_tiles(
     unknown = int((patients(tiles.groups, tiles.ids) == "").sum())
     problems = list(training.problems)
     if unknown:
-        problems.append(f"patients (unknown for {unknown} of {len(tiles)} new tiles)")
+        problems.append(f"patients (unknown for {unknown} of {counted(len(tiles), 'new tile')})")
     unchecked = [f"WARNING: not checked against training: {problem}" for problem in problems]
     checks = {"policy": policy, "leaks": [asdict(leak) for leak in leaks], "not_checked": unchecked}
     return replace(mapped, tiles=tiles), checks

@@ -107,7 +107,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     seen, problems = _patients_of_training(run)
     unknown = int((patients(tests.groups, tests.ids) == "").sum())
     if unknown:
-        problems = (*problems, f"patients (unknown for {unknown} of {len(tests)} test tiles)")
+        problems = (*problems, f"patients (unknown for {unknown} of {counted(len(tests), 'test tile')})")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
     if warning := misspelled_tests(tests, seen):
         notes.append(warning)

@@ -99,9 +99,10 @@ def study_chapters(
 def _explanation(provenance: Mapping[str, Any]) -> str:
     masks = provenance["masks"]
     return (
-        f"{counted(masks['test'], 'test mask')} from {counted(provenance['patients'], 'patient')}; {masks['train']} "
-        f"training and {counted(masks['validation'], 'validation mask')}. For methods without training, thresholds and "
-        f"scales are chosen on the validation masks. The foreground is {', '.join(provenance['foreground'])}. Means "
+        f"{counted(masks['test'], 'test mask')} from {counted(provenance['patients'], 'patient')}; "
+        f"{counted(masks['train'], 'training mask')} and {counted(masks['validation'], 'validation mask')}. "
+        "For methods without training, thresholds and scales are chosen on the validation masks. The foreground is "
+        f"{', '.join(provenance['foreground'])}. Means "
         "over images include only the images that contain it. Floors need no model. A ceiling is the highest mean Dice "
         "over images that can be reached by predicting one class per tile. The majority class of a tile, or of a "
         "method's window, is the class of most of its pixels; for windows, a threshold is chosen as for the method. "

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.images.decode import ImageError
 from clipit.slides.ome_images import choose_image, has_several, read_images
 from clipit.slides.slide_file import Level
@@ -177,7 +177,7 @@ def _level_problem(page: Any, first: Any) -> str:
         return "is damaged: it has no pixels"
     columns, rows = _tile_counts(page)
     if min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
-        return f"is damaged: it lacks some of its {columns * rows:,} tiles or strips"
+        return f"is damaged: it has fewer than {counted(columns * rows, 'tile or strip', 'tiles or strips')}"
     if str(page.dtype) != "uint8" or page.samplesperpixel != first.samplesperpixel or page.planarconfig != 1:
         return f"has different channels from the first: {page.samplesperpixel} of type {page.dtype}"
     if not _is_decoded_to_rgb(page):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.slides.slide_file import Level
 
 T = TypeVar("T")
@@ -82,7 +82,9 @@ def check_pages(path: Path) -> None:
     first = pages[0]
     if first.bits != 8 or first.channels not in (1, 3, 4):
         raise DataError(
-            f"not a bright-field RGB image: {first.channels} channels of {first.bits} bits", where=path, fix=_FIX
+            f"not a bright-field RGB image: {counted(first.channels, 'channel')} of {counted(first.bits, 'bit')}",
+            where=path,
+            fix=_FIX,
         )
     equal = sum(page.size == first.size and not page.is_reduced for page in pages)
     if equal > 1:

@@ -92,8 +92,8 @@ def write_faiss(
     centroids = _centroids(index)
     if len(rows) < MIN_ROWS * centroids:
         logger.info(
-            f"note: index {key!r} trains {centroids} centroids on {counted(len(rows), 'snippet')}; faiss recommends "
-            f"{MIN_ROWS} to {MAX_ROWS} per centroid, as with the key {fitting_key(key, len(rows))!r}"
+            f"note: index {key!r} trains {counted(centroids, 'centroid')} on {counted(len(rows), 'snippet')}; faiss "
+            f"recommends {MIN_ROWS} to {MAX_ROWS} per centroid, as with the key {fitting_key(key, len(rows))!r}"
         )
     try:
         if not index.is_trained:

@@ -71,7 +71,7 @@ def make_annotators(
     """
     if skills and len(skills) != count:
         raise ConfigError(
-            f"{len(skills)} skills for {counted(count, 'annotator')}",
+            f"{counted(len(skills), 'skill')} for {counted(count, 'annotator')}",
             where="--skills",
             fix="give one skill per annotator",
         )

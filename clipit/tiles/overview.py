@@ -32,7 +32,8 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
             unlabelled = int(in_split.sum()) - labelled
             labels = "no labels" if not labelled else f"{labelled:,} labelled, {unlabelled:,} not"
             labels = "all labelled" if labelled and not unlabelled else labels
-            lines.append(f"  {split:<10} {int(in_split.sum()):>7,} tiles, {labels}, {_patients_of(groups[in_split])}")
+            count, _, noun = counted(int(in_split.sum()), "tile").partition(" ")
+            lines.append(f"  {split:<10} {count:>7} {noun}, {labels}, {_patients_of(groups[in_split])}")
     lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
     lines += [f"  problem: {problem}" for problem in _missing(tiles, groups, tests_only)]
     lines += [f"  {as_note(note)}" for note in tiles.notes]

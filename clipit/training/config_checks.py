@@ -2,7 +2,7 @@
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.training.terms.term_table import all_terms
 
 
@@ -17,8 +17,8 @@ def check_keys(config: RunConfig) -> None:
     processes = get_processes().count
     if size < processes * micro_batches:
         problems.append(
-            f"training.tiles_per_step={size} is less than one tile per micro-batch: {processes} processes x "
-            f"{micro_batches} micro-batches"
+            f"training.tiles_per_step={size} is less than one tile per micro-batch: "
+            f"{counted(processes, 'process', 'processes')} x {counted(micro_batches, 'micro-batch', 'micro-batches')}"
         )
     if problems:
         raise ConfigError("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys")

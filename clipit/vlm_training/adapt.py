@@ -16,7 +16,7 @@ from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
-from clipit.errors import ClipitError, ConfigError, is_out_of_memory
+from clipit.errors import ClipitError, ConfigError, counted, is_out_of_memory
 from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
 from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
@@ -366,7 +366,8 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ClipitError(
-            f"not enough memory for {section.micro_batch} images or texts with their activations",
+            f"not enough memory for {counted(section.micro_batch, 'image or text', 'images or texts')} with "
+            "activations",
             where="adapt.micro_batch",
             fix=f"lower adapt.micro_batch, for example to {max(section.micro_batch // 2, 1)} (the gradient is still "
             "that of the whole batch; only dropout, if any, draws different random numbers), or choose adapt.tuning: "

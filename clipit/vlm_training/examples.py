@@ -50,9 +50,10 @@ def make_examples(
         n_bags = _different_bags(examples)
         if split == "train" and n_bags < examples.batch_size:
             available = (
-                f"{counted(len(examples), 'training patient gives', 'training patients give')} {n_bags} different bags"
+                f"{counted(len(examples), 'training patient gives', 'training patients give')} "
+                f"{counted(n_bags, 'different bag')}"
                 if section.data == "cases"
-                else f"only {n_bags} training examples"
+                else f"only {counted(n_bags, 'training example')}"
             )
             raise DataError(
                 f"{available}, fewer than a batch of {examples.batch_size}",

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError
+from clipit.errors import ArtifactError, counted
 from clipit.output_files.artifacts import fingerprint, reading, whole_file
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.bag_examples import MinedBags, examples_of, first_mined_bags, mine_bags
@@ -102,8 +102,9 @@ def warn_if_mining_is_slow(examples: BagExamples, section: AdaptConfig) -> None:
     least = least_interval(examples)
     if every < least:
         logger.warning(
-            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps until the "
-            f"next mining pass; with adapt.bags.mine_every={least}, it would take a tenth of the time"
+            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the "
+            f"{counted(every, 'step')} until the next mining pass; with "
+            f"adapt.bags.mine_every={least}, it would take a tenth of the time"
         )
 
 

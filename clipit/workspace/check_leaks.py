@@ -166,7 +166,7 @@ def _comparisons_made(
     """List the comparisons that were made."""
     lines = []
     if compared:
-        counts = ", ".join(f"{count:,} of {total:,} {split} tiles" for split, (count, total) in known.items())
+        counts = ", ".join(f"{count:,} of {counted(total, f'{split} tile')}" for split, (count, total) in known.items())
         lines.append(f"patients or slides of {counts}")
     if pixels != "off" and images.equal:
         lines.append(f"identical images among {counted(images.equal, 'tile')}")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.config.run import RunConfig
-from clipit.errors import shortlist
+from clipit.errors import counted_of, shortlist
 from clipit.pairing.leaks import near_leaks
 from clipit.patients import patients
 from clipit.tiles.splits import shuffled
@@ -42,7 +42,8 @@ def warn_about_near_duplicates(tiles: TileSet, config: RunConfig) -> TileSet:
     compared = int((sample.splits != "train").sum())
     examples = [f"{leak.id} ({leak.split}) ~ {leak.other_id} ({leak.other_split})" for leak in leaks]
     note = (
-        f"{len(later)} of {compared} validation and test tiles look like a tile in an earlier split "
+        f"{counted_of(len(later), compared, 'validation or test tile looks', 'validation and test tiles look')} like a "
+        "tile in an earlier split "
         f"({shortlist(examples, 2)}), and no groups are set, so scores will be too high"
     )
     logger.warning(

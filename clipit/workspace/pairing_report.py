@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.output_files.whole_files import write_text
@@ -45,7 +45,7 @@ def write_pairs_page(
         DataError: A tile's file cannot be opened, or the run's predictions cannot be read.
     """
     if most < 2:
-        raise ConfigError(f"a page of {most} tiles is too small", where="--most", fix="use 2 or more")
+        raise ConfigError(f"a page of {counted(most, 'tile')} is too small", where="--most", fix="use 2 or more")
     pairs = workspace.pairs
     shown = choose_tiles(pairs.table, most)
     tiles = workspace.all_tiles.of_split("train")

@@ -182,8 +182,10 @@ def test_channels_stacks_and_deep_pixels_are_no_slides(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "stack.tiff", np.stack([picture()] * 3), photometric="rgb", **tiled)
     five = np.zeros((200, 200, 5), np.uint8)
     tifffile.imwrite(tmp_path / "five.tiff", five, photometric="minisblack", planarconfig="contig", **tiled)
+    tifffile.imwrite(tmp_path / "grey.tiff", five[..., 0].astype(np.uint16), photometric="minisblack", **tiled)
     for name, words in {
         "deep.tiff": "3 channels of 16 bits",
+        "grey.tiff": "1 channel of 16 bits",
         "stack.tiff": "a stack of 3 pages of equal size",
         "five.tiff": "5 channels of 8 bits",
     }.items():
@@ -285,7 +287,7 @@ def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp
     [
         ("ImageWidth", 0, "is damaged: it has no pixels"),
         ("TileWidth", 0, "is damaged: it has no pixels"),
-        ("TileLength", 16, "is damaged: it lacks some of its 65 tiles"),
+        ("TileLength", 16, "is damaged: it has fewer than 65 tiles"),
         ("ImageLength", 90, "has a different shape from the first: 300 x 90 pixels"),
     ],
 )

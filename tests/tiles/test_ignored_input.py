@@ -215,7 +215,7 @@ def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
     for rows in (1, 3, 5):
         data = png_of(bytes((6 - rows) * row), 5, 6, bits, colour)
         for read in (decode, decode_values):
-            with pytest.raises(ImageError, match=f"the last {rows * row} bytes of the pixel data are missing"):
+            with pytest.raises(ImageError, match=f"{rows * row} bytes? (is|are) missing at the end"):
                 read(io.BytesIO(data))
 
 
@@ -224,7 +224,7 @@ def test_an_interlaced_png_whose_pixels_end_early() -> None:
     stream = b"".join((b"\0" + b"\7" * 3 * columns) * rows for columns, rows in passes)
     assert (np.asarray(decode(io.BytesIO(png_of(stream, 6, 7, 8, 2, 1)))) == 7).all()
     for rows in (1, 3):
-        with pytest.raises(ImageError, match=f"the last {rows * 19} bytes of the pixel data are missing"):
+        with pytest.raises(ImageError, match=f"{rows * 19} bytes? (is|are) missing at the end"):
             decode(io.BytesIO(png_of(stream[: -rows * 19], 6, 7, 8, 2, 1)))
 
 

@@ -23,7 +23,7 @@ def test_a_complete_set_is_described_in_a_line_per_split(make_tiles: Make) -> No
 
 def test_a_single_class_is_counted_in_the_singular(make_tiles: Make) -> None:
     tiles = replace(make_tiles([0, 0], ["train", "test"]), classes=("c0",))
-    assert "  2 tiles, 1 class: c0 2\n" in tiles_overview(tiles, TABLE)
+    assert "  2 tiles, 1 class: c0 2\n  train            1 tile, all labelled, " in tiles_overview(tiles, TABLE)
     assert "2 tiles, 1 class, fingerprint" in tiles.describe()
 
 

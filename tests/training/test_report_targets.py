@@ -115,7 +115,9 @@ def test_tiles_whose_reports_cannot_be_judged_are_counted(workspace: Workspace) 
     assert from_reports.fell_back.all() and np.allclose(from_reports.vectors(rows), own(rows), atol=1e-6)
     assert from_reports.unlabelled is not None and from_reports.unlabelled[rows].tolist() == [False] * 5 + [True]
     told = from_reports.describe_fallbacks(paired([rows[0]], [rows[5]], [-1]))
-    assert told.startswith("2 of 2 tiles fell back") and "tiles have only snippets from unlabelled reports" in told
+    assert (
+        told.startswith("2 of 2 tiles fell back") and "1 of 2 tiles has only snippets from unlabelled reports" in told
+    )
 
 
 def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> None:

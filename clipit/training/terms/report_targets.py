@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.logistic import fit_logistic
 from clipit.stores.embed import Store
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
@@ -43,22 +43,21 @@ class ReportVectors:
         Args:
             paired: Snippets of each tile; a tile is counted if all of its snippets fell back.
         """
-        text = (
-            f"{_count_tiles(paired, self.fell_back)} tiles fell back to their snippets' own embeddings: {self.reason}"
-        )
+        fell = _count_tiles(paired, self.fell_back, "fell", "fell")
+        text = f"{fell} back to their snippets' own embeddings: {self.reason}"
         if self.unlabelled is not None:
             text += (
-                f"; {_count_tiles(paired, self.unlabelled)} tiles have only snippets from unlabelled reports; these "
-                "snippets are classified like the others"
+                f"; {_count_tiles(paired, self.unlabelled, 'has', 'have')} only snippets from unlabelled reports; "
+                "these snippets are classified like the others"
             )
         return text
 
 
-def _count_tiles(paired: PairedSnippets, snippets: Bool[np.ndarray, "s"]) -> str:
-    """Format `N of M`: tiles whose snippets are all in the mask `snippets`, out of the tiles with any snippet."""
+def _count_tiles(paired: PairedSnippets, snippets: Bool[np.ndarray, "s"], one: str, several: str) -> str:
+    """Format `N of M tiles` and a verb: tiles whose snippets are all in the mask, out of the tiles with any snippet."""
     exists = paired.positions >= 0
     all_masked = (snippets[np.maximum(paired.positions, 0)] | ~exists).all(axis=1) & paired.valid
-    return f"{int(all_masked.sum())} of {int(paired.valid.sum())}"
+    return counted_of(int(all_masked.sum()), int(paired.valid.sum()), f"tile {one}", f"tiles {several}")
 
 
 def report_context(

@@ -14,7 +14,7 @@ from clipit.input_files.data_files import MISSING_VALUES, CsvTable, cell_text, w
 from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.nearby_files import similar_names
 from clipit.patients import leading_patient
-from clipit.reports.tables import read_side_table
+from clipit.reports.tables import OptionalColumn, read_side_table
 from clipit.reports.textfiles import RawReport
 
 _FIELDS = ("organ", "group", "label", "date")
@@ -40,14 +40,16 @@ class Metadata:
     fields: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def without_columns(self, config: ReportsConfig) -> ReportsConfig:
-        """Return the configuration for reading the reports, without the columns that this table provides."""
-        return config.model_copy(update={f"{field}_column": None for field in self.fields})
+    def for_reports(self, config: ReportsConfig) -> ReportsConfig:
+        """Return the configuration for reading the reports, which may lack the columns that this table provides."""
+        columns = {f"{field}_column": getattr(config, f"{field}_column") for field in self.fields}
+        return config.model_copy(update={key: OptionalColumn(name) for key, name in columns.items() if name})
 
     def add(self, reports: Sequence[RawReport], notes: list[str], problems: list[str]) -> list[RawReport]:
         """Add the fields to the reports; a report keeps its own value where the table has none.
 
-        The number of reports with a row is added to `notes`; unmatched reports and rows are counted in `problems`.
+        The number of reports with a row is added to `notes`; unmatched reports and rows, and values that differ from
+        those of the table, are counted in `problems`.
 
         Raises:
             DataError: No report has a row; the message lists examples of the ids of reports and rows.
@@ -82,12 +84,21 @@ class Metadata:
         unused = sorted(self.rows.keys() - set(keys))
         if unused:
             problems.append(f"{self.path}: {counted(len(unused), 'row')} without a report ({shortlist(unused, 3)})")
+        replaced: dict[str, list[str]] = {}
         added = []
         for report, key in zip(reports, keys, strict=True):
             changes: dict[str, Any] = {
                 name: value for name, value in self.rows.get(key, {}).items() if value is not None
             }
+            for field, value in changes.items():
+                own = getattr(report, field)
+                if own not in (None, value, *MISSING_VALUES):
+                    shown = f"{report.report_id or report.where}: {own!r} by {value!r}"
+                    replaced.setdefault(field, []).append(shown)
             added.append(report._replace(**changes))
+        for field, shown in replaced.items():
+            reports_with = counted(len(shown), "report has", "reports have")
+            problems.append(f"{self.path}: {reports_with} another {field}, which is replaced ({shortlist(shown, 3)})")
         return added
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:

@@ -90,7 +90,7 @@ def read_reports(config: ReportsConfig) -> Reports:
     problems: list[str] = []
     notes: list[str] = []
     metadata = read_metadata(config)
-    source_config = config if metadata is None else metadata.without_columns(config)
+    source_config = config if metadata is None else metadata.for_reports(config)
     try:
         raw_reports: Iterable[RawReport] = _read_source(source_config, format_name, path, problems)
         if config.tcga_barcodes and format_name != "tcga":

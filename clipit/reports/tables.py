@@ -49,6 +49,12 @@ TABLE_FORMATS = {
 _MAX_NAME_LENGTH = 60  # maximum length of a column name; a longer name is probably a report
 
 
+class OptionalColumn(str):
+    """Name of a column that the reports may lack, because a metadata table provides it."""
+
+    __slots__ = ()
+
+
 def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
     """Read a csv, tsv or xlsx file; csv cells that may contain additional rows are listed in `problems`.
 
@@ -98,7 +104,7 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = 
         )
     _check_columns(config, table.header, path, delimiter_hint(table.header) or _header_hint(config, table))
     for column in (config.id_column, config.group_column):
-        if column is not None:
+        if column in table.header:
             position = table.header.index(column)
             names = [cells[position].strip() for cells in table.rows]
             check_mangled(names, column, lambda row: f"{unit} {table.lines[row]}", path)
@@ -180,9 +186,10 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_column_names(file.schema_arrow.names, path)
-            _check_columns(config, file.schema_arrow.names, path)
+            names = file.schema_arrow.names
+            _check_columns(config, names, path)
             classes = class_names(file.schema_arrow.metadata or {})
-            for batch in file.iter_batches(batch_size=_BATCH, columns=sorted(set(_columns(config).values()))):
+            for batch in file.iter_batches(batch_size=_BATCH, columns=sorted({*_columns(config).values()} & {*names})):
                 for cells in batch.to_pylist():
                     number += 1
                     yield _raw_report(config, _name_classes(cells, classes), f"{path}, row {number}")
@@ -231,10 +238,11 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
         dataset = _select_split(dataset, config, lambda rows: counted(rows.num_rows, "report"), problems)
     check_arrow(dataset, f"{config.path}, {config.split}")
     _check_columns(config, dataset.column_names, config.path)
-    classes = {column: getattr(dataset.features[column], "names", None) for column in _columns(config).values()}
+    columns = sorted({*_columns(config).values()} & {*dataset.column_names})
+    classes = {column: getattr(dataset.features[column], "names", None) for column in columns}
     number = 0
     try:
-        for cells in dataset.select_columns(sorted(classes)):
+        for cells in dataset.select_columns(columns):
             number += 1
             yield _raw_report(config, _name_classes(cells, classes), f"{config.path}, {config.split} row {number}")
     except UnicodeDecodeError as error:
@@ -302,7 +310,7 @@ def _shown_name(column: str) -> str:
 
 def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:
     for key, column in _columns(config).items():
-        if column not in columns:
+        if column not in columns and not isinstance(column, OptionalColumn):
             raise DataError(
                 f"no column {column!r}; the columns are: {', '.join(map(_shown_name, columns)) or 'none'}",
                 where=where,

@@ -6,6 +6,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from clipit.config.run import ReportsConfig
@@ -160,3 +161,33 @@ def test_a_missing_file_and_a_date_that_is_none(tmp_path: Path) -> None:
     metadata = table(tmp_path / "m.csv", "report_id,signed", "a,31.5.2024")
     with pytest.raises(DataError, match=r"not in ISO 8601 format: 31\.5\.2024"):
         read_reports(ReportsConfig(path=str(folder), metadata=metadata, date_column="signed"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "folder"])
+def test_own_values_stay_where_the_table_has_none_and_others_are_counted(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": f"S{n}", "text": "Adenoma.", "label": f"old{n}", "organ": "colon"} for n in range(4)]
+    path = tmp_path / f"r.{suffix}"
+    match suffix:
+        case "csv":
+            pd.DataFrame(rows).to_csv(path, index=False)
+        case "parquet":
+            pd.DataFrame(rows).to_parquet(path)
+        case "jsonl":
+            pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+        case _:
+            path.mkdir()
+            pd.DataFrame(rows).to_csv(path / "r.csv", index=False)
+    metadata = table(tmp_path / "m.csv", "report_id,label,signed", "S0,new,2024-01-02", "S1,,2024-01-03", "S2,old2,")
+    columns = {"id_column": "id", "label_column": "label", "organ_column": "organ", "date_column": "signed"}
+    found = read_reports(ReportsConfig(path=str(path), metadata=metadata, **columns))
+    assert [report.label for report in found.reports] == ["new", "old1", "old2", "old3"]
+    assert [(report.organ, report.date) for report in found.reports] == [
+        ("colon", "2024-01-02"),
+        ("colon", "2024-01-03"),
+        ("colon", None),
+        ("colon", None),
+    ]
+    replaced = [problem for problem in found.problems if "replaced" in problem]
+    assert replaced == [f"{metadata}: 1 report has another label, which is replaced (S0: 'old0' by 'new')"]
+    with pytest.raises(DataError, match="no column 'site'"):
+        read_reports(ReportsConfig(path=str(path), metadata=metadata, **{**columns, "organ_column": "site"}))

@@ -96,9 +96,9 @@ class Metadata:
                     shown = f"{report.report_id or report.where}: {own!r} by {value!r}"
                     replaced.setdefault(field, []).append(shown)
             added.append(report._replace(**changes))
-        for field, shown in replaced.items():
-            reports_with = counted(len(shown), "report has", "reports have")
-            problems.append(f"{self.path}: {reports_with} another {field}, which is replaced ({shortlist(shown, 3)})")
+        for field, cases in replaced.items():
+            reports_with = counted(len(cases), "report has", "reports have")
+            problems.append(f"{self.path}: {reports_with} another {field}, which is replaced ({shortlist(cases, 3)})")
         return added
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:

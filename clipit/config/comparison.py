@@ -51,7 +51,8 @@ class ComparisonConfig(Section):
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds for the search; they must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)
-    """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
+    """Number of training tiles on the pairing page, with the predictions of the first arm that uses reports; 0: no
+    page."""
     run_pages: Literal["first_seed", "all", "none"] = "first_seed"
     """Runs for which plots and a page (report.html) are generated. `clipit pages` can generate the page of any finished
     run."""

@@ -65,7 +65,7 @@ class MilConfig(Section):
     """Folder of .h5 files, one per slide, or a single file, for `features: h5`."""
     slides: LocalPath[str | None] = None
     """Table with the columns `slide`, `label`, `group` (patient) and `split`, for `features: h5`; without a `split`
-    column, whole patients are held out. The keys classes, class_map, splits and other_parts of the section `tiles`
+    column, whole patients are held out. The keys classes, class_map, splits and other_parts of the `tiles` section
     apply to this table."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for validation if the table has no validation split."""
@@ -80,7 +80,7 @@ class MilConfig(Section):
     targets: MilTargetsConfig = MilTargetsConfig()
     arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
     """Arms of the study, in table order; `zero_shot` needs `prompts` and features from the VLM. Additional arms learn
-    from reports (`report_labels`, `report_embedding`, or both: `report`) and need the section `reports`; their
+    from reports (`report_labels`, `report_embedding`, or both: `report`) and need the `reports` section; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
     """Arm with which the other arms are compared."""

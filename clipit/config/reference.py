@@ -144,10 +144,13 @@ def _type(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_type(argument) for argument in arguments)
     if origin is tuple:
-        return f"list of {_type(arguments[0])}"
+        inner = _type(arguments[0])
+        if inner.startswith("one of "):
+            return f"list of any of {inner.removeprefix('one of ')}"
+        return f"list of {re.sub('integer|number|string', lambda match: match[0] + 's', inner)}"
     if origin is dict:
         return "mapping"
-    words = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}
+    words = {int: "integer", float: "number", str: "string", bool: "true or false", NoneType: "null"}
     return words.get(annotation, "path" if getattr(annotation, "__name__", "") == "Path" else str(annotation))
 
 

@@ -64,9 +64,9 @@ class VLMConfig(Section):
     """The frozen vision-language model."""
 
     name: LocalPath[str] = "embedded"
-    """`embedded`, a known name such as `plip` or `conch` (`clipit doctor --models` lists them),
-    `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), a local folder, or
-    `python:package.module:function` for your own function that returns `clipit.models.towers.Towers`."""
+    """`embedded` (the small VLM that ships with clipit), a known name such as `plip` or `conch` (`clipit doctor
+    --models` lists them), `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), a local
+    folder, or `python:package.module:function` for your own function that returns `clipit.models.towers.Towers`."""
     path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name."""
     adapter: Data[LocalPath[str | None]] = None
@@ -86,8 +86,8 @@ class BackboneConfig(Section):
     """The student's vision backbone."""
 
     name: LocalPath[str] = "embedded"
-    """`embedded`, a known name such as `uni` or `kaiko-vitb16`, any timm name, `hf-hub:ID` (timm), `transformers:ID`,
-    or a local folder in the format of timm or transformers."""
+    """`embedded` (the small backbone that ships with clipit), a known name such as `uni` or `kaiko-vitb16`, any timm
+    name, `hf-hub:ID` (timm), `transformers:ID`, or a local folder in the format of timm or transformers."""
     path: Data[LocalPath[str | None]] = None
     """Local files of a model with a known name: a folder or, for timm models, a weights file."""
     pretrained: bool = True

@@ -102,8 +102,9 @@ class RobustnessConfig(Section):
     """Methods of test-time adaptation. `statistics`: adaptation to the feature statistics of the target tiles.
     `transductive`: transductive inference with a text prior."""
     batches: int = Field(1, ge=0)
-    """Number of repetitions of the adaptation guard's test on batches with shifted class proportions. Each draws six
-    batches from each set: up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
+    """Number of times that the adaptation guard is tested on batches with shifted class proportions. Each time, six
+    batches are drawn from each set, with up to 30, 100 and 200 tiles and proportions from two Dirichlet
+    distributions."""
 
     @field_validator("adaptation")
     @classmethod

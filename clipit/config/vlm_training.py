@@ -44,12 +44,12 @@ class ContrastBagsConfig(Section):
     snippets: int = Field(1, ge=0, le=32)
     """Number of paired snippets in a text bag; at most `pairing.k`."""
     prompts: int = Field(0, ge=0, le=32)
-    """Number of nearest texts of the prompt dictionary in a text bag."""
+    """Number of nearest prompt-dictionary texts in a text bag."""
     whole_entries: bool = False
     """Add all texts of the dictionary entries of the prompts in the bag, at most 12 per entry: term, rephrasings,
     findings and causes."""
     class_prompts: int = Field(0, ge=0, le=32)
-    """Number of nearest texts of the class prompts in a text bag (needs `prompts`)."""
+    """Number of nearest class-prompt texts in a text bag (needs `prompts`)."""
     dictionary: Data[LocalPath[str]] = "histology"
     """Prompt dictionary: a YAML file or the name of a packaged dictionary."""
     margin: float | None = Field(None, ge=0)

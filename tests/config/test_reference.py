@@ -35,10 +35,10 @@ def test_the_twenty_most_common_keys_come_first() -> None:
 def test_an_entry_has_type_default_effect_and_meaning() -> None:
     page = reference()
     assert entry("vlm.batch_size", page).startswith("(integer, default `64`, **speed**) ")
-    assert entry("tracking.project", page).startswith("(text, default `clipit`, **reporting**) "), "of its section"
+    assert entry("tracking.project", page).startswith("(string, default `clipit`, **reporting**) "), "of its section"
     assert entry("training.patience", page).startswith("(integer or null, default `null`) ")
     assert "`<slide>.png`" in entry("mil.masks", page), "code is not escaped"
-    assert entry("comparison.seeds", page).startswith("(list of integer, default `[0, 1, 2]`) ")
+    assert entry("comparison.seeds", page).startswith("(list of integers, default `[0, 1, 2]`) ")
     assert "one of `linear`, `late_fusion`" in entry("student.head", page)
     assert entry("training.accumulation", page).startswith("(integer or `auto`, default `1`) "), "of an annotated type"
     assert "default `[1, 2, 5, 10, null]`" in entry("segmentation.training.masks", page), "as in YAML"

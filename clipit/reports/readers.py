@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ _DATA_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson
 _SHOWN_PROBLEMS = 5
 _DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file", "<?xml": "an XML document"}
 """First characters of documents that are not plain text."""
+_JSON = "a JSON object"
 
 
 @dataclass(frozen=True)
@@ -198,12 +200,13 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
-        document = next((name for start, name in _DOCUMENTS.items() if raw.text.lstrip().startswith(start)), None)
-        if document is not None:
+        if document := _document_kind(raw.text):
             raise DataError(
                 f"this report is {document}, not plain text",
                 where=raw.where,
-                fix="convert the reports to plain text first",
+                fix="set reports.path to the file, and reports.format to jsonl if it has one object per report"
+                if document == _JSON
+                else "convert the reports to plain text first",
             )
         name = raw.report_id
         if name is None:
@@ -222,6 +225,16 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     check_rounded([report.report_id for report in reports], "id", where.__getitem__, None)
     check_rounded([report.group for report in reports], "group", where.__getitem__, None)
     return reports, empty
+
+
+def _document_kind(text: str) -> str:
+    """Return what a text is if it is not plain text; otherwise ""."""
+    start = text.lstrip()
+    if start.startswith(("{", "[{")):
+        with suppress(ValueError, RecursionError):
+            json.JSONDecoder().raw_decode(start.removeprefix("["))
+            return _JSON
+    return next((name for mark, name in _DOCUMENTS.items() if start.startswith(mark)), "")
 
 
 def _missing_to_none(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:

@@ -33,6 +33,10 @@ _SEPARATORS = {
     "\u2029": "paragraph separator",
 }
 _SEPARATOR = re.compile(f"[{''.join(_SEPARATORS)}]")
+_TABLE_FORMATS = {"\t": "tsv", ",": "csv", ";": "csv"}  # by delimiter
+_COLUMN_NAME = re.compile(r"\s*\"?[^\W\d]+\"?\s*")
+_KNOWN_COLUMN = re.compile(r"(?i)\W*(?:\w+_)?(?:id|text|report|patient|case|group|label|organ|date)\W*")
+_MIN_ROWS = 3  # minimum number of lines with equal numbers of tabs that are a table
 _DAMAGED = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError, struct.error, zlib.error,
     lzma.LZMAError,
@@ -62,16 +66,26 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     return ends a line only if the file has no line feed.
 
     Raises:
-        DataError: The text cannot be decoded, or the file is a single line that contains such characters.
+        DataError: The text cannot be decoded, the file is a table, or a single line that contains such characters.
     """
     counts: Counter[str] = Counter()
+    tabs: set[int] = set()
     lines = affected = 0
     with decoding(path, encoding), path.open(encoding=codec(encoding), newline="\n") as stream:
         for number, report in enumerate(text_lines(stream), 1):
+            if report.strip():
+                _check_no_header(report if not lines else "", f"{path}, line {number}")
+                tabs.add(report.count("\t"))
             separators = _SEPARATOR.findall(report.strip())
             counts.update(separators)
             lines, affected = lines + bool(report.strip()), affected + any(char != "\0" for char in separators)
             yield RawReport(f"{path}, line {number}", report)
+    if lines >= _MIN_ROWS and len(tabs) == 1 and 0 not in tabs:
+        raise DataError(
+            f"every line contains {counted(tabs.pop(), 'tab')}: the file is a table, not one report per line",
+            where=path,
+            fix="set reports.format to tsv (--reports.format=tsv), or replace the tabs by spaces",
+        )
     if lines == 1 and counts:
         listed = _list_separators(counts)
         raise DataError(
@@ -86,6 +100,25 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         f"{path}: {counted_of(affected, lines, 'line contains', 'lines contain')} characters that other programs read "
         f"as the end of a line or report ({_list_separators(counts)}); each line was read as one report"
     )
+
+
+def _check_no_header(line: str, where: str) -> None:
+    """Check that the first line of a text is not the header of a table, such as `id,text`.
+
+    Raises:
+        DataError: The line consists of column names, and at least two of them are common ones.
+    """
+    for delimiter in (*_TABLE_FORMATS, "|"):
+        names = line.split(delimiter)
+        if all(map(_COLUMN_NAME.fullmatch, names)) and sum(map(bool, map(_KNOWN_COLUMN.fullmatch, names))) > 1:
+            format_name = _TABLE_FORMATS.get(delimiter)
+            raise DataError(
+                f"the first line is the header of a table, not a report: {shortlist([line.strip()])}",
+                where=where,
+                fix=f"set reports.path to this file, and reports.format to {format_name}"
+                if format_name
+                else "save the table with commas, as .csv",
+            )
 
 
 def _list_separators(counts: Counter[str]) -> str:
@@ -122,6 +155,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
             text = data.decode(codec(encoding))
         except UnicodeError as error:
             raise decoding_error(data, where, encoding) from error
+        _check_no_header(text.lstrip().partition("\n")[0], where)
         yield RawReport(where, text, name[: -len(".txt")])
 
 

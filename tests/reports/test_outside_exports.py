@@ -134,3 +134,40 @@ def test_a_repeated_header_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("id,text\n1,Adenoma\n\ufeffid,text\n2,Nevus\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"repeats the header.*\n.*line 3\n.*remove the row"):
         read_reports(ReportsConfig(path=str(tmp_path / "r.csv")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("S1\tP1\tAdenoma\nS2\tP2\tNevus\nS3\tP3\tMelanoma\n", r"every line contains 2 tabs(.|\n)*format to tsv"),
+        ('id,text\n1,"Adenocarcinoma,\nwell differentiated"\n', r"the header of a table(.|\n)*format to csv"),
+        ("CASE_ID;REPORT\n1;Adenoma\n", r"the header of a table(.|\n)*format to csv"),
+        ("patient\ttext\n1\tAdenoma\n", r"the header of a table(.|\n)*format to tsv"),
+        ("id|text\n1|Adenoma\n", r"the header of a table(.|\n)*save the table with commas"),
+        ('{"id": 1, "text": "Adenoma"}\n{"id": 2, "text": "Nevus"}\n', r"a JSON object(.|\n)*format to jsonl"),
+        ('[{"id": 1, "text": "Adenoma"},\n{"id": 2, "text": "Nevus"}]\n', r"a JSON object(.|\n)*format to jsonl"),
+    ],
+)
+def test_tables_in_txt_files_are_errors(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "r.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_reports(ReportsConfig(path=str(tmp_path / "r.txt")))
+    if "tabs" not in message:
+        with pytest.raises(DataError, match=message):
+            read_reports(ReportsConfig(path=str(tmp_path)))
+
+
+def test_texts_that_look_a_little_like_tables_are_read(tmp_path: Path) -> None:
+    lines = [
+        "Skin, arm, benign nevus",
+        "Site:\tcolon",
+        "{Addendum} Adenoma",
+        "[1] Polyp",
+        "report, final",
+        "ID\tS24123",
+    ]
+    (tmp_path / "r.txt").write_text("\n".join(lines))
+    assert [report.text for report in read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).reports] == lines
+    for line in lines:
+        (tmp_path / "r.txt").write_text(line)
+        assert len(read_reports(ReportsConfig(path=str(tmp_path))).reports) == 1

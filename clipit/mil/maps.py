@@ -81,7 +81,7 @@ class MaskedSlides:
     notes: tuple[str, ...] = ()
 
 
-def check_masks(mil: MilConfig, tiles: TilesConfig) -> None:
+def check_mask_settings(mil: MilConfig, tiles: TilesConfig) -> None:
     """Check that there are slides and a mask folder, if maps are compared with masks.
 
     Raises:

@@ -22,7 +22,7 @@ from clipit.mil.arm_targets import arm_targets
 from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms, class_frequencies
 from clipit.mil.bags import MilBags, keep_labels
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
-from clipit.mil.maps import MilMaps, check_masks, make_maps, read_masks
+from clipit.mil.maps import MilMaps, check_mask_settings, make_maps, read_masks
 from clipit.mil.train_network import MilModel, check_trainable, train_mil
 from clipit.output_files.artifacts import locked, write_record
 from clipit.output_files.whole_files import write_frame, write_text
@@ -75,7 +75,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     """
     check_arms(config, mil)
     check_labels(config, mil)
-    check_masks(mil, config.tiles)
+    check_mask_settings(mil, config.tiles)
     inputs = read_inputs(config, mil)
     if get_processes().main:
         logged = () if inputs.tiles is None else inputs.tiles.notes  # logged when the tiles were read

@@ -159,13 +159,16 @@ def shared_files(files: Sequence[str]) -> list[str]:
 def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:
     """Decode every mask once, count its pixels by class, and drop masks with only ignored pixels.
 
+    The notes state the share of ignored pixels, and warn if some masks seem to write a class as an ignored value.
+
     Args:
         unreadable: `error` to raise one error that lists all unusable masks; `quarantine` to drop, count and list them.
 
     Raises:
         DataError: Masks are unusable, no mask has a labelled pixel, or a class has no pixel in any mask.
     """
-    counts = np.zeros((len(masks), len(masks.classes.names)), dtype=np.int64)
+    names = masks.classes.names
+    pixels = np.zeros((len(masks), len(names) + 1), dtype=np.int64)  # the last column counts ignored pixels
     problems: dict[int, ClipitError] = {}
 
     def count(index: int) -> Int64[np.ndarray, " c"] | ClipitError:
@@ -173,7 +176,7 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
             codes = masks.read(index)[1]
         except ClipitError as error:
             return error
-        return np.bincount(codes[codes != IGNORED], minlength=len(masks.classes.names)).astype(np.int64)
+        return np.bincount(np.where(codes == IGNORED, len(names), codes).ravel(), minlength=len(names) + 1)
 
     blocks = [range(start, min(start + _BLOCK, len(masks))) for start in range(0, len(masks), _BLOCK)]
     with reading_threads() as pool, progress("checking masks", len(masks)) as advance:
@@ -182,11 +185,11 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
                 if isinstance(result, ClipitError):
                     problems[index] = result
                 else:
-                    counts[index] = result
+                    pixels[index] = result
             advance(len(block))
     if problems and unreadable == "error":
         raise _unusable(masks, problems)
-    ids = masks.tiles.ids
+    ids, counts = masks.tiles.ids, pixels[:, :-1]
     ignored = [i for i in range(len(masks)) if i not in problems and not counts[i].any()]
     notes = list(masks.notes)
     if problems:
@@ -204,8 +207,9 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
             where=masks.tiles.where,
             fix="correct segmentation.ignore, or the masks" if ignored else str(next(iter(problems.values()))),
         )
+    notes += _ignored_notes(pixels[kept], [str(ids[i]) for i in kept], masks.classes)
     checked = replace(masks, counts=counts, notes=tuple(notes)).select(kept)
-    absent = [name for name, n in zip(masks.classes.names, checked.counts.sum(axis=0).tolist(), strict=True) if not n]
+    absent = [name for name, n in zip(names, checked.counts.sum(axis=0).tolist(), strict=True) if not n]
     if absent:
         raise DataError(
             f"no mask contains a pixel of {', '.join(absent)}",
@@ -213,6 +217,32 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
             fix="correct the values in segmentation.classes, or remove the class",
         )
     return checked
+
+
+def _ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes: MaskClasses) -> list[str]:
+    """Describe ignored pixels, and masks in which a class may be written as an ignored value.
+
+    Args:
+        pixels: Pixel counts of each mask by class; the last column counts ignored pixels.
+        ids: Tile of each mask.
+    """
+    ignored, present = pixels[:, -1], (pixels[:, :-1] > 0).sum(axis=1)
+    if not ignored.any():
+        return []
+    share = ignored.sum() / pixels.sum()
+    notes = [
+        f"{counted_of(int((ignored > 0).sum()), len(ids), 'mask contains', 'masks contain')} ignored pixels "
+        f"({', '.join(map(str, classes.ignore))}), {share:.2%} of all mask pixels"
+    ]
+    doubtful = (ignored > 0) & (present == 1)
+    if doubtful.any() and ((ignored == 0) & (present > 1)).any():
+        listed = shortlist([ids[index] for index in np.flatnonzero(doubtful)], _LISTED)
+        notes.append(
+            f"WARNING: {counted_of(int(doubtful.sum()), len(ids), 'mask contains', 'masks contain')} only one class and "
+            "ignored pixels, while others contain several classes and no ignored pixels; if masks from different "
+            f"sources write a class differently, such as 1 and 255, rewrite them with one value: {listed}"
+        )
+    return notes
 
 
 def _unusable(masks: MaskSet, problems: Mapping[int, ClipitError]) -> ClipitError:

@@ -173,6 +173,15 @@ def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Pa
     assert kept.tiles.ids.tolist() == ["0.png"] and "1 mask was dropped, because every pixel" in kept.notes[1]
 
 
+def test_ignored_pixels_are_counted_and_masks_that_write_a_class_so_are_warned_of(tmp_path: Path) -> None:
+    several = np.array([[0, 1, 1, 0]] * 3, np.uint8)
+    alike = check_masks(table(tmp_path, {"a.png": several, "b.png": several}), "error")
+    assert not alike.notes
+    unlike = check_masks(table(tmp_path, {"a.png": several, "b.png": several * 255}), "error")
+    assert unlike.notes[0] == "1 of 2 masks contains ignored pixels (255), 25.00% of all mask pixels"
+    assert unlike.notes[1].startswith("WARNING: 1 of 2 masks contains only one class") and "1.png" in unlike.notes[1]
+
+
 def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="every pixel is ignored"):
         check_masks(table(tmp_path, {"a.png": np.full((3, 4), 255, np.uint8)}), "error")

@@ -149,7 +149,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check(image: Image.Image, compare_pages: bool = True) -> None:
-    """Reject images that cannot be converted to 8-bit RGB without loss."""
+    """Reject images without pixels, and images that cannot be converted to 8-bit RGB without loss."""
+    if 0 in image.size:
+        raise ImageError(f"it has no pixels ({image.width} x {image.height})")
     _check_pixel_format(image)
     _check_pages(image, compare_pages)
 

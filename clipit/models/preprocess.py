@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -290,7 +290,7 @@ def require_sequence(images: Iterable[Picture] | str | Path) -> Sequence[Picture
     Raises:
         DataError: A single image, or something other than images, was given.
     """
-    if isinstance(images, str | Path | Image.Image | bytes | Mapping) or not isinstance(images, Iterable):
+    if isinstance(images, str | Path | Image.Image | bytes | Mapping | Set) or not isinstance(images, Iterable):
         raise DataError(
             "expected a list of images, a folder or a zip, got one image or a path that does not exist"
             if isinstance(images, str | Path | Image.Image)
@@ -318,7 +318,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         where = image if isinstance(image, str | Path) else f"images[{position}]"
     try:
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise DataError(
                     f"an array of type {image.dtype} and shape {image.shape} is not an 8-bit RGB image",
                     where=where,

@@ -60,7 +60,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
 
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
     of them are read; a polygon is named after its class (QuPath's `classification`) or its `name`. Points, lines, empty
-    geometries and rings without an area are dropped and counted in the log.
+    geometries, rings without an area and TMA cores that QuPath marks as missing are dropped and counted in the log.
 
     Args:
         content: Content of the file, if it comes from a zip; None to read the file.
@@ -76,7 +76,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     ]
     if any(dropped.values()):
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(dropped.items()) if count)
-        logger.info(f"note: {path}: dropped geometries without an area: {counts}")
+        logger.info(f"note: {path}: dropped geometries: {counts}")
     if not polygons and not may_be_empty:
         raise DataError(
             "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
@@ -108,10 +108,13 @@ def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> 
     if geojson_type == "FeatureCollection":
         yield from _polygons(_member(value, "features", path), path, dropped)
     elif geojson_type == "Feature":
+        properties = value.get("properties")
         if value.get("geometry") is None:
             dropped["empty geometry"] += 1
+        elif isinstance(properties, dict) and properties.get("isMissing") in (True, "true"):
+            dropped["TMA core marked as missing in QuPath"] += 1
         else:
-            yield from _polygons(value["geometry"], path, dropped, _name(value.get("properties")))
+            yield from _polygons(value["geometry"], path, dropped, _name(properties))
     elif geojson_type == "GeometryCollection":
         yield from _polygons(_member(value, "geometries", path), path, dropped, name)
     elif geojson_type == "Polygon":

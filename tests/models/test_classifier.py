@@ -271,9 +271,16 @@ def test_series_and_generators_are_read_in_their_order(pictures: list[Image.Imag
         assert [read(row).tobytes() for row in range(3)] == [p.convert("RGB").tobytes() for p in pictures[:3]]
 
 
-def test_a_mapping_in_place_of_images_is_refused() -> None:
+@pytest.mark.parametrize("images", [{"a": "a.png"}, {"a.png", "b.png"}])
+def test_images_without_an_order_or_in_a_mapping_are_refused(images: Any) -> None:
     with pytest.raises(DataError, match="expected a list of images"):
-        open_pictures({"a": "a.png"})
+        open_pictures(images)
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 4, 3), np.uint8), Image.new("RGB", (4, 0))])
+def test_an_image_without_pixels_is_refused(empty: Any) -> None:
+    with pytest.raises(DataError, match=r"shape \(0, 4, 3\)|no pixels \(4 x 0\)"):
+        open_pictures([empty])[1](0)
 
 
 def test_empty_prompts_are_refused(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:

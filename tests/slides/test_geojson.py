@@ -87,6 +87,16 @@ def test_points_lines_and_flat_rings_are_left_out_and_counted(tmp_path: Path, ca
     assert "1 x Point" in line and "1 x empty geometry" in line and "1 x hole" in line and "1 x ring" in line
 
 
+def test_missing_cores_of_a_tissue_microarray_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cores = [feature(polygon(SQUARE)) | {"properties": {"name": f"A-{n}", "isMissing": n > 1}} for n in range(4)]
+    with caplog.at_level(logging.INFO):
+        read = contours(tmp_path, cores)
+    assert [core.name for core in read] == ["A-0", "A-1"]
+    assert "2 x TMA core marked as missing" in caplog.messages[0]
+
+
 BAD = {
     "not JSON": ("<xml/>", "not JSON"),
     "not JSON, too deep": ("[" * 100_000, "not JSON"),

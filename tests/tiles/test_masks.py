@@ -28,7 +28,7 @@ CODES = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, -1]]
 def table(folder: Path, masks: "dict[str, Any]", zipped: bool = False, **keys: Any) -> MaskSet:
     """The masks of a table with one image per mask: an array, an image, JSON, bytes, or None for an empty cell."""
     images = folder / "files"
-    images.mkdir()
+    images.mkdir(parents=True)
     lines = ["path,split,group,mask"]
     for number, (name, mask) in enumerate(masks.items()):
         Image.new("RGB", (4, 3)).save(images / f"{number}.png")
@@ -175,9 +175,9 @@ def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Pa
 
 def test_ignored_pixels_are_counted_and_masks_that_write_a_class_so_are_warned_of(tmp_path: Path) -> None:
     several = np.array([[0, 1, 1, 0]] * 3, np.uint8)
-    alike = check_masks(table(tmp_path, {"a.png": several, "b.png": several}), "error")
+    alike = check_masks(table(tmp_path / "alike", {"a.png": several, "b.png": several}), "error")
     assert not alike.notes
-    unlike = check_masks(table(tmp_path, {"a.png": several, "b.png": several * 255}), "error")
+    unlike = check_masks(table(tmp_path / "unlike", {"a.png": several, "b.png": several * 255}), "error")
     assert unlike.notes[0] == "1 of 2 masks contains ignored pixels (255), 25.00% of all mask pixels"
     assert unlike.notes[1].startswith("WARNING: 1 of 2 masks contains only one class") and "1.png" in unlike.notes[1]
 

@@ -238,8 +238,8 @@ def _ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes
     if doubtful.any() and ((ignored == 0) & (present > 1)).any():
         listed = shortlist([ids[index] for index in np.flatnonzero(doubtful)], _LISTED)
         notes.append(
-            f"WARNING: {counted_of(int(doubtful.sum()), len(ids), 'mask contains', 'masks contain')} only one class and "
-            "ignored pixels, while others contain several classes and no ignored pixels; if masks from different "
+            f"WARNING: {counted_of(int(doubtful.sum()), len(ids), 'mask contains', 'masks contain')} only one class "
+            "and ignored pixels, while others contain several classes and no ignored pixels; if masks from different "
             f"sources write a class differently, such as 1 and 255, rewrite them with one value: {listed}"
         )
     return notes

@@ -236,7 +236,7 @@ def _ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes
     ]
     doubtful = (ignored > 0) & (present == 1)
     if doubtful.any() and ((ignored == 0) & (present > 1)).any():
-        listed = shortlist([ids[index] for index in np.flatnonzero(doubtful)], _LISTED)
+        listed = shortlist([ids[index] for index in np.flatnonzero(doubtful).tolist()], _LISTED)
         notes.append(
             f"WARNING: {counted_of(int(doubtful.sum()), len(ids), 'mask contains', 'masks contain')} only one class "
             "and ignored pixels, while others contain several classes and no ignored pixels; if masks from different "

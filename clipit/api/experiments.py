@@ -158,6 +158,7 @@ def tune(config: Config, agents: int = 1) -> TuneResult:
 
     Raises:
         DataError: There are no validation labels.
+        DivergenceError: Training of an arm diverged at every grid point.
     """
     from clipit.comparison.tune import tune as tune_arms
 

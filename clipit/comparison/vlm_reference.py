@@ -101,7 +101,9 @@ def fit_vlm_probe(
 def score_reference(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n c"], file: Path) -> ScoreRow:
     """Write the predictions for a test set and add the score to the row."""
     known = test.labels >= 0
-    write_once(file, Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities))
+    write_in_main_process(
+        file, Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
+    )
     return replace(
         row,
         tiles=int(known.sum()),
@@ -169,7 +171,7 @@ def _file_name(text: str) -> str:
     return text if plain == text else f"{plain}-{fingerprint(text)[:6]}"
 
 
-def write_once(path: Path, predictions: Predictions) -> None:
+def write_in_main_process(path: Path, predictions: Predictions) -> None:
     """Write predictions from the main process."""
     if get_processes().main:
         write_predictions(path, predictions)

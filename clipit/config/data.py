@@ -310,8 +310,8 @@ class ReportsConfig(Section):
     """Column with the report date (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
     """Additional table (csv, tsv or xlsx) with one row per report or per patient. The configured columns for organ,
-    group, label and date are read from this table if it contains them. Reports without a value in this table keep
-    their own."""
+    group, label and date are read from this table if it contains them. If it has no value for a report, the
+    report's own value is used."""
     metadata_id_column: Data[str | None] = None
     """Column of `metadata` with report ids; null: `report_id`, if it exists."""
     metadata_group_column: Data[str | None] = None

@@ -19,7 +19,7 @@ from clipit.comparison.analyses.pairing import prepare_rules, search_snippets
 from clipit.comparison.analyses.result import AnalysisResult, heading, predictions_file, read_test_predictions
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
-from clipit.comparison.vlm_reference import reference_file, write_once
+from clipit.comparison.vlm_reference import reference_file, write_in_main_process
 from clipit.errors import DataError, counted
 from clipit.evaluation.complementarity import Complementarity, complementarity
 from clipit.evaluation.predictions import Predictions
@@ -111,7 +111,7 @@ def _other_classifiers(
 
     def save(name: str, predictions: Predictions) -> _Classifier:
         file = reference_file(folder, name, seed, "test")
-        write_once(file, predictions)
+        write_in_main_process(file, predictions)
         return predictions, file
 
     try:

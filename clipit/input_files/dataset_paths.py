@@ -54,7 +54,7 @@ def check_dataset_path(path: str, key: str) -> None:
 
 
 def split_files(path: str, key: str) -> dict[str, list[Path]]:
-    """Return the data files of each split of a local folder, as the `datasets` package assigns them by their names.
+    """Return the data files of each split in a local folder; the `datasets` package assigns files to splits by name.
 
     Args:
         path: Local folder.

@@ -87,7 +87,7 @@ def _class_names(path: str) -> dict[str, list[str]]:
 
 
 def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Return the class names of each column of class indices, from the metadata of a parquet file's schema."""
+    """Read the class names of all columns with class indices from the metadata of a parquet file's schema."""
     try:
         features = json.loads(metadata[_KEY])["info"]["features"]
         listed = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}

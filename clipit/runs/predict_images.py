@@ -2,13 +2,14 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, as_note, counted, shortlist
@@ -68,7 +69,8 @@ def predict_images(
                 starts = chunk_starts(len(images), inputs[BATCH_SIZE])
                 files = write_chunks(paths.partial, classifier, images, zero_shot, options, starts)
                 if processes.main:
-                    _finish(paths, files, inputs, classifier, images, zero_shot, warning)
+                    chunks = read_chunks(files, images, starts)
+                    _finish(paths, chunks, inputs, classifier, images, zero_shot, warning)
             if processes.main:
                 _delete_chunks(paths)  # before the lock is released: a waiting command may then write to the folder
     elif processes.main:
@@ -124,7 +126,7 @@ def _prepare(paths: PredictionPaths, inputs: dict[str, Any], notes: Sequence[str
 
 def _finish(
     paths: PredictionPaths,
-    files: list[Path],
+    chunks: Iterable[pa.Table],
     inputs: Mapping[str, Any],
     classifier: "Classifier",
     images: ImageSet,
@@ -137,7 +139,7 @@ def _finish(
         DataError: No image can be read; nothing is written.
     """
     head_classes = {"p_": classifier.classes} | ({"zs_": zero_shot.classes} if zero_shot else {})
-    outcomes, unreadable = write_table(paths.table, read_chunks(files), images, head_classes)
+    outcomes, unreadable = write_table(paths.table, chunks, images, head_classes)
     if len(unreadable) == len(images):
         paths.table.unlink()
         _delete_chunks(paths)

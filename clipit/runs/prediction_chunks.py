@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from clipit.distributed import get_processes
-from clipit.errors import ModelError, counted
+from clipit.errors import ArtifactError, ModelError, counted
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.images.decode import Unreadable
@@ -119,14 +119,20 @@ def write_chunks(
     return list(files.values())
 
 
-def read_chunks(files: Sequence[Path]) -> Iterator[pa.Table]:
+def read_chunks(files: Sequence[Path], images: ImageSet, starts: range) -> Iterator[pa.Table]:
     """Iterate over the tables of the chunks.
 
     Raises:
-        ArtifactError: A chunk is unreadable.
+        ArtifactError: A chunk is unreadable, or does not contain the predictions of its images.
     """
-    for file in files:
-        yield read_parquet(file, "delete this file and start the same command again")
+    fix, names = "delete this file and start the same command again", None
+    for file, start in zip(files, starts, strict=True):
+        table = read_parquet(file, fix)
+        names = names or table.column_names
+        has_columns = table.column_names == names and {*table.schema.types} <= {pa.string(), pa.float32()}
+        if not has_columns or table["id"].to_pylist() != list(images.ids[start : start + starts.step]):
+            raise ArtifactError("this file has changed: its rows or columns differ", where=file, fix=fix)
+        yield table
 
 
 def _batches(start: int, stop: int, options: PredictionOptions) -> Iterator[range]:

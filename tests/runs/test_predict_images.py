@@ -165,6 +165,31 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(
     assert files(out) == files(tmp_path / "once/p.csv")
 
 
+@pytest.mark.parametrize("change", ["packed", "dropped", "reordered", "retyped"])
+def test_a_rewritten_chunk_counts_only_if_its_rows_are_the_same(
+    classifier: Classifier, tiles: Path, tmp_path: Path, change: str
+) -> None:
+    out = tmp_path / "p.csv"
+    with killed_after_two_chunks():
+        predict_images(classifier, open_images(tiles), out, options=SMALL)
+    chunk = sorted(tmp_path.rglob("rows-*.parquet"))[1]
+    table = pq.read_table(chunk)
+    if change == "dropped":
+        table = table.slice(1)
+    elif change == "reordered":
+        table = table.take(list(reversed(range(table.num_rows))))
+    elif change == "retyped":
+        table = table.set_column(0, "id", table.column("id").cast("large_string"))
+    pq.write_table(table, chunk, compression="zstd", row_group_size=1)
+    if change != "packed":
+        with pytest.raises(ArtifactError, match="this file has changed: its rows or columns differ"):
+            predict_images(classifier, open_images(tiles), out, options=SMALL)
+        chunk.unlink()
+    predict_images(classifier, open_images(tiles), out, options=SMALL)
+    predict_images(classifier, open_images(tiles), tmp_path / "once.csv", options=SMALL)
+    assert out.read_bytes() == (tmp_path / "once.csv").read_bytes()
+
+
 def test_a_killed_command_goes_on_with_another_batch_size(
     classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

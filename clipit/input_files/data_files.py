@@ -15,7 +15,7 @@ from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.input_files.csv_delimiter import delimiter_hint, has_semicolons
 from clipit.input_files.csv_row_ends import RowEnds
 from clipit.input_files.dataset_errors import failed_files, load_error
-from clipit.input_files.dataset_paths import HUB, check_dataset_path
+from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
 logger = logging.getLogger(__name__)
@@ -354,9 +354,10 @@ def load_huggingface(
             options |= {} if revision is None else {"revision": revision}
             if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
                 options["converters"] = dict.fromkeys(texts, str)
-            if name is None and ".parquet" in count_suffixes(folder):
-                parts = datasets.load_dataset_builder(str(folder)).config.data_files or {}
-                check_parquet_classes(Path(file) for files in parts.values() for file in files)
+            if name is None:
+                files = [file for part in split_files(path, key, images=True).values() for file in part]
+                check_parquet_classes(file for file in files if file.suffix.lower() == ".parquet")
+                options |= {} if streaming else {"cache_dir": cache_folder(files)}
             loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
             if name is not None and not streaming:
                 check_parquet_classes(cached_parquet(name, revision))

@@ -1,5 +1,7 @@
 """Check the path of a Hugging Face data set, and find the files of its splits."""
 
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
@@ -53,15 +55,16 @@ def check_dataset_path(path: str, key: str) -> None:
             )
 
 
-def split_files(path: str, key: str) -> dict[str, list[Path]]:
+def split_files(path: str, key: str, *, images: bool = False) -> dict[str, list[Path]]:
     """Return the data files of each split in a local folder; the `datasets` package assigns files to splits by name.
 
     Args:
         path: Local folder.
         key: Configuration key of the path, for errors.
+        images: Whether to return the files of a folder of images with tables that describe them.
 
     Returns:
-        Files by split; empty for a folder of images with tables that describe them.
+        Files by split; empty for a folder of images, unless `images` is set.
 
     Raises:
         DataError: The folder does not exist, or contains no data files.
@@ -73,6 +76,19 @@ def split_files(path: str, key: str) -> dict[str, list[Path]]:
         builder = datasets.load_dataset_builder(str(Path(path).expanduser()))
     except Exception as error:  # datasets and its dependencies raise many types
         raise load_error(path, key, error, local=True, files=[]) from error
-    if builder.name == "imagefolder":
+    if builder.name == "imagefolder" and not images:
         return {}
     return {str(name): list(map(Path, files)) for name, files in (builder.config.data_files or {}).items()}
+
+
+def cache_folder(files: Sequence[Path]) -> str:
+    """Return the folder in which `datasets` caches its copy of local files, a separate one for each version of them.
+
+    By default, `datasets` tells versions of a file apart only by its modification time, which copies and archives may
+    preserve.
+    """
+    import datasets
+
+    states = [(str(file), file.stat()) for file in files]
+    versions = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{sha256(repr(versions).encode()).hexdigest()[:16]}")

@@ -11,12 +11,15 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, is_limit, repeats, shortlist
 from clipit.images.decode import ImageError, decode, is_image
+from clipit.images.image_files import image_stamps
 from clipit.images.image_readers import Reader
 from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
+from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
+from clipit.tiles.imagefolder import inferred_types, load_image_folder
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import configured_splits, split_map
 
@@ -82,21 +85,27 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     Raises:
         DataError: The data set cannot be loaded, or lacks splits or columns.
     """
-    loaded = load_huggingface(config.path, "tiles.path", texts=sorted(_column_names(config).values()))
-    splits = select_splits(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     column = image_column(config)
+    as_text = load_image_folder(config.path, column)
+    loaded = as_text or load_huggingface(config.path, "tiles.path", texts=sorted(_column_names(config).values()))
+    splits = select_splits(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     undecoded: dict[str, Any] = {}
     described: dict[str, SplitRows] = {}
     for split, rows in splits.items():
         check_columns(split, rows.column_names, config)
         check_arrow(rows, f"{config.path}, split {split}")
         undecoded[split] = _undecoded_images(rows, column, config.path)
-        described[split] = _describe_rows(rows, f"{config.path}, split {split}")
+        described[split] = _describe_rows(
+            rows, f"{config.path}, split {split}", _stamps(rows, column, config.path, split)
+        )
+    notes: list[str] = []
     if is_image_folder(config.path, splits.values()):
         check_listed_once({split: _file_paths(rows, column) for split, rows in splits.items()}, config.path)
+        if as_text is None and (warning := inferred_types(splits.values())):
+            notes.append(f"WARNING: {warning}")
     source = join_splits(described, config, DatasetReader(undecoded, column))
-    files = (*missing_data_files(config.path), *unread_data_files(config.path))
-    notes = (*files, *_unused_images(config.path, loaded, column))
+    notes += [*missing_data_files(config.path), *unread_data_files(config.path)]
+    notes += _unused_images(config.path, loaded, column)
     return replace(source, notes=(*source.notes, *notes))
 
 
@@ -271,14 +280,26 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
     return [names.get(number, "") for number in numbers]
 
 
-def _describe_rows(rows: Any, where: str) -> SplitRows:
+def _stamps(rows: Any, column: str, path: str, split: str) -> list[str]:
+    """Return a stamp of each image: of its file in a local image folder, otherwise of the data files of the split."""
+    folder = Path(path).expanduser()
+    stamp, is_local = str(rows._fingerprint), hub_id(path) is None and not is_saved_dataset(folder)
+    if is_local and is_image_folder(path, [rows]):
+        files = _file_paths(rows, column)
+        if all(file is None or Path(file).is_relative_to(folder.resolve()) for file in files):
+            return image_stamps(folder, [file or "" for file in files])
+    if is_local:  # the fingerprint of `datasets` depends on paths and modification times, not on sizes
+        stamp += f":{sum(file.stat().st_size for file in split_files(path, 'tiles.path', images=True)[split])}"
+    return [stamp] * int(rows.num_rows)
+
+
+def _describe_rows(rows: Any, where: str, stamps: Sequence[str]) -> SplitRows:
     class_names = {name: tuple(feature.names) for name, feature in rows.features.items() if hasattr(feature, "names")}
 
     def text(column: str) -> list[str]:
         return _column_as_text(rows, column, where)
 
-    count = int(rows.num_rows)
-    return SplitRows(count, rows.column_names, text, class_names, [str(rows._fingerprint)] * count)
+    return SplitRows(int(rows.num_rows), rows.column_names, text, class_names, stamps)
 
 
 def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, Rows]:

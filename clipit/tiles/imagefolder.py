@@ -1,17 +1,158 @@
-"""Check that reading class folders does not ignore the labels in a Hugging Face metadata file (`metadata.csv`)."""
+"""Read Hugging Face image folders, which have the labels of their images in a metadata file such as `metadata.csv`."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, is_limit, printable, shortlist
+from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
+from clipit.output_files.json_record import unique_keys
+from clipit.tiles.cells import stored_cell
+from clipit.tiles.missing_files import files_below, missing_files, spelled_on_disk
+from clipit.tiles.table import TileTable, open_table
 
-_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
+METADATA_FILES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
+"""Names of the metadata files of Hugging Face image folders."""
 _FILE_COLUMN = "file_name"
 _LABELS = frozenset({"label", "labels", "class", "category", "diagnosis", "target"})
+_EXAMPLE = 'write lines such as {"file_name": "a.png", "label": "tumour"}'
+_FIX = "correct the names, which are relative to the folder of the metadata file, or remove the rows"
+
+
+def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
+    """Load a local image folder with metadata files, whose cells are read as text; None for any other data set.
+
+    The datasets package would infer types, so that patients 007 and 07 both become 7 and the class None is missing. It
+    would also use its cached copy of a metadata file that was replaced by one with the same modification time.
+
+    Args:
+        path: Path of the data set.
+        column: Name of the image column, whose files must exist.
+
+    Returns:
+        A `datasets.Dataset` for each split with a metadata file. Cells are text, as returned by `stored_cell`.
+
+    Raises:
+        DataError: A metadata file cannot be read or lists no image files, its columns differ from those of another file
+            of the split, or image files are missing.
+    """
+    folder = Path(path).expanduser()
+    if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
+        return None
+    if not list_files(folder, lambda file: file.name in METADATA_FILES).files:
+        return None
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(str(folder))
+    except Exception as error:  # load_huggingface raises it again, with an explanation
+        if is_limit(error):
+            raise
+        return None
+    parts = {str(split): list(map(Path, files)) for split, files in (builder.config.data_files or {}).items()}
+    if builder.name != "imagefolder" or any(
+        file.suffix.lower() == ".zip" for files in parts.values() for file in files
+    ):
+        return None
+    tables = {split: sorted(file for file in files if file.name in METADATA_FILES) for split, files in parts.items()}
+    return {split: _read_metadata(files, column) for split, files in tables.items() if files} or None
+
+
+def inferred_types(splits: Iterable[Any]) -> str:
+    """Return a warning if `datasets` read a metadata file of an image folder, as on the Hub or in a zip; "" if not."""
+    import datasets
+
+    own_kinds = (datasets.Image, datasets.ClassLabel)  # of the images, and of labels from folder names
+    if all(isinstance(kind, own_kinds) for rows in splits for kind in (rows.features or {}).values()):
+        return ""
+    return (
+        "the datasets package read the metadata file of this image folder; in a metadata.csv it reads 007 as 7, and "
+        "NA, None and null as missing. To read the cells as text, download or unpack the folder, and set tiles.path to "
+        "it"
+    )
+
+
+def _read_metadata(files: Sequence[Path], image_column: str) -> Any:
+    """Read the metadata files of a split as a `datasets.Dataset`."""
+    import datasets
+
+    tables = {file: _read_json_lines(file) if file.suffix == ".jsonl" else open_table(file) for file in files}
+    names = {name: _renamed(name) for name in tables[files[0]].names}
+    columns: dict[str, list[Any]] = {column: [] for column in names.values()}
+    for file, table in tables.items():
+        if {*table.names} != {*names} or not any(map(_is_file_column, names)):
+            needed = f"those of {files[0]} are {', '.join(names)}" if file != files[0] else f"none is {_FILE_COLUMN}"
+            raise DataError(
+                f"the columns are {', '.join(table.names)}, but {needed}",
+                where=file,
+                fix=f"name the column with the image files {_FILE_COLUMN}, and use the same columns in all metadata "
+                "files of a split",
+            )
+        for name, column in names.items():
+            cells = [stored_cell(cell) for cell in table.column(name)]
+            if _is_file_column(name):
+                columns[column] += _images(cells, file, required=column == image_column)
+            else:
+                columns[column] += cells
+    text, image = datasets.Value("string"), datasets.Image()
+    features = datasets.Features({column: image if _is_file_column(name) else text for name, column in names.items()})
+    info = datasets.DatasetInfo(features=features, builder_name="imagefolder")
+    return datasets.Dataset.from_dict(columns, features=features, info=info)
+
+
+def _is_file_column(name: str) -> bool:
+    return name == _FILE_COLUMN or name.endswith(f"_{_FILE_COLUMN}")
+
+
+def _renamed(name: str) -> str:
+    """Return the name that the datasets package gives to a column of a metadata file: `image` for `file_name`."""
+    return (name.removesuffix(_FILE_COLUMN).rstrip("_") or "image") if _is_file_column(name) else name
+
+
+def _images(names: Sequence[str], table: Path, *, required: bool) -> list[dict[str, str] | None]:
+    """Return the images of a column of file names, without reading them; None for empty cells.
+
+    Raises:
+        DataError: The column is required, and files are missing.
+    """
+    folder = table.parent
+    files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in names]
+    absent = {name for name in files if name and not os.path.lexists(folder / name)}
+    spelled = {name: spelled_on_disk(folder, name) for name in absent}
+    missing = [name for name in files if name in absent and spelled[name] is None]
+    if missing and required:
+        raise missing_files(missing, len(files), files_below(folder), folder, table, _FIX)
+    return [{"path": str(folder / (spelled.get(name) or name))} if name else None for name in files]
+
+
+def _read_json_lines(path: Path) -> TileTable:
+    """Read a table with a JSON object per line; keys that a line lacks are empty cells."""
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    try:
+        texts = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text: {error}", where=path, fix="save the file as UTF-8") from error
+    for line, text in enumerate(texts, 1):
+        try:
+            row = json.loads(text, object_pairs_hook=unique_keys) if text.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"invalid JSON: {error}", where=f"{path}, line {line}", fix="write one JSON object per line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError("not a JSON object", where=f"{path}, line {line}", fix=_EXAMPLE)
+        if row:
+            rows.append(row)
+            lines.append(line)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return TileTable(names, lambda name: [row.get(name) for row in rows], lines)
 
 
 def check_metadata(
@@ -34,9 +175,9 @@ def check_metadata(
             tiles.classes nor tiles.class_map is set.
     """
     notes: list[str] = []
-    for name in sorted(file for file in others if PurePosixPath(file).name in _NAMES):
+    for name in sorted(file for file in others if PurePosixPath(file).name in METADATA_FILES):
         columns = _columns(name, read)
-        if not any(column == _FILE_COLUMN or column.endswith(f"_{_FILE_COLUMN}") for column in columns):
+        if not any(map(_is_file_column, columns)):
             continue
         labels = [column for column in columns if column.casefold() in _LABELS]
         listed = shortlist([printable(column) for column in columns], 8)

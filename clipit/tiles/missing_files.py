@@ -63,7 +63,15 @@ def files_below(folder: Path) -> list[str]:
     return names
 
 
-def missing_files(missing: Sequence[str], total: int, present: Sequence[str], images: Path, table: Path) -> DataError:
+_FIX = (
+    "correct the paths; set tiles.images (clipit predict: --images) to the folder or zip to which they are relative; "
+    "or remove the rows"
+)
+
+
+def missing_files(
+    missing: Sequence[str], total: int, present: Sequence[str], images: Path, table: Path, fix: str = _FIX
+) -> DataError:
     """Build the error for missing files, with examples of existing files and how their names differ.
 
     Args:
@@ -84,8 +92,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         f"{counted_of(len(missing), total, 'file in the table is', 'files in the table are')} missing: "
         f"{shortlist(missing)}; {images} contains {contents}{hint}",
         where=f"{table}, images in {images}",
-        fix="correct the paths; set tiles.images (clipit predict: --images) to the folder or zip to which they are "
-        "relative; or remove the rows",
+        fix=fix,
     )
 
 

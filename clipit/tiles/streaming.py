@@ -1,8 +1,10 @@
 """Stream data sets that do not fit on the disk: read each once, and keep its tiles (see `kept_tiles`)."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,13 @@ from clipit.tiles.huggingface import (
     not_images,
     select_splits,
 )
+from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.tar_index import index_shards
 from clipit.tiles.webdataset import read_webdataset
+
+logger = logging.getLogger(__name__)
 
 _ROWS = 4096  # rows per block of a set written by `save_to_disk`
 
@@ -106,7 +111,11 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
         if name is not None:
             with _reading(config, "the class names of its files"):
                 check_parquet_classes(hub_parquet(name, revision))
-        return StreamedSet({name: _describe(rows) for name, rows in _open_set(config, revision).items()}, revision)
+        opened = _open_set(config, revision)
+        is_folder = name is not None and is_image_folder(config.path, opened.values())
+        if is_folder and (warning := inferred_types(opened.values())):
+            logger.warning(warning)
+        return StreamedSet({name: _describe(rows) for name, rows in opened.items()}, revision)
 
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
@@ -137,12 +146,22 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
     described = describe_set(config, root)
     revision = {} if described.revision is None else {"revision": described.revision}
     kept: dict[str, KeptTiles] = {}
+
+    @cache
+    def open_splits() -> dict[str, Any]:
+        opened = select_splits(_open_set(config, described.revision), config)
+        if get_processes().main and is_image_folder(config.path, opened.values()):
+            with _reading(config, "its metadata"):
+                files = {name: [(row[column] or {}).get("path") for row in rows] for name, rows in opened.items()}
+            check_listed_once(files, config.path)
+        return opened
+
     for name, split in described.splits.items():
         fields = [field for field in split.columns if split.kinds[field] != "image"]
         inputs = {"set": _identity(config), "part": name, "column": column, **revision}
 
         def blocks(name: str = name) -> list[Block]:
-            return _set_blocks(config, name, column, described.revision)
+            return _set_blocks(config, name, column, open_splits()[name])
 
         kept[name] = keep_tiles(root, {**inputs, "version": 1}, blocks, fields, size, f"{config.path}, split {name}")
     reader = JoinedReader(
@@ -189,7 +208,10 @@ def _identity(config: TilesConfig) -> Any:
     if not folder.is_dir():
         load_huggingface(config.path, "tiles.path")  # raises an error, because the path is not a folder
     files = list_files(folder).files
-    return {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
+    identity = {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
+    if any(file.name in METADATA_FILES for file in files):  # earlier versions kept cells with inferred types
+        identity["cells"] = "text"
+    return identity
 
 
 def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
@@ -199,13 +221,17 @@ def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
         DataError: The data set cannot be loaded.
     """
     folder = Path(config.path).expanduser()
-    if hub_id(config.path) is None and folder.is_dir() and is_saved_dataset(folder):
+    saved = load_image_folder(config.path, image_column(config))
+    if saved is None and hub_id(config.path) is None and folder.is_dir() and is_saved_dataset(folder):
         saved = load_huggingface(config.path, "tiles.path")
+    if saved is not None:
         splits = dict(saved) if isinstance(saved, dict) else {"train": saved}
         opened = {
             name: rows.to_iterable_dataset(num_shards=max(1, -(-int(rows.num_rows) // _ROWS)))
             for name, rows in splits.items()
         }
+        for name, rows in splits.items():
+            opened[name].info.builder_name = rows.info.builder_name  # for is_image_folder
     else:
         streams = load_huggingface(config.path, "tiles.path", streaming=True, revision=revision)
         opened = dict(streams) if isinstance(streams, dict) else {"train": streams}
@@ -234,14 +260,12 @@ def _describe(rows: Any) -> StreamedSplit:
     return StreamedSplit(list(features), kinds, names)
 
 
-def _set_blocks(config: TilesConfig, split: str, column: str, revision: str | None) -> list[Block]:
-    """Return the files of a split as blocks, in order; each block is read by one process."""
-    opened = select_splits(_open_set(config, revision), config)
-    rows = opened[split]
-    if is_image_folder(config.path, opened.values()):
-        with _reading(config, "its metadata"):
-            files = {name: [(row[column] or {}).get("path") for row in part] for name, part in opened.items()}
-        check_listed_once(files, config.path)
+def _set_blocks(config: TilesConfig, split: str, column: str, rows: Any) -> list[Block]:
+    """Return the files of a split as blocks, in order; each block is read by one process.
+
+    Args:
+        rows: Rows of the split, a `datasets.IterableDataset`.
+    """
     images = {name for name, kind in _describe(rows).kinds.items() if kind == "image"}
 
     def read(block: int, skipped: int) -> Iterator[SourceTile]:

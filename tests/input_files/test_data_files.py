@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
 def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked: list[str] = []
-    monkeypatch.setattr(datasets, "load_dataset", asked.append)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.append(name))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"(?s)no such folder.*dta/reports.*correct a\.path.*hf:owner/name"):
         load_huggingface("dta/reports", "a.path")

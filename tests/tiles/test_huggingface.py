@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import shutil
 import zipfile
@@ -285,3 +286,121 @@ def test_unfinished_and_copied_parquet_files_are_reported(tmp_path: Path) -> Non
     shutil.copy(tmp_path / "set/train.parquet", tmp_path / "set/train-2.parquet")
     with pytest.raises(DataError, match=r"1 data file is a copy: \S*train-2.parquet = \S*train.parquet"):
         read_huggingface(config(tmp_path / "set"))
+
+
+def _image_folder(folder: Path, names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+
+
+_TYPED_ROWS = (
+    ("a.png", "None", "007"), ("b.png", "None", "08"), ("c.png", "true", "1e3"), ("d.png", "true", "1000"),
+    ("e.png", "", "9"), ("f.png", "true", ""),
+)  # fmt: skip
+"""Rows of a metadata file that pandas and pyarrow change: file, label and group."""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_cells_of_a_metadata_file_are_text(tmp_path: Path, form: str, streaming: bool) -> None:
+    import datasets
+    import pandas as pd
+
+    folder = tmp_path / "set"
+    _image_folder(folder, [name for name, _, _ in _TYPED_ROWS])
+    table = pd.DataFrame(_TYPED_ROWS, columns=["file_name", "label", "group"])
+    table["extra"] = [[1, 2]] * 6 if form == "jsonl" else "x"
+    if form == "csv":
+        table.to_csv(folder / "metadata.csv", index=False)
+    elif form == "jsonl":
+        table.to_json(folder / "metadata.jsonl", orient="records", lines=True)
+    else:
+        table.to_parquet(folder / "metadata.parquet")
+    section = config(folder, streaming=streaming, classes=("None", "true"), group_pattern=None)
+    tiles = read_tiles(section, root=tmp_path / "kept", hold_out=False)
+    labels = [tiles.classes[label] if label >= 0 else "" for label in tiles.labels.tolist()]
+    assert list(zip(labels, tiles.groups.tolist(), strict=True)) == [(label, group) for _, label, group in _TYPED_ROWS]
+    with pytest.raises(DataError, match="2 tiles have the label 'None'"):
+        read_tiles(config(folder, streaming=streaming), root=tmp_path / "kept")
+    assert not any("datasets package read" in note for note in tiles.notes)
+    assert datasets.load_dataset_builder(str(folder)).name == "imagefolder"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file_name,label,group\n0.png,a,P0\n1.png,b\n", "record 2 .line 3. has 2 fields, but the header has 3"),
+        ("file_name,label\n0.png,a\n2.png,b\n", r"1 of 2 files in the table is missing: 2.png"),
+        ("image,label\n0.png,a\n1.png,b\n", "the columns are image, label, but none is file_name"),
+        ("file_name,label\n0.png,a\n1.png,\"b\nc\"\n", "row 1 contains a line break"),
+    ],
+)  # fmt: skip
+def test_a_metadata_file_with_an_error_is_refused(tmp_path: Path, text: str, words: str, streaming: bool) -> None:
+    folder = tmp_path / "set"
+    _image_folder(folder, ["0.png", "1.png"])
+    (folder / "metadata.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        read_tiles(config(folder, streaming=streaming), root=tmp_path / "kept")
+
+
+def test_metadata_files_of_several_folders_and_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for part in ("train/x", "train/y", "test"):
+        _image_folder(folder / part, ["sub/0.png", "1.png"])
+        rows = f"file_name,label\nsub/0.png,{part[-1]}0\n1.png,{part[-1]}1\n"
+        (folder / part / "metadata.csv").write_text(rows, encoding="utf-8")
+    tiles = read_tiles(config(folder), hold_out=False)
+    assert [tiles.classes[label] for label in tiles.labels] == ["x0", "x1", "y0", "y1", "t0", "t1"]
+    (folder / "train/y/metadata.csv").write_text("file_name,class\n1.png,a\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"the columns are file_name, class, but those of \S*x/metadata.csv are file_n"):
+        read_tiles(config(folder))
+
+
+def test_a_replaced_file_with_the_same_modification_time_is_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+
+    def write(file: Path, content: str | bytes) -> TileSet:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        for each in folder.iterdir():
+            os.utime(each, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
+        return read_tiles(config(folder), hold_out=False)
+
+    _image_folder(folder, ["0.png", "1.png"])
+    first = write(folder / "metadata.csv", "file_name,label\n0.png,a\n1.png,b\n")
+    assert first.classes == ("a", "b")
+    assert write(folder / "metadata.csv", "file_name,label\n0.png,c\n1.png,d\n").classes == ("c", "d")
+    assert write(folder / "0.png", (folder / "1.png").read_bytes() + b" ").fingerprint != first.fingerprint
+
+
+def test_a_replaced_parquet_file_with_the_same_modification_time_is_read_again(tmp_path: Path) -> None:
+    import datasets
+
+    found = []
+    for number in range(2):
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(stream, "PNG")
+        rows = {
+            "image": [{"bytes": stream.getvalue(), "path": None}] * (2 + number),
+            "label": ["a", "b", "c"][: 2 + number],
+        }
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        (tmp_path / "set").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "set/train.parquet"))
+        os.utime(tmp_path / "set/train.parquet", ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
+        found.append(read_tiles(config(tmp_path / "set"), hold_out=False))
+    assert [tiles.classes for tiles in found] == [("a", "b"), ("a", "b", "c")]
+    assert not set(found[0].stamps.tolist()) & set(found[1].stamps.tolist())
+
+
+def test_metadata_in_a_zip_is_read_by_the_datasets_package_with_a_warning(tmp_path: Path) -> None:
+    _image_folder(tmp_path / "files", ["0.png", "1.png"])
+    (tmp_path / "files/metadata.csv").write_text("file_name,label\n0.png,1\n1.png,2\n", encoding="utf-8")
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
+        for file in (tmp_path / "files").iterdir():
+            archive.write(file, file.name)
+    tiles = read_tiles(config(tmp_path / "set"), hold_out=False)
+    assert any("WARNING: the datasets package read the metadata file of this image folder" in n for n in tiles.notes)

@@ -1,4 +1,4 @@
-"""Speed of faiss with different threads and OpenBLAS kernels, each in its own process."""
+"""Speed of faiss with different thread settings and OpenBLAS kernels, each in its own process."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def measure(options: Options) -> list[Measurement]:
     return [
         Measurement(
             "faiss_threads",
-            f"{name}: time against the default",
+            f"{name}: time relative to the default",
             ratios(samples, name, "default"),
             samples=samples,
             facts=facts,

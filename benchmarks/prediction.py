@@ -82,13 +82,13 @@ def measure(options: Options) -> list[Measurement]:
         "images": len(source),
         "batch": settings.batch_size,
         "images_per_second": {name: len(source) / min(times) for name, times in samples.items()},
-        "images_of_the_bare_model": sum(map(len, rows)),
-        "largest_difference_of_probabilities": _difference(
+        "images_for_bare_model": sum(map(len, rows)),
+        "largest_probability_difference": _difference(
             predicted[-1], [row for batch in rows for row in batch], torch.cat(forward())
         ),
     }
     values = ratios(samples, "forward", "predict")
-    name = "predict: images/s against the bare forward pass"
+    name = "predict: images/s relative to the bare forward pass"
     return [Measurement("prediction", name, values, goal=0.95, at_least=True, samples=samples, facts=facts)]
 
 

@@ -97,7 +97,7 @@ def hed(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndar
     """Jitter fixed stains: haematoxylin, eosin and a residual (Ruifrok and Johnston 2001).
 
     od' = od + (c' - c) S with c = od S^-1 and c' = (1 + u) c + v, u and v uniform in [-level, level], one per stain.
-    This is the augmentation used in training (`clipit.tiles.augment`), but with strengths that training does not use.
+    This is the augmentation used in training (`clipit.tiles.augment`), at the strengths given in the configuration.
     """
     jittered = [
         to_pixels(_jitter_stains(to_density(tile), HED, level * draw[:3], level * draw[3:]), tile.shape)
@@ -209,7 +209,7 @@ def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "
     that plane.
 
     The result is None if fewer than 64 pixels, or less than 1% of the tile, are tissue; if the pixels have a single
-    colour; if the directions are less than 3 degrees apart; or if a direction has negative absorption in a channel.
+    colour; if the directions are less than 3 degrees apart; or if a direction has an absorption below -0.05 in a channel.
     """
     tissue = density[(density >= _BETA).all(axis=1)]
     if len(tissue) < max(_MIN_TISSUE_PIXELS, _MIN_TISSUE_SHARE * len(density)):

@@ -11,7 +11,7 @@ class Provenance:
     """Provenance of a score; None where a field does not apply (a linear probe uses no prompts).
 
     Attributes:
-        pixels: Edge of the model's input, in pixels.
+        pixels: Side length of the model's input in pixels.
         index: Fingerprint of the snippet index.
         training_tiles: Number of training tiles, labelled or not.
         tiles_fingerprint: Fingerprint of the tiles and of the labels that the run may use.
@@ -135,7 +135,7 @@ class ScoreRow:
 
 
 COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
-"""Columns with the cost of a run."""
+"""Columns with the learning rate, length and cost of a run's training."""
 CSV_COLUMNS = (
     "data_set", "backbone", "arm", "test_set", "seed", "metric", "score", "zero_shot", "tiles", *COSTS, "searched",
     "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",

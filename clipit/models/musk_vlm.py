@@ -51,7 +51,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     embedding is normalised.
 
     Args:
-        spec: MUSK's entry in the table; `loader["architecture"]` is its name in timm.
+        spec: MUSK's entry in `VLMS`; `loader["architecture"]` is its name in timm.
         path: Weights file, or the folder that contains it; None to download it from the gated repository.
 
     Raises:

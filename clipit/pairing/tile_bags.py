@@ -99,7 +99,7 @@ def tile_bags(
         raise DataError(
             "there are no training tiles to build bags from",
             where=tiles.artifact.folder,
-            fix="keep tiles in the training split: tiles.splits",
+            fix="assign tiles to the train split with tiles.splits",
         )
     inputs: dict[str, Any] = {
         "tiles": tiles.fingerprint,

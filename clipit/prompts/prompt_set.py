@@ -29,7 +29,7 @@ class PromptBag:
 
 
 def load_prompt_bag(name_or_path: str | Path) -> PromptBag:
-    """Read a prompt bag from a YAML file (keys name, version, texts and optionally source), or a packaged one by name.
+    """Read a prompt bag (name, version, texts and, optionally, source) from a YAML or JSON file, or a packaged one.
 
     Raises:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.
@@ -118,8 +118,8 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         repeated: Keys that occur twice in the file.
 
     Raises:
-        DataError: Unknown or missing keys, a template without `{}`, a class without names, a name repeated or
-            under two classes, ...; all problems are listed at once.
+        DataError: Unknown or missing keys, a template without `{}`, a class without names, a name that is
+            listed twice or under two classes, or another problem; all problems are listed at once.
     """
     files.raise_problems(set_problems(raw, repeated), where, _KEYS)
     return PromptSet(

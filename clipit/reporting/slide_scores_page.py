@@ -188,7 +188,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     parts: dict[str, list[str]] = {}  # splits and levels by remark
     if scores["low"].notna().any():
         remarks.append(
-            f"In brackets: {LEVEL:.0%} percentile bootstrap over patients, {evaluation.resamples} resamples, seed "
+            f"In brackets: {LEVEL:.0%} percentile bootstrap intervals over patients, {evaluation.resamples} resamples, seed "
             f"{evaluation.seed}."
         )
     if (scores["single"] & (scores["labelled"] > 0)).any():

@@ -71,13 +71,13 @@ class PhraseTree:
 
 
 class PhraseFinder:
-    """Search for many phrases in a single pass over a text; regular expressions are searched one by one."""
+    """Search for many phrases in a single pass over a text; regular expressions are matched one by one."""
 
     def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
         """Build the finder.
 
         Args:
-            phrases: Phrases by name; phrases written `/.../` are regular expressions, searched one by one.
+            phrases: Phrases by name; phrases written `/.../` are regular expressions, matched one by one.
 
         Raises:
             re.error: A regular expression is invalid.
@@ -110,7 +110,7 @@ class PhraseFinder:
 
 
 def regular_expression(phrase: str) -> re.Pattern[str] | None:
-    """Compile a phrase written `/.../`, case-insensitive; None for any other phrase.
+    """Compile a phrase written `/.../` as a case-insensitive regular expression; None for any other phrase.
 
     Raises:
         re.error: The regular expression is invalid.

@@ -52,7 +52,7 @@ class FaissIndex:
     """Approximate faiss index, on this process's GPU if faiss supports this type of index there.
 
     On the CPU, the index is memory-mapped, so that the processes of a node share one copy, and so that an IVF index may
-    be larger than the memory. Fast-scan codes (PQ...fs) are read into memory.
+    be larger than the available memory. Fast-scan codes (PQ...fs) are read into memory.
 
     Attributes:
         lists: Number of lists of an IVF index that can be searched; 0 for an index without lists.

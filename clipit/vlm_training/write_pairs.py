@@ -54,7 +54,7 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, file_format: Pa
     processes = get_processes()
     folder = folder.expanduser().absolute()
     counts: dict[str, int] = {}
-    with locked(folder) if processes.main else nullcontext():  # another command may be writing this folder
+    with locked(folder) if processes.main else nullcontext():  # another command may be writing to this folder
         problem = "this is a file, not a folder" if folder.exists() and not folder.is_dir() else ""
         if folder.is_dir() and any(folder.iterdir()):
             problem = "the folder is not empty"

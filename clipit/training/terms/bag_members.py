@@ -43,10 +43,10 @@ class PromptMembers:
 
     Attributes:
         vectors: Unit-norm prompt embeddings.
-        codes: Number of each prompt's text; equal texts of the dictionary and of a class have the same number.
+        codes: Integer id of each prompt's text; a text that is both in the dictionary and in a class has a single id.
         rows: Rows of `vectors` for each tile.
         exists: Mask of the existing members; the others are padding.
-        texts: Distinct texts; the position of a text is its number.
+        texts: Distinct texts, by id.
     """
 
     vectors: Float32[np.ndarray, "entries dim"]
@@ -85,9 +85,9 @@ class ContrastBags:
         return np.concatenate([vectors, prompts], axis=1), np.concatenate([mask, self.prompts.exists[rows]], axis=1)
 
     def text_ids(self, rows: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b k"]:
-        """Return the text number of each member of these tiles' text bags; -1 for no member.
+        """Return the integer id of the text of each member of these tiles' text bags; -1 for no member.
 
-        A snippet's number is its row in the text store; distinct prompts are numbered after all snippets.
+        A snippet's id is its row in the text store; the ids of distinct prompts follow those of all snippets.
         """
         snippets: Int[np.ndarray, "b k"] = self.texts.members[rows]
         if self.prompts is None:

@@ -209,7 +209,7 @@ def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "
     that plane.
 
     The result is None if fewer than 64 pixels, or less than 1% of the tile, are tissue; if the pixels have a single
-    colour; if the directions are less than 3 degrees apart; or if a direction has an absorption below -0.05 in a channel.
+    colour; if the directions are less than 3 degrees apart; or if a direction's absorption in a channel is below -0.05.
     """
     tissue = density[(density >= _BETA).all(axis=1)]
     if len(tissue) < max(_MIN_TISSUE_PIXELS, _MIN_TISSUE_SHARE * len(density)):

@@ -188,8 +188,8 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     parts: dict[str, list[str]] = {}  # splits and levels by remark
     if scores["low"].notna().any():
         remarks.append(
-            f"In brackets: {LEVEL:.0%} percentile bootstrap intervals over patients, {evaluation.resamples} resamples, seed "
-            f"{evaluation.seed}."
+            f"In brackets: {LEVEL:.0%} percentile bootstrap intervals over patients, {evaluation.resamples} resamples, "
+            f"seed {evaluation.seed}."
         )
     if (scores["single"] & (scores["labelled"] > 0)).any():
         remarks.append("Every patient has one slide, so scores per patient are the same as scores per slide.")

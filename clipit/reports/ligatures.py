@@ -23,11 +23,11 @@ def find_repairs(texts: Iterable[str]) -> dict[str, str]:
     """Find the words of a corpus that can be repaired unambiguously.
 
     The vocabulary consists of the words of at least five letters that occur in lower case at least three times in the
-    corpus. A damaged word has a capital letter or foreign character among its lower-case letters. It is repaired if it contains only one
-    such character, one or more times, and exactly one ligature in place of this character yields a word of the
-    vocabulary. An initial capital is repaired only if the same capital stands for a ligature inside other words, and
-    no English word starts like the damaged word ("Fssue"). Words with digits, and all other words with capitals, are
-    left unchanged. The time is linear in the length of the texts.
+    corpus. A damaged word has a capital letter or foreign character among its lower-case letters. It is repaired if it
+    contains only one such character, one or more times, and exactly one ligature in place of this character yields a
+    word of the vocabulary. An initial capital is repaired only if the same capital stands for a ligature inside other
+    words, and no English word starts like the damaged word ("Fssue"). Words with digits, and all other words with
+    capitals, are left unchanged. The time is linear in the length of the texts.
 
     Returns:
         Damaged word -> repaired word.

@@ -72,7 +72,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: There are too few examples, or test tiles (including those of additional sets) leak into the examples.
+        DataError: There are too few examples, or test tiles, including those of additional sets, leak into them.
         ModelError: A tower cannot be adapted with `adapt.tuning`.
     """
     if section.data != "pairs":

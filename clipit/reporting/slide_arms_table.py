@@ -50,9 +50,7 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
     units = f"{counted(rows[0]['labelled'], level)}{of_patients}"
     chosen = comparison.choices[comparison.reference].key is not None
     how = (
-        "the pooling of each arm was chosen on validation slides"
-        if chosen
-        else "no pooling was chosen: all are shown"
+        "the pooling of each arm was chosen on validation slides" if chosen else "no pooling was chosen: all are shown"
     )
     return (
         f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from "

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
-from clipit.errors import ClipitError, DataError, as_note, counted, counted_of, shortlist
+from clipit.errors import ArtifactError, ClipitError, DataError, as_note, counted, counted_of, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.output_files.artifacts import reading
 from clipit.output_files.whole_files import write_parquet
@@ -29,6 +29,7 @@ TRAINING_TILES = "training_tiles.parquet"
 """File in a run's folder with the id, split and group of each training and validation tile."""
 _HASHED_KEY = b"clipit_hashed_tiles"
 _COLUMNS = ("id", "split", "group")
+_REREAD = "delete it; the training tiles are then re-read"
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,18 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
     path = folder / TRAINING_TILES
     if not path.is_file():
         return None
-    with reading(path, "delete it; the training tiles are then re-read"):
+    facts = read_training(folder) if (folder / "training.json").is_file() else {}
+    expected = facts.get("training_tiles")
+    with reading(path, _REREAD):
         table = pq.read_table(path, page_checksum_verification=True)
         columns = [np.asarray(table[name].to_pylist(), dtype=object) for name in _COLUMNS]
+        found = int((columns[1] == "train").sum())
+        if expected not in (None, found):
+            raise ArtifactError(
+                f"{counted(found, 'training tile')} instead of {expected:,}: the file has changed",
+                where=path,
+                fix=_REREAD,
+            )
         return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
 
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from logged_lines import capture_log
@@ -181,6 +183,21 @@ def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make
             (run / TRAINING_TILES).write_bytes(record)
     finally:
         hidden.rename(home / "images")
+
+
+def test_a_record_of_fewer_training_tiles_is_refused(run: Path, home: Path, make_set: MakeSet) -> None:
+    tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": home / "images" / "train-005.png"})
+    record = (run / TRAINING_TILES).read_bytes()
+    table = pq.read_table(run / TRAINING_TILES)
+    try:
+        pq.write_table(table, run / TRAINING_TILES, compression="zstd", row_group_size=5)
+        packed = evaluate_external(run, tiles, name="packed", config=with_policy(run, "exclude"))[1]
+        assert packed["splits"]["packed"]["labelled"] == 8
+        pq.write_table(table.filter(pc.field("id") != "images/train-005.png"), run / TRAINING_TILES)
+        with pytest.raises(ArtifactError, match=r"71 training tiles instead of 72: the file has changed"):
+            evaluate_external(run, tiles, name="fewer", config=with_policy(run, "exclude"))
+    finally:
+        (run / TRAINING_TILES).write_bytes(record)
 
 
 def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str, Any], tmp_path: Path) -> None:

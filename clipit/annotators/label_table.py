@@ -12,15 +12,8 @@ from clipit.annotators.votes import ANONYMOUS, Votes
 from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, counted, repeats, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint
-from clipit.input_files.data_files import (
-    MISSING_VALUES,
-    NO_CLASS,
-    CsvTable,
-    cell_text,
-    check_column_names,
-    read_utf8_csv,
-)
+from clipit.input_files.csv_tables import CsvTable, check_column_names, read_utf8_csv
+from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
 
@@ -171,7 +164,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(header) or 'none'}",
             where=path,
-            fix=delimiter_hint(header) or f"set the column names in {key}",
+            fix=table.hint(missing) or f"set the column names in {key}",
         )
     columns: dict[str, list[str]] = {}
     for field, column in names.items():

@@ -1,6 +1,5 @@
-"""Read users' data files, for both tiles and reports: folders, csv tables and Hugging Face data sets."""
+"""Read users' data files, for both tiles and reports: folders, table cells and Hugging Face data sets."""
 
-import csv
 import errno
 import logging
 import os
@@ -11,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, counted, has_controls, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint, has_semicolons
-from clipit.input_files.csv_row_ends import RowEnds
+from clipit.errors import DataError, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
 logger = logging.getLogger(__name__)
 
-_MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
@@ -160,136 +156,6 @@ def _resolves_to(is_kind: Callable[[], bool]) -> bool:
         if error.errno == errno.ELOOP:
             return False
         raise
-
-
-@dataclass(frozen=True)
-class CsvTable:
-    """A csv file or sheet: header, rows, the line on which each row starts, notes, and delimiter."""
-
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-    notes: tuple[str, ...] = ()
-    delimiter: str = ","
-
-
-def read_csv(
-    path: Path, delimiter: str = ",", encoding: str = "utf-8-sig", columns: Sequence[str] | None = None
-) -> CsvTable:
-    """Read a csv file; quoted fields may contain line breaks.
-
-    Empty lines are skipped, and so are rows without a value, which spreadsheet programs write; their number is logged.
-
-    Args:
-        delimiter: Character between fields. Semicolons are recognised instead of commas (see `has_semicolons`).
-        encoding: Name of the Python codec.
-        columns: Names of the columns by position, if the file has no header; None if its first row is the header.
-
-    Raises:
-        DataError: The file has unmatched quotes, a repeated column name or a row of the wrong length, or some rows, but
-            not all, end in a lone carriage return.
-        UnicodeError: The file is not in this encoding.
-    """
-    csv.field_size_limit(_MAX_FIELD)
-    if delimiter == "," and columns is None and has_semicolons(path, encoding):
-        delimiter = ";"
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    blank: list[int] = []
-    ends = RowEnds()
-    with path.open(encoding=encoding, newline="") as stream:
-        reader = csv.reader(ends.watch(stream), delimiter=delimiter, strict=True)
-        line = 1
-        try:
-            header = next(filter(any, reader), []) if columns is None else list(columns)
-            if columns is None:
-                ends.add(header, line)
-            line = reader.line_num + 1
-            for row in reader:
-                ends.add(row, line)
-                if len(row) > 1 and not any(map(str.strip, row)):
-                    blank.append(line)
-                elif row:
-                    rows.append(row)
-                    lines.append(line)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(
-                f"malformed row: {error}" + (f" on line {reader.line_num}" if reader.line_num > line else ""),
-                where=f"{path}, row that starts on line {line}",
-                fix="close the quotation marks, and double those inside a quoted field",
-            ) from error
-    ends.check(path)
-    if blank:
-        listed = shortlist([f"line {line}" for line in blank])
-        logger.info(f"note: {path}: skipped {counted(len(blank), 'row')} without a value: {listed}")
-    check_column_names(header, path)
-    ragged = [index for index, row in enumerate(rows) if len(row) != len(header)]
-    if ragged:
-        first = ragged[0]
-        raise DataError(
-            f"record {first + 1} (line {lines[first]}) has {counted(len(rows[first]), 'field')}, "
-            f"but {'the header' if columns is None else 'the list of columns'} has {len(header)} "
-            f"({counted(len(ragged), 'such row')})",
-            where=path,
-            fix=delimiter_hint(header if columns is None else rows[first])
-            or "quote fields that contain the delimiter or a line break",
-        )
-    return CsvTable(header, rows, lines, delimiter=delimiter)
-
-
-def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
-    """Read a csv file that must be UTF-8; see `read_csv`.
-
-    Raises:
-        DataError: The file is not UTF-8, or `read_csv` rejects it.
-    """
-    try:
-        return read_csv(path, delimiter)
-    except UnicodeDecodeError:
-        with path.open("rb") as stream:
-            decodable = (line == line.decode(errors="ignore").encode() for line in stream)
-            number = next((number for number, is_valid in enumerate(decodable, 1) if not is_valid), 1)
-        raise DataError(
-            "not UTF-8 text", where=f"{path}, line {number}", fix="save the table as UTF-8 (in Excel: CSV UTF-8)"
-        ) from None
-
-
-def joined_rows(table: CsvTable, first_column: int) -> list[int]:
-    """Find rows in which a stray quotation mark joined later rows to a cell.
-
-    Such a cell is recognised by its delimiters: the first line has as many as there are columns after the cell, the
-    last line as many as there are columns before it, and each line in between as many as a whole row.
-
-    Args:
-        table: Table as returned by `read_csv`.
-        first_column: First column to check, counted from 0. In column 0, cells that look like prose are skipped: a
-            space follows a delimiter, or digits surround one (a decimal comma).
-    """
-    shifted = []
-    prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")
-    for row, cells in enumerate(table.rows):
-        for column, cell in enumerate(cells):
-            last = len(cells) - 1
-            if column < first_column or "\n" not in cell or (column == 0 and (not last or prose.search(cell))):
-                continue
-            counts = [line.count(table.delimiter) for line in cell.split("\n")]
-            if counts == [last - column, *[last] * (len(counts) - 2), column]:
-                shifted.append(row)
-                break
-    return shifted
-
-
-def check_column_names(names: Sequence[str], where: object) -> None:
-    """Check that column names are unique, ignoring surrounding spaces and unnamed columns.
-
-    Raises:
-        DataError: A name is repeated.
-    """
-    stripped = [name.strip() for name in names]
-    repeated = sorted({name for name in stripped if name and stripped.count(name) > 1})
-    if repeated:
-        raise DataError(f"several columns have the same name: {shortlist(repeated)}", where=where, fix="rename one")
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint
-from clipit.input_files.data_files import read_utf8_csv
+from clipit.input_files.csv_tables import read_utf8_csv
 from clipit.patients import all_patients_in, leading_patient
 from clipit.reports.textfiles import RawReport
 
@@ -144,7 +143,7 @@ def read_organs(path: Path) -> dict[str, str]:
         raise DataError(
             f"expected the columns patient_id and cancer_type, found {columns}",
             where=path,
-            fix=delimiter_hint(table.header) or fix,
+            fix=table.hint(("patient_id", "cancer_type")) or fix,
         )
     organ_of: dict[str, str] = {}
     for line, cells in zip(table.lines, table.rows, strict=True):

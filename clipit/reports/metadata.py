@@ -9,8 +9,8 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint
-from clipit.input_files.data_files import MISSING_VALUES, CsvTable, cell_text, without_decimals
+from clipit.input_files.csv_tables import CsvTable
+from clipit.input_files.data_files import MISSING_VALUES, cell_text, without_decimals
 from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.nearby_files import similar_names
 from clipit.patients import leading_patient
@@ -179,7 +179,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
                 raise DataError(
                     f"no column {column!r}; the columns are {shortlist(table.header, 20)}",
                     where=path,
-                    fix=delimiter_hint(table.header) or f"set reports.{key} to one of these columns",
+                    fix=table.hint((column,)) or f"set reports.{key} to one of these columns",
                 )
             return column, key == "metadata_id_column"
     for column, by_report in (("report_id", True), ("group", False)):
@@ -194,7 +194,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
     raise DataError(
         f"neither a report_id column nor a group column; the columns are {shortlist(table.header, 10)}",
         where=path,
-        fix=delimiter_hint(table.header)
+        fix=table.hint()
         or "set reports.metadata_id_column or reports.metadata_group_column to the column with report ids or patients",
     )
 

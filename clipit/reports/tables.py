@@ -10,20 +10,16 @@ import pyarrow.parquet as pq
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint
+from clipit.input_files.csv_tables import CsvTable, check_column_names, joined_rows, read_csv
 from clipit.input_files.data_files import (
     MISSING_VALUES,
-    CsvTable,
     cell_text,
     check_arrow,
-    check_column_names,
     count_suffixes,
     hub_id,
     is_saved_dataset,
-    joined_rows,
     list_files,
     load_huggingface,
-    read_csv,
 )
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.git_lfs import check_pointer
@@ -67,7 +63,7 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
     if format_name == "xlsx":
         table = read_workbook(path, config.sheet, columns, "reports.sheet")
         problems += table.notes
-        return csv_reports(table, path, config, "row")
+        return csv_reports(table, path, config)
     table = read_csv_table(path, config.encoding, _DELIMITERS[format_name], columns)
     for row in joined_rows(table, first_column=0):
         problems.append(
@@ -94,15 +90,17 @@ def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> C
     return read_csv_table(path, encoding, _DELIMITERS.get(path.suffix.lower().removeprefix("."), ","))
 
 
-def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = "line") -> Iterator[RawReport]:
-    """Yield the reports of a table; `unit` names its rows in error messages."""
+def csv_reports(table: CsvTable, path: Path, config: ReportsConfig) -> Iterator[RawReport]:
+    """Yield the reports of a table."""
+    unit = table.unit
     if config.columns and table.rows and [cell.strip() for cell in table.rows[0]] == list(config.columns):
         raise DataError(
             "the first row is a header, but reports.columns is for tables without a header",
             where=f"{path}, {unit} {table.lines[0]}",
             fix="remove reports.columns",
         )
-    _check_columns(config, table.header, path, delimiter_hint(table.header) or _header_hint(config, table))
+    missing = [name for name in _columns(config).values() if name not in table.header]
+    _check_columns(config, table.header, path, table.hint(missing) or _header_hint(config, table))
     for column in (config.id_column, config.group_column):
         if column in table.header:
             position = table.header.index(column)

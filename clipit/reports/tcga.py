@@ -6,7 +6,6 @@ from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint
 from clipit.input_files.data_files import list_files
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import read_organs
@@ -98,7 +97,7 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
         raise DataError(
             f"not the TCGA-Reports csv: no column {ID_COLUMN!r}; the columns are: {columns}",
             where=path,
-            fix=delimiter_hint(table.header)
+            fix=table.hint((ID_COLUMN,))
             or f"set reports.path to {CSV} as published, or read this file with reports.format: csv",
         )
     keys = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipit.errors import DataError, counted, is_limit, shortlist
-from clipit.input_files.data_files import CsvTable, check_column_names
+from clipit.input_files.csv_delimiter import layout_hint
+from clipit.input_files.csv_tables import CsvTable, check_column_names
 from clipit.input_files.zip_files import open_zip
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
         raise DataError(
             f"merged cells: {shortlist(merged)}",
             where=where,
-            fix="unmerge them, and repeat the value in every cell",
+            fix="unmerge them, and repeat the value in every cell; delete titles above the header",
         )
     filled = _filled_rows(worksheet)
     if any(cell.data_type == "f" for row in filled for cell in row):
@@ -230,18 +231,24 @@ def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, wh
     elif rows:
         header = {cell.column: _text(cell).strip() for cell in rows.pop(0)}
     check_column_names(list(header.values()), where)
+    texts = [{cell.column: _text(cell) for cell in row} for row in rows]
+    numbers = [row[0].row for row in rows]
     beyond = [cell.coordinate for row in rows for cell in row if cell.column not in header]
     if beyond:
+        used = range(1, max(cell.column for row in rows for cell in row) + 1)
+        first, *others = [[row.get(column, "") for column in used] for row in (header, *texts)]
+        hint = layout_hint(first, others, numbers, unit="row")
+        hint = hint and f"{hint}; otherwise "
         raise DataError(
             f"{counted(len(beyond), 'value')} in columns without a name: {shortlist(beyond)}",
             where=where,
-            fix="name these columns in the first row" if columns is None else "name all columns in reports.columns",
+            fix="name all columns in reports.columns" if columns else f"{hint}name these columns in the first row",
         )
-    texts = [{cell.column: _text(cell) for cell in row} for row in rows]
     return CsvTable(
         list(header.values()),
         [[row.get(column, "") for column in header] for row in texts],
-        [row[0].row for row in rows],
+        numbers,
+        unit="row",
     )
 
 

@@ -10,14 +10,8 @@ from typing import Any, Literal
 from clipit.config.run import TilesConfig
 from clipit.config.section import MAX_MPP, MIN_MPP
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import (
-    MISSING_VALUES,
-    NO_CLASS,
-    CsvTable,
-    cell_text,
-    joined_rows,
-    without_decimals,
-)
+from clipit.input_files.csv_tables import CsvTable, joined_rows
+from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text, without_decimals
 from clipit.input_files.mangled_names import check_mangled, placeholder_notes
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from clipit.images.decode import is_image
 from clipit.images.image_files import dangling_links, image_stamps
 from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.images.image_set import ImageSet
-from clipit.input_files.csv_delimiter import delimiter_hint
-from clipit.input_files.data_files import MISSING_VALUES, check_column_names, read_utf8_csv
+from clipit.input_files.csv_tables import check_column_names, read_utf8_csv
+from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
@@ -43,6 +43,8 @@ class TileTable:
     """Function that returns the cells of a column."""
     lines: list[int] | None = None
     """First line of each row in the file; None for parquet."""
+    hint: Callable[[Collection[str]], str] = lambda wanted: ""
+    """Function that returns advice if columns are missing because of the header or delimiter (see `layout_hint`)."""
 
     def row_name(self, row: int) -> str:
         """Return the name of a row for error messages, numbered from 1."""
@@ -189,7 +191,7 @@ def read_columns(
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
-            fix=delimiter_hint(table.names)
+            fix=table.hint(missing)
             or _header_hint(table.names)
             or fix
             or f"name the columns in tiles.columns, e.g. --tiles.columns.{_example(absent, table.names)} "
@@ -235,7 +237,7 @@ def _read_text(path: Path, delimiter: str) -> TileTable:
     table = read_utf8_csv(path, delimiter)
     check_joined_rows(table, path)
     index_of = {name.strip(): index for index, name in enumerate(table.header)}
-    return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines)
+    return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines, table.hint)
 
 
 def _read_parquet(path: Path) -> TileTable:

@@ -13,7 +13,6 @@ from typing import Any
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.vlm_training import PairsConfig
 from clipit.errors import ClipitError, DataError, counted, shortlist
-from clipit.input_files.csv_delimiter import delimiter_hint
 from clipit.input_files.data_files import cell_text
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
@@ -113,7 +112,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
-            fix=delimiter_hint(table.names)
+            fix=table.hint(missing)
             or "name the columns in adapt.pairs.columns, for example --adapt.pairs.columns.text=caption",
         )
     cells = {

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from clipit.errors import DataError
-from clipit.input_files.data_files import cell_text, delimiter_hint, list_files, load_huggingface
+from clipit.input_files.csv_delimiter import layout_hint
+from clipit.input_files.data_files import cell_text, list_files, load_huggingface
 from clipit.input_files.nearby_files import similar_names
 
 
@@ -152,9 +153,9 @@ def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_first_line_that_names_the_delimiter() -> None:
-    assert "remove it" in delimiter_hint(["sep=;"])
-    assert "remove it" in delimiter_hint(["sep=", ""])
-    assert delimiter_hint(["sep", "text"]) == ""
+    assert "remove it" in layout_hint(["sep=;"])
+    assert "remove it" in layout_hint(["sep=", ""])
+    assert layout_hint(["sep", "text"]) == ""
 
 
 def test_a_circle_of_links_is_dangling(tmp_path: Path) -> None:

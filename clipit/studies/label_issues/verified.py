@@ -9,8 +9,8 @@ from jaxtyping import Int64, Shaped
 from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import LabelIssues, score_ranking
-from clipit.input_files.csv_delimiter import delimiter_hint
-from clipit.input_files.data_files import read_utf8_csv, without_decimals
+from clipit.input_files.csv_tables import read_utf8_csv
+from clipit.input_files.data_files import without_decimals
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
@@ -37,7 +37,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     missing = [name for name in (key, "label") if name not in table.header]
     if missing:
         listed = ", ".join("tile" if name == "id" else name for name in missing)
-        raise DataError(f"missing columns: {listed}", where=path, fix=delimiter_hint(table.header) or _FIX)
+        raise DataError(f"missing columns: {listed}", where=path, fix=table.hint(missing) or _FIX)
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     names, labels = table.header.index(key), table.header.index("label")
     check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)

@@ -10,8 +10,8 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
-from clipit.input_files.csv_delimiter import delimiter_hint
-from clipit.input_files.data_files import MISSING_VALUES, read_utf8_csv
+from clipit.input_files.csv_tables import read_utf8_csv
+from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.mangled_names import check_rounded
 from clipit.studies.model_features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
@@ -80,7 +80,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         raise DataError(
             f"missing columns: {', '.join(missing)}",
             where=path,
-            fix=delimiter_hint(table.header) or "name the columns tile_id and text",
+            fix=table.hint(missing) or "name the columns tile_id and text",
         )
     ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
     check_rounded(ids, _COLUMNS[0], lambda row: f"line {table.lines[row]}", path)

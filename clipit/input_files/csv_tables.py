@@ -1,0 +1,194 @@
+"""Read csv tables: split rows, and report damaged rows and headers with a fix."""
+
+import csv
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.csv_delimiter import has_semicolons, layout_hint, quoted_hint, ragged_hint
+
+logger = logging.getLogger(__name__)
+
+_MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A csv file or sheet: header, rows, the line on which each row starts, notes, delimiter, and name of a line."""
+
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    notes: tuple[str, ...] = ()
+    delimiter: str = ","
+    unit: str = "line"
+
+    def hint(self, wanted: Collection[str] = ()) -> str:
+        """Return advice if the table lacks columns because of its header or delimiter (see `layout_hint`)."""
+        return layout_hint(self.header, self.rows, self.lines, wanted=wanted, delimiter=self.delimiter, unit=self.unit)
+
+
+def read_csv(
+    path: Path, delimiter: str = ",", encoding: str = "utf-8-sig", columns: Sequence[str] | None = None
+) -> CsvTable:
+    """Read a csv file; quoted fields may contain line breaks.
+
+    Empty lines are skipped, and so are rows without a value, which spreadsheet programs write; their number is logged.
+
+    Args:
+        delimiter: Character between fields. Semicolons are recognised instead of commas (see `has_semicolons`).
+        encoding: Name of the Python codec.
+        columns: Names of the columns by position, if the file has no header; None if its first row is the header.
+
+    Raises:
+        DataError: The file has unmatched quotes, a repeated column name or a row of the wrong length, or some rows, but
+            not all, end in a lone carriage return.
+        UnicodeError: The file is not in this encoding.
+    """
+    csv.field_size_limit(_MAX_FIELD)
+    if delimiter == "," and columns is None and has_semicolons(path, encoding):
+        delimiter = ";"
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    blank: list[int] = []
+    ends = _RowEnds()
+    with path.open(encoding=encoding, newline="") as stream:
+        reader = csv.reader(ends.watch(stream), delimiter=delimiter, strict=True)
+        line = 1
+        try:
+            header = next(filter(any, reader), []) if columns is None else list(columns)
+            if columns is None:
+                ends.add(header, line)
+            line = reader.line_num + 1
+            for row in reader:
+                ends.add(row, line)
+                if len(row) > 1 and not any(map(str.strip, row)):
+                    blank.append(line)
+                elif row:
+                    rows.append(row)
+                    lines.append(line)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(
+                f"malformed row: {error}" + (f" on line {reader.line_num}" if reader.line_num > line else ""),
+                where=f"{path}, row that starts on line {line}",
+                fix=("" if header else quoted_hint(ends.last))
+                or "close the quotation marks, and double those inside a quoted field",
+            ) from error
+    ends.check(path)
+    if blank:
+        listed = shortlist([f"line {line}" for line in blank])
+        logger.info(f"note: {path}: skipped {counted(len(blank), 'row')} without a value: {listed}")
+    check_column_names(header, path)
+    ragged = [index for index, row in enumerate(rows) if len(row) != len(header)]
+    if ragged:
+        first = ragged[0]
+        raise DataError(
+            f"record {first + 1} (line {lines[first]}) has {counted(len(rows[first]), 'field')}, "
+            f"but {'the header' if columns is None else 'the list of columns'} has {len(header)} "
+            f"({counted(len(ragged), 'such row')})",
+            where=path,
+            fix=ragged_hint(header, rows, lines, delimiter)
+            if columns is None
+            else ragged_hint(rows[first], [], [], delimiter),
+        )
+    return CsvTable(header, rows, lines, delimiter=delimiter)
+
+
+def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
+    """Read a csv file that must be UTF-8; see `read_csv`.
+
+    Raises:
+        DataError: The file is not UTF-8, or `read_csv` rejects it.
+    """
+    try:
+        return read_csv(path, delimiter)
+    except UnicodeDecodeError:
+        with path.open("rb") as stream:
+            decodable = (line == line.decode(errors="ignore").encode() for line in stream)
+            number = next((number for number, is_valid in enumerate(decodable, 1) if not is_valid), 1)
+        raise DataError(
+            "not UTF-8 text", where=f"{path}, line {number}", fix="save the table as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
+
+
+def joined_rows(table: CsvTable, first_column: int) -> list[int]:
+    """Find rows in which a stray quotation mark joined later rows to a cell.
+
+    Such a cell is recognised by its delimiters: the first line has as many as there are columns after the cell, the
+    last line as many as there are columns before it, and each line in between as many as a whole row.
+
+    Args:
+        table: Table as returned by `read_csv`.
+        first_column: First column to check, counted from 0. In column 0, cells that look like prose are skipped: a
+            space follows a delimiter, or digits surround one (a decimal comma).
+    """
+    shifted = []
+    prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")
+    for row, cells in enumerate(table.rows):
+        for column, cell in enumerate(cells):
+            last = len(cells) - 1
+            if column < first_column or "\n" not in cell or (column == 0 and (not last or prose.search(cell))):
+                continue
+            counts = [line.count(table.delimiter) for line in cell.split("\n")]
+            if counts == [last - column, *[last] * (len(counts) - 2), column]:
+                shifted.append(row)
+                break
+    return shifted
+
+
+def check_column_names(names: Sequence[str], where: object) -> None:
+    """Check that column names are unique, ignoring surrounding spaces and unnamed columns.
+
+    Raises:
+        DataError: A name is repeated.
+    """
+    stripped = [name.strip() for name in names]
+    repeated = sorted({name for name in stripped if name and stripped.count(name) > 1})
+    if repeated:
+        raise DataError(f"several columns have the same name: {shortlist(repeated)}", where=where, fix="rename one")
+
+
+class _RowEnds:
+    """Line endings of the rows of a csv file."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        """Latest line."""
+        self._cut: list[int] = []  # first lines of rows that end in a carriage return alone
+        self._others = 0
+        self._after_cut = False
+
+    def watch(self, stream: Iterable[str]) -> Iterator[str]:
+        """Yield the lines of a file that was opened with `newline=""`, and remember the latest one for `add`."""
+        for self.last in stream:
+            yield self.last
+
+    def add(self, row: Sequence[str], line: int) -> None:
+        """Add a row that starts on line `line` of the file and ends on the last line that was read."""
+        if row and self.last.endswith("\r"):
+            self._cut.append(line)
+        elif row:
+            self._others += self.last.endswith("\n")
+        elif self._after_cut and self.last.endswith("\n"):  # the row ended in "\r\r\n", as Windows writes in text mode
+            self._cut.pop()
+            self._others += 1
+        self._after_cut = bool(row) and self.last.endswith("\r")
+
+    def check(self, path: Path) -> None:
+        """Check that no row, or every row, ends in a carriage return alone.
+
+        Raises:
+            DataError: Only some rows end in a carriage return alone; the message names the line of the first one.
+        """
+        if self._cut and self._others:
+            raise DataError(
+                f"{counted(len(self._cut), 'row ends', 'rows end')} in a carriage return alone, "
+                f"{self._others:,} in line feeds: a cell may be split in two",
+                where=f"{path}, line {self._cut[0]}",
+                fix="quote cells that contain carriage returns, or replace the carriage returns with spaces",
+            )

@@ -204,7 +204,7 @@ def test_completion_offers_the_options_of_the_help(
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(monkeypatch, *name.split(), "--help")
-    shown = {*re.findall(r"(?m)^\s+(?:-\w, )?--([\w.-]+)", capsys.readouterr().out)}
+    shown = {*re.findall(r"(?m)^ {1,8}(?:-\w, )?--([\w.-]+)", capsys.readouterr().out)}
     keys = {*all_keys()}
     read = READS_KEYS.get(name, ())
     own = {option.removeprefix("--") for option in OWN_OPTIONS.get(name, ())} | (

@@ -169,6 +169,10 @@ def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]
         if files:
             shown = shortlist([file.relative_to(path) for file in files])
             problems.append(f"{path}: {counted(len(files), singular, plural)} skipped: {shown}")
+    hidden = [folder for folder in listed.hidden if any(folder.rglob("*.[tT][xX][tT]"))]
+    if hidden:
+        shown = shortlist([folder.relative_to(path) for folder in hidden])
+        problems.append(f"{path}: {counted(len(hidden), 'hidden folder')} with .txt files skipped: {shown}")
     for name in _text_names(path, [file.relative_to(path).as_posix() for file in listed.files], problems):
         _check_size((path / name).stat().st_size, f"{path}, {name}")
         yield name, (path / name).read_bytes()

@@ -232,7 +232,8 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     Raises:
         DataError: There are no slides, or two slides have the same name.
     """
-    present = list_files(folder, lambda file: not file.name.startswith(".")).files
+    found = list_files(folder, lambda file: not file.name.startswith("."))
+    present = found.files
     listed = sorted(file for file in present if is_slide(file))
     files = one_per_slide(listed)
     if not files:
@@ -256,6 +257,10 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     notes = []
     if others:
         notes.append(f"{counted(len(others), 'file')} skipped (not slides): {shortlist([f.name for f in others], 3)}")
+    hidden = [path for path in found.hidden if any(map(is_slide, path.rglob("*")))]
+    if hidden:
+        shown = shortlist([path.relative_to(folder) for path in hidden], 3)
+        notes.append(f"{counted(len(hidden), 'hidden folder')} with slides skipped: {shown}")
     if len(files) < len(listed):
         notes.append(f"additional levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
     empty = [""] * len(slides)

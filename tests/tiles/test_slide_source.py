@@ -111,11 +111,14 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: Path) -> None:
     write_slides(tmp_path / "images", a=1.0)
     (tmp_path / "images" / "notes.txt").write_text("x")
+    (tmp_path / "images" / ".old").mkdir()
+    (tmp_path / "images" / ".old" / "b.svs").write_bytes(b"not read")
     with pytest.raises(DataError, match="a folder of slides has no labels"):
         read_tiles(section(tmp_path / "images"))
     unlabelled = LabelsConfig(kind="none")
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
     assert len(tiles) and any("1 file skipped (not slides)" in note for note in tiles.notes)
+    assert any("1 hidden folder with slides skipped: .old" in note for note in tiles.notes)
     (tmp_path / "images" / "a.svs").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 slide name occurs more than once: a \(.*, .*\)"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)

@@ -11,6 +11,11 @@ LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", 
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
+_FONTS = str.maketrans({
+    "\uf0fe": "\u2611", "\uf0fd": "\u2612", "\uf0fc": "\u2713", "\uf0a8": "\u2610", "\uf06f": "\u25a1",
+    "\uf0a3": "\u2264", "\uf0b3": "\u2265", "\uf0b1": "\u00b1", "\uf0b4": "\u00d7", "\uf06d": "\u00b5",
+})  # fmt: skip
+"""Private characters in which Word stores the check boxes of Wingdings, and the signs of Symbol."""
 _SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 
 _INLINE_TAG = r"(?:a|b|big|center|em|font|i|s|small|span|strong|sub|sup|td|th|u)"
@@ -56,6 +61,10 @@ _LOOSE_HYPHEN = re.compile(
     rf"(?i:\b({_PREFIX}|{_COLOUR})(?: -\s?|- )(?=[a-z])(?!and|or\b|to\b)|(?<=[a-z]) -\s?(?=(?:{_ENDING})\b))"
 )
 
+_MARKER_NAME = r"\b(?:ER|PR|AR|[A-Za-z]{1,8}[-/]?\d[\w/]{0,8})"  # HER2, p53, Ki-67, AE1/AE3
+_SCORE = rf"{_MARKER_NAME} ?:? ?---(?!-)|\+\+[^\n-]{{0,40}} ---(?!-)|(?<!-)---(?!-)(?=[^\n-]{{0,40}}\+\+)"
+"""Staining score --- after the name of a marker or beside +++."""
+_SCORE_AT_END = re.compile(rf"(?:{_MARKER_NAME} ?:? ?-{{1,3}}|\+\+[^\n-]{{0,40}} -{{1,3}})$")
 _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 
 ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
@@ -69,8 +78,8 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # ruled lines and cell borders
     # Runs of blanks are collapsed first, because the patterns below would take quadratic time on them.
     (re.compile(r"[ \t]+"), " "),
-    (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
-    (re.compile(r"([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
+    (re.compile(rf"({_SCORE})|([-=*~#.^<>\\])\2{{2,}}"), r"\1 "),  # drawn lines and dotted leaders
+    (re.compile(r"(?!(?<=\w)::\w)([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
     (re.compile(r"[ \t]+([,;])(?=\w)"), r"\1 "),  # "fat ,nodular"
     (re.compile(r"[ \t]+([,;:.!?])(?=\s|$)"), r"\1"),
@@ -80,7 +89,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 def _normalise_characters(text: str) -> str:
     """Expand ligatures, normalise dashes and quotes, and drop invisible characters."""
-    text = text.translate(LIGATURES).translate(_SYMBOLS)
+    text = text.translate(LIGATURES).translate(_SYMBOLS).translate(_FONTS)
     out: list[str] = []
     for char in text.replace("\r\n", "\n").replace("\r", "\n"):
         if char == "\n" or char in "\f\v\u2028\u2029\x85":
@@ -157,9 +166,10 @@ def _strip_markup(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """Strip bullets and stray punctuation from both ends of a sentence; the decimal point of ".5 cm" is kept."""
+    """Strip bullets and stray punctuation from both ends of a sentence, but not from ".5 cm" or "HER2 ---"."""
     start = _LOOSE_START.match(text)
-    return (text[start.end() :] if start else text).rstrip("-,; \n")
+    text = (text[start.end() :] if start else text).rstrip(",; \n")
+    return text if _SCORE_AT_END.search(text) else text.rstrip("-,; \n")
 
 
 def clean_text(text: str) -> str:

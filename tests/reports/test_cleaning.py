@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from clipit.reports.cleaning import clean_text, drop_long_words, trim
 from clipit.reports.sentences import split_sentences
 
-LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
+LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\uf06d": "\u00b5"}
 NOISE = list("aZeé0159 \t\n\r\f.,;:-_|=*()!ﬁ\u00ad\u200b\u2022\u2014ßµ")
 NOISY = st.lists(st.builds(str.__mul__, st.sampled_from(NOISE), st.integers(1, 4)), max_size=40).map("".join)
 """Runs of characters: what cleaning shortens must not be letters or digits."""
@@ -50,6 +50,12 @@ def test_output_is_tidy(text: str) -> None:
         ("2 .5 cm mucosa , tubular ,nodular .", "2.5 cm mucosa, tubular, nodular."),
         ("Margins ________ free ....... 3 cm", "Margins free 3 cm"),
         ("HER2 +++", "HER2 +++"),
+        ("ER --- PR +++ HER2 --- S100: ---", "ER --- PR +++ HER2 --- S100: ---"),
+        ("CK +++ Desmin --- Vimentin +++", "CK +++ Desmin --- Vimentin +++"),
+        ("Colon --- polyp\n--- Diagnosis ---", "Colon polyp\nDiagnosis"),
+        ("CD20 ------ CK20 -negative", "CD20 CK20 -negative"),
+        ("EWSR1::FLI1 and:: : HER2", "EWSR1::FLI1 and: HER2"),
+        ("\uf0fe yes \uf0a8 no, \uf0a3 5 \uf06dm", "\u2611 yes \u2610 no, \u2264 5 \u00b5m"),
         ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
         ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),
         ("less than 0.1\nCM of the apex", "less than 0.1 CM of the apex"),
@@ -106,6 +112,7 @@ def test_drawn_lines_and_table_cells_are_not_long_words() -> None:
 
 def test_a_decimal_point_without_a_zero_is_kept() -> None:
     assert trim(".5 cm polyp") == ".5 cm polyp"
-    assert trim("- . Polyp") == "Polyp"
+    assert trim("- . Polyp -") == "Polyp"
+    assert trim("- CK7 +++, CK20 ---,") == "CK7 +++, CK20 ---"
     assert clean_text("Polyp of 2 cm. .7 cm margin") == "Polyp of 2 cm. .7 cm margin"
     assert split_sentences("GROSS: .5 cm polyp with a stalk.")[-1][1] == ".5 cm polyp with a stalk."

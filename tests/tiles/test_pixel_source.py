@@ -79,7 +79,7 @@ def test_what_limits_reading_is_named_with_what_to_do_where_the_loop_waits_for_m
         return clock.describe("training.threads", cache=not cached, cached=cached)
 
     assert text(waited=0.9) == "100 tiles/s, 9% of the time waiting for tiles"
-    assert "decoding and resizing limit the speed (8.0 ms per tile on 1 threads)" in text(computing=6.0)
+    assert "decoding and resizing limit the speed (8.0 ms per tile on 1 thread)" in text(computing=6.0)
     assert "the disk or network limits the speed" in text(blocks=9) and "local disk" in text(blocks=9)
     assert "other programs on these cores limit the speed" in text()
     assert "other programs on these cores limit the speed" in text(queued=4.0, blocks=9)

@@ -1,11 +1,21 @@
-"""Find the patient of a tile, slide or report, from its group or from a TCGA barcode in its name."""
+"""Find the patient of a tile, slide or report, from its group or from a TCGA barcode in its name.
+
+Two groups belong to one patient if their TCGA barcodes or names are equal, or if one is a slide of the other
+(`match_patients`).
+"""
 
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Shaped
 
-_TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+_TCGA = re.compile(r"(?<![A-Z0-9])TCGA([-.])[A-Z0-9]{2}\1[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+"""TCGA barcode of a patient, also with the dots that R writes in names (`TCGA.A6.2671`)."""
+
+_SEPARATOR = re.compile(r"[\W_]+")
+_MAX_SLIDES = 10  # mean number of slides per patient above which equal beginnings do not identify patients
+_MIN_STEMS = 4  # minimum number of different beginnings of slide names
 
 
 def patient(group: str) -> str:
@@ -16,24 +26,28 @@ def patient(group: str) -> str:
     """
     name = group.strip()
     barcode = _TCGA.match(re.split(r"[/\\]", name)[-1])
-    return barcode[0].upper() if barcode else name
+    return _spelled(barcode) if barcode else name
 
 
 def patient_in(name: str) -> str:
     """Return the last TCGA patient in the id of a tile or report, which may be a path; "" if there is none."""
-    barcodes = _TCGA.findall(name)
-    return barcodes[-1].upper() if barcodes else ""
+    barcodes = [*_TCGA.finditer(name)]
+    return _spelled(barcodes[-1]) if barcodes else ""
 
 
 def leading_patient(name: str) -> str:
     """Return the TCGA patient (`TCGA-BP-5195`) at the beginning of a name; "" if there is none."""
     barcode = _TCGA.match(name)
-    return barcode[0].upper() if barcode else ""
+    return _spelled(barcode) if barcode else ""
 
 
 def all_patients_in(text: str) -> set[str]:
     """Find all TCGA patients in a text."""
-    return {barcode.upper() for barcode in _TCGA.findall(text)}
+    return {_spelled(barcode) for barcode in _TCGA.finditer(text)}
+
+
+def _spelled(barcode: re.Match[str]) -> str:
+    return barcode[0].upper().replace(".", "-")
 
 
 def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
@@ -43,3 +57,77 @@ def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) ->
     nameless = np.flatnonzero(result == "")
     result[nameless] = [patient_in(name) for name in ids[nameless].tolist()]
     return result
+
+
+def match_patients(names: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the patients on two sides, such as reports and tiles, so that equal names belong to the same patient.
+
+    Slides on one side are replaced by their patient on the other (`slides_of_patients`).
+
+    Args:
+        names: Patients or slides on one side, as returned by `patients`; "" if unknown.
+        others: Patients or slides on the other side.
+    """
+    joined = slides_of_patients(names, others)
+    return [joined.get(name, name) for name in names], [joined.get(name, name) for name in others]
+
+
+def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Map slides on either side to their patients on the other, if one side lists slides and the other patients.
+
+    A slide is named like its patient, followed by a separator and a suffix: P001-S1 is a slide of P001, but P10 is not
+    a slide of P1. Names are only matched if this holds for most slides or most patients, for more than one patient, and
+    for at most ten slides per patient on average; otherwise, the beginning may be a hospital or a year.
+    """
+    first, second = set(names) - {""}, set(others) - {""}
+    joined: dict[str, str] = {}
+    for slides, owners in ((first, second), (second, first)):
+        found = _beginnings(slides, owners)
+        count = len(set(found.values()))
+        most = 2 * len(found) > len(slides) or 2 * count > len(owners)
+        if most and count > 1 and len(found) <= _MAX_SLIDES * count:
+            joined |= found
+    return joined
+
+
+def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Map names that may belong to the same patient as one of the others, which is not certain, to that other name.
+
+    One name is the beginning of the other, although `slides_of_patients` does not match them, or both are names of
+    slides that differ only in their last one or two parts, such as S24-003-A1 and S24-003-B1. The latter is only
+    considered if there are more beginnings than endings: 2024-1 and 2024-2 are numbered patients.
+    """
+    joined = slides_of_patients(names := {*names}, others := {*others})
+    first, second = names - {"", *joined}, others - {"", *joined}
+    pairs = _beginnings(first, second)
+    for other, name in sorted(_beginnings(second, first).items()):
+        pairs.setdefault(name, other)
+    for parts in (1, 2):
+        split = {name: parted for name in first | second if (parted := _without_suffix(name, parts))}
+        stems = {stem for stem, _ in split.values()}
+        if len(stems) < max(_MIN_STEMS, 1 + len({suffix for _, suffix in split.values()})):
+            continue
+        known = {split[other][0]: other for other in sorted(second & split.keys(), reverse=True)}
+        for name in sorted((first - second) & split.keys()):
+            if split[name][0] in known:
+                pairs.setdefault(name, known[split[name][0]])
+    return pairs
+
+
+def _beginnings(names: set[str], others: set[str]) -> dict[str, str]:
+    """Map each name that is not among `others` to the longest of them that it continues after a separator."""
+    found = {}
+    for name in names - others:
+        starts = [name[: separator.start()] for separator in _SEPARATOR.finditer(name)]
+        if owner := next((start for start in reversed(starts) if start in others), ""):
+            found[name] = owner
+    return found
+
+
+def _without_suffix(name: str, parts: int) -> tuple[str, str] | None:
+    """Split a name before its last parts; None if nothing remains on one side."""
+    separators = [*_SEPARATOR.finditer(name)]
+    if len(separators) < parts:
+        return None
+    stem, suffix = name[: separators[-parts].start()], name[separators[-parts].end() :]
+    return (stem, suffix) if stem and suffix else None

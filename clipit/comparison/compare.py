@@ -26,8 +26,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.output_files.artifacts import locked
-from clipit.pairing.leaks import patient_of
-from clipit.patients import patients
+from clipit.pairing.leaks import count_reports_of
 from clipit.progress import RunCounter
 from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.reports.readers import Report
@@ -175,9 +174,7 @@ def _warn_about_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequ
     """Warn about reports in the corpus whose patients have tiles in a shifted test set."""
     for name, section in plan.comparison.shifted.items():
         tiles = workspace.shifted_tiles(name, section)
-        shifted = set(patients(tiles.groups, tiles.ids).tolist()) - {""}
-        count = sum(patient_of(report) in shifted for report in reports)
-        if count:
+        if count := count_reports_of(reports, tiles):
             logger.warning(
                 f"{arm} may retrieve snippets from {counted(count, 'report')} of patients in the shifted set {name}; "
                 "remove these reports from the corpus"

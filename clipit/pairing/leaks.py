@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8, UInt64
 
 from clipit.config.run import LeaksConfig
-from clipit.patients import patient, patient_in, patients
+from clipit.patients import match_patients, patient, patient_in, patients
 from clipit.reports.readers import Report
 from clipit.tiles.perceptual import Fingerprints, oriented
+from clipit.tiles.splits import patients_across_splits
 from clipit.tiles.tileset import SPLITS, TileSet
 
 _BANDS, _WIDTH = 4, 16  # number of bands of a 64-bit hash, and bits per band
@@ -90,7 +91,7 @@ def group_leaks(tiles: TileSet) -> list[Leak]:
 
     Each leak names the tile of that patient or slide with the lowest id in its latest split.
     """
-    groups = patients(tiles.groups, tiles.ids)
+    groups = patients_across_splits(tiles)
     last: dict[str, tuple[int, str]] = {}  # latest split of each patient, and the lowest id in it
     ranks = _split_ranks(tiles)
     for row in np.flatnonzero(groups != "").tolist():
@@ -109,16 +110,15 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
 
     The patient of a report or tile is its group or, if it has none, the TCGA barcode in its id.
     """
-    later = tiles.select(tiles.splits != "train")
+    names, tile_names = match_patients(
+        [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()
+    )
     owners: dict[str, tuple[int, str]] = {}
-    for name, rank, tile in zip(
-        patients(later.groups, later.ids).tolist(), _split_ranks(later), later.ids.tolist(), strict=True
-    ):
-        if name:
-            owners[name] = min(owners.get(name, (-int(rank), tile)), (-int(rank), tile))
+    for name, rank, tile in zip(tile_names, _split_ranks(tiles).tolist(), tiles.ids.tolist(), strict=True):
+        if name and rank:
+            owners[name] = min(owners.get(name, (-rank, tile)), (-rank, tile))
     leaks = []
-    for report in reports:
-        name = patient_of(report)
+    for name, report in zip(names, reports, strict=True):
         if name in owners:
             rank, tile = owners[name]
             leaks.append(Leak("report", report.report_id, "", tile, SPLITS[-rank], name))
@@ -128,6 +128,15 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
 def patient_of(report: Report) -> str:
     """Return the patient of a report; "" if unknown."""
     return patient(report.group) if report.group else patient_in(report.report_id)
+
+
+def count_reports_of(reports: Sequence[Report], tiles: TileSet) -> int:
+    """Count the reports of patients that have tiles in a set, whatever their split."""
+    names, owners = match_patients(
+        [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()
+    )
+    known = set(owners) - {""}
+    return sum(name in known for name in names)
 
 
 def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak]:
@@ -224,14 +233,14 @@ def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str,
         Leaks by test id. Each leak names the patient's training or validation tile with the lowest id.
     """
     first: dict[str, int] = {}
-    names = patients(seen.groups, seen.ids).tolist()
+    test_names, names = match_patients(
+        patients(tests.groups, tests.ids).tolist(), patients(seen.groups, seen.ids).tolist()
+    )
     for row in np.argsort(seen.ids, kind="stable").tolist():
         first.setdefault(names[row], row)
     return {
         tile: Leak("group", str(seen.ids[first[name]]), str(seen.splits[first[name]]), tile, split, name)
-        for tile, split, name in zip(
-            tests.ids.tolist(), tests.splits.tolist(), patients(tests.groups, tests.ids).tolist(), strict=True
-        )
+        for tile, split, name in zip(tests.ids.tolist(), tests.splits.tolist(), test_names, strict=True)
         if name and name in first
     }
 

@@ -12,7 +12,7 @@ from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.pairing.correction import TileBlocks, correction_inputs, snippet_statistics
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest, nearest_among, search
-from clipit.pairing.sources import OwnSnippets, allowed_snippets, number_owners, own_snippets, sole_groups
+from clipit.pairing.sources import OwnSnippets, allowed_snippets, number_owners, own_snippets
 from clipit.stores.embed import Store
 from clipit.stores.exact import BLOCK
 from clipit.stores.index import Index
@@ -110,7 +110,7 @@ def prepare_selection(
     snippet_owners: Int[np.ndarray, "s"] = np.full(index.size, -1, dtype=np.int64)
     tile_owners = no_owners
     if rules.exclude_same_group:
-        snippet_owners, tile_owners = number_owners(sole_groups(index, sources), tiles, groups)
+        snippet_owners, tile_owners = number_owners(index, sources, tiles, groups)
     own = own_snippets(index, sources, tiles, groups) if rules.reports != "any" else None
     stored = index.stored()
     blocks = TileBlocks(tiles, tiles.mean() if index.mean is not None else None, block)

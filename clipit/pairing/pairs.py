@@ -31,6 +31,7 @@ from clipit.pairing.pair_rules import (
 )
 from clipit.pairing.pair_statistics import summarise
 from clipit.pairing.recall import fit_search
+from clipit.pairing.sources import joined_slides
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.check import check_finite, check_shards
 from clipit.stores.embed import Store
@@ -138,6 +139,8 @@ def pair_tiles(
         inputs |= {"ef_search": index.settings.ef_search, "candidates": index.settings.candidates}
     if rules.exclude_same_group or rules.reports != "any":
         inputs["groups"] = fingerprint([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()])
+    if rules.exclude_same_group and (joined := joined_slides(sources, tiles, groups)):
+        inputs["joined_slides"] = fingerprint(sorted(joined.items()))
 
     def make(folder: Path) -> dict[str, Any]:
         processes = get_processes()

@@ -1,41 +1,86 @@
-"""Warn about patients whose names are spelled differently in two sources, since each would count as two patients."""
+"""Warn about patients whose names differ in two sources or splits, since each name would count as its own patient."""
 
 from collections.abc import Sequence
 
 from clipit.errors import counted, shortlist
 from clipit.input_files.spelling import format_pairs, spelled_differently
 from clipit.pairing.leaks import SeenTiles, patient_of
-from clipit.patients import patients
+from clipit.patients import match_patients, patients, similar_slides, slides_of_patients
 from clipit.reports.readers import Report
 from clipit.tiles.tileset import TileSet
 
+_SHOWN = 3  # maximum number of names in a note
 
-def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> str:
-    """Return a warning if reports and validation or test tiles spell patient names differently; "" otherwise."""
+
+def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> list[str]:
+    """Warn about names of patients that differ between reports and validation or test tiles."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
-    return _warning(("report", "reports"), names, later, "validation or test tiles")
+    return _warnings(("report", "reports"), names, later, "validation or test tiles")
 
 
-def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> str:
-    """Return a warning if new tiles and training or validation tiles spell patient names differently; "" otherwise."""
+def describe_match(reports: Sequence[Report], tiles: TileSet) -> list[str]:
+    """Describe groups that were matched as slides of a patient, and reports and tiles without a common patient."""
+    names, owners = [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()
+    notes = []
+    if joined := slides_of_patients(names, owners):
+        examples = shortlist([f"{slide} of {patient}" for slide, patient in sorted(joined.items())], _SHOWN)
+        count = counted(len(joined), "group counts as a slide", "groups count as slides")
+        notes.append(f"{count} of a patient: {examples}")
+    report_patients, tile_patients = ({*names} - {""} for names in match_patients(names, owners))
+    if report_patients and tile_patients and not report_patients & tile_patients:
+        notes.append(
+            "no report has the group of a tile (groups of reports: "
+            f"{shortlist(sorted(report_patients), _SHOWN)}; of tiles: {shortlist(sorted(tile_patients), _SHOWN)}), so "
+            "no report was found to belong to a patient of the tiles"
+        )
+    return notes
+
+
+def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> list[str]:
+    """Warn about names of patients that differ between new tiles and training or validation tiles."""
     names = patients(tests.groups, tests.ids).tolist()
-    return _warning(("new tile", "new tiles"), names, seen, "training or validation tiles")
+    return _warnings(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
-def misspelled_pairs(pairs: TileSet, tests: TileSet) -> str:
-    """Return a warning if images with texts and tiles of later splits spell patient names differently; "" otherwise."""
+def misspelled_pairs(pairs: TileSet, tests: TileSet) -> list[str]:
+    """Warn about names of patients that differ between images with texts and tiles of later splits."""
     names = patients(pairs.groups, pairs.ids).tolist()
-    return _warning(("image with texts", "images with texts"), names, tests, "tiles of later splits")
+    return _warnings(("image with texts", "images with texts"), names, tests, "tiles of later splits")
 
 
-def _warning(items: tuple[str, str], names: Sequence[str], tiles: TileSet | SeenTiles, kind: str) -> str:
-    others = set(patients(tiles.groups, tiles.ids).tolist()) - {""}
-    pairs = spelled_differently({name for name in names if name}, others)
+def misspelled_splits(tiles: TileSet) -> list[str]:
+    """Warn about groups in two splits that may be slides of one patient; `read_tiles` compares their spelling."""
+    names, warnings = patients(tiles.groups, tiles.ids), []
+    for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
+        inside, others = tiles.splits == split, (tiles.splits[:, None] == later).any(axis=1)
+        items = (f"{split} tile", f"{split} tiles")
+        warnings += _similar(items, names[inside].tolist(), names[others].tolist(), f"{' or '.join(later)} tiles")
+    return warnings
+
+
+def _warnings(items: tuple[str, str], names: Sequence[str], tiles: TileSet | SeenTiles, kind: str) -> list[str]:
+    others = patients(tiles.groups, tiles.ids).tolist()
+    pairs = spelled_differently({name for name in names if name}, set(others) - {""})
+    warnings = _similar(items, names, others, kind)
+    if pairs:
+        count = sum(name in pairs for name in names)
+        warnings.insert(
+            0,
+            f"WARNING: {counted(count, *items)} may belong to patients of {kind}, but count as different patients "
+            f"because the names are spelled differently: {shortlist(format_pairs(pairs), 5)}; use one spelling for "
+            "each patient",
+        )
+    return warnings
+
+
+def _similar(items: tuple[str, str], names: Sequence[str], others: Sequence[str], kind: str) -> list[str]:
+    pairs = similar_slides(names, others)
     if not pairs:
-        return ""
+        return []
     count = sum(name in pairs for name in names)
-    return (
-        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, but count as different patients because "
-        f"the names are spelled differently: {shortlist(format_pairs(pairs), 5)}; use one spelling for each patient"
-    )
+    return [
+        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, because the beginnings of their groups "
+        f"agree: {shortlist(format_pairs(pairs), _SHOWN)}; if these are slides of one patient, use the patient as the "
+        "group (a column with patients, or tiles.group_pattern)"
+    ]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from clipit.errors import DataError, shortlist
-from clipit.patients import patient, patient_in
+from clipit.patients import patient, patient_in, slides_of_patients
 from clipit.stores.embed import Store
 from clipit.stores.index import Index
 
@@ -40,9 +40,23 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
     return allowed
 
 
-def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """Return the only patient whose reports contain each snippet; "" if there are several, or if one is unknown."""
+def joined_slides(sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None) -> dict[str, str]:
+    """Map slides that the tiles or the reports name to their patients on the other side (`slides_of_patients`)."""
+    if sources is None:
+        return {}
+    reports = sources.group_by(["group", "report_id"]).aggregate([]).to_pylist()
+    names = [patient(report["group"] or "") or patient_in(report["report_id"] or "") for report in reports]
+    return slides_of_patients(names, _tile_patients(tiles, groups).tolist())
+
+
+def sole_groups(index: Index, sources: pa.Table | None, joined: Mapping[str, str] | None = None) -> np.ndarray:
+    """Return the only patient whose reports contain each snippet; "" if there are several, or if one is unknown.
+
+    Args:
+        joined: Patient of each slide that the reports name (`joined_slides`); None if reports name patients.
+    """
     rows, values = _source_patients(index, sources)
+    values = _replaced(values, joined or {})
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)
     sole[rows] = values  # keeps the last source of each row
@@ -52,14 +66,16 @@ def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
 
 
 def number_owners(
-    snippet_groups: np.ndarray, tiles: Store, groups: Mapping[str, str] | None
+    index: Index, sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None
 ) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "n"]]:
-    """Number the patients of snippets and tiles consistently; -1 if unknown.
+    """Number the patients of snippets (`sole_groups`) and tiles consistently; -1 if unknown.
 
     Raises:
         DataError: All tiles, or all reports, lack a group.
     """
-    tile_groups = _tile_patients(tiles, groups)
+    joined = joined_slides(sources, tiles, groups)
+    snippet_groups = sole_groups(index, sources, joined)
+    tile_groups = _replaced(_tile_patients(tiles, groups), joined)
     _check_known(tile_groups, snippet_groups, "pairing.exclude_same_group")
     names, numbers = np.unique(np.concatenate([snippet_groups, tile_groups]), return_inverse=True)
     numbers = np.where(names[numbers] == "", -1, numbers).astype(np.int64)
@@ -110,6 +126,10 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
 def _tile_patients(tiles: Store, groups: Mapping[str, str] | None) -> np.ndarray:
     known = groups or {}
     return np.asarray([patient(known.get(tile, "")) or patient_in(tile) for tile in tiles.ids.tolist()], dtype=np.str_)
+
+
+def _replaced(names: np.ndarray, joined: Mapping[str, str]) -> np.ndarray:
+    return np.asarray([joined.get(name, name) for name in names.tolist()], dtype=np.str_) if joined else names
 
 
 def _check_known(tile_patients: np.ndarray, report_patients: np.ndarray, key: str) -> None:

@@ -110,8 +110,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if unknown:
         problems = (*problems, f"patients (unknown for {unknown} of {counted(len(tests), 'test tile')})")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
-    if warning := misspelled_tests(tests, seen):
-        notes.append(warning)
+    notes += misspelled_tests(tests, seen)
     shared = find_shared_patients(tests, seen)
     if shared:
         names = sorted({leak.group for leak in shared.values()})

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
-from clipit.patients import patients
+from clipit.patients import match_patients, patients
 from clipit.tiles.tileset import TileSet
 
 
@@ -101,6 +101,15 @@ def resolve_splits(
     return [split_of[name] for name in source_splits]
 
 
+def patients_across_splits(tiles: TileSet) -> Shaped[np.ndarray, " n"]:
+    """Return the patient of each tile, as `patients` does; slides whose patient another split names become patients."""
+    names = patients(tiles.groups, tiles.ids)
+    for split in ("train", "validation"):  # each against all others
+        inside = tiles.splits == split
+        names[inside], names[~inside] = match_patients(names[inside].tolist(), names[~inside].tolist())
+    return names
+
+
 def check_groups(tiles: TileSet) -> None:
     """Check that no patient or slide is in more than one split.
 
@@ -108,7 +117,7 @@ def check_groups(tiles: TileSet) -> None:
         DataError: A group is in several splits; the message lists such groups with their splits.
     """
     splits_of: dict[str, set[str]] = {}
-    for group, split in zip(patients(tiles.groups, tiles.ids).tolist(), tiles.splits.tolist(), strict=True):
+    for group, split in zip(patients_across_splits(tiles).tolist(), tiles.splits.tolist(), strict=True):
         if group:
             splits_of.setdefault(group, set()).add(split)
     crossing = [

@@ -229,7 +229,7 @@ def _leaks(captioned: CaptionedTiles, workspace: Workspace) -> set[str]:
         if not len(pairs) or not len(tests):
             continue
         leaks |= find_shared_patients(pairs, tests)
-        if remark := misspelled_pairs(pairs, tests):
+        for remark in misspelled_pairs(pairs, tests):
             logger.info(as_note(remark))
         if image_hashes is not None and tile_hashes is not None:
             pair_hashes, test_hashes = select_hashes(image_hashes, pair_rows), select_hashes(tile_hashes, test_rows)

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import counted, shortlist
+from clipit.errors import as_note, counted, shortlist
 from clipit.output_files.artifacts import write_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
-from clipit.pairing.patient_spelling import misspelled_reports
+from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits
 from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
@@ -114,8 +114,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     images = _Comparable.of(image_hashes, tiles, section.spread)
     unchecked += _unchecked(config.tiles.source, section.pixels, reports, images, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
-    if warning := misspelled_reports(reports, tiles):
-        unchecked.append(warning)
+    remarks = [*misspelled_splits(tiles), *misspelled_reports(reports, tiles), *describe_match(reports, tiles)]
     checked = _comparisons_made(known, compared, section.pixels, images, reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
@@ -130,6 +129,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
                 "thresholds": {name: getattr(section, name) for name in ("pixels", "distance", "similarity", "spread")},
                 "checked": checked,
                 "not_checked": unchecked,
+                "remarks": remarks,
                 "found": records,
             },
         )
@@ -143,6 +143,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
                     *_hint(leaks, tiles),
                     *(f"checked: {x}" for x in checked or ["nothing"]),
                     *(f"not checked: {x}" for x in unchecked),
+                    *map(as_note, remarks),
                 ]
             )
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ClipitError, DataError, counted, counted_of, shortlist
-from clipit.pairing.leaks import ImageHashes, Leak, SeenTiles, find_copies, find_shared_patients, patient_of
+from clipit.pairing.leaks import ImageHashes, Leak, SeenTiles, count_reports_of, find_copies, find_shared_patients
 from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
@@ -37,10 +37,10 @@ def enforce_on_external(
     policy = config.leaks.policy
     if policy == "off" or not len(tests):
         return tests, []
-    if warning := misspelled_tests(tests, seen):
-        tests = replace(tests, notes=(*tests.notes, warning))
-        if get_processes().main:
-            logger.warning(f"{where}: {warning}")
+    warnings = misspelled_tests(tests, seen)
+    tests = replace(tests, notes=(*tests.notes, *warnings))
+    for warning in warnings if get_processes().main else ():
+        logger.warning(f"{where}: {warning}")
     leaks = list(find_shared_patients(tests, seen).values())
     if seen_hashes is not None and len(seen):
         comparison = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"
@@ -81,15 +81,14 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
     """Return a warning if reports of the run belong to patients of a new test set, or cannot be read; else ""."""
     from clipit.reports.readers import read_reports
 
-    names = set(patients(tests.groups, tests.ids).tolist()) - {""}
-    if not names or config.reports is None:
+    if not (patients(tests.groups, tests.ids) != "").any() or config.reports is None:
         return ""
     try:
         reports = read_reports(config.reports).reports
     except (ClipitError, OSError) as error:
         reason = str(error).splitlines()[0]
         return f"patients of the run's reports were not compared with those of the new set: {reason}"
-    count = sum(patient_of(report) in names for report in reports)
+    count = count_reports_of(reports, tests)
     text = counted(count, "report of the run belongs", "reports of the run belong")
     return f"WARNING: {text} to patients of the new set; the run may have been trained on their text" if count else ""
 

@@ -12,11 +12,18 @@ from jaxtyping import Int64
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.errors import DataError, as_note, counted, counted_of, shortlist
 from clipit.output_files.artifacts import fingerprint, write_json
-from clipit.pairing.leaks import ImageHashes, Leak, find_copies, find_leaks, patient_of, report_leaks
-from clipit.pairing.patient_spelling import misspelled_reports, misspelled_tests
-from clipit.patients import patients
+from clipit.pairing.leaks import (
+    ImageHashes,
+    Leak,
+    find_copies,
+    find_leaks,
+    find_shared_patients,
+    patient_of,
+    report_leaks,
+)
+from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits, misspelled_tests
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
@@ -47,7 +54,9 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     """
     if config.leaks.policy == "off":
         return tiles
-    leaks = find_leaks(tiles, config.leaks, hash_images(tiles, config, config.leaks.pixels))
+    image_hashes = hash_images(tiles, config, config.leaks.pixels)
+    tiles = _with_notes(tiles, misspelled_splits(tiles))
+    leaks = find_leaks(tiles, config.leaks, image_hashes)
     if not leaks:
         return tiles
     note = _enforce(leaks, config, tiles.where, "tiles")
@@ -83,10 +92,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     if policy == "off" or not len(tests):
         return tests
     _check_patients(tests, seen, policy, where)
-    if warning := misspelled_tests(tests, seen):
-        tests = replace(tests, notes=(*tests.notes, f"{where}: {warning}"))
-        if get_processes().main:
-            logger.warning(tests.notes[-1])
+    tests = _with_notes(tests, [f"{where}: {warning}" for warning in misspelled_tests(tests, seen)])
     training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (run_tiles, tests))
     if training_hashes is None or test_hashes is None:
         return tests
@@ -134,13 +140,17 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
         DataError: Reports of validation or test patients exist and the policy is `error`, or no report would remain.
     """
     config = with_report_policy(config)
-    if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
+    if config.leaks.policy == "off":
+        return reports
+    reports = replace(reports, notes=(*reports.notes, *_logged(_unknown_patients(reports))))
+    if not any(patient_of(report) for report in reports.reports):
         return reports
     tiles = read_tiles()
-    if warning := misspelled_reports(reports.reports, tiles):
-        if get_processes().main:
-            logger.warning(warning)
-        reports = replace(reports, problems=(*reports.problems, warning))
+    reports = replace(
+        reports,
+        problems=(*reports.problems, *_logged(misspelled_reports(reports.reports, tiles))),
+        notes=(*reports.notes, *_logged(describe_match(reports.reports, tiles))),
+    )
     leaks = report_leaks(reports.reports, tiles)
     if not leaks:
         return reports
@@ -173,10 +183,32 @@ def leak_folder(config: RunConfig) -> Path:
     return config.output / "leaks" / config.name
 
 
+def _unknown_patients(reports: "Reports") -> list[str]:
+    """Describe, in at most one line, reports whose patients cannot be compared with those of the tiles."""
+    unknown, total = sum(not patient_of(report) for report in reports.reports), len(reports.reports)
+    if not unknown:
+        return []
+    count = "the reports have" if unknown == total else counted_of(unknown, total, "report has", "reports have")
+    return [
+        f"{count} no group, so reports of validation and test patients may remain in the corpus: set "
+        "reports.group_column or reports.metadata"
+    ]
+
+
+def _logged(notes: Sequence[str]) -> Sequence[str]:
+    """Log notes and warnings in the main process, and return them."""
+    for note in notes if get_processes().main else ():
+        logger.log(logging.WARNING if "WARNING: " in note else logging.INFO, as_note(note))
+    return notes
+
+
+def _with_notes(tiles: TileSet, notes: Sequence[str]) -> TileSet:
+    return replace(tiles, notes=(*tiles.notes, *_logged(notes))) if notes else tiles
+
+
 def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> None:
     """Reject or log patients of a shifted test set whose tiles are used for training or validation."""
-    shared = set(patients(tests.groups, tests.ids).tolist()) & set(patients(seen.groups, seen.ids).tolist())
-    shared -= {""}
+    shared = {leak.group for leak in find_shared_patients(tests, seen).values()}
     if not shared:
         return
     message = (

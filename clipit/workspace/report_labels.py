@@ -14,7 +14,7 @@ from clipit.evaluation.report_agreement import Agreement, measure_agreement
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
 from clipit.pairing.cases import CaseCounts, join_cases
 from clipit.pairing.leaks import patient_of, report_leaks
-from clipit.pairing.patient_spelling import misspelled_reports
+from clipit.pairing.patient_spelling import describe_match, misspelled_reports
 from clipit.patients import patients
 from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
@@ -226,8 +226,7 @@ def _drop_leaking_reports(
     reports: tuple[Report, ...], tiles: TileSet, config: RunConfig, notes: list[str]
 ) -> tuple[Report, ...]:
     """Drop the reports of patients with validation or test tiles."""
-    if warning := misspelled_reports(reports, tiles):
-        notes.append(warning)
+    notes += [*misspelled_reports(reports, tiles), *describe_match(reports, tiles)]
     leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
         notes.append(f"dropped {counted(len(leaks), 'report')} of patients with validation or test tiles")

@@ -146,6 +146,18 @@ def test_a_tile_gets_no_snippet_of_its_own_group_alone(
         assert found[tile][0][0] == IDS[second[i] if own else first[i]]
 
 
+@pytest.mark.parametrize("by_slide", ["tiles", "reports"])
+def test_a_tile_gets_no_snippet_of_its_patient_if_tiles_or_reports_name_slides(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, by_slide: str
+) -> None:
+    tile_suffix, report_suffix = ("-S1", "") if by_slide == "tiles" else ("", "/R1")
+    groups = {tile: f"g{i % 4}{tile_suffix}" for i, tile in enumerate(tiles.ids.tolist())}
+    table = sources(group=[*(f"g{j % 4}{report_suffix}" for j in range(SNIPPETS)), f"g0{report_suffix}"])
+    rules = PairingConfig(exclude_same_group=True)
+    found = by_tile(pair_tiles(tmp_path, index, tiles, rules=rules, sources=table, groups=groups))
+    assert all(IDS.index(found[tile][0][0]) % 4 != int(groups[tile][1]) for tile in found)
+
+
 @pytest.mark.parametrize(("reports", "column"), [("own", "group"), ("own", "report_id"), ("own_then_any", "group")])
 def test_a_tile_gets_the_nearest_snippets_of_its_own_patient(
     tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, reports: str, column: str

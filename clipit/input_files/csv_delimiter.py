@@ -69,7 +69,7 @@ def layout_hint(
         lines: Line on which each of the other rows starts.
         wanted: Names of columns that the first row lacks.
         delimiter: Delimiter at which the rows were split.
-        unit: Name of a line for messages.
+        unit: Word for a line in messages.
     """
     if header and header[0].strip().lower().startswith("sep="):
         hint = "the first line declares a delimiter: remove it"
@@ -89,14 +89,14 @@ def ragged_hint(header: Sequence[str], rows: Sequence[Sequence[str]], lines: Seq
         hint = f"the header is one column that contains {word}: {_SAVE}"
     longer = [len(row) - len(header) for row in rows]
     is_text = any(cell.startswith(" ") for row in rows for cell in row)  # with unquoted commas
-    if not (hint or is_text or 0 in longer) and _is_most(number == 1 for number in longer):
+    if not (hint or is_text or 0 in longer) and _mostly_true(number == 1 for number in longer):
         hint = (
             "if R wrote row names into the first column, write the table with row.names = FALSE, or name the first "
             "column in the header"
         )
     counts = {mark: delimiter.join(header).count(mark) for mark in _DELIMITERS if mark != delimiter}
     for mark, count in counts.items():
-        if not hint and count and _is_most(delimiter.join(row).count(mark) == count for row in rows):
+        if not hint and count and _mostly_true(delimiter.join(row).count(mark) == count for row in rows):
             hint = f"the columns seem to be separated by {_DELIMITERS[mark]}: {_SAVE}"
     quote = "quote fields that contain the delimiter or a line break"
     return f"{hint}; otherwise {quote}" if hint.startswith("if ") else hint or quote
@@ -105,15 +105,16 @@ def ragged_hint(header: Sequence[str], rows: Sequence[Sequence[str]], lines: Seq
 def quoted_hint(line: str) -> str:
     """Return advice for a first line that cannot be split, because its quoted names have another delimiter."""
     match = _QUOTED.match(line)
-    return f"the names of the columns are separated by {_DELIMITERS.get(match[1], 'spaces')}: {_SAVE}" if match else ""
+    return f"the column names are separated by {_DELIMITERS.get(match[1], 'spaces')}: {_SAVE}" if match else ""
 
 
 def _find_header(
     header: Sequence[str], rows: Sequence[Sequence[str]], wanted: Collection[str], delimiter: str
 ) -> tuple[int, Sequence[str]] | None:
-    """Find a row that seems to be the header, below a title or comment: its index and cells.
+    """Find a row below a title or comment that seems to be the header, and return its index and cells.
 
-    It contains all wanted names, or it is the first row that is as long as most rows, where the first row is shorter.
+    Such a row contains all wanted names, or is the first one as long as most rows, while the table's first row is
+    shorter.
     """
     for index, row in enumerate(rows[:_MAX_TITLE]):
         if wanted and {*wanted} <= {cell.strip() for cell in row}:
@@ -154,10 +155,10 @@ def _differ(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 def _other_delimiter(
     header: Sequence[str], rows: Sequence[Sequence[str]], wanted: Collection[str], delimiter: str
 ) -> str:
-    """Name the delimiter of a header that was read as one column; "" if it may be one column.
+    """Name the delimiter of a header that was read as one column; "" if there may really be only one column.
 
     Spaces are delimiters if they align the columns, if all rows have as many words as the header, or if the header
-    contains a wanted name, and all rows start with different words that contain a digit.
+    contains a wanted name and all rows start with different words that contain a digit.
     """
     cells = _without_empty(header)
     if len(cells) != 1:
@@ -183,6 +184,6 @@ def _without_empty(cells: Sequence[str]) -> list[str]:
     return list(cells[:length])
 
 
-def _is_most(conditions: Iterable[bool]) -> bool:
+def _mostly_true(conditions: Iterable[bool]) -> bool:
     values = list(conditions)
     return sum(values) > len(values) / 2

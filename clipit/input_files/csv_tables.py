@@ -17,7 +17,12 @@ _MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for s
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file or sheet: header, rows, the line on which each row starts, notes, delimiter, and name of a line."""
+    """A csv file or sheet.
+
+    Attributes:
+        lines: Line on which each row starts.
+        unit: Word for a line in messages.
+    """
 
     header: list[str]
     rows: list[list[str]]

@@ -61,7 +61,7 @@ def split_files(path: str, key: str, *, images: bool = False) -> dict[str, list[
     Args:
         path: Local folder.
         key: Configuration key of the path, for errors.
-        images: Whether to return the files of a folder of images with tables that describe them.
+        images: Whether to also return the files of an image folder, whose tables describe the images.
 
     Returns:
         Files by split; empty for a folder of images, unless `images` is set.
@@ -82,9 +82,9 @@ def split_files(path: str, key: str, *, images: bool = False) -> dict[str, list[
 
 
 def cache_folder(files: Sequence[Path]) -> str:
-    """Return the folder in which `datasets` caches its copy of local files, a separate one for each version of them.
+    """Return the folder in which `datasets` caches its copy of local files; each version of the files has its own.
 
-    By default, `datasets` tells versions of a file apart only by its modification time, which copies and archives may
+    By default, `datasets` distinguishes versions of a file only by the modification time, which copies and archives may
     preserve.
     """
     import datasets

@@ -12,7 +12,7 @@ from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.progress import progress
-from clipit.reports.cleaning import clean_text, drop_long_words
+from clipit.reports.cleaning import clean_text, compound_words, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
 from clipit.reports.ligatures import find_repairs, repair
 from clipit.reports.page_breaks import drop_page_lines
@@ -96,6 +96,7 @@ def build_snippets(
     repairs_ligatures = config.text_checks is not None and config.text_checks.ligatures
     repairs = find_repairs([report.text for report in reports.reports]) if repairs_ligatures else {}
     repaired: Counter[str] = Counter()
+    words = compound_words(report.text for report in reports.reports)
     drops_page_lines = config.text_checks is not None and config.text_checks.page_lines
     page_lines, page_reports = Tally(), 0
 
@@ -105,7 +106,7 @@ def build_snippets(
             text, lines = drop_page_lines(text)
             page_lines.add(lines)
             page_reports += bool(lines)
-        return repair(clean_text(text), repairs, repaired)
+        return repair(clean_text(text, words), repairs, repaired)
 
     occurrences = _split_and_merge(reports, count_tokens, budget, clean, long_words)
     sections_of = {text: {piece.section for _, piece in origins} for text, origins in occurrences.items()}

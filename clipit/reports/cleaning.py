@@ -3,6 +3,7 @@
 import html
 import re
 import unicodedata
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from clipit.reports.headings import STRONG, WEAK
@@ -57,6 +58,10 @@ _PREFIX = (
 )
 _ENDING = r"free|like|grade|type|rich|positive|negative|differentiated|neoplastic|polyposis|vascular"
 _COLOUR = r"tan|gr[ae]y|pink|yellow|red|brown|white"
+_PREFIX_ONLY, _ENDING_ONLY = re.compile(_PREFIX, re.I), re.compile(_ENDING, re.I)
+_HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]*[a-z]{2})-[ \t]*\n\s*([a-z]{2}[^\W\d_]*)")
+"""Word that is hyphenated at the end of a line."""
+_COMPOUND = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _LOOSE_HYPHEN = re.compile(
     rf"(?i:\b({_PREFIX}|{_COLOUR})(?: -\s?|- )(?=[a-z])(?!and|or\b|to\b)|(?<=[a-z]) -\s?(?=(?:{_ENDING})\b))"
 )
@@ -105,10 +110,44 @@ def _normalise_characters(text: str) -> str:
     return "".join(out)
 
 
-def _join_words(text: str) -> str:
-    """Join words hyphenated at a line end; remove soft hyphens."""
+def compound_words(texts: Iterable[str]) -> frozenset[str]:
+    """Collect the words of a corpus, in lower case, that tell whether words hyphenated at line ends are compounds.
+
+    These words are, for each word hyphenated at a line end, its parts and both spellings, if they occur within a line.
+    """
+    texts = ["\n".join(_ESCAPED.sub("\n", text).translate(_SYMBOLS).splitlines()) for text in texts]
+    needed = {
+        word
+        for text in texts
+        for match in _HYPHENATED.finditer(text)
+        for word in (match[1], match[2], match[1] + match[2], f"{match[1]}-{match[2]}")
+    }
+    needed = {word.lower() for word in needed}
+    if not needed:
+        return frozenset()
+    return frozenset().union(*(needed & set(_COMPOUND.findall(_HYPHENATED.sub(" ", text).lower())) for text in texts))
+
+
+def _join_words(text: str, words: Collection[str]) -> str:
+    """Join words hyphenated at a line end; compounds keep their hyphen. Remove soft hyphens.
+
+    Args:
+        words: Result of `compound_words` for the corpus.
+    """
     text = re.sub(r"\N{SOFT HYPHEN}[ \t]*\n*[ \t]*", "", text)
-    return re.sub(r"(?<=[a-z]{2})-[ \t]*\n\s*(?=[a-z]{2})", "", text)
+    return _HYPHENATED.sub(
+        lambda match: f"{match[1]}{_hyphen(match[1].lower(), match[2].lower(), words)}{match[2]}", text
+    )
+
+
+def _hyphen(first: str, second: str, words: Collection[str]) -> str:
+    """Return the hyphen between the parts of a word, or "" if the word was hyphenated only at the end of the line."""
+    if first + second in words or f"{first}-{second}" in words:
+        return "-" if f"{first}-{second}" in words else ""
+    if _PREFIX_ONLY.fullmatch(first) or _ENDING_ONLY.fullmatch(second):
+        return "-"
+    is_combining_form = len(first) > 3 and first.endswith("o")  # adeno-, fibro-
+    return "" if is_combining_form or (first not in words and second not in words) else "-"
 
 
 def _continues(line: str, following: str) -> bool:
@@ -172,16 +211,20 @@ def trim(text: str) -> str:
     return text if _SCORE_AT_END.search(text) else text.rstrip("-,; \n")
 
 
-def clean_text(text: str) -> str:
+def clean_text(text: str, words: Collection[str] | None = None) -> str:
     """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, line wraps and HTML.
 
     All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
     "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list is joined
     to the "Negative for:" or "Not ruled out:" that introduces it, and a line that only says "Not identified" to the
     label before it.
+
+    Args:
+        words: Result of `compound_words` for the corpus; None for the words of this text.
     """
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
-    text = _join_words(_normalise_characters(_strip_markup(text)))
+    text = _normalise_characters(_strip_markup(text))
+    text = _join_words(text, compound_words([text]) if words is None else words)
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
     text = _LOOSE_HYPHEN.sub(lambda match: f"{match.group(1) or ''}-", text)

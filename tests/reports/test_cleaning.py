@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from clipit.reports.cleaning import clean_text, drop_long_words, trim
+from clipit.reports.cleaning import clean_text, compound_words, drop_long_words, trim
 from clipit.reports.sentences import split_sentences
 
 LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\uf06d": "\u00b5"}
@@ -45,6 +45,14 @@ def test_output_is_tidy(text: str) -> None:
     [
         ("moderately differen-\ntiated carcinoma", "moderately differentiated carcinoma"),
         ("differen\u00adtiated", "differentiated"),
+        (
+            "well-\ndifferentiated, non-\r\nsmall cell, her-\nnegative",
+            "well-differentiated, non-small cell, her-negative",
+        ),
+        ("adeno-\ncarcinoma, a carcinoma", "adenocarcinoma, a carcinoma"),
+        ("red-\ntan, red and tan", "red-tan, red and tan"),
+        ("sub-\nmucosa near the submucosa", "submucosa near the submucosa"),
+        ("end-\nstage, end-stage, endstage", "end-stage, end-stage, endstage"),
         ("tumor -free margins, non -polyposis", "tumor-free margins, non-polyposis"),
         ("pre- and postoperative", "pre- and postoperative"),
         ("2 .5 cm mucosa , tubular ,nodular .", "2.5 cm mucosa, tubular, nodular."),
@@ -66,6 +74,12 @@ def test_output_is_tidy(text: str) -> None:
 )
 def test_examples(noisy: str, clean: str) -> None:
     assert clean_text(noisy) == clean
+
+
+def test_other_reports_tell_whether_a_word_is_a_compound() -> None:
+    reports = ["cyst-\nadenoma, non-\r\nneoplastic, T-cell", "A Cystadenoma.", "nonneoplastic", "an adenoma"]
+    assert clean_text(reports[0], compound_words(reports)) == "cystadenoma, nonneoplastic, T-cell"
+    assert clean_text(reports[0], compound_words([reports[0], reports[3]])) == "cyst-adenoma, non-neoplastic, T-cell"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from clipit.crash_watch import noted
 from clipit.errors import DataError, counted
 from clipit.images.jpeg import decode_plain
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
-from clipit.images.tiff_copies import differs, is_auxiliary
+from clipit.images.tiff_copies import differs, is_auxiliary, is_reduced
 from clipit.images.tiff_parts import find_damaged_part
 from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 
@@ -346,10 +346,13 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")
-    turned = (
-        getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) != 1
-    )  # smaller pages may be stored in another orientation
-    others = [] if turned else [number for number, page in smaller.items() if differs(page, image)]
+    # smaller pages of a turned image may be stored in another orientation
+    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) != 1
+    others = [
+        number
+        for number, page in smaller.items()
+        if not turned and (not is_reduced(page.size, size) or differs(page, image))
+    ]
     if others:
         extent = " x ".join(map(str, smaller[others[0]].size))
         raise ImageError(

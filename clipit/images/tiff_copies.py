@@ -7,10 +7,11 @@ from jaxtyping import Float
 from PIL import Image
 
 _AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
-_MAX_CELLS, _MIN_CELLS = 8, 4  # number of cells per edge; images with fewer are not compared
-_MIN_CELL = 4  # minimum edge of a cell in pixels
-_ALIKE_GREY = 12  # maximum mean difference of the cells' grey values (0 to 255)
-_ALIKE_CORRELATION = 0.6  # minimum correlation of the cells' grey values
+_MIN_EDGE = 16  # minimum edge of compared images in pixels
+_CELL, _MAX_CELLS = 2, 64  # minimum edge of a cell in pixels, and maximum number of cells per edge
+_CORRELATION = 0.4  # minimum correlation of grey values
+_UNIFORM, _ALIKE_GREY = 3, 12  # maximum deviation in uniform images, and maximum mean difference between two of them
+_ROUNDING = 0.05  # maximum relative difference between the factors of the two edges
 
 
 def is_auxiliary(name: str) -> bool:
@@ -18,29 +19,35 @@ def is_auxiliary(name: str) -> bool:
     return bool(_AUXILIARY.search(name))
 
 
-def differs(page: Image.Image, first: Image.Image) -> bool:
-    """Return whether a smaller image is clearly not a copy of another.
+def is_reduced(size: tuple[int, int], first: tuple[int, int]) -> bool:
+    """Return whether a size is smaller than another in both edges, by about the same factor."""
+    expected = first[1] * size[0] / first[0]
+    return size[0] < first[0] and size[1] < first[1] and abs(size[1] - expected) <= max(2, _ROUNDING * expected)
 
-    The mean grey values of up to 8 x 8 cells are compared. The images are alike if these values differ by at most 12 of
-    255 grey levels on average, or if their correlation is at least 0.6. Copies of histology tiles that were reduced to
-    16 pixels or more by any method are alike; two tiles of different tissue seldom are. Images with fewer than 16
-    pixels per edge are not compared.
+
+def differs(page: Image.Image, first: Image.Image) -> bool:
+    """Return whether an image is clearly not a copy of another in another size.
+
+    The mean grey values of up to 64 x 64 cells are compared (see `is_alike`). Copies of histology tiles that were
+    reduced to 16 pixels or more by any method are almost always alike; tiles of different tissue are not, even if they
+    are stained alike. Images with fewer than 16 pixels per edge are not compared.
     """
-    cells = min(_MAX_CELLS, min(page.size) // _MIN_CELL)
-    if cells < _MIN_CELLS:
+    if min(page.size) < _MIN_EDGE:
         return False
+    edges = (min(page.width, first.width), min(page.height, first.height))
+    cells = tuple(min(_MAX_CELLS, max(1, edge // _CELL)) for edge in edges)
     return not is_alike(_cell_means(page, cells), _cell_means(first, cells))
 
 
 def is_alike(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."]) -> bool:
-    """Return whether grey values of the same areas of two images differ little, or are correlated."""
-    if np.abs(one - other).mean() <= _ALIKE_GREY:
-        return True
+    """Return whether grey values of the same areas of two images are correlated, or uniform and similar."""
+    if max(one.std(), other.std()) <= _UNIFORM:
+        return bool(np.abs(one - other).mean() <= _ALIKE_GREY)
     one, other = one - one.mean(), other - other.mean()
     scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return scale > 0 and float((one * other).sum()) / scale >= _ALIKE_CORRELATION
+    return scale > 0 and float((one * other).sum()) / scale >= _CORRELATION
 
 
-def _cell_means(image: Image.Image, cells: int) -> Float[np.ndarray, "cells cells"]:
+def _cell_means(image: Image.Image, cells: tuple[int, ...]) -> Float[np.ndarray, "rows columns"]:
     grey = image.convert("RGB").convert("L")
-    return np.asarray(grey.resize((cells, cells), Image.Resampling.BOX), dtype=np.float64)
+    return np.asarray(grey.resize((cells[0], cells[1]), Image.Resampling.BOX), dtype=np.float64)

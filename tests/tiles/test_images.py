@@ -350,6 +350,51 @@ def test_a_smaller_page_that_shows_something_else_is_not_lost_silently(tmp_path:
     assert isinstance(open_images(tmp_path / "a.tif").try_read(0), Unreadable)
 
 
+def evenly_stained(width: int, height: int, seed: int) -> Image.Image:
+    """Noise of several scales around one colour, darker towards the edges, as in a microscope."""
+    random = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), (190.0, 140.0, 175.0))
+    for scale in (2, 6, 20):
+        noise = random.normal(0, 12, (height // scale + 1, width // scale + 1))
+        pixels += np.kron(noise, np.ones((scale, scale)))[:height, :width, None]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    return Image.fromarray((pixels - 10 * (x**2 + y**2)[..., None]).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(500, 500), (511, 511), (256, 256), (128, 128), (48, 48)])
+def test_tissue_that_is_stained_like_the_first_page_is_not_a_copy(size: tuple[int, int]) -> None:
+    first = evenly_stained(512, 512, 1)
+    with pytest.raises(ImageError, match="not a smaller copy"):
+        decode(io.BytesIO(two_pages(first, evenly_stained(*size, seed=2))))
+    with pytest.raises(ImageError, match="not a smaller copy"):
+        decode(io.BytesIO(two_pages(first, evenly_stained(512, 512, 3).resize(size))))
+    for method in Image.Resampling:
+        assert decode(io.BytesIO(two_pages(first, first.resize(size, method)))).size == (512, 512)
+    saved = written(first.resize(size), "JPEG", quality=30)
+    assert decode(io.BytesIO(two_pages(first, Image.open(io.BytesIO(saved))))).size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((256, 128), (256, 256)), ((128, 256), (256, 128)), ((256, 256), (256, 255)), ((256, 256), (128, 100))],
+)
+def test_a_copy_is_smaller_by_one_factor(first: tuple[int, int], second: tuple[int, int]) -> None:
+    image = evenly_stained(*first, seed=1)
+    with pytest.raises(ImageError, match="not a smaller copy"):
+        decode(io.BytesIO(two_pages(image, image.resize(second))))
+
+
+def test_pyramids_with_rounded_edges_and_uniform_images_are_copies() -> None:
+    first = evenly_stained(1001, 333, 1)
+    for factor in (2, 4, 8, 16):
+        for edge in (np.floor, np.ceil):
+            small = first.resize((int(edge(1001 / factor)), int(edge(333 / factor))))
+            assert decode(io.BytesIO(two_pages(first, small))).size == first.size
+    empty = (np.random.default_rng(n).normal(240, 4, (256 // n, 256 // n, 3)).clip(0, 255) for n in (1, 2))
+    pages = [Image.fromarray(pixels.astype(np.uint8)) for pixels in empty]
+    assert decode(io.BytesIO(two_pages(*pages))).size == (256, 256)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif", "bmp", "jp2", "gif"])
 def test_damaged_bytes_are_an_image_or_unreadable(suffix: str) -> None:

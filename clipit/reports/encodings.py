@@ -21,9 +21,10 @@ _CODE_PAGES = {
     "cp932": "Japanese", "cp949": "Korean", "cp850": "DOS", "mac_roman": "classic Mac OS",
 }  # fmt: skip
 _WORD = re.compile(rb"[^\s\x80-\xff]*[\x80-\xff]\S*")
-_AROUND_WORD = f"{punctuation}\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
-_IN_WORD = re.compile("[-\u00b0\u00b1\u00b2\u00b3\u00b5\u3000-\u303f\uff00-\uff20]")
-"""Hyphens, signs of units, and the punctuation of Chinese and Japanese."""
+_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
+_SEPARATOR = re.compile(r"[^A-Za-z\x80-\U0010ffff]+")
+_IN_WORD = re.compile("[\u00b0\u00b1\u00b2\u00b3\u00b5\u3000-\u303f\uff00-\uff20]")
+"""Signs of units, and the punctuation of Chinese and Japanese."""
 _MAX_WORDS = 10_000  # number of words that are compared in all code pages
 _MIN_SCORE = 0.8  # minimum number of plausible words, relative to the best code page
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
@@ -63,6 +64,16 @@ def describe_replaced(texts: Sequence[str]) -> str:
         texts,
         "replacement characters (U+FFFD)",
         "another program replaced letters that it could not convert; export the reports again",
+    )
+
+
+def describe_controls(texts: Sequence[str]) -> str:
+    """Describe how many texts contain control characters that no program writes into texts; "" if none do."""
+    return _describe_matches(
+        re.compile(r"\S*[\x80-\x84\x86-\x9f]\S*"),
+        texts,
+        "control characters",
+        "reports.encoding is probably not the encoding of the file (cp1252 is more common than latin-1)",
     )
 
 
@@ -195,7 +206,7 @@ def _encoding_hint(data: bytes) -> str:
     clearest = max(range(len(words)), key=lambda word: len({readings[page][word] for page in pages}))
     spellings: dict[str, str] = {}
     for page in pages:  # of equal spellings, the first page
-        spellings.setdefault(readings[page][clearest].strip(_AROUND_WORD)[:20], page)
+        spellings.setdefault(readings[page][clearest].strip(f"{punctuation}{_QUOTES}")[:20], page)
     shown = [f"{page} {word!r} ({_CODE_PAGES[page]})" for word, page in spellings.items()]
     return (
         f"set reports.encoding to the encoding that spells this word correctly: {', '.join(shown)}; or convert the "
@@ -216,8 +227,14 @@ def _decode_words(words: Sequence[bytes], encoding: str) -> list[str]:
 
 
 def _is_plausible(word: str) -> bool:
-    """Return whether a word consists of letters in ordinary letter case, without Latin among other letters."""
-    letters = _IN_WORD.sub("", word.strip(_AROUND_WORD))
-    if not letters.isalpha() or not (letters[1:] == letters[1:].lower() or letters == letters.upper()):
-        return False
-    return len({unicodedata.name(letter).startswith("LATIN") for letter in letters}) == 1
+    """Return whether the letters of a word have ordinary letter case, without Latin among other letters.
+
+    Parts that ASCII characters such as commas separate are words of their own.
+    """
+    parts = [_IN_WORD.sub("", part.strip(_QUOTES)) for part in _SEPARATOR.split(word) if not part.isascii()]
+    return all(
+        part.isalpha()
+        and (part[1:] == part[1:].lower() or part == part.upper())
+        and len({unicodedata.name(letter).startswith("LATIN") for letter in part}) == 1
+        for part in filter(None, parts)
+    )

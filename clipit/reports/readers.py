@@ -24,7 +24,13 @@ from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_rounded, placeholder_notes
 from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
-from clipit.reports.encodings import describe_escaped, describe_misread, describe_replaced, describe_truncated
+from clipit.reports.encodings import (
+    describe_controls,
+    describe_escaped,
+    describe_misread,
+    describe_replaced,
+    describe_truncated,
+)
 from clipit.reports.metadata import check_dates, read_metadata
 from clipit.reports.tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
 from clipit.reports.tcga import read_tcga
@@ -118,7 +124,7 @@ def read_reports(config: ReportsConfig) -> Reports:
             fix="check reports.path, reports.format and reports.text_column",
         )
     texts = [report.text for report in reports]
-    checks = (describe_misread, describe_replaced, describe_escaped, describe_truncated)
+    checks = (describe_misread, describe_replaced, describe_controls, describe_escaped, describe_truncated)
     problems += filter(None, [check(texts) for check in checks])
     reports = _select_organs(_missing_to_none(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)

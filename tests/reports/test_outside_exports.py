@@ -100,11 +100,18 @@ def test_lost_letters_are_a_problem(tmp_path: Path) -> None:
     assert problem.startswith("1 report contains replacement characters (U+FFFD) such as \ufffdber: ")
 
 
+def test_control_characters_of_a_wrong_encoding_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_bytes(b"Tumor \x93benign\x94, 5 \xb5m.\nSkin\x85nevus.\n")
+    [problem, _] = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"), encoding="latin-1")).problems[::-1]
+    assert problem.startswith("1 report contains control characters such as \\x93benign\\x94,: reports.encoding is")
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "hint"),
     [
         ("Tumor, mäßig differenziert, Übergang", "cp1252", "--reports.encoding=cp1252"),
         ("Tumor, mäßig differenziert, Übergang", "cp850", "--reports.encoding=cp850"),
+        ('id,text\n007,"Präparat",P1\n', "cp1252", "cp1252 '007,\"Präparat\",P1'"),
         ("Rak średnio zróżnicowany, naciekający ścianę", "cp1250", "--reports.encoding=cp1250"),
         ("Znamię skóry", "cp1250", "cp1252 'Znamiê' (Western Europe), cp1250 'Znamię' (Central Europe)"),
         ("Опухоль толстой кишки", "cp1251", "cp1251 'Опухоль' (Cyrillic)"),

@@ -56,6 +56,8 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
                 where="the command line",
                 fix=f"write names and values as JSON: '--{key}={{\"name\": VALUE}}'; --help explains the key",
             )
+        elif any(get_origin(alternative) is dict for alternative in alternatives) and '"' not in text:
+            _check_keys([pair.partition("=")[0].strip() for pair in text.split(",") if "=" in pair], text)
     return decoded
 
 
@@ -68,13 +70,35 @@ def decode_text(text: str) -> Any:
 
 
 def _literal(text: str, *, numbers_as_text: bool = False) -> Any:
-    """Decode JSON or a Python literal, with tuples as lists; None if the text is neither."""
+    """Decode JSON or a Python literal, with tuples as lists; None if the text is neither.
+
+    Raises:
+        ConfigError: A key of a mapping is repeated.
+    """
     number = str if numbers_as_text else None
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_keys([key for key, _ in pairs], text)
+        return dict(pairs)
+
     try:
-        return json.loads(text, parse_int=number, parse_float=number)
+        return json.loads(text, parse_int=number, parse_float=number, object_pairs_hook=mapping)
     except (ValueError, RecursionError):
         pass
     try:
-        return json.loads(json.dumps(ast.literal_eval(text)), parse_int=number, parse_float=number)
+        tree = ast.parse(text.strip(), mode="eval")
+        value = json.loads(json.dumps(ast.literal_eval(tree)), parse_int=number, parse_float=number)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _check_keys([key.value for key in node.keys if isinstance(key, ast.Constant)], text)
+    return value
+
+
+def _check_keys(keys: list[Any], text: str) -> None:
+    """Reject repeated keys, of which Python would use the last one."""
+    if repeated := [key for number, key in enumerate(keys) if key in keys[:number]]:
+        raise ConfigError(
+            f"the key {repeated[0]!r} is repeated in {text}", where="the command line", fix="keep one of its values"
+        )

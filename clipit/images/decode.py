@@ -15,7 +15,7 @@ from clipit.errors import DataError, counted
 from clipit.images.jpeg import decode_plain
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
 from clipit.images.tiff_copies import differs, is_auxiliary, is_reduced
-from clipit.images.tiff_parts import find_damaged_part
+from clipit.images.tiff_parts import find_damaged_part, stored_colours
 from clipit.input_files.git_lfs import PULL, find_pointer, is_pointer
 
 logger = logging.getLogger(__name__)
@@ -225,10 +225,17 @@ def _load(image: Image.Image) -> Image.Image:
     """Load a checked image completely, and convert it."""
     # Other packages set this flag globally; truncated images would then be returned half grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    source, tiles = getattr(image, "filename", "") or getattr(image, "fp", None), list(getattr(image, "tile", ()))
     image.load()
     if not image.has_transparency_data:
         return turn_upright(image if image.mode == "RGB" else image.convert("RGB"), image)
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    is_hidden = rgba.getchannel("A").getextrema() == (0, 0)
+    if is_hidden and stored_colours(rgba.convert("RGB"), source, tiles).getcolors(1) is None:
+        raise ImageError(
+            "transparent everywhere, although its colours vary: the fourth channel is probably not transparency; save "
+            "the image as RGB"
+        )
     return turn_upright(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), image)
 
 
@@ -256,6 +263,8 @@ def _check_pixel_format(image: Image.Image) -> None:
     if image.mode not in _EIGHT_BIT:
         depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        raise ImageError("a CMYK JPEG file that does not state whether its colours are inverted: convert it to RGB")
     if 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):  # Pillow would read -1 as 255
         raise ImageError("signed integer channels: convert the image to unsigned 8-bit RGB")
     tags = getattr(image, "tag_v2", {})

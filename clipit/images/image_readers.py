@@ -17,7 +17,7 @@ from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import SAVE_FIRST, special_kind
-from clipit.input_files.zip_files import open_zip
+from clipit.input_files.zip_files import member_name, open_zip
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class _OpenZip:
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
-        infos = {_member_name(info): info for info in self._archive.infolist()}
+        infos = {member_name(info): info for info in self._archive.infolist()}
         absent = (_ABSENT, 0, 0, 0, 0, 0)  # members are missing if the zip was replaced after they were listed
         self._places = np.fromiter(
             (_member(infos[name]) if name in infos else absent for name in members), dtype=_MEMBER, count=len(members)
@@ -163,11 +163,6 @@ class _OpenZip:
     def read(self, info: zipfile.ZipInfo) -> bytes:
         """Unpack a member and check its checksum."""
         return self._archive.read(info)
-
-
-def _member_name(info: zipfile.ZipInfo) -> str:
-    """Return the path of a member; some Windows programs write backslashes instead of forward slashes."""
-    return info.filename.replace("\\", "/")
 
 
 def _member(info: zipfile.ZipInfo) -> tuple[int, ...]:
@@ -234,7 +229,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """
     try:
         with open_zip(path) as archive:
-            members = [info for info in archive.infolist() if not _member_name(info).endswith("/")]
+            members = [info for info in archive.infolist() if not member_name(info).endswith("/")]
     except PermissionError:
         raise
     except Exception as error:  # zipfile raises many kinds of exceptions for damaged directories
@@ -243,21 +238,21 @@ def zip_stamps(path: Path) -> dict[str, str]:
         check_pointer(path)
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
-    outside = [info.filename for info in members if ".." in _member_name(info).split("/")]
+    outside = [member_name(info) for info in members if ".." in member_name(info).split("/")]
     if outside:
         raise DataError(
             f"the zip contains {counted(len(outside), 'path')} outside its folder: {shortlist(outside)}",
             where=path,
             fix="repack it from a folder",
         )
-    repeated = [name for name, count in Counter(map(_member_name, members)).items() if count > 1]
+    repeated = [name for name, count in Counter(map(member_name, members)).items() if count > 1]
     if repeated:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
             fix="repack it from a folder; programs differ in which of these files they read",
         )
-    return {_member_name(info): f"{info.file_size}:{info.CRC:08x}" for info in members}
+    return {member_name(info): f"{info.file_size}:{info.CRC:08x}" for info in members}
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:

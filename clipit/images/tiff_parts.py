@@ -1,7 +1,9 @@
 """Find damaged strips or tiles of TIFF files, because libtiff ignores most checksums and warnings of its decoders."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from PIL import Image
 
 from clipit.images import fax
 from clipit.images.deflate import COMPRESSIONS, find_damage
@@ -69,3 +71,18 @@ def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:
     data = _START + shared + part[len(_START) :] + _END
     width, height = (min(tags.get(tag, _ABSENT) for tag in extent) for extent in (_WIDTHS, _HEIGHTS))
     return find_corruption(data, channels, width, height)
+
+
+def stored_colours(pixels: Image.Image, file: Any, tiles: Sequence[Any]) -> Image.Image:
+    """Return the colours of an image that is transparent everywhere, as its file stores them.
+
+    Args:
+        pixels: Loaded colours, which Pillow sets to 0 in a TIFF whose colours are multiplied by the transparency.
+        file: Path or stream of the file; None if there is none.
+        tiles: Attribute `tile` of the image before it was loaded.
+    """
+    if file is None or not any(isinstance(tile[3], tuple) and tile[3][0] == "RGBa" for tile in tiles):
+        return pixels
+    with Image.open(file) as again:
+        again.tile = [tile._replace(args=("RGBA", *tile[3][1:])) for tile in tiles]
+        return again.convert("RGB")

@@ -1,14 +1,17 @@
 """Open zips, and check that their directory lists all of their files."""
 
+import logging
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from clipit.errors import counted
+from clipit.errors import counted, shortlist
+
+logger = logging.getLogger(__name__)
 
 _START, _ENTRY, _END, _END64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6"
 """Signatures: local header, entry of the directory, end record, end record of zip64."""
@@ -17,6 +20,9 @@ _END64_RECORD = struct.Struct("<4s28xQ16x")  # signature, number of files
 _END64_BYTES = _END64_RECORD.size + 20  # with the locator that follows it
 _TAIL_BYTES = 2**16 + _END_RECORD.size + _END64_BYTES  # maximum length of a comment and of the records before it
 _JOINED = "several zips may have been joined, but only one would be read; pass each zip separately"
+_UTF8 = 0x800
+"""Flag bit of a member whose name is UTF-8."""
+_noted: set[Path] = set()  # zips whose names this process has logged
 
 
 @contextmanager
@@ -35,7 +41,36 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     with archive:
         _check_directory(path, archive)
+        _note_names(path, archive.infolist())
         yield archive
+
+
+def member_name(info: zipfile.ZipInfo) -> str:
+    """Return the path of a member, with forward slashes, because some Windows programs write backslashes.
+
+    A name that is not marked as UTF-8 is read as UTF-8 if possible, as macOS writes it, and otherwise, like zipfile, in
+    code page 437.
+    """
+    name = info.filename
+    if not info.flag_bits & _UTF8 and not name.isascii():
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")
+
+
+def _note_names(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Log, once per process and zip, the names that are read in code page 437, because most are in another one."""
+    names = [
+        info.filename
+        for info in members
+        if not (info.flag_bits & _UTF8 or info.filename.isascii()) and member_name(info) == info.filename
+    ]
+    if names and path not in _noted:
+        _noted.add(path)
+        logger.warning(
+            f"{path}: {counted(len(names), 'name in the zip does', 'names in the zip do')} not state how letters are "
+            f"encoded: {shortlist(names, 3)}; if letters are wrong, repack the zip, for example with 7-Zip"
+        )
 
 
 def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:

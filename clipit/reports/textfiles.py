@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
 from clipit.input_files.data_files import list_files
-from clipit.input_files.zip_files import open_zip
+from clipit.input_files.zip_files import member_name, open_zip
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
 _MAX_TEXT_BYTES = 16 * 2**20  # maximum size of one report in bytes; larger files are other data, or zip bombs
@@ -217,7 +217,7 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
     """
     with _zip_errors(path), open_zip(path) as archive:
         infos = archive.infolist()
-    names = [info.filename.replace("\\", "/") for info in infos]
+    names = list(map(member_name, infos))
     if repeated := repeats(names, lambda number: f"entry {number + 1}"):
         problem = f"two files in the zip have the same name: {shortlist(repeated, 3)}"
         raise DataError(problem, where=path, fix="repack the zip")

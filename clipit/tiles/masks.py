@@ -202,10 +202,13 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
         )
     kept = sorted({*range(len(masks))} - {*problems} - {*ignored})
     if not kept:
+        first = next(iter(problems.values()), None)
         raise DataError(
-            "no mask has a labelled pixel: every pixel is ignored" if ignored else "no mask can be used",
+            "no mask has a labelled pixel: every pixel is ignored"
+            if ignored or first is None
+            else f"no mask can be used; the first problem: {first.what}",
             where=masks.tiles.where,
-            fix="correct segmentation.ignore, or the masks" if ignored else str(next(iter(problems.values()))),
+            fix="correct segmentation.ignore, or the masks" if ignored or first is None else first.fix,
         )
     notes += _ignored_notes(pixels[kept], [str(ids[i]) for i in kept], masks.classes)
     checked = replace(masks, counts=counts, notes=tuple(notes)).select(kept)

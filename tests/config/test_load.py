@@ -347,6 +347,12 @@ def test_a_list_or_word_in_place_of_a_mapping_is_told_how_to_write_one(file: Cal
     assert read_command("test", [file(), "--tiles.class_map=a=b"])[0].tiles.class_map == {"a": "b"}
 
 
+@pytest.mark.parametrize("value", ['{"a": "b", "a": "c"}', "{'a': 'b', 'a': 'c'}", "a=b,a=c"])
+def test_a_mapping_with_a_repeated_key(file: Callable[..., str], value: str) -> None:
+    with pytest.raises(ConfigError, match="the key 'a' is repeated in"):
+        read_command("test", [file(), f"--tiles.class_map={value}"])
+
+
 def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> None:
     extra: dict[str, dict[str, Any]] = {"--run": {"action": "append"}, "--record": {}}
     assert read_command("test", [file(), "--run=a", "--run=b"], extra)[1].run == ["a", "b"]

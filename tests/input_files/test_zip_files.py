@@ -77,3 +77,25 @@ def test_zips_with_more_files_than_the_end_record_can_count(tmp_path: Path) -> N
     (tmp_path / "a.zip").write_bytes(content[:total] + b"\2" + content[total + 1 :])
     with pytest.raises(zipfile.BadZipFile, match="65,537 files found, 65,538 expected"), open_zip(tmp_path / "a.zip"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("encoding", "read_as", "is_noted"),
+    [("utf-8", "Drüse", False), ("cp437", "Drüse", True), ("cp1252", "Drⁿse", True)],
+)
+def test_names_that_do_not_state_their_encoding(
+    tmp_path: Path, encoding: str, read_as: str, is_noted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`zip` of macOS writes UTF-8 without marking it, older Windows programs another encoding."""
+    letters = "ü".encode(encoding)
+    for name, content in (("a.zip", "png"), ("b.zip", "txt")):
+        placeholder = f"Dr{'_' * len(letters)}se"
+        packed(tmp_path / name, f"{placeholder}/1.{content}", f"x/2.{content}")
+        data = (tmp_path / name).read_bytes().replace(placeholder.encode(), b"Dr" + letters + b"se")
+        (tmp_path / name).write_bytes(data)
+    images = open_images(tmp_path / "a.zip")
+    assert list(images.ids) == [f"{read_as}/1.png", "x/2.png"]
+    assert images.reader.open(0).getvalue() == b"Colon."
+    reports = read_reports(ReportsConfig(path=str(tmp_path / "b.zip"))).reports
+    assert [report.report_id for report in reports] == [f"{read_as}/1", "x/2"]
+    assert sum("does not state how letters are encoded" in line for line in caplog.messages) == 2 * is_noted

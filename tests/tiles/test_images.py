@@ -506,3 +506,32 @@ def test_transparent_images_with_an_orientation_and_damaged_metadata(tmp_path: P
     assert np.array_equal(np.asarray(decode(with_orientation(tmp_path / "a.png", 6, rgba))), CORNERS)
     Image.fromarray(CORNERS).save(tmp_path / "b.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff", quality=95)
     assert decode(tmp_path / "b.jpg").size == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "premultiplied TIFF", "deflated premultiplied TIFF"])
+def test_an_image_that_is_transparent_everywhere_must_not_have_colours(kind: str, tmp_path: Path) -> None:
+    """Some programs write the unused fourth byte of a pixel as transparency; the colours would be shown as white."""
+    colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for name, rgb in (("noise", colours), ("plain", np.full_like(colours, 7))):
+        rgba, path = np.dstack([rgb, np.zeros((16, 16), np.uint8)]), tmp_path / f"{name}.tif"
+        if "TIFF" in kind:
+            extra, packed = ["assocalpha" if "pre" in kind else "unassalpha"], "zlib" if "deflated" in kind else None
+            tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=extra, compression=packed)
+        else:
+            Image.fromarray(rgba).save(path, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+        for source in (path, io.BytesIO(path.read_bytes())):
+            if name == "plain":
+                assert decode(source).getextrema() == ((255, 255),) * 3
+            else:
+                with pytest.raises(ImageError, match="transparent everywhere, although its colours vary"):
+                    decode(source)
+
+
+def test_a_cmyk_jpeg_must_state_whether_its_colours_are_inverted() -> None:
+    """Pillow assumes inverted colours, as Adobe's programs write them; others do so only with Adobe's marker."""
+    data = written(Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK"), "JPEG")
+    assert decode(io.BytesIO(data)).getpixel((8, 8)) == pytest.approx((200, 30, 90), abs=4)
+    start = data.index(b"\xff\xee")
+    without = data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
+    with pytest.raises(ImageError, match="CMYK JPEG file that does not state whether its colours are inverted"):
+        decode(io.BytesIO(without))

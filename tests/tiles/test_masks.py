@@ -185,6 +185,10 @@ def test_ignored_pixels_are_counted_and_masks_that_write_a_class_so_are_warned_o
 def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="every pixel is ignored"):
         check_masks(table(tmp_path, {"a.png": np.full((3, 4), 255, np.uint8)}), "error")
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(DataError, match=r"no mask can be used; the first problem: .*7") as caught:
+        check_masks(table(tmp_path / "wrong", {"a.png": np.full((3, 4), 7, np.uint8)}), "quarantine")
+    assert str(caught.value).count("fix:") == 1
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no mask contains a pixel of gland"):
         check_masks(table(tmp_path / "other", {"a.png": np.zeros((3, 4), np.uint8)}), "error")

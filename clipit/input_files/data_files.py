@@ -104,6 +104,21 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
     return listed
 
 
+def reject_unlisted(paths: Sequence[Path], folder: Path) -> None:
+    """Raise an error for links to missing files and for names that are not UTF-8, if there are any.
+
+    Args:
+        paths: Such paths, from the `dangling` and `undecodable` files of `FolderFiles`.
+        folder: Folder that contains them.
+    """
+    if paths:
+        raise DataError(
+            f"links to missing files, or names that are not UTF-8: {shortlist([p.relative_to(folder) for p in paths])}",
+            where=folder,
+            fix="restore or remove these files, or rename them, for example with convmv",
+        )
+
+
 def is_unicode(text: str) -> bool:
     """Return whether a text can be encoded as UTF-8; Python marks other bytes of file names with surrogates."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)

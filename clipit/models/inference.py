@@ -265,6 +265,9 @@ class Classifier:
                     where=f"prompts[{name!r}]",
                     fix="embed the texts with the VLM that the classifier was trained with",
                 )
+            if not (vectors.isfinite().all() and vectors.norm(dim=1).all()):
+                problem = "an embedding is zero or not finite"
+                raise DataError(problem, where=f"prompts[{name!r}]", fix="embed the text again")
             return vectors
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:

@@ -1,5 +1,6 @@
 """Open the images passed to a classifier in Python: a list, a folder or a zip, but not slides."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from clipit.images.image_set import ZIP, open_images
 from clipit.input_files.data_files import list_files
 from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_slide_file
+
+logger = logging.getLogger(__name__)
 
 Images = Iterable[Picture] | str | Path
 """Images in any iterable, or the path of a folder or zip file, whose images are read in the order of their paths."""
@@ -27,6 +30,8 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
         _reject_slides(_slides_in(path) if path.is_dir() else [path], images)
         if path.suffix.lower() == ZIP or path.is_dir():
             source = open_images(path)
+            for note in source.notes:
+                logger.info(f"note: {note}")
             return len(source), source.read
     listed = require_sequence(images)
     _reject_slides([Path(image) for image in listed if isinstance(image, str | Path)], "images")

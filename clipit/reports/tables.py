@@ -20,6 +20,7 @@ from clipit.input_files.data_files import (
     is_saved_dataset,
     list_files,
     load_huggingface,
+    reject_unlisted,
 )
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.git_lfs import check_pointer
@@ -164,15 +165,9 @@ def read_parquet(path: Path, config: ReportsConfig, problems: list[str]) -> Iter
         yield from _read_parquet_file(path, config)
         return
     files = list_files(path, lambda file: file.suffix.lower() == ".parquet" and not file.name.startswith(("_", ".")))
-    unreadable = [*files.dangling, *files.undecodable]
-    if unreadable or not files.files:
-        raise DataError(
-            f"links to missing files, or names that are not UTF-8: {shortlist(unreadable)}"
-            if unreadable
-            else "no parquet file in this folder",
-            where=path,
-            fix="copy the folder again, or correct reports.path",
-        )
+    reject_unlisted([*files.dangling, *files.undecodable], path)
+    if not files.files:
+        raise DataError("no parquet file in this folder", where=path, fix="correct reports.path")
     problems += missing_data_files(str(path))
     for file in files.files:
         yield from _read_parquet_file(file, config)

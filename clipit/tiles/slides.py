@@ -12,7 +12,7 @@ from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.errors import DataError, counted, counted_of, printable, repeats, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_set import ImageSet
-from clipit.input_files.data_files import list_files
+from clipit.input_files.data_files import list_files, reject_unlisted
 from clipit.input_files.mangled_names import check_rounded
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
@@ -230,9 +230,11 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         mpp: Micrometres per pixel for slides without this metadata.
 
     Raises:
-        DataError: There are no slides, or two slides have the same name.
+        DataError: There are no slides, two slides have the same name, a link to a slide is broken, or a name is not
+            UTF-8.
     """
     found = list_files(folder, lambda file: not file.name.startswith("."))
+    reject_unlisted([file for file in (*found.dangling, *found.undecodable) if is_slide(file)], folder)
     present = found.files
     listed = sorted(file for file in present if is_slide(file))
     files = one_per_slide(listed)

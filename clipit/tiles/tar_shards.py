@@ -18,7 +18,7 @@ from PIL import Image
 
 from clipit.errors import DataError, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
-from clipit.input_files.data_files import list_files
+from clipit.input_files.data_files import list_files, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import similar_names
 
@@ -101,10 +101,11 @@ def list_shards(path: str) -> list[Path]:
         )
     folder = Path(path).expanduser()
     if folder.is_dir():
-        shards = list_files(folder, lambda file: file.suffix.lower() == ".tar" and not file.name.startswith(".")).files
-        if not shards:
+        found = list_files(folder, lambda file: file.suffix.lower() == ".tar" and not file.name.startswith("."))
+        reject_unlisted([*found.dangling, *found.undecodable], folder)
+        if not found.files:
             raise DataError("no .tar files in this folder", where=path, fix="correct tiles.path")
-        return shards
+        return found.files
     shards = [Path(name).expanduser() for text in path.split("::") for name in expand_braces(text)]
     missing = [str(shard) for shard in shards if not shard.is_file()]
     if missing:

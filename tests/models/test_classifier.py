@@ -193,6 +193,9 @@ def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list
         classifier.zero_shot(pictures, "absent")
     with pytest.raises(DataError, match="24 dimensions"):
         classifier.zero_shot(pictures, {"a": np.zeros(5)})
+    for value in (0, np.nan):
+        with pytest.raises(DataError, match="zero or not finite"):
+            classifier.zero_shot(pictures, {"a": np.full(classifier.joint_dim, value)})
     with pytest.raises(DataError, match="at least one text"):
         classifier.zero_shot(pictures, {"a": []})
 

@@ -1,5 +1,6 @@
 """Slides as a source of tiles: tables and folders of slides, labels and splits per slide, bad slides listed."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,15 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
     assert len(tiles) and any("1 file skipped (not slides)" in note for note in tiles.notes)
     assert any("1 hidden folder with slides skipped: .old" in note for note in tiles.notes)
+    (tmp_path / "images" / "gone.svs").symlink_to(tmp_path / "absent.svs")
+    with pytest.raises(DataError, match=r"links to missing files.*gone\.svs"):
+        read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
+    (tmp_path / "images" / "gone.svs").unlink()
+    undecodable = tmp_path / "images" / os.fsdecode(b"M\xfcller.svs")
+    undecodable.touch()
+    with pytest.raises(DataError, match=r"(?s)names that are not UTF-8.*convmv"):
+        read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
+    undecodable.unlink()
     (tmp_path / "images" / "a.svs").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 slide name occurs more than once: a \(.*, .*\)"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)

@@ -143,6 +143,9 @@ def test_missing_shards_are_listed(shards: Path) -> None:
     empty.mkdir()
     with pytest.raises(DataError, match=r"no .tar files"):
         list_shards(str(empty))
+    (empty / "gone.tar").symlink_to(shards / "absent.tar")
+    with pytest.raises(DataError, match=r"links to missing files.*gone\.tar"):
+        list_shards(str(empty))
 
 
 def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,7 +329,7 @@ def test_what_cannot_be_made_is_explained(configure: MakeConfig, monkeypatch: py
     config = configure(reports=None, arm="image_only", name="nothing")
     with pytest.raises(DataError, match="no finished run"):
         write_pages(config, Workspace(config))
-    with pytest.raises(ConfigError, match="page of 1 tiles"):
+    with pytest.raises(ConfigError, match="page of 1 tile is"):
         write_pairs_page(config, Workspace(config), 1)
     folder = run_folder(config)
     folder.mkdir(parents=True)

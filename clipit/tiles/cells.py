@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _DECIMAL_COMMA = re.compile(r"0?,\d+|\d+,(?!\d{3}$)\d+")
 """Number with a decimal comma; numbers such as 1,000 do not match, because they may mean a thousand."""
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
+_STORED_ERROR = re.compile(f"{_INVALID}(a|bytes|characters) ")  # first word of the messages of `cell_text`
 
 
 def read_cells(values: Iterable[Any], column: str, where: object, row_name: Callable[[int], str]) -> list[str]:
@@ -40,7 +41,7 @@ def stored_cell(value: Any) -> str:
     Sources that are read only once store all columns in this form, and invalid cells raise an error only when used. A
     cell that is already in this form is returned as it is.
     """
-    if isinstance(value, str) and value.startswith(_INVALID):
+    if isinstance(value, str) and _STORED_ERROR.match(value):
         return value
     try:
         return cell_text(value)

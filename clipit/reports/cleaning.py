@@ -61,6 +61,7 @@ _COLOUR = r"tan|gr[ae]y|pink|yellow|red|brown|white"
 _PREFIX_ONLY, _ENDING_ONLY = re.compile(_PREFIX, re.I), re.compile(_ENDING, re.I)
 _HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]*[a-z]{2})-[ \t]*\n\s*([a-z]{2}[^\W\d_]*)")
 """Word that is hyphenated at the end of a line."""
+_MARKER_HYPHEN = re.compile(rf"(?<=[A-Z0-9])-[ \t]*\n\s*(?=(?:{_ENDING})\b)")  # "HER2-", then "positive"
 _COMPOUND = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _LOOSE_HYPHEN = re.compile(
     rf"(?i:\b({_PREFIX}|{_COLOUR})(?: -\s?|- )(?=[a-z])(?!and|or\b|to\b)|(?<=[a-z]) -\s?(?=(?:{_ENDING})\b))"
@@ -135,6 +136,7 @@ def _join_words(text: str, words: Collection[str]) -> str:
         words: Result of `compound_words` for the corpus.
     """
     text = re.sub(r"\N{SOFT HYPHEN}[ \t]*\n*[ \t]*", "", text)
+    text = _MARKER_HYPHEN.sub("-", text)
     return _HYPHENATED.sub(
         lambda match: f"{match[1]}{_hyphen(match[1].lower(), match[2].lower(), words)}{match[2]}", text
     )

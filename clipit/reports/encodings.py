@@ -53,7 +53,8 @@ def describe_misread(texts: Sequence[str]) -> str:
         _MISREAD,
         texts,
         "characters",
-        "UTF-8 that another program misread as a different encoding; export the reports again",
+        "UTF-8 that another program misread as a different encoding (export the reports again), or the letters of an "
+        "encoding other than reports.encoding",
     )
 
 

@@ -49,6 +49,7 @@ def test_output_is_tidy(text: str) -> None:
             "well-\ndifferentiated, non-\r\nsmall cell, her-\nnegative",
             "well-differentiated, non-small cell, her-negative",
         ),
+        ("ER-\npositive, HER2-\nnegative, CK7-\nCK20+", "ER-positive, HER2-negative, CK7-\nCK20+"),
         ("adeno-\ncarcinoma, a carcinoma", "adenocarcinoma, a carcinoma"),
         ("red-\ntan, red and tan", "red-tan, red and tan"),
         ("sub-\nmucosa near the submucosa", "submucosa near the submucosa"),

@@ -23,6 +23,7 @@ from clipit.tiles.datasets import DATASETS
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.leak_policy import hash_images, leak_folder
+from clipit.workspace.near_duplicates import conflicting_labels
 from clipit.workspace.preflight import check_output
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size
 
@@ -114,7 +115,12 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     images = _Comparable.of(image_hashes, tiles, section.spread)
     unchecked += _unchecked(config.tiles.source, section.pixels, reports, images, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
-    remarks = [*misspelled_splits(tiles), *misspelled_reports(reports, tiles), *describe_match(reports, tiles)]
+    remarks = [
+        *misspelled_splits(tiles),
+        *conflicting_labels(tiles, image_hashes),
+        *misspelled_reports(reports, tiles),
+        *describe_match(reports, tiles),
+    ]
     checked = _comparisons_made(known, compared, section.pixels, images, reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:

@@ -26,6 +26,7 @@ from clipit.pairing.leaks import (
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits, misspelled_tests
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
+from clipit.workspace.near_duplicates import conflicting_labels
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 from clipit.workspace.tile_reading import artefacts_of
 
@@ -55,7 +56,7 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     if config.leaks.policy == "off":
         return tiles
     image_hashes = hash_images(tiles, config, config.leaks.pixels)
-    tiles = _with_notes(tiles, misspelled_splits(tiles))
+    tiles = _with_notes(tiles, [*misspelled_splits(tiles), *conflicting_labels(tiles, image_hashes)])
     leaks = find_leaks(tiles, config.leaks, image_hashes)
     if not leaks:
         return tiles

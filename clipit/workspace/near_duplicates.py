@@ -1,4 +1,4 @@
-"""Search for near-duplicates in different splits if the patients are unknown."""
+"""Warn about duplicate images: near-duplicates if patients are unknown, and identical images with different labels."""
 
 import logging
 from dataclasses import replace
@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.config.run import RunConfig
-from clipit.errors import counted_of, shortlist
-from clipit.pairing.leaks import near_leaks
+from clipit.errors import counted, counted_of, shortlist
+from clipit.pairing.leaks import ImageHashes, near_leaks
 from clipit.patients import patients
+from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_hashes
@@ -51,6 +52,32 @@ def warn_about_near_duplicates(tiles: TileSet, config: RunConfig) -> TileSet:
         "--leaks.pixels=near --leaks.policy=exclude. To list all leaks: clipit check-leaks --config ..."
     )
     return replace(tiles, notes=(*tiles.notes, note))
+
+
+def conflicting_labels(tiles: TileSet, image_hashes: ImageHashes | None) -> list[str]:
+    """Warn, in at most one line, about identical images of one split that have different labels.
+
+    Args:
+        image_hashes: Hashes of the images, in the order of the tiles; None if images are not compared.
+    """
+    if image_hashes is None:
+        return []
+    digests = image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes
+    labels_of: dict[tuple[bytes, str], dict[str, list[str]]] = {}
+    for row in np.flatnonzero(digests.any(axis=1) & (tiles.truth >= 0)).tolist():
+        labels = labels_of.setdefault((digests[row].tobytes(), str(tiles.splits[row])), {})
+        labels.setdefault(tiles.classes[tiles.truth[row]], []).append(str(tiles.ids[row]))
+    conflicts = [labels for labels in labels_of.values() if len(labels) > 1]
+    if not conflicts:
+        return []
+    count = sum(len(names) for labels in conflicts for names in labels.values())
+    examples = sorted(
+        " = ".join(sorted(f"{min(names)} ({label})" for label, names in labels.items())) for labels in conflicts
+    )
+    return [
+        f"WARNING: {counted(count, 'tile has', 'tiles have')} the same pixels as a tile of the same split with a "
+        f"different label: {shortlist(examples, 3)}; correct the labels, or keep one tile of each image"
+    ]
 
 
 def _sample(tiles: TileSet, split: str) -> Int64[np.ndarray, " n"]:

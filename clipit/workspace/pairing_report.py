@@ -58,6 +58,7 @@ def write_pairs_page(
         "Only training tiles are paired. All labels of the data set are shown, including those hidden from runs.",
         f"Images are at most {LARGE} pixels wide if they take at most {LARGE_BYTES / 1e6:.0f} MB of the page, "
         f"and {SMALL} pixels wide otherwise.",
+        *(f"Reports: {note}." for note in workspace.reports.notes),
     ]
     predictions: TilePredictions | None = None
     if given is not None:

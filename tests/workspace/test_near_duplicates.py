@@ -1,6 +1,7 @@
 """Near-duplicates between the splits of tiles whose patients are unknown."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from tiny_models import MakeConfig
 
 from clipit.config.run import RunConfig
+from clipit.workspace.check_leaks import check_leaks
 from clipit.workspace.workspace import Workspace
 
 
@@ -51,3 +53,22 @@ def test_no_image_is_compared_where_the_configuration_says_so(configure: MakeCon
         tiles = Workspace(config_of(configure, tmp_path, **keys)).all_tiles
         assert not any("look like" in note for note in tiles.notes)
     assert not (tmp_path / "out" / "artefacts").exists()
+
+
+def test_identical_images_with_different_labels_in_a_split(configure: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(configure, tmp_path, group="p")
+    for copy, original in (("03", "00"), ("08", "02"), ("21", "20")):  # 08 has the label of its original
+        shutil.copy(tmp_path / f"{original}.png", tmp_path / f"{copy}.png")
+    said = capture_log()
+    tiles = Workspace(config).all_tiles
+    (note,) = [note for note in tiles.notes if "different label" in note]
+    assert note.startswith("WARNING: 4 tiles have the same pixels as a tile of the same split")
+    assert "00.png (stroma) = 03.png (gland), 20.png (stroma) = 21.png (gland)" in note
+    check_leaks(config)
+    assert sum(note in line for line in said) == 2
+
+
+def test_a_repeated_image_with_one_label_needs_no_note(configure: MakeConfig, tmp_path: Path) -> None:
+    config = config_of(configure, tmp_path, group="p")
+    shutil.copy(tmp_path / "00.png", tmp_path / "06.png")
+    assert not any("same pixels" in note for note in Workspace(config).all_tiles.notes)

@@ -126,10 +126,10 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
 
     Args:
         config: Configuration with reports and, unless `features` is given, tiles.
-        features: Feature files from TRIDENT or CLAM (.h5), or a folder of them, whose tiles are paired instead of the
-            configured tiles. They must be unit-norm embeddings from the image tower of `vlm` in the joint space (for
-            TRIDENT's CONCH encoder: `with_proj=True, normalize=True`). The group of a tile is its slide. No page is
-            written, because there are no images.
+        features: Feature files from TRIDENT or CLAM (.h5, .hdf5), or a folder of them, whose tiles are paired instead
+            of the configured tiles. They must be unit-norm embeddings from the image tower of `vlm` in the joint space
+            (for TRIDENT's CONCH encoder: `with_proj=True, normalize=True`). The group of a tile is its slide. No page
+            is written, because there are no images.
         page: Whether to write the page.
 
     Raises:

@@ -20,13 +20,12 @@ from clipit.mil.feature_file_checks import (
     check_owners,
     count_repeated,
     describe_settings,
-    find_copies,
 )
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
-from clipit.stores.slide_features import find_feature_files, open_slide_features
+from clipit.stores.slide_features import find_copies, find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
@@ -36,7 +35,7 @@ from clipit.tiles.table import group_columns, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
 _COLUMN_FIX = "name the columns of the table slide, label and, if present, group (patient) and split"
-_FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".pt"}
+_FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".hdf5", ".pt"}
 
 
 @dataclass(frozen=True)

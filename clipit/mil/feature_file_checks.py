@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.stores.slide_features import SlideFeatures
+from clipit.stores.slide_features import SlideFeatures, describe_copies
 
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap", "custom_downsample", "downsample")
 """Attributes in which TRIDENT and CLAM record how tiles were cut; they should be equal for all slides of a study."""
@@ -38,21 +38,6 @@ def count_repeated(slide: SlideFeatures) -> int:
                 fix=_RECOMPUTE,
             )
     return repeated
-
-
-def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
-    """List groups of slides whose files contain the same tiles with the same features."""
-    by_positions: dict[tuple[int, bytes], list[SlideFeatures]] = {}
-    for slide in slides:
-        if len(slide):
-            by_positions.setdefault((slide.dim, slide.coords.tobytes()), []).append(slide)
-    copies = []
-    for group in by_positions.values():
-        by_content: dict[bytes, list[str]] = {}
-        for slide in group if len(group) > 1 else ():
-            by_content.setdefault(slide.vectors().tobytes(), []).append(slide.slide)
-        copies += [names for names in by_content.values() if len(names) > 1]
-    return copies
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
@@ -138,8 +123,4 @@ def check_copies(
             where=where,
             fix="one file may be a renamed copy: compute its features again, or keep only one of these slides",
         )
-    listed = [" = ".join(names) for names in used if len(names) > 1]
-    if not listed:
-        return []
-    groups = counted(len(listed), "group of slides has", "groups of slides have")
-    return [f"{groups} the same features: {shortlist(listed)}"]
+    return describe_copies(used)

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, counted, counted_of, repeats, shortlist
+from clipit.input_files.data_files import list_files
 from clipit.input_files.git_lfs import check_pointer
 from clipit.output_files.artifacts import file_sha256, write_json
 from clipit.output_files.whole_files import write_parquet
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TILES = "tiles.parquet"
 """Table of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
+_SUFFIXES = (".h5", ".hdf5")
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
 _CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide before the import; tolerance for half precision
 _MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
@@ -130,18 +132,56 @@ def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
 
 
 def find_feature_files(paths: Sequence[Path]) -> list[Path]:
-    """List feature files, including all .h5 files in the given folders.
+    """List feature files, including all .h5 and .hdf5 files directly in the given folders.
+
+    Other feature files in the folders, such as those in subfolders, are counted in a note.
 
     Raises:
         DataError: There are no files, or two slides have the same name.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.h5")) if path.is_dir() else [path])]
+    files, unread = list[Path](), list[Path]()
+    for path in paths:
+        for file in sorted(list_files(path, _is_feature_file).files) if path.is_dir() else [path]:
+            read = file == path or (file.parent == path and file.suffix.lower() in _SUFFIXES)
+            (files if read else unread).append(file)
     where = shortlist([str(path) for path in paths])
     if not files:
         raise DataError("no feature files", where=where, fix="use .h5 files from TRIDENT or CLAM, or their folder")
     if repeated := repeats([file.stem for file in files], files.__getitem__):
         raise DataError(f"slides with the same name: {shortlist(repeated)}", where=where, fix="rename the files")
+    if unread and get_processes().main:
+        shown = shortlist(unread, 3)
+        logger.info(
+            f"note: {counted(len(unread), 'feature file is', 'feature files are')} not read, because only "
+            f"{' and '.join(_SUFFIXES)} files directly in the folder are: {shown}"
+        )
     return files
+
+
+def _is_feature_file(path: Path) -> bool:
+    return path.suffix.lower() in (*_SUFFIXES, ".pt") and not path.name.startswith(".")
+
+
+def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
+    """List groups of slides whose files contain the same tiles with the same features."""
+    by_positions: dict[tuple[int, bytes], list[SlideFeatures]] = {}
+    for slide in slides:
+        if len(slide):
+            by_positions.setdefault((slide.dim, slide.coords.tobytes()), []).append(slide)
+    copies = []
+    for group in by_positions.values():
+        by_content: dict[bytes, list[str]] = {}
+        for slide in group if len(group) > 1 else ():
+            by_content.setdefault(slide.vectors().tobytes(), []).append(slide.slide)
+        copies += [names for names in by_content.values() if len(names) > 1]
+    return copies
+
+
+def describe_copies(copies: Sequence[Sequence[str]]) -> list[str]:
+    """Describe slides with the same features (`find_copies`) in at most one line."""
+    listed = [" = ".join(names) for names in copies if len(names) > 1]
+    groups = counted(len(listed), "group of slides has", "groups of slides have")
+    return [f"{groups} the same features: {shortlist(listed)}"] if listed else []
 
 
 def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
@@ -180,6 +220,8 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
         logger.info(
             f"note: {counted_of(len(empty), len(slides), 'slide has', 'slides have')} no tiles: {shortlist(empty)}"
         )
+    for note in describe_copies(find_copies(slides)) if get_processes().main else ():
+        logger.info(f"note: {note}")
     content = [[slide.slide, file_sha256(slide.path)] for slide in slides]
     inputs = {"slide_features": content, "vlm": vlm.fingerprint, "space": "joint"}
     offsets = np.cumsum([0, *map(len, slides)])[:-1].tolist()

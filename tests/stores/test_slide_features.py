@@ -1,11 +1,13 @@
 """Features of TRIDENT and CLAM as a tile store: what opens, what is refused, and that pairs are those of the tiles."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from logged_lines import capture_log
 from tiny_models import MakeFile
 
 import clipit
@@ -153,6 +155,23 @@ def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_
     assert result.pairs["snippet_id"].tolist() == own["snippet_id"].tolist()
     assert np.allclose(result.pairs["similarity"], own["score"], atol=2e-3)
     assert result.pairs["tile_id"].tolist()[40:42] == ["two:0_0", "two:256_0"]
+
+
+def test_other_feature_files_and_copies_of_slides_are_counted(configure_file: MakeFile, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    first = write(folder / "one.h5", np.eye(3, 24), grid(3))
+    for name, vectors in (("two.hdf5", np.eye(2, 24)), ("three.H5", np.eye(1, 24)), ("sub/four.h5", np.eye(2, 24))):
+        write(folder / name, vectors, grid(len(vectors)))
+    shutil.copy(first, folder / "one (1).h5")
+    (folder / "five.pt").write_bytes(b"features")
+    (folder / "._one.h5").write_bytes(b"of macOS")
+    said = capture_log()
+    result = clipit.pair(configure_file(), features=folder)
+    assert result.places is not None
+    assert sorted(set(result.places["slide"])) == ["one", "one (1)", "three", "two"]
+    (unread,) = [line for line in said if "not read" in line]
+    assert "2 feature files are not read" in unread and "five.pt" in unread and "four.h5" in unread
+    assert "note: 1 group of slides has the same features: one (1) = one" in said
 
 
 def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_file: MakeFile, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
     assert f"Pooled by {evaluation.choice.key.title}:" in text and "top5 (smoothed)" not in text
     assert "test, per slide: 32 labelled slides of 32 patients" in text
     assert "Every patient has one slide" in text and "test, per patient" not in text
-    assert "95% percentile bootstrap over patients, 40 resamples, seed 0" in text
+    assert "95% percentile bootstrap intervals over patients, 40 resamples, seed 0" in text
     assert "test: one slide accounts for 3.1 percentage points of accuracy." in text
     assert "no tissue was found" in text and "> **Note.** Synthetic slides." in text
     row = evaluation.scores.query(

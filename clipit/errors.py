@@ -15,15 +15,24 @@ from pathlib import Path
 from clipit.crash_watch import named_warnings, watch_reading
 from clipit.progress import close_console, flush_console, log_to_console
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long."""
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG,
+    errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EIO,
+)  # fmt: skip
+"""Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long; a
+file system without locks, a network file system that was mounted again, or a damaged disk."""
 _IN_THE_WAY = "delete or rename the file that is in the way, or "
+_NO_LOCKS = "mount this file system with support for locks, or "
 _REMEDIES = {
     os.strerror(errno.EFBIG): "raise the limit on file sizes (ulimit -f) or ",
     os.strerror(errno.EROFS): "",
     os.strerror(errno.EEXIST): _IN_THE_WAY,
     os.strerror(errno.ENOTDIR): _IN_THE_WAY,
     os.strerror(errno.ENAMETOOLONG): "shorten the name or ",
+    os.strerror(errno.ENOLCK): _NO_LOCKS,
+    os.strerror(errno.EOPNOTSUPP): _NO_LOCKS,
+    os.strerror(errno.ESTALE): "",
+    os.strerror(errno.EIO): "check the disk, or ",
 }
 """First part of the fix, by the operating system's message; for other messages, free some space."""
 

@@ -57,6 +57,8 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
         (errno.ENOTDIR, "delete or rename the file that is in the way"),
         (errno.EACCES, "choose a different folder"),
         (errno.ENAMETOOLONG, "shorten the name or choose"),
+        (errno.ENOLCK, "mount this file system with support for locks, or choose"),
+        (errno.ESTALE, "choose a different folder"),
     ],
 )
 def test_trouble_with_the_disk_names_the_place(code: int, fix: str) -> None:

@@ -140,9 +140,12 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
         raise _unsupported(f"an input with {channels} channels, not 3 (RGB)", name)
     size = _square(edges, name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
+    crop_pct = data_config["crop_pct"]
+    if not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
+        raise _unsupported(f"crop_pct is {crop_pct!r}, not a number in (0, 1]", name)
     return Preprocess(
         size=size,
-        resize_to=_at_least(size, math.floor(size / data_config["crop_pct"]), name),
+        resize_to=_at_least(size, math.floor(size / crop_pct), name),
         mode=_known(modes, data_config["crop_mode"], "crop_mode", name),
         interpolation=_filter(data_config["interpolation"], name),
         mean=_mean(data_config["mean"], "mean", name),

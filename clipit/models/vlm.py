@@ -244,7 +244,13 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     size = towers.preprocess.size
     hint = f"Its preprocessing makes images of {size} x {size} pixels; that file may belong to a different model."
     with foreign_errors(config.name, hint=hint, where=towers.source), torch.inference_mode():
-        towers.image(torch.zeros(1, 3, size, size))
+        embedded = towers.image(torch.zeros(1, 3, size, size))
+    if getattr(embedded, "shape", None) != (1, joint_dim):
+        raise ModelError(
+            f"the image tower does not return one vector of {joint_dim} dimensions, as the text tower does",
+            where=towers.source,
+            fix="check the vision section of the model's configuration, such as output_tokens and embed_dim",
+        )
     fingerprint = vlm_fingerprint(towers)
     adapter: dict[str, Any] | None = None
     if config.adapter is not None:

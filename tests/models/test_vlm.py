@@ -138,6 +138,15 @@ def test_a_processor_as_transformers_5_saves_it(clip_folder: Path, tmp_path: Pat
         load(copy)
 
 
+def test_an_image_tower_that_returns_tokens(open_clip_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(open_clip_folder, tmp_path / "copy"))
+    config = json.loads((copy / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["output_tokens"] = True
+    (copy / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"(?s)does not return one vector of .* dimensions.*output_tokens"):
+        load(copy)
+
+
 def test_a_processor_for_another_input_size(clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
     config = json.loads((copy / "preprocessor_config.json").read_text())

@@ -85,7 +85,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     # Runs of blanks are collapsed first, because the patterns below would take quadratic time on them.
     (re.compile(r"[ \t]+"), " "),
     (re.compile(rf"({_SCORE})|([-=*~#.^<>\\])\2{{2,}}"), r"\1 "),  # drawn lines and dotted leaders
-    (re.compile(r"(?!(?<=\w)::\w)([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
+    (re.compile(r"(?!(?<=[A-Z0-9])::[A-Z])([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
     (re.compile(r"[ \t]+([,;])(?=\w)"), r"\1 "),  # "fat ,nodular"
     (re.compile(r"[ \t]+([,;:.!?])(?=\s|$)"), r"\1"),

@@ -63,7 +63,7 @@ def test_output_is_tidy(text: str) -> None:
         ("CK +++ Desmin --- Vimentin +++", "CK +++ Desmin --- Vimentin +++"),
         ("Colon --- polyp\n--- Diagnosis ---", "Colon polyp\nDiagnosis"),
         ("CD20 ------ CK20 -negative", "CD20 CK20 -negative"),
-        ("EWSR1::FLI1 and:: : HER2", "EWSR1::FLI1 and: HER2"),
+        ("EWSR1::FLI1 and:: : HER2, hi::story", "EWSR1::FLI1 and: HER2, hi:story"),
         ("\uf0fe yes \uf0a8 no, \uf0a3 5 \uf06dm", "\u2611 yes \u2610 no, \u2264 5 \u00b5m"),
         ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
         ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),

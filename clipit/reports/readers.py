@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.errors import DataError, counted, is_limit, printable, shortlist
+from clipit.errors import ConfigError, DataError, counted, is_limit, printable, shortlist
 from clipit.input_files.data_files import (
     MISSING_VALUES,
     NO_CLASS,
@@ -91,10 +91,11 @@ def read_reports(config: ReportsConfig) -> Reports:
     Raises:
         DataError: The source or a column is missing, text cannot be decoded, a row is malformed, an id is repeated, a
             date is invalid, or there are no reports.
-        ConfigError: The encoding is unknown.
+        ConfigError: The encoding is unknown, or an option does not apply to the source.
     """
     path = Path(config.path).expanduser()
     format_name = _detect_format(config, path)
+    _check_options(config, format_name, path)
     problems: list[str] = []
     notes: list[str] = []
     metadata = read_metadata(config)
@@ -129,6 +130,44 @@ def read_reports(config: ReportsConfig) -> Reports:
     reports = _select_organs(_missing_to_none(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)
     return Reports(tuple(reports), tuple(problems), config.path, empty, tuple(notes))
+
+
+def _check_options(config: ReportsConfig, format_name: str, path: Path) -> None:
+    """Reject options that the format would ignore; `metadata` may contain organs, groups, labels and dates.
+
+    Raises:
+        ConfigError: An option does not apply.
+    """
+    is_folder_of_tables = format_name == "huggingface" and path.is_dir() and not is_saved_dataset(path)
+    is_csv = format_name in ("csv", "tsv", "xlsx") or is_folder_of_tables
+    is_tcga_csv = format_name == "tcga" and path.suffix.lower() == ".csv"
+    is_table = format_name not in ("lines", "texts", "tcga")
+    described = config.metadata is not None
+    applies = {
+        "columns": (is_csv, "csv, tsv and xlsx only"),
+        "sheet": (format_name == "xlsx", "xlsx only"),
+        "text_column": (is_table or is_tcga_csv, "tables only"),
+        "id_column": (is_table, "tables only"),
+        "organ_column": (is_table or described, "tables only"),
+        "group_column": (is_table or described, "tables only"),
+        "label_column": (is_table or is_tcga_csv or described, "tables only"),
+        "date_column": (is_table or is_tcga_csv or described, "tables only"),
+        "metadata_id_column": (described, "only with reports.metadata"),
+        "metadata_group_column": (described, "only with reports.metadata"),
+        "metadata_sheet": (described, "only with reports.metadata"),
+        "split": (format_name == "huggingface", "Hugging Face data sets only"),
+    }
+    ignored = [
+        f"reports.{option} ({note})"
+        for option, (does_apply, note) in applies.items()
+        if not does_apply and getattr(config, option) != ReportsConfig.model_fields[option].default
+    ]
+    if ignored:
+        raise ConfigError(
+            f"options that do not apply to reports in the format {format_name}: {', '.join(ignored)}",
+            where=config.path,
+            fix="remove them, or set reports.path or reports.format to the reports that they describe",
+        )
 
 
 def _detect_format(config: ReportsConfig, path: Path) -> str:

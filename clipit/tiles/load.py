@@ -128,7 +128,9 @@ def read_tiles(
     if data_set is not None and not (tiles.splits == "test").any():
         note = f"no test split, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
-    if validation and (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
+    if (tiles.splits == "validation").any():
+        _check_validation_options(tiles, config)
+    elif validation and (tiles.splits == "train").any():
         blind = config.labels.kind == "none"
         tiles = _with_strata(tiles, annotated, tests=False)
         tiles = hold_out_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)
@@ -161,6 +163,27 @@ def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | Non
     if data_set is not None and data_set.test_fraction is not None and not tests:
         return hold_out_test(tiles, data_set.test_fraction, data_set.test_seed)
     return tiles
+
+
+def _check_validation_options(tiles: TileSet, config: TilesConfig) -> None:
+    """Reject options for held-out splits that a source with a validation split would ignore."""
+    ignored = []
+    if config.validation_fraction != _default("validation_fraction"):
+        ignored.append("validation_fraction")
+    if config.split_seed and config.folds is None and config.test_fraction is None:
+        ignored.append("split_seed")
+    if ignored:
+        held = counted(int((tiles.splits == "validation").sum()), "tile")
+        raise ConfigError(
+            f"the source already has a validation split ({held}), so none is held out",
+            where=f"{' and '.join(f'tiles.{key}' for key in ignored)} ({tiles.where})",
+            fix="remove the option; or read all splits as train with tiles.splits: {train: [train, validation]}, using "
+            "the names in the source",
+        )
+
+
+def _default(option: str) -> object:
+    return TilesConfig.model_fields[option].default
 
 
 def resolve_source(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None = None) -> TileSet:
@@ -286,8 +309,15 @@ def _check_options(config: TilesConfig) -> None:
         ignored.append("tiles.columns (table, huggingface, webdataset and slides only)")
     if config.streaming and config.source not in ("huggingface", "webdataset"):
         ignored.append("tiles.streaming (huggingface and webdataset only)")
-    if config.keep_pixels is not None and not config.streaming:
-        ignored.append("tiles.keep_pixels (only with tiles.streaming)")
+    for option in ("keep_pixels", "keep_quality"):
+        if getattr(config, option) != _default(option) and not config.streaming:
+            ignored.append(f"tiles.{option} (only with tiles.streaming)")
+    if config.labels.kind == "all" and config.labels.value != 1:
+        ignored.append("tiles.labels.value (only with tiles.labels.kind: fraction or per_class)")
+    if config.labels.kind == "all" and config.labels.seed is not None:
+        ignored.append("tiles.labels.seed (only with tiles.labels.kind: fraction or per_class)")
+    if "split" in config.columns and config.source == "huggingface":
+        ignored.append("tiles.columns.split (not huggingface, where tiles.splits names the splits of the data set)")
     if "mask" in config.columns and config.source in ("huggingface", "webdataset"):
         ignored.append("tiles.columns.mask (table and slides only)")
     if config.slides is not None and config.source != "slides":

@@ -598,3 +598,43 @@ def test_null_characters_in_a_report_are_a_problem_that_names_its_row(tmp_path: 
     (problem,) = found.problems
     row = {"csv": "line 4", "tsv": "line 4", "jsonl": "line 3", "parquet": "row 3", "txt": "line 3", "": "2.txt"}
     assert problem.startswith(f"{path}, {row[suffix]}: this report contains 512 null characters")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("a.txt", {"text_column": "body"}, r"format lines: reports.text_column \(tables only\)"),
+        ("a.txt", {"id_column": "case"}, r"format lines: reports.id_column \(tables only\)"),
+        ("texts", {"group_column": "patient", "date_column": "d"}, r"texts: reports.group_column .*, reports.date_col"),
+        ("a.csv", {**COLUMNS, "sheet": "x"}, r"format csv: reports.sheet \(xlsx only\)"),
+        ("a.csv", {**COLUMNS, "split": "test"}, r"format csv: reports.split \(Hugging Face data sets only\)"),
+        ("a.csv", {**COLUMNS, "metadata_sheet": "x"}, r"reports.metadata_sheet \(only with reports.metadata\)"),
+        (
+            "a.jsonl",
+            {**COLUMNS, "columns": ("body", "case")},
+            r"format jsonl: reports.columns \(csv, tsv and xlsx only\)",
+        ),
+        ("a.parquet", {**COLUMNS, "columns": ("body", "case")}, "format parquet: reports.columns"),
+    ],
+)
+def test_options_that_a_format_would_ignore_are_errors(
+    tmp_path: Path, name: str, options: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / name
+    if name == "texts":
+        path.mkdir()
+        (path / "1.txt").write_text(TEXTS[0], encoding="utf-8")
+    elif name == "a.txt":
+        path.write_text("\n".join(TEXTS), encoding="utf-8")
+    else:
+        write_table(path)
+    with pytest.raises(ConfigError, match=words):
+        read(path, **options)
+
+
+def test_columns_of_the_metadata_apply_to_every_format(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "c0.txt").write_text(TEXTS[0], encoding="utf-8")
+    metadata = write_table(tmp_path / "a.csv", [{"report_id": "c0", "patient": "p0", "site": "colon"}])
+    found = read(tmp_path / "texts", metadata=str(metadata), group_column="patient", organ_column="site")
+    assert (found.reports[0].group, found.reports[0].organ) == ("p0", "colon")

@@ -105,3 +105,30 @@ def test_configured_classes_are_visible_and_on_one_line(keys: dict[str, Any]) ->
         TilesConfig(source="table", path="t.csv", **keys)
     with pytest.raises(ValidationError, match=r"empty or contain a control character: 'a\\x85b'"):
         SegmentationConfig(classes={"a\x85b": 0, "c": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": {"value": 4}}, r"table: tiles.labels.value \(only with tiles.labels.kind: fraction or per_class\)"),
+        ({"labels": {"seed": 4}}, r"table: tiles.labels.seed \(only with"),
+        ({"keep_quality": 90}, r"table: tiles.keep_quality \(only with tiles.streaming\)"),
+        ({"validation_fraction": 0.4}, r"(?s)already has a validation split \(3 tiles\).*tiles.validation_fraction \("),
+        ({"split_seed": 4}, r"(?s)already has a validation split \(3 tiles\).*tiles.split_seed \("),
+        (
+            {"source": "huggingface", "columns": {"split": "part"}},
+            r"huggingface: tiles.columns.split \(not huggingface",
+        ),
+    ],
+)
+def test_options_without_effect_are_errors(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    rows = [
+        {"path": f"{number}.png", "label": "ab"[number % 2], "split": ("train", "validation", "test")[number % 3]}
+        for number in range(9)
+    ]
+    for number, row in enumerate(rows):
+        paint(tmp_path / row["path"], number)
+    table = {"source": "table", "path": str(write_table(tmp_path / "t.csv", rows))}
+    assert len(read_tiles(TilesConfig.model_validate(table))) == 9
+    with pytest.raises(ConfigError, match=words):
+        read_tiles(TilesConfig.model_validate({**table, **options}))

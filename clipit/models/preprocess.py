@@ -64,6 +64,11 @@ class Preprocess:
     odd_margin: Literal["nearest", "down"] = "nearest"
 
     @property
+    def crops(self) -> bool:
+        """Whether images that are not square are cropped."""
+        return self.mode == "shortest"
+
+    @property
     def hash(self) -> str:
         """Hash of all fields, for cache keys and manifests."""
         fields = asdict(self)

@@ -70,7 +70,8 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
         return {}
     write_predictions(folder / PREDICTIONS, join_predictions(by_split))
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
-    texts = {"Tiles": tiles.describe()} | facts.pop("sections", {})
+    described = replace(tiles, notes=tuple(dict.fromkeys([*tiles.notes, *facts.get("notes", [])]))).describe()
+    texts = {"Tiles": described} | facts.pop("sections", {})
     return _write_report(config, folder, tiles, _provenance(config, classifier, workspace.prompts) | facts, texts)
 
 

@@ -27,8 +27,8 @@ from clipit.runs.predict import open_classifier, predict_tiles
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.load import view_warning
 from clipit.tiles.overview import tiles_overview
+from clipit.tiles.view_warnings import view_warnings
 from clipit.training.terms.term_table import uses_reports
 from clipit.workspace.external_leaks import enforce_on_external, note_reports
 from clipit.workspace.workspace import Workspace
@@ -202,10 +202,15 @@ def _new_tiles(
     logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))
     mapped = map_to_classes(read, classifier.classes)
     spec, tiles = classifier.spec, mapped.tiles
-    warning = view_warning(
-        tiles.try_read, tiles.mpp, pixels=spec.tile_pixels, expected=spec.mpp, model=f"classifier {run.name}"
+    warnings = view_warnings(
+        tiles.try_read,
+        tiles.mpp,
+        pixels=spec.tile_pixels,
+        expected=spec.mpp,
+        model=f"classifier {run.name}",
+        crops=spec.preprocess.crops,
     )
-    if warning:
+    for warning in warnings:
         logger.warning(warning)
         mapped = replace(mapped, tiles=replace(mapped.tiles, notes=(*mapped.tiles.notes, warning)))
     policy = config.leaks.policy

@@ -21,7 +21,7 @@ from clipit.reporting.prediction_page import prediction_page
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts, read_chunks, write_chunks
 from clipit.runs.prediction_files import BATCH_SIZE, PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses
-from clipit.tiles.load import view_warning
+from clipit.tiles.view_warnings import view_warnings
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -63,14 +63,14 @@ def predict_images(
             # another command may have finished while the main process waited for the lock
             complete = processes.broadcast(processes.main and paths.is_complete(inputs))
             if not complete:
-                warning = _view_warning(classifier, images) if processes.main else ""
-                notes = (*images.notes, *filter(None, [warning]))
+                warnings = _view_warnings(classifier, images) if processes.main else []
+                notes = (*images.notes, *warnings)
                 inputs = processes.broadcast(_prepare(paths, inputs, notes) if processes.main else inputs)
                 starts = chunk_starts(len(images), inputs[BATCH_SIZE])
                 files = write_chunks(paths.partial, classifier, images, zero_shot, options, starts)
                 if processes.main:
                     chunks = read_chunks(files, images, starts)
-                    _finish(paths, chunks, inputs, classifier, images, zero_shot, warning)
+                    _finish(paths, chunks, inputs, classifier, images, zero_shot, warnings)
             if processes.main:
                 _delete_chunks(paths)  # before the lock is released: a waiting command may then write to the folder
     elif processes.main:
@@ -131,7 +131,7 @@ def _finish(
     classifier: "Classifier",
     images: ImageSet,
     zero_shot: ZeroShotClasses | None,
-    warning: str,
+    warnings: Sequence[str],
 ) -> None:
     """Write the table, the list of unreadable images, the page and the summary.
 
@@ -154,7 +154,7 @@ def _finish(
         "images": len(images),
         "predicted": len(images) - len(unreadable),
         "unreadable": len(unreadable),
-        "note": " ".join(filter(None, [_synthetic_warning(classifier), warning])),
+        "note": " ".join(filter(None, [_synthetic_warning(classifier), *warnings])),
         **outcomes["p_"].summarise(),
     }
     if zero_shot:
@@ -185,11 +185,18 @@ def _describe_classifier(classifier: "Classifier") -> dict[str, object]:
     }
 
 
-def _view_warning(classifier: "Classifier", images: ImageSet) -> str:
-    """Return a warning if the images show much more or less tissue than the classifier's training tiles, or ""."""
+def _view_warnings(classifier: "Classifier", images: ImageSet) -> list[str]:
+    """Return warnings if the images show other tissue than the classifier's training tiles, or are cropped."""
     mpp, spec = np.array(images.mpp or [np.nan] * len(images)), classifier.spec
-    warning = view_warning(images.try_read, mpp, pixels=spec.tile_pixels, expected=spec.mpp, model="the classifier")
-    return f"WARNING: {warning}." if warning else ""
+    warnings = view_warnings(
+        images.try_read,
+        mpp,
+        pixels=spec.tile_pixels,
+        expected=spec.mpp,
+        model="the classifier",
+        crops=spec.preprocess.crops,
+    )
+    return [f"WARNING: {warning}." for warning in warnings]
 
 
 def _synthetic_warning(classifier: "Classifier") -> str:

@@ -34,6 +34,7 @@ from clipit.runs.tracking import finish_trackers, flat_test_scores, start_tracke
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
+from clipit.tiles.view_warnings import crop_warning
 from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.config_checks import check_keys
@@ -51,6 +52,7 @@ from clipit.training.terms.term_table import (
 )
 from clipit.versions import git_commit
 from clipit.workspace.preflight import check_inputs
+from clipit.workspace.tile_reading import tile_sizes
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,8 +64,6 @@ if TYPE_CHECKING:
     from clipit.training.train_student import TrainingOutcome
 
 logger = logging.getLogger(__name__)
-
-_SAMPLED_TILES = 9  # number of tiles whose size is read to describe the classifier's input
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:
@@ -157,7 +157,7 @@ def _train_and_evaluate(
                 folder / "training.json",
                 asdict(result) | memory.facts() | facts | {RUN_FINGERPRINT: fingerprint.value},
             )
-            _export(student, backbone, tiles, text, folder, config, fingerprint.value)
+            _export(student, backbone, workspace, text, folder, config, fingerprint.value)
     else:
         missing = processes.broadcast(find_missing_output(folder, config))
         if not missing:
@@ -178,7 +178,7 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
 
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, get_processes().device)
-    workspace.warn_about_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
+    workspace.warn_about_view(backbone.name, backbone.expected_mpp, backbone.preprocess)
     joint_dim = workspace.vlm.joint_dim if config.student.projector_layers else None
     second_dim = second_workspace(config, workspace).vlm.joint_dim if config.second_vlm is not None else None
     parameters = {name: value for term in active_terms(config) for name, value in term.initial_parameters().items()}
@@ -284,7 +284,7 @@ def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
 def _export(
     student: "Student",
     backbone: "Backbone",
-    tiles: TileSet,
+    workspace: Workspace,
     text: _TextSide | None,
     folder: Path,
     config: RunConfig,
@@ -293,6 +293,7 @@ def _export(
     from clipit.models.export import export_classifier
     from clipit.models.loading import public_name
 
+    tiles = workspace.tiles(config.seed)
     known_mpp = tiles.mpp[~np.isnan(tiles.mpp)]
     export_classifier(
         student,
@@ -303,7 +304,7 @@ def _export(
         text_mean=text.mean if text else None,
         prompts=text.prompts if text else None,
         mpp=float(np.median(known_mpp)) if known_mpp.size else None,
-        tile_pixels=_tile_pixels(tiles),
+        tile_pixels=_tile_pixels(workspace),
         provenance={
             "run": folder.name,
             RUN_FINGERPRINT: fingerprint,
@@ -315,16 +316,16 @@ def _export(
     )
 
 
-def _tile_pixels(tiles: TileSet) -> int | None:
+def _tile_pixels(workspace: Workspace) -> int | None:
     """Return the edge length of the tiles in pixels; None if sampled tiles differ in size or are not square."""
-    rows = np.unique(np.linspace(0, len(tiles) - 1, _SAMPLED_TILES).astype(np.int64))
-    edges = {edge for row in rows for edge in tiles.read(row).size}
+    edges = {edge for size in tile_sizes(workspace.tiles_as_read, workspace.cached) for edge in size}
     return edges.pop() if len(edges) == 1 else None
 
 
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
     """Collect the provenance that training.json and all scores record."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
+    crop = crop_warning(tile_sizes(workspace.tiles_as_read, workspace.cached)) if backbone.preprocess.crops else None
     facts: dict[str, Any] = {
         "backbone": backbone.name,
         "backbone_fingerprint": backbone.fingerprint,
@@ -335,7 +336,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
         "validation_labels": int((validation.labels >= 0).sum()),
         "training_tiles": len(train),
         "quarantined": list(tiles.quarantined),
-        "notes": list(tiles.notes),
+        "notes": [*tiles.notes, *([f"WARNING: {crop}"] if crop else [])],
     }
     if uses_vlm(config):
         facts |= {"vlm": workspace.vlm.name, "vlm_fingerprint": workspace.vlm.fingerprint}

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Shaped
-from PIL import Image
+from jaxtyping import Shaped
 
 from clipit.annotators.label_table import AnnotationTable
 from clipit.config.run import TilesConfig
-from clipit.errors import ConfigError, DataError, counted, counted_of, has_controls, shortlist
-from clipit.images.decode import Unreadable
+from clipit.errors import ConfigError, DataError, counted, has_controls, shortlist
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.dataset_reader import read_data_set
@@ -40,8 +38,6 @@ from clipit.tiles.streaming import stream_tiles
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
-
-_SAMPLED = 16  # images that `view_warning` reads
 
 SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "folders": read_folders,
@@ -335,62 +331,3 @@ def _check_options(config: TilesConfig) -> None:
             where="tiles",
             fix="remove them",
         )
-
-
-def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
-    """Return a warning if the resolution of tiles is far from that of a model's training tiles, else None.
-
-    Args:
-        tiles: Tiles, with `mpp` of the stored pixels.
-        expected: Micrometres per pixel of the model's training tiles; None if unknown.
-        model: Name of the model.
-        resize: Input pixels per stored pixel, such as 224 / 96 if tiles of 96 px are enlarged to 224 px.
-    """
-    known = tiles.mpp[~np.isnan(tiles.mpp)] / resize
-    if expected is None or not known.size:
-        return None
-    far = (known > 1.5 * expected) | (known < expected / 1.5)
-    if not far.any():
-        return None
-    bounds = [f"{bound:.3g}" for bound in (known[far].min(), known[far].max())]
-    return (
-        f"{model} expects {expected:g} µm per pixel; "
-        f"{counted_of(int(far.sum()), len(tiles), 'tile is', 'tiles are')} "
-        f"read at {' to '.join(dict.fromkeys(bounds))}: features may be worse than published"
-    )
-
-
-def view_warning(
-    read: Callable[[int], Image.Image | Unreadable],
-    mpp: Float64[np.ndarray, " n"],
-    *,
-    pixels: int | None,
-    expected: float | None,
-    model: str,
-) -> str | None:
-    """Return a warning if images show much more or less tissue than a model's training tiles, else None.
-
-    Up to 16 images, evenly spaced, are read. An unknown resolution is assumed to be that of the training tiles.
-
-    Args:
-        read: Function that reads an image by its row.
-        mpp: Micrometres per pixel of each image; NaN where unknown.
-        pixels: Edge length of the model's training tiles in pixels; None to compare only resolutions.
-        expected: Micrometres per pixel of the model's training tiles; None to compare only sizes.
-        model: Name of the model.
-    """
-    rows = np.unique(np.linspace(0, len(mpp) - 1, _SAMPLED).astype(np.int64)).tolist()
-    images = [(row, image) for row in rows if isinstance(image := read(row), Image.Image)]
-    ratios = np.array([min(image.size) / (pixels or min(image.size)) for _, image in images])
-    if expected is not None:
-        ratios *= np.nan_to_num(mpp[[row for row, _ in images]] / expected, nan=1.0)
-    far = ratios[(ratios > 1.5) | (ratios < 1 / 1.5)]
-    if not far.size:
-        return None
-    bounds = " to ".join(dict.fromkeys(f"{bound:.2g}" for bound in (far.min(), far.max())))
-    stated = [f"{pixels} pixels" if pixels else "", f"{expected:g} µm per pixel" if expected is not None else ""]
-    shown = counted_of(len(far), len(images), "sampled image shows", "sampled images show")
-    return (
-        f"{shown} {bounds} times the width of the training tiles ({' at '.join(filter(None, stated))}) of {model}, "
-        "assuming the same resolution where it is unknown: predictions may be wrong"
-    )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
@@ -14,6 +14,10 @@ from clipit.prompts.prompt_set import PromptSet
 from clipit.tiles.load import read_tiles
 from clipit.tiles.overview import tiles_overview
 from clipit.tiles.tileset import TileSet
+from clipit.tiles.view_warnings import crop_warning, mpp_warning, sample_sizes
+
+if TYPE_CHECKING:
+    from clipit.models.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -147,3 +151,27 @@ def note_many_classes(tiles: TileSet) -> TileSet:
     )
     logger.warning(note)
     return replace(tiles, notes=(*tiles.notes, note))
+
+
+def tile_sizes(tiles: TileSet, cached: Cache) -> list[tuple[int, int]]:
+    """Return the width and height of a few tiles, in pixels."""
+    sizes = cached(f"sizes {tiles.fingerprint}", lambda: sample_sizes(tiles.try_read, len(tiles)))
+    return [*sizes.values()]
+
+
+def tile_warnings(
+    tiles: TileSet, cached: Cache, expected: float | None, model: str, preprocess: "Preprocess"
+) -> list[str]:
+    """Return warnings if a model sees only a part of the tiles, or a different resolution from its training tiles.
+
+    Args:
+        cached: Cache for the sizes of tiles.
+        expected: Micrometres per pixel of the model's training tiles; None if unknown.
+        model: Name of the model.
+        preprocess: Preprocessing of the model.
+    """
+    sizes = tile_sizes(tiles, cached)
+    warnings = [crop_warning(sizes)] if preprocess.crops else []
+    if sizes:
+        warnings.append(mpp_warning(tiles, expected, model, resize=preprocess.resize_to / min(sizes[0])))
+    return [warning for warning in warnings if warning]

@@ -28,7 +28,6 @@ from clipit.stores.approximate_build import check_key
 from clipit.stores.embed import Store, embed_prompts, embed_texts, embed_tiles
 from clipit.stores.index import Index, build_index, has_faiss
 from clipit.tiles.hidden_labels import hide_labels, with_all_labels
-from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
@@ -41,6 +40,7 @@ from clipit.workspace.tile_reading import (
     note_many_classes,
     read_configured,
     read_with_overview,
+    tile_warnings,
     with_kept_size,
 )
 
@@ -184,14 +184,10 @@ class Workspace:
         )
         self.pixels(split, preprocess).use_resized(pixels)
 
-    def warn_about_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn, once for all runs, if a model receives tiles at a different resolution from its training tiles."""
-        if expected is None or not names_tiles(self.config):
-            return
-        tiles = self.tiles_as_read
-        if len(tiles):
-            resize = preprocess.resize_to / min(tiles.read(0).size)
-            if warning := mpp_warning(tiles, expected, model, resize=resize):
+    def warn_about_view(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
+        """Warn, once for all runs, if a model receives cropped tiles, or a different resolution from its training."""
+        if names_tiles(self.config):
+            for warning in tile_warnings(self.tiles_as_read, self.cached, expected, model, preprocess):
                 self.log_once(warning, logging.WARNING)
 
     @cached_property
@@ -318,7 +314,7 @@ class Workspace:
 
         def load() -> "VLM":
             vlm = load_vlm(self.config.vlm, get_processes().device)
-            self.warn_about_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
+            self.warn_about_view(vlm.name, vlm.expected_mpp, vlm.preprocess)
             return vlm
 
         vlm: VLM = self.cached(_key("vlm", self.config, "vlm"), load)

@@ -359,6 +359,20 @@ def test_images_that_show_more_tissue_than_the_training_tiles_are_noted(
     assert (expected in summary["note"], expected in caplog.text) == (warned, warned)
 
 
+def test_images_that_are_not_square_are_noted(
+    classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name, width in (("a", 40), ("b", 32), ("c", 33)):
+        Image.new("RGB", (width, 32), "pink").save(tmp_path / f"{name}.png")
+    out = tmp_path / "p.csv"
+    images = open_inputs([tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"])
+    summary = predict_images(classifier, images, out, options=SMALL)
+    expected = "WARNING: 1 of 3 sampled images is not square: images of 40 x 32 px are cropped to the centre square"
+    assert expected in summary["note"] and expected in caplog.text and "20% of their pixels" in summary["note"]
+    assert "not square" in out.with_suffix(".html").read_text()
+
+
 def test_pyramidal_tiffs_among_images_are_recognised_by_their_content(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mixed/a.png")

@@ -46,9 +46,28 @@ def test_users_are_told_when_the_field_becomes_too_coarse_or_too_fine(
     backbone = load_backbone(BackboneConfig(pixels=pixels))
     for seed in (0, 1):  # the runs of a comparison say the same once
         run = workspace.for_config(workspace.config.model_copy(update={"seed": seed}))
-        run.warn_about_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
+        run.warn_about_view(backbone.name, backbone.expected_mpp, backbone.preprocess)
     warnings = [line for line in said if "µm per pixel" in line]
     assert [f"are read at {told}: features" in line for line in warnings] == ([True] if told else [])
+
+
+def test_tiles_that_are_not_square_are_noted_in_the_console_and_the_summary(
+    configure: MakeConfig, tmp_path: Path
+) -> None:
+    source = Path(configure().tiles.path).parent
+    for path in source.rglob("*.png"):
+        wide = tmp_path / path.relative_to(source)
+        wide.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.resize((64, 32)).save(wide)
+    keys = {"arm": "image_only", "training.steps": 1, "tiles.images": str(tmp_path)}
+    said, config = capture_log(), configure(keys, name="wide")
+    folder = train_run(config, Workspace(config))
+    expected = "16 of 16 sampled images are not square: images of 64 x 32 px are cropped"
+    assert sum(expected in line and "50% of their pixels are not seen" in line for line in said) == 1
+    summary = (folder / "summary.md").read_text()
+    assert f"WARNING: {expected}" in summary.partition("## Tiles")[2].partition("##")[0]
+    assert expected in json.loads((folder / "training.json").read_text())["notes"][-1]
 
 
 @pytest.mark.slow

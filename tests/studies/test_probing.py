@@ -197,7 +197,7 @@ def test_features_are_cached(probed: tuple[ConfigFile, Path, Path], monkeypatch:
 
     monkeypatch.setattr("clipit.tiles.tileset.TileSet.read", no_reading)
     workspace = Workspace(config)
-    monkeypatch.setattr(workspace, "warn_about_mpp", lambda *a, **k: None)
+    monkeypatch.setattr(workspace, "warn_about_view", lambda *a, **k: None)
     again = backbone_features(config, workspace).vectors
     assert all((first[split] == again[split]).all() for split in first)
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.images.decode import Unreadable
-from clipit.tiles.load import mpp_warning, view_warning
 from clipit.tiles.tileset import TileSet
+from clipit.tiles.view_warnings import crop_warning, mpp_warning, sample_sizes, view_warnings
 
 Make = Callable[..., TileSet]
 
@@ -79,8 +79,24 @@ def test_view_warning(edge: int, mpp: float, pixels: int | None, expected: float
     def read(row: int) -> Image.Image | Unreadable:
         return Unreadable("damaged") if row == 0 else Image.new("RGB", (edge + row % 2, edge))
 
-    warning = view_warning(read, np.full(1000, mpp), pixels=pixels, expected=expected, model="M")
-    assert warning is None if text is None else (warning is not None and text.replace("40", "15") in warning)
+    mpps = np.full(1000, mpp)
+    warnings = view_warnings(read, mpps, pixels=pixels, expected=expected, model="M", crops=True)
+    assert warnings == [] if text is None else text.replace("40", "15") in warnings[0]
+
+
+def test_images_that_are_not_square_are_counted() -> None:
+    def read(row: int) -> Image.Image | Unreadable:
+        return Unreadable("damaged") if row == 0 else Image.new("RGB", (700, 460) if row % 2 else (700, 680))
+
+    warning = crop_warning([*sample_sizes(read, 9).values()])
+    assert warning is not None
+    assert warning.startswith("4 of 8 sampled images are not square: images of 700 x 460 px are cropped")
+    assert "34% of their pixels are not seen" in warning and "clipit slides tile" in warning
+    mpps = np.full(9, np.nan)
+    for crops in (True, False):
+        found = view_warnings(read, mpps, pixels=None, expected=None, model="M", crops=crops)
+        assert found == ([warning] if crops else [])
+    assert crop_warning([(700, 680), (64, 64)]) is None and crop_warning([]) is None
 
 
 def test_ids_with_lone_surrogates_are_refused(make_tiles: Make) -> None:

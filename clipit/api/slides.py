@@ -187,6 +187,7 @@ def score_slides(
     device: str | None = None,
     bf16: bool = False,
     trust_remote_code: bool = False,
+    leaks_policy: Literal["error", "note"] = "error",
     maps: bool = False,
     top: int = 8,
     snippets: str | Path | None = None,
@@ -223,13 +224,15 @@ def score_slides(
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
+        leaks_policy: What to do if a patient of labelled slides is in two splits, or if the run of the classifier was
+            trained on patients of the test slides: raise an error, or only note it.
         maps: Whether to write heat maps, QuPath files and a page per slide.
         top: Number of tiles shown per class on a slide's page.
         snippets: Configuration whose snippets are shown next to the top tiles; None to show none.
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or an option is invalid.
-        DataError: No slide can be used, or a package for reading slides is missing.
+        DataError: No slide can be used, a package for reading slides is missing, or patients leak.
         ModelError: The model cannot be loaded, or does not support zero-shot classification.
     """
     from clipit.runs.prediction_chunks import PredictionOptions
@@ -237,10 +240,13 @@ def score_slides(
     from clipit.slide_tasks.score import RECORD, write_report
     from clipit.slide_tasks.score import score_slides as score
     from clipit.slide_tasks.slide_inputs import list_inputs
+    from clipit.slide_tasks.slide_runs import check_patients, run_of_classifier
 
     folder = expand_home(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
+    path = expand_home(Path(classifier)) if isinstance(classifier, str | Path) else None
+    notes = check_patients(listed, [] if path is None else run_of_classifier(path), leaks_policy)
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
         scored = score(listed, scorer, grid, stated, folder, PredictionOptions(batch_size, workers))
@@ -250,7 +256,7 @@ def score_slides(
 
             texts = None if snippets is None else _snippets(snippets, scorer)
             pages = map_slides(scored, scorer, folder, MapOptions(top, texts))
-        report = write_report(scored, scorer, folder, pages)
+        report = write_report(scored, scorer, folder, pages, notes)
     return SlidesResult(folder, report.text, report.page)
 
 
@@ -275,6 +281,7 @@ def compare_slides(
     device: str | None = None,
     bf16: bool = False,
     trust_remote_code: bool = False,
+    leaks_policy: Literal["error", "note"] = "error",
 ) -> SlideCompareResult:
     """Compare the arms of trained runs on slide labels, optionally with a zero-shot VLM as an additional arm.
 
@@ -306,10 +313,12 @@ def compare_slides(
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether a backbone or the VLM may run Python code from its own repository.
+        leaks_policy: What to do if a patient of labelled slides is in two splits, or if a run was trained on patients
+            of the test slides: raise an error, or only note it.
 
     Raises:
         ConfigError: An option is invalid, or only one of VLM and prompts is given.
-        DataError: The runs cannot be compared on these slides, or no slide can be used.
+        DataError: The runs cannot be compared on these slides, patients leak, or no slide can be used.
         ArtifactError: A run is damaged.
         ModelError: A model cannot be loaded.
     """
@@ -319,7 +328,7 @@ def compare_slides(
     from clipit.slide_tasks.compare_slides import compare_slides as compare
     from clipit.slide_tasks.output_folder import output_folder
     from clipit.slide_tasks.slide_inputs import list_inputs
-    from clipit.slide_tasks.slide_runs import check_comparison, find_runs
+    from clipit.slide_tasks.slide_runs import check_comparison, check_patients, find_runs
 
     folder = expand_home(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
@@ -330,12 +339,13 @@ def compare_slides(
     if get_processes().main:
         for note in notes:
             logger.info(f"note: {note}")
+    leaks = check_patients(listed, [run.folder for run in compared], leaks_policy)
     scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
     if "mpp" not in stated:
         check_resolution(compared, scorer)
     options = ComparisonOptions(reference, PredictionOptions(batch_size, workers), device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
-        report = compare(listed, compared, scorer, grid, stated, folder, options)
+        report = compare(listed, compared, scorer, grid, stated, folder, options, leaks)
     return SlideCompareResult(folder, report.text, report.page)
 
 

@@ -109,6 +109,7 @@ def compare(arguments: list[str]) -> None:
     parser.add_argument(
         "--reference", type=option_text, required=True, metavar="ARM", help="arm that the others are compared with"
     )
+    _add_leaks_policy(parser)
     zero_shot = parser.add_argument_group("zero-shot VLM as an additional arm")
     zero_shot.add_argument("--vlm", type=option_text, metavar="NAME", help="name or folder of the VLM")
     zero_shot.add_argument(
@@ -181,7 +182,18 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_leaks_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--leaks-policy",
+        choices=("error", "note"),
+        default="error",
+        help="what to do if patients of labelled slides are in two splits, or a run was trained on patients of the "
+        "test slides (default: error)",
+    )
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_leaks_policy(parser)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--classifier",

@@ -91,7 +91,7 @@ def group_leaks(tiles: TileSet) -> list[Leak]:
 
     Each leak names the tile of that patient or slide with the lowest id in its latest split.
     """
-    groups = patients_across_splits(tiles)
+    groups = patients_across_splits(tiles.groups, tiles.ids, tiles.splits)
     last: dict[str, tuple[int, str]] = {}  # latest split of each patient, and the lowest id in it
     ranks = _split_ranks(tiles)
     for row in np.flatnonzero(groups != "").tolist():
@@ -226,7 +226,7 @@ def _digests(image_hashes: ImageHashes) -> UInt8[np.ndarray, "n 16"]:
     return image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes
 
 
-def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str, Leak]:
+def find_shared_patients(tests: TileSet | SeenTiles, seen: TileSet | SeenTiles) -> dict[str, Leak]:
     """Find tiles of a new data set whose patient or slide was used for training or validation.
 
     Returns:

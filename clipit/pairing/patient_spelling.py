@@ -37,7 +37,7 @@ def describe_match(reports: Sequence[Report], tiles: TileSet) -> list[str]:
     return notes
 
 
-def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> list[str]:
+def misspelled_tests(tests: TileSet | SeenTiles, seen: TileSet | SeenTiles) -> list[str]:
     """Warn about names of patients that differ between new tiles and training or validation tiles."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warnings(("new tile", "new tiles"), names, seen, "training or validation tiles")

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -87,7 +88,9 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     return TrainingTiles(tiles, image_hashes, (problem,) if problem else ())
 
 
-def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[str, ...]:
+def check_test_patients(
+    run: Path, tests: TileSet | SeenTiles, leaks: LeaksConfig, unit: Literal["tile", "slide"] = "tile"
+) -> tuple[str, ...]:
     """Check that a run was not trained or validated on patients who occur in a study's test tiles.
 
     Images are not compared. Test tiles cannot be removed from the training of a finished run, so the policy `exclude`
@@ -96,6 +99,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     Args:
         run: Folder of the finished run whose classifier the study uses.
         leaks: Section `leaks` of the study.
+        unit: What `tests` consists of. A slide that the run was trained on is found by its name, too.
 
     Returns:
         Notes on shared patients (policy `note`) and on checks that could not be made.
@@ -106,30 +110,43 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if leaks.policy == "off" or not len(tests):
         return ()
     seen, problems = _patients_of_training(run)
+    if unit == "slide":
+        tests = _with_trained_slides(tests, seen)
     unknown = int((patients(tests.groups, tests.ids) == "").sum())
     if unknown:
-        problems = (*problems, f"patients (unknown for {unknown} of {counted(len(tests), 'test tile')})")
+        problems = (*problems, f"patients (unknown for {unknown} of {counted(len(tests), f'test {unit}')})")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
     notes += misspelled_tests(tests, seen)
     shared = find_shared_patients(tests, seen)
+    request = "leaks.policy: note" if unit == "tile" else "--leaks-policy=note"
     if shared:
         names = sorted({leak.group for leak in shared.values()})
         message = (
-            f"{counted_of(len(shared), len(tests), 'test tile belongs', 'test tiles belong')} to "
-            f"{counted(len(names), 'patient')} whose other tiles the run {run.name} was trained or validated on: "
-            f"{shortlist(names)}"
+            f"{counted_of(len(shared), len(tests), f'test {unit} belongs', f'test {unit}s belong')} to "
+            f"{counted(len(names), 'patient')} whose {'other ' if unit == 'tile' else ''}tiles the run {run.name} was "
+            f"trained or validated on: {shortlist(names)}"
         )
         if leaks.policy != "note":
             raise DataError(
                 message,
                 where=run,
-                fix="use a run that was trained without these patients, or other test patients; or set leaks.policy: "
-                "note to keep and count the tiles. If different patients have the same name, rename them",
+                fix="use a run that was trained without these patients, or other test patients; or "
+                f"{'set' if unit == 'tile' else 'pass'} {request} to keep and count the {unit}s. If different patients "
+                "have the same name, rename them",
             )
-        notes.insert(0, f"WARNING: {message}; kept on request (leaks.policy: note)")
+        notes.insert(0, f"WARNING: {message}; kept on request ({request})")
     for note in notes:
         logger.info(as_note(note))
     return tuple(notes)
+
+
+def _with_trained_slides(slides: TileSet | SeenTiles, seen: SeenTiles) -> SeenTiles:
+    """Give slides of which the run has seen tiles (`slide@x,y,edge`) the group of these tiles."""
+    owners = patients(seen.groups, seen.ids).tolist()
+    group_of = {tile.rpartition("@")[0]: owner for tile, owner in zip(seen.ids.tolist(), owners, strict=True)}
+    pairs = zip(slides.ids.tolist(), slides.groups.tolist(), strict=True)
+    groups = np.asarray([group_of.get(name) or group for name, group in pairs], dtype=object)
+    return SeenTiles(slides.ids, slides.splits, groups)
 
 
 def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:

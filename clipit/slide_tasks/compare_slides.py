@@ -21,7 +21,7 @@ from clipit.runs.predict import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.score import PAGE as SCORES_PAGE
-from clipit.slide_tasks.score import ScoredSlides, SlideReport, embedded_caution, score_slides, write_report
+from clipit.slide_tasks.score import ScoredSlides, SlideReport, caution, score_slides, write_report
 from clipit.slide_tasks.slide_runs import ZERO_SHOT, SlideRun
 from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_table
 from clipit.slides.prepare import FailedSlide
@@ -71,6 +71,7 @@ def compare_slides(
     stated: Sequence[str],
     out: Path,
     options: ComparisonOptions,
+    notes: Sequence[str] = (),
 ) -> SlideReport:
     """Score slides with every run and compare the arms; called by all processes, which share the slides.
 
@@ -84,6 +85,7 @@ def compare_slides(
         requested: Requested resolution and size of tiles; unset values follow each model.
         stated: Options set by the user, out of `mpp` and `pixels`; the others follow each model.
         options: Options for opening and comparing the runs.
+        notes: Notes on patients of the slides (`slide_runs.check_patients`), shown on the page.
 
     Raises:
         DataError: No slide can be used, or no slide can be scored by every run.
@@ -98,7 +100,7 @@ def compare_slides(
         run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
         if arms:  # tile positions are needed only once, not for each run
             scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))
-        arms.append(_ScoredArm(run, scored, embedded_caution(scorer)))
+        arms.append(_ScoredArm(run, scored, caution(scorer, notes)))
         if scorer.device.type == "cuda":
             del scorer
             gc.collect()  # frees the memory of the device before the next model is loaded

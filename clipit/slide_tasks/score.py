@@ -141,7 +141,11 @@ def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | Non
 
 
 def write_report(
-    scored: ScoredSlides, scorer: TileScorer, out: Path, pages: Mapping[str, str] | None = None
+    scored: ScoredSlides,
+    scorer: TileScorer,
+    out: Path,
+    pages: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> SlideReport:
     """Write tables, summary and page of all slides. Call it in all processes; only the main one writes.
 
@@ -150,13 +154,14 @@ def write_report(
 
     Args:
         pages: Path of each slide's page relative to `out`, by slide name.
+        notes: Notes on patients of the slides (`slide_runs.check_patients`).
     """
     processes = get_processes()
     table = slides_table(scored.outcome)
     known = table[_KNOWN]
     failures = {slide.name: slide.explain() for slide in scored.outcome.failed}
     evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
-    note = embedded_caution(scorer)
+    note = caution(scorer, notes)
     title = f"Slides scored by the {scorer.title}"
     published = [] if scorer.kind == "classifier" else _tables_with_published(scored, known, scorer)
     text = slide_scores_summary(title, note, evaluation, scored.facts, published)
@@ -194,6 +199,12 @@ def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: Ti
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)
+
+
+def caution(scorer: TileScorer, notes: Sequence[str]) -> str:
+    """Compose the note at the top of a page: `embedded_caution`, and notes on patients."""
+    listed = [note.removeprefix("WARNING: ") for note in notes]
+    return " ".join(filter(None, [embedded_caution(scorer), *(f"{note[:1].upper()}{note[1:]}." for note in listed)]))
 
 
 def embedded_caution(scorer: TileScorer) -> str:

@@ -1,16 +1,27 @@
 """Find the runs whose classifiers are compared on slides, and check them before anything is scored."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from clipit.errors import DataError, counted, shortlist
+import numpy as np
+
+from clipit.config.data import LeaksConfig
+from clipit.errors import DataError, as_note, counted, shortlist
 from clipit.evaluation.slide_metrics import TRAIN, VALIDATION
 from clipit.models.classifier_spec import read_spec
+from clipit.pairing.leaks import SeenTiles
 from clipit.runs.folder import is_trained, read_run_config
+from clipit.runs.training_tiles import check_test_patients
 from clipit.tiles.slides import SlideList
+from clipit.tiles.splits import crossing_groups
 
+logger = logging.getLogger(__name__)
+
+LeaksPolicy = Literal["error", "note"]
 ZERO_SHOT = "VLM zero-shot"
 """Name of the arm that uses only a VLM with prompts."""
 _CONFIG = "config.yaml"
@@ -83,6 +94,49 @@ def _run_folders(path: Path) -> list[Path]:
 def _read_run(folder: Path) -> SlideRun:
     config, spec = read_run_config(folder), read_spec(folder / "classifier")
     return SlideRun(folder, config.arm or "custom", config.seed, tuple(spec.classes), spec.mpp)
+
+
+def check_patients(listed: SlideList, runs: Iterable[Path], policy: LeaksPolicy) -> list[str]:
+    """Check that no patient is in two splits of the slides, and that no run was trained on their test patients.
+
+    Only labelled slides are checked, because only these are evaluated. Call it in all processes.
+
+    Args:
+        runs: Folders of the runs that score the slides.
+        policy: Whether leaks raise an error, or are only noted.
+
+    Returns:
+        Notes on leaks, and on comparisons that could not be made.
+
+    Raises:
+        DataError: There are leaks, and the policy is `error`.
+    """
+    labelled = np.array([bool(label) for label in listed.labels], dtype=bool)
+    ids, splits, groups = (
+        np.asarray(values, dtype=object)[labelled]
+        for values in ([slide.name for slide in listed.slides], listed.source_splits, listed.groups)
+    )
+    notes = []
+    if crossing := crossing_groups(groups, ids, splits):
+        message = (
+            f"{counted(len(crossing), 'patient is', 'patients are')} in more than one split: {shortlist(crossing)}"
+        )
+        if policy == "error":
+            fix = "keep the slides of a patient in one split, or pass --leaks-policy=note to only count these patients"
+            raise DataError(message, where=listed.where, fix=fix)
+        notes.append(f"WARNING: {message}; kept on request (--leaks-policy=note)")
+        logger.info(as_note(notes[0]))
+    tested = ~np.isin(splits.astype(str), (TRAIN, VALIDATION))
+    tests = SeenTiles(ids[tested], np.full(int(tested.sum()), "test", dtype=object), groups[tested])
+    for run in runs:
+        notes += check_test_patients(run, tests, LeaksConfig(policy=policy), "slide")
+    return notes
+
+
+def run_of_classifier(path: Path) -> list[Path]:
+    """Return the folder of the run that a classifier belongs to, in a list; an empty list if it belongs to none."""
+    folders = [path, path.parent] if path.name == "classifier" else [path]
+    return [folder for folder in folders if (folder / _CONFIG).is_file()][:1]
 
 
 def check_comparison(

@@ -101,13 +101,26 @@ def resolve_splits(
     return [split_of[name] for name in source_splits]
 
 
-def patients_across_splits(tiles: TileSet) -> Shaped[np.ndarray, " n"]:
+def patients_across_splits(
+    groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]
+) -> Shaped[np.ndarray, " n"]:
     """Return the patient of each tile, as `patients` does; slides whose patient another split names become patients."""
-    names = patients(tiles.groups, tiles.ids)
-    for split in ("train", "validation"):  # each against all others
-        inside = tiles.splits == split
+    names = patients(groups, ids)
+    for split in np.unique(splits.astype(str))[:-1]:  # each against all others
+        inside = splits == split
         names[inside], names[~inside] = match_patients(names[inside].tolist(), names[~inside].tolist())
     return names
+
+
+def crossing_groups(
+    groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]
+) -> list[str]:
+    """List the patients or slides in more than one split, each with its splits."""
+    splits_of: dict[str, set[str]] = {}
+    for group, split in zip(patients_across_splits(groups, ids, splits).tolist(), splits.tolist(), strict=True):
+        if group:
+            splits_of.setdefault(group, set()).add(split)
+    return [f"{group} ({', '.join(sorted(each))})" for group, each in sorted(splits_of.items()) if len(each) > 1]
 
 
 def check_groups(tiles: TileSet) -> None:
@@ -116,14 +129,7 @@ def check_groups(tiles: TileSet) -> None:
     Raises:
         DataError: A group is in several splits; the message lists such groups with their splits.
     """
-    splits_of: dict[str, set[str]] = {}
-    for group, split in zip(patients_across_splits(tiles).tolist(), tiles.splits.tolist(), strict=True):
-        if group:
-            splits_of.setdefault(group, set()).add(split)
-    crossing = [
-        f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(splits_of.items()) if len(splits) > 1
-    ]
-    if crossing:
+    if crossing := crossing_groups(tiles.groups, tiles.ids, tiles.splits):
         raise DataError(
             f"{counted(len(crossing), 'group is', 'groups are')} in more than one split: {shortlist(crossing)}",
             where=tiles.where,

@@ -15,6 +15,7 @@ from clipit.api.slides import SlideCompareResult
 from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
+from clipit.runs.training_tiles import TRAINING_TILES
 
 PROMPTS = {
     "name": "tissue",
@@ -56,7 +57,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         pixels = np.clip(picture(300, 300).astype(int) + rng.integers(-90, 90, (300, 300, 3)), 0, 255)
         write_slide(root / f"s{number}.tiff", pixels.astype(np.uint8), levels=2)
-        rows.append({"slide": f"s{number}", "label": label, "split": split, "group": f"P{number % 6}"})
+        rows.append({"slide": f"s{number}", "label": label, "split": split, "group": f"P{number}"})
     (root / "s8.tiff").write_bytes(b"")
     pd.DataFrame(rows).to_csv(root / "slides.csv", index=False)
     return root / "slides.csv"
@@ -148,6 +149,54 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
             slides, runs, out, reference="image_only", vlm=str(models / "0/clip"), prompts=models / "prompts.yaml"
         )
     assert not out.exists()
+
+
+def test_patients_in_two_splits_of_the_slides_are_an_error_or_a_note(
+    models: Path, slides: Path, compared: SlideCompareResult, tmp_path: Path
+) -> None:
+    table, run = slides.parent / "crossing.csv", models / "runs/demo/clip_it_all-seed1"
+    rows = pd.read_csv(slides)
+    rows.assign(group=[f"P{number % 6}" for number in range(9)]).to_csv(table, index=False)
+    crossing = r"3 patients are in more than one split: P0 \(test, validation\)"
+    with pytest.raises(DataError, match=rf"{crossing}(.|\n)*--leaks-policy=note"):
+        clipit.compare_slides(table, models / "runs", tmp_path / "out", reference="image_only", tile_mpp=1.0)
+    with pytest.raises(DataError, match=crossing):
+        clipit.score_slides(table, tmp_path / "out", classifier=run, **VLM_TILES)
+    noted = clipit.score_slides(table, compared.folder / "crossing", classifier=run, leaks_policy="note", **VLM_TILES)
+    assert noted.page is not None
+    for text in (noted.text, noted.page.read_text(encoding="utf-8")):
+        assert "3 patients are in more than one split" in text and "kept on request" in text
+    rows.drop(columns="label").assign(group="P").to_csv(table, index=False)  # nothing is evaluated
+    clipit.score_slides(table, compared.folder / "crossing", classifier=run, **VLM_TILES)
+
+
+@pytest.mark.parametrize("known_by", ["group", "slide", "slide of the patient"])
+def test_test_slides_of_training_patients_are_an_error_or_a_note(
+    models: Path, slides: Path, tmp_path: Path, known_by: str
+) -> None:
+    runs = tmp_path / "runs"
+    for arm in ("image_only", "clip_it_all"):
+        shutil.copytree(models / f"runs/demo/{arm}-seed0", runs / f"{arm}-seed0")
+    groups = {"group": ["P4", "P0", "X"], "slide": ["s4", "s0", "X"], "slide of the patient": ["P4-1", "P5-2", "X"]}
+    ids = {"group": ["x.png", "y.png", "z.png"], "slide": ["s4@0,0,32", "s0@0,0,32", "s99@0,0,32"]}
+    seen = {
+        "id": ids.get(known_by, ids["group"]), "split": ["train", "validation", "train"], "group": groups[known_by]
+    }  # fmt: skip
+    pd.DataFrame(seen).to_parquet(runs / "clip_it_all-seed0" / TRAINING_TILES)
+    count = 2 if known_by == "slide of the patient" else 1  # s0, of P0, is a validation slide
+    match = rf"{count} of 6 test slides belongs? to {count} patients? whose tiles the run clip_it_all-seed0 was trained"
+    match = match if count == 1 else match.replace("belongs?", "belong")
+    with pytest.raises(DataError, match=match):
+        clipit.compare_slides(slides, runs, tmp_path / "out", reference="image_only", tile_mpp=1.0)
+    for path in (runs / "clip_it_all-seed0", runs / "clip_it_all-seed0/classifier"):
+        with pytest.raises(DataError, match=match):
+            clipit.score_slides(slides, tmp_path / "out", classifier=path, **VLM_TILES)
+    if known_by == "group":
+        noted = clipit.compare_slides(
+            slides, runs, tmp_path / "out", reference="image_only", leaks_policy="note", **VLM_TILES
+        )
+        for text in (noted.text, noted.page.read_text(encoding="utf-8")):
+            assert "1 of 6 test slides belongs to 1 patient" in text and "kept on request" in text
 
 
 def test_runs_are_found_and_those_that_do_not_fit_are_named(models: Path, slides: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Detect names of patients, slides, tiles or reports that a spreadsheet program has changed, or that mean "unknown"."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from clipit.errors import DataError, counted, shortlist
 
@@ -18,6 +19,8 @@ _UNKNOWN = frozenset({"unknown", "unk", "missing", "none", "not available"})
 _DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d_]+")
 _NO_NUMBER = re.compile("0+|9{2,}")
 """Numbers that programs write for an unknown patient."""
+_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53, "float16": 2**11, "float32": 2**24, "float64": 2**53}
+"""Largest number up to which a type stores all whole numbers, by its name in pyarrow or numpy."""
 
 
 def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
@@ -47,6 +50,30 @@ def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[
     """
     mangled = [(row, value) for row, value in enumerate(values) if value and _MANGLED.fullmatch(value)]
     _reject(mangled, column, row_name, where)
+
+
+def check_exact(values: Iterable[Any], type_name: str, column: str, where: object) -> None:
+    """Check that a column of floating-point numbers is precise enough for names, of which it may have rounded some.
+
+    Args:
+        values: Numbers, or their text; None or "" where missing.
+        type_name: Type of the numbers, as pyarrow or numpy name it; columns of other types are accepted.
+
+    Raises:
+        DataError: A number is too large to differ from all other whole numbers.
+    """
+    limit = _EXACT.get(type_name)
+    if limit is None:
+        return
+    numbers = ((row, float(value)) for row, value in enumerate(values, 1) if value is not None and value != "")
+    large = next(((row, number) for row, number in numbers if abs(number) >= limit), None)
+    if large is not None:
+        raise DataError(
+            f"row {large[0]} contains {large[1]:.0f} in column {column}, but the column's type ({type_name}) stores "
+            f"whole numbers exactly only up to {limit:,}: different names may have become equal",
+            where=where,
+            fix="write the column again as text or as integers, from data that have not been rounded",
+        )
 
 
 def _reject(mangled: Sequence[tuple[int, str]], column: str, row_name: Callable[[int], str], where: object) -> None:

@@ -24,7 +24,7 @@ from clipit.input_files.data_files import (
 )
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.mangled_names import check_mangled
+from clipit.input_files.mangled_names import check_exact, check_mangled
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import class_names
 from clipit.output_files.json_record import unique_keys
@@ -183,6 +183,9 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
             _check_columns(config, names, path)
             classes = class_names(file.schema_arrow.metadata or {})
             for batch in file.iter_batches(batch_size=_BATCH, columns=sorted({*_columns(config).values()} & {*names})):
+                for name in batch.schema.names:
+                    if pa.types.is_floating(batch.schema.field(name).type):
+                        check_exact(batch.column(name).to_pylist(), str(batch.schema.field(name).type), name, path)
                 for cells in batch.to_pylist():
                     number += 1
                     yield _raw_report(config, _name_classes(cells, classes), f"{path}, row {number}")

@@ -1,6 +1,7 @@
 """Read tiles from class folders, or from a zip of them: `<split>/<class>/*` or `<class>/*`."""
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
@@ -11,7 +12,7 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import SUFFIXES, ImageError, is_image
 from clipit.images.image_files import hidden_note, image_files, image_stamps, subfolders
 from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamps
-from clipit.tiles.imagefolder import check_metadata
+from clipit.tiles.imagefolder import METADATA_FILES, check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import split_map
 
@@ -21,6 +22,11 @@ _DOCUMENTS = frozenset(
 """Suffixes of documents; a folder that contains only documents is not a class."""
 _HIDDEN = (".", "__MACOSX", "@eaDir")
 """Prefixes of files and folders that are ignored."""
+_MASK = re.compile(
+    r"(?P<image>.+?)[ _.-]+(masks?|seg|segmentations?|anno|annotations?|labels?|gt|groundtruth)([ _-]?\d+)?",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Name of a mask next to its image, such as `a_mask.png` next to `a.png`."""
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names for the folder with unlabelled tiles, in any letter case."""
 
@@ -48,13 +54,18 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     loose = any(file.count("/") < depth for file in images)
     described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
-    others = [file for file in others if file.count("/") >= depth]
-    notes = _check_unread_classes(config, root, ids, others, depth)
-    others = [str(root / file) for file in others]
+    notes = _check_unread_classes(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
+    others = [str(root / file) for file in others if file.count("/") >= depth or _may_contain_tiles(file)]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
     return _source(
         config, root, ids, others, stamps, reader, (*files.notes, *described, *notes), with_splits=with_splits
     )
+
+
+def _may_contain_tiles(file: str) -> bool:
+    """Return whether a file next to class folders is not a document, such as an archive of another class."""
+    path = PurePosixPath(file)
+    return bool(path.suffix) and path.suffix.lower() not in _DOCUMENTS and path.name not in METADATA_FILES
 
 
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
@@ -135,6 +146,14 @@ def _source(
         notes = (
             f"{counted(len(others), 'file is not an image and was', 'files are not images and were')} dropped: "
             f"{shortlist(others)}",
+            *notes,
+        )
+    stems = {file.rpartition(".")[0] for file in ids}
+    masks = [file for file in ids if (match := _MASK.fullmatch(file.rpartition(".")[0])) and match["image"] in stems]
+    if masks:
+        several = counted(len(masks), "tile is named like a mask", "tiles are named like masks")
+        notes = (
+            f"WARNING: {several} of another tile: {shortlist(masks)}; move masks out of the class folders",
             *notes,
         )
     return SourceTiles(

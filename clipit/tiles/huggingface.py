@@ -15,7 +15,7 @@ from clipit.images.image_files import image_stamps
 from clipit.images.image_readers import Reader
 from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
 from clipit.input_files.dataset_paths import split_files
-from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
@@ -347,4 +347,5 @@ def _column_as_text(rows: Any, column: str, where: str) -> list[str]:
         raise DataError(
             f"cannot read column {column}: {type(error).__name__}: {error}", where=where, fix="download it again"
         ) from error
+    check_exact(values, getattr(rows.features[column], "dtype", ""), column, where)
     return read_cells(values, column, where, lambda row: f"row {row}")

@@ -20,7 +20,7 @@ from clipit.images.image_readers import FileReader, ZipReader
 from clipit.images.read_ahead import read_ahead, reading_threads
 from clipit.progress import progress
 from clipit.tiles.mask_files import IGNORED, MaskClasses, decode_mask
-from clipit.tiles.table import open_files, open_table, read_columns
+from clipit.tiles.table import image_root, open_files, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
 _BLOCK = 32  # masks decoded together
@@ -135,7 +135,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
     if not len(kept):
         raise DataError(f"no tile has a mask in column {mask_column}", where=path, fix="fill in the mask files")
     files = [posixpath.normpath(cells[index].replace("\\", "/")) for index in kept]
-    root = Path(config.images).expanduser() if config.images else path.parent
+    root = image_root(config.images, path, files)
     reader, stamps = open_files(root, files, path, "error")
     without = len(tiles) - len(kept)
     notes = [f"{counted_of(without, len(tiles), 'tile has', 'tiles have')} no mask"] if without else []

@@ -24,7 +24,7 @@ from clipit.slides.resolution import check_mpp
 from clipit.tiles.cells import parse_mpp, resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.table import TABLES, group_columns, open_table, read_columns
+from clipit.tiles.table import TABLES, group_columns, image_root, open_table, read_columns
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     fields = ("path", "label", "split", "group", "mpp", *(["id"] if has_names else []))
     section = config.model_copy(update={"columns": columns})
     cells = read_columns(path, section, table, fields)
-    root = Path(config.images).expanduser() if config.images else path.parent
+    root = image_root(config.images, path, cells["path"])
     files = _find_files(cells["path"], root, path)
     names = cells["id"] if has_names else [slide_name(file) for file in files]
     if has_names:

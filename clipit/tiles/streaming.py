@@ -17,6 +17,7 @@ from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
 from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
 from clipit.input_files.dataset_errors import describe_error, failed_files
+from clipit.input_files.mangled_names import check_exact
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_parquet_classes, hub_parquet
 from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
@@ -180,7 +181,9 @@ def _kept_rows(kept: KeptTiles, split: StreamedSplit, where: str) -> SplitRows:
         if column not in split.columns:
             return [""] * len(kept)
         values = kept.rows([f"{FIELD}{column}"]).column(0).to_pylist()
-        return check_stored(values, column, where, lambda row: f"row {row}")
+        texts = check_stored(values, column, where, lambda row: f"row {row}")
+        check_exact(texts, split.kinds[column].removeprefix("Value('").removesuffix("')"), column, where)
+        return texts
 
     return SplitRows(len(kept), split.columns, text, split.class_names, kept.stamps())
 

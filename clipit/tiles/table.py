@@ -1,5 +1,6 @@
 """Read tiles from a table (path, label, split, group, mpp, id) and a folder or zip of images."""
 
+import os
 import posixpath
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +17,7 @@ from clipit.images.image_set import ImageSet
 from clipit.input_files.csv_tables import check_column_names, read_utf8_csv
 from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.nearby_files import similar_names
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, is_group_column
@@ -114,7 +115,7 @@ def table_images(
 def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[str, list[str]]) -> ImageSet:
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
-    images = Path(config.images).expanduser() if config.images else path.parent
+    images = image_root(config.images, path, files)
     reader, stamps = open_files(images, files, path, config.unreadable)
     ids = columns.get("id", files)
     without_id = [table.row_name(row) for row, name in enumerate(ids) if not name or name in MISSING_VALUES]
@@ -254,7 +255,7 @@ def _read_parquet(path: Path) -> TileTable:
     def column(name: str) -> list[Any]:
         cells = table.column(name)
         try:
-            return list(cells.to_pylist())
+            values = list(cells.to_pylist())
         except UnicodeDecodeError as error:
             row = next(row for row in range(len(cells)) if _is_invalid(cells[row]))
             raise DataError(
@@ -262,6 +263,8 @@ def _read_parquet(path: Path) -> TileTable:
             ) from error
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(f"cannot read column {name}: {error}", where=path, fix="write the file again") from error
+        check_exact(values, str(cells.type), name, path)
+        return values
 
     return TileTable(names, column)
 
@@ -289,6 +292,25 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
             where=path,
             fix="keep one row per file; if different files have the same name, prefix each name with its folder",
         )
+
+
+def image_root(images: str | None, table: Path, files: Sequence[str], option: str = "tiles.images") -> Path:
+    """Return the folder or zip to which the paths in a table are relative: the configured one, or the table's folder.
+
+    Raises:
+        DataError: A folder is configured, but paths are absolute, and files elsewhere would be read.
+    """
+    if images is None:
+        return table.parent
+    absolute = [name for name in files if Path(name).is_absolute() and os.path.lexists(name)]
+    if absolute:
+        raise DataError(
+            f"{counted(len(absolute), 'path is', 'paths are')} absolute, so {option} has no effect on them: "
+            f"{shortlist(absolute, 3)}",
+            where=table,
+            fix=f"write paths relative to {images}, or remove {option} (clipit predict: --images)",
+        )
+    return Path(images).expanduser()
 
 
 def open_files(

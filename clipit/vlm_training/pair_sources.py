@@ -22,7 +22,7 @@ from clipit.tiles.load import resolve_source
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import check_groups
-from clipit.tiles.table import TileTable, group_columns, open_files, open_table
+from clipit.tiles.table import TileTable, group_columns, image_root, open_files, open_table
 from clipit.tiles.tar_index import FIELD_PREFIX, index_shards
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
@@ -124,7 +124,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]
     rows = _rows_by_file(files, cells, path, table)
     first = [each[0] for each in rows]
-    images = Path(section.images).expanduser() if section.images else path.parent
+    images = image_root(section.images, path, [files[row] for row in first], "adapt.pairs.images")
     reader, stamps = open_files(images, [files[row] for row in first], path, config.unreadable)
 
     def column(field: str) -> list[str]:

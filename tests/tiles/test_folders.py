@@ -11,7 +11,7 @@ import pytest
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load import load_tiles, read_tiles
 
 from .conftest import paint
 
@@ -341,3 +341,14 @@ def test_images_beside_their_metadata_are_an_error_that_names_it_and_captions_ar
     assert "metadata.csv is not read (columns file_name, text)" in load_tiles(config(tmp_path / "captions"), 0).notes[0]
     (tmp_path / "captions/metadata.csv").write_text("slide,stain\n1,HE\n", encoding="utf-8")  # describes other things
     assert "metadata" not in load_tiles(config(tmp_path / "captions"), 0).notes[0]
+
+
+def test_files_next_to_class_folders_and_masks_next_to_images_are_noted(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/1_mask.png", "b/x (2).png", "b/x (2)_mask_1.png", "b/3_label.png"):
+        paint(tmp_path / name, len(name))
+    for name in ("c.zip", "d.tar.gz", "README", "README.md", "table.csv", "metadata.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    notes = read_tiles(TilesConfig(source="folders", path=str(tmp_path))).notes
+    assert f"2 files are not images and were dropped: {tmp_path / 'c.zip'}, {tmp_path / 'd.tar.gz'}" in notes
+    masks = "WARNING: 2 tiles are named like masks of another tile: a/1_mask.png, b/x (2)_mask_1.png; move masks out"
+    assert any(note.startswith(masks) for note in notes)

@@ -13,7 +13,7 @@ import pytest
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.patients import patients
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load import load_tiles, read_tiles
 
 from .conftest import paint, write_table
 
@@ -674,3 +674,44 @@ def test_patients_that_a_spreadsheet_changed_are_refused(tmp_path: Path) -> None
     table[2]["group"], table[5]["group"] = "1.2E+12", "3-Mar"
     with pytest.raises(DataError, match=r"2 names in column group: '1\.2E\+12' in .*line 4\), '3-Mar' in .*line 7\)"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+
+
+@pytest.mark.parametrize(("kind", "first"), [("float16", 2048), ("float32", 2**24), ("float64", 2**53)])
+def test_groups_in_a_column_of_rounded_numbers_are_refused(tmp_path: Path, kind: str, first: int) -> None:
+    import datasets
+
+    for number in range(4):
+        paint(tmp_path / "set" / f"{number}.png", number)
+    names = [f"{number}.png" for number in range(4)]
+    for start, is_exact in ((first - 4, True), (first, False)):
+        groups = pa.array(np.arange(start, start + 4).astype(kind))
+        table = pa.table({"path": names, "file_name": names, "label": ["a", "b"] * 2, "group": groups})
+        pq.write_table(table, tmp_path / "set" / "metadata.parquet")
+        images = [{"path": str(tmp_path / "set" / name), "bytes": None} for name in names]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        saved = datasets.Dataset.from_dict({"image": images, "label": ["a", "b"] * 2}, features=features)
+        saved.add_column("group", groups).save_to_disk(str(tmp_path / f"saved-{start}"))
+        for options in (
+            {"source": "table", "path": str(tmp_path / "set/metadata.parquet")},
+            {"source": "huggingface", "path": str(tmp_path / "set")},
+            {"source": "huggingface", "path": str(tmp_path / f"saved-{start}")},
+            {"source": "huggingface", "path": str(tmp_path / f"saved-{start}"), "streaming": True},
+        ):
+            section = TilesConfig.model_validate(options)
+            if is_exact:
+                tiles = read_tiles(section, hold_out=False, root=tmp_path / "kept")
+                assert tiles.groups.tolist() == [str(start + number) for number in range(4)]
+            else:
+                with pytest.raises(DataError, match=r"stores whole numbers exactly only up to"):
+                    read_tiles(section, hold_out=False, root=tmp_path / "kept")
+
+
+def test_absolute_paths_are_refused_if_a_folder_of_images_is_configured(tmp_path: Path) -> None:
+    table = rows(tmp_path / "old")
+    for row in table:
+        row["path"] = str(tmp_path / "old" / str(row["path"]))
+    path = write_table(tmp_path / "t.csv", table)
+    assert len(read_tiles(config(path))) == len(table)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(DataError, match=r"paths are absolute, so tiles.images has no effect on them: .*0"):
+        read_tiles(config(path, images=str(tmp_path / "new")))

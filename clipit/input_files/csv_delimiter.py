@@ -16,7 +16,7 @@ _MAX_NAME = 40  # maximum length of a column name
 _QUOTED = re.compile(r'"[^"]*"([;\t |])"')
 _PHRASE = re.compile(r"[\s\d:]")
 """Characters that are frequent in titles, but rare in column names."""
-_NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*%?")
+_NUMBER = re.compile(r"[-+]?[.,]*\d[\d.,]*%?")
 _VALUE = re.compile(rf"{_NUMBER.pattern}|.*\.\w{{2,4}}|.*[.!?]|", re.DOTALL)
 """Cells that are not column names: numbers, file names, sentences and empty cells."""
 

@@ -142,6 +142,7 @@ def _embed_with_backbone(
             features = backbone.module(backbone.preprocess.normalise(pixels))
         return np.asarray(features.float().cpu().numpy())
 
+    workspace.warn_about_view(backbone.name, backbone.expected_mpp, backbone.preprocess)
     backbone.module.eval()
     stores = {}
     for split in SPLITS:

@@ -84,7 +84,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
-            fix="write the columns tile (id), annotator and mask (file)",
+            fix=table.hint(missing) or "write the columns tile (id), annotator and mask (file)",
         )
     cells = {name: read_cells(table.column(name), name, path, table.row_name) for name in _COLUMNS}
     for name in ("tile", "annotator"):

@@ -171,6 +171,9 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
     write_table(table, [{"name": "a", "label": "x"}])
     with pytest.raises(DataError, match="no column slide or path with the slide files; the table has: name"):
         list_slides(section(table, labels=unlabelled))
+    table.write_text("slide|label\na|x\n")
+    with pytest.raises(DataError, match=r"one column that contains '\|': save the table with commas"):
+        list_slides(section(table, labels=unlabelled))
 
 
 def test_a_column_of_patients_in_a_table_of_slides_is_named(tmp_path: Path) -> None:

@@ -282,7 +282,8 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
             f"no column {name_column} or {file_column} with the slide files; the table has: "
             f"{', '.join(table.names) or 'none'}",
             where=path,
-            fix=table.hint((name_column,)) or f"name the column {name_column}, or map it in a configuration (tiles.columns.path)",
+            fix=table.hint((name_column,))
+            or f"name the column {name_column}, or map it in a configuration (tiles.columns.path)",
         )
     if has_names:
         columns["id"] = name_column

@@ -25,7 +25,7 @@ from clipit.training.terms.term import MicroBatch, Term
 
 
 class EntropyConfig(Section):
-    """Confident predictions on tiles without a label."""
+    """Keys of the entropy term, which favours confident predictions on unlabelled tiles."""
 
     weight: float = Field(0.1, ge=0)
 

@@ -23,7 +23,7 @@ SECTIONS = (
     "Pixels",
     "Known issues",
     "How clipit reads it",
-    "What was tried here",
+    "What was tested",
 )
 NAMES = sorted({row.card for row in DATASETS.values()} | {"tcga_reports"})
 

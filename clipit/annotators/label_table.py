@@ -14,7 +14,7 @@ from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.input_files.csv_tables import CsvTable, check_column_names, read_utf8_csv
 from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text
-from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.mangled_names import check_labels, check_rounded
 from clipit.input_files.nearby_files import similar_names
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -198,6 +198,7 @@ def _read_named(
     )
     for field in ("tile", "annotator"):
         check_rounded(columns[field], names[field], lambda row: f"line {table.lines[row]}", path)
+    check_labels(columns["label"], names["label"], lambda row: f"line {table.lines[row]}", path, class_labels)
     unnamed = [
         f"line {table.lines[row]}"
         for row in range(len(table.rows))

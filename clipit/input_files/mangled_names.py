@@ -1,7 +1,7 @@
 """Detect names of patients, slides, tiles or reports that a spreadsheet program has changed, or that mean "unknown"."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from clipit.errors import DataError, counted, shortlist
@@ -37,6 +37,29 @@ def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[
     mangled = [(row, value) for row, value in named if _MANGLED.fullmatch(value)]
     mangled += dates if 2 * len(dates) <= len(named) else []
     _reject(mangled, column, row_name, where)
+
+
+def check_labels(
+    values: Sequence[str | None],
+    column: str,
+    row_name: Callable[[int], str],
+    where: object,
+    classes: Collection[str] = (),
+) -> None:
+    """Check that a spreadsheet program has not replaced labels, such as 2-3 by a date.
+
+    Args:
+        classes: Names of classes, which are accepted.
+
+    Raises:
+        DataError: Some labels look changed; the message lists the first ones with their rows.
+    """
+    looks_changed = {
+        value
+        for value in {*values} - {*classes}
+        if value and (_DATE_NAME.fullmatch(value) or _MANGLED.fullmatch(value))
+    }
+    _reject([(row, value) for row, value in enumerate(values) if value in looks_changed], column, row_name, where)
 
 
 def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:

@@ -21,7 +21,7 @@ from clipit.input_files.data_files import (
     without_decimals,
 )
 from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.mangled_names import check_rounded, placeholder_notes
+from clipit.input_files.mangled_names import check_labels, check_rounded, placeholder_notes
 from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import (
@@ -269,6 +269,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     where = list(locations.values())
     check_rounded([report.report_id for report in reports], "id", where.__getitem__, None)
     check_rounded([report.group for report in reports], "group", where.__getitem__, None)
+    check_labels([report.label for report in reports], "label", where.__getitem__, None)
     return reports, empty
 
 

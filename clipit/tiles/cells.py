@@ -12,7 +12,7 @@ from clipit.config.section import MAX_MPP, MIN_MPP
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.csv_tables import CsvTable, joined_rows
 from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text, without_decimals
-from clipit.input_files.mangled_names import check_mangled, placeholder_notes
+from clipit.input_files.mangled_names import check_labels, check_mangled, placeholder_notes
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,14 @@ def resolve_missing(
 
     Raises:
         DataError: A value is NA, nan, None, NULL or similar; -1 may be a class or mark missing labels; or a
-            spreadsheet program has probably changed a group.
+            spreadsheet program has probably changed a value.
     """
     is_label = kind == "label"
+    class_names = {*(config.classes or ()), *config.class_map} if is_label else set()
     if not is_label:
         check_mangled(values, config.columns.get("group", "group"), row_name, where)
-    class_names = {*(config.classes or ()), *config.class_map} if is_label else set()
+    elif not config.class_map:
+        check_labels(values, config.columns.get("label", "label"), row_name, where, class_names)
     counts = Counter(values)
     markers = sorted(name for name in counts if name in MISSING_VALUES and name not in class_names)
     if markers and not (is_label and config.class_map):  # the map drops and counts labels that it does not list

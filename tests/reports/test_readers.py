@@ -638,3 +638,19 @@ def test_columns_of_the_metadata_apply_to_every_format(tmp_path: Path) -> None:
     metadata = write_table(tmp_path / "a.csv", [{"report_id": "c0", "patient": "p0", "site": "colon"}])
     found = read(tmp_path / "texts", metadata=str(metadata), group_column="patient", organ_column="site")
     assert (found.reports[0].group, found.reports[0].organ) == ("p0", "colon")
+
+
+def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Path) -> None:
+    labelled = [{**row, "grade": f"{number + 1}-Mar"} for number, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=r"(?s)changed 3 names in column label: '1-Mar' in .*csv, .*2"):
+        read(write_table(tmp_path / "a.csv", labelled), **COLUMNS, label_column="grade")
+    metadata = write_table(tmp_path / "b.csv", [{"report_id": "c0", "grade": "2024-03-02"}])
+    with pytest.raises(DataError, match=r"changed 1 name in column label: '2024-03-02'"):
+        read(write_table(tmp_path / "c.csv"), **COLUMNS, label_column="grade", metadata=str(metadata))
+
+
+def test_groups_in_a_parquet_column_of_rounded_numbers_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"body": TEXTS, "patient": pa.array([2.0**24, 2.0**24 + 2, 1.0], pa.float32())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1 contains 16777216 in column patient, but the column's type \(float\)"):
+        read(tmp_path / "a.parquet", text_column="body", group_column="patient")

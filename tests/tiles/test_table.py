@@ -715,3 +715,16 @@ def test_absolute_paths_are_refused_if_a_folder_of_images_is_configured(tmp_path
     (tmp_path / "new").mkdir()
     with pytest.raises(DataError, match=r"paths are absolute, so tiles.images has no effect on them: .*0"):
         read_tiles(config(path, images=str(tmp_path / "new")))
+
+
+@pytest.mark.parametrize("label", ["2-Mar", "02.03.2024", "2024-03-02", "1.20E+11", "03:04:00"])
+def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Path, label: str) -> None:
+    table = rows(tmp_path)
+    for row in table[::2]:
+        row["label"] = label
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match=rf"probably changed 6 names in column label: '{re.escape(label)}' in record 1"):
+        read_tiles(config(path))
+    others = sorted({str(row["label"]) for row in table} - {label})
+    assert label in read_tiles(config(path, classes=(label, *others))).classes
+    assert read_tiles(config(path, class_map=dict.fromkeys((label, *others), "a"))).classes == ("a",)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from clipit.annotators.votes import Votes
+from clipit.annotators.votes import Votes, majority
 from clipit.errors import counted, counted_of, shortlist
 
 _ROUNDING = 1e-12
@@ -131,7 +131,13 @@ def overlap_remarks(votes: Votes) -> list[str]:
             "matrices"
         )
     if not votes.named:
-        return [*remarks, "annotators are not named, so one confusion matrix is estimated for all of them"]
+        remarks.append("annotators are not named, so one confusion matrix is estimated for all of them")
+        if equal := int(majority(votes.counts(), votes.items).tied.sum()):
+            remarks.append(
+                f"{counted(equal, 'tile has', 'tiles have')} equally many votes for several classes, where the "
+                "consensus depends only on the estimated class frequencies and confusion matrix"
+            )
+        return remarks
     components = _connected_annotators(votes)
     if len(components) > 1:
         listed = [

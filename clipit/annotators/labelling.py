@@ -83,14 +83,18 @@ class Consensus:
 
 
 def find_consensus(votes: Votes) -> Consensus:
-    """Find the consensus with the Dawid-Skene model, or the majority if annotators' skills cannot be estimated."""
+    """Find the consensus with the Dawid-Skene model, or the majority if annotators' skills cannot be estimated.
+
+    Ties (probabilities that are equal to six digits) are broken by a hash of the item's id.
+    """
     reason = explain_not_estimable(votes)
     counts = votes.counts()
     if reason:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         return Consensus(votes, None, majority(counts, votes.items).labels, shares, reason)
     estimates = dawid_skene(votes)
-    return Consensus(votes, estimates, estimates.posteriors.argmax(axis=1), estimates.posteriors, "")
+    millionths = np.rint(estimates.posteriors * 1e6).astype(np.int64)
+    return Consensus(votes, estimates, majority(millionths, votes.items).labels, estimates.posteriors, "")
 
 
 @dataclass(frozen=True, eq=False)

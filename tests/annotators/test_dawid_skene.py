@@ -97,3 +97,14 @@ def test_ties_are_drawn_by_the_id_of_the_tile() -> None:
     again = majority(counts[::-1], ids[::-1])
     assert (again.labels[::-1] == first.labels).all(), "independent of the order of the tiles"
     assert majority(np.zeros((1, 2), dtype=np.int64), ["x"]).labels.tolist() == [-1]
+
+
+def test_a_consensus_of_equal_votes_is_not_always_the_first_class() -> None:
+    counts = np.array([[6, 0], [0, 6]] * 8 + [[3, 3]] * 8)
+    item, label = np.nonzero(counts)
+    items = tuple(f"tile-{row}" for row in range(len(counts)))
+    votes = Votes(items, (ANONYMOUS,), ("a", "b"), item, np.zeros_like(item), label, counts[item, label])
+    found = find_consensus(votes)
+    assert found.labels[:16].tolist() == [0, 1] * 8
+    assert set(found.labels[16:].tolist()) == {0, 1}
+    assert any("8 tiles have equally many votes for several classes" in remark for remark in found.remarks("labels"))

@@ -74,7 +74,7 @@ READS_KEYS: dict[str, tuple[str, ...]] = {
 
 _MODEL = ("--batch-size", "--workers", "--device", "--bf16", "--trust-remote-code")
 _SLIDES = ("--out", "--images", "--mpp", "--tile-mpp", "--tile-pixels", "--overlap", "--min-tissue", "--contours")
-_SCORES = (*_SLIDES, "--classifier", "--prompts", "--classes", "--vlm", *_MODEL)
+_SCORES = (*_SLIDES, "--leaks-policy", "--classifier", "--prompts", "--classes", "--vlm", *_MODEL)
 OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "demo": ("--agents", "--cases", "--tune"),
     "init": ("--to",),
@@ -101,7 +101,7 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "slides tile": (*_SLIDES, "--write"),
     "slides score": _SCORES,
     "slides map": (*_SCORES, "--snippets", "--top"),
-    "slides compare": (*_SLIDES, "--reference", "--runs", "--prompts", "--vlm", *_MODEL),
+    "slides compare": (*_SLIDES, "--leaks-policy", "--reference", "--runs", "--prompts", "--vlm", *_MODEL),
     "mil": ("--record",),
     "compare": ("--agents", "--record"),
     "tune": ("--agents",),

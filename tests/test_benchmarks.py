@@ -90,7 +90,7 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     timed = next(figure for figure in written["figures"] if "same_rows_as_torch" in figure["facts"])
     assert timed["facts"]["same_rows_as_torch"] > 0.99
     assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
-    assert figures["prediction"]["facts"]["largest_difference_of_probabilities"] < 1e-5
+    assert figures["prediction"]["facts"]["largest_probability_difference"] < 1e-5
     assert figures["slide_geojson"]["facts"]["same_features"] is True
     assert figures["slide_tiles"]["facts"]["largest_difference_to_openslide"] <= 1
     assert figures["slide_tissue"]["facts"]["tiles"] > 0

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -148,7 +149,12 @@ def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.Monk
     from clipit.runs.predict import open_classifier
 
     found: dict[str, Any] = {}
-    monkeypatch.setattr("clipit.models.inference.load_classifier", lambda *_, **keys: found.update(keys))
+
+    def load(*_: object, **keys: Any) -> Any:
+        found.update(keys)
+        return SimpleNamespace(spec=SimpleNamespace(provenance={}))
+
+    monkeypatch.setattr("clipit.models.inference.load_classifier", load)
     vlm = {"name": "keep", "path": "/models/keep", "trust_remote_code": True}
     config = validate(
         {"tiles": {"source": "table", "path": "x"}, "vlm": vlm, "backbone": {"trust_remote_code": True}}, "test"

@@ -23,6 +23,7 @@ from clipit.mil.feature_file_checks import (
 )
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.output_files.artifacts import fingerprint
+from clipit.pairing.patient_spelling import misspelled_splits
 from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
 from clipit.stores.slide_features import find_copies, find_feature_files, open_slide_features
@@ -143,6 +144,7 @@ def bags_of_files(
     notes = [
         *listed.notes,
         *slides.notes,
+        *misspelled_splits(slides, "slide"),
         *opened_files.notes,
         *check_copies(opened_files.copies, split_of, label_of, table),
     ]

@@ -24,15 +24,15 @@ def describe_match(reports: Sequence[Report], tiles: TileSet) -> list[str]:
     names, owners = [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()
     notes = []
     if joined := slides_of_patients(names, owners):
-        examples = shortlist([f"{slide} of {patient}" for slide, patient in sorted(joined.items())], _SHOWN)
+        shown = shortlist([f"{slide} of {patient}" for slide, patient in sorted(joined.items())], _SHOWN)
         count = counted(len(joined), "group counts as a slide", "groups count as slides")
-        notes.append(f"{count} of a patient: {examples}")
+        notes.append(f"{count} of a patient: {shown}")
     report_patients, tile_patients = ({*names} - {""} for names in match_patients(names, owners))
     if report_patients and tile_patients and not report_patients & tile_patients:
+        examples = [shortlist(sorted(groups), 1) for groups in (report_patients, tile_patients)]
         notes.append(
-            "no report has the group of a tile (groups of reports: "
-            f"{shortlist(sorted(report_patients), _SHOWN)}; of tiles: {shortlist(sorted(tile_patients), _SHOWN)}), so "
-            "no report was found to belong to a patient of the tiles"
+            f"reports and tiles have no group in common (reports: {examples[0]}; tiles: {examples[1]}), so no report "
+            "counts as one of a patient with tiles"
         )
     return notes
 
@@ -49,13 +49,13 @@ def misspelled_pairs(pairs: TileSet, tests: TileSet) -> list[str]:
     return _warnings(("image with texts", "images with texts"), names, tests, "tiles of later splits")
 
 
-def misspelled_splits(tiles: TileSet) -> list[str]:
+def misspelled_splits(tiles: TileSet, unit: str = "tile") -> list[str]:
     """Warn about groups in two splits that may be slides of one patient; `read_tiles` compares their spelling."""
     names, warnings = patients(tiles.groups, tiles.ids), []
     for split, later in (("train", ("validation", "test")), ("validation", ("test",))):
         inside, others = tiles.splits == split, (tiles.splits[:, None] == later).any(axis=1)
-        items = (f"{split} tile", f"{split} tiles")
-        warnings += _similar(items, names[inside].tolist(), names[others].tolist(), f"{' or '.join(later)} tiles")
+        items = (f"{split} {unit}", f"{split} {unit}s")
+        warnings += _similar(items, names[inside].tolist(), names[others].tolist(), f"{' or '.join(later)} {unit}s")
     return warnings
 
 

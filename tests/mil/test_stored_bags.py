@@ -1,5 +1,6 @@
 """Bags of tile stores and of feature files."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,18 @@ def _read_again(path: Path, times: int = 1) -> None:
 
 def _split_table() -> list[str]:
     return ["slide,label,group,split", *(f"{row},{'train' if n < 6 else 'test'}" for n, row in enumerate(_rows()))]
+
+
+def test_slides_of_one_case_in_two_splits_are_a_warning(tmp_path: Path) -> None:
+    rows = [
+        f"s{n:02d}.svs,{'ab'[n // 2 % 2]},C{n % 6}-{'AB'[n // 6]},{'train' if n < 6 else 'test'}" for n in range(12)
+    ]
+    bags = bags_of_files(
+        tmp_path / "h5", _write(tmp_path, "\n".join(["slide,label,group,split", *rows])), "slide", HELD_OUT
+    )
+    found = [note for note in bags.notes if "slides of one patient" in note]
+    assert re.match(r"WARNING: \d train slides may belong to patients of validation or test slides", found[0])
+    assert "-A' and 'C" in found[0]
 
 
 def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> None:

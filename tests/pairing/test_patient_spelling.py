@@ -122,7 +122,7 @@ def test_other_names_with_the_same_beginning_are_other_patients(names: list[str]
     assert not slides_of_patients(names, groups)
     if "north" not in names:  # a report of a hospital or a year may not be meant as one
         assert misspelled_reports(corpus, test) == []
-    assert "no report has the group of a tile" in describe_match(corpus, test)[0]
+    assert "reports and tiles have no group in common" in describe_match(corpus, test)[0]
 
 
 def test_a_few_slides_of_one_patient_are_a_warning_not_a_leak() -> None:

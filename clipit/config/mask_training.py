@@ -63,7 +63,7 @@ class PseudoLabelsConfig(Section):
     background: str | None = None
     """Mask class that images with any label may contain; null: the class with the value 0."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
-    """Probability above which a token gets a pseudo-label; other tokens are ignored."""
+    """Minimum probability for a token to get a pseudo-label; other tokens are ignored."""
     training: MilTrainingConfig = MilTrainingConfig(pooling="mean")
     """Multiple-instance model, whose instances are tokens. Mean pooling trains the logits of all tokens, whereas
     attention leaves the logits of tokens with zero weight undetermined."""

@@ -12,6 +12,7 @@ LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", 
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
+_DECIMAL_DOT, _MIDDLE_DOT = re.compile(r"(?<=\d)\u00b7(?=\d)"), re.compile(r"(?<=\w)\u00b7(?=\w)")  # no bullets
 _FONTS = str.maketrans({
     "\uf0fe": "\u2611", "\uf0fd": "\u2612", "\uf0fc": "\u2713", "\uf0a8": "\u2610", "\uf06f": "\u25a1",
     "\uf0a3": "\u2264", "\uf0b3": "\u2265", "\uf0b1": "\u00b1", "\uf0b4": "\u00d7", "\uf06d": "\u00b5",
@@ -96,6 +97,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 def _normalise_characters(text: str) -> str:
     """Expand ligatures, normalise dashes and quotes, and drop invisible characters."""
     text = text.translate(LIGATURES).translate(_SYMBOLS).translate(_FONTS)
+    text = _MIDDLE_DOT.sub(" ", _DECIMAL_DOT.sub(".", text))
     out: list[str] = []
     for char in text.replace("\r\n", "\n").replace("\r", "\n"):
         if char == "\n" or char in "\f\v\u2028\u2029\x85":

@@ -39,7 +39,13 @@ from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 _FORMAT_OF_SUFFIX = {".txt": "lines", ".zip": "texts", **TABLE_FORMATS}
 _DATA_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
-_DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file", "<?xml": "an XML document"}
+_DOCUMENTS = {
+    "{\\rtf": "Rich Text Format (RTF)",
+    "%PDF-": "a PDF file",
+    "<?xml": "an XML document",
+    "<ClinicalDocument": "an XML document (CDA)",
+    "MSH|": "an HL7 message",
+}
 """First characters of documents that are not plain text."""
 _JSON = "a JSON object"
 

@@ -67,6 +67,7 @@ def test_output_is_tidy(text: str) -> None:
         ("\uf0fe yes \uf0a8 no, \uf0a3 5 \uf06dm", "\u2611 yes \u2610 no, \u2264 5 \u00b5m"),
         ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
         ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),
+        ("Tumour 5\u00b72 cm; pT2\u00b7N0 \u00b7 Margins free", "Tumour 5.2 cm; pT2 N0\n- Margins free"),
         ("less than 0.1\nCM of the apex", "less than 0.1 CM of the apex"),
         ("Tumor site: colon\nTumor size: 3 cm", "Tumor site: colon\nTumor size: 3 cm"),
         ("\x0c\x00Page\x07 1", "Page 1"),

@@ -486,7 +486,11 @@ def test_a_zip_that_states_no_bytes_for_a_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [(r"{\rtf1\ansi FINAL DIAGNOSIS:\par Adenoma.}", "Rich Text Format"), ("%PDF-1.4 Adenoma.", "a PDF file"), ("MSH|^~\\&|LIS|\rPID|1||7||Doe", "an HL7 message")],
+    [
+        (r"{\rtf1\ansi FINAL DIAGNOSIS:\par Adenoma.}", "Rich Text Format"),
+        ("%PDF-1.4 Adenoma.", "a PDF file"),
+        ("MSH|^~\\&|LIS|\rPID|1||7||Doe", "an HL7 message"),
+    ],
 )
 def test_documents_of_other_programs_are_refused(tmp_path: Path, text: str, kind: str) -> None:
     (tmp_path / "a.txt").write_text("Adenoma.")

@@ -439,7 +439,8 @@ def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path
 
 def test_problems_of_reports_are_counted(configure: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Colon.\n\n\n")
-    (check,) = check_reports(configure(**{"reports.path": str(tmp_path / "a.txt"), "reports.label_column": None}))
+    columns = {f"reports.{name}_column": None for name in ("id", "organ", "group", "label", "date")}
+    (check,) = check_reports(configure(**{"reports.path": str(tmp_path / "a.txt"), **columns}))
     assert check.message.endswith(
         "1 report with text; 2 problems, first: " + str(tmp_path / "a.txt") + ", line 2: empty report"
     )

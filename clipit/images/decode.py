@@ -230,7 +230,9 @@ def _load(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return turn_upright(image if image.mode == "RGB" else image.convert("RGB"), image)
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    is_hidden = rgba.getchannel("A").getextrema() == (0, 0)
+    is_hidden = (
+        rgba.getchannel("A").point(lambda alpha: alpha > 1).getbbox() is None
+    )  # some programs write 1 for opaque
     if is_hidden and stored_colours(rgba.convert("RGB"), source, tiles).getcolors(1) is None:
         raise ImageError(
             "transparent everywhere, although its colours vary: the fourth channel is probably not transparency; save "

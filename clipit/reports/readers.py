@@ -168,7 +168,7 @@ def _check_options(config: ReportsConfig, format_name: str, path: Path) -> None:
         for option, (does_apply, note) in applies.items()
         if not does_apply and getattr(config, option) != ReportsConfig.model_fields[option].default
     ]
-    if ignored:
+    if ignored and (path.exists() or hub_id(config.path) is not None):  # _read_source reports a missing path
         raise ConfigError(
             f"options that do not apply to reports in the format {format_name}: {', '.join(ignored)}",
             where=config.path,

@@ -634,6 +634,8 @@ def test_options_that_a_format_would_ignore_are_errors(
         write_table(path)
     with pytest.raises(ConfigError, match=words):
         read(path, **options)
+    with pytest.raises(DataError, match="no such report file or folder"):
+        read(tmp_path / "missing", **options)
 
 
 def test_columns_of_the_metadata_apply_to_every_format(tmp_path: Path) -> None:

@@ -508,12 +508,13 @@ def test_transparent_images_with_an_orientation_and_damaged_metadata(tmp_path: P
     assert decode(tmp_path / "b.jpg").size == (30, 20)
 
 
+@pytest.mark.parametrize("alpha", [0, 1])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "premultiplied TIFF", "deflated premultiplied TIFF"])
-def test_an_image_that_is_transparent_everywhere_must_not_have_colours(kind: str, tmp_path: Path) -> None:
+def test_an_image_that_is_transparent_everywhere_must_not_have_colours(kind: str, alpha: int, tmp_path: Path) -> None:
     """Some programs write the unused fourth byte of a pixel as transparency; the colours would be shown as white."""
     colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     for name, rgb in (("noise", colours), ("plain", np.full_like(colours, 7))):
-        rgba, path = np.dstack([rgb, np.zeros((16, 16), np.uint8)]), tmp_path / f"{name}.tif"
+        rgba, path = np.dstack([rgb, np.full((16, 16), alpha, np.uint8)]), tmp_path / f"{name}.tif"
         if "TIFF" in kind:
             extra, packed = ["assocalpha" if "pre" in kind else "unassalpha"], "zlib" if "deflated" in kind else None
             tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=extra, compression=packed)
@@ -521,7 +522,7 @@ def test_an_image_that_is_transparent_everywhere_must_not_have_colours(kind: str
             Image.fromarray(rgba).save(path, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
         for source in (path, io.BytesIO(path.read_bytes())):
             if name == "plain":
-                assert decode(source).getextrema() == ((255, 255),) * 3
+                assert min(low for low, _ in decode(source).getextrema()) >= 254
             else:
                 with pytest.raises(ImageError, match="transparent everywhere, although its colours vary"):
                     decode(source)

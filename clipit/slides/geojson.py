@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,8 @@ _DEGREES = ("CRS84", "4326")  # parts of the names of coordinate systems in long
 _TOLERANCE = 0.01  # contours may extend beyond the slide by this share of its width and height
 _CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
 _MIN_RING = 4  # points of a closed triangle, whose first point is repeated at the end
-_QUPATH = b'"objectType"'  # a property of the features that QuPath writes
+_QUPATH = re.compile(rb'"objectType"|"object_type"|"Path(?:Annotation|Detection|Cell|Tile|Root)Object"|"TMACoreObject"')
+"""Properties and ids that only QuPath writes: since version 0.4, in version 0.3, and in earlier versions."""
 _IGNORED = ("ignore*", "ignore")  # class names of areas to exclude, in QuPath and in masks for segmentation
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
 
@@ -44,7 +46,7 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
             tolerance of 1% at the borders).
     """
     polygons, system = read_polygons(path)
-    if origin != (0, 0) and _QUPATH in path.read_bytes():
+    if origin != (0, 0) and _QUPATH.search(path.read_bytes()):
         polygons = [polygon.shifted(*origin) for polygon in polygons]
     _check_coordinates(polygons, width, height, path, system)
     return polygons

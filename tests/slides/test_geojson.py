@@ -64,6 +64,21 @@ def test_what_qupath_and_trident_write_is_read_alike(tmp_path: Path) -> None:
     assert contours(tmp_path, of_trident)[0].name == ""
 
 
+@pytest.mark.parametrize(
+    "marks",
+    [
+        {"properties": {"objectType": "annotation"}},
+        {"properties": {"object_type": "annotation"}},
+        {"id": "PathAnnotationObject", "properties": {"isLocked": False}},
+    ],
+)
+def test_contours_of_all_versions_of_qupath_are_shifted(tmp_path: Path, marks: dict[str, Any]) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([{"type": "Feature", "geometry": polygon(SQUARE), **marks}]), encoding="utf-8")
+    (read,) = read_contours(path, 500, 500, origin=(10, 20))
+    np.testing.assert_array_equal(read.exterior, np.array(SQUARE) + [10, 20])
+
+
 def test_multipolygons_and_collections_give_all_their_polygons(tmp_path: Path) -> None:
     several = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [TRIANGLE]]}
     nested = {"type": "GeometryCollection", "geometries": [several, polygon(TRIANGLE)]}

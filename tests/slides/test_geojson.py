@@ -76,7 +76,7 @@ def test_contours_of_all_versions_of_qupath_are_shifted(tmp_path: Path, marks: d
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps([{"type": "Feature", "geometry": polygon(SQUARE), **marks}]), encoding="utf-8")
     (read,) = read_contours(path, 500, 500, origin=(10, 20))
-    np.testing.assert_array_equal(read.exterior, np.array(SQUARE) + [10, 20])
+    np.testing.assert_array_equal(read.exterior, np.add(SQUARE, (10, 20)))
 
 
 def test_multipolygons_and_collections_give_all_their_polygons(tmp_path: Path) -> None:

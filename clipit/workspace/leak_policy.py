@@ -190,10 +190,7 @@ def _unknown_patients(reports: "Reports") -> list[str]:
     if not unknown:
         return []
     count = "the reports have" if unknown == total else counted_of(unknown, total, "report has", "reports have")
-    return [
-        f"{count} no group, so reports of validation and test patients may remain in the corpus: set "
-        "reports.group_column or reports.metadata"
-    ]
+    return [f"{count} no group (reports.group_column), so those of validation and test patients cannot be excluded"]
 
 
 def _logged(notes: Sequence[str]) -> Sequence[str]:

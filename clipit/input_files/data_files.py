@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import mimetypes
 import os
 import re
 from collections import Counter
@@ -235,7 +236,7 @@ def load_huggingface(
             options |= {} if revision is None else {"revision": revision}
             if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
                 options["converters"] = dict.fromkeys(texts, str)
-            if name is None:
+            if name is None and not has_only_images(folder):
                 files = [file for part in split_files(path, key, images=True).values() for file in part]
                 check_parquet_classes(file for file in files if file.suffix.lower() == ".parquet")
                 options |= {} if streaming else {"cache_dir": cache_folder(files)}
@@ -252,6 +253,12 @@ def load_huggingface(
 def count_suffixes(folder: Path) -> Counter[str]:
     """Count the files of a folder and its subfolders by lower-case suffix, without hidden files."""
     return Counter(file.suffix.lower() for file in list_files(folder, _is_visible).files)
+
+
+def has_only_images(folder: Path) -> bool:
+    """Return whether a folder contains images and no data files or archives, which `datasets` would copy or unpack."""
+    kinds = (mimetypes.guess_type(f"file{suffix}")[0] or "" for suffix in count_suffixes(folder))
+    return all(kind.startswith("image/") for kind in kinds)
 
 
 def _is_visible(path: Path) -> bool:

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
+from clipit.input_files.data_files import has_only_images, hub_id, is_saved_dataset, list_files
 from clipit.input_files.dataset_paths import split_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
@@ -118,7 +118,7 @@ def unread_data_files(path: str) -> tuple[str, ...]:
         DataError: Two files of a split have the same content.
     """
     folder = Path(path).expanduser()
-    if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
+    if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder) or has_only_images(folder):
         return ()
     parts = split_files(path, "the path")
     for files in parts.values():

@@ -1,6 +1,7 @@
 """Read tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the Hub."""
 
 import io
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +105,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         if as_text is None and (warning := inferred_types(splits.values())):
             notes.append(f"WARNING: {warning}")
     source = join_splits(described, config, DatasetReader(undecoded, column))
-    notes += [*missing_data_files(config.path), *unread_data_files(config.path)]
+    notes += missing_data_files(config.path)
+    notes += unread_data_files(config.path) if as_text is None else ()
     notes += _unused_images(config.path, loaded, column)
     return replace(source, notes=(*source.notes, *notes))
 
@@ -285,8 +287,8 @@ def _stamps(rows: Any, column: str, path: str, split: str) -> list[str]:
     folder = Path(path).expanduser()
     stamp, is_local = str(rows._fingerprint), hub_id(path) is None and not is_saved_dataset(folder)
     if is_local and is_image_folder(path, [rows]):
-        files = _file_paths(rows, column)
-        if all(file is None or Path(file).is_relative_to(folder.resolve()) for file in files):
+        files, start = _file_paths(rows, column), f"{folder.resolve()}{os.sep}"
+        if all(file is None or file.startswith(start) for file in files):  # others are unpacked from a zip
             return image_stamps(folder, [file or "" for file in files])
     if is_local:  # the fingerprint of `datasets` depends on paths and modification times, not on sizes
         stamp += f":{sum(file.stat().st_size for file in split_files(path, 'tiles.path', images=True)[split])}"

@@ -14,7 +14,7 @@ _TCGA = re.compile(r"(?<![A-Z0-9])TCGA([-.])[A-Z0-9]{2}\1[A-Z0-9]{4}(?![A-Z0-9])
 """TCGA barcode of a patient, also with the dots that R writes in names (`TCGA.A6.2671`)."""
 
 _SEPARATOR = re.compile(r"[\W_]+")
-_MAX_SLIDES = 10  # mean number of slides per patient above which equal beginnings do not identify patients
+_MAX_SLIDES = 10  # maximum mean number of slides per patient; with more, a common beginning is no patient
 _MIN_STEMS = 4  # minimum number of different beginnings of slide names
 
 
@@ -26,27 +26,27 @@ def patient(group: str) -> str:
     """
     name = group.strip()
     barcode = _TCGA.match(re.split(r"[/\\]", name)[-1])
-    return _spelled(barcode) if barcode else name
+    return _normalise(barcode) if barcode else name
 
 
 def patient_in(name: str) -> str:
     """Return the last TCGA patient in the id of a tile or report, which may be a path; "" if there is none."""
     barcodes = [*_TCGA.finditer(name)]
-    return _spelled(barcodes[-1]) if barcodes else ""
+    return _normalise(barcodes[-1]) if barcodes else ""
 
 
 def leading_patient(name: str) -> str:
     """Return the TCGA patient (`TCGA-BP-5195`) at the beginning of a name; "" if there is none."""
     barcode = _TCGA.match(name)
-    return _spelled(barcode) if barcode else ""
+    return _normalise(barcode) if barcode else ""
 
 
 def all_patients_in(text: str) -> set[str]:
     """Find all TCGA patients in a text."""
-    return {_spelled(barcode) for barcode in _TCGA.finditer(text)}
+    return {_normalise(barcode) for barcode in _TCGA.finditer(text)}
 
 
-def _spelled(barcode: re.Match[str]) -> str:
+def _normalise(barcode: re.Match[str]) -> str:
     return barcode[0].upper().replace(".", "-")
 
 
@@ -60,20 +60,20 @@ def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) ->
 
 
 def match_patients(names: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the patients on two sides, such as reports and tiles, so that equal names belong to the same patient.
+    """Name the patients in two sources, such as reports and tiles, so that equal names mean the same patient.
 
-    Slides on one side are replaced by their patient on the other (`slides_of_patients`).
+    Slides in one source are replaced with their patients in the other (`slides_of_patients`).
 
     Args:
-        names: Patients or slides on one side, as returned by `patients`; "" if unknown.
-        others: Patients or slides on the other side.
+        names: Patients or slides in one source, as returned by `patients`; "" if unknown.
+        others: Patients or slides in the other source.
     """
     joined = slides_of_patients(names, others)
     return [joined.get(name, name) for name in names], [joined.get(name, name) for name in others]
 
 
 def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Map slides on either side to their patients on the other, if one side lists slides and the other patients.
+    """Map slides in either source to their patients in the other, if one lists slides and the other patients.
 
     A slide is named like its patient, followed by a separator and a suffix: P001-S1 is a slide of P001, but P10 is not
     a slide of P1. Names are only matched if this holds for most slides or most patients, for more than one patient, and
@@ -91,11 +91,11 @@ def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str,
 
 
 def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Map names that may belong to the same patient as one of the others, which is not certain, to that other name.
+    """Map names to other names that may, but need not, belong to the same patient.
 
-    One name is the beginning of the other, although `slides_of_patients` does not match them, or both are names of
-    slides that differ only in their last one or two parts, such as S24-003-A1 and S24-003-B1. The latter is only
-    considered if there are more beginnings than endings: 2024-1 and 2024-2 are numbered patients.
+    Either one name is the beginning of the other, although `slides_of_patients` does not match them, or the names
+    differ only in their last one or two parts, like those of slides: S24-003-A1 and S24-003-B1. The second rule applies
+    only if there are more beginnings than endings, because 2024-1 and 2024-2 are numbered patients.
     """
     joined = slides_of_patients(names := {*names}, others := {*others})
     first, second = names - {"", *joined}, others - {"", *joined}
@@ -103,7 +103,7 @@ def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str
     for other, name in sorted(_beginnings(second, first).items()):
         pairs.setdefault(name, other)
     for parts in (1, 2):
-        split = {name: parted for name in first | second if (parted := _without_suffix(name, parts))}
+        split = {name: parted for name in first | second if (parted := _split_ending(name, parts))}
         stems = {stem for stem, _ in split.values()}
         if len(stems) < max(_MIN_STEMS, 1 + len({suffix for _, suffix in split.values()})):
             continue
@@ -115,7 +115,7 @@ def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str
 
 
 def _beginnings(names: set[str], others: set[str]) -> dict[str, str]:
-    """Map each name that is not among `others` to the longest of them that it continues after a separator."""
+    """Map each name that is not in `others` to the longest of the others with which it begins, before a separator."""
     found = {}
     for name in names - others:
         starts = [name[: separator.start()] for separator in _SEPARATOR.finditer(name)]
@@ -124,8 +124,8 @@ def _beginnings(names: set[str], others: set[str]) -> dict[str, str]:
     return found
 
 
-def _without_suffix(name: str, parts: int) -> tuple[str, str] | None:
-    """Split a name before its last parts; None if nothing remains on one side."""
+def _split_ending(name: str, parts: int) -> tuple[str, str] | None:
+    """Split a name into its beginning and its last parts; None if one of the two is empty."""
     separators = [*_SEPARATOR.finditer(name)]
     if len(separators) < parts:
         return None

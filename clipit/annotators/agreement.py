@@ -134,7 +134,7 @@ def overlap_remarks(votes: Votes) -> list[str]:
         remarks.append("annotators are not named, so one confusion matrix is estimated for all of them")
         if equal := int(majority(votes.counts(), votes.items).tied.sum()):
             remarks.append(
-                f"{counted(equal, 'tile has', 'tiles have')} equally many votes for several classes, where the "
+                f"{counted(equal, 'tile has', 'tiles have')} equally many votes for several classes, so their "
                 "consensus depends only on the estimated class frequencies and confusion matrix"
             )
         return remarks

@@ -232,7 +232,7 @@ def score_slides(
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or an option is invalid.
-        DataError: No slide can be used, a package for reading slides is missing, or patients leak.
+        DataError: No slide can be used, a package for reading slides is missing, or leaks are found.
         ModelError: The model cannot be loaded, or does not support zero-shot classification.
     """
     from clipit.runs.prediction_chunks import PredictionOptions
@@ -318,7 +318,7 @@ def compare_slides(
 
     Raises:
         ConfigError: An option is invalid, or only one of VLM and prompts is given.
-        DataError: The runs cannot be compared on these slides, patients leak, or no slide can be used.
+        DataError: The runs cannot be compared on these slides, leaks are found, or no slide can be used.
         ArtifactError: A run is damaged.
         ModelError: A model cannot be loaded.
     """

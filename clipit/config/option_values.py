@@ -97,7 +97,7 @@ def _literal(text: str, *, numbers_as_text: bool = False) -> Any:
 
 
 def _check_keys(keys: list[Any], text: str) -> None:
-    """Reject repeated keys, of which Python would use the last one."""
+    """Reject repeated keys; Python would use the last one."""
     if repeated := [key for number, key in enumerate(keys) if key in keys[:number]]:
         raise ConfigError(
             f"the key {repeated[0]!r} is repeated in {text}", where="the command line", fix="keep one of its values"

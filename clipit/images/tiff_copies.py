@@ -20,13 +20,13 @@ def is_auxiliary(name: str) -> bool:
 
 
 def is_reduced(size: tuple[int, int], first: tuple[int, int]) -> bool:
-    """Return whether a size is smaller than another in both edges, by about the same factor."""
+    """Return whether both edges are shorter than those of another size, by about the same factor."""
     expected = first[1] * size[0] / first[0]
     return size[0] < first[0] and size[1] < first[1] and abs(size[1] - expected) <= max(2, _ROUNDING * expected)
 
 
 def differs(page: Image.Image, first: Image.Image) -> bool:
-    """Return whether an image is clearly not a copy of another in another size.
+    """Return whether an image is clearly not a resized copy of another.
 
     The mean grey values of up to 64 x 64 cells are compared (see `is_alike`). Copies of histology tiles that were
     reduced to 16 pixels or more by any method are almost always alike; tiles of different tissue are not, even if they

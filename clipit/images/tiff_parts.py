@@ -74,10 +74,10 @@ def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:
 
 
 def stored_colours(pixels: Image.Image, file: Any, tiles: Sequence[Any]) -> Image.Image:
-    """Return the colours of an image that is transparent everywhere, as its file stores them.
+    """Return the stored colours of an image that is transparent everywhere.
 
     Args:
-        pixels: Loaded colours, which Pillow sets to 0 in a TIFF whose colours are multiplied by the transparency.
+        pixels: Colours as loaded by Pillow, which sets them to 0 in a TIFF with premultiplied alpha.
         file: Path or stream of the file; None if there is none.
         tiles: Attribute `tile` of the image before it was loaded.
     """

@@ -1,4 +1,4 @@
-"""Recognise the delimiter and the header of csv files; Excel writes semicolons in some countries."""
+"""Detect the delimiter and the header of csv files; in some countries, Excel writes semicolons."""
 
 import csv
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 from clipit.errors import shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','", "|": "'|'"}
-_SAVE = "save the table with commas, or as .tsv"
+_SAVE = "save the table as comma-separated .csv, or as .tsv"
 _COMPARED = 1000  # number of rows that are compared with the first one
-_MAX_TITLE = 20  # maximum number of lines above the header, other than the first one
+_MAX_TITLE = 20  # number of rows after the first one in which the header is searched
 _MAX_NAME = 40  # maximum length of a column name
 _QUOTED = re.compile(r'"[^"]*"([;\t |])"')
 _PHRASE = re.compile(r"[\s\d:]")
@@ -59,7 +59,7 @@ def layout_hint(
     delimiter: str = ",",
     unit: str = "line",
 ) -> str:
-    """Return advice if the first row is not the header, or uses another delimiter; "" otherwise.
+    """Return advice if the first row is not the header, or has a different delimiter; "" otherwise.
 
     The first row may be a title, a comment, or a line such as `sep=;`, which Excel writes.
 
@@ -69,16 +69,16 @@ def layout_hint(
         lines: Line on which each of the other rows starts.
         wanted: Names of columns that the first row lacks.
         delimiter: Delimiter at which the rows were split.
-        unit: Word for a line in messages.
+        unit: Word for a row in messages: line (csv files) or row (sheets).
     """
     if header and header[0].strip().lower().startswith("sep="):
-        hint = "the first line declares a delimiter: remove it"
+        hint = "the first line declares a delimiter: remove this line"
         return hint if header[0].strip()[-1] in ";,=" else f"{hint}, and {_SAVE}"
     rows = rows[:_COMPARED]
     if found := _find_header(header, rows, wanted, delimiter):
         return f"if {unit} {lines[found[0]]} ({shortlist(found[1])}) is the header, delete the {unit}s above it"
     if word := _other_delimiter(header, rows, wanted, delimiter):
-        return f"the header is one column that contains {word}: {_SAVE}"
+        return f"the header was read as one column that contains {word}: {_SAVE}"
     return ""
 
 
@@ -86,10 +86,10 @@ def ragged_hint(header: Sequence[str], rows: Sequence[Sequence[str]], lines: Seq
     """Return advice for rows that are longer or shorter than the header."""
     hint = layout_hint(header, rows, lines, delimiter=delimiter)
     if not hint and (word := _other_delimiter(header, rows, " ".join(header).split(), delimiter)):
-        hint = f"the header is one column that contains {word}: {_SAVE}"
-    longer = [len(row) - len(header) for row in rows]
-    is_text = any(cell.startswith(" ") for row in rows for cell in row)  # with unquoted commas
-    if not (hint or is_text or 0 in longer) and _mostly_true(number == 1 for number in longer):
+        hint = f"the header was read as one column that contains {word}: {_SAVE}"
+    extra = [len(row) - len(header) for row in rows]
+    is_text = any(cell.startswith(" ") for row in rows for cell in row)  # probably with unquoted commas
+    if not (hint or is_text or 0 in extra) and _mostly_true(number == 1 for number in extra):
         hint = (
             "if R wrote row names into the first column, write the table with row.names = FALSE, or name the first "
             "column in the header"
@@ -103,7 +103,7 @@ def ragged_hint(header: Sequence[str], rows: Sequence[Sequence[str]], lines: Seq
 
 
 def quoted_hint(line: str) -> str:
-    """Return advice for a first line that cannot be split, because its quoted names have another delimiter."""
+    """Return advice for a first line with quoted names and another delimiter, which the csv module rejects."""
     match = _QUOTED.match(line)
     return f"the column names are separated by {_DELIMITERS.get(match[1], 'spaces')}: {_SAVE}" if match else ""
 
@@ -111,10 +111,10 @@ def quoted_hint(line: str) -> str:
 def _find_header(
     header: Sequence[str], rows: Sequence[Sequence[str]], wanted: Collection[str], delimiter: str
 ) -> tuple[int, Sequence[str]] | None:
-    """Find a row below a title or comment that seems to be the header, and return its index and cells.
+    """Find the header below a title or comment; return the index and cells of its row, or None if there is none.
 
-    Such a row contains all wanted names, or is the first one as long as most rows, while the table's first row is
-    shorter.
+    The header is a row with all wanted names or, if the table's first row is shorter than most rows, the first row that
+    is as long as most rows.
     """
     for index, row in enumerate(rows[:_MAX_TITLE]):
         if wanted and {*wanted} <= {cell.strip() for cell in row}:
@@ -128,7 +128,7 @@ def _find_header(
             continue
         index = next(index for index, row in enumerate(others) if len(row) >= width)
         below = others[index + 1 :]
-        if index < _MAX_TITLE and _are_names(others[index]) and (_is_title(first) or _differ(others[index], below)):
+        if index < _MAX_TITLE and _are_names(others[index]) and (_is_title(first) or _has_number(others[index], below)):
             return index, others[index]
     return None
 
@@ -146,8 +146,8 @@ def _are_names(cells: Sequence[str]) -> bool:
     )
 
 
-def _differ(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether a column that starts with a name contains only numbers below it."""
+def _has_number(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the rows contain only numbers in at least one of the named columns."""
     columns = ([row[column].strip() for row in rows if column < len(row)] for column in range(len(names)))
     return any(column and all(map(_NUMBER.fullmatch, column)) for column in columns)
 
@@ -179,7 +179,7 @@ def _other_delimiter(
 
 
 def _without_empty(cells: Sequence[str]) -> list[str]:
-    """Drop empty cells at the end of a row, with which spreadsheet programs fill rows."""
+    """Drop the empty cells that spreadsheet programs append to short rows."""
     length = max((index for index, cell in enumerate(cells, 1) if cell.strip()), default=0)
     return list(cells[:length])
 

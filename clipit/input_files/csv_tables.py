@@ -1,4 +1,4 @@
-"""Read csv tables: split rows, and report damaged rows and headers with a fix."""
+"""Read csv tables; errors about damaged rows and headers suggest a fix."""
 
 import csv
 import logging
@@ -21,7 +21,7 @@ class CsvTable:
 
     Attributes:
         lines: Line on which each row starts.
-        unit: Word for a line in messages.
+        unit: Word for a row in messages: line (csv files) or row (sheets).
     """
 
     header: list[str]
@@ -41,7 +41,7 @@ def read_csv(
 ) -> CsvTable:
     """Read a csv file; quoted fields may contain line breaks.
 
-    Empty lines are skipped, and so are rows without a value, which spreadsheet programs write; their number is logged.
+    Empty lines are skipped. Rows without a value, which spreadsheet programs write, are skipped and counted in the log.
 
     Args:
         delimiter: Character between fields. Semicolons are recognised instead of commas (see `has_semicolons`).
@@ -49,8 +49,8 @@ def read_csv(
         columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
     Raises:
-        DataError: The file has unmatched quotes, a repeated column name or a row of the wrong length, or some rows, but
-            not all, end in a lone carriage return.
+        DataError: The file has unmatched quotes, a repeated column name or a row of the wrong length; or some rows, but
+            not all, end in a carriage return alone.
         UnicodeError: The file is not in this encoding.
     """
     csv.field_size_limit(_MAX_FIELD)
@@ -129,8 +129,8 @@ def joined_rows(table: CsvTable, first_column: int) -> list[int]:
 
     Args:
         table: Table as returned by `read_csv`.
-        first_column: First column to check, counted from 0. In column 0, cells that look like prose are skipped: a
-            space follows a delimiter, or digits surround one (a decimal comma).
+        first_column: First column to check, counted from 0. In column 0, cells that look like prose are skipped: those
+            with a delimiter that is followed by a space or is between digits (a decimal comma).
     """
     shifted = []
     prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")

@@ -106,10 +106,10 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
 
 
 def reject_unlisted(paths: Sequence[Path], folder: Path) -> None:
-    """Raise an error for links to missing files and for names that are not UTF-8, if there are any.
+    """Raise an error if files were not listed because of a missing link target or a name that is not UTF-8.
 
     Args:
-        paths: Such paths, from the `dangling` and `undecodable` files of `FolderFiles`.
+        paths: Files from `FolderFiles.dangling` and `FolderFiles.undecodable`.
         folder: Folder that contains them.
     """
     if paths:

@@ -20,14 +20,14 @@ _DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d_]+")
 _NO_NUMBER = re.compile("0+|9{2,}")
 """Numbers that programs write for an unknown patient."""
 _EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53, "float16": 2**11, "float32": 2**24, "float64": 2**53}
-"""Largest number up to which a type stores all whole numbers, by its name in pyarrow or numpy."""
+"""Number up to which a floating-point type stores all whole numbers, keyed by the type's name in pyarrow or numpy."""
 
 
 def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
     """Check that a spreadsheet program has not replaced names of patients or slides.
 
     Such programs show 120000000001 as 1.20E+11, SEPT2 as 2-Sep, and values that do not fit into a cell as ###. Names
-    that look like dates are accepted if more than half of all names do.
+    that look like dates are accepted if more than half of all names look like dates.
 
     Raises:
         DataError: Some names look changed; the message lists the first ones with their rows.
@@ -46,7 +46,7 @@ def check_labels(
     where: object,
     classes: Collection[str] = (),
 ) -> None:
-    """Check that a spreadsheet program has not replaced labels, such as 2-3 by a date.
+    """Check that a spreadsheet program has not changed labels, such as 2-3 into a date.
 
     Args:
         classes: Names of classes, which are accepted.
@@ -76,14 +76,14 @@ def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[
 
 
 def check_exact(values: Iterable[Any], type_name: str, column: str, where: object) -> None:
-    """Check that a column of floating-point numbers is precise enough for names, of which it may have rounded some.
+    """Check that names stored as floating-point numbers are exact: large numbers may have been rounded.
 
     Args:
         values: Numbers, or their text; None or "" where missing.
         type_name: Type of the numbers, as pyarrow or numpy name it; columns of other types are accepted.
 
     Raises:
-        DataError: A number is too large to differ from all other whole numbers.
+        DataError: A number is so large that its type does not store every whole number of this size.
     """
     limit = _EXACT.get(type_name)
     if limit is None:

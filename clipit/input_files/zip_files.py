@@ -48,8 +48,8 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 def member_name(info: zipfile.ZipInfo) -> str:
     """Return the path of a member, with forward slashes, because some Windows programs write backslashes.
 
-    A name that is not marked as UTF-8 is read as UTF-8 if possible, as macOS writes it, and otherwise, like zipfile, in
-    code page 437.
+    A name that is not marked as UTF-8 is read as UTF-8 if possible, because macOS does not mark names. Otherwise, it is
+    read as code page 437, as zipfile does.
     """
     name = info.filename
     if not info.flag_bits & _UTF8 and not name.isascii():
@@ -59,7 +59,7 @@ def member_name(info: zipfile.ZipInfo) -> str:
 
 
 def _note_names(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Log, once per process and zip, the names that are read in code page 437, because most are in another one."""
+    """Warn, once per process and zip, about names that are read as code page 437, because few programs write it."""
     names = [
         info.filename
         for info in members
@@ -68,8 +68,8 @@ def _note_names(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     if names and path not in _noted:
         _noted.add(path)
         logger.warning(
-            f"{path}: {counted(len(names), 'name in the zip does', 'names in the zip do')} not state how letters are "
-            f"encoded: {shortlist(names, 3)}; if letters are wrong, repack the zip, for example with 7-Zip"
+            f"{path}: {counted(len(names), 'name in the zip has', 'names in the zip have')} an unknown encoding: "
+            f"{shortlist(names, 3)}; if letters are wrong, repack the zip, for example with 7-Zip"
         )
 
 
@@ -94,7 +94,7 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
         count = found
     if count != found:
         raise zipfile.BadZipFile(f"{counted(len(members), 'file')} found, {count:,} expected")
-    if cut := [info.filename for info in members if "\0" in info.orig_filename]:  # zipfile ends the name there
+    if cut := [info.filename for info in members if "\0" in info.orig_filename]:  # zipfile truncates the name there
         raise zipfile.BadZipFile(f"null character in the name of a file: {cut[0]!r}")
     if filled := [info.filename for info in members if info.is_dir() and info.file_size]:
         raise zipfile.BadZipFile(f"a folder that contains data, probably a file: {filled[0]!r}")
@@ -106,7 +106,7 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _has_end(stream: BinaryIO, stop: int) -> bool:
-    """Return whether another zip ends before a position, where an end record then follows a directory."""
+    """Return whether another zip, with a directory and an end record, ends before a position."""
     stream.seek(max(stop - _TAIL_BYTES, 0))
     before = stream.read(stop - stream.tell())
     end = before.rfind(_END, 0, len(before) - _END_RECORD.size + len(_END))

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("auroc", "balanced_accuracy")
 """Metrics of the table; contrasts are tested on the first metric."""
 CONTRASTS = "contrasts.csv"
-_TEXT_COLUMNS = ("arm", "bag", "patient", "split", "label", "predicted")  # of `SCORES`
+_TEXT_COLUMNS = ("arm", "bag", "patient", "split", "label", "predicted")  # text columns of `SCORES`
 _EXPLANATION = (
     "Scores on the test bags are means and standard deviations over seeds. Contrasts are paired by seed, and given as "
     "mean differences with 95% t-intervals over seeds. The p-values are from paired t-tests over seeds, Holm-corrected "

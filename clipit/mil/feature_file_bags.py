@@ -35,7 +35,7 @@ from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import group_columns, open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
-_COLUMN_FIX = "name the columns of the table slide, label and, if present, group (patient) and split"
+_COLUMN_FIX = "give the table the columns slide, label and, if known, group (patient) and split"
 _FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".hdf5", ".pt"}
 
 

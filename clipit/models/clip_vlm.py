@@ -58,7 +58,7 @@ def clip_towers(source: str) -> Towers:
     problems += mismatches(report.get("mismatched_keys", ()))
     if processor is None:
         raise ModelError(
-            "processor_config.json has no part image_processor, and there is no preprocessor_config.json",
+            "processor_config.json has no key image_processor, and there is no preprocessor_config.json",
             where=source,
             fix="save the image processor into this folder too: CLIPProcessor.save_pretrained",
         )

@@ -100,8 +100,8 @@ def read_model_json(path: Path) -> JsonRecord:
 def read_image_processor(folder: Path) -> JsonRecord | None:
     """Read the configuration of transformers' image processor from a folder; None if it has none.
 
-    As in transformers, the part `image_processor` of processor_config.json, which transformers 5 writes, comes before
-    preprocessor_config.json.
+    As in transformers, the key `image_processor` of processor_config.json, which transformers 5 writes, takes
+    precedence over preprocessor_config.json.
     """
     combined, separate = (folder / name for name in IMAGE_PROCESSOR_FILES)
     if combined.is_file():

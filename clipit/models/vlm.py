@@ -217,8 +217,8 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the model differs from its
-            entry in `VLMS`, embeds a text differently in a batch or rejects images of the size that its preprocessing
-            makes, or its adapter is missing, damaged or made for a different VLM.
+            entry in `VLMS`, embeds a text differently in a batch, or rejects images of the size that its preprocessing
+            produces; or its adapter is missing, damaged or made for a different VLM.
         ConfigError: A path is given for a name that is not in `VLMS`.
     """
     device = torch.device(device)
@@ -242,7 +242,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         towers.count_tokens([_LONG_TEXT])
         joint_dim = _check_batches(towers)
     size = towers.preprocess.size
-    hint = f"Its preprocessing makes images of {size} x {size} pixels; that file may belong to a different model."
+    hint = f"Its preprocessing file, which sets {size} x {size} pixels, may belong to a different model."
     with foreign_errors(config.name, hint=hint, where=towers.source), torch.inference_mode():
         embedded = towers.image(torch.zeros(1, 3, size, size))
     if getattr(embedded, "shape", None) != (1, joint_dim):

@@ -1,4 +1,4 @@
-"""Warn about patients whose names differ in two sources or splits, since each name would count as its own patient."""
+"""Warn about patients whose names differ in two sources or splits, because each name would count as a patient."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _SHOWN = 3  # maximum number of names in a note
 
 
 def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> list[str]:
-    """Warn about names of patients that differ between reports and validation or test tiles."""
+    """Warn about patient names that differ between reports and validation or test tiles."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
     return _warnings(("report", "reports"), names, later, "validation or test tiles")
@@ -32,19 +32,19 @@ def describe_match(reports: Sequence[Report], tiles: TileSet) -> list[str]:
         examples = [shortlist(sorted(groups), 1) for groups in (report_patients, tile_patients)]
         notes.append(
             f"reports and tiles have no group in common (reports: {examples[0]}; tiles: {examples[1]}), so no report "
-            "counts as one of a patient with tiles"
+            "is matched to a patient with tiles"
         )
     return notes
 
 
 def misspelled_tests(tests: TileSet | SeenTiles, seen: TileSet | SeenTiles) -> list[str]:
-    """Warn about names of patients that differ between new tiles and training or validation tiles."""
+    """Warn about patient names that differ between new tiles and training or validation tiles."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warnings(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> list[str]:
-    """Warn about names of patients that differ between images with texts and tiles of later splits."""
+    """Warn about patient names that differ between images with texts and tiles of later splits."""
     names = patients(pairs.groups, pairs.ids).tolist()
     return _warnings(("image with texts", "images with texts"), names, tests, "tiles of later splits")
 
@@ -80,7 +80,7 @@ def _similar(items: tuple[str, str], names: Sequence[str], others: Sequence[str]
         return []
     count = sum(name in pairs for name in names)
     return [
-        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, because the beginnings of their groups "
-        f"agree: {shortlist(format_pairs(pairs), _SHOWN)}; if these are slides of one patient, use the patient as the "
-        "group (a column with patients, or tiles.group_pattern)"
+        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, because their groups begin alike: "
+        f"{shortlist(format_pairs(pairs), _SHOWN)}; if these are slides of one patient, use the patient as the "
+        "group (from a patient column or tiles.group_pattern)"
     ]

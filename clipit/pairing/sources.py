@@ -41,7 +41,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def joined_slides(sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None) -> dict[str, str]:
-    """Map slides that the tiles or the reports name to their patients on the other side (`slides_of_patients`)."""
+    """Map slides named by the tiles to patients named by the reports, or vice versa (`slides_of_patients`)."""
     if sources is None:
         return {}
     reports = sources.group_by(["group", "report_id"]).aggregate([]).to_pylist()

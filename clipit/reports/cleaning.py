@@ -12,12 +12,12 @@ LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", 
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
-_DECIMAL_DOT, _MIDDLE_DOT = re.compile(r"(?<=\d)\u00b7(?=\d)"), re.compile(r"(?<=\w)\u00b7(?=\w)")  # no bullets
+_DECIMAL_DOT, _MIDDLE_DOT = re.compile(r"(?<=\d)\u00b7(?=\d)"), re.compile(r"(?<=\w)\u00b7(?=\w)")  # not bullets
 _FONTS = str.maketrans({
     "\uf0fe": "\u2611", "\uf0fd": "\u2612", "\uf0fc": "\u2713", "\uf0a8": "\u2610", "\uf06f": "\u25a1",
     "\uf0a3": "\u2264", "\uf0b3": "\u2265", "\uf0b1": "\u00b1", "\uf0b4": "\u00d7", "\uf06d": "\u00b5",
 })  # fmt: skip
-"""Private characters in which Word stores the check boxes of Wingdings, and the signs of Symbol."""
+"""Private-use characters in which Word stores check boxes (font Wingdings) and signs (font Symbol)."""
 _SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 
 _INLINE_TAG = r"(?:a|b|big|center|em|font|i|s|small|span|strong|sub|sup|td|th|u)"
@@ -114,9 +114,10 @@ def _normalise_characters(text: str) -> str:
 
 
 def compound_words(texts: Iterable[str]) -> frozenset[str]:
-    """Collect the words of a corpus, in lower case, that tell whether words hyphenated at line ends are compounds.
+    """Collect the lower-case words of a corpus that show which words hyphenated at line ends are compounds.
 
-    These words are, for each word hyphenated at a line end, its parts and both spellings, if they occur within a line.
+    For each word hyphenated at a line end, these are its two parts and its spellings with and without the hyphen, if
+    they occur within a line.
     """
     texts = ["\n".join(_ESCAPED.sub("\n", text).translate(_SYMBOLS).splitlines()) for text in texts]
     needed = {

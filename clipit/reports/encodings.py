@@ -25,7 +25,7 @@ _QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _SEPARATOR = re.compile(r"[^A-Za-z\x80-\U0010ffff]+")
 _IN_WORD = re.compile("[\u00b0\u00b1\u00b2\u00b3\u00b5\u3000-\u303f\uff00-\uff20]")
 """Signs of units, and the punctuation of Chinese and Japanese."""
-_MAX_WORDS = 10_000  # number of words that are compared in all code pages
+_MAX_WORDS = 10_000  # maximum number of words that are decoded with all code pages
 _MIN_SCORE = 0.8  # minimum number of plausible words, relative to the best code page
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
 _CONTINUATION = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
@@ -53,8 +53,8 @@ def describe_misread(texts: Sequence[str]) -> str:
         _MISREAD,
         texts,
         "characters",
-        "UTF-8 that another program misread as a different encoding (export the reports again), or the letters of an "
-        "encoding other than reports.encoding",
+        "another program has misread UTF-8 as a different encoding (export the reports again), or reports.encoding is "
+        "not the encoding of the file",
     )
 
 
@@ -84,8 +84,8 @@ def describe_escaped(texts: Sequence[str]) -> str:
         _ESCAPED,
         texts,
         "escape sequences",
-        "another format (HL7, JSON, Python, e-mail) uses them for line breaks and letters; decode them, or export the "
-        "reports again",
+        "they stand for line breaks and letters in another format (HL7, JSON, Python, e-mail); decode them, or export "
+        "the reports again",
     )
 
 
@@ -188,7 +188,7 @@ def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
 
 
 def _encoding_hint(data: bytes) -> str:
-    """Suggest an encoding, from a byte order mark or from the spelling of words with letters that are not ASCII."""
+    """Suggest an encoding, based on a byte order mark or on the spelling of words with letters that are not ASCII."""
     if data.startswith(_UTF32_MARKS):
         return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):
@@ -206,7 +206,7 @@ def _encoding_hint(data: bytes) -> str:
         return "set reports.encoding to the encoding in which the file was written, or convert the file to UTF-8"
     clearest = max(range(len(words)), key=lambda word: len({readings[page][word] for page in pages}))
     spellings: dict[str, str] = {}
-    for page in pages:  # of equal spellings, the first page
+    for page in pages:  # if several pages give the same spelling, show the first one
         spellings.setdefault(readings[page][clearest].strip(f"{punctuation}{_QUOTES}")[:20], page)
     shown = [f"{page} {word!r} ({_CODE_PAGES[page]})" for word, page in spellings.items()]
     return (
@@ -228,9 +228,9 @@ def _decode_words(words: Sequence[bytes], encoding: str) -> list[str]:
 
 
 def _is_plausible(word: str) -> bool:
-    """Return whether the letters of a word have ordinary letter case, without Latin among other letters.
+    """Return whether a word consists of letters with ordinary capitals that are either all Latin or all not Latin.
 
-    Parts that ASCII characters such as commas separate are words of their own.
+    Parts that are separated by ASCII characters such as commas are checked one by one.
     """
     parts = [_IN_WORD.sub("", part.strip(_QUOTES)) for part in _SEPARATOR.split(word) if not part.isascii()]
     return all(

@@ -98,7 +98,8 @@ class Metadata:
             added.append(report._replace(**changes))
         for field, cases in replaced.items():
             reports_with = counted(len(cases), "report has", "reports have")
-            problems.append(f"{self.path}: {reports_with} another {field}, which is replaced ({shortlist(cases, 3)})")
+            listed = shortlist(cases, 3)
+            problems.append(f"{self.path}: {reports_with} a different {field}, which is replaced ({listed})")
         return added
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:

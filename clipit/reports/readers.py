@@ -139,7 +139,7 @@ def read_reports(config: ReportsConfig) -> Reports:
 
 
 def _check_options(config: ReportsConfig, format_name: str, path: Path) -> None:
-    """Reject options that the format would ignore; `metadata` may contain organs, groups, labels and dates.
+    """Reject options that the format would ignore; a metadata table may contain organs, groups, labels and dates.
 
     Raises:
         ConfigError: An option does not apply.
@@ -172,7 +172,7 @@ def _check_options(config: ReportsConfig, format_name: str, path: Path) -> None:
         raise ConfigError(
             f"options that do not apply to reports in the format {format_name}: {', '.join(ignored)}",
             where=config.path,
-            fix="remove them, or set reports.path or reports.format to the reports that they describe",
+            fix="remove these options, or correct reports.path or reports.format",
         )
 
 
@@ -280,7 +280,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
 
 
 def _document_kind(text: str) -> str:
-    """Return what a text is if it is not plain text; otherwise ""."""
+    """Name the format of a text that is not plain text; "" for plain text."""
     start = text.lstrip()
     if start.startswith(("{", "[{")):
         with suppress(ValueError, RecursionError):

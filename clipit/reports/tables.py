@@ -110,7 +110,7 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig) -> Iterator[
     for line, cells in zip(table.lines, table.rows, strict=True):
         if [cell.strip(" \ufeff") for cell in cells] == [name.strip() for name in table.header]:
             raise DataError(
-                "this row repeats the header, as in files that were joined",
+                "this row repeats the header, as happens when files are joined",
                 where=f"{path}, {unit} {line}",
                 fix="remove the row",
             )
@@ -212,8 +212,8 @@ def _not_convertible(error: Exception, where: object) -> DataError:
 def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
     """Read the configured split of a Hugging Face data set; other splits are listed in `problems`.
 
-    The `datasets` package assigns the files of a folder to splits. Tables in them are read as single tables are,
-    because `datasets` infers types: it reads the id 007 as 7, and 2024-01-02 as a time.
+    The `datasets` package assigns the files of a folder to splits. Tables in folders are read like single tables,
+    because `datasets` would infer types: it reads the id 007 as 7, and 2024-01-02 as a time.
 
     Raises:
         DataError: The data set cannot be loaded, lacks the split or a column, or mixes file formats.
@@ -275,7 +275,7 @@ def _select_split(
 
 
 def _name_classes(cells: dict[str, Any], classes: Mapping[str, Sequence[str] | None]) -> dict[str, Any]:
-    """Replace class indices, -1 if unknown, by the names of the classes."""
+    """Replace class indices with class names; None for -1 and other indices without a class."""
     for column, names in classes.items():
         value = cells.get(column)
         if names and isinstance(value, int):

@@ -36,7 +36,7 @@ _SEPARATOR = re.compile(f"[{''.join(_SEPARATORS)}]")
 _TABLE_FORMATS = {"\t": "tsv", ",": "csv", ";": "csv"}  # by delimiter
 _COLUMN_NAME = re.compile(r"\s*\"?[^\W\d]+\"?\s*")
 _KNOWN_COLUMN = re.compile(r"(?i)\W*(?:\w+_)?(?:id|text|report|patient|case|group|label|organ|date)\W*")
-_MIN_ROWS = 3  # minimum number of lines with equal numbers of tabs that are a table
+_MIN_ROWS = 3  # minimum number of lines with equal numbers of tabs in a table
 _DAMAGED = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError, struct.error, zlib.error,
     lzma.LZMAError,
@@ -66,7 +66,7 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     return ends a line only if the file has no line feed.
 
     Raises:
-        DataError: The text cannot be decoded, the file is a table, or a single line that contains such characters.
+        DataError: The text cannot be decoded, or the file is a table or a single line that contains such characters.
     """
     counts: Counter[str] = Counter()
     tabs: set[int] = set()
@@ -84,7 +84,7 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         raise DataError(
             f"every line contains {counted(tabs.pop(), 'tab')}: the file is a table, not one report per line",
             where=path,
-            fix="set reports.format to tsv (--reports.format=tsv), or replace the tabs by spaces",
+            fix="set reports.format to tsv (--reports.format=tsv), or replace the tabs with spaces",
         )
     if lines == 1 and counts:
         listed = _list_separators(counts)
@@ -117,7 +117,7 @@ def _check_no_header(line: str, where: str) -> None:
                 where=where,
                 fix=f"set reports.path to this file, and reports.format to {format_name}"
                 if format_name
-                else "save the table with commas, as .csv",
+                else "save the table as comma-separated .csv",
             )
 
 

@@ -147,12 +147,12 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     invalid += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
     if invalid:
         raise ArtifactError(f"keys missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
-    check_claimed(folder / "training.json", facts.pop(RUN_FINGERPRINT, None), folder, fix)
+    check_same_run(folder / "training.json", facts.pop(RUN_FINGERPRINT, None), folder, fix)
     return facts
 
 
-def check_claimed(file: Path, recorded: str | None, folder: Path, fix: str) -> None:
-    """Check that a file belongs to the run whose folder it is in.
+def check_same_run(file: Path, recorded: str | None, folder: Path, fix: str) -> None:
+    """Check that a file was written by the run in whose folder it is stored.
 
     Args:
         recorded: Fingerprint of the run that wrote the file; None if an earlier version of clipit wrote it.

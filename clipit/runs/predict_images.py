@@ -186,7 +186,7 @@ def _describe_classifier(classifier: "Classifier") -> dict[str, object]:
 
 
 def _view_warnings(classifier: "Classifier", images: ImageSet) -> list[str]:
-    """Return warnings if the images show other tissue than the classifier's training tiles, or are cropped."""
+    """Return warnings if the images show much more or less tissue than the training tiles, or are cropped."""
     mpp, spec = np.array(images.mpp or [np.nan] * len(images)), classifier.spec
     warnings = view_warnings(
         images.try_read,

@@ -159,7 +159,7 @@ class SharedSearch:
         return list({trial.key: trial for trial in trials(self.study)}.values()) if processes.main else []
 
     def reasons(self) -> dict[TrialKey, str]:
-        """Return why the training of each diverged trial failed, by the trial's key."""
+        """Return the reason for each diverged trial, keyed by the trial."""
         return {
             key: trial.user_attrs[_REASON]
             for key, trial in self._recorded().items()

@@ -91,7 +91,7 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
 def check_test_patients(
     run: Path, tests: TileSet | SeenTiles, leaks: LeaksConfig, unit: Literal["tile", "slide"] = "tile"
 ) -> tuple[str, ...]:
-    """Check that a run was not trained or validated on patients who occur in a study's test tiles.
+    """Check that a run was not trained or validated on patients who occur in a study's test tiles or slides.
 
     Images are not compared. Test tiles cannot be removed from the training of a finished run, so the policy `exclude`
     is treated like `error`.
@@ -99,7 +99,7 @@ def check_test_patients(
     Args:
         run: Folder of the finished run whose classifier the study uses.
         leaks: Section `leaks` of the study.
-        unit: What `tests` consists of. A slide that the run was trained on is found by its name, too.
+        unit: Whether `tests` contains tiles or slides. Slides are also compared by name with those of the run.
 
     Returns:
         Notes on shared patients (policy `note`) and on checks that could not be made.
@@ -141,7 +141,7 @@ def check_test_patients(
 
 
 def _with_trained_slides(slides: TileSet | SeenTiles, seen: SeenTiles) -> SeenTiles:
-    """Give slides of which the run has seen tiles (`slide@x,y,edge`) the group of these tiles."""
+    """Give each slide the group of its training and validation tiles (`slide@x,y,edge`), if there are any."""
     owners = patients(seen.groups, seen.ids).tolist()
     group_of = {tile.rpartition("@")[0]: owner for tile, owner in zip(seen.ids.tolist(), owners, strict=True)}
     pairs = zip(slides.ids.tolist(), slides.groups.tolist(), strict=True)

@@ -152,8 +152,8 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
     if unread and get_processes().main:
         shown = shortlist(unread, 3)
         logger.info(
-            f"note: {counted(len(unread), 'feature file is', 'feature files are')} not read, because only "
-            f"{' and '.join(_SUFFIXES)} files directly in the folder are: {shown}"
+            f"note: {counted(len(unread), 'feature file is', 'feature files are')} skipped, because only "
+            f"{' and '.join(_SUFFIXES)} files directly in the folder are read: {shown}"
         )
     return files
 

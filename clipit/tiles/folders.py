@@ -63,7 +63,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 
 
 def _may_contain_tiles(file: str) -> bool:
-    """Return whether a file next to class folders is not a document, such as an archive of another class."""
+    """Return whether a file next to class folders may contain tiles, such as a zip of a class; documents do not."""
     path = PurePosixPath(file)
     return bool(path.suffix) and path.suffix.lower() not in _DOCUMENTS and path.name not in METADATA_FILES
 

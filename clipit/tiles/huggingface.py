@@ -283,7 +283,7 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
 
 
 def _stamps(rows: Any, column: str, path: str, split: str) -> list[str]:
-    """Return a stamp of each image: of its file in a local image folder, otherwise of the data files of the split."""
+    """Return a stamp for each image: that of its file in a local image folder, otherwise that of the data files."""
     folder = Path(path).expanduser()
     stamp, is_local = str(rows._fingerprint), hub_id(path) is None and not is_saved_dataset(folder)
     if is_local and is_image_folder(path, [rows]):

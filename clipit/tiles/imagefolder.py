@@ -1,4 +1,4 @@
-"""Read Hugging Face image folders, which have the labels of their images in a metadata file such as `metadata.csv`."""
+"""Read Hugging Face image folders, in which a metadata file such as `metadata.csv` lists the images and labels."""
 
 import csv
 import io
@@ -26,10 +26,11 @@ _FIX = "correct the names, which are relative to the folder of the metadata file
 
 
 def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
-    """Load a local image folder with metadata files, whose cells are read as text; None for any other data set.
+    """Load a local image folder, with the cells of its metadata files as text; return None for any other data set.
 
-    The datasets package would infer types, so that patients 007 and 07 both become 7 and the class None is missing. It
-    would also use its cached copy of a metadata file that was replaced by one with the same modification time.
+    The datasets package would infer types: patients 007 and 07 would both become 7, and the class None would become a
+    missing value. It would also use its cached copy of a metadata file after the file was replaced by one with the same
+    modification time.
 
     Args:
         path: Path of the data set.
@@ -65,10 +66,10 @@ def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
 
 
 def inferred_types(splits: Iterable[Any]) -> str:
-    """Return a warning if `datasets` read a metadata file of an image folder, as on the Hub or in a zip; "" if not."""
+    """Return a warning if `datasets` inferred types in the metadata of an image folder; "" otherwise."""
     import datasets
 
-    own_kinds = (datasets.Image, datasets.ClassLabel)  # of the images, and of labels from folder names
+    own_kinds = (datasets.Image, datasets.ClassLabel)  # types of images, and of labels from folder names
     if all(isinstance(kind, own_kinds) for rows in splits for kind in (rows.features or {}).values()):
         return ""
     return (
@@ -116,7 +117,7 @@ def _renamed(name: str) -> str:
 
 
 def _images(names: Sequence[str], table: Path, *, required: bool) -> list[dict[str, str] | None]:
-    """Return the images of a column of file names, without reading them; None for empty cells.
+    """Map file names in a column to images that are not yet read; None for empty cells.
 
     Raises:
         DataError: The column is required, and files are missing.
@@ -132,7 +133,7 @@ def _images(names: Sequence[str], table: Path, *, required: bool) -> list[dict[s
 
 
 def _read_json_lines(path: Path) -> TileTable:
-    """Read a table with a JSON object per line; keys that a line lacks are empty cells."""
+    """Read a table with one JSON object per line; missing keys are empty cells."""
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     try:

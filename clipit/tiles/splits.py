@@ -104,7 +104,7 @@ def resolve_splits(
 def patients_across_splits(
     groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]
 ) -> Shaped[np.ndarray, " n"]:
-    """Return the patient of each tile, as `patients` does; slides whose patient another split names become patients."""
+    """Return the patient of each tile; slides are replaced with their patient if another split names the patient."""
     names = patients(groups, ids)
     for split in np.unique(splits.astype(str))[:-1]:  # each against all others
         inside = splits == split

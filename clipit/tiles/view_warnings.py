@@ -1,4 +1,4 @@
-"""Warnings about images that show a model more, less or other tissue than its training tiles."""
+"""Warn about images whose resolution, size or shape differs from that of a model's training tiles."""
 
 from collections.abc import Callable, Sequence
 
@@ -38,13 +38,13 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
 
 
 def sample_sizes(read: Callable[[int], Image.Image | Unreadable], total: int) -> dict[int, tuple[int, int]]:
-    """Read the sizes (width, height) of up to 16 evenly spaced images, keyed by row, without unreadable ones."""
+    """Read the sizes (width, height) of up to 16 evenly spaced images, keyed by row; skip unreadable ones."""
     rows = np.unique(np.linspace(0, total - 1, min(_SAMPLED, total)).astype(np.int64)).tolist()
     return {row: image.size for row in rows if isinstance(image := read(row), Image.Image)}
 
 
 def crop_warning(sizes: Sequence[tuple[int, int]]) -> str | None:
-    """Return a warning if images are not square, so that a model sees only their centre square, else None."""
+    """Return a warning if some images are not square, so that a model receives only their centre, else None."""
     oblong = [size for size in sizes if max(size) > _SQUARE * min(size)]
     if not oblong:
         return None

@@ -190,7 +190,7 @@ def _unknown_patients(reports: "Reports") -> list[str]:
     if not unknown:
         return []
     count = "the reports have" if unknown == total else counted_of(unknown, total, "report has", "reports have")
-    return [f"{count} no group (reports.group_column), so those of validation and test patients cannot be excluded"]
+    return [f"{count} no group (reports.group_column), so reports of validation and test patients cannot be excluded"]
 
 
 def _logged(notes: Sequence[str]) -> Sequence[str]:

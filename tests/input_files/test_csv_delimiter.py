@@ -48,7 +48,7 @@ def test_another_delimiter(tmp_path: Path, mark: str, word: str) -> None:
         fault_of_reports(tmp_path / "r.csv", table(mark, ("id", "text"))),
         fault_of_tiles(tmp_path / "t.csv", table(mark, ("path", "label"), rows=tile_rows())),
     ):
-        assert f"contains {word}: save the table with commas, or as .tsv" in found, found
+        assert f"contains {word}: save the table as comma-separated .csv, or as .tsv" in found, found
         assert "text_column" not in found and "tiles.columns" not in found
 
 

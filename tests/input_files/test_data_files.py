@@ -153,8 +153,8 @@ def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_first_line_that_names_the_delimiter() -> None:
-    assert "remove it" in layout_hint(["sep=;"])
-    assert "remove it" in layout_hint(["sep=", ""])
+    assert "remove this line" in layout_hint(["sep=;"])
+    assert "remove this line" in layout_hint(["sep=", ""])
     assert layout_hint(["sep", "text"]) == ""
 
 

@@ -136,7 +136,7 @@ def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["slide_id,label,group", "slide,diagnosis,group", "slide,Label,group"])
 def test_other_column_names_are_refused_with_advice_that_applies_to_this_table(tmp_path: Path, header: str) -> None:
     table = _write(tmp_path, "\n".join([header, *_rows()]))
-    with pytest.raises(DataError, match="fix: name the columns of the table slide, label and") as error:
+    with pytest.raises(DataError, match="fix: give the table the columns slide, label and") as error:
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
     assert "tiles.columns" not in str(error.value)
 

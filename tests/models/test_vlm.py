@@ -134,7 +134,7 @@ def test_a_processor_as_transformers_5_saves_it(clip_folder: Path, tmp_path: Pat
     assert load(copy).fingerprint == model.fingerprint
     (copy / "preprocessor_config.json").unlink()
     (copy / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
-    with pytest.raises(ModelError, match=r"(?s)no part image_processor.*CLIPProcessor\.save_pretrained"):
+    with pytest.raises(ModelError, match=r"(?s)no key image_processor.*CLIPProcessor\.save_pretrained"):
         load(copy)
 
 

@@ -152,7 +152,7 @@ def test_barcodes_with_dots_as_r_writes_them() -> None:
 
 def test_reports_without_groups_are_pointed_out() -> None:
     corpus = Reports(reports(None, None), (), "reports.txt")
-    note = "the reports have no group (reports.group_column), so those of validation and test patients"
+    note = "the reports have no group (reports.group_column), so reports of validation and test patients"
     assert note in enforce_on_reports(corpus, lambda: OWN, configured("error")).notes[0]
     some = enforce_on_reports(Reports(reports("Pat-1", None), (), ""), lambda: OWN, configured("error"))
     assert some.notes[0].startswith("1 of 2 reports has no group")

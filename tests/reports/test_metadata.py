@@ -188,6 +188,6 @@ def test_own_values_stay_where_the_table_has_none_and_others_are_counted(tmp_pat
         ("colon", None),
     ]
     replaced = [problem for problem in found.problems if "replaced" in problem]
-    assert replaced == [f"{metadata}: 1 report has another label, which is replaced (S0: 'old0' by 'new')"]
+    assert replaced == [f"{metadata}: 1 report has a different label, which is replaced (S0: 'old0' by 'new')"]
     with pytest.raises(DataError, match="no column 'site'"):
         read_reports(ReportsConfig(path=str(path), metadata=metadata, **{**columns, "organ_column": "site"}))

@@ -52,7 +52,7 @@ def test_misread_utf8_is_a_problem(tmp_path: Path) -> None:
     wrong = right.encode().decode("cp1252", "replace")
     (tmp_path / "r.txt").write_text(f"{right}\n{wrong}\nÂge de l'arbre\n", encoding="utf-8")
     (problem,) = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
-    assert problem.startswith("1 report contains characters such as Ã¤: UTF-8 that another program misread")
+    assert problem.startswith("1 report contains characters such as Ã¤: another program has misread UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_repeated_header_is_an_error(tmp_path: Path) -> None:
         ('id,text\n1,"Adenocarcinoma,\nwell differentiated"\n', r"the header of a table(.|\n)*format to csv"),
         ("CASE_ID;REPORT\n1;Adenoma\n", r"the header of a table(.|\n)*format to csv"),
         ("patient\ttext\n1\tAdenoma\n", r"the header of a table(.|\n)*format to tsv"),
-        ("id|text\n1|Adenoma\n", r"the header of a table(.|\n)*save the table with commas"),
+        ("id|text\n1|Adenoma\n", r"the header of a table(.|\n)*save the table as comma-separated"),
         ('{"id": 1, "text": "Adenoma"}\n{"id": 2, "text": "Nevus"}\n', r"a JSON object(.|\n)*format to jsonl"),
         ('[{"id": 1, "text": "Adenoma"},\n{"id": 2, "text": "Nevus"}]\n', r"a JSON object(.|\n)*format to jsonl"),
     ],

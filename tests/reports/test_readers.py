@@ -281,7 +281,7 @@ def test_rows_without_a_value_are_skipped(tmp_path: Path, name: str) -> None:
 def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("id\ttext\n1\tColon, with carcinoma.\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"one column that contains tabs: save the table with commas, or as \.tsv"):
+    with pytest.raises(DataError, match=r"one column that contains tabs: save the table as comma-separated \.csv"):
         read(path)
     path.write_text("id;text\n1;Colon, with carcinoma.\n", encoding="utf-8")
     assert [(report.report_id, report.text) for report in read(path, id_column="id").reports] == [

@@ -289,7 +289,7 @@ def test_rows_without_a_value_are_skipped_and_counted(
 def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(f"path;label;split\n{lines}\n")
-    with pytest.raises(DataError, match=r"one column that contains ';': save the table with commas, or as \.tsv"):
+    with pytest.raises(DataError, match=r"one column that contains ';': save the table as comma-separated \.csv"):
         load_tiles(config(path), seed=0)
 
 
@@ -308,11 +308,11 @@ def test_one_row_of_a_table_with_semicolons_is_wrong(tmp_path: Path, lines: str,
 
 
 @pytest.mark.parametrize(
-    ("first", "rest"), [("sep=;", ""), ("sep=,", ""), ("sep=|", ", and save the table with commas")]
+    ("first", "rest"), [("sep=;", ""), ("sep=,", ""), ("sep=|", ", and save the table as comma-separated .csv")]
 )
 def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, rest: str) -> None:
     (tmp_path / "t.csv").write_text(f"{first}\npath{first[-1]}label\n1.png{first[-1]}a\n")
-    with pytest.raises(DataError, match=rf"the first line declares a delimiter: remove it{rest}(,|$)") as error:
+    with pytest.raises(DataError, match=rf"the first line declares a delimiter: remove this line{rest}(,|$)") as error:
         load_tiles(config(tmp_path / "t.csv"), seed=0)
     assert bool(rest) == ("commas" in str(error.value))
 

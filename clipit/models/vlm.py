@@ -242,7 +242,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         towers.count_tokens([_LONG_TEXT])
         joint_dim = _check_batches(towers)
     size = towers.preprocess.size
-    hint = f"Its preprocessing file, which sets {size} x {size} pixels, may belong to a different model."
+    hint = f"The preprocessing file, which sets {size} x {size} pixels, may belong to a different model."
     with foreign_errors(config.name, hint=hint, where=towers.source), torch.inference_mode():
         embedded = towers.image(torch.zeros(1, 3, size, size))
     if getattr(embedded, "shape", None) != (1, joint_dim):

@@ -152,7 +152,7 @@ def test_a_processor_for_another_input_size(clip_folder: Path, tmp_path: Path) -
     config = json.loads((copy / "preprocessor_config.json").read_text())
     sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}
     (copy / "preprocessor_config.json").write_text(json.dumps(config | sizes))
-    with pytest.raises(ModelError, match="makes images of 40 x 40 pixels"):
+    with pytest.raises(ModelError, match="sets 40 x 40 pixels"):
         load(copy)
 
 

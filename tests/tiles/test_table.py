@@ -314,7 +314,7 @@ def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, re
     (tmp_path / "t.csv").write_text(f"{first}\npath{first[-1]}label\n1.png{first[-1]}a\n")
     with pytest.raises(DataError, match=rf"the first line declares a delimiter: remove this line{rest}(,|$)") as error:
         load_tiles(config(tmp_path / "t.csv"), seed=0)
-    assert bool(rest) == ("commas" in str(error.value))
+    assert bool(rest) == ("comma-separated" in str(error.value))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
-_SHARED = "annotators of test tiles who also annotated training tiles"
+_SHARED = "annotators of test tiles who also annotated other tiles"
 
 
 def main() -> None:

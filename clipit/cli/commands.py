@@ -89,7 +89,7 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "annotators": ("--confidence", "--mask-files", "--masks", "--shown"),
     "prompts lint": ("--config",),
     "prompts study": ("--record", "--run"),
-    "pair": ("--features", "--options"),
+    "pair": ("--features", "--compare-rules"),
     "evaluate": ("--run",),
     "predict": (
         *("--out", "--prompts", "--classes", "--images", "--path-column", "--id-column", "--mpp", "--tile-mpp"),
@@ -97,7 +97,7 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "export": ("--format", "--out", "--tolerance", "--trust-remote-code"),
     "push": ("--private", "--yes", "--i-have-permission"),
-    "pages": ("--of", "--most"),
+    "pages": ("--of", "--max-tiles"),
     "slides tile": (*_SLIDES, "--write"),
     "slides score": _SCORES,
     "slides map": (*_SCORES, "--snippets", "--top"),

@@ -15,7 +15,7 @@ def main() -> None:
                 "default": "run",
                 "help": "rewrite the pages of a run and its pairing (default), or the tables and page of a comparison",
             },
-            "--most": {
+            "--max-tiles": {
                 "type": int,
                 "default": 3000,
                 "help": "maximum number of tiles on the pairing page (default: 3000)",
@@ -31,6 +31,6 @@ def main() -> None:
             pages = rebuild_comparison(config)
         else:
             config = resolve_arm(config)
-            pages = write_pages(config, Workspace(config), options.most)
+            pages = write_pages(config, Workspace(config), options.max_tiles)
         for path in pages:
             print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -13,7 +13,10 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         extra: dict[str, dict[str, Any]] = {
-            "--options": {"action": "store_true", "help": "compare pairing rules in a table, without writing pairs"},
+            "--compare-rules": {
+                "action": "store_true",
+                "help": "compare pairing rules in a table, without writing pairs",
+            },
             "--features": {
                 "type": Path,
                 "action": "append",
@@ -29,7 +32,7 @@ def main() -> None:
         from clipit.workspace.preflight import check_inputs
         from clipit.workspace.workspace import Workspace
 
-        if options.options:
+        if options.compare_rules:
             require_tiles(config.run)
             workspace = Workspace(config.run)
             check_inputs(workspace, ["vlm"], reports=True)

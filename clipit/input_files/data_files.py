@@ -18,6 +18,7 @@ from clipit.input_files.parquet_classes import cached_parquet, check_parquet_cla
 
 logger = logging.getLogger(__name__)
 
+_TEXT_FORMULA = re.compile(r'="([^"]*)"')
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
@@ -128,6 +129,8 @@ def is_unicode(text: str) -> bool:
 def cell_text(value: Any) -> str:
     """Convert a cell of a table to text without surrounding spaces or byte order marks; null and NaN become "".
 
+    The formula ="007", which protects zeros from spreadsheet programs, becomes 007.
+
     Raises:
         ValueError: The cell contains a list, a line break or another control character, or characters that are not
             valid Unicode; the message states which.
@@ -142,6 +145,7 @@ def cell_text(value: Any) -> str:
         except UnicodeDecodeError:
             raise ValueError("bytes that are not UTF-8") from None
     text = str(value).strip().strip(_INVISIBLE).strip()
+    text = formula[1].strip() if (formula := _TEXT_FORMULA.fullmatch(text)) else text
     if "\n" in text or "\r" in text:
         raise ValueError(f"a line break ({shortlist([text[:60]])})")
     if "\0" in text:

@@ -48,7 +48,7 @@ def clip_towers(source: str) -> Towers:
     hub_id, _, revision = (source, "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):
-        model, report = load_pretrained(CLIPModel, hub_id, **options)  # mismatched weights are one error below
+        model, report = load_pretrained(CLIPModel, hub_id, **options)  # mismatched weights are reported together below
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
         if local:  # read the file itself, because the class fills in defaults for missing keys
             processor = read_image_processor(Path(source))

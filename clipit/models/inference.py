@@ -257,7 +257,7 @@ class Classifier:
         return self._tensors[f"prompts.{name}"]
 
     def _embed_class(self, name: str, prompts: Sequence[str] | str | np.ndarray) -> Float[Tensor, "n D"]:
-        if isinstance(prompts, np.ndarray):
+        if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "fiu":
             vectors = torch.from_numpy(np.atleast_2d(np.asarray(prompts, dtype=np.float32)))
             if vectors.ndim != 2 or vectors.shape[1] != self.joint_dim or not len(vectors):
                 raise DataError(

@@ -75,7 +75,7 @@ def snippet_statistics(
 ) -> tuple[Float64[np.ndarray, "s"], Float32[np.ndarray, "s"] | None]:
     """Compute the per-snippet statistics that the pairing rules use, over all tiles.
 
-    Call it in all processes.
+    Must be called by all processes.
 
     Args:
         shown: Whether to show a progress bar.

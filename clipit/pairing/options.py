@@ -175,7 +175,7 @@ def options_text(options: Sequence[Option]) -> str:
 
 
 def _judge_variants(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
-    """Apply several rules that share correction and k to the candidates of all tiles; call it in all processes."""
+    """Apply rules that share correction and k to the candidates of all tiles; must be called by all processes."""
     selections = [replace(prepared, rules=v, mutual=prepared.mutual if v.mutual else None) for v in variants]
 
     def judge_block(rows: Int[np.ndarray, "_"], candidates: Candidates) -> list[pa.Table]:
@@ -199,7 +199,7 @@ def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 
 def _map_candidates(
     prepared: Selection, tiles: Store, compute: Callable[[Int[np.ndarray, "_"], Candidates], T]
 ) -> list[T]:
-    """Apply a function to the rows and candidates of each block of tiles; call it in all processes."""
+    """Apply a function to the rows and candidates of each block of tiles; must be called by all processes."""
     rules, mean = prepared.rules, tiles.mean() if prepared.index.mean is not None else None
 
     def search_block(rows: Int[np.ndarray, "_"]) -> T:

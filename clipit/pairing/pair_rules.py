@@ -83,7 +83,7 @@ def prepare_selection(
     groups: Mapping[str, str] | None = None,
     shown: bool = True,
 ) -> Selection:
-    """Compute the statistics over all tiles and snippets that the rules use; call it in all processes.
+    """Compute the statistics over all tiles and snippets that the rules use; must be called by all processes.
 
     Args:
         rules: Pairing rules; their k, block and index are ignored.

@@ -42,8 +42,8 @@ def fit_search(
 ) -> tuple[Index, dict[str, Any]]:
     """Choose the search settings of an approximate index that are not configured, and measure its recall.
 
-    Call it in all processes. The recall at k is the share of the k nearest snippets that are found, measured on tiles
-    that were not used to choose settings. If the recall is below 0.95, a warning names the keys to raise.
+    Must be called by all processes. The recall at k is the share of the k nearest snippets that are found, measured on
+    tiles that were not used to choose settings. If the recall is below 0.95, a warning names the keys to raise.
 
     Args:
         mean: Mean to subtract from the tile embeddings; None for no centring.

@@ -75,7 +75,7 @@ _SCORE_AT_END = re.compile(rf"(?:{_MARKER_NAME} ?:? ?-{{1,3}}|\+\+[^\n-]{{0,40}}
 _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 
 ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
-_ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|\\t(?![a-z])")
+_ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|_x000[ADad]_\n?|\\t(?![a-z])")  # also as Excel stores line ends
 
 _MAX_WORD = 500  # maximum length of a word; longer words are encoded images or corrupt data
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # without spaces

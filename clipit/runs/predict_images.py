@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, as_note, counted, shortlist
+from clipit.errors import ArtifactError, DataError, as_note, shortlist
 from clipit.images.image_set import ImageSet
 from clipit.output_files.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
 from clipit.output_files.leftovers import delete_leftovers
@@ -39,8 +39,8 @@ def predict_images(
 ) -> dict[str, Any]:
     """Classify images, distributed over all processes, and write the table and the files next to it.
 
-    An interrupted call resumes from the finished chunks of images in `<out>.partial`, with any batch size. The files
-    depend neither on interruptions nor on the number of processes.
+    An interrupted call resumes from the finished chunks of images in `<out>.partial`, with the batch size recorded
+    there. The files depend neither on interruptions nor on the number of processes.
 
     Args:
         out: Table to write, .csv or .parquet.
@@ -144,7 +144,7 @@ def _finish(
         paths.table.unlink()
         _delete_chunks(paths)
         raise DataError(
-            f"none of the {counted(len(images), 'image')} can be read: "
+            f"no image can be read ({len(images):,} tried): "
             + shortlist([f"{reason} ({name})" for name, _, reason in unreadable], 3),
             where=images.where,
             fix="convert files in unsupported formats, and replace damaged ones",

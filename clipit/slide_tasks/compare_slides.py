@@ -83,7 +83,7 @@ def compare_slides(
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as an additional arm; None for no such arm.
         requested: Requested resolution and size of tiles; unset values follow each model.
-        stated: Options set by the user, out of `mpp` and `pixels`; the others follow each model.
+        stated: Those of `mpp` and `pixels` that the user set; otherwise, the values of each model apply.
         options: Options for opening and comparing the runs.
         notes: Notes on patients of the slides (`slide_runs.check_patients`), shown on the page.
 
@@ -144,7 +144,10 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
 def _write_comparison(
     listed: SlideList, arms: Sequence[_ScoredArm], classes: Sequence[str], out: Path, options: ComparisonOptions
 ) -> SlideReport:
-    """Compare the scores and write tables, page and record. Call it in all processes; only the main one writes."""
+    """Compare the scores and write tables, page and record.
+
+    Must be called by all processes; only the main one writes.
+    """
     processes = get_processes()
     outcome = _common_slides(listed, arms)
     names = {slide.name for slide in outcome.prepared}

@@ -147,7 +147,7 @@ def write_report(
     pages: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> SlideReport:
-    """Write tables, summary and page of all slides. Call it in all processes; only the main one writes.
+    """Write tables, summary and page of all slides. Must be called by all processes; only the main one writes.
 
     Writes `slides.csv`, `slide_scores.csv`, `slide_metrics.csv` (if labels are known), `summary.md`, `slides.html` and
     `scoring.json`, which records the model, the tiles and versions.

@@ -99,7 +99,7 @@ def _read_run(folder: Path) -> SlideRun:
 def check_patients(listed: SlideList, runs: Iterable[Path], policy: LeaksPolicy) -> list[str]:
     """Check that no patient is in two splits of the slides, and that no run was trained on their test patients.
 
-    Only labelled slides are checked, because only these are evaluated. Call it in all processes.
+    Only labelled slides are checked, because only these are evaluated. Must be called by all processes.
 
     Args:
         runs: Folders of the runs that score the slides.

@@ -18,7 +18,8 @@ def check_one_image(path: Path, strips_are_images: bool = True) -> None:
 
     Args:
         path: TIFF without OME metadata.
-        strips_are_images: Whether to check pages in strips; in Aperio's files, these are thumbnail, label and macro.
+        strips_are_images: Whether to check pages stored in strips; in Aperio's files, these are thumbnail, label
+            and macro.
 
     Raises:
         DataError: A page shows another image, which would not be read.
@@ -45,7 +46,7 @@ def check_one_image(path: Path, strips_are_images: bool = True) -> None:
 def _belongs(page: TiffPage, whole: tuple[int, int]) -> bool:
     """Return whether a page may accompany an image of the given size.
 
-    Pages in strips without a name count as label or macro if they are less than half as large.
+    Unnamed pages stored in strips count as a label or macro image if they are less than half as large.
     """
     width, height = page.size
     return (
@@ -59,7 +60,7 @@ def _belongs(page: TiffPage, whole: tuple[int, int]) -> bool:
 def is_smaller_copy(size: tuple[int, int], whole: tuple[int, int]) -> bool:
     """Return whether an image has the shape of a smaller level of another; sizes are width and height in pixels.
 
-    The downsample may be any value from 1.3, and levels may be rounded or slightly padded.
+    The downsample may be any value of 1.3 or more, and levels may be rounded or slightly padded.
     """
     factor = whole[0] / max(1, size[0])
     rounding = 2 + size[1] / max(1, size[0])  # pixels; width and height are rounded

@@ -47,8 +47,8 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    Call it in all processes: each process checks some of the shards, and receives the digests of the files that the
-    other processes have verified.
+    Must be called by all processes: each process checks some of the shards, and receives the digests of the files that
+    the other processes have verified.
 
     Args:
         items: Name of the embedded items, for the error message.

@@ -216,8 +216,8 @@ def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.nda
         return
     if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _MIN_SPREAD:
         raise DataError(
-            f"centring needs snippets with different embeddings, but the {counted(len(rows), 'distinct embedding')} of "
-            "this store are nearly equal",
+            f"centring needs snippets with different embeddings, but this store has only "
+            f"{counted(len(rows), 'distinct embedding')}, which are nearly equal",
             where="pairing.centring",
             fix="add reports, relax the filters of `reports`, or set pairing.centring=false",
         )

@@ -70,7 +70,7 @@ class DataSet:
     test_fraction: float | None = None
     """Fraction of the tiles to hold out for testing, by group; None if a test split is published.
 
-    0.3 with seed 1 follows PLIP's protocol, and is also the default for data sets without a protocol."""
+    0.3 with seed 1 follows PLIP's protocol, and is also used for other data sets without a published test split."""
     test_seed: int = 1
     faults: str = ""
     """Known issues that affect results; they are added to the notes of the tiles."""

@@ -118,7 +118,7 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a data set once and keep its tiles, or open those kept by an earlier call; call it in all processes.
+    """Read a data set once and keep its tiles, or open those kept by an earlier call; must be called by all processes.
 
     The blocks are distributed over processes. An image that is not larger than the kept size, or cannot be decoded, is
     copied byte for byte, so that it yields the same pixels or the same error as in the set.

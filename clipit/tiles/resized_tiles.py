@@ -56,7 +56,7 @@ def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes:
 def resize_tiles(
     root: Path, tiles: TileSet, geometry: Geometry, size: int, preprocess: str, *, threads: int = 0
 ) -> UInt8[np.ndarray, "n 3 size size"]:
-    """Write the resized tiles as one array, or open it if it exists; call it in all processes.
+    """Write the resized tiles as one array, or open it if it exists; must be called by all processes.
 
     The blocks of tiles are distributed over processes; an interrupted call resumes with the missing blocks.
 

@@ -73,7 +73,7 @@ class StreamedSet:
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     """Keep the tiles of a data set or of webdataset shards, or open those kept by an earlier call.
 
-    Call it in all processes. Ids, labels, splits, groups and errors are the same as without streaming.
+    Must be called by all processes. Ids, labels, splits, groups and errors are the same as without streaming.
 
     Args:
         config: Section `tiles`.

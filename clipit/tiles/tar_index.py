@@ -106,7 +106,9 @@ class TarIndex:
 
 
 def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> TarIndex:
-    """Read the headers and fields of all shards, or open the existing index; with `root`, call it in all processes.
+    """Read the headers and fields of all shards, or open the existing index.
+
+    With `root`, it must be called by all processes.
 
     Args:
         config: Section `tiles`.

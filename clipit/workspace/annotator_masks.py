@@ -51,7 +51,7 @@ def write_annotator_masks(
         table: Table with the columns tile, annotator and mask.
         files: Folder or zip to which the paths of the masks are relative; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
-        shown: Number of tiles with the largest share of uncertain pixels on the page.
+        shown: Number of tiles shown on the page: those with the largest share of uncertain pixels.
 
     Returns:
         Path of the page, masks.html (masks.json contains its numbers), and the image folder, to which the
@@ -102,7 +102,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile; annotator skill is estimated separately for each part."""
+    """Return the part of the data set to which each tile belongs; annotator skill is estimated for each part."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -184,7 +184,7 @@ def _write_png(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
 
 
 def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
-    """Yield each row with a file name: the tile's id, or a valid name with a hash if the id is not valid."""
+    """Yield each row with a file name: the tile's id, or a name derived from it, with a hash, if it is no file name."""
     for row, tile in enumerate(masks.tiles.ids.tolist()):
         name = to_file_name(posixpath.splitext(tile)[0])
         yield row, name if name == tile else f"{name or 'tile'}-{fingerprint(tile)[:8]}"
@@ -238,9 +238,9 @@ def _describe(
             "annotators": len(masks.annotators),
             "masks": len(masks.row_of),
             "labelled pixels": int(sum(estimate.pixels.sum() for estimate in consensus.values())),
-            "confidence of the confident masks": confidence,
+            "confidence threshold": confidence,
             "mean share of uncertain pixels": round(float(np.mean(uncertain)), 4),
-            "annotators of test tiles who also annotated training tiles": "unknown: the tiles have no test split"
+            "annotators of test tiles who also annotated other tiles": "unknown: the tiles have no test split"
             if shared is None
             else ", ".join(shared) or "none",
         },
@@ -283,10 +283,11 @@ def _independence_notes(shared: list[str] | None) -> list[str]:
         ]
     if shared:
         return [
-            f"WARNING: annotators of the test tiles also annotated training tiles ({shortlist(shared)}), so scores "
-            "of a model that learns their habits are too high; remove the rows of their masks in one of the two parts"
+            f"WARNING: annotators of the test tiles also annotated training or validation tiles ({shortlist(shared)}), "
+            "so scores of a model that learns their habits are too high; remove the rows of their masks in one of the "
+            "two parts"
         ]
-    return ["no annotator of the test tiles annotated a training tile"]
+    return ["no annotator of the test tiles annotated a training or validation tile"]
 
 
 def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, consensus: PixelConsensus) -> dict[str, Any]:

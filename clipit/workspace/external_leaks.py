@@ -98,17 +98,17 @@ def describe_leaks(leaks: list[Leak], total: int) -> str:
     descriptions = {
         "group": "from the same patients or slides",
         "exact": "with the same pixels",
-        "near": "that look similar",
+        "near": "similar in appearance",
     }
+    groups = len({leak.group for leak in leaks if leak.group})
+    patients = f" ({counted(groups, 'patient or slide', 'patients or slides')})" if groups else ""
     counts = [
-        f"{count} {text}"
+        f"{count} {text}{patients if kind == 'group' else ''}"
         for kind, text in descriptions.items()
         if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
     ]
-    groups = len({leak.group for leak in leaks if leak.group})
-    group_count = f" ({counted(groups, 'patient or slide', 'patients or slides')})" if groups else ""
     tiles = len({leak.other_id for leak in leaks})
     return (
         f"{counted_of(tiles, total, 'new tile leaks', 'new tiles leak')} from training or validation: "
-        f"{', '.join(counts)}{group_count}"
+        f"{', '.join(counts)}"
     )

@@ -44,7 +44,7 @@ _DESCRIPTIONS = {
 
 
 def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Apply `leaks.policy` to the tiles of a run. Call it in all processes.
+    """Apply `leaks.policy` to the tiles of a run. Must be called by all processes.
 
     Args:
         tiles: Tiles of all splits, as read.
@@ -173,7 +173,7 @@ def with_report_policy(config: RunConfig) -> RunConfig:
 
 
 def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> ImageHashes | None:
-    """Hash the images for a comparison (off, exact or near); None for off. Call it in all processes."""
+    """Hash the images for a comparison (off, exact or near); None for off. Must be called by all processes."""
     if pixels == "off":
         return None
     return (tile_hashes if pixels == "near" else tile_digests)(artefacts_of(config), tiles)

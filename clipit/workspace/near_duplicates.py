@@ -22,7 +22,9 @@ _MAX_TILES = 1000  # maximum number of compared tiles per split
 
 
 def warn_about_near_duplicates(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Warn about near-duplicates in two splits if no tile has a known patient or slide. Call it in all processes.
+    """Warn about near-duplicates in two splits if no tile has a known patient or slide.
+
+    Must be called by all processes.
 
     At most 1,000 tiles of each split, drawn reproducibly, are compared. Nothing is dropped; the warning is added to the
     notes of the returned tiles. If `leaks.pixels` is near, all tiles have already been compared; if `leaks.pixels` or

@@ -29,25 +29,26 @@ TilePredictions = Mapping[str, tuple[int, float]]
 def write_pairs_page(
     config: RunConfig,
     workspace: Workspace,
-    most: int = MAX_TILES,
+    max_tiles: int = MAX_TILES,
     run: Path | None = None,
     given: tuple[TilePredictions, str] | None = None,
 ) -> Path:
     """Write the pairing page to `<output>/pairings/<name>/pairs.html`, or to `pairs.html` in a run's folder.
 
     Args:
-        most: Maximum number of tiles on the page.
+        max_tiles: Maximum number of tiles on the page.
         run: Folder of a run whose predictions are shown.
         given: Predictions to show instead of those of a run, and a sentence about their origin.
 
     Raises:
-        ConfigError: `most` is too small.
+        ConfigError: `max_tiles` is too small.
         DataError: A tile's file cannot be opened, or the run's predictions cannot be read.
     """
-    if most < 2:
-        raise ConfigError(f"a page of {counted(most, 'tile')} is too small", where="--most", fix="use 2 or more")
+    if max_tiles < 2:
+        problem = f"a page of {counted(max_tiles, 'tile')} is too small"
+        raise ConfigError(problem, where="--max-tiles", fix="use 2 or more")
     pairs = workspace.pairs
-    shown = choose_tiles(pairs.table, most)
+    shown = choose_tiles(pairs.table, max_tiles)
     tiles = workspace.all_tiles.of_split("train")
     rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
     with progress("encoding thumbnails", len(shown)) as advance:
@@ -56,8 +57,8 @@ def write_pairs_page(
     introduction = [
         f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {workspace.vlm.name}). "
         "Only training tiles are paired. All labels of the data set are shown, including those hidden from runs.",
-        f"Images are at most {LARGE} pixels wide if they take at most {LARGE_BYTES / 1e6:.0f} MB of the page, "
-        f"and {SMALL} pixels wide otherwise.",
+        f"As many images as fit into {LARGE_BYTES / 1e6:.0f} MB are shown up to {LARGE} pixels wide, the others up to "
+        f"{SMALL} pixels.",
         *(f"Reports: {note}." for note in workspace.reports.notes),
     ]
     predictions: TilePredictions | None = None
@@ -121,7 +122,9 @@ def _predictions(run: Path, tiles: TileSet) -> TilePredictions:
 def compare_pairing_rules(workspace: Workspace) -> str:
     """Compare pairing rules in a table, on the training tiles and the labels that the configuration keeps.
 
-    No pairs are written, and no validation tiles, test tiles or hidden labels are read. Call it in all processes.
+    No pairs are written, and no validation tiles, test tiles or hidden labels are read.
+
+    Must be called by all processes.
     """
     config = workspace.config
     tiles = workspace.tiles(config.seed).of_split("train")

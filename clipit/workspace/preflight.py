@@ -27,8 +27,8 @@ def check_inputs(
     """Check the output folder, the model names, the path of the reports, the tiles and the prompts of a workspace.
 
     Images, reports and weights are not read. Problems with the data are reported together; those with models, whose
-    packages take seconds to import, are reported afterwards. Classes of a prompt set that no tile has are logged. Call
-    it in all processes.
+    packages take seconds to import, are reported afterwards. Classes of a prompt set that no tile has are logged.
+    Must be called by all processes.
 
     Args:
         models: Sections of the models that the command loads. The key `prompts` is checked against the classes only if

@@ -129,7 +129,7 @@ class Workspace:
         self.cached(f"logged {text}", lambda: logger.log(level, text))
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
-        """Read a shifted test set without the tiles that `leaks` drops. Call it in all processes.
+        """Read a shifted test set without the tiles that `leaks` drops. Must be called by all processes.
 
         Args:
             name: Name of the set under `comparison.shifted`, for error messages.
@@ -166,7 +166,9 @@ class Workspace:
         return source
 
     def cache_pixels(self, split: str, preprocess: "Preprocess", training: TrainingConfig, reads: float) -> None:
-        """Cache the resized tiles of a split on disk as `training.cache_tiles` requires. Call it in all processes.
+        """Cache the resized tiles of a split on disk as `training.cache_tiles` requires.
+
+        Must be called by all processes.
 
         Args:
             reads: Mean number of times that training reads a tile.

@@ -19,6 +19,15 @@ def _write(path: Path) -> Path:
     return path
 
 
+def test_formulas_that_protect_zeros_become_their_text() -> None:
+    assert [cell_text(cell) for cell in ('="007"', ' ="A 1" ', "=1+1", '="a"&"b"')] == [
+        "007",
+        "A 1",
+        "=1+1",
+        '="a"&"b"',
+    ]
+
+
 def test_byte_order_marks_are_no_part_of_a_cell() -> None:
     assert [cell_text(cell) for cell in ("\ufeffgland", " gland\u200b ", "\ufeff", "\u200bgl\u00e4nd")] == [
         "gland",

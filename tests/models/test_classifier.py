@@ -186,6 +186,8 @@ def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list
     np.testing.assert_allclose(classifier.prompt_embeddings(texts), wanted, atol=1e-5)
     from_texts = classifier.zero_shot(pictures, texts)
     assert from_texts.shape == (4, 2)
+    arrays = {name: np.array([text] if isinstance(text, str) else text) for name, text in texts.items()}
+    np.testing.assert_array_equal(classifier.zero_shot(pictures, arrays), from_texts)
     np.testing.assert_allclose(from_texts.sum(1), 1)
     np.testing.assert_allclose(classifier.zero_shot(pictures, raw), from_texts, atol=1e-5)
     np.testing.assert_allclose(classifier.zero_shot(pictures, "tiny"), classifier.zero_shot(pictures))

@@ -190,7 +190,7 @@ def test_the_script_shows_the_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_config(known_reports, shared_output)
-    monkeypatch.setattr(sys, "argv", ["pair.py", "--config", str(config), "--options"])
+    monkeypatch.setattr(sys, "argv", ["pair.py", "--config", str(config), "--compare-rules"])
     runpy.run_path(str(ROOT / "scripts" / "pair.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "none, not centred" in printed and "none, organs lung" in printed

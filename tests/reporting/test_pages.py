@@ -342,7 +342,7 @@ def test_the_script_answers_for_help(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sys, "argv", ["pages.py", "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pages.py"), run_name="__main__")
-    assert end.value.code == 0 and "--most" in capsys.readouterr().out
+    assert end.value.code == 0 and "--max-tiles" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["pair.py", "pages.py"])

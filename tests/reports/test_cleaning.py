@@ -31,6 +31,11 @@ def test_line_ends_that_are_written_out() -> None:
     assert clean_text(text) == "Gross: Brown tissue.\nDiagnosis: Adenoma.\n- Polyp in C:\\new"
 
 
+def test_line_ends_as_excel_stores_them() -> None:
+    text = "Negative for_x000D_\nDysplasia_x000d_Diagnosis: Adenoma._x000A_- Polyp"
+    assert clean_text(text) == "Negative for\nDysplasia\nDiagnosis: Adenoma.\n- Polyp"
+
+
 @given(NOISY)
 def test_output_is_tidy(text: str) -> None:
     cleaned = clean_text(text)

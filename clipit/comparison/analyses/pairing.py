@@ -48,9 +48,9 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
         heading=heading(plan, "Quality of the pairs"),
         text="Computed on training tiles. Label agreement uses every label of the data set, including those hidden "
         "from training, and is not used to select anything. `hubness`: share of tiles paired with the most-used 1% "
-        "of the snippets; `neighbours`: share of tiles with the majority label of the other tiles paired with the same "
-        "snippet; `text`: share of tiles whose label is the class nearest to their snippet; `AUROC`: how well the "
-        "pairing score separates these tiles from the others.",
+        "of the snippets; `neighbours`: share of tiles whose label is the majority label of the other tiles paired "
+        "with the same snippet; `text`: share of tiles whose label is the class nearest to their snippet; `AUROC`: "
+        "how well the pairing score separates these tiles from the others.",
         header=(
             "snippets used",
             "hubness %",

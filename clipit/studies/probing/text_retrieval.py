@@ -24,7 +24,7 @@ def text_retrieval(
 ) -> list[tuple[str, RetrievalScore]]:
     """Measure class-match precision between test tiles and prompts, and recall@k of the true captions if configured.
 
-    The list is empty without prompts and captions. Embeddings are not centred.
+    The list is empty if neither prompts nor captions are configured. Embeddings are not centred.
 
     Returns:
         Pairs of task and score.

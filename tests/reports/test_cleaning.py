@@ -33,7 +33,7 @@ def test_line_ends_that_are_written_out() -> None:
 
 def test_line_ends_as_excel_stores_them() -> None:
     text = "Negative for_x000D_\nDysplasia_x000d_Diagnosis: Adenoma._x000A_- Polyp"
-    assert clean_text(text) == "Negative for\nDysplasia\nDiagnosis: Adenoma.\n- Polyp"
+    assert clean_text(text) == "Negative for Dysplasia\nDiagnosis: Adenoma.\n- Polyp"
 
 
 @given(NOISY)

@@ -83,7 +83,7 @@ class FinishedTrials:
 
 
 def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrials:
-    """Run all trials, together with other agents."""
+    """Run all trials, sharing them with other agents."""
     searched = {RATE, STEPS, *comparison.grid}
     unused = [key for key in config.overrides if key in searched]
     if unused and get_processes().main:

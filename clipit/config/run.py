@@ -167,8 +167,8 @@ class PairingConfig(Section):
     """Pair only with snippets from reports of these organs (case-insensitive); empty: all organs (needs `index:
     Flat`)."""
     exclude_same_group: bool = False
-    """Never pair a tile with a snippet that occurs only in reports of its own patient, matched as in the leak check
-    (needs `index: Flat`)."""
+    """Never pair a tile with a snippet that occurs only in reports of the tile's own patient. Patients are matched as
+    in the leak check. Needs `index: Flat`."""
     reports: Literal["any", "own", "own_then_any"] = "any"
     """Reports that supply a tile's snippets. `any`: those of any patient. `own`: only those of the tile's own patient;
     tiles of patients without a report get no pair. `own_then_any`: those of the tile's own patient if there are any,

@@ -30,7 +30,7 @@ TRAINING_TILES = "training_tiles.parquet"
 """File in a run's folder with the id, split and group of each training and validation tile."""
 _HASHED_KEY = b"clipit_hashed_tiles"
 _COLUMNS = ("id", "split", "group")
-_REREAD = "delete it; the training tiles are then re-read"
+_REREAD = "delete this file; the training tiles are then re-read"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class PseudoMasks:
             raise DataError(
                 f"no cell of {counted(len(codes), 'labelled training image')} has a confident pseudo-label",
                 where="segmentation.training.pseudo.confidence",
-                fix="lower it, or label more training images",
+                fix="lower this threshold, or label more training images",
             )
         return replace(self, codes=codes)
 

@@ -90,7 +90,7 @@ class Unet:
                     sums[:, top : top + edge, left : left + edge] += window
                     counts[top : top + edge, left : left + edge] += 1
         if sums is None:
-            raise DataError("the image has no pixels", where="image", fix="remove it")
+            raise DataError("the image has no pixels", where="image", fix="remove the image")
         means = (sums / counts)[None, :, :height, :width]
         if means.shape[-2:] != (image.height, image.width):
             means = nn.functional.interpolate(means, size=(image.height, image.width), mode="bilinear")

@@ -151,9 +151,9 @@ def _source(
     stems = {file.rpartition(".")[0] for file in ids}
     masks = [file for file in ids if (match := _MASK.fullmatch(file.rpartition(".")[0])) and match["image"] in stems]
     if masks:
-        several = counted(len(masks), "tile is named like a mask", "tiles are named like masks")
+        count = counted(len(masks), "tile is named like a mask", "tiles are named like masks")
         notes = (
-            f"WARNING: {several} of another tile: {shortlist(masks)}; move masks out of the class folders",
+            f"WARNING: {count} of another tile: {shortlist(masks)}; move masks out of the class folders",
             *notes,
         )
     return SourceTiles(

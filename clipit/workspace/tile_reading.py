@@ -162,7 +162,7 @@ def tile_sizes(tiles: TileSet, cached: Cache) -> list[tuple[int, int]]:
 def tile_warnings(
     tiles: TileSet, cached: Cache, expected: float | None, model: str, preprocess: "Preprocess"
 ) -> list[str]:
-    """Return warnings if a model sees only a part of the tiles, or a different resolution from its training tiles.
+    """Return warnings if a model receives cropped tiles, or a resolution unlike that of its training tiles.
 
     Args:
         cached: Cache for the sizes of tiles.

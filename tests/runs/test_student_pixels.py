@@ -64,7 +64,7 @@ def test_tiles_that_are_not_square_are_noted_in_the_console_and_the_summary(
     said, config = capture_log(), configure(keys, name="wide")
     folder = train_run(config, Workspace(config))
     expected = "16 of 16 sampled images are not square: images of 64 x 32 px are cropped"
-    assert sum(expected in line and "50% of their pixels are not seen" in line for line in said) == 1
+    assert sum(expected in line and "50% of their pixels are lost" in line for line in said) == 1
     summary = (folder / "summary.md").read_text()
     assert f"WARNING: {expected}" in summary.partition("## Tiles")[2].partition("##")[0]
     assert expected in json.loads((folder / "training.json").read_text())["notes"][-1]

@@ -91,7 +91,7 @@ def test_images_that_are_not_square_are_counted() -> None:
     warning = crop_warning([*sample_sizes(read, 9).values()])
     assert warning is not None
     assert warning.startswith("4 of 8 sampled images are not square: images of 700 x 460 px are cropped")
-    assert "34% of their pixels are not seen" in warning and "clipit slides tile" in warning
+    assert "34% of their pixels are lost" in warning and "clipit slides tile" in warning
     mpps = np.full(9, np.nan)
     for crops in (True, False):
         found = view_warnings(read, mpps, pixels=None, expected=None, model="M", crops=crops)

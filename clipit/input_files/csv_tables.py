@@ -155,7 +155,9 @@ def check_column_names(names: Sequence[str], where: object) -> None:
     stripped = [name.strip() for name in names]
     repeated = sorted({name for name in stripped if name and stripped.count(name) > 1})
     if repeated:
-        raise DataError(f"several columns have the same name: {shortlist(repeated)}", where=where, fix="rename all but one")
+        raise DataError(
+            f"several columns have the same name: {shortlist(repeated)}", where=where, fix="rename all but one"
+        )
 
 
 class _RowEnds:

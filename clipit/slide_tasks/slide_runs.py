@@ -96,13 +96,13 @@ def _read_run(folder: Path) -> SlideRun:
     return SlideRun(folder, config.arm or "custom", config.seed, tuple(spec.classes), spec.mpp)
 
 
-def check_patients(listed: SlideList, runs: Iterable[Path], policy: LeaksPolicy) -> list[str]:
+def check_patients(listed: SlideList, runs: Iterable[Path] | None, policy: LeaksPolicy) -> list[str]:
     """Check that no patient is in two splits of the slides, and that no run was trained on their test patients.
 
     Only labelled slides are checked, because only these are evaluated. Must be called by all processes.
 
     Args:
-        runs: Folders of the runs that score the slides.
+        runs: Folders of the runs that score the slides; None for a classifier that is not in the folder of its run.
         policy: Whether leaks raise an error, or are only noted.
 
     Returns:
@@ -128,15 +128,19 @@ def check_patients(listed: SlideList, runs: Iterable[Path], policy: LeaksPolicy)
         logger.info(as_note(notes[0]))
     tested = ~np.isin(splits.astype(str), (TRAIN, VALIDATION))
     tests = SeenTiles(ids[tested], np.full(int(tested.sum()), "test", dtype=object), groups[tested])
-    for run in runs:
+    if runs is None and tested.any():
+        problem = "the classifier was not opened from the folder of its run, which lists them"
+        notes.append(f"WARNING: the test slides were not compared with the training tiles: {problem}")
+        logger.info(as_note(notes[-1]))
+    for run in runs or []:
         notes += check_test_patients(run, tests, LeaksConfig(policy=policy), "slide")
     return notes
 
 
-def run_of_classifier(path: Path) -> list[Path]:
-    """Return the folder of the run that a classifier belongs to, in a list; an empty list if it belongs to none."""
+def run_of_classifier(path: Path) -> list[Path] | None:
+    """Return the folder of the run in which a classifier is, as a list for `check_patients`; None if it is in none."""
     folders = [path, path.parent] if path.name == "classifier" else [path]
-    return [folder for folder in folders if (folder / _CONFIG).is_file()][:1]
+    return [folder for folder in folders if (folder / _CONFIG).is_file()][:1] or None
 
 
 def check_comparison(

@@ -168,6 +168,9 @@ def test_patients_in_two_splits_of_the_slides_are_an_error_or_a_note(
         assert "3 patients are in more than one split" in text and "kept on request" in text
     rows.drop(columns="label").assign(group="P").to_csv(table, index=False)  # nothing is evaluated
     clipit.score_slides(table, compared.folder / "crossing", classifier=run, **VLM_TILES)
+    opened = clipit.load_classifier(run)
+    apart = clipit.score_slides(slides, compared.folder / "crossing", classifier=opened, **VLM_TILES)
+    assert "he test slides were not compared with the training tiles" in apart.text
 
 
 @pytest.mark.parametrize("known_by", ["group", "slide", "slide of the patient"])

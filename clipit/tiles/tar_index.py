@@ -108,7 +108,7 @@ class TarIndex:
 def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> TarIndex:
     """Read the headers and fields of all shards, or open the existing index.
 
-    With `root`, it must be called by all processes.
+    If `root` is given, this function must be called by all processes.
 
     Args:
         config: Section `tiles`.

@@ -184,7 +184,7 @@ def _write_png(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
 
 
 def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
-    """Yield each row with a file name: the tile's id, or a name derived from it, with a hash, if it is no file name."""
+    """Yield each row with a file name: the tile's id, or a valid name with a hash if the id is not a file name."""
     for row, tile in enumerate(masks.tiles.ids.tolist()):
         name = to_file_name(posixpath.splitext(tile)[0])
         yield row, name if name == tile else f"{name or 'tile'}-{fingerprint(tile)[:8]}"

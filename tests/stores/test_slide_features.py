@@ -169,7 +169,7 @@ def test_other_feature_files_and_copies_of_slides_are_counted(configure_file: Ma
     result = clipit.pair(configure_file(), features=folder)
     assert result.places is not None
     assert sorted(set(result.places["slide"])) == ["one", "one (1)", "three", "two"]
-    (unread,) = [line for line in said if "not read" in line]
+    (unread,) = [line for line in said if "are skipped" in line]
     assert "2 feature files are skipped" in unread and "five.pt" in unread and "four.h5" in unread
     assert "note: 1 group of slides has the same features: one (1) = one" in said
 

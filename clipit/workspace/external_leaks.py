@@ -95,15 +95,14 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
 
 def describe_leaks(leaks: list[Leak], total: int) -> str:
     """Describe how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
+    groups = len({leak.group for leak in leaks if leak.group})
     descriptions = {
-        "group": "from the same patients or slides",
+        "group": f"from {counted(groups, 'shared patient or slide', 'shared patients or slides')}",
         "exact": "with the same pixels",
         "near": "similar in appearance",
     }
-    groups = len({leak.group for leak in leaks if leak.group})
-    patients = f" ({counted(groups, 'patient or slide', 'patients or slides')})" if groups else ""
     counts = [
-        f"{count} {text}{patients if kind == 'group' else ''}"
+        f"{count} {text}"
         for kind, text in descriptions.items()
         if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
     ]

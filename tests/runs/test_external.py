@@ -143,7 +143,7 @@ def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: P
     table = Path(tiles.path)
     table.write_text(table.read_text().replace("elsewhere-0", "train-3"))
     message = (
-        "3 of 9 new tiles leak from training or validation: 2 from the same patients or slides, 1 with the same pixels"
+        "3 of 9 new tiles leak from training or validation: 2 from 1 shared patient or slide, 1 with the same pixels"
     )
     with pytest.raises(DataError, match=rf"(?s){message}.*gland-0.*--leaks\.policy=exclude"):
         evaluate_external(run, tiles, name="leaks")

@@ -15,7 +15,7 @@
 #
 # Every task of the command `clipit` is also a function, which takes a configuration and returns an
 # object with paths and DataFrames. This notebook indexes reports, pairs tiles with them, trains a
-# classifier and tests whether the text helped.
+# classifier, and tests whether the text helped.
 #
 # It runs in less than a minute on two CPU cores, because its tiles and reports are synthetic and
 # its models are the tiny ones that ship with clipit. Its scores therefore say nothing about
@@ -38,7 +38,7 @@ sorted(path.name for path in world.iterdir())
 #
 # `load_config` reads a YAML file or a shipped configuration by its name (`clipit init` lists them).
 # Any key of [Configuration](configuration.md) can be changed, by its dotted name or by its section.
-# Wrong keys and values raise a `ConfigError` that lists all of them; every error that clipit raises
+# Invalid keys and values raise a `ConfigError` that lists all of them; every error that clipit raises
 # is a `clipit.ClipitError`.
 
 # %%
@@ -84,7 +84,7 @@ best = paired.pairs.nlargest(200, "similarity").drop_duplicates("text").head(6)
 best[["tile_id", "similarity", "text"]]
 
 # %% [markdown]
-# Look at the pairs before training on them. `paired.page` is the path of a page with all of them.
+# Look at the pairs before training on them. `paired.page` is the path of a page with all pairs.
 
 # %%
 figure, axes = plt.subplots(1, len(best), figsize=(12, 2.5))
@@ -125,9 +125,9 @@ images = [paired.image(name) for name in test["id"]]
 list(zip(test["label"], classifier.predict(images), strict=True))
 
 # %% [markdown]
-# Because it was trained with text, it also classifies zero-shot, here from prompts with words that
-# are new to it. New texts need the VLM used in training; `zero_shot(images)` uses the prompts that
-# the classifier contains.
+# Because the classifier was trained with text, it also classifies zero-shot, here with prompts that
+# were not used in training. New prompts need the VLM used in training; `zero_shot(images)` uses the
+# prompts stored in the classifier.
 
 # %%
 classifier.zero_shot(images, {"tumour": ["adenocarcinoma with atypia"], "other": ["normal tissue"]}).round(2)
@@ -137,7 +137,8 @@ classifier.zero_shot(images, {"tumour": ["adenocarcinoma with atypia"], "other":
 #
 # A single score does not show whether the text helped. `compare` trains every arm with several
 # seeds and gives the differences from the baseline with their intervals. With two seeds, as here,
-# these are wide: for a claim, use five or more seeds, and controls such as `shuffled_pairs`.
+# the intervals are wide: to support a claim, use five or more seeds, and controls such as
+# `shuffled_pairs`.
 
 # %%
 comparison = clipit.compare(

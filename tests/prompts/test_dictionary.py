@@ -28,7 +28,7 @@ def test_the_packaged_dictionary() -> None:
     chapters = Path(clipit.__file__).parent / "prompts/dictionaries/histology"
     heads = [path.read_text(encoding="utf-8").split("name:")[0] for path in chapters.glob("*.yaml")]
     assert len(heads) == 9
-    assert all("In the style of CPLIP's dictionary, which is not public" in head for head in heads)
+    assert all("in the style of CPLIP's dictionary, which is not public" in head for head in heads)
 
 
 def test_a_bag_has_each_text_of_an_entry_once(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
     bits: int, colour: int, row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipit.images.png._UNPACKED_BYTES", 7)
-    for stream in (bytes(6 * row), bytes(7 * row), bytes(5 * row) + b"\0" + b"\1" * (row - 1)):
+    for stream in (bytes(6 * row), bytes(7 * row), bytes(5 * row) + b"\0" + b"\2" * (row - 1)):
         assert decode(io.BytesIO(png_of(stream, 5, 6, bits, colour))).size == (5, 6)
     for rows in (1, 3, 5):
         data = png_of(bytes((6 - rows) * row), 5, 6, bits, colour)

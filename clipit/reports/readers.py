@@ -31,7 +31,7 @@ from clipit.reports.encodings import (
     describe_replaced,
     describe_truncated,
 )
-from clipit.reports.metadata import check_dates, read_metadata
+from clipit.reports.metadata import Metadata, check_dates, read_metadata
 from clipit.reports.tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
 from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
@@ -106,6 +106,8 @@ def read_reports(config: ReportsConfig) -> Reports:
     notes: list[str] = []
     metadata = read_metadata(config)
     source_config = config if metadata is None else metadata.for_reports(config)
+    if metadata is not None and format_name in ("lines", "texts"):
+        _check_columns(config, metadata)
     try:
         raw_reports: Iterable[RawReport] = _read_source(source_config, format_name, path, problems)
         if config.tcga_barcodes and format_name != "tcga":
@@ -173,6 +175,23 @@ def _check_options(config: ReportsConfig, format_name: str, path: Path) -> None:
             f"options that do not apply to reports in the format {format_name}: {', '.join(ignored)}",
             where=config.path,
             fix="remove these options, or correct reports.path or reports.format",
+        )
+
+
+def _check_columns(config: ReportsConfig, metadata: Metadata) -> None:
+    """Reject configured columns that the metadata table lacks, for reports that have no columns themselves.
+
+    Raises:
+        DataError: A column is missing.
+    """
+    fields = ("organ", "label", "date", *(["group"] if metadata.by_report else []))
+    columns = {field: getattr(config, f"{field}_column") for field in fields if field not in metadata.fields}
+    missing = [f"{column} (reports.{field}_column)" for field, column in columns.items() if column is not None]
+    if missing:
+        raise DataError(
+            f"the metadata table does not have these columns: {', '.join(missing)}",
+            where=metadata.path,
+            fix="correct their names in the configuration or in the table",
         )
 
 

@@ -197,7 +197,8 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
     if not alike and (len(inside) > 1 or len(shared) < 2):
         return
     names = sorted(inside)
-    fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {names[0]}}}"
+    train = next((name for name in names if "train" in name.lower()), names[0])
+    fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {train}}}"
     if len(names) == 1:
         fix = f"set tiles.path to {root / names[0]}"
     elif any(name in mapping or name.lower() in mapping for name in shared):

@@ -13,7 +13,7 @@ from typing import Any
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.vlm_training import PairsConfig
 from clipit.errors import ClipitError, DataError, counted, shortlist
-from clipit.input_files.data_files import cell_text
+from clipit.input_files.data_files import MISSING_VALUES, cell_text
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import column_advice
@@ -205,9 +205,10 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
 def _caption(value: Any, where: object, row_name: str) -> str:
     """Replace line breaks and other white space in a text with single spaces."""
     try:
-        return cell_text(" ".join(value.split()) if isinstance(value, str) else value)
+        text = cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:
         raise DataError(f"the text of {row_name} contains {error}", where=where, fix="correct this text") from error
+    return "" if text in MISSING_VALUES else text
 
 
 def _check_splits(source: SourceTiles) -> None:

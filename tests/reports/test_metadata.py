@@ -40,6 +40,16 @@ def test_facts_by_report(tmp_path: Path) -> None:
     assert any("1 row without a report (x)" in problem for problem in reports.problems)
 
 
+def test_a_column_that_neither_the_table_nor_text_files_have_is_an_error(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "a", "b")
+    metadata = table(tmp_path / "m.csv", "report_id,patient,Label", "a,P1,x", "b,P2,y")
+    config = ReportsConfig(path=str(folder), metadata=metadata, group_column="patient", label_column="label")
+    with pytest.raises(DataError, match=r"does not have these columns: label \(reports.label_column\)"):
+        read_reports(config)
+    right = config.model_copy(update={"label_column": "Label"})
+    assert [(each.group, each.label) for each in read_reports(right).reports] == [("P1", "x"), ("P2", "y")]
+
+
 def test_facts_by_patient_match_tcga_barcodes_of_any_length(tmp_path: Path) -> None:
     path = tmp_path / "reports.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -63,6 +63,12 @@ def paired(examples: BagExamples, steps: int = 6) -> set[tuple[str, str]]:
     return found
 
 
+def test_missing_values_are_no_texts(config: RunConfig, tmp_path: Path) -> None:
+    content = [*rows(), ("images/train-003.png", "nan", "train-0"), ("images/train-004.png", "NULL", "train-1")]
+    section = write_table(tmp_path / "pairs.csv", config, content)
+    assert {"nan", "NULL"}.isdisjoint(make(config, section).texts)
+
+
 def test_each_image_meets_its_texts_and_groups_stay_together(config: RunConfig, tmp_path: Path) -> None:
     content = [*rows(), ("images/train-003.png", "a second text", "train-0")]
     section = write_table(tmp_path / "pairs.csv", config, content)

@@ -19,6 +19,7 @@ from clipit.mil.feature_file_checks import (
     check_encoders,
     check_owners,
     count_repeated,
+    describe_scales,
     describe_settings,
 )
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
@@ -114,8 +115,8 @@ def bags_of_files(
     """Read bags from feature files and a table of slide labels.
 
     Slides without features, features without a row in the table, slides without tiles, and repeated tiles are dropped
-    and counted in the notes. The notes also list slides with the same features, and tile settings that differ between
-    slides.
+    and counted in the notes. The notes also list slides with the same features, and tile settings and scales of the
+    vectors that differ between slides.
 
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
@@ -336,7 +337,7 @@ class _OpenedFiles:
 
     Attributes:
         copies: Groups of slides with the same features.
-        notes: Remarks on repeated tiles and settings.
+        notes: Remarks on repeated tiles, settings and scales.
     """
 
     files: dict[str, FeatureFile]
@@ -370,7 +371,8 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Ope
         f"{shortlist(with_repeats)}"
     )
     notes = [total] if with_repeats else []
-    return _OpenedFiles(opened, slides[0].dim, find_copies(slides), (*notes, *describe_settings(slides)))
+    notes += [*describe_settings(slides), *describe_scales(slides)]
+    return _OpenedFiles(opened, slides[0].dim, find_copies(slides), tuple(notes))
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:

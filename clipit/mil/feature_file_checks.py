@@ -1,15 +1,17 @@
-"""Check feature files against each other: repeated tiles, copied or misnamed files, different models and settings."""
+"""Check feature files against each other: repeated tiles, copied or misnamed files, other models, settings or scales."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.stores.slide_features import SlideFeatures, describe_copies
 
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap", "custom_downsample", "downsample")
 """Attributes in which TRIDENT and CLAM record how tiles were cut; they should be equal for all slides of a study."""
+_CHECKED, _TOLERANCE = 256, 0.02  # vectors read per slide; tolerance of unit norms for half precision
+_FACTOR = 3.0  # median norms that differ more than this from those of the other slides are unlikely with one extraction
 _RECOMPUTE = "compute the features of this slide again"
 
 
@@ -92,6 +94,50 @@ def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
             listed = "; ".join(f"{value}: {len(names)} ({shortlist(names, 3)})" for value, names in groups)
             notes.append(f"WARNING: the tiles of the slides differ in {setting}: {listed}")
     return notes
+
+
+def describe_scales(slides: Sequence[SlideFeatures]) -> list[str]:
+    """Describe slides whose vectors are all the same, or differ in scale from those of the others.
+
+    Only the first vectors of each slide are read. Vectors that are zero or not finite are ignored; they are errors when
+    the features are used.
+    """
+    norms: dict[str, float] = {}
+    constant, unit = list[str](), list[str]()
+    for slide in slides:
+        vectors = slide.vectors(0, _CHECKED).astype(np.float64)
+        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        if not len(lengths):
+            continue
+        norms[slide.slide] = float(np.median(lengths))
+        if (np.abs(lengths - 1) <= _TOLERANCE).all():
+            unit.append(slide.slide)
+        if len(vectors) > 1 and (vectors == vectors[0]).all():
+            rest = slide.vectors(_CHECKED)
+            if (rest == vectors[0].astype(np.float32)).all():
+                constant.append(slide.slide)
+    notes = []
+    raw = [name for name in norms if name not in {*unit}]
+    if unit and raw:
+        few, kind = (unit, "unit-norm vectors") if len(unit) <= len(raw) else (raw, "vectors that are not unit-norm")
+        notes.append(f"{_count(few, norms)} {kind}, unlike the others: {shortlist(few)}")
+    median = float(np.median([norms[name] for name in raw])) if raw else 1.0
+    far = [f"{name} ({norms[name]:.3g})" for name in raw if not 1 / _FACTOR <= norms[name] / median <= _FACTOR]
+    if far:
+        notes.append(
+            f"{_count(far, norms)} vectors on a different scale (the median norm of the slides is {median:.3g}): "
+            f"{shortlist(far)}"
+        )
+    notes = [f"{note}; compute the features of all slides in the same way" for note in notes]
+    if constant:
+        listed = f"{shortlist(constant)}; compute the features again"
+        notes.append(f"{_count(constant, norms)} the same vector for all tiles: {listed}")
+    return [f"WARNING: {note}" for note in notes]
+
+
+def _count(names: Sequence[str], slides: Mapping[str, float]) -> str:
+    return counted_of(len(names), len(slides), "slide has", "slides have")
 
 
 def _shown(value: object) -> str:

@@ -227,6 +227,35 @@ def test_a_file_that_states_another_slide_is_refused_and_other_settings_are_note
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 
+def _vectors(numbers: dict[int, Any], tmp_path: Path) -> list[str]:
+    """Replace the vectors of some slides, and return the warnings."""
+    table = _write(tmp_path, "\n".join(_split_table()), dims={f"s{number:02d}": 64 for number in range(12)})
+    for number, change in numbers.items():
+        with h5py.File(tmp_path / f"h5/s{number:02d}.h5", "r+") as file:
+            file["features"][...] = change(file["features"][...])
+    return [note for note in bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes if "WARNING" in note]
+
+
+def test_vectors_on_the_scale_of_another_extraction_are_a_warning(tmp_path: Path) -> None:
+    assert not _vectors({4: lambda vectors: 2 * vectors}, tmp_path / "alike")
+    (note,) = _vectors({3: lambda vectors: 1000 * vectors, 7: lambda vectors: vectors / 10}, tmp_path / "scaled")
+    assert "2 of 12 slides have vectors on a different scale" in note and "s03 (7.91e+03), s07 (0.82" in note
+
+    def unit(vectors: Any) -> Any:
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    (note,) = _vectors({3: unit, 5: unit}, tmp_path / "unit")
+    assert "2 of 12 slides have unit-norm vectors" in note and note.count("s03, s05") == 1
+    (note,) = _vectors({number: unit for number in range(12) if number != 9}, tmp_path / "raw")
+    assert "1 of 12 slides has vectors that are not unit-norm, unlike the others: s09" in note
+    assert not _vectors(dict.fromkeys(range(12), unit), tmp_path / "all_unit")
+
+
+def test_slides_with_one_vector_for_all_tiles_are_a_warning(tmp_path: Path) -> None:
+    (note,) = _vectors({2: lambda vectors: vectors * 0 + vectors[:1]}, tmp_path)
+    assert "1 of 12 slides has the same vector for all tiles: s02" in note
+
+
 @pytest.mark.parametrize(
     ("before", "after", "what"), [("s07.svs,b,", "s07.svs,B,", "classes"), (",p3", ",P3 ", "groups")]
 )

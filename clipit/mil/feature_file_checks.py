@@ -1,4 +1,4 @@
-"""Check feature files against each other: repeated tiles, copied or misnamed files, other models, settings or scales."""
+"""Check feature files against each other: repeated tiles, copied or misnamed files, other models, settings, scales."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

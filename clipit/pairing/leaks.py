@@ -130,7 +130,7 @@ def patient_of(report: Report) -> str:
     return patient(report.group) if report.group else patient_in(report.report_id)
 
 
-def count_reports_of(reports: Sequence[Report], tiles: TileSet) -> int:
+def count_reports_of(reports: Sequence[Report], tiles: TileSet | SeenTiles) -> int:
     """Count the reports of patients that have tiles in a set, whatever their split."""
     names, owners = match_patients(
         [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()

@@ -20,6 +20,8 @@ from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
+from clipit.training.terms.term_table import uses_reports
+from clipit.workspace.external_leaks import note_reports
 from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.tile_hashes import cached_hashes
 from clipit.workspace.workspace import Workspace
@@ -117,6 +119,7 @@ def check_test_patients(
         problems = (*problems, f"patients (unknown for {unknown} of {counted(len(tests), f'test {unit}')})")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
     notes += misspelled_tests(tests, seen)
+    notes += filter(None, [_note_reports(run, tests, f"test {unit}s")])
     shared = find_shared_patients(tests, seen)
     request = "leaks.policy: note" if unit == "tile" else "--leaks-policy=note"
     if shared:
@@ -138,6 +141,15 @@ def check_test_patients(
     for note in notes:
         logger.info(as_note(note))
     return tuple(notes)
+
+
+def _note_reports(run: Path, tests: TileSet | SeenTiles, unit: str) -> str:
+    """Return a warning if the run was trained with reports of the test patients, or if this is unknown; else ""."""
+    try:
+        config = read_run_config(run)
+    except ClipitError as error:
+        return f"patients of the reports of {run.name} were not compared: {str(error).splitlines()[0]}"
+    return note_reports(tests, config, run.name, unit) if uses_reports(config) else ""
 
 
 def _with_trained_slides(slides: TileSet | SeenTiles, seen: SeenTiles) -> SeenTiles:

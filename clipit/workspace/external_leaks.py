@@ -77,8 +77,13 @@ def enforce_on_external(
     return replace(kept, notes=(*kept.notes, note)), leaks
 
 
-def note_reports(tests: TileSet, config: RunConfig) -> str:
-    """Return a warning if reports of the run belong to patients of a new test set, or cannot be read; else ""."""
+def note_reports(tests: TileSet | SeenTiles, config: RunConfig, run: str = "the run", unit: str = "new set") -> str:
+    """Return a warning if reports of a run belong to patients of a test set, or cannot be read; else "".
+
+    Args:
+        run: Name of the run in the warning.
+        unit: What the test set is called in the warning.
+    """
     from clipit.reports.readers import read_reports
 
     if not (patients(tests.groups, tests.ids) != "").any() or config.reports is None:
@@ -87,10 +92,10 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
         reports = read_reports(config.reports).reports
     except (ClipitError, OSError) as error:
         reason = str(error).splitlines()[0]
-        return f"patients of the run's reports were not compared with those of the new set: {reason}"
+        return f"patients of the reports of {run} were not compared with those of the {unit}: {reason}"
     count = count_reports_of(reports, tests)
-    text = counted(count, "report of the run belongs", "reports of the run belong")
-    return f"WARNING: {text} to patients of the new set; the run may have been trained on their text" if count else ""
+    text = counted(count, f"report of {run} belongs", f"reports of {run} belong")
+    return f"WARNING: {text} to patients of the {unit}; the run may have been trained on their text" if count else ""
 
 
 def describe_leaks(leaks: list[Leak], total: int) -> str:

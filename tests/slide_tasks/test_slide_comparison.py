@@ -1,5 +1,6 @@
 """Runs are compared on slide labels: files, arms and seeds, the zero-shot VLM, resume, failures and wrong input."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -171,6 +172,21 @@ def test_patients_in_two_splits_of_the_slides_are_an_error_or_a_note(
     opened = clipit.load_classifier(run)
     apart = clipit.score_slides(slides, compared.folder / "crossing", classifier=opened, **VLM_TILES)
     assert "he test slides were not compared with the training tiles" in apart.text
+
+
+def test_reports_of_test_patients_are_noted(models: Path, slides: Path, tmp_path: Path) -> None:
+    table = slides.parent / "reported.csv"
+    run = Path(shutil.copytree(models / "runs/demo/clip_it_all-seed1", tmp_path / "r"))
+    rows = pd.read_csv(slides)
+    rows.assign(group=[f"T{number}" for number in range(9)]).to_csv(table, index=False)
+    corpus = [{"id": f"r{number}", "text": "Adenocarcinoma.", "patient": f"T{number}"} for number in range(9)]
+    (tmp_path / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in corpus), encoding="utf-8")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config["reports"] = {"path": str(tmp_path / "reports.jsonl"), "group_column": "patient"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    scored = clipit.score_slides(table, tmp_path / "out", classifier=run, **VLM_TILES)
+    count = (rows["split"] == "test").sum()
+    assert f"{count} reports of r belong to patients of the test slides" in scored.text
 
 
 @pytest.mark.parametrize("known_by", ["group", "slide", "slide of the patient"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, HOSTILE, opened
+from logged_lines import capture_log
 
 import clipit
 from clipit.api.labels import LabelIssuesResult
@@ -131,9 +132,12 @@ def test_cells_left_empty_and_whole_numbers_with_decimals_are_read(file: ConfigF
     tiles = Workspace(file.run).all_tiles
     tiles = replace(tiles, classes=tuple(str(number) for number in range(len(tiles.classes))))
     path = tmp_path / "verified.csv"
-    path.write_text(f"tile,label\n{FLIPPED[0]},1.0\n{FLIPPED[1]},\n{FLIPPED[2]} , 0\n", encoding="utf-8")
+    rows = [f"{FLIPPED[0]},1.0", f"{FLIPPED[1]},", f"{FLIPPED[2]} , 0", "elsewhere,1"]
+    path.write_text("\n".join(["tile,label", *rows]) + "\n", encoding="utf-8")
+    said = capture_log()
     verified = dict(zip(tiles.ids.tolist(), read_verified(path, tiles).tolist(), strict=True))
     assert [verified[name] for name in FLIPPED[:3]] == [1, -1, 0]
+    assert any("labels of 1 tile that is not checked: elsewhere" in line for line in said)
 
 
 def test_verified_labels_are_read_before_anything_is_embedded(file: ConfigFile, tmp_path: Path) -> None:

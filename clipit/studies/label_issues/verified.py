@@ -1,5 +1,6 @@
 """Verified labels: read them, and score the ranking of suspicious labels against them."""
 
+import logging
 from collections.abc import Sequence, Set
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from clipit.input_files.data_files import without_decimals
 from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
+logger = logging.getLogger(__name__)
+
 _FIX = "use a CSV file with the columns tile (or id) and label"
 
 
 def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
 
-    Rows for other tiles and rows without a label are ignored. Labels such as 1.0 and 1 are the same class, because
+    Rows without a label are skipped, and rows for other tiles are counted in the log. Labels such as 1.0 and 1 are the same class, because
     programs write integers as decimals in columns with empty cells.
 
     Raises:
@@ -49,6 +52,10 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
             "no checked tile has a verified label",
             where=path,
             fix="use the ids of the checked tiles, and write the class of each verified tile in the `label` column",
+        )
+    if others := sorted({name for name, label in cells if label and name not in row_of}):
+        logger.info(
+            f"note: {path}: labels of {counted(len(others), 'tile that is not', 'tiles that are not')} checked: {shortlist(others)}"
         )
     class_of = _as_classes({label for _, label in checked}, tiles.classes)
     checked = [(name, class_of.get(label, label)) for name, label in checked]

@@ -23,8 +23,8 @@ _FIX = "use a CSV file with the columns tile (or id) and label"
 def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
 
-    Rows without a label are skipped, and rows for other tiles are counted in the log. Labels such as 1.0 and 1 are the same class, because
-    programs write integers as decimals in columns with empty cells.
+    Rows without a label are skipped, and rows for other tiles are counted in the log. Labels such as 1.0 and 1 are the
+    same class, because programs write integers as decimals in columns with empty cells.
 
     Raises:
         DataError: The file is missing or unreadable, lacks a column, has no label for these tiles, has two labels for
@@ -54,9 +54,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
             fix="use the ids of the checked tiles, and write the class of each verified tile in the `label` column",
         )
     if others := sorted({name for name, label in cells if label and name not in row_of}):
-        logger.info(
-            f"note: {path}: labels of {counted(len(others), 'tile that is not', 'tiles that are not')} checked: {shortlist(others)}"
-        )
+        count = counted(len(others), "tile that is not", "tiles that are not")
+        logger.info(f"note: {path}: labels of {count} checked: {shortlist(others)}")
     class_of = _as_classes({label for _, label in checked}, tiles.classes)
     checked = [(name, class_of.get(label, label)) for name, label in checked]
     unknown = sorted({label for _, label in checked} - {*tiles.classes})

@@ -23,6 +23,7 @@ from clipit.models.precision import tf32_products
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
 from clipit.output_files.artifacts import locked, write_record
+from clipit.pairing.leaks import SeenTiles
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import (
@@ -34,14 +35,17 @@ from clipit.runs.folder import (
     recorded_precision,
 )
 from clipit.runs.tracking import finish_trackers, start_trackers
+from clipit.tiles.tileset import TileSet
 from clipit.training.auto_precision import resolve_precision
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
 from clipit.training.loop import Schedule, StepParts, make_optimizer, run_steps
 from clipit.training.step import Clock
 from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.bag_examples import report_patients
 from clipit.vlm_training.contrastive_step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.vlm_training.mining import mine, warn_if_mining_is_slow
+from clipit.workspace.adapted_patients import write_adapted_patients
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -103,8 +107,8 @@ def adapt(
             processes.
 
     Returns:
-        The folder of the adaptation: config.yaml, run.json, metrics.jsonl, checkpoints/, training.json, adapter/ and,
-        if the licence and the format allow it, vlm/.
+        The folder of the adaptation: config.yaml, run.json, metrics.jsonl, checkpoints/, training.json,
+        adapted_patients.json, adapter/ and, if the licence and the format allow it, vlm/.
 
     Raises:
         ConfigError: All weights would be trained although the licence forbids derivatives, the VLM already has an
@@ -214,6 +218,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
         scale = float(adapted.logit_scale.detach().exp())
         counts = {"step": progress.best_step or progress.step, "weights": trained, "logit_scale": scale}
         card = vlm_card(vlm, _card_facts(section, arm, seed, examples.summary, counts))
+        write_adapted_patients(folder, _used(adaptation), config.vlm)
         exported = export_vlm(vlm, config.vlm, adapted, folder, card)
         facts: dict[str, Any] = {
             "arm": arm,
@@ -235,6 +240,17 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
         }
         write_record(folder / TRAINING, facts)
     return trackers
+
+
+def _used(adaptation: _Adaptation) -> list[TileSet | SeenTiles]:
+    """Return the images that are used, also those that select the step, and the reports that supply texts."""
+    section, validation = adaptation.section, adaptation.validation
+    used: list[TileSet | SeenTiles] = [adaptation.examples.used_tiles()]
+    if section.keep == "best" and validation is not None:
+        used.append(validation.used_tiles())
+    if section.data == "bags" and section.needs_reports and adaptation.arm != "images":
+        used.append(report_patients(adaptation.workspace))
+    return used
 
 
 def _card_facts(

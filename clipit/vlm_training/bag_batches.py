@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int, Int64
 from clipit.distributed import stream_positions
 from clipit.errors import DataError
 from clipit.tiles.pixel_source import PixelSource
+from clipit.tiles.tileset import TileSet
 from clipit.training.terms.bags import share_text
 
 
@@ -113,6 +114,11 @@ class BagExamples:
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.tiles_of)
+
+    def used_tiles(self) -> TileSet:
+        """Return the tiles that may be used: all tiles if bags have neighbours, since re-mining may draw any tile."""
+        tiles = self.source.tiles
+        return tiles if self.neighbours else tiles.select(np.unique(self.tiles_of.values))
 
     def batch(self, step: int) -> ContrastBatch:
         """Return the global batch of a step, counted from 0."""

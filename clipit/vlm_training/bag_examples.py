@@ -9,6 +9,7 @@ from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.output_files.artifacts import fingerprint
+from clipit.pairing.leaks import SeenTiles, patient_of
 from clipit.patients import patients
 from clipit.prompts.dictionary import MAX_TEXTS, load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
@@ -108,6 +109,14 @@ def _inputs(section: AdaptConfig, workspace: Workspace) -> dict[str, str]:
     if section.bags.class_prompts and workspace.prompts is not None:
         inputs["class prompts"] = workspace.prompts.hash
     return inputs
+
+
+def report_patients(workspace: Workspace) -> SeenTiles:
+    """Return the reports that supply snippets, with their patients, represented as training tiles."""
+    reports = workspace.reports.reports
+    ids = np.array([each.report_id for each in reports], dtype=object)
+    groups = np.array([patient_of(each) for each in reports], dtype=object)
+    return SeenTiles(ids, np.full(len(ids), "train", dtype=object), groups)
 
 
 def _members(table: Int64[np.ndarray, "n k"]) -> Members:

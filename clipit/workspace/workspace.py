@@ -31,6 +31,7 @@ from clipit.tiles.hidden_labels import hide_labels, with_all_labels
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.adapted_patients import CHECKED, note_adapted_vlms
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles, with_report_policy
 from clipit.workspace.near_duplicates import warn_about_near_duplicates
 from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
@@ -81,11 +82,11 @@ class Workspace:
         return Workspace(config, self._shared) if workspace is None else workspace
 
     def apart(self, config: RunConfig) -> "Workspace":
-        """Return a workspace for a different configuration; it uses this workspace's cache, but does not add to it.
+        """Return a workspace for an adaptation's own VLM; it uses this workspace's cache, but does not add to it.
 
-        Everything that the returned workspace loads, such as the weights of a different VLM, is released with it.
+        Everything that the returned workspace loads, such as the weights of the VLM, is released with it.
         """
-        return Workspace(config, {**self._shared})
+        return Workspace(config, {**self._shared, CHECKED: True})
 
     def cached(self, key: str, make: Callable[[], Any]) -> Any:
         """Return the value of `make`, computed once per key and cached in the shared cache."""
@@ -95,7 +96,7 @@ class Workspace:
 
     def tiles(self, seed: int) -> TileSet:
         """Return all tiles, with the labels that this seed keeps."""
-        key = f"{seed} {_key('labelled', self.config, 'tiles', 'leaks')}"
+        key = f"{seed} {_key('labelled', self.config, 'tiles', 'leaks', 'vlm', 'second_vlm')}"
         tiles: TileSet = self.cached(key, lambda: hide_labels(self.all_tiles, self.config.tiles.labels, seed))
         return tiles
 
@@ -109,7 +110,7 @@ class Workspace:
             return note_many_classes(warn_about_near_duplicates(kept, self.config))
 
         tiles: TileSet = self.cached(key, check)
-        return tiles
+        return tiles if CHECKED in self._shared else note_adapted_vlms(tiles, self.config, self.cached)
 
     @property
     def listed_tiles(self) -> TileSet:

@@ -15,7 +15,7 @@ from tiny_models import WORDS, MakeConfig
 from torch import Tensor
 
 from clipit.config.load import read_yaml, validate_file
-from clipit.config.run import RunConfig
+from clipit.config.run import RunConfig, VLMConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError, ClipitError, ConfigError
 from clipit.models.vlm import load_vlm
@@ -129,6 +129,33 @@ def test_an_adapted_vlm_opens_and_a_killed_adaptation_goes_on_bit_by_bit(
     for name, value in weights_of(folder).items():
         assert torch.equal(value, weights[name]), name
     assert read_json(folder / "training.json", "")["adapted_fingerprint"] == facts["adapted_fingerprint"]
+
+
+def test_test_patients_whose_data_adapted_the_vlm_are_a_warning(config: RunConfig, tmp_path: Path) -> None:
+    folder = adapt(config, section(steps=2), "text", 0, Workspace(config))
+    files = [file for name in ("vlm", "adapter") for file in (folder / name).rglob("*") if file.is_file()]
+    assert not any(b"train-1" in file.read_bytes() for file in files), "the exported folders name no patients"
+
+    def warnings(vlm: VLMConfig, **tiles: Any) -> list[str]:
+        changed = config.model_copy(update={"vlm": vlm, "tiles": config.tiles.model_copy(update=tiles)})
+        lines, workspace = capture_log(), Workspace(changed)
+        found = [note for note in workspace.all_tiles.notes if "adapted VLM" in note]
+        assert [note for note in workspace.tiles(0).notes if "adapted VLM" in note] == found
+        assert all(sum(note in line for line in lines) == 1 for note in found)
+        return found
+
+    exchanged = {"splits": {"train": "test", "validation": "validation", "test": "train"}}
+    merged = adapted_vlm(config.vlm, folder)
+    assert not warnings(merged) and not warnings(config.vlm, **exchanged)
+    for vlm in (merged, config.vlm.model_copy(update={"adapter": str(folder / "adapter")})):
+        (note,) = warnings(vlm, **exchanged)
+        assert "was adapted to data of test patients" in note and "18 such patients (train-0, train-1," in note
+    copied = shutil.copytree(folder / "vlm", tmp_path / "copied" / "vlm")
+    (note,) = warnings(VLMConfig(name=str(copied)))
+    assert "copied/vlm was adapted to data of patients, which cannot be compared" in note
+    again = config.model_copy(update={"vlm": VLMConfig(name=str(copied)), "name": "again"})
+    (note,) = warnings(adapted_vlm(again.vlm, adapt(again, section(steps=2), "text", 0, Workspace(again))))
+    assert "18 known patients and others, which cannot be compared" in note
 
 
 def test_images_alone_train_only_the_image_tower(config: RunConfig) -> None:

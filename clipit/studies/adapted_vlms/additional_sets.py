@@ -11,9 +11,8 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ConfigError
-from clipit.pairing.leaks import SeenTiles, patient_of
-from clipit.tiles.tileset import TileSet
 from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.bag_examples import report_patients
 from clipit.workspace.external_leaks import enforce_on_external
 from clipit.workspace.leak_policy import hash_images
 from clipit.workspace.workspace import Workspace
@@ -89,7 +88,7 @@ def check_additional_sets(
     Raises:
         DataError: There are leaks and the policy is `error`, or a set would become empty.
     """
-    used_tiles = [_used_tiles(each) for each in examples]
+    used_tiles = [each.used_tiles() for each in examples]
     additional = {}
     for name, other in sets.items():
         tests = workspace.for_config(other).all_tiles.of_split("test")
@@ -97,21 +96,7 @@ def check_additional_sets(
         for tiles in used_tiles if config.leaks.policy != "off" else ():
             tests = enforce_on_external(tests, tiles, hash_images(tiles, config, config.leaks.pixels), config, where)[0]
         if section.data == "bags" and section.needs_reports:
-            tests = enforce_on_external(tests, _report_patients(workspace), None, config, f"{where}, reports")[0]
+            tests = enforce_on_external(tests, report_patients(workspace), None, config, f"{where}, reports")[0]
         notes = tuple(f"{where}: {note}" for note in tests.notes if note not in previous_notes)
         additional[name] = AdditionalSet(other, tests.ids, notes)
     return additional
-
-
-def _used_tiles(examples: BagExamples) -> TileSet:
-    """Return the tiles that examples may use: all tiles if bags have neighbours, since re-mining may draw any tile."""
-    tiles = examples.source.tiles
-    return tiles if examples.neighbours else tiles.select(np.unique(examples.tiles_of.values))
-
-
-def _report_patients(workspace: Workspace) -> SeenTiles:
-    """Return the patients whose reports provide snippets, represented as training tiles."""
-    reports = [each for each in workspace.reports.reports if patient_of(each)]
-    ids = np.array([each.report_id for each in reports], dtype=object)
-    groups = np.array([patient_of(each) for each in reports], dtype=object)
-    return SeenTiles(ids, np.full(len(ids), "train", dtype=object), groups)

@@ -50,6 +50,7 @@ from clipit.studies.probing.tables import probing_chapters
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred
+from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -328,6 +329,7 @@ def _write(
         save_plot(figure, folder / plot)
     chapters = probing_chapters(probing, config.seed, frame, provenance, plot)
     note = study_note(config, describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split"))
+    note = " ".join(filter(None, (note, *adapted_vlm_notes([tiles]))))
     write_study(folder, "probing", f"{config.name}: probes of frozen features", note, chapters, frame)
 
 

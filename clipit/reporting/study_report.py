@@ -154,14 +154,14 @@ def pivot_cells(
     return headings, lines
 
 
-def study_note(config: RunConfig, *coverage: str) -> str:
+def study_note(config: RunConfig, *remarks: str) -> str:
     """Compose the note above the results of a study that evaluates the backbone and the VLM.
 
     Args:
-        coverage: Remarks on the classes that the scores cover, from `describe_coverage`; "" for none.
+        remarks: Remarks on the scores, such as the classes that they cover (`describe_coverage`); "" for none.
     """
     note = compose_note(config.note, backbones=[config.backbone.name], vlms=[config.vlm.name])
-    return " ".join(filter(None, (note, *coverage)))
+    return " ".join(filter(None, (note, *remarks)))
 
 
 def write_study(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipit.config.run import RunConfig, VLMConfig
-from clipit.errors import counted, counted_of, shortlist
+from clipit.errors import as_note, counted, counted_of, shortlist
 from clipit.models.adapted_base import base_of_adapted
 from clipit.output_files.artifacts import read_json, write_record
 from clipit.pairing.leaks import SeenTiles, find_shared_patients
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 ADAPTED_PATIENTS = "adapted_patients.json"
 """File in the folder of an adaptation, outside the exported folders, with the patients whose data were used."""
 CHECKED = "the test patients are not those of the adaptation"
-"""Key of the shared cache that an adaptation sets while it evaluates its own VLM, for which it has checked all leaks."""
-_WARNING = "WARNING: the adapted VLM "
+"""Key of the shared cache that is set while an adaptation, which has checked all leaks, evaluates its own VLM."""
+_WARNING = "WARNING: the VLM "
 
 
 def write_adapted_patients(folder: Path, used: Sequence[TileSet | SeenTiles], vlm: VLMConfig) -> None:
@@ -51,7 +51,7 @@ def note_adapted_vlms(tiles: TileSet, config: RunConfig, cached: Callable[[str, 
         return tiles
     notes = [note for vlm in (config.vlm, config.second_vlm) if vlm is not None for note in _compare(tests, vlm)]
     for note in notes:
-        cached(f"logged {note}", partial(logger.warning, note))
+        cached(f"logged {note}", partial(logger.info, as_note(note)))
     return replace(tiles, notes=(*tiles.notes, *notes)) if notes else tiles
 
 

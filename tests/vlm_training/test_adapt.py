@@ -139,8 +139,8 @@ def test_test_patients_whose_data_adapted_the_vlm_are_a_warning(config: RunConfi
     def warnings(vlm: VLMConfig, **tiles: Any) -> list[str]:
         changed = config.model_copy(update={"vlm": vlm, "tiles": config.tiles.model_copy(update=tiles)})
         lines, workspace = capture_log(), Workspace(changed)
-        found = [note for note in workspace.all_tiles.notes if "adapted VLM" in note]
-        assert [note for note in workspace.tiles(0).notes if "adapted VLM" in note] == found
+        found = [note for note in workspace.all_tiles.notes if "was adapted to data" in note]
+        assert [note for note in workspace.tiles(0).notes if "was adapted to data" in note] == found
         assert all(sum(note in line for line in lines) == 1 for note in found)
         return found
 
@@ -149,7 +149,8 @@ def test_test_patients_whose_data_adapted_the_vlm_are_a_warning(config: RunConfi
     assert not warnings(merged) and not warnings(config.vlm, **exchanged)
     for vlm in (merged, config.vlm.model_copy(update={"adapter": str(folder / "adapter")})):
         (note,) = warnings(vlm, **exchanged)
-        assert "was adapted to data of test patients" in note and "18 such patients (train-0, train-1," in note
+        assert "WARNING: the VLM text-seed0/" in note and "of test patients" in note
+        assert "18 such patients (train-0, train-1," in note
     copied = shutil.copytree(folder / "vlm", tmp_path / "copied" / "vlm")
     (note,) = warnings(VLMConfig(name=str(copied)))
     assert "copied/vlm was adapted to data of patients, which cannot be compared" in note

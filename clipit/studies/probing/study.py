@@ -328,8 +328,8 @@ def _write(
         figure = plot_label_efficiency(_curve_series(curves), metric=probing.metric, title=config.name)
         save_plot(figure, folder / plot)
     chapters = probing_chapters(probing, config.seed, frame, provenance, plot)
-    note = study_note(config, describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split"))
-    note = " ".join(filter(None, (note, *adapted_vlm_notes([tiles]))))
+    coverage = describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split")
+    note = study_note(config, coverage, *adapted_vlm_notes([tiles]))
     write_study(folder, "probing", f"{config.name}: probes of frozen features", note, chapters, frame)
 
 

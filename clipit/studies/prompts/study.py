@@ -43,6 +43,7 @@ from clipit.studies.prompts.models import (
 from clipit.studies.prompts.plots import plot_grid, plot_spread
 from clipit.studies.prompts.tables import PromptDifference, prompt_chapters
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -264,5 +265,6 @@ def _write(
     undefined = explain_undefined(metric, test.labels, test.classes) if frame[metric].isna().any() else ""
     shown = [difference for difference in differences if difference.metric == metric]
     chapters = prompt_chapters(frame, metric, undefined, shown, provenance)
-    note = study_note(config, describe_coverage(test.labels, test.classes, "the test split"))
+    coverage = describe_coverage(test.labels, test.classes, "the test split")
+    note = study_note(config, coverage, *adapted_vlm_notes([test]))
     write_study(folder, "prompts", f"Prompt study: {config.name}", note, chapters, frame, SCHEMA)

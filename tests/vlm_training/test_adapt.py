@@ -16,12 +16,14 @@ from torch import Tensor
 
 from clipit.config.load import read_yaml, validate_file
 from clipit.config.run import RunConfig, VLMConfig
+from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError, ClipitError, ConfigError
 from clipit.models.vlm import load_vlm
 from clipit.models.vlm_export import adapted_vlm
 from clipit.output_files.artifacts import read_json, write_json
 from clipit.runs.folder import config_differences
+from clipit.studies.probing.study import probe
 from clipit.vlm_training.adapt import _resolve_precision, adapt, adaptation_folder, is_adapted
 from clipit.vlm_training.contrastive_step import ContrastStep
 from clipit.workspace.workspace import Workspace
@@ -151,6 +153,9 @@ def test_test_patients_whose_data_adapted_the_vlm_are_a_warning(config: RunConfi
         (note,) = warnings(vlm, **exchanged)
         assert "WARNING: the VLM text-seed0/" in note and "of test patients" in note
         assert "18 such patients (train-0, train-1," in note
+    tiles = config.tiles.model_copy(update=exchanged)
+    page = probe(config.model_copy(update={"vlm": merged, "tiles": tiles}), ProbingConfig(at=(1, 5))) / "probing.md"
+    assert "WARNING: the VLM text-seed0/vlm was adapted to data of test patients" in page.read_text(encoding="utf-8")
     copied = shutil.copytree(folder / "vlm", tmp_path / "copied" / "vlm")
     (note,) = warnings(VLMConfig(name=str(copied)))
     assert "copied/vlm was adapted to data of patients, which cannot be compared" in note

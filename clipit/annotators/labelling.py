@@ -26,7 +26,8 @@ class Consensus:
     """Votes of some annotators on some tiles, and their consensus.
 
     Attributes:
-        estimates: Dawid-Skene estimates; None if the labels do not permit them, so that the majority is used.
+        estimates: Dawid-Skene estimates; None if the labels do not permit them, in which case the
+            majority is used.
         posteriors: Probability of each class per item; vote shares if there are no estimates.
         reason: Reason for missing estimates; "" if there are estimates.
     """
@@ -85,7 +86,7 @@ class Consensus:
 def find_consensus(votes: Votes) -> Consensus:
     """Find the consensus with the Dawid-Skene model, or the majority if annotators' skills cannot be estimated.
 
-    Ties (probabilities that are equal to six digits) are broken by a hash of the item's id.
+    Ties (probabilities that agree to six decimal places) are broken by a hash of the item's id.
     """
     reason = explain_not_estimable(votes)
     counts = votes.counts()
@@ -289,7 +290,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
         raise DataError(
             consensus.reason,
             where=f"{_WHERE}.labels = {config.labels}",
-            fix="use labels: majority or labels: annotator, or let several annotators label some tiles",
+            fix="use labels: majority or labels: annotator, or have several annotators label the same tiles",
         )
     kind = "consensus" if config.labels == "consensus" else "posteriors"
     notes = [f"training labels: {kind} (Dawid-Skene) of {annotator_names} on {counted(len(votes), 'tile')}"]

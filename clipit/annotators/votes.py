@@ -99,7 +99,7 @@ class Majority:
 
     Attributes:
         labels: Class of each item; -1 for an item without a label.
-        tied: Whether several classes are equally frequent, so that the tie was broken by a hash.
+        tied: Whether several classes were equally frequent and the tie was broken by a hash.
     """
 
     labels: Int64[np.ndarray, " n"]

@@ -1,4 +1,4 @@
-"""Pair tiles with reports in Python: build the snippet index, and find the nearest snippets of tiles."""
+"""Pair tiles with reports in Python: build the snippet index, and find the snippets nearest to each tile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,7 +97,7 @@ def build_text_index(config: Config) -> IndexResult:
 
     Args:
         config: Configuration with reports. It needs no tiles; with tiles, reports of patients with validation or test
-            tiles are excluded.
+            tiles raise an error, or are dropped with `leaks.policy: exclude`.
 
     Raises:
         ClipitError: The reports, the VLM or the index cannot be used; the message states what to do.

@@ -61,7 +61,7 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
 
 
 def demo_table(parts: Mapping[str, tuple[RunConfig, ComparisonConfig]]) -> str:
-    """Format the test scores in % of several finished parts of the demo as one table.
+    """Format the test scores (in %) of several finished parts of the demo as one table.
 
     Args:
         parts: Configurations of each part, keyed by its kind of reports (the first column).
@@ -86,7 +86,7 @@ def demo_table(parts: Mapping[str, tuple[RunConfig, ComparisonConfig]]) -> str:
 def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it already exists.
 
-    The folder is written atomically, so a folder with other content was created by the user.
+    The folder is written atomically, so a folder with other content must have been created by the user.
 
     Args:
         config: Configuration whose tiles are in the folder of the world.

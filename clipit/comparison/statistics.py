@@ -125,7 +125,7 @@ def compute_results(rows: Sequence[ScoreRow], baseline: str, bootstrap: TileBoot
     Args:
         rows: Scores of all data sets, backbones, test sets, arms and seeds.
         baseline: Arm that the others are compared with, seed by seed.
-        bootstrap: Paired bootstrap over test tiles, such as `tile_bootstrap`.
+        bootstrap: Paired bootstrap over test tiles, as returned by `tile_bootstrap`.
     """
     if not rows:
         return []

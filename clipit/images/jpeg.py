@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 _MAX_PIXELS = 4096 * 4096  # pixels; larger images gain little and take twice their memory
 _SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2)})
-"""Sampling factors of luma whose decoding is compared with Pillow's; those of chroma are (1, 1)."""
+"""Luma sampling factors of images whose decoding is compared with Pillow's; those of chroma are (1, 1)."""
 _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
 
 _CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead of", re.IGNORECASE)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-"""Warning about data after the last pixel of a scan or restart interval: padding, or the rest of misread pixels."""
+"""Warning about data after the last pixel of a scan or restart interval: padding, or what misread pixels left over."""
 _END, _SCAN = b"\xff\xd9", 0xDA
 _COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
-"""simplejpeg's name for the colours of an image, by its number of channels."""
+"""simplejpeg's name for the colour space of an image, by its number of channels."""
 
 Decoder = Callable[[bytes], UInt8[np.ndarray, "h w 3"]]
 
@@ -84,7 +84,7 @@ def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
         return ""
     try:
         pixels = decoder(data)
-    except ValueError as error:  # an error or a warning of libjpeg
+    except ValueError as error:  # an error or a warning from libjpeg
         return _corruption(str(error), data)
     return Image.fromarray(pixels) if pixels.shape == (height, width, 3) else ""
 

@@ -24,7 +24,7 @@ def find_wrong_checksum(data: bytes) -> str:
 
 
 def count_missing_bytes(data: bytes) -> int:
-    """Count the bytes missing from pixel data that end regularly; Pillow fills missing rows with zeros.
+    """Count the bytes missing from pixel data whose stream ends normally; Pillow fills missing rows with zeros.
 
     Returns:
         Number of bytes; 0 for a stream that is cut off or damaged, which Pillow reports.

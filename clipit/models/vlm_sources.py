@@ -15,7 +15,7 @@ def check_vlm_name(config: VLMConfig) -> None:
     """Check the name, path and adapter of a VLM, without loading it or contacting the Hub.
 
     Raises:
-        ConfigError: `vlm.path` is given with a name outside the table.
+        ConfigError: `vlm.path` is given with a name that is not in `VLMS`.
         ModelError: The name is unknown, the path does not exist, the model has no text tower, or `vlm.adapter` is not
             a complete adapter.
     """
@@ -64,7 +64,7 @@ def table_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
 
 
 def other_towers(config: VLMConfig) -> Towers:
-    """Load a VLM outside the table: a built-in name of open_clip, a Hub id, a folder, or a user's function.
+    """Load a VLM that is not in `VLMS`: a built-in name of open_clip, a Hub id, a folder, or a user's function.
 
     Raises:
         ConfigError: `vlm.path` is given with such a name.
@@ -111,7 +111,7 @@ def _check_table_entry(spec: ModelSpec, config: VLMConfig) -> None:
 def _check_path(config: VLMConfig) -> None:
     if config.path is not None:
         raise ConfigError(
-            f"vlm.path requires a vlm.name from the table, and {config.name!r} is not one",
+            f"vlm.path can only be used with the name of a known VLM, and {config.name!r} is not one",
             where=f"vlm.path: {config.path}",
             fix=f"set vlm.name: {config.path} and remove vlm.path, or use one of: {', '.join(VLMS)}",
         )
@@ -140,7 +140,7 @@ def _check_folder(folder: Path, config: VLMConfig) -> None:
             "unknown VLM: neither a known name nor a folder",
             where=folder,
             fix=(f"similar names: {', '.join(similar)}; or " if similar else "")
-            + f"use embedded, a name from the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
+            + f"use embedded, a known name ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
             "hf-hub:ID (open_clip), clip:ID (transformers), python:package.module:function, or a folder",
         )
 

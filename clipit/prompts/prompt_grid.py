@@ -69,7 +69,7 @@ def template_problem(template: str) -> str:
 
 
 def fill_template(template: str, organ: str = "", magnification: str = "", stain: str = "") -> str:
-    """Fill the words into a grid template, keeping the `{}` for the class name."""
+    """Insert the words into a grid template, keeping the `{}` for the class name."""
     words = {"organ": organ, "magnification": magnification, "stain": stain, "": PLACEHOLDER}
     text = " ".join(_SLOT.sub(lambda slot: words[slot[1]], template).split())
     text = re.sub(r" ([.,;:])", r"\1", text)

@@ -21,7 +21,7 @@ ZERO_SHOT, PROBE = "zero-shot", "linear probe"
 MODELS = {
     BEFORE: "the VLM before adaptation",
     TEXT: "adapted with the texts paired with each image",
-    "shuffled_text": "control: adapted with texts of other patients or images",
+    "shuffled_text": "control: adapted with texts from other patients or from other images",
     "images": "control: adapted with images alone",
 }
 """Models of the study."""
@@ -35,9 +35,9 @@ _TILES = (
 )
 _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
-    "of the difference, over groups and over seeds, are on the same side of 0. Otherwise the outcome is open. It is "
-    "undecided if an interval is undefined: with one seed, with fewer than ten groups, or if all resamples or all "
-    "seeds agree. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
+    "of the difference, over groups and over seeds, are on the same side of 0. It is undecided if an interval is "
+    "undefined: with one seed, with fewer than ten groups, or if all resamples or all seeds agree. In all other cases, "
+    "it is open. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
     "A gain is due to the text only if the arm `text` is better than both controls. The control `shuffled_text` uses "
@@ -174,7 +174,7 @@ def _probe(content: AdaptContent) -> str:
     probe = f"a linear probe on the frozen VLM with {counted(content.probe_labels, 'label')}"
     score = f"({_mean(content.score(PROBE, BEFORE))})"
     if compared.outcome == "better":
-        return f"The adapted VLM exceeds {probe} {score}."
+        return f"The adapted VLM outperforms {probe} {score}."
     if compared.outcome == "worse":
         return f"If labels are available, use the probe: {probe} is better {score}."
     if compared.outcome == "undecided":

@@ -107,12 +107,13 @@ def learn_vocabulary(texts: Iterable[str]) -> Vocabulary:
 def readability(text: str, vocabulary: Vocabulary = _NO_CORPUS) -> float:
     """Return the share of a text's letters and digits that belong to readable words, from 0 to 1.
 
-    A word is readable if it is familiar in the corpus, is a number or code (pT3a, CD117, 5cm), or looks ordinary. An
-    ordinary word has ordinary letter case, a vowel, and no run of six consonants, four vowels or three equal letters;
-    in lower case, it has at least three letters. Words joined by a symbol such as ":" or "~" need at least four
-    letters. Words in non-Latin scripts are readable. The time is linear in the length of the text.
+    A word is readable if it is familiar in the corpus, is a number or code (pT3a, CD117, 5cm), is a common short word
+    or an acronym of at most five letters, or looks ordinary. An ordinary word has ordinary letter case, a vowel, and
+    no run of six consonants, four vowels or three equal letters; in lower case, it has at least three letters. Words
+    joined by a symbol such as ":" or "~" need at least four letters. Words in non-Latin scripts are readable. The time
+    is linear in the length of the text.
 
-    Words that pass this test may still be garbled, such as words whose letters OCR has mixed ("oglcai plltlem" for
+    Words that pass this test may still be garbled, such as words whose letters OCR has scrambled ("oglcai plltlem" for
     "Histological pattern"). If few words of a text are familiar and the unfamiliar ones contain many trigrams that
     the corpus lacks, none of the unfamiliar words is readable.
     """

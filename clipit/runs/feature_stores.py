@@ -92,7 +92,7 @@ def vlm_facts(workspace: Workspace) -> dict[str, Any]:
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """Return the provenance of a finished run: arm, seed, and the artefacts on which it was trained."""
+    """Return the provenance of a finished run: arm, seed, and the artefacts that it was trained with."""
     config, training = read_run_record(run)
     facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "run_seed": config.get("seed")}
     inputs = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")

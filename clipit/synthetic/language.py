@@ -29,7 +29,7 @@ def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
 
 
 def ocr_noise(rng: np.random.Generator, text: str, rate: float) -> str:
-    """Replace about a fraction `rate` of the characters with typical OCR confusions."""
+    """Replace each character that OCR often confuses with probability `rate`."""
     misread = rng.random(len(text)) < rate
     return "".join(c.translate(_CONFUSED) if wrong else c for c, wrong in zip(text, misread, strict=True))
 
@@ -81,7 +81,8 @@ def caption(
     """Draw a caption of a tile from the VLM's vocabulary, with class names from `names`.
 
     15% of the captions are only boilerplate. The others name the class with probability 0.85 and each attribute with
-    probability 0.5, and end with boilerplate with probability 0.15. 1% of the characters are misread.
+    probability 0.5, and end with boilerplate with probability 0.15. 1% of the characters that OCR
+    often confuses are misread.
     """
     filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
     if rng.random() < 0.15:
@@ -133,7 +134,7 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
 
 
 def named_class(text: str) -> int:
-    """Return the class named in a sentence of a synthetic report, as an index of `CLASSES`; -1 if there is none.
+    """Return the class named in a sentence of a synthetic report, as an index into `CLASSES`; -1 if there is none.
 
     The first name counts, because attributes such as "a little extracellular mucin" follow the class; of two names at
     the same position, the longer one counts.

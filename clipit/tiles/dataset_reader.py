@@ -1,4 +1,4 @@
-"""Read a published data set of `DATASETS`, from file names or from a table next to the images."""
+"""Read a published data set of `DATASETS`, whose labels are in file names or in a table next to the images."""
 
 import re
 from collections import Counter
@@ -120,7 +120,7 @@ def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -
 def _missing_classes(source: SourceTiles, data_set: DataSet) -> list[str]:
     present = set(source.labels) - {""}
     if data_set.class_count is not None and len(present) != data_set.class_count:
-        return [f"{counted(len(present), 'class', 'classes')} of {data_set.class_count}"]
+        return [f"{counted(len(present), 'class', 'classes')} instead of {data_set.class_count}"]
     return [f"no tile of class {name}" for name in data_set.classes if name not in present]
 
 

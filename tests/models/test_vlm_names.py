@@ -152,7 +152,7 @@ def test_all_missing_parts_are_one_error(clip_folder: Path, tmp_path: Path) -> N
         ("vinid/plip", None, ModelError, "similar names: plip, clip:vinid/plip"),
         ("plip", "absent", ModelError, "does not exist"),
         ("plip", "timm", ModelError, "no plip in this folder.*test_vit"),
-        ("embedded", "timm", ConfigError, "vlm.path requires a vlm.name from the table"),
+        ("embedded", "timm", ConfigError, "vlm.path can only be used with the name of a known VLM"),
         ("plip", None, ModelError, "https://huggingface.co/vinid/plip"),
         ("clip-vit-b-32", None, ModelError, "Hub cannot be reached"),
         ("biomedclip", None, ModelError, "BiomedCLIP.*text tower"),

@@ -185,7 +185,7 @@ def test_kimia_path24c_keeps_its_test_part(tmp_path: Path) -> None:
 
 def test_kimia_path24c_with_another_name_for_train_or_too_few_scans(tmp_path: Path) -> None:
     kimia(tmp_path, 3)
-    assert any("3 classes of 24" in note for note in read("kimia_path24c", tmp_path).notes)
+    assert any("3 classes instead of 24" in note for note in read("kimia_path24c", tmp_path).notes)
     (tmp_path / "train").rename(tmp_path / "Big-scans")
     with pytest.raises(DataError, match=r"15 of \d+ tiles are outside the split folders.*"):
         read("kimia_path24c", tmp_path)

@@ -15,7 +15,6 @@ from clipit.evaluation.intervals import Interval, estimate
 from clipit.evaluation.metrics import divide, mean_defined
 from clipit.tiles.mask_files import IGNORED
 
-MASK_METRICS = ("dice", "iou", "precision", "recall")
 FALSE_AREA = "false_area"
 """Share of pixels predicted as a class, over the images that do not contain this class."""
 MEAN = "mean of the foreground"
@@ -74,7 +73,7 @@ class MaskScore:
     """A score of a segmentation.
 
     Attributes:
-        metric: One of `MASK_METRICS`, or `FALSE_AREA`.
+        metric: dice, iou, precision or recall, or `FALSE_AREA`.
         class_name: Class, or `MEAN`.
         averaging: Whether the images' scores are averaged or all pixels are pooled.
         value: Score in 0..1; None where undefined.

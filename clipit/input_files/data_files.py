@@ -1,7 +1,6 @@
 """Read users' data files, for both tiles and reports: folders, table cells and Hugging Face data sets."""
 
 import errno
-import logging
 import mimetypes
 import os
 import re
@@ -15,8 +14,6 @@ from clipit.errors import DataError, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
-
-logger = logging.getLogger(__name__)
 
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")

@@ -1,7 +1,6 @@
 """Train a network on bags and choose the epoch on validation bags; interrupted training resumes."""
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,8 +26,6 @@ from clipit.output_files.artifacts import REBUILD, read_json, reading, write_rec
 from clipit.output_files.whole_files import write_text
 from clipit.stores.moments import mean_and_deviation
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"

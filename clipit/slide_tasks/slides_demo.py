@@ -1,7 +1,6 @@
 """Slide demo: map synthetic slides with a classifier and with prompts alone, and compare the maps with masks."""
 
 import csv
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,6 @@ from clipit.slides.prepare import PreparedSlide
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
 from clipit.tiles.mask_files import IGNORED
-
-logger = logging.getLogger(__name__)
 
 WORLD = SlideWorldConfig(seed=0, train=0, validation=0, test=3)
 """Slides of the demo, one per label."""

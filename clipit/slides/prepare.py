@@ -1,6 +1,5 @@
 """Prepare slides: find the tissue and lay a grid over each slide; both are stored, so that a command can resume."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,8 +42,6 @@ from clipit.slides.resolution import explain_doubtful_mpp, resolve_mpp
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.stamps import slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue
-
-logger = logging.getLogger(__name__)
 
 KIND = "slide_grids"
 GRID, OVERVIEW, TISSUE = "grid.parquet", "overview.png", "tissue.geojson"

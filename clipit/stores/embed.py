@@ -7,7 +7,6 @@ interrupted job resumes at the next shard. Batches do not span shards, so the wr
 of processes.
 """
 
-import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from clipit.vectors import unit
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
     from clipit.tiles.tileset import TileSet
-
-logger = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 1000
 """Number of texts above which a progress bar is shown; sets of class prompts have fewer."""

@@ -1,6 +1,5 @@
 """Read tiles of whole-slide images, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
 
-import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +24,6 @@ from clipit.tiles.cells import parse_mpp, resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.table import TABLES, group_columns, image_root, open_table, read_columns
-
-logger = logging.getLogger(__name__)
 
 _COARSE = 1.02
 """Ratio of the slide's µm per pixel to the tiles' above which the tiles are reported as enlarged."""

@@ -1,6 +1,5 @@
 """Adapt a VLM: train it on examples, and write an adapter and a merged model to a folder per arm and seed."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -51,8 +50,6 @@ from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
-
-logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"
 """File of a finished adaptation with its counts, loss and provenance."""

@@ -1,6 +1,5 @@
 """Quick checks before a model is loaded, an image is decoded or a text is embedded."""
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,6 @@ from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
 
 if TYPE_CHECKING:
     from clipit.workspace.workspace import Workspace
-
-logger = logging.getLogger(__name__)
 
 Model = Literal["vlm", "second_vlm", "backbone"]
 

@@ -246,7 +246,9 @@ def score_slides(
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     path = expand_home(Path(classifier)) if isinstance(classifier, str | Path) else None
-    runs = [] if classifier is None else None if path is None else run_of_classifier(path)
+    runs: list[Path] | None = []  # prompts of a VLM have no run
+    if classifier is not None:
+        runs = None if path is None else run_of_classifier(path)
     notes = check_patients(listed, runs, leaks_policy)
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):

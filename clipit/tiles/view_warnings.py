@@ -53,7 +53,7 @@ def crop_warning(sizes: Sequence[tuple[int, int]]) -> str | None:
         f"{counted_of(len(oblong), len(sizes), 'sampled image is', 'sampled images are')} not square: images of "
         f"{width} x {height} px are cropped to the centre square, so that "
         f"{1 - min(width, height) / max(width, height):.0%} of their pixels are lost; cut them into square tiles "
-        "first (for slides, with `clipit slides tile`)"
+        "first (for slides, with clipit slides tile)"
     )
 
 

@@ -95,7 +95,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRA),dev]'
 	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib || true # some are templates
-	$(BIN)/python -m clipit.torchvision_hook
+	$(BIN)/python -m tools.torchvision_hook
 	touch $@
 
 clean:

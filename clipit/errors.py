@@ -36,6 +36,13 @@ _REMEDIES = {
 }
 """First part of the fix, by the operating system's message; for other messages, free some space."""
 
+TORCH_FIX = (
+    "pip uninstall -y torch torchvision; "
+    "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu "
+    "(with an NVIDIA GPU, the CUDA version of its driver instead of cpu, such as cu130; in a checkout: make -B env)"
+)
+"""Fix for builds of torch and torchvision that cannot be imported together."""
+
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
@@ -254,7 +261,7 @@ def _limit_errors() -> Iterator[None]:
         if any("torchvision::nms does not exist" in str(cause) for cause in causes):
             raise ClipitError(
                 "the installed torch and torchvision do not match: one is a CUDA build, the other a CPU build",
-                fix="run python -m clipit.torchvision_hook, or install both from the same package index",
+                fix=TORCH_FIX,
             ) from error
         raise
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.doctor.check_results import Check
-from clipit.errors import counted
+from clipit.errors import TORCH_FIX, counted
 
 _GIB = 2**30
 _TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train --config ..."
@@ -37,8 +37,7 @@ def check_torch() -> list[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        fix = "pip install --force-reinstall torch torchvision (in a checkout: make env)"
-        return [Check("FAIL", "torch", f"torch cannot be imported: {error}.", fix)]
+        return [Check("FAIL", "torch", f"torch cannot be imported: {error}.", TORCH_FIX)]
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return [Check("PASS", "torch", f"{torch.__version__}, {build} build"), check_torchvision(), *check_devices()]
 
@@ -56,9 +55,7 @@ def check_torchvision() -> Check:
     if not result.returncode:
         return Check("PASS", "torchvision", result.stdout.strip())
     error = (result.stderr.strip().splitlines() or ["no message"])[-1]
-    mixed = "torchvision::nms" in error  # incompatible builds of torch and torchvision
-    fix = "python -m clipit.torchvision_hook" if mixed else "install the torchvision release that matches this torch"
-    return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}.", fix)
+    return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}.", TORCH_FIX)
 
 
 def check_devices() -> list[Check]:
@@ -115,7 +112,7 @@ def check_default_launch() -> Check:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
         message = f"accelerate cannot be imported: {error}."
-        return Check("FAIL", "accelerate", message, "python -m clipit.torchvision_hook")
+        return Check("FAIL", "accelerate", message, TORCH_FIX)
     path = Path(default_config_file)
     if not path.is_file():
         hint = "" if gpu_count() else f"; for two processes on CPUs: {_TWO_ON_CPU}"

@@ -6,8 +6,8 @@ declared. Because `accelerate` itself is affected, the hook has to be active bef
 this file into site-packages, with a `.pth` file that imports it when Python starts. The hook runs at the first import
 of torchvision, and does nothing if torchvision's own library loads.
 
-`make env` runs `python -m tools.torchvision_hook`, which installs the hook only if a plain `import torchvision` fails in
-this way. Elsewhere, install both packages from the same index (docs/faq.md).
+`make env` runs `python -m tools.torchvision_hook`, which installs the hook only if a plain `import torchvision` fails
+in this way. Elsewhere, install both packages from the same index (docs/faq.md).
 """
 
 import importlib.abc

@@ -84,7 +84,13 @@ def test_python(version: tuple[int, ...], status: str) -> None:
     ("code", "output", "error", "status", "match"),
     [
         (0, "0.28.0", "", "PASS", "0.28.0"),
-        (1, "", "Traceback\nRuntimeError: operator torchvision::nms does not exist", "FAIL", "https://download.pytorch.org/whl/cpu"),
+        (
+            1,
+            "",
+            "Traceback\nRuntimeError: operator torchvision::nms does not exist",
+            "FAIL",
+            "https://download.pytorch.org/whl/cpu",
+        ),
         (1, "", "ModuleNotFoundError: No module named 'torchvision'", "FAIL", "pip install torch torchvision"),
         (1, "", "", "FAIL", "no message"),
     ],

@@ -19,9 +19,9 @@ COMPARISON_PLOTS = {
 """The same for the page of a comparison."""
 MAP_PLOTS = {"clipit.reporting.heat_maps": ("save_plot",)}
 """The same for the maps of slides."""
-ROBUSTNESS_PLOTS = {"clipit.studies.robustness.plots": ("save_plot",)}
+ROBUSTNESS_PLOTS = {"clipit.studies.robustness.robustness_plots": ("save_plot",)}
 """The same for a study of robustness."""
-PROMPT_PLOTS = {"clipit.studies.prompts.plots": ("save_plot",)}
+PROMPT_PLOTS = {"clipit.studies.prompts.prompt_plots": ("save_plot",)}
 """The same for a study of prompts."""
 SWEEP_PLOTS = {"clipit.sweeps.report": ("save_plot",)}
 """The same for a sweep."""

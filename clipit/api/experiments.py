@@ -181,7 +181,7 @@ def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
     Raises:
         DataError: No test tile has a label, or the run has different classes.
     """
-    from clipit.studies.probing.study import probe as probe_features
+    from clipit.studies.probing.probing_study import probe as probe_features
 
     file = as_config(config)
     return ProbeResult(probe_features(file.run, file.probing, None if run is None else Path(run)))

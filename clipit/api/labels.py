@@ -197,7 +197,7 @@ def find_label_issues(config: Config) -> LabelIssuesResult:
         DataError: There are no labels to check, or fewer patients or slides than folds.
         ModelError: cleanlab is not installed.
     """
-    from clipit.studies.label_issues.study import study_label_issues
+    from clipit.studies.label_issues.label_issues_study import study_label_issues
 
     file = as_config(config)
     return LabelIssuesResult(study_label_issues(file.run, file.label_issues))

@@ -67,7 +67,7 @@ def train_mil(config: Config) -> MilResult:
         DataError: There are too few bags to train on, or no test bag has a label.
     """
     from clipit.mil.conditions import conditions_study
-    from clipit.mil.study import mil_study
+    from clipit.mil.mil_study import mil_study
 
     file = as_config(config, needs_tiles=False)
     if file.mil.conditions:

@@ -51,7 +51,7 @@ def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
         ConfigError: No mask classes are configured, or a method lacks its inputs.
         DataError: Masks cannot be used, or no test tile has a mask.
     """
-    from clipit.segmentation.study import segment as segment_tiles
+    from clipit.segmentation.segmentation_study import segment as segment_tiles
 
     file = as_config(config)
     return SegmentResult(segment_tiles(file.run, file.segmentation, None if run is None else Path(run)))

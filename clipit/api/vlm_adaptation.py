@@ -94,7 +94,7 @@ def adapt_vlm(config: Config) -> AdaptationResult:
         DataError: There are too few examples, or test tiles leak into them.
         ModelError: A tower does not support the method in `adapt.tuning`.
     """
-    from clipit.studies.adapted_vlms.study import adapt_study
+    from clipit.studies.adapted_vlms.adaptation_study import adapt_study
 
     file = as_config(config, needs_tiles=False)
     return AdaptationResult(adapt_study(file.run, file.adapt, file.probing))

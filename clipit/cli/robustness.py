@@ -19,7 +19,7 @@ def main() -> None:
         check_prompt_files(file)
         if options.record:
             check_export(options.record)
-        from clipit.studies.robustness.study import measure_robustness
+        from clipit.studies.robustness.robustness_study import measure_robustness
 
         folder = measure_robustness(file.run, file.robustness, options.run, file.comparison.shifted)
         finish_study(folder, "robustness", options.record)

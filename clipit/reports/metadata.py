@@ -14,7 +14,7 @@ from clipit.input_files.data_files import MISSING_VALUES, cell_text, without_dec
 from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.nearby_files import similar_names
 from clipit.patients import leading_patient
-from clipit.reports.tables import OptionalColumn, read_side_table
+from clipit.reports.report_tables import OptionalColumn, read_side_table
 from clipit.reports.textfiles import RawReport
 
 _FIELDS = ("organ", "group", "label", "date")

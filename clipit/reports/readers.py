@@ -32,7 +32,7 @@ from clipit.reports.encodings import (
     describe_truncated,
 )
 from clipit.reports.metadata import Metadata, check_dates, read_metadata
-from clipit.reports.tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
+from clipit.reports.report_tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
 from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 

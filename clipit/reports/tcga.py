@@ -9,7 +9,7 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.data_files import list_files
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import read_organs
-from clipit.reports.tables import csv_reports, read_csv_table
+from clipit.reports.report_tables import csv_reports, read_csv_table
 from clipit.reports.textfiles import RawReport, is_text, read_texts, zip_members
 
 ID_COLUMN = "patient_filename"

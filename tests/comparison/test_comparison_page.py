@@ -24,9 +24,9 @@ from clipit.comparison.published_scores import CAUTION, SOURCE
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections, mean_curves
 from clipit.comparison.report.changed_tiles import tile_sections
+from clipit.comparison.report.comparison_tables import describe_holm_family, main_arms
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.sections import cost_section, row_section, score_sections
-from clipit.comparison.report.tables import describe_holm_family, main_arms
 from clipit.comparison.report.write import _latex
 from clipit.comparison.statistics import ArmKey, ArmResult, compute_results
 from clipit.comparison.verdict import ArmVerdict

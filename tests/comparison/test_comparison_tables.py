@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipit.comparison.report.tables import cells, latex_table, main_table, paper_table
+from clipit.comparison.report.comparison_tables import cells, latex_table, main_table, paper_table
 from clipit.comparison.statistics import compute_results
 from clipit.evaluation.score_row import ScoreRow
 

@@ -14,7 +14,7 @@ from clipit.api.mil import train_mil
 from clipit.errors import ConfigError
 from clipit.mil.arms import ARMS
 from clipit.mil.conditions import find_contrasts, plan_conditions, score_seeds
-from clipit.mil.study import mil_study
+from clipit.mil.mil_study import mil_study
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from clipit.segmentation.decision import DecisionSearch
 from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS
+from clipit.segmentation.segmentation_study import _segment, read_study_masks, segment
 from clipit.segmentation.selected_methods import select_methods
-from clipit.segmentation.study import _segment, read_study_masks, segment
 from clipit.workspace.workspace import Workspace
 
 PARTS = {"train": 3, "validation": 3, "test": 12}

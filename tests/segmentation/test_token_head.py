@@ -17,7 +17,7 @@ from clipit.segmentation import token_methods
 from clipit.segmentation.method import MethodInputs
 from clipit.segmentation.pseudo_masks import TokenReader, pseudo_masks, token_bags
 from clipit.segmentation.pseudo_methods import token_heads_pseudo
-from clipit.segmentation.study import read_study_masks
+from clipit.segmentation.segmentation_study import read_study_masks
 from clipit.segmentation.token_head import train_token_head
 from clipit.segmentation.token_maps import lattice_of
 from clipit.segmentation.token_methods import token_heads

@@ -29,7 +29,7 @@ from clipit.reporting.adapt_facts import training_counts
 from clipit.reporting.adapt_page import AdaptContent, adapt_chapters, adapt_verdict
 from clipit.reporting.study_report import render_markdown
 from clipit.reporting.vlm_card import write_card_scores
-from clipit.studies.adapted_vlms import study
+from clipit.studies.adapted_vlms import adaptation_study
 from clipit.studies.adapted_vlms.measure import measure_tiles, worse_than_chance
 from clipit.studies.model_features import joint_features
 from clipit.workspace.workspace import Workspace
@@ -84,7 +84,7 @@ def keys(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dic
 def adapted(world: dict[str, Any], keys: dict[str, Any]) -> tuple[ConfigFile, AdaptationResult]:
     file = validate_file(merge(world, nested(keys)), "test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "adapt", change_vlm)
+        patch.setattr(adaptation_study, "adapt", change_vlm)
         return file, clipit.adapt_vlm(file)
 
 
@@ -176,7 +176,7 @@ def test_what_no_arm_could_be_trained_on_is_found_before_the_vlm_is_measured(
     world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(study, "_measure", lambda *_: pytest.fail("measured before the check"))
+    monkeypatch.setattr(adaptation_study, "_measure", lambda *_: pytest.fail("measured before the check"))
     with pytest.raises(ClipitError, match=message):
         clipit.adapt_vlm(validate_file(merge(world, nested(keys | changes | {"output": str(tmp_path)})), "test"))
 

@@ -29,7 +29,7 @@ from clipit.models.inference import load_classifier
 from clipit.runs.feature_stores import saw_labels
 from clipit.runs.train import train_run
 from clipit.studies.model_features import backbone_features, classifier_features
-from clipit.studies.probing.study import probe
+from clipit.studies.probing.probing_study import probe
 from clipit.studies.probing.text_retrieval import read_captions
 from clipit.workspace.workspace import Workspace
 

@@ -31,8 +31,8 @@ from clipit.models.inference import load_classifier
 from clipit.runs.train import train_run
 from clipit.studies.robustness.adaptation_gain import draw_batches
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, summarise_guard
-from clipit.studies.robustness.models import compute_vectors, load_run_model, sample_tiles
-from clipit.studies.robustness.study import MAX_TRAINING_TILES, measure_robustness
+from clipit.studies.robustness.measured_models import compute_vectors, load_run_model, sample_tiles
+from clipit.studies.robustness.robustness_study import MAX_TRAINING_TILES, measure_robustness
 from clipit.tiles.augment import tile_keys
 from clipit.workspace.workspace import Workspace
 

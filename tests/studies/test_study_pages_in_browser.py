@@ -10,9 +10,9 @@ import pytest
 from browser import CHROMIUM, HOSTILE, opened
 
 from clipit.config.load import merge, nested, validate_file
-from clipit.studies.probing.study import probe
-from clipit.studies.prompts.study import prompt_study
-from clipit.studies.robustness.study import measure_robustness
+from clipit.studies.probing.probing_study import probe
+from clipit.studies.prompts.prompt_study import prompt_study
+from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.workspace.workspace import Workspace
 
 pytestmark = [

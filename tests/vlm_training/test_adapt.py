@@ -23,7 +23,7 @@ from clipit.models.vlm import load_vlm
 from clipit.models.vlm_export import adapted_vlm
 from clipit.output_files.artifacts import read_json, write_json
 from clipit.runs.folder import config_differences
-from clipit.studies.probing.study import probe
+from clipit.studies.probing.probing_study import probe
 from clipit.vlm_training.adapt import _resolve_precision, adapt, adaptation_folder, is_adapted
 from clipit.vlm_training.contrastive_step import ContrastStep
 from clipit.workspace.workspace import Workspace

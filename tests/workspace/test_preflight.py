@@ -16,9 +16,9 @@ from clipit.comparison.tune import tune
 from clipit.errors import ArtifactError, ClipitError, ConfigError, DataError, ModelError
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.train import train_run
-from clipit.studies.probing.study import probe
-from clipit.studies.prompts.study import prompt_study
-from clipit.studies.robustness.study import measure_robustness
+from clipit.studies.probing.probing_study import probe
+from clipit.studies.prompts.prompt_study import prompt_study
+from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.training.arms import resolve_arm
 from clipit.workspace.preflight import check_inputs, check_output
 from clipit.workspace.workspace import Workspace

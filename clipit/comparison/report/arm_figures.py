@@ -6,7 +6,7 @@ from statistics import mean
 
 import numpy as np
 
-from clipit.comparison.report.tables import predictions_source, setting_label
+from clipit.comparison.report.comparison_tables import predictions_source, setting_label
 from clipit.comparison.statistics import ArmResult
 from clipit.errors import counted
 from clipit.evaluation.metrics import confusion_matrix, reliability_bins

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from clipit.comparison.report.tables import Setting, predictions_source, setting_label
+from clipit.comparison.report.comparison_tables import Setting, predictions_source, setting_label
 from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.errors import DataError, counted
 from clipit.evaluation.predictions import Predictions, align_predictions, read_predictions

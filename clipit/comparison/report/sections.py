@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.published_scores import PublishedScores
-from clipit.comparison.report.tables import (
+from clipit.comparison.report.comparison_tables import (
     CONTROL_NOTE,
     COST_NOTE,
     HEADER,

@@ -7,7 +7,7 @@ from typing import Any
 from clipit.comparison.own_report_arms import report_probe_name, resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.comparison.published_scores import CAUTION
-from clipit.comparison.report.tables import setting_label
+from clipit.comparison.report.comparison_tables import setting_label
 from clipit.comparison.report_reference import STRENGTH_WITHOUT_VALIDATION
 from clipit.comparison.search_grid import (
     RATE,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clipit.comparison.contrasts import Contrast
 from clipit.comparison.judged_arms import OWN_REPORTS
-from clipit.comparison.report.tables import interval_cell, p_cell, setting_label
+from clipit.comparison.report.comparison_tables import interval_cell, p_cell, setting_label
 from clipit.comparison.statistics import PERCENT
 from clipit.comparison.verdict import ArmVerdict
 from clipit.reporting.html import PageSection, Table, Text

@@ -10,16 +10,7 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.published_scores import CAUTION, SOURCE, PublishedScores, collect_published
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections
 from clipit.comparison.report.changed_tiles import tile_sections
-from clipit.comparison.report.links import link_sections
-from clipit.comparison.report.sections import (
-    cost_section,
-    finding_sections,
-    label_sections,
-    row_section,
-    score_sections,
-)
-from clipit.comparison.report.table_notes import compose_notes, own_report_notes
-from clipit.comparison.report.tables import (
+from clipit.comparison.report.comparison_tables import (
     CONTROL_NOTE,
     COST_NOTE,
     cost_table,
@@ -32,6 +23,15 @@ from clipit.comparison.report.tables import (
     setting_label,
     shown_columns,
 )
+from clipit.comparison.report.links import link_sections
+from clipit.comparison.report.sections import (
+    cost_section,
+    finding_sections,
+    label_sections,
+    row_section,
+    score_sections,
+)
+from clipit.comparison.report.table_notes import compose_notes, own_report_notes
 from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.comparison.verdict import ArmVerdict

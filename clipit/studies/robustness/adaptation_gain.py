@@ -12,7 +12,7 @@ from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
 from clipit.evaluation.adaptation_guard import TrainingMixture, fit_mixture, judge_adaptation
 from clipit.evaluation.test_time_adaptation import MIN_TILES, align_statistics, compute_feature_statistics, transductive
-from clipit.studies.robustness.models import ZERO_SHOT_OUTPUT, MeasuredModel, Readout, Vectors
+from clipit.studies.robustness.measured_models import ZERO_SHOT_OUTPUT, MeasuredModel, Readout, Vectors
 from clipit.studies.robustness.scores import RobustnessRow, SetVectors, compute_score, score_row
 from clipit.tiles.tileset import TileSet
 

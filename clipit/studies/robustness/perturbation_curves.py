@@ -13,7 +13,7 @@ from clipit.distributed import get_processes
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
 from clipit.progress import progress
 from clipit.studies.robustness.adaptation_gain import TrainingReference, adapt_tiles
-from clipit.studies.robustness.models import MeasuredModel, Vectors
+from clipit.studies.robustness.measured_models import MeasuredModel, Vectors
 from clipit.studies.robustness.scores import RobustnessRow, score_row
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet

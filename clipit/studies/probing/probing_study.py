@@ -46,7 +46,7 @@ from clipit.studies.model_features import (
     run_prompts,
     vlm_features,
 )
-from clipit.studies.probing.tables import probing_chapters
+from clipit.studies.probing.probing_chapters import probing_chapters
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred

@@ -33,15 +33,15 @@ from clipit.reporting.study_report import (
     write_study,
 )
 from clipit.runs.folder import explaining_differences
-from clipit.studies.prompts.models import (
+from clipit.studies.prompts.prompt_chapters import PromptDifference, prompt_chapters
+from clipit.studies.prompts.prompt_plots import plot_grid, plot_spread
+from clipit.studies.prompts.zero_shot_models import (
     ZeroShotModel,
     count_truncated_tokens,
     load_student,
     load_vlm_models,
     select_tiles,
 )
-from clipit.studies.prompts.plots import plot_grid, plot_spread
-from clipit.studies.prompts.tables import PromptDifference, prompt_chapters
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.preflight import check_inputs

@@ -21,7 +21,7 @@ from clipit.runs.folder import explaining_differences
 from clipit.studies.model_features import run_prompts
 from clipit.studies.robustness.adaptation_gain import adaptation_rows, fit_reference
 from clipit.studies.robustness.guard_errors import guard_rows, summarise_guard, to_frame
-from clipit.studies.robustness.models import (
+from clipit.studies.robustness.measured_models import (
     ZERO_SHOT_OUTPUT,
     MeasuredModel,
     compute_vectors,
@@ -30,7 +30,8 @@ from clipit.studies.robustness.models import (
     sample_tiles,
 )
 from clipit.studies.robustness.perturbation_curves import UNPERTURBED, curve_rows
-from clipit.studies.robustness.plots import plot_calibration, plot_curve
+from clipit.studies.robustness.robustness_chapters import robustness_chapters
+from clipit.studies.robustness.robustness_plots import plot_calibration, plot_curve
 from clipit.studies.robustness.scores import (
     RobustnessRow,
     SetVectors,
@@ -38,7 +39,6 @@ from clipit.studies.robustness.scores import (
     embed_for_calibration,
     shifted_rows,
 )
-from clipit.studies.robustness.tables import robustness_chapters
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

@@ -17,7 +17,7 @@ def measure(options: Options) -> list[Measurement]:
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
     from clipit.distributed import get_processes
     from clipit.models.backbones import load_backbone
-    from clipit.models.export import export_classifier
+    from clipit.models.export_classifier import export_classifier
     from clipit.models.student import build_student
 
     batch, batches = options.size(32, 4, 256), options.size(4, 1)

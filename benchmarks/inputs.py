@@ -32,7 +32,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE)
         size: Edge length of a tile in pixels.
     """
     from clipit.config.run import LabelsConfig, TilesConfig
-    from clipit.tiles.load import load_tiles
+    from clipit.tiles.load_tiles import load_tiles
 
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def write_features(folder: Path, slides: int, tiles: int) -> Path:
 
 def _open(folder: Path, slides: int, tiles: int) -> Any:
     """Open the bags of a store, with alternating labels."""
-    from clipit.mil.bags import MilBags
+    from clipit.mil.mil_bags import MilBags
     from clipit.mil.tile_store_bags import StoreReader
     from clipit.output_files.artifacts import open_artifact
     from clipit.stores.embed import Store

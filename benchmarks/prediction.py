@@ -31,7 +31,7 @@ def measure(options: Options) -> list[Measurement]:
     from clipit.distributed import get_processes
     from clipit.images.image_set import open_images
     from clipit.models.backbones import load_backbone
-    from clipit.models.export import export_classifier
+    from clipit.models.export_classifier import export_classifier
     from clipit.models.student import build_student
     from clipit.runs.predict_images import predict_images
     from clipit.runs.prediction_chunks import PredictionOptions

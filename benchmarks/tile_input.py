@@ -48,7 +48,7 @@ def measure(options: Options) -> list[Measurement]:
 def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options) -> Measurement:
     from clipit.config.run import TilesConfig
     from clipit.models.preprocess import Preprocess
-    from clipit.tiles.load import load_tiles
+    from clipit.tiles.load_tiles import load_tiles
     from clipit.tiles.pixel_source import PixelSource
 
     preprocess = Preprocess(_MODEL, _MODEL, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)

@@ -50,7 +50,7 @@ def _write(folder: Path, count: int) -> tuple[Path, Path]:
 
 def _print_memory(table: str, archive: str) -> None:
     from clipit.config.run import TilesConfig
-    from clipit.tiles.load import load_tiles
+    from clipit.tiles.load_tiles import load_tiles
 
     before = _resident_bytes()
     tiles = load_tiles(TilesConfig(source="table", path=table, images=archive), seed=0)

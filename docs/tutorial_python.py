@@ -28,7 +28,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import clipit
-from clipit.synthetic.world import WorldConfig, ensure_world
+from clipit.synthetic.tile_world import WorldConfig, ensure_world
 
 world = ensure_world(Path("world"), WorldConfig(train=120, validation=40, test=80, shift=8, reports=24))
 sorted(path.name for path in world.iterdir())

@@ -22,7 +22,7 @@ def save_classifier(
 
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
     from clipit.models.backbones import load_backbone
-    from clipit.models.export import export_classifier
+    from clipit.models.export_classifier import export_classifier
     from clipit.models.student import build_student
     from clipit.models.vlm import load_vlm
 

@@ -132,7 +132,7 @@ def predict(
     """
     from clipit.runs.prediction_files import PredictionPaths
     from clipit.runs.prediction_inputs import open_inputs, read_prompts
-    from clipit.tiles.slides import is_slide_input
+    from clipit.tiles.slide_source import is_slide_input
 
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     paths = PredictionPaths(expand_home(Path(out)))
@@ -151,8 +151,8 @@ def predict(
     prompt_set = read_prompts(name, classes) or name
 
     # Import torch only now, so that errors in the inputs are reported without delay.
-    from clipit.runs.predict import open_exported
     from clipit.runs.predict_images import predict_images
+    from clipit.runs.predict_tiles import open_exported
     from clipit.runs.prediction_chunks import PredictionOptions
     from clipit.runs.prediction_inputs import embed_classes
 

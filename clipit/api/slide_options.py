@@ -99,7 +99,7 @@ def open_scorer(
         raise unknown_prompts(prompt_set, "sets", "--prompts")
     from clipit.config.run import VLMConfig
     from clipit.distributed import get_processes
-    from clipit.runs.predict import open_exported
+    from clipit.runs.predict_tiles import open_exported
     from clipit.runs.tile_scorer import classifier_scorer, vlm_scorer
 
     if classifier is None:

@@ -8,7 +8,7 @@ from clipit.config.paths import option_path
 from clipit.errors import ConfigError, user_errors
 
 if TYPE_CHECKING:
-    from clipit.synthetic.annotators import AnnotatorsConfig
+    from clipit.synthetic.synthetic_annotators import AnnotatorsConfig
 
 
 def main() -> None:
@@ -94,13 +94,13 @@ def main() -> None:
             folder = ensure_case_world(arguments.output, cases)
             add_variants(folder, cases, arguments.variant)
         else:
-            from clipit.synthetic.world import WorldConfig, add_cases, ensure_world
+            from clipit.synthetic.tile_world import WorldConfig, add_cases, ensure_world
 
             config = WorldConfig(seed=arguments.seed)
             folder = ensure_world(arguments.output, config)
             add_cases(folder, config)
         if annotators is not None:
-            from clipit.synthetic.annotators import add_annotators
+            from clipit.synthetic.synthetic_annotators import add_annotators
 
             add_annotators(folder, annotators)
         print(folder)
@@ -144,7 +144,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 def _annotators(arguments: argparse.Namespace) -> "AnnotatorsConfig | None":
     if arguments.annotators is None:
         return None
-    from clipit.synthetic.annotators import make_annotators
+    from clipit.synthetic.synthetic_annotators import make_annotators
 
     return make_annotators(
         arguments.annotators,
@@ -161,7 +161,7 @@ def _write_slides(arguments: argparse.Namespace) -> Path:
 
     from clipit.synthetic.case_world import check_variants
     from clipit.synthetic.reported_slides import ReportedSlidesConfig, add_slide_variants, ensure_reported_slides
-    from clipit.synthetic.slides import SlideWorldConfig, ensure_slides
+    from clipit.synthetic.slide_world import SlideWorldConfig, ensure_slides
 
     count = arguments.slides
     keys = {

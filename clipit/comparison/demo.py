@@ -16,11 +16,11 @@ from clipit.config.run import RunConfig
 from clipit.errors import counted
 from clipit.reporting.tables import LABELS, difference, interval, markdown_table, mean_sd
 from clipit.runs.folder import run_folder
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.synthetic.case_latents import CaseWorldConfig
 from clipit.synthetic.case_world import ensure_case_world
-from clipit.synthetic.world import WorldConfig, ensure_world
-from clipit.tiles.load import read_tiles
+from clipit.synthetic.tile_world import WorldConfig, ensure_world
+from clipit.tiles.load_tiles import read_tiles
 
 logger = logging.getLogger(__name__)
 

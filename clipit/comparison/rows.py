@@ -18,7 +18,7 @@ from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.output_files.artifacts import file_sha256
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import read_results
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace

@@ -41,7 +41,7 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
         config: Section `tiles`.
         root: Folder of artefacts; an existing index of shards is used, but none is written.
     """
-    from clipit.tiles.load import read_tiles
+    from clipit.tiles.load_tiles import read_tiles
     from clipit.tiles.tar_index import has_index
 
     if config.source == "huggingface" and hub_id(config.path) is not None:
@@ -136,7 +136,7 @@ def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Che
     """
     from clipit.pairing.cases import join_cases
     from clipit.reports.readers import read_reports
-    from clipit.tiles.load import read_tiles
+    from clipit.tiles.load_tiles import read_tiles
     from clipit.training.arms import resolve_arm
 
     tiles, reports = config.tiles, config.reports

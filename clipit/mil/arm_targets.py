@@ -6,8 +6,8 @@ from pathlib import Path
 
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
-from clipit.mil.arms import ARMS, MilArm
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_arms import ARMS, MilArm
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.privileged import image_embeddings, predicted_labels, report_embeddings, report_labels
 from clipit.mil.targets import BagTargets, join_targets
 from clipit.mil.train_network import train_mil

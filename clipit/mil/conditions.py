@@ -19,7 +19,7 @@ from clipit.errors import ConfigError, repeats, shortlist
 from clipit.evaluation.intervals import t_interval
 from clipit.evaluation.metrics import weighted_scores
 from clipit.evaluation.significance import Significance, holm, paired_t_test
-from clipit.mil.arms import ARMS
+from clipit.mil.mil_arms import ARMS
 from clipit.mil.mil_study import NAME, SCORES, SUMMARY, mil_study
 from clipit.output_files.artifacts import locked
 from clipit.output_files.whole_files import read_csv_frame, write_frame, write_text

@@ -13,7 +13,6 @@ from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import SUFFIXES
 from clipit.images.image_readers import FileReader, file_stamp
 from clipit.input_files.spelling import format_pairs, spelled_differently
-from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_checks import (
     check_copies,
     check_encoders,
@@ -22,6 +21,7 @@ from clipit.mil.feature_file_checks import (
     describe_scales,
     describe_settings,
 )
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.output_files.artifacts import fingerprint
 from clipit.pairing.patient_spelling import misspelled_splits

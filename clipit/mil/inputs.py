@@ -12,8 +12,8 @@ from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings
-from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.tile_store_bags import bags_of_tiles
 from clipit.runs.feature_stores import FeatureStores, backbone_stores, classifier_stores, vlm_stores
 from clipit.runs.training_tiles import check_test_patients

@@ -12,8 +12,6 @@ from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.config.mil import MilConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import softmax
-from clipit.mil.arms import ARMS
-from clipit.mil.bags import MilBags
 from clipit.mil.inputs import ZERO_SHOT, MilInputs
 from clipit.mil.map_scores import (
     InstanceMap,
@@ -26,6 +24,8 @@ from clipit.mil.map_scores import (
     score_table,
     slide_score_table,
 )
+from clipit.mil.mil_arms import ARMS
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.train_network import MilModel
 from clipit.reporting.heat_maps import write_map, write_overlays
 from clipit.reporting.html import Card
@@ -34,7 +34,7 @@ from clipit.reporting.thumbnails import picture_uri
 from clipit.slides.grid import SlideGrid, parse_tile_id
 from clipit.slides.prepare import PreparedSlide, prepare_slides
 from clipit.slides.whole import read_whole
-from clipit.tiles.slides import list_slides
+from clipit.tiles.slide_source import list_slides
 from clipit.tiles.tileset import TileSet
 
 _TOP_TILES = 8

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, counted, counted_of
 from clipit.evaluation.predictions import NO_LABEL
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.targets import BagTargets, label_targets, vector_targets
 from clipit.pairing.cases import Cases
 from clipit.training.terms.case_labels import (

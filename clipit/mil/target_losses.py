@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.targets import BagTargets
 

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.output_files.artifacts import fingerprint
 from clipit.patients import patients
 from clipit.slides.grid import parse_tile_id

@@ -17,7 +17,7 @@ from clipit.config.mil import MilTrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.evaluation.predictions import NO_LABEL, softmax
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.target_losses import TargetedBags, select_targeted, target_loss
 from clipit.mil.targets import BagTargets

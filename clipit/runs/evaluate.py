@@ -33,7 +33,7 @@ from clipit.runs.folder import (
     run_lock,
 )
 from clipit.runs.page import write_run_page
-from clipit.runs.predict import join_predictions, open_classifier, predict_tiles, zero_shot_embeddings
+from clipit.runs.predict_tiles import join_predictions, open_classifier, predict_tiles, zero_shot_embeddings
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.term_table import models_of, uses_vlm
 from clipit.versions import command_line, git_commit, versions

@@ -23,7 +23,7 @@ from clipit.runs.card import write_card
 from clipit.runs.external_results import score_external, write_external
 from clipit.runs.external_tiles import MappedTiles, map_to_classes, read_external
 from clipit.runs.folder import EXTERNAL, read_results, read_run_config
-from clipit.runs.predict import open_classifier, predict_tiles
+from clipit.runs.predict_tiles import open_classifier, predict_tiles
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS

@@ -8,7 +8,7 @@ import numpy as np
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.spelling import spelled_alike
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 

@@ -15,7 +15,7 @@ from clipit.prompts.files import packaged, unknown_prompts
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.slides.opening import is_pyramid
 from clipit.slides.option_names import PREDICT_OPTIONS
-from clipit.tiles.slides import is_slide_input, tiles_of_slide
+from clipit.tiles.slide_source import is_slide_input, tiles_of_slide
 from clipit.tiles.table import TABLES, WORKBOOKS, table_images
 from clipit.tiles.webdataset import shard_images
 

@@ -29,7 +29,7 @@ from clipit.runs.folder import (
     run_folder,
     run_lock,
 )
-from clipit.runs.predict import classifier_logits, open_classifier
+from clipit.runs.predict_tiles import classifier_logits, open_classifier
 from clipit.runs.tracking import finish_trackers, flat_test_scores, start_trackers, tracked_keys
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
@@ -290,7 +290,7 @@ def _export(
     config: RunConfig,
     fingerprint: str,
 ) -> None:
-    from clipit.models.export import export_classifier
+    from clipit.models.export_classifier import export_classifier
     from clipit.models.loading import public_name
 
     tiles = workspace.tiles(config.seed)

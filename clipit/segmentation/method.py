@@ -14,7 +14,7 @@ from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
 from clipit.runs.folder import explaining_differences
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.segmentation.decision import Decision
 from clipit.tiles.masks import MaskSet
 from clipit.workspace.workspace import Workspace

@@ -11,7 +11,7 @@ from clipit.segmentation.token_methods import (
     vlm_token_classes,
 )
 from clipit.segmentation.unet_methods import missing_unet_masks, unets
-from clipit.segmentation.zero_shot import (
+from clipit.segmentation.zero_shot_methods import (
     classifier_classes,
     classifier_windows,
     missing_prompts,

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int16, Int64
 from clipit.config.mask_training import PseudoLabelsConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL, softmax
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
 from clipit.mil.train_network import MilModel
 from clipit.output_files.artifacts import fingerprint

@@ -7,7 +7,7 @@ from clipit.errors import ConfigError, ModelError, counted
 from clipit.segmentation.mask_draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import Method, MethodInputs
 from clipit.segmentation.methods import METHODS
-from clipit.segmentation.zero_shot import map_classes
+from clipit.segmentation.zero_shot_methods import map_classes
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.token_head import Targets, train_token_head
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_rows
 from clipit.segmentation.token_store import TokenStore, store_tokens
-from clipit.segmentation.zero_shot import map_classes, prompt_classes, prompts_name
+from clipit.segmentation.zero_shot_methods import map_classes, prompt_classes, prompts_name
 from clipit.tiles.masks import MaskSet
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import unit

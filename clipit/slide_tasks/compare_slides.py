@@ -17,7 +17,7 @@ from clipit.output_files.artifacts import write_record
 from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 from clipit.reporting.tables import console_summary
-from clipit.runs.predict import open_exported
+from clipit.runs.predict_tiles import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.score import PAGE as SCORES_PAGE
@@ -25,7 +25,7 @@ from clipit.slide_tasks.score import ScoredSlides, SlideReport, caution, score_s
 from clipit.slide_tasks.slide_runs import ZERO_SHOT, SlideRun
 from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_table
 from clipit.slides.prepare import FailedSlide
-from clipit.tiles.slides import SlideList
+from clipit.tiles.slide_source import SlideList
 from clipit.versions import git_commit, package_version, versions
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import PreparedSlide
 from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
 from clipit.slides.whole import read_whole
-from clipit.tiles.slides import slide_tiles
+from clipit.tiles.slide_source import slide_tiles
 
 RECORD, PAGE, OVERLAYS, _, TILES_QUPATH, REGIONS_QUPATH = MAPS
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from clipit.slide_tasks.prompt_draws import read_draws, split_draws
 from clipit.slide_tasks.tile import SlideOutcome, prepare_listed, slides_table, write_slides_table
 from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folder
 from clipit.slides.prepare import PreparedSlide
-from clipit.tiles.slides import SlideList
+from clipit.tiles.slide_source import SlideList
 from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)

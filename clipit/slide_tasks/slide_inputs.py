@@ -10,7 +10,7 @@ from clipit.slides.dicom import one_per_slide
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
 from clipit.slides.resolution import check_mpp
-from clipit.tiles.slides import SlideList, check_slide_names, list_slides, slides_in_folder
+from clipit.tiles.slide_source import SlideList, check_slide_names, list_slides, slides_in_folder
 from clipit.tiles.source import ALIASES, check_group_names
 from clipit.tiles.table import TABLES, WORKBOOKS
 
@@ -23,7 +23,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     Split names in a table are normalised: `val` becomes `validation`, and `training` becomes `train`.
 
     Args:
-        paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
+        paths: Slides and folders of slides; or one table (see `clipit.tiles.slide_source`).
         mpp: Micrometres per pixel of the finest level, for slides that do not state their resolution.
         slides: Folder that the files in a table are relative to; None for the folder of the table.
 

@@ -16,7 +16,7 @@ from clipit.models.classifier_spec import read_spec
 from clipit.pairing.leaks import SeenTiles
 from clipit.runs.folder import is_trained, read_run_config
 from clipit.runs.training_tiles import check_test_patients
-from clipit.tiles.slides import SlideList
+from clipit.tiles.slide_source import SlideList
 from clipit.tiles.splits import crossing_groups
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from clipit.evaluation.map_agreement import MapAgreement, compare_with_mask
 from clipit.models.vlm import load_vlm
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reporting.tables import markdown_table
-from clipit.runs.predict import open_exported
+from clipit.runs.predict_tiles import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer, vlm_scorer
 from clipit.slide_tasks.map import PAGE, MapOptions, map_slides
@@ -26,7 +26,7 @@ from clipit.slide_tasks.slide_inputs import list_inputs
 from clipit.slide_tasks.tile_scores import read_scores
 from clipit.slides.prepare import PreparedSlide
 from clipit.synthetic.latents import CLASSES
-from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
+from clipit.synthetic.slide_world import SLIDES, SlideWorldConfig, ensure_slides
 from clipit.tiles.mask_files import IGNORED
 
 WORLD = SlideWorldConfig(seed=0, train=0, validation=0, test=3)

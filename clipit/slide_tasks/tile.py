@@ -33,7 +33,7 @@ from clipit.slides.geojson import read_polygons
 from clipit.slides.option_names import SLIDES_OPTIONS
 from clipit.slides.prepare import GRID, TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
 from clipit.slides.qupath import write_polygons_geojson
-from clipit.tiles.slides import SlideList, failure_notes, list_failures, resolution_notes, slide_tiles
+from clipit.tiles.slide_source import SlideList, failure_notes, list_failures, resolution_notes, slide_tiles
 from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
 from clipit.slides.grid import SlideGrid
 from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import FailedSlide, PreparedSlide
-from clipit.tiles.slides import slide_tiles
+from clipit.tiles.slide_source import slide_tiles
 
 TILES = "tiles.parquet"
 """Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""

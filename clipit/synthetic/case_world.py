@@ -16,7 +16,7 @@ from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, stream
 from clipit.synthetic.render import render
 from clipit.synthetic.status_words import NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES
 from clipit.synthetic.tile_draws import Draw, draw_splits
-from clipit.synthetic.world import GRADE_PROMPTS, grade_prompts
+from clipit.synthetic.tile_world import GRADE_PROMPTS, grade_prompts
 from clipit.synthetic.world_files import ensure_written, prompt_set, write_prompt_bags, write_tiles, write_yaml
 
 STATUS_PROMPT_FILE = "status_prompts.yaml"

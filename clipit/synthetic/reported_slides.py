@@ -19,7 +19,7 @@ from clipit.synthetic.case_reports import ReportOptions, write_own_reports
 from clipit.synthetic.case_world import REPORTS, STATUS_PROMPT_FILE, STATUS_RULE_FILE, write_variants
 from clipit.synthetic.language import choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, attributes, stream
-from clipit.synthetic.slides import (
+from clipit.synthetic.slide_world import (
     STATUS_MASK,
     ListedSlide,
     SlideWorldConfig,

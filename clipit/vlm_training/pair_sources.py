@@ -18,7 +18,7 @@ from clipit.input_files.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_validation
-from clipit.tiles.load import resolve_source
+from clipit.tiles.load_tiles import resolve_source
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import check_groups

@@ -22,7 +22,7 @@ from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.cells import read_cells
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.table import open_table

@@ -11,7 +11,7 @@ from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.models.input_size import input_pixels
 from clipit.output_files.artifacts import fingerprint
 from clipit.prompts.prompt_set import PromptSet
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.overview import tiles_overview
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.view_warnings import crop_warning, mpp_warning, sample_sizes

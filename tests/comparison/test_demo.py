@@ -15,7 +15,7 @@ from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
 from clipit.synthetic.case_latents import CaseWorldConfig
-from clipit.synthetic.world import WorldConfig, write_world
+from clipit.synthetic.tile_world import WorldConfig, write_world
 
 SMALL = WorldConfig(seed=3, train=16, validation=8, test=8, shift=8, reports=4)
 
@@ -91,7 +91,7 @@ def test_interrupted_write_leaves_no_world_and_is_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("clipit.synthetic.world.write_world", killed)
+        patched.setattr("clipit.synthetic.tile_world.write_world", killed)
         write_demo_world(config)
     assert not (tmp_path / "world").exists()
     write_world(tmp_path / "same", SMALL)

@@ -8,7 +8,7 @@ import pytest
 from clipit.config.run import ReportsConfig, TilesConfig
 from clipit.errors import DataError
 from clipit.reports.readers import read_reports
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 ABOVE = "fix: if line {} ({}, {}) is the header, delete the lines above it"
 TEXTS = ("Tubular adenoma.", "No carcinoma, no adenoma.", "Nevus.")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from clipit.images.image_readers import FileReader
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.tileset import TileSet
 

@@ -9,7 +9,7 @@ import torch
 from mil_bags import ArrayReader
 
 from clipit.config.mil import MilTrainingConfig
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.privileged import image_embeddings, predicted_labels
 from clipit.mil.target_losses import select_targeted, target_loss

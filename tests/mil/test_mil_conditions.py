@@ -12,8 +12,8 @@ from tiny_models import CLASSES, MakeFile
 
 from clipit.api.mil import train_mil
 from clipit.errors import ConfigError
-from clipit.mil.arms import ARMS
 from clipit.mil.conditions import find_contrasts, plan_conditions, score_seeds
+from clipit.mil.mil_arms import ARMS
 from clipit.mil.mil_study import mil_study
 
 

@@ -11,8 +11,8 @@ from mil_bags import ArrayReader, bags_with_signal
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import DataError
 from clipit.mil import train_network
-from clipit.mil.arms import ARMS, class_frequencies
-from clipit.mil.bags import keep_labels, shuffle_labels, unchanged_shares
+from clipit.mil.mil_arms import ARMS, class_frequencies
+from clipit.mil.mil_bags import keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
 from clipit.mil.train_network import train_mil
 

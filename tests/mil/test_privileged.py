@@ -13,7 +13,7 @@ from tiny_models import CLASSES, MakeConfig
 
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
-from clipit.mil.bags import MilBags
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.privileged import report_embeddings, report_labels
 from clipit.mil.targets import BagTargets
 from clipit.workspace.workspace import Workspace

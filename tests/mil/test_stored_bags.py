@@ -14,9 +14,9 @@ from tiny_models import write_store
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
-from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files
 from clipit.mil.inputs import read_inputs
+from clipit.mil.mil_bags import MilBags
 from clipit.mil.tile_store_bags import bags_of_tiles
 from clipit.tiles.tileset import SPLITS
 

@@ -21,7 +21,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.inference import Classifier
 from clipit.models.loading import public_name
 from clipit.models.lora import check_gradients

@@ -11,7 +11,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.student import build_student
 
 FAMILIES = {"timm": ("fused", "linear"), "transformers": ("Dinov2", "late_fusion")}

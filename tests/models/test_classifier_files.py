@@ -19,7 +19,7 @@ from clipit.models import classifier_spec
 from clipit.models.backbones import load_backbone
 from clipit.models.classifier_checks import check_network
 from clipit.models.classifier_spec import read_spec, write_spec
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.student import build_student
 from clipit.models.vlm import load_vlm
 

@@ -22,7 +22,7 @@ from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models import loading
 from clipit.models.backbones import load_backbone
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.student import build_student
 
 

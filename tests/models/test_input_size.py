@@ -17,7 +17,7 @@ from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models import backbones
 from clipit.models.backbones import load_backbone
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.specs import HALF, ModelSpec
 from clipit.models.student import build_student

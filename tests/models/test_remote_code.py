@@ -17,7 +17,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.student import build_student
 from clipit.models.vlm import load_vlm
@@ -146,7 +146,7 @@ def test_the_vlm_named_by_a_classifiers_file_is_not_loaded(
 
 def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from clipit.config.load import validate
-    from clipit.runs.predict import open_classifier
+    from clipit.runs.predict_tiles import open_classifier
 
     found: dict[str, Any] = {}
 

@@ -14,7 +14,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import Backbone, load_backbone
-from clipit.models.export import export_classifier
+from clipit.models.export_classifier import export_classifier
 from clipit.models.student import build_student
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -13,7 +13,7 @@ from clipit.errors import ArtifactError, DataError
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.reports.readers import read_reports
 from clipit.runs.training_tiles import TRAINING_TILES, check_test_patients, write_training_tiles
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 
 def damage(path: Path, old: bytes, new: bytes) -> None:

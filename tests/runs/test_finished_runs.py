@@ -21,7 +21,7 @@ from clipit.output_files.artifacts import fingerprint, write_json, write_record
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.page import write_pages
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace

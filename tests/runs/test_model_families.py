@@ -82,7 +82,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The student as it was trained, before anything is merged: `probabilities(images)`."""
     import torch
 
-    import clipit.models.export as export_module
+    import clipit.models.export_classifier as export_module
 
     export, found = export_module.export_classifier, {}
 

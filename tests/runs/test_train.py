@@ -187,7 +187,7 @@ def test_killed_and_started_again_ends_the_same(
     else:
         places = {
             "saving": ("clipit.training.checkpoints.Path.rename", None),
-            "export": ("clipit.models.export._compare", None),
+            "export": ("clipit.models.export_classifier._compare", None),
             "evaluation": ("clipit.runs.evaluate.write_predictions", None),
         }
 

@@ -13,7 +13,7 @@ from clipit.models.preprocess import Preprocess
 from clipit.runs.tile_scorer import TileScorer
 from clipit.segmentation.stitching import WindowGrid, average_strips, fill, stitch
 from clipit.segmentation.windows import WindowModel
-from clipit.segmentation.zero_shot import map_classes
+from clipit.segmentation.zero_shot_methods import map_classes
 
 
 def by_pixel(grid: WindowGrid, scores: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from tiny_classifier import save_classifier
 from clipit.slide_tasks import slides_demo as demo_module
 from clipit.slide_tasks.slides_demo import demo_slides, read_mask
 from clipit.synthetic.latents import CLASSES
-from clipit.synthetic.slides import SlideWorldConfig
+from clipit.synthetic.slide_world import SlideWorldConfig
 
 
 def test_a_mask_is_read_at_the_centres_of_the_maps_pixels_and_by_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from clipit.errors import DataError
 from clipit.models.loading import EMBEDDED
 from clipit.synthetic.latents import HIGH, LOW
 from clipit.synthetic.tile_draws import tile_latents
-from clipit.synthetic.world import CASES, GRADE_PROMPTS, WorldConfig, write_world
+from clipit.synthetic.tile_world import CASES, GRADE_PROMPTS, WorldConfig, write_world
 from tools.embedded.make_weights import check_grades
 
 SMALL = WorldConfig(seed=3, train=160, validation=96, test=8, shift=8, reports=30)

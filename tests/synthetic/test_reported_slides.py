@@ -19,7 +19,7 @@ from clipit.synthetic.reported_slides import (
     write_slide_reports,
 )
 from clipit.synthetic.slide_render import draw_status
-from clipit.synthetic.slides import SlideWorldConfig, draw_slide
+from clipit.synthetic.slide_world import SlideWorldConfig, draw_slide
 
 pytest.importorskip("tifffile")
 

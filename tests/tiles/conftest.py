@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 

@@ -14,7 +14,7 @@ from clipit.errors import ConfigError, DataError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.reporting.annotators_section import ceiling_note, explain_ceiling
 from clipit.tiles.annotations import join_annotators, read_annotators
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 CLASSES = ("benign", "tumour")

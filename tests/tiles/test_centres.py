@@ -7,7 +7,7 @@ import pytest
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 from .conftest import paint, write_table
 

@@ -11,7 +11,7 @@ from clipit.config.data import TileSource
 from clipit.config.load import validate
 from clipit.errors import ConfigError
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.load import SOURCES
+from clipit.tiles.load_tiles import SOURCES
 
 CARDS = Path(__file__).parents[2] / "data_cards"
 SECTIONS = (

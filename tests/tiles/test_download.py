@@ -16,7 +16,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.datasets import DATASETS, Remote
 from clipit.tiles.download import download, terms
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 from .servers import State, serve
 

@@ -11,7 +11,7 @@ import pytest
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.load import load_tiles, read_tiles
+from clipit.tiles.load_tiles import load_tiles, read_tiles
 
 from .conftest import paint
 

@@ -6,7 +6,7 @@ import pytest
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.groups import add_groups, group_advice
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.source import SourceTiles
 
 from .conftest import NoReader, paint, write_table

@@ -14,7 +14,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images.decode import Unreadable
 from clipit.tiles.huggingface import read_huggingface
-from clipit.tiles.load import load_tiles, read_tiles
+from clipit.tiles.load_tiles import load_tiles, read_tiles
 from clipit.tiles.tileset import TileSet
 
 

@@ -21,7 +21,7 @@ from clipit.images import fax
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.images.deflate import find_damage
 from clipit.images.tiff_parts import find_damaged_part
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_mask, decode_values
 
 from .conftest import paint, write_table

@@ -18,7 +18,7 @@ from clipit.images.decode import ImageError, Unreadable, attempt, decode, to_rgb
 from clipit.images.image_set import open_images
 from clipit.models.preprocess import open_picture
 from clipit.tiles.kept_tiles import KeptSize, keep_image
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load_tiles import load_tiles
 
 from .conftest import paint, write_table
 

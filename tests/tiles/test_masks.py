@@ -15,7 +15,7 @@ from PIL import Image
 from clipit.config.data import TilesConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
 

@@ -14,7 +14,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles import bach, nct_crc, pcam
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 from .conftest import paint

@@ -7,7 +7,7 @@ import pytest
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load_tiles import load_tiles
 
 
 def config(folder: Path, images: str, **more: object) -> TilesConfig:

@@ -11,8 +11,8 @@ from slide_files import levels_of, picture, write_dicom, write_slide
 
 from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.load import read_tiles
-from clipit.tiles.slides import is_slide_input, list_slides, slides_in_folder
+from clipit.tiles.load_tiles import read_tiles
+from clipit.tiles.slide_source import is_slide_input, list_slides, slides_in_folder
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> Path:

@@ -19,7 +19,7 @@ from clipit.images.decode import ImageError, Unreadable
 from clipit.input_files.data_files import hub_revision
 from clipit.tiles import kept_tiles, streaming
 from clipit.tiles.kept_tiles import Block, KeptSize, SourceTile, keep_image, keep_tiles
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 
 def picture(value: int, kind: str = "JPEG", size: tuple[int, int] = (8, 8)) -> bytes:

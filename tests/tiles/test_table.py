@@ -13,7 +13,7 @@ import pytest
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.patients import patients
-from clipit.tiles.load import load_tiles, read_tiles
+from clipit.tiles.load_tiles import load_tiles, read_tiles
 
 from .conftest import paint, write_table
 

@@ -15,7 +15,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images.decode import ImageError
 from clipit.tiles import tar_index
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tar_shards import expand_braces, list_shards
 from clipit.tiles.webdataset import _split_in, shard_images
 

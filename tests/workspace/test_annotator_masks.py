@@ -20,7 +20,7 @@ from clipit.cli.main import main
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, validate_file
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import open_masks
 

@@ -18,7 +18,7 @@ from PIL import Image
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
-from clipit.tiles.load import read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.check_leaks import check_leaks
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes

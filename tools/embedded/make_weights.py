@@ -24,8 +24,8 @@ from clipit.synthetic.case_latents import CaseWorldConfig
 from clipit.synthetic.case_world import write_case_world
 from clipit.synthetic.corpora import GRADES
 from clipit.synthetic.tile_draws import Wording, tile_latents
+from clipit.synthetic.tile_world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
 from clipit.synthetic.vocabulary import ORGANS
-from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
 from clipit.vectors import centred
 from clipit.versions import versions
 from clipit.workspace.workspace import Workspace

@@ -17,7 +17,7 @@ from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
 from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import CLASSES
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred, unit
 

@@ -19,7 +19,7 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.synthetic.fields import SIZE
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slide_layout import ARTEFACTS
-from clipit.synthetic.slides import SLIDES
+from clipit.synthetic.slide_world import SLIDES
 from clipit.synthetic.tile_draws import draw_tiles
 from clipit.vectors import unit
 from tools.embedded.measure import text_vectors

@@ -12,7 +12,7 @@ from clipit.comparison.plan import Plan
 from clipit.errors import counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred, unit
 from clipit.workspace.workspace import Workspace

@@ -9,7 +9,7 @@ from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.progress import progress
 from clipit.reporting.pairing_page import choose_tiles
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import uses_reports
 from clipit.workspace.pairing_report import TilePredictions, write_pairs_page

@@ -14,7 +14,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError
 from clipit.progress import progress
 from clipit.runs.feature_stores import classifier_fingerprint, run_facts, vlm_facts
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.tiles.tileset import TileSet
 from clipit.types import TextEncoder
 from clipit.vectors import centred

@@ -21,7 +21,7 @@ from clipit.models.preprocess import Preprocess
 from clipit.models.timm_backbones import open_timm
 from clipit.output_files.artifacts import file_sha256
 from clipit.runs.feature_stores import classifier_fingerprint, run_facts, store_features, vlm_facts
-from clipit.runs.predict import open_classifier, zero_shot_embeddings
+from clipit.runs.predict_tiles import open_classifier, zero_shot_embeddings
 from clipit.studies.model_features import check_classes_match
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace

@@ -23,7 +23,7 @@ from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
-from clipit.tiles.slides import read_slides
+from clipit.tiles.slide_source import read_slides
 from clipit.tiles.source import (
     ALIASES,
     DROPPED,

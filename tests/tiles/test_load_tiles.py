@@ -10,7 +10,7 @@ from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError
 from clipit.images.image_readers import FileReader
 from clipit.tiles.hidden_labels import hide_labels
-from clipit.tiles.load import load_tiles, read_tiles
+from clipit.tiles.load_tiles import load_tiles, read_tiles
 
 from .conftest import paint, write_table
 

@@ -10,7 +10,7 @@ import pytest
 from clipit.config.load import validate
 from clipit.errors import ConfigError, DataError
 from clipit.images.read_ahead import check_batches
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict_tiles import open_classifier
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.prediction_inputs import open_inputs
 
@@ -39,7 +39,7 @@ def test_studies_comparisons_and_commands_open_classifiers_here() -> None:
     }
     card = "clipit/reporting/model_card.py"  # its example of use
     commands = {"clipit/api/runs.py", "clipit/api/sharing.py", "clipit/cli/push.py", card}
-    assert callers <= {"clipit/runs/predict.py", "clipit/models/export.py", *commands}
+    assert callers <= {"clipit/runs/predict_tiles.py", "clipit/models/export_classifier.py", *commands}
 
 
 @pytest.mark.parametrize(

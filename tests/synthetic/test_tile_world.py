@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.tile_draws import VLM_CENTRES, draw_tiles
-from clipit.synthetic.world import WorldConfig, add_cases, write_world
+from clipit.synthetic.tile_world import WorldConfig, add_cases, write_world
 
 SMALL = WorldConfig(seed=3, train=64, validation=16, test=24, shift=16, reports=12)
 FILES = {

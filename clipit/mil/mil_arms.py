@@ -11,8 +11,8 @@ from clipit.config.mil import MilConfig, MilPooling
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, counted
 from clipit.evaluation.predictions import NO_LABEL
-from clipit.mil.bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.inputs import ZERO_SHOT
+from clipit.mil.mil_bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 
 _MIN_SHUFFLED = 4  # labels per class; with fewer labels, permutations often restore the labels or swap whole classes
 

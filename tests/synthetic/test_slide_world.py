@@ -29,7 +29,7 @@ from clipit.synthetic.slide_layout import (
     draw_layout,
 )
 from clipit.synthetic.slide_render import draw_stains, scan_slide
-from clipit.synthetic.slides import SLIDE_LABELS, SlideWorldConfig, draw_slide, ensure_slides, write_slides
+from clipit.synthetic.slide_world import SLIDE_LABELS, SlideWorldConfig, draw_slide, ensure_slides, write_slides
 from clipit.synthetic.tile_draws import VLM_CENTRES
 from clipit.synthetic.tissues import draw_tissue
 from tools.embedded.measure_slides import correct_tiles

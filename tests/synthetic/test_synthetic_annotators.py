@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from clipit.errors import ArtifactError, ConfigError
-from clipit.synthetic.annotators import BIAS, add_annotators, draw_annotations, make_annotators, true_confusions
 from clipit.synthetic.latents import CLASSES, HIGH, LOW
+from clipit.synthetic.synthetic_annotators import (
+    BIAS,
+    add_annotators,
+    draw_annotations,
+    make_annotators,
+    true_confusions,
+)
 
 
 def write_tiles(folder: Path, count: int) -> dict[str, str]:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
 from clipit.errors import DataError, counted, repeats, shortlist
-from clipit.output_files.artifacts import file_sha256, read_json
+from clipit.output_files.artifacts import file_sha256
+from clipit.output_files.run_files import read_run_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.tiles.tileset import TileSet
 
@@ -201,11 +202,13 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
 
     Raises:
         DataError: See `read_predictions`; or the folder does not contain a finished run.
-        ArtifactError: results.json is damaged.
+        ArtifactError: results.json is damaged or belongs to a different run.
     """
     if not (run / RESULTS).is_file():
         raise DataError("this folder does not contain a finished run", where=run, fix="run clipit train first")
-    results = read_json(run / RESULTS, "run clipit train again, which only evaluates a run that is already trained")
+    results = read_run_json(
+        run / RESULTS, run, "delete this file and run clipit train again; the run is re-evaluated without training"
+    )
     return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
 
 

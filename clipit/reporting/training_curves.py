@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from clipit.errors import DataError
+from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
 
 Series = Mapping[str, tuple[list[int], list[float]]]
 """Steps and values by name, in the order of the steps."""
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl: JSON objects with the key `step`.
+    """Read the rows of a metrics.jsonl: JSON objects with the key `step`, without the fingerprint of the run.
 
     A truncated last line, left by a killed process, is ignored.
 
     Raises:
         DataError: The file is missing or not UTF-8, or a line before the last is damaged.
+        ArtifactError: A line belongs to a different run than `run.json` in the same folder.
     """
     fix = "delete the line, or the whole file: it is only used to draw curves"
     try:
@@ -37,6 +39,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
                 break
             raise DataError("not a JSON object with the key step", where=f"{path}, line {number}", fix=fix) from error
         rows.append(row)
+    for recorded in {str(row.pop(RUN_FINGERPRINT)) for row in rows if RUN_FINGERPRINT in row}:
+        check_same_run(path, recorded, path.parent, "delete this file: it is only used to draw curves")
     return rows
 
 
@@ -47,6 +51,7 @@ def read_curves(path: Path) -> Series:
 
     Raises:
         DataError: The file is missing or damaged.
+        ArtifactError: The file belongs to a different run.
     """
     logged: dict[str, dict[int, float]] = {}
     for row in read_log(path):

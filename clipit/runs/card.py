@@ -7,7 +7,8 @@ from typing import Any
 
 from clipit.config.run import RunConfig
 from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
-from clipit.output_files.artifacts import read_json, reading, write_record
+from clipit.output_files.artifacts import reading
+from clipit.output_files.run_files import read_run_json, write_run_json
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.model_card import CardArm, CardComparison, CardFacts, model_card
 from clipit.runs.folder import EXTERNAL
@@ -57,7 +58,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
 
 def record_comparison(folder: Path, compared: CardComparison) -> None:
     """Record a comparison in a run's folder, so that cards written later include it."""
-    write_record(folder / _COMPARED, asdict(compared))
+    write_run_json(folder / _COMPARED, asdict(compared), folder)
 
 
 def _read_compared(folder: Path) -> CardComparison | None:
@@ -65,7 +66,7 @@ def _read_compared(folder: Path) -> CardComparison | None:
     if not path.is_file():
         return None
     fix = "delete this file; the next comparison writes it again"
-    values = read_json(path, fix)
+    values = read_run_json(path, folder, fix)
     with reading(path, fix):
         arms = [
             CardArm(**{**arm, "interval": tuple(arm["interval"]) if arm["interval"] else None})
@@ -78,7 +79,7 @@ def _read_external(folder: Path) -> list[dict[str, Any]]:
     """Read the results of external evaluations, except those with new prompts on the run's own tiles."""
     paths = sorted(folder.glob(f"{EXTERNAL}/*/results.json"))
     fix = "delete the folder that contains this file, and repeat the evaluation"
-    evaluations: list[dict[str, Any]] = [read_json(path, fix) for path in paths]
+    evaluations: list[dict[str, Any]] = [read_run_json(path, folder, fix) for path in paths]
     return [each for each in evaluations if any(key.startswith("tiles.") for key in each["external"]["identity"])]
 
 

@@ -12,7 +12,8 @@ from clipit.errors import ArtifactError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.evaluation.run_scores import evaluate_predictions
-from clipit.output_files.artifacts import file_sha256, fingerprint, read_json, write_record
+from clipit.output_files.artifacts import file_sha256, fingerprint
+from clipit.output_files.run_files import recorded_fingerprint, write_run_json
 from clipit.output_files.whole_files import write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.page_note import compose_note
@@ -153,12 +154,10 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
     """
-    fix = "choose a different --name or --output, or delete the run's folder"
-    run = read_json(folder / "run.json", fix).get("fingerprint")
-    if not isinstance(run, str):
-        raise ArtifactError("the fingerprint of the run is missing", where=folder / "run.json", fix=fix)
     training = read_training(folder)
-    name = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
+    name = fingerprint(
+        [recorded_fingerprint(folder), training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()]
+    )
     return folder / f"predictions_shifted-{name}.parquet"
 
 
@@ -206,7 +205,7 @@ def _write_report(
     if config.evaluation.page:
         write_run_page(title, folder, results, predictions, tiles, texts)
     write_card(folder, config, results)
-    write_record(folder / "results.json", results)  # last, since it marks the run as finished
+    write_run_json(folder / "results.json", results, folder)  # last, since it marks the run as finished
     return results
 
 

@@ -15,8 +15,9 @@ from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError, as_note, counted
-from clipit.output_files.artifacts import locked, read_json, whole_folder
+from clipit.output_files.artifacts import locked, whole_folder
 from clipit.output_files.differences import difference_lines, list_differences
+from clipit.output_files.run_files import read_run_json
 from clipit.patients import patients
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.runs.card import write_card
@@ -78,7 +79,7 @@ def evaluate_external(
     prompt_set = None if prompts is None else load_prompts(prompts)
     folder = run / EXTERNAL / (name or _default_name(tiles, prompt_set))
     identity = _identity(tiles, prompt_set)
-    _check_folder(folder, identity)
+    _check_folder(folder, run, identity)
     classifier = open_classifier(config, run)
     notes = [] if prompt_set is None else _check_prompts(prompt_set, classifier, run)
     workspace = Workspace(read_run_config(run))
@@ -140,17 +141,18 @@ def _identity(tiles: TilesConfig | None, prompts: PromptSet | None) -> dict[str,
     return keys | ({} if prompts is None else {"prompts": f"{prompts.name} ({prompts.hash})"})
 
 
-def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+def _check_folder(folder: Path, run: Path, identity: Mapping[str, Any]) -> None:
     """Check that a folder is new or belongs to the same tiles and prompts.
 
     Raises:
-        ArtifactError: The folder contains results for a different set; the message lists the differing keys.
+        ArtifactError: The folder contains results for a different set, in which case the message lists the differing
+            keys, or of a different run.
     """
     if not folder.exists():
         return
     fix = "choose a different --name, or delete this folder"
     file = folder / "results.json"
-    recorded = read_json(file, fix).get("external", {}).get("identity") if file.is_file() else None
+    recorded = read_run_json(file, run, fix).get("external", {}).get("identity") if file.is_file() else None
     if not isinstance(recorded, dict):
         raise ArtifactError("this folder does not contain an evaluation on a new set", where=folder, fix=fix)
     differences = list_differences(recorded, identity)

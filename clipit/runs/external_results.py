@@ -10,7 +10,8 @@ from clipit.evaluation.calibration import fit_temperature, measure_calibration, 
 from clipit.evaluation.predictions import PREDICTIONS, Predictions, read_run_predictions, write_predictions
 from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.models.classifier_spec import WEIGHTS
-from clipit.output_files.artifacts import file_sha256, write_record
+from clipit.output_files.artifacts import file_sha256
+from clipit.output_files.run_files import write_run_json
 from clipit.output_files.whole_files import write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.external_page import external_sections, external_texts
@@ -116,4 +117,4 @@ def write_external(folder: Path, run: Path, results: dict[str, Any], predictions
     summary = run_summary(title, results, shown, note=results["note"], sections=external_texts(results) | texts)
     write_text(folder / "summary.md", summary)
     write_run_page(title, folder, results, predictions, tiles, texts, external_sections(results))
-    write_record(folder / "results.json", results)
+    write_run_json(folder / "results.json", results, run)

@@ -20,6 +20,7 @@ from clipit.output_files.artifacts import lock_file, locked, make_folder, read_j
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.output_files.json_record import JsonRecord
 from clipit.output_files.leftovers import TEMPORARY, is_alive, is_temporary
+from clipit.output_files.run_files import read_run_json
 from clipit.output_files.whole_files import write_text
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 EXTERNAL = "external"
 """Subfolder of a run's folder with the evaluations on new test sets, by name."""
-RUN_FINGERPRINT = "run_fingerprint"
-"""Key of training.json and of the classifier's provenance that repeats the fingerprint of run.json."""
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
 """Files that training writes into a run's folder."""
 _OTHER_FOLDER = "choose a different --name (for a sweep, in the sweep file) or --output, or delete the run's folder"
@@ -116,10 +115,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     """Read the scores and provenance of a run from `results.json`.
 
     Raises:
-        ArtifactError: The file is missing or damaged.
+        ArtifactError: The file is missing or damaged, or belongs to a different run.
     """
     fix = "delete this file and run clipit train again; the run is re-evaluated without training"
-    results = read_json(folder / "results.json", fix)
+    results = read_run_json(folder / "results.json", folder, fix)
     splits = results.get("splits")
     scored = isinstance(splits, dict) and all(
         isinstance(scores, dict) and isinstance(scores.get("metrics"), dict) for scores in splits.values()
@@ -142,39 +141,12 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         f"delete this file and the folder {folder / 'classifier'}, and run clipit train again; both are restored from "
         "the last checkpoint"
     )
-    facts = read_json(folder / "training.json", fix)
+    facts = read_run_json(folder / "training.json", folder, fix)
     invalid = [name for name in needed if name not in facts]
     invalid += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
     if invalid:
         raise ArtifactError(f"keys missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
-    check_same_run(folder / "training.json", facts.pop(RUN_FINGERPRINT, None), folder, fix)
     return facts
-
-
-def check_same_run(file: Path, recorded: str | None, folder: Path, fix: str) -> None:
-    """Check that a file was written by the run in whose folder it is stored.
-
-    Args:
-        recorded: Fingerprint of the run that wrote the file; None if an earlier version of clipit wrote it.
-        folder: Folder of the run.
-
-    Raises:
-        ArtifactError: The file belongs to a different run, or run.json is damaged.
-    """
-    run = folder / "run.json"
-    if recorded is None or not run.is_file():
-        return
-    restore = f"restore run.json from a copy, or delete the folder {folder} and run clipit train again"
-    claimed = read_json(run, restore).get("fingerprint")
-    if not isinstance(claimed, str):
-        raise ArtifactError("the fingerprint of the run is missing", where=run, fix=restore)
-    if claimed != recorded:
-        raise ArtifactError(
-            f"this file belongs to a different run: its fingerprint is {recorded}, but the fingerprint in run.json is "
-            f"{claimed}",
-            where=file,
-            fix=fix,
-        )
 
 
 def evaluation_keys(config: RunConfig) -> dict[str, Any]:

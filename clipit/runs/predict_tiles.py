@@ -13,8 +13,8 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, LaunchError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
+from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
 from clipit.prompts.prompt_set import PromptSet, check_classes
-from clipit.runs.folder import RUN_FINGERPRINT, check_same_run
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource

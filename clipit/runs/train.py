@@ -15,11 +15,10 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
-from clipit.output_files.artifacts import write_record
+from clipit.output_files.run_files import RUN_FINGERPRINT, recorded_fingerprint, write_run_json
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
-    RUN_FINGERPRINT,
     claim_folder,
     copy_equal_run,
     delete_temporary_files,
@@ -153,11 +152,8 @@ def _train_and_evaluate(
         text = _text_side(config, workspace)
         if processes.main:
             write_training_tiles(folder, tiles, workspace.tiles_as_read.fingerprint)
-            write_record(
-                folder / "training.json",
-                asdict(result) | memory.facts() | facts | {RUN_FINGERPRINT: fingerprint.value},
-            )
-            _export(student, backbone, workspace, text, folder, config, fingerprint.value)
+            write_run_json(folder / "training.json", asdict(result) | memory.facts() | facts, folder)
+            _export(student, backbone, workspace, text, folder, config)
     else:
         missing = processes.broadcast(find_missing_output(folder, config))
         if not missing:
@@ -288,7 +284,6 @@ def _export(
     text: _TextSide | None,
     folder: Path,
     config: RunConfig,
-    fingerprint: str,
 ) -> None:
     from clipit.models.export_classifier import export_classifier
     from clipit.models.loading import public_name
@@ -307,7 +302,7 @@ def _export(
         tile_pixels=_tile_pixels(workspace),
         provenance={
             "run": folder.name,
-            RUN_FINGERPRINT: fingerprint,
+            RUN_FINGERPRINT: recorded_fingerprint(folder),
             "commit": git_commit(),
             "seed": config.seed,
             "vlms": [public_name(vlm.name) for vlm in (config.vlm, config.second_vlm) if vlm and uses_vlm(config)],

@@ -14,6 +14,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ClipitError, DataError, as_note, counted, counted_of, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.output_files.artifacts import reading
+from clipit.output_files.run_files import check_same_run, recorded_fingerprint
 from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
 from clipit.pairing.patient_spelling import misspelled_tests
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 TRAINING_TILES = "training_tiles.parquet"
 """File in a run's folder with the id, split and group of each training and validation tile."""
-_HASHED_KEY = b"clipit_hashed_tiles"
+_HASHED_KEY, _RUN_KEY = b"clipit_hashed_tiles", b"clipit_run_fingerprint"
 _COLUMNS = ("id", "split", "group")
 _REREAD = "delete this file; the training tiles are then re-read"
 
@@ -60,7 +61,8 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
     seen = tiles.select(tiles.splits != "test")
     columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
     table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
-    table = table.replace_schema_metadata({_HASHED_KEY: tiles_fingerprint.encode()})
+    metadata = {_HASHED_KEY: tiles_fingerprint.encode(), _RUN_KEY: (recorded_fingerprint(folder) or "").encode()}
+    table = table.replace_schema_metadata(metadata)
     write_parquet(folder / TRAINING_TILES, table, checksums=True)
 
 
@@ -194,7 +196,9 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
                 where=path,
                 fix=_REREAD,
             )
-        return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
+        metadata = table.schema.metadata or {}
+        check_same_run(path, metadata.get(_RUN_KEY, b"").decode() or None, folder, _REREAD)
+        return SeenTiles(*columns), metadata.get(_HASHED_KEY, b"").decode()
 
 
 def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, ImageHashes] | None") -> ImageHashes | None:

@@ -1,7 +1,8 @@
 """Save and load resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON.
 
 A checkpoint is a folder `step-<number>`, which gets this name once it is complete. `progress.json` records the SHA-256
-of every file. The previous checkpoint is kept, in case the newest one is damaged.
+of every file. The weights and the optimiser state repeat the fingerprint of the run in their metadata. The previous
+checkpoint is kept, in case the newest one is damaged.
 """
 
 import json
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipit.errors import ArtifactError, disk_errors
 from clipit.output_files.artifacts import file_sha256, whole_file, with_checksum, without_checksum
 from clipit.output_files.differences import difference_lines, list_differences
+from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run, recorded_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +92,8 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, model: nn.Module) -> str:
-    """Write the trainable parameters atomically; return the SHA-256 of the file."""
-    _save(path, trainable(model))
+    """Write the trainable parameters atomically into a run's `checkpoints` folder; return the SHA-256 of the file."""
+    _save(path, trainable(model), path.parent.parent)
     return file_sha256(path)
 
 
@@ -138,7 +140,7 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
         partial.mkdir(parents=True)
         tensors = {_WEIGHTS: trainable(model), _OPTIMIZER: dict(_optimizer_tensors(model, optimizer))}
         for name, values in tensors.items():
-            _save(partial / name, values)
+            _save(partial / name, values, folder.parent)
         progress.files = {name: file_sha256(partial / name) for name in tensors}
         (partial / _PROGRESS).write_text(json.dumps(with_checksum(asdict(progress))), encoding="utf-8")
         _flush(partial / _PROGRESS)
@@ -176,7 +178,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """Restore the latest intact checkpoint; return a fresh `Progress` if there is no checkpoint.
 
     Raises:
-        ArtifactError: No checkpoint is intact, or the checkpoint belongs to a different student.
+        ArtifactError: No checkpoint is intact, or the checkpoint belongs to a different run or student.
     """
     damage: ArtifactError | None = None
     for step in _steps(folder):
@@ -230,6 +232,9 @@ def _verified(checkpoint: Path) -> Progress:
     for path, digest in files.items():
         with _reading_checkpoint(path):
             _verify(path, digest)
+            with safe_open(path, "pt") as file:
+                recorded = (file.metadata() or {}).get(RUN_FINGERPRINT)
+        check_same_run(path, recorded, checkpoint.parent.parent, _restart(checkpoint.parent))
     return progress
 
 
@@ -250,8 +255,12 @@ def _reading_checkpoint(path: Path) -> Iterator[Path]:
         raise ArtifactError(
             f"the run's checkpoint is damaged: {error}",
             where=path,
-            fix=f"delete the folder {checkpoints} and start again; training then restarts from the first step",
+            fix=_restart(checkpoints),
         ) from error
+
+
+def _restart(checkpoints: Path) -> str:
+    return f"delete the folder {checkpoints} and start again; training then restarts from the first step"
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -260,10 +269,12 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> It
             yield f"{name}/{key}", torch.as_tensor(value)
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors atomically, and wait until they are on disk."""
+def _save(path: Path, tensors: Mapping[str, Tensor], run: Path) -> None:
+    """Write tensors and the fingerprint of the run atomically, and wait until they are on disk."""
+    fingerprint = recorded_fingerprint(run)
+    metadata = None if fingerprint is None else {RUN_FINGERPRINT: fingerprint}
     with whole_file(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
         _flush(temporary)
     _flush(path.parent)
 

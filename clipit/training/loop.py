@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clipit.distributed import Processes
 from clipit.errors import DivergenceError, disk_errors
+from clipit.output_files.run_files import RUN_FINGERPRINT, recorded_fingerprint
 from clipit.output_files.whole_files import write_text
 from clipit.progress import progress as progress_bar
 from clipit.reporting.training_curves import read_log
@@ -203,13 +204,15 @@ class _Log:
         self, path: Path, step: int, processes: Processes, tracker: Callable[[dict[str, Any], int], None]
     ) -> None:
         self._path, self._main, self._tracker = path, processes.main, tracker
+        fingerprint = recorded_fingerprint(path.parent)
+        self._run = {} if fingerprint is None else {RUN_FINGERPRINT: fingerprint}
         if processes.main and path.is_file():
-            earlier_rows = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step)
-            write_text(path, earlier_rows)
+            rows = [row | self._run for row in read_log(path) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl (main process only) and pass its defined values to the trackers."""
         if self._main:
             with disk_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, **row}) + "\n")
+                stream.write(json.dumps({"step": step, **row, **self._run}) + "\n")
         self._tracker({key: value for key, value in row.items() if value is not None}, step)

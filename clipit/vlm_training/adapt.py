@@ -21,12 +21,12 @@ from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
-from clipit.output_files.artifacts import locked, write_record
+from clipit.output_files.artifacts import locked
+from clipit.output_files.run_files import write_run_json
 from clipit.pairing.leaks import SeenTiles
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import (
-    RUN_FINGERPRINT,
     check_fingerprint,
     claim_folder,
     delete_temporary_files,
@@ -233,9 +233,8 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
             "adapt": section.model_dump(mode="json", exclude=set(_STUDY_KEYS)),
             "examples": examples.summary,
             "validation_examples": None if validation is None else validation.summary,
-            RUN_FINGERPRINT: fingerprint.value,
         }
-        write_record(folder / TRAINING, facts)
+        write_run_json(folder / TRAINING, facts, folder)
     return trackers
 
 

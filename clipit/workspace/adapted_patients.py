@@ -12,7 +12,7 @@ import numpy as np
 from clipit.config.run import RunConfig, VLMConfig
 from clipit.errors import as_note, counted, counted_of, shortlist
 from clipit.models.adapted_base import base_of_adapted
-from clipit.output_files.artifacts import read_json, write_record
+from clipit.output_files.run_files import read_run_json, write_run_json
 from clipit.pairing.leaks import SeenTiles, find_shared_patients
 from clipit.patients import patients
 from clipit.tiles.tileset import TileSet
@@ -41,7 +41,7 @@ def write_adapted_patients(folder: Path, used: Sequence[TileSet | SeenTiles], vl
     if (exported := _exported_folder(vlm)) is not None:
         earlier, earlier_problem = _read(exported)
         known, problem = known | {*earlier}, problem or earlier_problem
-    write_record(folder / ADAPTED_PATIENTS, {"patients": sorted(known), "problem": problem})
+    write_run_json(folder / ADAPTED_PATIENTS, {"patients": sorted(known), "problem": problem}, folder)
 
 
 def note_adapted_vlms(tiles: TileSet, config: RunConfig, cached: Callable[[str, Callable[[], Any]], Any]) -> TileSet:
@@ -100,5 +100,5 @@ def _read(exported: Path) -> tuple[list[str], str]:
     path = exported.parent / ADAPTED_PATIENTS
     if not path.is_file():
         return [], f"there is no {ADAPTED_PATIENTS} next to its folder"
-    record = read_json(path, "restore the file, or delete it; the patients are then not compared")
+    record = read_run_json(path, path.parent, "restore the file, or delete it; the patients are then not compared")
     return list(record["patients"]), str(record["problem"])

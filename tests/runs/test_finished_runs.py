@@ -16,13 +16,19 @@ from logged_lines import capture_log
 import clipit.runs.train as run_module
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ClipitError, ModelError
+from clipit.evaluation.predictions import read_run_predictions
 from clipit.models.inference import load_classifier
 from clipit.output_files.artifacts import fingerprint, write_json, write_record
+from clipit.output_files.run_files import write_run_json
+from clipit.reporting.model_card import CardComparison
+from clipit.reporting.training_curves import read_curves
+from clipit.runs.card import _read_compared, record_comparison
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.page import write_pages
 from clipit.runs.predict_tiles import open_classifier
 from clipit.runs.train import train_run
+from clipit.runs.training_tiles import _read_record
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
@@ -80,13 +86,14 @@ def test_keys_without_effect_that_earlier_versions_recorded_do_not_matter(
     folder = train_run(config)
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert not [key for key in record["keys"] if key.startswith("vlm.")]
-    facts = {key: value for key, value in read_training(folder).items() if key != "checksum"}
+    facts, results = read_training(folder), read_results(folder)
 
     def rewrite(**keys: Any) -> None:
         values = record | {"keys": record["keys"] | keys}
         values["fingerprint"] = fingerprint([values["keys"], values["inputs"]])
         write_json(folder / "run.json", values)
-        write_record(folder / "training.json", facts | {"run_fingerprint": values["fingerprint"]})
+        write_run_json(folder / "training.json", facts, folder)
+        write_run_json(folder / "results.json", results, folder)
 
     monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
     rewrite(**{"vlm.name": "another", "vlm.precision": "bf16"})
@@ -293,10 +300,26 @@ def test_a_classifier_without_its_description(finished: Finished) -> None:
             load_classifier(path)
 
 
-def test_facts_of_another_run(finished: Finished) -> None:
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("training.json", read_training),
+        ("results.json", read_results),
+        ("results.json", read_run_predictions),
+        ("metrics.jsonl", lambda folder: read_curves(folder / "metrics.jsonl")),
+        ("training_tiles.parquet", _read_record),
+        ("compared.json", _read_compared),
+    ],
+)
+def test_a_file_of_another_run(finished: Finished, name: str, read: Callable[[Path], object]) -> None:
     config, _ = finished
     folder = run_folder(config)
+    record_comparison(folder, CardComparison("accuracy", 1, "image_only", []))
+    read(folder)
     mark = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(mark | {"fingerprint": "0123456789abcdef"}))
-    with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*training\.json"):
-        read_training(folder)
+    facts = folder / "training.json"
+    if name != facts.name:
+        write_record(facts, {key: value for key, value in json.loads(facts.read_text()).items() if key in ("steps",)})
+    with pytest.raises(ArtifactError, match=rf"(?s)belongs to a different run.*{name}"):
+        read(folder)

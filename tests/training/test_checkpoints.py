@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,21 @@ def test_weights_of_another_student(tmp_path: Path) -> None:
     save_weights(tmp_path / "w", model_and_optimizer(3)[0])
     with pytest.raises(ArtifactError, match=r"a different student.*\n +\S+: .* in the file, .* now"):
         load_weights(tmp_path / "w", model_and_optimizer(4)[0])
+
+
+def test_checkpoints_of_another_run_of_the_same_student(tmp_path: Path) -> None:
+    for run in ("one", "other"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.json").write_text(json.dumps({"fingerprint": run}))
+        two_checkpoints(tmp_path / run / "checkpoints")
+    copied = tmp_path / "one" / "checkpoints"
+    assert load_checkpoint(copied, *model_and_optimizer()).step == 8
+    shutil.rmtree(copied)
+    shutil.copytree(tmp_path / "other" / "checkpoints", copied)
+    with pytest.raises(ArtifactError, match=r"(?s)a different run: its fingerprint is other.*step-00000008"):
+        load_checkpoint(copied, *model_and_optimizer())
+    (tmp_path / "one" / "run.json").unlink()
+    assert load_checkpoint(copied, *model_and_optimizer()).step == 8, "as those without a recorded run"
 
 
 def test_a_kill_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

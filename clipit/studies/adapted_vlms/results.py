@@ -13,6 +13,7 @@ from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError, counted
 from clipit.evaluation.model_comparison import ModelDifference, SubjectScore
 from clipit.output_files.artifacts import make_folder, read_json, write_json
+from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
 from clipit.reporting.adapt_facts import training_counts
 from clipit.reporting.adapt_page import (
     BEFORE,
@@ -43,7 +44,7 @@ from clipit.studies.adapted_vlms.measure import TileResults
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.workspace.workspace import Workspace
 
-_RERUN = "run clipit adapt again"
+_RERUN = "delete this file and run clipit adapt again, which resumes from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,11 @@ def _write_scores(content: AdaptContent, results: StudyResults) -> None:
 
 def _training(folder: Path) -> dict[str, Any]:
     path = folder / "training.json"
-    return read_json(path, _RERUN) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    facts = read_json(path, _RERUN)
+    check_same_run(path, facts.get(RUN_FINGERPRINT), folder, _RERUN)
+    return facts
 
 
 def _curves(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, tuple[list[int], list[float]]]:

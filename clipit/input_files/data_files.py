@@ -215,8 +215,8 @@ def load_huggingface(
         streaming: Whether to open streams, so that nothing is downloaded or converted; has no effect on folders written
             by `save_to_disk`.
         revision: Commit of a data set on the Hub; None for the newest one, or the cached one offline.
-        texts: Columns to read as text, for a folder of csv or tsv files. For other columns, pandas infers the type, so
-            that 007 becomes 7.
+        texts: Columns to read as text from csv and tsv files and from the metadata of image folders. For other columns,
+            pandas infers the type, so that 007 becomes 7.
 
     Returns:
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
@@ -242,6 +242,8 @@ def load_huggingface(
                 check_parquet_classes(file for file in files if file.suffix.lower() == ".parquet")
                 options |= {} if streaming else {"cache_dir": cache_folder(files)}
             loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
+            if texts and (text_options := _text_options(loaded, texts)):
+                loaded = datasets.load_dataset(str(folder) if name is None else name, **options, **text_options)
             if name is not None and not streaming:
                 check_parquet_classes(cached_parquet(name, revision))
             return loaded
@@ -249,6 +251,23 @@ def load_huggingface(
             raise
         except Exception as error:  # datasets, its dependencies and the network raise many types
             raise load_error(path, key, error, local=name is None, files=failed) from error
+
+
+def _text_options(loaded: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return options that read columns as text, if pandas inferred other types for them; else an empty dictionary."""
+    import datasets
+
+    rows = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
+    features = rows.features or {}
+    values = {name for name, kind in features.items() if isinstance(kind, datasets.Value)}
+    if all("string" in features[name].dtype for name in values & {*texts}):
+        return {}
+    if rows.info.builder_name == "csv":
+        return {"converters": dict.fromkeys(texts, str)}
+    if rows.info.builder_name == "imagefolder":
+        text = datasets.Value("string")
+        return {"features": datasets.Features({name: text if name in values else features[name] for name in features})}
+    return {}
 
 
 def count_suffixes(folder: Path) -> Counter[str]:

@@ -228,7 +228,7 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
                 check_pointer(file)
                 yield from read_table_file(file, config, TABLE_FORMATS[file.suffix.lower()], problems)
             return
-    dataset = load_huggingface(config.path, "reports.path")
+    dataset = load_huggingface(config.path, "reports.path", texts=sorted({*_columns(config).values()}))
     problems += [*missing_data_files(config.path), *unread_data_files(config.path)]
     if isinstance(dataset, dict):
         dataset = _select_split(dataset, config, lambda rows: counted(rows.num_rows, "report"), problems)

@@ -88,7 +88,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     """
     column = image_column(config)
     as_text = load_image_folder(config.path, column)
-    loaded = as_text or load_huggingface(config.path, "tiles.path", texts=sorted(_column_names(config).values()))
+    loaded = as_text or load_huggingface(config.path, "tiles.path", texts=text_columns(config))
     splits = select_splits(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     undecoded: dict[str, Any] = {}
     described: dict[str, SplitRows] = {}
@@ -242,6 +242,11 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
 def image_column(config: TilesConfig) -> str:
     """Return the name of the image column."""
     return _column_names(config)["path"]
+
+
+def text_columns(config: TilesConfig) -> list[str]:
+    """Return the names of the columns whose cells are read as text."""
+    return sorted({name for key, name in _column_names(config).items() if key != "path"})
 
 
 def check_columns(split: str, present: Sequence[str], config: TilesConfig) -> None:

@@ -66,16 +66,15 @@ def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
 
 
 def inferred_types(splits: Iterable[Any]) -> str:
-    """Return a warning if `datasets` inferred types in the metadata of an image folder; "" otherwise."""
+    """Return a warning if `datasets` read metadata of an image folder, where it drops some texts; "" otherwise."""
     import datasets
 
     own_kinds = (datasets.Image, datasets.ClassLabel)  # types of images, and of labels from folder names
     if all(isinstance(kind, own_kinds) for rows in splits for kind in (rows.features or {}).values()):
         return ""
     return (
-        "the datasets package read the metadata file of this image folder; in a metadata.csv it reads 007 as 7, and "
-        "NA, None and null as missing. To read the cells as text, download or unpack the folder, and set tiles.path to "
-        "it"
+        "the datasets package read the metadata file of this image folder; in a metadata.csv it reads NA, None and "
+        "null as missing. To read these cells as text, download or unpack the folder, and set tiles.path to it"
     )
 
 

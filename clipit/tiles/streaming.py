@@ -31,6 +31,7 @@ from clipit.tiles.huggingface import (
     join_splits,
     not_images,
     select_splits,
+    text_columns,
 )
 from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
@@ -64,10 +65,12 @@ class StreamedSet:
     Attributes:
         splits: Splits used by the configuration, by name.
         revision: Commit on the Hub that all splits are read from; None for local folders, or if offline.
+        metadata: Whether `datasets` reads the cells from metadata files; earlier versions kept inferred types.
     """
 
     splits: dict[str, StreamedSplit]
     revision: str | None
+    metadata: bool
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
@@ -107,45 +110,51 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
         DataError: The set cannot be loaded, or lacks splits or columns.
     """
 
+    column = image_column(config)
+
     def look_up() -> StreamedSet:
         revision, name = hub_revision(config.path, "tiles.path"), hub_id(config.path)
         if name is not None:
             with _reading(config, "the class names of its files"):
                 check_parquet_classes(hub_parquet(name, revision))
         opened = _open_set(config, revision)
-        is_folder = name is not None and is_image_folder(config.path, opened.values())
-        if is_folder and (warning := inferred_types(opened.values())):
+        warning = ""
+        if is_image_folder(config.path, opened.values()) and load_image_folder(config.path, column) is None:
+            warning = inferred_types(opened.values())
+        if warning:
             logger.warning(warning)
-        return StreamedSet({name: _describe(rows) for name, rows in opened.items()}, revision)
+        return StreamedSet({name: _describe(rows) for name, rows in opened.items()}, revision, bool(warning))
 
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
             return {}
         described = look_up()
         write_json(folder / "splits.json", {name: vars(split) for name, split in described.splits.items()})
-        return {} if described.revision is None else {"revision": described.revision}
+        revision = {} if described.revision is None else {"revision": described.revision}
+        return revision | {"metadata": described.metadata}
 
     if root is None:
         described = look_up()
     else:
-        artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 2}, make)
+        artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 3}, make)
         listed = artifact.file("splits.json")
         with reading(listed):
             splits = {name: StreamedSplit(**split) for name, split in read_json(listed, REBUILD).items()}
-        described = StreamedSet(splits, artifact.manifest.facts.get("revision"))
+        facts = artifact.manifest.facts
+        described = StreamedSet(splits, facts.get("revision"), facts["metadata"])
     splits = select_splits(described.splits, config)
-    column = image_column(config)
     for name, split in splits.items():
         check_columns(name, split.columns, config)
         if split.kinds[column] != "image":
             raise not_images(column, split.kinds[column], config.path)
-    return StreamedSet(splits, described.revision)
+    return replace(described, splits=splits)
 
 
 def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
     column = image_column(config)
     described = describe_set(config, root)
     revision = {} if described.revision is None else {"revision": described.revision}
+    revision |= {"cells": "text"} if described.metadata else {}
     kept: dict[str, KeptTiles] = {}
 
     @cache
@@ -236,7 +245,8 @@ def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
         for name, rows in splits.items():
             opened[name].info.builder_name = rows.info.builder_name  # for is_image_folder
     else:
-        streams = load_huggingface(config.path, "tiles.path", streaming=True, revision=revision)
+        texts = text_columns(config)
+        streams = load_huggingface(config.path, "tiles.path", streaming=True, revision=revision, texts=texts)
         opened = dict(streams) if isinstance(streams, dict) else {"train": streams}
     return {name: _undecoded(rows, config) for name, rows in opened.items()}
 

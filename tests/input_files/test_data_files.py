@@ -137,6 +137,17 @@ def test_classes_of_files_from_the_hub_are_compared_in_its_cache(
         load_huggingface(str(tmp_path / "datasets--lab--tiles"), "a.path")
 
 
+def test_csv_files_from_the_hub_are_read_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pandas would read the id 007 as 7."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "reports.csv").write_text("id,text,size\n007,one,2\n07,two,3\n", encoding="utf-8")
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: load(str(tmp_path), **options))
+    monkeypatch.setattr("clipit.input_files.data_files.cached_parquet", lambda *_: ())
+    rows = load_huggingface("hf:lab/reports", "reports.path", texts=["id", "text", "organ"])["train"]
+    assert rows["id"][:] == ["007", "07"] and rows["size"][:] == [2, 3]
+
+
 def test_files_below_outputs_name_the_command_that_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("reports.jsonl", "prompts.yaml"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from logged_lines import capture_log
 from PIL import Image
 
 from clipit.config.run import TilesConfig
@@ -395,12 +396,16 @@ def test_a_replaced_parquet_file_with_the_same_modification_time_is_read_again(t
     assert not set(found[0].stamps.tolist()) & set(found[1].stamps.tolist())
 
 
-def test_metadata_in_a_zip_is_read_by_the_datasets_package_with_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Path, streaming: bool) -> None:
+    """Texts such as None are still lost, hence the warning."""
     _image_folder(tmp_path / "files", ["0.png", "1.png"])
-    (tmp_path / "files/metadata.csv").write_text("file_name,label\n0.png,1\n1.png,2\n", encoding="utf-8")
+    (tmp_path / "files/metadata.csv").write_text("file_name,label,group\n0.png,01,007\n1.png,2,08\n", encoding="utf-8")
     (tmp_path / "set").mkdir()
     with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
         for file in (tmp_path / "files").iterdir():
             archive.write(file, file.name)
-    tiles = read_tiles(config(tmp_path / "set"), hold_out=False)
-    assert any("WARNING: the datasets package read the metadata file of this image folder" in n for n in tiles.notes)
+    said = capture_log()
+    tiles = read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
+    assert tiles.classes == ("01", "2") and tiles.groups.tolist() == ["007", "08"]
+    assert any("the datasets package read the metadata file of this image folder" in n for n in (*tiles.notes, *said))

@@ -240,6 +240,8 @@ def claim_folder(
         check_fingerprint(folder, fingerprint, config)
         return
     make_folder(folder)
+    for name in ("metrics.jsonl", "compared.json"):
+        (folder / name).unlink(missing_ok=True)  # may belong to an earlier run
     _write_config(folder, config, sections or {})
     record = {
         "fingerprint": fingerprint.value,

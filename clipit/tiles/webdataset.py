@@ -1,6 +1,8 @@
 """Read tiles from shards in the format of the webdataset package: tar files of samples such as 0001.jpg, 0001.json."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,10 +135,21 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
 
 
 def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
-    """Reject shards where some samples have their class in `label` and others only in `cls`."""
+    """Reject shards where some samples have their class only in `cls`, or where `label` and `cls` contradict."""
     from pyarrow import compute
 
     label, number = (index.table.column(f"{FIELD_PREFIX}{name}") for name in ("label", "cls"))
+    pairs = list(zip(label.to_pylist(), number.to_pylist(), strict=True))
+    contradicting = min(_deviating(pairs), _deviating([(b, a) for a, b in pairs]), key=len)
+    if contradicting:
+        shown = [f"{index.members[row]} (label {pairs[row][0]}, cls {pairs[row][1]})" for row in contradicting[:3]]
+        raise DataError(
+            f"{counted_of(len(contradicting), len(index), 'sample has', 'samples have')} fields label and cls that "
+            f"contradict those of other samples: {shortlist(shown, 3)}",
+            where=config.path,
+            fix="correct the shards, or choose the field with the classes: --tiles.columns.label=label or "
+            "--tiles.columns.label=cls",
+        )
     rows = np.flatnonzero(compute.and_(compute.is_null(label), compute.is_valid(number)).to_numpy())
     if len(rows):
         raise DataError(
@@ -146,6 +159,13 @@ def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
             fix="write the shards with one of these fields, or set --tiles.columns.label=cls, or "
             "--tiles.columns.label=label, which leaves these samples unlabelled",
         )
+
+
+def _deviating(pairs: Sequence[tuple[str | None, str | None]]) -> list[int]:
+    """Return the rows whose second value is not the most frequent one among the rows with the same first value."""
+    complete = {row: pair for row, pair in enumerate(pairs) if None not in pair}
+    usual = {pair[0]: pair for pair, _ in reversed(Counter(complete.values()).most_common())}
+    return [row for row, pair in complete.items() if pair != usual[pair[0]]]
 
 
 def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> None:

@@ -236,6 +236,22 @@ def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -
     assert len(read_tiles(config(tmp_path / "s", labels={"kind": "none"}), hold_out=False)) == 4
 
 
+def test_labels_that_contradict_those_of_another_field(tmp_path: Path) -> None:
+    def shards(name: str, classes: Sequence[int]) -> Path:
+        rows = [{**row, "cls": number} for row, number in zip(samples(0, 6), classes, strict=True)]
+        write_shards(tmp_path / name, "%d.tar", rows)
+        return tmp_path / name
+
+    for name, classes in (("indices", [0, 1] * 3), ("coarser", [0] * 6), ("finer", [0, 1, 2, 3, 0, 1])):
+        assert read_tiles(config(shards(name, classes)), hold_out=False).classes == ("gland", "stroma")
+    swapped = shards("swapped", [0, 1, 0, 0, 0, 1])
+    with pytest.raises(
+        DataError, match=r"1 of 6 samples has .* contradict those of other samples: 0/case1_0003 \(label stroma, cls 0"
+    ):
+        read_tiles(config(swapped))
+    assert len(read_tiles(config(swapped, columns={"label": "label"}), hold_out=False)) == 6
+
+
 def test_shards_that_are_missing_or_empty_are_listed(tmp_path: Path) -> None:
     write_shards(tmp_path, "train-%06d.tar", samples(0, 10, "train"), most=5)
     write_tar(tmp_path / "train-000003.tar", [])

@@ -104,10 +104,10 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
-    """Convert logits to probabilities, row by row; minus infinity gives 0."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: Float32[np.ndarray, "n c"] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return probabilities
+    """Convert logits to probabilities, row by row and in double precision; minus infinity gives 0."""
+    from scipy import special
+
+    return np.asarray(special.softmax(logits.astype(np.float64), axis=1), dtype=np.float32)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

@@ -119,6 +119,8 @@ def transductive(
     Raises:
         DataError: There are fewer than 20 tiles, or a vector is zero or not finite.
     """
+    from scipy.special import softmax
+
     n = len(ids)
     _require_tiles(n)
     order = np.argsort(ids, kind="stable")
@@ -126,14 +128,14 @@ def transductive(
     log_p = np.log(np.maximum(prior.astype(np.float64)[order], _MIN_PRIOR))
     nearest, weights = _neighbour_weights(ids[order], f, min(neighbours, n - 1))
     dim = f.shape[1]
-    z = _softmax(log_p)
+    z = softmax(log_p, axis=1)
     variance = np.full(dim, 1.0 / dim)
     means = _class_means(f, z, np.broadcast_to(f.mean(axis=0), (z.shape[1], dim)))
     for _ in range(iterations):
         # log N up to a term that is the same for all classes, because they share the variance
         unary = log_p - _LIKELIHOOD_WEIGHT / dim * _squared_distances(f, means, variance) / 2
         for _ in range(_ASSIGNMENT_STEPS):
-            z = _softmax(unary + _smooth(z, nearest, weights))
+            z = softmax(unary + _smooth(z, nearest, weights), axis=1)
         means = _class_means(f, z, means)
         within_class = ((z.sum(axis=0)[:, None] * means - 2 * z.T @ f) * means).sum(axis=0) / n + (f**2).mean(axis=0)
         variance = np.maximum(within_class, _MIN_VARIANCE / dim)
@@ -179,13 +181,6 @@ def _squared_distances(
         + (means**2 / variance).sum(axis=1)[None, :]
     )
     return distances
-
-
-def _softmax(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-    """Compute the softmax in double precision."""
-    from scipy.special import softmax
-
-    return np.asarray(softmax(logits, axis=1))
 
 
 def _require_tiles(n: int, role: str = "target") -> None:

@@ -36,11 +36,10 @@ class TokenHead:
 
     def probabilities(self, tokens: Float[np.ndarray, "rows columns d"]) -> Float32[np.ndarray, "rows columns c"]:
         """Return the class probabilities of tokens."""
+        from scipy.special import softmax
+
         logits = tokens.astype(np.float32) @ self.weight.T + self.bias
-        logits -= logits.max(axis=-1, keepdims=True)
-        exponentials = np.exp(logits)
-        result: Float32[np.ndarray, "rows columns c"] = exponentials / exponentials.sum(axis=-1, keepdims=True)
-        return result
+        return np.asarray(softmax(logits, axis=-1))
 
 
 def train_token_head(

@@ -237,7 +237,7 @@ def score_slides(
     """
     from clipit.runs.prediction_chunks import PredictionOptions
     from clipit.slide_tasks.output_folder import output_folder
-    from clipit.slide_tasks.score import RECORD, write_report
+    from clipit.slide_tasks.score import RECORD, write_slide_report
     from clipit.slide_tasks.score import score_slides as score
     from clipit.slide_tasks.slide_inputs import list_inputs
     from clipit.slide_tasks.slide_runs import check_patients, run_of_classifier
@@ -259,7 +259,7 @@ def score_slides(
 
             texts = None if snippets is None else _snippets(snippets, scorer)
             pages = map_slides(scored, scorer, folder, MapOptions(top, texts))
-        report = write_report(scored, scorer, folder, pages, notes)
+        report = write_slide_report(scored, scorer, folder, pages, notes)
     return SlidesResult(folder, report.text, report.page)
 
 

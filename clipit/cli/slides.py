@@ -90,7 +90,7 @@ def draw_maps(arguments: list[str]) -> None:
     _print(result.text)
 
 
-def compare(arguments: list[str]) -> None:
+def compare_runs(arguments: list[str]) -> None:
     """Compare the arms of runs on slide labels."""
     parser = _parser(
         "compare",
@@ -124,7 +124,12 @@ def compare(arguments: list[str]) -> None:
     _print(result.text)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"tile": tile, "score": score, "map": draw_maps, "compare": compare}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "tile": tile,
+    "score": score,
+    "map": draw_maps,
+    "compare": compare_runs,
+}
 """Subcommands by name."""
 
 

@@ -8,7 +8,7 @@ _CHUNK_BYTES = 2**24  # bytes decompressed at once
 _MAX_BYTES = 2**30  # limit for a decompressed strip or tile; larger than any image that clipit reads
 
 
-def find_damage(data: bytes) -> str:
+def find_deflate_damage(data: bytes) -> str:
     """Decompress a zlib stream, and describe its damage; "" if the stream is complete and its checksum is correct."""
     stream, unpacked = zlib.decompressobj(), 0
     try:

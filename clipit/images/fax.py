@@ -19,7 +19,7 @@ _REST = re.compile(r"0*(?:0{11}1[01]?)*0*")
 _DIFFERENT = "encoding them again gives different bytes; if the image is intact, save it as PNG or with LZW compression"
 
 
-def find_damage(data: bytes, compression: int, options: int, fill_order: int, width: int, height: int) -> str:
+def find_fax_damage(data: bytes, compression: int, options: int, fill_order: int, width: int, height: int) -> str:
     """Decode a strip or tile, encode it again, and describe its damage; "" if the bytes are the same.
 
     Args:

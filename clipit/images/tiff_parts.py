@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from clipit.images import fax
-from clipit.images.deflate import COMPRESSIONS, find_damage
+from clipit.images.deflate import COMPRESSIONS, find_deflate_damage
 from clipit.images.jpeg import find_corruption
 
 _COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
@@ -39,7 +39,7 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
         if compression in fax.COMPRESSIONS:
             damage = _find_fax_damage(tags, data, number)
         else:
-            damage = find_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
+            damage = find_deflate_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
         if damage:
             return f"the compressed pixels of strip or tile {number} of the TIFF are damaged: {damage}"
     return ""
@@ -59,7 +59,7 @@ def _find_fax_damage(tags: Mapping[int, Any], part: bytes, number: int) -> str:
         rows = min(tags.get(_HEIGHTS[1], image_height), image_height)
         height = min(rows, image_height - number * rows)
     options = tags.get(fax.OPTIONS.get(compression, 0), 0)
-    return fax.find_damage(part, compression, options, tags.get(_FILL_ORDER, 1), width, height)
+    return fax.find_fax_damage(part, compression, options, tags.get(_FILL_ORDER, 1), width, height)
 
 
 def _find_corrupt_jpeg(tags: Mapping[int, Any], part: bytes) -> str:

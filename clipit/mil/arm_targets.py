@@ -10,7 +10,7 @@ from clipit.mil.mil_arms import ARMS, MilArm
 from clipit.mil.mil_bags import MilBags
 from clipit.mil.privileged import image_embeddings, predicted_labels, report_embeddings, report_labels
 from clipit.mil.targets import BagTargets, join_targets
-from clipit.mil.train_network import train_mil
+from clipit.mil.train_network import train_bag_network
 from clipit.workspace.workspace import Workspace
 
 
@@ -33,7 +33,7 @@ def arm_targets(
     if arm.labels == "reports":
         targets.append(report_labels(config, workspace, bags, seed, shuffled=arm.shuffled_reports))
     elif arm.labels == "predicted":
-        teacher = train_mil(bags, mil.training.model_copy(update={"pooling": arm.pooling}), seed, root=root)
+        teacher = train_bag_network(bags, mil.training.model_copy(update={"pooling": arm.pooling}), seed, root=root)
         targets.append(predicted_labels(teacher.predict, bags))
     if arm.vectors == "reports":
         targets.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.shuffled_reports))

@@ -27,7 +27,7 @@ from clipit.output_files.artifacts import fingerprint
 from clipit.pairing.patient_spelling import misspelled_splits
 from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
-from clipit.stores.slide_features import find_copies, find_feature_files, open_slide_features
+from clipit.stores.slide_features import find_copied_slides, find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
@@ -372,7 +372,7 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Ope
     )
     notes = [total] if with_repeats else []
     notes += [*describe_settings(slides), *describe_scales(slides)]
-    return _OpenedFiles(opened, slides[0].dim, find_copies(slides), tuple(notes))
+    return _OpenedFiles(opened, slides[0].dim, find_copied_slides(slides), tuple(notes))
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:

@@ -153,7 +153,7 @@ def check_copies(
     """Check that copies of a slide have the same split and label, and return notes on them.
 
     Args:
-        copies: Groups of slides with the same features (`find_copies`).
+        copies: Groups of slides with the same features (`find_copied_slides`).
         split_of: Split of each slide that is used.
         label_of: Label of each slide that is used; -1 if unlabelled.
 

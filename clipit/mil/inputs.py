@@ -62,7 +62,7 @@ class MilInputs:
     notes: tuple[str, ...]
 
 
-def check_labels(config: RunConfig, mil: MilConfig) -> None:
+def check_hidden_labels(config: RunConfig, mil: MilConfig) -> None:
     """Check that only `mil.labels_per_class` hides labels.
 
     Raises:

@@ -19,11 +19,11 @@ from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides
 from clipit.mil.arm_targets import arm_targets
-from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
+from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_hidden_labels, read_inputs
 from clipit.mil.maps import MilMaps, check_mask_settings, make_maps, read_masks
 from clipit.mil.mil_arms import ARMS, FLOOR, arm_titles, check_arms, class_frequencies
 from clipit.mil.mil_bags import MilBags, keep_labels
-from clipit.mil.train_network import MilModel, check_trainable, train_mil
+from clipit.mil.train_network import MilModel, check_trainable, train_bag_network
 from clipit.output_files.artifacts import locked, write_record
 from clipit.output_files.whole_files import write_frame, write_text
 from clipit.progress import progress
@@ -74,7 +74,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
         DataError: There are too few bags, or no test bag has a label.
     """
     check_arms(config, mil)
-    check_labels(config, mil)
+    check_hidden_labels(config, mil)
     check_mask_settings(mil, config.tiles)
     inputs = read_inputs(config, mil)
     if get_processes().main:
@@ -157,7 +157,7 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             for seed in mil.seeds:
                 labelled = arm.bags(bags, mil.labels_per_class, seed)
                 targets = arm_targets(arm, config, mil, inputs.workspace, labelled, seed, root)
-                model = train_mil(labelled, options, seed, targets, root=root)
+                model = train_bag_network(labelled, options, seed, targets, root=root)
                 if targets is not None and seed == mil.seeds[0]:
                     scored.notes.extend(f"{name}, seed {seed}: {note}" for note in targets.notes)
                 scored.models[name][seed] = model

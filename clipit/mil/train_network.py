@@ -113,7 +113,7 @@ def check_trainable(bags: MilBags) -> None:
         )
 
 
-def train_mil(
+def train_bag_network(
     bags: MilBags, options: MilTrainingConfig, seed: int, targets: BagTargets | None = None, *, root: Path | None = None
 ) -> MilModel:
     """Train a network on the labelled training bags, and keep the epoch with the lowest loss on validation bags.

@@ -54,7 +54,7 @@ def list_text(sets: dict[str, PromptSet]) -> str:
     return "\n".join(lines)
 
 
-def page(sets: dict[str, PromptSet]) -> str:
+def catalogue_page(sets: dict[str, PromptSet]) -> str:
     """Compose docs/prompts.md."""
     rows = [
         [f"[{name}](#{name})", str(len(prompts.classes)), str(len(prompts.templates)), str(count_prompts(prompts))]
@@ -74,4 +74,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(page(packaged_sets()), end="")
+    print(catalogue_page(packaged_sets()), end="")

@@ -130,7 +130,7 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
     ]
     if len(titles) > 1:
         problems.append(f"name and version differ between chapters: {sorted(titles)}")
-    files.raise_problems(problems, name_or_path)
+    files.raise_prompt_problems(problems, name_or_path)
     name, version = titles.pop()
     return Dictionary(name, version, entries)
 

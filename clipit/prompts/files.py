@@ -136,7 +136,7 @@ def text_problems(key: str, value: object, noun: str) -> list[str]:
     return problems
 
 
-def raise_problems(problems: Sequence[str], where: object, keys: str = "") -> None:
+def raise_prompt_problems(problems: Sequence[str], where: object, keys: str = "") -> None:
     """Raise one `DataError` with all problems, if any; `keys` describes the required keys, in case one is missing."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

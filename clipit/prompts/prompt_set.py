@@ -38,7 +38,7 @@ def load_prompt_bag(name_or_path: str | Path) -> PromptBag:
     raw, repeated = files.read(path)
     problems = files.key_problems(raw, repeated, _BAG_KEYS, required=("name", "version", "texts"))
     problems += files.text_problems("texts", raw["texts"], "texts") if raw.get("texts") is not None else []
-    files.raise_problems(problems, path, "a bag has a name, a version and texts (a list of sentences)")
+    files.raise_prompt_problems(problems, path, "a bag has a name, a version and texts (a list of sentences)")
     return PromptBag(str(raw["name"]), str(raw["version"]), tuple(raw["texts"]), str(raw.get("source", "")).strip())
 
 
@@ -121,7 +121,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         DataError: Unknown or missing keys, a template without `{}`, a class without names, a name that is
             listed twice or under two classes, or another problem; all problems are listed at once.
     """
-    files.raise_problems(set_problems(raw, repeated), where, _KEYS)
+    files.raise_prompt_problems(set_problems(raw, repeated), where, _KEYS)
     return PromptSet(
         name=str(raw["name"]),
         version=str(raw["version"]),

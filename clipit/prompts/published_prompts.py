@@ -48,7 +48,7 @@ def read_draws(path: Path) -> list[dict[str, Any]]:
         DataError: As in `read_set`.
     """
     raw, repeated = read_set(path)
-    files.raise_problems([f"{key}: is given twice" for key in repeated], path)
+    files.raise_prompt_problems([f"{key}: is given twice" for key in repeated], path)
     entries = _entries(files.read(path)[0], path)
     if entries is None or len(entries) == 1:
         return [raw]
@@ -109,7 +109,7 @@ def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
             if template.count(_NAME) != 1:
                 problems.append(f"{prefix}templates: {template!r} must contain {_NAME} exactly once")
             _add(templates, template.replace(_NAME, "{}"), f"{prefix}templates", problems)
-    files.raise_problems(problems, path)
+    files.raise_prompt_problems(problems, path)
     source = f"published prompts, read from {path.name}"
     return {"name": path.stem, "version": "published", "source": source, "templates": templates, "classes": classes}
 

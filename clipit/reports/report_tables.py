@@ -156,7 +156,7 @@ def _parse_json(text: str, where: str) -> Any:
         raise DataError(f"invalid JSON: {error}", where=where, fix=fix) from error
 
 
-def read_parquet(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
+def read_parquet_reports(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
     """Read the configured columns of a parquet file, or of all parquet files in a folder, in batches.
 
     Numbered files that seem to be missing from a folder are listed in `problems`.
@@ -253,7 +253,7 @@ def read_table_file(path: Path, config: ReportsConfig, format_name: str, problem
         case "jsonl":
             return read_jsonl(path, config)
         case "parquet":
-            return read_parquet(path, config, problems)
+            return read_parquet_reports(path, config, problems)
         case _:
             return read_table_reports(path, config, format_name, problems)
 

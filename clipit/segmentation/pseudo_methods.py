@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int16
 from PIL import Image
 
-from clipit.mil.train_network import train_mil
+from clipit.mil.train_network import train_bag_network
 from clipit.output_files.artifacts import fingerprint
 from clipit.segmentation.mask_draws import masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
@@ -89,7 +89,7 @@ def _segmenters(
     remaining: dict[tuple[int, int], PseudoMasks] = {}
     for seed in options.training.seeds:
         labelled = labelled_images(inputs.workspace.tiles(seed))
-        model = train_mil(token_bags(labelled, heads.store), pseudo.training, seed, root=inputs.workspace.root)
+        model = train_bag_network(token_bags(labelled, heads.store), pseudo.training, seed, root=inputs.workspace.root)
         pseudo_labels = pseudo_masks(model, labelled.of_split("train"), heads.store, classes, background, pseudo)
         for count in counts:
             drawn = heads.train.tiles.ids[heads.draw(count, seed)]

@@ -21,7 +21,7 @@ from clipit.runs.predict_tiles import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.score import PAGE as SCORES_PAGE
-from clipit.slide_tasks.score import ScoredSlides, SlideReport, caution, score_slides, write_report
+from clipit.slide_tasks.score import ScoredSlides, SlideReport, caution, score_slides, write_slide_report
 from clipit.slide_tasks.slide_runs import ZERO_SHOT, SlideRun
 from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_table
 from clipit.slides.prepare import FailedSlide
@@ -96,7 +96,7 @@ def compare_slides(
             logger.info(f"{name}:")
         scorer, scores_folder = open_scorer(), out / RUNS / name
         scored = score_slides(listed, scorer, requested, stated, scores_folder, options.scoring)
-        write_report(scored, scorer, scores_folder)
+        write_slide_report(scored, scorer, scores_folder)
         run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
         if arms:  # tile positions are needed only once, not for each run
             scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))

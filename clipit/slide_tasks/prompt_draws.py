@@ -59,7 +59,7 @@ def write_draws(
     write_frame(folder / DRAWS, pd.concat(tables))
 
 
-def read_draws(folder: Path) -> pd.DataFrame:
+def read_draw_scores(folder: Path) -> pd.DataFrame:
     """Read the scores of a slide by draw.
 
     Raises:

@@ -23,7 +23,7 @@ from clipit.reporting.subtyping_table import subtyping_tables
 from clipit.reporting.tables import console_summary
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, choose_tiling
-from clipit.slide_tasks.prompt_draws import read_draws, split_draws
+from clipit.slide_tasks.prompt_draws import read_draw_scores, split_draws
 from clipit.slide_tasks.tile import SlideOutcome, prepare_listed, slides_table, write_slides_table
 from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folder
 from clipit.slides.prepare import PreparedSlide
@@ -102,7 +102,7 @@ def score_slides(
         if scores.unreadable:
             unreadable[slide.name] = scores.unreadable
         if scorer.draws is not None:
-            by_draw.append(read_draws(slide_folder(out, slide.name)))
+            by_draw.append(read_draw_scores(slide_folder(out, slide.name)))
     parts = processes.gather((pooled, unreadable, by_draw))
     merged = {name: entry for part, _, _ in parts for name, entry in part.items()}
     table = slide_table({slide.name: merged[slide.name] for slide in prepared}, scorer.classes)
@@ -140,7 +140,7 @@ def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | Non
     return choose_pooling(collect_slides(scored.table, known, scorer.classes)).key
 
 
-def write_report(
+def write_slide_report(
     scored: ScoredSlides,
     scorer: TileScorer,
     out: Path,

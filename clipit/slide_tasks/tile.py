@@ -202,11 +202,11 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
         outlines = [outline.shifted(-slide.origin[0], -slide.origin[1]) for outline in read_polygons(slide.tissue)[0]]
         write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
     with whole_file(folder / THUMBNAIL) as temporary:
-        thumbnail(slide).save(temporary, format="PNG")
+        draw_outlines(slide).save(temporary, format="PNG")
     write_record(record, inputs | {"files": hash_files(folder, (GRID, TISSUE, THUMBNAIL))})
 
 
-def thumbnail(slide: PreparedSlide) -> Image.Image:
+def draw_outlines(slide: PreparedSlide) -> Image.Image:
     """Draw the outlines of the tissue and of the tiles over the overview of a slide."""
     grid, downsample = slide.grid, float(slide.facts["overview_downsample"])
     with Image.open(slide.overview) as stored:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.images.decode import ImageError
-from clipit.images.deflate import COMPRESSIONS, find_damage
+from clipit.images.deflate import COMPRESSIONS, find_deflate_damage
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import TiffBytes, open_levels
 
@@ -48,7 +48,7 @@ class DeflateLevel:
 
     def _check_tile(self, index: int) -> None:
         offset, count = self._offsets[index], self._counts[index]
-        damage = find_damage(self._file.read(offset, count)) if count else ""  # a tile without data is empty
+        damage = find_deflate_damage(self._file.read(offset, count)) if count else ""  # a tile without data is empty
         if damage:
             raise ImageError(f"tile {index} of the slide is damaged: {damage}")
         self._intact.add(index)

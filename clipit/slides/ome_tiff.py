@@ -17,7 +17,7 @@ from clipit.errors import DataError, counted
 from clipit.images.decode import ImageError
 from clipit.slides.ome_images import choose_image, has_several, read_images
 from clipit.slides.slide_file import Level
-from clipit.slides.tiff_pages import check_orientation, check_tiles
+from clipit.slides.tiff_pages import check_orientation, check_tile_sizes
 
 _INSTALL = "pip install tifffile"
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF tag ExtraSamples: colours are multiplied by the transparency, or not
@@ -164,7 +164,7 @@ def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
             fix="export it as RGB",
         )
     for level, page in enumerate(pages):
-        check_tiles(page, path)
+        check_tile_sizes(page, path)
         check_orientation(page, path)
         problem = _level_problem(page, first)
         if problem:

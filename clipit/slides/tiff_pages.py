@@ -74,7 +74,7 @@ def check_pages(path: Path) -> None:
     try:
         with tifffile.TiffFile(path) as file:
             pages = [_facts(page) for page in file.pages]
-            check_tiles(file.pages.first, path)
+            check_tile_sizes(file.pages.first, path)
     except DataError:
         raise
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
@@ -129,7 +129,7 @@ def _check_orientation(page: TiffPage, path: Path) -> None:
         )
 
 
-def check_tiles(page: Any, path: Path) -> None:
+def check_tile_sizes(page: Any, path: Path) -> None:
     """Check that the internal tiles or strips of a page are small enough, because each is decoded as a whole.
 
     Raises:

@@ -134,7 +134,7 @@ def build_bytes(key: str, dim: int, rows: int) -> tuple[int, int]:
     return 4 * dim * sample, _index_bytes(index, rows)
 
 
-def check_memory(key: str, dim: int, rows: int) -> None:
+def check_index_memory(key: str, dim: int, rows: int) -> None:
     """Check that the training rows and the index fit into the free memory of this machine.
 
     Args:

@@ -23,7 +23,7 @@ from clipit.errors import ConfigError, DataError, counted
 from clipit.output_files.artifacts import Artifact
 from clipit.output_files.whole_files import write_array, write_parquet
 from clipit.stores.approximate import DEFAULT_SETTINGS, FaissIndex, SearchSettings
-from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_memory, write_faiss
+from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_index_memory, write_faiss
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
@@ -96,7 +96,7 @@ def build_index(
             )
         check_shards(store)
         if key != "Flat":
-            check_memory(key, store.dim, store.size)
+            check_index_memory(key, store.dim, store.size)
         mean = store.mean() if centring else None
         rows = _distinct_rows(store)
         if mean is not None:

@@ -162,7 +162,7 @@ def _is_feature_file(path: Path) -> bool:
     return path.suffix.lower() in (*_SUFFIXES, ".pt") and not path.name.startswith(".")
 
 
-def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
+def find_copied_slides(slides: Sequence[SlideFeatures]) -> list[list[str]]:
     """List groups of slides whose files contain the same tiles with the same features."""
     by_positions: dict[tuple[int, bytes], list[SlideFeatures]] = {}
     for slide in slides:
@@ -178,7 +178,7 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def describe_copies(copies: Sequence[Sequence[str]]) -> list[str]:
-    """Describe slides with the same features (`find_copies`) in at most one line."""
+    """Describe slides with the same features (`find_copied_slides`) in at most one line."""
     listed = [" = ".join(names) for names in copies if len(names) > 1]
     groups = counted(len(listed), "group of slides has", "groups of slides have")
     return [f"{groups} the same features: {shortlist(listed)}"] if listed else []
@@ -220,7 +220,7 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
         logger.info(
             f"note: {counted_of(len(empty), len(slides), 'slide has', 'slides have')} no tiles: {shortlist(empty)}"
         )
-    for note in describe_copies(find_copies(slides)) if get_processes().main else ():
+    for note in describe_copies(find_copied_slides(slides)) if get_processes().main else ():
         logger.info(f"note: {note}")
     content = [[slide.slide, file_sha256(slide.path)] for slide in slides]
     inputs = {"slide_features": content, "vlm": vlm.fingerprint, "space": "joint"}

@@ -27,7 +27,7 @@ from clipit.versions import git_commit, versions
 _PERCENT = 100.0
 
 
-def write_tables(plan: SweepPlan, trials: Sequence[Trial], reasons: Mapping[TrialKey, str], folder: Path) -> None:
+def write_sweep_report(plan: SweepPlan, trials: Sequence[Trial], reasons: Mapping[TrialKey, str], folder: Path) -> None:
     """Write sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials.
 
     Args:

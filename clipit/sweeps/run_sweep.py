@@ -19,7 +19,7 @@ from clipit.runs.folder import is_trained, read_training, resolve_run_precision,
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.live_keys import equal_trials
-from clipit.sweeps.report import format_values, write_tables
+from clipit.sweeps.report import format_values, write_sweep_report
 from clipit.sweeps.sweep_file import Sweep
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
@@ -87,7 +87,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)
     reasons = search.reasons()
     if processes.main:
-        write_tables(plan, trials, reasons, folder)
+        write_sweep_report(plan, trials, reasons, folder)
     processes.barrier()
     if processes.broadcast(all(trial.key in reasons for trial in trials)):
         raise DivergenceError(

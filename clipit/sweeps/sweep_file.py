@@ -101,7 +101,7 @@ def read_sweep(path: Path) -> Sweep:
     cap = content.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and cap is not True and cap > 0):
         problems.append(f"run_cap must be a whole number above 0, not {cap!r}")
-    raise_problems(problems, path)
+    raise_sweep_problems(problems, path)
     return Sweep(
         path=path,
         name=plain_name(str(content.get("name") or path.stem)),
@@ -222,7 +222,7 @@ def plain_name(name: str) -> str:
     return plain if plain == name and len(plain) <= _MAX_NAME else f"{plain[:_MAX_NAME]}-{fingerprint(name)}"
 
 
-def raise_problems(problems: Sequence[str], path: Path) -> None:
+def raise_sweep_problems(problems: Sequence[str], path: Path) -> None:
     """Raise one error that lists all problems, if any.
 
     Raises:

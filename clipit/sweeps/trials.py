@@ -15,7 +15,7 @@ from clipit.errors import ConfigError, counted
 from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 from clipit.runs.search import Trial
 from clipit.sweeps.live_keys import unused_keys
-from clipit.sweeps.sweep_file import Sweep, plain_name, raise_problems
+from clipit.sweeps.sweep_file import Sweep, plain_name, raise_sweep_problems
 from clipit.training.arms import resolve_arm
 from clipit.training.config_checks import check_keys
 
@@ -82,12 +82,12 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             trials.append(make_trial(sweep, values))
         except ConfigError as error:
             problems += _problems(error)
-    raise_problems(problems, sweep.path)
+    raise_sweep_problems(problems, sweep.path)
     if sweep.method == "random" and count and len(trials) < count:
         note = f"only {len(trials)} of {counted(count, 'trial')} can be run: there are no more combinations"
         sweep = replace(sweep, notes=(*sweep.notes, note))
     unused = unused_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
-    raise_problems(
+    raise_sweep_problems(
         [f"{key} has no effect on any run: its part of the configuration is disabled" for key in unused], sweep.path
     )
     number = count if sweep.method == "bayes" and count else len(trials)

@@ -113,7 +113,7 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
 }
 
 
-def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
+def draw_case_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
     """Draw case reports on the organs that tiles show; `noise` is the fraction of misread characters.
 
     Each report has a diagnosis, a grade, and three to five findings. If there is a tumour, half of the findings

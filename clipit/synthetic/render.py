@@ -77,7 +77,7 @@ def draw_scans(rng: np.random.Generator, centres: Int64[np.ndarray, " n"]) -> Sc
     return Scans(colours, gains, spread, brightness[:, None] + np.stack([c.tint for c in each]))
 
 
-def blur(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) -> Float32[np.ndarray, "n h w"]:
+def blur_maps(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) -> Float32[np.ndarray, "n h w"]:
     """Apply a five-tap Gaussian blur; `spread` is the standard deviation of each map in pixels."""
     taps = np.exp(-0.5 * (np.arange(3)[:, None] / np.maximum(spread, 0.05)) ** 2)
     taps /= taps[0] + 2 * taps[1] + 2 * taps[2]
@@ -102,11 +102,11 @@ def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n
     scans = draw_scans(rng, centres)
     uneven = 1 + UNEVEN * noise(rng, count, 2)
     haematoxylin = (
-        blur(layer.haematoxylin * (1 + GRAIN * noise(rng, count, 24)), scans.spread)
+        blur_maps(layer.haematoxylin * (1 + GRAIN * noise(rng, count, 24)), scans.spread)
         * per_tile(scans.gains[:, 0])
         * uneven
     )
-    eosin = blur(layer.eosin, scans.spread) * per_tile(scans.gains[:, 1]) * uneven
+    eosin = blur_maps(layer.eosin, scans.spread) * per_tile(scans.gains[:, 1]) * uneven
     image = np.empty((count, SIZE, SIZE, 3), dtype=np.float32)
     for channel in range(3):
         density = haematoxylin * per_tile(scans.colours[:, 0, channel]) + eosin * per_tile(scans.colours[:, 1, channel])

@@ -24,7 +24,7 @@ from clipit.synthetic.slide_world import (
     ListedSlide,
     SlideWorldConfig,
     ensure_slides,
-    list_slides,
+    list_world_slides,
     write_slide_files,
 )
 from clipit.synthetic.status_words import MUTATED, STATUS_PROMPTS, STATUS_RULES, WILD_TYPE
@@ -121,7 +121,7 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
 
 def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
     """List slides that all have a tumour, and draw the status of each patient independently of the grade."""
-    for slide in list_slides(config, (LOW, HIGH)):
+    for slide in list_world_slides(config, (LOW, HIGH)):
         mutated = stream(config.seed, "slides", str(slide.row["group"]), "mutated").random() < config.mutated
         status = MUTATED if mutated else WILD_TYPE
         row = slide.row | {"status": status, STATUS_MASK: f"masks/{slide.name}_status.png"}

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from clipit.synthetic.fields import SIZE
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, attributes
-from clipit.synthetic.render import GRAIN, SENSOR_NOISE, UNEVEN, blur, draw_scans
+from clipit.synthetic.render import GRAIN, SENSOR_NOISE, UNEVEN, blur_maps, draw_scans
 from clipit.synthetic.slide_layout import BLUR, FOLD, PEN, STRIP, Artefacts, SlideLayout, SmoothNoise
 from clipit.synthetic.tissues import draw_tissue
 
@@ -160,7 +160,7 @@ def scan_slide(
         low, high = max(0, start - 2), min(size, stop + 2)  # the blur reaches two pixels
         strip_rows = slice(start - low, stop - low)
         stains = np.stack([haematoxylin[low:high] * (1 + GRAIN * grain.rows(low, high)), eosin[low:high]])
-        stains = blur(stains, np.repeat(scans.spread[:1], 2))[:, strip_rows]
+        stains = blur_maps(stains, np.repeat(scans.spread[:1], 2))[:, strip_rows]
         piece = np.maximum(layout.pieces[start:stop], 1).astype(np.int64) - 1
         stains *= (1 + UNEVEN * uneven.rows(start, stop)) * np.moveaxis(gains[piece], -1, 0)
         density = np.maximum(np.einsum("shw,hwsc->hwc", stains, colours[piece]), 0)

@@ -147,7 +147,7 @@ def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
         DataError: tifffile is not installed; nothing is written.
         ArtifactError: The folder cannot be written.
     """
-    facts = write_slide_files(folder, config, list_slides(config))
+    facts = write_slide_files(folder, config, list_world_slides(config))
     write_json(folder / "world.json", facts)
     return facts
 
@@ -211,7 +211,7 @@ def _require_tifffile() -> None:
         raise DataError("cannot write slides without the package tifffile", fix="pip install tifffile")
 
 
-def list_slides(config: SlideWorldConfig, mains: Sequence[int] = tuple(_OTHER_TISSUES)) -> Iterator[ListedSlide]:
+def list_world_slides(config: SlideWorldConfig, mains: Sequence[int] = tuple(_OTHER_TISSUES)) -> Iterator[ListedSlide]:
     """List the slides of a world; the labels of consecutive patients cycle through the classes `mains`."""
     for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
         for number in range(count):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from clipit.config.run import Section
 from clipit.output_files.artifacts import write_json
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.corpora import draw_cases, draw_other_organ, draw_reports
+from clipit.synthetic.corpora import draw_case_reports, draw_other_organ, draw_reports
 from clipit.synthetic.latents import CLASSES, stream
 from clipit.synthetic.tile_draws import check_centres, draw_splits, draw_tiles
 from clipit.synthetic.world_files import (
@@ -108,7 +108,7 @@ def add_cases(folder: Path, config: WorldConfig) -> None:
         ArtifactError: The folder cannot be written.
     """
     if not (folder / CASES).is_file():
-        main_organ = draw_cases(stream(config.seed, "world/cases"), config.reports)
+        main_organ = draw_case_reports(stream(config.seed, "world/cases"), config.reports)
         other_organ = draw_other_organ(
             stream(config.seed, "world/cases of another organ"), max(1, config.reports * 2 // 5)
         )

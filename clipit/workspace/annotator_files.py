@@ -54,7 +54,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
         raise ConfigError(
             "the tiles have no annotator labels", where="tiles.annotations", fix="set tiles.annotations.path"
         )
-    record = describe_annotators(tiles, annotations, config.evaluation.bootstrap, config.seed)
+    record = annotator_statistics(tiles, annotations, config.evaluation.bootstrap, config.seed)
     folder = config.output / "annotators" / config.name
     write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})
     rows = _tile_rows(tiles, annotations)
@@ -64,7 +64,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     return path
 
 
-def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int, seed: int) -> dict[str, Any]:
+def annotator_statistics(tiles: TileSet, annotations: Annotations, resamples: int, seed: int) -> dict[str, Any]:
     """Compute the contents of the page as JSON-serialisable values.
 
     Args:

@@ -14,7 +14,7 @@ from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.privileged import image_embeddings, predicted_labels
 from clipit.mil.target_losses import select_targeted, target_loss
 from clipit.mil.targets import BagTargets, join_targets, label_targets, vector_targets
-from clipit.mil.train_network import MilModel, train_mil
+from clipit.mil.train_network import MilModel, train_bag_network
 
 OPTIONS = MilTrainingConfig(hidden=8, attention=4, dropout=0.0, epochs=8, patience=8, learning_rate=0.02)
 TRUTH = np.arange(60, dtype=np.int64) % 2
@@ -48,7 +48,7 @@ def loss_on_test(model: MilModel) -> float:
 
 @pytest.fixture(scope="module")
 def plain() -> MilModel:
-    return train_mil(BAGS, OPTIONS, seed=0)
+    return train_bag_network(BAGS, OPTIONS, seed=0)
 
 
 def same_weights(first: MilModel, second: MilModel) -> bool:
@@ -82,8 +82,8 @@ def test_the_loss_is_the_weighted_cross_entropy_plus_the_cosine_distance() -> No
 
 
 def test_labels_of_unlabelled_bags_teach_and_wrong_ones_mislead(plain: MilModel) -> None:
-    taught = train_mil(BAGS, OPTIONS, 0, right_targets())
-    misled = train_mil(BAGS, OPTIONS, 0, right_targets(flipped=True))
+    taught = train_bag_network(BAGS, OPTIONS, 0, right_targets())
+    misled = train_bag_network(BAGS, OPTIONS, 0, right_targets(flipped=True))
     assert loss_on_test(taught) < 0.5 * loss_on_test(plain)
     assert loss_on_test(misled) > loss_on_test(plain)
 
@@ -96,20 +96,22 @@ def test_targets_that_no_training_bag_has_change_nothing(plain: MilModel) -> Non
         replace(targets, names=BAGS.of_split("test").names[np.arange(40) % 12]),
     ):
         assert select_targeted(BAGS, other) is None
-    assert same_weights(plain, train_mil(BAGS, OPTIONS, 0, replace(targets, weights=np.zeros(40, dtype=np.float32))))
+    assert same_weights(
+        plain, train_bag_network(BAGS, OPTIONS, 0, replace(targets, weights=np.zeros(40, dtype=np.float32)))
+    )
 
 
 def test_a_model_trained_with_vectors_has_the_weights_of_any_other_and_needs_features_alone(
     plain: MilModel, tmp_path: Path
 ) -> None:
     targets = join_targets(right_targets(), image_embeddings(BAGS))
-    model = train_mil(BAGS, OPTIONS, 0, targets, root=tmp_path)
+    model = train_bag_network(BAGS, OPTIONS, 0, targets, root=tmp_path)
     assert model.network.target_head is None
     assert model.network.state_dict().keys() == plain.network.state_dict().keys()
     assert not same_weights(model, plain)
-    again = train_mil(BAGS, OPTIONS, 0, targets, root=tmp_path)
+    again = train_bag_network(BAGS, OPTIONS, 0, targets, root=tmp_path)
     assert same_weights(model, again)
-    train_mil(BAGS, OPTIONS, 0, replace(targets, vector_weight=2.0), root=tmp_path)
+    train_bag_network(BAGS, OPTIONS, 0, replace(targets, vector_weight=2.0), root=tmp_path)
     assert len([path for path in tmp_path.glob("mil_model-*") if path.is_dir()]) == 2
 
 

@@ -14,7 +14,7 @@ from clipit.mil import train_network
 from clipit.mil.mil_arms import ARMS, class_frequencies
 from clipit.mil.mil_bags import keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
-from clipit.mil.train_network import train_mil
+from clipit.mil.train_network import train_bag_network
 
 OPTIONS = MilTrainingConfig(hidden=16, attention=8, epochs=12, learning_rate=1e-2)
 
@@ -62,7 +62,7 @@ def test_logits_of_a_bag_are_those_of_its_instances_pooled(pooling: str) -> None
 
 def test_attention_finds_the_few_instances_that_show_the_class() -> None:
     bags = bags_with_signal()
-    model = train_mil(bags, OPTIONS, 0)
+    model = train_bag_network(bags, OPTIONS, 0)
     test = bags.of_split("test")
     assert (model.predict(test).argmax(axis=1) == test.labels).mean() > 0.9
     assert model.epoch == 1 + int(np.argmin([validation for _, validation in model.losses]))
@@ -76,14 +76,14 @@ def test_attention_finds_the_few_instances_that_show_the_class() -> None:
 def test_labels_of_the_test_bags_do_not_change_the_model() -> None:
     bags = bags_with_signal(24)
     labels = np.where(bags.splits == "test", 1 - bags.labels, bags.labels)
-    one, other = train_mil(bags, OPTIONS, 3), train_mil(replace(bags, labels=labels), OPTIONS, 3)
+    one, other = train_bag_network(bags, OPTIONS, 3), train_bag_network(replace(bags, labels=labels), OPTIONS, 3)
     assert np.array_equal(one.predict(bags), other.predict(bags))
     assert one.losses == other.losses
 
 
 def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bags = bags_with_signal(24)
-    whole = train_mil(bags, OPTIONS, 0)
+    whole = train_bag_network(bags, OPTIONS, 0)
     monkeypatch.setattr(train_network, "_CHECKPOINT_SECONDS", 0.0)
     original, epochs = train_network.train_epoch, []
 
@@ -95,13 +95,13 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
 
     monkeypatch.setattr(train_network, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_mil(bags, OPTIONS, 0, root=tmp_path)
-    resumed = train_mil(bags, OPTIONS, 0, root=tmp_path)
+        train_bag_network(bags, OPTIONS, 0, root=tmp_path)
+    resumed = train_bag_network(bags, OPTIONS, 0, root=tmp_path)
     assert epochs[:9] == [*range(8), 7]
     assert resumed.losses == whole.losses and resumed.epoch == whole.epoch
     assert np.array_equal(resumed.predict(bags), whole.predict(bags))
     before = len(epochs)
-    kept = train_mil(bags, OPTIONS, 0, root=tmp_path)
+    kept = train_bag_network(bags, OPTIONS, 0, root=tmp_path)
     assert len(epochs) == before and np.array_equal(kept.predict(bags), whole.predict(bags))
     files = sorted(path.name for path in next(tmp_path.glob("mil_model-*")).iterdir() if path.suffix != ".lock")
     assert files == ["manifest.json", "model.json", "model.safetensors"]
@@ -111,17 +111,17 @@ def test_bags_that_cannot_be_learned_from_are_refused_with_all_reasons() -> None
     bags = bags_with_signal(24)
     one_class = replace(bags, labels=np.where(bags.labels == 1, -1, 0))
     with pytest.raises(DataError, match=r"no training bag is labelled malignant\n.*one class, benign"):
-        train_mil(one_class, OPTIONS, 0)
+        train_bag_network(one_class, OPTIONS, 0)
     unvalidated = replace(bags, labels=np.where(bags.splits == "validation", -1, bags.labels))
     with pytest.raises(DataError, match="no validation bag has a label"):
-        train_mil(unvalidated, OPTIONS, 0)
+        train_bag_network(unvalidated, OPTIONS, 0)
     with pytest.raises(DataError, match="no training bag has a label"):
-        train_mil(bags.of_split("validation"), OPTIONS, 0)
+        train_bag_network(bags.of_split("validation"), OPTIONS, 0)
 
 
 def test_features_of_another_dimension_are_refused() -> None:
     bags = bags_with_signal(24)
-    model = train_mil(bags, OPTIONS.model_copy(update={"epochs": 1}), 0)
+    model = train_bag_network(bags, OPTIONS.model_copy(update={"epochs": 1}), 0)
     with pytest.raises(DataError, match="5 dimensions; the model was trained on 8"):
         model.predict(bags_with_signal(24, dim=5))
 

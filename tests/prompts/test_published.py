@@ -10,7 +10,7 @@ import pytest
 
 from clipit.cli.prompts import main
 from clipit.errors import DataError
-from clipit.prompts.catalogue import count_prompts, packaged_sets, page
+from clipit.prompts.catalogue import catalogue_page, count_prompts, packaged_sets
 from clipit.prompts.lint import lint_file
 from clipit.prompts.prompt_set import load_prompt_draws, load_prompts
 
@@ -165,4 +165,4 @@ def test_the_list_has_every_packaged_set_with_source_and_licence(
 
 def test_the_page_of_prompt_sets_is_up_to_date() -> None:
     text = (ROOT / "docs/prompts.md").read_text(encoding="utf-8")
-    assert text == page(packaged_sets()), "run python -m clipit.prompts.catalogue > docs/prompts.md"
+    assert text == catalogue_page(packaged_sets()), "run python -m clipit.prompts.catalogue > docs/prompts.md"

@@ -12,7 +12,7 @@ from token_fixtures import CLASSES, colour_model, open_images, write_images
 from clipit.config.load import validate_file
 from clipit.config.mask_training import PseudoLabelsConfig, TokenHeadConfig
 from clipit.errors import ConfigError, DataError
-from clipit.mil.train_network import train_mil
+from clipit.mil.train_network import train_bag_network
 from clipit.segmentation import token_methods
 from clipit.segmentation.method import MethodInputs
 from clipit.segmentation.pseudo_masks import TokenReader, pseudo_masks, token_bags
@@ -110,7 +110,9 @@ def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
 
 def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, tmp_path: Path) -> None:
     tiles, masks, store = images
-    model = train_mil(token_bags(tiles.select(tiles.splits != "test"), store), EVIDENCE.training, 0, root=tmp_path)
+    model = train_bag_network(
+        token_bags(tiles.select(tiles.splits != "test"), store), EVIDENCE.training, 0, root=tmp_path
+    )
     train = tiles.of_split("train")
     found = pseudo_masks(model, train, store, CLASSES.names, "other", EVIDENCE)
     assert set(found.codes) == set(train.ids.tolist())
@@ -160,7 +162,7 @@ def test_a_patient_may_have_more_images_than_a_process_may_open_files(images: Im
 
 def test_labels_without_a_class_and_without_a_background_are_refused(images: Images, tmp_path: Path) -> None:
     tiles, _, store = images
-    model = train_mil(token_bags(tiles, store), EVIDENCE.training, 0, root=tmp_path)
+    model = train_bag_network(token_bags(tiles, store), EVIDENCE.training, 0, root=tmp_path)
     for evidence, message in (
         ({"tumour": "tumour"}, "tile labels without a mask class: normal"),
         ({"tumour": "tumour", "normal": "mucosa"}, "unknown mask classes: mucosa"),

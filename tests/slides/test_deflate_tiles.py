@@ -9,7 +9,7 @@ from slide_files import levels_of, picture, write_slide
 
 from clipit.errors import DataError
 from clipit.images.decode import ImageError
-from clipit.images.deflate import find_damage
+from clipit.images.deflate import find_deflate_damage
 from clipit.slides import deflate_tiles
 from clipit.slides.opening import open_slide
 from clipit.slides.reading import read_tile
@@ -62,9 +62,9 @@ def test_tiles_are_verified_once(slide: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def count(data: bytes) -> str:
         verified.append(len(data))
-        return find_damage(data)
+        return find_deflate_damage(data)
 
-    monkeypatch.setattr(deflate_tiles, "find_damage", count)
+    monkeypatch.setattr(deflate_tiles, "find_deflate_damage", count)
     opened = open_slide(slide)
     for _ in range(3):
         read_tile(opened, 10, 10, 100.0, 100)

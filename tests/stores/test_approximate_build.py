@@ -8,7 +8,7 @@ from logged_lines import capture_log
 from tiny_models import write_store
 
 from clipit.errors import ConfigError
-from clipit.stores.approximate_build import build_bytes, check_key, check_memory, fitting_key, training_rows
+from clipit.stores.approximate_build import build_bytes, check_index_memory, check_key, fitting_key, training_rows
 from clipit.stores.index import build_index, has_faiss
 from clipit.vectors import unit
 
@@ -83,8 +83,8 @@ def test_an_index_that_does_not_fit_into_memory_is_refused_before_work(monkeypat
     training, whole = build_bytes("IVF262144,SQ8", 512, 100_000_000)
     assert round(training / 1e9) == 21 and round(whole / 1e9, 1) == 52.5
     with pytest.raises(ConfigError, match=r"needs about 73\.5 GB of memory \(20\.9 GB for training.* 8\.0 GB are free"):
-        check_memory("IVF262144,SQ8", 512, 100_000_000)
-    check_memory("IVF16384,PQ32", 512, 10_000_000)
+        check_index_memory("IVF262144,SQ8", 512, 100_000_000)
+    check_index_memory("IVF16384,PQ32", 512, 10_000_000)
 
 
 @needs_faiss

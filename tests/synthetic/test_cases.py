@@ -13,7 +13,7 @@ from clipit.config.run import ReportsConfig
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.corpora import DIAGNOSES, GRADES, CaseReport, draw_cases, draw_other_organ
+from clipit.synthetic.corpora import DIAGNOSES, GRADES, CaseReport, draw_case_reports, draw_other_organ
 from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import HIGH, LOW, NECROSIS, draw_latents, stream
 from clipit.synthetic.tile_world import CASES, GRADE_PROMPTS, WorldConfig, add_cases
@@ -27,7 +27,7 @@ EMPTY_WORDS = {"a", "an", "in", "of", "the", "with", "no", "to"}
 @pytest.fixture(scope="module")
 def cases() -> list[CaseReport]:
     """Many cases without misread letters."""
-    return list(draw_cases(stream(11, "cases"), 600, noise=0.0))
+    return list(draw_case_reports(stream(11, "cases"), 600, noise=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def content(texts: object) -> set[str]:
 
 
 def test_the_same_stream_gives_the_same_cases_and_patients_of_their_own() -> None:
-    first, again = (list(draw_cases(stream(1, "cases"), 40)) for _ in range(2))
+    first, again = (list(draw_case_reports(stream(1, "cases"), 40)) for _ in range(2))
     assert first == again
-    assert first != list(draw_cases(stream(2, "cases"), 40))
+    assert first != list(draw_case_reports(stream(2, "cases"), 40))
     both = [*first, *draw_other_organ(stream(1, "cases"), 40)]
     assert len({report.id for report in both}) == 80
     assert len({report.group for report in both}) == 64

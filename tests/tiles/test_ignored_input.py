@@ -19,7 +19,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images import fax
 from clipit.images.decode import ImageError, decode, to_rgb
-from clipit.images.deflate import find_damage
+from clipit.images.deflate import find_deflate_damage
 from clipit.images.tiff_parts import find_damaged_part
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_mask, decode_values
@@ -349,7 +349,7 @@ def test_a_fax_compressed_file_that_is_cut_off_is_refused() -> None:
         strip = data[stored[273][0] : stored[273][0] + stored[279][0]]
     whole = fax._tiff(strip, 4, 0, mask.shape[1], mask.shape[0])
     assert (decode_values(io.BytesIO(whole)) == mask).all()
-    assert fax.find_damage(strip + bytes(3), 4, 0, 1, 150, 37) == "", "some programs pad strips"
+    assert fax.find_fax_damage(strip + bytes(3), 4, 0, 1, 150, 37) == "", "some programs pad strips"
     for lost in (5, 20, 60):
         with pytest.raises(ImageError):
             decode_values(io.BytesIO(whole[:-lost]))
@@ -365,8 +365,9 @@ def test_a_tiff_strip_that_unpacks_to_more_than_any_image_is_not_unpacked(monkey
 def test_strips_are_read_whatever_follows_their_checksum() -> None:
     """Some programs pad strips; others store tiles without data, or pack bits in another order."""
     stream = zlib.compress(bytes(100))
-    assert find_damage(stream) == find_damage(stream + b"padding") == ""
-    assert find_damage(stream[:-1]) == "the end is missing" and "data check" in find_damage(stream[:-1] + b"x")
+    assert find_deflate_damage(stream) == find_deflate_damage(stream + b"padding") == ""
+    assert find_deflate_damage(stream[:-1]) == "the end is missing"
+    assert "data check" in find_deflate_damage(stream[:-1] + b"x")
     damaged = io.BytesIO(stream[:-1] + b"x")
     tags = {259: 8, 324: (0, 0), 325: (0, len(stream))}
 

@@ -87,7 +87,7 @@ def adapt_tiles(
         for method in robustness.adaptation:
             if method == "transductive" and output != ZERO_SHOT_OUTPUT:
                 continue  # the method needs a text prior
-            task = _Adaptation(
+            task = _AdaptedOutput(
                 config, readout, reference.vectors[output], reference.mixtures[output], method,
                 model.not_adaptable.get(output, "") if method == "statistics" else "",
             )  # fmt: skip
@@ -100,7 +100,7 @@ def adapt_tiles(
 
 
 @dataclass(frozen=True)
-class _Adaptation:
+class _AdaptedOutput:
     """Adaptation method applied to one output of one model."""
 
     config: RunConfig

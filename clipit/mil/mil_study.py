@@ -18,10 +18,9 @@ from clipit.evaluation.slide_arms import SlideComparison, compare_slide_sets
 from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides
-from clipit.mil.arm_targets import arm_targets
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_hidden_labels, read_inputs
 from clipit.mil.maps import MilMaps, check_mask_settings, make_maps, read_masks
-from clipit.mil.mil_arms import ARMS, FLOOR, arm_titles, check_arms, class_frequencies
+from clipit.mil.mil_arms import ARMS, FLOOR, arm_targets, arm_titles, check_arms, class_frequencies
 from clipit.mil.mil_bags import MilBags, keep_labels
 from clipit.mil.train_network import MilModel, check_trainable, train_bag_network
 from clipit.output_files.artifacts import locked, write_record

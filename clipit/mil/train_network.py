@@ -19,8 +19,7 @@ from clipit.errors import DataError, ModelError
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.mil_bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
-from clipit.mil.target_losses import TargetedBags, select_targeted, target_loss
-from clipit.mil.targets import BagTargets
+from clipit.mil.targets import BagTargets, TargetedBags, select_targeted, target_loss
 from clipit.models.weights import write_tensors
 from clipit.output_files.artifacts import REBUILD, read_json, reading, write_record
 from clipit.output_files.whole_files import write_text

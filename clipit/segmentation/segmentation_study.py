@@ -26,9 +26,9 @@ from clipit.reporting.study_report import Plot, add_provenance, collect_provenan
 from clipit.runs.training_tiles import check_test_patients
 from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
+from clipit.segmentation.methods import select_methods
 from clipit.segmentation.references import reference_counts
 from clipit.segmentation.segmentation_chapters import SegmentationRow, study_chapters, without_seed
-from clipit.segmentation.selected_methods import select_methods
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
 from clipit.workspace.preflight import check_inputs

@@ -12,8 +12,7 @@ from clipit.config.mil import MilTrainingConfig
 from clipit.mil.mil_bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.privileged import image_embeddings, predicted_labels
-from clipit.mil.target_losses import select_targeted, target_loss
-from clipit.mil.targets import BagTargets, join_targets, label_targets, vector_targets
+from clipit.mil.targets import BagTargets, join_targets, label_targets, select_targeted, target_loss, vector_targets
 from clipit.mil.train_network import MilModel, train_bag_network
 
 OPTIONS = MilTrainingConfig(hidden=8, attention=4, dropout=0.0, epochs=8, patience=8, learning_rate=0.02)

@@ -22,13 +22,11 @@ from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
 from clipit.errors import ConfigError, DataError, ModelError
 from clipit.evaluation.segmentation_scores import MEAN
 from clipit.runs.training_tiles import TRAINING_TILES
-from clipit.segmentation import selected_methods
 from clipit.segmentation.decision import DecisionSearch
 from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
-from clipit.segmentation.methods import METHODS
+from clipit.segmentation.methods import METHODS, select_methods
 from clipit.segmentation.segmentation_study import _segment, read_study_masks, segment
-from clipit.segmentation.selected_methods import select_methods
 from clipit.workspace.workspace import Workspace
 
 PARTS = {"train": 3, "validation": 3, "test": 12}
@@ -88,7 +86,7 @@ def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
     }
     with pytest.MonkeyPatch.context() as patch:
         windows = {name: METHODS[name] for name in ("vlm_windows", "student_windows", "classifier_windows")}
-        patch.setattr(selected_methods, "METHODS", {"dark": oracle, **windows})
+        patch.setattr("clipit.segmentation.methods.METHODS", {"dark": oracle, **windows})
         return clipit.segment(configure(values, **changes), values["root"] / "run")
 
 
@@ -228,7 +226,7 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
         "refused": method(refuse),
         "unet": method(None, trained=True),
     }
-    monkeypatch.setattr(selected_methods, "METHODS", methods)
+    monkeypatch.setattr("clipit.segmentation.methods.METHODS", methods)
     file = configure(values, **{"segmentation.class_map": {"a": "gland", "b": "stroma"}})
     workspace = Workspace(file.run)
     inputs = MethodInputs(

@@ -68,6 +68,17 @@ def grid_options(
     return config, list(options)
 
 
+def vlm_section(
+    vlm: "str | VLMConfig | None", bf16: bool = False, trust_remote_code: bool = False
+) -> "VLMConfig | None":
+    """Return the configuration of a VLM that is given by name or as a configuration."""
+    from clipit.config.run import VLMConfig
+
+    if not isinstance(vlm, str):
+        return vlm
+    return VLMConfig(name=vlm, precision="bf16" if bf16 else "fp32", trust_remote_code=trust_remote_code)
+
+
 def open_scorer(
     classifier: "str | Path | Classifier | None",
     prompts: str | Path | None,
@@ -97,7 +108,6 @@ def open_scorer(
         )
     if classifier is None and isinstance(prompt_set, str):
         raise unknown_prompts(prompt_set, "sets", "--prompts")
-    from clipit.config.run import VLMConfig
     from clipit.distributed import get_processes
     from clipit.runs.predict_tiles import open_exported
     from clipit.runs.tile_scorer import classifier_scorer, vlm_scorer
@@ -106,11 +116,7 @@ def open_scorer(
         from clipit.models.vlm import load_vlm
         from clipit.prompts.prompt_set import load_prompt_draws
 
-        section = (
-            VLMConfig(name=str(vlm), precision="bf16" if bf16 else "fp32", trust_remote_code=trust_remote_code)
-            if isinstance(vlm, str)
-            else vlm
-        )
+        section = vlm_section(vlm, bf16, trust_remote_code)
         if section is None or prompt_set is None or isinstance(prompt_set, str):
             raise ConfigError("a VLM needs prompts", fix="add --prompts or --classes")
         sampled = load_prompt_draws(name) if name is not None else []

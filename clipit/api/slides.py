@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from clipit.api.entry import public
-from clipit.api.slide_options import grid_options, open_scorer, zero_shot_classes
+from clipit.api.slide_options import grid_options, open_scorer, vlm_section, zero_shot_classes
 from clipit.config.paths import expand_home
 from clipit.errors import counted
 from clipit.output_files.whole_files import read_csv_frame
@@ -249,7 +249,7 @@ def score_slides(
     runs: list[Path] | None = []  # prompts of a VLM have no run
     if classifier is not None:
         runs = None if path is None else run_of_classifier(path)
-    notes = check_patients(listed, runs, leaks_policy)
+    notes = check_patients(listed, runs, leaks_policy, vlm_section(vlm) if classifier is None else None)
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
         scored = score(listed, scorer, grid, stated, folder, PredictionOptions(batch_size, workers))
@@ -342,7 +342,7 @@ def compare_slides(
     if get_processes().main:
         for note in notes:
             logger.info(f"note: {note}")
-    leaks = check_patients(listed, [run.folder for run in compared], leaks_policy)
+    leaks = check_patients(listed, [run.folder for run in compared], leaks_policy, vlm_section(vlm))
     scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
     if "mpp" not in stated:
         check_resolution(compared, scorer)

@@ -36,6 +36,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
 from clipit.training.terms.term_table import models_of, uses_reports
+from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -79,8 +80,14 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
             analyses = write_points(analyses, folder)
             results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
             tiles = [workspace.all_tiles for workspace in workspaces]
+            shifted = [
+                workspace.shifted_tiles(name, section)
+                for plan, workspace in zip(plans, workspaces, strict=True)
+                for name, section in plan.comparison.shifted.items()
+            ]
+            warnings = adapted_vlm_notes(note for each in (*tiles, *shifted) for note in each.notes)
             verdict = judge_comparison(plans, results.arms, comparison.metric)
-            notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles)
+            notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles, warnings)
             export_comparison(config, comparison, results, analyses, notes, folder, verdict)
             write_cards(plans, results)
     get_processes().barrier()

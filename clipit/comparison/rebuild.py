@@ -20,6 +20,7 @@ from clipit.errors import ArtifactError, shortlist
 from clipit.evaluation.score_row import ScoreRow
 from clipit.output_files.artifacts import file_sha256, write_record
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.workspace import Workspace
 
 
@@ -55,7 +56,9 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     _check_predictions(rows, source)
     results = compute_statistics(file.comparison, rows, file.run.evaluation.bootstrap)
     verdict = judge_comparison(plans, results.arms, file.comparison.metric)
-    notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles)
+    # The warnings about shifted sets are those of the comparison, because these sets are not read again.
+    warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *saved.get("notes", ())])
+    notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles, warnings)
     texts = export_verdict(verdict) | {"notes": notes}
     if saved != saved | texts:  # because the record of the search is missing, or the wording has changed
         write_record(source, saved | texts)

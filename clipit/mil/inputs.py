@@ -15,9 +15,11 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files
 from clipit.mil.mil_bags import MilBags
 from clipit.mil.tile_store_bags import bags_of_tiles
+from clipit.pairing.leaks import SeenTiles
 from clipit.runs.feature_stores import FeatureStores, backbone_stores, classifier_stores, vlm_stores
 from clipit.runs.training_tiles import check_test_patients
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.adapted_patients import adaptation_notes
 from clipit.workspace.preflight import Model, check_inputs, check_output
 from clipit.workspace.workspace import Workspace
 
@@ -130,6 +132,10 @@ def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, note
     zero_shot = None
     if with_zero_shot:
         _check_joint(bags, workspace)
+        if config.leaks.policy != "off":
+            tests = np.flatnonzero(bags.splits == "test")
+            seen = SeenTiles(bags.names[tests], bags.splits[tests], bags.patients[tests])
+            notes += adaptation_notes(seen, [config.vlm], f"test {mil.bags}")
         zero_shot = _zero_shot(workspace, bags)
     facts = {"features": str(files), "slides": str(table), "fingerprint": bags.reader.fingerprint()}
     return MilInputs(workspace, bags, None, zero_shot, facts, (*notes, *bags.notes))

@@ -30,7 +30,8 @@ from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.overview import tiles_overview
 from clipit.tiles.view_warnings import view_warnings
-from clipit.training.terms.term_table import uses_reports
+from clipit.training.terms.term_table import models_of, uses_reports
+from clipit.workspace.adapted_patients import adaptation_notes
 from clipit.workspace.external_leaks import enforce_on_external, note_reports
 from clipit.workspace.workspace import Workspace
 
@@ -221,8 +222,9 @@ def _new_tiles(
     training = find_training_tiles(run, config, workspace)
     tiles, leaks = enforce_on_external(mapped.tiles, training.tiles, training.image_hashes, config, f"new set {name}")
     own_reports = note_reports(tiles, config) if uses_reports(config) else ""
-    if own_reports:
-        tiles = replace(tiles, notes=(*tiles.notes, own_reports))
+    models = [getattr(config, model) for model in models_of(config)]
+    notes = [*filter(None, [own_reports]), *adaptation_notes(tiles, models, "new tile")]
+    tiles = replace(tiles, notes=(*tiles.notes, *notes))
     unknown = int((patients(tiles.groups, tiles.ids) == "").sum())
     problems = list(training.problems)
     if unknown:

@@ -21,7 +21,8 @@ from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.term_table import uses_reports
+from clipit.training.terms.term_table import models_of, uses_reports
+from clipit.workspace.adapted_patients import TRAINING_TILES, adaptation_notes
 from clipit.workspace.external_leaks import note_reports
 from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.tile_hashes import cached_hashes
@@ -29,8 +30,6 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-TRAINING_TILES = "training_tiles.parquet"
-"""File in a run's folder with the id, split and group of each training and validation tile."""
 _HASHED_KEY, _RUN_KEY = b"clipit_hashed_tiles", b"clipit_run_fingerprint"
 _COLUMNS = ("id", "split", "group")
 _REREAD = "delete this file; the training tiles are then re-read"
@@ -121,7 +120,7 @@ def check_test_patients(
         problems = (*problems, f"patients (unknown for {unknown} of {counted(len(tests), f'test {unit}')})")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
     notes += misspelled_tests(tests, seen)
-    notes += filter(None, [_note_reports(run, tests, f"test {unit}s")])
+    notes += _note_inputs(run, tests, unit)
     shared = find_shared_patients(tests, seen)
     request = "leaks.policy: note" if unit == "tile" else "--leaks-policy=note"
     if shared:
@@ -145,13 +144,15 @@ def check_test_patients(
     return tuple(notes)
 
 
-def _note_reports(run: Path, tests: TileSet | SeenTiles, unit: str) -> str:
-    """Return a warning if the run may have been trained with reports of the test patients; else ""."""
+def _note_inputs(run: Path, tests: TileSet | SeenTiles, unit: str) -> list[str]:
+    """Return warnings if a run may have been trained with reports of the test patients, or with models that saw them."""
     try:
         config = read_run_config(run)
     except ClipitError:  # raised again when the study opens the run
-        return ""
-    return note_reports(tests, config, run.name, unit) if uses_reports(config) else ""
+        return []
+    reports = note_reports(tests, config, run.name, f"test {unit}s") if uses_reports(config) else ""
+    models = [getattr(config, name) for name in models_of(config)]
+    return [*filter(None, [reports]), *adaptation_notes(tests, models, f"test {unit}", run.name)]
 
 
 def _with_trained_slides(slides: TileSet | SeenTiles, seen: SeenTiles) -> SeenTiles:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from clipit.config.data import LeaksConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import DataError, as_note, counted, shortlist
 from clipit.evaluation.slide_metrics import TRAIN, VALIDATION
 from clipit.models.classifier_spec import read_spec
@@ -18,6 +19,7 @@ from clipit.runs.folder import is_trained, read_run_config
 from clipit.runs.training_tiles import check_test_patients
 from clipit.tiles.slide_source import SlideList
 from clipit.tiles.splits import crossing_groups
+from clipit.workspace.adapted_patients import adaptation_notes
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,9 @@ def _read_run(folder: Path) -> SlideRun:
     return SlideRun(folder, config.arm or "custom", config.seed, tuple(spec.classes), spec.mpp)
 
 
-def check_patients(listed: SlideList, runs: Iterable[Path] | None, policy: LeaksPolicy) -> list[str]:
+def check_patients(
+    listed: SlideList, runs: Iterable[Path] | None, policy: LeaksPolicy, vlm: VLMConfig | None = None
+) -> list[str]:
     """Check that no patient is in two splits of the slides, and that no run was trained on their test patients.
 
     Only labelled slides are checked, because only these are evaluated. Must be called by all processes.
@@ -104,6 +108,7 @@ def check_patients(listed: SlideList, runs: Iterable[Path] | None, policy: Leaks
     Args:
         runs: Folders of the runs that score the slides; None for a classifier that is not in the folder of its run.
         policy: Whether leaks raise an error, or are only noted.
+        vlm: VLM that scores the slides zero-shot.
 
     Returns:
         Notes on leaks, and on comparisons that could not be made.
@@ -132,6 +137,9 @@ def check_patients(listed: SlideList, runs: Iterable[Path] | None, policy: Leaks
         problem = "the classifier was not opened from the folder of its run, which lists them"
         notes.append(f"WARNING: the test slides were not compared with the training tiles: {problem}")
         logger.info(as_note(notes[-1]))
+    for note in adaptation_notes(tests, [vlm], "test slide"):
+        notes.append(note)
+        logger.info(as_note(note))
     for run in runs or []:
         notes += check_test_patients(run, tests, LeaksConfig(policy=policy), "slide")
     return notes

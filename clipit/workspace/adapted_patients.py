@@ -1,17 +1,20 @@
-"""Patients whose data a VLM was adapted to: record them next to the VLM, and compare them with test patients."""
+"""Patients whose data a VLM was adapted to, or a backbone trained on: record them, and compare them with test patients."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from clipit.config.run import RunConfig, VLMConfig
+from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.errors import as_note, counted, counted_of, shortlist
 from clipit.models.adapted_base import base_of_adapted
+from clipit.models.classifier_spec import DESCRIPTION
+from clipit.output_files.artifacts import reading
 from clipit.output_files.run_files import read_run_json, write_run_json
 from clipit.pairing.leaks import SeenTiles, find_shared_patients
 from clipit.patients import patients
@@ -21,9 +24,14 @@ logger = logging.getLogger(__name__)
 
 ADAPTED_PATIENTS = "adapted_patients.json"
 """File in the folder of an adaptation, outside the exported folders, with the patients whose data were used."""
+TRAINING_TILES = "training_tiles.parquet"
+"""File in a run's folder with the id, split and group of each training and validation tile."""
 CHECKED = "the test patients are not those of the adaptation"
 """Key of the shared cache that is set while an adaptation, which has checked all leaks, evaluates its own VLM."""
-_WARNING = "WARNING: the VLM "
+_WARNINGS = ("WARNING: the VLM ", "WARNING: the backbone ")
+_RESTORE = "restore the file, or delete it; the patients are then not compared"
+_Seen = tuple[Path, str, list[str], str]
+"""Folder of a model, what it was trained for, the patients whose data it saw, and why others may be missing."""
 
 
 def write_adapted_patients(folder: Path, used: Sequence[TileSet | SeenTiles], vlm: VLMConfig) -> None:
@@ -35,56 +43,110 @@ def write_adapted_patients(folder: Path, used: Sequence[TileSet | SeenTiles], vl
         vlm: VLM before the adaptation.
     """
     names = [name for tiles in used for name in patients(tiles.groups, tiles.ids).tolist()]
-    known, problem = {*names} - {""}, ""
-    if unknown := names.count(""):
-        problem = f"{counted_of(unknown, len(names), 'image or report has', 'images or reports have')} no patient"
+    known, problem = _known(names, "image or report has", "images or reports have")
     if (exported := _exported_folder(vlm)) is not None:
-        earlier, earlier_problem = _read(exported)
-        known, problem = known | {*earlier}, problem or earlier_problem
-    write_run_json(folder / ADAPTED_PATIENTS, {"patients": sorted(known), "problem": problem}, folder)
+        earlier, earlier_problem = _read(exported.parent / ADAPTED_PATIENTS)
+        known, problem = sorted({*known, *earlier}), problem or earlier_problem
+    write_run_json(folder / ADAPTED_PATIENTS, {"patients": known, "problem": problem}, folder)
 
 
-def note_adapted_vlms(tiles: TileSet, config: RunConfig, cached: Callable[[str, Callable[[], Any]], Any]) -> TileSet:
-    """Warn if labelled test tiles belong to patients whose data a VLM was adapted to, or if this is unknown."""
-    tests = tiles.select((tiles.splits == "test") & (tiles.truth >= 0))
-    if config.leaks.policy == "off" or not len(tests):
+def note_adapted_vlms(
+    tiles: TileSet,
+    config: RunConfig,
+    cached: Callable[[str, Callable[[], Any]], Any],
+    unit: str = "test tile",
+) -> TileSet:
+    """Warn if test tiles belong to patients whose data the models of a configuration saw.
+
+    If test tiles have labels, only those are compared; without any, masks or bags are scored.
+    """
+    if config.leaks.policy == "off":
         return tiles
-    notes = [note for vlm in (config.vlm, config.second_vlm) if vlm is not None for note in _compare(tests, vlm)]
+    tests = tiles.of_split("test")
+    if (tests.truth >= 0).any():
+        tests, unit = tests.select(tests.truth >= 0), f"labelled {unit}"
+    notes = adaptation_notes(tests, (config.vlm, config.second_vlm, config.backbone), unit)
     for note in notes:
         cached(f"logged {note}", partial(logger.info, as_note(note)))
     return replace(tiles, notes=(*tiles.notes, *notes)) if notes else tiles
 
 
-def adapted_vlm_notes(tile_sets: Sequence[TileSet]) -> list[str]:
-    """Return the warnings of `note_adapted_vlms`, for pages that do not show the notes of the tiles."""
-    return list(dict.fromkeys(note for tiles in tile_sets for note in tiles.notes if note.startswith(_WARNING)))
+def adapted_vlm_notes(notes: Iterable[str]) -> list[str]:
+    """Select the warnings of `note_adapted_vlms`, for pages that do not show all notes of the tiles."""
+    return list(dict.fromkeys(note for note in notes if note.startswith(_WARNINGS)))
 
 
-def _compare(tests: TileSet, vlm: VLMConfig) -> list[str]:
-    exported = _exported_folder(vlm)
-    if exported is None:
-        return []
-    names, problem = _read(exported)
+def adaptation_notes(
+    tests: TileSet | SeenTiles, models: Iterable[VLMConfig | BackboneConfig | None], unit: str, run: str = ""
+) -> list[str]:
+    """Warn if test patients are among those whose data a model was trained on, or if this is unknown.
+
+    Args:
+        tests: Labelled test tiles or slides.
+        models: VLMs, which may have been adapted, and backbones, which may belong to an adapted VLM or be the
+            classifier of a finished run.
+        unit: What one of `tests` is called.
+        run: Name of the run that uses the models; "" for the current configuration.
+    """
+    notes = []
+    for model in filter(None, models) if len(tests) else ():
+        kind, seen = ("VLM", _seen_by_vlm(model)) if isinstance(model, VLMConfig) else ("backbone", _seen(model))
+        if seen is not None:
+            name = f"WARNING: the {kind} {seen[0].parent.name}/{seen[0].name}{f' of the run {run}' if run else ''}"
+            notes += [f"{name} {note}" for note in _compare(tests, *seen[1:], unit)]
+    return notes
+
+
+def _compare(tests: TileSet | SeenTiles, history: str, names: list[str], problem: str, unit: str) -> list[str]:
     seen = np.asarray(names, dtype=object)
     shared = find_shared_patients(tests, SeenTiles(seen, np.full(len(seen), "train", dtype=object), seen))
-    name, notes = f"{_WARNING}{exported.parent.name}/{exported.name}", []
+    notes = []
     if shared:
         found = sorted({leak.group for leak in shared.values()})
-        count = counted_of(len(shared), len(tests), "labelled test tile belongs", "labelled test tiles belong")
+        count = counted_of(len(shared), len(tests), f"{unit} belongs", f"{unit}s belong")
         notes.append(
-            f"{name} was adapted to data of test patients, so its scores on them may be too high: {count} to "
+            f"{history} data of test patients, so its scores on them may be too high: {count} to "
             f"{counted(len(found), 'such patient')} ({shortlist(found)})"
         )
-    unknown = int((patients(tests.groups, tests.ids) == "").sum())
-    if not problem and unknown:
-        problem = f"{counted_of(unknown, len(tests), 'labelled test tile has', 'labelled test tiles have')} no patient"
+    if not problem:
+        problem = _known(patients(tests.groups, tests.ids).tolist(), f"{unit} has", f"{unit}s have")[1]
     if problem:
         of = f"of {counted(len(names), 'known patient')} and others" if names else "of patients"
         notes.append(
-            f"{name} was adapted to data {of}, which cannot be compared with the test patients ({problem}): check that "
+            f"{history} data {of}, which cannot be compared with the test patients ({problem}): check that "
             "none of them is a test patient"
         )
     return notes
+
+
+def _known(names: Sequence[str], one: str, many: str) -> tuple[list[str], str]:
+    """Return the known patients, and a phrase that counts images, reports or tiles without a patient."""
+    unknown = list(names).count("")
+    return sorted({*names} - {""}), f"{counted_of(unknown, len(names), one, many)} no patient" if unknown else ""
+
+
+def _seen_by_vlm(vlm: VLMConfig) -> _Seen | None:
+    exported = _exported_folder(vlm)
+    return None if exported is None else (exported, "was adapted to", *_read(exported.parent / ADAPTED_PATIENTS))
+
+
+def _seen(backbone: BackboneConfig) -> _Seen | None:
+    """Look in and above a backbone's folder for the record of an adaptation, or of a run whose classifier it is."""
+    path = Path(backbone.path or backbone.name.removeprefix("hf-hub:")).expanduser()
+    if not backbone.pretrained or not path.exists():
+        return None
+    folder = path.resolve()
+    for above in (folder, *folder.parents):
+        if (above / ADAPTED_PATIENTS).is_file():
+            return (folder, "belongs to a VLM that was adapted to", *_read(above / ADAPTED_PATIENTS))
+        if (file := above / TRAINING_TILES).is_file():
+            with reading(file, _RESTORE):
+                table = pq.read_table(file, columns=["id", "group"], page_checksum_verification=True)
+            ids, groups = (np.asarray(table[name].to_pylist(), dtype=object) for name in ("id", "group"))
+            return (folder, "was trained on", *_known(patients(groups, ids).tolist(), "tile has", "tiles have"))
+    if (folder / DESCRIPTION).is_file():
+        return (folder, "was trained on", [], f"there is no {TRAINING_TILES} next to its folder")
+    return None
 
 
 def _exported_folder(vlm: VLMConfig) -> Path | None:
@@ -95,10 +157,9 @@ def _exported_folder(vlm: VLMConfig) -> Path | None:
     return None if base_of_adapted(source) == source else Path(source).expanduser().resolve()
 
 
-def _read(exported: Path) -> tuple[list[str], str]:
+def _read(path: Path) -> tuple[list[str], str]:
     """Return the recorded patients, and why others may be missing; "" if the record is complete."""
-    path = exported.parent / ADAPTED_PATIENTS
     if not path.is_file():
         return [], f"there is no {ADAPTED_PATIENTS} next to its folder"
-    record = read_run_json(path, path.parent, "restore the file, or delete it; the patients are then not compared")
+    record = read_run_json(path, path.parent, _RESTORE)
     return list(record["patients"]), str(record["problem"])

@@ -150,8 +150,8 @@ class Workspace:
 
         content = fingerprint(section.model_dump(mode="json"))
         key = f"shifted {name} {content} {_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
-        tiles: TileSet = self.cached(key, check)
-        return tiles
+        unit = f"{name!r} tile"
+        return note_adapted_vlms(self.cached(key, check), self.config, self.cached, unit)
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
         """Return the preprocessed images of a split."""

@@ -12,7 +12,7 @@ from clipit.config.run import LeaksConfig, ReportsConfig, TilesConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.reports.readers import read_reports
-from clipit.runs.training_tiles import TRAINING_TILES, check_test_patients, write_training_tiles
+from clipit.runs.training_tiles import check_test_patients, write_training_tiles
 from clipit.tiles.load_tiles import read_tiles
 
 

@@ -31,7 +31,7 @@ from clipit.runs.external import _check_prompts, evaluate_external
 from clipit.runs.external_tiles import read_external
 from clipit.runs.folder import read_run_config
 from clipit.runs.train import train_run
-from clipit.runs.training_tiles import TRAINING_TILES
+from clipit.workspace.adapted_patients import TRAINING_TILES
 
 pytestmark = pytest.mark.slow
 MakeSet = Callable[..., TilesConfig]
@@ -154,6 +154,17 @@ def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: P
         leaks = [(leak["kind"], leak["id"], leak["other_id"]) for leak in results["external"]["leaks"]]
         assert leaks[0] == ("exact", "images/train-005.png", "copy.png") and len(leaks) == 3
         assert any(message in line for line in lines)
+
+
+def test_patients_whose_data_adapted_the_run_s_vlm_are_a_warning(run: Path, make_set: MakeSet, tmp_path: Path) -> None:
+    adapter = tmp_path / "text-seed0" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter.parent / "adapted_patients.json").write_text('{"patients": ["elsewhere-1"], "problem": ""}')
+    config = with_policy(run, "error")
+    config = config.model_copy(update={"vlm": config.vlm.model_copy(update={"adapter": str(adapter)})})
+    results = evaluate_external(run, make_set({"gland": 4, "tumour": 4}), name="adapted", config=config)[1]
+    (note,) = [note for note in results["external"]["notes"] if "WARNING: the VLM text-seed0/adapter was" in note]
+    assert "too high: 2 of 8 new tiles belong to 1 such patient (elsewhere-1)" in note
 
 
 def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make_set: MakeSet, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from clipit.config.load import merge, nested, validate_file
 from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
 from clipit.errors import ConfigError, DataError, ModelError
 from clipit.evaluation.segmentation_scores import MEAN
-from clipit.runs.training_tiles import TRAINING_TILES
 from clipit.segmentation.decision import DecisionSearch
 from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS, select_methods
 from clipit.segmentation.segmentation_study import _segment, read_study_masks, segment
+from clipit.workspace.adapted_patients import TRAINING_TILES
 from clipit.workspace.workspace import Workspace
 
 PARTS = {"train": 3, "validation": 3, "test": 12}

@@ -16,7 +16,7 @@ from clipit.api.slides import SlideCompareResult
 from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
-from clipit.runs.training_tiles import TRAINING_TILES
+from clipit.workspace.adapted_patients import TRAINING_TILES
 
 PROMPTS = {
     "name": "tissue",

@@ -47,7 +47,6 @@ from clipit.reporting.page_note import compose_note
 from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.term_table import uses_vlm
-from clipit.workspace.adapted_patients import adapted_vlm_notes
 
 
 def write_report(
@@ -59,6 +58,7 @@ def write_report(
     folder: Path,
     verdict: ComparisonVerdict,
     tiles: Sequence[TileSet] = (),
+    warnings: Sequence[str] = (),
 ) -> list[str]:
     """Write comparison.md, comparison.tex and comparison.html.
 
@@ -67,6 +67,7 @@ def write_report(
         comparison: Section `comparison`.
         plans: Plans, one per data set and backbone.
         tiles: Tiles of each plan, for pictures; without them, only tile ids are shown.
+        warnings: Warnings about adapted VLMs and their patients.
 
     Returns:
         The notes under the main table.
@@ -78,7 +79,7 @@ def write_report(
     notes += own_report_notes(plans, arms)
     tiles_by_setting = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     notes += annotator_notes(tiles_by_setting, comparison.metric)
-    notes += adapted_vlm_notes(tiles)
+    notes += warnings
     note = _models_note(config, plans, arms)
     text = _markdown(config, comparison, results, published_scores, notes, analyses, verdict, note)
     write_text(folder / "comparison.md", text)

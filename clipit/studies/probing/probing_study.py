@@ -329,7 +329,7 @@ def _write(
         save_plot(figure, folder / plot)
     chapters = probing_chapters(probing, config.seed, frame, provenance, plot)
     coverage = describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split")
-    note = study_note(config, coverage, *adapted_vlm_notes([tiles]))
+    note = study_note(config, coverage, *adapted_vlm_notes(tiles.notes))
     write_study(folder, "probing", f"{config.name}: probes of frozen features", note, chapters, frame)
 
 

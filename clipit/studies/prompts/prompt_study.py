@@ -266,5 +266,5 @@ def _write(
     shown = [difference for difference in differences if difference.metric == metric]
     chapters = prompt_chapters(frame, metric, undefined, shown, provenance)
     coverage = describe_coverage(test.labels, test.classes, "the test split")
-    note = study_note(config, coverage, *adapted_vlm_notes([test]))
+    note = study_note(config, coverage, *adapted_vlm_notes(test.notes))
     write_study(folder, "prompts", f"Prompt study: {config.name}", note, chapters, frame, SCHEMA)

@@ -145,7 +145,7 @@ def check_test_patients(
 
 
 def _note_inputs(run: Path, tests: TileSet | SeenTiles, unit: str) -> list[str]:
-    """Return warnings if a run may have been trained with reports of the test patients, or with models that saw them."""
+    """Return warnings if the run, or one of its models, may have been trained with data of the test patients."""
     try:
         config = read_run_config(run)
     except ClipitError:  # raised again when the study opens the run

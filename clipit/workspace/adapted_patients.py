@@ -1,4 +1,4 @@
-"""Patients whose data a VLM was adapted to, or a backbone trained on: record them, and compare them with test patients."""
+"""Patients whose data a VLM or backbone was trained on: record them, and compare them with test patients."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -89,8 +89,11 @@ def adaptation_notes(
         run: Name of the run that uses the models; "" for the current configuration.
     """
     notes = []
-    for model in filter(None, models) if len(tests) else ():
-        kind, seen = ("VLM", _seen_by_vlm(model)) if isinstance(model, VLMConfig) else ("backbone", _seen(model))
+    for model in models if len(tests) else ():
+        if model is None:
+            continue
+        kind = "VLM" if isinstance(model, VLMConfig) else "backbone"
+        seen = _seen_by_vlm(model) if isinstance(model, VLMConfig) else _seen_by_backbone(model)
         if seen is not None:
             name = f"WARNING: the {kind} {seen[0].parent.name}/{seen[0].name}{f' of the run {run}' if run else ''}"
             notes += [f"{name} {note}" for note in _compare(tests, *seen[1:], unit)]
@@ -130,7 +133,7 @@ def _seen_by_vlm(vlm: VLMConfig) -> _Seen | None:
     return None if exported is None else (exported, "was adapted to", *_read(exported.parent / ADAPTED_PATIENTS))
 
 
-def _seen(backbone: BackboneConfig) -> _Seen | None:
+def _seen_by_backbone(backbone: BackboneConfig) -> _Seen | None:
     """Look in and above a backbone's folder for the record of an adaptation, or of a run whose classifier it is."""
     path = Path(backbone.path or backbone.name.removeprefix("hf-hub:")).expanduser()
     if not backbone.pretrained or not path.exists():

@@ -44,10 +44,8 @@ def write_tiles(folder: Path) -> TilesConfig:
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    rows = [
-        f"{number}.png,{('gland', 'stroma', 'tumour', 'gland')[number]},test,P{1 + 6 * (number % 2)}"
-        for number in range(4)
-    ]
+    patients, classes = ["P1", "P7", "P1", "P7"], ["gland", "stroma", "tumour", "gland"]
+    rows = [f"{number}.png,{classes[number]},test,{patients[number]}" for number in range(4)]
     (folder / "tiles.csv").write_text("path,label,split,group\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return TilesConfig.model_validate({"source": "table", "path": str(folder / "tiles.csv")})
 

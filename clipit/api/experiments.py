@@ -44,6 +44,11 @@ class CompareResult:
         """Verdict on whether text helps, in one sentence; "" for comparisons written by earlier versions."""
         return str(self.numbers.get("verdict", ""))
 
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Runs whose training diverged, with the reason. Their seeds are left out of all arms' scores."""
+        return list(self.numbers.get("failed_runs", []))
+
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Scores, one row per data set, backbone, test set, arm and seed, with their costs and provenance."""
@@ -137,6 +142,7 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
     Raises:
         ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
         DataError: A data set has no test tiles, or a prompt set lacks classes of the tiles.
+        DivergenceError: Training diverged in so many runs that nothing can be compared.
     """
     from clipit.comparison.compare import compare as compare_arms
 

@@ -1,9 +1,10 @@
 """Compare arms over seeds, data sets and backbones, to show whether text helps, by how much, and why."""
 
+import sys
 from pathlib import Path
 
 from clipit.config.command_line import AGENTS, read_file_command
-from clipit.errors import user_errors
+from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
 
 
@@ -33,3 +34,6 @@ def main() -> None:
             files = {"page": comparison.page, "text": comparison.report}
             files["rows"] = comparison.folder / "comparison.parquet"
             print("\n".join(f"{title}: {path}" for title, path in files.items()))
+            if comparison.failed:
+                print(f"error: {counted(len(comparison.failed), 'run')} failed; see the note above", file=sys.stderr)
+                raise SystemExit(1)

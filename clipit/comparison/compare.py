@@ -13,7 +13,7 @@ from clipit.comparison.cards import write_cards
 from clipit.comparison.export_tables import export_comparison, write_points
 from clipit.comparison.headline import judge_comparison
 from clipit.comparison.own_report_arms import resolve_plan_arm
-from clipit.comparison.plan import Plan, plan_comparison
+from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_comparison, without_failed
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
 from clipit.comparison.report_reference import score_report_probes
@@ -23,7 +23,7 @@ from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, DivergenceError, counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.output_files.artifacts import locked
 from clipit.pairing.leaks import count_reports_of
@@ -57,6 +57,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
     Raises:
         ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
         DataError: A data set has no test tile, or a prompt set's classes differ from those of the tiles.
+        DivergenceError: Training diverged in so many runs that nothing can be compared.
     """
     plans, workspaces = _plan(config, comparison)
     for plan, workspace in zip(plans, workspaces, strict=True):
@@ -64,10 +65,14 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
         _check_reports(plan, workspace)
     folder = config.output / "comparisons" / config.name
     with additional_agents(agents, "compare", config, comparison):
-        trained = _train(plans, workspaces)
+        trained, failed = _train(plans, workspaces)
+    total = len(comparison.seeds) * sum(len(plan.arms) for plan in plans)
+    plans = without_failed(plans, failed)
+    compared = plans[0].comparison
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
-    for plan, workspace, rows in zip(plans, workspaces, trained, strict=True):
+    for plan, workspace, finished in zip(plans, workspaces, trained, strict=True):
+        rows = [row for row in finished if row.seed in compared.seeds]
         predictions = folder / "predictions" / plan.config.name
         rows += score_vlm(plan, workspace, predictions) + score_report_probes(plan, workspace, predictions)
         if get_processes().main:
@@ -78,7 +83,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
     if get_processes().main:
         with locked(folder):  # another command may be writing the same comparison
             analyses = write_points(analyses, folder)
-            results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
+            results = compute_statistics(compared, all_rows, config.evaluation.bootstrap)
             tiles = [workspace.all_tiles for workspace in workspaces]
             shifted = [
                 workspace.shifted_tiles(name, section)
@@ -87,8 +92,9 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
             ]
             warnings = adapted_vlm_notes(note for each in (*tiles, *shifted) for note in each.notes)
             verdict = judge_comparison(plans, results.arms, comparison.metric)
-            notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles, warnings)
-            export_comparison(config, comparison, results, analyses, notes, folder, verdict)
+            failure = describe_failed(plans, failed, total)
+            notes = write_report(config, compared, plans, results, analyses, folder, verdict, tiles, warnings, failure)
+            export_comparison(config, comparison, results, analyses, notes, folder, verdict, failed)
             write_cards(plans, results)
     get_processes().barrier()
     return folder
@@ -111,8 +117,11 @@ def _plan(config: RunConfig, comparison: ComparisonConfig) -> tuple[list[Plan], 
 
 def _train(
     plans: Sequence[Plan], workspaces: Sequence[Workspace], *, include_finished: bool = True
-) -> list[list[ScoreRow]]:
-    """Train all runs that no other agent is training, and return the rows of each plan.
+) -> tuple[list[list[ScoreRow]], list[FailedRun]]:
+    """Train all runs that no other agent is training, and return the rows of each plan, and runs that diverged.
+
+    A run that diverges does not stop the others. All other errors stop the comparison, because they may concern every
+    run: missing files, too little memory, a full disk.
 
     Args:
         plans: Runs to train.
@@ -129,19 +138,26 @@ def _train(
     folders = [run_folder(run) for run in configs]
     finished = [(folder / "results.json").is_file() for folder in folders]
     rows: dict[int, list[ScoreRow]] = {}
+    failed: dict[int, FailedRun] = {}
     counter = RunCounter(len(runs))
     for index in claim_runs(folders):
         if not include_finished and (folders[index] / "results.json").is_file():
             continue
         plan, workspace, arm, seed = runs[index]
-        trained = train_run(configs[index], workspace, _same_arm_runs(configs[index]))
+        where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
+        try:
+            trained = train_run(configs[index], workspace, _same_arm_runs(configs[index]))
+        except DivergenceError as error:  # raised in all processes
+            failed[index] = FailedRun(plan.data_set, plan.backbone, arm, seed, error.what)
+            logger.warning(f"failed: {arm}{where}, seed {seed}: {error.what} ({counter.finish(kept=False)})")
+            continue
         new = read_run_rows(plan, workspace, trained, arm, seed)
         rows[index] = new
         scores = ", ".join(f"{row.test_set} {_percent(row.score)}" for row in new)
-        where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
         status, remaining = "kept" if finished[index] else "done", counter.finish(kept=finished[index])
         logger.info(f"{status}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({remaining})")
-    return [[row for index in sorted(rows) if runs[index][0] is plan for row in rows[index]] for plan in plans]
+    kept = [[row for index in sorted(rows) if runs[index][0] is plan for row in rows[index]] for plan in plans]
+    return kept, [failed[index] for index in sorted(failed)]
 
 
 def _same_arm_runs(config: RunConfig) -> list[Path]:

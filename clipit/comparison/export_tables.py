@@ -11,6 +11,7 @@ import pyarrow as pa
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.contrasts import Contrast
 from clipit.comparison.headline import ComparisonVerdict
+from clipit.comparison.plan import FailedRun
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -34,19 +35,22 @@ def export_comparison(
     notes: Sequence[str],
     folder: Path,
     verdict: ComparisonVerdict,
+    failed: Sequence[FailedRun] = (),
 ) -> None:
     """Write comparison.parquet (the rows) and comparison.json (the rows and all numbers in the tables).
 
     Args:
         config: Configuration that all runs share.
         analyses: Results of the analyses, as returned by `write_points`.
+        failed: Runs without scores.
     """
     records = [row.to_record() for row in results.rows]
     write_parquet(folder / "comparison.parquet", pa.Table.from_pylist(records), checksums=True)
     settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     provenance = {"config": settings, "commit": git_commit(), "rows": records}
     numbers = export_numbers(results, analyses) | export_verdict(verdict)
-    write_record(folder / "comparison.json", provenance | numbers | {"notes": list(notes)})
+    numbers |= {"notes": list(notes)} | ({"failed_runs": [asdict(run) for run in failed]} if failed else {})
+    write_record(folder / "comparison.json", provenance | numbers)
 
 
 def export_csv(folder: Path, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Plan a comparison: every arm on every data set and backbone with every seed, under the same rules."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipit.comparison.search_grid import check_grid
 from clipit.config.comparison import ComparisonConfig
@@ -9,7 +9,7 @@ from clipit.config.file import SECTIONS
 from clipit.config.load import dotted, merge, nested, validate, without
 from clipit.config.paths import to_file_name
 from clipit.config.run import RunConfig, TrackingConfig
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError, DivergenceError, counted_of, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.config_checks import check_keys
 
@@ -44,6 +44,79 @@ class Plan:
         if not has_page:
             evaluation = evaluation.model_copy(update={"page": False})
         return self.config.model_copy(update={"arm": arm, "seed": seed, "evaluation": evaluation})
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run without scores, because its training diverged."""
+
+    data_set: str
+    backbone: str
+    arm: str
+    seed: int
+    reason: str
+
+
+def without_failed(plans: Sequence[Plan], failed: Sequence[FailedRun]) -> list[Plan]:
+    """Return the plans with the seeds that all arms have; arms whose runs all failed are dropped from their plan.
+
+    Raises:
+        DivergenceError: All runs of a baseline failed, or no seed remains.
+    """
+    if not failed:
+        return list(plans)
+    seeds, kept, missing = plans[0].comparison.seeds, [], set[int]()
+    for plan in plans:
+        failed_seeds = {arm: _failed_seeds(plan, arm, failed) for arm in plan.arms}
+        arms = tuple(arm for arm, each in failed_seeds.items() if len(each) < len(seeds))
+        if plan.comparison.baseline not in arms:
+            raise _nothing_left(f"in every run of the baseline {plan.comparison.baseline}", failed)
+        missing |= {seed for arm in arms for seed in failed_seeds[arm]}
+        kept.append(replace(plan, arms=arms))
+    common = tuple(seed for seed in seeds if seed not in missing)
+    if not common:
+        raise _nothing_left("for every seed in at least one arm", failed)
+    comparison = plans[0].comparison.model_copy(update={"seeds": common})
+    return [replace(plan, comparison=comparison) for plan in kept]
+
+
+def _failed_seeds(plan: Plan, arm: str, failed: Sequence[FailedRun]) -> list[int]:
+    setting = (plan.data_set, plan.backbone, arm)
+    return [run.seed for run in failed if (run.data_set, run.backbone, run.arm) == setting]
+
+
+def _nothing_left(where: str, failed: Sequence[FailedRun]) -> DivergenceError:
+    return DivergenceError(
+        f"nothing can be compared, because training diverged {where}; first reason: {failed[0].reason}",
+        where=f"{failed[0].arm}, seed {failed[0].seed}",
+        fix="lower training.learning_rate, or check the models",
+    )
+
+
+def describe_failed(plans: Sequence[Plan], failed: Sequence[FailedRun], total: int) -> str:
+    """Describe the failed runs, and the seeds that are compared; "" if no run failed.
+
+    Args:
+        plans: Plans, as returned by `without_failed`.
+        total: Number of runs, including those that failed.
+    """
+    if not failed:
+        return ""
+    several = len(plans) > 1
+    runs = [
+        f"{run.arm}{f' on {run.data_set} ({run.backbone})' if several else ''}, seed {run.seed}: {run.reason}"
+        for run in failed
+    ]
+    seeds = plans[0].comparison.seeds
+    text = (
+        f"{counted_of(len(failed), total, 'run failed and has', 'runs failed and have')} no score ({shortlist(runs)}). "
+        f"Scores and differences use only {'the seed' if len(seeds) == 1 else 'the seeds'} "
+        f"{', '.join(map(str, seeds))}, which every arm has"
+    )
+    dropped = {
+        run.arm for plan in plans for run in failed if run.data_set == plan.data_set and run.arm not in plan.arms
+    }
+    return text + (f", except {', '.join(sorted(dropped))}, which failed with every seed." if dropped else ".")
 
 
 def plan_comparison(config: RunConfig, comparison: ComparisonConfig) -> list[Plan]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.export_tables import RERUN, export_verdict, read_comparison
 from clipit.comparison.headline import judge_comparison
-from clipit.comparison.plan import Plan, plan_comparison
+from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_comparison, without_failed
 from clipit.comparison.report.write import write_report
 from clipit.comparison.statistics import compute_statistics
 from clipit.config.load import merge, validate_file
@@ -45,6 +45,10 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     saved = read_comparison(folder)
     file = validate_file(merge(saved["config"], {"output": str(config.output)}), source)
     plans = plan_comparison(file.run, file.comparison)
+    failed = [FailedRun(**record) for record in saved.get("failed_runs", ())]
+    total = len(file.comparison.seeds) * sum(len(plan.arms) for plan in plans)
+    plans = without_failed(plans, failed)
+    comparison = plans[0].comparison
     rows = [
         _move(_read_row(record, source), Path(saved["config"]["output"]), config.output) for record in saved["rows"]
     ]
@@ -54,11 +58,12 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     for plan, plan_tiles in zip(plans, tiles, strict=True):
         _check_tiles(plan, plan_tiles, rows, source)
     _check_predictions(rows, source)
-    results = compute_statistics(file.comparison, rows, file.run.evaluation.bootstrap)
-    verdict = judge_comparison(plans, results.arms, file.comparison.metric)
+    results = compute_statistics(comparison, rows, file.run.evaluation.bootstrap)
+    verdict = judge_comparison(plans, results.arms, comparison.metric)
+    failure = describe_failed(plans, failed, total)
     # The warnings about shifted sets are those of the comparison, because these sets are not read again.
     warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *saved.get("notes", ())])
-    notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles, warnings)
+    notes = write_report(file.run, comparison, plans, results, analyses, folder, verdict, tiles, warnings, failure)
     texts = export_verdict(verdict) | {"notes": notes}
     if saved != saved | texts:  # because the record of the search is missing, or the wording has changed
         write_record(source, saved | texts)

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, DivergenceError
 from clipit.evaluation.predictions import softmax
 from clipit.output_files.run_files import RUN_FINGERPRINT, recorded_fingerprint, write_run_json
 from clipit.runs.evaluate import evaluate_run
@@ -144,6 +144,7 @@ def _train_and_evaluate(
         memory = plan_memory(config, student, preprocess.normalise, preprocess.size, cached, held)
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
         result, trackers = _train(config, workspace, tiles, plan, student, backbone, terms, folder, memory)
+        _check_weights(student, processes)
         steps = result.steps
         # All processes compute the exported parts together; the main process writes them.
         facts = _facts(config, workspace, tiles, backbone)
@@ -164,6 +165,20 @@ def _train_and_evaluate(
     results = evaluate_run(config, workspace, folder)
     finish_trackers(trackers, flat_test_scores(results), steps)
     processes.barrier()
+
+
+def _check_weights(student: "Student", processes: Processes) -> None:
+    """Stop all processes together if the last update of the weights diverged.
+
+    Raises:
+        DivergenceError: A weight is infinite or NaN.
+    """
+    if not all(processes.gather(all(bool(value.isfinite().all()) for value in student.parameters()))):
+        raise DivergenceError(
+            "training diverged: after the last step, a weight is infinite or not a number",
+            where="training.learning_rate",
+            fix="lower training.learning_rate, or check the backbone's weights and training.precision",
+        )
 
 
 def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "tuple[Student, Backbone]":

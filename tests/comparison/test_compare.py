@@ -2,27 +2,33 @@
 
 import csv
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from logged_lines import capture_log
 from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 import clipit
 from clipit.api.experiments import CompareResult
+from clipit.cli.compare import main as compare_command
 from clipit.comparison import tune as tuning
 from clipit.comparison.compare import compare
 from clipit.comparison.demo import demo_table
 from clipit.comparison.export_tables import export_csv
+from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.tune import ScoredPoint, best_point, tune
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, DivergenceError
 from clipit.reporting.csv_export import check_export
+from clipit.runs import train as runs_module
 from clipit.runs.folder import read_run_config
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -227,6 +233,63 @@ def test_the_best_point_has_fewer_steps_then_the_lower_rate_among_equals() -> No
         ScoredPoint({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in scores
     ]
     assert best_point(points) == {"training.learning_rate": 0.01, "training.steps": 100}
+
+
+def diverging(monkeypatch: pytest.MonkeyPatch, *runs: tuple[str, int]) -> None:
+    """Let the training of these runs diverge, given by arm and seed."""
+    module, train_run = sys.modules["clipit.comparison.compare"], runs_module.train_run
+
+    def diverge(config: RunConfig, *arguments: Any) -> Path:
+        if (config.arm, config.seed) in runs:
+            raise DivergenceError("training diverged: the loss in step 1 is infinite or not a number")
+        return train_run(config, *arguments)
+
+    monkeypatch.setattr(module, "train_run", diverge)
+
+
+def test_runs_that_diverge_do_not_stop_the_comparison(
+    small: ConfigFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = with_comparison(small, seeds=(1, 2, 4))
+    path = tmp_path / "diverging.yaml"
+    values = file.run.model_dump(mode="json") | {"comparison": file.comparison.model_dump(mode="json")}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    lines = capture_log()
+    monkeypatch.setattr(sys, "argv", ["clipit compare", "--config", str(path)])
+    with monkeypatch.context() as patch:
+        diverging(patch, ("clip_it_all", 1))
+        with pytest.raises(SystemExit) as raised:
+            compare_command()
+    assert raised.value.code == 1 and "error: 1 run failed" in capsys.readouterr().err
+    assert any("failed: clip_it_all, seed 1: training diverged: the loss in step 1" in line for line in lines)
+    result = CompareResult(file.run.output / "comparisons" / file.run.name)
+    (failed,) = result.failed
+    assert (failed["arm"], failed["seed"]) == ("clip_it_all", 1)
+    assert {*result.rows["seed"]} - {None} == {2, 4}
+    (line,) = [each for each in result.numbers["lines"] if (each["arm"], each["test_set"]) == ("clip_it_all", "test")]
+    assert [seed["seed"] for seed in line["seeds"]] == [2, 4]
+    for page in (result.report, result.page):
+        text = page.read_text(encoding="utf-8")
+        assert "1 of 6 runs failed and has no score" in text and "use only the seeds 2, 4, which every arm has" in text
+    before = [page.read_bytes() for page in (result.report, result.page)]
+    rebuild_comparison(file.run)
+    assert [page.read_bytes() for page in (result.report, result.page)] == before
+
+    with monkeypatch.context() as patch:
+        diverging(patch, *(("clip_it_all", seed) for seed in (1, 2, 4)))
+        shutil.rmtree(file.run.output / "runs")
+        without = clipit.compare(file)
+    assert {*without.rows["arm"]} >= {"image_only"} and "clip_it_all" not in {*without.rows["arm"]}
+    assert "except clip_it_all, which failed with every seed" in without.report.read_text(encoding="utf-8")
+    finished = clipit.compare(file)
+    assert not finished.failed and {*finished.rows["seed"]} - {None} == {1, 2, 4}
+    with monkeypatch.context() as patch:
+        diverging(patch, ("clip_it_all", 1), ("image_only", 2), ("image_only", 4))
+        with pytest.raises(DivergenceError, match="nothing can be compared, because training diverged for every seed"):
+            clipit.compare(file)
+        diverging(patch, *(("image_only", seed) for seed in (1, 2, 4)))
+        with pytest.raises(DivergenceError, match="in every run of the baseline image_only"):
+            clipit.compare(file)
 
 
 def test_trials_that_diverge_do_not_stop_the_tuning(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ def write_report(
     verdict: ComparisonVerdict,
     tiles: Sequence[TileSet] = (),
     warnings: Sequence[str] = (),
+    failure: str = "",
 ) -> list[str]:
     """Write comparison.md, comparison.tex and comparison.html.
 
@@ -68,6 +69,7 @@ def write_report(
         plans: Plans, one per data set and backbone.
         tiles: Tiles of each plan, for pictures; without them, only tile ids are shown.
         warnings: Warnings about adapted VLMs and their patients.
+        failure: Description of failed runs; "" if there are none.
 
     Returns:
         The notes under the main table.
@@ -80,7 +82,7 @@ def write_report(
     tiles_by_setting = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     notes += annotator_notes(tiles_by_setting, comparison.metric)
     notes += warnings
-    note = _models_note(config, plans, arms)
+    note = " ".join(filter(None, [failure, _models_note(config, plans, arms)]))
     text = _markdown(config, comparison, results, published_scores, notes, analyses, verdict, note)
     write_text(folder / "comparison.md", text)
     write_text(

@@ -14,6 +14,7 @@ from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.reports.readers import read_reports
 from clipit.runs.training_tiles import check_test_patients, write_training_tiles
 from clipit.tiles.load_tiles import read_tiles
+from clipit.workspace.adapted_patients import TRAINING_TILES
 
 
 def damage(path: Path, old: bytes, new: bytes) -> None:

@@ -21,9 +21,9 @@ MAP_PLOTS = {"clipit.reporting.heat_maps": ("save_plot",)}
 """The same for the maps of slides."""
 ROBUSTNESS_PLOTS = {"clipit.studies.robustness.robustness_plots": ("save_plot",)}
 """The same for a study of robustness."""
-PROMPT_PLOTS = {"clipit.studies.prompts.prompt_plots": ("save_plot",)}
+PROMPT_PLOTS = {"clipit.studies.prompt_wording.prompt_plots": ("save_plot",)}
 """The same for a study of prompts."""
-SWEEP_PLOTS = {"clipit.sweeps.report": ("save_plot",)}
+SWEEP_PLOTS = {"clipit.sweeps.sweep_report": ("save_plot",)}
 """The same for a sweep."""
 
 

@@ -59,7 +59,7 @@ def study(arguments: list[str]) -> None:
     check_prompt_files(file)
     if options.record:
         check_export(options.record)
-    from clipit.studies.prompts.prompt_study import prompt_study
+    from clipit.studies.prompt_wording.prompt_study import prompt_study
     from clipit.workspace.workspace import Workspace
 
     finish_study(prompt_study(file.run, file.prompt_study, Workspace(file.run), options.run), "prompts", options.record)

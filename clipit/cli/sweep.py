@@ -51,8 +51,8 @@ def main() -> None:
         plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
         check_run_prompts(plan.trials[0].config)
         from clipit.distributed import get_processes
-        from clipit.sweeps.report import read_sweep_head
         from clipit.sweeps.run_sweep import run_sweep
+        from clipit.sweeps.sweep_report import read_sweep_head
 
         folder = run_sweep(plan, arguments.launch)
         if get_processes().main:

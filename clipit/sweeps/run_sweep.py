@@ -19,8 +19,8 @@ from clipit.runs.folder import is_trained, read_training, resolve_run_precision,
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.live_keys import equal_trials
-from clipit.sweeps.report import format_values, write_sweep_report
 from clipit.sweeps.sweep_file import Sweep
+from clipit.sweeps.sweep_report import format_values, write_sweep_report
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import models_of, uses_reports

@@ -44,7 +44,7 @@ COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first package of 
     "index": (CONFIG, "clipit.api.texts"),
     "probe": (CONFIG, "clipit.api.experiments"),
     "segment": (CONFIG, "clipit.api.segmentation"),
-    "prompts study": (CONFIG, "clipit.studies.prompts.prompt_study"),
+    "prompts study": (CONFIG, "clipit.studies.prompt_wording.prompt_study"),
     "predict": (["classifier", "tile.png", "--out=p.csv"], "clipit.api.prediction"),
     "slides score": (["a.svs", "--out=o", "--vlm=plip"], "clipit.api.slides"),
     "slides map": (["a.svs", "--out=o", "--vlm=plip"], "clipit.api.slides"),

@@ -20,8 +20,8 @@ from clipit.errors import ClipitError, ConfigError, DataError, ModelError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.runs.train import train_run
-from clipit.studies.prompts.prompt_study import SCHEMA, prompt_study
-from clipit.studies.prompts.zero_shot_models import memoise, select_tiles
+from clipit.studies.prompt_wording.prompt_study import SCHEMA, prompt_study
+from clipit.studies.prompt_wording.zero_shot_models import memoise, select_tiles
 from clipit.workspace.workspace import Workspace
 
 SIMPLE = {

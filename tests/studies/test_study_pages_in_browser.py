@@ -11,7 +11,7 @@ from browser import CHROMIUM, HOSTILE, opened
 
 from clipit.config.load import merge, nested, validate_file
 from clipit.studies.probing.probing_study import probe
-from clipit.studies.prompts.prompt_study import prompt_study
+from clipit.studies.prompt_wording.prompt_study import prompt_study
 from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.workspace.workspace import Workspace
 

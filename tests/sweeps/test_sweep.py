@@ -31,9 +31,9 @@ from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import mean_per_value
 from clipit.runs.folder import run_folder
 from clipit.runs.search import SharedSearch, Trial
-from clipit.sweeps.report import best_group, format_values
 from clipit.sweeps.run_sweep import run_sweep
 from clipit.sweeps.sweep_file import parse_options, read_sweep
+from clipit.sweeps.sweep_report import best_group, format_values
 from clipit.sweeps.trials import SweepPlan, make_trial, plan_sweep
 
 WriteConfig = Callable[..., Path]
@@ -276,7 +276,7 @@ def hold(trial: Trial, search: SharedSearch) -> ExitStack:
 def test_validation_chooses_and_the_test_score_does_not(
     write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.sweeps.report.save_plot", save_plot)
+    monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
     path = write_sweep({"early_terminate": {"type": "hyperband", "min_iter": 1}})
     folder = run_sweep(plan_of(path))
     assert pretended == ["2/0", "2/1", "4/0", "4/1"]
@@ -297,7 +297,7 @@ def test_validation_chooses_and_the_test_score_does_not(
 def test_a_trial_that_diverges_does_not_stop_the_sweep(
     write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.sweeps.report.save_plot", save_plot)
+    monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
     train = sweep_module.train_run
 
     def diverge(config: Any, workspace: Any) -> Path:
@@ -325,7 +325,7 @@ def test_a_sweep_in_which_every_trial_diverges_is_an_error(
     write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch, launch: str | None
 ) -> None:
     """With --launch, the trials run in other processes, which here are this process."""
-    monkeypatch.setattr("clipit.sweeps.report.save_plot", save_plot)
+    monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
     started: list[str] = []
 
     def diverge(config: Any, workspace: Any = None) -> Path:

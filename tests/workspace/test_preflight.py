@@ -17,7 +17,7 @@ from clipit.errors import ArtifactError, ClipitError, ConfigError, DataError, Mo
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.train import train_run
 from clipit.studies.probing.probing_study import probe
-from clipit.studies.prompts.prompt_study import prompt_study
+from clipit.studies.prompt_wording.prompt_study import prompt_study
 from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.training.arms import resolve_arm
 from clipit.workspace.preflight import check_inputs, check_output

@@ -33,9 +33,9 @@ from clipit.reporting.study_report import (
     write_study,
 )
 from clipit.runs.folder import explaining_differences
-from clipit.studies.prompts.prompt_chapters import PromptDifference, prompt_chapters
-from clipit.studies.prompts.prompt_plots import plot_grid, plot_spread
-from clipit.studies.prompts.zero_shot_models import (
+from clipit.studies.prompt_wording.prompt_chapters import PromptDifference, prompt_chapters
+from clipit.studies.prompt_wording.prompt_plots import plot_grid, plot_spread
+from clipit.studies.prompt_wording.zero_shot_models import (
     ZeroShotModel,
     count_truncated_tokens,
     load_student,

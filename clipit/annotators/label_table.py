@@ -96,10 +96,17 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     tiles = [tile_of[name] for name in table.tiles]
     annotated = set(tiles)
     items = [name for name in ids if name in annotated]
+    if not annotated:
+        reasons = f": {'; '.join(table.notes)}" if table.notes else ""
+        raise DataError(
+            f"the annotation table has no label{reasons}",
+            where=table.where,
+            fix=f"enter the labels or votes, or correct the column names in {_WHERE}.columns and {_WHERE}.counts",
+        )
     if not items:
         raise DataError(
             f"none of the {counted(len(annotated), 'tile')} in the annotation table is among the "
-            f"{counted(len(ids), 'tile')} of the data set; the table has {shortlist(sorted(annotated), 3) or 'none'}, "
+            f"{counted(len(ids), 'tile')} of the data set; the table has {shortlist(sorted(annotated), 3)}, "
             f"and the data set has {shortlist(list(ids), 3)}",
             where=table.where,
             fix="use tile ids in the table (paths, if the tile table has no `id` column), or name their column in "

@@ -62,6 +62,11 @@ class PixelConsensus:
             listed.append((int(self.pixels[row]), "; ".join(by_class)))
         return sorted(listed, reverse=True)
 
+    def ties(self) -> int:
+        """Count the pixels for which several classes are equally probable, to six decimal places."""
+        millionths = np.rint(self.probabilities * 1e6).astype(np.int64)
+        return int(self.pixels[majority(millionths, self.votes.items).tied].sum())
+
 
 class PixelPatterns:
     """Counts of label patterns over the pixels of many tiles."""

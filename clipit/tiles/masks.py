@@ -173,10 +173,9 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
 
     def count(index: int) -> Int64[np.ndarray, " c"] | ClipitError:
         try:
-            codes = masks.read(index)[1]
+            return pixel_counts(masks.read(index)[1], len(names))
         except ClipitError as error:
             return error
-        return np.bincount(np.where(codes == IGNORED, len(names), codes).ravel(), minlength=len(names) + 1)
 
     blocks = [range(start, min(start + _BLOCK, len(masks))) for start in range(0, len(masks), _BLOCK)]
     with reading_threads() as pool, progress("checking masks", len(masks)) as advance:
@@ -210,7 +209,7 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
             where=masks.tiles.where,
             fix="correct segmentation.ignore, or the masks" if ignored or first is None else first.fix,
         )
-    notes += _ignored_notes(pixels[kept], [str(ids[i]) for i in kept], masks.classes)
+    notes += ignored_notes(pixels[kept], [str(ids[i]) for i in kept], masks.classes)
     checked = replace(masks, counts=counts, notes=tuple(notes)).select(kept)
     absent = [name for name, n in zip(names, checked.counts.sum(axis=0).tolist(), strict=True) if not n]
     if absent:
@@ -222,7 +221,12 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
     return checked
 
 
-def _ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes: MaskClasses) -> list[str]:
+def pixel_counts(codes: Int16[np.ndarray, "h w"], classes: int) -> Int64[np.ndarray, " c"]:
+    """Count the pixels of each class of a mask, followed by its ignored pixels."""
+    return np.bincount(np.where(codes == IGNORED, classes, codes).ravel(), minlength=classes + 1)
+
+
+def ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes: MaskClasses) -> list[str]:
     """Describe ignored pixels, and masks in which a class may be written as an ignored value.
 
     Args:

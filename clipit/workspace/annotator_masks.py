@@ -25,6 +25,7 @@ from clipit.tiles.cells import read_cells
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
+from clipit.tiles.masks import ignored_notes, pixel_counts
 from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
 
@@ -81,7 +82,7 @@ def write_annotator_masks(
     masks = read_annotator_masks(table, files, tiles, classes)
     parts = _parts(masks)
     patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
-    _count_patterns(masks, patterns, parts)
+    ignored = _count_patterns(masks, patterns, parts)
     consensus = {part: counter.consensus() for part, counter in patterns.items()}
     if all(estimate.estimates is None for estimate in consensus.values()):
         raise DataError(
@@ -92,7 +93,7 @@ def write_annotator_masks(
     folder = config.output / "annotators" / config.name / "masks"
     uncertain = _write_masks(masks, patterns, consensus, parts, confidence, folder)
     root = _write_table(config.tiles, masks, folder)
-    record = _describe(masks, consensus, parts, confidence, uncertain)
+    record = _describe(masks, consensus, parts, confidence, uncertain, ignored)
     write_json(folder / "masks.json", record | {"commit": git_commit(), "versions": versions()})
     path = folder / "masks.html"
     worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
@@ -109,18 +110,23 @@ def _parts(masks: AnnotatorMasks) -> list[str]:
     return [_TEST if test else _TRAINING for test in tests.tolist()]
 
 
-def _count_patterns(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> None:
-    """Count the label patterns of all tiles by part.
+def _count_patterns(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> list[str]:
+    """Count the label patterns of all tiles by part, and return notes on ignored pixels.
 
     Raises:
         DataError: Masks are invalid; all problems are reported in one error.
     """
     problems: list[ClipitError] = []
+    drawn = {key: np.zeros(len(masks.classes.names) + 1, dtype=np.int64) for key in masks.row_of}
     with progress("reading masks", len(masks.tiles)) as advance:
         for row in range(len(masks.tiles)):
             try:
                 counter = patterns[parts[row]]
-                counter.add(counter.encode(masks.read(row)))
+                labels = masks.read(row)
+                counter.add(counter.encode(labels))
+                for name, codes in zip(masks.annotators, labels, strict=True):
+                    if (key := (str(masks.tiles.ids[row]), name)) in drawn:
+                        drawn[key] = pixel_counts(codes, len(masks.classes.names))
             except ClipitError as error:
                 problems.append(error)
             advance(1)
@@ -135,6 +141,8 @@ def _count_patterns(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns]
             where=masks.tiles.where,
             fix=problems[0].fix,
         )
+    names = [f"{tile} by {name}" for tile, name in drawn]
+    return ignored_notes(np.stack([*drawn.values()]), names, masks.classes)
 
 
 def _write_masks(
@@ -229,6 +237,7 @@ def _describe(
     parts: Sequence[str],
     confidence: float,
     uncertain: list[float],
+    ignored: list[str],
 ) -> dict[str, Any]:
     shared = _shared(consensus)
     return {
@@ -249,7 +258,14 @@ def _describe(
             {"part": name, "tiles": parts.count(name)} | _describe_part(masks, parts, name, estimate)
             for name, estimate in sorted(consensus.items(), reverse=True)
         ],
-        "notes": [*masks.tiles.notes, *masks.notes, *_overruled_notes(consensus), *_independence_notes(shared)],
+        "notes": [
+            *masks.tiles.notes,
+            *masks.notes,
+            *ignored,
+            *_overruled_notes(consensus),
+            *_tie_notes(consensus),
+            *_independence_notes(shared),
+        ],
     }
 
 
@@ -266,6 +282,16 @@ def _overruled_notes(consensus: Mapping[str, PixelConsensus]) -> list[str]:
                 f"({count / estimate.pixels.sum():.1%}): {listed}"
             )
     return notes
+
+
+def _tie_notes(consensus: Mapping[str, PixelConsensus]) -> list[str]:
+    """Count the pixels whose class is the first of several equally probable classes."""
+    return [
+        f"{part}: several classes are equally probable on {counted(ties, 'pixel')} "
+        f"({ties / estimate.pixels.sum():.1%}), whose consensus is the first of these classes"
+        for part, estimate in sorted(consensus.items(), reverse=True)
+        if (ties := estimate.ties())
+    ]
 
 
 def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
@@ -298,6 +324,7 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
     tiles_of_part = {tile for tile, part in zip(masks.tiles.ids.tolist(), parts, strict=True) if part == name}
     return {
         "patterns": len(votes),
+        "ties": consensus.ties(),
         "overruled": [{"pixels": pixels, "labels": labels} for pixels, labels in consensus.overruled()],
         "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
         "method": "label shares: no pixel has labels from two annotators"

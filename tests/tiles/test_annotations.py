@@ -246,6 +246,8 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (["t0.png,ann,benign", "t0.png,Ann,tumour"], {}, "annotators with almost the same name: 'Ann' and 'ann'"),
         (["t0.png,1,benign", "t1.png,01,tumour"], {}, "annotators with almost the same name: '01' and '1'"),
         ([], {}, "the table has no rows"),
+        (["t0.png,0", "t1.png,0"], {"header": "tile,t", "counts": {"tumour": "t"}}, "dropped 2 rows without a vote"),
+        (["t0.png,ann,"], {"classes": CLASSES}, "the annotation table has no label: dropped 1 row without a label"),
         (["t0.png,ann,benign"], {"header": "tile,reader,label"}, "missing columns: annotator"),
         (["t0.png,8"], {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign"}, "at most 7"),
         (

@@ -150,6 +150,19 @@ def test_pixels_that_nobody_labelled_are_ignored(make: Make, tmp_path: Path) -> 
     (first,) = (merged.folder / "consensus").glob("a-*.png")
     assert read_png(first) == np.where(np.arange(4) == 3, 255, TRUTH).tolist()
     assert merged.record["facts"]["labelled pixels"] == 44
+    assert "4 of 10 masks contain ignored pixels (255), 10.00% of all mask pixels" in merged.record["notes"]
+
+
+def test_pixels_with_equally_probable_classes_are_counted(make: Make, tmp_path: Path) -> None:
+    file, table = make()
+    rows = [line for line in table.read_text(encoding="utf-8").splitlines() if not line.startswith("a.png,dan")]
+    table.write_text("\n".join(row for row in rows if ",ben," not in row) + "\n", encoding="utf-8")
+    for path in (tmp_path / "masks").glob("*-cleo.png"):  # ann and cleo disagree in opposite directions equally often
+        Image.fromarray(np.tile(np.array([0, 1, 1, 0], dtype=np.uint8), (4, 1))).save(path)
+    merged = clipit.merge_masks(file, table)
+    note = "training and validation tiles: several classes are equally probable on 16 pixels (50.0%), whose consensus"
+    assert note in " ".join(merged.record["notes"]) and note in merged.page.read_text(encoding="utf-8")
+    assert [part["ties"] for part in merged.record["parts"]] == [16, 8]
 
 
 def test_patterns_count_pixels_however_many_there_are() -> None:

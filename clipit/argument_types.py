@@ -28,7 +28,7 @@ _CHECKED_LATER = {"config", "overrides"}
 
 
 def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: raise a `ConfigError` for arguments that do not have the annotated types."""
+    """Wrap a function: raise a `ConfigError` for arguments without the annotated types, and for empty paths."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -44,9 +44,23 @@ def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
                     where=f"clipit.{function.__name__}",
                     fix=f"see help(clipit.{function.__name__})",
                 )
+            if _has_empty_path(value, kinds):
+                raise ConfigError(
+                    f"{name} is an empty path",
+                    where=f"clipit.{function.__name__}",
+                    fix='write the path; "." is the current folder',
+                )
         return cast(Callable[..., _Result], function)(*bound.args, **bound.kwargs)
 
     return wrapped
+
+
+def _has_empty_path(value: Any, kinds: Sequence[Any]) -> bool:
+    """Return whether an argument that may be a path, or a member of a list of paths, is an empty text."""
+    if isinstance(value, str):
+        return Path in kinds and not value.strip()
+    members = [list(_alternatives(get_args(kind)[0])) for kind in kinds if get_origin(kind) is Sequence]
+    return _is_list(value) and any(_has_empty_path(each, one) for one in members for each in value)
 
 
 def type_name(value: object) -> str:

@@ -29,7 +29,7 @@ def lint(arguments: list[str]) -> None:
     from clipit.prompts.lint import lint_file
 
     classes = count_tokens = budget = None
-    if options.config:
+    if options.config is not None:
         from clipit.workspace.workspace import Workspace
 
         config, _ = read_file_command("", (), ["--config", options.config], needs_reports=False)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # prefixes of names that may be followed by a folder
+_ONLY_PREFIX = re.compile(r"(?:clip|hf|hf-hub|open_clip|python|transformers):\s*")
 _VARIABLE = re.compile(r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})")
 _UNKNOWN_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^{}]+\})")
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -32,6 +33,8 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
             or it is a pipe, a device or a socket.
     """
     text = "" if path is None else str(path)
+    if _ONLY_PREFIX.fullmatch(text):
+        raise ValueError(f"no name or path follows {text.strip()!r}")
     if "\0" in text:
         raise ValueError("a path cannot contain a null character")
     if any(len(part.encode("utf-8", "replace")) > _MAX_NAME_LENGTH for part in text.split("/")):

@@ -25,6 +25,8 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     Raises:
         DataError: The path contains no image, or there are slides among the images.
     """
+    if isinstance(images, str) and not images.strip():
+        raise DataError("the path is empty", where="images", fix='write the path; "." is the current folder')
     if isinstance(images, str | Path):
         path = Path(images).expanduser()
         _reject_slides(_slides_in(path) if path.is_dir() else [path], images)

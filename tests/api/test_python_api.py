@@ -200,6 +200,25 @@ def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:
             taken(wrong, 3, 1)
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
+    classifier = clipit.load_classifier(save_classifier(tmp_path) / "run", "cpu")
+    calls = [
+        ("inputs", lambda: clipit.predict(classifier, "", tmp_path / "out.csv")),
+        ("inputs", lambda: clipit.predict(classifier, ["a.png", " "], tmp_path / "out.csv")),
+        ("out", lambda: clipit.predict(classifier, "a.png", "")),
+        ("slides", lambda: clipit.tile_slides([""], tmp_path)),
+        ("run", lambda: clipit.evaluate_external("", "tiles.csv")),
+        ("path", lambda: clipit.load_classifier("")),
+    ]
+    for name, call in calls:
+        with pytest.raises(ConfigError, match=f"^{name} is an empty path"):
+            call()
+    with pytest.raises(DataError, match=r"(?s)the path is empty.*images"):
+        classifier.predict("")
+    with pytest.raises(ConfigError, match="no name or path follows 'clip:'"):
+        clipit.load_config("own_table", {"vlm.name": "clip:"})
+
+
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:
     config = clipit.load_config("own_table", {"reports.path": world["reports"]["path"]})
     assert as_config(clipit.load_config(config, seed=1), needs_tiles=False).run.reports is not None

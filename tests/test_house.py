@@ -1,4 +1,4 @@
-"""The package as a whole: no import closes a circle, and no two public classes share a name."""
+"""The package as a whole: no import closes a circle, and names stand for one thing each."""
 
 import ast
 import re
@@ -138,6 +138,23 @@ def test_no_two_public_classes_share_a_name() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name: count for name, count in names.items() if count > 1} == {}
+
+
+def test_no_two_public_functions_and_no_two_modules_share_a_name() -> None:
+    """The API, the commands, sections of the configuration and analyses have the names of what they call or compute."""
+    layers = ("clipit.api.", "clipit.cli.", "clipit.config.", "clipit.comparison.analyses.")
+    functions: dict[str, list[str]] = defaultdict(list)
+    stems: dict[str, list[str]] = defaultdict(list)
+    for name, tree in _modules().items():
+        if name.startswith(layers):
+            continue
+        if not (PACKAGE.parent / name.replace(".", "/")).is_dir():
+            stems[name.rpartition(".")[2]].append(name)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name != "main":
+                functions[node.name].append(name)
+    assert len(functions) > 900 and {key: names for key, names in functions.items() if len(names) > 1} == {}
+    assert len(stems) > 300 and {key: names for key, names in stems.items() if len(names) > 1} == {}
 
 
 def test_the_map_of_the_package_is_up_to_date() -> None:

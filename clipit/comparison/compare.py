@@ -17,7 +17,7 @@ from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_compar
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
 from clipit.comparison.report_reference import score_report_probes
-from clipit.comparison.rows import add_costs, read_run_rows
+from clipit.comparison.rows import add_costs, cropped_set_notes, read_run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
 from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
@@ -71,6 +71,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
     compared = plans[0].comparison
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
+    cropped: list[str] = []
     for plan, workspace, finished in zip(plans, workspaces, trained, strict=True):
         rows = [row for row in finished if row.seed in compared.seeds]
         predictions = folder / "predictions" / plan.config.name
@@ -79,6 +80,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
             rows = add_costs(plan, rows, workspace)
         analyses += run_analyses(plan, workspace, rows, predictions)
         write_pairing_page(plan, workspace, rows)
+        cropped += cropped_set_notes(plan, workspace, rows)
         all_rows += rows
     if get_processes().main:
         with locked(folder):  # another command may be writing the same comparison
@@ -91,6 +93,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
                 for name, section in plan.comparison.shifted.items()
             ]
             warnings = adapted_vlm_notes(note for each in (*tiles, *shifted) for note in each.notes)
+            warnings += dict.fromkeys(cropped)
             verdict = judge_comparison(plans, results.arms, comparison.metric)
             failure = describe_failed(plans, failed, total)
             notes = write_report(config, compared, plans, results, analyses, folder, verdict, tiles, warnings, failure)

@@ -13,6 +13,7 @@ from clipit.comparison.export_tables import RERUN, export_verdict, read_comparis
 from clipit.comparison.headline import judge_comparison
 from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_comparison, without_failed
 from clipit.comparison.report.write import write_report
+from clipit.comparison.rows import CROPPED_SET
 from clipit.comparison.statistics import compute_statistics
 from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
@@ -62,7 +63,9 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     verdict = judge_comparison(plans, results.arms, comparison.metric)
     failure = describe_failed(plans, failed, total)
     # The warnings about shifted sets are those of the comparison, because these sets are not read again.
-    warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *saved.get("notes", ())])
+    recorded = saved.get("notes", ())
+    warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *recorded])
+    warnings += [note for note in recorded if note.startswith(CROPPED_SET)]
     notes = write_report(file.run, comparison, plans, results, analyses, folder, verdict, tiles, warnings, failure)
     texts = export_verdict(verdict) | {"notes": notes}
     if saved != saved | texts:  # because the record of the search is missing, or the wording has changed

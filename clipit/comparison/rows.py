@@ -15,16 +15,35 @@ from clipit.comparison.search_grid import arm_values, grid_axes
 from clipit.distributed import get_processes
 from clipit.evaluation.predictions import PREDICTIONS
 from clipit.evaluation.score_row import Provenance, ScoreRow
+from clipit.models.classifier_spec import read_spec
 from clipit.output_files.artifacts import file_sha256
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import read_results
 from clipit.runs.predict_tiles import open_classifier
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.arms import resolve_arm
+from clipit.workspace.tile_reading import cropped_sets
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CROPPED_SET = "WARNING: shifted set "
+"""First words of the notes of `cropped_set_notes`."""
+
+
+def cropped_set_notes(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> list[str]:
+    """Return and log warnings about the shifted sets whose tiles are cropped by the classifiers of these rows."""
+    run = next((row.run for row in rows if row.run is not None), None)
+    if run is None or not plan.comparison.shifted:
+        return []
+    sets = {name: workspace.shifted_tiles(name, section) for name, section in plan.comparison.shifted.items()}
+    found = cropped_sets(sets, workspace.cached, read_spec(run / "classifier").preprocess)
+    notes = [f"{CROPPED_SET}{name}: {warning}" for name, warning in found.items()]
+    for note in notes:
+        workspace.log_once(note)
+    return notes
 
 
 def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int) -> list[ScoreRow]:

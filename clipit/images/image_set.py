@@ -14,12 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipit.errors import DataError, counted, repeats, shortlist
+from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
 from clipit.images.image_files import hidden_folder, hidden_note, image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 
 ZIP = ".zip"
+_SQUARE = 1.05  # maximum ratio of the edges of an image that counts as square
 
 
 @dataclass(frozen=True)
@@ -222,3 +223,17 @@ def _nonempty_set(
             "names in a table may look the same but not match: convert both to NFC, or pass the table as the input"
         )
     return ImageSet(names, stamps, reader, str(path), tuple(notes))
+
+
+def crop_warning(sizes: Sequence[tuple[int, int]]) -> str | None:
+    """Return a warning if some images are not square, so that a model receives only their centre, else None."""
+    oblong = [size for size in sizes if max(size) > _SQUARE * min(size)]
+    if not oblong:
+        return None
+    width, height = max(oblong, key=lambda size: max(size) / min(size))
+    return (
+        f"{counted_of(len(oblong), len(sizes), 'sampled image is', 'sampled images are')} not square: images of "
+        f"{width} x {height} px are cropped to the centre square, so that "
+        f"{1 - min(width, height) / max(width, height):.0%} of their pixels are lost; cut them into square tiles "
+        "first (for slides, with clipit slides tile)"
+    )

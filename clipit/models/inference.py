@@ -28,7 +28,7 @@ from clipit.models.classifier_spec import (
 )
 from clipit.models.hub import classifier_folder
 from clipit.models.loading import foreign_errors
-from clipit.models.pictures import Images, open_pictures
+from clipit.models.pictures import CropWatch, Images, open_pictures
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
@@ -67,6 +67,7 @@ class Classifier:
         self._tensors = zero_shot
         self._vlm_given = vlm
         self._vlm: VLM | None = None
+        self._crops = CropWatch(spec.preprocess.crops)
         self._trust_remote_code = trust_remote_code
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> "Classifier":
@@ -233,7 +234,8 @@ class Classifier:
 
     def _batches(self, images: Images, batch_size: int, workers: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
         check_batches(batch_size, workers)
-        count, read = open_pictures(images)
+        count, read_image = open_pictures(images)
+        read = self._crops.reading(read_image)
         preprocess = self.spec.preprocess
         rows = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
         with reading_threads(workers) as pool:
@@ -241,6 +243,7 @@ class Classifier:
             batches = ((batch, stack(pixels, self.device)) for batch, pixels in read_images)
             for _, pixels in copy_ahead(batches, self.device):
                 yield preprocess.normalise(pixels)
+        self._crops.report()
 
     def _read_cached(self, name: str | None) -> Tensor:
         known = list(self.spec.prompts)

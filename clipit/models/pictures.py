@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipit.errors import DataError, shortlist
 from clipit.images.decode import is_image
-from clipit.images.image_set import ZIP, open_images
+from clipit.images.image_set import ZIP, crop_warning, open_images
 from clipit.input_files.data_files import list_files
 from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_slide_file
@@ -38,6 +38,37 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     listed = require_sequence(images)
     _reject_slides([Path(image) for image in listed if isinstance(image, str | Path)], "images")
     return len(listed), lambda position: open_picture(listed[position], position)
+
+
+class CropWatch:
+    """Warns once if a model receives only the centre of images that are not square."""
+
+    def __init__(self, crops: bool) -> None:
+        """Start without images.
+
+        Args:
+            crops: Whether the model's preprocessing crops images to their centre square.
+        """
+        self._crops = crops
+        self._sizes: list[tuple[int, int]] = []
+
+    def reading(self, read: Callable[[int], Image.Image]) -> Callable[[int], Image.Image]:
+        """Return a function that reads an image like `read`, and notes its size."""
+
+        def read_noted(position: int) -> Image.Image:
+            image = read(position)
+            self._sizes.append(image.size)
+            return image
+
+        return read_noted if self._crops else read
+
+    def report(self) -> None:
+        """Warn about the images read since the last call, unless such a warning has been logged before."""
+        warning = crop_warning(self._sizes)
+        self._sizes.clear()
+        if warning:
+            logger.warning(warning)
+            self._crops = False  # programs may classify one image at a time
 
 
 def _slides_in(folder: Path) -> list[Path]:

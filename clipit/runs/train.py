@@ -15,6 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError, DivergenceError
 from clipit.evaluation.predictions import softmax
+from clipit.images.image_set import crop_warning
 from clipit.output_files.run_files import RUN_FINGERPRINT, recorded_fingerprint, write_run_json
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
@@ -33,7 +34,6 @@ from clipit.runs.tracking import finish_trackers, flat_test_scores, start_tracke
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
-from clipit.tiles.view_warnings import crop_warning
 from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.config_checks import check_keys

@@ -1,6 +1,6 @@
 """Warn about images whose resolution, size or shape differs from that of a model's training tiles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float64
@@ -8,10 +8,10 @@ from PIL import Image
 
 from clipit.errors import counted_of
 from clipit.images.decode import Unreadable
+from clipit.images.image_set import crop_warning
 from clipit.tiles.tileset import TileSet
 
 _SAMPLED = 16  # number of images whose size is read
-_SQUARE = 1.05  # maximum ratio of the edges of an image that counts as square
 
 
 def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
@@ -41,20 +41,6 @@ def sample_sizes(read: Callable[[int], Image.Image | Unreadable], total: int) ->
     """Read the sizes (width, height) of up to 16 evenly spaced images, keyed by row; skip unreadable ones."""
     rows = np.unique(np.linspace(0, total - 1, min(_SAMPLED, total)).astype(np.int64)).tolist()
     return {row: image.size for row in rows if isinstance(image := read(row), Image.Image)}
-
-
-def crop_warning(sizes: Sequence[tuple[int, int]]) -> str | None:
-    """Return a warning if some images are not square, so that a model receives only their centre, else None."""
-    oblong = [size for size in sizes if max(size) > _SQUARE * min(size)]
-    if not oblong:
-        return None
-    width, height = max(oblong, key=lambda size: max(size) / min(size))
-    return (
-        f"{counted_of(len(oblong), len(sizes), 'sampled image is', 'sampled images are')} not square: images of "
-        f"{width} x {height} px are cropped to the centre square, so that "
-        f"{1 - min(width, height) / max(width, height):.0%} of their pixels are lost; cut them into square tiles "
-        "first (for slides, with clipit slides tile)"
-    )
 
 
 def view_warnings(

@@ -1,20 +1,21 @@
 """Read the tiles of a configuration, and log an overview before any image is decoded."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
+from clipit.images.image_set import crop_warning
 from clipit.models.input_size import input_pixels
 from clipit.output_files.artifacts import fingerprint
 from clipit.prompts.prompt_set import PromptSet
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.overview import tiles_overview
 from clipit.tiles.tileset import TileSet
-from clipit.tiles.view_warnings import crop_warning, mpp_warning, sample_sizes
+from clipit.tiles.view_warnings import mpp_warning, sample_sizes
 
 if TYPE_CHECKING:
     from clipit.models.preprocess import Preprocess
@@ -157,6 +158,12 @@ def tile_sizes(tiles: TileSet, cached: Cache) -> list[tuple[int, int]]:
     """Return the width and height of a few tiles, in pixels."""
     sizes = cached(f"sizes {tiles.fingerprint}", lambda: sample_sizes(tiles.try_read, len(tiles)))
     return [*sizes.values()]
+
+
+def cropped_sets(sets: Mapping[str, TileSet], cached: Cache, preprocess: "Preprocess") -> dict[str, str]:
+    """Return a warning for each set of tiles, by name, that a model receives cropped."""
+    found = {name: crop_warning(tile_sizes(tiles, cached)) for name, tiles in sets.items() if preprocess.crops}
+    return {name: warning for name, warning in found.items() if warning}
 
 
 def tile_warnings(

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from logged_lines import capture_log
 from PIL import Image
-from tiny_models import MakeConfig
+from tiny_models import MakeConfig, MakeFile
 
+from clipit.comparison.compare import compare
+from clipit.comparison.rebuild import rebuild_comparison
 from clipit.config.data import TilesConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
+from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -156,3 +159,24 @@ def test_retrained_run_does_not_reuse_shifted_predictions(
     with pytest.raises(ArtifactError, match="unreadable"):
         predicted(0.05)
     assert run_folder(configure({"output": str(tmp_path), "arm": "image_only"})) == again.parent
+
+
+@pytest.mark.slow
+def test_shifted_tiles_that_are_not_square_are_noted(
+    configure_file: MakeFile, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    for path in Path(elsewhere["path"]).parent.rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((64, 32)).save(path)
+    keys = {"comparison.arms": ["image_only"], "comparison.seeds": [0], "comparison.shifted": {"wide": elsewhere}}
+    keys |= {"arm": "image_only", "training.steps": 1, "leaks.policy": "off", "evaluation.bootstrap": 20}
+    keys |= {"robustness.perturbations": {"jpeg": [20]}, "robustness.adaptation": [], "robustness.vlm": False}
+    file, said = configure_file({**keys, "output": tmp_path / "out"}), capture_log()
+    folder = compare(file.run, file.comparison)
+    note = "16 of 16 sampled images are not square: images of 64 x 32 px are cropped"
+    assert sum(f"WARNING: shifted set wide: {note}" in line for line in said) == 1
+    assert note in (folder / "comparison.md").read_text()
+    rebuild_comparison(file.run)
+    assert note in (folder / "comparison.html").read_text()
+    study = measure_robustness(file.run, file.robustness, [run_folder(file.run)], file.comparison.shifted)
+    assert f"wide: WARNING: {note}" in (study / "robustness.md").read_text()

@@ -68,6 +68,11 @@ def test_tiles_that_are_not_square_are_noted_in_the_console_and_the_summary(
     summary = (folder / "summary.md").read_text()
     assert f"WARNING: {expected}" in summary.partition("## Tiles")[2].partition("##")[0]
     assert expected in json.loads((folder / "training.json").read_text())["notes"][-1]
+    classifier, pictures = clipit.load_classifier(folder, "cpu"), [Image.new("RGB", (64, 32)), Image.new("RGB", (9, 9))]
+    del said[:]
+    for _ in range(2):
+        classifier.predict(pictures)
+    assert [line[:37] for line in said] == ["1 of 2 sampled images is not square: "], "once for each classifier"
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.images.decode import Unreadable
+from clipit.images.image_set import crop_warning
 from clipit.tiles.tileset import TileSet
-from clipit.tiles.view_warnings import crop_warning, mpp_warning, sample_sizes, view_warnings
+from clipit.tiles.view_warnings import mpp_warning, sample_sizes, view_warnings
 
 Make = Callable[..., TileSet]
 

@@ -68,7 +68,7 @@ def write_report(
         comparison: Section `comparison`.
         plans: Plans, one per data set and backbone.
         tiles: Tiles of each plan, for pictures; without them, only tile ids are shown.
-        warnings: Warnings about adapted VLMs and their patients.
+        warnings: Warnings about adapted VLMs and their patients, and about shifted sets.
         failure: Description of failed runs; "" if there are none.
 
     Returns:

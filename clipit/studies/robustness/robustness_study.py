@@ -41,6 +41,7 @@ from clipit.studies.robustness.scores import (
 )
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import check_inputs
+from clipit.workspace.tile_reading import cropped_sets
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,11 @@ def measure_robustness(
         for model in models:
             rows += calibration_rows(config, workspace, model, vlm_vectors.get(model.name))
         notes = {name: list(tiles.notes) for name, tiles in (sets | {"test": workspace.all_tiles}).items()}
+        for model in models:
+            for name, warning in cropped_sets(sets, workspace.cached, model.preprocess).items():
+                workspace.log_once(f"WARNING: {name} tiles: {warning}")
+                if (note := f"WARNING: {warning}") not in notes[name]:
+                    notes[name].append(note)
         with locked(folder):  # another command may be writing the same study
             _write(config, robustness, workspace, models, test_sets, notes, rows, folder)
     get_processes().barrier()

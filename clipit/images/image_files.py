@@ -10,7 +10,7 @@ from typing import Literal
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import FolderFiles, list_files
+from clipit.input_files.data_files import FolderFiles, list_files, reject_repeated
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> Ima
     """List images and other files in a folder and its subfolders; hidden files and folders are skipped.
 
     Args:
-        folder: Folder; links to folders are followed, and each real folder is read once.
+        folder: Folder; links to folders are followed.
         unreadable: With `quarantine`, dangling links with an image name are listed as images, which are dropped and
             counted when images are checked. Other dangling links may be class folders, and always raise an error.
 
     Raises:
-        DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
+        DataError: A folder cannot be read, a name is not UTF-8, a link's target does not exist, or a link leads to a
+            folder that is also read under another path, which may stand for another class or split.
     """
     listed = list_files(folder, lambda path: path.name != "Thumbs.db" and not path.name.startswith("."))
+    reject_repeated(listed.repeated, folder)
     files, dangling, undecodable = (
         _relative_to(folder, paths) for paths in (listed.files, listed.dangling, listed.undecodable)
     )

@@ -43,12 +43,14 @@ class FolderFiles:
         dangling: Links whose target does not exist.
         undecodable: Files whose names are not UTF-8; ids and tables cannot contain them.
         hidden: Hidden folders, which are not listed.
+        repeated: Links to folders that are listed under another path, or folders inside such links.
     """
 
     files: list[Path]
     dangling: list[Path]
     undecodable: list[Path]
     hidden: list[Path]
+    repeated: list[Path]
 
 
 def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
@@ -61,7 +63,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
     Raises:
         DataError: A folder cannot be read.
     """
-    listed = FolderFiles([], [], [], [])
+    listed = FolderFiles([], [], [], [], [])
     visited: set[tuple[int, int]] = set()
     real, linked = [folder], list[Path]()
     while real or linked:
@@ -69,6 +71,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
         try:
             status = current.stat()
             if (status.st_dev, status.st_ino) in visited:
+                listed.repeated.append(current)
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(current) as entries:
@@ -98,7 +101,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
                 listed.files.append(path)
             else:
                 listed.undecodable.append(path)
-    for paths in (listed.files, listed.dangling, listed.undecodable):
+    for paths in (listed.files, listed.dangling, listed.undecodable, listed.repeated):
         paths.sort()
     return listed
 
@@ -115,6 +118,21 @@ def reject_unlisted(paths: Sequence[Path], folder: Path) -> None:
             f"links to missing files, or names that are not UTF-8: {shortlist([p.relative_to(folder) for p in paths])}",
             where=folder,
             fix="restore or remove these files, or rename them, for example with convmv",
+        )
+
+
+def reject_repeated(repeated: Sequence[Path], folder: Path) -> None:
+    """Raise an error for `FolderFiles.repeated`: the paths of a linked folder may stand for several classes or splits.
+
+    Args:
+        repeated: Links that were not followed.
+        folder: Folder that contains them.
+    """
+    if repeated:
+        raise DataError(
+            f"links to folders that are also read elsewhere: {shortlist([p.relative_to(folder) for p in repeated])}",
+            where=folder,
+            fix="remove the links, or link each folder once",
         )
 
 

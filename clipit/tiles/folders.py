@@ -217,8 +217,7 @@ def _check_unread_classes(
     """Check that no class is dropped because its files cannot be read; return notes on folders without images.
 
     Raises:
-        DataError: The folders of a class contain files but no readable image, or are only links to a folder that is
-            also read elsewhere.
+        DataError: The folders of a class contain files but no readable image.
     """
     present = {file.split("/", depth)[depth - 1] for file in ids}
     suffixes: dict[str, Counter[str]] = {}
@@ -240,13 +239,6 @@ def _check_unread_classes(
         )
     bases = [root] if depth == 1 else [root / part for part in subfolders(root)]
     empty = [base / name for base in bases for name in subfolders(base) if name not in present]
-    linked = [folder for folder in empty if folder.is_symlink() and any(folder.iterdir())]
-    if linked:
-        raise DataError(
-            f"links to folders that are also read elsewhere: {shortlist(linked)}",
-            where=root,
-            fix="remove the links, or link each folder once",
-        )
     return (f"class folders without images: {shortlist(sorted({path.name for path in empty}))}",) if empty else ()
 
 

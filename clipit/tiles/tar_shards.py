@@ -18,7 +18,7 @@ from PIL import Image
 
 from clipit.errors import DataError, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
-from clipit.input_files.data_files import list_files, reject_unlisted
+from clipit.input_files.data_files import list_files, reject_repeated, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import similar_names
 
@@ -90,7 +90,8 @@ def list_shards(path: str) -> list[Path]:
     """List the shards of a path: a tar file, a folder of tar files, or brace patterns joined by `::`.
 
     Raises:
-        DataError: Shards are missing or named twice, the path is a URL or a pipe, or a folder has no shards.
+        DataError: Shards are missing or named twice, the path is a URL or a pipe, a folder has no shards, or a link in it
+            leads to a folder that is also read under another path.
     """
     if _SCHEME.match(path):
         raise DataError(
@@ -103,6 +104,7 @@ def list_shards(path: str) -> list[Path]:
     if folder.is_dir():
         found = list_files(folder, lambda file: file.suffix.lower() == ".tar" and not file.name.startswith("."))
         reject_unlisted([*found.dangling, *found.undecodable], folder)
+        reject_repeated(found.repeated, folder)
         if not found.files:
             raise DataError("no .tar files in this folder", where=path, fix="correct tiles.path")
         return found.files

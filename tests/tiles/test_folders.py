@@ -140,10 +140,9 @@ def test_labels_are_hidden_and_mpp_filled_in(tree: Path) -> None:
     assert tiles.counts(truth=True)["train"]["(no label)"] == 0
 
 
-def test_links_to_folders_are_read_once(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    before = load_tiles(config(tree), seed=0)
-    (tree / "train" / "stroma" / "parent").symlink_to(tree)
-    assert load_tiles(config(tree), seed=0).ids.tolist() == before.ids.tolist()
+def test_a_link_to_a_folder_that_is_also_read_elsewhere_is_refused_at_every_level(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for place in range(3):
         paint(elsewhere / "slide" / f"{place}.png", 500 + place)
@@ -151,9 +150,18 @@ def test_links_to_folders_are_read_once(tree: Path, tmp_path_factory: pytest.Tem
     tiles = load_tiles(config(tree), seed=0)
     assert tiles.classes == ("mucin", "stroma", "tumour")
     assert "train/mucin/slide/2.png" in tiles.ids
-    (tree / "train" / "necrosis").symlink_to(elsewhere)
-    with pytest.raises(DataError, match=r"links to folders that are also read elsewhere: .*necrosis"):
-        load_tiles(config(tree), seed=0)
+    for link, target in (
+        ("train/necrosis", elsewhere),  # a class
+        ("train/stroma/p1", elsewhere / "slide"),  # a folder in a class: contradictory labels
+        ("train/a", elsewhere / "slide"),  # listed before the folder that contains it
+        ("validation", tree / "test"),  # a split
+        ("train/stroma/parent", tree),
+    ):
+        (tree / link).symlink_to(target)
+        with pytest.raises(DataError, match="links to folders that are also read elsewhere: ") as raised:
+            load_tiles(config(tree), seed=0)
+        assert link in str(raised.value) or link == "train/a"
+        (tree / link).unlink()
 
 
 def test_links_to_missing_images_are_errors_or_quarantined(tree: Path) -> None:

@@ -146,6 +146,11 @@ def test_missing_shards_are_listed(shards: Path) -> None:
     (empty / "gone.tar").symlink_to(shards / "absent.tar")
     with pytest.raises(DataError, match=r"links to missing files.*gone\.tar"):
         list_shards(str(empty))
+    (empty / "gone.tar").unlink()
+    for split in ("train", "test"):  # the path of a shard states its split
+        (empty / split).symlink_to(shards)
+    with pytest.raises(DataError, match=r"links to folders that are also read elsewhere: train"):
+        list_shards(str(empty))
 
 
 def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

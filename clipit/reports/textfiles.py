@@ -165,7 +165,7 @@ def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]
     for files, singular, plural in (
         (listed.dangling, "link to a missing file", "links to missing files"),
         (listed.undecodable, "file whose name is not UTF-8", "files whose names are not UTF-8"),
-        (listed.repeated, "link to a folder that is also read elsewhere", "links to folders that are also read elsewhere"),
+        (listed.repeated, "link to a folder also read elsewhere", "links to folders also read elsewhere"),
     ):
         if files:
             shown = shortlist([file.relative_to(path) for file in files])

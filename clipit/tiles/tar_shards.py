@@ -90,8 +90,8 @@ def list_shards(path: str) -> list[Path]:
     """List the shards of a path: a tar file, a folder of tar files, or brace patterns joined by `::`.
 
     Raises:
-        DataError: Shards are missing or named twice, the path is a URL or a pipe, a folder has no shards, or a link in it
-            leads to a folder that is also read under another path.
+        DataError: Shards are missing or named twice, the path is a URL or a pipe, a folder has no shards, or a link in
+            it leads to a folder that is also read under another path.
     """
     if _SCHEME.match(path):
         raise DataError(

@@ -417,7 +417,7 @@ def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
     assert [report.report_id for report in found.reports] == ["a", "linked/b"]
     assert found.problems[0].endswith("1 link to a missing file skipped: gone.txt")
     assert "1 file whose name is not UTF-8 skipped: caf" in found.problems[1]
-    assert found.problems[2].endswith("1 link to a folder that is also read elsewhere skipped: up")
+    assert found.problems[2].endswith("1 link to a folder also read elsewhere skipped: up")
 
 
 def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:

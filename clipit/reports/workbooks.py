@@ -26,6 +26,7 @@ _NO_DATA = "use a workbook that has a sheet with data"
 _MAX_BYTES = 2**30  # maximum size of an unpacked workbook in bytes
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
+_STRIKE = re.compile(rb"<(?:\w+:)?strike\b")
 _MAX_MERGED = 10**6  # maximum number of merged cells in a sheet
 _CHUNK, _MAX_TAG = 2**20, 200  # number of bytes read at once, and maximum length of a tag in bytes
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
@@ -42,7 +43,8 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
 
     Whole numbers are read without ".0" and with the leading zeros and the text of their number format, dates as
     2024-05-31, and formulas as their saved values. Empty rows, and empty columns without a name, are skipped. Hidden
-    rows and columns, such as those of a filtered table, are read and counted in the notes of the result.
+    rows and columns, such as those of a filtered table, and text that is struck through, which may mean that it is
+    deleted, are read and counted in the notes of the result.
 
     Args:
         sheet: Name of the sheet; None for the only sheet that is not empty.
@@ -54,7 +56,7 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
             has merged cells, error values, formulas without a saved value, repeated column names or values in columns
             without a name.
     """
-    worksheet = _choose_sheet(_load(path, values=False), sheet, path, key)
+    worksheet = _choose_sheet(_load(path), sheet, path, key)
     where = f"{path}, sheet {worksheet.title!r}"
     if worksheet.merged_cells.ranges:
         merged = sorted(str(cells) for cells in worksheet.merged_cells.ranges)
@@ -79,11 +81,17 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
         raise DataError(
             f"{counted(len(errors), 'error value')}: {shortlist(errors)}", where=where, fix="correct these cells"
         )
-    return replace(_table(filled, columns, where), notes=_hidden_notes(worksheet, filled, where))
+    notes = (*_hidden_notes(worksheet, filled, where), *_struck_notes(worksheet, filled, where, path))
+    return replace(_table(filled, columns, where), notes=notes)
 
 
-def _load(path: Path, *, values: bool) -> "Workbook":
-    """Open a workbook, with the saved values of formulas or with the formulas themselves."""
+def _load(path: Path, *, values: bool = False, rich_text: bool = False) -> "Workbook":
+    """Open a workbook.
+
+    Args:
+        values: Whether to read the saved values of formulas instead of the formulas.
+        rich_text: Whether to keep the fonts of parts of a cell.
+    """
     try:
         import openpyxl  # noqa: F401
         from openpyxl.reader.excel import ExcelReader
@@ -111,7 +119,7 @@ def _load(path: Path, *, values: bool) -> "Workbook":
                 charts.append(sheet.name)
 
         charts: list[str] = []
-        reader = SheetReader(path, data_only=values)
+        reader = SheetReader(path, data_only=values, rich_text=rich_text)
         reader.read()
         if not reader.wb.worksheets:
             raise DataError(f"the workbook contains only charts: {shortlist(charts)}", where=path, fix=_NO_DATA)
@@ -221,6 +229,35 @@ def _hidden_notes(worksheet: "Worksheet", filled: Sequence[Sequence["Cell"]], wh
     if not parts:
         return ()
     return (f"{where}: {' and '.join(parts)}, read like the others; if they do not belong to the data, delete them",)
+
+
+def _struck_notes(
+    worksheet: "Worksheet", filled: Sequence[Sequence["Cell"]], where: str, path: Path
+) -> tuple[str, ...]:
+    """Describe cells whose text is struck through, wholly or in part."""
+    with open_zip(path) as archive:
+        texts = [name for name in archive.namelist() if name == "xl/sharedStrings.xml" or _SHEET.fullmatch(name)]
+        in_parts = any(_STRIKE.search(archive.read(name)) for name in texts)
+    rich = _load(path, rich_text=True)[worksheet.title] if in_parts else worksheet
+    in_cells = any(font.strike for font in worksheet.parent._fonts)  # type: ignore[union-attr]
+    cells = [
+        cell.coordinate
+        for row in filled
+        for cell in row
+        if (in_cells and cell.font.strike) or (in_parts and _is_partly_struck(rich[cell.coordinate].value))
+    ]
+    if not cells:
+        return ()
+    return (
+        f"WARNING: {where}: {counted(len(cells), 'cell')} with text that is struck through, read like the others: "
+        f"{shortlist(cells)}; if this text does not belong to the data, delete it",
+    )
+
+
+def _is_partly_struck(value: Any) -> bool:
+    """Return whether a part of a text with several fonts (`CellRichText`, a list) is struck through."""
+    fonts = [getattr(part, "font", None) for part in value] if isinstance(value, list) else []
+    return any(font is not None and font.strike for font in fonts)
 
 
 def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, where: str) -> CsvTable:

@@ -10,8 +10,11 @@ from typing import Any
 
 import openpyxl
 import pytest
+from openpyxl.cell.rich_text import CellRichText, TextBlock
+from openpyxl.cell.text import InlineFont
 from openpyxl.chart import BarChart, Reference
 from openpyxl.reader.excel import ExcelReader
+from openpyxl.styles import Font
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
@@ -238,6 +241,22 @@ def test_hidden_rows_columns_and_sheets_are_read_and_counted(tmp_path: Path) -> 
     assert not read(plain).problems
     joined = read(plain, metadata=str(path), metadata_id_column="id", organ_column="grade")
     assert "hidden rows" in joined.problems[0] and joined.reports[0].organ == "7"
+
+
+def test_text_that_is_struck_through_is_read_and_counted(tmp_path: Path) -> None:
+    """Whole cells, and a part of a cell."""
+    path = workbook(tmp_path / "r.xlsx", HEADER, FIRST, ["b", *FIRST[1:]], ["c", *FIRST[1:]])
+
+    def edit(sheet: Any) -> None:
+        sheet["A2"].font = Font(strike=True)
+        sheet["B9"].font = Font(strike=True)  # without a value
+        sheet["B3"].value = CellRichText("Adenoma. ", TextBlock(InlineFont(strike=True), "Carcinoma."))
+
+    reports = read(change(path, edit))
+    assert len(reports.reports) == 3 and reports.reports[1].text == "Adenoma. Carcinoma."
+    (problem,) = reports.problems
+    assert problem.startswith("WARNING: ") and "sheet 'Sheet': 2 cells with text that is struck through" in problem
+    assert "A2, B3" in problem
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from clipit.errors import DataError, disk_errors
+from clipit.errors import DataError, counted, disk_errors, shortlist
 from clipit.slides.polygons import Polygon
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
     of them are read; a polygon is named after its class (QuPath's `classification`) or its `name`. Points, lines, empty
     geometries, rings without an area and TMA cores that QuPath marks as missing are dropped and counted in the log.
+    Polygons that QuPath places on other focal planes or time points are used and counted, as their place is the same.
 
     Args:
         content: Content of the file, if it comes from a zip; None to read the file.
@@ -79,6 +80,12 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     if any(dropped.values()):
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(dropped.items()) if count)
         logger.info(f"note: {path}: dropped geometries: {counts}")
+    if planes := _other_planes(value):
+        logger.warning(
+            f"{path}: {counted(planes.total(), 'geometry', 'geometries')} on other planes of the image than the first "
+            f"in QuPath ({shortlist([f'{plane}: {count}' for plane, count in sorted(planes.items())])}), used for the "
+            "plane that is read"
+        )
     if not polygons and not may_be_empty:
         raise DataError(
             "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
@@ -113,7 +120,7 @@ def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> 
         properties = value.get("properties")
         if value.get("geometry") is None:
             dropped["empty geometry"] += 1
-        elif isinstance(properties, dict) and properties.get("isMissing") in (True, "true"):
+        elif isinstance(properties, dict) and str(properties.get("isMissing")).lower() == "true":
             dropped["TMA core marked as missing in QuPath"] += 1
         else:
             yield from _polygons(value["geometry"], path, dropped, _name(properties))
@@ -133,6 +140,19 @@ def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> 
             where=path,
             fix="export the contours as GeoJSON: a FeatureCollection of polygons",
         )
+
+
+def _other_planes(value: Any) -> Counter[str]:
+    """Count the geometries that QuPath places on a focal plane (z) or time point (t) other than the first."""
+    features = value.get("features", [value]) if isinstance(value, dict) else value
+    geometries = (each.get("geometry", each) for each in features if isinstance(each, dict))
+    planes = (each.get("plane") for each in geometries if isinstance(each, dict))
+    shown = (
+        ", ".join(f"{axis} {plane[axis]}" for axis in ("z", "t") if plane.get(axis))
+        for plane in planes
+        if isinstance(plane, dict)
+    )
+    return Counter(filter(None, shown))
 
 
 def _member(value: dict[str, Any], key: str, path: Path) -> list[Any]:

@@ -105,11 +105,28 @@ def test_points_lines_and_flat_rings_are_left_out_and_counted(tmp_path: Path, ca
 def test_missing_cores_of_a_tissue_microarray_are_left_out_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cores = [feature(polygon(SQUARE)) | {"properties": {"name": f"A-{n}", "isMissing": n > 1}} for n in range(4)]
+    missing = (False, "False", True, "True")
+    cores = [feature(polygon(SQUARE), name=f"A-{n}", isMissing=value) for n, value in enumerate(missing)]
     with caplog.at_level(logging.INFO):
         read = contours(tmp_path, cores)
     assert [core.name for core in read] == ["A-0", "A-1"]
     assert "2 x TMA core marked as missing" in caplog.messages[0]
+
+
+def test_polygons_on_other_focal_planes_are_read_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    planes = (
+        {"c": -1, "z": 0, "t": 0},
+        {"c": -1, "z": 2, "t": 0},
+        {"c": -1, "z": 2, "t": 0},
+        {"c": -1, "z": 0, "t": 3},
+    )
+    drawn = [feature(polygon(SQUARE) | {"plane": plane}) for plane in planes]
+    for value in (drawn, collection(*drawn)):
+        caplog.clear()
+        assert len(contours(tmp_path, value)) == 4
+        assert "3 geometries on other planes of the image than the first in QuPath (t 3: 1, z 2: 2)" in caplog.text
+    contours(tmp_path, drawn[1])
+    assert "1 geometry on other planes" in caplog.text
 
 
 BAD = {

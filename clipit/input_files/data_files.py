@@ -13,6 +13,7 @@ from typing import Any
 from clipit.errors import DataError, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
+from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
 
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')
@@ -21,6 +22,9 @@ _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
 _PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
+_ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+"""First and last bytes of an Arrow file, and last bytes of an Arrow stream."""
+_COPY_AGAIN = "save or download it again"
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
 """Folders that operating systems and network storage create, often unreadable."""
 
@@ -240,8 +244,8 @@ def load_huggingface(
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
 
     Raises:
-        DataError: The path is ambiguous or does not exist, the data set cannot be loaded, or its files number the
-            classes of a column differently.
+        DataError: The path is ambiguous or does not exist, the data set cannot be loaded, an Arrow file is truncated, or
+            files number the classes of a column differently.
     """
     name, folder = hub_id(path), Path(path).expanduser()
     check_dataset_path(path, key)
@@ -250,6 +254,8 @@ def load_huggingface(
     with failed_files() as failed:
         try:
             if name is None and is_saved_dataset(folder):
+                saved = list_files(folder, lambda file: not file.name.startswith(("cache-", "tmp", ".")))
+                _check_arrow_ends(saved.files)
                 return datasets.load_from_disk(str(folder))
             options: dict[str, Any] = {"streaming": True} if streaming else {}
             options |= {} if revision is None else {"revision": revision}
@@ -258,6 +264,7 @@ def load_huggingface(
             if name is None and not has_only_images(folder):
                 files = [file for part in split_files(path, key, images=True).values() for file in part]
                 check_parquet_classes(file for file in files if file.suffix.lower() == ".parquet")
+                _check_arrow_ends(files)
                 options |= {} if streaming else {"cache_dir": cache_folder(files)}
             loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
             if texts and (text_options := _text_options(loaded, texts)):
@@ -303,6 +310,24 @@ def _is_visible(path: Path) -> bool:
     return not path.name.startswith((".", "_", "dataset_info")) and path.stem.upper() != "README"
 
 
+def _check_arrow_ends(files: Sequence[Path]) -> None:
+    """Check that local Arrow files have their end marker; if they end between two batches, pyarrow reads the first.
+
+    Raises:
+        DataError: A file is truncated.
+    """
+    for file in files:
+        if file.suffix.lower() != ".arrow":
+            continue
+        check_pointer(file)
+        with file.open("rb") as stream:
+            start = stream.read(len(_ARROW_FILE))
+            stream.seek(-min(len(_STREAM_END), file.stat().st_size), os.SEEK_END)
+            end = stream.read()
+        if not end.endswith(_ARROW_FILE if start == _ARROW_FILE else _STREAM_END):
+            raise DataError("truncated Arrow file: its end marker is missing", where=file, fix=_COPY_AGAIN)
+
+
 def check_arrow(rows: Any, where: str) -> None:
     """Check the offsets and texts of a data set's Arrow tables; reading damaged tables may crash the interpreter.
 
@@ -315,4 +340,4 @@ def check_arrow(rows: Any, where: str) -> None:
     try:
         rows.data.table.validate(full=True)
     except Exception as error:  # pyarrow and datasets raise several types
-        raise DataError(f"damaged Arrow file: {error}", where=where, fix="save or download it again") from error
+        raise DataError(f"damaged Arrow file: {error}", where=where, fix=_COPY_AGAIN) from error

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from clipit.errors import DataError
@@ -182,3 +183,33 @@ def test_a_circle_of_links_is_dangling(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert list_files(tmp_path).dangling == [tmp_path / "a", tmp_path / "b"]
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "folder"])
+def test_an_arrow_stream_that_ends_between_two_batches_is_truncated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = datasets.Dataset.from_dict({"id": list(range(2500))})
+    rows.save_to_disk(tmp_path / "set")
+    (arrow,) = (tmp_path / "set").glob("*.arrow")
+    if not saved:
+        for file in (tmp_path / "set").glob("*.json"):
+            file.unlink()
+    loaded = load_huggingface(str(tmp_path / "set"), "tiles.path")
+    assert len(loaded if saved else loaded["train"]) == 2500
+    content = arrow.read_bytes()
+    with pa.OSFile(str(arrow)) as stream:
+        pa.ipc.open_stream(stream).read_next_batch()
+        boundary = stream.tell()
+    for size in (boundary, len(content) - 8, 4):
+        arrow.write_bytes(content[:size])
+        for streaming in (False, True):
+            with pytest.raises(DataError, match=r"truncated Arrow file(.|\n)*where: \S*data-00000-of-00001\.arrow"):
+                load_huggingface(str(tmp_path / "set"), "tiles.path", streaming=streaming)
+    with pa.OSFile(str(arrow), "wb") as sink, pa.ipc.new_file(sink, rows.data.schema) as writer:
+        writer.write_table(rows.data.table)
+    if not saved:  # the datasets package saves streams
+        assert len(load_huggingface(str(tmp_path / "set"), "tiles.path")["train"]) == 2500

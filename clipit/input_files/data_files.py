@@ -244,8 +244,8 @@ def load_huggingface(
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
 
     Raises:
-        DataError: The path is ambiguous or does not exist, the data set cannot be loaded, an Arrow file is truncated, or
-            files number the classes of a column differently.
+        DataError: The path is ambiguous or does not exist, the data set cannot be loaded, an Arrow file is truncated,
+            or files number the classes of a column differently.
     """
     name, folder = hub_id(path), Path(path).expanduser()
     check_dataset_path(path, key)

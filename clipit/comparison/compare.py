@@ -35,7 +35,7 @@ from clipit.runs.train import train_run
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
-from clipit.training.terms.term_table import models_of, uses_reports
+from clipit.training.terms.term_table import models_of, uses_own_report_labels, uses_reports
 from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
@@ -188,9 +188,9 @@ def _check_reports(plan: Plan, workspace: Workspace) -> None:
         arm_workspace = workspace.for_config(config)
         if uses_reports(config):
             _warn_about_shifted_patients(plan, workspace, arm_workspace.reports.reports, arm)
-        if config.soft_labels.source == "own_report":
+        if uses_own_report_labels(config):
             # These labels depend on the labelled tiles, which differ between seeds.
-            uses_tile_labels = config.soft_labels.own_report.labels in ("text", "case")
+            uses_tile_labels = config.own_report.labels in ("text", "case")
             for seed in plan.comparison.seeds if uses_tile_labels else plan.comparison.seeds[:1]:
                 seeded = resolve_arm(plan.run_config(arm, seed))
                 own_report_labels(seeded, arm_workspace.for_config(seeded), arm_workspace.tiles(seed))

@@ -9,7 +9,7 @@ from clipit.comparison.vlm_reference import PROBE
 from clipit.config.run import RunConfig
 from clipit.output_files.artifacts import fingerprint
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.term_table import uses_reports
+from clipit.training.terms.term_table import uses_own_report_labels, uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
 """Roles of the controls for an arm that uses the patients' own reports, in table order."""
@@ -24,8 +24,8 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
 _SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
     "image embedding": lambda config: _distils(config, "image"),
     "shuffled pairs": lambda config: _distils(config, "shuffled_text"),
-    "case": lambda config: _reads_own_labels(config) and config.soft_labels.own_report.labels == "case",
-    "shuffled": lambda config: _reads_own_labels(config) and config.soft_labels.own_report.shuffled,
+    "case": lambda config: uses_own_report_labels(config) and config.own_report.labels == "case",
+    "shuffled": lambda config: uses_own_report_labels(config) and config.own_report.shuffled,
     "snippet": lambda config: (
         _distils(config, "text")
         and (config.distillation.tiles, config.distillation.text) == ("all", "frozen")
@@ -37,8 +37,8 @@ _SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
 _NOT_COMPARED = {"arm", "arms", "name", "training"}
 """Keys and sections in which an arm and its control may differ; `training` contains tuned hyperparameters."""
 CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
-_LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
-"""Sections that determine the labels from the patients' own reports, in addition to `soft_labels.own_report`."""
+_LABEL_SECTIONS = ("own_report", "tiles", "reports", "leaks", "vlm")
+"""Sections that determine the labels from the patients' own reports."""
 
 
 def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
@@ -120,7 +120,7 @@ def label_sources(plan: Plan) -> dict[str, str]:
         config = resolve_plan_arm(plan, arm)
         if _learns_own_labels(config):
             values = config.model_dump(mode="json")
-            labels = fingerprint([values["soft_labels"]["own_report"], *(values[key] for key in _LABEL_SECTIONS)])
+            labels = fingerprint([values[key] for key in _LABEL_SECTIONS])
             sources[arm] = first.setdefault(labels, arm)
     return sources
 
@@ -136,12 +136,8 @@ def resolve_plan_arm(plan: Plan, arm: str) -> RunConfig:
 
 
 def _learns_own_labels(config: RunConfig) -> bool:
-    own_report = config.soft_labels.own_report
-    return _reads_own_labels(config) and own_report.labels != "case" and not own_report.shuffled
-
-
-def _reads_own_labels(config: RunConfig) -> bool:
-    return config.soft_labels.source == "own_report"
+    own_report = config.own_report
+    return uses_own_report_labels(config) and own_report.labels != "case" and not own_report.shuffled
 
 
 def _distils(config: RunConfig, target: str) -> bool:

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from clipit.config.comparison import ComparisonConfig
-from clipit.config.load import merge, nested, validate
+from clipit.config.load import keys_of, merge, nested, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
@@ -35,8 +35,9 @@ def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict
         key: values for key, values in comparison.grid.items() if key not in fixed and uses_key(resolved, key)
     }
     missing = prod(len(values) for key, values in comparison.grid.items() if key not in applicable)
-    for key, values in applicable.items():
-        for value in values:
+    known = keys_of(RunConfig)
+    for key, values in comparison.grid.items():
+        for value in values if key in applicable or key not in known else ():
             validate(merge(resolved.model_dump(), nested({key: value})), f"comparison.grid.{key}")
     rates = interpolate_rates(comparison.learning_rates, len(comparison.learning_rates) * missing)
     return {RATE: rates, STEPS: comparison.steps, **applicable}

@@ -305,9 +305,9 @@ class ReportsConfig(Section):
     """Column with the patient or slide, used as the group."""
     label_column: Data[str | None] = None
     """Column with a report-level label, such as the diagnosis; used by `distillation.target: report_labels` and
-    `soft_labels.own_report`."""
+    `own_report`."""
     date_column: Data[str | None] = None
-    """Column with the report date (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
+    """Column with the report date (ISO 8601, such as 2024-05-31); used by `own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
     """Additional table (csv, tsv or xlsx) with one row per report or per patient. The configured columns for organ,
     group, label and date are read from this table if it contains them. If it has no value for a report, the

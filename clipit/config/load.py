@@ -17,8 +17,10 @@ NO_TILES = "(no tiles)"  # path of the placeholder for tiles that a command does
 _MAX_SHOWN = 80  # maximum number of characters of a key in a message
 _NO_REPORTS = "(no reports)"  # path of the placeholder that lets the other keys of `reports` be validated
 
-RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
-"""Former configuration keys (dotted) and the keys that replace them."""
+RENAMED = {
+    "zero_shot": "prompt_study", "comparison.why": "comparison.analyses", "soft_labels.own_report": "own_report",
+}  # fmt: skip
+"""Former configuration keys and sections (dotted) and the keys that replace them."""
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +97,33 @@ def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         elif isinstance(value, Mapping) and all(inner) and (rest := without(value, inner)):
             kept[name] = rest  # an empty section is omitted, since merging it would clear the section
     return kept
+
+
+def current_name(key: str) -> str:
+    """Return the current name of a renamed key, or of a key in a renamed section; other keys are returned unchanged."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace renamed keys in a configuration that clipit recorded, also in its arms and overrides."""
+    renamed = {current_name(key): value for key, value in values.items()}  # the keys of arms are dotted
+    for old, new in RENAMED.items():
+        *parents, name = old.split(".")
+        section: Any = renamed
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, Mapping) else None
+        if isinstance(section, Mapping) and name in section:
+            renamed = merge(without(renamed, [old]), nested({new: section[name]}))
+    if isinstance(arms := renamed.get("arms"), Mapping):
+        renamed["arms"] = {
+            arm: with_current_names(keys) if isinstance(keys, Mapping) else keys for arm, keys in arms.items()
+        }
+    if isinstance(overrides := renamed.get("overrides"), list):
+        renamed["overrides"] = [current_name(key) if isinstance(key, str) else key for key in overrides]
+    return renamed
 
 
 def validate(values: Mapping[str, Any], where: object) -> RunConfig:
@@ -198,8 +227,8 @@ def _hint(key: str) -> str:
     """Suggest the new name of a renamed key, a nested key, a similar key, or the key that `key` abbreviates (`lr`)."""
     import difflib
 
-    if key in RENAMED:
-        return f" (it is now called '{RENAMED[key]}')"
+    if (name := current_name(key)) != key:
+        return f" (it is now called '{name}')"
     keys = all_keys()
     if key in keys:  # a dotted key in a file
         return f" (write '{key.replace('.', ': {')}: ...{'}' * key.count('.')}')"
@@ -255,6 +284,15 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
             "not a mapping of keys to values", where=path, fix=f"clipit init {example} prints a valid file"
         )
     return values
+
+
+def read_recorded(path: Path) -> RunConfig:
+    """Read the keys of a run from the config.yaml in its folder; renamed keys are read under their current names.
+
+    Raises:
+        ConfigError: The file is missing or damaged, or was written by an incompatible version.
+    """
+    return validate_file(with_current_names(read_yaml(path)), path).run
 
 
 def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,6 +245,7 @@ class RunConfig(Section):
     bags: BagsConfig = BagsConfig()
     prompt_bags: PromptBagsConfig = PromptBagsConfig()
     soft_labels: SoftLabelsConfig = SoftLabelsConfig()
+    own_report: OwnReportConfig = OwnReportConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
     terms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Additional loss terms: name -> `class: package.module:Class` and the keys of that class."""

@@ -117,7 +117,10 @@ class PromptBagsConfig(Section):
 
 
 class OwnReportConfig(Section):
-    """Labels of training tiles from the reports of their own patients, matched by group."""
+    """Labels from the reports of the tiles' own patients, matched by group.
+
+    Used by runs with `soft_labels.source: own_report`, by `clipit mil` and by `clipit report-labels`.
+    """
 
     labels: Literal["label", "rules", "text", "case"] = "label"
     """`label`: the column `reports.label_column`. `rules`: phrases per class, with negation and uncertainty. `text`: a
@@ -154,7 +157,7 @@ class SoftLabelsConfig(Section):
     source: Literal["none", "zero_shot", "vlm_probe", "image_only", "own_report", "annotators"] = "none"
     """`zero_shot`: the VLM with the class prompts. `vlm_probe`: a linear probe on the VLM's image embeddings, fitted on
     the labels of the run (uses no text). `image_only`: a student of the arm image_only, trained first with the
-    same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (`own_report`).
+    same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (section `own_report`).
     `annotators`: the posteriors of `tiles.annotations.labels: posterior`, which replace the labels of labelled
     tiles."""
     weight: float = Field(1.0, ge=0)
@@ -167,7 +170,6 @@ class SoftLabelsConfig(Section):
     """`zero_shot` only: subtract the mean of each modality from image and prompt embeddings, as pairing does."""
     confidence: bool = False
     """Weight each tile by 1 - entropy / log(classes)."""
-    own_report: OwnReportConfig = OwnReportConfig()
 
 
 class ConsistencyConfig(Section):

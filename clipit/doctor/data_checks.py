@@ -29,7 +29,7 @@ def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> li
         config.tiles.path, config.tiles.images, config.prompts, config.vlm.name, config.backbone.name,
         *(path for tiles in shifted.values() for path in (tiles.path, tiles.images)),
         *([reports.path, reports.metadata, reports.morphology_prompts, reports.boilerplate_prompts] if reports else []),
-        config.soft_labels.own_report.rules, config.soft_labels.own_report.tissue_prompts,
+        config.own_report.rules, config.own_report.tissue_prompts,
     ]  # fmt: skip
     return [path for path in dict.fromkeys(paths) if path is not None and is_unwritten(path)]
 
@@ -138,13 +138,14 @@ def check_own_reports(config: RunConfig, arms: Sequence[str | None]) -> list[Che
     from clipit.reports.readers import read_reports
     from clipit.tiles.load_tiles import read_tiles
     from clipit.training.arms import resolve_arm
+    from clipit.training.terms.term_table import uses_own_report_labels
 
     tiles, reports = config.tiles, config.reports
     if reports is None or tiles.streaming or any(hub_id(path) is not None for path in (tiles.path, reports.path)):
         return []
     try:
         configs = [resolve_arm(config.model_copy(update={"arm": arm})) for arm in arms]
-        if not any(arm.soft_labels.source == "own_report" or arm.pairing.reports != "any" for arm in configs):
+        if not any(uses_own_report_labels(arm) or arm.pairing.reports != "any" for arm in configs):
             return []
         found, corpus = read_tiles(tiles, check=False, decode=False), read_reports(reports).reports
     except ClipitError:
@@ -166,7 +167,7 @@ def check_prompts(config: RunConfig) -> list[Check]:
     from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
     from clipit.reports.rule_set import load_rules
 
-    reports, own_report = config.reports, config.soft_labels.own_report
+    reports, own_report = config.reports, config.own_report
     inputs: dict[str, tuple[Callable[[str], object], str | None]] = {
         "prompts": (load_prompts, config.prompts),
         "morphology prompts": (load_prompt_bag, reports.morphology_prompts if reports else None),

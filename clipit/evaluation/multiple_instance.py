@@ -37,8 +37,8 @@ def assign_instances(
     if (bag_class == background).all() or not (bag_class == background).any():
         raise DataError(
             "tile selection needs patients with the background class as well as patients with other classes",
-            where="soft_labels.own_report.background",
-            fix="set this key to a class that some reports are labelled with, or use soft_labels.own_report.tiles=all",
+            where="own_report.background",
+            fix="set this key to a class that some reports are labelled with, or use own_report.tiles=all",
         )
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
     assigned = bag_class.copy()

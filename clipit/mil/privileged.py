@@ -26,7 +26,7 @@ from clipit.training.terms.case_labels import (
 from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
-_WHERE = "soft_labels.own_report"
+_WHERE = "own_report"
 _SHUFFLED_NOTE = "reports were shuffled across patients with the same organ"
 
 
@@ -35,7 +35,7 @@ def report_labels(
 ) -> BagTargets:
     """Label each unlabelled training bag with the class of its own patient's report.
 
-    Reports are converted to labels in the same way as for tiles, according to `soft_labels.own_report`.
+    Reports are converted to labels in the same way as for tiles, according to `own_report`.
 
     Args:
         config: Run configuration with `reports`.
@@ -47,7 +47,7 @@ def report_labels(
         DataError: No training patient has a report, or no report yields a class.
     """
     train, cases = bags.of_split("train"), _cases(config, workspace, bags)
-    if config.soft_labels.own_report.labels == "case":
+    if config.own_report.labels == "case":
         cases = cases.with_all_patients()
     case_labels = label_cases(config, workspace, cases, train.labels, bags.classes)
     listed = ", ".join(f"{name} {count:,}" for name, count in case_labels.counts.items())
@@ -58,7 +58,7 @@ def report_labels(
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     agreement = label_agreement(case_labels, cases, train.labels)
-    is_shuffled = shuffled or config.soft_labels.own_report.shuffled
+    is_shuffled = shuffled or config.own_report.shuffled
     if is_shuffled:
         case_labels = shuffle_case_labels(case_labels, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
@@ -99,7 +99,7 @@ def report_embeddings(
             fix="add reports, or check how they are split into snippets: clipit index --config ...",
         )
     vectors = _centre(vectors, known)
-    is_shuffled = shuffled or config.soft_labels.own_report.shuffled
+    is_shuffled = shuffled or config.own_report.shuffled
     if is_shuffled:
         vectors = vectors[shuffled_order(known, cases.organs, seed)]
     row = np.maximum(cases.case_of, 0)
@@ -159,7 +159,7 @@ def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], b
 
 def _cases(config: RunConfig, workspace: Workspace, bags: MilBags) -> Cases:
     cases = workspace.cases_of(bags.patients, bags.splits)
-    return cases.latest() if config.soft_labels.own_report.several == "latest" else cases
+    return cases.latest() if config.own_report.several == "latest" else cases
 
 
 def _centre(vectors: Float32[np.ndarray, "n d"], known: Bool[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:

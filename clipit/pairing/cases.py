@@ -143,7 +143,7 @@ class Cases:
                 f"{counted(len(ambiguous), 'patient has', 'patients have')} several reports with missing or equal "
                 f"dates: {shortlist(ambiguous, _SHOWN)}",
                 where="reports.date_column",
-                fix="choose a column that has a date for every report, or set soft_labels.own_report.several=all",
+                fix="choose a column that has a date for every report, or set own_report.several=all",
             )
         return replace(self, reports=tuple(reports[-1:] for reports in self.reports))
 

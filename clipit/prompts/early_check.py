@@ -39,7 +39,7 @@ def check_run_prompts(run: RunConfig) -> None:
         DataError: A file is invalid.
     """
     check_prompt_file(run.prompts)
-    check_prompt_file(run.soft_labels.own_report.tissue_prompts)
+    check_prompt_file(run.own_report.tissue_prompts)
     if run.reports is not None and run.reports.morphology_prompts is not None:
         check_prompt_file(run.reports.morphology_prompts, load_prompt_bag)
         check_prompt_file(run.reports.boilerplate_prompts, load_prompt_bag)

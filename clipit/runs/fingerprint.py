@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.effects import select_keys
+from clipit.config.load import current_name
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.output_files.artifacts import file_sha256, fingerprint
 from clipit.output_files.differences import list_differences
 from clipit.training.auto_precision import resolve_precision
-from clipit.training.terms.term_table import active_terms, uses_reports, uses_vlm
+from clipit.training.terms.term_table import active_terms, uses_own_report_labels, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
 
 
@@ -39,7 +40,8 @@ class RunFingerprint:
         for section, current in (("keys", self.keys), ("inputs", self.inputs)):
             recorded = record.get(section)
             values = recorded if isinstance(recorded, dict) else {}
-            lines += list_differences({key: value for key, value in values.items() if key not in self.unused}, current)
+            named = {current_name(key): value for key, value in values.items()}
+            lines += list_differences({key: value for key, value in named.items() if key not in self.unused}, current)
         return lines
 
     def matches(self, record: Mapping[str, Any]) -> bool:
@@ -47,7 +49,7 @@ class RunFingerprint:
         if record.get("fingerprint") == self.value:
             return True
         complete = all(isinstance(record.get(section), dict) for section in ("keys", "inputs"))
-        return complete and bool(self.unused & record["keys"].keys()) and not self.differences(record)
+        return complete and not self.differences(record)
 
 
 def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprint: str) -> RunFingerprint:
@@ -69,6 +71,8 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
         unused.add("bags.whole_entries")
     if not uses_vlm(config):
         unused |= {key for key in keys if key.startswith("vlm.")}
+    if not uses_own_report_labels(config):
+        unused |= {key for key in keys if key.startswith("own_report.")}
     keys = {key: value for key, value in keys.items() if key not in unused}
     return RunFingerprint(
         keys,

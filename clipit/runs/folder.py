@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from clipit.config.effects import Effect, select_keys
-from clipit.config.load import read_yaml, validate, validate_file
+from clipit.config.load import read_recorded
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
@@ -102,7 +102,7 @@ def read_run_config(folder: Path) -> RunConfig:
             where=folder,
             fix="pass the folder of a run, such as outputs/runs/NAME/ARM-seed0",
         )
-    config = resolve_arm(validate(read_yaml(file), file))
+    config = resolve_arm(read_recorded(file))
     path = folder.resolve()
     if len(path.parents) > 2:
         moved = config.model_copy(update={"output": path.parents[2]})
@@ -327,7 +327,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
         One line per key; empty if the folder's config.yaml is missing or no longer valid.
     """
     try:
-        recorded = validate_file(read_yaml(folder / "config.yaml"), folder).run
+        recorded = read_recorded(folder / "config.yaml")
     except ConfigError:
         return []
     recorded_keys, keys = (

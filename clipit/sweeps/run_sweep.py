@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from clipit.config.effects import select_keys
-from clipit.config.load import read_yaml, validate
+from clipit.config.load import read_recorded
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.distributed import get_processes
@@ -186,7 +186,7 @@ def _is_finished(config: RunConfig) -> bool:
     if not (folder / "results.json").is_file():
         return False
     try:
-        recorded = validate(read_yaml(folder / "config.yaml"), folder)
+        recorded = read_recorded(folder / "config.yaml")
     except ConfigError:  # written by an earlier version
         return False
     current = resolve_run_precision(resolve_arm(config))

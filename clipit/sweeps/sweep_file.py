@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from clipit.config.load import all_keys, read_yaml
+from clipit.config.load import all_keys, current_name, read_yaml
 from clipit.errors import ConfigError, counted, shortlist
 from clipit.output_files.artifacts import fingerprint
 
@@ -120,6 +120,8 @@ def _key_problem(key: str, entry: Any) -> str:
     """Explain why an entry of `parameters` cannot be swept; "" if it can."""
     keys = all_keys()
     if key not in keys:
+        if (name := current_name(key)) != key:
+            return f"unknown key {key!r} (it is now called {name!r})"
         similar = difflib.get_close_matches(key, keys, n=3)
         return f"unknown key {key!r}" + (f" (did you mean {' or '.join(map(repr, similar))}?)" if similar else "")
     if key in _NOT_SWEPT:

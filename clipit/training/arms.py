@@ -76,13 +76,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
     # Labels from the reports of the tiles' own patients: from a column of the reports, rules or a text classifier.
-    "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "soft_labels.own_report.labels": "label"},
-    "own_rules": {"base": "own_label", "soft_labels.own_report.labels": "rules"},
-    "own_text": {"base": "own_label", "soft_labels.own_report.labels": "text"},
+    "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "own_report.labels": "label"},
+    "own_rules": {"base": "own_label", "own_report.labels": "rules"},
+    "own_text": {"base": "own_label", "own_report.labels": "text"},
     # Control: tile labels, propagated to the other tiles of the same patient, without text.
-    "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
+    "own_case": {"base": "own_label", "own_report.labels": "case"},
     # Control: the reports' labels, shuffled across patients.
-    "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
+    "own_shuffled": {"base": "own_label", "own_report.shuffled": True},
     # The nearest snippet from the patient's own report instead of the nearest snippet from all reports.
     "own_snippet": {"base": "clip_it_all", "pairing.reports": "own_then_any"},
     "own_bags": {"base": "bags", "pairing.reports": "own_then_any"},

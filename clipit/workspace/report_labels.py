@@ -26,7 +26,7 @@ from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with
 from clipit.workspace.workspace import Workspace
 
 FEATURES = {"tfidf": "TF-IDF of words and word pairs", "vlm": "the mean VLM embedding of a report's snippets"}
-"""Descriptions of `soft_labels.own_report.features`."""
+"""Descriptions of `own_report.features`."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class CorpusLabels:
 
 
 def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> CorpusLabels:
-    """Label the reports of a configuration with `soft_labels.own_report.rules` and a text classifier.
+    """Label the reports of a configuration with `own_report.rules` and a text classifier.
 
-    The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels or, if there are none, the
+    The classifier is fitted on `own_report.features` and the reports' own labels or, if there are none, the
     labels of their patients' tiles, cross-fitted by patient. Call this function in all processes.
 
     Args:
@@ -90,11 +90,11 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     """
     if config.reports is None:
         raise ConfigError("this command needs reports", where="reports", fix="set reports.path")
-    section = config.soft_labels.own_report
+    section = config.own_report
     if section.rules is None and config.reports.label_column is None and not tiles:
         raise ConfigError(
             "this command needs rules, report labels or tile labels",
-            where="soft_labels.own_report.rules and reports.label_column",
+            where="own_report.rules and reports.label_column",
             fix="set one of these keys, or both to compare the labels",
         )
     rules = load_rules(section.rules) if section.rules is not None else None
@@ -185,12 +185,12 @@ def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
 def _classifier_inputs(
     config: RunConfig, reports: Sequence[Report], *, tiles: bool
 ) -> "list[str] | Float32[np.ndarray, 'n d']":
-    if config.reports is None or config.soft_labels.own_report.features == "tfidf":
+    if config.reports is None or config.own_report.features == "tfidf":
         return [report.text for report in reports]
     if not tiles:
         raise ConfigError(
             "VLM embeddings of reports need a configuration with tiles",
-            where="soft_labels.own_report.features",
+            where="own_report.features",
             fix="set features: tfidf, or add a `tiles` section",
         )
     return report_vectors(Workspace(config), reports, config.reports)
@@ -285,7 +285,7 @@ def _class_numbers(
             "none of the reports' labels is one of the classes; "
             f"labels: {shortlist(sorted(other))}; classes: {shortlist(classes)}",
             where="reports.label_column",
-            fix="map labels to classes with soft_labels.own_report.class_map",
+            fix="map labels to classes with own_report.class_map",
         )
     if other:
         listed = shortlist([f"{label}: {count}" for label, count in other.most_common()])

@@ -55,7 +55,7 @@ def test_world_of_cases_is_written_with_the_files_of_its_configuration(
     world = write_demo_world(config, cases=True)
     assert Path(config.tiles.path).is_file() and world.samefile(Path(config.tiles.path).parent)
     assert config.reports is not None and Path(config.reports.path).is_file()
-    assert Path(str(config.soft_labels.own_report.rules)).is_file()
+    assert Path(str(config.own_report.rules)).is_file()
     with pytest.raises(ArtifactError, match="world"):
         write_demo_world(config)  # the world without cases
 

@@ -112,6 +112,9 @@ def test_an_invalid_axis_is_refused_with_its_key(configure_file: MakeFile, grid:
     wrong = with_comparison(grid, grid={"distillation.wieght": (1.0,)})
     with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
         grid_points(wrong.run, wrong.comparison, "clip_it_all")
+    unused = with_comparison(grid, grid={"soft_labels.own_report.several": ("all",)})
+    with pytest.raises(ConfigError, match=r"(?s)it is now called 'own_report'.*comparison\.grid\.soft_labels"):
+        check_grid(unused.run, unused.comparison, ("image_only", "clip_it_all"))
     for axis in ({"training.steps": [1]}, {"weight": [1]}, {"distillation.weight": []}, {"lora.rank": [4, 4]}):
         with pytest.raises(ConfigError, match=r"comparison\.grid"):
             configure_file({"comparison.grid": axis})

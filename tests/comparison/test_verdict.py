@@ -128,7 +128,7 @@ def test_text_is_not_credited_without_a_control_that_tests_it(make_plan: Any) ->
 
 
 def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_plan: Any) -> None:
-    plan = make_plan((*ARMS, "own_rules"), **{"soft_labels.own_report.rules": "gleason"})
+    plan = make_plan((*ARMS, "own_rules"), **{"own_report.rules": "gleason"})
     both = results(
         plan, {**LOW, "own_label": 0.53, "own_rules": 0.9, "reference: VLM probe on labels of own_rules": 0.6}
     )
@@ -149,7 +149,7 @@ def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_pl
 def test_arms_with_the_same_labels_share_a_reference_row(make_plan: Any) -> None:
     arms = {
         "longer": {"base": "own_label", "training.learning_rate": 0.01},
-        "latest": {"base": "own_label", "soft_labels.own_report.several": "latest"},
+        "latest": {"base": "own_label", "own_report.several": "latest"},
     }
     plan = make_plan((*ARMS, "longer", "latest", "own_snippet", "clip_it_all"), arms=arms)
     assert label_sources(plan) == {"own_label": "own_label", "longer": "own_label", "latest": "latest"}
@@ -166,7 +166,7 @@ def test_controls_are_found_by_configuration_not_by_name(make_plan: Any) -> None
     renamed = {
         "mine": {"base": "own_label"},
         "by_tile": {"base": "own_case"},
-        "exchanged": {"base": "own_label", "soft_labels.own_report.shuffled": True},
+        "exchanged": {"base": "own_label", "own_report.shuffled": True},
         "elsewhere": {"base": "other_snippet"},
         "image_as_text": {"base": "image_embedding"},
         "own_shuffled": {"base": "clip_it_all"},  # the name alone does not make it a control
@@ -185,10 +185,10 @@ def test_controls_are_found_by_configuration_not_by_name(make_plan: Any) -> None
 
 
 def test_of_several_controls_the_most_similar_one_is_used(make_plan: Any) -> None:
-    arms = {"rules_shuffled": {"base": "own_rules", "soft_labels.own_report.shuffled": True}}
+    arms = {"rules_shuffled": {"base": "own_rules", "own_report.shuffled": True}}
     plan = make_plan(
         ("image_only", "own_label", "own_rules", "own_shuffled", "rules_shuffled", "clip_it_all", "other_snippet"),
-        arms=arms, **{"soft_labels.own_report.rules": "gleason"},
+        arms=arms, **{"own_report.rules": "gleason"},
     )  # fmt: skip
     controls = own_report_arms(plan)
     assert {arm: names["shuffled"] for arm, names in controls.items()} == {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,28 @@ def test_keys_of_approximate_indexes_leave_the_fingerprint_of_flat_ones(configur
     later = {"pairing.candidates", "pairing.ef_search"}
     assert not keys_of() & later, "runs from before these keys keep their fingerprint"
     assert keys_of(**{"pairing.index": "IVF16,Flat"}) == keys_of() | later
+
+
+def test_records_with_former_names_of_keys_stay_valid(configure: Callable[..., RunConfig]) -> None:
+    def fingerprint_of(arm: str, **keys: Any) -> RunFingerprint:
+        config = resolve_arm(configure({"reports.label_column": "finding", **keys}, arm=arm))
+        workspace = Workspace(config)
+        workspace.__dict__["cases"] = SimpleNamespace(fingerprint="reports of patients")
+        return run_fingerprint(config, workspace, "backbone")
+
+    old = {"soft_labels.own_report.labels": "label", "soft_labels.own_report.several": "all"}
+    without_labels = fingerprint_of("image_only")
+    assert not [key for key in without_labels.keys if key.startswith("own_report.")]
+    record = {"keys": {**without_labels.keys, **old}, "inputs": without_labels.inputs}
+    assert without_labels.matches(record)
+    assert fingerprint_of("image_only", **{"own_report.several": "latest"}).matches(record)
+    labelled = fingerprint_of("own_label")
+    others = {key: value for key, value in labelled.keys.items() if not key.startswith("own_report.")}
+    kept = {f"soft_labels.{key}": value for key, value in labelled.keys.items() if key not in others}
+    assert labelled.matches({"keys": others | kept, "inputs": labelled.inputs})
+    assert labelled.differences({"keys": others | kept | {"soft_labels.own_report.several": "latest"}, "inputs": {}})[
+        0
+    ] == ("own_report.several: latest in the folder, all now")
 
 
 def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:

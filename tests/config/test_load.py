@@ -15,9 +15,19 @@ import yaml
 
 from clipit.api.configuration import load_config
 from clipit.cli import predict
+from clipit.comparison.plan import plan_comparison
 from clipit.config.command_line import read_command, read_file_command
 from clipit.config.file import SECTIONS
-from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
+from clipit.config.load import (
+    all_keys,
+    dotted,
+    merge,
+    nested,
+    validate,
+    validate_file,
+    with_current_names,
+    without,
+)
 from clipit.config.paths import expand_home, option_name, option_path, option_text
 from clipit.errors import ConfigError
 from clipit.sweeps.sweep_file import read_sweep
@@ -321,6 +331,42 @@ def test_a_renamed_key_is_refused_with_its_new_name(file: Callable[..., str]) ->
         read_file_command("test", ["prompt_study"], [file(), "--zero_shot.draws=3"])
     with pytest.raises(ConfigError, match=r"'comparison.why' \(it is now called 'comparison.analyses'\)"):
         read_command("test", [file({**MINIMAL, "comparison": {"why": []}})])
+
+
+RULES: dict[str, Any] = {"soft_labels.own_report.rules": "msi"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        (nested(RULES), []),
+        ({}, ["--soft_labels.own_report.rules=msi"]),
+        ({"arm": "mine", "arms": {"mine": {"base": "own_rules", **RULES}}}, []),
+        ({"comparison": {"arms": ["image_only", "clip_it_all"], "data_sets": {"a": RULES}}}, []),
+    ],
+)
+def test_a_key_of_a_renamed_section_is_refused_wherever_it_is_set(
+    file: Callable[..., str], keys: dict[str, Any], options: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"'soft_labels.own_report' \(it is now called 'own_report'\)"):
+        read, _ = read_file_command("test", ["comparison"], [file({**MINIMAL, **keys}), *options])
+        resolve_arm(read.run)
+        plan_comparison(read.run, read.comparison)
+
+
+def test_a_recorded_configuration_is_read_with_the_current_names() -> None:
+    recorded = {
+        "soft_labels": {"source": "own_report", "own_report": {"labels": "rules", "rules": "msi"}},
+        "arms": {"a": {**RULES, "lora.rank": 3}, "b": {"soft_labels": {"own_report": {"shuffled": True}}}},
+        "overrides": ["soft_labels.own_report.rules", "seed"],
+    }
+    assert with_current_names(recorded) == {
+        "soft_labels": {"source": "own_report"},
+        "own_report": {"labels": "rules", "rules": "msi"},
+        "arms": {"a": {"own_report.rules": "msi", "lora.rank": 3}, "b": {"own_report": {"shuffled": True}}},
+        "overrides": ["own_report.rules", "seed"],
+    }
+    assert with_current_names(MINIMAL) == MINIMAL
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def make_workspace(configure: MakeConfig, tmp_path: Path) -> Callable[..., tuple
             "reports.group_column": "patient",
             "reports.organ_column": "organ",
             "reports.label_column": None,
-            "soft_labels.own_report.labels": "rules",
-            "soft_labels.own_report.rules": str(tmp_path / "rules.yaml"),
+            "own_report.labels": "rules",
+            "own_report.rules": str(tmp_path / "rules.yaml"),
         }
         config = configure({**changes, **keys})
         return config, Workspace(config)
@@ -118,7 +118,7 @@ def test_exchanged_reports_are_those_of_other_patients(make_workspace: Make) -> 
     assert "6 of 6 labels from reports agree" in "\n".join(wrong[0].notes), "before shuffling"
     assert all(any("reports were shuffled" in note for note in each.notes) for each in wrong)
     assert not any("shuffl" in note for each in right for note in each.notes)
-    configured = both(*make_workspace(**{"soft_labels.own_report.shuffled": True}))
+    configured = both(*make_workspace(**{"own_report.shuffled": True}))
     assert [each.fingerprint for each in configured] == [each.fingerprint for each in wrong]
 
 
@@ -145,7 +145,7 @@ def test_reports_of_training_patients_do_change_the_targets(make_workspace: Make
 
 
 def test_a_text_classifier_labels_bags_from_the_reports_of_labelled_ones(make_workspace: Make) -> None:
-    config, workspace = make_workspace(**{"soft_labels.own_report.labels": "text"})
+    config, workspace = make_workspace(**{"own_report.labels": "text"})
     targets = report_labels(config, workspace, make_contrast_bags(labelled=12), 0)
     assert targets.weights.tolist() == [float(12 <= g < 15) for g in range(PATIENTS)]
     assert (targets.probabilities[12:15].argmax(axis=1) == np.arange(12, 15) % 3).all()

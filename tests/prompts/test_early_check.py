@@ -75,7 +75,7 @@ def test_every_command_checks_the_keys_of_a_prompt_file_first(
     "keys",
     [
         {"reports": {"path": "r.txt", "boilerplate_prompts": "WRONG"}},
-        {"soft_labels": {"own_report": {"tissue_prompts": "WRONG"}}},
+        {"own_report": {"tissue_prompts": "WRONG"}},
         {"prompt_study": {"simple": "WRONG"}},
         {"segmentation": {"prompts": "WRONG"}},
         {"comparison": {"data_sets": {"a": {"prompts": "WRONG"}, "b": {}}}},

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from logged_lines import capture_log
 
 import clipit.runs.train as run_module
@@ -24,7 +25,7 @@ from clipit.reporting.model_card import CardComparison
 from clipit.reporting.training_curves import read_curves
 from clipit.runs.card import _read_compared, record_comparison
 from clipit.runs.evaluate import evaluate_again
-from clipit.runs.folder import read_results, read_training, run_folder
+from clipit.runs.folder import read_results, read_run_config, read_training, run_folder
 from clipit.runs.page import write_pages
 from clipit.runs.predict_tiles import open_classifier
 from clipit.runs.train import train_run
@@ -96,8 +97,12 @@ def test_keys_without_effect_that_earlier_versions_recorded_do_not_matter(
         write_run_json(folder / "results.json", results, folder)
 
     monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
-    rewrite(**{"vlm.name": "another", "vlm.precision": "bf16"})
+    rewrite(**{"vlm.name": "another", "vlm.precision": "bf16", "soft_labels.own_report.labels": "label"})
+    written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    written["soft_labels"]["own_report"] = written.pop("own_report") | {"several": "latest"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
     assert train_run(config) == folder
+    assert read_run_config(folder).own_report.several == "latest"
     rewrite(**{"vlm.name": "another", "training.steps": 3})
     with pytest.raises(ArtifactError, match=r"training\.steps") as refusal:
         train_run(config)

@@ -91,7 +91,7 @@ def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "reports.path": str(folder / "own.jsonl"),
         "reports.group_column": "patient",
-        "soft_labels.own_report.rules": str(folder / "rules.yaml"),
+        "own_report.rules": str(folder / "rules.yaml"),
     }
 
 

@@ -113,13 +113,14 @@ def test_unknown_keys_are_all_listed(write_sweep: WriteSweep) -> None:
     parameters = {
         "lora.rnak": {"values": [1]}, "training.learning_rat": {"values": [1]}, "qqqq": {"value": 1},
         "lora": {"value": 1}, "seed": {"values": [0]}, "lora.alpha": {"parameters": {"x": {}}},
-        "name": {"values": ["a"]},
+        "name": {"values": ["a"]}, "soft_labels.own_report.labels": {"values": ["text"]},
     }  # fmt: skip
     with pytest.raises(ConfigError) as error:
         read_sweep(write_sweep({"parameters": parameters}))
     text = str(error.value)
-    assert "6 problems in the sweep; no trial was run" in text
+    assert "7 problems in the sweep; no trial was run" in text
     assert "unknown key 'lora.rnak' (did you mean 'lora.rank'" in text
+    assert "'soft_labels.own_report.labels' (it is now called 'own_report.labels')" in text
     assert "'training.learning_rat' (did you mean 'training.learning_rate'" in text
     for part in ("'qqqq'", "'lora' is a section", "'lora.alpha' is nested", "'name' cannot be swept"):
         assert part in text

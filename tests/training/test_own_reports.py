@@ -56,7 +56,7 @@ def own(configure: MakeConfig, tmp_path: Path) -> Own:
             "reports.path": str(reports),
             "reports.group_column": "patient",
             "reports.organ_column": "organ",
-            "soft_labels.own_report.rules": str(tmp_path / "rules.yaml"),
+            "own_report.rules": str(tmp_path / "rules.yaml"),
         }
         return resolve_arm(configure({**values, **keys}, arm=f"own_{labels}"))
 
@@ -101,7 +101,7 @@ def test_rules_read_every_report_once_for_all_arms(own: Own, monkeypatch: pytest
         "clipit.workspace.workspace.label_report", lambda text, rules: read.append(text) or label_report(text, rules)
     )
     workspace = Workspace(own("rules"))
-    for keys in ({}, {"seed": 1}, {"soft_labels.own_report.shuffled": True}, {"pairing.k": 2}):
+    for keys in ({}, {"seed": 1}, {"own_report.shuffled": True}, {"pairing.k": 2}):
         config = own("rules", **keys)
         shared = workspace.for_config(config)
         own_report_labels(config, shared, shared.tiles(config.seed))
@@ -116,14 +116,14 @@ def test_several_reports_of_a_patient_are_averaged_or_the_latest_is_taken(
     later = {"id": "later", "text": "None.", "patient": "train-0", "finding": "tumour", "organ": "colon"}
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({**later, "date": "2021-01-01"}) + "\n")
-    keys = {"reports.path": str(path), "reports.date_column": "date", "soft_labels.own_report.several": several}
+    keys = {"reports.path": str(path), "reports.date_column": "date", "own_report.several": several}
     found = labels_of(own("label", **keys))
     assert found.probabilities[0].tolist() == expected, "patient 0 was gland first and tumour later"
     assert found.classes[4] == 1 and found.weights[0] == 1
 
 
 def test_a_class_map_renames_labels(own: Own, caplog: pytest.LogCaptureFixture) -> None:
-    config = own("label", **{"soft_labels.own_report.class_map": {"something else": "stroma", "gland": "tumour"}})
+    config = own("label", **{"own_report.class_map": {"something else": "stroma", "gland": "tumour"}})
     found = labels_of(config)
     patient = np.arange(72) // 4
     assert (found.classes[patient == 4] == 1).all() and (found.classes[patient == 0] == 2).all()
@@ -138,7 +138,7 @@ def test_a_class_named_none_is_not_the_class_of_reports_without_an_answer(own: O
     rules = {"name": "two", "classes": {name: [name] for name in CLASSES[:2]}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
     for labels in ("label", "rules"):
-        config = own(labels, **{"soft_labels.own_report.rules": str(tmp_path / "two.yaml")})
+        config = own(labels, **{"own_report.rules": str(tmp_path / "two.yaml")})
         workspace = Workspace(config)
         tiles = replace(workspace.tiles(config.seed), classes=(*CLASSES[:2], "none"))
         found = own_report_labels(config, workspace, tiles)
@@ -147,7 +147,7 @@ def test_a_class_named_none_is_not_the_class_of_reports_without_an_answer(own: O
 
 def test_text_classifies_every_report_and_leaves_out_its_own_patient(own: Own, configure: MakeConfig) -> None:
     for features in ("tfidf", "vlm"):
-        found = labels_of(own("text", **{"soft_labels.own_report.features": features}))
+        found = labels_of(own("text", **{"own_report.features": features}))
         assert np.allclose(found.probabilities.sum(axis=1), 1, atol=1e-5)
         assert (found.weights > 0).sum() == 4 * WITH_REPORT, "also patients whose report has no label"
 
@@ -206,27 +206,27 @@ def test_tiles_are_weighted_by_the_probability_of_the_tissue(own: Own, tmp_path:
     prompts = {"name": "tissue", "version": 1, "templates": ["{}."], "classes": {"yes": ["tumour"], "no": ["mucin"]}}
     (tmp_path / "tissue.yaml").write_text(yaml.safe_dump(prompts), encoding="utf-8")
     keys = {
-        "soft_labels.own_report.tiles": "tissue",
-        "soft_labels.own_report.tissue_prompts": str(tmp_path / "tissue.yaml"),
-        "soft_labels.own_report.tissue_classes": ["yes"],
+        "own_report.tiles": "tissue",
+        "own_report.tissue_prompts": str(tmp_path / "tissue.yaml"),
+        "own_report.tissue_classes": ["yes"],
     }
     found, plain = labels_of(own("label", **keys)), labels_of(own("label"))
     known = plain.weights > 0
     assert ((found.weights[known] > 0) & (found.weights[known] < 1)).all() and not found.weights[~known].any()
-    keys["soft_labels.own_report.tissue_classes"] = ["maybe"]
+    keys["own_report.tissue_classes"] = ["maybe"]
     with pytest.raises(ConfigError, match=r"(?s)not in the prompt set: maybe.*no, yes"):
         labels_of(own("label", **keys))
 
 
 def test_at_least_one_tile_carries_the_label(own: Own) -> None:
-    keys = {"soft_labels.own_report.tiles": "at_least_one", "soft_labels.own_report.background": "gland"}
+    keys = {"own_report.tiles": "at_least_one", "own_report.background": "gland"}
     found, plain = labels_of(own("label", **keys)), labels_of(own("label"))
     patient = np.arange(72) // 4
     for g in np.unique(patient[plain.weights > 0]).tolist():
         classes = set(found.classes[patient == g].tolist())
         assert g % 3 in classes and classes <= {g % 3, 0}
     with pytest.raises(ConfigError, match="the background class 'fat' is not a class"):
-        labels_of(own("label", **{**keys, "soft_labels.own_report.background": "fat"}))
+        labels_of(own("label", **{**keys, "own_report.background": "fat"}))
 
 
 def test_reports_of_validation_and_test_patients_change_nothing(own: Own, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_reports_of_validation_and_test_patients_change_nothing(own: Own, tmp_pa
 
     write_reports(tmp_path / "own.jsonl", dated)
     keys = {"training.steps": 2, "training.evaluate_every": 2, "output": str(tmp_path / "out")}
-    keys |= {"reports.date_column": "date", "soft_labels.own_report.several": "latest"}
+    keys |= {"reports.date_column": "date", "own_report.several": "latest"}
     for labels in ("label", "rules", "text"):
         config = own(labels, name=labels, **keys)
         folder = train_run(config)
@@ -280,10 +280,10 @@ def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
     ("labels", "keys", "message"),
     [
         ("label", {"reports.label_column": None}, r"labels=label needs reports\.label_column"),
-        ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs rules: set .* to a file or the name"),
+        ("rules", {"own_report.rules": None}, "labels=rules needs rules: set .* to a file or the name"),
         ("text", {"tiles.labels.kind": "none"}, "labels=text needs tile labels"),
-        ("label", {"soft_labels.own_report.tiles": "tissue"}, "needs soft_labels.own_report.tissue_prompts"),
-        ("label", {"soft_labels.own_report.tiles": "at_least_one"}, "needs a class for tiles that do not show"),
+        ("label", {"own_report.tiles": "tissue"}, "needs own_report.tissue_prompts"),
+        ("label", {"own_report.tiles": "at_least_one"}, "needs a class for tiles that do not show"),
         ("label", {"training.monitor": "agreement"}, "reports of validation patients are never used"),
     ],
 )
@@ -297,11 +297,11 @@ def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)no report label is a class: the labels are grade 2.*class_map"):
         labels_of(own("label", **{"reports.path": str(strange)}))
     with pytest.raises(ConfigError, match="class_map names classes that the tiles lack: fat"):
-        labels_of(own("label", **{"soft_labels.own_report.class_map": {"gland": "fat"}}))
+        labels_of(own("label", **{"own_report.class_map": {"gland": "fat"}}))
     silent = write_reports(tmp_path / "silent.jsonl", lambda split, row: row.update(text="Nothing."))
     with pytest.raises(DataError, match=r"no report gives a label: none 15"):
         labels_of(own("rules", **{"reports.path": str(silent)}))
     rules = {"name": "wrong", "classes": {"fat": ["fat"]}}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
     with pytest.raises(DataError, match="the rules name classes that the tiles lack: fat"):
-        labels_of(own("rules", **{"soft_labels.own_report.rules": str(tmp_path / "wrong.yaml")}))
+        labels_of(own("rules", **{"own_report.rules": str(tmp_path / "wrong.yaml")}))

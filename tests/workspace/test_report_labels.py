@@ -63,8 +63,8 @@ def write_files(tmp_path: Path) -> Write:
             "reports.id_column": "id",
             "reports.group_column": "patient",
             "reports.label_column": "msi",
-            "soft_labels.own_report.rules": "msi",
-            "soft_labels.own_report.class_map": {"instable": "MSI-H", "stable": "MSS"},
+            "own_report.rules": "msi",
+            "own_report.class_map": {"instable": "MSI-H", "stable": "MSS"},
         } | {key.replace("__", "."): value for key, value in changes.items()}
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(nested({k: v for k, v in values.items() if v is not None})), encoding="utf-8")
@@ -96,7 +96,7 @@ def test_the_configuration_needs_no_tiles_but_reports_and_rules_or_labels(write_
     config, tiles, _ = read_reports_command("", ["--config", str(write_files())])
     assert not tiles
     with pytest.raises(ConfigError, match="needs rules, report labels or"):
-        label(write_files(**{"soft_labels__own_report__rules": None, "reports__label_column": None}))
+        label(write_files(**{"own_report__rules": None, "reports__label_column": None}))
     with pytest.raises(ConfigError, match="needs reports"):
         label_corpus(config.model_copy(update={"reports": None}), tiles=False)
     with pytest.raises(ConfigError, match=r"unknown key 'reports\.paht'"):
@@ -104,7 +104,7 @@ def test_the_configuration_needs_no_tiles_but_reports_and_rules_or_labels(write_
 
 
 def test_without_rules_only_the_classifier_is_compared(write_files: Write) -> None:
-    labels = label(write_files(soft_labels__own_report__rules=None))
+    labels = label(write_files(own_report__rules=None))
     assert labels.classes == ("MSI-H", "MSS")
     assert labels.by_rules == ()
     assert [agreement.title for agreement in measure_labels(labels)] == ["Text classifier and the reports' own labels"]
@@ -119,11 +119,11 @@ def test_without_labels_only_the_rules_are_shown(write_files: Write) -> None:
 
 def test_labels_that_are_no_class_are_refused_if_there_is_no_other(write_files: Write) -> None:
     with pytest.raises(DataError, match="labels: instable, not done, stable; classes: MSI-H, MSS"):
-        label(write_files(soft_labels__own_report__class_map=None))
+        label(write_files(own_report__class_map=None))
 
 
 def test_a_classifier_that_cannot_be_fitted_is_noted(write_files: Write) -> None:
-    labels = label(write_files(soft_labels__own_report__class_map={"stable": "MSS"}))
+    labels = label(write_files(own_report__class_map={"stable": "MSS"}))
     assert labels.probabilities is None
     assert any(note.startswith("text classifier not fitted: a text classifier needs") for note in labels.notes)
 
@@ -135,7 +135,7 @@ def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
     rules.write_text(
         "name: x\nclasses: {high: [MSI-H], any: ['/MSI-H|MSI-L/'], low: [MSI-L], never: [zebra]}\n", encoding="utf-8"
     )
-    labels = label(write_files(soft_labels__own_report__rules=str(rules), reports__label_column=None))
+    labels = label(write_files(own_report__rules=str(rules), reports__label_column=None))
     assert [note for note in labels.notes if "matches phrases" in note] == [
         "'MSI-H' matches phrases of several classes (any, high), so reports with this text get the class 'both'"
     ]
@@ -179,14 +179,14 @@ def facts_of(page: Path) -> dict[str, Any]:
 def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(
     write_files: Write, configure: Callable[..., RunConfig]
 ) -> None:
-    embeddings = {"soft_labels.own_report.features": "vlm", "soft_labels.own_report.rules": None}
+    embeddings = {"own_report.features": "vlm", "own_report.rules": None}
     labels = label_corpus(configure(**embeddings), tiles=True)
     assert labels.probabilities is not None
     assert labels.probabilities.shape == (60, 3)
     (agreement,) = measure_labels(labels)
     assert "mean VLM embedding" in agreement.note
     with pytest.raises(ConfigError, match="need a configuration with tiles"):
-        label(write_files(soft_labels__own_report__features="vlm"))
+        label(write_files(own_report__features="vlm"))
 
 
 def test_the_sample_has_reports_of_every_class_and_depends_on_the_seed(write_files: Write) -> None:
@@ -205,7 +205,7 @@ def test_a_report_without_a_phrase_is_shown_in_the_sections_that_the_rules_read(
     """Else a missed statement at the end of a long report could not be seen on the page."""
     rules = tmp_path / "rules.yaml"
     rules.write_text("name: r\nsections: [diagnosis]\nclasses: {MSI-H: [MSI-H], MSS: [MSS]}\n", encoding="utf-8")
-    path = write_files(soft_labels__own_report__rules=str(rules))
+    path = write_files(own_report__rules=str(rules))
     text = f"GROSS DESCRIPTION:\n{'A grey nodule is seen. ' * 50}\n\nFINAL DIAGNOSIS:\nMismatch repair is deficient."
     rows = [{"id": "a", "text": text, "patient": "P1"}, {"id": "b", "text": "GROSS DESCRIPTION:\nGrey.", "patient": ""}]
     rows.append({"id": "c-P2", "text": "FINAL DIAGNOSIS:\nMSS.", "patient": "P2", "msi": "stable"})
@@ -295,8 +295,8 @@ def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
 def test_without_rules_and_labels_of_reports_the_classifier_learns_from_the_tiles(
     write_files: Write, labelled_tiles: dict[str, Any]
 ) -> None:
-    nothing = {"reports.label_column": None, "soft_labels.own_report.rules": None}
-    labels = label(write_files(tiles=labelled_tiles, **nothing, **{"soft_labels.own_report.class_map": None}))
+    nothing = {"reports.label_column": None, "own_report.rules": None}
+    labels = label(write_files(tiles=labelled_tiles, **nothing, **{"own_report.class_map": None}))
     assert labels.classes == ("MSI-H", "MSS") and not labels.by_rules and labels.probabilities is not None
     (agreement,) = measure_labels(labels)
     assert agreement.title == "Text classifier and the tile labels" and "fitted on these labels" in agreement.note
@@ -317,8 +317,8 @@ def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_repor
         "reports.format": "tcga",
         "reports.metadata": str(table),
         "reports.label_column": "grade_group",
-        "soft_labels.own_report.rules": "gleason",
-        "soft_labels.own_report.class_map": {str(n): f"grade group {n}" for n in range(1, 6)},
+        "own_report.rules": "gleason",
+        "own_report.class_map": {str(n): f"grade group {n}" for n in range(1, 6)},
     }
     (tmp_path / "prostate.yaml").write_text(yaml.safe_dump(nested(values)), encoding="utf-8")
     labels = label(tmp_path / "prostate.yaml", classifier=False)
@@ -359,7 +359,7 @@ def test_the_recipe_for_tcga_joins_tiles_and_real_reports_by_barcode(
             "reports.path": str(REPORTS),
             "reports.cancer_types": str(DATA / "tcga_patient_to_cancer_type.csv"),
             "reports.organs": ["prostate"],
-            "soft_labels.own_report.rules": "gleason",
+            "own_report.rules": "gleason",
             "vlm.name": "embedded",
         },
     )

@@ -27,6 +27,7 @@ from clipit.evaluation.significance import MIN_SEEDS
 from clipit.output_files.artifacts import read_json
 from clipit.reporting.tables import LABELS
 from clipit.runs.folder import read_training
+from clipit.training.terms.term_table import uses_own_report_labels
 
 
 def compose_notes(
@@ -250,12 +251,12 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
         where = setting_label((plan.data_set, plan.backbone), settings)
         for arm in plan.arms:
             result = by_key.get(ArmKey(plan.data_set, plan.backbone, "test", arm))
-            soft_labels = resolve_plan_arm(plan, arm).soft_labels
-            if result is None or soft_labels.source != "own_report":
+            config = resolve_plan_arm(plan, arm)
+            if result is None or not uses_own_report_labels(config):
                 continue
             folder = result.rows[0].run_folder()
             if (folder / "training.json").is_file() and (facts := read_training(folder).get("own_reports")):
-                counts_reports = soft_labels.own_report.labels in ("label", "rules")
+                counts_reports = config.own_report.labels in ("label", "rules")
                 text = _describe(facts, result.rows[0].seed, "reports: " if counts_reports else "")
                 notes.setdefault(f"{where}: {text}", []).append(arm)
             report_probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))

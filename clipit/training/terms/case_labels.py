@@ -44,7 +44,7 @@ class CaseLabels:
 def label_cases(
     config: RunConfig, workspace: Workspace, cases: Cases, labels: Int64[np.ndarray, " n"], classes: Sequence[str]
 ) -> CaseLabels:
-    """Compute the class probabilities of each patient with the method `soft_labels.own_report.labels`.
+    """Compute the class probabilities of each patient with the method `own_report.labels`.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -52,7 +52,7 @@ def label_cases(
         labels: Class index of each row; -1 if it has no label that the run may use.
         classes: Class names.
     """
-    options = config.soft_labels.own_report
+    options = config.own_report
     if options.labels == "label":
         report_labels = [
             [_mapped_class(report.label, options, classes) for report in reports] for reports in cases.reports
@@ -106,7 +106,7 @@ def shuffle_case_labels(labels: CaseLabels, organs: Sequence[str], seed: int) ->
     if labels.known.sum() < 2:
         raise DataError(
             "fewer than two patients have a label from a report, so labels cannot be shuffled",
-            where="soft_labels.own_report.shuffled",
+            where="own_report.shuffled",
             fix="add reports of training patients",
         )
     return replace(labels, probabilities=labels.probabilities[shuffled_order(labels.known, organs, seed)])
@@ -171,7 +171,7 @@ def _check_labels(
     if unknown:
         raise ConfigError(
             f"class_map names classes that the tiles lack: {shortlist(unknown)}",
-            where="soft_labels.own_report.class_map",
+            where="own_report.class_map",
             fix=f"use {shortlist(classes, 20)}",
         )
     report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
@@ -180,7 +180,7 @@ def _check_labels(
             f"no report label is a class: the labels are {shortlist(sorted(report_labels), 10)}, and the classes are "
             f"{shortlist(classes, 20)}",
             where="reports.label_column",
-            fix="map the labels to classes in soft_labels.own_report.class_map",
+            fix="map the labels to classes in own_report.class_map",
         )
 
 
@@ -215,7 +215,7 @@ def _count_classes(
 
 def _documents(config: RunConfig, workspace: Workspace, cases: Cases) -> Any:
     """Return the inputs of the text classifier: one text, or one mean VLM embedding, per patient."""
-    if config.soft_labels.own_report.features == "tfidf":
+    if config.own_report.features == "tfidf":
         return ["\n\n".join(report.text for report in reports) for reports in cases.reports]
     return case_vectors(config, workspace, cases)
 

@@ -23,7 +23,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_WHERE = "soft_labels.own_report"
+_WHERE = "own_report"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     Raises:
         DataError: No training patient has a report, no report gives a class, or the tiles lack a class of the rules.
     """
-    options, train = config.soft_labels.own_report, tiles.of_split("train")
+    options, train = config.own_report, tiles.of_split("train")
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
     if options.labels == "case":
         cases = cases.with_all_patients()
@@ -119,7 +119,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
 
 def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str, str]:
     """Return the fingerprints of the inputs in use: reports of training patients, rules and tissue prompts."""
-    options = config.soft_labels.own_report
+    options = config.own_report
     inputs = {"own reports": workspace.cases.fingerprint}
     if options.labels == "rules":
         inputs["rules"] = load_rules(options.rules or "").hash

@@ -58,11 +58,16 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     @property
     def uses_vlm(self) -> bool:
         """True for sources that embed tiles, prompts or reports with the VLM."""
-        own_report = self.options.own_report
+        own_report = self.config.own_report
         from_report = own_report.tiles != "all" or (own_report.labels == "text" and own_report.features == "vlm")
         return self.options.source in ("zero_shot", "vlm_probe") or (
             self.options.source == "own_report" and from_report
         )
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The section `own_report`, if it determines the soft labels."""
+        return frozenset({"own_report"} if self.options.source == "own_report" else ())
 
     @property
     def replaces_labels(self) -> bool:
@@ -106,7 +111,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     def _own_report_problems(self) -> list[str]:
         """Check that labels from the patients' own reports have their inputs."""
-        own_report, key = self.options.own_report, "soft_labels.own_report"
+        own_report, key = self.config.own_report, "own_report"
         reports, no_labels = self.config.reports, self.config.tiles.labels.kind == "none"
         label_column = None if reports is None else reports.label_column
         checks = [
@@ -138,7 +143,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     def describe(self) -> str:
         """Describe the term with its source and weight."""
-        own_report = self.options.own_report
+        own_report = self.config.own_report
         source = (
             _OWN_REPORT[own_report.labels] if self.options.source == "own_report" else _SOURCES[self.options.source]
         )

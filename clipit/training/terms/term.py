@@ -156,6 +156,11 @@ class Term(Generic[Options]):
         return self.uses_reports
 
     @property
+    def reads(self) -> frozenset[str]:
+        """Sections and dotted keys that affect only the terms that list them here, besides the term's own section."""
+        return frozenset()
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether unlabelled tiles contribute to the loss."""
         return False

@@ -91,6 +91,11 @@ def uses_reports(config: RunConfig) -> bool:
     return any(term.uses_reports for term in active_terms(config))
 
 
+def uses_own_report_labels(config: RunConfig) -> bool:
+    """Check whether an active term learns labels from the reports of the tiles' own patients."""
+    return any("own_report" in term.reads for term in active_terms(config))
+
+
 def uses_vlm(config: RunConfig) -> bool:
     """Check whether training uses the VLM."""
     return config.student.projector_layers > 0 or any(term.uses_vlm for term in active_terms(config))

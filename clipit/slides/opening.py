@@ -16,7 +16,7 @@ from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff
 from clipit.slides.several_images import check_one_image
 from clipit.slides.slide_file import Level, SlideFile
-from clipit.slides.tiff_pages import FORMATS, check_level_orientations, check_pages
+from clipit.slides.tiff_pages import FORMATS, check_page_chain, check_level_orientations, check_pages
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
@@ -75,6 +75,7 @@ def count_levels(path: Path) -> int:
     try:
         openslide = import_openslide()
         if path.suffix.lower() in _TIFF and is_ome_tiff(path):
+            check_page_chain(path)
             return count_ome_levels(path)
         with openslide.OpenSlide(str(path)) as slide:
             return int(slide.level_count)
@@ -117,6 +118,7 @@ def _open(path: Path) -> SlideFile:
             fix="convert the slide to a pyramidal OME-TIFF with QuPath (Export images) or Bio-Formats (bfconvert)",
         )
     openslide = import_openslide()
+    check_page_chain(path)
     if suffix in _TIFF and is_ome_tiff(path):
         return OmeTiff(path)
     try:

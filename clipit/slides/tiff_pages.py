@@ -4,6 +4,7 @@ The checks are needed because libraries that read slides show the first 8-bit RG
 """
 
 import os
+import struct
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,6 +62,34 @@ def read_pages(path: Path) -> list[TiffPage]:
             return [_facts(page) for page in file.pages]
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
         return []
+
+
+def check_page_chain(path: Path) -> None:
+    """Check that no page of a TIFF refers to an earlier page as the next one, because tifffile would never finish.
+
+    Raises:
+        DataError: The file is damaged in this way.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        return
+    pages: set[int] = set()
+    try:
+        with tifffile.TiffFile(path) as file:
+            tiff, stream, offset = file.tiff, file.filehandle, file.pages.first.offset
+            while offset and offset not in pages:
+                pages.add(offset)
+                stream.seek(offset)
+                (tags,) = struct.unpack(tiff.tagnoformat, stream.read(tiff.tagnosize))
+                stream.seek(offset + tiff.tagnosize + tags * tiff.tagsize)
+                (offset,) = struct.unpack(tiff.offsetformat, stream.read(tiff.offsetsize))
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
+        return
+    if offset:
+        raise DataError(
+            f"the TIFF is damaged: page {len(pages) - 1} is followed by an earlier page", where=path, fix="copy it again"
+        )
 
 
 def check_pages(path: Path) -> None:

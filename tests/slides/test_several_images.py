@@ -1,6 +1,7 @@
 """A file of several images is not read as if it held one, and slides that are stored turned are refused."""
 
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -262,3 +263,22 @@ def test_an_unmarked_page_of_the_shape_of_a_level_may_not_show_another_image(ome
     first, second = prepare_slides(slides, config)
     assert isinstance(first, PreparedSlide)
     assert isinstance(second, FailedSlide) and "page 1 of the TIFF (300 x 200 pixels)" in second.reason
+
+
+@pytest.mark.parametrize("name", ["generic.tif", "big.tif", "aperio.svs", "image.ome.tif"])
+def test_a_page_followed_by_an_earlier_page_is_an_error_and_not_an_endless_loop(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with tifffile.TiffWriter(path, bigtiff=name == "big.tif", ome=name.endswith(".ome.tif")) as file:
+        for number, level in enumerate(levels_of(PIXELS, 2)):
+            description = "Aperio Image Library v1" if name == "aperio.svs" else None
+            file.write(level, description=description, subfiletype=REDUCED * bool(number), **TILED)
+    with tifffile.TiffFile(path) as tiff:
+        first, last = tiff.pages[0].offset, tiff.pages[-1]
+        layout = tiff.tiff
+        after = last.offset + layout.tagnosize + len(last.tags) * layout.tagsize
+    content = bytearray(path.read_bytes())
+    struct.pack_into(layout.offsetformat, content, after, first)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"page \d is followed by an earlier page"):
+        open_slide(path).close()
+    assert count_levels(path) in (1, 2)

@@ -16,7 +16,7 @@ from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff
 from clipit.slides.several_images import check_one_image
 from clipit.slides.slide_file import Level, SlideFile
-from clipit.slides.tiff_pages import FORMATS, check_page_chain, check_level_orientations, check_pages
+from clipit.slides.tiff_pages import FORMATS, check_level_orientations, check_page_chain, check_pages
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}

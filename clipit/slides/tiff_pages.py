@@ -88,7 +88,9 @@ def check_page_chain(path: Path) -> None:
         return
     if offset:
         raise DataError(
-            f"the TIFF is damaged: page {len(pages) - 1} is followed by an earlier page", where=path, fix="copy it again"
+            f"the TIFF is damaged: page {len(pages) - 1} is followed by an earlier page",
+            where=path,
+            fix="copy it again",
         )
 
 

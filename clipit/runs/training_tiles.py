@@ -7,14 +7,13 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ClipitError, DataError, as_note, counted, counted_of, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.output_files.artifacts import reading
-from clipit.output_files.run_files import check_same_run, recorded_fingerprint
+from clipit.output_files.run_files import recorded_fingerprint
 from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
 from clipit.pairing.patient_spelling import misspelled_tests
@@ -22,7 +21,7 @@ from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.term_table import models_of, uses_reports
-from clipit.workspace.adapted_patients import TRAINING_TILES, adaptation_notes
+from clipit.workspace.adapted_patients import RUN_KEY, TRAINING_TILES, adaptation_notes, read_training_table
 from clipit.workspace.external_leaks import note_reports
 from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.tile_hashes import cached_hashes
@@ -30,7 +29,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_HASHED_KEY, _RUN_KEY = b"clipit_hashed_tiles", b"clipit_run_fingerprint"
+_HASHED_KEY = b"clipit_hashed_tiles"
 _COLUMNS = ("id", "split", "group")
 _REREAD = "delete this file; the training tiles are then re-read"
 
@@ -60,7 +59,7 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
     seen = tiles.select(tiles.splits != "test")
     columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
     table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
-    metadata = {_HASHED_KEY: tiles_fingerprint.encode(), _RUN_KEY: (recorded_fingerprint(folder) or "").encode()}
+    metadata = {_HASHED_KEY: tiles_fingerprint.encode(), RUN_KEY: (recorded_fingerprint(folder) or "").encode()}
     table = table.replace_schema_metadata(metadata)
     write_parquet(folder / TRAINING_TILES, table, checksums=True)
 
@@ -188,7 +187,7 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
     expected = facts.get("training_tiles")
     with reading(path, _REREAD):
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = read_training_table(path, _REREAD)
         columns = [np.asarray(table[name].to_pylist(), dtype=object) for name in _COLUMNS]
         found = int((columns[1] == "train").sum())
         if expected not in (None, found):
@@ -197,9 +196,7 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
                 where=path,
                 fix=_REREAD,
             )
-        metadata = table.schema.metadata or {}
-        check_same_run(path, metadata.get(_RUN_KEY, b"").decode() or None, folder, _REREAD)
-        return SeenTiles(*columns), metadata.get(_HASHED_KEY, b"").decode()
+        return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
 
 
 def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, ImageHashes] | None") -> ImageHashes | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
@@ -15,7 +16,7 @@ from clipit.errors import as_note, counted, counted_of, shortlist
 from clipit.models.adapted_base import base_of_adapted
 from clipit.models.classifier_spec import DESCRIPTION
 from clipit.output_files.artifacts import reading
-from clipit.output_files.run_files import read_run_json, write_run_json
+from clipit.output_files.run_files import check_same_run, read_run_json, write_run_json
 from clipit.pairing.leaks import SeenTiles, find_shared_patients
 from clipit.patients import patients
 from clipit.tiles.tileset import TileSet
@@ -26,6 +27,8 @@ ADAPTED_PATIENTS = "adapted_patients.json"
 """File in the folder of an adaptation, outside the exported folders, with the patients whose data were used."""
 TRAINING_TILES = "training_tiles.parquet"
 """File in a run's folder with the id, split and group of each training and validation tile."""
+RUN_KEY = b"clipit_run_fingerprint"
+"""Entry of its metadata that repeats the fingerprint of the run."""
 CHECKED = "the test patients are not those of the adaptation"
 """Key of the shared cache that is set while an adaptation, which has checked all leaks, evaluates its own VLM."""
 _WARNINGS = ("WARNING: the VLM ", "WARNING: the backbone ")
@@ -128,6 +131,14 @@ def _known(names: Sequence[str], one: str, many: str) -> tuple[list[str], str]:
     return sorted({*names} - {""}), f"{counted_of(unknown, len(names), one, many)} no patient" if unknown else ""
 
 
+def read_training_table(file: Path, fix: str) -> pa.Table:
+    """Read the `training_tiles.parquet` of a run, and check that it belongs to the run in whose folder it is."""
+    table = pq.read_table(file, page_checksum_verification=True)
+    run = (table.schema.metadata or {}).get(RUN_KEY, b"").decode()
+    check_same_run(file, run or None, file.parent, fix)
+    return table
+
+
 def _seen_by_vlm(vlm: VLMConfig) -> _Seen | None:
     exported = _exported_folder(vlm)
     return None if exported is None else (exported, "was adapted to", *_read(exported.parent / ADAPTED_PATIENTS))
@@ -144,8 +155,8 @@ def _seen_by_backbone(backbone: BackboneConfig) -> _Seen | None:
             return (folder, "belongs to a VLM that was adapted to", *_read(above / ADAPTED_PATIENTS))
         if (file := above / TRAINING_TILES).is_file():
             with reading(file, _RESTORE):
-                table = pq.read_table(file, columns=["id", "group"], page_checksum_verification=True)
-            ids, groups = (np.asarray(table[name].to_pylist(), dtype=object) for name in ("id", "group"))
+                table = read_training_table(file, _RESTORE)
+                ids, groups = (np.asarray(table[name].to_pylist(), dtype=object) for name in ("id", "group"))
             return (folder, "was trained on", *_known(patients(groups, ids).tolist(), "tile has", "tiles have"))
     if (folder / DESCRIPTION).is_file():
         return (folder, "was trained on", [], f"there is no {TRAINING_TILES} next to its folder")

@@ -26,6 +26,7 @@ from clipit.config.new_inputs import read_new_inputs
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import read_predictions
+from clipit.output_files.artifacts import write_record
 from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.external import _check_prompts, evaluate_external
 from clipit.runs.external_tiles import read_external
@@ -126,6 +127,15 @@ def test_the_folder_of_another_set_is_refused_with_both_values(run: Path, make_s
     mapped = make_set({"gland": 2, "tumour": 2}, class_map={"gland": "stroma"})
     with pytest.raises(ArtifactError, match=r"(?s)tiles\.class_map: \{\} in the folder, .*stroma.* now.*--name"):
         evaluate_external(run, mapped, name="twice")
+
+
+def test_an_evaluation_of_another_run_is_refused(run: Path, make_set: MakeSet) -> None:
+    folder, results = evaluate_external(run, make_set({"gland": 2}), name="copied")
+    write_record(folder / "results.json", results | {"run_fingerprint": "0123456789abcdef"})
+    for name in ("copied", "another"):  # the card lists all
+        with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*copied/results\.json"):
+            evaluate_external(run, make_set({"gland": 2}), name=name)
+    shutil.rmtree(folder)
 
 
 def test_classes_without_a_counterpart_are_an_error(run: Path, make_set: MakeSet) -> None:

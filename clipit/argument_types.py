@@ -37,10 +37,11 @@ def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
         for name, value in bound.arguments.items():
             kinds = list(_alternatives(signature.parameters[name].annotation))
             if isinstance(value, Iterator):  # such as Path.glob, which can be read only once
-                bound.arguments[name] = value = list(value)
+                value = list(value)
+            bound.arguments[name] = value = as_plain(value)
             if name not in _CHECKED_LATER and not any(_fits(value, kind) for kind in kinds):
                 raise ConfigError(
-                    f"{name} must be {_listed([_describe(kind) for kind in kinds])}, not {type_name(value)}",
+                    f"{name} must be {_listed([_describe(kind) for kind in kinds])}, not {_given(value, kinds)}",
                     where=f"clipit.{function.__name__}",
                     fix=f"see help(clipit.{function.__name__})",
                 )
@@ -61,6 +62,20 @@ def _has_empty_path(value: Any, kinds: Sequence[Any]) -> bool:
         return Path in kinds and not value.strip()
     members = [list(_alternatives(get_args(kind)[0])) for kind in kinds if get_origin(kind) is Sequence]
     return _is_list(value) and any(_has_empty_path(each, one) for one in members for each in value)
+
+
+def as_plain(value: Any) -> Any:
+    """Convert path-like objects such as `os.DirEntry`, NumPy numbers, and lists of them; return other values unchanged.
+
+    Path-like objects become paths, NumPy numbers those of Python, and torch devices their names.
+    """
+    if isinstance(value, os.PathLike) and not isinstance(value, Path):
+        return Path(os.fsdecode(value))
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
+    if (type(value).__module__, type(value).__name__) == ("torch", "device"):
+        return str(value)
+    return type(value)(map(as_plain, value)) if type(value) in (list, tuple) else value
 
 
 def type_name(value: object) -> str:
@@ -100,6 +115,18 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Path:
         return isinstance(value, os.PathLike)
     return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _given(value: Any, kinds: Sequence[Any]) -> str:
+    """Describe a wrong value: one of several strings, a list by the type of its first wrong member, others by type."""
+    lists = [kind for kind in kinds if get_origin(kind) is Sequence]
+    if isinstance(value, str) and any(get_origin(kind) is Literal for kind in kinds):
+        return repr(value)
+    if lists and _is_list(value):
+        members = [member for kind in lists for member in _alternatives(get_args(kind)[0])]
+        wrong = next((each for each in value if not any(_fits(each, member) for member in members)), None)
+        return f"a list with {type_name(wrong)}"
+    return type_name(value)
 
 
 def _is_list(value: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.argument_types import type_name
+from clipit.argument_types import as_plain, type_name
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import (
     dotted,
@@ -54,13 +54,14 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     Raises:
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
     """
+    config = as_plain(config)
     _check_types(config, overrides)
     entries = [*keys.items(), *(overrides or {}).items()]
     times = Counter(name for key, value in entries for name in dotted(nested({key: value})))
     twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
         raise ConfigError(f"keys given twice: {', '.join(twice)}", where="load_config", fix="pass each key once")
-    changes = _as_values(nested({**keys, **(overrides or {})}))
+    changes = as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
         values, where = _values(config), "this configuration"
@@ -124,7 +125,7 @@ def _values(config: ConfigFile) -> dict[str, Any]:
     return merge(values.pop("run"), values)
 
 
-def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+def as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the paths of a tree to strings, as in a YAML file; reject sets, whose order differs between processes."""
     unordered = [key for key, value in tree.items() if isinstance(value, set | frozenset)]
     if unordered:
@@ -133,7 +134,11 @@ def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
             where="overrides",
             fix="pass lists",
         )
-    return {
-        key: _as_values(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
-        for key, value in tree.items()
-    }
+    return {key: _as_value(value) for key, value in tree.items()}
+
+
+def _as_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return as_values(value)
+    value = as_plain(value)
+    return str(value) if isinstance(value, Path) else [*map(_as_value, value)] if isinstance(value, list) else value

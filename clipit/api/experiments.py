@@ -9,11 +9,11 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
-from clipit.api.study_result import StudyResult
+from clipit.api.study_result import ResultFiles, StudyResult
 
 
 @dataclass(frozen=True)
-class CompareResult:
+class CompareResult(ResultFiles):
     """A finished comparison.
 
     Attributes:
@@ -77,7 +77,7 @@ class CompareResult:
 
 
 @dataclass(frozen=True)
-class TuneResult:
+class TuneResult(ResultFiles):
     """A finished hyperparameter search.
 
     Attributes:

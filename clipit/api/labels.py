@@ -10,10 +10,11 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
+from clipit.api.study_result import ResultFiles
 
 
 @dataclass(frozen=True)
-class AnnotatorsResult:
+class AnnotatorsResult(ResultFiles):
     """Agreement and consensus of several annotators.
 
     Attributes:
@@ -55,7 +56,7 @@ class AnnotatorsResult:
 
 
 @dataclass(frozen=True)
-class MergedMasksResult:
+class MergedMasksResult(ResultFiles):
     """Consensus masks of several annotators.
 
     Attributes:
@@ -90,7 +91,7 @@ class MergedMasksResult:
 
 
 @dataclass(frozen=True)
-class LabelIssuesResult:
+class LabelIssuesResult(ResultFiles):
     """A finished check of labels.
 
     Attributes:

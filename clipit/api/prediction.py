@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clipit.api.entry import public
+from clipit.api.study_result import ResultFiles
 from clipit.config.paths import expand_home
 from clipit.errors import ArtifactError, ConfigError
 
@@ -24,7 +25,7 @@ _AGAIN = "run the prediction again"
 
 
 @dataclass(frozen=True)
-class PredictResult:
+class PredictResult(ResultFiles):
     """Files written by `predict`.
 
     Attributes:
@@ -83,7 +84,7 @@ def predict(
     out: str | Path,
     *,
     prompts: str | Path | None = None,
-    classes: str | None = None,
+    classes: str | Sequence[str] | None = None,
     images: str | Path | None = None,
     path_column: str | None = None,
     id_column: str | None = None,
@@ -111,7 +112,7 @@ def predict(
             tissue tiles are classified.
         out: Table to write, .csv or .parquet.
         prompts: Prompts for zero-shot classes: a file, a packaged set, or one of the sets stored with the classifier.
-        classes: Zero-shot classes separated by semicolons, used as prompts without templates.
+        classes: Zero-shot classes, as a list or separated by semicolons, used as prompts without templates.
         images: Folder or zip that the paths in tables are relative to; None for the folder of each table.
         path_column: Name of the path column in tables; None for `path`.
         id_column: Name of the id column in tables; None for `id` if it exists, or else the paths.

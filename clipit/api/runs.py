@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clipit.api.configuration import Config, as_config
+from clipit.api.configuration import Config, as_config, as_values
 from clipit.api.entry import public
+from clipit.api.study_result import ResultFiles
 from clipit.config.paths import expand_home
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluationResult(ResultFiles):
     """Scores and predictions of a classifier.
 
     Attributes:
@@ -201,13 +202,13 @@ def evaluate_external(
     from clipit.runs.external import evaluate_external as evaluate_on
     from clipit.runs.folder import read_run_config
 
-    folder = run.folder if isinstance(run, RunResult) else expand_home(Path(run))
+    folder = expand_home(Path(run))
     config = read_run_config(folder)
     section = None
     if tiles is not None:
-        tile_keys = dict(tiles) if isinstance(tiles, Mapping) else {"path": str(tiles)}
+        tile_keys = as_values(tiles) if isinstance(tiles, Mapping) else {"path": str(tiles)}
         tile_keys = {"source": default_source(str(tile_keys.get("path", ""))), **tile_keys}
         section = validate(config.model_dump() | {"tiles": tile_keys}, "tiles").tiles
     text = None if prompts is None else str(prompts)
-    changed = NewInputs(folder, section, text, name, as_changes(keys or {}, "keys")).apply(config)
+    changed = NewInputs(folder, section, text, name, as_changes(as_values(keys or {}), "keys")).apply(config)
     return EvaluationResult(evaluate_on(folder, section, text, name, changed)[0])

@@ -1,5 +1,6 @@
 """Options shared by the slide functions: the tile grid, the prompts, and the scoring model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def vlm_section(
 def open_scorer(
     classifier: "str | Path | Classifier | None",
     prompts: str | Path | None,
-    classes: str | None,
+    classes: str | Sequence[str] | None,
     vlm: "str | VLMConfig | None",
     device: str | None,
     bf16: bool,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from clipit.api.entry import public
 from clipit.api.slide_options import grid_options, open_scorer, vlm_section, zero_shot_classes
+from clipit.api.study_result import ResultFiles
 from clipit.config.paths import expand_home
 from clipit.errors import counted
 from clipit.output_files.whole_files import read_csv_frame
@@ -33,7 +34,7 @@ Inputs = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
-class SlidesResult:
+class SlidesResult(ResultFiles):
     """Processed slides.
 
     Attributes:
@@ -71,7 +72,7 @@ class SlidesResult:
 
 
 @dataclass(frozen=True)
-class SlideCompareResult:
+class SlideCompareResult(ResultFiles):
     """Arms compared on slide labels.
 
     Attributes:
@@ -173,7 +174,7 @@ def score_slides(
     *,
     classifier: "str | Path | Classifier | None" = None,
     prompts: str | Path | None = None,
-    classes: str | None = None,
+    classes: str | Sequence[str] | None = None,
     vlm: "str | VLMConfig | None" = None,
     images: str | Path | None = None,
     mpp: float | None = None,
@@ -210,7 +211,7 @@ def score_slides(
         prompts: Prompt file, packaged prompt set, or prompt set stored in the classifier, to score zero-shot. All names
             and templates of a class are averaged; with only a VLM, the sampled prompt sets in a published file
             (MI-Zero, KEP) are also scored one by one, and their median is reported.
-        classes: Classes separated by semicolons, used as prompts without templates.
+        classes: Classes, as a list or separated by semicolons, used as prompts without templates.
         vlm: VLM that encodes prompts.
         images: Folder that the file paths in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.

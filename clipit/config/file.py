@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from clipit.argument_types import type_name
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
@@ -12,6 +13,7 @@ from clipit.config.section import Section
 from clipit.config.segmentation import SegmentationConfig
 from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyConfig, RobustnessConfig
 from clipit.config.vlm_training import AdaptConfig
+from clipit.errors import ConfigError
 
 SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil", "segmentation", "adapt")
 """Sections of a configuration file that do not belong to a run."""
@@ -37,3 +39,20 @@ class ConfigFile(Section):
             return values
         run = {key: value for key, value in values.items() if key not in SECTIONS}
         return {"run": run} | {key: values[key] for key in SECTIONS if key in values}
+
+
+def run_section(config: RunConfig | ConfigFile) -> RunConfig:
+    """Return the keys of a run from a configuration.
+
+    Raises:
+        ConfigError: The value is neither a configuration nor its keys of a run.
+    """
+    if isinstance(config, ConfigFile):
+        return config.run
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"a configuration must be a result of load_config, not {type_name(config)}",
+            where="config",
+            fix="pass clipit.load_config(...)",
+        )
+    return config

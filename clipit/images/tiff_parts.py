@@ -13,7 +13,10 @@ _COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
 _WIDTHS, _HEIGHTS = (322, 256), (323, 278, 257)  # TIFF tags: extents of a tile, of a strip and of the image
 _CHANNELS, _PLANES, _TABLES = 277, 284, 347  # TIFF tags: samples per pixel, planar configuration, JPEG tables
 _PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
-_JPEG, _SEPARATE = 7, 2  # values of TIFF tags: JPEG compression, channels in separate planes
+_BITS, _COLOURS = 258, 262  # TIFF tags: bits per sample, photometric interpretation
+_NONE, _PACKBITS, _JPEG = 1, 32773, 7  # values of TIFF tags: compression
+_SEPARATE, _YCBCR = 2, 6  # values of TIFF tags: channels in separate planes; colours that may be subsampled
+_MAX_PADDING = 1.05  # maximum ratio of the stored bytes to those of uncompressed pixels
 _ABSENT = 2**32  # larger than any extent; stands for a missing tag
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # first and last marker of a JPEG stream
 
@@ -22,21 +25,33 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
     """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and pages that cannot be checked.
 
     Deflate streams contain checksums. JPEG and fax streams do not, but some damage is recognised (see
-    `clipit.images.jpeg` and `clipit.images.fax`).
+    `clipit.images.jpeg` and `clipit.images.fax`). Uncompressed and PackBits pixels must have the expected size, because
+    a wrong compression tag would turn other streams into noise.
 
     Args:
         tags: Values of the page's TIFF tags, as Pillow returns them.
         read: Function that reads a number of bytes at an offset of the file.
     """
     compression = tags.get(_COMPRESSION)
+    if compression in (None, _NONE):
+        counts = [count for _, count in _parts(tags)] if _is_plain(tags) else []
+        expected = sum(_size(tags, number) for number in range(len(counts)))
+        if sum(counts) > _MAX_PADDING * expected:
+            return (
+                f"the TIFF has {sum(counts):,} bytes of pixels instead of {expected:,}, although it is not compressed"
+            )
+        return ""
     is_deflate = compression in COMPRESSIONS and tags.get(_FILL_ORDER, 1) == 1
-    if not is_deflate and compression != _JPEG and compression not in fax.COMPRESSIONS:
+    is_packed = compression == _PACKBITS and _is_plain(tags)
+    if not is_deflate and not is_packed and compression != _JPEG and compression not in fax.COMPRESSIONS:
         return ""
     for number, (offset, count) in enumerate(_parts(tags)):
         data = read(offset, count) if count else b""  # a part without data is empty
         if not data or len(data) < count:  # missing bytes are reported when the page is decoded
             continue
-        if compression in fax.COMPRESSIONS:
+        if is_packed:
+            damage = "" if _unpacked_size(data) == _size(tags, number) else "they do not fill it exactly"
+        elif compression in fax.COMPRESSIONS:
             damage = _find_fax_damage(tags, data, number)
         else:
             damage = find_deflate_damage(data) if is_deflate else _find_corrupt_jpeg(tags, data)
@@ -51,13 +66,47 @@ def _parts(tags: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
         yield from zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
 
 
+def _extent(tags: Mapping[int, Any], number: int) -> tuple[int, int]:
+    """Return the width and height of a strip or tile; the last strip of a plane may be shorter."""
+    width, height = tags[_WIDTHS[1]], tags[_HEIGHTS[2]]
+    if _HEIGHTS[0] in tags:
+        return tags.get(_WIDTHS[0], width), tags[_HEIGHTS[0]]
+    rows = min(tags.get(_HEIGHTS[1], height), height)
+    return width, min(rows, height - number % -(-height // rows) * rows)
+
+
+def _is_plain(tags: Mapping[int, Any]) -> bool:
+    """Return whether the uncompressed size of a strip or tile follows from its extent."""
+    has_extent = all(tags.get(tag, default) for tag, default in ((256, 0), (257, 0), (278, 1), (322, 1), (323, 1)))
+    return has_extent and tags.get(_COLOURS) != _YCBCR and len({*_depths(tags)}) == 1
+
+
+def _size(tags: Mapping[int, Any], number: int) -> int:
+    """Return the number of bytes of an uncompressed strip or tile."""
+    width, height = _extent(tags, number)
+    channels = 1 if tags.get(_PLANES) == _SEPARATE else tags.get(_CHANNELS, 1)
+    return int(height * -(-width * channels * _depths(tags)[0] // 8))
+
+
+def _depths(tags: Mapping[int, Any]) -> tuple[int, ...]:
+    bits = tags.get(_BITS, (1,))
+    return bits if isinstance(bits, tuple) else (bits,)
+
+
+def _unpacked_size(data: bytes) -> int:
+    """Return the number of bytes that a PackBits stream stands for."""
+    size = position = 0
+    while position < len(data):
+        code = data[position]
+        copied = code + 1 if code < 128 else 1  # bytes that follow; a single byte is repeated
+        size += 0 if code == 128 or position + copied >= len(data) else copied if code < 128 else 257 - code
+        position += 1 if code == 128 else 1 + copied
+    return size
+
+
 def _find_fax_damage(tags: Mapping[int, Any], part: bytes, number: int) -> str:
     """Describe the damage of a fax-compressed strip or tile."""
-    compression, (image_width, image_height) = tags[_COMPRESSION], (tags[_WIDTHS[1]], tags[_HEIGHTS[2]])
-    width, height = tags.get(_WIDTHS[0], image_width), tags.get(_HEIGHTS[0], 0)
-    if not height:  # strips; the last one may be shorter
-        rows = min(tags.get(_HEIGHTS[1], image_height), image_height)
-        height = min(rows, image_height - number * rows)
+    compression, (width, height) = tags[_COMPRESSION], _extent(tags, number)
     options = tags.get(fax.OPTIONS.get(compression, 0), 0)
     return fax.find_fax_damage(part, compression, options, tags.get(_FILL_ORDER, 1), width, height)
 

@@ -1,6 +1,6 @@
 """Inference with an exported classifier: classes, probabilities and zero-shot classification."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.models.weights import check_finite_weights, read_tensors
 from clipit.torch_defaults import torch_defaults
 
-Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
+Prompts = Mapping[str, Sequence[str] | str | np.ndarray | Tensor]
 """Mapping from class to its texts, or to their embeddings from the classifier's VLM ([D] or [n,D])."""
 
 
@@ -259,7 +259,8 @@ class Classifier:
             raise ModelError(problem, where="prompts", fix=f"{names}pass a mapping from class to texts")
         return self._tensors[f"prompts.{name}"]
 
-    def _embed_class(self, name: str, prompts: Sequence[str] | str | np.ndarray) -> Float[Tensor, "n D"]:
+    def _embed_class(self, name: str, prompts: Sequence[str] | str | np.ndarray | Tensor) -> Float[Tensor, "n D"]:
+        prompts = prompts.detach().cpu().numpy() if isinstance(prompts, Tensor) else prompts
         if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "fiu":
             vectors = torch.from_numpy(np.atleast_2d(np.asarray(prompts, dtype=np.float32)))
             if vectors.ndim != 2 or vectors.shape[1] != self.joint_dim or not len(vectors):
@@ -272,7 +273,7 @@ class Classifier:
                 problem = "an embedding is zero or not finite"
                 raise DataError(problem, where=f"prompts[{name!r}]", fix="embed the text again")
             return vectors
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]
         if not texts:
             raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="pass at least one text")
         if not all(isinstance(text, str) and text.strip() for text in texts):

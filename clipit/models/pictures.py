@@ -1,6 +1,7 @@
 """Open the images passed to a classifier in Python: a list, a folder or a zip, but not slides."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     """
     if isinstance(images, str) and not images.strip():
         raise DataError("the path is empty", where="images", fix='write the path; "." is the current folder')
-    if isinstance(images, str | Path):
+    if isinstance(images, str | os.PathLike):
         path = Path(images).expanduser()
         _reject_slides(_slides_in(path) if path.is_dir() else [path], images)
         if path.suffix.lower() == ZIP or path.is_dir():

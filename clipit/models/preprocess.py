@@ -1,6 +1,7 @@
 """Image preprocessing as specified by each model."""
 
 import math
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -298,10 +299,10 @@ def require_sequence(images: Iterable[Picture] | str | Path) -> Sequence[Picture
     Raises:
         DataError: A single image, or something other than images, was given.
     """
-    if isinstance(images, str | Path | Image.Image | bytes | Mapping | Set) or not isinstance(images, Iterable):
+    if isinstance(images, str | os.PathLike | Image.Image | bytes | Mapping | Set) or not isinstance(images, Iterable):
         raise DataError(
             "expected a list of images, a folder or a zip, got one image or a path that does not exist"
-            if isinstance(images, str | Path | Image.Image)
+            if isinstance(images, str | os.PathLike | Image.Image)
             else f"expected a list of images, a folder or a zip, got {type_name(images)}",
             where=repr(images)[:80],
             fix="pass a single image as a list, [image], or correct the path of the folder or zip",

@@ -69,8 +69,12 @@ def read_csv_frame(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
     Args:
         text_columns: Names of text columns, in which only empty cells are missing values; in other columns, `nan` also
             counts as missing.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
     """
-    columns = pd.read_csv(path, nrows=0).columns
-    missing = {name: [""] if name in text_columns else ["", "nan"] for name in columns}
-    types = {name: str for name in columns if name in text_columns}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+    with reading(path, "run the command that writes this file again"):
+        columns = pd.read_csv(path, nrows=0).columns
+        missing = {name: [""] if name in text_columns else ["", "nan"] for name in columns}
+        types = {name: str for name in columns if name in text_columns}
+        return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)

@@ -100,12 +100,12 @@ def _reject_slides(path: Path, listed: ImageSet) -> ImageSet:
     return listed
 
 
-def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
+def read_prompts(prompts: str | None, classes: str | Sequence[str] | None) -> PromptSet | None:
     """Read the classes for zero-shot prediction, before a model is loaded.
 
     Args:
         prompts: Prompt file, packaged prompt set, or name of a set that the classifier contains; None if not given.
-        classes: Class names separated by semicolons, each used as its own prompt; None if not given.
+        classes: Class names, as a list or separated by semicolons, each used as its own prompt; None if not given.
 
     Returns:
         The prompt set; None if neither argument is given, or if `prompts` can only name a set in the classifier.
@@ -117,7 +117,8 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     if classes is None:
         known = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
         return load_prompts(prompts) if prompts is not None and known else None
-    names = [name.strip() for name in classes.split(";") if name.strip()]
+    listed = classes.split(";") if isinstance(classes, str) else classes
+    names = [name.strip() for name in listed if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
             "--classes needs two or more different classes, separated by semicolons; it lists "

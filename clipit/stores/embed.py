@@ -212,6 +212,8 @@ def embed_texts(
 
 def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[np.ndarray, "n dim"]:
     """Encode prompts as unit vectors, without storing them; long texts are truncated with a warning."""
+    if not len(texts):
+        raise DataError("there are no texts to embed", where="texts", fix="pass at least one text")
     vlm.warn_truncated(texts)
     batches = []
     shown = get_processes().main and len(texts) > _MANY_PROMPTS

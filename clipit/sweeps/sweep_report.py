@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from clipit.errors import shortlist
-from clipit.output_files.artifacts import whole_file, write_json
+from clipit.output_files.artifacts import write_json
 from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page
@@ -49,8 +49,7 @@ def write_sweep_report(plan: SweepPlan, trials: Sequence[Trial], reasons: Mappin
     for key in keys:
         if pd.api.types.infer_dtype(table[key]) in ("mixed", "mixed-integer"):  # text mixed with numbers
             table[key] = table[key].map(str)
-    with whole_file(folder / "trials.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
+    write_frame(folder / "trials.parquet", table)
     write_frame(folder / "trials.csv", table)
     summary = _summarise(plan, groups, chosen, metric, tested)
     configs = [resolve_arm(trial.config) for trial in trials]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Shaped
 
+from clipit.config.file import ConfigFile, run_section
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
@@ -63,14 +64,14 @@ class Workspace:
     only in arm, seed or optimisation can share a workspace, because only the labels depend on the seed.
     """
 
-    def __init__(self, config: RunConfig, shared: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: RunConfig | ConfigFile, shared: dict[str, Any] | None = None) -> None:
         """Create the workspace without reading or building anything.
 
         Args:
-            config: Run configuration.
+            config: Configuration.
             shared: In-memory cache that the workspaces of several configurations share; see `for_config`.
         """
-        self.config = config
+        self.config = config = run_section(config)
         self.split_reports = False  # whether this process split the reports into snippets and logged the summary
         self.root = artefacts_of(config)
         self._shared = {} if shared is None else shared

@@ -136,13 +136,13 @@ def test_arguments_of_a_wrong_type_are_errors_that_name_them() -> None:  # witho
     expected = (
         "not None", "classifier must be a string, a path or a Classifier, not an int",
         "inputs must be a string, a path or a list of strings or paths, not None",
-        "inputs must be a string, a path or a list of strings or paths, not a list",
+        "inputs must be a string, a path or a list of strings or paths, not a list with None",
         "batch_size must be a whole number, not a str", "bf16 must be True or False, not a str",
         "out must be a string or a path, not a list", "extras must be a list of 'png' or 'h5', not a str",
         "mpp must be a number or None, not a str", "tiles must be a string, a path, a dictionary or None, not a list",
         "run must be a string, a path or None, not an int", "agents must be a whole number, not a float",
         "repository must be a string, not None where: clipit.push_classifier",
-        "format must be 'csv' or 'webdataset', not a str",
+        "format must be 'csv' or 'webdataset', not 'tar'",
         "classifier must be a Classifier, a string or a path, not None", "path must be a string or a path, not None",
         "vlm must be a string, a VLMConfig or None, not an int",
     )  # fmt: skip
@@ -195,6 +195,8 @@ def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:
     assert taken(table["path"], np.int64(3), np.float32(0.5), np.True_) == 2
     assert taken(table["path"].to_numpy(), 3, 1) == 2
     assert taken((name for name in ("a.png", Path("b.png"), "c.png")), 3, 1) == 3
+    with pytest.raises(ConfigError, match="strings or paths, not a list with an int"):
+        taken(["a.png", 3], 3, 1)
     for wrong in (table, {"a.png"}, iter([3]), {"a.png": 1}):
         with pytest.raises(ConfigError, match="paths must be a list of strings or paths, not"):
             taken(wrong, 3, 1)
@@ -217,6 +219,50 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
         classifier.predict("")
     with pytest.raises(ConfigError, match="no name or path follows 'clip:'"):
         clipit.load_config("own_table", {"vlm.name": "clip:"})
+
+
+def test_path_like_objects_and_numbers_of_numpy_are_converted_before_a_function_uses_them(tmp_path: Path) -> None:
+    from clipit.argument_types import checks_types
+
+    @checks_types
+    def taken(path: str | Path, listed: str | Path | Sequence[str | Path], size: int, share: float) -> list[type]:
+        return [type(path), *({type(each) for each in listed} if isinstance(listed, list) else ()), type(size)]
+
+    (tmp_path / "a.png").write_bytes(b"")
+    entries = list(os.scandir(tmp_path))
+    assert taken(entries[0], entries, np.int64(3), np.float32(0.5)) == [type(tmp_path), type(tmp_path), int]
+    config = tmp_path / "own.yaml"
+    config.write_text("tiles: {path: tiles.csv}\n", encoding="utf-8")
+    (entry,) = (each for each in os.scandir(tmp_path) if each.name == "own.yaml")
+    (other,) = (each for each in os.scandir(tmp_path) if each.name == "a.png")
+    run = clipit.load_config(entry, {"prompts": other, "comparison.seeds": np.arange(2)}).run
+    assert run.prompts == str(tmp_path / "a.png")
+
+
+def test_results_are_opened_by_the_path_of_their_folder_and_are_paths(tmp_path: Path) -> None:
+    assert RunResult(str(tmp_path)) == RunResult(tmp_path) and RunResult(str(tmp_path)).page == tmp_path / "report.html"
+    assert os.fspath(TuneResult(str(tmp_path / "trials.json"))) == str(tmp_path / "trials.json")
+    for result in (MilResult, CompareResult, ProbeResult, LabelIssuesResult, AnnotatorsResult):
+        assert result(str(tmp_path)).page.parent == tmp_path
+        with pytest.raises(ConfigError, match=rf"must be a string or a path, not None\n.*: clipit {result.__name__}"):
+            result(None)
+    with pytest.raises(ArtifactError, match=r"slides\.csv"):
+        _ = SlidesResult(str(tmp_path), "").slides
+    folder = save_classifier(tmp_path) / "run"
+    assert clipit.load_classifier(RunResult(folder)).classes
+    images = [np.zeros((40, 40, 3), np.uint8)]
+    with pytest.raises(DataError, match="a text is empty or not a string"):
+        clipit.load_classifier(folder).zero_shot(images, {"gland": 3})
+
+
+def test_a_workspace_takes_a_configuration_or_its_keys_of_a_run(configure_file: MakeFile) -> None:
+    config = configure_file()
+    workspace = Workspace(config)
+    assert workspace.config == config.run
+    with pytest.raises(ConfigError, match="must be a result of load_config, not a str"):
+        Workspace("own_table")
+    with pytest.raises(DataError, match="no texts to embed"):
+        workspace.encode([])
 
 
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:

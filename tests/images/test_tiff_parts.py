@@ -1,0 +1,63 @@
+"""TIFF files whose compression tag is wrong are rejected, and valid files without compression are not."""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from clipit.images.decode import ImageError, check_bytes, decode
+
+_COMPRESSION = 259
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (70, 50, 3), dtype=np.uint8)
+SMOOTH = (np.add.outer(np.arange(70), np.arange(50))[..., None] + RNG.integers(0, 3, (70, 50, 3))).astype(np.uint8)
+
+
+def with_compression(data: bytes, value: int) -> bytes:
+    """Change the compression tag of a little-endian TIFF."""
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    entries = range(start + 2, start + 2 + 12 * count, 12)
+    (entry,) = (each for each in entries if struct.unpack("<H", data[each : each + 2]) == (_COMPRESSION,))
+    return data[: entry + 8] + struct.pack("<H", value) + data[entry + 10 :]
+
+
+@pytest.mark.parametrize("pixels", [NOISE, SMOOTH], ids=["noise", "smooth"])
+@pytest.mark.parametrize("value", [1, 32773], ids=["uncompressed", "PackBits"])
+def test_lzw_with_one_flipped_bit_in_the_compression_tag_is_no_image(pixels: np.ndarray, value: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "TIFF", compression="tiff_lzw")
+    assert np.array_equal(np.asarray(decode(io.BytesIO(buffer.getvalue()))), pixels)
+    with pytest.raises((ImageError, OSError)):
+        decode(io.BytesIO(with_compression(buffer.getvalue(), value)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rowsperstrip": 16}, {"tile": (32, 32)}, {"planarconfig": "separate", "rowsperstrip": 16}, {"bits": 16}],
+    ids=["strip", "strips", "tiles", "planes", "16 bits"],
+)
+def test_valid_files_without_compression_pass(options: dict[str, Any], tmp_path: Path) -> None:
+    pixels = SMOOTH[..., 0].astype(np.uint16) if options.get("bits") else SMOOTH
+    pixels = np.moveaxis(pixels, 2, 0) if "planarconfig" in options else pixels
+    photometric = "minisblack" if pixels.ndim == 2 else "rgb"
+    given = {name: value for name, value in options.items() if name != "bits"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, **given)
+    with Image.open(tmp_path / "a.tif") as image:
+        check_bytes(image)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "I;16"])
+def test_valid_packbits_files_pass(mode: str) -> None:
+    buffer = io.BytesIO()
+    pixels = SMOOTH[..., 0].astype(np.uint16) if mode == "I;16" else SMOOTH
+    image = Image.fromarray(pixels) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    image.save(buffer, "TIFF", compression="packbits", tiffinfo={278: 16})
+    with Image.open(buffer) as opened:
+        assert len(opened.tag_v2[273]) == 5
+        check_bytes(opened)

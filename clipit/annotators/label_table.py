@@ -16,6 +16,7 @@ from clipit.input_files.csv_tables import CsvTable, check_column_names, read_utf
 from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text
 from clipit.input_files.mangled_names import check_labels, check_rounded
 from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.zip_files import describe_code_page
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHERE = "tiles.annotations"
@@ -104,10 +105,11 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
             fix=f"enter the labels or votes, or correct the column names in {_WHERE}.columns and {_WHERE}.counts",
         )
     if not items:
+        code_page = describe_code_page(annotated, ids)
         raise DataError(
             f"none of the {counted(len(annotated), 'tile')} in the annotation table is among the "
             f"{counted(len(ids), 'tile')} of the data set; the table has {shortlist(sorted(annotated), 3)}, "
-            f"and the data set has {shortlist(list(ids), 3)}",
+            f"and the data set has {shortlist(list(ids), 3)}{f'; {code_page}' if code_page else ''}",
             where=table.where,
             fix="use tile ids in the table (paths, if the tile table has no `id` column), or name their column in "
             f"{_WHERE}.columns",

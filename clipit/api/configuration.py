@@ -1,6 +1,7 @@
 """Load a configuration from Python, optionally overriding some keys."""
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError, shortlist
 
-Config = ConfigFile | str | Path
+Config = ConfigFile | str | os.PathLike[str]
 """Configuration from `load_config`, path of a YAML file, or name of a shipped configuration."""
 
 
@@ -112,7 +113,7 @@ def _check_types(config: object, overrides: object) -> None:
         )
 
 
-def _path(config: str | Path) -> Path:
+def _path(config: str | os.PathLike[str]) -> Path:
     try:
         return config_file(str(config))
     except argparse.ArgumentTypeError as error:

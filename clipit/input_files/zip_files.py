@@ -3,8 +3,9 @@
 import logging
 import os
 import struct
+import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,8 @@ _TAIL_BYTES = 2**16 + _END_RECORD.size + _END64_BYTES  # maximum length of a com
 _JOINED = "several zips may have been joined, but only one would be read; pass each zip separately"
 _UTF8 = 0x800
 """Flag bit of a member whose name is UTF-8."""
+_CODE_PAGES = ("gbk", "big5", "cp932", "euc_kr", "cp1251", "cp866", "cp1252", "cp850", "cp1253", "cp1250", "cp852")
+"""Code pages of Windows programs that write names without marking them as UTF-8."""
 _noted: set[Path] = set()  # zips whose names this process has logged
 
 
@@ -56,6 +59,29 @@ def member_name(info: zipfile.ZipInfo) -> str:
         with suppress(UnicodeError):
             name = name.encode("cp437").decode()
     return name.replace("\\", "/")
+
+
+def describe_code_page(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """Describe the code page in which the names in a zip match wanted names; "" if there is none.
+
+    Args:
+        wanted: Names in a table that were not found in the zip.
+        found: Names in the zip, as returned by `member_name`.
+    """
+    foreign, missing = [name for name in found if not name.isascii()], set(wanted)
+    if not missing or all(map(str.isascii, missing)):
+        return ""
+    for page in _CODE_PAGES:
+        names = set()
+        for name in foreign:
+            with suppress(UnicodeError):
+                names.add(unicodedata.normalize("NFC", name.encode("cp437").decode(page)))
+        if missing <= names:
+            return (
+                f"the names in the zip are not Unicode, and match if they are read as {page}: repack the zip with a "
+                "program that writes UTF-8, such as 7-Zip"
+            )
+    return ""
 
 
 def _note_names(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:

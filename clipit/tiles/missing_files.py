@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.input_files.zip_files import describe_code_page
 
 _MAX_LISTED = 20_000
 """Maximum number of files to compare with missing names, since the folder may be a whole disk."""
@@ -79,10 +80,11 @@ def missing_files(
         total: Number of files in the table.
         present: Names of existing files, as returned by `files_below`.
     """
-    difference = _difference(missing, present)
+    code_page = describe_code_page(missing, present)
+    difference = "" if code_page else _difference(missing, present)
     shown = [name for name in present if not _is_system_file(name)]
     contents = f"{counted(len(shown), 'file')}, such as {shortlist(shown[:3])}" if shown else "no file"
-    hint = f"; all missing files match if {difference}" if difference else ""
+    hint = f"; all missing files match if {difference}" if difference else f"; {code_page}" if code_page else ""
     archives = [name for name in present if name.lower().endswith(_ARCHIVES)]
     if archives and not difference:
         hint = f"; among them are archives: {shortlist(archives, 3)}"

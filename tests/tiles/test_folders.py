@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
@@ -294,6 +296,27 @@ def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Pa
     row = tiles.ids.tolist().index("test/tumour/2.png")
     assert tiles.read(row).tobytes() == folder.read(row).tobytes()
     assert "1 file is not an image" in tiles.describe()
+
+
+@pytest.mark.parametrize(
+    ("page", "folder"), [("gbk", "肿瘤"), ("cp932", "腫瘍"), ("cp1251", "Опухоль"), ("cp1252", "Größe")]
+)
+def test_names_in_another_code_page_are_named_in_the_error(page: str, folder: str, tmp_path: Path) -> None:
+    class Named(zipfile.ZipInfo):  # as a program of Windows writes names, without marking them as UTF-8
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+            return self.filename.encode("cp437"), self.flag_bits
+
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    names = [f"{folder}/{number}.png" for number in range(4)]
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for name in names:
+            archive.writestr(Named(name.encode(page).decode("cp437")), picture.getvalue())
+    rows = "".join(f"{name},{'ab'[number % 2]},test\n" for number, name in enumerate(names))
+    (tmp_path / "tiles.csv").write_text("path,label,split\n" + rows, encoding="utf-8")
+    keys = {"source": "table", "path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "tiles.zip")}
+    with pytest.raises(DataError, match=f"match if they are read as {page}: repack the zip"):
+        read_tiles(TilesConfig.model_validate(keys))
 
 
 def test_no_member_of_a_zip_is_passed_over_because_of_its_path(tree: Path, tmp_path: Path) -> None:

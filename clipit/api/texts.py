@@ -156,7 +156,7 @@ def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
     """Pair slide tiles using their precomputed features."""
     from clipit.pairing.pair_statistics import summary_text
     from clipit.pairing.pairs import pair_tiles
-    from clipit.stores.slide_features import TILES, import_features
+    from clipit.stores.feature_import import TILES, import_features
 
     rules = workspace.config.pairing
     store = import_features(workspace.root, paths, workspace.vlm)

@@ -13,7 +13,13 @@ from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.images.decode import SUFFIXES
 from clipit.images.image_readers import FileReader, file_stamp
 from clipit.input_files.spelling import format_pairs, spelled_differently
-from clipit.mil.feature_file_checks import (
+from clipit.mil.mil_bags import MilBags
+from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
+from clipit.output_files.artifacts import fingerprint
+from clipit.pairing.patient_spelling import misspelled_splits
+from clipit.patients import patients
+from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
+from clipit.stores.slide_feature_checks import (
     check_copies,
     check_encoders,
     check_owners,
@@ -21,12 +27,6 @@ from clipit.mil.feature_file_checks import (
     describe_scales,
     describe_settings,
 )
-from clipit.mil.mil_bags import MilBags
-from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
-from clipit.output_files.artifacts import fingerprint
-from clipit.pairing.patient_spelling import misspelled_splits
-from clipit.patients import patients
-from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
 from clipit.stores.slide_features import find_copied_slides, find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.groups import column_advice

@@ -1,4 +1,4 @@
-"""Slide features computed by TRIDENT or CLAM (HDF5), and their import as a tile store."""
+"""Slide features computed by TRIDENT or CLAM (HDF5)."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -6,32 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.distributed import build_once, get_processes
-from clipit.errors import DataError, counted, counted_of, repeats, shortlist
+from clipit.distributed import get_processes
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.input_files.data_files import list_files
 from clipit.input_files.git_lfs import check_pointer
-from clipit.output_files.artifacts import file_sha256, write_json
-from clipit.output_files.whole_files import write_parquet
-from clipit.progress import Advance
-from clipit.stores.embed import Store, write_embeddings
-
-if TYPE_CHECKING:
-    from clipit.models.vlm import VLM
 
 logger = logging.getLogger(__name__)
 
-TILES = "tiles.parquet"
-"""Table of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _SUFFIXES = (".h5", ".hdf5")
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
-_CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide before the import; tolerance for half precision
 _MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
@@ -182,94 +171,6 @@ def describe_copies(copies: Sequence[Sequence[str]]) -> list[str]:
     listed = [" = ".join(names) for names in copies if len(names) > 1]
     groups = counted(len(listed), "group of slides has", "groups of slides have")
     return [f"{groups} the same features: {shortlist(listed)}"] if listed else []
-
-
-def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
-    """Import slide features as a tile store in the joint space of a VLM, to be paired with the VLM's snippet index.
-
-    The files do not record whether the vectors were projected into the joint space, and features before the projection
-    may have the same dimension. Unit vectors are therefore required. TRIDENT's CONCH encoder, for example, neither
-    projects nor normalises unless it is built with `with_proj=True, normalize=True`.
-
-    Args:
-        paths: HDF5 files, or folders of them.
-        vlm: VLM whose image tower computed the features, projected into the joint space.
-
-    Raises:
-        DataError: A file cannot be read, its vectors do not have the dimension of the VLM or are not unit vectors, a
-            tile occurs twice, or there are no tiles.
-    """
-    slides = [open_slide_features(path) for path in find_feature_files(paths)]
-    mismatched = [f"{slide.path.name} ({slide.dim})" for slide in slides if slide.dim != vlm.joint_dim]
-    if mismatched:
-        raise DataError(
-            f"features do not have the {vlm.joint_dim} dimensions of {vlm.name}: {shortlist(mismatched)}",
-            where=slides[0].path.parent,
-            fix="compute them with the image tower of `vlm`, projected into the joint space",
-        )
-    for slide in slides:
-        _check_unit_vectors(slide, slide.vectors(0, _CHECKED), 0)
-    ids = [tile for slide in slides for tile in slide.ids]
-    file_of = [slide.path for slide in slides for _ in range(len(slide))]
-    repeated = repeats(ids, file_of.__getitem__)
-    if repeated or not ids:
-        problem = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tiles"
-        raise DataError(problem, where=slides[0].path.parent, fix="compute the features of these slides again")
-    empty = [slide.slide for slide in slides if not len(slide)]
-    if empty and get_processes().main:
-        logger.info(
-            f"note: {counted_of(len(empty), len(slides), 'slide has', 'slides have')} no tiles: {shortlist(empty)}"
-        )
-    for note in describe_copies(find_copied_slides(slides)) if get_processes().main else ():
-        logger.info(f"note: {note}")
-    content = [[slide.slide, file_sha256(slide.path)] for slide in slides]
-    inputs = {"slide_features": content, "vlm": vlm.fingerprint, "space": "joint"}
-    offsets = np.cumsum([0, *map(len, slides)])[:-1].tolist()
-
-    def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
-        blocks = []
-        for slide, offset in zip(slides, offsets, strict=True):
-            low, high = max(start - offset, 0), min(stop - offset, len(slide))
-            if low < high:
-                blocks.append(slide.vectors(low, high))
-                _check_unit_vectors(slide, blocks[-1], low)
-                advance(high - low)
-        return np.concatenate(blocks)
-
-    def make(folder: Path) -> dict[str, Any]:
-        facts = write_embeddings(folder, ids, vlm, "joint", encode, "importing features")
-        if get_processes().main:
-            coords = np.concatenate([slide.coords for slide in slides])
-            names = [slide.slide for slide in slides for _ in range(len(slide))]
-            table = pa.table({"id": ids, "slide": names, "x": coords[:, 0], "y": coords[:, 1]})
-            write_parquet(folder / TILES, table)
-            write_json(folder / "slides.json", {slide.slide: slide.attributes for slide in slides})
-        return facts | {"slides": len(slides)}
-
-    return Store(build_once(root, "tile_store", inputs, make))
-
-
-def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ dim"], start: int) -> None:
-    """Check the norms of the vectors from row `start`; non-finite values are reported when the store is written."""
-    norms = np.linalg.norm(vectors, axis=1)
-    wrong = np.isfinite(norms) & (np.abs(norms - 1) > _TOLERANCE)
-    if not wrong.any():
-        return
-    zero, recompute = norms == 0, "compute the features of this slide again"
-    if zero.any():
-        problem, fix = f"{counted(int(zero.sum()), 'feature vector is', 'feature vectors are')} all zeros", recompute
-    elif wrong.mean() > 0.5:
-        problem = (
-            f"the vectors have a median norm of {np.median(norms[wrong]):.3g} instead of 1: features before the "
-            "projection into the joint space cannot be compared with texts"
-        )
-        fix = "compute projected and normalised features (TRIDENT's conch_v1: with_proj=True, normalize=True)"
-    else:
-        problem = f"{counted(int(wrong.sum()), 'vector has', 'vectors have')} a norm other than 1"
-        fix = recompute
-    ids = slide.ids
-    listed = shortlist([ids[start + row] for row in np.flatnonzero(zero if zero.any() else wrong).tolist()], 3)
-    raise DataError(f"{problem}: {listed}", where=slide.path, fix=fix)
 
 
 def _problem(arrays: dict[str, Any], names: list[str]) -> str:

@@ -12,7 +12,8 @@ from tiny_models import MakeFile
 
 import clipit
 from clipit.errors import DataError
-from clipit.stores.slide_features import find_feature_files, import_features, open_slide_features
+from clipit.stores.feature_import import import_features
+from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.workspace.workspace import Workspace
 
 
@@ -196,3 +197,27 @@ def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_f
     late[1100] *= 3  # behind those that are checked at the start
     with pytest.raises(DataError, match="1 vector has a norm other than 1: late:281600_0"):
         import_features(tmp_path, [write(tmp_path / "late.h5", late, grid(1200))], vlm)
+
+
+def test_features_of_different_encoders_or_exchanged_slides_are_not_paired(
+    configure_file: MakeFile, tmp_path: Path
+) -> None:
+    vlm = Workspace(configure_file().run).vlm
+    first = write(tmp_path / "h5" / "a.h5", np.eye(2, 24), grid(2), name="a", patch_size=256)
+    second = write(tmp_path / "h5" / "b.h5", np.eye(3, 24), grid(3), name="b", patch_size=512)
+    for path in (first, second):
+        with h5py.File(path, "r+") as file:
+            file["features"].attrs["encoder"] = "conch_v1"
+    said = capture_log()
+    assert len(import_features(tmp_path, [first.parent], vlm).ids) == 5
+    assert f"note: the feature files state the encoder conch_v1; the configured VLM is {vlm.name}" in said
+    assert any("the tiles of the slides differ in patch_size" in line for line in said)
+    with h5py.File(second, "r+") as file:
+        file["features"].attrs["encoder"] = "uni_v2"
+    with pytest.raises(DataError, match=r"computed by different models: conch_v1: 1 \(a\); uni_v2: 1 \(b\)"):
+        import_features(tmp_path, [first.parent], vlm)
+    with h5py.File(second, "r+") as file:
+        file["features"].attrs["encoder"] = "conch_v1"
+        file["coords"].attrs["name"] = "a"
+    with pytest.raises(DataError, match=r"1 feature file contains the name of a different slide: b\.h5 \(a\)"):
+        import_features(tmp_path, [first.parent], vlm)

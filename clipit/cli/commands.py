@@ -78,7 +78,7 @@ _SCORES = (*_SLIDES, "--leaks-policy", "--classifier", "--prompts", "--classes",
 OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "demo": ("--agents", "--cases", "--tune"),
     "init": ("--to",),
-    "doctor": ("--shipped", "--models"),
+    "doctor": ("--models",),
     "download": ("--to", "--accept-licence"),
     "world": (
         *("--seed", "--output", "--cases", "--variant", "--slides", "--reports", "--size"),

@@ -1,10 +1,12 @@
 """Results of the doctor's checks, and the output format."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
+
+from clipit.errors import ClipitError, shortlist
 
 Status = Literal["PASS", "WARN", "FAIL"]
 _COLOURS: dict[Status, str] = {"FAIL": "\033[31m", "WARN": "\033[33m", "PASS": "\033[32m"}
@@ -29,59 +31,73 @@ class Check:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class CheckGroup:
-    """Checks under one heading."""
+def try_check(subject: str, check: Callable[[], object], message: str = "") -> Check:
+    """Return a passed check with a message, or a failed check with the error that a function raises.
 
-    title: str
-    checks: Sequence[Check]
+    Args:
+        message: Message of the passed check; the result of the function by default.
+    """
+    try:
+        result = check()
+    except (ClipitError, ImportError, OSError, RuntimeError) as error:
+        return failed_check(subject, error)
+    return Check("PASS", subject, message or str(result))
+
+
+def find_failures(subject: str, *checks: Callable[[], object]) -> list[Check]:
+    """Return a failed check for each function that raises an error."""
+    results = [try_check(subject, check) for check in checks]
+    return [result for result in results if result.status == "FAIL"]
 
 
 def failed_check(subject: str, error: Exception) -> Check:
-    """Convert an error of the package to a failed check; its `fix:` line becomes the fix."""
+    """Convert an error to a failed check; the `fix:` line of the package's errors becomes the fix."""
     text, _, fix = str(error).partition("\n  fix: ")
     problem, _, where = text.partition("\n  where: ")
-    message = f"{problem} ({where})" if where else problem
-    return Check("FAIL", subject, _sentence(" ".join(message.split())), " ".join(fix.split()))
+    message = as_sentence(f"{problem} ({where})" if where else problem)
+    if isinstance(error, ClipitError):
+        return Check("FAIL", subject, message, " ".join(fix.split()))
+    return Check("FAIL", subject, message, "reinstall or correct what this message names")
 
 
-def _sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
     """Start a message with a capital letter, unless it starts with a name or path, and end it with a full stop."""
+    text = " ".join(text.split())
     first = text.partition(" ")[0]
     start = text[:1].upper() if first.isalpha() and first.islower() else text[:1]
     return f"{start}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def merge_checks(checks: Mapping[str, Sequence[Check]]) -> list[Check]:
-    """List each result once, followed by the files to which it applies, unless it applies to all.
+    """List each result once, followed by the names to which it applies, unless it applies to all.
 
     Args:
-        checks: File name -> checks.
+        checks: Name of a file or arm -> checks.
     """
-    files: dict[Check, list[str]] = {}
+    names_of: dict[Check, list[str]] = {}
     for name, findings in checks.items():
         for check in dict.fromkeys(findings):
-            files.setdefault(check, []).append(name)
+            names_of.setdefault(check, []).append(name)
     return [
-        check if len(names) == len(checks) else replace(check, message=f"{check.message} [{', '.join(names)}]")
-        for check, names in files.items()
+        check if len(names) == len(checks) else replace(check, message=f"{check.message} [{shortlist(names)}]")
+        for check, names in names_of.items()
     ]
 
 
-def format_checks(groups: Sequence[CheckGroup], *, colour: bool = False) -> str:
+def format_checks(groups: Mapping[str, Sequence[Check]], *, colour: bool = False) -> str:
     """Format all problems, worst first, then the passed checks by group, and a line of counts.
 
     Args:
-        groups: Groups of checks, in printing order.
+        groups: Heading -> checks, in printing order.
         colour: Whether to colour the status for a terminal.
     """
     lines: list[str] = []
-    checks = [check for group in groups for check in group.checks]
+    checks = [check for group in groups.values() for check in group]
     problems = sorted((c for c in checks if c.status != "PASS"), key=lambda c: list(_COLOURS).index(c.status))
-    passed = [CheckGroup(group.title, [c for c in group.checks if c.status == "PASS"]) for group in groups]
-    for group in (CheckGroup("Problems", problems), *passed):
-        if group.checks:
-            lines += [group.title, *_format_group(group.checks, colour), ""]
+    passed = {title: [c for c in group if c.status == "PASS"] for title, group in groups.items()}
+    for title, group in {"Problems": problems, **passed}.items():
+        if group:
+            lines += [title, *_format_group(group, colour), ""]
     statuses = [check.status for check in checks]
     return "\n".join([*lines, ", ".join(f"{statuses.count(status)} {status}" for status in _COLOURS)])
 

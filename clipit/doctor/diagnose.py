@@ -1,84 +1,56 @@
-"""Run all checks: the machine, its packages, the Hub, and configurations."""
+"""Run all checks: of the machine and its packages first, then of configurations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clipit.config.load import read_yaml
-from clipit.config.shipped import run_configs, shipped_folder
-from clipit.doctor.check_results import Check, CheckGroup, failed_check, merge_checks
-from clipit.doctor.configs import check_config, check_shipped_config, head_entry, read_incomplete
-from clipit.doctor.machine import check_machine
-from clipit.doctor.memory_check import check_memory, check_memory_of_runs
-from clipit.doctor.model_checks import Access, AskHub, ask_hub, check_hub
-from clipit.doctor.packages import check_packages
-from clipit.errors import ClipitError, ConfigError, counted
+from clipit.config.shipped import run_configs
+from clipit.doctor.check_results import Check, failed_check, merge_checks
+from clipit.doctor.machine import check_machine, check_requirements, check_torch
+from clipit.errors import ConfigError
 
 
 def diagnose(
     path: Path | None = None,
     options: Sequence[str] = (),
     *,
-    shipped: bool = False,
     announce: Callable[[str], None] = lambda subject: None,
-) -> list[CheckGroup]:
-    """Run all checks.
+) -> dict[str, list[Check]]:
+    """Run all checks; without torch or a required package, nothing else is checked.
 
     Args:
         path: Configuration file of a run or comparison; None for all in the current folder.
         options: Overrides, as on a command line (`--lora.rank=8`).
-        shipped: Whether to check the shipped configurations instead, most of which lack data and models.
         announce: Function that is called with the name of each check before it starts.
+
+    Returns:
+        Heading -> checks.
 
     Raises:
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
     """
-    output = Path("outputs")
-    hub_ids: list[str] = []
+    announce("torch and other packages")
+    packages = [check_torch(), check_requirements()]
+    if any(check.status == "FAIL" for check in packages):
+        return {"This machine": packages}
+    from clipit.doctor.configs import check_config, read_incomplete  # imports torch
 
-    def ask(hub_id: str) -> Access:
-        hub_ids.append(hub_id)
-        return ask_hub(hub_id)
-
-    if shipped:
-        files = run_configs(shipped_folder())
-        announce(counted(len(files), "shipped configuration"))
-        checks = merge_checks({file.name: check_shipped_config(file, ask) for file in files})
-        group = CheckGroup("Shipped configurations", checks)
-    elif path is None:
-        group = CheckGroup("Configurations in this folder", _check_folder(Path(), ask, announce))
-    else:
-        if {"method", "distributed_type"} & set(read_yaml(path)):
-            fix = "use the configuration named in the command at the top of the file"
-            raise ConfigError("this file configures a sweep or Accelerate, not a run", where=path, fix=fix)
-        file, missing = read_incomplete(path, options)
-        needs = head_entry(path, "needs")
-        announce(f"{path}: its models, tiles, reports and prompts")
-        checks = check_config(file, missing, path, ask)
-        announce(f"the memory that {path} needs")
-        checks += check_memory(file.run, needs) if missing else check_memory_of_runs(file, needs)
-        output, group = file.run.output, CheckGroup(str(path), checks)
-    groups = [group]
-    announce("this machine")
-    groups.append(CheckGroup("This machine", check_machine(output)))
-    announce("packages")
-    groups.append(CheckGroup("Packages", check_packages()))
-    announce("the Hugging Face Hub")
-    groups.append(CheckGroup("Hugging Face Hub", check_hub(needed=bool(hub_ids) or not (path or run_configs(Path())))))
-    return groups
-
-
-def _check_folder(folder: Path, ask: AskHub, announce: Callable[[str], None]) -> list[Check]:
-    """Check all run configurations in a folder; an invalid key affects only its own file."""
-    files = run_configs(folder)
-    if not files:
-        hint = "none found; clipit init own_table > config.yaml writes one, --shipped checks those in the package"
-        return [Check("PASS", "configurations", hint)]
-    checks = {}
-    for file in files:
-        announce(f"{file.name}: its models, tiles, reports and prompts")
+    output, checks = Path("outputs"), {}
+    for file in run_configs(Path()) if path is None else [path]:
+        announce(f"{file}: its models, tiles, reports, prompts and memory")
         try:
-            checks[file.name] = check_config(*read_incomplete(file, []), file, ask)
-        except ClipitError as error:
+            config, missing = read_incomplete(file, options)
+            checks[file.name] = check_config(config, missing, file)
+            output = config.run.output
+        except ConfigError as error:
+            if path is not None:
+                raise
             checks[file.name] = [failed_check("keys", error)]
-    names = Check("PASS", "configurations", ", ".join(checks))
-    return [names, *merge_checks(checks)]
+    announce("this machine")
+    return {**_configurations(path, checks), "This machine": [*packages, *check_machine(output)]}
+
+
+def _configurations(path: Path | None, checks: Mapping[str, list[Check]]) -> dict[str, list[Check]]:
+    if path is not None:
+        return {str(path): checks[path.name]}
+    names = ", ".join(checks) or "none found; clipit init own_table > config.yaml writes one"
+    return {"Configurations in this folder": [Check("PASS", "configurations", names), *merge_checks(checks)]}

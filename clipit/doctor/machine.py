@@ -1,149 +1,174 @@
-"""Check Python, torch, devices, the disk and the launcher."""
+"""Check torch, the GPUs, the installed packages, the disk and Accelerate's launcher."""
 
+import importlib.metadata
 import os
+import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipit.doctor.check_results import Check
+from clipit.doctor.check_results import Check, find_failures
 from clipit.errors import TORCH_FIX, counted
+from clipit.versions import DISTRIBUTION, installed
+from clipit.workspace.preflight import check_output
 
 _GIB = 2**30
-_TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train --config ..."
+_FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
+_MODERN_KERNELS = frozenset({"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids", "excavator"})
+"""OpenBLAS kernels that use at least AVX2."""
+
+
+def check_torch() -> Check:
+    """Check that torch and torchvision can be imported."""
+    try:
+        import torch
+        import torchvision
+    except (ImportError, OSError, RuntimeError) as error:  # a RuntimeError if their builds do not match
+        return Check("FAIL", "torch", f"torch and torchvision cannot be imported: {error}.", TORCH_FIX)
+    return Check("PASS", "torch", f"{torch.__version__}, torchvision {torchvision.__version__}")
+
+
+def check_requirements() -> Check:
+    """Check that the packages required in pyproject.toml are installed and recent enough."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        message = f"{DISTRIBUTION} is not installed in {sys.prefix}, so its packages are not checked."
+        return Check("WARN", "packages", message, "pip install the wheel of clipit (in a checkout: make -B env)")
+    required = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate({"extra": ""})]
+    versions = installed({requirement.name for requirement in required})
+    unmet = [
+        r for r in required if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
+    ]
+    if unmet:
+        listed = ", ".join(f"{r.name}{r.specifier} ({versions.get(r.name, 'absent')})" for r in unmet)
+        requirements = " ".join(f"'{r.name}{r.specifier}'" for r in unmet)
+        fix = f"pip install {requirements} (in a checkout: make -B env)"
+        return Check("FAIL", "packages", f"Packages are missing or too old: {listed}.", fix)
+    return Check("PASS", "packages", "all required packages are installed")
 
 
 def check_machine(output: Path) -> list[Check]:
-    """Check Python, torch, devices, the disk of the output folder, and the launcher."""
-    return [check_python(), *check_torch(), check_disk(output), check_default_launch()]
+    """Check the GPUs, threads, faiss, the output folder's disk and the launcher."""
+    versions = installed(_FAISS)
+    return [
+        *check_gpus(), *check_threads(), check_faiss(versions), *(check_openblas() if versions else []),
+        *check_disk(output), *check_default_launch(),
+    ]  # fmt: skip
 
 
-def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
-    """Check for Python 3.11 or later."""
-    text = ".".join(map(str, version))
-    if tuple(version) >= (3, 11):
-        return Check("PASS", "Python", f"{text}, {sys.executable}")
-    return Check(
-        "FAIL",
-        "Python",
-        f"Python {text} is too old.",
-        "install clipit into an environment with Python 3.11 or later (in a checkout: PYTHON=python3.12 make env)",
-    )
-
-
-def check_torch() -> list[Check]:
-    """Check torch, torchvision, and the devices visible to torch."""
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return [Check("FAIL", "torch", f"torch cannot be imported: {error}.", TORCH_FIX)]
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    return [Check("PASS", "torch", f"{torch.__version__}, {build} build"), check_torchvision(), *check_devices()]
-
-
-def check_torchvision() -> Check:
-    """Check that torchvision can be imported, in a subprocess because a failed import leaves modules half loaded.
-
-    If this process has imported it already, no subprocess is needed.
-    """
-    loaded = sys.modules.get("torchvision")
-    if loaded is not None:
-        return Check("PASS", "torchvision", loaded.__version__)
-    code = "import torchvision; print(torchvision.__version__)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if not result.returncode:
-        return Check("PASS", "torchvision", result.stdout.strip())
-    error = (result.stderr.strip().splitlines() or ["no message"])[-1]
-    return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}.", TORCH_FIX)
-
-
-def check_devices() -> list[Check]:
-    """Check the GPUs (memory, bf16 support), and the CPU cores and wait policy of OpenMP threads."""
+def check_gpus() -> list[Check]:
+    """List the GPUs that torch finds, or warn if a CUDA build of torch finds none."""
     import torch
 
-    checks = []
-    for number in range(gpu_count()):
-        gpu: Any = torch.cuda.get_device_properties(number)
-        precision = "bf16" if gpu.major >= 8 else "no bf16: use fp16 or fp32"
-        checks.append(Check("PASS", f"GPU {number}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, {precision}"))
-    if not checks and torch.version.cuda:
+    gpus: list[Any] = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    if torch.version.cuda and not gpus:
         message = "torch is a CUDA build but finds no GPU, so everything runs on the CPU."
         fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this warning"
-        checks.append(Check("WARN", "GPU", message, fix))
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = counted(count, "core")
-    # `import clipit` sets this to passive, unless the user has set it.
-    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        message = f"OMP_WAIT_POLICY is active, so waiting threads slow down all other work on {cores}."
-        checks.append(Check("WARN", "CPU", message, "unset OMP_WAIT_POLICY"))
-    else:
-        checks.append(Check("PASS", "CPU", cores))
-    return checks
+        return [Check("WARN", "GPU", message, fix)]
+    return [
+        Check("PASS", f"GPU {number}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB")
+        for number, gpu in enumerate(gpus)
+    ]
 
 
-def check_disk(output: Path) -> Check:
-    """Check that the output folder, or its nearest existing parent, is writable and has free space."""
-    subject, other_folder = f"disk at {output}", "choose a different folder: --output=..."
-    folder = output.expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Check("FAIL", subject, f"{folder} is not writable.", other_folder)
-    free = shutil.disk_usage(folder).free / _GIB
-    message = f"{free:.0f} GiB free"
-    if free < 1:
-        return Check("FAIL", subject, f"Only {message}.", f"free some space, or {other_folder}")
-    if free < 10:
-        return Check("WARN", subject, f"Only {message}.", "large data sets need tens of GiB; see --output")
-    return Check("PASS", subject, message)
+def check_threads() -> list[Check]:
+    """Warn if waiting threads of OpenMP keep their cores busy, which `import clipit` avoids by default."""
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() != "active":
+        return []
+    message = "OMP_WAIT_POLICY is active, so waiting threads slow down all other work."
+    return [Check("WARN", "CPU", message, "unset OMP_WAIT_POLICY")]
 
 
-def gpu_count() -> int:
-    """Return the number of GPUs visible to torch."""
+def check_faiss(versions: Mapping[str, str]) -> Check:
+    """Check that exactly one faiss package is installed, can be imported and matches the device."""
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def check_default_launch() -> Check:
-    """Check how many processes `accelerate launch` starts without additional options."""
+    listed = " and ".join(f"{name} {version}" for name, version in versions.items())
+    has_gpu = torch.cuda.is_available()
+    if len(versions) > 1:
+        keep = next(name for name in versions if name != "faiss-cpu") if has_gpu else min(versions)
+        message = f"{listed} are both installed and overwrite each other's files."
+        return Check("FAIL", "faiss", message, f"pip uninstall -y {' '.join(versions)} && pip install {keep}")
+    if not versions:
+        message = "faiss is not installed, so torch searches instead and pairing.index must be Flat."
+        return Check("WARN", "faiss", message, f"pip install {'faiss-gpu' if has_gpu else 'faiss-cpu'}")
     try:
-        from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-    except (ImportError, OSError, RuntimeError) as error:
-        message = f"accelerate cannot be imported: {error}."
-        return Check("FAIL", "accelerate", message, TORCH_FIX)
-    path = Path(default_config_file)
+        import faiss
+
+        gpus = int(getattr(faiss, "get_num_gpus", lambda: 0)())
+    except (ImportError, OSError, AttributeError) as error:
+        fix = f"pip install --force-reinstall --no-deps {next(iter(versions))}"
+        return Check("FAIL", "faiss", f"{listed} cannot be imported: {error}.", fix)
+    if has_gpu and not gpus and "faiss-cpu" not in versions:
+        fix = "compare its CUDA version with that of the driver (nvidia-smi); meanwhile, it searches on the CPU"
+        return Check("WARN", "faiss", f"{listed} finds no GPU, although torch does.", fix)
+    return Check("PASS", "faiss", listed)
+
+
+def check_openblas() -> list[Check]:
+    """Check which kernel the OpenBLAS of faiss selected for this CPU, if that can be determined."""
+    try:
+        import faiss  # noqa: F401  # loads its OpenBLAS
+        from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+        flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+    except (ImportError, OSError):
+        return []
+    kernels = {
+        str(library.get("architecture"))
+        for library in threadpool_info()
+        if library.get("internal_api") == "openblas" and "faiss" in Path(library["filepath"]).parent.name
+    }
+    return [check for kernel in sorted(kernels) for check in check_kernel(kernel, flags[1].split() if flags else [])]
+
+
+def check_kernel(kernel: str, cpu_flags: Collection[str]) -> list[Check]:
+    """Warn if an OpenBLAS kernel leaves instruction sets unused, given the CPU's flags as listed by Linux.
+
+    An OpenBLAS release that does not know the CPU falls back to kernels for a much older CPU, which makes exact search
+    3 to 5 times slower (`python -m benchmarks faiss_threads` measures it).
+    """
+    best = "SKYLAKEX" if "avx512f" in cpu_flags else "Haswell" if "avx2" in cpu_flags else ""
+    if kernel.lower() in _MODERN_KERNELS or not best:
+        return []
+    message = f"Kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'} makes exact search slow."
+    return [Check("WARN", "OpenBLAS of faiss", message, f"export OPENBLAS_CORETYPE={best}")]
+
+
+def check_disk(output: Path) -> list[Check]:
+    """Check that the output folder, or its nearest existing parent, is writable and has free space."""
+    subject, folder = f"disk at {output}", output.absolute()
+    failures = find_failures(subject, partial(check_output, output))
+    if failures:
+        return failures
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / _GIB
+    if free < 10:
+        fix = "free some space, or choose a different folder with --output; large data sets need tens of GiB"
+        return [Check("FAIL" if free < 1 else "WARN", subject, f"Only {free:.0f} GiB free.", fix)]
+    return [Check("PASS", subject, f"{free:.0f} GiB free")]
+
+
+def check_default_launch() -> list[Check]:
+    """Check that the default configuration of `accelerate launch`, if there is one, starts one process per GPU."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    path, gpus = Path(default_config_file), torch.cuda.device_count()
     if not path.is_file():
-        hint = "" if gpu_count() else f"; for two processes on CPUs: {_TWO_ON_CPU}"
-        return Check("PASS", "accelerate", f"no default configuration: one process per GPU; on CPUs, one process{hint}")
+        return []
     try:
         values: Any = load_config_from_file(str(path))
+        processes, use_cpu = values.num_processes or 1, values.use_cpu
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return Check("FAIL", "accelerate", f"{path} cannot be read: {error}.", f"accelerate config, or delete {path}")
-    distributed_type = str(getattr(values.distributed_type, "value", values.distributed_type))
-    return check_launch_file(
-        path, distributed_type, values.num_processes or 1, use_cpu=bool(values.use_cpu), gpus=gpu_count()
-    )
-
-
-def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, use_cpu: bool, gpus: int) -> Check:
-    """Check that an Accelerate configuration with these values starts as many processes as `num_processes` states."""
-    on_cpu = use_cpu or not gpus
-    message = (
-        f"{path}: {counted(num_processes, 'process', 'processes')}, {distributed_type}{', on CPUs' if on_cpu else ''}"
-    )
-    if num_processes > 1 and on_cpu:
-        started = (
-            "independent processes that do not communicate" if distributed_type == "MULTI_GPU" else "only one process"
-        )
-        fix = f"start two processes on CPUs with {_TWO_ON_CPU}"
-        return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}.", fix)
-    if num_processes > gpus > 0:
-        available = counted(gpus, "GPU is available", "GPUs are available")
-        fix = f"set num_processes: {gpus} in that file"
-        return Check("FAIL", "accelerate", f"{message}, but only {available}.", fix)
-    if gpus > 1 and num_processes == 1:
-        fix = f"accelerate launch --multi_gpu --num_processes {gpus} ..., or accelerate config"
-        return Check("WARN", "accelerate", f"{message}, which leaves {gpus - 1} of {gpus} GPUs idle.", fix)
-    return Check("PASS", "accelerate", message)
+        return [Check("FAIL", "accelerate", f"{path} cannot be read: {error}.", f"accelerate config, or delete {path}")]
+    if use_cpu or not gpus or processes == gpus:  # training checks the number of processes on CPUs
+        return []
+    message = f"num_processes is {processes} in {path}, but torch finds {counted(gpus, 'GPU')}."
+    fix = f"set num_processes: {gpus} in this file, or run accelerate config"
+    return [Check("FAIL" if processes > gpus else "WARN", "accelerate", message, fix)]

@@ -14,7 +14,7 @@ from clipit.models.loading import expected_mpp, public_name, read_model_json, we
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import ModelSpec, check_spec
-from clipit.models.timm_backbones import check_timm_name, load_timm
+from clipit.models.timm_backbones import load_timm, timm_repository
 from clipit.models.transformers_backbones import PREFIX, load_transformers
 from clipit.models.trunks import Loader, Pooling, TimmSpec, TokenPool, Trunk, channels_last, inner_model
 from clipit.models.weights import check_finite_weights
@@ -59,15 +59,22 @@ class Backbone:
         return name if name == self.name or self.timm is None else self.timm.architecture
 
 
-def check_backbone_name(config: BackboneConfig) -> None:
-    """Check the name and path of a backbone, without loading it or contacting the Hub.
+def backbone_repository(config: BackboneConfig) -> str | None:
+    """Check the name and path of a backbone, without loading it or contacting the Hub, and return its Hub repository.
+
+    Returns:
+        The repository; None if nothing is downloaded, or the loader rejects the model.
 
     Raises:
         ModelError: The name is unknown, or files are missing.
     """
     config, spec = _resolve(config)
     if (spec.family if spec else _family(config.name)) != "transformers":
-        check_timm_name(config, spec, BACKBONES)
+        return timm_repository(config, spec, BACKBONES)
+    untrusted = spec is not None and spec.loader.get("remote_code") and not config.trust_remote_code
+    source = spec.source if spec else config.name.removeprefix(PREFIX)
+    is_local = config.path is not None or Path(source).expanduser().is_dir()
+    return None if is_local or untrusted else source
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *, weights: bool = True) -> Backbone:

@@ -25,6 +25,21 @@ WEIGHTS = "pytorch_model.bin"
 _NOT_RELEASED = "text_decoder."  # prefix of the caption decoder's weights, which are unused and not published
 
 
+def check_conch_package(spec: ModelSpec) -> None:
+    """Check that CONCH's package is installed.
+
+    Raises:
+        ModelError: It is missing.
+    """
+    if importlib.util.find_spec("conch") is None:
+        raise ModelError(
+            "CONCH needs its own package, which is not installed",
+            where=f"vlm.name: {spec.name}",
+            fix="pip install git+https://github.com/mahmoodlab/CONCH.git; ask for access to the weights "
+            f"at {spec.page}, then log in with `hf auth login` or set vlm.path to {WEIGHTS}",
+        )
+
+
 def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """Load CONCH from its checkpoint.
 
@@ -38,13 +53,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     Raises:
         ModelError: The package or the checkpoint is missing, or the weights do not match.
     """
-    if importlib.util.find_spec("conch") is None:
-        raise ModelError(
-            "CONCH needs its own package, which is not installed",
-            where=f"vlm.name: {spec.name}",
-            fix="pip install git+https://github.com/mahmoodlab/CONCH.git; ask for access to the weights "
-            f"at {spec.page}, then log in with `hf auth login` or set vlm.path to {WEIGHTS}",
-        )
+    check_conch_package(spec)
     file = checkpoint_file(spec, path, WEIGHTS)
     with foreign_errors(spec.name, None if path else spec.source, f"Use the files from {spec.page}.", file):
         package = optional_module("conch.open_clip_custom.coca_model")

@@ -44,6 +44,22 @@ def text_ids(processor: Any, text: str) -> list[int]:
     return ids
 
 
+def check_musk_packages(spec: ModelSpec) -> None:
+    """Check that MUSK's packages are installed.
+
+    Raises:
+        ModelError: Some are missing.
+    """
+    absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ModelError(
+            f"MUSK needs packages that are not installed: {', '.join(absent)}",
+            where=f"vlm.name: {spec.name}",
+            fix="pip install --no-deps git+https://github.com/lilab-stanford/MUSK.git (it pins old versions) and "
+            f"pip install --no-deps fairscale einops sentencepiece; ask for access to the weights at {spec.page}",
+        )
+
+
 def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """Load MUSK from `model.safetensors`.
 
@@ -57,14 +73,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     Raises:
         ModelError: Packages or weights are missing, or the weights do not match.
     """
-    absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ModelError(
-            f"MUSK needs packages that are not installed: {', '.join(absent)}",
-            where=f"vlm.name: {spec.name}",
-            fix="pip install --no-deps git+https://github.com/lilab-stanford/MUSK.git (it pins old versions) and "
-            f"pip install --no-deps fairscale einops sentencepiece; ask for access to the weights at {spec.page}",
-        )
+    check_musk_packages(spec)
     file = checkpoint_file(spec, path, WEIGHTS)
     with foreign_errors(spec.name, None if path else spec.source, f"Use the files from {spec.page}.", file):
         import timm

@@ -82,6 +82,15 @@ def check_builtin(spec: str) -> None:
         )
 
 
+def builtin_repository(spec: str) -> str | None:
+    """Return the Hub repository of `ARCH/PRETRAINED`; None for a file, and for weights that are not on the Hub."""
+    import open_clip
+
+    architecture, _, pretrained = spec.partition("/")
+    published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
+    return ((published or {}).get("hf_hub") or "").rstrip("/") or None
+
+
 def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
     """Load `ARCH/PRETRAINED`: a built-in architecture with a pretrained tag or the path of a checkpoint.
 
@@ -92,10 +101,8 @@ def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
 
     check_builtin(spec)
     architecture, _, pretrained = spec.partition("/")
-    hub_id = None
+    hub_id = builtin_repository(spec)
     published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
-    if published:
-        hub_id = (published.get("hf_hub") or "").rstrip("/") or None
     # If weights and architecture disagree on the GELU variant, open_clip only warns; the weights decide.
     quick = quick_gelu if quick_gelu is not None else True if published.get("quick_gelu") else None
     file = Path(pretrained) if not published else None

@@ -109,13 +109,23 @@ def load_timm(
     )
 
 
-def check_timm_name(config: BackboneConfig, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> None:
-    """Check the name and path of a timm backbone without loading it; the arguments are those of `load_timm`.
+def timm_repository(config: BackboneConfig, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> str | None:
+    """Check the name and path of a timm backbone without loading it, and return the Hub repository of its weights.
+
+    The arguments are those of `load_timm`.
+
+    Returns:
+        The repository; None for local weights, and for weights that timm does not publish on the Hub.
 
     Raises:
         ModelError: The name is unknown, or files are missing.
     """
-    _ = _request_of_spec(config, spec) if spec else _request_of_name(config, table)
+    import timm
+
+    request = _request_of_spec(config, spec) if spec else _request_of_name(config, table)
+    if request.hub_id is None and request.name in timm.list_models():  # a name without the tag of its weights
+        return timm.get_pretrained_cfg(request.name).hf_hub_id or None
+    return request.hub_id
 
 
 def build_timm(spec: TimmSpec, num_classes: int) -> Any:

@@ -16,8 +16,8 @@ def check_vlm_name(config: VLMConfig) -> None:
 
     Raises:
         ConfigError: `vlm.path` is given with a name that is not in `VLMS`.
-        ModelError: The name is unknown, the path does not exist, the model has no text tower, or `vlm.adapter` is not
-            a complete adapter.
+        ModelError: The name is unknown, the path does not exist, the model has no text tower, a package is missing, or
+            `vlm.adapter` is not a complete adapter.
     """
     if config.adapter is not None:
         from clipit.models.vlm_adapter import read_vlm_adapter
@@ -26,6 +26,7 @@ def check_vlm_name(config: VLMConfig) -> None:
     spec = VLMS.get(config.name)
     if spec is not None:
         _check_table_entry(spec, config)
+        check_packages(spec)
         return
     _check_path(config)
     scheme, _, rest = config.name.partition(":")
@@ -35,6 +36,38 @@ def check_vlm_name(config: VLMConfig) -> None:
         open_clip_vlm.check_builtin(rest)
     elif config.name != "embedded" and not (scheme in ("hf-hub", "clip", PREFIX) and rest):
         _check_folder(Path(config.name).expanduser(), config)
+
+
+def check_packages(spec: ModelSpec) -> None:
+    """Check that the packages that a known VLM needs besides clipit's dependencies are installed.
+
+    Raises:
+        ModelError: Packages are missing.
+    """
+    from clipit.models import conch_vlm, musk_vlm
+
+    if spec.family == "conch":
+        conch_vlm.check_conch_package(spec)
+    elif spec.family == "musk":
+        musk_vlm.check_musk_packages(spec)
+
+
+def vlm_repository(config: VLMConfig) -> str | None:
+    """Return the Hub repository of a VLM; None if nothing is downloaded, or the loader rejects the model."""
+    from clipit.models import open_clip_vlm
+
+    spec = VLMS.get(config.name)
+    if config.path is not None:
+        return None
+    scheme, _, source = config.name.partition(":")
+    if spec is not None:
+        untrusted = spec.family == "keep" and not config.trust_remote_code
+        if untrusted or spec.family == "image_only" or spec.loader.get("checkpoint"):
+            return None
+        scheme, source = "open_clip" if spec.loader.get("quick_gelu") else "hf-hub", spec.source
+    if scheme == "open_clip":
+        return open_clip_vlm.builtin_repository(source)
+    return source if scheme in ("hf-hub", "clip") and source and not Path(source).expanduser().is_dir() else None
 
 
 def table_towers(spec: ModelSpec, config: VLMConfig) -> Towers:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
+from clipit.config.shipped import data_card
 from clipit.errors import ConfigError, DataError, counted, is_limit, printable, shortlist
 from clipit.input_files.data_files import (
     MISSING_VALUES,
@@ -48,6 +49,7 @@ _DOCUMENTS = {
 }
 """First characters of documents that are not plain text."""
 _JSON = "a JSON object"
+_TCGA_PAGE = "https://github.com/tatonetti-lab/tcga-path-reports"
 
 
 @dataclass(frozen=True)
@@ -220,15 +222,25 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
     return "lines"
 
 
+def check_report_path(config: ReportsConfig) -> None:
+    """Check that the reports exist, unless they are on the Hugging Face Hub.
+
+    Raises:
+        DataError: There is no such file or folder.
+    """
+    path = Path(config.path).expanduser()
+    if hub_id(config.path) is not None or path.exists():
+        return
+    fix = "correct reports.path (--reports.path=...); a data set on the Hugging Face Hub is hf:owner/name"
+    if config.format == "tcga":
+        fix = f"download TCGA-Reports from {_TCGA_PAGE} (see {data_card('tcga_reports')}), or use your own reports"
+    raise DataError(f"no such report file or folder; {similar_names(config.path)}", where=path, fix=fix)
+
+
 def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: list[str]) -> Iterator[RawReport]:
     if format_name == "huggingface":
         return read_huggingface_reports(config, problems)
-    if not path.exists():
-        raise DataError(
-            f"no such report file or folder; {similar_names(config.path)}",
-            where=path,
-            fix="correct reports.path (--reports.path=...); a data set on the Hugging Face Hub is hf:owner/name",
-        )
+    check_report_path(config)
     if format_name not in ("texts", "tcga", "parquet") and path.is_dir():
         raise DataError(
             f"reports.format {format_name} reads a file, but the path is a folder",

@@ -41,6 +41,24 @@ def has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
+def choose_backend(key: str, backend: Backend) -> Literal["faiss", "torch"]:
+    """Return the library that searches an index; the arguments are those of `build_index`.
+
+    Raises:
+        ConfigError: The backend or the key needs faiss, which is not installed.
+    """
+    if backend == "faiss" and not has_faiss():
+        raise ConfigError(
+            "faiss is not installed", where="pairing.backend", fix="install faiss-cpu, or set pairing.backend=torch"
+        )
+    chosen: Literal["faiss", "torch"] = "faiss" if backend != "torch" and has_faiss() else "torch"
+    if chosen == "torch" and key != "Flat":
+        raise ConfigError(
+            f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or set pairing.index=Flat"
+        )
+    return chosen
+
+
 def build_index(
     root: Path,
     store: Store,
@@ -64,15 +82,7 @@ def build_index(
             setting does not apply to this type of index.
         DataError: The store is empty.
     """
-    chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
-    if chosen == "faiss" and not has_faiss():
-        raise ConfigError(
-            "faiss is not installed", where="pairing.backend", fix="install faiss-cpu, or set pairing.backend=torch"
-        )
-    if chosen == "torch" and key != "Flat":
-        raise ConfigError(
-            f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or set pairing.index=Flat"
-        )
+    chosen = choose_backend(key, backend)
     if search.nprobe is not None and not has_lists(key):
         raise ConfigError(
             f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF index, or remove nprobe"

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from clipit.config.load import names_tiles
-from clipit.config.run import ReportsConfig, RunConfig
-from clipit.errors import ArtifactError, ClipitError, DataError, counted, shortlist
-from clipit.input_files.data_files import hub_id
-from clipit.input_files.nearby_files import similar_names
+from clipit.config.run import RunConfig
+from clipit.errors import ArtifactError, ClipitError, counted, shortlist
 from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
 
 if TYPE_CHECKING:
@@ -36,10 +34,12 @@ def check_inputs(
     Raises:
         ClipitError: A check fails.
     """
+    from clipit.reports.readers import check_report_path
+
     config = workspace.config
     _run_checks(
         lambda: check_output(config.output),
-        *([lambda: _check_reports(workspace.reports_config)] if reports else []),
+        *([lambda: check_report_path(workspace.reports_config)] if reports else []),
         lambda: _check_tiles_and_prompts(workspace, prompts, own="vlm" in models),
     )
     _run_checks(*(_model_check(config, model) for model in models))
@@ -85,9 +85,9 @@ def check_output(folder: Path) -> None:
 def _model_check(config: RunConfig, model: Model) -> Callable[[], None]:
     def check() -> None:
         if model == "backbone":
-            from clipit.models.backbones import check_backbone_name
+            from clipit.models.backbones import backbone_repository
 
-            check_backbone_name(config.backbone)
+            backbone_repository(config.backbone)
             return
         from clipit.models.vlm_sources import check_vlm_name
 
@@ -96,14 +96,6 @@ def _model_check(config: RunConfig, model: Model) -> Callable[[], None]:
             check_vlm_name(vlm)
 
     return check
-
-
-def _check_reports(reports: ReportsConfig) -> None:
-    if hub_id(reports.path) is not None or Path(reports.path).expanduser().exists():
-        return
-    raise DataError(
-        "the reports do not exist", where=reports.path, fix=f"correct reports.path; {similar_names(reports.path)}"
-    )
 
 
 def _check_tiles_and_prompts(workspace: "Workspace", additional: Sequence[PromptSet], *, own: bool) -> None:

@@ -62,6 +62,14 @@ for name in command_names():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_doctor_reports_a_torch_that_cannot_be_imported() -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['clipit', 'doctor']"
+    code += "; import clipit.cli.main as m; m.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "FAIL  torch  torch and torchvision cannot be imported" in done.stdout and "pip install torch" in done.stdout
+
+
 def test_the_tolerance_in_the_help_of_export_is_the_one_that_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

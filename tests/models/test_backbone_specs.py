@@ -192,6 +192,6 @@ def test_expected_mpp_comes_from_the_table() -> None:
 
 
 def test_a_name_that_cannot_load_is_said_where_names_are_listed() -> None:
-    from clipit.doctor.model_checks import model_tables
+    from clipit.cli.doctor import model_tables
 
     assert "hibou-l: Does not load with transformers 5" in model_tables()

@@ -19,6 +19,7 @@ from clipit.models.loading import optional_module
 from clipit.models.towers import Towers
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import export_vlm
+from clipit.models.vlm_sources import check_vlm_name
 from clipit.models.vlm_specs import VLMS
 
 needs_conch = pytest.mark.skipif(importlib.util.find_spec("conch") is None, reason="the package conch is not installed")
@@ -44,6 +45,8 @@ def test_without_the_package(name: str, package: str, address: str, monkeypatch:
     with pytest.raises(ModelError, match="not installed") as caught:
         load(name)
     assert address in str(caught.value) and VLMS[name].page in str(caught.value)
+    with pytest.raises(ModelError, match="not installed"):  # before data are read
+        check_vlm_name(VLMConfig(name=name))
 
 
 @pytest.fixture

@@ -358,7 +358,7 @@ def test_the_only_value_of_a_sweep_is_not_called_chosen(write_sweep: WriteSweep,
 
 def test_a_sweep_whose_inputs_cannot_be_used_leaves_no_folder(write_sweep: WriteSweep, tmp_path: Path) -> None:
     plan = plan_of(write_sweep(keys={"reports.path": str(tmp_path / "absent.txt")}))
-    with pytest.raises(ClipitError, match="reports do not exist"):
+    with pytest.raises(ClipitError, match="no such report file or folder"):
         run_sweep(plan)
     assert not (plan.trials[0].config.output / "sweeps").exists()
 

@@ -33,7 +33,8 @@ def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) 
     assert "problem: no test split, so no test score: hold one out with tiles.test_fraction or tiles.folds" in told
     assert "problem: no labelled train tiles of c1, so they cannot be learnt" in told
     assert "problem: no groups, so tiles of one patient or slide may be in two splits" in told
-    assert told.endswith("  note: cut\n  WARNING: odd\n  WARNING: set --tiles.columns.group=case")
+    assert "which makes scores too high: set --tiles.columns.group=case\n" in told
+    assert told.endswith("  note: cut\n  WARNING: odd")
     part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
     assert "no train split, so nothing can" in part and "1 patient or slide, unknown for 1 tile" in part
     assert "problem: no group for 1 tile" in part

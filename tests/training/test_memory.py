@@ -291,21 +291,17 @@ def test_a_training_that_cannot_fit_stops_before_any_work(
 
 
 def test_the_doctor_estimates_without_weights(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    (check,) = check_memory(configure({"training.tiles_per_step": 8}))
+    check = check_memory(configure({"training.tiles_per_step": 8}))
     assert check.status == "PASS" and "training memory: " in check.message and "8 images of" in check.message
-    monkeypatch.setattr("clipit.free_memory.device_memory", lambda device: 1000)
-    (check,) = check_memory(configure({"training.tiles_per_step": 8}))
+    monkeypatch.setattr("clipit.doctor.memory_check.device_memory", lambda device: 1000)
+    check = check_memory(configure({"training.tiles_per_step": 8}))
     assert check.status == "FAIL" and "8 tiles needs" in check.message and "backbone.tuning=frozen" in check.fix
-    (check,) = check_memory(configure({"training.tiles_per_step": 8}), needs="a GPU with 16 GB")
-    assert check.status == "WARN" and "8 tiles needs" in check.message
-    (check,) = check_memory(configure({"training.tiles_per_step": 8, "training.gradient_checkpointing": "never"}))
+    check = check_memory(configure({"training.tiles_per_step": 8, "training.gradient_checkpointing": "never"}))
     assert check.status == "WARN" and "may run out of memory" in check.message
 
 
-def test_the_doctor_fails_what_training_refuses_and_warns_of_what_it_cannot_estimate(configure: MakeConfig) -> None:
-    (check,) = check_memory(configure({"training.tiles_per_step": 64, "training.accumulation": 100}))
-    assert check.status == "FAIL" and "less than one tile per micro-batch" in check.message
-    (check,) = check_memory(configure({"backbone.name": "no_such_model"}))
+def test_the_doctor_warns_of_what_it_cannot_estimate(configure: MakeConfig) -> None:
+    check = check_memory(configure({"backbone.name": "no_such_model"}))
     assert check.status == "WARN" and "no_such_model" in check.message
 
 

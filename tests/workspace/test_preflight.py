@@ -92,7 +92,7 @@ def test_independent_problems_are_reported_together(configure: MakeConfig) -> No
     for keys, parts in (
         (
             {**models, "reports.path": "no.txt", "prompts": "pcam"},
-            ("the reports do not exist", "without prompts: gland"),
+            ("no such report file or folder", "without prompts: gland"),
         ),
         (models, ("unknown VLM", "unknown backbone")),
     ):

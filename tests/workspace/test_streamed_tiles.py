@@ -6,12 +6,12 @@ import pytest
 from tiny_models import MakeConfig
 
 from clipit.config.run import BackboneConfig, TilesConfig, VLMConfig
-from clipit.doctor.data_checks import check_kept_size, check_tiles
+from clipit.doctor.data_checks import check_tiles
 from clipit.errors import ConfigError
 from clipit.models.input_size import input_pixels
 from clipit.tiles import tar_index
 from clipit.workspace.check_leaks import check_leaks
-from clipit.workspace.tile_reading import artefacts_of, with_kept_size
+from clipit.workspace.tile_reading import with_kept_size
 from clipit.workspace.workspace import Workspace
 
 
@@ -43,11 +43,14 @@ def test_pairs_and_leaks_of_a_streamed_set_are_those_of_its_files(
         assert getattr(other.all_tiles, name).tolist() == getattr(own.all_tiles, name).tolist(), name
     assert other.pairs.table.equals(own.pairs.table)
     assert check_leaks(streamed, "exact")[1] == check_leaks(configure(output=str(tmp_path / "own")), "exact")[1]
-    assert [check.status for check in check_tiles("tiles", streamed.tiles)] == ["PASS"]
-    assert [check.status for check in check_kept_size("tiles", streamed.tiles, streamed)] == ["PASS"]
+    fresh = streamed.model_copy(update={"output": tmp_path / "fresh"})
+    assert [check.status for check in check_tiles("tiles", fresh.tiles, fresh)] == ["PASS"]
+    assert not fresh.output.exists()
+    stored = streamed.tiles.model_copy(update={"keep_pixels": 64, "keep_quality": 80})
+    assert [check.status for check in check_tiles("tiles", stored, fresh)] == ["PASS"]
     with monkeypatch.context() as patch:  # the index that is kept is used
         patch.setattr(tar_index, "_index_shard", lambda *_: pytest.fail("shards are indexed again"))
-        (check,) = check_tiles("tiles", streamed.tiles, artefacts_of(streamed))
+        (check,) = check_tiles("tiles", streamed.tiles, streamed)
         assert check.status == "PASS", check
 
 

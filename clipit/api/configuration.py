@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from clipit.config.load import (
     nested,
     override,
     read_yaml,
+    repeated_keys,
     require_tiles,
     validate_without_reports,
 )
@@ -58,9 +58,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     config = as_plain(config)
     _check_types(config, overrides)
     entries = [*keys.items(), *(overrides or {}).items()]
-    times = Counter(name for key, value in entries for name in dotted(nested({key: value})))
-    twice = sorted(name for name, count in times.items() if count > 1)
-    if twice:
+    if twice := repeated_keys(entries):
         raise ConfigError(f"keys given twice: {', '.join(twice)}", where="load_config", fix="pass each key once")
     changes = as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from clipit.comparison.search_grid import check_grid
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import SECTIONS
-from clipit.config.load import dotted, merge, nested, validate, without
+from clipit.config.load import check_keys_once, dotted, merge, nested, validate, without
 from clipit.config.paths import to_file_name
 from clipit.config.run import RunConfig, TrackingConfig
 from clipit.errors import ConfigError, DivergenceError, counted_of, shortlist
@@ -127,10 +127,10 @@ def plan_comparison(config: RunConfig, comparison: ComparisonConfig) -> list[Pla
     """
     _check_command_line(config, comparison)
     data_sets: Mapping[str, dict[str, object]] = comparison.data_sets or {config.name: {}}
-    own_backbones = any("backbone.name" in keys for keys in data_sets.values()) and not comparison.backbones
+    own_backbones = any(map(_own_backbone, data_sets.values())) and not comparison.backbones
     plans, errors = [], []
     for data_set, keys in data_sets.items():
-        for backbone in comparison.backbones or (str(keys.get("backbone.name", config.backbone.name)),):
+        for backbone in comparison.backbones or (_own_backbone(keys) or config.backbone.name,):
             backbone_label = _BACKBONE_PER_DATA_SET if own_backbones else backbone
             try:
                 run_config = _data_set_config(config, comparison, data_set, keys, backbone)
@@ -212,7 +212,14 @@ def _check_folders(plans: Sequence[Plan]) -> None:
         )
 
 
+def _own_backbone(keys: Mapping[str, object]) -> str:
+    """Return the name of the backbone that a data set sets; "" if it sets none."""
+    section = nested(keys).get("backbone")
+    return str(section.get("name", "")) if isinstance(section, Mapping) else ""
+
+
 def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
+    check_keys_once(keys, where)
     shared = sorted(key for key in dotted(nested(keys)) if key.partition(".")[0] in _SHARED_KEYS)
     if shared:
         raise ConfigError(
@@ -234,7 +241,12 @@ def _check_command_line(config: RunConfig, comparison: ComparisonConfig) -> None
     differing |= {key for keys in comparison.data_sets.values() for key in dotted(nested(keys))}
     if comparison.backbones:
         differing |= {"backbone.name", "backbone.path"}
-    keys = {key for key in differing & set(config.overrides) if not key.startswith("training.")}
+    # A section on the command line, such as tiles.splits={}, also replaces the entries below it.
+    keys = {
+        key
+        for key in config.overrides
+        if not key.startswith("training.") and any(f"{other}.".startswith(f"{key}.") for other in differing)
+    }
     if keys:
         raise ConfigError(
             f"these keys override what distinguishes the arms or data sets: {', '.join(sorted(keys))}",
@@ -245,6 +257,6 @@ def _check_command_line(config: RunConfig, comparison: ComparisonConfig) -> None
 
 def _recipe_keys(config: RunConfig, arm: str) -> list[str]:
     try:
-        return list(arm_keys(arm, config.arms))
+        return dotted(nested(arm_keys(arm, config.arms)))
     except ConfigError:  # reported later, together with all other errors
         return []

@@ -13,6 +13,7 @@ import yaml
 from clipit.comparison.agents import additional_agents
 from clipit.comparison.search_grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_sections
 from clipit.config.comparison import ComparisonConfig
+from clipit.config.load import without
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, DivergenceError, shortlist
@@ -176,7 +177,7 @@ def _trial(base: RunConfig, arm: str, point: GridPoint, seed: int) -> Trial:
 
 def _arm_keys(config: RunConfig, arm: str, point: GridPoint) -> dict[str, Any]:
     """Return the arm's entry under `arms` with the values of a grid point."""
-    return {**config.arms.get(arm, {"base": arm}), **point}
+    return {**without(config.arms.get(arm, {"base": arm}), [*point]), **point}
 
 
 def _validation_score(trial: Trial) -> float:

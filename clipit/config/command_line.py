@@ -16,13 +16,14 @@ from clipit.config.load import (
     dotted,
     fill_tiles,
     key_types,
-    merge,
     names_tiles,
     nested,
     override,
     read_yaml,
+    repeated_keys,
     validate_file,
     validate_without_reports,
+    value_at,
 )
 from clipit.config.option_values import decode_options, decode_text
 from clipit.config.paths import option_path
@@ -124,10 +125,12 @@ def read_file_command(
     _check_sections(unknown, sections)
     decoded = decode_options(known, types)
     parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
-    overrides = merge(parsed, nested(decoded))
-    stated_keys = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
-    stated_keys += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
-    changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
+    given = {key: value_at(parsed, key) for key in known if key not in decoded} | decoded
+    # Entries of mappings, such as tiles.splits.train, are unknown to the parser.
+    given |= {key: decode_text(text) for key, text in unknown.items()}
+    _refuse_repeated(repeated_keys(given.items()), types)
+    changes = nested(given)
+    stated_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     values = override(read_yaml(options.config) if options.config else {}, changes, stated_keys)
     if not needs_tiles:
         values = fill_tiles(values)
@@ -169,13 +172,17 @@ def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None
 def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
     """Reject repeated options: one value would be dropped, or two lists would be joined."""
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    twice = sorted({option for option in options if options.count(option) > 1} - {*repeatable})
-    if twice:
-        lists = [option for option in twice if "tuple" in str(types.get(option[2:]))]
+    twice = {option for option in options if options.count(option) > 1} - {*repeatable}
+    _refuse_repeated([option[2:] for option in sorted(twice)], types)
+
+
+def _refuse_repeated(keys: Sequence[str], types: Mapping[str, Any]) -> None:
+    if keys:
+        lists = [key for key in keys if "tuple" in str(types.get(key))]
         raise ConfigError(
-            f"options given more than once: {', '.join(twice)}",
+            f"options given more than once: {', '.join(f'--{key}' for key in keys)}",
             where="the command line",
-            fix="give each option once" + (f"; write a list as '{lists[0]}=[a, b]'" if lists else ""),
+            fix="give each option once" + (f"; write a list as '--{lists[0]}=[a, b]'" if lists else ""),
         )
 
 

@@ -1,6 +1,7 @@
 """Read, merge and validate configurations, which are trees of keys."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -69,13 +70,42 @@ def _is_deep(tree: Mapping[str, Any]) -> bool:
     return False
 
 
-def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+def dotted(tree: Mapping[str, Any]) -> list[str]:
     """List the dotted keys of a tree: `lora.rank` for `{"lora": {"rank": 8}}`."""
-    keys: list[str] = []
+    return [".".join(path) for path in _paths(tree)]
+
+
+def _paths(tree: Mapping[str, Any], start: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, value in tree.items():
-        inner = isinstance(value, Mapping) and value
-        keys += dotted(value, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
-    return keys
+        path = (*start, str(name))
+        if isinstance(value, Mapping) and value:
+            yield from _paths(value, path)
+        else:
+            yield path
+
+
+def value_at(tree: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key in a tree."""
+    value: Any = tree
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def repeated_keys(entries: Iterable[tuple[str, Any]]) -> list[str]:
+    """List the dotted keys that several entries set, such as `lora.rank` for `lora: {"rank": 4}` and `lora.rank: 8`."""
+    counts = Counter(path for key, value in entries for path in _paths(nested({key: value})))
+    return sorted(
+        ".".join(path)
+        for path, count in counts.items()
+        if count > 1 or any(path[:length] in counts for length in range(1, len(path)))
+    )
+
+
+def check_keys_once(keys: Mapping[str, Any], where: str) -> None:
+    """Reject dotted keys of which one would replace a value inside another; see `repeated_keys`."""
+    if twice := repeated_keys(keys.items()):
+        raise ConfigError(f"keys given twice: {', '.join(twice)}", where=where, fix="give each key once")
 
 
 def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +121,7 @@ def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Copy a tree without these dotted keys, and without values that would replace their sections."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
-        inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
+        inner = [key[len(name) + 1 :] for key in keys if f"{key}.".startswith(f"{name}.")]  # a name may contain dots
         if not inner:
             kept[name] = value
         elif isinstance(value, Mapping) and all(inner) and (rest := without(value, inner)):

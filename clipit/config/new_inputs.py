@@ -9,7 +9,7 @@ from typing import Any
 
 from clipit.config.command_line import read_file_command
 from clipit.config.data import TilesConfig
-from clipit.config.load import dotted, merge, nested, read_yaml, validate
+from clipit.config.load import dotted, merge, nested, read_yaml, validate, value_at
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 
@@ -92,7 +92,7 @@ def read_new_inputs(
             fix="add --tiles.path or --prompts, or remove --name",
         )
     values = config.model_dump()
-    changes = nested({key: _value(values, key) for key in sorted(changed)})
+    changes = nested({key: value_at(values, key) for key in sorted(changed)})
     prompts = config.prompts if "prompts" in stated_keys else None
     return NewInputs(
         options.run, config.tiles if has_tiles else None, prompts, config.name if "name" in stated_keys else "", changes
@@ -134,13 +134,6 @@ def _with_source(arguments: list[str]) -> list[str]:
     path = next((text.partition("=")[2] for text in arguments if text.startswith("--tiles.path=")), "")
     if not path and "--tiles.path" in arguments[:-1]:
         path = arguments[arguments.index("--tiles.path") + 1]
-    if not path or options & {"--tiles.source", "--config"}:
+    if not path or options & {"--tiles", "--tiles.source", "--config"}:
         return arguments
     return [*arguments, f"--tiles.source={default_source(path)}"]
-
-
-def _value(values: Mapping[str, Any], key: str) -> Any:
-    value: Any = values
-    for name in key.split("."):
-        value = value[name]
-    return value

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from clipit.config.file import ConfigFile
-from clipit.config.load import merge, nested, validate_file, without
+from clipit.config.load import check_keys_once, merge, nested, validate_file, without
 from clipit.config.paths import to_file_name
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, repeats, shortlist
@@ -80,6 +80,7 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
             continue
         changes = merge(without(nested(keys), file.run.overrides), {"name": f"{file.run.name}-{slug}"})
         try:
+            check_keys_once(keys, where)
             plans[name] = validate_file(
                 merge(values, changes | {"mil": {**changes.get("mil", {}), "conditions": {}}}), where
             )

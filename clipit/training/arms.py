@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipit.config.load import merge, nested, validate, without
+from clipit.config.load import check_keys_once, merge, nested, validate, without
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 
@@ -107,7 +107,7 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
         configured: Arms defined in the configuration, which take precedence over the built-in ones.
 
     Raises:
-        ConfigError: The arm is unknown, or its `base` refers back to itself.
+        ConfigError: The arm is unknown, sets a key twice, or its `base` refers back to itself.
     """
     keys: dict[str, Any] = {}
     seen: list[tuple[str, bool]] = []
@@ -128,8 +128,9 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
             )
         seen.append((current, is_configured))
         recipe = dict(configured[current] if is_configured else ARMS[current])
+        check_keys_once(recipe, f"arms.{current}")
         current = recipe.pop("base", None)
-        keys = {**recipe, **keys}
+        keys = {**{key: value for key, value in recipe.items() if key not in keys}, **keys}  # `nested` keeps the last
     return keys
 
 

@@ -78,6 +78,8 @@ def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None
         clipit.load_config("demo", {"training.steps": 1}, training={"steps": 2})
     with pytest.raises(ConfigError, match=r"given twice: training\.steps"):
         clipit.load_config("demo", {"training.steps": 1, "training": {"steps": 2}})
+    with pytest.raises(ConfigError, match=r"given twice: reports\.text_checks\.headings"):
+        clipit.load_config("demo", {"reports.text_checks": None, "reports.text_checks.headings": False})
     with pytest.raises(ConfigError, match="not sets, which have no order: classes"):
         clipit.load_config("demo", {"tiles.classes": {"a", "b"}})
     with pytest.raises(ConfigError, match="home folder"):

@@ -42,6 +42,24 @@ def test_plans_that_would_share_a_folder_are_an_error(comparison: dict[str, Any]
         plans(**comparison)
 
 
+def test_a_data_set_may_write_its_backbone_as_a_section() -> None:
+    found = plans(data_sets={"a": {"backbone": {"name": "x"}}, "b": {"backbone.name": "y"}})
+    assert [plan.config.backbone.name for plan in found] == ["x", "y"]
+
+
+def test_a_key_that_a_data_set_sets_twice_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"given twice: lora\.rank(.|\n)*comparison\.data_sets\.a\n"):
+        plans(data_sets={"a": {"lora": {"rank": 2}, "lora.rank": 4}})
+
+
+@pytest.mark.parametrize("keys", [{"lora": {"rank": 2}}, {"lora.rank": 2}])
+def test_an_option_that_overrides_what_distinguishes_arms_is_an_error(keys: dict[str, Any]) -> None:
+    values = {"tiles": {"source": "folders", "path": "tiles"}, "arms": {"small": keys}, "overrides": ["lora.rank"]}
+    file = validate_file({**values, "comparison": {"arms": ["image_only", "small"]}}, "test")
+    with pytest.raises(ConfigError, match=r"override what distinguishes the arms or data sets: lora\.rank"):
+        plan_comparison(file.run, file.comparison)
+
+
 @pytest.mark.parametrize("data_sets", [{"é": {}, "ü": {}}, {"é": {}}, {"...": {}}])
 def test_data_set_name_without_folder_characters_is_an_error(data_sets: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="no character that is allowed in folder names"):

@@ -385,6 +385,50 @@ def test_an_option_given_twice(file: Callable[..., str], options: list[str]) -> 
         read_command("test", [file(), *options])
 
 
+@pytest.mark.parametrize(
+    ("section", "entry"),
+    [
+        ('--lora={"rank": 4}', "--lora.rank=16"),
+        ('--tiles.labels={"kind": "none"}', "--tiles.labels.kind=all"),
+        ('--tiles.splits={"train": "a"}', "--tiles.splits.train=b"),
+        ("--tiles.class_map=a=b", "--tiles.class_map.a=c"),
+        ("--reports.text_checks=null", "--reports.text_checks.headings=false"),
+        ('--terms={"own": {"weight": 1}}', "--terms.own.weight=2"),
+        ('--mil.conditions={"few": {"mil.labels_per_class": 2}}', "--mil.conditions.few={}"),
+    ],
+)
+def test_a_section_and_a_key_of_it_that_contradict_each_other(
+    file: Callable[..., str], section: str, entry: str
+) -> None:
+    for options in ([section, entry], [entry, section]):
+        with pytest.raises(ConfigError, match=f"given more than once: {entry.partition('=')[0]}"):
+            read_file_command(None, ("mil",), [file(), "--reports.path=r.txt", *options])
+
+
+def test_a_section_and_another_key_of_it_are_joined(file: Callable[..., str]) -> None:
+    options = ['--lora={"rank": 4}', "--lora.alpha=2", "--tiles.class_map=a=b", "--tiles.class_map.c=d"]
+    config, _ = read_command(None, [file(), *options])
+    assert (config.lora.rank, config.lora.alpha, config.tiles.class_map) == (4, 2, {"a": "b", "c": "d"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tiles.splits.train=cli", "--tiles.class_map.a=cli"],
+        ['--tiles.splits={"train": "cli"}', '--tiles.class_map={"a": "cli", "v1.2": "cli"}'],
+    ],
+)
+def test_an_entry_of_a_mapping_on_the_command_line_wins_over_the_arm(
+    file: Callable[..., str], options: list[str]
+) -> None:
+    keys = {"base": "clip_it_all", "tiles.splits": {"train": "arm", "test": "arm"}}
+    keys["tiles.class_map"] = {"a": "arm", "b": "arm", "v1.2": "arm"}
+    config, _ = read_command(None, [file({**MINIMAL, "arm": "mine", "arms": {"mine": keys}}), *options])
+    found = resolve_arm(config).tiles
+    assert found.splits == {"train": "cli", "test": "arm"}
+    assert found.class_map == {"a": "cli", "b": "arm", "v1.2": "cli" if "v1.2" in options[1] else "arm"}
+
+
 @pytest.mark.parametrize("option", ["--tiles.class_map=[1]", "--tiles.columns=file", '--tiles.splits=["a"]'])
 def test_a_list_or_word_in_place_of_a_mapping_is_told_how_to_write_one(file: Callable[..., str], option: str) -> None:
     key = option.partition("=")[0]

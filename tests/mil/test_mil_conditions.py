@@ -119,10 +119,11 @@ def test_arms_that_learn_from_reports_need_reports(configure_file: MakeFile, stu
 
 
 def test_all_invalid_conditions_are_named_together(configure_file: MakeFile, study_keys: dict[str, object]) -> None:
-    wrong = {"a": {"mil.labels": 4}, "b": {"output": "elsewhere"}, "c 1": {}, "c/1": {}, "?": {}}
+    twice = {"mil.labels_per_class": 2, "mil": {"labels_per_class": 3}}
+    wrong = {"a": {"mil.labels": 4}, "b": {"output": "elsewhere"}, "c 1": {}, "c/1": {}, "?": {}, "d": twice}
     with pytest.raises(ConfigError) as caught:
         plan_conditions(configure_file(study_keys | {"mil.conditions": wrong}))
-    for part in ("mil.conditions.a", "cannot change output", "same folder", "no letter or digit"):
+    for part in ("mil.conditions.a", "cannot change output", "same folder", "no letter or digit", "given twice: mil.l"):
         assert part in str(caught.value)
 
 

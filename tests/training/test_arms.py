@@ -73,6 +73,7 @@ def test_an_own_arm_over_the_built_in_one_of_its_name(configure: Callable[..., R
         ("a", {"a": {"base": "b"}}, r"unknown arm 'b'(?s:.*)arms\.a\.base"),
         ("a", {"a": {"base": "b"}, "b": {"base": "a"}}, "cycle: a -> b -> a"),
         ("a", {"a": {"base": "a"}}, "cycle: a -> a"),
+        ("a", {"a": {"lora": {"rank": 2}, "lora.rank": 4}}, r"given twice: lora\.rank(.|\n)*arms\.a\n"),
         ("a", {"a": {"lora.rnak": 2}}, r"unknown key 'lora\.rnak' \(did you mean 'lora\.rank'"),
         ("a", {"a": {"student.projector_layers": 2}}, "late_fusion"),
     ],
@@ -94,6 +95,15 @@ def test_the_command_line_wins_over_the_arm_and_the_arm_over_the_file(configure:
     assert resolve_arm(configure(values)).lora.rank == 4
     # From config.yaml, as a run leaves it, nothing changes.
     assert resolve_arm(validate(config.model_dump(mode="json"), "config.yaml")) == config
+
+
+def test_an_arm_wins_over_its_bases_however_it_writes_a_key(configure: Callable[..., RunConfig]) -> None:
+    arms = {
+        "a": {"base": "image_only", "lora": {"rank": 2}},
+        "b": {"base": "a", "lora.rank": 3},
+        "c": {"base": "b", "lora": {"rank": 4}},
+    }
+    assert [resolve_arm(configure(arm=arm, arms=arms)).lora.rank for arm in arms] == [2, 3, 4]
 
 
 def test_what_a_program_sets_after_the_command_line_stays(configure: Callable[..., RunConfig]) -> None:

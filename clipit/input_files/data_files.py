@@ -14,7 +14,7 @@ from clipit.errors import DataError, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
 from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.parquet_classes import cached_parquet, check_parquet_classes
+from clipit.input_files.parquet_classes import cached_parquet, check_described_classes, check_parquet_classes
 
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
@@ -245,7 +245,7 @@ def load_huggingface(
 
     Raises:
         DataError: The path is ambiguous or does not exist, the data set cannot be loaded, an Arrow file is truncated,
-            or files number the classes of a column differently.
+            or files or the description of the data set number the classes of a column differently.
     """
     name, folder = hub_id(path), Path(path).expanduser()
     check_dataset_path(path, key)
@@ -256,21 +256,27 @@ def load_huggingface(
             if name is None and is_saved_dataset(folder):
                 saved = list_files(folder, lambda file: not file.name.startswith(("cache-", "tmp", ".")))
                 _check_arrow_ends(saved.files)
-                return datasets.load_from_disk(str(folder))
+                loaded = datasets.load_from_disk(str(folder))
+                for split, rows in (loaded if isinstance(loaded, dict) else {"": loaded}).items():
+                    check_described_classes(filter(lambda file: file.is_relative_to(folder / split), saved.files), rows)
+                return loaded
+            files = list[Path]()
             options: dict[str, Any] = {"streaming": True} if streaming else {}
             options |= {} if revision is None else {"revision": revision}
             if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
                 options["converters"] = dict.fromkeys(texts, str)
             if name is None and not has_only_images(folder):
                 files = [file for part in split_files(path, key, images=True).values() for file in part]
-                check_parquet_classes(file for file in files if file.suffix.lower() == ".parquet")
+                check_parquet_classes(files)
                 _check_arrow_ends(files)
                 options |= {} if streaming else {"cache_dir": cache_folder(files)}
             loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
             if texts and (text_options := _text_options(loaded, texts)):
                 loaded = datasets.load_dataset(str(folder) if name is None else name, **options, **text_options)
             if name is not None and not streaming:
-                check_parquet_classes(cached_parquet(name, revision))
+                files = cached_parquet(name, revision)
+                check_parquet_classes(files)
+            check_described_classes(files, loaded)
             return loaded
         except DataError:
             raise

@@ -1,46 +1,81 @@
-"""Check the class names that the `datasets` package writes to each parquet file of a data set."""
+"""Check the class names that the `datasets` package writes to each parquet or Arrow file of a data set."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from clipit.errors import DataError
 
 _REQUESTS = 8  # number of files read at the same time
+_ARROW = ".arrow"
 _KEY = b"huggingface"  # key in the schema's metadata
 _URL = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+\.parquet)")
 
 
 def check_parquet_classes(files: Iterable[Path | str]) -> None:
-    """Check that all parquet files of a data set list the same classes in the same order.
+    """Check that all parquet and Arrow files of a data set list the same classes in the same order.
 
     Each file stores labels as indices into its own list, but `datasets` reads all of them with the list of one file.
     Files without class names, and damaged local files, are not checked. On the Hub, only the footers are read.
 
     Args:
-        files: Local paths, or `hf://` URLs.
+        files: Local paths, or `hf://` URLs; files of other formats are skipped.
 
     Raises:
         DataError: Two files list the classes of a column differently.
         Exception: A file on the Hub cannot be read; `fsspec` and the Hub's client raise many types.
     """
     first: dict[str, tuple[str, list[str]]] = {}
-    paths = sorted(map(str, files))
+    for path, column, names in _classes_of_files(files):
+        other, expected = first.setdefault(column, (path, names))
+        if names != expected:
+            raise DataError(
+                f"the classes of the column {column} are {', '.join(names)}, but {', '.join(expected)} in "
+                f"{Path(other).name}: their indices would be mixed up",
+                where=path,
+                fix="read each file separately, cast the column to one list of classes (cast_column with "
+                "datasets.ClassLabel), and save all files again",
+            )
+
+
+def check_described_classes(files: Iterable[Path | str], loaded: Any) -> None:
+    """Check that the description of a data set lists the classes in the order of its files.
+
+    `datasets` prefers the list in README.md or dataset_info.json to that of a file, so that a stale one exchanges
+    labels. New names for classes are accepted.
+
+    Args:
+        files: Local paths, or `hf://` URLs; files of other formats are skipped.
+        loaded: Data set, or a dictionary from split to data set.
+
+    Raises:
+        DataError: A class has a different index in the description.
+        Exception: A file on the Hub cannot be read; `fsspec` and the Hub's client raise many types.
+    """
+    rows = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
+    features = getattr(rows, "features", None) or {}
+    for path, column, names in _classes_of_files(files):
+        described = getattr(features.get(column), "names", None) or []
+        if any(name in names and names.index(name) != index for index, name in enumerate(described)):
+            raise DataError(
+                f"the classes of the column {column} are {', '.join(names)} in this file, but {', '.join(described)} "
+                "in the description of the data set (README.md or dataset_info.json): labels would be exchanged",
+                where=path,
+                fix="correct the order of the classes in the description, or remove them from it",
+            )
+
+
+def _classes_of_files(files: Iterable[Path | str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield path, column and class names for the columns with class names of all parquet and Arrow files."""
+    paths = sorted(path for path in map(str, files) if path.lower().endswith((".parquet", _ARROW)))
     with ThreadPoolExecutor(_REQUESTS) as pool:
         classes_of_files = list(pool.map(_class_names, paths))
     for path, classes in zip(paths, classes_of_files, strict=True):
         for column, names in classes.items():
-            other, expected = first.setdefault(column, (path, names))
-            if names != expected:
-                raise DataError(
-                    f"the classes of the column {column} are {', '.join(names)}, but {', '.join(expected)} in "
-                    f"{Path(other).name}: their indices would be mixed up",
-                    where=path,
-                    fix="read each file separately, cast the column to one list of classes (cast_column with "
-                    "datasets.ClassLabel), and save all files again",
-                )
+            yield path, column, names
 
 
 def hub_parquet(name: str, revision: str | None) -> list[str]:
@@ -73,12 +108,14 @@ def cached_parquet(name: str, revision: str | None) -> list[Path]:
 def _class_names(path: str) -> dict[str, list[str]]:
     """Return the class names of a file; see `class_names`."""
     import fsspec
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     is_remote = "://" in path
     try:
         with fsspec.open(path, "rb") if is_remote else Path(path).open("rb") as stream:
-            metadata = pq.read_schema(stream).metadata or {}
+            schema = pa.ipc.open_stream(stream).schema if path.lower().endswith(_ARROW) else pq.read_schema(stream)
+            metadata = schema.metadata or {}
     except Exception:
         if is_remote:
             raise
@@ -87,7 +124,7 @@ def _class_names(path: str) -> dict[str, list[str]]:
 
 
 def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Read the class names of all columns with class indices from the metadata of a parquet file's schema."""
+    """Read the class names of all columns with class indices from the metadata of a file's schema."""
     try:
         features = json.loads(metadata[_KEY])["info"]["features"]
         listed = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}

@@ -19,7 +19,7 @@ from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset
 from clipit.input_files.dataset_errors import describe_error, failed_files
 from clipit.input_files.mangled_names import check_exact
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
-from clipit.input_files.parquet_classes import check_parquet_classes, hub_parquet
+from clipit.input_files.parquet_classes import check_described_classes, check_parquet_classes, hub_parquet
 from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import (
@@ -114,10 +114,14 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
 
     def look_up() -> StreamedSet:
         revision, name = hub_revision(config.path, "tiles.path"), hub_id(config.path)
+        urls = list[str]()
         if name is not None:
             with _reading(config, "the class names of its files"):
-                check_parquet_classes(hub_parquet(name, revision))
+                urls = hub_parquet(name, revision)
+                check_parquet_classes(urls)
         opened = _open_set(config, revision)
+        with _reading(config, "the class names of its files"):
+            check_described_classes(urls, opened)
         warning = ""
         if is_image_folder(config.path, opened.values()) and load_image_folder(config.path, column) is None:
             warning = inferred_types(opened.values())

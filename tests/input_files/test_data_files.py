@@ -1,5 +1,6 @@
 """Listing of folders: links, loops, permissions, names."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,3 +214,46 @@ def test_an_arrow_stream_that_ends_between_two_batches_is_truncated(
         writer.write_table(rows.data.table)
     if not saved:  # the datasets package saves streams
         assert len(load_huggingface(str(tmp_path / "set"), "tiles.path")["train"]) == 2500
+
+
+@pytest.mark.parametrize("form", ["saved", "saved splits", "arrow", "parquet"])
+def test_a_description_that_lists_the_classes_of_the_files_in_another_order_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names, folder = ["normal", "stroma", "tumour"], tmp_path / "set"
+    features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+    rows = datasets.Dataset.from_dict({"label": [0, 1, 2]}, features=features)
+    if form == "parquet":
+        folder.mkdir()
+        rows.to_parquet(folder / "train.parquet")
+    else:
+        (datasets.DatasetDict({"train": rows}) if form == "saved splits" else rows).save_to_disk(folder)
+    if form == "arrow":
+        for file in folder.glob("*.json"):
+            file.unlink()
+
+    def describe(listed: Sequence[str]) -> None:
+        if "saved" in form:
+            (info,) = folder.rglob("dataset_info.json")
+            content = json.loads(info.read_text())
+            content["features"]["label"]["names"] = listed
+            info.write_text(json.dumps(content))
+            return
+        entries = "".join(f"          '{number}': {name}\n" for number, name in enumerate(listed))
+        head = "dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+        (folder / "README.md").write_text(f"---\n{head}{entries}---\n")
+
+    for listed in (["normal", "stroma", "cancer"], ["Gewebe", "Stroma", "Tumor"]):  # new names
+        describe(listed)
+        loaded = load_huggingface(str(folder), "tiles.path")
+        assert (loaded["train"] if isinstance(loaded, dict) else loaded).features["label"].names == listed
+    for listed in (["tumour", "stroma", "normal"], ["stroma", "normal", "cancer"]):
+        describe(listed)
+        for streaming in (False, True):
+            with pytest.raises(
+                DataError, match=rf"normal, stroma, tumour in this file, but {', '.join(listed)} in the"
+            ):
+                load_huggingface(str(folder), "tiles.path", streaming=streaming)

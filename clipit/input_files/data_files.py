@@ -258,7 +258,7 @@ def load_huggingface(
                 _check_arrow_ends(saved.files)
                 loaded = datasets.load_from_disk(str(folder))
                 for split, rows in (loaded if isinstance(loaded, dict) else {"": loaded}).items():
-                    check_described_classes(filter(lambda file: file.is_relative_to(folder / split), saved.files), rows)
+                    check_described_classes([file for file in saved.files if file.is_relative_to(folder / split)], rows)
                 return loaded
             files = list[Path]()
             options: dict[str, Any] = {"streaming": True} if streaming else {}

@@ -154,7 +154,7 @@ def test_files_that_configure_no_run_are_refused(name: str) -> None:
 
 
 def test_the_memory_of_every_arm_is_checked_and_named_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def estimated(config: RunConfig) -> Check:
+    def estimated(config: RunConfig, free: int) -> Check:
         steps = config.training.tiles_per_step
         return Check("PASS" if steps < 1000 else "FAIL", "memory", f"{steps} tiles")
 

@@ -1,5 +1,6 @@
 """Check a configuration: its keys, data, models and memory, for all arms, data sets and backbones of a comparison."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from pydantic.main import IncEx
 
 from clipit.comparison.plan import plan_comparison
 from clipit.config.command_line import read_file_command
@@ -151,27 +153,14 @@ def _key_of(tiles: TilesConfig) -> str:
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig]) -> list[Check]:
     """Report inputs below outputs/ that do not exist, which other commands write."""
-    sections = [
-        *(
-            config.model_dump(exclude={"output": True, "arms": True, "tiles": {"slides": {"grids"}}})
-            for config in configs
-        ),
-        *(tiles.model_dump(exclude={"slides": {"grids"}}) for tiles in shifted.values()),
-    ]
-    paths = [text for text in dict.fromkeys(_texts(sections)) if is_unwritten(text)]
+    grids: IncEx = {"slides": {"grids"}}  # written by the run, as is its output folder
+    texts = [config.model_dump_json(exclude={"output": True, "arms": True, "tiles": grids}) for config in configs]
+    texts += [tiles.model_dump_json(exclude=grids) for tiles in shifted.values()]
+    paths = [path for path in dict.fromkeys(re.findall(r'"(outputs/[^"]+)"', "".join(texts))) if is_unwritten(path)]
     if not paths:
         return []
     fix = "run the command that writes them first (see the top of the file), or correct these paths"
     return [Check("FAIL", "data", f"These inputs have not been written yet: {shortlist(paths, 3)}.", fix)]
-
-
-def _texts(values: object) -> Iterator[str]:
-    """Yield all texts in nested lists and mappings."""
-    if isinstance(values, str):
-        yield values
-    elif isinstance(values, Mapping | Sequence):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _texts(value)
 
 
 def check_precision(config: RunConfig) -> list[Check]:

@@ -23,36 +23,32 @@ _CLASSES, _JOINT_DIM = 10, 768  # assumed sizes of the heads, which hardly affec
 
 
 def check_memory_of_arms(configs: Mapping[str, RunConfig]) -> list[Check]:
-    """Check the memory of each arm; arms with the same student, batch and VLMs are checked once.
+    """Check the memory of each arm; arms with the same student, keys of training and VLMs are checked once.
 
     Args:
         configs: Name of an arm -> its configuration, with the arm resolved.
     """
-    keys = {name: _memory_key(config) for name, config in configs.items()}
-    distinct = {key: configs[name] for name, key in keys.items()}
-    checks = {key: check_memory(config) for key, config in distinct.items()}
-    return merge_checks({name: [checks[key]] for name, key in keys.items()})
+    free = device_memory(get_processes().device)
+    sections = {"backbone", "lora", "student", "training", "vlm", "second_vlm"}
+    checks: dict[str, Check] = {}
+    checks_of: dict[str, list[Check]] = {}
+    for name, config in configs.items():
+        key = fingerprint([config.model_dump(mode="json", include=sections), views_per_tile(config), uses_vlm(config)])
+        if key not in checks:
+            checks[key] = check_memory(config, free)
+        checks_of[name] = [checks[key]]
+    return merge_checks(checks_of)
 
 
-def _memory_key(config: RunConfig) -> str:
-    """Return the fingerprint of the keys that determine the memory needed for training."""
-    student = config.model_dump(mode="json", include={"backbone", "lora", "student"})
-    batch = {"tiles_per_step", "accumulation", "gradient_checkpointing", "precision"}
-    vlms = [config.vlm, config.second_vlm] if uses_vlm(config) else []
-    loaded = [vlm.model_dump(mode="json") for vlm in vlms if vlm is not None]
-    training = config.training.model_dump(mode="json", include=batch)
-    return fingerprint([student, training, views_per_tile(config), loaded])
-
-
-def check_memory(config: RunConfig) -> Check:
-    """Estimate the memory needed for training, without loading weights, and compare it with the free memory.
+def check_memory(config: RunConfig, free: int) -> Check:
+    """Estimate the memory needed for training, without loading weights, and compare it with the free memory in bytes.
 
     Args:
         config: Run configuration, with its arm resolved.
     """
-    config, device = resolve_precision(config), get_processes().device
+    config = resolve_precision(config)
     try:
-        estimate, size = _estimate(config, device)
+        estimate, size = _estimate(config)
     except Exception as error:  # the model is unknown, not cached, or cannot be built without its weights
         reason = failed_check("", error).message[:200]
         fix = "correct the backbone if its own check fails; the estimate is repeated when training starts"
@@ -60,7 +56,7 @@ def check_memory(config: RunConfig) -> Check:
     vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
     reserved = sum(map(vlm_weight_bytes, vlms))  # VLMs stay in memory during training
     try:
-        plan = choose_memory_plan(config, estimate, device_memory(device), reserved=reserved, pixels=size)
+        plan = choose_memory_plan(config, estimate, free, reserved=reserved, pixels=size)
     except (ConfigError, ModelError) as error:
         return failed_check("memory", error)
     notes = ". ".join(note.partition(": ")[2] for note in plan.notes)
@@ -69,7 +65,7 @@ def check_memory(config: RunConfig) -> Check:
     return Check("PASS", "memory", ". ".join(filter(None, [plan.message, notes])))
 
 
-def _estimate(config: RunConfig, device: torch.device) -> tuple[MemoryEstimate, int]:
+def _estimate(config: RunConfig) -> tuple[MemoryEstimate, int]:
     """Estimate the memory of the student from tensors without values; also return the edge of its input in pixels."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = load_backbone(config.backbone, weights=False)
@@ -86,7 +82,7 @@ def _estimate(config: RunConfig, device: torch.device) -> tuple[MemoryEstimate, 
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # fake tensors cannot be assigned in place
     try:
         with mode:
-            student.to_empty(device=device)
+            student.to_empty(device=get_processes().device)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
     preprocess, precision = backbone.preprocess, config.training.precision

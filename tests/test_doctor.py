@@ -18,7 +18,7 @@ from clipit.doctor.check_results import Check, failed_check, format_checks, try_
 from clipit.doctor.configs import check_config, check_precision
 from clipit.doctor.data_checks import check_prompts, check_reports, check_tiles
 from clipit.doctor.diagnose import diagnose
-from clipit.doctor.model_checks import Access, check_backbone, check_download, check_vlm, is_cached
+from clipit.doctor.model_checks import Access, cached_bytes, check_backbone, check_download, check_vlm
 from clipit.errors import DataError, explain
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import backbone_repository
@@ -204,17 +204,25 @@ def test_no_faiss_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "flags", "fix"),
+    ("kernel", "capability", "fix"),
     [
-        ("Barcelona", {"avx2", "avx512f"}, "export OPENBLAS_CORETYPE=SKYLAKEX"),
-        ("Prescott", {"avx2"}, "export OPENBLAS_CORETYPE=Haswell"),
-        ("Haswell", {"avx2", "avx512f"}, ""),
-        ("SkylakeX", {"avx2", "avx512f"}, ""),
-        ("Nehalem", {"sse4_2"}, ""),
+        ("Barcelona", "AVX512", "export OPENBLAS_CORETYPE=SKYLAKEX"),
+        ("Prescott", "AVX512_BF16", "export OPENBLAS_CORETYPE=SKYLAKEX"),
+        ("Prescott", "AVX2", "export OPENBLAS_CORETYPE=Haswell"),
+        ("Haswell", "AVX512", ""),
+        ("SkylakeX", "AVX512", ""),
+        ("Nehalem", "DEFAULT", ""),
     ],
 )
-def test_openblas_kernel(kernel: str, flags: set[str], fix: str) -> None:
-    assert [(check.status, check.fix) for check in machine.check_kernel(kernel, flags)] == [("WARN", fix)] * bool(fix)
+def test_openblas_kernel(monkeypatch: pytest.MonkeyPatch, kernel: str, capability: str, fix: str) -> None:
+    libraries = [
+        {"internal_api": "openblas", "filepath": f"/site/{package}.libs/libopenblas.so", "architecture": architecture}
+        for package, architecture in (("faiss_cpu", kernel), ("numpy", "Prescott"))
+    ]
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: libraries)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    check = machine.check_faiss({"faiss-cpu": "1.15.1"})
+    assert check.fix == fix and check.status == ("WARN" if fix else "PASS") and (kernel in check.message) == bool(fix)
 
 
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +259,9 @@ def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
-    assert not is_cached("owner/name")
-    (snapshot / "model.safetensors").write_text("")
-    assert is_cached("owner/name") and is_cached("owner/name@main") and not is_cached("owner/other")
+    assert cached_bytes("owner/name") == 0
+    (snapshot / "model.safetensors").write_text("weights")
+    assert [cached_bytes(f"owner/{name}") for name in ("name", "name@main", "other")] == [7, 7, 0]
 
 
 # Models -----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,9 @@
 
 import importlib.metadata
 import os
-import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,10 +54,8 @@ def check_requirements() -> Check:
 
 def check_machine(output: Path) -> list[Check]:
     """Check the GPUs, threads, faiss, the output folder's disk and the launcher."""
-    versions = installed(_FAISS)
     return [
-        *check_gpus(), *check_threads(), check_faiss(versions), *(check_openblas() if versions else []),
-        *check_disk(output), *check_default_launch(),
+        *check_gpus(), *check_threads(), check_faiss(installed(_FAISS)), *check_disk(output), *check_default_launch()
     ]  # fmt: skip
 
 
@@ -108,37 +105,24 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
     if has_gpu and not gpus and "faiss-cpu" not in versions:
         fix = "compare its CUDA version with that of the driver (nvidia-smi); meanwhile, it searches on the CPU"
         return Check("WARN", "faiss", f"{listed} finds no GPU, although torch does.", fix)
+    best = {"AVX512": "SKYLAKEX", "AVX2": "Haswell"}.get(torch.backends.cpu.get_cpu_capability().partition("_")[0])
+    slow = sorted(kernel for kernel in _faiss_kernels() if kernel.lower() not in _MODERN_KERNELS)
+    if best and slow:
+        message = f"{listed} searches slowly: its OpenBLAS does not know this CPU, and uses the kernel {slow[0]}."
+        return Check("WARN", "faiss", message, f"export OPENBLAS_CORETYPE={best}")
     return Check("PASS", "faiss", listed)
 
 
-def check_openblas() -> list[Check]:
-    """Check which kernel the OpenBLAS of faiss selected for this CPU, if that can be determined."""
-    try:
-        import faiss  # noqa: F401  # loads its OpenBLAS
-        from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
-
-        flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
-    except (ImportError, OSError):
-        return []
-    kernels = {
-        str(library.get("architecture"))
-        for library in threadpool_info()
-        if library.get("internal_api") == "openblas" and "faiss" in Path(library["filepath"]).parent.name
-    }
-    return [check for kernel in sorted(kernels) for check in check_kernel(kernel, flags[1].split() if flags else [])]
-
-
-def check_kernel(kernel: str, cpu_flags: Collection[str]) -> list[Check]:
-    """Warn if an OpenBLAS kernel leaves instruction sets unused, given the CPU's flags as listed by Linux.
+def _faiss_kernels() -> set[str]:
+    """Return the kernels that the OpenBLAS of faiss has selected for this CPU.
 
     An OpenBLAS release that does not know the CPU falls back to kernels for a much older CPU, which makes exact search
     3 to 5 times slower (`python -m benchmarks faiss_threads` measures it).
     """
-    best = "SKYLAKEX" if "avx512f" in cpu_flags else "Haswell" if "avx2" in cpu_flags else ""
-    if kernel.lower() in _MODERN_KERNELS or not best:
-        return []
-    message = f"Kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'} makes exact search slow."
-    return [Check("WARN", "OpenBLAS of faiss", message, f"export OPENBLAS_CORETYPE={best}")]
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+    libraries = [library for library in threadpool_info() if library.get("internal_api") == "openblas"]
+    return {str(found.get("architecture")) for found in libraries if "faiss" in Path(found["filepath"]).parent.name}
 
 
 def check_disk(output: Path) -> list[Check]:

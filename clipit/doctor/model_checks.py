@@ -43,33 +43,28 @@ def ask_hub(hub_id: str) -> Access:
     return "granted"
 
 
-def is_cached(hub_id: str) -> bool:
-    """Return whether the local cache contains weights from this repository."""
-    return any(path.suffix in _WEIGHTS and path.exists() for path in _snapshots(hub_id).glob("*/**/*"))
-
-
-def _snapshots(hub_id: str) -> Path:
-    """Return the folder of a model's snapshots in the local cache."""
+def cached_bytes(hub_id: str) -> int:
+    """Return the size of a repository's weights in the local cache in bytes; 0 if they are not cached."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     name = repo_folder_name(repo_id=hub_id.partition("@")[0], repo_type="model")
-    return Path(constants.HF_HUB_CACHE) / name / "snapshots"
+    return max(map(_weight_bytes, (Path(constants.HF_HUB_CACHE) / name / "snapshots").glob("*")), default=0)
 
 
 def vlm_weight_bytes(config: VLMConfig) -> int:
     """Return the size of a VLM's local weights in bytes; 0 if they are not on this machine."""
     path = Path(config.path or config.name.removeprefix("clip:")).expanduser()
+    repository = None if path.exists() else vlm_repository(config)
+    return _weight_bytes(path) if repository is None else cached_bytes(repository)
+
+
+def _weight_bytes(path: Path) -> int:
+    """Return the size of a weights file, or of the weights in a folder, which may contain them in several formats."""
     if path.is_file():
         return path.stat().st_size
-    repository = None if path.is_dir() else vlm_repository(config)
-    folders = [path] if repository is None else [*_snapshots(repository).glob("*")]
-    sizes = [  # a snapshot may contain the same weights in several formats
-        sum(file.stat().st_size for file in folder.rglob(f"*{suffix}") if file.exists())
-        for folder in folders
-        for suffix in _WEIGHTS
-    ]
-    return max(sizes, default=0)
+    files = [file for file in path.rglob("*") if file.exists()]
+    return max(sum(file.stat().st_size for file in files if file.suffix == suffix) for suffix in _WEIGHTS)
 
 
 def check_vlm(subject: str, config: VLMConfig) -> list[Check]:
@@ -110,7 +105,7 @@ def check_download(subject: str, name: str, hub_id: str, spec: ModelSpec | None,
         section: Section of the configuration that names the model.
     """
     model = name if hub_id in name else f"{name} ({hub_id})"
-    if is_cached(hub_id):
+    if cached_bytes(hub_id):
         return Check("PASS", subject, f"{model} is in the local cache")
     repository = hub_id.partition("@")[0]
     page = f"https://huggingface.co/{repository}"

@@ -308,6 +308,7 @@ def test_the_weights_of_a_vlm_count_once(tmp_path: Path) -> None:
     for name, size in (("model.safetensors", 300), ("pytorch_model.bin", 310), ("config.json", 9)):
         (tmp_path / name).write_bytes(b"0" * size)
     assert vlm_weight_bytes(VLMConfig(name=f"clip:{tmp_path}")) == 310
+    assert vlm_weight_bytes(VLMConfig(name="conch", path=str(tmp_path / "config.json"))) == 9
     assert vlm_weight_bytes(VLMConfig(name="embedded")) == 0
 
 

@@ -9,6 +9,17 @@ from clipit.errors import DataError
 
 _FAILED = re.compile(r"Failed to read file '(?P<file>.+?)' with error")
 _NO_ROWS = "BatchSize must be greater than 0"
+_CONFIGURATIONS = "Config name is missing"
+_NAMES = re.compile(r"configs: \[(.+)\]")
+_ACCESS = "accept its terms"
+_ADVICE = {
+    _CONFIGURATIONS: "add `default: true` to one of the configurations in its README.md",
+    "infer the same data file format for all splits": "convert the files of all splits to the same format",
+    "Dataset scripts are no longer supported": "convert it to parquet files, for example with to_parquet in a version "
+    "of the datasets package below 4, and remove the script",
+    "is a gated dataset": f"{_ACCESS} on its page on the Hugging Face Hub, and log in with `hf auth login`",
+}
+"""What to do about errors of `datasets`, by a part of the message."""
 _READERS = "datasets.packaged_modules."
 
 
@@ -45,17 +56,21 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
 
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the outer error only states that something failed
-    return DataError(
-        f"cannot load this data set: {describe_error(error)}",
-        where=files[-1] if files else path,
-        fix=f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
+    fix = (
+        f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
         if local
-        else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
+        else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder"
     )
+    if advice := next((advice for mark, advice in _ADVICE.items() if mark in str(error)), ""):
+        hub = f"download it (hf download --repo-type dataset), set {key} to the folder, and "
+        fix = advice if local or advice.startswith(_ACCESS) else f"{hub}{advice}"
+    return DataError(f"cannot load this data set: {describe_error(error)}", where=files[-1] if files else path, fix=fix)
 
 
 def describe_error(error: Exception) -> str:
-    """Describe an error of `datasets` by its type and message, or in plain words for a file without rows."""
+    """Describe an error of `datasets` by its type and message, or in plain words."""
     if _NO_ROWS in str(error):
         return "a parquet file has no rows: remove it"
+    if _CONFIGURATIONS in str(error) and (names := _NAMES.search(str(error))):
+        return f"it has several configurations, and none of them is the default: {names[1]}"
     return f"{type(error).__name__}: {error}"

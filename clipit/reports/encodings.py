@@ -12,6 +12,18 @@ from string import punctuation
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, is_pointer
 
+DOCUMENTS = frozenset({".doc", ".docx", ".htm", ".html", ".odt", ".pdf", ".rtf"})
+"""Suffixes of documents that are not plain text."""
+CONVERT = (
+    "convert the reports to .txt files, for example with pdftotext (.pdf), pandoc -t plain (.docx, .odt, .rtf, .html) "
+    "or soffice --headless --convert-to txt (.doc); scanned pages need text recognition (OCR)"
+)
+"""Fix for errors about documents."""
+_DOCUMENT_HEADS = {
+    b"%PDF-": "a PDF file",
+    b"PK\3\4": "a zip file or an Office document (.docx, .odt, .xlsx)",
+    b"\xd0\xcf\x11\xe0": "an Office document (.doc, .xls)",
+}
 _HEAD_BYTES = 1024  # number of bytes checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the little-endian mark begins with that of UTF-16
@@ -134,7 +146,7 @@ def codec(encoding: str) -> str:
 def decoding(path: Path, encoding: str) -> Iterator[None]:
     """Convert a decoding error within the block into a `DataError` that names the file, line and byte."""
     with path.open("rb") as stream:
-        _check_utf16(stream.read(_HEAD_BYTES), path, encoding)
+        check_head(stream.read(_HEAD_BYTES), path, encoding)
     try:
         yield
     except UnicodeError as error:
@@ -142,13 +154,19 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
 
 
 def check_head(data: bytes, where: object, encoding: str) -> None:
-    """Reject Git LFS pointers, and UTF-16 text if a different encoding is configured.
+    """Reject Git LFS pointers, documents, and UTF-16 text if a different encoding is configured.
 
     Raises:
-        DataError: The content is a Git LFS pointer or UTF-16.
+        DataError: The content is a Git LFS pointer, a document or UTF-16.
     """
     if is_pointer(data):
         raise DataError("this file is a Git LFS pointer, not the data", where=where, fix=PULL)
+    for mark, kind in _DOCUMENT_HEADS.items():
+        if data.startswith(mark):
+            fix = (
+                CONVERT if kind == "a PDF file" else f"if it is a table, save it as .csv or .xlsx; otherwise {CONVERT}"
+            )
+            raise DataError(f"this file is {kind}, not plain text", where=where, fix=fix)
     _check_utf16(data[:_HEAD_BYTES], where, encoding)
 
 

@@ -26,6 +26,8 @@ from clipit.input_files.mangled_names import check_labels, check_rounded, placeh
 from clipit.input_files.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import (
+    CONVERT,
+    DOCUMENTS,
     describe_controls,
     describe_escaped,
     describe_misread,
@@ -43,6 +45,8 @@ _SHOWN_PROBLEMS = 5
 _DOCUMENTS = {
     "{\\rtf": "Rich Text Format (RTF)",
     "%PDF-": "a PDF file",
+    "<!DOCTYPE html": "an HTML page",
+    "<html": "an HTML page",
     "<?xml": "an XML document",
     "<ClinicalDocument": "an XML document (CDA)",
     "MSH|": "an HL7 message",
@@ -102,6 +106,9 @@ def read_reports(config: ReportsConfig) -> Reports:
         ConfigError: The encoding is unknown, or an option does not apply to the source.
     """
     path = Path(config.path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix in DOCUMENTS and path.is_file() and (config.format == "auto" or suffix in (".docx", ".odt", ".pdf")):
+        raise DataError(f"{suffix} files are not plain text", where=path, fix=CONVERT)
     format_name = _detect_format(config, path)
     _check_options(config, format_name, path)
     problems: list[str] = []
@@ -288,7 +295,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
                 where=raw.where,
                 fix="set reports.path to the file, and reports.format to jsonl if it has one object per report"
                 if document == _JSON
-                else "convert the reports to plain text first",
+                else CONVERT,
             )
         name = raw.report_id
         if name is None:

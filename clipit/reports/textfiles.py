@@ -14,7 +14,7 @@ from typing import NamedTuple
 from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
 from clipit.input_files.data_files import list_files
 from clipit.input_files.zip_files import member_name, open_zip
-from clipit.reports.encodings import check_head, codec, decoding, decoding_error
+from clipit.reports.encodings import CONVERT, DOCUMENTS, check_head, codec, decoding, decoding_error
 
 _MAX_TEXT_BYTES = 16 * 2**20  # maximum size of one report in bytes; larger files are other data, or zip bombs
 # A zip whose unpacked size exceeds both limits is rejected; text shrinks to a tenth, rarely to a hundredth.
@@ -258,8 +258,16 @@ def is_text(name: str) -> bool:
 
 
 def _text_names(path: Path, names: Sequence[str], problems: list[str]) -> list[str]:
-    """Select the names of reports, sorted, and add the number of skipped files to `problems`."""
+    """Select the names of reports, sorted, and add the number of skipped files to `problems`.
+
+    Raises:
+        DataError: There are only documents that must be converted.
+    """
     others = sorted(name for name in names if not is_text(name))
+    documents = [name for name in others if PurePosixPath(name).suffix.lower() in DOCUMENTS]
+    if documents and len(others) == len(names):
+        listed = f"{counted(len(documents), 'document')} such as {documents[0]}"
+        raise DataError(f"no .txt files, but {listed}", where=path, fix=CONVERT)
     if others:
         problems.append(f"{path}: {counted(len(others), 'other file')} skipped (not .txt), such as {others[0]}")
     return sorted(name for name in names if is_text(name))

@@ -260,10 +260,17 @@ def check_columns(split: str, present: Sequence[str], config: TilesConfig) -> No
     required = {"path"} | set(config.columns) - {"split"} | ({"label"} if labelled else set())
     missing = sorted(names[key] for key in required if names[key] not in present)
     if missing:
+        folder, fix = Path(config.path).expanduser(), "set the column names in tiles.columns (path: the image column)"
+        is_local = hub_id(config.path) is None
+        if missing == [names["label"]] and [*present] == ["image"] and is_local and list_files(folder, is_image).files:
+            fix = (
+                "set tiles.source: folders; the datasets package takes labels from folders only if all images are in "
+                "<class>/ or <split>/<class>/, without subfolders, and no other name contains a word such as test"
+            )
         raise DataError(
             f"missing columns: {', '.join(missing)}; split {split} has: {', '.join(present)}",
             where=config.path,
-            fix="set the column names in tiles.columns (path: the image column)",
+            fix=fix,
         )
     check_column_spelling({key: name for key, name in names.items() if key != "id"}, present, config.path)
 

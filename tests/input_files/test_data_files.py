@@ -257,3 +257,56 @@ def test_a_description_that_lists_the_classes_of_the_files_in_another_order_is_r
                 DataError, match=rf"normal, stroma, tumour in this file, but {', '.join(listed)} in the"
             ):
                 load_huggingface(str(folder), "tiles.path", streaming=streaming)
+
+
+def test_several_configurations_without_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    card = ["---", "configs:"]
+    for name in ("one", "two"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        datasets.Dataset.from_dict({"id": [name]}).to_parquet(tmp_path / "set" / name / "train.parquet")
+        card += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
+    readme = tmp_path / "set" / "README.md"
+    readme.write_text("\n".join([*card, "---", ""]))
+    words = (
+        r"several configurations, and none of them is the default: 'one', 'two'\n.*\n  fix: add `default: true` to one"
+    )
+    with pytest.raises(DataError, match=words):
+        load_huggingface(str(tmp_path / "set"), "tiles.path")
+    readme.write_text("\n".join([*card, "  default: true", "---", ""]))
+    assert load_huggingface(str(tmp_path / "set"), "tiles.path")["train"]["id"][:] == ["two"]
+
+
+def test_splits_in_different_formats(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"id": [1]}).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "test.csv").write_text("id\n1\n")
+    with pytest.raises(DataError, match="fix: convert the files of all splits to the same format"):
+        load_huggingface(str(tmp_path), "tiles.path")
+
+
+@pytest.mark.parametrize(
+    ("message", "fix"),
+    [
+        (
+            "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']",
+            "set a.path to the folder, ",
+        ),
+        ("Dataset scripts are no longer supported, but found tiles.py", "set a.path to the folder, and convert it to"),
+        ("Dataset 'lab/tiles' is a gated dataset on the Hub.", "accept its terms on its page"),
+        ("no route to host", "check the spelling of the id"),
+    ],
+)
+def test_a_set_on_the_hub_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, message: str, fix: str) -> None:
+    import datasets
+
+    def fail(name: str, **options: object) -> None:
+        raise ValueError(message)
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError) as raised:
+        load_huggingface("hf:lab/tiles", "a.path")
+    assert fix in str(raised.value)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,15 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("number.jsonl", '{"text": 3}\n', {}, "contains int, not text"),
         ("bad.parquet", "PAR1", {}, "cannot read this parquet file"),
         ("bad.zip", "PK", {}, "cannot read this zip file"),
-        ("reports.docx", "x", {}, "cannot infer the format"),
+        ("reports.text", "x", {}, "cannot infer the format"),
+        ("reports.docx", "x", {}, r"\.docx files are not plain text(.|\n)*pandoc -t plain \(\.docx"),
+        ("reports.PDF", "x", {"format": "lines"}, r"\.pdf files are not plain text(.|\n)*pdftotext \(\.pdf\)"),
+        ("reports.odt", "PK\3\4", {"format": "xlsx"}, r"\.odt files are not plain text"),
+        ("reports.doc", "x", {}, r"\.doc files are not plain text(.|\n)*--convert-to txt \(\.doc\)"),
+        ("reports.txt", "%PDF-1.4 x", {}, r"is a PDF file, not plain text(.|\n)*pdftotext"),
+        ("reports.txt", "PK\3\4x", {}, r"is a zip file or an Office document(.|\n)*pandoc"),
+        ("reports.csv", "PK\3\4x", {}, r"is a zip file or an Office document(.|\n)*pandoc"),
+        ("reports.txt", "<html><p>Colon.", {}, r"is an HTML page, not plain text(.|\n)*pandoc"),
         ("deep.jsonl", '{"text": ' + "[" * 100_000, {}, "invalid JSON"),
         ("twice.jsonl", '{"text": "a", "text": "b"}\n', {}, r"invalid JSON: repeated key 'text'\n.*line 1"),
         ("half.jsonl", '{"text": "a", "id": "\\ud800"}\n', {"id_column": "id"}, "not valid Unicode"),
@@ -421,10 +430,21 @@ def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:
-    (tmp_path / "scan.pdf").write_bytes(b"%PDF")
+    (tmp_path / "scan.jpg").write_bytes(b"x")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*such as scan\.pdf"):
+    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*such as scan\.jpg"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("format_name", ["auto", "texts", "tcga"])
+def test_a_folder_of_documents_must_be_converted(tmp_path: Path, zipped: bool, format_name: str) -> None:
+    for name in ("a.pdf", "b.docx"):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    path = Path(shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")) if zipped else tmp_path / "set"
+    with pytest.raises(DataError, match=r"no \.txt files, but 2 documents such as a\.pdf(.|\n)*pdftotext \(\.pdf\)"):
+        read(path, format=format_name)
 
 
 def test_a_pointer_in_a_folder(tmp_path: Path) -> None:
@@ -496,7 +516,7 @@ def test_a_zip_that_states_no_bytes_for_a_text(tmp_path: Path) -> None:
 def test_documents_of_other_programs_are_refused(tmp_path: Path, text: str, kind: str) -> None:
     (tmp_path / "a.txt").write_text("Adenoma.")
     (tmp_path / "b.txt").write_text(text)
-    with pytest.raises(DataError, match=rf"this report is {kind}(.|\n)*b\.txt(.|\n)*convert"):
+    with pytest.raises(DataError, match=rf"this (report|file) is {kind}(.|\n)*b\.txt(.|\n)*convert"):
         read(tmp_path)
 
 

@@ -18,6 +18,8 @@ from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.load_tiles import load_tiles, read_tiles
 from clipit.tiles.tileset import TileSet
 
+from .conftest import paint
+
 
 def config(path: Path | str, **more: object) -> TilesConfig:
     return TilesConfig.model_validate({"source": "huggingface", "path": str(path), **more})
@@ -409,3 +411,17 @@ def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Pat
     tiles = read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
     assert tiles.classes == ("01", "2") and tiles.groups.tolist() == ["007", "08"]
     assert any("the datasets package read the metadata file of this image folder" in n for n in (*tiles.notes, *said))
+
+
+@pytest.mark.parametrize("extra", ["tumour/sub/x.png", "stray.png", "eval/x.png", "stroma/biopsy_test_1.png"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_folders_from_which_datasets_takes_no_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str, streaming: bool
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for number, name in enumerate(("tumour/0.png", "tumour/1.png", "stroma/0.png", "stroma/1.png", extra)):
+        paint(tmp_path / "set" / name, number)
+    with pytest.raises(DataError, match=r"missing columns: label; .* has: image(.|\n)*fix: set tiles.source: folders"):
+        read_tiles(config(tmp_path / "set", columns={}, streaming=streaming), root=tmp_path / "out")

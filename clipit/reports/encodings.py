@@ -1,6 +1,7 @@
 """Text encodings of reports: find codecs, locate decoding errors, and detect files in a different encoding."""
 
 import codecs
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -24,6 +25,17 @@ _DOCUMENT_HEADS = {
     b"PK\3\4": "a zip file or an Office document (.docx, .odt, .xlsx)",
     b"\xd0\xcf\x11\xe0": "an Office document (.doc, .xls)",
 }
+_TEXT_DOCUMENTS = {
+    "{\\rtf": "Rich Text Format (RTF)",
+    "%PDF-": "a PDF file",
+    "<!DOCTYPE html": "an HTML page",
+    "<html": "an HTML page",
+    "<?xml": "an XML document",
+    "<ClinicalDocument": "an XML document (CDA)",
+    "MSH|": "an HL7 message",
+}
+"""First characters of documents that are not plain text."""
+JSON = "a JSON object"
 _HEAD_BYTES = 1024  # number of bytes checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the little-endian mark begins with that of UTF-16
@@ -168,6 +180,16 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
             )
             raise DataError(f"this file is {kind}, not plain text", where=where, fix=fix)
     _check_utf16(data[:_HEAD_BYTES], where, encoding)
+
+
+def document_kind(text: str) -> str:
+    """Name the format of a text that is not plain text; "" for plain text."""
+    start = text.lstrip()
+    if start.startswith(("{", "[{")):
+        with suppress(ValueError, RecursionError):
+            json.JSONDecoder().raw_decode(start.removeprefix("["))
+            return JSON
+    return next((name for mark, name in _TEXT_DOCUMENTS.items() if start.startswith(mark)), "")
 
 
 def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +27,13 @@ from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import (
     CONVERT,
     DOCUMENTS,
+    JSON,
     describe_controls,
     describe_escaped,
     describe_misread,
     describe_replaced,
     describe_truncated,
+    document_kind,
 )
 from clipit.reports.metadata import Metadata, check_dates, read_metadata
 from clipit.reports.report_tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
@@ -42,17 +43,6 @@ from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 _FORMAT_OF_SUFFIX = {".txt": "lines", ".zip": "texts", **TABLE_FORMATS}
 _DATA_FILES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
-_DOCUMENTS = {
-    "{\\rtf": "Rich Text Format (RTF)",
-    "%PDF-": "a PDF file",
-    "<!DOCTYPE html": "an HTML page",
-    "<html": "an HTML page",
-    "<?xml": "an XML document",
-    "<ClinicalDocument": "an XML document (CDA)",
-    "MSH|": "an HL7 message",
-}
-"""First characters of documents that are not plain text."""
-_JSON = "a JSON object"
 _TCGA_PAGE = "https://github.com/tatonetti-lab/tcga-path-reports"
 
 
@@ -289,12 +279,12 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
-        if document := _document_kind(raw.text):
+        if document := document_kind(raw.text):
             raise DataError(
                 f"this report is {document}, not plain text",
                 where=raw.where,
                 fix="set reports.path to the file, and reports.format to jsonl if it has one object per report"
-                if document == _JSON
+                if document == JSON
                 else CONVERT,
             )
         name = raw.report_id
@@ -315,16 +305,6 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     check_rounded([report.group for report in reports], "group", where.__getitem__, None)
     check_labels([report.label for report in reports], "label", where.__getitem__, None)
     return reports, empty
-
-
-def _document_kind(text: str) -> str:
-    """Name the format of a text that is not plain text; "" for plain text."""
-    start = text.lstrip()
-    if start.startswith(("{", "[{")):
-        with suppress(ValueError, RecursionError):
-            json.JSONDecoder().raw_decode(start.removeprefix("["))
-            return _JSON
-    return next((name for mark, name in _DOCUMENTS.items() if start.startswith(mark)), "")
 
 
 def _missing_to_none(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:

@@ -359,6 +359,12 @@ def test_access_to_the_weights_is_checked_though_the_package_is_missing(
     assert "needs its own package" in package.message and "does not exist (/no/such/folder)" in weights.message
 
 
+def test_an_adapter_that_does_not_exist(hub: SetHub) -> None:
+    hub("granted")
+    adapter, weights = check_vlm("VLM", VLMConfig(name="plip", adapter="/no/such/folder"))
+    assert (adapter.status, weights.status) == ("FAIL", "PASS") and "/no/such/folder" in adapter.message
+
+
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["", "plip", "quiltnet-b-32"])
 def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:

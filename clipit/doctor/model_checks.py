@@ -12,7 +12,7 @@ from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import backbone_repository, load_backbone
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm import load_vlm
-from clipit.models.vlm_sources import check_packages, vlm_repository
+from clipit.models.vlm_sources import check_vlm_name, vlm_repository
 from clipit.models.vlm_specs import VLMS
 
 Access = Literal["granted", "gated", "absent", "offline", "unreachable"]
@@ -69,14 +69,13 @@ def _weight_bytes(path: Path) -> int:
 
 def check_vlm(subject: str, config: VLMConfig) -> list[Check]:
     """Check whether a VLM loads or can be downloaded, with separate checks of its package and its weights."""
-    spec, repository = VLMS.get(config.name), vlm_repository(config)
-    checks = [] if spec is None else find_failures(subject, partial(check_packages, spec))
+    problems, repository = find_failures(subject, partial(check_vlm_name, config)), vlm_repository(config)
     if repository is None:
         weights = _check_load(subject, config, load_vlm)
     else:
         section = "second_vlm" if subject == "second VLM" else "vlm"
-        weights = check_download(subject, config.name, repository, spec, section)
-    return list(dict.fromkeys([*checks, weights]))  # the loader checks the packages, too
+        weights = check_download(subject, config.name, repository, VLMS.get(config.name), section)
+    return list(dict.fromkeys([*problems, weights]))  # the loader checks the name, too
 
 
 def check_backbone(config: BackboneConfig) -> list[Check]:

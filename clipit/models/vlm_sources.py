@@ -25,8 +25,8 @@ def check_vlm_name(config: VLMConfig) -> None:
         read_vlm_adapter(Path(config.adapter).expanduser())
     spec = VLMS.get(config.name)
     if spec is not None:
+        _check_packages(spec)
         _check_table_entry(spec, config)
-        check_packages(spec)
         return
     _check_path(config)
     scheme, _, rest = config.name.partition(":")
@@ -36,20 +36,6 @@ def check_vlm_name(config: VLMConfig) -> None:
         open_clip_vlm.check_builtin(rest)
     elif config.name != "embedded" and not (scheme in ("hf-hub", "clip", PREFIX) and rest):
         _check_folder(Path(config.name).expanduser(), config)
-
-
-def check_packages(spec: ModelSpec) -> None:
-    """Check that the packages that a known VLM needs besides clipit's dependencies are installed.
-
-    Raises:
-        ModelError: Packages are missing.
-    """
-    from clipit.models import conch_vlm, musk_vlm
-
-    if spec.family == "conch":
-        conch_vlm.check_conch_package(spec)
-    elif spec.family == "musk":
-        musk_vlm.check_musk_packages(spec)
 
 
 def vlm_repository(config: VLMConfig) -> str | None:
@@ -123,6 +109,16 @@ def other_towers(config: VLMConfig) -> Towers:
         _check_quick_gelu(config, False)
         return clip_vlm.clip_towers(rest)
     return _from_folder(Path(name).expanduser(), config)
+
+
+def _check_packages(spec: ModelSpec) -> None:
+    """Check that the packages that a known VLM needs besides clipit's dependencies are installed."""
+    from clipit.models import conch_vlm, musk_vlm
+
+    if spec.family == "conch":
+        conch_vlm.check_conch_package(spec)
+    elif spec.family == "musk":
+        musk_vlm.check_musk_packages(spec)
 
 
 def _check_table_entry(spec: ModelSpec, config: VLMConfig) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import torchvision_hook
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -55,3 +57,23 @@ def test_another_extra_is_refused(checkout: Path) -> None:
     assert shown.returncode != 0 and not shown.stdout
     assert ".venv was created with EXTRA=gpu, not cpu" in shown.stderr
     assert would(checkout, "clean", EXTRA="cpu").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "installed"),
+    [
+        ("RuntimeError: operator torchvision::nms does not exist", True),
+        ("ModuleNotFoundError: No module named 'torchvision'", False),
+        ("", False),
+    ],
+)
+def test_the_import_hook_is_installed_only_for_mixed_builds(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, error: str, installed: bool
+) -> None:
+    assert "-m tools.torchvision_hook" in would(checkout, "env").stdout
+    site, errors = checkout / "site", [error, ""]
+    site.mkdir()
+    monkeypatch.setattr(torchvision_hook, "_torchvision_error", lambda: errors.pop(0))
+    monkeypatch.setattr(torchvision_hook.sysconfig, "get_path", lambda name: str(site))
+    assert (torchvision_hook.main() == 0) == (installed or not error)
+    assert {path.suffix for path in site.glob("clipit_site_hook.*")} == ({".py", ".pth"} if installed else set())

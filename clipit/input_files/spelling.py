@@ -2,7 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from clipit.errors import DataError, shortlist
 
 _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
 """Whole number, possibly with leading zeros (which spreadsheets drop) or as 1.0 (as in columns with empty cells)."""
@@ -69,6 +71,34 @@ def spelled_differently(names: Iterable[str], others: Collection[str]) -> dict[s
 def format_pairs(pairs: dict[str, str]) -> list[str]:
     """Format the pairs of `spelled_differently` for messages."""
     return [f"{_quote(name)} and {_quote(other)}" for name, other in pairs.items()]
+
+
+def folded_name(column: str) -> str:
+    """Reduce a column name to lower-case letters and digits."""
+    return "".join(char for char in plain_letters(column).casefold() if char.isalnum())
+
+
+def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object, fix: str = "") -> None:
+    """Reject a column such as `Split`, which would be ignored because `split` is expected.
+
+    Args:
+        names: Column names in the table, keyed by clipit's column names.
+        present: All column names of the table.
+        fix: What to do; "" to rename the column or to set tiles.columns.
+
+    Raises:
+        DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.
+    """
+    for field, column in names.items():
+        others = [name for name in present if name not in names.values()] if column not in present else []
+        alike = [name for name in others if folded_name(name) == folded_name(column)]
+        if alike:
+            raise DataError(
+                f"no column {column}; {shortlist([repr(name) for name in alike])} would be ignored",
+                where=where,
+                fix=f"{fix or f'rename the column to {column}, or set tiles.columns.{field}'}; to ignore it, give it a "
+                "different name",
+            )
 
 
 def _normal_forms(name: str, numbered: bool = True) -> list[str]:

@@ -13,6 +13,7 @@ from clipit.input_files.csv_tables import CsvTable
 from clipit.input_files.data_files import MISSING_VALUES, cell_text, without_decimals
 from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.spelling import check_column_spelling
 from clipit.patients import leading_patient
 from clipit.reports.report_tables import OptionalColumn, read_side_table
 from clipit.reports.textfiles import RawReport
@@ -129,6 +130,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     if not path.is_file():
         raise DataError(f"no such file; {similar_names(config.metadata)}", where=path, fix="correct reports.metadata")
     table = read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
+    _check_spelling(table, config, path)
     column, by_report = _key_column(table, config, path)
     columns = {field: getattr(config, f"{field}_column") for field in _FIELDS}
     if by_report and columns["group"] is None and "group" in table.header:
@@ -162,6 +164,21 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
                 else "write one row per patient, or set reports.metadata_id_column to the column with report ids",
             )
     return Metadata(path, column, by_report, rows, fields, table.notes)
+
+
+def _check_spelling(table: CsvTable, config: ReportsConfig, path: Path) -> None:
+    """Reject a column such as `Report_ID` or `Group` in place of a default column; see `check_column_spelling`."""
+    if config.metadata_group_column is not None:
+        return
+    by_report = config.metadata_id_column is not None or "report_id" in table.header
+    fields = ["report_id"] if config.metadata_id_column is None else []
+    fields += ["group"] if config.group_column is None or not by_report else []
+    configured = {getattr(config, f"{field}_column") for field in _FIELDS}
+    present = [name for name in table.header if name not in configured]
+    fix = "rename the column, or set reports.metadata_id_column (report ids), reports.group_column or "
+    check_column_spelling(
+        {name: name for name in fields}, present, path, f"{fix}reports.metadata_group_column (patients)"
+    )
 
 
 def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str, bool]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.spelling import plain_letters
+from clipit.input_files.spelling import folded_name
 from clipit.patients import patient_in
 from clipit.tiles.source import SourceTiles
 
@@ -27,34 +27,6 @@ _BARCODES: Mapping[str, str] = {
 }
 """Patterns for barcodes and for common patient, case and slide ids in file names; best choice first."""
 _MIN_SHARE = 0.5  # share of the tiles in which a pattern must occur
-
-
-def folded_name(column: str) -> str:
-    """Reduce a column name to lower-case letters and digits."""
-    return "".join(char for char in plain_letters(column).casefold() if char.isalnum())
-
-
-def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object, fix: str = "") -> None:
-    """Reject a column such as `Split`, which would be ignored because `split` is expected.
-
-    Args:
-        names: Column names in the table, keyed by clipit's column names.
-        present: All column names of the table.
-        fix: What to do; "" to rename the column or to set tiles.columns.
-
-    Raises:
-        DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.
-    """
-    for field, column in names.items():
-        others = [name for name in present if name not in names.values()] if column not in present else []
-        alike = [name for name in others if folded_name(name) == folded_name(column)]
-        if alike:
-            raise DataError(
-                f"no column {column}; {shortlist([repr(name) for name in alike])} would be ignored",
-                where=where,
-                fix=f"{fix or f'rename the column to {column}, or set tiles.columns.{field}'}; to ignore it, give it a "
-                "different name",
-            )
 
 
 def is_group_column(column: str) -> bool:

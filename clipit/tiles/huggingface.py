@@ -18,8 +18,9 @@ from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset,
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
+from clipit.input_files.spelling import check_column_spelling
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import check_column_spelling, is_group_column
+from clipit.tiles.groups import is_group_column
 from clipit.tiles.imagefolder import inferred_types, load_image_folder
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import configured_splits, split_map

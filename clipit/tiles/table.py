@@ -19,8 +19,9 @@ from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.spelling import check_column_spelling
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import check_column_spelling, is_group_column
+from clipit.tiles.groups import is_group_column
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.source import ALIASES, SourceTiles
 

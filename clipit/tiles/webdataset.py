@@ -12,8 +12,9 @@ from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.images.image_set import ImageSet
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.numbered_files import check_copied_files, missing_data_files, unfinished_data_files
+from clipit.input_files.spelling import check_column_spelling
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
-from clipit.tiles.groups import check_column_spelling, is_group_column
+from clipit.tiles.groups import is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_shards
 

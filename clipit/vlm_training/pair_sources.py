@@ -15,6 +15,7 @@ from clipit.config.vlm_training import PairsConfig
 from clipit.errors import ClipitError, DataError, counted, shortlist
 from clipit.input_files.data_files import MISSING_VALUES, cell_text
 from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.spelling import check_column_spelling
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_validation
@@ -115,6 +116,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
             fix=table.hint(missing)
             or "name the columns in adapt.pairs.columns, for example --adapt.pairs.columns.text=caption",
         )
+    check_column_spelling(names, table.names, path)
     cells = {
         field: read_cells(table.column(name_in_table), name_in_table, path, table.row_name)
         for field, name_in_table in names.items()

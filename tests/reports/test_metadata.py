@@ -83,6 +83,8 @@ def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> Non
             r"(?s)group 'P1' occurs twice.*or set reports\.metadata_id_column to the column with report ids",
         ),
         (("report_id,status", ",y"), "empty report_id"),
+        (("Report_ID,group,status", "a,P1,x"), r"(?s)no column report_id; 'Report_ID' would.*metadata_id_column"),
+        (("report_id,Group,status", "a,P1,x"), r"(?s)no column group; 'Group' would.*reports\.group_column"),
         (("report_id,status", "q,y"), "no report has a row; the report ids are a"),
     ],
 )

@@ -271,6 +271,14 @@ def test_missing_columns_small_sets_and_damaged_images_are_reported(config: RunC
         DataError, match=r"(?s)missing columns: caption; the table has: filepath.*adapt\.pairs\.columns"
     ):
         make(config, wrong)
+    table = tmp_path / "pairs.csv"
+    content = table.read_text()
+    table.write_text(content.replace("\n", ",Split\n", 1).replace("\n", ",train\n").replace("Split,train", "Split"))
+    with pytest.raises(
+        DataError, match=r"no column split; 'Split' would be ignored(.|\n)*adapt\.pairs\.columns\.split"
+    ):
+        make(config, section)
+    table.write_text(content)
     with pytest.raises(DataError, match="only 20 training examples, fewer than a batch of 21"):
         make(config, section.model_copy(update={"batch_size": 21}))
     large = section.model_copy(update={"batch_size": 21})

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.errors import DataError
-from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers
+from clipit.evaluation.intervals import LEVEL, bootstrap_intervals
 from clipit.evaluation.metrics import (
     ECE_BINS,
     class_table,
@@ -74,12 +74,13 @@ def evaluate_predictions(
 def _split_results(predictions: Predictions, bootstrap: int, seed: int, present_only: bool) -> dict[str, Any]:
     labelled = predictions.labels >= 0
     groups = predictions.groups[labelled]
-    n_known = len(np.unique(groups[groups != ""]))
+    n_known, n_alone = len(np.unique(groups[groups != ""])), int((groups == "").sum())
+    units = ((n_known, "groups"), (n_alone, "tiles"))
     results: dict[str, Any] = {
         "n": len(predictions.ids),
         "labelled": int(labelled.sum()),
         "groups": n_known,
-        "resampled": f"{len(np.unique(group_numbers(groups)))} {'groups' if n_known else 'tiles'}",
+        "resampled": " and ".join(f"{n} {name}" for n, name in units if n) or "0 tiles",
     }
     results |= _scores(predictions, predictions.probabilities, bootstrap, seed, present_only)
     if predictions.zero_shot is not None:

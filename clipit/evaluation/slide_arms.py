@@ -1,7 +1,7 @@
 """Compare arms, each with one or more seeds, on the labels of the same slides."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TypeVar
 
@@ -44,12 +44,14 @@ class SlideComparison:
             `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
             and metric (`p_reason` where undefined); `labelled` (number of labelled slides or patients) and `patients`.
         crossing: Number of patients with slides in several splits.
+        unknown: Number of labelled slides without a known patient, by split; each counts as a separate patient.
     """
 
     reference: str
     choices: Mapping[str, PoolingChoice]
     table: pd.DataFrame
     crossing: int = 0
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
 
 def compare_slide_arms(
@@ -125,7 +127,8 @@ def compare_slide_sets(
             for key in (None,) if chosen else tuple(first.scores):
                 keys = {arm: choices[arm].key or key for arm in arms}
                 rows += _compare(arms, keys, reference, split, level, resamples, seed, controls)
-    return SlideComparison(reference, choices, pd.DataFrame(rows, columns=_COLUMNS), len(first.crossing_patients()))
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    return SlideComparison(reference, choices, table, len(first.crossing_patients()), first.unknown_patients())
 
 
 def _compare(

@@ -12,7 +12,7 @@ from clipit.evaluation.intervals import Statistics, bootstrap, group_numbers
 from clipit.evaluation.metrics import describe_averaging, explain_undefined, weighted_scores
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.slide_scores import SCORE_PREFIX
-from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, collect_slides
+from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, collect_slides, unknown_patients_note
 
 SLIDE_METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "weighted_f1", "auroc")
 CHOSEN_BY = "balanced_accuracy"
@@ -251,8 +251,6 @@ def _notes(scored: SlideSet, failed: int) -> list[str]:
         "Patients with slides in several splits, which may inflate the scores of later splits": len(
             scored.crossing_patients()
         ),
-        "Slides of unknown patients, each counted as a separate patient": 0
-        if unlabelled
-        else int((scored.patients == "").sum()),
     }
-    return [f"{note}: {count:,}." for note, count in counts.items() if count]
+    notes = [f"{note}: {count:,}." for note, count in counts.items() if count]
+    return [*notes, *unknown_patients_note(sum(scored.unknown_patients().values()))]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.errors import DataError, repeats, shortlist
+from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.evaluation.predictions import NO_LABEL, Predictions
 from clipit.evaluation.slide_scores import POOLINGS, SCORE_PREFIX
 
@@ -84,6 +84,11 @@ class SlideSet:
         present = sorted({str(name) for name in self.splits.tolist()})
         return [name for name in known if name in present] + [name for name in present if name not in known]
 
+    def unknown_patients(self) -> dict[str, int]:
+        """Count the labelled slides without a known patient, by split."""
+        rows = (self.patients == "") & (self.labels != NO_LABEL)
+        return {split: int((self.splits[rows] == split).sum()) for split in self.split_names()}
+
     def mixed_patients(self) -> list[str]:
         """Return the patients whose slides have different labels; they are not scored per patient."""
         return self._patients_with_several(np.where(self.labels == NO_LABEL, np.nan, self.labels))
@@ -95,6 +100,25 @@ class SlideSet:
     def _patients_with_several(self, values: Shaped[np.ndarray, " n"]) -> list[str]:
         counts = pd.Series(values).groupby(self.patients).nunique()
         return sorted(str(name) for name in counts.index[counts > 1] if name)
+
+
+def describe_patients(units: int, unknown: int, named: str = "patient") -> str:
+    """Count patients in words, such as "4 patients and 2 slides of unknown patients".
+
+    Args:
+        units: Number of patients, including slides without a known patient.
+        unknown: Number of slides without a known patient.
+        named: Noun of the known patients, such as `test patient`.
+    """
+    slides = f"{counted(unknown, 'slide')} of unknown patients"
+    if units == unknown and unknown:
+        return slides
+    return counted(units - unknown, named) + (f" and {slides}" if unknown else "")
+
+
+def unknown_patients_note(slides: int) -> list[str]:
+    """Note that slides without a known patient are counted as separate patients; empty if there are none."""
+    return [f"Slides of unknown patients, each counted as a separate patient: {slides:,}."] if slides else []
 
 
 def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[str]) -> SlideSet:

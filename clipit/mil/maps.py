@@ -284,7 +284,7 @@ def _score(
         for on_slide in masked:
             name = on_slide.slide.name
             maps = {key: scores.of_tiles(on_slide.rows) for key, scores in outputs.items()}
-            yield from score_slide(truths[name], maps, name, str(test_bags.patients[bag]))
+            yield from score_slide(truths[name], maps, name, str(test_bags.known_patients[bag]))
 
 
 def _instance_maps(

@@ -47,12 +47,13 @@ class MilBags:
     Attributes:
         names: Unique names of slides or patients.
         labels: Class index of each bag; -1 if unlabelled or hidden from training.
-        patients: Patient of each bag; "" where unknown.
+        patients: Patient of each bag, or its slide if that is its group (`lone_slides`); "" where unknown.
         splits: train, validation or test.
         reader: Source of the features.
         rows: Row of each bag in the reader.
         notes: Remarks on bags that were dropped or have no label.
         where: Table, folder or configuration that the bags come from, for error messages.
+        lone_slides: Entries of `patients` that are slides of unknown patients.
     """
 
     names: Shaped[np.ndarray, " b"]
@@ -64,6 +65,7 @@ class MilBags:
     rows: Int64[np.ndarray, " b"]
     notes: tuple[str, ...] = ()
     where: str = "bags"
+    lone_slides: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Validate names, splits, labels and patients; all problems are reported together."""
@@ -102,6 +104,12 @@ class MilBags:
     def dim(self) -> int:
         """Dimension of the features."""
         return self.reader.dim
+
+    @property
+    def known_patients(self) -> Shaped[np.ndarray, " b"]:
+        """Patient of each bag; "" where unknown."""
+        names = self.patients.tolist()
+        return np.array(["" if name in self.lone_slides else name for name in names], dtype=object)
 
     @cached_property
     def sizes(self) -> Int64[np.ndarray, " b"]:

@@ -17,7 +17,7 @@ from clipit.errors import DataError, as_note, counted
 from clipit.evaluation.slide_arms import SlideComparison, compare_slide_sets
 from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
-from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides
+from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides, unknown_patients_note
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_hidden_labels, read_inputs
 from clipit.mil.maps import MilMaps, check_mask_settings, make_maps, read_masks
 from clipit.mil.mil_arms import ARMS, FLOOR, arm_targets, arm_titles, check_arms, class_frequencies
@@ -76,6 +76,8 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     check_hidden_labels(config, mil)
     check_mask_settings(mil, config.tiles)
     inputs = read_inputs(config, mil)
+    unknown = int(((inputs.bags.known_patients == "") & (inputs.bags.labels >= 0)).sum())
+    inputs = replace(inputs, notes=(*unknown_patients_note(unknown), *inputs.notes))
     if get_processes().main:
         logged = () if inputs.tiles is None else inputs.tiles.notes  # logged when the tiles were read
         for note in inputs.notes:
@@ -112,7 +114,7 @@ def _compare(scored: _Scored, arms: Sequence[str], reference: str, mil: MilConfi
     if level == "slide":
         return compared
     table = compared.table[compared.table["level"] == level].reset_index(drop=True)
-    return SlideComparison(reference, compared.choices, table, compared.crossing)
+    return replace(compared, table=table)
 
 
 def _control_groups(scored: _Scored) -> list[list[str]]:
@@ -180,7 +182,7 @@ def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling
     return SlideSet(
         slides=bags.names.astype(str)[order],
         labels=bags.labels[order],
-        patients=bags.patients.astype(str)[order],
+        patients=bags.known_patients.astype(str)[order],
         splits=bags.splits.astype(str)[order],
         classes=bags.classes,
         scores={PoolingKey(pooling, False): probabilities[order]},
@@ -195,7 +197,7 @@ def _zero_shot_set(bags: MilBags, zero_shot: ZeroShot) -> SlideSet:
         pooled[str(name)] = pool_slide(scores, np.zeros((len(scores), 2), dtype=np.int64), smoothing=(False,))
     names = np.array([*bags.classes, ""], dtype=object)  # index -1, the unknown label, is the last name
     slides = pd.DataFrame(
-        {"slide": bags.names, "label": names[bags.labels], "group": bags.patients, "split": bags.splits}
+        {"slide": bags.names, "label": names[bags.labels], "group": bags.known_patients, "split": bags.splits}
     )
     return collect_slides(slide_table(pooled, bags.classes), slides, bags.classes)
 
@@ -222,7 +224,7 @@ def _write(
         **inputs.facts,
         **({} if inputs.zero_shot is None else inputs.zero_shot.facts),
         "bags fingerprint": bags.fingerprint,
-        "bootstrap": f"{mil.resamples} resamples of patients",
+        "bootstrap": f"{mil.resamples} resamples of {'patients' if (bags.known_patients != '').any() else 'slides'}",
         "commit": git_commit(),
         "clipit": package_version(),
     }

@@ -109,6 +109,7 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
         rows=np.arange(len(unique), dtype=np.int64),
         notes=tiles.notes,
         where=where,
+        lone_slides=tiles.lone_slides,
     )
     return replace(bags, notes=(*bags.notes, *label_notes(bags, mixed)))
 

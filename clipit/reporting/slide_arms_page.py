@@ -8,7 +8,7 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
-from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level
+from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level, describe_patients, unknown_patients_note
 from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.slide_arms_table import select_rows, slide_arms_markdown, slide_arms_table
 from clipit.reporting.slide_scores_page import LEVEL_TEXT, MAX_SHOWN, POOLING_TEXT
@@ -74,9 +74,12 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
         )
         if outcome in arms_by_outcome
     ]
-    units = counted(first["labelled"], f"{first['split']} {level}")
-    of_patients = f" of {counted(first['patients'], 'patient')}" if level == "slide" else ""
-    return f"Balanced accuracy on {units}{of_patients}: {'; '.join(parts)}."
+    split, unknown = first["split"], comparison.unknown.get(first["split"], 0)
+    if level == "slide":
+        units = f"{counted(first['labelled'], f'{split} slide')} of {describe_patients(first['patients'], unknown)}"
+    else:
+        units = describe_patients(first["labelled"], unknown, f"{split} patient")
+    return f"Balanced accuracy on {units}: {'; '.join(parts)}."
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -203,7 +206,7 @@ def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
 
 
 def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[str]:
-    remarks = []
+    remarks = unknown_patients_note(sum(comparison.unknown.values()))
     if comparison.crossing:
         remarks.append(f"Patients with slides in several splits, which can inflate scores: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():

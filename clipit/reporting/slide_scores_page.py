@@ -9,7 +9,7 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import LEVEL
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEvaluation
 from clipit.evaluation.slide_scores import SCORE_PREFIX
-from clipit.evaluation.slide_sets import ALL_SLIDES, PoolingKey
+from clipit.evaluation.slide_sets import ALL_SLIDES, PoolingKey, describe_patients
 from clipit.reporting.html import Link, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.subtyping_table import CAUTION
 from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
@@ -127,7 +127,7 @@ def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
     rows: list[list[object]] = []
     for (split, level), part in scores[scores["chosen"]].groupby(["split", "level"], sort=False):
         if split != VALIDATION and part["labelled"].iloc[0] and not _repeats_slides(part):
-            rows.append([_describe(str(split), str(level), part), *_cells(part)])
+            rows.append([_describe(evaluation, str(split), str(level), part), *_cells(part)])
     header = ("scored on", *(LABELS[metric] for metric in SLIDE_METRICS))
     return [(f"Pooled by {key.title}", header, rows)] if rows else []
 
@@ -143,7 +143,7 @@ def _metric_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
             name = PoolingKey(str(pooling), bool(smoothed)).title
             rows.append([f"{name}, chosen" if chosen else name, *_cells(scores)])
         header = ("pooling", *(LABELS[metric] for metric in SLIDE_METRICS))
-        tables.append((_describe(str(split), str(level), part), header, rows))
+        tables.append((_describe(evaluation, str(split), str(level), part), header, rows))
     return tables
 
 
@@ -152,10 +152,18 @@ def _repeats_slides(part: pd.DataFrame) -> bool:
     return bool(part["single"].iloc[0]) and part["level"].iloc[0] == "patient"
 
 
-def _describe(split: str, level: str, part: pd.DataFrame) -> str:
+def _describe(evaluation: SlideEvaluation, split: str, level: str, part: pd.DataFrame) -> str:
     labelled, patients = int(part["labelled"].iloc[0]), int(part["patients"].iloc[0])
-    of_patients = f" of {counted(patients, 'patient')}" if level == "slide" else ""
-    return f"{split}, per {level}: {counted(labelled, f'labelled {level}')}{of_patients}"
+    unknown = _unknown_patients(evaluation, split)
+    if level == "patient":
+        return f"{split}, per patient: {describe_patients(labelled, unknown, 'labelled patient')}"
+    return f"{split}, per slide: {counted(labelled, 'labelled slide')} of {describe_patients(patients, unknown)}"
+
+
+def _unknown_patients(evaluation: SlideEvaluation, split: str) -> int:
+    """Count the labelled slides of a split without a known patient."""
+    slides = evaluation.slides
+    return int(((slides["split"] == split) & (slides["label"] != "") & (slides["patient"] == "")).sum())
 
 
 def _cells(scores: pd.DataFrame) -> list[str]:
@@ -178,7 +186,7 @@ def _verdict(evaluation: SlideEvaluation) -> str:
     row = rows.iloc[0].to_dict()
     return (
         f"Balanced accuracy {_score_cell(row)} on {counted(int(row['labelled']), 'test slide')} of "
-        f"{counted(int(row['patients']), 'patient')}, pooled by {key.title}"
+        f"{describe_patients(int(row['patients']), _unknown_patients(evaluation, 'test'))}, pooled by {key.title}"
     )
 
 
@@ -192,7 +200,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
             f"seed {evaluation.seed}."
         )
     if (scores["single"] & (scores["labelled"] > 0)).any():
-        remarks.append("Every patient has one slide, so scores per patient are the same as scores per slide.")
+        remarks.append("No known patient has several slides, so scores per patient are the same as scores per slide.")
     smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
     for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True):
         if labelled < 100:

@@ -97,9 +97,10 @@ def study_chapters(
 
 
 def _explanation(provenance: Mapping[str, Any]) -> str:
-    masks = provenance["masks"]
+    masks, unknown = provenance["masks"], int(provenance["masks_of_unknown_patients"])
     return (
-        f"{counted(masks['test'], 'test mask')} from {counted(provenance['patients'], 'patient')}; "
+        f"{counted(masks['test'], 'test mask')} from {counted(provenance['patients'], 'patient')}"
+        f"{f' ({unknown:,} of unknown patients)' if unknown else ''}; "
         f"{counted(masks['train'], 'training mask')} and {counted(masks['validation'], 'validation mask')}. "
         "For methods without training, thresholds and scales are chosen on the validation masks. The foreground is "
         f"{', '.join(provenance['foreground'])}. Means "
@@ -108,7 +109,8 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
         "method's window, is the class of most of its pixels; for windows, a threshold is chosen as for the method. "
         "Predicting the majority class maximises accuracy, not Dice. Because Dice penalises under-segmentation more "
         "than over-segmentation, other predictions, and even the floor that predicts one class everywhere, can have a "
-        "higher Dice. Intervals are 95% bootstrap intervals over patients."
+        "higher Dice. Intervals are 95% bootstrap intervals over patients"
+        + ("; masks of unknown patients are resampled one by one, or slide by slide." if unknown else ".")
     )
 
 

@@ -206,13 +206,14 @@ def _write(
         )
     ]
     process = collect_provenance()
+    known_groups = [name for name in test.tiles.groups.tolist() if name and name not in test.tiles.lone_slides]
     study = {
         "split": "test",
         "classes": len(names),
         "tiles_fingerprint": test.tiles.fingerprint,
         "masks_fingerprint": test.fingerprint,
         "test_masks": len(test),
-        "patients": len({*test.tiles.groups.tolist()} - {""}),
+        "patients": len({*known_groups}),
         "bootstrap": config.evaluation.bootstrap,
         **process,
     }
@@ -231,6 +232,7 @@ def _write(
         **study,
         "versions": json.loads(process["versions"]),
         "class_names": list(names),
+        "masks_of_unknown_patients": len(test) - len(known_groups),
         "foreground": list(options.averaged),
         "masks": {split: len(masks.of_split(split)) for split in ("train", "validation", "test")},
         "notes": [*inputs.workspace.all_tiles.notes, *masks.notes, *notes],

@@ -231,6 +231,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
         ),
         where=source.where,
         advice=group_advice(source),
+        lone_slides=source.lone_slides,
     )
     return tiles if kept.all() else tiles.select(kept)
 

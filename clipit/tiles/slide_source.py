@@ -82,6 +82,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
         reader=images.reader,
         where=listed.where,
         notes=tuple(notes),
+        lone_slides=frozenset(s.name for group, s in zip(listed.groups, listed.slides, strict=True) if not group),
     )
 
 

@@ -50,6 +50,8 @@ class SourceTiles:
     """Path of each tile, if the ids are not the paths."""
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Additional columns of a table that seem to identify patients or slides, by name."""
+    lone_slides: frozenset[str] = frozenset()
+    """Groups that are slides of unknown patients, not patients."""
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ class TileSet:
     """Advice on setting groups, if the source seems to identify patients and no groups are configured."""
     annotations: Annotations | None = None
     """Labels by several annotators, from which `labels` derive; None if `labels` come from the source."""
+    lone_slides: frozenset[str] = frozenset()
+    """Groups that are slides of unknown patients, not patients."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""

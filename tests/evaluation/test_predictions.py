@@ -131,6 +131,15 @@ def test_results_come_from_the_table_alone(tmp_path: Path) -> None:
     json.loads(json.dumps(results, allow_nan=False))
 
 
+def test_tiles_without_a_group_are_not_counted_as_groups() -> None:
+    groups = example().groups.copy()
+    groups[groups == "p3"] = ""
+    predictions = dataclasses.replace(example(), groups=groups)
+    alone = int(((groups == "") & (predictions.splits == "test") & (predictions.labels >= 0)).sum())
+    results = evaluate_predictions(predictions, ["test"], 50)
+    assert results["splits"]["test"]["resampled"] == f"9 groups and {alone} tiles"
+
+
 def test_without_groups_tiles_are_resampled() -> None:
     results = evaluate_predictions(example(groups=False), ["test"], 50)
     assert results["splits"]["test"]["resampled"] == "57 tiles"

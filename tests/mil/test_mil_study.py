@@ -243,3 +243,22 @@ def test_a_configuration_that_cannot_be_studied_is_refused(
     refused(
         DataError, "no training bag has a label", {"mil.arms": ["mean"], "tiles.labels.kind": "all"}, write_config()
     )
+
+
+def test_slides_without_a_group_are_not_called_patients(feature_files: dict[str, Any], tmp_path: Path) -> None:
+    path, table = tmp_path / "files.yaml", tmp_path / "slides.csv"
+    path.write_text(yaml.safe_dump(feature_files), encoding="utf-8")
+    slides = pd.read_csv(table)
+    test = slides["split"] == "test"
+    count, note = int(test.sum()), "Slides of unknown patients, each counted as a separate patient: "
+    slides.drop(columns="group").to_csv(table, index=False)
+    result = clipit.train_mil(clipit.load_config(path, {"mil.arms": ["mean"], "mil.reference": "mean"}))
+    for file in (result.page, result.report):
+        text = file.read_text(encoding="utf-8")
+        assert f"{count} test slides of {count} slides of unknown patients" in text and f"{note}{len(slides)}." in text
+        assert f"{count} patients" not in text and "resamples of patients" not in text
+    slides.loc[slides.index[test][:2], "group"] = ""
+    slides.to_csv(table, index=False)
+    text = clipit.train_mil(clipit.load_config(path, {"mil.arms": ["mean"], "mil.reference": "mean"})).report.read_text()
+    known = slides.loc[test, "group"].replace("", pd.NA).nunique()
+    assert f"{count} test slides of {known} patients and 2 slides of unknown patients" in text and f"{note}2." in text

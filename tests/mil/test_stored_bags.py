@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def test_ids_of_slide_tiles_name_their_slide_and_mixed_labels_are_counted(tmp_pa
     assert bags.notes == ("1 bag has no label, because their tiles or slides have different classes: a@b",)
     patients = bags_of_tiles(tiles, {"test": store}, "patient")
     assert patients.names.tolist() == ["p"] and patients.sizes.tolist() == [6]
+
+
+def test_slides_that_are_their_own_group_have_no_known_patient(tmp_path: Path) -> None:
+    ids = [f"{'abc'[n // 2]}@{n},0,8" for n in range(6)]
+    tiles = replace(tiles_of(ids, ["a", "a", "p", "p", "c", "c"], [0] * 6, ["test"] * 6), lone_slides=frozenset("a"))
+    bags = bags_of_tiles(tiles, {"test": write_store(tmp_path, ids, np.ones((6, 2)))}, "slide")
+    assert bags.patients.tolist() == ["a", "p", "c"] and bags.known_patients.tolist() == ["", "p", "c"]
+    assert bags.select(np.array([0])).known_patients.tolist() == [""]
 
 
 def test_tiles_without_a_patient_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The verdict of arms compared on slides needs both intervals; published scores are marked; names are escaped."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -66,6 +67,19 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
 def test_an_arm_is_better_only_if_both_intervals_say_so(changes: dict[str, Any], sentence: str) -> None:
     verdict = slide_verdict(comparison(text=changes))
     assert verdict == f"Balanced accuracy on 40 test slides of 30 patients: {sentence}"
+
+
+def test_slides_of_unknown_patients_are_not_called_patients() -> None:
+    shown = replace(comparison(text={}), unknown={"train": 3, "test": 10})
+    assert slide_verdict(shown).startswith(
+        "Balanced accuracy on 40 test slides of 20 patients and 10 slides of unknown patients: better"
+    )
+    assert slide_verdict(shown, "patient").startswith(
+        "Balanced accuracy on 30 test patients and 10 slides of unknown patients: better"
+    )
+    text = slide_arms_summary("", shown, ("a", "b"), [], [], {})
+    assert "40 slides of 20 patients and 10 slides of unknown patients; mean" in text
+    assert "Slides of unknown patients, each counted as a separate patient: 13." in text
 
 
 def test_nothing_is_decided_without_a_chosen_pooling() -> None:

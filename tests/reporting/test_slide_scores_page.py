@@ -42,7 +42,7 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
     assert evaluation.choice.key is not None and evaluation.choice.sentence in text
     assert f"Pooled by {evaluation.choice.key.title}:" in text and "top5 (smoothed)" not in text
     assert "test, per slide: 32 labelled slides of 32 patients" in text
-    assert "Every patient has one slide" in text and "test, per patient" not in text
+    assert "No known patient has several slides" in text and "test, per patient" not in text
     assert "95% percentile bootstrap intervals over patients, 40 resamples, seed 0" in text
     assert "test: one slide accounts for 3.1 percentage points of accuracy." in text
     assert "no tissue was found" in text and "> **Note.** Synthetic slides." in text
@@ -94,7 +94,7 @@ def test_slides_without_labels_are_listed_without_metrics() -> None:
     bare = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
     text = slide_scores_summary("Slides", "", bare, FACTS)
     assert "No slide has a label, so nothing is evaluated and no pooling is chosen." in text
-    assert "no score" not in text and "Every patient" not in text and "unknown patients" not in text
+    assert "no score" not in text and "several slides" not in text and "unknown patients" not in text
     assert re.search(r"\| slide +\| tiles +\| class \(mean over tiles\) \|\n.*\n\| a +\| +2 +\| +normal \|", text)
     nothing = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
     assert "No slide has scores." in slide_scores_page("Slides", "", nothing, FACTS)

@@ -26,6 +26,7 @@ from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS, select_methods
 from clipit.segmentation.segmentation_study import _segment, read_study_masks, segment
+from clipit.segmentation.segmentation_chapters import _explanation
 from clipit.workspace.adapted_patients import TRAINING_TILES
 from clipit.workspace.workspace import Workspace
 
@@ -328,3 +329,10 @@ def test_patch_tokens_and_u_nets_run_as_a_study(values: dict[str, Any], tmp_path
     assert rows.subject.nunique() == len(methods), sorted(rows.subject.unique())
     scores = rows.query("metric == 'dice' and averaging == 'images' and class_name == 'tumour'")
     assert len(scores) == len(methods) and scores.value.between(0, 1).all()
+
+
+def test_masks_of_unknown_patients_are_counted() -> None:
+    provenance = {"masks": {"train": 3, "validation": 2, "test": 5}, "patients": 1, "foreground": ["a"]}
+    text = _explanation({**provenance, "masks_of_unknown_patients": 4})
+    assert "5 test masks from 1 patient (4 of unknown patients); " in text and "one by one" in text
+    assert "unknown" not in _explanation({**provenance, "masks_of_unknown_patients": 0})

@@ -543,3 +543,4 @@ def test_slides_of_unknown_patients_are_counted_as_such(models: Path, slides: Pa
         tmp_path / "alone.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
     )
     assert "Slides of unknown patients, each counted as a separate patient: 4" in result.text
+    assert "slides of unknown patients" in result.text and re.search(r"of \d+ patients", result.text) is None

@@ -51,6 +51,7 @@ def test_tiles_have_the_label_split_and_patient_of_their_slide(tmp_path: Path) -
         "c": ({-1}, {"validation"}, {"c"}),
         "d": ({1}, {"test"}, {"P4"}),
     }  # fmt: skip
+    assert tiles.lone_slides == {"c"}
     assert set(tiles.mpp.tolist()) == {1.0} and tiles.read(0).size == (64, 64)
     # At 0.5 um, a tile of 64 um is 128 pixels of level 0.
     assert tiles.ids[of_slide["d"][0]].endswith(",128") and tiles.ids[0].endswith(",64")

@@ -259,6 +259,7 @@ def test_slides_without_a_group_are_not_called_patients(feature_files: dict[str,
         assert f"{count} patients" not in text and "resamples of patients" not in text
     slides.loc[slides.index[test][:2], "group"] = ""
     slides.to_csv(table, index=False)
-    text = clipit.train_mil(clipit.load_config(path, {"mil.arms": ["mean"], "mil.reference": "mean"})).report.read_text()
+    result = clipit.train_mil(clipit.load_config(path, {"mil.arms": ["mean"], "mil.reference": "mean"}))
+    text = result.report.read_text(encoding="utf-8")
     known = slides.loc[test, "group"].replace("", pd.NA).nunique()
     assert f"{count} test slides of {known} patients and 2 slides of unknown patients" in text and f"{note}2." in text

@@ -97,7 +97,8 @@ class MilConfig(Section):
     """Folder of masks (`<slide>.png`, of any resolution) to compare the maps with."""
     mask_values: dict[str, int] = Field(default_factory=dict)
     """Mapping from each class to its value in the masks; pixels with the value 255 are ignored, and those with other
-    values do not belong to the class."""
+    values do not belong to the class. Masks without a pixel of the slide's class are listed; if no mask of a class
+    contains it, this is an error."""
 
     @field_validator("arms")
     @classmethod

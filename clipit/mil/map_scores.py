@@ -1,5 +1,6 @@
 """Compare instance maps with masks: the class of the slide label against all other classes, on the slide's tiles."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.map_agreement import MapAgreement, class_map, majority_tiles, score_map
 from clipit.images.decode import ImageError
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import map_shape
-from clipit.tiles.mask_files import IGNORED, decode_values
+from clipit.tiles.mask_files import IGNORED, MaskClasses, decode_values
+from clipit.tiles.masks import ignored_notes
 
 IGNORED_VALUE = 255
 """Value of mask pixels that are not scored."""
+_LISTED = 5  # masks or values listed in a note
 CELLS = 4
 """Map pixels along each edge of a tile."""
 _SHAPE_TOLERANCE = 0.02  # relative difference between the aspect ratios of a mask and its slide
@@ -36,6 +39,8 @@ class SlideTruth:
         cell: Level-0 pixels per map pixel.
         truth: 1 for the class, 0 for other classes, -1 for pixels that are ignored or on no tile.
         tiles: 1 for tiles in which most labelled pixels show the class, 0 for other tiles.
+        value: Value of the class in the mask.
+        pixels: Number of mask pixels by value.
     """
 
     grid: SlideGrid
@@ -43,6 +48,8 @@ class SlideTruth:
     cell: float
     truth: Int64[np.ndarray, "h w"]
     tiles: Int64[np.ndarray, " n"]
+    value: int
+    pixels: Mapping[int, int]
 
 
 def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTruth:
@@ -87,7 +94,52 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
             fix="use a mask with labels in the area of the tiles",
         )
     tiles = majority_tiles(grid, truth, 2, cell)[:, 1].astype(np.int64)
-    return SlideTruth(grid, label, cell, truth, tiles)
+    present, counts = np.unique(values, return_counts=True)
+    pixels = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    return SlideTruth(grid, label, cell, truth, tiles, value, pixels)
+
+
+def check_values(truths: Mapping[str, SlideTruth], classes: Sequence[str], where: Path) -> list[str]:
+    """Describe masks without a pixel of their slide's class, values that `mil.mask_values` does not list, and 255.
+
+    Args:
+        truths: Truth of each slide.
+        where: Folder of the masks, for the error message.
+
+    Raises:
+        DataError: No mask of a class contains a pixel of it.
+    """
+    names = list(truths)
+    counts = [
+        [sum(each.pixels.values()) - own - ignored, own, ignored]
+        for each in truths.values()
+        for own, ignored in [(each.pixels.get(each.value, 0), each.pixels.get(IGNORED_VALUE, 0))]
+    ]
+    pixels = np.array(counts, dtype=np.int64).reshape(-1, 3)  # other classes, the slide's class, ignored
+    without = [name for name, row in zip(names, pixels, strict=True) if not row[1]]
+    for code in sorted({each.label for each in truths.values()}):
+        of_class = [name for name, each in truths.items() if each.label == code]
+        if {*of_class} <= {*without}:
+            values = sorted({value for name in of_class for value in truths[name].pixels})
+            raise DataError(
+                f"no mask of a slide labelled {classes[code]} contains the value {truths[of_class[0]].value} of this "
+                f"class; these masks contain {shortlist(values)}",
+                where=where,
+                fix=f"correct mil.mask_values, or the masks of {shortlist(of_class, 3)}",
+            )
+    notes = ignored_notes(pixels, names, MaskClasses((), {}, (IGNORED_VALUE,)))
+    if without:
+        shown = [f"{name} (values {shortlist([*truths[name].pixels])})" for name in without]
+        notes.append(
+            f"{counted_of(len(without), len(names), 'mask contains', 'masks contain')} no pixel of the slide's class: "
+            f"{shortlist(shown, _LISTED)}"
+        )
+    listed = {IGNORED_VALUE, *(each.value for each in truths.values())}
+    others = Counter(value for each in truths.values() for value in each.pixels if value not in listed)
+    if len(others) > 1:  # a single other value is the background
+        shown = [f"{value} (in {counted(count, 'mask')})" for value, count in sorted(others.items())]
+        notes.append(f"mask values that are not in mil.mask_values belong to no class: {shortlist(shown, _LISTED)}")
+    return notes
 
 
 @dataclass(frozen=True)

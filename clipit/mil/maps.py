@@ -18,6 +18,7 @@ from clipit.mil.map_scores import (
     SlideScore,
     SlideTruth,
     attention_scores,
+    check_values,
     class_scores,
     read_truth,
     score_slide,
@@ -107,7 +108,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
 
     Raises:
         ConfigError: `mil.mask_values` names a class that no bag can have.
-        DataError: A mask cannot be used.
+        DataError: A mask cannot be used, or no mask of a class contains a pixel of it.
     """
     if mil.masks is None:
         return MaskedSlides({})
@@ -129,11 +130,12 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
                 missing.append(on_slide.slide.name)
             else:
                 truths[on_slide.slide.name] = read_truth(path, on_slide.grid, label, value)
+    notes = check_values(truths, bags.classes, Path(mil.masks))
     if not missing:
-        return MaskedSlides(truths)
+        return MaskedSlides(truths, tuple(notes))
     dropped = f"The map scores exclude {counted(len(missing), 'test slide')} without a mask for the slide's class: "
     all_missing = "No test slide has both a mask and a label in mil.mask_values, so no map is scored: "
-    return MaskedSlides(truths, ((dropped if truths else all_missing) + shortlist(missing),))
+    return MaskedSlides(truths, (*notes, (dropped if truths else all_missing) + shortlist(missing)))
 
 
 def make_maps(

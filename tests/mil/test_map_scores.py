@@ -1,6 +1,7 @@
 """Maps of instances against masks, with floor and ceiling."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from clipit.mil.map_scores import (
     FLOOR,
     SlideTruth,
     attention_scores,
+    check_values,
     class_scores,
     map_agreement,
     read_truth,
@@ -51,6 +53,25 @@ def test_a_mask_is_read_at_the_pixels_of_the_map(truth: SlideTruth) -> None:
     assert truth.tiles.tolist() == [1, 0, 0, 0]  # of two halves the first class, 0, is taken
 
 
+def test_masks_without_their_class_and_unlisted_values_are_counted(tmp_path: Path) -> None:
+    def truths(*masks: dict[int, int]) -> dict[str, SlideTruth]:
+        found = {}
+        for number, shares in enumerate(masks):
+            rows = [value for value, count in shares.items() for _ in range(count)]
+            Image.fromarray(np.array(rows, np.uint8).repeat(16).reshape(16, 16)).save(tmp_path / f"s{number}.png")
+            found[f"s{number}"] = read_truth(tmp_path / f"s{number}.png", grid(), 1, 1)
+        return found
+
+    assert check_values(truths({0: 8, 1: 8}, {0: 4, 1: 12}), ("a", "b"), tmp_path) == []
+    mixed = " ".join(check_values(truths({0: 8, 1: 8}, {0: 8, 255: 8}), ("a", "b"), tmp_path))
+    assert "1 of 2 masks contains ignored pixels (255), 25.00%" in mixed and "rewrite them with one value: s1" in mixed
+    assert "1 of 2 masks contains no pixel of the slide's class: s1 (values 0, 255)" in mixed
+    other = check_values(truths({0: 8, 1: 8}, {0: 8, 2: 8}), ("a", "b"), tmp_path)
+    assert other[-1] == "mask values that are not in mil.mask_values belong to no class: 0 (in 2 masks), 2 (in 1 mask)"
+    with pytest.raises(DataError, match=r"no mask of a slide labelled b contains the value 1 .* masks contain 0, 255"):
+        check_values(truths({0: 8, 255: 8}, {0: 16}), ("a", "b"), tmp_path)
+
+
 def test_dice_of_maps_floor_and_ceiling_equal_hand_counts(truth: SlideTruth) -> None:
     # 24 of 60 labelled pixels show the class; the map calls the two upper tiles, 32 pixels, by it
     probabilities = np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32)
@@ -65,7 +86,7 @@ def test_dice_of_maps_floor_and_ceiling_equal_hand_counts(truth: SlideTruth) -> 
 def test_auroc_of_tiles_ranks_the_class_and_is_undefined_for_one_kind_of_tile(truth: SlideTruth) -> None:
     scores = np.array([[0.2, 0.8], [0.1, 0.9], [0.7, 0.3], [0.9, 0.1]], dtype=np.float32)
     assert tile_auroc(truth, class_scores(scores, 1)) == pytest.approx(2 / 3)
-    alike = SlideTruth(truth.grid, 1, truth.cell, truth.truth, np.ones(4, dtype=np.int64))
+    alike = replace(truth, tiles=np.ones(4, dtype=np.int64))
     assert tile_auroc(alike, class_scores(scores, 1)) is None
 
 

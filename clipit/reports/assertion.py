@@ -24,40 +24,44 @@ WORDS_BEFORE = 6
 """Scope of a trigger that precedes a mention: number of words after the trigger."""
 WORDS_AFTER = 5
 """Scope of a trigger that follows a mention: number of words before the trigger."""
+LIST_WORDS = 40
+"""Maximum scope of a trigger that precedes a list."""
 
 _NEGATION_BEFORE = """
 no; not; without; never; neither; nor; no evidence of; no sign of; no signs of; no features of; no convincing;
 negative for; absence of; lack of; lacks; lacking; free of; free from; devoid of; rather than; fails to show;
 fail to show; failed to show; fails to demonstrate; fail to demonstrate; failed to demonstrate; neg for; neg. for;
-not suspicious for; not suggestive of; no suspicion of; not consistent with; not diagnostic of;
-does not show; do not show; did not show; no evidence to suggest; no evidence of residual
+not suspicious for; not suggestive of; no suspicion of; not consistent with; not involved by; uninvolved by;
+does not show; do not show; did not show; no evidence to suggest; no evidence of residual; nil evidence of; 't
 """
-_NEGATION_NEXT_WORD = "non"
+_NEGATION_NEXT_WORD = "non; nil"
 _NEGATION_AFTER = """
-negative; absent; excluded; ruled out; none; none seen; none identified; : no; not identified; not seen; not present;
-not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated; not apparent;
-not confirmed; not involved; no longer present
+negative; neg; absent; excluded; ruled out; none; none seen; none identified; but none; nil; not identified; not seen;
+not present; not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated; not apparent;
+not confirmed; not involved; no longer present; is lacking; are lacking
 """
+_NEGATIVE_ANSWER = ": no"
 _FOUND = ("identified", "seen", "found", "detected", "demonstrated", "observed", "appreciated", "noted")
-_FIND = ("identify", "see", "find", "detect", "demonstrate", "observe", "appreciate", "note")
 _NOT_BE = ("cannot be", "can not be", "could not be", "'t be", "'t", "no longer")
 _UNCERTAINTY_BEFORE = """
 possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of;
-suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; rule out; r/o;
+suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; worrying for;
+presumed; presumably; indefinite for; not diagnostic; not definitive; not conclusive; may well; rule out; r/o;
 questionable; question of; possibility of; insufficient for; may be; may represent; might be; might represent; could be;
 could represent; favor; favors; favored; favoring; favour; favours; favoured; favouring;
 equivocal for; borderline for; indeterminate for; pending; awaiting; if;
 whether; whether or not; evaluate for; evaluation for; assess for; assessment for; test for; tested for; testing for;
-screen for; screening for; versus; vs; differential diagnosis; differential includes; to be tested for; not certain if
+screen for; screening for; sent for; versus; vs; to be tested for; not certain if
 """
+_UNCERTAINTY_BEFORE_LIST = "differential; differentials; ddx"
 _UNCERTAINTY_AFTER = """
 ?; (?); possible; probable; suspected; favored; favoured; is unlikely; are unlikely; seems unlikely; appears unlikely;
-considered unlikely; remains a possibility; cannot be confirmed; can not be confirmed; could not be confirmed;
-cannot be proven; could not be proven; pending; to follow; to be determined; not performed; not tested;
-not done; not evaluated; not assessed; not determined; not available; not applicable; not requested; not reported;
-not known; unknown; cannot be determined; can not be determined; cannot be assessed; can not be assessed;
-could not be assessed; could not be determined; indeterminate; equivocal; inconclusive; questionable; recommended;
-will be performed; will be reported; has been ordered; was ordered; have been ordered; were ordered; n/a
+considered unlikely; remains a possibility; should be considered; versus; vs; pending; awaited; in progress; to follow;
+to be determined; not performed; not tested; not done; not evaluated; not assessed; not assessable; not determined;
+not available; not applicable; not requested; not reported; not stated; not known; unknown; indeterminate; indefinite;
+equivocal; inconclusive; questionable; not diagnostic; not definitive; not conclusive; recommended; will be performed;
+will be reported; has been ordered; was ordered; have been ordered; were ordered; n/a; : na; : see; : suspicious;
+: insufficient
 """
 _TERMINATIONS = """
 ;; but; however; although; though; nevertheless; nonetheless; except; except for; apart from; aside from; other than;
@@ -70,6 +74,8 @@ with or without
 
 _ITEM_MARKS = frozenset(".;*\u2022\u00b7\u2013\u2014")
 _INTRODUCING = frozenset({":", "is", "are"})
+_NOT_IN_LISTS = frozenset({"is", "are", "was", "were", "has", "have", "show", "shows", "with"})
+_ITEM_WORDS = 4  # maximum number of words in an item of a list
 _TERMINATION = "end"
 _BITS = {"negated": 1, "uncertain": 2}
 
@@ -91,14 +97,15 @@ class Assertions:
         for name, phrases in {
             "negated before": [
                 *_phrases(_NEGATION_BEFORE),
-                *(f"'t {verb}" for verb in _FIND),
                 *_EXCLUDING,
                 *negation.before,
             ],
+            "negated answer": _phrases(_NEGATIVE_ANSWER),
             "negated next": _phrases(_NEGATION_NEXT_WORD),
             "negated after": [*_phrases(_NEGATION_AFTER), *map(_join, product(_NOT_BE, _FOUND)), *negation.after],
             "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *_not_excluding(), *uncertainty.before],
-            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *_not_excluded(), *uncertainty.after],
+            "uncertain list": _phrases(_UNCERTAINTY_BEFORE_LIST),
+            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *_not_shown(), *_not_excluded(), *uncertainty.after],
             _TERMINATION: _phrases(_TERMINATIONS),
             "none": _phrases(_PSEUDO_TRIGGERS),
         }.items():
@@ -112,7 +119,7 @@ class Assertions:
         start at the same word, the longest is used. Two negations in a row ("not absent") cancel each other out. A
         mention that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to
         the text after the trigger if it begins the sentence or a list item and is followed by a colon, "is" or "are":
-        "Not excluded: MSI-H". Short answers, counts of zero and check boxes also change the status of a mention
+        "Not excluded: MSI-H". A list after a trigger, such as "no A, B or C", is in its scope as a whole. Short answers, counts of zero and check boxes also change the status of a mention
         (`denials.py`).
 
         Args:
@@ -126,20 +133,28 @@ class Assertions:
         barrier = frozenset(
             index for begin, end, names in triggers if _TERMINATION in names for index in range(begin, end)
         )
+        list_barrier = frozenset(index for index in barrier if tokens[index].text != ";")
         for begin, end, names in triggers:
             for name in names:
                 status, _, position = name.partition(" ")
-                introduces = position == "after" and _introduces(tokens, begin, end)
-                if introduces or position in ("before", "next"):
-                    words = 1 if position == "next" else WORDS_BEFORE
-                    _mark_following(before, tokens, end, words, barrier, _BITS[status])
-                elif position == "after":
-                    _mark_preceding(after, tokens, begin, barrier, _BITS[status])
+                bit = _BITS.get(status, 0)
+                if not position:
+                    continue
+                if position == "next":
+                    before[end : end + 1] = bytes(mark | bit for mark in before[end : end + 1])
+                elif position == "list":
+                    _mark_following(before, tokens, end, LIST_WORDS, list_barrier, bit)
+                elif position == "before" or (position == "after" and _introduces(tokens, begin, end)):
+                    _mark_following(before, tokens, end, WORDS_BEFORE, barrier, bit)
+                else:
+                    _mark_preceding(after, tokens, begin, barrier, bit)
+                    if position == "answer" and _goes_on(tokens, end):
+                        _mark_following(before, tokens, end, WORDS_BEFORE, barrier, bit)
         statuses: list[Status] = []
         for begin, end, span in zip(first, last, mentions, strict=True):
             bits = before[begin] | after[end - 1] if end > begin else 0
             bits |= _BITS["negated"] * (boxes.denies(span[0]) or is_denied(boxes.sentence, *span))
-            bits |= _BITS["uncertain"] * (span[0] < boxes.unanswered or is_questioned(sentence, span[0]))
+            bits |= _BITS["uncertain"] * (span[0] < boxes.unanswered or is_questioned(sentence, *span))
             statuses.append(
                 "uncertain" if bits & _BITS["uncertain"] else "negated" if bits & _BITS["negated"] else "affirmed"
             )
@@ -196,6 +211,28 @@ def _introduces(tokens: Sequence[Token], begin: int, end: int) -> bool:
     return is_first and end < len(tokens) and tokens[end].text in _INTRODUCING
 
 
+def _goes_on(tokens: Sequence[Token], end: int) -> bool:
+    """Return whether an answer that ends before `end` goes on without another label: "Lymph nodes: no metastasis"."""
+    following = [token.text for token in tokens[end : end + WORDS_BEFORE + 1]]
+    return bool(following) and following[0].isalnum() and ":" not in following
+
+
+def _list_end(tokens: Sequence[Token], begin: int, barrier: frozenset[int]) -> int:
+    """Return the index after the list that starts at `begin`: "A, B, C or D", or all words after a colon."""
+    stop = min(begin + LIST_WORDS, len(tokens))
+    if begin < stop and tokens[begin].text == ":":
+        return next((index for index in range(begin + 1, stop) if tokens[index].text == ":"), stop)
+    end, words, is_last = begin, 0, False
+    for index in range(begin, stop):
+        text = tokens[index].text
+        words = 0 if text in (",", "or", "nor") else words + tokens[index].is_word
+        is_last = text in ("or", "nor") or (is_last and text != ",")
+        if index in barrier or text in _NOT_IN_LISTS or words > _ITEM_WORDS:
+            break
+        end = index + 1 if is_last else end
+    return end
+
+
 def _negates(names: Sequence[str]) -> bool:
     return any(name.startswith("negated") for name in names)
 
@@ -203,9 +240,11 @@ def _negates(names: Sequence[str]) -> bool:
 def _mark_following(
     marks: bytearray, tokens: Sequence[Token], begin: int, words: int, barrier: frozenset[int], bit: int
 ) -> None:
-    """Mark the tokens in the scope of a trigger that ends before `begin`."""
+    """Mark the tokens in the scope of a trigger that ends before `begin`: a few words, or a list."""
+    list_end = _list_end(tokens, begin, barrier)
+    words = 0 if begin < len(tokens) and tokens[begin].text == ":" else words
     for index in range(begin, len(tokens)):
-        if index in barrier or words == 0:
+        if index in barrier or (words <= 0 and index >= list_end):
             return
         marks[index] |= bit
         words -= tokens[index].is_word
@@ -232,13 +271,20 @@ _ATTEMPTS = (
     "not sufficient to", "insufficient to",
 )  # fmt: skip
 _ACTIVE, _PASSIVE = ("exclude", "rule out", "r/o"), ("excluded", "ruled out", "excludable")
+_HARD = tuple(product(("is", "are"), ("difficult to", "hard to", "impossible to"), _ACTIVE))
 _RELATIVE = ("", ", ", ", which ", ", that ")  # a comma ends the scope of other triggers that follow a mention
 
 
 def _not_excluding() -> list[str]:
     """Return phrases that leave the following mention uncertain, such as "cannot entirely exclude"."""
     active = product((*_NOT, *_ATTEMPTS), _ADVERBS, _ACTIVE)
-    return [*map(_join, active), "exclude", "exclusion of"]
+    return [*map(_join, (*active, *_HARD)), "exclude", "exclusion of"]
+
+
+def _not_shown() -> list[str]:
+    """Return phrases such as "could not be assessed"."""
+    verbs = ("confirmed", "proven", "determined", "assessed", "evaluated")
+    return [*map(_join, product(("cannot be", "can not be", "could not be"), verbs))]
 
 
 def _not_excluded() -> list[str]:
@@ -247,6 +293,7 @@ def _not_excluded() -> list[str]:
         *product(_NOT, _ADVERBS, _PASSIVE),
         *product(_NOT, ("be", "been"), _ADVERBS, _PASSIVE),
         *product(_NOT, _ADVERBS, ("be", "been"), _PASSIVE),
+        *_HARD,
         *product(("should be", "must be", "to be", "neither"), _PASSIVE),
         *product(("neither", "neither be", "neither been"), ("confirmed nor",), _PASSIVE),
         *product(("neither", "neither be", "neither been"), _PASSIVE, ("nor confirmed",)),

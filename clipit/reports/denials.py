@@ -2,7 +2,7 @@
 
 Only unambiguous forms are recognised: "Perineural invasion - no", "Perineural invasion: N", "Metastasis: 0/12",
 "metastasis in 0 of 12 lymph nodes", "0/12 lymph nodes with metastasis", "[ ] metastasis [x] no metastasis",
-"?metastasis".
+"?metastasis", and labels without an answer ("Metastasis:").
 """
 
 import re
@@ -16,10 +16,12 @@ _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1
 """Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
 _SHORT_ANSWER = re.compile(
-    r"(?: ?\(y ?/ ?n\))? ?[:=] ?(?:no|n|neg|nil|false)(?=\.? *\Z| *[,;)]|\. +(?-i:[A-Z]))"
-    r"| ?\((?:-|n|neg\.?)\)|[ -]free\b(?! (?:of|from)\b)",
+    r"(?: ?\(y ?/ ?n\))? ?[:=] ?(?:no|n|neg|nil|false|0|-)(?=\.? *\Z| *[,;)]|\. +(?-i:[A-Z]))"
+    r"| ?-(?= ?[,;])| ?(?:[:=] ?)?\((?:-|n|neg\.?)\)|(?: (?:is|are|was|were)|:)? ?-ve\b"
+    r"|[ -]free\b(?! (?:of|from)\b)",
     re.IGNORECASE,
 )
+_UNANSWERED = re.compile(r"(?: ?\([^()]{1,40}\)|\))? ?: ?\Z")
 _QUESTION = re.compile(r"\? ?(?:[^\W\d_]+[ -]){0,2}\Z")
 _BOX = re.compile(r"\[ ?\]|\( \)|[\u2610\u25a1]|(?P<checked>\[ ?[xX] ?\]|\([xX]\)|[\u2611\u2612\u2713\u2714])")
 _COUNT_AFTER = re.compile(
@@ -28,8 +30,8 @@ _COUNT_AFTER = re.compile(
     re.IGNORECASE,
 )
 _COUNT_BEFORE = re.compile(
-    rf"{_COUNT} (?:[^\W\d]+ ){{0,4}}?"
-    r"(?:nodes?|lns?|cores?|biops(?:y|ies)|fragments?|sections|blocks|slides|levels|pieces)"
+    rf"(?:{_COUNT}|none of the(?: \d+)?) (?:[^\W\d]+ ){{0,4}}?"
+    r"(?:nodes?|lns?|cores?|biops(?:y|ies)|fragments?|sections|blocks|slides|levels|pieces)(?: examined)?"
     r" (?:(?:is|are|was|were) )?(?:with|positive for|involved (?:by|with)|show(?:s|ed|ing)?|contain(?:s|ed|ing)?|"
     r"harbou?r(?:s|ed|ing)?|demonstrat(?:e|es|ed|ing)|reveal(?:s|ed|ing)?|ha(?:s|ve|d)|having)"
     r" (?:(?!(?:but|and|or|no|not|without|negative)\b)[^\W\d]+ ){0,2}\Z",
@@ -46,7 +48,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
         end: Index after its last character.
     """
     begin = max(0, start - _WINDOW)
-    may_follow_count = "0" in sentence[begin:start] or "zero" in sentence[begin:start].casefold()
+    may_follow_count = re.search(r"(?i)0|zero|none of", sentence[begin:start]) is not None
     return bool(
         _ANSWER.match(sentence, end)
         or _SHORT_ANSWER.match(sentence, end)
@@ -55,9 +57,9 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     )
 
 
-def is_questioned(sentence: str, start: int) -> bool:
-    """Return whether a question mark right before a mention makes it uncertain: "?metastasis", "? lung metastasis"."""
-    return _QUESTION.search(sentence, max(0, start - _WINDOW), start) is not None
+def is_questioned(sentence: str, start: int, end: int) -> bool:
+    """Return whether a mention is questioned, as in "?metastasis", or is a label without an answer: "Metastasis:"."""
+    return bool(_QUESTION.search(sentence, max(0, start - _WINDOW), start) or _UNANSWERED.match(sentence, end))
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class CheckBoxes:
     Attributes:
         sentence: The sentence with boxes and unchecked options replaced by spaces, of the same length.
         unchecked: Start and end of each unchecked option.
-        unanswered: End of the question before the options if no option is checked; 0 otherwise.
+        unanswered: End of the question before the options if no option is checked, or of the sentence if an option
+            occurs twice, so that there are several questions; 0 otherwise.
     """
 
     sentence: str
@@ -104,5 +107,10 @@ def read_boxes(sentence: str) -> CheckBoxes:
     masked = list(sentence)
     for start, stop in [*unchecked, *(box.span() for box in boxes)]:
         masked[start:stop] = " " * (stop - start)
-    unanswered = 0 if answered else boxes[0].start() if after else first
+    if after and answered and before and not before.endswith(":"):  # "Invasion [x] no"
+        masked[next(box.start() for box in boxes if box["checked"])] = ":"
+    options = [sentence[start:stop].strip(" .;,").casefold() for start, stop in zip(starts, stops, strict=True)]
+    options = [option for option in options if option]
+    several = len(set(options)) < len(options)  # "Invasion [ ] yes [x] no Metastasis [x] yes [ ] no"
+    unanswered = len(sentence) if several else 0 if answered else boxes[0].start() if after else first
     return CheckBoxes("".join(masked), unchecked, unanswered)

@@ -113,6 +113,7 @@ FINDINGS = RuleSet(
         "0 of 12 regional lymph nodes are positive for metastatic carcinoma.",
         "0/3 sentinel lymph nodes show metastasis.",
         "Zero of 4 pericolic and mesenteric lymph nodes contain metastases.",
+        "None of the 14 regional lymph nodes examined contains metastatic carcinoma.",
     ],
 )
 def test_an_answer_after_a_dash_and_a_count_of_zero_negate(text: str) -> None:
@@ -172,9 +173,22 @@ def test_a_number_before_a_dash_has_no_answer(text: str) -> None:
         "Invasion (Y/N): N",
         "Invasion: False",
         "Invasion (-)",
+        "Invasion: (-)",
+        "Invasion -, margins free",
+        "Invasion: 0",
+        "Invasion: neg., margins free",
+        "Invasion neg. Margins free.",
+        "Invasion is -ve",
+        "Nil invasion.",
+        "Invasion nil",
         "Invasion-free margins.",
         "Adenocarcinoma isn't seen.",
         "We don't see invasion.",
+        "The tumour doesn't show invasion.",
+        "Evidence of invasion is lacking.",
+        "Invasion was sought but none was seen.",
+        "Muscle is not involved by adenocarcinoma.",
+        "Margins: uninvolved by adenocarcinoma",
         "Invasion can't be identified.",
         "Invasion cannot be seen.",
         "Invasion is no longer seen.",
@@ -196,6 +210,10 @@ def test_short_answers_and_contractions_negate(text: str) -> None:
         "Adenocarcinoma, free margins.",
         "Adenocarcinoma with free margins.",
         "Invasion (-3 mm)",
+        "Invasion: 0.5 mm",
+        "Invasion (see comment)",
+        "HER2 -ve adenocarcinoma",
+        "Nil necrosis, invasion present",
     ],
 )
 def test_longer_answers_do_not_negate(text: str) -> None:
@@ -225,6 +243,9 @@ def test_a_question_mark_before_a_mention_makes_it_uncertain(text: str) -> None:
         ("Invasion: [x] not identified [ ] present", ["negated"]),
         ("Invasion [ ] present [x] absent", ["negated"]),
         ("Invasion: [ ] yes [ ] no", ["uncertain"]),
+        ("Invasion [x] no [ ] yes", ["negated"]),
+        ("Invasion [ ] no [x] yes", ["affirmed"]),
+        ("Invasion [x] no [ ] yes  Metastasis [ ] no [x] yes", ["uncertain", "uncertain"]),  # two questions
         ("Invasion [ ]", ["negated"]),
         ("Submitted by Dr. [ ] as invasion.", ["affirmed"]),  # a name that was removed
         ("Adenocarcinoma with invasion, reviewed with Dr. [ ].", ["affirmed", "affirmed"]),
@@ -233,6 +254,30 @@ def test_a_question_mark_before_a_mention_makes_it_uncertain(text: str) -> None:
 )
 def test_check_boxes(text: str, expected: list[str]) -> None:
     assert statuses(text, FINDINGS) == [("finding", status) for status in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Regional lymph nodes: No lymph node metastasis", ["negated"]),
+        ("B. Lymph node, right: no evidence of metastasis.", ["negated"]),
+        ("Invasion: no, metastasis: yes", ["negated", "affirmed"]),
+        ("Invasion: no metastasis: yes", ["negated", "affirmed"]),
+        ("No granulomas, viral inclusions, parasites, fungi, invasion or metastasis.", ["negated", "negated"]),
+        ("Negative for:\n- granulomas\n- foreign bodies\n- viral inclusions\n- fungi\n- invasion", ["negated"]),
+        ("Negative for: granulomas, fungi, invasion Type: adenocarcinoma", ["negated", "affirmed"]),
+        ("No necrosis in this part, the tumour is adenocarcinoma with invasion or metastasis.", ["affirmed"] * 3),
+        ("The differential would include lymphoma, adenocarcinoma, melanoma and metastasis.", ["uncertain"] * 2),
+        ("Differential diagnosis: 1) adenocarcinoma; 2) metastasis", ["uncertain", "uncertain"]),
+    ],
+)
+def test_a_negation_after_a_label_and_a_list_after_a_trigger(text: str, expected: list[str]) -> None:
+    assert [status for _, status in statuses(text, FINDINGS)] == expected
+
+
+@pytest.mark.parametrize("text", ["Invasion:", "Invasion (LVI):", "Invasion: ____", "Invasion:\nMetastases: none"])
+def test_a_label_without_an_answer_is_uncertain(text: str) -> None:
+    assert statuses(text, FINDINGS)[0] == ("finding", "uncertain")
 
 
 def test_denials_apply_to_the_mention_beside_them_alone() -> None:
@@ -282,6 +327,15 @@ def test_a_negation_on_both_sides_is_not_a_double_negation() -> None:
         "Probably not MSI-H.",
         "MSI-H: pending",
         "Rule out MSI-H.",
+        "MSI-H: see comment",
+        "MSI-H: insufficient",
+        "MSI-H: NA",
+        "MSI-H: not stated",
+        "MSI-H could not be evaluated.",
+        "MSI-H versus sporadic",
+        "Not diagnostic of MSI-H.",
+        "Indefinite for MSI-H.",
+        "Presumed MSI-H.",
     ],
 )
 def test_an_uncertain_mention_counts_for_no_class(text: str) -> None:
@@ -311,6 +365,7 @@ def test_an_uncertain_mention_counts_for_no_class(text: str) -> None:
         "MSI-H, which cannot be excluded.",
         "MSI-H can neither be confirmed nor excluded.",
         "MSI-H should be excluded.",
+        "MSI-H is difficult to exclude.",
         "MSI-H is unlikely.",
     ],
 )

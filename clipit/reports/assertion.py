@@ -119,8 +119,8 @@ class Assertions:
         start at the same word, the longest is used. Two negations in a row ("not absent") cancel each other out. A
         mention that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to
         the text after the trigger if it begins the sentence or a list item and is followed by a colon, "is" or "are":
-        "Not excluded: MSI-H". A list after a trigger, such as "no A, B or C", is in its scope as a whole. Short answers, counts of zero and check boxes also change the status of a mention
-        (`denials.py`).
+        "Not excluded: MSI-H". A list after a trigger, such as "no A, B or C", is in its scope as a whole. Short
+        answers, counts of zero and check boxes also change the status of a mention (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence, in characters.

@@ -37,8 +37,8 @@ does not show; do not show; did not show; no evidence to suggest; no evidence of
 _NEGATION_NEXT_WORD = "non; nil"
 _NEGATION_AFTER = """
 negative; neg; absent; excluded; ruled out; none; none seen; none identified; but none; nil; not identified; not seen;
-not present; not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated; not apparent;
-not confirmed; not involved; no longer present; is lacking; are lacking
+not present; not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated;
+not apparent; not confirmed; not involved; no longer present; is lacking; are lacking
 """
 _NEGATIVE_ANSWER = ": no"
 _FOUND = ("identified", "seen", "found", "detected", "demonstrated", "observed", "appreciated", "noted")

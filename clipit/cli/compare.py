@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from clipit.config.command_line import AGENTS, read_file_command
-from clipit.errors import counted, user_errors
+from clipit.errors import counted, shortlist, user_errors
 from clipit.prompts.early_check import check_prompt_files
 
 
@@ -35,5 +35,7 @@ def main() -> None:
             files["rows"] = comparison.folder / "comparison.parquet"
             print("\n".join(f"{title}: {path}" for title, path in files.items()))
             if comparison.failed:
-                print(f"error: {counted(len(comparison.failed), 'run')} failed; see the note above", file=sys.stderr)
+                runs = [f"{run['arm']} on {run['data_set']}, seed {run['seed']}" for run in comparison.failed]
+                count = counted(len(runs), "run")
+                print(f"error: {count} failed: {shortlist(runs)}; see the page", file=sys.stderr)
                 raise SystemExit(1)

@@ -152,7 +152,7 @@ def _train(
             trained = train_run(configs[index], workspace, _same_arm_runs(configs[index]))
         except DivergenceError as error:  # raised in all processes
             failed[index] = FailedRun(plan.data_set, plan.backbone, arm, seed, error.what)
-            logger.warning(f"failed: {arm}{where}, seed {seed}: {error.what} ({counter.finish(kept=False)})")
+            logger.info(f"failed: {arm}{where}, seed {seed}: {error.what} ({counter.finish(kept=False)})")
             continue
         new = read_run_rows(plan, workspace, trained, arm, seed)
         rows[index] = new

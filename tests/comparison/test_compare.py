@@ -260,7 +260,10 @@ def test_runs_that_diverge_do_not_stop_the_comparison(
         diverging(patch, ("clip_it_all", 1))
         with pytest.raises(SystemExit) as raised:
             compare_command()
-    assert raised.value.code == 1 and "error: 1 run failed" in capsys.readouterr().err
+    assert (
+        raised.value.code == 1
+        and "error: 1 run failed: clip_it_all on small, seed 1; see the page" in capsys.readouterr().err
+    )
     assert any("failed: clip_it_all, seed 1: training diverged: the loss in step 1" in line for line in lines)
     result = CompareResult(file.run.output / "comparisons" / file.run.name)
     (failed,) = result.failed

@@ -29,6 +29,7 @@ _CELL = re.compile(rf"</t[dh]{_IN_TAG}", re.I)
 _ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 
 _FULL_LINE = 60  # minimum length of a full line; the end of a shorter line is probably intended
+_MIN_WIDTH = 30  # minimum width of a column of wrapped text
 _OPEN_ENDED = re.compile(
     r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
 )
@@ -71,7 +72,10 @@ _LOOSE_HYPHEN = re.compile(
 _MARKER_NAME = r"\b(?:ER|PR|AR|[A-Za-z]{1,8}[-/]?\d[\w/]{0,8})"  # HER2, p53, Ki-67, AE1/AE3
 _SCORE = rf"{_MARKER_NAME} ?:? ?---(?!-)|\+\+[^\n-]{{0,40}} ---(?!-)|(?<!-)---(?!-)(?=[^\n-]{{0,40}}\+\+)"
 """Staining score --- after the name of a marker or beside +++."""
-_SCORE_AT_END = re.compile(rf"(?:{_MARKER_NAME} ?:? ?-{{1,3}}|\+\+[^\n-]{{0,40}} -{{1,3}})$")
+_SCORE_AT_END = re.compile(rf"(?:{_MARKER_NAME} ?:? ?-{{1,3}}|\+\+[^\n-]{{0,40}} -{{1,3}}|\w\)?: ?-{{1,3}})$")
+_SIGN = re.compile(r"[+-]{1,3}")  # "Metastasis:", then "-"
+_LABEL = re.compile(rf".*:|{_MARKER_NAME}")
+_OPEN_HYPHEN, _AFTER_HYPHEN = re.compile(r"[^\W_]-$"), re.compile(r"[A-Z]?\d")  # "PD-", then "L1"
 _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 
 ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
@@ -155,18 +159,39 @@ def _hyphen(first: str, second: str, words: Collection[str]) -> str:
     return "" if is_combining_form or (first not in words and second not in words) else "-"
 
 
-def _continues(line: str, following: str) -> bool:
-    """Return whether the sentence continues on the following line."""
+def _first_word(line: str) -> str:
+    return line.partition(" ")[0]
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
+
+
+def _wrapped_width(text: str) -> int:
+    """Return the width at which a text was wrapped: the length of its longest line; 0 if it is not wrapped.
+
+    A text is wrapped if words in lower case begin lines, and none of them would have fitted on the line before.
+    """
+    lines = _lines(text)
+    width = max(map(len, lines), default=0)
+    continued = [pair for pair in pairwise(lines) if pair[1][0].islower() and pair[0][-1] not in ".:;?!"]
+    fitting = any(len(line) + 1 + len(_first_word(following)) <= width for line, following in continued)
+    return width if continued and not fitting and width >= _MIN_WIDTH else 0
+
+
+def _continues(line: str, following: str, width: int) -> bool:
+    """Return whether the sentence continues on the following line of a text with this width; see `_wrapped_width`."""
     if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
         return True
-    if line[-1] in ".:;?!" or _NEW_ITEM.match(following) or (len(line) < _FULL_LINE and _MARKER.match(following)):
+    is_full = len(line) >= _FULL_LINE or len(line) + 1 + len(_first_word(following)) > width > 0
+    if line[-1] in ".:;?!" or _NEW_ITEM.match(following) or (not is_full and _MARKER.match(following)):
         return False
-    return following[0].islower() or len(line) >= _FULL_LINE
+    return following[0].islower() or is_full
 
 
-def _unwrap(text: str) -> str:
+def _unwrap(text: str, width: int) -> str:
     """Join wrapped lines of a sentence, and negations with the lines they negate; keep line ends between items."""
-    lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
+    lines = _lines(text)
     if not lines:
         return ""
     out = [lines[0]]
@@ -185,8 +210,12 @@ def _unwrap(text: str) -> str:
             join = " "
         elif _negates(line, last):
             join = " " if last.endswith(":") else ": "
+        elif _SIGN.fullmatch(line) and _LABEL.fullmatch(last):
+            join = " "
+        elif _continues(last, line, width):
+            join = "" if _OPEN_HYPHEN.search(last) and _AFTER_HYPHEN.match(line) else " "
         else:
-            join = " " if _continues(last, line) else "\n"
+            join = "\n"
         out.append(join + line)
         negated, n_items = _NEGATED_LEAD.search(line) is not None, 0
     return "".join(out)
@@ -210,7 +239,7 @@ def _strip_markup(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """Strip bullets and stray punctuation from both ends of a sentence, but not from ".5 cm" or "HER2 ---"."""
+    """Strip bullets and stray punctuation from both ends of a sentence, but not from ".5 cm" or "Invasion: -"."""
     start = _LOOSE_START.match(text)
     text = (text[start.end() :] if start else text).rstrip(",; \n")
     return text if _SCORE_AT_END.search(text) else text.rstrip("-,; \n")
@@ -229,11 +258,12 @@ def clean_text(text: str, words: Collection[str] | None = None) -> str:
     """
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
     text = _normalise_characters(_strip_markup(text))
+    width = _wrapped_width(text)
     text = _join_words(text, compound_words([text]) if words is None else words)
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
     text = _LOOSE_HYPHEN.sub(lambda match: f"{match.group(1) or ''}-", text)
-    return _unwrap(text)
+    return _unwrap(text, width)
 
 
 def drop_long_words(text: str) -> tuple[str, list[str]]:

@@ -1,5 +1,7 @@
 """Cleaning: noise goes, letters and digits stay."""
 
+import textwrap
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -73,6 +75,7 @@ def test_output_is_tidy(text: str) -> None:
         ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
         ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),
         ("Tumour 5\u00b72 cm; pT2\u00b7N0 \u00b7 Margins free", "Tumour 5.2 cm; pT2 N0\n- Margins free"),
+        ("ER\n+\nPR\n-\nInvasion:\n-\nMargins\n-", "ER +\nPR -\nInvasion: -\nMargins\n-"),
         ("less than 0.1\nCM of the apex", "less than 0.1 CM of the apex"),
         ("Tumor site: colon\nTumor size: 3 cm", "Tumor site: colon\nTumor size: 3 cm"),
         ("\x0c\x00Page\x07 1", "Page 1"),
@@ -135,5 +138,21 @@ def test_a_decimal_point_without_a_zero_is_kept() -> None:
     assert trim(".5 cm polyp") == ".5 cm polyp"
     assert trim("- . Polyp -") == "Polyp"
     assert trim("- CK7 +++, CK20 ---,") == "CK7 +++, CK20 ---"
+    assert trim("Invasion: -") == "Invasion: -"
     assert clean_text("Polyp of 2 cm. .7 cm margin") == "Polyp of 2 cm. .7 cm margin"
     assert split_sentences("GROSS: .5 cm polyp with a stalk.")[-1][1] == ".5 cm polyp with a stalk."
+
+
+@pytest.mark.parametrize("width", [35, 45, 55, 65, 80])
+def test_lines_of_any_width_are_joined_before_capitals_and_numbers(width: int) -> None:
+    text = (
+        "Sections of the colon show an adenocarcinoma of moderate differentiation. PCR on block A3 did not show "
+        "MSI-H in the tumour, and HER2 was not amplified in Block A4. The cells express PD-L1 in 40 percent, "
+        "Ki-67 in 30 percent and CK20; the mitotic count is 10-12 per ten fields."
+    )
+    assert clean_text(textwrap.fill(text, width)) == text
+
+
+def test_the_lines_of_a_form_stay_apart() -> None:
+    form = "Specimen: colon, right hemicolectomy\nTumour of 3 cm\nMSI-H\nInvasion into subserosa and\nthe fat\n2 nodes"
+    assert clean_text(form) == form.replace("and\nthe", "and the")

@@ -181,6 +181,11 @@ def test_a_number_before_a_dash_has_no_answer(text: str) -> None:
         "Invasion is -ve",
         "Nil invasion.",
         "Invasion nil",
+        "Invasion: -",
+        "Invasion: \u2013\nMargins: +",
+        "Invasion:\n-",
+        "Invasion: -, margins: +",
+        "This report is in a narrow column, and therefore\nall lines are short. The sections did not show\nINVASION.",
         "Invasion-free margins.",
         "Adenocarcinoma isn't seen.",
         "We don't see invasion.",
@@ -214,6 +219,9 @@ def test_short_answers_and_contractions_negate(text: str) -> None:
         "Invasion (see comment)",
         "HER2 -ve adenocarcinoma",
         "Nil necrosis, invasion present",
+        "Invasion: -3 mm",
+        "Invasion: - deep",
+        "Invasion: +",
     ],
 )
 def test_longer_answers_do_not_negate(text: str) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from clipit.comparison.own_report_arms import CONTROL_TARGETS, find_control, own_report_arms, resolve_plan_arm
+from clipit.comparison.own_report_arms import find_control, own_report_arms, resolve_plan_arm
 from clipit.comparison.plan import Plan
-from clipit.config.run import RunConfig
-from clipit.training.terms.term_table import uses_reports
+from clipit.training.terms.term_table import learns_from_reports
 
 OWN_REPORTS: Final = "patients' own reports"
 Text = Literal["patients' own reports", "reports", ""]
@@ -38,7 +37,7 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     for arm in plan.arms:
         if arm in with_own_reports:
             judged[arm] = JudgedArm(OWN_REPORTS, with_own_reports[arm])
-        elif arm not in used and arm != baseline and _learns_text(configs[arm]):
+        elif arm not in used and arm != baseline and learns_from_reports(configs[arm]):
             controls: dict[str, str | None] = {"baseline": baseline}
             for role in TEXT_CONTROLS:
                 name = find_control(plan, configs, arm, role)
@@ -47,7 +46,3 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
             judged[arm] = JudgedArm("reports", controls)
     others = [arm for arm in plan.arms if arm != baseline]
     return judged or {arm: JudgedArm("", {"baseline": baseline}) for arm in others}
-
-
-def _learns_text(config: RunConfig) -> bool:
-    return uses_reports(config) and config.distillation.target not in CONTROL_TARGETS

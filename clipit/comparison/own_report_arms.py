@@ -9,7 +9,7 @@ from clipit.comparison.vlm_reference import PROBE
 from clipit.config.run import RunConfig
 from clipit.output_files.artifacts import fingerprint
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.term_table import uses_own_report_labels, uses_reports
+from clipit.training.terms.term_table import learns_from_reports, uses_own_report_labels
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
 """Roles of the controls for an arm that uses the patients' own reports, in table order."""
@@ -36,7 +36,6 @@ _SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
 """Function for each role that returns whether an arm with a given configuration can serve as this control."""
 _NOT_COMPARED = {"arm", "arms", "name", "training"}
 """Keys and sections in which an arm and its control may differ; `training` contains tuned hyperparameters."""
-CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
 _LABEL_SECTIONS = ("own_report", "tiles", "reports", "leaks", "vlm")
 """Sections that determine the labels from the patients' own reports."""
 
@@ -146,5 +145,4 @@ def _distils(config: RunConfig, target: str) -> bool:
 
 def _reads_own_snippets(config: RunConfig) -> bool:
     """Check whether an arm is paired with snippets of the patients' own reports, other than as a control."""
-    paired = config.pairing.reports != "any" and uses_reports(config)
-    return paired and config.distillation.target not in CONTROL_TARGETS
+    return config.pairing.reports != "any" and learns_from_reports(config)

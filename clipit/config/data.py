@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.effects import Data, Reporting, Results
+from clipit.config.effects import AddedLater, Data, Reporting, Results
 from clipit.config.paths import LocalPath
 from clipit.config.section import MAX_SEED, MicrometresPerPixel, Section, check_once, check_one_line
 
@@ -34,6 +34,14 @@ class LabelsConfig(Section):
     tiles must also be annotated. `all`: all labels."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed for drawing the labelled tiles; null: the seed of the run."""
+
+    def unused_keys(self) -> frozenset[str]:
+        """Return the keys that affect only a part of the labels, if all or none are kept."""
+        if self.kind == "none":
+            return frozenset({"value", "validation", "seed"})
+        if self.kind != "all":
+            return frozenset()
+        return frozenset({"value", "seed"} if self.validation == "all" else {"value"})
 
 
 class SlidesConfig(Section):
@@ -259,7 +267,7 @@ class TextChecksConfig(Section):
     ligatures: bool = True
     """Repair words in which a ligature was misread as a different character ("intesFnal"), if exactly one word of the
     corpus matches."""
-    page_lines: bool = True
+    page_lines: AddedLater[bool] = True
     """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks; they would split
     sentences."""
     headings: bool = True

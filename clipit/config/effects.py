@@ -1,9 +1,12 @@
-"""Effect of each key of a run's configuration on results, speed or reporting, declared at the key."""
+"""Effect of each key of a configuration on results, speed or reporting, and its place in fingerprints."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel
+
+from clipit.config.section import Section
 
 Effect = Literal["results", "data", "recipe", "evaluation", "speed", "reporting"]
 EFFECTS: dict[Effect, str] = {
@@ -23,7 +26,13 @@ class KeyEffect:
     effect: Effect
 
 
+@dataclass(frozen=True)
+class LaterKey:
+    """Marker for a key that was added when results existed; fingerprints omit its default, so that these stay valid."""
+
+
 _Value = TypeVar("_Value")
+AddedLater = Annotated[_Value, LaterKey()]
 Results = Annotated[_Value, KeyEffect("results")]
 Data = Annotated[_Value, KeyEffect("data")]
 Recipe = Annotated[_Value, KeyEffect("recipe")]
@@ -39,6 +48,64 @@ def select_keys(config: BaseModel, *effects: Effect) -> dict[str, Any]:
         Dotted key -> JSON-serialisable value.
     """
     return _select(config, config.model_dump(mode="json"), "results", effects, "")
+
+
+@dataclass(frozen=True)
+class FingerprintKeys:
+    """Keys of a configuration in a fingerprint.
+
+    Attributes:
+        keys: Keys that change results, by dotted name.
+        unused: Keys and sections without effect, which `keys` omits; records of earlier versions may contain them.
+        defaults: Keys with the marker `LaterKey` and their default value, which `keys` omits.
+    """
+
+    keys: dict[str, Any]
+    unused: frozenset[str]
+    defaults: dict[str, Any]
+
+
+def fingerprint_keys(config: Section, prefix: str = "", unused: Collection[str] | None = None) -> FingerprintKeys:
+    """Select the keys of a configuration, or of a section, that belong in fingerprints of its results.
+
+    Args:
+        prefix: Prefix of the dotted names, such as `adapt.`.
+        unused: Keys and sections without effect; by default, those that the sections declare (`declared_unused`).
+    """
+    omitted = declared_unused(config) if unused is None else unused
+    keys = {key: value for key, value in select_keys(config, "results").items() if not is_within(key, omitted)}
+    later = _later_defaults(config)
+    return FingerprintKeys(
+        {prefix + key: value for key, value in keys.items() if key not in later},
+        frozenset(prefix + key for key in omitted),
+        {prefix + key: value for key, value in keys.items() if key in later},
+    )
+
+
+def declared_unused(config: BaseModel, prefix: str = "") -> frozenset[str]:
+    """Collect the keys and sections that the sections of a configuration declare unused, by dotted name."""
+    unused = {prefix + key for key in config.unused_keys()} if isinstance(config, Section) else set()
+    for name in type(config).model_fields:
+        if isinstance(section := getattr(config, name), BaseModel):
+            unused |= declared_unused(section, f"{prefix}{name}.")
+    return frozenset(unused)
+
+
+def is_within(key: str, names: Collection[str]) -> bool:
+    """Return whether a dotted key, or a section that contains it, is among these names."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _later_defaults(config: BaseModel, prefix: str = "") -> set[str]:
+    """List the keys with the marker `LaterKey` that have their default value."""
+    found = set()
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= _later_defaults(value, f"{prefix}{name}.")
+        elif any(isinstance(marker, LaterKey) for marker in field.metadata) and value == field.get_default():
+            found.add(prefix + name)
+    return found
 
 
 def field_effect(model: type[BaseModel], name: str, section: Effect = "results") -> Effect:

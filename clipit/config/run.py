@@ -176,6 +176,13 @@ class PairingConfig(Section):
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
+    def unused_keys(self) -> frozenset[str]:
+        """Return the keys of approximate indexes that the index does not read."""
+        applies = {
+            "candidates": self.index != "Flat", "nprobe": has_lists(self.index), "ef_search": has_graph(self.index),
+        }  # fmt: skip
+        return frozenset(key for key, read in applies.items() if not read)
+
     @property
     def exact(self) -> bool:
         """Whether a rule needs the score of every tile with every snippet, which only a Flat index computes."""
@@ -258,6 +265,10 @@ class RunConfig(Section):
     """Keys given on the command line; they take precedence over the keys of the arm. Set by clipit."""
     note: Reporting[str] = ""
     """Text printed in every summary of the run."""
+
+    def unused_keys(self) -> frozenset[str]:
+        """Return `lora`, unless the backbone is tuned with it; loss terms may read it nevertheless (`Term.reads`)."""
+        return frozenset(() if self.backbone.tuning == "lora" else ("lora",))
 
     @field_validator("name")
     @classmethod

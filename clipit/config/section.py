@@ -36,6 +36,10 @@ class Section(BaseModel):
             raise ValueError("the value is empty; write a value" + (", or null" if NoneType in types else ""))
         return value
 
+    def unused_keys(self) -> frozenset[str]:
+        """Return own keys and sections that have no effect with the values of the section's other keys."""
+        return frozenset()
+
 
 def check_once(values: tuple[Any, ...]) -> None:
     """Reject a list with repeated entries.

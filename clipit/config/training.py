@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipit.config.effects import Data, Reporting, Speed
+from clipit.config.effects import AddedLater, Data, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.section import Section, Share
 
@@ -79,7 +79,7 @@ class BagsConfig(Section):
     """Maximum number of paired snippets in a text bag; `pairing.k` must be at least as large."""
     prompts: int = Field(0, ge=0, le=32)
     """Number of prompt-dictionary texts (terms and rephrasings) in a text bag: those nearest to the tile."""
-    whole_entries: bool = False
+    whole_entries: AddedLater[bool] = False
     """Add all texts of the dictionary entries of the prompts in the bag, at most 12 per entry: term, rephrasings,
     findings and causes."""
     class_prompts: int = Field(0, ge=0, le=32)
@@ -217,7 +217,7 @@ class TrainingConfig(Section):
     `accumulation` is a number, a batch that seems too large for the device causes a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
-    compile: bool = False
+    compile: AddedLater[bool] = False
     """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step and changes results
     slightly (rounding)."""
     evaluate_every: int = Field(100, ge=1)

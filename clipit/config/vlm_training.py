@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.effects import Data, Reporting, Speed
+from clipit.config.effects import AddedLater, Data, Evaluation, Recipe, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.run import LoraConfig
 from clipit.config.section import MAX_SEED, Section, Seeds, check_once
@@ -45,7 +45,7 @@ class ContrastBagsConfig(Section):
     """Number of paired snippets in a text bag; at most `pairing.k`."""
     prompts: int = Field(0, ge=0, le=32)
     """Number of nearest prompt-dictionary texts in a text bag."""
-    whole_entries: bool = False
+    whole_entries: AddedLater[bool] = False
     """Add all texts of the dictionary entries of the prompts in the bag, at most 12 per entry: term, rephrasings,
     findings and causes."""
     class_prompts: int = Field(0, ge=0, le=32)
@@ -113,15 +113,20 @@ class AdaptConfig(Section):
     """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Reporting[int] = Field(100, ge=1)
     """Steps between checkpoints."""
-    arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
+    arms: Recipe[tuple[AdaptArm, ...]] = Field(("text", "shuffled_text", "images"), min_length=1)
     """Arms of the study. `text`: as configured. Controls: with `shuffled_text`, each bag gets the texts of another
     patient (without groups: of another image); with `images`, each image is contrasted with a second view of itself or
     with a different tile of its bag, and no text is used."""
-    seeds: Seeds = (0,)
+    seeds: Recipe[Seeds] = (0,)
     """Seeds for the initialisation, the order of the examples and the augmentation."""
-    forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
+    forgetting: Evaluation[dict[str, dict[str, Data[LocalPath[str]]]]] = Field(default_factory=dict)
     """Additional test sets for zero-shot classification before and after the adaptation, to measure forgetting: name ->
     `config`, a configuration file with tiles and prompts."""
+
+    def unused_keys(self) -> frozenset[str]:
+        """Return the sections of the other kinds of examples and, unless LoRA is trained, `lora`."""
+        other_kinds = {"pairs", "bags", "cases"} - {self.data}
+        return frozenset(other_kinds if self.tuning == "lora" else {*other_kinds, "lora"})
 
     @property
     def needs_reports(self) -> bool:

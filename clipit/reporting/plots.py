@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from html import escape, unescape
@@ -45,7 +45,6 @@ _MANY_CLASSES = 5  # with more classes, names of 5 or more characters are slante
 _MANY_POINTS = 40  # lines with more points have no markers
 _MAX_POINTS = 500  # points drawn per line
 _MANY_DECADES = 1e4  # ratio of values at and above which a logarithmic axis labels only powers of ten
-_LOSSES = ("loss", "cross_entropy", "distillation")
 
 logger = logging.getLogger(__name__)
 
@@ -184,14 +183,15 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *
 
 
 @in_style
-def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
+def plot_training_curves(series: Series, losses: Collection[str], *, title: str = "") -> "Figure":
     """Plot training curves: one panel for losses, one for validation scores, one for the learning rate.
 
     Args:
         series: Series from `read_curves`; speed and memory are not drawn.
+        losses: Names of the series that are losses.
         title: Heading.
     """
-    panels = training_panels(series)
+    panels = training_panels(series, losses)
     figure = new_figure(9.0, 0.8 + 2.6 * max(1, len(panels)))
     rows = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, lines) in zip(rows, panels.items(), strict=False):
@@ -205,12 +205,13 @@ def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
     return figure
 
 
-def training_panels(series: Series) -> dict[str, Series]:
+def training_panels(series: Series, losses: Collection[str]) -> dict[str, Series]:
     """Group the series for `plot_training_curves` by panel; panels without a series are omitted."""
-    losses = {name: points for name, points in series.items() if any(term in name for term in _LOSSES)}
-    scores = {n: points for n, points in series.items() if n.startswith("validation") and n not in losses}
-    rates = {name: points for name, points in series.items() if "learning_rate" in name}
-    panels = {"loss": losses, "validation score": scores, "learning rate": rates}
+    panels: dict[str, Series] = {
+        "loss": {name: points for name, points in series.items() if name in losses},
+        "validation score": {name: points for name, points in series.items() if name.startswith("validation")},
+        "learning rate": {name: points for name, points in series.items() if "learning_rate" in name},
+    }
     return {label: lines for label, lines in panels.items() if lines}
 
 

@@ -1,6 +1,6 @@
 """HTML page of one run (`report.html`): scores, classes, calibration, curves, tiles, provenance."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ def run_page(
     predictions: Predictions,
     *,
     curves: Series | None = None,
+    losses: Collection[str] = (),
     picture: Callable[[str], str | None] = lambda tile_id: None,
     texts: Mapping[str, str] | None = None,
     more: Sequence[PageSection] = (),
@@ -35,6 +36,7 @@ def run_page(
         results: Content of results.json.
         predictions: Content of predictions.parquet.
         curves: Training curves; None without a training log.
+        losses: Names of the curves that are losses.
         picture: Function from a tile id to the data URI of the tile's picture, or None.
         texts: Preformatted text by heading, such as tiles, snippets and pairing.
         more: Further sections, placed after the scores.
@@ -49,7 +51,7 @@ def run_page(
         sections.append(PageSection(f"Classes: {split}", _classes(results["classes"], split, split_results)))
         sections.append(PageSection(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))
     if curves:
-        sections.append(PageSection("Training", _curves(curves)))
+        sections.append(PageSection("Training", _curves(curves, losses)))
     sections += [
         PageSection(heading, [Text(text.strip(), preformatted=True)]) for heading, text in (texts or {}).items()
     ]
@@ -169,11 +171,11 @@ def _card(predictions: Predictions, row: int, picture: Callable[[str], str | Non
     return Card(picture(tile_id), f"tile {tile_id}: predicted {predicted}, true {true}", lines, f"id {tile_id}")
 
 
-def _curves(curves: Series) -> list[Part]:
-    panels = training_panels(curves)
+def _curves(curves: Series, losses: Collection[str]) -> list[Part]:
+    panels = training_panels(curves, losses)
     if not panels:
         return [Text("Nothing was logged.")]
     names = [name for series in panels.values() for name in series]
     label = f"{', '.join(panels)} over steps"
-    svg = inline_svg(plot_training_curves(curves), label)
+    svg = inline_svg(plot_training_curves(curves, losses), label)
     return [Figure(svg, f"{label[0].upper()}{label[1:]}", source=f"metrics.jsonl: {', '.join(names)}")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipit.config.effects import select_keys
+from clipit.config.effects import fingerprint_keys, select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.progress import progress
@@ -56,10 +56,7 @@ def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
     keys = select_keys(config, "results")
     if config.text_checks is None:
         return keys
-    checks = config.text_checks.model_dump(mode="json")
-    if checks["page_lines"]:  # added later: omitted at its default, so that earlier fingerprints stay valid
-        del checks["page_lines"]
-    return {**keys, "text_checks": checks}
+    return {**keys, "text_checks": fingerprint_keys(config.text_checks).keys}
 
 
 def build_snippets(

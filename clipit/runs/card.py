@@ -14,7 +14,6 @@ from clipit.reporting.model_card import CardArm, CardComparison, CardFacts, mode
 from clipit.runs.folder import EXTERNAL
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import ARMS
-from clipit.training.terms.distillation import DistillationTerm
 from clipit.training.terms.term_table import active_terms
 
 _COMPARED = "compared.json"
@@ -46,7 +45,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
         validation_labels=recorded.get("validation_labels"),
         reports=recorded.get("reports"),
         snippets=recorded.get("snippets"),
-        loss_terms=_describe_terms(config),
+        loss_terms=[text for term in active_terms(config) if (text := term.describe_publicly())],
         results=results,
         external=_read_external(folder),
         compared=_read_compared(folder),
@@ -88,17 +87,3 @@ def _describe_source(config: RunConfig) -> str:
     if data_set is None:
         return _SOURCES.get(config.tiles.source, config.tiles.source)
     return f"{data_set.title} (licence: {data_set.licence}; {data_set.page})"
-
-
-def _describe_terms(config: RunConfig) -> list[str]:
-    """Describe the loss terms of a run in words, without names chosen by the user."""
-    described = []
-    for term in active_terms(config):
-        if isinstance(term, DistillationTerm):
-            target = config.distillation.target.replace("_", " ")
-            described.append(f"{target} targets in the teacher's joint space, for {config.distillation.tiles} tiles")
-        elif type(term).__module__.startswith("clipit."):
-            described.append(term.describe())
-        else:
-            described.append("a loss term that is not part of clipit")
-    return [text for text in described if text]

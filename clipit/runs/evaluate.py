@@ -36,7 +36,7 @@ from clipit.runs.folder import (
 from clipit.runs.page import write_run_page
 from clipit.runs.predict_tiles import join_predictions, open_classifier, predict_tiles, zero_shot_embeddings
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.term_table import models_of, uses_vlm
+from clipit.training.terms.term_table import loss_columns, models_of, uses_vlm
 from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
@@ -197,13 +197,13 @@ def _write_report(
         "note": note,
     }
     _delete_page(folder)
-    plots = _write_plots(folder, scores["splits"], predictions.classes) if config.evaluation.page else []
+    plots = _write_plots(folder, config, scores["splits"], predictions.classes) if config.evaluation.page else []
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"
     text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
     write_text(folder / "summary.md", text)
     if config.evaluation.page:
-        write_run_page(title, folder, results, predictions, tiles, texts)
+        write_run_page(title, folder, results, predictions, tiles, texts, losses=loss_columns(config))
     write_card(folder, config, results)
     write_run_json(folder / "results.json", results, folder)  # last, since it marks the run as finished
     return results
@@ -216,14 +216,15 @@ def _delete_page(folder: Path) -> None:
             path.unlink()
 
 
-def _write_plots(folder: Path, splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+def _write_plots(folder: Path, config: RunConfig, splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     """Plot the confusion matrix and reliability of each split, and the training curves; return the file names."""
     figures = {}
     for split, scores in splits.items():
         figures[f"confusion_{split}.png"] = plot_confusion(scores["confusion"], classes, title=split)
         figures[f"reliability_{split}.png"] = plot_reliability(scores["reliability"], title=split)
     if (folder / "metrics.jsonl").is_file():
-        figures["curves.png"] = plot_training_curves(read_curves(folder / "metrics.jsonl"), title=folder.name)
+        curves = read_curves(folder / "metrics.jsonl")
+        figures["curves.png"] = plot_training_curves(curves, loss_columns(config), title=folder.name)
     for name, figure in figures.items():
         save_plot(figure, folder / name)
     return [*figures]

@@ -1,17 +1,17 @@
 """Fingerprint of everything that determines a run's results: keys, and the contents of all inputs, not their paths."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipit.config.effects import select_keys
+from clipit.config.effects import fingerprint_keys, is_within
 from clipit.config.load import current_name
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.output_files.artifacts import file_sha256, fingerprint
 from clipit.output_files.differences import list_differences
 from clipit.training.auto_precision import resolve_precision
-from clipit.training.terms.term_table import active_terms, uses_own_report_labels, uses_reports, uses_vlm
+from clipit.training.terms.term_table import active_terms, unused_keys, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
 
 
@@ -22,12 +22,14 @@ class RunFingerprint:
     Attributes:
         keys: Values of the configuration keys that change results, by dotted key.
         inputs: Fingerprints of the data and models that the run reads (None if unused), and the class names.
-        unused: Keys without effect on this run; records of earlier versions may contain them.
+        unused: Keys and sections without effect on this run; records of earlier versions may contain them.
+        defaults: Keys that are omitted at their default, with that default; see `clipit.config.effects.LaterKey`.
     """
 
     keys: Mapping[str, Any]
     inputs: Mapping[str, str | list[str] | None]
     unused: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def value(self) -> str:
@@ -36,13 +38,10 @@ class RunFingerprint:
 
     def differences(self, record: Mapping[str, Any]) -> list[str]:
         """List the keys and inputs that differ from those in a `run.json` record, with both values."""
-        lines = []
-        for section, current in (("keys", self.keys), ("inputs", self.inputs)):
-            recorded = record.get(section)
-            values = recorded if isinstance(recorded, dict) else {}
-            named = {current_name(key): value for key, value in values.items()}
-            lines += list_differences({key: value for key, value in named.items() if key not in self.unused}, current)
-        return lines
+        recorded = {current_name(key): value for key, value in _mapping(record.get("keys")).items()}
+        recorded = {key: value for key, value in recorded.items() if not is_within(key, self.unused)}
+        current = {**self.keys, **{key: value for key, value in self.defaults.items() if key in recorded}}
+        return list_differences(recorded, current) + list_differences(_mapping(record.get("inputs")), self.inputs)
 
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Check whether a `run.json` record belongs to a run with this fingerprint."""
@@ -62,20 +61,9 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     tiles = workspace.tiles(config.seed)
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model_name(model) for key, model in models.items() if model is not None}
-    keys = select_keys(config, "results") | names
-    # Keys without effect on this run. Excluding those that a later version added keeps older runs valid.
-    unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
-    if not config.training.compile:
-        unused.add("training.compile")
-    if not config.bags.whole_entries:
-        unused.add("bags.whole_entries")
-    if not uses_vlm(config):
-        unused |= {key for key in keys if key.startswith("vlm.")}
-    if not uses_own_report_labels(config):
-        unused |= {key for key in keys if key.startswith("own_report.")}
-    keys = {key: value for key, value in keys.items() if key not in unused}
+    selected = fingerprint_keys(config, unused=unused_keys(config))
     return RunFingerprint(
-        keys,
+        selected.keys | {key: name for key, name in names.items() if key in selected.keys},
         {
             "tiles": tiles.fingerprint,
             "labels of tiles": fingerprint([tiles.labels.tolist(), tiles.groups.tolist()]),
@@ -86,8 +74,13 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
             "prompts": workspace.prompts.hash if workspace.prompts else None,
             **{name: value for term in active_terms(config) for name, value in term.fingerprints(workspace).items()},
         },
-        frozenset(unused),
+        selected.unused,
+        selected.defaults,
     )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _model_name(config: VLMConfig | BackboneConfig) -> str:

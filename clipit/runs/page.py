@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from clipit.reporting.thumbnails import picture_uri
 from clipit.reporting.training_curves import read_curves
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
+from clipit.training.terms.term_table import loss_columns
 from clipit.workspace.pairing_report import write_pairs_page
 from clipit.workspace.workspace import Workspace
 
@@ -34,6 +35,7 @@ def write_run_page(
     tiles: TileSet,
     texts: Mapping[str, str],
     more: Sequence[PageSection] = (),
+    losses: Collection[str] = (),
 ) -> Path:
     """Write `report.html` into a run's folder.
 
@@ -45,6 +47,7 @@ def write_run_page(
         tiles: All tiles, for the thumbnails.
         texts: Text by heading, such as tiles, snippets and pairing.
         more: Further sections, shown after the scores.
+        losses: Columns of the training log that are losses.
 
     Raises:
         DataError: A tile's file cannot be opened.
@@ -57,7 +60,10 @@ def write_run_page(
     log = folder / "metrics.jsonl"
     curves = read_curves(log) if log.is_file() else None
     path = folder / "report.html"
-    write_text(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=texts, more=more))
+    write_text(
+        path,
+        run_page(title, results, predictions, curves=curves, losses=losses, picture=picture, texts=texts, more=more),
+    )
     return path
 
 
@@ -87,7 +93,8 @@ def rewrite_run_page(config: RunConfig, workspace: Workspace) -> Path:
     texts = read_training(folder).get("sections", {}) if (folder / "training.json").is_file() else {}
     predictions = read_run_predictions(folder, tiles)
     title = f"{config.name}: {folder.name}"
-    return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | texts)
+    texts = {"Tiles": tiles.describe()} | texts
+    return write_run_page(title, folder, results, predictions, tiles, texts, losses=loss_columns(config))
 
 
 def write_pages(config: RunConfig, workspace: Workspace, max_tiles: int = MAX_TILES) -> list[Path]:

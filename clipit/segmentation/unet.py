@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int16, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from clipit.config.effects import select_keys
+from clipit.config.effects import fingerprint_keys
 from clipit.config.mask_training import UnetConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError, counted
@@ -207,7 +207,7 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
     inputs = {
         "loss": "cross-entropy and soft Dice with squares",
         "sources": [each.identity for each in sources],
-        "options": select_keys(options, "results"),
+        "options": fingerprint_keys(options).keys,
         "seed": seed,
         "classes": classes,
     }

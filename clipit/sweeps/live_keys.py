@@ -7,7 +7,7 @@ from clipit.config.effects import select_keys
 from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
 from clipit.output_files.artifacts import fingerprint
-from clipit.training.terms.term_table import disabled_term_keys, uses_vlm
+from clipit.training.terms.term_table import unused_keys, uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
@@ -16,17 +16,13 @@ def live_keys(config: RunConfig) -> dict[str, Any]:
     Keys that affect only the run's name or reports are dropped, and so are keys of disabled parts, such as LoRA for a
     frozen backbone.
     """
-    unused = [*select_keys(config, "recipe", "reporting"), *disabled_term_keys(config)]
-    if config.backbone.tuning != "lora":
-        unused.append("lora")
-    if config.tiles.labels.kind in ("all", "none"):
-        unused += ["tiles.labels.value", "tiles.labels.seed"]
+    unused = [*select_keys(config, "recipe", "reporting"), *unused_keys(config)]
     if not uses_vlm(config):
         unused.append("pairing")
     return without(config.model_dump(mode="json"), unused)
 
 
-def unused_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
+def unused_parameters(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
     """List the swept keys that affect none of the runs.
 
     Args:

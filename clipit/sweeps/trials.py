@@ -14,7 +14,7 @@ from clipit.config.shipped import config_file
 from clipit.errors import ConfigError, counted
 from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 from clipit.runs.search import Trial
-from clipit.sweeps.live_keys import unused_keys
+from clipit.sweeps.live_keys import unused_parameters
 from clipit.sweeps.sweep_file import Sweep, plain_name, raise_sweep_problems
 from clipit.training.arms import resolve_arm
 from clipit.training.config_checks import check_keys
@@ -86,7 +86,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     if sweep.method == "random" and count and len(trials) < count:
         note = f"only {len(trials)} of {counted(count, 'trial')} can be run: there are no more combinations"
         sweep = replace(sweep, notes=(*sweep.notes, note))
-    unused = unused_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
+    unused = unused_parameters([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
     raise_sweep_problems(
         [f"{key} has no effect on any run: its part of the configuration is disabled" for key in unused], sweep.path
     )

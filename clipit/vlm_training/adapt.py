@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipit.config.effects import select_keys
+from clipit.config.effects import fingerprint_keys
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
@@ -22,7 +22,7 @@ from clipit.models.precision import tf32_products
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
 from clipit.output_files.artifacts import locked
-from clipit.output_files.run_files import write_run_json
+from clipit.output_files.run_files import recorded_fingerprint, write_run_json
 from clipit.pairing.leaks import SeenTiles
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 TRAINING = "training.json"
 """File of a finished adaptation with its counts, loss and provenance."""
 _VALIDATION_BATCHES = 4  # batches of bags per validation loss
-_STUDY_KEYS = ("arms", "seeds", "forgetting")  # keys of the section that concern the study, not one adaptation
 
 
 @dataclass(frozen=True)
@@ -176,21 +175,17 @@ def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) ->
 def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
     """Compute the fingerprint of an adaptation from its keys and inputs, with validation data only for `keep: best`."""
     config, section, validation = adaptation.config, adaptation.section, adaptation.validation
-    unused = {*_STUDY_KEYS, *({"pairs", "bags", "cases"} - {section.data})}
-    keys = {
-        f"adapt.{key}": value
-        for key, value in select_keys(section, "results").items()
-        if key.partition(".")[0] not in unused
-    }
-    if not section.bags.whole_entries:  # added later: omitted at its default, so that older adaptations stay valid
-        keys.pop("adapt.bags.whole_entries", None)
+    selected = [fingerprint_keys(section, "adapt.")]
     if section.data == "bags":
-        keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}
+        selected.append(fingerprint_keys(config.pairing, "pairing."))
+    keys = {key: value for part in selected for key, value in part.keys.items()}
     keys |= {"adapt.arm": adaptation.arm, "adapt.seed": adaptation.seed}
+    unused = frozenset(key for part in selected for key in part.unused)
+    defaults = {key: value for part in selected for key, value in part.defaults.items()}
     inputs = {"VLM": adaptation.workspace.vlm.fingerprint, **adaptation.examples.fingerprints}
     if section.keep == "best" and validation is not None:
         inputs |= {f"validation {name}": value for name, value in validation.fingerprints.items()}
-    return RunFingerprint(keys, inputs)
+    return RunFingerprint(keys, inputs, unused, defaults)
 
 
 def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "list[GeneralTracker]":
@@ -210,7 +205,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
     adapted = adapt_towers(vlm.towers, *options, base_name=public_name(vlm.name)).to(processes.device)
     trained = sum(weight.numel() for weight in adapted.trainable().values())
     with tf32_products(processes.device), _memory_errors(section):
-        progress = _train(adaptation, vlm, adapted, fingerprint.value, log)
+        progress = _train(adaptation, vlm, adapted, recorded_fingerprint(folder) or fingerprint.value, log)
     if processes.main:
         scale = float(adapted.logit_scale.detach().exp())
         counts = {"step": progress.best_step or progress.step, "weights": trained, "logit_scale": scale}
@@ -230,7 +225,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
             "vlm_fingerprint": vlm.fingerprint,
             "adapted_fingerprint": exported.fingerprint,
             "only_adapter": exported.reason,
-            "adapt": section.model_dump(mode="json", exclude=set(_STUDY_KEYS)),
+            "adapt": section.model_dump(mode="json", exclude={"arms", "seeds", "forgetting"}),
             "examples": examples.summary,
             "validation_examples": None if validation is None else validation.summary,
         }

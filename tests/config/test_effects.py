@@ -10,14 +10,16 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from clipit.config.effects import EFFECTS, field_effect, select_keys
+from clipit.config.effects import EFFECTS, field_effect, fingerprint_keys, is_within, select_keys
 from clipit.config.load import validate
 from clipit.config.run import RunConfig, VLMConfig
+from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError
 from clipit.output_files.artifacts import write_json
 from clipit.runs.fingerprint import RunFingerprint, _model_name, run_fingerprint
 from clipit.runs.folder import check_fingerprint
 from clipit.training.arms import resolve_arm
+from clipit.training.terms.term_table import unused_keys, uses_key
 from clipit.workspace.workspace import Workspace
 
 CONFIG = validate({"tiles": {"source": "folders", "path": "tiles"}, "reports": {"path": "r"}, "second_vlm": {}}, "test")
@@ -105,9 +107,55 @@ def test_keys_of_approximate_indexes_leave_the_fingerprint_of_flat_ones(configur
         config = resolve_arm(configure({"arm": "clip_it_all", **keys}))
         return set(run_fingerprint(config, Workspace(config), "backbone").keys)
 
-    later = {"pairing.candidates", "pairing.ef_search"}
+    later = {"pairing.candidates", "pairing.nprobe", "pairing.ef_search"}
     assert not keys_of() & later, "runs from before these keys keep their fingerprint"
-    assert keys_of(**{"pairing.index": "IVF16,Flat"}) == keys_of() | later
+    assert keys_of(**{"pairing.index": "IVF16,Flat"}) == keys_of() | later - {"pairing.ef_search"}
+    assert keys_of(**{"pairing.index": "IVF16_HNSW8,Flat"}) == keys_of() | later
+
+
+@pytest.mark.parametrize(
+    ("arm", "keys", "unused", "read"),
+    [
+        ("image_only", {}, "distillation.weight distillation.target bags.tiles soft_labels.weight own_report vlm", ""),
+        ("image_only_frozen", {}, "lora", "distillation.tiles bags.weight soft_labels.source"),
+        ("clip_it_all", {"tiles.labels.kind": "all"}, "tiles.labels.value own_report", "tiles.labels.seed vlm lora"),
+        ("clip_it_all", {"tiles.labels.kind": "none"}, "tiles.labels.value tiles.labels.seed", "distillation.weight"),
+        ("text_lora", {"backbone.tuning": "frozen"}, "soft_labels.centred", "lora"),
+        ("self_training", {"backbone.tuning": "frozen"}, "own_report vlm", "lora soft_labels.weight"),
+        ("class_prompts", {}, "soft_labels.weight", "soft_labels.centred"),
+        ("own_label", {}, "vlm distillation.weight", "own_report soft_labels.weight"),
+        ("image_only", {"soft_labels.source": "annotators"}, "own_report", "training.learning_rate soft_labels.weight"),
+    ],
+)
+def test_keys_without_effect_are_declared_by_sections_and_terms(
+    configure: Callable[..., RunConfig], arm: str, keys: dict[str, Any], unused: str, read: str
+) -> None:
+    config = resolve_arm(configure({"overrides": list(keys), **keys}, arm=arm))
+    declared = unused_keys(config)
+    assert declared >= {*unused.split()} and not declared & {*read.split()}
+    kept = fingerprint_keys(config, unused=declared)
+    assert not [key for key in kept.keys if is_within(key, {*unused.split()})]
+    assert all(any(is_within(key, {name}) for key in kept.keys) for name in read.split())
+    assert uses_key(config, "training.learning_rate")
+
+
+def test_an_adaptation_uses_the_keys_of_its_examples_alone() -> None:
+    kept = fingerprint_keys(AdaptConfig(data="bags", tuning="full"), "adapt.")
+    assert kept.unused == {"adapt.pairs", "adapt.cases", "adapt.lora"}
+    assert kept.defaults == {"adapt.bags.whole_entries": False}
+    sections = {key.split(".")[1] for key in kept.keys}
+    assert "bags" in sections and not sections & {"pairs", "cases", "lora", "arms", "seeds", "forgetting"}
+
+
+def test_a_key_that_was_added_later_is_compared_with_its_default(configure: Callable[..., RunConfig]) -> None:
+    config = resolve_arm(configure(arm="image_only"))
+    now = run_fingerprint(config, Workspace(config), "backbone")
+    assert "training.compile" not in now.keys
+    assert now.matches({"keys": now.keys, "inputs": now.inputs})
+    assert now.matches({"keys": {**now.keys, "training.compile": False}, "inputs": now.inputs})
+    compiled = {"keys": {**now.keys, "training.compile": True}, "inputs": now.inputs}
+    assert now.differences(compiled) == ["training.compile: True in the folder, False now"]
+    assert not now.matches(compiled)
 
 
 def test_records_with_former_names_of_keys_stay_valid(configure: Callable[..., RunConfig]) -> None:

@@ -173,7 +173,14 @@ def test_tables_have_scopes_reasons_and_sources() -> None:
 
 def test_each_score_of_a_run_is_where_its_source_says() -> None:
     results = results_of(example())
-    text = run_page("a run", results, example(), curves={"loss": ([1, 2], [1.0, 0.5])}, texts={"Snippets": "400 <b>"})
+    text = run_page(
+        "a run",
+        results,
+        example(),
+        curves={"loss": ([1, 2], [1.0, 0.5])},
+        losses=["loss"],
+        texts={"Snippets": "400 <b>"},
+    )
     scores = text[text.index('id="s0"') : text.index('id="s1"')]
     columns = re.findall(r'<th scope="col" class="n">([^<]*)</th>', scores)
     assert columns == ["test", "test, zero-shot", "validation", "validation, zero-shot"]

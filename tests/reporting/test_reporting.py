@@ -144,8 +144,14 @@ def test_curves_survive_resume_and_kill(tmp_path: Path) -> None:
     series = read_curves(log)
     assert series["loss"] == ([0, 1, 2, 3], [1.0, 0.5, 0.5, 0.25])
     assert set(series) == {"loss", "tiles_per_second", "validation/accuracy", "learning_rate"}
-    plots.save_plot(plots.plot_training_curves(series, title="a run"), tmp_path / "curves.png")
-    plots.save_plot(plots.plot_training_curves({}), tmp_path / "empty.png")
+    plots.save_plot(plots.plot_training_curves(series, ["loss"], title="a run"), tmp_path / "curves.png")
+    panels = plots.training_panels({**series, "soft_labels": ([0], [1.0])}, ["loss", "soft_labels"])
+    assert {label: [*lines] for label, lines in panels.items()} == {
+        "loss": ["loss", "soft_labels"],
+        "validation score": ["validation/accuracy"],
+        "learning rate": ["learning_rate"],
+    }
+    plots.save_plot(plots.plot_training_curves({}, []), tmp_path / "empty.png")
     assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000
 
 

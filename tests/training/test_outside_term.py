@@ -13,7 +13,7 @@ from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.training.config_checks import check_keys
-from clipit.training.terms.term_table import active_terms, describe_terms, disabled_term_keys, uses_key
+from clipit.training.terms.term_table import active_terms, describe_terms, unused_keys, uses_key
 from clipit.workspace.workspace import Workspace
 
 ENTROPY = '''
@@ -89,7 +89,7 @@ def test_an_arm_can_set_its_keys_and_turn_it_off(configure: MakeConfig) -> None:
     assert [term.name for term in active_terms(off)] == ["cross_entropy"]
     assert "entropy (weight 0.1)" in describe_terms(on) and "entropy (weight" not in describe_terms(off)
     assert uses_key(on, "terms.entropy.weight") and not uses_key(off, "terms.entropy.weight")
-    assert "terms.entropy.weight" not in disabled_term_keys(off), "it turns the term on"
+    assert "terms.entropy.weight" not in unused_keys(off), "it turns the term on"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ class CrossEntropyTerm(Term[TrainingConfig]):
 
     name = "cross_entropy"
     section = "training"
+    shares_section = True
 
     @property
     def active(self) -> bool:

@@ -53,6 +53,12 @@ class DistillationTerm(Term[DistillationConfig]):
         return True
 
     @property
+    def reads(self) -> frozenset[str]:
+        """The key for centring zero-shot predictions, and the section for LoRA, if they determine the targets."""
+        read_keys = {"soft_labels.centred": self.options.target == "class_prompts", "lora": self.options.text == "lora"}
+        return frozenset(key for key, read in read_keys.items() if read)
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether `distillation.tiles` is `all`."""
         return self.options.tiles == "all"
@@ -60,7 +66,12 @@ class DistillationTerm(Term[DistillationConfig]):
     @property
     def teaches_text(self) -> bool | None:
         """True unless the target is a meaningless control, or an adapted text side has a separate space."""
-        return self.options.target not in _MEANINGLESS and self.options.text == "frozen"
+        return not self.is_control and self.options.text == "frozen"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the target is another tile's text, random text or random vectors."""
+        return self.options.target in _MEANINGLESS
 
     def problems(self) -> list[str]:
         """Check that the target and the text side have their inputs, and do not conflict with other keys."""
@@ -132,6 +143,11 @@ class DistillationTerm(Term[DistillationConfig]):
             details.append(f"with the reports' own labels, column {self.config.reports.label_column}")
         return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(details)})"
 
+    def describe_publicly(self) -> str:
+        """Describe the target with its tiles, without the names of the VLMs and of the label column."""
+        target = self.options.target.replace("_", " ")
+        return f"{target} targets in the teacher's joint space, for {self.options.tiles} tiles"
+
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
         """Return the fingerprint of the reports' own labels, if the target uses them."""
         if self.options.target not in REPORT_LABELS:
@@ -198,6 +214,10 @@ class SecondDistillationTerm(DistillationTerm):
 
     def describe(self) -> str:
         """Return "", since the first distillation term describes both VLMs."""
+        return ""
+
+    def describe_publicly(self) -> str:
+        """Return "", since the first distillation term describes the target."""
         return ""
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:

@@ -66,8 +66,9 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     @property
     def reads(self) -> frozenset[str]:
-        """The section `own_report`, if it determines the soft labels."""
-        return frozenset({"own_report"} if self.options.source == "own_report" else ())
+        """The section from which the soft labels are computed; the image-only student is always trained with LoRA."""
+        sections = {"own_report": "own_report", "image_only": "lora"}
+        return frozenset(section for source, section in sections.items() if source == self.options.source)
 
     @property
     def replaces_labels(self) -> bool:

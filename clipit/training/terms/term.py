@@ -111,6 +111,8 @@ class Term(Generic[Options]):
     """Key of that section that enables the term."""
     options_class: ClassVar[type[Section] | None] = None
     """Class of the keys of an external term; None for a term with a section in `RunConfig`."""
+    shares_section: ClassVar[bool] = False
+    """Whether keys of that section also apply to runs in which the term is disabled."""
     views: ClassVar[int] = 1
     """Number of augmented views of each tile that the term needs."""
     labels: Int[np.ndarray, "n"]
@@ -157,7 +159,7 @@ class Term(Generic[Options]):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Sections and dotted keys that affect only the terms that list them here, besides the term's own section."""
+        """Sections and dotted keys that the term reads, although without it they may be unused (see `unused_keys`)."""
         return frozenset()
 
     @property
@@ -175,6 +177,20 @@ class Term(Generic[Options]):
         """True if the projector learns the VLM's text space, False for a different space, None for no text."""
         return None
 
+    @property
+    def is_control(self) -> bool:
+        """Whether the targets are meaningless by design, so that the term is a control for text."""
+        return False
+
+    def unused_keys(self) -> frozenset[str]:
+        """Return dotted keys of the term's section without effect: if it is disabled, all but the one that enables it.
+
+        Keys that another active term reads (`reads`) have an effect nevertheless.
+        """
+        if self.active or self.shares_section:
+            return frozenset()
+        return frozenset(f"{self.section}.{name}" for name in type(self.options).model_fields if name != self.switch)
+
     def problems(self) -> list[str]:
         """List conflicts between keys, each with a fix; also called while the term is disabled."""
         return []
@@ -182,6 +198,12 @@ class Term(Generic[Options]):
     def describe(self) -> str:
         """Describe the term for the provenance entry `terms`; "" to omit it."""
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
+
+    def describe_publicly(self) -> str:
+        """Describe the term for the model card, without names chosen by the user; "" to omit it."""
+        return (
+            self.describe() if type(self).__module__.startswith("clipit.") else "a loss term that is not part of clipit"
+        )
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
         """Return fingerprints of inputs other than keys, tiles, VLM, snippets and prompts, by name."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clipit.config.effects import declared_unused
 from clipit.config.load import key_of
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
@@ -35,6 +36,10 @@ TERMS: tuple[type[Term[Any]], ...] = (
     ConsistencyTerm,
     BagsTerm,
 )
+
+
+_ONLY_FOR_TERMS = ("own_report",)
+"""Sections that have an effect on training only if an active term reads them (`Term.reads`)."""
 
 
 def all_terms(config: RunConfig) -> list[Term[Any]]:
@@ -91,6 +96,16 @@ def uses_reports(config: RunConfig) -> bool:
     return any(term.uses_reports for term in active_terms(config))
 
 
+def learns_from_reports(config: RunConfig) -> bool:
+    """Check whether an active term learns from reports, and none has the meaningless targets of a control."""
+    return uses_reports(config) and not any(term.is_control for term in active_terms(config))
+
+
+def loss_columns(config: RunConfig) -> list[str]:
+    """List the columns of metrics.jsonl with training losses: the total and each active term."""
+    return ["loss", *(term.name for term in active_terms(config))]
+
+
 def uses_own_report_labels(config: RunConfig) -> bool:
     """Check whether an active term learns labels from the reports of the tiles' own patients."""
     return any("own_report" in term.reads for term in active_terms(config))
@@ -123,18 +138,17 @@ def uses_key(config: RunConfig, key: str) -> bool:
     terms = all_terms(config)
     if key.startswith("pairing."):
         return any(term.active and term.uses_pairing for term in terms)
-    owners = [term for term in terms if key.startswith(f"{term.section}.")]
+    owners = [term for term in terms if key.startswith(f"{term.section}.") and not term.shares_section]
     return not owners or any(term.active for term in owners)
 
 
-def disabled_term_keys(config: RunConfig) -> list[str]:
-    """List the keys of disabled terms, other than those that enable them."""
-    return [
-        key
-        for term in all_terms(config)
-        for name in type(term.options).model_fields
-        if name != term.switch and not uses_key(config, key := f"{term.section}.{name}")
-    ]
+def unused_keys(config: RunConfig) -> frozenset[str]:
+    """Return the keys and sections without effect on training: those that sections and terms declare unused."""
+    terms = all_terms(config)
+    unused = {*declared_unused(config), *_ONLY_FOR_TERMS, *(() if uses_vlm(config) else ("vlm",))}
+    for section in {term.section for term in terms}:
+        unused |= frozenset.intersection(*(term.unused_keys() for term in terms if term.section == section))
+    return frozenset(unused.difference(*(term.reads for term in terms if term.active)))
 
 
 def describe_terms(config: RunConfig) -> str:

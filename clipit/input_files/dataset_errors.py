@@ -64,6 +64,8 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
     if advice := next((advice for mark, advice in _ADVICE.items() if mark in str(error)), ""):
         hub = f"download it (hf download --repo-type dataset), set {key} to the folder, and "
         fix = advice if local or advice.startswith(_ACCESS) else f"{hub}{advice}"
+    if local and "doesn't contain any data files" in str(error):
+        fix = f"set {key} to the folder of a data set; the datasets package does not follow links to folders"
     return DataError(f"cannot load this data set: {describe_error(error)}", where=files[-1] if files else path, fix=fix)
 
 

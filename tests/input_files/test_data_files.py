@@ -279,6 +279,14 @@ def test_several_configurations_without_a_default(tmp_path: Path, monkeypatch: p
     assert load_huggingface(str(tmp_path / "set"), "tiles.path")["train"]["id"][:] == ["two"]
 
 
+def test_links_to_folders_of_data_are_not_followed(tmp_path: Path) -> None:
+    _write(tmp_path / "data" / "train.csv")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "data")
+    with pytest.raises(DataError, match="does not follow links to folders"):
+        load_huggingface(str(tmp_path / "set"), "tiles.path")
+
+
 def test_splits_in_different_formats(tmp_path: Path) -> None:
     import datasets
 

@@ -1,5 +1,6 @@
 """VLMs that transformers loads as `CLIPModel`: Hub ids and local folders."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from clipit.models.loading import (
 from clipit.models.preprocess import preprocess_from_transformers
 from clipit.models.token_grids import square_grid
 from clipit.models.towers import Towers, transformers_token_counter, transformers_tokenise
-from clipit.models.weights import mismatches
+from clipit.models.weights import mismatches, unused_layers
+
+logger = logging.getLogger(__name__)
 
 _FILES = {
     "configuration": ("config.json",),
@@ -56,6 +59,8 @@ def clip_towers(source: str) -> Towers:
             processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
     problems = [f"{key} is missing" for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
     problems += mismatches(report.get("mismatched_keys", ()))
+    unused = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
+    problems += [f"{key} is not in the model of config.json" for key in unused_layers(model, unused)]
     if processor is None:
         raise ModelError(
             "processor_config.json has no key image_processor, and there is no preprocessor_config.json",
@@ -66,8 +71,10 @@ def clip_towers(source: str) -> Towers:
         raise ModelError(
             f"the weights do not match a CLIP model: {shortlist(problems)}",
             where=source,
-            fix="use a folder or Hub id written by CLIPModel.save_pretrained",
+            fix="use a folder or Hub id written by CLIPModel.save_pretrained, with its own config.json",
         )
+    if unused:
+        logger.warning(f"{source}: weights that the CLIP model does not use: {shortlist(unused)}")
     context_length = int(model.config.text_config.max_position_embeddings)
 
     def save(folder: Path) -> None:

@@ -25,7 +25,7 @@ from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.token_grids import pool_each, trunk_grid
 from clipit.models.towers import Towers, transformers_token_counter, transformers_tokenise
-from clipit.models.weights import read_tensors, write_tensors
+from clipit.models.weights import read_tensors, unused_layers, write_tensors
 
 _WEIGHTS = CLIP_WEIGHTS[:2]
 _ATTRIBUTES = ("encode_image", "encode_text", "visual", "logit_scale")
@@ -76,10 +76,11 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         )
         _check_attributes(spec, model, source)
         report = model.load_state_dict(read_tensors(file), strict=False)
-    missing = [key for key in report.missing_keys if not key.endswith("position_ids")]
-    if missing:
+    problems = [f"{key} is missing" for key in report.missing_keys if not key.endswith("position_ids")]
+    problems += [f"{key} is not in the model of config.json" for key in unused_layers(model, report.unexpected_keys)]
+    if problems:
         raise ModelError(
-            f"the weights do not match {spec.name}; missing: {shortlist(missing)}",
+            f"the weights do not match {spec.name}: {shortlist(problems)}",
             where=file,
             fix=f"copy all files from {spec.page} into one folder",
         )

@@ -17,7 +17,7 @@ from clipit.models.loading import checkpoint_file, foreign_errors, optional_modu
 from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
-from clipit.models.weights import read_tensors
+from clipit.models.weights import read_tensors, unused_layers
 
 WEIGHTS = "model.safetensors"
 _PACKAGES = ("musk", "fairscale", "einops", "sentencepiece")
@@ -84,9 +84,11 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         report = model.load_state_dict(read_tensors(file), strict=False)
         model_file = Path(str(package.__file__)).parent / "models" / "tokenizer.spm"
         processor = optional_module("sentencepiece").SentencePieceProcessor(model_file=str(model_file))
-    if report.missing_keys:
+    problems = [f"{key} is missing" for key in report.missing_keys]
+    problems += [f"{key} is not in the model" for key in unused_layers(model, report.unexpected_keys)]
+    if problems:
         raise ModelError(
-            f"the weights do not match {spec.name}; missing: {shortlist(report.missing_keys)}",
+            f"the weights do not match {spec.name}: {shortlist(problems)}",
             where=file,
             fix=f"use {WEIGHTS} from {spec.page}",
         )

@@ -1,7 +1,9 @@
 """VLMs that open_clip loads: built-in names, Hub ids and local folders."""
 
 import difflib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ _HUB_HINT = (
     "For a repository in transformers' format, use clip:ID."
 )
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
+
+_POSITIONS = "positional_embedding"
+logger = logging.getLogger(__name__)
 
 TRUST = "set vlm.trust_remote_code: true"
 """Fix given in errors about untrusted code."""
@@ -192,8 +197,9 @@ def _load(
 
     if quick_gelu is not None:  # open_clip has one argument to force it on, and another to switch it off
         options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
+    own_files = where is not None or model_name.startswith("local-dir:")
     with foreign_errors(name, hub_id, hint, where, uses_hub=uses_hub):
-        with load_reports(where or name, strict=True):
+        with load_reports(where or name, strict=True), _resizing_reported(where or name, is_error=own_files):
             model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
         tokenizer: Any = open_clip.get_tokenizer(model_name)
     if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:
@@ -221,6 +227,38 @@ def _load(
         tokens=open_clip_tokens(model.visual),
         save=lambda folder: save_open_clip(model, model_name, folder),
     )
+
+
+@contextmanager
+def _resizing_reported(where: object, is_error: bool) -> Iterator[None]:
+    """Raise an error or log a warning if open_clip resamples position embeddings that do not fit the configuration."""
+    from open_clip import factory
+
+    names = ("resize_pos_embed", "resize_text_pos_embed")
+    originals = {name: getattr(factory, name) for name in names}
+
+    def reported(resize: Callable[..., None]) -> Callable[..., None]:
+        def run(weights: dict[str, Tensor], *arguments: Any, **options: Any) -> None:
+            before = {name: tuple(value.shape) for name, value in weights.items() if name.endswith(_POSITIONS)}
+            resize(weights, *arguments, **options)
+            for name, shape in before.items():
+                if (now := tuple(weights[name].shape)) != shape:
+                    problem = f"the position embeddings do not fit the configuration: {name} is {shape} in the file, "
+                    problem += f"but {now} in the model"
+                    if is_error:
+                        fix = f"correct image_size or context_length in {OPEN_CLIP_CONFIG}, or use the model's own weights"
+                        raise ModelError(problem, where=where, fix=fix)
+                    logger.warning(f"{where}: {problem}; open_clip resamples them")
+
+        return run
+
+    for name, original in originals.items():
+        setattr(factory, name, reported(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(factory, name, original)
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:

@@ -1,8 +1,7 @@
 """Load backbones with transformers: ViT, DINOv2 with and without registers, and others that return image tokens."""
 
 import copy
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from clipit.models.loading import (
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, unsupported_size
-from clipit.models.weights import mismatches
+from clipit.models.weights import mismatches, unused_layers
 from clipit.output_files.artifacts import write_json
 
 PREFIX = "transformers:"
@@ -217,7 +216,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
         mismatched += mismatches(report.get("mismatched_keys", ()))
-        mismatched += [f"{key} is not in the model" for key in _extra_layers(model, report["unexpected_keys"])]
+        mismatched += [f"{key} is not in the model" for key in unused_layers(model, report["unexpected_keys"])]
         if mismatched:  # transformers would keep random values
             raise ModelError(
                 f"the weights do not match the model in config.json: {shortlist(mismatched)}",
@@ -231,12 +230,6 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # an untrained layer over the class token
     return model.eval()
-
-
-def _extra_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """List unused weights of numbered layers that the model does not have; unused weights of heads are allowed."""
-    known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
-    return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))
 
 
 def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None:

@@ -159,6 +159,22 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
     )
 
 
+def unused_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """List unused weights that change a model: layers of higher number than the model has, and unmerged LoRA updates.
+
+    Unused weights of heads and buffers are allowed.
+
+    Args:
+        unexpected: Weights of the file that are not in the model.
+    """
+    known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
+    return sorted(
+        key
+        for key in unexpected
+        if re.search(r"(^|[._])lora_", key) or any(re.sub(r"\d+", "#", key).endswith(name) for name in known)
+    )
+
+
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file, a state dict, or a checkpoint with a state dict under `state_dict`.
 

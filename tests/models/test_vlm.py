@@ -208,6 +208,45 @@ def test_weights_that_do_not_fit_are_not_made_up(clip_folder: Path, tmp_path: Pa
         load(copy)
 
 
+def test_weights_that_the_configuration_does_not_use(
+    clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    for tower in ("vision_config", "text_config"):
+        fewer = {**config[tower], "num_hidden_layers": config[tower]["num_hidden_layers"] - 1}
+        (copy / "config.json").write_text(json.dumps({**config, tower: fewer}))
+        with pytest.raises(ModelError, match=rf"do not match a CLIP.* {tower[:4]}.* is not in the model of config.json"):
+            load(copy)
+    (copy / "config.json").write_text(json.dumps(config))
+    weights = load_file(copy / "model.safetensors")
+    positions = {"text_model.embeddings.position_ids": torch.arange(20)[None]}
+    save_file({**weights, **positions, "head.weight": torch.ones(2)}, copy / "model.safetensors", {"format": "pt"})
+    load(copy)
+    assert "weights that the CLIP model does not use: head.weight" in caplog.text
+    update = {"vision_model.encoder.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 4)}
+    save_file({**weights, **update}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lora_A\.default\.weight is not in the model"):
+        load(copy)
+
+
+def test_position_embeddings_that_open_clip_would_resample(open_clip_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(open_clip_folder, tmp_path / "copy"))
+    file = copy / "open_clip_config.json"
+    written = json.loads(file.read_text())
+    for part, key, value, sizes in (
+        ("vision_cfg", "image_size", 64, r"visual.positional_embedding is \(17, 64\) in the file, but \(65, 64\)"),
+        ("text_cfg", "context_length", 10, r"positional_embedding is \(20, 16\) in the file, but \(10, 16\)"),
+    ):
+        model = written["model_cfg"]
+        changed = {**written, "model_cfg": {**model, part: {**model[part], key: value}}}
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ModelError, match=rf"(?s)do not fit the configuration: {sizes}.*context_length in open_clip_c"):
+            load(copy)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -218,7 +218,7 @@ def test_weights_that_the_configuration_does_not_use(
     for tower in ("vision_config", "text_config"):
         fewer = {**config[tower], "num_hidden_layers": config[tower]["num_hidden_layers"] - 1}
         (copy / "config.json").write_text(json.dumps({**config, tower: fewer}))
-        with pytest.raises(ModelError, match=rf"do not match a CLIP.* {tower[:4]}.* is not in the model of config.json"):
+        with pytest.raises(ModelError, match=rf"do not match a CLIP.* {tower[:4]}.* is not in the model of"):
             load(copy)
     (copy / "config.json").write_text(json.dumps(config))
     weights = load_file(copy / "model.safetensors")

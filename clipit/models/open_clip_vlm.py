@@ -246,7 +246,7 @@ def _resizing_reported(where: object, is_error: bool) -> Iterator[None]:
                     problem = f"the position embeddings do not fit the configuration: {name} is {shape} in the file, "
                     problem += f"but {now} in the model"
                     if is_error:
-                        fix = f"correct image_size or context_length in {OPEN_CLIP_CONFIG}, or use the model's own weights"
+                        fix = f"correct image_size or context_length in {OPEN_CLIP_CONFIG}"
                         raise ModelError(problem, where=where, fix=fix)
                     logger.warning(f"{where}: {problem}; open_clip resamples them")
 

@@ -19,6 +19,7 @@ from clipit.models.weights import (
     LoadReport,
     check_all_loaded,
     check_patch_size,
+    check_positions,
     check_same_structure,
     load_reports,
     tensor_shapes,
@@ -242,6 +243,8 @@ def _check_weights(
         check_all_loaded(report.missing, unused, name=name, where=where, fix=fix)
     if shapes is not None:
         check_patch_size(module, shapes, where=where, fix=fix)
+        if spec is None:  # table entries may state another input size on purpose
+            check_positions(module, shapes, where)
     if spec is not None:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             reference = build_named(spec)

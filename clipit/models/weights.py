@@ -25,6 +25,8 @@ _WEIGHT_NAMES = ("weight", "bias")
 
 _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution, whose last two dimensions are the height and width of a patch."""
+_POSITIONS = ("pos_embed", "relative_position_bias_table")
+"""Name endings of timm's position embeddings, whose shapes depend on the input size."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -242,6 +244,26 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
                 where=where,
                 fix=fix,
             )
+
+
+def check_positions(module: nn.Module, shapes: Mapping[str, Shape], where: object) -> None:
+    """Check that position embeddings in a file have the model's shape, because timm silently resamples them.
+
+    Raises:
+        ModelError: The shapes differ.
+    """
+    expected = _shapes(module)
+    resampled = [
+        f"{key} is {shape} in the file, but {expected[key]} in the model"
+        for key, shape in shapes.items()
+        if key.endswith(_POSITIONS) and shape != expected.get(key, shape)
+    ]
+    if resampled:
+        raise ModelError(
+            f"the position embeddings do not fit config.json: {shortlist(resampled, 1)}",
+            where=where,
+            fix="correct img_size in config.json; set backbone.pixels to use the model at another input size",
+        )
 
 
 def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, where: object, fix: str) -> None:

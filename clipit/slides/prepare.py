@@ -218,7 +218,7 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
 
     Raises:
         ConfigError: One file is configured for several slides.
-        DataError: A file in the folder would be used for several slides.
+        DataError: A file in the folder would be used for several slides, or a slide has two files.
     """
     if contours.is_file():
         raise ConfigError(
@@ -246,16 +246,28 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
 
 
 def _find_contours(contours: Path, slide: SlidePath) -> Path | None:
-    """Find the contour file of a slide in a folder: named after the slide or its file; None if there is none."""
-    names = [name + suffix for name in dict.fromkeys((slide.name, slide.path.stem)) for suffix in _CONTOUR_SUFFIXES]
-    return next((contours / name for name in names if (contours / name).is_file()), None)
+    """Find the contour file of a slide in a folder: named after the slide or its file; None if there is none.
+
+    Raises:
+        DataError: There are two files with this name.
+    """
+    for name in dict.fromkeys((slide.name, slide.path.stem)):
+        files = [file for suffix in _CONTOUR_SUFFIXES if (file := contours / (name + suffix)).is_file()]
+        if len(files) > 1:
+            shown = " and ".join(file.name for file in files)
+            raise DataError(
+                f"two contour files for slide {slide.name}: {shown}", where=contours, fix="remove one of them"
+            )
+        if files:
+            return files[0]
+    return None
 
 
 def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Path:
     """Return the contour file of a slide.
 
     Raises:
-        DataError: The slide has no contour file.
+        DataError: The slide has no contour file, or two.
     """
     file = contours if contours.is_file() else _find_contours(contours, slide)
     if file is None:

@@ -71,6 +71,18 @@ def test_errors(timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tm
 
 
 @pytest.mark.skipif(not (EMBEDDED / "backbone" / "config.json").is_file(), reason="the bundled backbone is not there")
+def test_position_embeddings_that_timm_would_resample(timm_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(timm_folder, tmp_path / "timm"))
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["img_size"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match=r"do not fit config.json: pos_embed is \(1, 17, 32\) in the file, but \(1, 65"
+    ):
+        load_backbone(BackboneConfig(name=str(folder)))
+    assert load_backbone(BackboneConfig(name=str(timm_folder), pixels=64)).preprocess.size == 64
+
+
 def test_embedded() -> None:
     assert load_backbone(BackboneConfig()).plain_head
 

@@ -440,6 +440,17 @@ def test_areas_that_qupath_ignores_are_cut_out_of_the_contours(tmp_path: Path) -
     assert tile("Ignore*", "part")["x"].min() == 320
 
 
+def test_two_contour_files_for_a_slide_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "contours").mkdir()
+    ring = [[0, 0], [600, 0], [600, 400], [0, 400], [0, 0]]
+    for name in ("a.geojson", "b.json", "b.geojson"):
+        write_slide(tmp_path / f"{name[0]}.tiff", picture(), levels=1)
+        (tmp_path / "contours" / name).write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    for slides in ([tmp_path / "a.tiff", tmp_path / "b.tiff"], tmp_path / "b.tiff"):
+        with pytest.raises(DataError, match=r"two contour files for slide b: b\.geojson and b\.json"):
+            clipit.tile_slides(slides, tmp_path / "out", contours=tmp_path / "contours", tile_mpp=1.0, tile_pixels=32)
+
+
 def test_coordinates_for_qupath_begin_at_the_scanned_area(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

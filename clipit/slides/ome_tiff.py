@@ -6,6 +6,7 @@ fourth channel without a stated meaning is not read, as the TIFF specification r
 
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,7 @@ class OmeTiff:
                 data = self._file.filehandle.read(page.databytecounts[index])
             pixels = page.decode(data, index, jpegtables=page.jpegtables)[0]
         except Exception as error:  # decoders raise many kinds of exceptions
-            hint = "; pip install imagecodecs" if "imagecodecs" in str(error) else ""
-            raise ImageError(f"cannot decode a tile of the OME-TIFF: {error}{hint}") from error
+            raise ImageError(f"cannot decode a tile of the OME-TIFF: {error}") from error
         if pixels is None:
             return np.full((1, 1, 3), 255, dtype=np.uint8)
         return _over_white(np.asarray(pixels[0], dtype=np.uint8), self._alpha)
@@ -147,7 +147,8 @@ def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
     """Check that the image is 8-bit RGB, and that all levels show the same area and have the same channels.
 
     Raises:
-        DataError: The image is not 8-bit RGB, or a level is damaged, differs from the first or is stored rotated.
+        DataError: The image is not 8-bit RGB, a package that decodes it is missing, or a level is damaged, differs from
+            the first or is stored rotated.
     """
     first = pages[0]
     is_rgb = str(first.dtype) == "uint8" and first.samplesperpixel in (3, 4) and first.planarconfig == 1
@@ -164,11 +165,27 @@ def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
             fix="export it as RGB",
         )
     for level, page in enumerate(pages):
+        if not _has_decoder(page.compression):
+            lacking = find_spec("imagecodecs") is None
+            raise DataError(
+                f"the pixels of the OME-TIFF are compressed as {getattr(page.compression, 'name', page.compression)}, "
+                + ("which needs the package imagecodecs" if lacking else "which tifffile cannot decode"),
+                where=path,
+                fix="pip install imagecodecs" if lacking else "export it with JPEG or deflate compression",
+            )
         check_tile_sizes(page, path)
         check_orientation(page, path)
         problem = _level_problem(page, first)
         if problem:
             raise DataError(f"level {level} of the OME-TIFF {problem}", where=path, fix="copy or export it again")
+
+
+def _has_decoder(compression: int) -> bool:
+    """Return whether tifffile can decode a compression; most of them require imagecodecs."""
+    try:
+        return callable(_import().TIFF.DECOMPRESSORS[compression])
+    except (KeyError, AttributeError):
+        return False
 
 
 def _level_problem(page: Any, first: Any) -> str:

@@ -101,6 +101,12 @@ def _hdf5_errors(path: Path) -> Iterator[None]:
         raise DataError("no such feature file", where=path, fix=f"use a file with {_EXPECTED}") from None
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         check_pointer(path)
+        if any(word in str(error) for word in ("required filter", "plugin")):  # the file may be intact
+            raise DataError(
+                f"the HDF5 file is compressed with a filter that h5py does not include ({error})",
+                where=path,
+                fix="save the features with gzip or without compression, for example with h5repack -f GZIP=4",
+            ) from error
         raise DataError(f"not a readable HDF5 file: {error}", where=path, fix="copy or compute it again") from error
 
 

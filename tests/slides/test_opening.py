@@ -1,7 +1,9 @@
 """Slides are opened in real formats; what cannot be read, or states no resolution, is explained."""
 
+import io
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import tifffile
 from PIL import Image
 from slide_files import PINK, levels_of, picture, write_dicom, write_ome, write_slide
 
+from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.slides.dicom import one_per_slide, series_of, slide_key
 from clipit.slides.opening import count_levels, open_slide, over_white, slide_name
+from clipit.slides.prepare import FailedSlide, SlidePath, prepare_slides
 from clipit.slides.resolution import check_mpp, explain_doubtful_mpp, resolve_mpp
 from clipit.slides.slide_file import Level
 
@@ -216,6 +220,40 @@ def test_a_slide_that_is_cut_off_is_not_called_a_tiff_with_the_wrong_name(real_d
         with warnings.catch_warnings(), pytest.raises(DataError, match="the TIFF is damaged, truncated"):
             warnings.simplefilter("error")
             open_slide(tmp_path / "cut.svs")
+
+
+def write_jpeg_ome_tiff(path: Path, pixels: np.ndarray, edge: int = 64) -> Path:
+    tiles = []
+    for top in range(0, pixels.shape[0], edge):
+        for left in range(0, pixels.shape[1], edge):
+            tile, stream = Image.fromarray(pixels[top : top + edge, left : left + edge]), io.BytesIO()
+            tile.save(stream, "JPEG", quality=95)
+            tiles.append(stream.getvalue())
+    tifffile.imwrite(
+        path, iter(tiles), shape=pixels.shape, dtype=np.uint8, tile=(edge, edge), photometric="ycbcr",
+        compression="jpeg", subsampling=(2, 2), ome=True,
+    )  # fmt: skip
+    return path
+
+
+def test_an_ome_tiff_of_jpegs_is_read_with_imagecodecs(tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs")
+    smooth = np.asarray(Image.fromarray(picture(48, 32)).resize((384, 256)))
+    slide = open_slide(write_jpeg_ome_tiff(tmp_path / "s.ome.tif", smooth))
+    read = np.asarray(slide.read_region(0, 0, 0, 384, 256)).astype(int)
+    assert slide.format == "ome-tiff" and np.abs(read - smooth).mean() < 2
+
+
+def test_a_missing_codec_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.ome.tif"
+    tifffile.imwrite(path, picture(), tile=(64, 64), photometric="rgb", compression="zlib", ome=True)
+    monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", {})
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    result = prepare_slides(
+        [SlidePath("s", path, 1.0)], SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"))
+    )[0]
+    assert isinstance(result, FailedSlide) and result.fix == "pip install imagecodecs"
+    assert "compressed as ADOBE_DEFLATE, which needs the package imagecodecs" in result.reason
 
 
 def test_transparent_pixels_of_an_ome_tiff_are_white(tmp_path: Path) -> None:

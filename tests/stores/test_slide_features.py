@@ -141,6 +141,19 @@ def test_damaged_vectors_are_an_error_of_their_file(tmp_path: Path) -> None:
         slide.vectors()
 
 
+def test_a_missing_filter_of_hdf5_is_not_called_damage(tmp_path: Path) -> None:
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_chunk((4, 8))
+    options.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)  # Blosc
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((4, 8))
+        features = h5py.h5d.create(file.id, b"features", h5py.h5t.NATIVE_FLOAT, space, options)
+        features.write_direct_chunk((0, 0), np.ones((4, 8), np.float32).tobytes(), 0)
+        file["coords"] = grid(4)
+    with pytest.raises(DataError, match=r"(?s)a filter that h5py does not include.*a\.h5.*h5repack"):
+        open_slide_features(tmp_path / "a.h5").vectors()
+
+
 def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     workspace = Workspace(config.run)

@@ -15,6 +15,7 @@ from clipit.tiles.tileset import TileSet
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa")
 """Metrics that need predicted classes, but no probabilities."""
+SOURCE_LABELS = "labels of the source"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
     """Summarise `score_annotators` for results.json; None without labels from several annotators.
 
     Returns:
-        `annotators` (one record each), `mean` of each metric over annotators, and `independent` (yes, no or unknown):
-        whether test and training labels come from different annotators.
+        `annotators` (one record each), `mean` of each metric over annotators, `labels_per_tile` (mean number of
+        labels on the labelled tiles), and `independent` (yes, no or unknown): whether test and training labels come
+        from different annotators.
     """
     scores = score_annotators(tiles)
     if not scores or tiles.annotations is None:
@@ -69,9 +71,13 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
     for metric in METRICS:
         values = [value for score in scores if (value := score.metrics[metric]) is not None]
         means[metric] = mean(values) if values else None
+    votes = tiles.annotations.votes.of_items(tiles.ids.tolist())
+    if votes.named and tiles.annotations.test_annotators:
+        votes = votes.of_annotators(tiles.annotations.test_annotators)
     return {
         "annotators": [asdict(score) for score in scores],
         "mean": means,
+        "labels_per_tile": float(votes.times.sum()) / len(votes),
         "independent": tiles.annotations.independent,
     }
 
@@ -92,7 +98,7 @@ def _score(name: str, votes: Votes, annotations: Annotations, tiles: TileSet) ->
         )
     elif not annotations.test_annotators:
         known = zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)
-        reference, reference_name = {tile: label for tile, label in known if label >= 0}, "labels of the source"
+        reference, reference_name = {tile: label for tile, label in known if label >= 0}, SOURCE_LABELS
     else:
         return None
     shared = [item for item in own_votes.items if item in reference]

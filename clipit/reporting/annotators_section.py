@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipit.evaluation.human_ceiling import METRICS
+from clipit.evaluation.human_ceiling import METRICS, SOURCE_LABELS
 from clipit.reporting.html import PageSection, Part, Table, Text, page
 from clipit.reporting.tables import LABELS, number
 
@@ -36,11 +36,19 @@ def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") 
 
 def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     """Explain the annotators' scores, and whether the test labels are independent of the training labels."""
+    records, consensus = ceiling["annotators"], ""
+    if any(record["reference"] != SOURCE_LABELS for record in records):
+        per_tile = ceiling.get("labels_per_tile")  # unknown in results of earlier versions
+        here = "" if per_tile is None else f" (here {per_tile:.1f} on average)"
+        consensus = (
+            f"The labels of the others contain errors too. The scores are therefore too low, the more so the fewer "
+            f"labels a tile has{here}. "
+        )
+    equal_weight = "The mean gives every annotator the same weight, however few the tiles. " if len(records) > 1 else ""
     text = (
-        "Each annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
-        "others rests on fewer labels than the consensus of all annotators, so these scores are slightly too low. A "
-        "classifier that scores higher than the annotators agrees with the consensus more often; this does not show "
-        "that its diagnoses are better."
+        "Each annotator is scored like a classifier, on this annotator's tiles that have a label to compare with. "
+        f"{consensus}{equal_weight}A classifier that scores higher than the annotators agrees with the test labels "
+        "more often; this does not show that its diagnoses are better."
     )
     return f"{text} {_INDEPENDENT.get(ceiling['independent'], _UNKNOWN)}"
 

@@ -120,6 +120,7 @@ def test_independence_of_source_labels_is_as_configured(table: Table, origin: st
     assert ceiling is not None and ceiling["independent"] == independent
     assert any(note in line for line in tests.notes)
     shown = explain_ceiling(ceiling) + ceiling_note(ceiling, "accuracy")
+    assert "the others" not in shown and "too low" not in shown, "the labels of the source are the reference"
     assert ("too high" in shown) == (independent != "yes") and ("unknown" in shown) == (independent == "unknown")
 
 
@@ -179,6 +180,7 @@ def test_votes_per_class_as_mhist_publishes_them(table: Table) -> None:
     # Of the votes on test tiles 8 to 11 (2, 5, 1, 7 for tumour), each against the majority of the other six.
     ceiling = human_ceiling(tiles.of_split("test"))
     assert ceiling is not None and ceiling["mean"]["accuracy"] == pytest.approx((5 + 5 + 6 + 7) / 28)
+    assert ceiling["labels_per_tile"] == 7.0 and "same weight" not in explain_ceiling(ceiling)
 
 
 def test_the_human_ceiling_compares_each_annotator_with_the_others(table: Table) -> None:
@@ -189,6 +191,11 @@ def test_the_human_ceiling_compares_each_annotator_with_the_others(table: Table)
     assert of["ann"]["metrics"]["accuracy"] == 1.0 and of["cleo"]["metrics"]["accuracy"] == 0.5
     assert of["cleo"]["tiles"] == 4 and "3 others" in of["cleo"]["reference"]
     assert ceiling["mean"]["accuracy"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    text = explain_ceiling(ceiling)
+    assert "too low, the more so the fewer labels a tile has (here 4.0 on average)" in text
+    assert "every annotator the same weight" in text
+    panel = human_ceiling(load(table(test_annotators=["ann", "cleo", "dora"], labels="majority")).of_split("test"))
+    assert panel is not None and panel["labels_per_tile"] == 3.0, "ben labels no test tile that counts"
     # Against a reference standard, everybody is wrong here.
     against = human_ceiling(load(table(source_labels=True, test_labels="source")).of_split("test"))
     assert against is not None and against["mean"]["accuracy"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)

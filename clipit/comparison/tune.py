@@ -18,6 +18,8 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, DivergenceError, shortlist
 from clipit.output_files.artifacts import write_json
+from clipit.output_files.leftovers import delete_leftovers
+from clipit.output_files.whole_files import write_text
 from clipit.progress import RunCounter
 from clipit.reporting.tables import LABELS, markdown_table, percent
 from clipit.runs.folder import is_trained, read_training, run_folder
@@ -225,7 +227,8 @@ def _write(
         "arms": arms,
     }
     write_json(path, record)
-    path.with_suffix(".yaml").write_text(yaml.safe_dump({"arms": arms}, sort_keys=False), encoding="utf-8")
+    write_text(path.with_suffix(".yaml"), yaml.safe_dump({"arms": arms}, sort_keys=False))
+    delete_leftovers(path.parent)
 
 
 def _table(scored: Mapping[str, Sequence[ScoredPoint]], metric: str) -> str:

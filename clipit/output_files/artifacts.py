@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from clipit.errors import ArtifactError, ClipitError, disk_errors, is_limit
 from clipit.output_files.json_record import JsonRecord
-from clipit.output_files.leftovers import is_temporary
+from clipit.output_files.leftovers import delete_leftovers, is_temporary
 from clipit.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def lock_file(path: Path) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a path; if another process holds it, log once and wait."""
+    """Hold the lock of a path, waiting for other processes; temporary files left in a locked folder are deleted."""
     with disk_errors(path):
         make_folder(path.parent)
         lock = FileLock(lock_file(path))
@@ -357,6 +357,7 @@ def locked(path: Path) -> Iterator[None]:
             logger.info(f"waiting: another process is building {path}")
             lock.acquire()
     try:
+        delete_leftovers(path)
         yield
     finally:
         lock.release()

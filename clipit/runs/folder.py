@@ -25,7 +25,7 @@ from clipit.output_files.whole_files import write_text
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
 from clipit.training.auto_precision import resolve_precision
-from clipit.training.checkpoints import latest_checkpoint
+from clipit.training.checkpoints import delete_old_checkpoints, latest_checkpoint
 from clipit.versions import command_line, git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -359,7 +359,7 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
 
 
 def delete_temporary_files(folder: Path) -> None:
-    """Delete temporary files of killed processes; the caller must have locked the run's folder.
+    """Delete temporary files and old checkpoints of killed processes; the caller must have locked the run's folder.
 
     The lock excludes other writers. Only predictions on shifted and new sets are written without it, so their temporary
     files are kept while the writing process is alive.
@@ -369,3 +369,4 @@ def delete_temporary_files(folder: Path) -> None:
         unlocked = path.name.startswith(".predictions_shifted") or EXTERNAL in path.relative_to(folder).parts
         if is_temporary(path) and not (unlocked and process and is_alive(int(process[1]))):
             path.unlink(missing_ok=True)
+    delete_old_checkpoints(folder / "checkpoints")

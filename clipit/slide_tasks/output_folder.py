@@ -7,6 +7,7 @@ from pathlib import Path
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError
 from clipit.output_files.artifacts import locked
+from clipit.output_files.leftovers import delete_leftovers
 
 RECORDS = {
     "clipit slides tile": "tiling.json",
@@ -39,5 +40,7 @@ def output_folder(out: Path, record: str) -> Iterator[None]:
                 where=out,
                 fix="choose a different folder with --out",
             )
+        if processes.main:
+            delete_leftovers(out)
         yield
         processes.barrier()

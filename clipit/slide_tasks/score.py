@@ -16,6 +16,7 @@ from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import PoolingKey, collect_slides
 from clipit.models.adapted_base import base_of_adapted
 from clipit.output_files.artifacts import write_record
+from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_frame, write_text
 from clipit.reporting.html import Table
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
@@ -183,6 +184,7 @@ def write_slide_report(
             "versions": versions(),
         }
         write_record(out / RECORD, record)
+        delete_leftovers(out)
     processes.barrier()
     tables = [out / SCORES, out / "slides.csv", *([out / METRICS] if (known["label"] != "").any() else [])]
     shown = console_summary(text)

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,14 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
         partial.rename(final)
         _flush(folder)
     _delete_old(folder, progress)
+
+
+def delete_old_checkpoints(folder: Path) -> None:
+    """Delete checkpoints that the latest one has replaced, which a killed process may have deleted only in part."""
+    latest = latest_checkpoint(folder)
+    if latest is not None:
+        with suppress(ArtifactError):  # reported when the checkpoint is loaded
+            _delete_old(folder, _read_progress(latest))
 
 
 def _delete_old(folder: Path, progress: Progress) -> None:

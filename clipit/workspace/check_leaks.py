@@ -13,7 +13,6 @@ import pyarrow as pa
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import as_note, counted, shortlist
-from clipit.output_files.artifacts import write_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits
@@ -22,7 +21,7 @@ from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
-from clipit.workspace.leak_policy import hash_images, leak_folder
+from clipit.workspace.leak_policy import hash_images, leak_folder, write_leaks
 from clipit.workspace.near_duplicates import conflicting_labels
 from clipit.workspace.preflight import check_output
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size
@@ -125,7 +124,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
         records = [asdict(leak) for leak in leaks]
-        write_json(
+        write_leaks(
             path,
             {
                 "tiles": tiles.fingerprint,

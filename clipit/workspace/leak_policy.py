@@ -2,10 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -14,6 +14,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, as_note, counted, counted_of, shortlist
 from clipit.output_files.artifacts import fingerprint, write_json
+from clipit.output_files.leftovers import delete_leftovers
 from clipit.pairing.leaks import (
     ImageHashes,
     Leak,
@@ -120,7 +121,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     note = f"{where}: {message}, {_outcome(policy)}"
     if get_processes().main:
         path = leak_folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
-        write_json(path, {"set": name, "policy": policy, "leaks": [asdict(copies[i]) for i in ids]})
+        write_leaks(path, {"set": name, "policy": policy, "leaks": [asdict(copies[i]) for i in ids]})
         logger.info(f"note: {note}; listed in {path}")
     kept = tests.select(~tests.among(ids)) if policy == "exclude" else tests
     return replace(kept, notes=(*kept.notes, note))
@@ -184,6 +185,12 @@ def leak_folder(config: RunConfig) -> Path:
     return config.output / "leaks" / config.name
 
 
+def write_leaks(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a list of leaks, and delete what killed processes left in its folder."""
+    write_json(path, value)
+    delete_leftovers(path.parent)
+
+
 def _unknown_patients(reports: "Reports") -> list[str]:
     """Describe, in at most one line, reports whose patients cannot be compared with those of the tiles."""
     unknown, total = sum(not patient_of(report) for report in reports.reports), len(reports.reports)
@@ -239,7 +246,7 @@ def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str)
     path = leak_folder(config) / f"{name}.json"
     note = f"leaks, {_outcome(config.leaks.policy)}: {counts}"
     if get_processes().main:
-        write_json(path, {"policy": config.leaks.policy, "leaks": [asdict(leak) for leak in leaks]})
+        write_leaks(path, {"policy": config.leaks.policy, "leaks": [asdict(leak) for leak in leaks]})
         logger.info(f"{note}; listed in {path}")
     return note
 

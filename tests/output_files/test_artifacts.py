@@ -334,6 +334,14 @@ def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["results", "b"]
 
 
+def test_temporary_files_of_killed_processes_are_deleted_when_a_folder_is_locked(tmp_path: Path) -> None:
+    dead, alive = (tmp_path / f".scores.json.{process}.tmp" for process in (99999999, os.getpid()))
+    for path in (dead, alive):
+        path.write_text("half")
+    with locked(tmp_path):
+        assert alive.exists() and not dead.exists()
+
+
 def test_a_folder_survives_a_process_that_is_killed_while_it_replaces_it(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     with whole_folder(folder) as partial:

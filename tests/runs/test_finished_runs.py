@@ -230,8 +230,11 @@ def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> Non
         (folder / name).write_text("half")
     written_now = folder / f".predictions_shifted-0123.parquet.{os.getpid()}.tmp"
     written_now.write_text("half")
+    half_deleted = folder / "checkpoints" / "step-00000001"
+    half_deleted.mkdir()
+    (half_deleted / "weights.safetensors").write_text("old")
     again(config)
-    assert list(folder.rglob(".*tmp*")) == [written_now]
+    assert list(folder.rglob(".*tmp*")) == [written_now] and not half_deleted.exists()
     (folder / ".summary.md.1.tmp").write_text("half")
     evaluate_again(config, Workspace(config))
     assert list(folder.rglob(".*tmp*")) == [written_now]

@@ -305,10 +305,14 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
 def test_a_table_may_lack_labels(models: Path, slides: Path, tmp_path: Path) -> None:
     with (tmp_path / "some.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["slide"], ["s0"], ["s1"]])
+    left = tmp_path / "out" / ".slide_scores.csv.99999999.tmp"  # of a killed process
+    left.parent.mkdir()
+    left.write_text("half")
     result = clipit.score_slides(
         tmp_path / "some.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
     )
     assert set(result.scores["slide"]) == {"s0", "s1"} and not (tmp_path / "out/slide_metrics.csv").exists()
+    assert not left.exists()
 
 
 def test_other_options_replace_tiles_and_the_same_ones_keep_them(slides: Path, tmp_path: Path) -> None:

@@ -31,11 +31,13 @@ _ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 _FULL_LINE = 60  # minimum length of a full line; the end of a shorter line is probably intended
 _MIN_WIDTH = 30  # minimum width of a column of wrapped text
 _OPEN_ENDED = re.compile(
-    r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
+    r"(?:,|\b(?:a|an|and|any|as|at|by|for|from|in|into|is|nor|(?<!: )not|of|on|or|shows?|than|the|their|these|to|was|were|"
+    r"which|with|without|and/or|(?:and|are|is|of|shows?|was|were|with) no))$",
+    re.I,
 )
 _OPEN_NUMBER = re.compile(r"\d\.?$")  # "0.1 / cm in the region", "9. / 5 cm"
 _REST_OF_NUMBER = re.compile(r"(?i:(?:[cm]m|em|gm?|grams?)\b)|\d+\s*(?i:[cm]m|em|x|gm?|grams?)\b")
-_NEW_ITEM = re.compile(r"(?:[-*]|\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
+_NEW_ITEM = re.compile(r"(?:[-*]|(?!H\. pylori)\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
 _MARKER = re.compile(r"p\d\d\b")  # "p53", which may begin a line of a table
 
 _FOUND = r"(?:identified|seen|present|detected|found|observed|noted|demonstrated)"
@@ -53,6 +55,10 @@ _NEGATED_LEAD = re.compile(
 _LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
 NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved|{_NOT_EXCLUDED})\.?$")
 """Line that negates the label in the line before it, or leaves it uncertain."""
+_ANSWER = re.compile(r"(?i)(?:no|yes|none|nil|n/?a|(?:focally )?present|identified|positive)\.?$")
+"""Line that answers a label with a colon in the line before it."""
+_OPTION = re.compile(r"\[ ?[xX]? ?\]|\([ xX]\)|[\u2610\u2611\u2612\u25a1]")
+_CHECKED, _UNCHECKED = re.compile(r"_+([xX])_+"), re.compile(r"(?<!\S)_{2,}(?=[ \t]*\w)")  # CAP: "_X_ Present"
 
 # Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (
@@ -208,9 +214,11 @@ def _unwrap(text: str, width: int) -> str:
             continue
         if negated and not n_items and not _NEW_ITEM.match(line):
             join = " "
-        elif _negates(line, last):
+        elif _answers(line, last):
             join = " " if last.endswith(":") else ": "
         elif _SIGN.fullmatch(line) and _LABEL.fullmatch(last):
+            join = " "
+        elif _OPTION.match(line) and (_OPTION.match(last) or _is_label(last)):
             join = " "
         elif _continues(last, line, width):
             join = "" if _OPEN_HYPHEN.search(last) and _AFTER_HYPHEN.match(line) else " "
@@ -221,14 +229,19 @@ def _unwrap(text: str, width: int) -> str:
     return "".join(out)
 
 
-def _negates(line: str, label: str) -> bool:
-    """Return whether a line consists of the negative value of the label in the preceding line."""
-    if NEGATIVE_VALUE.match(line) is None or label[-1] in ".;?!" or NEGATIVE_VALUE.match(label):
+def _answers(line: str, label: str) -> bool:
+    """Return whether a line consists of the answer to the label in the preceding line."""
+    if not _is_label(label) or NEGATIVE_VALUE.match(label):
         return False
-    if label[-1] != ":" and not (label[0].isupper() and " " in label):
-        return False
-    heading = STRONG.match(label) or WEAK.match(label)
-    return heading is None or heading.end() < len(label)
+    if label[-1] == ":":
+        return (NEGATIVE_VALUE.match(line) or _ANSWER.match(line)) is not None
+    return NEGATIVE_VALUE.match(line) is not None and label[0].isupper() and " " in label
+
+
+def _is_label(line: str) -> bool:
+    """Return whether a line may be a label of the next one: not a whole sentence, and not the heading of a section."""
+    heading = STRONG.match(line) or WEAK.match(line)
+    return line[-1] not in ".;?!" and (heading is None or heading.end() < len(line))
 
 
 def _strip_markup(text: str) -> str:
@@ -259,6 +272,8 @@ def clean_text(text: str, words: Collection[str] | None = None) -> str:
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
     text = _normalise_characters(_strip_markup(text))
     width = _wrapped_width(text)
+    if _CHECKED.search(text):
+        text = _UNCHECKED.sub("[ ]", _CHECKED.sub(r"[\1]", text))
     text = _join_words(text, compound_words([text]) if words is None else words)
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)

@@ -17,7 +17,7 @@ _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
 _SHORT_ANSWER = re.compile(
     r"(?: ?\(y ?/ ?n\))? ?[:=] ?(?:no|n|neg|nil|false|0|-)(?=\.? *\Z| *[,;)]|\. +(?-i:[A-Z]))"
-    r"| ?-(?= ?[,;])| ?(?:[:=] ?)?\((?:-|n|neg\.?)\)|(?: (?:is|are|was|were)|:)? ?-ve\b"
+    r"|(?-i: [Nn]o)(?=\.? *\Z| *[,;])| ?-(?= ?[,;])| ?(?:[:=] ?)?\((?:-|n|neg\.?)\)|(?: (?:is|are|was|were)|:)? ?-ve\b"
     r"|[ -]free\b(?! (?:of|from)\b)",
     re.IGNORECASE,
 )

@@ -34,7 +34,7 @@ _LOOK_BACK = 300  # number of characters examined before a full stop, item or fi
 _LETTERS_BACK = 100  # number of characters searched before a letter for the word to which it belongs: "blocks A, B and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
 _ITEM = re.compile(
-    r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
+    r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?!PYLORI)(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
 )
 _SHORT_SENTENCE = 3  # a sentence of fewer words keeps its heading: "Diagnosis: Adenocarcinoma."
 _MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # the number or letter of a list item

@@ -31,12 +31,14 @@ _ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 _FULL_LINE = 60  # minimum length of a full line; the end of a shorter line is probably intended
 _MIN_WIDTH = 30  # minimum width of a column of wrapped text
 _OPEN_ENDED = re.compile(
-    r"(?:,|\b(?:a|an|and|any|as|at|by|for|from|in|into|is|nor|(?<!: )not|of|on|or|shows?|than|the|their|these|to|was|were|"
-    r"which|with|without|and/or|(?:and|are|is|of|shows?|was|were|with) no))$",
+    r"(?:,|\b(?:a|an|and|any|as|at|by|for|from|in|into|is|nor|(?<!: )not|of|on|or|shows?|than|the|their|these|to|was|"
+    r"were|which|with|without|and/or|(?:and|are|is|of|shows?|was|were|with) no))$",
     re.I,
 )
 _OPEN_NUMBER = re.compile(r"\d\.?$")  # "0.1 / cm in the region", "9. / 5 cm"
 _REST_OF_NUMBER = re.compile(r"(?i:(?:[cm]m|em|gm?|grams?)\b)|\d+\s*(?i:[cm]m|em|x|gm?|grams?)\b")
+_OPEN_SUM = re.compile(r"\d \+$")  # "Gleason 3 + / 4"
+_OPEN_STOP = re.compile(r"(?::|(?<!\w)[A-Z]\.)$")  # "Margins: / free", "H. / pylori"
 _NEW_ITEM = re.compile(r"(?:[-*]|(?!H\. pylori)\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
 _MARKER = re.compile(r"p\d\d\b")  # "p53", which may begin a line of a table
 
@@ -58,7 +60,9 @@ NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved|
 _ANSWER = re.compile(r"(?i)(?:no|yes|none|nil|n/?a|(?:focally )?present|identified|positive)\.?$")
 """Line that answers a label with a colon in the line before it."""
 _OPTION = re.compile(r"\[ ?[xX]? ?\]|\([ xX]\)|[\u2610\u2611\u2612\u25a1]")
-_CHECKED, _UNCHECKED = re.compile(r"_+([xX])_+"), re.compile(r"(?<!\S)_{2,}(?=[ \t]*\w)")  # CAP: "_X_ Present"
+# Options of CAP templates: "_X_ Present", "___ Absent".
+_OPTIONS = re.compile(r"^(?:[ \t]*__.*|.*_[xX]_.*)$", re.M)
+_CHECKED, _UNCHECKED = re.compile(r"_+([xX])_+"), re.compile(r"(?<!\S)_{2,}(?=[ \t]*[^\W_])")
 
 # Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (
@@ -189,7 +193,11 @@ def _continues(line: str, following: str, width: int) -> bool:
     """Return whether the sentence continues on the following line of a text with this width; see `_wrapped_width`."""
     if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
         return True
+    if _OPEN_SUM.search(line) and following[0].isdigit():
+        return True
     is_full = len(line) >= _FULL_LINE or len(line) + 1 + len(_first_word(following)) > width > 0
+    if is_full and following[0].islower() and _OPEN_STOP.search(line):
+        return True
     if line[-1] in ".:;?!" or _NEW_ITEM.match(following) or (not is_full and _MARKER.match(following)):
         return False
     return following[0].islower() or is_full
@@ -218,8 +226,8 @@ def _unwrap(text: str, width: int) -> str:
             join = " " if last.endswith(":") else ": "
         elif _SIGN.fullmatch(line) and _LABEL.fullmatch(last):
             join = " "
-        elif _OPTION.match(line) and (_OPTION.match(last) or _is_label(last)):
-            join = " "
+        elif _OPTION.match(line):
+            join = " " if _OPTION.match(last) or _is_label(last) else "\n"
         elif _continues(last, line, width):
             join = "" if _OPEN_HYPHEN.search(last) and _AFTER_HYPHEN.match(line) else " "
         else:
@@ -263,8 +271,8 @@ def clean_text(text: str, words: Collection[str] | None = None) -> str:
 
     All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
     "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list is joined
-    to the "Negative for:" or "Not ruled out:" that introduces it, and a line that only says "Not identified" to the
-    label before it.
+    to the "Negative for:" or "Not ruled out:" that introduces it, an answer such as "Not identified" to the label in the
+    line before it, and options with check boxes to their question. Check boxes made of underscores become [ ] and [X].
 
     Args:
         words: Result of `compound_words` for the corpus; None for the words of this text.
@@ -273,7 +281,7 @@ def clean_text(text: str, words: Collection[str] | None = None) -> str:
     text = _normalise_characters(_strip_markup(text))
     width = _wrapped_width(text)
     if _CHECKED.search(text):
-        text = _UNCHECKED.sub("[ ]", _CHECKED.sub(r"[\1]", text))
+        text = _OPTIONS.sub(lambda match: _UNCHECKED.sub("[ ]", _CHECKED.sub(r"[\1]", match.group())), text)
     text = _join_words(text, compound_words([text]) if words is None else words)
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)

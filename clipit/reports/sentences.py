@@ -14,7 +14,7 @@ _ABBREVIATIONS = frozenset({  # never the last word of a sentence
     "aprox", "dra", "env", "sr", "sra",  # Spanish and French
 })  # fmt: skip
 _BEFORE_NUMBERS_ONLY = frozenset({  # abbreviations only before a number; otherwise they may end a sentence
-    "no", "nos", "nr", "max", "máx", "min", "mín", "mind", "ext", "vol", "al", "pt", "pts", "var",
+    "no", "nos", "nr", "dim", "max", "máx", "min", "mín", "mind", "ext", "vol", "al", "pt", "pts", "var",
 })  # fmt: skip
 _NAMED_LETTER = re.compile(
     r"(?i:dukes'?|stage|hepatitis|vitamin|type|grade|group|class|level|blocks?|slides?|cassettes?|parts?|specimens?|"

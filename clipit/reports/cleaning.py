@@ -271,8 +271,9 @@ def clean_text(text: str, words: Collection[str] | None = None) -> str:
 
     All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
     "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list is joined
-    to the "Negative for:" or "Not ruled out:" that introduces it, an answer such as "Not identified" to the label in the
-    line before it, and options with check boxes to their question. Check boxes made of underscores become [ ] and [X].
+    to the "Negative for:" or "Not ruled out:" that introduces it, an answer such as "Not identified" to the label in
+    the line before it, and options with check boxes to their question. Check boxes made of underscores become [ ] and
+    [X].
 
     Args:
         words: Result of `compound_words` for the corpus; None for the words of this text.

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = Fals
     with foreign_errors(name, hub_id, _HUB_HINT):
         description = read_model_json(hub_file(hub_id, (OPEN_CLIP_CONFIG,)))
     check_tokenizer_options(description, name, trusted, TRUST)
+    _note_defaults(description, name)
     return _load(name, name, None, hub_id, _HUB_HINT, quick_gelu=quick_gelu)
 
 
@@ -138,6 +139,7 @@ def folder_towers(
     """
     description = read_model_json(folder / OPEN_CLIP_CONFIG)
     check_tokenizer_options(description, folder / OPEN_CLIP_CONFIG, trusted, TRUST)
+    _note_defaults(description, folder / OPEN_CLIP_CONFIG)
     text = text_config(description, folder / OPEN_CLIP_CONFIG)
     missing = []
     if not any((folder / name).is_file() for name in _WEIGHTS):
@@ -164,6 +166,14 @@ def folder_towers(
             options["uses_hub"] = True
         hint = f"The text tower needs the config.json of {text['hf_model_name']}: copy that file into this folder."
     return _load(str(folder), f"local-dir:{folder}", None, None, hint, quick_gelu=quick_gelu, **options)
+
+
+def _note_defaults(description: Mapping[str, Any], where: object) -> None:
+    """Warn if a configuration does not state the normalisation of the pixels."""
+    stated = description.get("preprocess_cfg") or {}
+    missing = [key for key in ("mean", "std") if stated.get(key) is None]
+    if missing:
+        logger.warning(f"{where}: preprocess_cfg states no {' and no '.join(missing)}; open_clip's default is used")
 
 
 def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from clipit.errors import DataError, shortlist
 from clipit.images.tiff_copies import is_auxiliary
 from clipit.slides.several_images import is_smaller_copy
+from clipit.slides.slide_file import MPP_TOLERANCE
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
 _ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
-_MPP_TOLERANCE = 0.02
 _FIX = (
     "save each image as a separate file, for example with Bio-Formats: bfconvert -noflat -series 0 "
     "SLIDE OUT_0.ome.tif, and so on for each series"
@@ -29,15 +29,22 @@ class OmeImage:
         number: Position in the metadata; Bio-Formats and tifffile call it the series.
         name: Name in the metadata; "" if there is none.
         size: Width and height in pixels.
-        mpp: Micrometres per pixel; None if they are missing, in an unknown unit, or different for the two axes.
+        pixel_size: Width and height of a pixel in micrometres; None if one is missing or in an unknown unit.
         has_alpha: Whether the name of a channel marks it as transparency.
     """
 
     number: int
     name: str
     size: tuple[int, int]
-    mpp: float | None
+    pixel_size: tuple[float, float] | None
     has_alpha: bool
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel; None if they are unknown, or different for the two axes."""
+        if self.pixel_size is None or abs(self.pixel_size[0] - self.pixel_size[1]) > MPP_TOLERANCE * self.pixel_size[0]:
+            return None
+        return self.pixel_size[0]
 
     def __str__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -86,7 +93,7 @@ def _candidates(file: Any) -> list[tuple[Any, OmeImage]]:
 
 def _is_copy(image: OmeImage, other: OmeImage) -> bool:
     """Return whether an image has the shape of a smaller level of another image, but does not state the same mpp."""
-    if image.mpp is not None and other.mpp is not None and abs(image.mpp - other.mpp) <= _MPP_TOLERANCE * other.mpp:
+    if image.mpp is not None and other.mpp is not None and abs(image.mpp - other.mpp) <= MPP_TOLERANCE * other.mpp:
         return False
     return is_smaller_copy(image.size, other.size)
 
@@ -116,7 +123,7 @@ def read_images(xml: str | None) -> list[OmeImage]:
         if pixels is not None:
             has_alpha = any(_ALPHA.search(child.get("Name", "")) for child in pixels if _tag(child) == "Channel")
             size = (_number(pixels.get("SizeX")), _number(pixels.get("SizeY")))
-            images.append(OmeImage(number, node.get("Name", ""), size, _mpp(pixels), has_alpha))
+            images.append(OmeImage(number, node.get("Name", ""), size, _pixel_size(pixels), has_alpha))
     return images
 
 
@@ -139,8 +146,8 @@ def _parse(xml: str | None) -> "Element | None":
         return None
 
 
-def _mpp(pixels: "Element") -> float | None:
-    """Read micrometres per pixel; None if they are missing, in an unknown unit, or different for the two axes."""
+def _pixel_size(pixels: "Element") -> tuple[float, float] | None:
+    """Read the width and height of a pixel in micrometres; None if one is missing or in an unknown unit."""
     sizes = []
     for axis in "XY":
         factor = _UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
@@ -151,4 +158,4 @@ def _mpp(pixels: "Element") -> float | None:
         if factor is None or value <= 0:
             return None
         sizes.append(value * factor)
-    return sizes[0] if abs(sizes[0] - sizes[1]) <= _MPP_TOLERANCE * sizes[0] else None
+    return sizes[0], sizes[1]

@@ -17,7 +17,7 @@ from PIL import Image
 from clipit.errors import DataError, counted
 from clipit.images.decode import ImageError
 from clipit.slides.ome_images import choose_image, has_several, read_images
-from clipit.slides.slide_file import Level
+from clipit.slides.slide_file import Level, check_square
 from clipit.slides.tiff_pages import check_orientation, check_tile_sizes
 
 _INSTALL = "pip install tifffile"
@@ -59,7 +59,8 @@ class OmeTiff:
             mpp: Micrometres per level-0 pixel if the file has no OME metadata; None if unknown.
 
         Raises:
-            DataError: The file is damaged, not an 8-bit RGB image, or contains several images that may be the slide.
+            DataError: The file is damaged, not an 8-bit RGB image with square pixels, or contains several images that
+                may be the slide.
         """
         tifffile = _import()
         self._lock = threading.Lock()
@@ -71,6 +72,8 @@ class OmeTiff:
             series, image = choose_image(self._file, path)
             pages = [level.keyframe for level in series.levels]
             _check_levels(pages, series, path)
+            if image is not None and image.pixel_size is not None:
+                check_square(*image.pixel_size, path)
         except DataError:
             self._file.close()
             raise
@@ -90,7 +93,7 @@ class OmeTiff:
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
         """Read a rectangle as RGB; pixels outside the image are white."""
         page, downsample = self._pages[level], self.levels[level].downsample
-        left, top = int(x / downsample), int(y / downsample)
+        left, top = round(x / downsample), round(y / downsample)
         region = np.full((height, width, 3), 255, dtype=np.uint8)
         (tile_width, tile_height), (columns, rows) = _tile_size(page), _tile_counts(page)
         for row in range(max(0, top // tile_height), min(rows, -(-(top + height) // tile_height))):

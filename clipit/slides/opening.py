@@ -15,7 +15,7 @@ from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff
 from clipit.slides.several_images import check_one_image
-from clipit.slides.slide_file import Level, SlideFile
+from clipit.slides.slide_file import Level, SlideFile, check_square
 from clipit.slides.tiff_pages import FORMATS, check_level_orientations, check_page_chain, check_pages
 
 SLIDE_SUFFIXES = frozenset(
@@ -24,8 +24,6 @@ SLIDE_SUFFIXES = frozenset(
 """Suffixes of slides; where slides are expected, flat images (`clipit.images.decode.SUFFIXES`) are read as well."""
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes; they are never read as slides, even in a folder of slides."""
-MPP_TOLERANCE = 0.02
-"""Maximum relative difference between two mpp values that count as equal."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
@@ -250,12 +248,7 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
     """
     if x is None or y is None:
         return None
-    if abs(x - y) > MPP_TOLERANCE * max(x, y):
-        raise DataError(
-            f"the pixels are not square: {x:g} by {y:g} micrometres",
-            where=path,
-            fix="convert the slide to square pixels",
-        )
+    check_square(x, y, path)
     return (x + y) / 2
 
 
@@ -263,11 +256,17 @@ def _tiff_mpp(path: Path) -> float | None:
     """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre.
 
     A resolution in pixels per inch is ignored, because it usually describes the print size.
+
+    Raises:
+        DataError: The pixels are not square.
     """
     with noted(str(path)), Image.open(path) as image:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)
-    return 1e4 / float(x) if unit == 3 and x and x == y else None
+    if unit != 3 or not x or not y:
+        return None
+    check_square(1e4 / float(x), 1e4 / float(y), path)
+    return 1e4 / float(x) if x == y else None
 
 
 def slide_name(path: Path) -> str:

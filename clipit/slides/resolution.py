@@ -1,9 +1,8 @@
 """Resolve the micrometres per pixel of a slide, and check that they are plausible."""
 
 from clipit.errors import ConfigError, DataError
-from clipit.slides.opening import MPP_TOLERANCE
 from clipit.slides.option_names import KEYS, OptionNames
-from clipit.slides.slide_file import SlideFile
+from clipit.slides.slide_file import MPP_TOLERANCE, SlideFile
 
 _PLAUSIBLE_MPP = (0.05, 20.0)
 """Micrometres per level-0 pixel; larger values come from print resolutions, such as 600 dpi (42 um)."""

@@ -1,9 +1,15 @@
 """Interface of an open slide: levels, micrometres per pixel, and the pixels of a rectangle."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
+
+from clipit.errors import DataError
+
+MPP_TOLERANCE = 0.02
+"""Maximum relative difference between two mpp values that count as equal."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +64,21 @@ class SlideFile(Protocol):
     def close(self) -> None:
         """Close the file."""
         ...
+
+
+def check_square(x: float, y: float, path: Path) -> None:
+    """Check that pixels are square.
+
+    Args:
+        x: Width of a pixel in micrometres.
+        y: Height of a pixel in micrometres.
+
+    Raises:
+        DataError: The pixels are not square.
+    """
+    if abs(x - y) > MPP_TOLERANCE * max(x, y):
+        raise DataError(
+            f"the pixels are not square: {x:g} by {y:g} micrometres",
+            where=path,
+            fix="convert the slide to square pixels",
+        )

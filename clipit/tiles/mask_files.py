@@ -123,7 +123,7 @@ def decode_values(
             check_size(*image.size)
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
-            packed = _packed_mode(image)
+            packed, maximum = _packed_mode(image), _declared_maximum(image)
             check_bytes(image)
             image.load()
             values = np.asarray(turn_upright(image, image))
@@ -142,6 +142,8 @@ def decode_values(
     elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")
     unscaled = _unscaled(values.astype(np.uint8) if values.dtype == np.bool_ else values, packed)
+    if maximum is not None:
+        unscaled = np.rint(unscaled * (maximum / (65535 if mode == "I" else 255))).astype(np.int64)
     if unscaled.size and (unscaled.min() < 0 or unscaled.max() > 65535):
         raise ImageError(f"values from {unscaled.min()} to {unscaled.max()}: a mask has values from 0 to 65535")
     return unscaled
@@ -174,6 +176,13 @@ def _packed_mode(image: Image.Image) -> str:
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
+
+
+def _declared_maximum(image: Image.Image) -> int | None:
+    """Return the maximum that a PGM declares, if Pillow scales its values because of it; otherwise None."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles and image.format == "PPM" else ()
+    return int(arguments[1]) if isinstance(arguments, tuple) and len(arguments) == 2 and arguments[1] else None
 
 
 def _unscaled(values: Integer[np.ndarray, "h w"], packed: str) -> Integer[np.ndarray, "h w"]:

@@ -232,6 +232,18 @@ def test_weights_that_the_configuration_does_not_use(
         load(copy)
 
 
+def test_a_folder_that_states_no_normalisation(
+    open_clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(open_clip_folder)
+    assert "preprocess_cfg" not in caplog.text
+    copy = Path(shutil.copytree(open_clip_folder, tmp_path / "copy"))
+    written = json.loads((copy / "open_clip_config.json").read_text())
+    (copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": written["model_cfg"]}))
+    load(copy)
+    assert "preprocess_cfg states no mean and no std; open_clip's default is used" in caplog.text
+
+
 def test_position_embeddings_that_open_clip_would_resample(open_clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(open_clip_folder, tmp_path / "copy"))
     file = copy / "open_clip_config.json"

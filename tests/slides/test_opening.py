@@ -99,6 +99,26 @@ def test_other_colours_of_an_ome_tiff_are_not_taken_for_rgb(kind: str, channels:
         open_slide(tmp_path / "a.ome.tiff")
 
 
+def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
+    sizes = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+    tifffile.imwrite(tmp_path / "a.ome.tiff", picture(), photometric="rgb", tile=(64, 64), metadata=sizes)
+    per_centimetre = {"resolution": (20000, 40000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "b.tif", picture(), photometric="rgb", **per_centimetre)
+    for name in ("a.ome.tiff", "b.tif"):
+        with pytest.raises(DataError, match=r"the pixels are not square: 0\.5 by 0\.25 micrometres"):
+            open_slide(tmp_path / name)
+
+
+def test_a_tile_of_a_smaller_level_of_an_ome_tiff_begins_at_the_nearest_pixel(tmp_path: Path) -> None:
+    pixels = picture(601, 401)
+    slide = open_slide(write_ome(tmp_path / "s.ome.tiff", pixels))
+    level = levels_of(pixels, 2)[1]
+    x, y = 2 * 90, 2 * 60  # 89.9 and 59.9 pixels of level 1
+    assert int(x / slide.levels[1].downsample) == 89
+    read = np.asarray(slide.read_region(x, y, 1, 40, 30))
+    assert np.array_equal(read, level[60:90, 90:130])
+
+
 def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp_path: Path) -> None:
     stated = open_slide(write_slide(tmp_path / "stated.tiff", picture(), mpp=0.5))
     silent = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))

@@ -16,7 +16,7 @@ from clipit.config.data import TilesConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.load_tiles import read_tiles
-from clipit.tiles.mask_files import MaskClasses
+from clipit.tiles.mask_files import MaskClasses, decode_values
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
 
 CLASSES = MaskClasses(("stroma", "gland"), {0: 0, 1: 1, 300: 1}, (255,))
@@ -91,6 +91,14 @@ def test_one_bit_and_empty_drawings_are_masks(tmp_path: Path) -> None:
     bits = Image.fromarray(MASK == 1)
     found = check_masks(table(tmp_path, {"bits.png": bits, "none.geojson": []}), "error")
     assert found.counts.tolist() == [[7, 5], [12, 0]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"P5 2 2 3\n\0\1\2\3", b"P2 2 2 3\n0 1 2 3\n", b"P5 2 2 1000\n\0\0\0\1\0\2\0\3", b"P5 2 2 255\n\0\1\2\3"],
+)
+def test_values_of_a_pgm_are_those_in_the_file(content: bytes) -> None:
+    assert decode_values(io.BytesIO(content)).tolist() == [[0, 1], [2, 3]]
 
 
 def test_images_and_masks_are_turned_by_their_own_orientation(tmp_path: Path) -> None:

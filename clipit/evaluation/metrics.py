@@ -27,8 +27,9 @@ def count_scores(
     """Compute all scores that depend only on the confusion matrix, for each of r weightings.
 
     accuracy: share on the diagonal. balanced_accuracy: mean recall over classes that have tiles. macro_f1: mean F1
-    over classes that have tiles or predictions. weighted_f1: mean F1 weighted by number of tiles. kappa: Cohen's kappa,
-    unweighted, (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn.
+    over classes that have tiles. weighted_f1: mean F1 weighted by number of tiles. kappa: Cohen's kappa, unweighted,
+    (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn, except that its macro F1 also covers
+    classes that are only predicted, so that one prediction can change the number of classes.
 
     Args:
         hits: Weight of the correctly classified tiles of each class (diagonal of the matrix).
@@ -42,7 +43,7 @@ def count_scores(
     return {
         "accuracy": observed,
         "balanced_accuracy": mean_defined(recall),
-        "macro_f1": mean_defined(f1),
+        "macro_f1": mean_defined(np.where(true > 0, f1, np.nan)),
         "weighted_f1": divide(np.nansum(f1 * true, axis=1), total),
         "kappa": divide(observed - expected, 1 - expected),
     }
@@ -101,7 +102,7 @@ def weighted_scores(
     Args:
         weights: Number of times each tile is drawn, one column per resample.
         names: Names of the metrics, from `METRICS`.
-        present_only: Whether to average macro F1 and AUROC, like balanced accuracy, over the classes that have tiles.
+        present_only: Whether to average AUROC, like balanced accuracy and macro F1, over the classes that have tiles.
 
     Returns:
         Scores by metric, one per weighting; NaN where undefined.
@@ -114,8 +115,6 @@ def weighted_scores(
     # A resample without one of the classes is averaged over fewer classes, which is a different score.
     present = np.bincount(labels, minlength=n_classes) > 0
     incomplete = ((true == 0) & present).any(axis=1)
-    if present_only:
-        scores["macro_f1"] = mean_defined(divide(2 * hits, true + guessed)[:, present])
     for name in CLASS_AVERAGED:
         scores[name] = np.where(incomplete, np.nan, scores[name])
     if "auroc" in names:
@@ -146,28 +145,13 @@ def explain_undefined(
 
 
 def describe_averaging(
-    name: str,
-    labels: Int64[np.ndarray, " n"],
-    classes: tuple[str, ...],
-    *,
-    unit: str = "tile",
-    predicted: Int64[np.ndarray, " n"] | None = None,
+    name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], *, unit: str = "tile"
 ) -> str:
-    """Describe how many classes a class-averaged score covers; "" for other scores, or if every class has a tile.
-
-    Args:
-        predicted: Predicted classes, if macro F1 also covers classes that are predicted but have no tile.
-    """
+    """Describe how many classes a class-averaged score covers; "" for other scores, or if every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1", "auroc") or not absent or not len(labels):
         return ""
-    zero = [] if name != "macro_f1" or predicted is None else [classes[c] for c in np.unique(predicted).tolist()]
-    zero = [name for name in zero if name in absent]
-    rest = [name for name in absent if name not in zero]
-    over = f"over {len(classes) - len(rest)} of {len(classes)} classes"
-    if zero:
-        over += f", with an F1 of 0 for {', '.join(zero)} (predicted, but no {unit})"
-    return f"{over}; no {unit} of {', '.join(rest)}" if rest else over
+    return f"over {len(classes) - len(absent)} of {len(classes)} classes; no {unit} of {', '.join(absent)}"
 
 
 def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], where: str) -> str:
@@ -182,8 +166,7 @@ def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...],
         return ""
     return (
         f"No tile of {where} has the class {' or '.join(absent)}: balanced accuracy and F1 are averaged over the other "
-        f"{len(classes) - len(absent)} of {len(classes)} classes. Macro F1 also includes, with an F1 of 0, each class "
-        "that a model predicts although no tile has it."
+        f"{len(classes) - len(absent)} of {len(classes)} classes."
     )
 
 

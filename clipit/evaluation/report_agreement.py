@@ -79,8 +79,8 @@ def measure_agreement(
 ) -> Agreement:
     """Compare predictions with reference labels; a prediction that is not a class counts as wrong.
 
-    Macro F1 is the mean over the classes that have labels or predictions; predictions that are not classes
-    lower only the recall of the reference class.
+    Macro F1 is the mean over the classes that have labels; predictions that are not classes lower only the recall of
+    the reference class.
 
     Args:
         labels: Reference class index of each report; reports labelled -1 are dropped.

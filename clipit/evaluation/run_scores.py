@@ -41,8 +41,8 @@ def evaluate_predictions(
         splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
         seed: Seed for the bootstrap.
-        present_only: Whether to average macro F1 and AUROC only over the classes that have tiles. Otherwise AUROC is
-            undefined if a class has no tiles, and macro F1 also covers classes that are only predicted.
+        present_only: Whether to average AUROC only over the classes that have tiles. Otherwise it is undefined if a
+            class has no tiles.
 
     Raises:
         DataError: The table has no tiles for one of the splits.
@@ -103,7 +103,7 @@ def _scores(
         reason = explain_undefined(name, labels, predictions.classes) if value is None else interval.reason
         if reason:
             metrics[name]["reason"] = reason
-        over = describe_averaging(name, labels, predictions.classes, predicted=None if present_only else predicted)
+        over = describe_averaging(name, labels, predictions.classes)
         if over and value is not None:
             metrics[name]["over"] = over
     confusion = confusion_matrix(labels, predicted, len(predictions.classes))

@@ -182,8 +182,7 @@ def _metric_rows(
             interval = intervals[_name(key, metric)]
             undefined = value is None
             reason = explain_undefined(metric, labels, scored.classes, unit=level) if undefined else interval.reason
-            predicted = probabilities[key].argmax(axis=1)
-            over = describe_averaging(metric, labels, scored.classes, unit=level, predicted=predicted)
+            over = describe_averaging(metric, labels, scored.classes, unit=level)
             result.append(
                 {
                     "split": split, "level": level, "pooling": key.pooling, "smoothed": key.smoothed,

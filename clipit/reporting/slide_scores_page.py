@@ -52,6 +52,7 @@ def slide_scores_page(
     sections = [PageSection("Scores", _scores(evaluation))]
     if evaluation.choice.key is not None:
         every: list[Part] = [_choice(evaluation), *_show_tables(_metric_tables(evaluation))]
+        every += [Text(remark) for remark in _gaps(evaluation.scores, evaluation.resamples)]
         sections.append(PageSection("All poolings", every, folded=True))
     if published:
         sections.append(PageSection(_PUBLISHED, [Text(CAUTION), *published]))
@@ -191,7 +192,7 @@ def _verdict(evaluation: SlideEvaluation) -> str:
 
 
 def _reliability(evaluation: SlideEvaluation) -> list[str]:
-    """Describe the intervals, and list the reasons why scores or intervals are missing."""
+    """Describe the intervals, and list the reasons why scores or intervals are missing in the main tables."""
     scores, remarks = evaluation.scores, list[str]()
     parts: dict[str, list[str]] = {}  # splits and levels by remark
     if scores["low"].notna().any():
@@ -199,29 +200,43 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
             f"In brackets: {LEVEL:.0%} percentile bootstrap intervals over patients, {evaluation.resamples} resamples, "
             f"seed {evaluation.seed}."
         )
-    if (scores["single"] & (scores["labelled"] > 0)).any():
-        remarks.append("No known patient has several slides, so scores per patient are the same as scores per slide.")
+    single = scores.loc[scores["single"] & (scores["labelled"] > 0), "split"].drop_duplicates()
+    if len(single):
+        same = "no known patient has several slides, so scores per patient are the same as scores per slide"
+        parts[same] = [str(split) for split in single]
     smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
     for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True):
         if labelled < 100:
             remark = f"one slide accounts for {100 / labelled:.1f} percentage points of accuracy"
             parts.setdefault(remark, []).append(str(split))
-    scores = scores[~(scores["single"] & (scores["level"] == "patient"))]
+    remarks += [f"{', '.join(places)}: {remark}." for remark, places in parts.items()]
     if _unlabelled(evaluation):
         return remarks
-    missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(evaluation.resamples))]
-    for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
-        metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
-        missing_value = "no score" if part["value"].isna().all() else "no interval"
-        metric_names = "" if len(metrics) == len(SLIDE_METRICS) else f" for {', '.join(metrics)}"
-        parts.setdefault(f"{missing_value}{metric_names}: {reason}", []).append(f"{split} per {level}")
-    covered = scores[scores["over"].astype(bool)]
+    if evaluation.choice.key is not None:
+        scores = scores[scores["chosen"] & (scores["split"] != VALIDATION)]
+    return remarks + _gaps(scores, evaluation.resamples)
+
+
+def _gaps(scores: pd.DataFrame, resamples: int) -> list[str]:
+    """List the reasons why scores or intervals are missing, and the classes that averages cover if some are absent."""
+    scores, parts = scores[~(scores["single"] & (scores["level"] == "patient"))], dict[str, list[str]]()
+    missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(resamples))]
     all_poolings = _pooling_titles(scores)
-    for (split, level, over), part in covered.groupby(["split", "level", "over"], sort=False):
-        poolings = _pooling_titles(part)  # the pooling determines which classes without slides are predicted
-        where = f"{split} per {level}" + ("" if poolings == all_poolings else f", {', '.join(poolings)}")
-        parts.setdefault(f"averages over classes are computed {over}", []).append(where)
-    return remarks + [f"{', '.join(places)}: {remark}." for remark, places in parts.items()]
+    metrics: dict[tuple[str, str, str], set[str]] = {}  # by place, kind of gap, and reason
+    for (split, level, reason, metric), part in missing.groupby(["split", "level", "reason", "metric"], sort=False):
+        kind = "no score" if part["value"].isna().all() else "no interval"
+        poolings = _pooling_titles(part)
+        place = f"{split} per {level}" + ("" if poolings == all_poolings else f" with {', '.join(poolings)}")
+        metrics.setdefault((place, kind, str(reason)), set()).add(str(metric))
+    for (place, kind, reason), names in metrics.items():
+        listed = ", ".join(LABELS[name] for name in SLIDE_METRICS if name in names)
+        metric_names = "" if len(names) == len(SLIDE_METRICS) else f" for {listed}"
+        parts.setdefault(f"{kind}{metric_names}: {reason}", []).append(place)
+    covered = scores[scores["over"].astype(bool)].drop_duplicates(["split", "level", "over"])
+    for split, level, over in covered[["split", "level", "over"]].itertuples(index=False):
+        parts.setdefault(f"averages over classes are computed {over}", []).append(f"{split} per {level}")
+    joined = {remark: ("; " if " with " in " ".join(places) else ", ").join(places) for remark, places in parts.items()}
+    return [f"{places}: {remark}." for remark, places in joined.items()]
 
 
 def _pooling_titles(scores: pd.DataFrame) -> list[str]:

@@ -1,6 +1,7 @@
 """Page and summary of slide scores: the chosen pooling, all poolings, failed slides, and escaped names."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from browser import CHROMIUM, HOSTILE, opened
 
-from clipit.evaluation.slide_metrics import SlideEvaluation, evaluate_slides
+from clipit.evaluation.slide_metrics import PoolingChoice, SlideEvaluation, evaluate_slides
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.reporting.html import Table
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
@@ -42,7 +43,10 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
     assert evaluation.choice.key is not None and evaluation.choice.sentence in text
     assert f"Pooled by {evaluation.choice.key.title}:" in text and "top5 (smoothed)" not in text
     assert "test, per slide: 32 labelled slides of 32 patients" in text
-    assert "No known patient has several slides" in text and "test, per patient" not in text
+    same = "no known patient has several slides, so scores per patient are the same as scores per slide."
+    assert f"validation, test: {same}" in text and "test, per patient" not in text
+    mixed = slide_scores_summary("Slides", "", evaluated(patients=20), FACTS)  # the first 16 are the validation slides
+    assert f"validation: {same}" in mixed and "test, per patient" in mixed
     assert "95% percentile bootstrap intervals over patients, 40 resamples, seed 0" in text
     assert "test: one slide accounts for 3.1 percentage points of accuracy." in text
     assert "no tissue was found" in text and "> **Note.** Synthetic slides." in text
@@ -71,11 +75,10 @@ def test_the_table_of_slides_links_to_their_pages() -> None:
 
 def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
     text = slide_scores_summary("Slides", "", evaluated(patients=3), FACTS)
-    assert (
-        "validation per slide, test per slide: no interval: 3 independent units to resample; a 95% interval needs 10."
-        in text
-    )
-    assert "percentile bootstrap" not in text
+    reason = "no interval: 3 independent units to resample; a 95% interval needs 10."
+    assert f"- test per slide: {reason}" in text and "percentile bootstrap" not in text
+    page = slide_scores_page("Slides", "", evaluated(patients=3), FACTS)
+    assert f"validation per slide, test per slide: {reason}" in page, "below the table of all poolings"
 
 
 def test_published_scores_stand_in_a_section_of_their_own() -> None:
@@ -117,7 +120,22 @@ def test_the_page_opens_in_a_browser_with_names_escaped(tmp_path: Path) -> None:
     assert "no tissue was found" in dom and dom.count("<img") == 0
 
 
-def test_averages_over_some_classes_name_the_poolings_that_they_concern() -> None:
+def test_gaps_of_other_poolings_are_not_told_of_the_chosen_one() -> None:
+    evaluation = evaluated()
+    other, smoothed = (key for key in evaluation.choice.scores if key != evaluation.choice.key and "mean" in key.title)
+    scores, reason = evaluation.scores.copy(), "the same in all resamples"
+    for key in (other, smoothed):
+        rows = (scores["pooling"] == key.pooling) & (scores["smoothed"] == key.smoothed) & (scores["split"] == "test")
+        scores.loc[rows & (scores["metric"] == "auroc"), ["low", "high", "reason"]] = [None, None, reason]
+    told = f"test per slide with {other.title}, {smoothed.title}: no interval for AUROC: {reason}."
+    changed = replace(evaluation, scores=scores)
+    assert told in slide_scores_page("Slides", "", changed, FACTS)
+    assert "no interval" not in slide_scores_summary("Slides", "", changed, FACTS)
+    unchosen = replace(changed, choice=PoolingChoice(None, "None was chosen.", {}))
+    assert f"- {told}" in slide_scores_summary("Slides", "", unchosen, FACTS)
+
+
+def test_averages_cover_the_classes_that_have_slides_whatever_is_predicted() -> None:
     classes = ("normal", "tumour", "mucin")
     tiles = np.array([[0.6, 0.1, 0.0], [0.6, 0.1, 0.0], [0.0, 0.1, 0.9]], dtype=np.float32)  # only top1 predicts mucin
     cells = np.array([[0, 0], [0, 9], [9, 9]], dtype=np.int64)
@@ -125,8 +143,4 @@ def test_averages_over_some_classes_name_the_poolings_that_they_concern() -> Non
     slides = pd.DataFrame({"slide": ["a", "b"], "label": ["normal", "tumour"], "split": ["test", "test"]})
     text = slide_scores_summary("Slides", "", evaluate_slides(table, slides, classes), FACTS)
     lines = [line for line in text.splitlines() if "averages over classes are computed" in line]
-    assert lines == [
-        "- test per slide: averages over classes are computed over 2 of 3 classes; no slide of mucin.",
-        "- test per slide, top1, top1 (smoothed): averages over classes are computed over 3 of 3 classes, with an F1 "
-        "of 0 for mucin (predicted, but no slide).",
-    ]
+    assert lines == ["- test per slide: averages over classes are computed over 2 of 3 classes; no slide of mucin."]

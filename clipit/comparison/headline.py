@@ -59,7 +59,7 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
         text = _describe_several(first_verdicts, LABELS[metric])
     if others:
         helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
-        names = f"{', '.join(helpful) or 'none'} {'are' if len(helpful) > 1 else 'is'}"
+        names = f"{', '.join(helpful)} {'are' if len(helpful) > 1 else 'is'}" if helpful else "none is shown to be"
         text += f"; of the other arms, {names} better than the baseline and every control"
     return f"{text}."
 

@@ -59,9 +59,10 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     if reference.key is None:
         return f"Not decided: {reference.sentence[0].lower()}{reference.sentence[1:]}"
     arms_by_outcome: dict[str, list[str]] = {}
+    reference_seeds = max(row["seeds"] for row in rows if row["arm"] == comparison.reference)
     for row in rows:
         if row["arm"] != comparison.reference:
-            outcome, reason = _outcome(row)
+            outcome, reason = _outcome(row, max(row["seeds"], reference_seeds))
             arms_by_outcome.setdefault(outcome, []).append(row["arm"] + (f" ({reason})" if reason else ""))
     first = rows[0]
     parts = [
@@ -82,20 +83,24 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     return f"Balanced accuracy on {units}: {'; '.join(parts)}."
 
 
-def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return whether an arm is better, worse, open or undecided, and the reason for the last two."""
+def _outcome(row: Mapping[str, Any], seeds: int) -> tuple[str, str]:
+    """Return whether an arm is better, worse, open or undecided, and the reason for the last two.
+
+    Args:
+        seeds: Number of pairs of seeds; an arm with one seed is paired with every seed of the reference.
+    """
     low, high = row["low"], row["high"]
     if low is None and str(row["reason"]).startswith(NO_VARIATION):
         low = high = row["difference"]  # the difference is the same in all resamples
     if low is None:
         return "undecided", row["reason"] or "a score is undefined"
     if row["seeds_low"] is None:
-        return "undecided", "one seed" if row["seeds"] == 1 else "no interval over seeds"
+        return "undecided", "one seed" if seeds == 1 else f"the difference is the same for all {seeds} seeds"
     if low > 0 and row["seeds_low"] > 0:
         return "better", ""
     if high < 0 and row["seeds_high"] < 0:
         return "worse", ""
-    return "open", _why_open(low > 0 or high < 0, row["seeds_low"] > 0 or row["seeds_high"] < 0, row["seeds"])
+    return "open", _why_open(low > 0 or high < 0, row["seeds_low"] > 0 or row["seeds_high"] < 0, seeds)
 
 
 def _why_open(over_patients: bool, over_seeds: bool, seeds: int) -> str:

@@ -305,7 +305,7 @@ def test_the_sentence_is_about_the_first_arm_with_text_and_counts_the_others(mak
     assert headline.startswith(
         "clip_it_all helps on 2 of 2 data sets: accuracy +30.0 to +30.0 points against image_only, +30.0 to"
     )
-    assert headline.endswith("; of the other arms, none is better than the baseline and every control.")
+    assert headline.endswith("; of the other arms, none is shown to be better than the baseline and every control.")
 
 
 def test_arms_without_text_are_judged_against_the_baseline_alone(make_plan: Any) -> None:
@@ -325,3 +325,10 @@ def test_one_seed_gives_a_difference_but_no_verdict(make_plan: Any) -> None:
     verdict = judge_comparison([plan], results(plan, {**EQUAL, "clip_it_all": 0.8}, seeds=1), "accuracy")
     assert verdict.headline.startswith("clip_it_all: not decided (one seed): accuracy +")
     assert verdict.headline.endswith("points over image_only.")
+    both = make_plan((*CLIP_IT, "consensus"), **{"comparison.seeds": [0]})
+    undecided = judge_comparison(
+        [both], results(both, {**EQUAL, "clip_it_all": 0.8, "consensus": 0.9}, seeds=1), "auroc"
+    )
+    assert undecided.headline.endswith(
+        "; of the other arms, none is shown to be better than the baseline and every control."
+    )

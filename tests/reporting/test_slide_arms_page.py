@@ -16,7 +16,7 @@ CHOSEN = PoolingChoice(PoolingKey("top5", False), "The pooling top5 was chosen."
 OPEN = PoolingChoice(None, "No pooling was chosen, because there are no labelled validation slides.", {})
 
 
-def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideComparison:
+def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str, Any]) -> SlideComparison:
     base: dict[str, Any] = dict.fromkeys(_COLUMNS)
     base |= {"split": "test", "pooling": "top5", "smoothed": False, "mean": 0.7, "sd": 0.1}
     base |= {"labelled": 40, "patients": 30, "seeds": 5}
@@ -27,6 +27,7 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
         given = better | {"p": 0.01, "p_holm": 0.02, "p_reason": ""} | changes
         rows += [base | given | kind | {"arm": arm} for kind in kinds]
     choices = dict.fromkeys(["image_only", *arms], choice)
+    rows = [row | {"seeds": seeds} if row["arm"] == "image_only" else row for row in rows]
     return SlideComparison("image_only", choices, pd.DataFrame(rows, columns=_COLUMNS))
 
 
@@ -50,7 +51,15 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
             "no difference from image_only shown: text (the intervals over patients and over 5 seeds have opposite "
             "signs).",
         ),
-        ({"seeds": 1, "seeds_low": None, "seeds_high": None}, "not decided: text (one seed)."),
+        (
+            {"seeds": 1, "low": -0.01},
+            "no difference from image_only shown: text (the interval over patients includes 0, but the one over 5 "
+            "seeds does not).",
+        ),
+        (
+            {"seeds": 1, "seeds_low": None, "seeds_high": None},
+            "not decided: text (the difference is the same for all 5 seeds).",
+        ),
         ({"low": None, "high": None, "reason": f"{NO_VARIATION} of 30 units"}, "better than image_only: text."),
         (
             {"low": None, "high": None, "difference": 0.0, "reason": f"{NO_VARIATION} of 30 units"},
@@ -67,6 +76,11 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
 def test_an_arm_is_better_only_if_both_intervals_say_so(changes: dict[str, Any], sentence: str) -> None:
     verdict = slide_verdict(comparison(text=changes))
     assert verdict == f"Balanced accuracy on 40 test slides of 30 patients: {sentence}"
+
+
+def test_one_seed_of_both_arms_decides_nothing() -> None:
+    single = {"seeds": 1, "seeds_low": None, "seeds_high": None}
+    assert slide_verdict(comparison(seeds=1, text=single)).endswith(": not decided: text (one seed).")
 
 
 def test_slides_of_unknown_patients_are_not_called_patients() -> None:

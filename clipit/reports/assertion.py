@@ -36,24 +36,24 @@ does not show; do not show; did not show; no evidence to suggest; no evidence of
 """
 _NEGATION_NEXT_WORD = "non; nil"
 _NEGATION_AFTER = """
-negative; neg; absent; excluded; ruled out; none; none seen; none identified; but none; nil; not identified; not seen;
+negative; neg; absent; excluded; ruled out; none; none seen; none identified; nil; : no; not identified; not seen;
 not present; not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated;
-not apparent; not confirmed; not involved; no longer present; is lacking; are lacking
+not apparent; not confirmed; not involved; no longer present; is lacking; are lacking; is not.; are not.;
+but none was; but none were; but none identified; but none seen; but none found
 """
-_NEGATIVE_ANSWER = ": no"
 _FOUND = ("identified", "seen", "found", "detected", "demonstrated", "observed", "appreciated", "noted")
 _NOT_BE = ("cannot be", "can not be", "could not be", "'t be", "'t", "no longer")
 _UNCERTAINTY_BEFORE = """
 possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of;
 suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; worrying for;
-presumed; presumably; indefinite for; not diagnostic; not definitive; not conclusive; may well; rule out; r/o;
-questionable; question of; possibility of; insufficient for; may be; may represent; might be; might represent; could be;
-could represent; favor; favors; favored; favoring; favour; favours; favoured; favouring;
-equivocal for; borderline for; indeterminate for; pending; awaiting; if;
-whether; whether or not; evaluate for; evaluation for; assess for; assessment for; test for; tested for; testing for;
-screen for; screening for; sent for; versus; vs; to be tested for; not certain if
+presumed; presumably; suspicious of; inadequate for; indefinite for; not diagnostic; not definitive; not conclusive;
+may well; rule out; r/o; questionable; question of; possibility of; insufficient for; may be; may represent; might be;
+might represent; could be; could represent; favor; favors; favored; favoring; favour; favours; favoured; favouring;
+equivocal for; borderline for; indeterminate for; pending; awaiting; if; whether; whether or not; evaluate for;
+evaluation for; assess for; assessment for; test for; tested for; testing for; screen for; screening for; sent for;
+versus; vs; to be tested for; not certain if
 """
-_UNCERTAINTY_BEFORE_LIST = "differential; differentials; ddx"
+_UNCERTAINTY_BEFORE_LIST = "differential; differentials; dd; ddx"
 _UNCERTAINTY_AFTER = """
 ?; (?); possible; probable; suspected; favored; favoured; is unlikely; are unlikely; seems unlikely; appears unlikely;
 considered unlikely; remains a possibility; should be considered; versus; vs; pending; awaited; in progress; to follow;
@@ -61,14 +61,14 @@ to be determined; not performed; not tested; not done; not evaluated; not assess
 not available; not applicable; not requested; not reported; not stated; not known; unknown; indeterminate; indefinite;
 equivocal; inconclusive; questionable; not diagnostic; not definitive; not conclusive; recommended; will be performed;
 will be reported; has been ordered; was ordered; have been ordered; were ordered; n/a; : na; : see; : suspicious;
-: insufficient
+: insufficient; : awaiting; outstanding; not yet known; not yet available; less likely
 """
 _TERMINATIONS = """
 ;; but; however; although; though; nevertheless; nonetheless; except; except for; apart from; aside from; other than;
 yet; while; whereas; whilst; because; due to; secondary to; still
 """
 _PSEUDO_TRIGGERS = """
-not only; not necessarily; no increase; no change; no significant change; no further; gram negative; no.;
+not only; not necessarily; no doubt; no increase; no change; no significant change; no further; gram negative; no.;
 with or without
 """
 
@@ -100,7 +100,6 @@ class Assertions:
                 *_EXCLUDING,
                 *negation.before,
             ],
-            "negated answer": _phrases(_NEGATIVE_ANSWER),
             "negated next": _phrases(_NEGATION_NEXT_WORD),
             "negated after": [*_phrases(_NEGATION_AFTER), *map(_join, product(_NOT_BE, _FOUND)), *negation.after],
             "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *_not_excluding(), *uncertainty.before],
@@ -115,12 +114,13 @@ class Assertions:
     def statuses(self, sentence: str, mentions: Sequence[tuple[int, int]]) -> list[Status]:
         """Determine the status of each mention in a sentence.
 
-        Triggers within a mention have no effect. Triggers are matched from left to right without overlap; of those that
-        start at the same word, the longest is used. Two negations in a row ("not absent") cancel each other out. A
-        mention that is both negated and uncertain is uncertain. A trigger that normally follows its mention applies to
-        the text after the trigger if it begins the sentence or a list item and is followed by a colon, "is" or "are":
-        "Not excluded: MSI-H". A list after a trigger, such as "no A, B or C", is in its scope as a whole. Short
-        answers, counts of zero and check boxes also change the status of a mention (`denials.py`).
+        Triggers within a mention have no effect. Triggers are matched from left to right without overlap, except those
+        that begin with a colon; of those that start at the same word, the longest is used. Two negations in a row ("not
+        absent") cancel each other out. A mention that is both negated and uncertain is uncertain. A trigger that
+        normally follows its mention applies to the text after the trigger if it begins the sentence or a list item and
+        is followed by a colon, "is" or "are": "Not excluded: MSI-H". A list after a trigger, such as "no A, B or C", is
+        in its scope as a whole. Short answers, counts of zero and check boxes also change the status of a mention
+        (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence, in characters.
@@ -145,11 +145,10 @@ class Assertions:
                 elif position == "list":
                     _mark_following(before, tokens, end, LIST_WORDS, list_barrier, bit)
                 elif position == "before" or (position == "after" and _introduces(tokens, begin, end)):
-                    _mark_following(before, tokens, end, WORDS_BEFORE, barrier, bit)
+                    if not _is_answer(tokens, begin, end):
+                        _mark_following(before, tokens, end, WORDS_BEFORE, barrier, bit)
                 else:
                     _mark_preceding(after, tokens, begin, barrier, bit)
-                    if position == "answer" and _goes_on(tokens, end):
-                        _mark_following(before, tokens, end, WORDS_BEFORE, barrier, bit)
         statuses: list[Status] = []
         for begin, end, span in zip(first, last, mentions, strict=True):
             bits = before[begin] | after[end - 1] if end > begin else 0
@@ -171,7 +170,7 @@ class Assertions:
                 after, names = self._triggers.longest(tokens, index, begin)
                 if names:
                     triggers.append((index, after, names))
-                index = max(after, index + 1)
+                index = index + 1 if tokens[index].text == ":" else max(after, index + 1)
             index = max(index, end)
         return triggers
 
@@ -211,10 +210,12 @@ def _introduces(tokens: Sequence[Token], begin: int, end: int) -> bool:
     return is_first and end < len(tokens) and tokens[end].text in _INTRODUCING
 
 
-def _goes_on(tokens: Sequence[Token], end: int) -> bool:
-    """Return whether an answer that ends before `end` goes on without another label: "Lymph nodes: no metastasis"."""
+def _is_answer(tokens: Sequence[Token], begin: int, end: int) -> bool:
+    """Return whether "no" is the answer to a label ("Invasion: no, ..."), not part of it ("Nodes: no metastasis")."""
+    if begin == 0 or tokens[begin - 1].text != ":" or [token.text for token in tokens[begin:end]] != ["no"]:
+        return False
     following = [token.text for token in tokens[end : end + WORDS_BEFORE + 1]]
-    return bool(following) and following[0].isalnum() and ":" not in following
+    return not following or not following[0].isalnum() or ":" in following
 
 
 def _list_end(tokens: Sequence[Token], begin: int, barrier: frozenset[int]) -> int:
@@ -271,6 +272,7 @@ _ATTEMPTS = (
     "not sufficient to", "insufficient to",
 )  # fmt: skip
 _ACTIVE, _PASSIVE = ("exclude", "rule out", "r/o"), ("excluded", "ruled out", "excludable")
+_UNASSESSED = tuple(product(("difficult to", "hard to"), ("assess", "determine", "evaluate")))
 _HARD = tuple(product(("is", "are"), ("difficult to", "hard to", "impossible to"), _ACTIVE))
 _RELATIVE = ("", ", ", ", which ", ", that ")  # a comma ends the scope of other triggers that follow a mention
 
@@ -278,13 +280,13 @@ _RELATIVE = ("", ", ", ", which ", ", that ")  # a comma ends the scope of other
 def _not_excluding() -> list[str]:
     """Return phrases that leave the following mention uncertain, such as "cannot entirely exclude"."""
     active = product((*_NOT, *_ATTEMPTS), _ADVERBS, _ACTIVE)
-    return [*map(_join, (*active, *_HARD)), "exclude", "exclusion of"]
+    return [*map(_join, (*active, *_HARD, *_UNASSESSED)), "exclude", "exclusion of"]
 
 
 def _not_shown() -> list[str]:
     """Return phrases such as "could not be assessed"."""
     verbs = ("confirmed", "proven", "determined", "assessed", "evaluated")
-    return [*map(_join, product(("cannot be", "can not be", "could not be"), verbs))]
+    return [*map(_join, (*product(("cannot be", "can not be", "could not be"), verbs), *_UNASSESSED))]
 
 
 def _not_excluded() -> list[str]:

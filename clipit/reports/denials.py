@@ -17,11 +17,11 @@ _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
 _SHORT_ANSWER = re.compile(
     r"(?: ?\(y ?/ ?n\))? ?[:=] ?(?:no|n|neg|nil|false|0|-)(?=\.? *\Z| *[,;)]|\. +(?-i:[A-Z]))"
-    r"|(?-i: [Nn]o)(?=\.? *\Z| *[,;])| ?-(?= ?[,;])| ?(?:[:=] ?)?\((?:-|n|neg\.?)\)|(?: (?:is|are|was|were)|:)? ?-ve\b"
-    r"|[ -]free\b(?! (?:of|from)\b)",
+    r"|(?-i:(?:,? |,)[Nn]o)(?=\.? *\Z| *[,;])| ?-(?= ?[,;])| ?(?:[:=] ?)?\((?:-|n|neg\.?)\)"
+    r"|(?: (?:is|are|was|were)|:)? ?-ve\b|[ -]free\b(?! (?:of|from)\b)",
     re.IGNORECASE,
 )
-_UNANSWERED = re.compile(r"(?: ?\([^()]{1,40}\)|\))? ?: ?\Z")
+_UNANSWERED = re.compile(r"(?: ?\([^()]{1,40}\)|\))? ?: ?\.?\Z")
 _QUESTION = re.compile(r"\? ?(?:[^\W\d_]+[ -]){0,2}\Z")
 _BOX = re.compile(r"\[ ?\]|\( \)|[\u2610\u25a1]|(?P<checked>\[ ?[xX] ?\]|\([xX]\)|[\u2611\u2612\u2713\u2714])")
 _COUNT_AFTER = re.compile(

@@ -185,6 +185,7 @@ def test_a_number_before_a_dash_has_no_answer(text: str) -> None:
         "There was no\nInvasion.",
         "The sections do not show\nInvasion.",
         "INVASION NOT\nIDENTIFIED.",
+        "Invasion,No",
         "Invasion nil",
         "Invasion: -",
         "Invasion: \u2013\nMargins: +",
@@ -280,6 +281,11 @@ def test_check_boxes(text: str, expected: list[str]) -> None:
     [
         ("Regional lymph nodes: No lymph node metastasis", ["negated"]),
         ("B. Lymph node, right: no evidence of metastasis.", ["negated"]),
+        ("Lymph nodes: no evidence of any kind of lymphatic metastasis", ["negated"]),
+        ("Lymph nodes: suspicious for metastasis; adenocarcinoma", ["uncertain", "affirmed"]),
+        ("Comment: no doubt about invasion", ["affirmed"]),
+        ("Invasion is present; metastasis is not.", ["affirmed", "negated"]),
+        ("Adenocarcinoma in the polyp but none in the nodes.", ["affirmed"]),
         ("Invasion: no, metastasis: yes", ["negated", "affirmed"]),
         ("Invasion: no metastasis: yes", ["negated", "affirmed"]),
         ("No granulomas, viral inclusions, parasites, fungi, invasion or metastasis.", ["negated", "negated"]),
@@ -295,7 +301,7 @@ def test_a_negation_after_a_label_and_a_list_after_a_trigger(text: str, expected
     assert [status for _, status in statuses(text, FINDINGS)] == expected
 
 
-@pytest.mark.parametrize("text", ["Invasion:", "Invasion (LVI):", "Invasion: ____", "Invasion:\nMetastases: none"])
+@pytest.mark.parametrize("text", ["Invasion:", "Invasion (LVI):", "Invasion: .", "Invasion:\nMetastases: none"])
 def test_a_label_without_an_answer_is_uncertain(text: str) -> None:
     assert statuses(text, FINDINGS)[0] == ("finding", "uncertain")
 
@@ -351,6 +357,11 @@ def test_a_negation_on_both_sides_is_not_a_double_negation() -> None:
         "MSI-H: insufficient",
         "MSI-H: NA",
         "MSI-H: not stated",
+        "MSI-H: awaiting PCR",
+        "MSI-H: difficult to assess",
+        "MSI-H is less likely.",
+        "Result: suspicious of MSI-H",
+        "DD: MSI-H",
         "MSI-H could not be evaluated.",
         "MSI-H versus sporadic",
         "Not diagnostic of MSI-H.",

@@ -102,9 +102,9 @@ class RunResult(EvaluationResult):
     @cached_property
     def history(self) -> pd.DataFrame:
         """Training log, one row per record of metrics.jsonl: step, losses and validation scores."""
-        from clipit.reporting.training_curves import read_log
+        from clipit.reporting.training_curves import read_finished_log
 
-        return pd.DataFrame(read_log(self.folder / "metrics.jsonl"))
+        return pd.DataFrame(read_finished_log(self.folder / "metrics.jsonl"))
 
     def load_classifier(
         self,

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError
+from clipit.errors import ArtifactError, DataError, counted
+from clipit.output_files.artifacts import read_json
 from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
+
+_LOGGED = "logged_rows"  # key of training.json
 
 Series = Mapping[str, tuple[list[int], list[float]]]
 """Steps and values by name, in the order of the steps."""
@@ -44,6 +47,29 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def count_logged(path: Path) -> dict[str, int]:
+    """Count the rows of a metrics.jsonl, to be recorded in training.json when the training is finished."""
+    return {_LOGGED: len(read_log(path)) if path.is_file() else 0}
+
+
+def read_finished_log(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a metrics.jsonl like `read_log`, and check that a finished training still has all of them.
+
+    Raises:
+        DataError: The file is missing or damaged.
+        ArtifactError: Rows are missing, or the file belongs to a different run.
+    """
+    rows, record = read_log(path), path.parent / "training.json"
+    recorded = read_json(record, f"restore {record.name} from a copy").get(_LOGGED) if record.is_file() else None
+    if recorded is not None and recorded != len(rows):
+        raise ArtifactError(
+            f"the training log has {counted(len(rows), 'row')}, but {recorded} were written",
+            where=path,
+            fix="restore this file from a copy, or delete it: it is only used to draw curves",
+        )
+    return rows
+
+
 def read_curves(path: Path) -> Series:
     """Read every numeric entry of a metrics.jsonl as a series over steps.
 
@@ -51,10 +77,10 @@ def read_curves(path: Path) -> Series:
 
     Raises:
         DataError: The file is missing or damaged.
-        ArtifactError: The file belongs to a different run.
+        ArtifactError: Rows are missing, or the file belongs to a different run.
     """
     logged: dict[str, dict[int, float]] = {}
-    for row in read_log(path):
+    for row in read_finished_log(path):
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 logged.setdefault(name, {})[row["step"]] = float(value)

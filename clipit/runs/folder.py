@@ -238,6 +238,9 @@ def claim_folder(
                 fix="choose a different --name, restore run.json, or delete the folder",
             )
         check_fingerprint(folder, fingerprint, config)
+        if not (folder / "config.yaml").is_file() and _is_writable(folder):
+            _write_config(folder, config, sections or {})
+            logger.warning(f"{folder}: config.yaml was missing, and is written again from the current configuration")
         return
     make_folder(folder)
     for name in ("metrics.jsonl", "compared.json"):

@@ -24,6 +24,7 @@ from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
 from clipit.output_files.artifacts import locked
 from clipit.output_files.run_files import recorded_fingerprint, write_run_json
 from clipit.pairing.leaks import SeenTiles
+from clipit.reporting.training_curves import count_logged
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import (
@@ -228,6 +229,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
             "adapt": section.model_dump(mode="json", exclude={"arms", "seeds", "forgetting"}),
             "examples": examples.summary,
             "validation_examples": None if validation is None else validation.summary,
+            **count_logged(folder / "metrics.jsonl"),
         }
         write_run_json(folder / TRAINING, facts, folder)
     return trackers

@@ -15,6 +15,7 @@ import yaml
 from logged_lines import capture_log
 
 import clipit.runs.train as run_module
+from clipit.api.runs import RunResult
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ClipitError, ModelError
 from clipit.evaluation.predictions import read_run_predictions
@@ -298,6 +299,30 @@ def test_a_changed_number_is_not_reported(finished: Finished, name: str) -> None
     path.write_text(json.dumps(values | change))
     with pytest.raises(ArtifactError, match=rf"(?s)changed since it was written.*{name}"):
         write_pages(resolve_arm(config), Workspace(config))
+
+
+def test_rows_missing_from_the_training_log(finished: Finished) -> None:
+    folder = run_folder(finished[0])
+    log, (first, *_) = folder / "metrics.jsonl", (folder / "metrics.jsonl").read_text().splitlines()
+    rows = len(read_curves(log)["loss"][0])
+    assert read_training(folder)["logged_rows"] >= rows > 1
+    for content in ("", f"{first}\n"):
+        log.write_text(content)
+        with pytest.raises(
+            ArtifactError, match=rf"training log has {len(content.splitlines())} rows?, but \d+ were"
+        ):
+            read_curves(log)
+        with pytest.raises(ArtifactError, match="the training log has"):
+            _ = RunResult(folder).history
+
+
+def test_a_deleted_configuration_is_written_again(finished: Finished) -> None:
+    config, again = finished
+    folder = run_folder(config)
+    before = read_run_config(folder)
+    (folder / "config.yaml").unlink()
+    assert any("config.yaml was missing" in line for line in again(config))
+    assert read_run_config(folder).model_dump(exclude={"name"}) == before.model_dump(exclude={"name"})
 
 
 def test_a_classifier_without_its_description(finished: Finished) -> None:

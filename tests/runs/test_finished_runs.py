@@ -308,9 +308,7 @@ def test_rows_missing_from_the_training_log(finished: Finished) -> None:
     assert read_training(folder)["logged_rows"] >= rows > 1
     for content in ("", f"{first}\n"):
         log.write_text(content)
-        with pytest.raises(
-            ArtifactError, match=rf"training log has {len(content.splitlines())} rows?, but \d+ were"
-        ):
+        with pytest.raises(ArtifactError, match=rf"training log has {len(content.splitlines())} rows?, but \d+ were"):
             read_curves(log)
         with pytest.raises(ArtifactError, match="the training log has"):
             _ = RunResult(folder).history

@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipit.api.entry import public
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import expand_home
+from clipit.config.paths import argument_path
 from clipit.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -136,9 +136,9 @@ def predict(
     from clipit.tiles.slide_source import is_slide_input
 
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    paths = PredictionPaths(expand_home(Path(out)))
-    folder = None if images is None else expand_home(Path(images))
-    input_paths = [expand_home(Path(path)) for path in listed]
+    paths = PredictionPaths(argument_path(Path(out)))
+    folder = None if images is None else argument_path(Path(images))
+    input_paths = [argument_path(Path(path)) for path in listed]
     has_slides = any(is_slide_input(path) for path in input_paths)
     if not has_slides:
         if mpp is not None or tile_mpp is not None:

@@ -11,7 +11,7 @@ import pandas as pd
 from clipit.api.configuration import Config, as_config, as_values
 from clipit.api.entry import public
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import expand_home
+from clipit.config.paths import argument_path
 
 if TYPE_CHECKING:
     import torch
@@ -202,7 +202,7 @@ def evaluate_external(
     from clipit.runs.external import evaluate_external as evaluate_on
     from clipit.runs.folder import read_run_config
 
-    folder = expand_home(Path(run))
+    folder = argument_path(Path(run))
     config = read_run_config(folder)
     section = None
     if tiles is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from clipit.argument_types import as_plain, type_name
-from clipit.config.paths import expand_home
+from clipit.config.paths import argument_path
 from clipit.errors import ConfigError
 from clipit.output_files.whole_files import read_frame
 
@@ -32,7 +32,7 @@ class ResultFiles:
                     where=f"clipit {name}",
                     fix=f'pass the path of a finished result, such as {name}("outputs/...")',
                 )
-            object.__setattr__(self, field.name, expand_home(Path(value)))
+            object.__setattr__(self, field.name, argument_path(Path(value)))
 
     def __fspath__(self) -> str:
         """Return the path of the folder or, for results without one, of their first file."""

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator
 
+from clipit.errors import ConfigError
 from clipit.input_files.nearby_files import SAVE_FIRST, special_file
 
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # prefixes of names that may be followed by a folder
@@ -37,6 +38,10 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
         raise ValueError(f"no name or path follows {text.strip()!r}")
     if "\0" in text:
         raise ValueError("a path cannot contain a null character")
+    try:
+        text.encode("utf-8", "surrogateescape")  # undecodable bytes of file names are allowed
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a path cannot contain the character {text[error.start]!r}") from None
     if any(len(part.encode("utf-8", "replace")) > _MAX_NAME_LENGTH for part in text.split("/")):
         raise ValueError(f"a file name cannot be longer than {_MAX_NAME_LENGTH} bytes")
     if "$" in text and (expanded_text := _expand_variables(text)) != text:
@@ -79,6 +84,18 @@ def _check_kind(path: str | Path) -> None:
 _Value = TypeVar("_Value")
 LocalPath = Annotated[_Value, AfterValidator(lambda path: expand_home(path))]
 """Type of keys whose values are paths, or names instead of paths."""
+
+
+def argument_path(path: Path) -> Path:
+    """Convert an argument of a Python function to a path; see `expand_home`.
+
+    Raises:
+        ConfigError: The path is rejected.
+    """
+    try:
+        return expand_home(path)
+    except ValueError as error:
+        raise ConfigError(str(error), where=path, fix="correct the path") from None
 
 
 def option_path(text: str, *, read_once: bool = False) -> Path:

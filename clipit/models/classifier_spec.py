@@ -144,7 +144,11 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     """
     file = folder / DESCRIPTION
     if not file.is_file():
-        if folder.resolve().name == CLASSIFIER and (folder.resolve().parent / "config.yaml").is_file():
+        if (
+            folder.is_dir()
+            and folder.resolve().name == CLASSIFIER
+            and (folder.resolve().parent / "config.yaml").is_file()
+        ):
             raise ModelError(f"{DESCRIPTION} is missing from this run's classifier", where=folder, fix=COPY_AGAIN)
         raise ModelError(
             f"no classifier in this folder: {DESCRIPTION} is missing",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+import clipit
 from clipit.api.configuration import load_config
 from clipit.cli import predict
 from clipit.comparison.plan import plan_comparison
@@ -29,7 +30,7 @@ from clipit.config.load import (
     without,
 )
 from clipit.config.paths import expand_home, option_name, option_path, option_text
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, ModelError
 from clipit.sweeps.sweep_file import read_sweep
 from clipit.training.arms import resolve_arm
 
@@ -574,6 +575,17 @@ def test_no_path_key_is_missing_above() -> None:
     """A key that is called like a path, or whose description mentions a file or folder, is in `HOME_KEYS`."""
     named = [key for key in all_keys() if key.rpartition(".")[2] in ("path", "images", "output", "dictionary")]
     assert set(named) <= {*HOME_KEYS}
+
+
+def test_paths_with_impossible_characters_are_configuration_errors(tmp_path: Path) -> None:
+    for name in ("\u00e9\ud800", "\u00e9\0"):
+        with pytest.raises(ConfigError, match="a path cannot contain"):
+            clipit.load_config(name)
+        with pytest.raises(ConfigError, match="a path cannot contain"):
+            clipit.tile_slides(tmp_path / "s.tiff", name)
+        with pytest.raises(ModelError, match="no classifier in this folder"):
+            clipit.load_classifier(name)
+    assert expand_home("slides/\udce9.svs") == "slides/\udce9.svs"  # an undecodable byte
 
 
 def test_home_is_expanded_in_options_of_scripts(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,19 @@ def describe_patients(units: int, unknown: int, named: str = "patient") -> str:
     return counted(units - unknown, named) + (f" and {slides}" if unknown else "")
 
 
+def of_patients(units: int, unknown: int) -> str:
+    """Return whose slides were counted, such as "of 4 patients and of unknown patients (2 slides)".
+
+    Args:
+        units: Number of patients, including slides without a known patient.
+        unknown: Number of slides without a known patient.
+    """
+    if units == unknown and unknown:
+        return "of unknown patients"
+    of_unknown = f" and of unknown patients ({counted(unknown, 'slide')})" if unknown else ""
+    return f"of {counted(units - unknown, 'patient')}{of_unknown}"
+
+
 def unknown_patients_note(slides: int) -> list[str]:
     """Note that slides without a known patient are counted as separate patients; empty if there are none."""
     return [f"Slides of unknown patients, each counted as a separate patient: {slides:,}."] if slides else []

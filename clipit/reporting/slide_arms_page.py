@@ -8,7 +8,14 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
-from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level, describe_patients, unknown_patients_note
+from clipit.evaluation.slide_sets import (
+    ALL_SLIDES,
+    LEVELS,
+    Level,
+    describe_patients,
+    of_patients,
+    unknown_patients_note,
+)
 from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.slide_arms_table import select_rows, slide_arms_markdown, slide_arms_table
 from clipit.reporting.slide_scores_page import LEVEL_TEXT, MAX_SHOWN, POOLING_TEXT
@@ -77,7 +84,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     ]
     split, unknown = first["split"], comparison.unknown.get(first["split"], 0)
     if level == "slide":
-        units = f"{counted(first['labelled'], f'{split} slide')} of {describe_patients(first['patients'], unknown)}"
+        units = f"{counted(first['labelled'], f'{split} slide')} {of_patients(first['patients'], unknown)}"
     else:
         units = describe_patients(first["labelled"], unknown, f"{split} patient")
     return f"Balanced accuracy on {units}: {'; '.join(parts)}."

@@ -7,7 +7,7 @@ import pandas as pd
 
 from clipit.errors import counted
 from clipit.evaluation.slide_arms import SlideComparison
-from clipit.evaluation.slide_sets import Level, PoolingKey, describe_patients
+from clipit.evaluation.slide_sets import Level, PoolingKey, describe_patients, of_patients
 from clipit.reporting.html import Table
 from clipit.reporting.tables import LABELS, difference, interval, markdown_table, number
 
@@ -46,9 +46,11 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
     rows = select_rows(comparison, split, metric, level)
     if not rows:
         return f"No {split} {level}s to compare"
-    units = describe_patients(rows[0]["patients"], comparison.unknown.get(split, 0))
+    patients, unknown = rows[0]["patients"], comparison.unknown.get(split, 0)
     if level == "slide":
-        units = f"{counted(rows[0]['labelled'], level)} of {units}"
+        units = f"{counted(rows[0]['labelled'], level)} {of_patients(patients, unknown)}"
+    else:
+        units = describe_patients(patients, unknown)
     chosen = comparison.choices[comparison.reference].key is not None
     how = (
         "the pooling of each arm was chosen on validation slides" if chosen else "no pooling was chosen: all are shown"

@@ -9,7 +9,7 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import LEVEL
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEvaluation
 from clipit.evaluation.slide_scores import SCORE_PREFIX
-from clipit.evaluation.slide_sets import ALL_SLIDES, PoolingKey, describe_patients
+from clipit.evaluation.slide_sets import ALL_SLIDES, PoolingKey, describe_patients, of_patients
 from clipit.reporting.html import Link, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.subtyping_table import CAUTION
 from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
@@ -158,7 +158,7 @@ def _describe(evaluation: SlideEvaluation, split: str, level: str, part: pd.Data
     unknown = _unknown_patients(evaluation, split)
     if level == "patient":
         return f"{split}, per patient: {describe_patients(labelled, unknown, 'labelled patient')}"
-    return f"{split}, per slide: {counted(labelled, 'labelled slide')} of {describe_patients(patients, unknown)}"
+    return f"{split}, per slide: {counted(labelled, 'labelled slide')} {of_patients(patients, unknown)}"
 
 
 def _unknown_patients(evaluation: SlideEvaluation, split: str) -> int:
@@ -186,8 +186,8 @@ def _verdict(evaluation: SlideEvaluation) -> str:
         return ""
     row = rows.iloc[0].to_dict()
     return (
-        f"Balanced accuracy {_score_cell(row)} on {counted(int(row['labelled']), 'test slide')} of "
-        f"{describe_patients(int(row['patients']), _unknown_patients(evaluation, 'test'))}, pooled by {key.title}"
+        f"Balanced accuracy {_score_cell(row)} on {counted(int(row['labelled']), 'test slide')} "
+        f"{of_patients(int(row['patients']), _unknown_patients(evaluation, 'test'))}, pooled by {key.title}"
     )
 
 

@@ -255,11 +255,11 @@ def test_slides_without_a_group_are_not_called_patients(feature_files: dict[str,
     result = clipit.train_mil(clipit.load_config(path, {"mil.arms": ["mean"], "mil.reference": "mean"}))
     for file in (result.page, result.report):
         text = file.read_text(encoding="utf-8")
-        assert f"{count} test slides of {count} slides of unknown patients" in text and f"{note}{len(slides)}." in text
+        assert f"{count} test slides of unknown patients" in text and f"{note}{len(slides)}." in text
         assert f"{count} patients" not in text and "resamples of patients" not in text
     slides.loc[slides.index[test][:2], "group"] = ""
     slides.to_csv(table, index=False)
     result = clipit.train_mil(clipit.load_config(path, {"mil.arms": ["mean"], "mil.reference": "mean"}))
     text = result.report.read_text(encoding="utf-8")
     known = slides.loc[test, "group"].replace("", pd.NA).nunique()
-    assert f"{count} test slides of {known} patients and 2 slides of unknown patients" in text and f"{note}2." in text
+    assert f"{count} test slides of {known} patients and of unknown patients (2 slides)" in text and f"{note}2." in text

@@ -86,13 +86,13 @@ def test_one_seed_of_both_arms_decides_nothing() -> None:
 def test_slides_of_unknown_patients_are_not_called_patients() -> None:
     shown = replace(comparison(text={}), unknown={"train": 3, "test": 10})
     assert slide_verdict(shown).startswith(
-        "Balanced accuracy on 40 test slides of 20 patients and 10 slides of unknown patients: better"
+        "Balanced accuracy on 40 test slides of 20 patients and of unknown patients (10 slides): better"
     )
     assert slide_verdict(shown, "patient").startswith(
         "Balanced accuracy on 30 test patients and 10 slides of unknown patients: better"
     )
     text = slide_arms_summary("", shown, ("a", "b"), [], [], {})
-    assert "40 slides of 20 patients and 10 slides of unknown patients; mean" in text
+    assert "40 slides of 20 patients and of unknown patients (10 slides); mean" in text
     assert "Slides of unknown patients, each counted as a separate patient: 13." in text
 
 

@@ -23,7 +23,7 @@ def summarise(
     agreement: Mapping[str, Any] | None = None,
     recall: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compute statistics of a pairing, based on the first snippet of each tile.
+    """Compute statistics of a pairing; all but the skewness count only the first snippet of each tile.
 
     Args:
         pairs: Table with the columns tile_id, rank, snippet_id and score.
@@ -101,13 +101,13 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     dropped = ", ".join(f"{name} {count}" for name, count in summary.get("dropped", {}).items())
     skew = summary.get("skewness")
     lines = [
-        f"{counted(summary['tiles'], 'tile')} paired with {summary['snippets_used']} of "
+        f"{counted(summary['tiles'], 'tile')} paired; first snippet of each: {summary['snippets_used']} of "
         f"{counted(summary['snippets'], 'snippet')}",
-        f"scores (cosine): 5th percentile {scores['0.05']:.3f}, median {scores['0.5']:.3f}, "
+        f"scores of the first snippets (cosine): 5th percentile {scores['0.05']:.3f}, median {scores['0.5']:.3f}, "
         f"95th percentile {scores['0.95']:.3f}",
-        f"hubness: {summary['hub_share']:.1%} of the tiles are paired with the "
-        f"{counted(summary['hub_snippets'], 'most used snippet')} (1%)"
-        + ("" if skew is None else f"; skewness {skew:.2f}"),
+        f"hubness: {summary['hub_share']:.1%} of the tiles have one of the "
+        f"{counted(summary['hub_snippets'], 'most used snippet')} (1%) as their first"
+        + ("" if skew is None else f"; skewness {skew:.2f} (all pairs)"),
     ]
     if without:
         lines.append(f"{counted(without, 'tile')} without a pair ({summary['share_without_pair']:.1%})")
@@ -115,7 +115,7 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
         lines.append(f"dropped candidates: {dropped}")
     lines += recall_lines(summary["recall"]) if "recall" in summary else []
     lines += _agreement_lines(summary.get("agreement"))
-    lines.append("most used:")
+    lines.append("most used as first snippet:")
     lines += [
         f"  {row['tiles']:6d} {'tile ' if row['tiles'] == 1 else 'tiles'}  {printable(texts[row['snippet_id']][:90])}"
         for row in summary["most_used"][:5]
@@ -136,6 +136,7 @@ def _agreement_lines(statistics: Mapping[str, Any] | None) -> list[str]:
         "zero_shot": "the snippet's text is nearest to the label's prompts",
         "score_auroc": "the score separates these tiles from the others (AUROC)",
     }
+    known = "" if statistics["neighbours"] is None else "neighbours"
     lines = [
         f"  {text}: "
         + (
@@ -143,6 +144,7 @@ def _agreement_lines(statistics: Mapping[str, Any] | None) -> list[str]:
             if statistics[key] is None
             else f"{statistics[key]:.3f}"
         )
+        + (f" ({counted(statistics['neighbours_tiles'], 'tile')})" if key == known else "")
         for key, text in descriptions.items()
     ]
     chance = "" if statistics["chance"] is None else f", most frequent label {statistics['chance']:.3f}"

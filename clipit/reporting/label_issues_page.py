@@ -107,7 +107,8 @@ def label_issues_page(
 def _verified(scores: Mapping[str, Estimate]) -> list[Part]:
     rows = [[name, with_interval(s.value, s.interval.low, s.interval.high)] for name, s in scores.items()]
     introduction = (
-        "For comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random "
-        "order has an AUROC of 0.5."
+        "The ranking is by the probability of the given label alone; label_issues.csv lists flagged labels first. For "
+        "comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random order "
+        "has an AUROC of 0.5."
     )
     return [Text(introduction), Table(("score", "value [95% interval]"), rows, source="label_issues.json, verified")]

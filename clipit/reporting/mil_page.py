@@ -30,10 +30,10 @@ _MAPS = (
     "A map predicts where a slide shows the class of its label, within the area of its tiles. The instance map "
     "contains the tiles whose most probable class is that of the label; the attention map contains the tiles with more "
     "than the mean weight. Dice is computed over the pooled pixels of all slides. AUROC measures how well tiles that "
-    "mostly show the class are separated from the others, averaged over slides. The floor assigns all tiles to the "
-    "class; the ceiling uses the majority class of each tile. Scores are means and standard deviations over seeds; in "
-    "brackets, the 95% interval of the mean over patients, if there are at least 10. High attention means that a tile "
-    "has a large weight in the score, not that it shows the class of the label."
+    "mostly show the class are separated from the others, averaged over the slides that have both. The floor assigns "
+    "all tiles to the class; the ceiling uses the majority class of each tile. Scores are means and standard "
+    "deviations over seeds; in brackets, the 95% interval of the mean over patients, if there are at least 10. "
+    "High attention means that a tile has a large weight in the score, not that it shows the class of the label."
 )
 
 
@@ -102,7 +102,9 @@ def mil_page(content: MilContent) -> str:
     ]
     sections = [PageSection("Comparison", main)]
     if len(content.map_scores):
-        sections.append(PageSection("Maps compared with masks", [Table(*_map_table(content), left=2), Text(_MAPS)]))
+        sections.append(
+            PageSection("Maps compared with masks", [Table(*_map_table(content.map_scores), left=2), Text(_MAPS)])
+        )
     if content.maps:
         sections.append(PageSection("Maps", [part for bag in content.maps for part in _bag_parts(bag)]))
     choices = [[arm, content.arms.get(arm, ""), choice.sentence] for arm, choice in comparison.choices.items()]
@@ -128,7 +130,7 @@ def mil_summary(content: MilContent) -> str:
         parts.append(f"**{markdown_line(slide_verdict(control, content.level))}**")
         parts += [slide_arms_markdown(control, "test", CHOSEN_BY, level) for level in _levels(content)]
     if len(content.map_scores):
-        parts += ["## Maps compared with masks", markdown_table(*_map_table(content), left=2), _MAPS]
+        parts += ["## Maps compared with masks", markdown_table(*_map_table(content.map_scores), left=2), _MAPS]
     arms = [f"{arm}: {text}. {comparison.choices[arm].sentence}" for arm, text in content.arms.items()]
     lines = [*arms, *content.notes, _SHUFFLED, _HOW]
     parts.append("\n".join(f"- {markdown_line(line)}" for line in lines))
@@ -152,10 +154,13 @@ def _counts(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
     return ("split", *names), rows
 
 
-def _map_table(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
+def _map_table(map_scores: pd.DataFrame) -> tuple[tuple[str, ...], list[list[object]]]:
     rows: list[list[object]] = []
-    for (arm, kind), group in content.map_scores.groupby(["arm", "map"], sort=False):
-        rows.append([arm, kind, int(group["slides"].iloc[0]), _spread(group, "dice"), _spread(group, "auroc")])
+    for (arm, kind), group in map_scores.groupby(["arm", "map"], sort=False):
+        slides, with_auroc = (int(group[name].iloc[0]) for name in ("slides", "auroc_slides"))
+        auroc = _spread(group, "auroc")
+        auroc += f" ({counted(with_auroc, 'slide')})" if auroc and with_auroc < slides else ""
+        rows.append([arm, kind, slides, _spread(group, "dice"), auroc])
     return ("arm", "map", "slides", "Dice", "tile AUROC"), rows
 
 

@@ -54,7 +54,8 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
         if protocol["resamples"]
         else "none"
     )
-    return f"Intervals: {intervals}. AUROC: {protocol['auroc']}. ECE: {protocol['ece']}."
+    shifted = f" {tables.ECE_INTERVAL}" if protocol["resamples"] else ""
+    return f"Intervals: {intervals}. AUROC: {protocol['auroc']}. ECE: {protocol['ece']}.{shifted}"
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,8 @@ LABELS = {
     "ece": "calibration error (ECE)",
 }
 """Names of the scores in tables and plots."""
+ECE_INTERVAL = "Resampling increases the ECE, so its interval is shifted upwards and may exclude the score."
+"""Note on the bootstrap interval of the calibration error."""
 
 
 def number(value: float | int | None, digits: int = 3, *, signed: bool = False) -> str:

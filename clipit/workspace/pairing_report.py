@@ -141,6 +141,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
     )
     notes = (
         "hubness: share of tiles whose snippet is among the most used 1%; skewness: skewness of the number of uses",
+        "all statistics but the skewness count only the first snippet of each tile",
         "neighbour accuracy: share of tiles whose label is the majority label of the other tiles with the same snippet",
         "zero-shot accuracy: share of tiles whose label is the class nearest to the snippet's text",
         "both accuracies are computed on training tiles, with the labels that this configuration keeps",

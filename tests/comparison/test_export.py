@@ -157,6 +157,8 @@ def test_analysis_values_can_be_recomputed_from_their_files(compared: tuple[Path
         assert row["gain"] == pytest.approx(fmean(mine), abs=1e-12)
     (quality,) = by["Quality of the pairs"]["values"]
     assert Path(quality["pairs"]).is_file() and isinstance(quality["skewness"], float)
+    sharing = f"{quality['neighbours_tiles']:,} of {quality['labelled']:,} labelled tiles that share their snippet"
+    assert sharing in by["Quality of the pairs"]["text"] and quality["neighbours_tiles"] < quality["labelled"]
 
 
 def right(table: Predictions) -> np.ndarray:

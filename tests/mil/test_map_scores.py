@@ -24,6 +24,7 @@ from clipit.mil.map_scores import (
     slide_score_table,
     tile_auroc,
 )
+from clipit.reporting import mil_page
 from clipit.slides.grid import SlideGrid
 
 
@@ -126,6 +127,17 @@ def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth
     assert rows["auroc_low"].iloc[0] < rows["auroc"].mean() < rows["auroc_high"].iloc[0]
     ceiling = table[table["map"] == CEILING].iloc[0]
     assert np.isnan([ceiling["dice_low"], ceiling["dice_high"]]).all()  # the same for all patients: no interval
+
+
+def test_the_page_counts_the_slides_that_have_an_auroc(truth: SlideTruth) -> None:
+    scores = class_scores(np.array([[0.1, 0.9]] * 4, dtype=np.float32), 1)
+    maps = {("mean", "instance logits", 0): scores}
+    alike = replace(truth, tiles=np.ones_like(truth.tiles))
+    whole, part = (score_table(score_slide(truth, maps, "s", "p") + score_slide(other, maps, "t", "q"), 0)
+                   for other in (truth, alike))  # fmt: skip
+    cells = [mil_page._map_table(table)[1][0] for table in (whole, part)]
+    assert [row[2] for row in cells] == [2, 2]
+    assert [str(row[4]).endswith(" (1 slide)") for row in cells] == [False, True]
 
 
 def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ def test_what_is_undefined_says_why() -> None:
     text = summary_text(summarise(table, 5, agreement=found), {"a": "one", "b": "two"})
     assert "share the label: undefined (no two labelled tiles have the same snippet)" in text
     assert "undefined (no class prompts given)" in text
+    shared = pairs(["a", "a", "b"])
+    found = agreement(shared, {"t0": 0, "t1": 0, "t2": 1})
+    text = summary_text(summarise(shared, 5, agreement=found), {"a": "one", "b": "two"})
+    assert "share the label: 1.000 (2 tiles)" in text, "the third is alone with its snippet"
 
 
 def test_auroc_is_undefined_when_all_texts_agree(index: Index, tiles: Store, tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def active(text: str) -> list[str]:
     return re.findall(r"<[A-Za-z/!?]|(?<!\\)\](?:\((?!confusion)|\[|:)", text)
 
 
+@pytest.mark.parametrize("resamples", [0, 20])
+def test_the_interval_of_the_calibration_error_is_explained(resamples: int) -> None:
+    results = evaluate_predictions(example(("a", "b")), ["test"], resamples)
+    assert ("its interval is shifted upwards" in run_summary("run", results, {})) == bool(resamples)
+
+
 def test_class_names_and_notes_are_not_markup() -> None:
     predictions = example(EVIL)
     predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 0, -1, predictions.labels))

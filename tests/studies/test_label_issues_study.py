@@ -106,6 +106,7 @@ def test_the_ranking_is_scored_against_verified_labels(checked: LabelIssuesResul
 
 def test_the_page_has_as_many_tiles_as_are_asked_for_with_pictures(checked: LabelIssuesResult) -> None:
     text = checked.page.read_text(encoding="utf-8")
+    assert "The ranking is by the probability of the given label alone" in text
     assert text.count('<tr><th scope="row"><img alt="tile ') == 4
     assert f'alt="tile {checked.tiles["tile"][0]}"' in text
     assert len(re.findall(r'<img alt="" loading="lazy" src="data:image/jpeg', text)) == 4 * 3

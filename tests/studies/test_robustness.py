@@ -30,8 +30,9 @@ from clipit.evaluation.test_time_adaptation import align_statistics, compute_fea
 from clipit.models.inference import load_classifier
 from clipit.runs.train import train_run
 from clipit.studies.robustness.adaptation_gain import draw_batches
-from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, summarise_guard
+from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardErrors, GuardSummary, summarise_guard
 from clipit.studies.robustness.measured_models import compute_vectors, load_run_model, sample_tiles
+from clipit.studies.robustness.robustness_chapters import _guard_benefit
 from clipit.studies.robustness.robustness_study import MAX_TRAINING_TILES, measure_robustness
 from clipit.tiles.augment import tile_keys
 from clipit.workspace.workspace import Workspace
@@ -235,6 +236,24 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
     assert f"{abs(gained):.3f} in score on average, compared with always adapting" in text
     told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
     assert "Errors of the guard" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
+
+
+@pytest.mark.parametrize(
+    ("always", "guarded", "verdict"),
+    [
+        (0.014, 0.0, "Always adapting would have been better here."),
+        (0.014, -0.01, "Always adapting would have been better here."),
+        (0.03, 0.02, "Always adapting would have been better here."),
+        (0.02, 0.02, "Always adapting would have been as good here."),
+        (-0.02, 0.0, "Never adapting would have been as good or better here."),
+        (-0.01, -0.03, "Never adapting would have been as good or better here."),
+        (0.01, 0.02, "The guard was useful here."),
+    ],
+)
+def test_the_guard_is_compared_with_the_better_alternative(always: float, guarded: float, verdict: str) -> None:
+    errors = GuardErrors(4, 1, 0, 1, 0, 1, 1, 0.0, 1.0, always, guarded)
+    (text,) = _guard_benefit([GuardSummary("statistics", WHOLE_SETS, "accuracy", errors)])
+    assert text.text.endswith(verdict)
 
 
 def test_two_processes_write_the_same_rows(

@@ -28,9 +28,9 @@ HEADER = (
     "p (Holm)",
 )
 COST_NOTE = (
-    "chosen: step with the best validation score. seconds: training time, including validation and reading the tiles "
-    "for the first time. parameters and tiles/s: image-only inference. by prompts: zero-shot score of the same "
-    "student on the test split, from its projection and the class prompts."
+    "All columns are means over seeds. chosen: step with the best validation score. seconds: training time, including "
+    "validation and reading the tiles for the first time. parameters and tiles/s: image-only inference. by prompts: "
+    "zero-shot score of the same student on the test split, from its projection and the class prompts."
 )
 CONTROL_NOTE = (
     "The same runs compared with the control instead of the baseline; p-values are corrected over the arms, data sets "

@@ -18,7 +18,7 @@ from clipit.reporting.study_report import (
     pivot_cells,
     undefined_chapter,
 )
-from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
+from clipit.reporting.tables import ECE_INTERVAL, LABELS, UNDEFINED, difference, number, with_interval
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardSummary
 
 FILE = "robustness.parquet"
@@ -34,7 +34,8 @@ _PERTURBED = (
 )
 _CALIBRATED = (
     "Temperature scaling (Guo et al. 2017): a single parameter, fitted on the validation labels that the run was "
-    "allowed to use. Training may have selected its weights with the same labels. The predicted class never changes."
+    "allowed to use. Training may have selected its weights with the same labels. The predicted class never changes. "
+    f"{ECE_INTERVAL}"
 )
 _ADAPTED = (
     "Transductive: every result depends on all test tiles together and is undefined for a single tile. Gains and "
@@ -203,12 +204,13 @@ def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
         benefit = guarded - always
         change = f"{'gained' if benefit > 0 else 'lost'} {number(abs(benefit))} in score"
         effect = "neither gained nor lost" if abs(benefit) < _ROUNDED else change
-        if abs(benefit) < _ROUNDED and guarded > _ROUNDED:
-            verdict = "Always adapting would have been as good here."
+        if benefit <= -_ROUNDED and always >= _ROUNDED:
+            verdict = "Always adapting would have been better here."
         elif guarded < _ROUNDED:
             verdict = "Never adapting would have been as good or better here."
         else:
-            verdict = "The guard was useful here." if benefit > 0 else "Always adapting would have been better here."
+            verdict = "Always adapting would have been as good" if benefit < _ROUNDED else "The guard was useful"
+            verdict += " here."
         texts.append(
             Text(
                 f"{summary.method}, {summary.settings} ({LABELS[summary.metric]}): over "

@@ -1,4 +1,4 @@
-"""Benchmark clipit against the bare models; print a table and write JSON.
+"""Benchmark clipit relative to the bare models; print a table and write JSON.
 
 Takes about 15 minutes on 2 cores. On a machine with a GPU, the models are ViT-L/16 in bfloat16 and the index is larger.
 `--gpu` runs only the benchmarks that depend on the GPU, within eight minutes, and names the output file after the GPU.

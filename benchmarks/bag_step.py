@@ -54,7 +54,7 @@ def measure(options: Options) -> list[Measurement]:
         "dim": _DIM,
         "steps_per_repeat": steps,
     }
-    title = "5 snippets and 5 tiles per bag: time against image_only"
+    title = "5 snippets and 5 tiles per bag: time relative to image_only"
     masked = f"the same without tiles that share a snippet as negatives: {title.split(': ')[1]}"
     return [
         Measurement("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),

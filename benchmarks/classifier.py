@@ -51,5 +51,5 @@ def measure(options: Options) -> list[Measurement]:
         "largest_difference_of_logits": difference,
     }
     values = ratios(samples, "classifier", "timm")
-    name = "exported classifier: time against bare timm"
+    name = "exported classifier: time relative to bare timm"
     return [Measurement("classifier", name, values, "", 1.02, False, samples, facts)]

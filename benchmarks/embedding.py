@@ -68,5 +68,5 @@ def _measure(options: Options, size: int) -> Measurement:
         "lowest_cosine_between_both": float(cosines.min()),
     }
     values = ratios(samples, "forward", "embed_tiles")
-    name = f"embed_tiles at {size} px: tiles/s against the bare forward pass"
+    name = f"embed_tiles at {size} px: tiles/s relative to the bare forward pass"
     return Measurement("embedding", name, values, goal=0.97, at_least=True, samples=samples, facts=facts)

@@ -66,7 +66,7 @@ class Measurement:
         unit: Unit of the values; empty for a ratio.
         goal: Largest (with `at_least`: smallest) acceptable median; None for no goal.
         at_least: Whether larger values are better.
-        samples: Seconds (or bytes) of each workload, one value per round.
+        samples: Run time in seconds (or memory in bytes) of each workload, one value per round.
         facts: Sizes, and checks that all workloads computed the same result.
     """
 
@@ -148,7 +148,7 @@ def run_python(arguments: Sequence[str], *, environment: Mapping[str, str] | Non
 
 
 def alternate(workloads: Mapping[str, Workload], options: Options, *, warm_up: bool = True) -> dict[str, list[float]]:
-    """Run all workloads in turn for several rounds, after a warm-up round (none if quick); return their seconds."""
+    """Run all workloads in turn for several rounds, after a warm-up round (none if quick); return times in seconds."""
     samples: dict[str, list[float]] = {name: [] for name in workloads}
     for turn in range(-options.size(1, 0) if warm_up else 0, options.repeats):
         for name, workload in workloads.items():

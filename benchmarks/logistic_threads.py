@@ -27,7 +27,7 @@ def measure(options: Options) -> list[Measurement]:
             options,
         )
         difference = np.abs(fit_logistic(features, labels).coef_ - model.fit(features, labels).coef_).max()
-        name = f"{n} tiles x {dim} features, {classes} classes, one thread / scikit-learn's default: time"
+        name = f"time with one thread / scikit-learn's default: {n} tiles x {dim} features, {classes} classes"
         facts = {"iterations": int(model.n_iter_.max()), "largest_difference": float(difference)}
         values = ratios(samples, "clipit", "scikit-learn")
         measurements.append(Measurement("logistic_threads", name, values, "", None, False, samples, facts))

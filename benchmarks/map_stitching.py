@@ -27,7 +27,7 @@ def measure(options: Options) -> list[Measurement]:
             samples["high"].append(high)
             ratios.append(high / low)
         facts = {"width": width, "heights": [height, height * _TIMES], "bytes": samples["high"][0]}
-        name = f"stitching of {kind}: memory for an image {_TIMES} times as tall against the shorter one"
+        name = f"stitching {kind}: memory for an image {_TIMES} times as tall, relative to the shorter one"
         measurements.append(Measurement("map_stitching", name, ratios, "", 1.05, False, samples, facts))
     return measurements
 

@@ -26,8 +26,8 @@ _CLASSES = ("a", "b")
 def measure(options: Options) -> list[Measurement]:
     """Measure the time of an epoch relative to reading its features, and its memory relative to one bag's features.
 
-    The bags have 5,000 tiles of 512 half-precision values each; the network is gated attention with the default widths.
-    Memory is what the process allocates, excluding the memory-mapped shards.
+    The bags have 5,000 tiles of 512 half-precision values each; the network uses gated attention with the default layer
+    widths. Memory is what the process allocates, excluding the memory-mapped shards.
     """
     slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
     store = write_features(options.folder, slides, tiles)
@@ -43,7 +43,7 @@ def measure(options: Options) -> list[Measurement]:
         Measurement(
             "mil_epoch", f"{slides} slides of {tiles:,} tiles", samples["epoch"], "s", samples=samples, facts=facts
         ),
-        Measurement("mil_epoch", "ratio of an epoch to reading", ratios(samples, "epoch", "reading"), facts=facts),
+        Measurement("mil_epoch", "epoch time / read time", ratios(samples, "epoch", "reading"), facts=facts),
         Measurement(
             "mil_epoch", "memory of an epoch / features of one bag", [grown["grown"] / bag], goal=12.0,
             facts=facts,

@@ -100,7 +100,7 @@ def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any],
         "against_openslide": float(np.median(ratios(samples, "openslide", "slide"))),
         "largest_difference_to_openslide": _difference(slide, corners[:: max(1, len(corners) // 20)]),
     }
-    title = f"{name}: tiles/s against a zip"
+    title = f"{name}: tiles/s relative to a zip"
     values = ratios(samples, "zip", "slide")
     return Measurement("slide_tiles", title, values, goal=0.9, at_least=True, samples=samples, facts=facts)
 

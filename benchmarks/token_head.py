@@ -37,5 +37,5 @@ def measure(options: Options) -> list[Measurement]:
 
     samples = alternate({"step": lambda: seconds(step), "forward": lambda: seconds(forward)}, options)
     facts = {"backbone": options.vit, "windows": batch, "tokens": batch * tokens.side**2, "classes": len(CLASSES)}
-    name = "linear head on patch tokens: training step against the frozen forward pass"
+    name = "linear head on patch tokens: training step relative to the frozen forward pass"
     return [Measurement("token_head", name, ratios(samples, "step", "forward"), "", 1.05, False, samples, facts)]

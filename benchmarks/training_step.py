@@ -55,7 +55,9 @@ def measure(options: Options) -> list[Measurement]:
     }
     values = ratios(samples, *_ARMS)
     return [
-        Measurement("training_step", "clip_it_all: time against image_only", values, "", 1.03, False, samples, facts)
+        Measurement(
+            "training_step", "clip_it_all: time relative to image_only", values, "", 1.03, False, samples, facts
+        )
     ]
 
 

@@ -28,7 +28,7 @@ _CHECKED_LATER = {"config", "overrides"}
 
 
 def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: raise a `ConfigError` for arguments without the annotated types, and for empty paths."""
+    """Wrap a function: raise a `ConfigError` for arguments of the wrong type and for empty paths."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -57,7 +57,7 @@ def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
 
 
 def _has_empty_path(value: Any, kinds: Sequence[Any]) -> bool:
-    """Return whether an argument that may be a path, or a member of a list of paths, is an empty text."""
+    """Return whether an argument that may be a path, or a member of a list of paths, is an empty string."""
     if isinstance(value, str):
         return Path in kinds and not value.strip()
     members = [list(_alternatives(get_args(kind)[0])) for kind in kinds if get_origin(kind) is Sequence]
@@ -67,7 +67,7 @@ def _has_empty_path(value: Any, kinds: Sequence[Any]) -> bool:
 def as_plain(value: Any) -> Any:
     """Convert path-like objects such as `os.DirEntry`, NumPy numbers, and lists of them; return other values unchanged.
 
-    Path-like objects become paths, NumPy numbers those of Python, and torch devices their names.
+    Path-like objects become paths, NumPy scalars become Python scalars, and torch devices become their names.
     """
     if isinstance(value, os.PathLike) and not isinstance(value, Path):
         return Path(os.fsdecode(value))
@@ -118,7 +118,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _given(value: Any, kinds: Sequence[Any]) -> str:
-    """Describe a wrong value: one of several strings, a list by the type of its first wrong member, others by type."""
+    """Describe an invalid value: a string by its repr, a list by its first invalid member's type, others by type."""
     lists = [kind for kind in kinds if get_origin(kind) is Sequence]
     if isinstance(value, str) and any(get_origin(kind) is Literal for kind in kinds):
         return repr(value)

@@ -81,7 +81,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         The votes on these tiles, and notes on labels for other tiles.
 
     Raises:
-        DataError: A label is not a class, no tile in the table is among `ids`, or a tile id has two spellings.
+        DataError: A label is not a class, no tile in the table is among `ids`, or a tile id is written in two ways.
     """
     code_of = {name: code for code, name in enumerate(classes)}
     unknown = Counter(label for label in table.labels if label not in code_of)
@@ -136,20 +136,21 @@ def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict
     """Match tile names in a table with tile ids, which are paths with forward slashes if the tile table has no ids.
 
     Args:
-        names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.
+        names: Names in the table; `c\\a.png` and `./c/a.png` also match the id `c/a.png`.
 
     Returns:
         Id of each name; names that match no tile are returned unchanged.
 
     Raises:
-        DataError: The table spells the name of a tile in two ways.
+        DataError: The table writes the name of a tile in two ways.
     """
     known = set(ids)
     paths = {name: posixpath.normpath(name.replace("\\", "/")) for name in dict.fromkeys(names) if name not in known}
     matched = {name: path if (path := paths.get(name, name)) in known else name for name in names}
     if repeated := repeats(list(matched.values()), list(matched).__getitem__):
         raise DataError(
-            f"{counted(len(repeated), 'tile has', 'tiles have')} several spellings: {shortlist(repeated)}",
+            f"{counted(len(repeated), 'tile name is', 'tile names are')} written in more than one way: "
+            f"{shortlist(repeated)}",
             where=where,
             fix="write the path of a tile in the same way in all rows",
         )

@@ -30,7 +30,7 @@ class AnnotatorsResult(ResultFiles):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Content of the page: agreement, pairs, training and test (estimates of annotators), human_ceiling, notes."""
+        """Contents of the page: agreement, pairs, training and test (per-annotator estimates), human_ceiling, notes."""
         from clipit.output_files.artifacts import read_json
 
         return read_json(self.folder / "annotators.json", "run clipit annotators again")
@@ -47,7 +47,7 @@ class AnnotatorsResult(ResultFiles):
 
     @property
     def summary(self) -> str:
-        """Facts and agreement, one line each."""
+        """Key figures and agreement, one line each."""
         alpha = self.record["agreement"]
         value = "undefined" if alpha["alpha"] is None else f"{alpha['alpha']:.3f}"
         interval = "" if alpha["low"] is None else f" [{alpha['low']:.3f}, {alpha['high']:.3f}]"
@@ -92,10 +92,10 @@ class MergedMasksResult(ResultFiles):
 
 @dataclass(frozen=True)
 class LabelIssuesResult(ResultFiles):
-    """A finished check of labels.
+    """Results of a label check.
 
     Attributes:
-        folder: Folder of the check.
+        folder: Output folder.
     """
 
     folder: Path

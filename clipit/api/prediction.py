@@ -151,7 +151,7 @@ def predict(
     name = None if prompts is None else str(prompts)
     prompt_set = read_prompts(name, classes) or name
 
-    # Import torch only now, so that errors in the inputs are reported without delay.
+    # Import torch here, so that errors in the inputs are reported without delay.
     from clipit.runs.predict_images import predict_images
     from clipit.runs.predict_tiles import open_exported
     from clipit.runs.prediction_chunks import PredictionOptions

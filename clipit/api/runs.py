@@ -121,7 +121,7 @@ class RunResult(EvaluationResult):
 
 @public
 def train(config: Config) -> RunResult:
-    """Train, export and evaluate a run, or resume it; a finished run is returned unchanged.
+    """Train, export and evaluate a model, or resume its run; a finished run is returned unchanged.
 
     Missing inputs (snippets, embeddings, index, pairs) are built first.
 
@@ -193,7 +193,8 @@ def evaluate_external(
 
     Raises:
         ConfigError: A key is invalid, or would change the finished run.
-        DataError: Neither tiles nor prompts are given, the tiles share no class with the run, or tiles leak.
+        DataError: Neither tiles nor prompts are given, the tiles share no class with the run, or tiles leak
+            from training.
         ModelError: Prompts are given for a classifier trained without text.
         ArtifactError: The folder contains results for other tiles or prompts.
     """

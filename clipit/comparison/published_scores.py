@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, shown for context, since they come from a different protocol and other seeds."""
+"""Published scores of CLIP-IT, shown for context: they were obtained with a different protocol and other seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -54,10 +54,10 @@ def published_score(source: str, backbone: str, arm: str) -> str:
 
 
 def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScores, list[str]]:
-    """Collect the published scores that are in the comparison's metric.
+    """Collect the published scores that use the comparison's metric.
 
     Returns:
-        The scores, and a sentence for each data set whose published scores are in a different metric.
+        The scores, and a sentence for each data set whose published scores use a different metric.
     """
     scores, notes = dict[tuple[str, str, str], str](), list[str]()
     for plan in plans:

@@ -109,7 +109,7 @@ def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrial
     firsts = [resolve_arm(_trial(base, arm, points[arm][0], seeds[0]).config) for arm in points]
     for first in firsts:
         check_inputs(workspace.for_config(first), models_of(first), reports=uses_reports(first))
-    for first in firsts:  # only now, since this reads the images
+    for first in firsts:  # checked last, because this reads the images
         validation = workspace.for_config(first).tiles(first.seed).of_split("validation")
         if first.training.monitor not in LABEL_FREE and not (validation.labels >= 0).any():
             raise _no_score(validation.where)

@@ -185,28 +185,29 @@ class PairingConfig(Section):
 
     @property
     def exact(self) -> bool:
-        """Whether a rule needs the score of every tile with every snippet, which only a Flat index computes."""
+        """Whether a rule needs the scores of all pairs of tiles and snippets, which only a Flat index computes."""
         rules = (self.correction != "none", self.mutual, self.organs, self.exclude_same_group, self.reports != "any")
         return any(rules)
 
     @model_validator(mode="after")
     def _check_index_keys(self) -> "PairingConfig":
         if self.nprobe is not None and not has_lists(self.index):
-            raise ValueError(f"nprobe applies to IVF indexes, not to index: {self.index}")
+            raise ValueError(f"nprobe applies to IVF indexes, not to index={self.index}")
         if self.ef_search is not None and not has_graph(self.index):
-            raise ValueError(f"ef_search applies to HNSW and NSG indexes, not to index: {self.index}")
+            raise ValueError(f"ef_search applies to HNSW and NSG indexes, not to index={self.index}")
         if self.candidates is not None and self.index == "Flat":
-            raise ValueError("candidates applies to approximate indexes; index: Flat computes all cosines")
+            raise ValueError("candidates applies to approximate indexes; index=Flat computes all cosines")
         if self.candidates is not None and self.candidates < self.k:
-            raise ValueError(f"candidates: {self.candidates} is below k: {self.k}, the number of snippets per tile")
+            raise ValueError(f"candidates={self.candidates} is below k={self.k}, the number of snippets per tile")
         if self.exact and self.index != "Flat":
             raise ValueError(
                 "correction, mutual, organs, exclude_same_group and reports need the scores of all snippets: use "
-                f"index: Flat, not index: {self.index}"
+                f"index=Flat, not index={self.index}"
             )
         if self.reports != "any" and self.exclude_same_group:
             raise ValueError(
-                "exclude_same_group would exclude the patients' own reports, which reports: own and own_then_any need"
+                "exclude_same_group would exclude the patients' own reports, but reports=own and reports=own_then_any "
+                "require them"
             )
         return self
 
@@ -267,7 +268,7 @@ class RunConfig(Section):
     """Text printed in every summary of the run."""
 
     def unused_keys(self) -> frozenset[str]:
-        """Return `lora`, unless the backbone is tuned with it; loss terms may read it nevertheless (`Term.reads`)."""
+        """Return `lora`, unless the backbone is tuned with it; loss terms may still read it (`Term.reads`)."""
         return frozenset(() if self.backbone.tuning == "lora" else ("lora",))
 
     @field_validator("name")

@@ -165,7 +165,8 @@ class SoftLabelsConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Temperature T that sharpens (below 1) or softens (above 1) the probabilities: p^(1/T), normalised."""
     prior_correction: Share = 0.0
-    """Strength of the division by each class's mean probability over the training tiles (0: none, 1: full)."""
+    """Strength of the prior correction, which divides each class probability by its mean over the training tiles (0: no
+    correction, 1: full)."""
     centred: bool = False
     """`zero_shot` only: subtract the mean of each modality from image and prompt embeddings, as pairing does."""
     confidence: bool = False

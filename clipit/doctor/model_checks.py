@@ -99,8 +99,8 @@ def check_download(subject: str, name: str, hub_id: str, spec: ModelSpec | None,
     """Check whether a model is cached or can be downloaded from its repository on the Hub.
 
     Args:
-        subject: Purpose of the model, as the subject of the check.
-        spec: Table entry of the model; None for a name outside the table.
+        subject: Role of the model, shown as the subject of the check.
+        spec: Table entry of the model; None for a name that is not in the table.
         section: Section of the configuration that names the model.
     """
     model = name if hub_id in name else f"{name} ({hub_id})"

@@ -87,7 +87,10 @@ class ModelDifference:
 
     @property
     def outcome(self) -> str:
-        """`better` or `worse` if both intervals are on the same side of 0, else `open`; `undecided` without both."""
+        """`better` or `worse` if both intervals are on the same side of 0, else `open`, that is, inconclusive.
+
+        `undecided` if an interval is undefined.
+        """
         groups, seeds = self.over_groups, self.over_seeds
         if groups.low is None or groups.high is None or seeds.low is None or seeds.high is None:
             return "undecided"

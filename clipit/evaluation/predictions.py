@@ -140,7 +140,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
 
     Raises:
         DataError: The file is missing, damaged or changed, lacks a column, has a column of a different type, repeats an
-            id, has a label outside the classes, has probabilities that are not finite, are negative or do not sum to 1,
+            id, has a label that is not a class, has probabilities that are not finite, are negative or do not sum to 1,
             or covers different tiles.
     """
     try:

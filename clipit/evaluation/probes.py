@@ -205,7 +205,7 @@ def _all_classes(
     present: Int64[np.ndarray, " k"],
     n_classes: int,
 ) -> tuple[Float[np.ndarray, "c d"], Float[np.ndarray, " c"]]:
-    """Expand a fit to all classes; for two classes, scikit-learn returns one row of coefficients, the other is 0."""
+    """Expand a fit to all classes; for two classes, scikit-learn returns one row, and the other is 0."""
     if len(coefficients) == 1:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercept = np.concatenate([np.zeros_like(intercept), intercept])

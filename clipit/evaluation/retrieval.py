@@ -1,6 +1,6 @@
 """Score retrieval by cosine similarity: Recall@k of true pairs, class-match precision@k and majority vote.
 
-Recall@k, called p@k in PLIP's tables, is the share of queries whose true partner is among the k nearest items. The fold
+Recall@k, called p@k in PLIP's tables, is the fraction of queries with a true match among the k nearest items. The fold
 enrichment of a score is the score divided by the expected score of k items drawn at random from the same gallery.
 """
 
@@ -44,9 +44,9 @@ class RetrievalScore:
 def recall_at(
     queries: Features, gallery: Features, pairs: Iterable[tuple[str, str]], at: Sequence[int]
 ) -> list[RetrievalScore]:
-    """Compute Recall@k: mean over queries of the share of their true partners among the k nearest items.
+    """Compute Recall@k: mean over queries of the fraction of their true matches among the k nearest items.
 
-    With one partner per query, this is the share of queries whose partner is retrieved. Queries without a partner are
+    With one match per query, this is the fraction of queries whose match is retrieved. Queries without a match are
     dropped.
 
     Args:

@@ -52,7 +52,7 @@ def check_finite_features(vectors: Float[np.ndarray, "n d"], where: str) -> None
 
     Args:
         vectors: Features, one row per tile.
-        where: Description of the tiles, for the error.
+        where: Description of the tiles, for the error message.
 
     Raises:
         DataError: A feature is not finite.

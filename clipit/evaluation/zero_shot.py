@@ -84,8 +84,8 @@ def prompt_embeddings(
     """Compute one unit vector per class: the mean-embedding ensemble over all (name, template) texts.
 
     Text embeddings are L2-normalised, centred by subtracting `mean` if it is given, and normalised again; they are then
-    averaged per class and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring). The
-    arguments are those of `embed_prompt_set`.
+    averaged per class and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring). Takes
+    the same arguments as `embed_prompt_set`.
 
     Raises:
         DataError: A class has no prompts, an embedding is zero or not finite, or the texts of a class

@@ -99,11 +99,11 @@ class FileReader:
         self._files = tuple(files)
 
     def open(self, row: int) -> Path:
-        """Return the file of a row."""
+        """Return the file for a row."""
         return self._root / self._files[row]
 
     def read(self, row: int) -> Image.Image:
-        """Decode the file of a row."""
+        """Decode the file for a row."""
         path = self.open(row)
         try:
             return decode(path)
@@ -179,16 +179,18 @@ class ZipReader:
         self._zip = LazyHandle(partial(_OpenZip, path, self._members))
 
     def open(self, row: int) -> io.BytesIO:
-        """Unpack the member of a row.
+        """Unpack the member for a row.
 
         Raises:
-            ImageError: The member is damaged, its checksum is wrong, or it is larger than any image.
+            ImageError: The member is damaged, its checksum is wrong, or it is larger than any image that Pillow opens.
         """
         archive = self._zip.get()
         try:
             info = archive.info(row)
             if info.file_size > _MAX_MEMBER:
-                raise ImageError(f"unpacked, it would take {info.file_size / 2**30:.1f} GiB, more than any image")
+                raise ImageError(
+                    f"unpacked, it is {info.file_size / 2**30:.1f} GiB, larger than any image that Pillow opens"
+                )
             data = archive.read(info)
         except (ImageError, MemoryError):
             raise
@@ -199,7 +201,7 @@ class ZipReader:
         return io.BytesIO(data)
 
     def read(self, row: int) -> Image.Image:
-        """Decode the member of a row, after its checksum has been verified."""
+        """Decode the member for a row, after its checksum has been verified."""
         return decode(self.open(row))
 
     def where(self, row: int) -> str:

@@ -19,7 +19,7 @@ def check_dataset_path(path: str, key: str) -> None:
 
     Args:
         path: Local folder, or id on the Hub with the prefix `hf:`.
-        key: Configuration key of the path, for errors.
+        key: Configuration key of the path, for error messages.
 
     Raises:
         DataError: The folder does not exist, an id on the Hub is also a local folder, or a folder in the Hub's cache
@@ -60,7 +60,7 @@ def split_files(path: str, key: str, *, images: bool = False) -> dict[str, list[
 
     Args:
         path: Local folder.
-        key: Configuration key of the path, for errors.
+        key: Configuration key of the path, for error messages.
         images: Whether to also return the files of an image folder, whose tables describe the images.
 
     Returns:

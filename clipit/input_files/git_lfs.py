@@ -5,7 +5,7 @@ from pathlib import Path
 from clipit.errors import DataError
 
 _FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
-_MAX_BYTES = 2**20  # a pointer has about 130
+_MAX_BYTES = 2**20  # a pointer is about 130 bytes long
 PULL = "run git lfs pull in the repository"
 """Fix for errors about a pointer."""
 

@@ -198,7 +198,7 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     that keeps fewer labels.
 
     Args:
-        bags: Bags with the labels that the training may use.
+        bags: Bags with the labels that training may use.
     """
     labels = bags.labels.copy()
     for number, split in enumerate(_TRAINING_SPLITS):

@@ -39,7 +39,7 @@ def report_labels(
 
     Args:
         config: Run configuration with `reports`.
-        bags: Bags of all splits, with the labels that the training may use.
+        bags: Bags of all splits, with the labels that training may use.
         shuffled: Whether labels are shuffled across patients with the same organ (control).
 
     Raises:
@@ -143,7 +143,7 @@ def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], b
     Args:
         predict: Function from bags to class probabilities, such as `MilModel.predict` of a model that was trained on
             the same labels.
-        bags: Bags of all splits, with the labels that the training may use.
+        bags: Bags of all splits, with the labels that training may use.
     """
     train = bags.of_split("train")
     unlabelled = train.labels == NO_LABEL

@@ -11,7 +11,7 @@ from clipit.models.vlm_specs import VLMS
 
 
 def input_pixels(model: VLMConfig | BackboneConfig) -> int | None:
-    """Return the edge of a model's input in pixels; None if it is known only after loading.
+    """Return the edge length of a model's input in pixels; None if it is known only after loading.
 
     Args:
         model: Configuration of the VLM or backbone.

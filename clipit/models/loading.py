@@ -273,7 +273,7 @@ def foreign_errors(
     """Convert any error that a model package raises in this block into a `ModelError`.
 
     Args:
-        name: Name of the model, for the error.
+        name: Name of the model, for the error message.
         hub_id: Hugging Face repository of the model, if its files come from there.
         hint: Sentence to append to the fix.
         where: File or folder being read, if there is no repository.

@@ -53,7 +53,7 @@ def target_modules(
     Args:
         targets: Kinds, module names, or last parts of module names.
         called: Names of the layers called in the forward pass; other layers are not selected. None for no restriction.
-        where: Configuration key of the targets, for the error.
+        where: Configuration key of the targets, for the error message.
 
     Raises:
         ModelError: A target matches no layer (the message lists the available ones), or a layer cannot be adapted.

@@ -173,7 +173,7 @@ def _note_defaults(description: Mapping[str, Any], where: object) -> None:
     stated = description.get("preprocess_cfg") or {}
     missing = [key for key in ("mean", "std") if stated.get(key) is None]
     if missing:
-        logger.warning(f"{where}: preprocess_cfg states no {' and no '.join(missing)}; open_clip's default is used")
+        logger.warning(f"{where}: preprocess_cfg contains no {' and no '.join(missing)}; open_clip's default is used")
 
 
 def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:

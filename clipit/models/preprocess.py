@@ -316,7 +316,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
 
     Args:
         image: PIL image, uint8 array [h,w,3], or path.
-        position: Position in the caller's list, for the error.
+        position: Position in the caller's list, for the error message.
 
     Raises:
         DataError: The image cannot be read completely and without loss; the message names its path or position.

@@ -158,7 +158,7 @@ def build_student(
     The backbone's module is changed in place.
 
     Args:
-        lora: Rank, alpha, dropout and targets, for tuning `lora`.
+        lora: Rank, alpha, dropout and targets; used if `tuning` is `lora`.
         tuning: `lora`, `frozen` (heads only) or `full`.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
         second_dim: Dimension of a second VLM's joint space, if there is one.

@@ -60,7 +60,7 @@ def table_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     """Load a VLM that is in the table, from the Hub or from the folder or file `vlm.path`.
 
     Raises:
-        ModelError: The VLM has no text tower, or a file, a package or access is missing.
+        ModelError: The VLM has no text tower, a file or package is missing, or access has not been granted.
     """
     from clipit.models import clip_vlm, conch_vlm, keep_vlm, musk_vlm, open_clip_vlm
 

@@ -58,7 +58,7 @@ def load_reports(where: object, *, strict: bool = False) -> Iterator[list[LoadRe
     before the module exists.
 
     Args:
-        where: Origin of the weights, for errors.
+        where: Origin of the weights, for error messages.
         strict: Whether to keep the strictness that the package requests; otherwise no call is strict.
     """
     reports: list[LoadReport] = []
@@ -83,7 +83,7 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
     Args:
         missing: Weights of the model that are not in the file.
         unexpected: Weights of the file that are not in the model.
-        where: File, folder or Hub id of the weights, for the error.
+        where: File, folder or Hub id of the weights, for the error message.
 
     Raises:
         ModelError: Weights are missing or unexpected; both are listed.
@@ -115,7 +115,7 @@ def check_unquantised(tensors: Mapping[str, Any], where: object) -> None:
 
     Args:
         tensors: Tensors by name, or data types as in the header of a safetensors file.
-        where: Origin of the weights, for the error.
+        where: Origin of the weights, for the error message.
 
     Raises:
         ModelError: A weight is quantised; the first ones are listed.
@@ -271,7 +271,7 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
 
     Args:
         expected: Model built from its table entry, with any weights.
-        where: File, folder or Hub id of the weights, for the error.
+        where: File, folder or Hub id of the weights, for the error message.
 
     Raises:
         ModelError: The models differ; the first differences are listed.

@@ -145,7 +145,7 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
 
     Args:
         path: File that is read.
-        fix: What to do if the file is damaged, for the error.
+        fix: What to do if the file is damaged, for the error message.
     """
     try:
         yield
@@ -323,7 +323,7 @@ def read_json(path: Path, fix: str) -> JsonRecord:
     Looking up a key that the object lacks, as in a file of an earlier version, also raises an `ArtifactError`.
 
     Args:
-        fix: What to do if the file is damaged or lacks a key, for the error.
+        fix: What to do if the file is damaged or lacks a key, for the error message.
 
     Raises:
         ArtifactError: The file is missing or changed, or does not contain a JSON object.

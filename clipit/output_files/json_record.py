@@ -27,7 +27,7 @@ class JsonRecord(dict[str, Any]):
         Args:
             values: Parsed object, or its items, which `dataclasses.asdict` passes to copy a dict.
             path: File that the object was read from; None for such a copy.
-            fix: What to do if a key is missing, for the error.
+            fix: What to do if a key is missing, for the error message.
             error: Class of the error. An `ArtifactError` adds that an earlier version may have written the file.
             keys: Keys that lead to this object inside the file, such as `splits.test`.
         """

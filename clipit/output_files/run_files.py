@@ -1,4 +1,4 @@
-"""Bind the files in a run's folder to the run: each repeats the fingerprint in `run.json`, which is checked on reading.
+"""Bind the files of a run to the run: each contains the fingerprint of `run.json`, which is verified on every read.
 
 Files of earlier versions of clipit, which lack the fingerprint, are accepted.
 """
@@ -12,7 +12,7 @@ from clipit.output_files.artifacts import read_json, write_record
 from clipit.output_files.json_record import JsonRecord
 
 RUN_FINGERPRINT = "run_fingerprint"
-"""Key or metadata entry that repeats the fingerprint of `run.json` in the run's other files."""
+"""Key or metadata entry that contains the fingerprint of `run.json` in the run's other files."""
 
 
 def recorded_fingerprint(folder: Path) -> str | None:
@@ -62,7 +62,7 @@ def read_run_json(path: Path, folder: Path, fix: str) -> JsonRecord:
 
     Args:
         folder: Folder of the run.
-        fix: What to do if the file is damaged or belongs to a different run, for the error.
+        fix: What to do if the file is damaged or belongs to a different run, for the error message.
 
     Raises:
         ArtifactError: The file is missing, damaged, or belongs to a different run.

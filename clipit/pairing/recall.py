@@ -155,6 +155,6 @@ def _advice(index: Index, better: Index, recall: float) -> str:
     ]
     other = "use an index with larger codes (SQ8, or PQ with more subquantizers), or pairing.index=Flat, which is exact"
     if not raised:
-        return f"no setting of this index finds more; {other}"
+        return f"no setting of this index gives a higher recall; {other}"
     text = f"raise {' and '.join(raised)} (or set to null) for a recall of {recall:.3f}"
     return text if recall >= LOW_RECALL else f"{text}; for more, {other}"

@@ -1,4 +1,4 @@
-"""Chapters and verdict of an adaptation study, which evaluates a VLM before and after adaptation."""
+"""Sections and verdict of an adaptation study, which evaluates a VLM before and after adaptation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,8 @@ _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
     "of the difference, over groups and over seeds, are on the same side of 0. It is undecided if an interval is "
     "undefined: with one seed, with fewer than ten groups, or if all resamples or all seeds agree. In all other cases, "
-    "it is open. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
+    "the result is inconclusive (`open`). p: paired t-test over seeds, Holm-corrected over the differences of the same "
+    "task and metric."
 )
 _CONTROLS_TEXT = (
     "A gain is due to the text only if the arm `text` is better than both controls. The control `shuffled_text` uses "
@@ -45,9 +46,9 @@ _CONTROLS_TEXT = (
     "shows comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
-    "Recall@k (p@k in PLIP's tables): share of queries with a true partner among the k nearest items; in brackets, the "
-    "fold enrichment, that is, the ratio to the score of k random items. The partners of an image are the texts of its "
-    "example (its caption, or all snippets of its patient's reports). Values of k that cover the whole gallery are "
+    "Recall@k (p@k in PLIP's tables): fraction of queries with a true match among the k nearest items; in brackets, "
+    "the fold enrichment, that is, the ratio to the score of k random items. The matches of an image are the texts of "
+    "its example (its caption, or all snippets of its patient's reports). Values of k that cover the whole gallery are "
     "omitted. Intervals are over the groups of the queries; the gallery is not resampled. Scores depend on the size of "
     "the gallery and cannot be compared between data sets."
 )
@@ -193,7 +194,7 @@ def _forgotten(content: AdaptContent) -> str:
 
 
 def adapt_chapters(content: AdaptContent) -> list[Chapter]:
-    """Build the chapters of the page and the Markdown."""
+    """Build the sections of the page and the Markdown."""
     controls = [Text(_CONTROLS_TEXT)] if any(content.score(ZERO_SHOT, arm) for arm in _CONTROLS) else []
     chapters = [Chapter("Before and after", [*_score_parts(content), *controls, *map(Text, content.notes)])]
     differences = _difference_tables(content, (ZERO_SHOT, PROBE))

@@ -63,7 +63,7 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
         ),
         Text(
             "The Dice scores are the human ceiling: they measure how well annotators agree with one another. They are "
-            "too low, the more so the fewer masks a tile has, because the masks of the others contain errors too. The "
+            "too low, especially for tiles with few masks, because the masks of the others contain errors too. The "
             "mean gives every annotator the same weight. "
             "Neighbouring pixels are not independent, so posteriors are overconfident. Dawid-Skene over pixels is "
             "STAPLE (Warfield et al., 2004)."

@@ -39,10 +39,10 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     records, consensus = ceiling["annotators"], ""
     if any(record["reference"] != SOURCE_LABELS for record in records):
         per_tile = ceiling.get("labels_per_tile")  # unknown in results of earlier versions
-        here = "" if per_tile is None else f" (here {per_tile:.1f} on average)"
+        here = "" if per_tile is None else f" (here, {per_tile:.1f} per tile on average)"
         consensus = (
-            f"The labels of the others contain errors too. The scores are therefore too low, the more so the fewer "
-            f"labels a tile has{here}. "
+            "The labels of the others contain errors too. The scores are therefore too low, especially for tiles with "
+            f"few labels{here}. "
         )
     equal_weight = "The mean gives every annotator the same weight, however few the tiles. " if len(records) > 1 else ""
     text = (

@@ -15,7 +15,7 @@ from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import halved, heat_map
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "clipit-pathology")
-_MAX_BYTES = 2**31  # a larger map is written as BigTIFF, because the offsets of a classic TIFF have 32 bits
+_MAX_BYTES = 2**31  # a larger map is written as BigTIFF, because classic TIFF uses 32-bit offsets
 _TILE = 256  # edge of a TIFF tile, in pixels; the smallest level fits into one tile
 
 
@@ -28,8 +28,8 @@ def write_heat_map_tiff(
     """Write the heat maps of a slide as an OME-TIFF with one float32 channel per class and smaller levels as sub-IFDs.
 
     A map has one pixel per grid cell. Values are mean scores of the tiles at each pixel; NaN marks pixels without
-    tiles. The map has the origin of the slide and states its pixel size in micrometres, so that viewers can lay it over
-    the slide. Each pixel of a smaller level is the mean of up to four pixels.
+    tiles. The map shares the slide's origin, and its pixel size is recorded in micrometres, so that viewers can lay it
+    over the slide. Each pixel of a smaller level is the mean of up to four pixels.
 
     Args:
         path: Output file (.ome.tif).

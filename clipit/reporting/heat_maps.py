@@ -21,7 +21,7 @@ COLOUR_MAP = "viridis"
 """Perceptually uniform colour map for probabilities from 0 to 1."""
 _OPACITY = 0.55
 _MAX_PIXELS = 900  # longest edge of an image; the slide's page and its OME-TIFF show the details
-_COMPRESSION = 1  # PNG level; higher levels hardly shrink images of tissue, and take ten times as long
+_COMPRESSION = 1  # PNG level; higher levels barely reduce the size further, and take ten times as long
 _DPI = 110  # resolution of `save_plot`
 _MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
 _TINTS = (1.0, 0.55, 0.25)  # fractions of a colour mixed with white, if there are more classes than colours

@@ -229,7 +229,7 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. These sets were evaluated after training; "
-        "no choice was based on them."
+        "they were not used for model selection."
     )
 
 
@@ -250,7 +250,7 @@ def _comparison(compared: CardComparison | None) -> str:
     seeds = counted(compared.seeds, "seed")
     return (
         f"{table}\n\nTest tiles, mean over {seeds}; differences with 95% intervals over test tiles or groups. "
-        f"If a control scores as high, the gain is not due to the text.{further}"
+        f"If a control scores just as high, the gain is not due to the text.{further}"
     )
 
 

@@ -64,8 +64,8 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
     """Plot a score against the share of training labels: one line per name through the means over seeds.
 
     With up to 7 names, a band (a bar at a single share) spans the lowest to the highest seed. An arm that uses no
-    labels is a horizontal line. Shares at which the score of any seed is undefined have no point; the axis title gives
-    their number.
+    labels is a horizontal line. Shares at which the score of any seed is undefined have no point; the axis title says
+    how many.
 
     Args:
         series: Scores by share of labels, of probes on frozen features or of arms.

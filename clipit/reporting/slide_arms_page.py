@@ -91,7 +91,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
 
 
 def _outcome(row: Mapping[str, Any], seeds: int) -> tuple[str, str]:
-    """Return whether an arm is better, worse, open or undecided, and the reason for the last two.
+    """Return whether an arm is better, worse, open (inconclusive) or undecided, and the reason for the last two.
 
     Args:
         seeds: Number of pairs of seeds; an arm with one seed is paired with every seed of the reference.

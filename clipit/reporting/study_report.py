@@ -61,7 +61,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Heading with its content, rendered both in the Markdown and on the page."""
+    """Section of a report: a heading with its content, rendered both in the Markdown and on the page."""
 
     heading: str
     parts: Sequence[Text | Table | Rows | Plot]
@@ -195,7 +195,7 @@ def write_study(
 
 
 def render_markdown(title: str, note: str, chapters: Sequence[Chapter], verdict: str = "") -> str:
-    """Render the chapters as Markdown; plots are links to files in the same folder."""
+    """Render the sections as Markdown; plots are links to files in the same folder."""
     parts = [f"# {markdown_line(title)}", *([f"**{markdown_line(verdict)}**"] if verdict else [])]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []
     for chapter in chapters:
@@ -204,7 +204,7 @@ def render_markdown(title: str, note: str, chapters: Sequence[Chapter], verdict:
 
 
 def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
-    """Build the chapter with all rows: constant columns once, the others as a filterable table.
+    """Build the section with all rows: constant columns once, the others as a filterable table.
 
     Args:
         frame: Table from `add_provenance`. Columns that contain lists are omitted; the Parquet file has them.
@@ -238,7 +238,7 @@ def long_table(
 
 
 def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[Chapter]:
-    """Build the chapter on undefined values and their reasons, without duplicates; empty if there are none."""
+    """Build the section on undefined values and their reasons, without duplicates; empty if there are none."""
     if not reasons:
         return []
     table = long_table(("value", "reason"), sorted(set(reasons)), "Undefined values", source, left=2)

@@ -124,7 +124,7 @@ def read_run_record(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = read_yaml(config_file) if config_file.is_file() else {}
     except ConfigError as error:
-        fix = "restore this file from a copy, or delete the run's folder and train the run again"
+        fix = "restore this file from a copy, or delete the run's folder and run training again"
         raise ArtifactError(
             f"the run's configuration is damaged: {str(error).splitlines()[0]}", where=config_file, fix=fix
         ) from error

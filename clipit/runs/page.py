@@ -129,6 +129,6 @@ def _read_finished(folder: Path) -> dict[str, Any]:
         raise DataError(
             "no finished run in this folder",
             where=folder,
-            fix="train the run first, or set --arm and --seed to those of a finished run",
+            fix="run training first, or set --arm and --seed to those of a finished run",
         )
     return read_results(folder)

@@ -1,4 +1,4 @@
-"""Rows, tables and chapters of a segmentation study."""
+"""Rows, tables and sections of a segmentation study."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -63,10 +63,10 @@ class SegmentationRow(StudyRow):
 def study_chapters(
     frame: pd.DataFrame, provenance: Mapping[str, Any], plots: Mapping[str, Sequence[Plot]]
 ) -> list[Chapter]:
-    """Build the chapters: all methods alongside floors and ceilings, then each method with its pictures.
+    """Build the sections: all methods alongside floors and ceilings, then each method with its pictures.
 
     Args:
-        plots: Pictures of each method that has a chapter; for a method with several seeds, pictures of the first seed.
+        plots: Pictures of each method that has a section; for a method with several seeds, pictures of the first seed.
     """
     order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])

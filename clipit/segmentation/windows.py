@@ -46,7 +46,7 @@ class WindowModel:
             scale: Factor by which the model's field of view is multiplied.
 
         Raises:
-            DataError: The model states its resolution, but the image's resolution is unknown.
+            DataError: The model specifies a resolution, but the image's resolution is unknown.
         """
         pixels = self.scorer.tile_pixels or self.scorer.preprocess.size
         if self.scorer.mpp is None:

@@ -100,8 +100,8 @@ def map_classes(
     """Return the binary matrix that maps model classes (rows) to mask classes (columns).
 
     Args:
-        mapping: Mapping from model classes to mask classes. If it names no class of the model, classes with equal names
-            correspond.
+        mapping: Mapping from model classes to mask classes. If it contains none of the model's classes, classes are
+            matched by name.
 
     Raises:
         ConfigError: A mask class has no corresponding model class.
@@ -169,7 +169,7 @@ def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[floa
     if len(all_scales) == 1:
         return all_scales, None, ""
     if not len(validation):
-        return all_scales, None, "mean of all scales (no validation masks to choose on)"
+        return all_scales, None, "mean of all scales (no validation masks to choose by)"
     candidates = [*((scale,) for scale in all_scales), all_scales]
     searches = [DecisionSearch(validation.classes.names, options) for _ in candidates]
     with progress("predicting validation masks", len(validation)) as advance:

@@ -125,10 +125,10 @@ def _open(folder: Path, options: ComparisonOptions) -> TileScorer:
 
 
 def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
-    """Check that every model states the resolution of its training tiles.
+    """Check that every model specifies the resolution of its training tiles.
 
     Raises:
-        ConfigError: A model does not state the resolution.
+        ConfigError: A model does not specify the resolution.
     """
     unknown = [run.name for run in runs if run.mpp is None]
     if vlm is not None and vlm.mpp is None:

@@ -76,10 +76,10 @@ def score_slides(
 
     Args:
         requested: Requested resolution and size of tiles; unset values follow the model.
-        stated: Options set by the user, out of `mpp` and `pixels`; the others follow the model.
+        stated: Which of `mpp` and `pixels` the user set; the other values are taken from the model.
 
     Raises:
-        ConfigError: The model states no resolution, and the user did not set one.
+        ConfigError: The model does not specify a resolution, and the user did not set one.
         DataError: No slide can be used, or a label is not a class of the model.
     """
     processes = get_processes()
@@ -131,7 +131,7 @@ def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
             f"labels that are not classes of the model: {shortlist(unknown)}; "
             f"its classes are {', '.join(scorer.classes)}",
             where=listed.where,
-            fix="correct or empty the label column, or score with prompts for these classes",
+            fix="correct or clear the label column, or score with prompts for these classes",
         )
 
 

@@ -134,7 +134,7 @@ def check_patients(
     tested = ~np.isin(splits.astype(str), (TRAIN, VALIDATION))
     tests = SeenTiles(ids[tested], np.full(int(tested.sum()), "test", dtype=object), groups[tested])
     if runs is None and tested.any():
-        problem = "the classifier was not opened from the folder of its run, which lists them"
+        problem = "the classifier is not in its run's folder, where they are listed"
         notes.append(f"WARNING: the test slides were not compared with the training tiles: {problem}")
         logger.info(as_note(notes[-1]))
     for note in adaptation_notes(tests, [vlm], "test slide"):
@@ -146,7 +146,7 @@ def check_patients(
 
 
 def run_of_classifier(path: Path) -> list[Path] | None:
-    """Return the folder of the run in which a classifier is, as a list for `check_patients`; None if it is in none."""
+    """Return the folder of the run that contains a classifier, as a list for `check_patients`; None without a run."""
     folders = [path, path.parent] if path.name == "classifier" else [path]
     return [folder for folder in folders if (folder / _CONFIG).is_file()][:1] or None
 

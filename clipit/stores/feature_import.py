@@ -47,7 +47,7 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
 
     Raises:
         DataError: A file cannot be read, its vectors do not have the dimension of the VLM or are not unit vectors,
-            files state different encoders or the names of each other's slides, a tile occurs twice, or there are no
+            files name different encoders or contain each other's slide names, a tile occurs twice, or there are no
             tiles.
     """
     slides = [open_slide_features(path) for path in find_feature_files(paths)]
@@ -98,10 +98,10 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
 
 
 def _log_notes(slides: Sequence[SlideFeatures], vlm: "VLM") -> None:
-    """Log the encoder that the files state, slides without tiles, copies of slides and differing tile settings."""
+    """Log the encoder that the files name, slides without tiles, copies of slides and differing tile settings."""
     stated = sorted({slide.encoder for slide in slides} - {""})
     if stated:
-        logger.info(f"note: the feature files state the encoder {shortlist(stated)}; the configured VLM is {vlm.name}")
+        logger.info(f"note: the feature files name the encoder {shortlist(stated)}; the configured VLM is {vlm.name}")
     empty = [slide.slide for slide in slides if not len(slide)]
     if empty:
         logger.info(

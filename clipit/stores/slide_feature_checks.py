@@ -1,4 +1,4 @@
-"""Check feature files against each other: repeated tiles, copied or misnamed files, other models, settings, scales."""
+"""Check feature files against each other: repeated tiles, copied or misnamed files, differing models or settings."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,9 +9,9 @@ from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.stores.slide_features import SlideFeatures, describe_copies
 
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap", "custom_downsample", "downsample")
-"""Attributes in which TRIDENT and CLAM record how tiles were cut; they should be equal for all slides of a study."""
+"""Attributes in which TRIDENT and CLAM record how tiles were cut; they should be the same for all slides."""
 _CHECKED, _TOLERANCE = 256, 0.02  # vectors read per slide; tolerance of unit norms for half precision
-_FACTOR = 3.0  # median norms that differ more than this from those of the other slides are unlikely with one extraction
+_FACTOR = 3.0  # slides of one extraction are unlikely to have median norms that differ by more than this factor
 _RECOMPUTE = "compute the features of this slide again"
 
 
@@ -43,12 +43,12 @@ def count_repeated(slide: SlideFeatures) -> int:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Reject files that contain the name of another slide of the study.
+    """Reject files that contain the name of another slide in the study.
 
-    A name that no slide of the study has is accepted: it may be a former name of the same slide.
+    A name that no slide in the study has is accepted: it may be a former name of the same slide.
 
     Raises:
-        DataError: A file contains the name of another slide of the study.
+        DataError: A file contains the name of another slide in the study.
     """
     names = {slide.slide for slide in slides}
     name_in_file = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
@@ -66,12 +66,12 @@ def check_encoders(slides: Sequence[SlideFeatures], where: object) -> None:
     """Reject features computed by different models; equal dimensions do not make features comparable.
 
     Raises:
-        DataError: Files state different models.
+        DataError: The files name different models.
     """
     slides_of_encoder: dict[str, list[str]] = {}
     for slide in slides:
         slides_of_encoder.setdefault(slide.encoder, []).append(slide.slide)
-    slides_of_encoder.pop("", None)  # files that state no model
+    slides_of_encoder.pop("", None)  # files that do not name a model
     if len(slides_of_encoder) > 1:
         listed = "; ".join(f"{name}: {len(names)} ({shortlist(names, 3)})" for name, names in slides_of_encoder.items())
         raise DataError(
@@ -99,8 +99,8 @@ def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
 def describe_scales(slides: Sequence[SlideFeatures]) -> list[str]:
     """Describe slides whose vectors are all the same, or differ in scale from those of the others.
 
-    Only the first vectors of each slide are read. Vectors that are zero or not finite are ignored; they are errors when
-    the features are used.
+    Only the first vectors of each slide are read. Vectors that are zero or not finite are ignored; they raise an
+    error when the features are used.
     """
     norms: dict[str, float] = {}
     constant, unit = list[str](), list[str]()

@@ -1,4 +1,4 @@
-"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` in a world's folder."""
+"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` of a synthetic data set (world)."""
 
 import csv
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def draw_annotations(
 
 
 def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
-    """Write the annotations of a world's tiles, and the annotators' true confusion matrices, to the world's folder.
+    """Write annotations and the annotators' true confusion matrices to the folder of a synthetic data set.
 
     `annotations.csv` has the columns tile, annotator and label, for the tiles of all splits in `tiles.csv`;
     `annotators.json` contains the settings and the true confusion matrix of each annotator. Existing files with the

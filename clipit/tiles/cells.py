@@ -38,8 +38,8 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
 def stored_cell(value: Any) -> str:
     """Convert a cell to text, or an invalid cell to a null character followed by the reason.
 
-    Sources that are read only once store all columns in this form, and invalid cells raise an error only when used. A
-    cell that is already in this form is returned as it is.
+    For sources that can be read only once, all columns are stored in this form, and invalid cells raise an error only
+    when used. A cell that is already in this form is returned as it is.
     """
     if isinstance(value, str) and _STORED_ERROR.match(value):
         return value

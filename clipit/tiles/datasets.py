@@ -148,7 +148,7 @@ def _lc25000(title: str, classes: tuple[str, ...]) -> DataSet:
         reader="names",
         layout="lung_colon_image_set/{lung_image_sets,colon_image_sets}/{" + ",".join(classes) + "}/*.jpeg",
         classes=classes,
-        licence="offered for free use, but the authors' README states no licence",
+        licence="offered for free use, but the authors' README names no licence",
         page="https://github.com/tampapath/lung_colon_image_set",
         citation="Borkowski et al., arXiv 1912.12142",
         card="lc25000",

@@ -75,8 +75,8 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         classes: Classes of the masks.
 
     Raises:
-        DataError: The table cannot be read, lacks columns or cells, names missing files, has two masks by one annotator
-            for a tile or names of annotators that differ only in spelling, or has no mask for these tiles.
+        DataError: The table cannot be read, lacks columns, has empty cells, names missing files, has two masks by one
+            annotator for a tile or names of annotators that differ only in spelling, or has no mask for these tiles.
     """
     table = open_table(path)
     missing = [name for name in _COLUMNS if name not in table.names]

@@ -26,7 +26,7 @@ from clipit.tiles.source import SourceTiles
 from clipit.tiles.table import TABLES, group_columns, image_root, open_table, read_columns
 
 _COARSE = 1.02
-"""Ratio of the slide's µm per pixel to the tiles' above which the tiles are reported as enlarged."""
+"""Tiles are reported as enlarged if the slide's µm per pixel exceeds theirs by more than this factor."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     columns.pop("id", None)
     if columns["path"] not in table.names:
         raise DataError(
-            f"no column {name_column} or {file_column} with the slide files; the table has: "
+            f"no column {name_column!r} or {file_column!r} that names the slide files; the table has: "
             f"{', '.join(table.names) or 'none'}",
             where=path,
             fix=table.hint((name_column,))
@@ -348,7 +348,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
 
 
 def _check_rows(names: Sequence[str], files: Sequence[Path], source_splits: Sequence[str], path: Path) -> None:
-    """Reject slides that are listed more than once, such as in two splits."""
+    """Reject slides that are listed more than once, for example in two splits."""
     by_slide: dict[Hashable, list[int]] = {}
     for row, file in enumerate(files):
         by_slide.setdefault(slide_key(file), []).append(row)
@@ -374,7 +374,7 @@ def check_slide_names(names: Sequence[str], files: Sequence[Path], where: object
 
     Args:
         files: File of each slide.
-        where: Folder or table, for the error.
+        where: Folder or table, for the error message.
 
     Raises:
         DataError: A name is repeated or cannot be used.

@@ -170,7 +170,7 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator
                     if pattern.search(member.name):
                         if member.size > max_bytes:
                             raise DataError(
-                                f"{member.name} has {member.size:,} bytes; at most {max_bytes:,} are read",
+                                f"{member.name} is {member.size:,} bytes; the maximum is {max_bytes:,}",
                                 where=path,
                                 fix="shorten it",
                             )
@@ -277,7 +277,7 @@ class TarReader:
         return io.BytesIO(data)
 
     def read(self, row: int) -> Image.Image:
-        """Decode the member of a row."""
+        """Decode the member for a row."""
         return decode(self.open(row))
 
     def where(self, row: int) -> str:

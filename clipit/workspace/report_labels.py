@@ -289,5 +289,5 @@ def _class_numbers(
         )
     if other:
         listed = shortlist([f"{label}: {count}" for label, count in other.most_common()])
-        notes.append(f"{counted(sum(other.values()), 'report')} with labels outside the classes ({listed})")
+        notes.append(f"{counted(sum(other.values()), 'report')} with labels that are not among the classes ({listed})")
     return own

@@ -108,9 +108,9 @@ def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["index=IVF16,Flat", "ef_search=4"], "ef_search applies to HNSW and NSG indexes, not to index: IVF16,Flat"),
+        (["index=IVF16,Flat", "ef_search=4"], "ef_search applies to HNSW and NSG indexes, not to index=IVF16,Flat"),
         (["candidates=64"], "candidates applies to approximate indexes"),
-        (["index=HNSW32", "k=5", "candidates=4"], "candidates: 4 is below k: 5"),
+        (["index=HNSW32", "k=5", "candidates=4"], "candidates=4 is below k=5"),
     ],
 )
 def test_settings_of_a_search_that_the_index_does_not_have(

@@ -241,7 +241,7 @@ def test_a_folder_that_states_no_normalisation(
     written = json.loads((copy / "open_clip_config.json").read_text())
     (copy / "open_clip_config.json").write_text(json.dumps({"model_cfg": written["model_cfg"]}))
     load(copy)
-    assert "preprocess_cfg states no mean and no std; open_clip's default is used" in caplog.text
+    assert "preprocess_cfg contains no mean and no std; open_clip's default is used" in caplog.text
 
 
 def test_position_embeddings_that_open_clip_would_resample(open_clip_folder: Path, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, t
     ],
 )
 def test_the_configuration_refuses_them_with_lists(keys: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="use index: Flat, not index: IVF16"):
+    with pytest.raises(ValueError, match="use index=Flat, not index=IVF16"):
         PairingConfig(index="IVF16,Flat", **keys)
 
 

@@ -223,7 +223,7 @@ def test_features_of_different_encoders_or_exchanged_slides_are_not_paired(
             file["features"].attrs["encoder"] = "conch_v1"
     said = capture_log()
     assert len(import_features(tmp_path, [first.parent], vlm).ids) == 5
-    assert f"note: the feature files state the encoder conch_v1; the configured VLM is {vlm.name}" in said
+    assert f"note: the feature files name the encoder conch_v1; the configured VLM is {vlm.name}" in said
     assert any("the tiles of the slides differ in patch_size" in line for line in said)
     with h5py.File(second, "r+") as file:
         file["features"].attrs["encoder"] = "uni_v2"

@@ -138,7 +138,7 @@ def test_cells_left_empty_and_whole_numbers_with_decimals_are_read(file: ConfigF
     said = capture_log()
     verified = dict(zip(tiles.ids.tolist(), read_verified(path, tiles).tolist(), strict=True))
     assert [verified[name] for name in FLIPPED[:3]] == [1, -1, 0]
-    assert any("labels of 1 tile that is not checked: elsewhere" in line for line in said)
+    assert any("ignored labels for 1 tile that is not among the checked tiles: elsewhere" in line for line in said)
 
 
 def test_verified_labels_are_read_before_anything_is_embedded(file: ConfigFile, tmp_path: Path) -> None:

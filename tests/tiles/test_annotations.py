@@ -192,7 +192,7 @@ def test_the_human_ceiling_compares_each_annotator_with_the_others(table: Table)
     assert of["cleo"]["tiles"] == 4 and "3 others" in of["cleo"]["reference"]
     assert ceiling["mean"]["accuracy"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     text = explain_ceiling(ceiling)
-    assert "too low, the more so the fewer labels a tile has (here 4.0 on average)" in text
+    assert "too low, especially for tiles with few labels (here, 4.0 per tile on average)" in text
     assert "every annotator the same weight" in text
     panel = human_ceiling(load(table(test_annotators=["ann", "cleo", "dora"], labels="majority")).of_split("test"))
     assert panel is not None and panel["labels_per_tile"] == 3.0, "ben labels no test tile that counts"
@@ -319,7 +319,7 @@ def test_paths_of_tiles_may_be_written_in_other_ways(table: Table) -> None:
     ]
     found = load(table(rows))
     assert found.labels.tolist() == expected.labels.tolist() and found.notes == expected.notes
-    with pytest.raises(DataError, match=r"1 tile has several spellings: t1\.png"):
+    with pytest.raises(DataError, match=r"1 tile name is written in more than one way: t1\.png"):
         load(table([*rows, "t1.png,eve,benign"]))
 
 

@@ -170,7 +170,7 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
     unlabelled = LabelsConfig(kind="none")
     assert list_slides(section(table, labels=unlabelled)).notes == ("unused columns: labels",)
     write_table(table, [{"name": "a", "label": "x"}])
-    with pytest.raises(DataError, match="no column slide or path with the slide files; the table has: name"):
+    with pytest.raises(DataError, match="no column 'slide' or 'path' that names the slide files; the table has: name"):
         list_slides(section(table, labels=unlabelled))
     table.write_text("slide|label\na|x\n")
     with pytest.raises(DataError, match=r"one column that contains '\|': save the table as comma-separated"):

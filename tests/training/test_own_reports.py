@@ -127,8 +127,8 @@ def test_a_class_map_renames_labels(own: Own, caplog: pytest.LogCaptureFixture) 
     found = labels_of(config)
     patient = np.arange(72) // 4
     assert (found.classes[patient == 4] == 1).all() and (found.classes[patient == 0] == 2).all()
-    assert "\nno report gives the class gland" in found.text
-    assert "no report gives the class gland: the student learns what such tiles look like from labelled" in caplog.text
+    assert "\nno report yields the class gland" in found.text
+    assert "no report yields the class gland: the student learns what such tiles look like from labelled" in caplog.text
     answers = found.facts["answers"]
     assert answers["stroma"] == 1 and answers["stroma (not in class_map)"] == 4, "counted and not used, as on the page"
     assert (found.classes[patient == 1] == -1).all()
@@ -299,7 +299,7 @@ def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="class_map names classes that the tiles lack: fat"):
         labels_of(own("label", **{"own_report.class_map": {"gland": "fat"}}))
     silent = write_reports(tmp_path / "silent.jsonl", lambda split, row: row.update(text="Nothing."))
-    with pytest.raises(DataError, match=r"no report gives a label: none 15"):
+    with pytest.raises(DataError, match=r"no report yields a label: none 15"):
         labels_of(own("rules", **{"reports.path": str(silent)}))
     rules = {"name": "wrong", "classes": {"fat": ["fat"]}}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")

@@ -187,7 +187,7 @@ def test_patterns_count_pixels_however_many_there_are() -> None:
             "1 tile with several masks by one annotator: ann on a.png (record 1 (line 2), record",
         ),
         ([("a.png", "", "masks/b-ann.png")], "1 row with an empty cell"),
-        ([(".\\a.png", "eve", "masks/b-ann.png")], "1 tile has several spellings: a.png"),
+        ([(".\\a.png", "eve", "masks/b-ann.png")], "1 tile name is written in more than one way: a.png"),
         ([("a.png", "Ann", "masks/b-ann.png")], "annotators with almost the same name: 'Ann' and 'ann'"),
         ([("a.png", "eve", "masks/none.png")], "masks/none.png"),
         ([("a.png", "eve", "masks/small.png")], "the mask has 2 x 2 pixels, its image 4 x 4"),

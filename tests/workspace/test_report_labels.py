@@ -82,7 +82,7 @@ def test_the_classes_given_by_the_rules_are_counted_and_compared_with_the_labels
     labels = label(write_files())
     assert [label.class_name for label in labels.by_rules[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
     assert [label.uncertain_only for label in labels.by_rules[:6]] == [False] * 4 + [True, False]
-    assert any("10 reports with labels outside the classes (not done: 10)" in note for note in labels.notes)
+    assert any("10 reports with labels that are not among the classes (not done: 10)" in note for note in labels.notes)
     rules, text = measure_labels(labels)
     assert rules.predictions == ("MSI-H", "MSS", "both", "none")
     assert rules.counts.tolist() == [[10, 0, 0, 10], [0, 20, 10, 0]]

@@ -55,11 +55,11 @@ def make_embedded_weights(
 
     Args:
         folder: Folder for the two model folders.
-        seed: Seed for the training data and the training; worlds use other random streams, even with the same seed.
-        vlm: Recipe of the VLM; by default, that of the shipped one.
-        backbone: Recipe of the backbone; by default, that of the shipped one.
-        world: World on which the models are evaluated; by default, that of the demo.
-        threads: CPU threads of torch; the same number gives the same weights on the same machine.
+        seed: Seed for the training data and the training; worlds use separate random streams, even with the same seed.
+        vlm: Recipe for the VLM; defaults to the recipe of the shipped VLM.
+        backbone: Recipe for the backbone; defaults to the recipe of the shipped backbone.
+        world: Synthetic data set (world) on which the models are evaluated; defaults to the world of the demo.
+        threads: Number of CPU threads used by torch; the same number gives the same weights on the same machine.
 
     Returns:
         Content of `measured.json`.
@@ -93,7 +93,7 @@ def make_embedded_weights(
 def make_status_vlm(
     folder: Path, seed: int, recipe: VLMRecipe, world: CaseWorldConfig, threads: int = 1
 ) -> dict[str, Any]:
-    """Train a VLM alone, and measure how well it and the shipped one predict the status in a world of cases.
+    """Train only a VLM; measure how well it and the shipped one predict the molecular status on synthetic cases.
 
     `vlm/` and `measured.json` (recipe, versions, scores) are written to `folder`; an earlier VLM is replaced.
 
@@ -101,8 +101,8 @@ def make_status_vlm(
         folder: Folder for the VLM's folder.
         seed: Seed for the training data and the training.
         recipe: Recipe of the VLM.
-        world: World of cases on which the VLM is evaluated.
-        threads: CPU threads of torch; the same number gives the same weights on the same machine.
+        world: Synthetic data set of cases (world) on which the VLM is evaluated.
+        threads: Number of CPU threads used by torch; the same number gives the same weights on the same machine.
 
     Returns:
         Content of `measured.json`.
@@ -147,9 +147,9 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
         output: Folder for stores and pairs.
 
     Raises:
-        DataError: A prompt set of the world has other classes, such as one of an earlier version.
+        DataError: A prompt set in the world has different classes (for example, from an earlier version).
     """
-    facts = read_json(world / "world.json", "write the world again")["config"]
+    facts = read_json(world / "world.json", "regenerate the world")["config"]
     workspaces = {name: _grade_workspace(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
     scores = {name: _score_grades(workspace, world) for name, workspace in workspaces.items()}
     train, probe = workspaces["uncentred"].all_tiles.of_split("train"), _score_probe(workspaces["uncentred"])
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
     parser.add_argument("--seed", type=int, default=100, help="seed for the training data and the training")
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which the models are evaluated")
-    parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weaker")
+    parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles; fewer give a weaker VLM")
     parser.add_argument("--vlm-epochs", type=int, default=10, help="training epochs of the VLM")
     parser.add_argument(
         "--captions",
@@ -277,11 +277,11 @@ def main() -> None:
         help="wording of the captions; coarse: without tumour grades; status, rare_status: naming the molecular status "
         "often or rarely",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads used by torch")
     parser.add_argument(
         "--vlm-only",
         action="store_true",
-        help="do not train a backbone; evaluate how well the VLM predicts the molecular status in a world of cases",
+        help="do not train a backbone; evaluate how well the VLM predicts the molecular status on synthetic cases",
     )
     parser.add_argument("--small", action="store_true", help="train for a few steps only, to test the program")
     arguments = parser.parse_args()

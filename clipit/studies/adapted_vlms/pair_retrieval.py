@@ -23,8 +23,8 @@ IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]) -> dict[str, ItemResults]:
     """Measure retrieval between the images and texts of held-out examples; called by all processes.
 
-    Recall@k is the share of queries with a true partner among the k nearest items. The partners of an image are all
-    texts of its example (its caption, or the snippets of its patient's reports); the partners of a text are all images
+    Recall@k is the fraction of queries with a true match among the k nearest items. The matches of an image are all
+    texts of its example (its caption, or the snippets of its patient's reports); the matches of a text are all images
     of the examples that contain it. The group of a text is that of its first image. Values of k that cover the complete
     gallery are dropped. Chance scores are those expected for k items drawn at random without replacement.
 
@@ -58,10 +58,10 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
 def recall(
     queries: Features, gallery: Features, partners: Sequence[Int64[np.ndarray, "_"]], at: Sequence[int]
 ) -> ItemResults:
-    """Compute recall@k for each query: whether a true partner is among the k nearest items of the gallery.
+    """Compute recall@k for each query: whether a true match is among the k nearest items of the gallery.
 
     Args:
-        partners: Rows of the gallery that are true partners of each query.
+        partners: Rows of the gallery that are true matches of each query.
         at: Values of k; those that cover the complete gallery are dropped.
     """
     at = [k for k in at if k < len(gallery)]
@@ -77,7 +77,7 @@ def recall(
 
 
 def _chance(counts: Int64[np.ndarray, " q"], gallery: int, k: int) -> Float64[np.ndarray, " q"]:
-    """Return the probability that at least one of k items drawn without replacement is a partner."""
+    """Return the probability that at least one of k items drawn without replacement is a match."""
     missed = np.ones(len(counts))
     for drawn in range(k):
         missed *= np.maximum(gallery - counts - drawn, 0) / (gallery - drawn)

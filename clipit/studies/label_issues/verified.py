@@ -55,7 +55,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
         )
     if others := sorted({name for name, label in cells if label and name not in row_of}):
         count = counted(len(others), "tile that is not", "tiles that are not")
-        logger.info(f"note: {path}: labels of {count} checked: {shortlist(others)}")
+        logger.info(f"note: {path}: ignored labels for {count} among the checked tiles: {shortlist(others)}")
     class_of = _as_classes({label for _, label in checked}, tiles.classes)
     checked = [(name, class_of.get(label, label)) for name, label in checked]
     unknown = sorted({label for _, label in checked} - {*tiles.classes})

@@ -1,4 +1,4 @@
-"""Build the chapters of the probing report."""
+"""Build the sections of the probing report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ _SAW_LABELS = (
 def probing_chapters(
     probing: ProbingConfig, seed: int, frame: pd.DataFrame, provenance: Mapping[str, Any], plot: str | None
 ) -> list[Chapter]:
-    """Build the chapters on probes, few-shot episodes, label efficiency, retrieval, and provenance.
+    """Build the sections on probes, few-shot episodes, label efficiency, retrieval, and provenance.
 
     Args:
         seed: Seed of the run whose labels the probes use.

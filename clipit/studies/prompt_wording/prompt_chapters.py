@@ -1,4 +1,4 @@
-"""Build the chapters of the prompt study's report."""
+"""Build the sections of the prompt study's report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def prompt_chapters(
     differences: Sequence[PromptDifference],
     provenance: Mapping[str, object],
 ) -> list[Chapter]:
-    """Build the chapters on prompt modes, simple and rich prompts, the grid of wordings, truncation, and provenance.
+    """Build the sections on prompt modes, simple and rich prompts, the grid of wordings, truncation, and provenance.
 
     Args:
         undefined: Why the score is undefined for some rows; "" if it is defined for all.

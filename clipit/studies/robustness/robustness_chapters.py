@@ -1,4 +1,4 @@
-"""Chapters of the robustness report."""
+"""Sections of the robustness report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ _ADAPTED = (
     "of this mixture with that of the tiles. It accepts the adaptation if the misfit of the two means is at least "
     f"{MIN_MISFIT:g} (about 1 is expected if only the class proportions differ). Its verdict depends on the tiles and "
     "the feature space, not on the adaptation. It does not detect changes in spread alone, and it also accepts if "
-    "a class is absent from training or a single patient is unusual. The next chapter reports its errors."
+    "a class is absent from training or a single patient is unusual. The next section reports its errors."
 )
 _GUARD = (
     "A setting is one model (with its seed), one output (head or zero-shot), and a set of tiles: a whole set (the test "
@@ -73,7 +73,7 @@ def robustness_chapters(
     provenance: Mapping[str, Any],
     plots: Sequence[str],
 ) -> list[Chapter]:
-    """Build the chapters: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance."""
+    """Build the sections: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance."""
     metric = LABELS[robustness.metric]
     curves, adapted = frame[frame.analysis == "curve"], frame[frame.analysis == "adaptation"]
     curve_parts: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]

@@ -59,7 +59,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         tiles: All tiles, with the labels that the run may use.
 
     Raises:
-        DataError: No training patient has a report, no report gives a class, or the tiles lack a class of the rules.
+        DataError: No training patient has a report, no report yields a class, or the tiles lack a class in the rules.
     """
     options, train = config.own_report, tiles.of_split("train")
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
@@ -74,7 +74,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         )
     if not case_labels.known.any():
         raise DataError(
-            f"no report gives a label: {_format_counts(case_labels.counts)}",
+            f"no report yields a label: {_format_counts(case_labels.counts)}",
             where=f"{_WHERE}.{'rules' if options.labels == 'rules' else 'labels'}",
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
@@ -195,7 +195,7 @@ def _classes_without_label(case_labels: CaseLabels, classes: Sequence[str], opti
     if not missing:
         return ""
     source = "labelled tile of a known patient" if options.labels == "case" else "report"
-    return f"no {source} gives the {'class' if len(missing) == 1 else 'classes'} {shortlist(missing, 10)}"
+    return f"no {source} yields the {'class' if len(missing) == 1 else 'classes'} {shortlist(missing, 10)}"
 
 
 def _format_counts(counts: dict[str, int]) -> str:

@@ -110,9 +110,7 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
 
     The patient of a report or tile is its group or, if it has none, the TCGA barcode in its id.
     """
-    names, tile_names = match_patients(
-        [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()
-    )
+    names, tile_names = match_report_patients(reports, tiles)
     owners: dict[str, tuple[int, str]] = {}
     for name, rank, tile in zip(tile_names, _split_ranks(tiles).tolist(), tiles.ids.tolist(), strict=True):
         if name and rank:
@@ -125,6 +123,11 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
     return sorted(leaks, key=lambda leak: leak.id)
 
 
+def match_report_patients(reports: Sequence[Report], tiles: TileSet | SeenTiles) -> tuple[list[str], list[str]]:
+    """Return the patient of each report and of each tile, so that equal names mean the same patient."""
+    return match_patients([patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist())
+
+
 def patient_of(report: Report) -> str:
     """Return the patient of a report; "" if unknown."""
     return patient(report.group) if report.group else patient_in(report.report_id)
@@ -132,9 +135,7 @@ def patient_of(report: Report) -> str:
 
 def count_reports_of(reports: Sequence[Report], tiles: TileSet | SeenTiles) -> int:
     """Count the reports of patients that have tiles in a set, whatever their split."""
-    names, owners = match_patients(
-        [patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist()
-    )
+    names, owners = match_report_patients(reports, tiles)
     known = set(owners) - {""}
     return sum(name in known for name in names)
 

@@ -112,7 +112,7 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
         [[label, number(value)] for label, value in zip(classes, estimates["priors"], strict=True)],
         source=source,
     )
-    converged = "converged" if estimates["converged"] else "not converged"
+    reason = "when the likelihood hardly increased" if estimates["converged"] else "before it converged"
     parts: list[Part] = [
         Table(
             ("annotator", "tiles", "accuracy", "balanced accuracy", "agrees with consensus"),
@@ -130,8 +130,8 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
             source=source,
         ),
         Text(
-            f"EM has {converged} after {counted(estimates['iterations'], 'iteration')}, at a log-likelihood of "
-            f"{estimates['log_likelihood']:.1f}. "
+            f"EM stopped after {counted(estimates['iterations'], 'iteration')}, {reason}, at a log-likelihood of "
+            f"{estimates['log_likelihood']:.1f}. Probabilities that the labels hardly determine may be inexact. "
             f"The consensus differs from the majority vote on {counted(estimates['differs'], 'tile')}, and from more "
             f"than half of the labels on {counted(len(estimates['overruled']), 'tile')}. The vote is tied on "
             f"{counted(estimates['tied'], 'tile')}. Accuracy is the estimated probability that a label is the true "

@@ -138,7 +138,10 @@ def _over_seeds(frame: pd.DataFrame) -> list[Table]:
     if not rows:
         return []
     header = ("segmentation", "training masks", "seeds", "Dice, mean over images", "Dice, all pixels pooled")
-    caption = "Foreground Dice: mean and standard deviation over seeds, each with its own draw of training masks"
+    caption = (
+        "Foreground Dice: mean and standard deviation over seeds. Each seed draws its own training masks; rows with "
+        "all training masks vary only by training"
+    )
     return [Table(header, rows, caption=caption, source=f"{_SOURCE}: value, seed")]
 
 

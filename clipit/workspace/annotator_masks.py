@@ -329,8 +329,7 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
         "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
         "method": "label shares: no pixel has labels from two annotators"
         if estimates is None
-        else f"EM {'converged' if estimates.converged else 'not converged'}, "
-        f"{counted(len(estimates.objective), 'iteration')}",
+        else f"EM, {counted(len(estimates.objective), 'iteration')}{'' if estimates.converged else ', not converged'}",
         "priors": None if estimates is None else estimates.priors.tolist(),
         "annotators": [
             {

@@ -14,12 +14,13 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import as_note, counted, shortlist
 from clipit.output_files.whole_files import write_parquet
-from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
+from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, match_report_patients, patient_of
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits
 from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.splits import patients_across_splits
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.leak_policy import hash_images, leak_folder, write_leaks
 from clipit.workspace.near_duplicates import conflicting_labels
@@ -143,7 +144,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
             "\n".join(
                 [
                     "",
-                    leaks_table(leaks),
+                    leaks_table(leaks, tiles, reports),
                     *list_patients(leaks),
                     *_hint(leaks, tiles),
                     *(f"checked: {x}" for x in checked or ["nothing"]),
@@ -184,12 +185,19 @@ def _comparisons_made(
     return lines
 
 
-def leaks_table(leaks: Sequence[Leak]) -> str:
+def leaks_table(leaks: Sequence[Leak], tiles: TileSet, reports: Sequence["Report"]) -> str:
     """Tabulate the leaks by kind and pair of splits: number of tiles or reports in each split, and an example."""
     rows = []
+    owners = {  # a leak of a patient names only one tile of the later split, but all tiles of the patient are counted
+        "group": patients_across_splits(tiles.groups, tiles.ids, tiles.splits),
+        "report": np.asarray(match_report_patients(reports, tiles)[1], dtype=object),
+    }
     for kind, split, other in sorted({(leak.kind, leak.split, leak.other_split) for leak in leaks}):
         group = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
-        counts = [len({leak.id for leak in group}), len({leak.other_id for leak in group})]
+        into = len({leak.other_id for leak in group})
+        if kind in owners:
+            into = int((np.isin(owners[kind], [leak.group for leak in group]) & (tiles.splits == other)).sum())
+        counts = [len({leak.id for leak in group}), into]
         rows.append([kind, split or "reports", other, *counts, f"{group[0].id} ~ {group[0].other_id}"])
     if not rows:
         return "no leaks found"

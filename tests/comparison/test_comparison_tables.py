@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipit.comparison.report.comparison_tables import cells, latex_table, main_table, paper_table
+from clipit.comparison.report.comparison_tables import (
+    cells,
+    describe_holm_family,
+    latex_table,
+    main_table,
+    paper_table,
+)
 from clipit.comparison.statistics import compute_results
 from clipit.evaluation.score_row import ScoreRow
 
@@ -65,6 +71,17 @@ def test_an_arm_called_reference_is_no_reference_row() -> None:
     results = {result.key.arm: result for result in compute_results(made, "base", lambda *_: None)}
     assert [name for name, result in results.items() if result.reference] == [names[2]]
     assert results["reference_arm"].p_holm.p is not None and results[names[2]].p_holm.p is None
+    assert "(tests in each family: test: 2)" in describe_holm_family(list(results.values())), "no reference row"
+
+
+def test_a_reference_row_has_a_deviation_if_it_depends_on_the_seed() -> None:
+    name, paths = "reference: VLM linear probe", {"probe": ("0.parquet", "1.parquet"), "zero-shot": ("0.parquet",) * 2}
+    made = {
+        kind: [replace(row, predictions=Path(files[row.seed])) for row in rows(name, {0: 1.0, 1: 1.0})]
+        for kind, files in paths.items()
+    }
+    shown = {kind: cells(compute_results(made[kind], "base", lambda *_: None)[0])[4] for kind in made}
+    assert shown == {"probe": "100.0 ± 0.0", "zero-shot": "100.0"}
 
 
 def test_tables() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,10 @@ def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_p
     table = pq.read_table(path.with_suffix(".parquet"))
     assert table.to_pylist() == found["found"]
     assert "| exact  | train   | test" in said[-1]
+    lines = [[cell.strip() for cell in line.split("|")] for line in said[-1].splitlines() if line.startswith("| ")]
+    cells = {line[1]: line[4:6] for line in lines}
+    groups = Counter(row["group"] for row in csv.DictReader((tmp_path / "tiles.csv").read_text().splitlines()))
+    assert cells["group"] == ["2", str(groups["test-0"] - 2)], "all test tiles of the patient, not only the one listed"
 
 
 def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(configure: MakeConfig) -> None:

@@ -56,7 +56,7 @@ def setting_label(setting: tuple[str, ...], settings: Iterable[tuple[str, ...]])
 def cells(result: ArmResult) -> list[str]:
     """Format an arm's cells in the columns of `HEADER`, with scores in %."""
     percent = [None if value is None else PERCENT * value for value in result.scores.values()]
-    same = result.reference and len(set(percent)) == 1  # a reference row that does not depend on the seed
+    same = result.reference and len({row.predictions for row in result.rows}) == 1  # it does not depend on the seed
     shown = [*result.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
     if not result.differences:
         return [*shown, "", "", "", ""]
@@ -157,7 +157,7 @@ def describe_holm_family(results: Sequence[ArmResult]) -> str:
     """Describe the family of tests for which p-values are corrected, or explain why there are no p-values."""
     families: dict[str, int] = {}
     for result in results:
-        if result.p.p is not None:
+        if result.p_holm.p is not None:
             families[result.key.test_set] = families.get(result.key.test_set, 0) + 1
     if not families:
         return f"No p-values: a paired t-test needs at least {MIN_SEEDS} seeds."

@@ -33,7 +33,7 @@ def measure(options: Options) -> list[Measurement]:
     samples = alternate(workloads | {"plain": lambda: seconds(lambda: _plain(plain))}, options)
     facts = {"vlm": "embedded", "tuning": "lora", "micro_batch": micro, "batches": [micro * count for count in counts]}
     names = {
-        name: f"batch of {counted(count, 'micro-batch', 'micro-batches')}: time against plain forward and backward"
+        name: f"batch of {counted(count, 'micro-batch', 'micro-batches')}: time relative to a plain step"
         for count, name in counts.items()
     }
     sizes = options.size(64, 4), options.size(512, 8)

@@ -59,7 +59,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     measurements = []
     for name in ("csls", "inverted_softmax"):
         halves = [ratio / 2 for ratio in ratios(samples, name, "plain")]
-        title = f"{name}: time against two plain searches"
+        title = f"{name}: time relative to two plain searches"
         measurements.append(Measurement("hubness", title, halves, "", _GOAL, False, samples, facts))
     if not with_sinkhorn:
         return measurements
@@ -68,7 +68,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     facts = facts | {"iterations": rules.correction_iterations}
     return [
         *measurements,
-        Measurement("hubness", "sinkhorn: time against one plain search", [ratio_of_one], facts=facts),
+        Measurement("hubness", "sinkhorn: time relative to one plain search", [ratio_of_one], facts=facts),
     ]
 
 

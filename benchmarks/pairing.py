@@ -84,14 +84,14 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Measurement]
     names = {"search": "search, index open", "pair_tiles": "pair_tiles, index read and pairs written"}
     return [
         Measurement(
-            "pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.0, False, samples, facts
+            "pairing", f"{name}: time relative to {bare}", ratios(samples, key, bare), "", 1.0, False, samples, facts
         )
         for key, name in names.items()
     ]
 
 
 def _backend(options: Options) -> Literal["auto", "torch"]:
-    """Return the search library to measure; on a GPU torch, because faiss-cpu does not use the GPU."""
+    """Return the search library to measure: torch on a GPU, because faiss-cpu does not use it."""
     return "torch" if options.gpu else "auto"
 
 

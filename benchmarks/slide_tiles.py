@@ -1,4 +1,4 @@
-"""Speed of reading tiles of 224 pixels from slides, relative to files with the same compression in a zip."""
+"""Speed of reading 224-pixel tiles from slides, relative to files with the same compression in a zip."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg2000_slide, write_jpeg_slide
 
 _EDGE = 256  # edge length of the tiles in the slide file, in pixels
-_REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
+_REAL = "slides/CMU-1-Small-Region.svs"  # in CLIPIT_TEST_DATA
 _BATCH = 64  # tiles read together
 _MAX_TILES = 4096  # maximum number of tiles read from a slide
 _JPEG = 7  # TIFF code of JPEG compression
@@ -22,9 +22,9 @@ _JPEG2000: dict[str, Any] = {"kind": "JPEG2000", "quality_mode": "rates", "quali
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both in reading threads.
+    """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both using reader threads.
 
-    The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
+    The slides are synthetic, with 256-pixel tiles in JPEG and in JPEG 2000; their grids are read row by row, as
     for scoring. Additional measurements are made on the slides given by `--slide` or, if there are none, on a real
     slide in the folder that the environment variable CLIPIT_TEST_DATA names. JPEG tiles of a real slide are written to
     the zip with the slide's quantisation tables and colour space, other tiles as JPEG 2000 of about the same size.

@@ -1,4 +1,4 @@
-"""Describe several annotators: agreement, confusion matrices, human ceiling, and tiles with the least agreement.
+"""Summarise the labels of several annotators: agreement, confusion, human ceiling, and tiles with the least agreement.
 
 With --masks, merge the masks of several annotators into a consensus per pixel, as input for clipit segment.
 """

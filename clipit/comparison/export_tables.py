@@ -100,7 +100,7 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
 
 
 def export_verdict(verdict: ComparisonVerdict) -> dict[str, Any]:
-    """Return the headline (`verdict`), and the verdict and contrasts of each judged arm (`verdicts`)."""
+    """Return the headline (`verdict`), and the verdict on each arm with its contrasts (`verdicts`)."""
     records = [
         {
             **arm.key._asdict(),

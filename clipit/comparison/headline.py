@@ -21,14 +21,14 @@ _USE_PROBE, _NOT_SHOWN = "use the VLM's linear probe instead", "not shown to be 
 
 @dataclass(frozen=True)
 class ComparisonVerdict:
-    """Verdict on a comparison in one sentence, and on each judged arm by data set and backbone."""
+    """Verdict on a comparison in one sentence, and on each arm by data set and backbone."""
 
     headline: str
     arms: tuple[ArmVerdict, ...]
 
 
 def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: str) -> ComparisonVerdict:
-    """Compare every judged arm with its controls, and summarise the verdicts in one sentence.
+    """Compare every arm that gets a verdict with its controls, and summarise the verdicts in one sentence.
 
     Args:
         plans: Plans, one per data set and backbone.
@@ -40,11 +40,11 @@ def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: s
 def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], metric: str) -> str:
     """Summarise the verdict on a comparison in one sentence.
 
-    The sentence describes the first judged arm in the order of the configuration, so that the choice does not depend on
-    scores, and lists the others that help. Differences are in percentage points.
+    The sentence describes the first arm with a verdict, in the order of the configuration, so that the choice does not
+    depend on scores, and lists the others that help. Differences are in percentage points.
 
     Args:
-        verdicts: Verdict on each judged arm, by data set and backbone.
+        verdicts: Verdicts on the arms, by data set and backbone.
         arms: Statistics of every arm, for the intervals over test tiles.
     """
     judged = [verdict for verdict in verdicts if verdict.contrast("baseline") is not None]

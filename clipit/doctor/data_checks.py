@@ -23,12 +23,12 @@ from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 
 
 def is_missing(path: str) -> bool:
-    """Return whether a path does not exist, unless it is a pattern for several files."""
+    """Return whether a path does not exist, unless it is a glob pattern."""
     return not any(sign in path for sign in "*?{[") and not Path(path).expanduser().exists()
 
 
 def is_unwritten(path: str) -> bool:
-    """Return whether a path is below outputs/, the folder that clipit writes to, and does not exist."""
+    """Return whether a path is in outputs/, the folder that clipit writes to, and does not exist."""
     return Path(path).parts[:1] == ("outputs",) and is_missing(path)
 
 
@@ -46,7 +46,7 @@ def check_tiles(subject: str, section: TilesConfig, config: RunConfig) -> list[C
         with_kept_size(section, config)
         if section.streaming and section.source == "huggingface":
             splits = ", ".join(describe_set(section, None).splits)
-            return [Check("PASS", subject, f"{section.path}: splits {splits}; streamed and kept on first use")]
+            return [Check("PASS", subject, f"{section.path}: splits {splits}; streamed, and cached on first use")]
         tiles = _read_tiles(section, config)
     except ClipitError as error:
         return [failed_check(subject, error)]
@@ -87,10 +87,10 @@ def check_reports(config: ReportsConfig) -> list[Check]:
 
 
 def check_own_reports(config: RunConfig) -> list[Check]:
-    """Check that training patients have reports, if they can be read; the errors of reading are those of other checks.
+    """Check that training patients have reports, if they can be read; read errors are reported by other checks.
 
     Args:
-        config: Configuration that uses the reports of the tiles' own patients.
+        config: Configuration that uses reports of the patients that the tiles come from.
     """
     reports = config.reports
     if reports is None or config.tiles.streaming or any(map(hub_id, (config.tiles.path, reports.path))):

@@ -22,7 +22,7 @@ class FewShot:
         mean: Mean over the episodes; None if undefined (see `reason`).
         interval: 95% t-interval of the mean. It narrows with more episodes and does not cover the sampling error of
             the test tiles, which are the same in all episodes.
-        spread: 2.5% and 97.5% quantiles of the scores of single episodes.
+        spread: 2.5% and 97.5% quantiles of the scores of individual episodes.
         reason: Reason why the mean is undefined; "" otherwise.
     """
 

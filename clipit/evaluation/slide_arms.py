@@ -67,8 +67,8 @@ def compare_slide_arms(
 
     If the table of slides has labelled validation slides, each arm's pooling is chosen on them by the mean balanced
     accuracy over its seeds, in the same way for all arms (`choose_pooling`), and only the splits other than
-    training and validation are compared. Otherwise, the arms are compared with every pooling on all splits except
-    training.
+    training and validation are compared. Otherwise, the arms are compared with every pooling method on all splits
+    except training.
 
     Differences are paired by seed and slide. An arm with a single seed, such as prompts without training, is paired
     with every seed of the other arm.
@@ -81,7 +81,8 @@ def compare_slide_arms(
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Raises:
-        DataError: The reference is missing, or arms have different slides or poolings, or seeds that cannot be paired.
+        DataError: The reference is missing, or arms have different slides or pooling methods, or seeds that cannot be
+            paired.
     """
     _check_reference(tables, reference)
     arms = {
@@ -102,7 +103,7 @@ def compare_slide_sets(
     seed: int = 0,
     controls: Collection[str] = (),
 ) -> SlideComparison:
-    """Compare arms like `compare_slide_arms`, but with given poolings, which may differ between arms.
+    """Compare arms like `compare_slide_arms`, but with given pooling methods, which may differ between arms.
 
     Args:
         arms: Scored slides by arm and seed, the same slides in each.
@@ -216,7 +217,7 @@ def _check_reference(arms: Mapping[str, object], reference: str) -> None:
 
 
 def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_poolings: bool) -> None:
-    """Check that all arms have the same slides and poolings, and seeds that can be paired with the reference's."""
+    """Check that all arms have the same slides and pooling methods, and seeds to pair with those of the reference."""
     problems = []
     empty = [arm for arm, by_seed in arms.items() if not by_seed]
     if empty:
@@ -226,7 +227,7 @@ def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_p
         for number, scored in by_seed.items():
             different_poolings = same_poolings and scored.scores.keys() != first.scores.keys()
             if scored.slides.tolist() != first.slides.tolist() or different_poolings:
-                problems.append(f"{arm}, seed {number}: its slides or poolings differ from those of {reference}")
+                problems.append(f"{arm}, seed {number}: its slides or pooling methods differ from those of {reference}")
         if len(by_seed) > 1 and len(arms[reference]) > 1 and by_seed.keys() != arms[reference].keys():
             other_seeds, reference_seeds = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))
             problems.append(f"{arm}: seeds {other_seeds} cannot be paired with {reference_seeds} of {reference}")

@@ -1,4 +1,4 @@
-"""Evaluate slide scores per slide and per patient, and choose a pooling on validation slides."""
+"""Evaluate slide scores per slide and per patient, and choose a pooling method on validation slides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class SlideEvaluation:
             labelled slides or patients), `patients`, and `single` (whether each labelled slide belongs to a different
             patient).
         slides: One row per scored slide: `slide`, `patient`, `label`, `split`, `tiles`; with a chosen pooling also its
-            scores, `predicted` and `tied`, otherwise the class predicted by each pooling.
+            scores, `predicted` and `tied`, otherwise the class predicted by each pooling method.
         failed: Slides without scores: `slide` and `reason`.
         notes: Notes on excluded slides and patients, and on the reliability of the scores.
         resamples: Number of bootstrap resamples; 0 if there are no intervals.
@@ -73,12 +73,13 @@ def evaluate_slides(
     resamples: int = 1000,
     seed: int = 0,
 ) -> SlideEvaluation:
-    """Evaluate slide scores against labels, per slide and per patient, for every pooling.
+    """Evaluate slide scores against labels, per slide and per patient, for every pooling method.
 
     Slides of the split `train` are not evaluated. If there are labelled slides of the split `validation`, the pooling
-    is chosen on them (`choose_pooling`) and marked; otherwise all poolings are reported and none is chosen. AUROC is
-    computed on relative scores (`SlideSet.predictions`) as the one-vs-rest macro mean, or for the second class if there
-    are two. Intervals are percentile bootstrap intervals over patients; all poolings share the resamples.
+    is chosen on them (`choose_pooling`) and marked; otherwise all pooling methods are reported and none is chosen.
+    AUROC is computed on relative scores (`SlideSet.predictions`) as the one-vs-rest macro mean, or for the second class
+    if there are two. Intervals are percentile bootstrap intervals over patients; all pooling methods share the
+    resamples.
 
     Args:
         table: Slide scores from `slide_scores.slide_table`.
@@ -116,8 +117,8 @@ def evaluate_slides(
 def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     """Choose the pooling with the highest balanced accuracy on labelled validation slides.
 
-    Ties go to the smaller K, then to the mean before the share of tiles, and to unsmoothed before smoothed scores. No
-    pooling is chosen if fewer than two classes have validation slides.
+    Ties are broken in favour of the smaller K, then of the mean over the share of tiles, and then of unsmoothed scores.
+    No pooling method is chosen if fewer than two classes have validation slides.
 
     Args:
         sets: Scores of the same slides by one classifier, one set per seed; their balanced accuracies are averaged.
@@ -127,19 +128,20 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     rows = (first.splits == VALIDATION) & (first.labels >= 0)
     present = len(np.unique(first.labels[rows]))
     if len(first.labels) and (first.labels < 0).all():
-        return PoolingChoice(None, f"No {unit} has a label, so nothing is evaluated and no pooling is chosen.", {})
+        sentence = f"No {unit} has a label, so nothing is evaluated and no pooling method is chosen."
+        return PoolingChoice(None, sentence, {})
     if present < 2:
         same_class = f"all labelled validation {unit}s have the same class"
         reason = same_class if rows.any() else f"there are no labelled validation {unit}s"
-        return PoolingChoice(None, f"No pooling was chosen, because {reason}. All poolings are shown.", {})
+        return PoolingChoice(None, f"No pooling method was chosen, because {reason}. All are shown.", {})
     scores = {key: float(np.mean([_validation_score(each, key) for each in sets])) for key in first.scores}
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
     covered = "" if present == len(first.classes) else f", which cover {present} of {len(first.classes)} classes"
-    shared = "" if len(tied) == 1 else f" {len(tied)} poolings tie; the one with the fewest tiles was chosen."
+    shared = "" if len(tied) == 1 else f" {len(tied)} pooling methods tie; the one with the fewest tiles was chosen."
     sentence = (
-        f"The pooling {tied[0].title} was chosen for its balanced accuracy of {best:.3f} on {rows.sum()} validation "
-        f"{unit}s{covered}, the highest of {counted(len(scores), 'pooling')}.{shared}"
+        f"The pooling method {tied[0].title} was chosen for its balanced accuracy of {best:.3f} on {rows.sum()} "
+        f"validation {unit}s{covered}, the highest of {counted(len(scores), 'pooling method')}.{shared}"
     )
     return PoolingChoice(tied[0], sentence, scores)
 
@@ -247,7 +249,7 @@ def _notes(scored: SlideSet, failed: int) -> list[str]:
         "Scored slides without a label, listed but not evaluated": 0 if unlabelled else int((scored.labels < 0).sum()),
         "Slides of the training split, not evaluated": int((scored.splits == TRAIN).sum()),
         "Patients with slides of different classes, not evaluated per patient": len(scored.mixed_patients()),
-        "Patients with slides in several splits, which may inflate the scores of later splits": len(
+        "Patients with slides in several splits, which may inflate the scores of held-out splits": len(
             scored.crossing_patients()
         ),
     }

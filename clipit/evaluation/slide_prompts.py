@@ -51,8 +51,8 @@ def score_prompts(
 ) -> pd.DataFrame:
     """Compute balanced accuracy and AUROC of zero-shot classifiers on labelled slides, as medians over the draws.
 
-    Nothing is selected: all poolings are reported, for every split with labelled slides except `train`, per slide and
-    per patient.
+    Nothing is selected: all pooling methods are reported, for every split with labelled slides except `train`, per
+    slide and per patient.
 
     Args:
         tables: Tables of slide scores (`slide_scores.slide_table`), one per draw, by kind of classifier.

@@ -16,7 +16,7 @@ from clipit.errors import DataError, counted, shortlist
 TOP_K = (1, 5, 10, 50, 100)
 """Values of K for the top-K means, as in CONCH's slide classification."""
 POOLINGS = (*(f"top{k}" for k in TOP_K), "mean", "share")
-"""Names of the poolings, from the fewest tiles to all."""
+"""Names of the pooling methods, from the fewest tiles to all."""
 SCORE_PREFIX = "score_"
 """Prefix of the columns of `slide_table` with class scores."""
 _NEIGHBOURHOOD = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
@@ -24,7 +24,7 @@ _NEIGHBOURHOOD = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 
 @dataclass(frozen=True)
 class PooledScore:
-    """Scores of a slide for one pooling.
+    """Scores of a slide for one pooling method.
 
     Attributes:
         pooling: Name from `POOLINGS`.
@@ -54,7 +54,7 @@ class PooledScore:
 def pool_slide(
     scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"], smoothing: Sequence[bool] = (False, True)
 ) -> list[PooledScore]:
-    """Pool the scores of one slide's tiles with every pooling, without and with smoothing.
+    """Pool the scores of one slide's tiles with every pooling method, without and with smoothing.
 
     Let s(i, c) be the scores of n tiles, sorted in descending order for each class c. The score of class c is:
 

@@ -19,7 +19,7 @@ ALL_SLIDES = "all"
 
 
 class PoolingKey(NamedTuple):
-    """Identifier of a pooling: its name from `slide_scores.POOLINGS`, and whether scores were smoothed first."""
+    """Identifier of a pooling method: its name from `slide_scores.POOLINGS`, and whether scores were smoothed first."""
 
     pooling: str
     smoothed: bool
@@ -32,7 +32,7 @@ class PoolingKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SlideSet:
-    """Slide scores for every pooling, with the label, patient and split of each slide.
+    """Slide scores for every pooling method, with the label, patient and split of each slide.
 
     Attributes:
         slides: Names of the slides, in ascending order.
@@ -49,7 +49,7 @@ class SlideSet:
     scores: Mapping[PoolingKey, Float32[np.ndarray, "n c"]]
 
     def predictions(self, key: PoolingKey, level: Level, split: str) -> Predictions:
-        """Return the predictions for one split with one pooling, per slide or per patient.
+        """Return the predictions for one split with one pooling method, per slide or per patient.
 
         A patient's score is the mean score of the patient's slides, regardless of their tissue area. If the top K were
         taken from all tiles of a patient instead, they would mostly come from large slides or from slides with
@@ -103,7 +103,7 @@ class SlideSet:
 
 
 def describe_patients(units: int, unknown: int, named: str = "patient") -> str:
-    """Count patients in words, such as "4 patients and 2 slides of unknown patients".
+    """Format the number of patients as text, such as "4 patients and 2 slides of unknown patients".
 
     Args:
         units: Number of patients, including slides without a known patient.
@@ -130,7 +130,7 @@ def of_patients(units: int, unknown: int) -> str:
 
 
 def unknown_patients_note(slides: int) -> list[str]:
-    """Note that slides without a known patient are counted as separate patients; empty if there are none."""
+    """Return a note that slides without a known patient count as separate patients; empty if there are none."""
     return [f"Slides of unknown patients, each counted as a separate patient: {slides:,}."] if slides else []
 
 
@@ -144,7 +144,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
 
     Raises:
         DataError: A slide occurs twice in the table of slides or is missing from it, a label is not a class, or a slide
-            lacks a pooling that other slides have.
+            lacks a pooling method that other slides have.
     """
     known = _known_slides(slides)
     names = np.unique(table["slide"].to_numpy(dtype=str)) if len(table) else np.empty(0, dtype=str)
@@ -188,7 +188,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
 
 
 def pooling_order(key: PoolingKey) -> tuple[int, bool]:
-    """Return the rank of a pooling: fewer tiles first, and unsmoothed before smoothed."""
+    """Return the rank of a pooling method: fewer tiles first, and unsmoothed before smoothed."""
     return POOLINGS.index(key.pooling), key.smoothed
 
 

@@ -29,8 +29,8 @@ def differs(page: Image.Image, first: Image.Image) -> bool:
     """Return whether an image is clearly not a resized copy of another.
 
     The mean grey values of up to 64 x 64 cells are compared (see `is_alike`). Copies of histology tiles that were
-    reduced to 16 pixels or more by any method are almost always alike; tiles of different tissue are not, even if they
-    are stained alike. Images with fewer than 16 pixels per edge are not compared.
+    downscaled, by any method, to at least 16 pixels per edge almost always match the original. Tiles of different
+    tissue do not match, even if they are stained alike. Images with fewer than 16 pixels per edge are not compared.
     """
     if min(page.size) < _MIN_EDGE:
         return False

@@ -32,7 +32,7 @@ MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
     | {"#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"}
 )
-"""Texts that programs write for a missing value, and the errors of spreadsheet programs. Case matters: `none` may be a
+"""Texts used as placeholders for a missing value, and the errors of spreadsheet programs. Case matters: `none` may be a
 grade or a finding."""
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""

@@ -15,10 +15,10 @@ _DATE_NAME = re.compile(
 )
 """Names that look like a date or time as a spreadsheet program writes it."""
 _UNKNOWN = frozenset({"unknown", "unk", "missing", "none", "not available"})
-"""Words, in lower case, that people write for an unknown patient."""
+"""Lower-case words used as placeholders for an unknown patient."""
 _DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d_]+")
 _NO_NUMBER = re.compile("0+|9{2,}")
-"""Numbers that programs write for an unknown patient."""
+"""Numbers used as placeholders for an unknown patient."""
 _EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53, "float16": 2**11, "float32": 2**24, "float64": 2**53}
 """Number up to which a floating-point type stores all whole numbers, keyed by the type's name in pyarrow or numpy."""
 
@@ -93,7 +93,7 @@ def check_exact(values: Iterable[Any], type_name: str, column: str, where: objec
     if large is not None:
         raise DataError(
             f"row {large[0]} contains {large[1]:.0f} in column {column}, but the column's type ({type_name}) stores "
-            f"whole numbers exactly only up to {limit:,}: different names may have become equal",
+            f"whole numbers exactly only up to {limit:,}: distinct values may have become identical",
             where=where,
             fix="write the column again as text or as integers, from data that have not been rounded",
         )
@@ -103,9 +103,9 @@ def _reject(mangled: Sequence[tuple[int, str]], column: str, row_name: Callable[
     if mangled:
         listed = shortlist([f"{value!r} in {row_name(row)}" for row, value in sorted(mangled)], 3)
         raise DataError(
-            f"a spreadsheet program has probably changed {counted(len(mangled), 'name')} in column {column}: {listed}",
+            f"a spreadsheet program has probably changed {counted(len(mangled), 'value')} in column {column}: {listed}",
             where=where,
-            fix="in that program, format the column as text, enter the names again, and save the table",
+            fix="in that program, format the column as text, enter the values again, and save the table",
         )
 
 
@@ -135,9 +135,9 @@ def placeholder_notes(counts: Mapping[str, int], row: str) -> tuple[str, ...]:
 def _is_unlike(name: str, others: Sequence[str]) -> bool:
     """Return whether a name looks different from all others, like a word or number that means "unknown".
 
-    Such a name starts with punctuation, is a number such as 0 or 999 whose length no other number has, or is a word
-    among names with digits. Because random ids may look like words, a word counts only if its length differs from all
-    others, or if all others have the same pattern.
+    Such a name starts with punctuation, is a number such as 0 or 999 that differs in length from all other numbers, or
+    is a word among names with digits. Because random ids may look like words, a word counts only if its length differs
+    from all others, or if all others have the same pattern.
     """
     if not name[0].isalnum():
         return all(other[0].isalnum() for other in others)

@@ -44,8 +44,8 @@ def check_parquet_classes(files: Iterable[Path | str]) -> None:
 def check_described_classes(files: Iterable[Path | str], loaded: Any) -> None:
     """Check that the description of a data set lists the classes in the order of its files.
 
-    `datasets` prefers the list in README.md or dataset_info.json to that of a file, so that a stale one exchanges
-    labels. New names for classes are accepted.
+    `datasets` gives the list in README.md or dataset_info.json precedence over that of a file, so a stale list
+    silently swaps labels. New names for classes are accepted.
 
     Args:
         files: Local paths, or `hf://` URLs; files of other formats are skipped.
@@ -62,14 +62,14 @@ def check_described_classes(files: Iterable[Path | str], loaded: Any) -> None:
         if any(name in names and names.index(name) != index for index, name in enumerate(described)):
             raise DataError(
                 f"the classes of the column {column} are {', '.join(names)} in this file, but {', '.join(described)} "
-                "in the description of the data set (README.md or dataset_info.json): labels would be exchanged",
+                "in the description of the data set (README.md or dataset_info.json): labels would be swapped",
                 where=path,
                 fix="correct the order of the classes in the description, or remove them from it",
             )
 
 
 def _classes_of_files(files: Iterable[Path | str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield path, column and class names for the columns with class names of all parquet and Arrow files."""
+    """Yield (path, column, class names) for every column with class names in the parquet and Arrow files."""
     paths = sorted(path for path in map(str, files) if path.lower().endswith((".parquet", _ARROW)))
     with ThreadPoolExecutor(_REQUESTS) as pool:
         classes_of_files = list(pool.map(_class_names, paths))

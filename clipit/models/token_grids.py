@@ -83,7 +83,7 @@ def open_clip_tokens(visual: Any) -> Callable[[Tensor], Tensor] | None:
     """Return a function from normalised pixels to projected patch tokens of an open_clip image tower.
 
     Tokens pass through the tower's pooling and projection one by one. Returns None for towers whose pooling cannot be
-    applied to a single token (modified ResNets, CoCa with two poolings).
+    applied to a single token (modified ResNets, CoCa with two pooling layers).
     """
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer

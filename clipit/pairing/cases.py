@@ -1,4 +1,4 @@
-"""Cases: join the training tiles with the reports of their own patients."""
+"""Cases: join the training tiles with the reports of the same patients."""
 
 import hashlib
 import json
@@ -73,15 +73,15 @@ class CaseCounts:
             )
         if self.both_sides:
             lines.append(
-                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles both in training and in a "
-                "later split, so their reports are not used"
+                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles in both the training "
+                "split and a held-out split, so their reports are not used"
             )
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Training tiles and the reports of their own patients.
+    """Training tiles and the reports of the same patients.
 
     Attributes:
         names: Patients with a report, sorted.
@@ -115,7 +115,7 @@ class Cases:
     def with_all_patients(self) -> "Cases":
         """Add the training patients without a used report, with an empty tuple in `reports`.
 
-        This includes patients who also have tiles in a later split; only their training tiles are used.
+        This includes patients who also have tiles in a held-out split; only their training tiles are used.
         """
         reports_of = dict(zip(self.names, self.reports, strict=True))
         names = sorted(set(self.patients.tolist()) - {""})
@@ -243,7 +243,7 @@ def _no_match(tile_patients: set[str], report_patients: set[str], counts: CaseCo
     if counts.both_sides:
         cause = (
             f"{counted(counts.both_sides, 'training patient also has', 'training patients also have')} tiles in a "
-            f"later split, so their reports are not used; {cause}"
+            f"held-out split, so their reports are not used; {cause}"
         )
     return DataError(
         f"no training patient has a report; the tile groups are {shortlist(tile_names, _SHOWN)}, the report "
@@ -260,11 +260,11 @@ def _spelling_hints(tile_patients: set[str], report_patients: set[str]) -> list[
         ("in lower case", str.casefold),
         ("after Unicode normalisation (NFC)", lambda name: unicodedata.normalize("NFC", name)),
         ("without leading zeros", lambda name: name.lstrip("0")),
-        ("cut at the first '-'", lambda name: name.partition("-")[0]),
-        ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
-        ("cut at the first '_'", lambda name: name.partition("_")[0]),
+        ("if cut at the first '-'", lambda name: name.partition("-")[0]),
+        ("if cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
+        ("if cut at the first '_'", lambda name: name.partition("_")[0]),
         ("without file suffixes", lambda name: name.partition(".")[0]),
-        ("cut to 12 characters, like a TCGA barcode", lambda name: name[:12]),
+        ("if cut to 12 characters, like a TCGA barcode", lambda name: name[:12]),
     ):
         changed_tiles, changed_reports = set(map(change, tile_patients)), set(map(change, report_patients))
         sides = (

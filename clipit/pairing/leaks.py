@@ -32,7 +32,7 @@ ImageHashes = Fingerprints | UInt8[np.ndarray, "_ 16"]
 
 @dataclass(frozen=True)
 class Leak:
-    """A tile or report that leaks, and the matching tile in a later split."""
+    """A tile or report that leaks, and the matching tile in a held-out split."""
 
     kind: Kind
     id: str
@@ -87,9 +87,10 @@ def find_leaks(
 
 
 def group_leaks(tiles: TileSet) -> list[Leak]:
-    """Find tiles whose patient or slide also has tiles in a later split.
+    """Find tiles whose patient or slide also has tiles in a held-out split.
 
-    Each leak names the tile of that patient or slide with the lowest id in its latest split.
+    These splits are validation and test for training tiles, and test for validation tiles. Each leak names the tile of
+    that patient or slide with the lowest id in its latest split.
     """
     groups = patients_across_splits(tiles.groups, tiles.ids, tiles.splits)
     last: dict[str, tuple[int, str]] = {}  # latest split of each patient, and the lowest id in it
@@ -141,7 +142,7 @@ def count_reports_of(reports: Sequence[Report], tiles: TileSet | SeenTiles) -> i
 
 
 def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak]:
-    """Find tiles whose decoded pixels also occur in a later split; tiles of a single colour are ignored."""
+    """Find tiles whose decoded pixels also occur in a held-out split; tiles of a single colour are ignored."""
     _, content = np.unique(np.ascontiguousarray(digests).view("V16").reshape(-1), return_inverse=True)
     ranks = _split_ranks(tiles)
     earliest, latest = np.full(len(tiles), len(SPLITS)), np.full(len(tiles), -1)
@@ -164,7 +165,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
 
 
 def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) -> list[Leak]:
-    """Find near-duplicates of tiles in a later split, in any of eight orientations; exact copies are excluded.
+    """Find near-duplicates of tiles in a held-out split, in any of eight orientations; exact copies are excluded.
 
     Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each

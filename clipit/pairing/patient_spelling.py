@@ -44,9 +44,9 @@ def misspelled_tests(tests: TileSet | SeenTiles, seen: TileSet | SeenTiles) -> l
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> list[str]:
-    """Warn about patient names that differ between images with texts and tiles of later splits."""
+    """Warn about patient names that differ between images with texts and tiles of held-out splits."""
     names = patients(pairs.groups, pairs.ids).tolist()
-    return _warnings(("image with texts", "images with texts"), names, tests, "tiles of later splits")
+    return _warnings(("image with texts", "images with texts"), names, tests, "tiles of held-out splits")
 
 
 def misspelled_splits(tiles: TileSet, unit: str = "tile") -> list[str]:

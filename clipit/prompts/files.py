@@ -117,7 +117,7 @@ def text_problems(key: str, value: object, noun: str) -> list[str]:
     if not value:
         return [f"{key}: is empty; add at least one entry ({noun})"]
     problems = [
-        f"{key}[{i}]: is empty; write a text, or remove it"
+        f"{key}[{i}]: is empty; add text, or remove the entry"
         if isinstance(entry, str)
         else f"{key}[{i}]: {entry!r} is not a string; write it in quotes"
         for i, entry in enumerate(value)

@@ -45,7 +45,8 @@ class Table:
         traces: Source of each row's values, listed in a collapsed element below the table; empty for no list.
         source: File and key of the table's data, shown in a collapsed element below the table.
         left: Number of left-aligned columns; the others contain numbers and are right-aligned.
-        shades: Shares in 0..1 that shade all cells of a row except its heading, as in a confusion matrix.
+        shades: Fractions in [0, 1] that set the shading of all cells of a row except its heading, as in a confusion
+            matrix.
     """
 
     header: Sequence[str]

@@ -57,7 +57,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     """State in one sentence which arms have a higher balanced accuracy per slide, or per patient, than the reference.
 
     The verdict is for the test split or, without a test split, for the first compared split. It requires a pooling
-    chosen on validation slides: with several poolings, one of them often makes an arm better by chance.
+    method chosen on validation slides: with several pooling methods, one of them often makes an arm better by chance.
     """
     rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]

@@ -53,7 +53,9 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
         units = describe_patients(patients, unknown)
     chosen = comparison.choices[comparison.reference].key is not None
     how = (
-        "the pooling of each arm was chosen on validation slides" if chosen else "no pooling was chosen: all are shown"
+        "the pooling of each arm was chosen on validation slides"
+        if chosen
+        else "no pooling method was chosen: all are shown"
     )
     return (
         f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from "

@@ -1,4 +1,4 @@
-"""Page and summary of slide scores: metrics by pooling, the chosen pooling, all slides, and failed slides."""
+"""Page and summary of slide scores: metrics by pooling, the chosen pooling method, all slides, and failed slides."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +53,7 @@ def slide_scores_page(
     if evaluation.choice.key is not None:
         every: list[Part] = [_choice(evaluation), *_show_tables(_metric_tables(evaluation))]
         every += [Text(remark) for remark in _gaps(evaluation.scores, evaluation.resamples)]
-        sections.append(PageSection("All poolings", every, folded=True))
+        sections.append(PageSection("All pooling methods", every, folded=True))
     if published:
         sections.append(PageSection(_PUBLISHED, [Text(CAUTION), *published]))
     sections.append(PageSection("Slides", _slides(evaluation, pages or {})))
@@ -118,9 +118,9 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Tabulate the scores with the chosen pooling on slides that were not used to choose it.
+    """Tabulate the scores with the chosen pooling method on slides that were not used to choose it.
 
-    If no pooling was chosen, tabulate the scores with all poolings.
+    If no pooling method was chosen, tabulate the scores with all pooling methods.
     """
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
@@ -168,7 +168,7 @@ def _unknown_patients(evaluation: SlideEvaluation, split: str) -> int:
 
 
 def _cells(scores: pd.DataFrame) -> list[str]:
-    """Format the scores with one pooling and their intervals, one cell per metric."""
+    """Format the scores with one pooling method and their intervals, one cell per metric."""
     by_metric = scores.set_index("metric")[["value", "low", "high"]].to_dict("index")
     return [_score_cell(by_metric[metric]) for metric in SLIDE_METRICS]
 
@@ -179,7 +179,7 @@ def _score_cell(row: Mapping[Any, Any]) -> str:
 
 
 def _verdict(evaluation: SlideEvaluation) -> str:
-    """State the score with the chosen pooling on the test slides; "" if there is none."""
+    """State the score with the chosen pooling method on the test slides; "" if there is none."""
     key = evaluation.choice.key
     rows = evaluation.scores.query("chosen and level == 'slide' and split == 'test' and metric == 'balanced_accuracy'")
     if key is None or rows.empty or pd.isna(rows["value"].iloc[0]):
@@ -272,9 +272,9 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
         [Link(name, pages[name]) if name in pages else name, *(_show(value) for value in row)]
         for name, *row in slides.itertuples(index=False)
     ]
-    caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
+    caption = f"Scores by {key.title}" if key else "Class predicted by each pooling method"
     if len(rows) <= MAX_SHOWN:
-        left = 4 - len(empty) if key else len(header)  # if no pooling was chosen, the cells are class names
+        left = 4 - len(empty) if key else len(header)  # if no pooling method was chosen, the cells are class names
         return [Table(header, rows, caption=caption, left=left)]
     return [Rows(header, rows, caption)]
 

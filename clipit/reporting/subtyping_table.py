@@ -12,7 +12,7 @@ from clipit.reporting.tables import interval, number
 
 CAUTION = (
     "Published scores, if any, are shown for context, not as a baseline: they were computed on other slides, "
-    "at other resolutions and with other prompts, and some poolings may have been selected on the same slides."
+    "at other resolutions and with other prompts, and some pooling methods may have been selected on the same slides."
 )
 _MI_ZERO = "MI-Zero's repository, results file for RCC subtyping: 225 TCGA slides, 50 sampled prompt sets"
 _KEEP = "KEEP (arXiv 2412.13126), repository's README, table of zero-shot cancer subtyping"

@@ -17,7 +17,7 @@ _FONTS = str.maketrans({
     "\uf0fe": "\u2611", "\uf0fd": "\u2612", "\uf0fc": "\u2713", "\uf0a8": "\u2610", "\uf06f": "\u25a1",
     "\uf0a3": "\u2264", "\uf0b3": "\u2265", "\uf0b1": "\u00b1", "\uf0b4": "\u00d7", "\uf06d": "\u00b5",
 })  # fmt: skip
-"""Private-use characters in which Word stores check boxes (font Wingdings) and signs (font Symbol)."""
+"""Private-use characters in which Word stores check boxes (Wingdings font) and symbols (Symbol font)."""
 _SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 
 _INLINE_TAG = r"(?:a|b|big|center|em|font|i|s|small|span|strong|sub|sup|td|th|u)"
@@ -58,7 +58,7 @@ _LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
 NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved|{_NOT_EXCLUDED})\.?$")
 """Line that negates the label in the line before it, or leaves it uncertain."""
 _ANSWER = re.compile(r"(?i)(?:no|yes|none|nil|n/?a|(?:focally )?present|identified|positive)\.?$")
-"""Line that answers a label with a colon in the line before it."""
+"""Line that is the value of a label ending in a colon on the previous line."""
 _OPTION = re.compile(r"\[ ?[xX]? ?\]|\([ xX]\)|[\u2610\u2611\u2612\u25a1]")
 # Options of CAP templates: "_X_ Present", "___ Absent".
 _OPTIONS = re.compile(r"^(?:[ \t]*__.*|.*_[xX]_.*)$", re.M)
@@ -89,7 +89,7 @@ _OPEN_HYPHEN, _AFTER_HYPHEN = re.compile(r"[^\W_]-$"), re.compile(r"[A-Z]?\d")  
 _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 
 ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
-_ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|_x000[ADad]_\n?|\\t(?![a-z])")  # also as Excel stores line ends
+_ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|_x000[ADad]_\n?|\\t(?![a-z])")  # also as Excel stores line breaks
 
 _MAX_WORD = 500  # maximum length of a word; longer words are encoded images or corrupt data
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # without spaces
@@ -128,10 +128,10 @@ def _normalise_characters(text: str) -> str:
 
 
 def compound_words(texts: Iterable[str]) -> frozenset[str]:
-    """Collect the lower-case words of a corpus that show which words hyphenated at line ends are compounds.
+    """Collect the words of a corpus that decide whether a word hyphenated at a line break is a compound.
 
-    For each word hyphenated at a line end, these are its two parts and its spellings with and without the hyphen, if
-    they occur within a line.
+    For each word hyphenated at a line break, these are its two parts and its spellings with and without the hyphen, in
+    lower case, if they occur within a line.
     """
     texts = ["\n".join(_ESCAPED.sub("\n", text).translate(_SYMBOLS).splitlines()) for text in texts]
     needed = {
@@ -147,7 +147,7 @@ def compound_words(texts: Iterable[str]) -> frozenset[str]:
 
 
 def _join_words(text: str, words: Collection[str]) -> str:
-    """Join words hyphenated at a line end; compounds keep their hyphen. Remove soft hyphens.
+    """Join words hyphenated at a line break; compounds keep their hyphen. Remove soft hyphens.
 
     Args:
         words: Result of `compound_words` for the corpus.
@@ -180,7 +180,8 @@ def _lines(text: str) -> list[str]:
 def _wrapped_width(text: str) -> int:
     """Return the width at which a text was wrapped: the length of its longest line; 0 if it is not wrapped.
 
-    A text is wrapped if words in lower case begin lines, and none of them would have fitted on the line before.
+    A text counts as wrapped if some lines begin with a lower-case word, and none of these words would have fitted on
+    the previous line.
     """
     lines = _lines(text)
     width = max(map(len, lines), default=0)
@@ -204,7 +205,7 @@ def _continues(line: str, following: str, width: int) -> bool:
 
 
 def _unwrap(text: str, width: int) -> str:
-    """Join wrapped lines of a sentence, and negations with the lines they negate; keep line ends between items."""
+    """Join wrapped lines of a sentence, and negations with the lines they negate; keep line breaks between items."""
     lines = _lines(text)
     if not lines:
         return ""
@@ -238,7 +239,7 @@ def _unwrap(text: str, width: int) -> str:
 
 
 def _answers(line: str, label: str) -> bool:
-    """Return whether a line consists of the answer to the label in the preceding line."""
+    """Return whether a line consists of the value of the label on the previous line."""
     if not _is_label(label) or NEGATIVE_VALUE.match(label):
         return False
     if label[-1] == ":":
@@ -247,7 +248,7 @@ def _answers(line: str, label: str) -> bool:
 
 
 def _is_label(line: str) -> bool:
-    """Return whether a line may be a label of the next one: not a whole sentence, and not the heading of a section."""
+    """Return whether a line may be the label for the next line: neither a whole sentence nor a section heading."""
     heading = STRONG.match(line) or WEAK.match(line)
     return line[-1] not in ".;?!" and (heading is None or heading.end() < len(line))
 
@@ -269,11 +270,11 @@ def trim(text: str) -> str:
 def clean_text(text: str, words: Collection[str] | None = None) -> str:
     """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, line wraps and HTML.
 
-    All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
-    "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list is joined
-    to the "Negative for:" or "Not ruled out:" that introduces it, an answer such as "Not identified" to the label in
-    the line before it, and options with check boxes to their question. Check boxes made of underscores become [ ] and
-    [X].
+    All letters and digits are kept in order, except those of HTML tags and escaped line breaks (\\n); ligatures such
+    as "ﬁ" are expanded. Line breaks between items become one newline, line breaks within a sentence a space. A list is
+    joined to the "Negative for:" or "Not ruled out:" that introduces it, a value such as "Not identified" to the label
+    on the previous line, and options with check boxes to their question. Check boxes made of underscores become [ ]
+    and [X].
 
     Args:
         words: Result of `compound_words` for the corpus; None for the words of this text.

@@ -48,7 +48,7 @@ _WORD = re.compile(rb"[^\s\x80-\xff]*[\x80-\xff]\S*")
 _QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _SEPARATOR = re.compile(r"[^A-Za-z\x80-\U0010ffff]+")
 _IN_WORD = re.compile("[\u00b0\u00b1\u00b2\u00b3\u00b5\u3000-\u303f\uff00-\uff20]")
-"""Signs of units, and the punctuation of Chinese and Japanese."""
+"""Unit symbols, and the punctuation of Chinese and Japanese."""
 _MAX_WORDS = 10_000  # maximum number of words that are decoded with all code pages
 _MIN_SCORE = 0.8  # minimum number of plausible words, relative to the best code page
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
@@ -83,7 +83,7 @@ def describe_misread(texts: Sequence[str]) -> str:
 
 
 def describe_replaced(texts: Sequence[str]) -> str:
-    """Describe how many texts contain the character that programs write for lost letters; "" if none do."""
+    """Describe how many texts contain replacement characters, which stand for undecodable letters; "" if none do."""
     return _describe_matches(
         re.compile(r"\S*\ufffd\S*"),
         texts,
@@ -268,7 +268,7 @@ def _decode_words(words: Sequence[bytes], encoding: str) -> list[str]:
 
 
 def _is_plausible(word: str) -> bool:
-    """Return whether a word consists of letters with ordinary capitals that are either all Latin or all not Latin.
+    """Return whether a word has only letters, ordinary capitalisation, and either only Latin or no Latin letters.
 
     Parts that are separated by ASCII characters such as commas are checked one by one.
     """

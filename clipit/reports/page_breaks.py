@@ -12,7 +12,7 @@ from clipit.reports.headings import STRONG, WEAK
 
 _WINDOW = 12  # maximum number of lines in a header or footer
 _MAX_NUMBER_LINE = 80  # maximum length of a line that contains only a page number
-_MAX_WORDS, _MAX_CHARACTERS = 40, 400  # maximum size of a header or footer in a report without line ends
+_MAX_WORDS, _MAX_CHARACTERS = 40, 400  # maximum size of a header or footer in a report without line breaks
 _MIN_WORDS = 3  # minimum number of words in such a header or footer; fewer can repeat by chance
 _PAGE = r"(?:page|seite|blatt|p[aá]gina|pagina|pag\.|p[aá]g\.)"
 _OF = r"(?:of|0f|/|von|de|di|van|sur)"

@@ -240,7 +240,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
     check_report_path(config)
     if format_name not in ("texts", "tcga", "parquet") and path.is_dir():
         raise DataError(
-            f"reports.format {format_name} reads a file, but the path is a folder",
+            f"reports.format={format_name} expects a file, but the path is a folder",
             where=path,
             fix="set reports.path to the file",
         )

@@ -47,8 +47,8 @@ def train_token_head(
 ) -> TokenHead:
     """Train a head with AdamW for a fixed number of steps; nothing is chosen on validation masks.
 
-    Every source contributes the same number of tokens to each step, so that many pseudo-labels do not outweigh few
-    masks. The tokens of a step depend only on (seed, step).
+    Every source contributes the same number of tokens to each step, so that a large number of pseudo-labels does not
+    outweigh a small number of masks. The tokens of a step depend only on (seed, step).
 
     Args:
         sources: Targets by image, one mapping for the masks and optionally one for pseudo-labels.

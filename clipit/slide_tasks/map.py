@@ -168,7 +168,7 @@ def _map_slide(
 def pooled_scores(
     table: pd.DataFrame, slide: str, classes: Sequence[str], chosen: PoolingKey | None = None
 ) -> Mapping[str, Sequence[float]]:
-    """Return the scores of a slide by pooling, unsmoothed ones first; the chosen pooling is marked."""
+    """Return the scores of a slide by pooling, unsmoothed ones first; the chosen pooling method is marked."""
     rows = table[table["slide"] == slide]
     scores = rows[[f"{SCORE_PREFIX}{name}" for name in classes]].to_numpy(dtype=float).tolist()
     titles = [

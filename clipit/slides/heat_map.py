@@ -21,8 +21,8 @@ def heat_map(
     In addition to the map, this needs memory for one count per pixel.
 
     Args:
-        downsample: Level-0 pixels per map pixel, at most the edge length of a tile. With the grid's step, the map
-            has one pixel per cell of the grid. Gaps of less than one level-0 pixel between tiles, caused by rounded
+        downsample: Level-0 pixels per map pixel, at most the edge length of a tile. If it equals the grid's step, the
+            map has one pixel per grid cell. Gaps of less than one level-0 pixel between tiles, caused by rounded
             coordinates, are closed.
 
     Raises:

@@ -32,7 +32,7 @@ class SweepPlan:
 
     Attributes:
         sweep: The sweep file; its options include those of the command line.
-        trials: All trials; for method bayes, trials that cover every listed value and both ends of every range.
+        trials: All trials; for the Bayes method, trials that cover every listed value and both ends of every range.
         comparison_metric: Metric for comparing the runs (`comparison.metric`).
     """
 
@@ -135,7 +135,7 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
 
 
 class Proposals:
-    """Trials for method bayes: those in the study, then new ones proposed by a tree-structured Parzen estimator."""
+    """Trials for the Bayes method: those in the study, then new ones proposed by a tree-structured Parzen estimator."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
@@ -184,7 +184,7 @@ def _search_space(sweep: Sweep) -> "dict[str, BaseDistribution]":
 
 
 def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, Any]]:
-    """Build distinct combinations of values; for method bayes, those of `SweepPlan.trials`."""
+    """Build distinct combinations of values; for the Bayes method, those of `SweepPlan.trials`."""
     combinations: Iterable[dict[str, Any]]
     listed = {p.key: p.values for p in sweep.parameters}
     if sweep.method == "grid":

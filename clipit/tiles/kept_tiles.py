@@ -139,7 +139,7 @@ def keep_tiles(
         processes = get_processes()
         opened = blocks()
         with (
-            progress(f"keeping tiles of {title}", len(opened), shown=processes.main) as advance,
+            progress(f"caching tiles of {title}", len(opened), shown=processes.main) as advance,
             reading_threads() as pool,
         ):
             for number in processes.share(range(len(opened))):

@@ -42,7 +42,7 @@ def configured_splits(configured: Configured) -> dict[str, SplitName]:
         raise ConfigError(
             "two splits have the same name in the source, or a name occurs twice",
             where=f"tiles.splits = {dict(configured)}",
-            fix="write each name once; omit validation to hold it out from train",
+            fix="write each name once; omit validation to have validation tiles held out of the training split",
         )
     return dict(pairs)
 
@@ -104,7 +104,7 @@ def resolve_splits(
 def patients_across_splits(
     groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]
 ) -> Shaped[np.ndarray, " n"]:
-    """Return the patient of each tile; slides are replaced with their patient if another split names the patient."""
+    """Return the patient of each tile; a slide is replaced with its patient if this patient occurs in another split."""
     names = patients(groups, ids)
     for split in np.unique(splits.astype(str))[:-1]:  # each against all others
         inside = splits == split

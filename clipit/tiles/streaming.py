@@ -88,7 +88,7 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     """
     if root is None:
         raise ConfigError(
-            "streamed tiles are kept in the output folder of a configuration, but this command has none",
+            "streamed tiles are cached in the output folder of a configuration, but this command has none",
             where="tiles.streaming",
             fix="remove tiles.streaming, or use a command with a configuration",
         )
@@ -209,7 +209,7 @@ def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> Sour
     stated = np.asarray(source.mpp, dtype=np.float64)
     mpp = np.where(np.isnan(stated), np.nan if config.mpp is None else config.mpp, stated) * scales
     encoding = "lossless" if config.keep_quality is None else f"as JPEG with quality {config.keep_quality}"
-    note = f"{counted_of(resized, len(scales), 'tile is', 'tiles are')} kept at {config.keep_pixels} px, {encoding}"
+    note = f"{counted_of(resized, len(scales), 'tile is', 'tiles are')} stored at {config.keep_pixels} px, {encoding}"
     return replace(source, mpp=mpp.tolist(), notes=(*source.notes, note))
 
 

@@ -45,7 +45,7 @@ def pair_examples(
     """Make examples from the images of a split: one image and one of its texts per bag.
 
     Images of the same patient are negatives, unless they have the same pixels or a text in common. Images with a copy
-    in a later split of the pairs are dropped or raise an error, depending on `leaks`.
+    in a held-out split of the pairs are dropped or raise an error, depending on `leaks`.
 
     Args:
         section: Section `adapt`.
@@ -53,8 +53,8 @@ def pair_examples(
         split: train, validation or test.
 
     Raises:
-        DataError: The split has no image with a text, patients or images of the evaluated tiles or of a later split are
-            among the training pairs (`leaks.policy`), or all images of the arm `shuffled_text` are of one patient.
+        DataError: The split has no image with a text, patients or images of the evaluated tiles or of a held-out split
+            are among the training pairs (`leaks.policy`), or all images of the arm `shuffled_text` are of one patient.
     """
     inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # leaks depend on these
     content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])
@@ -170,7 +170,7 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
 
 
 def _copies(captioned: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_user: bool) -> set[str]:
-    """Find the images that have copies in a later split of the pairs; with the policy `note`, they are only logged.
+    """Find the images that have copies in a held-out split of the pairs; with the policy `note`, they are only logged.
 
     Args:
         captioned: Images with texts, before any image is dropped.
@@ -187,7 +187,7 @@ def _copies(captioned: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, 
     leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_hashes(image_hashes, rows))}
     listed = [f"{name} (copy of {leak.other_split} image {leak.other_id})" for name, leak in sorted(leaks.items())]
     one, several = "image with texts is", "images with texts are"
-    problem = f"{counted_of(len(leaks), len(tiles), one, several)} also in a later split of the pairs"
+    problem = f"{counted_of(len(leaks), len(tiles), one, several)} also in a held-out split of the pairs"
     return _apply_policy(set(leaks), problem, listed, captioned.tiles.where, config, fatal=by_user)
 
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DESCRIPTIONS = {
-    "group": "of a patient or slide with tiles in a later split",
-    "exact": "with the same pixels as a tile in a later split",
-    "near": "that look like a tile in a later split",
+    "group": "of a patient or slide with tiles in a held-out split",
+    "exact": "with the same pixels as a tile in a held-out split",
+    "near": "that look like a tile in a held-out split",
     "report": "of patients with validation or test tiles",
 }
 

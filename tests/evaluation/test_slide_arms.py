@@ -29,7 +29,7 @@ def slides_table(validation: int = 20) -> pd.DataFrame:
 
 
 def scores(seed: int, gain: float, best: str = "top5") -> pd.DataFrame:
-    """Noisy scores, better by one pooling."""
+    """Noisy scores, better by one pooling method."""
     generator = np.random.default_rng(seed)
     pooled = {}
     for i in range(N):
@@ -153,7 +153,7 @@ def test_arms_that_cannot_be_compared_are_refused(tables: SlideTables) -> None:
     with pytest.raises(DataError, match="unknown reference arm baseline"):
         compare_slide_arms(tables, slides_table(), CLASSES, "baseline")
     fewer = {**tables, "text": {seed: table[3:] for seed, table in tables["text"].items()}}
-    with pytest.raises(DataError, match="text, seed 0: its slides or poolings differ from those of image_only"):
+    with pytest.raises(DataError, match="text, seed 0: its slides or pooling methods differ from those of image_only"):
         compare_slide_arms(fewer, slides_table(), CLASSES, "image_only")
     others = {**tables, "text": {seed + 1: table for seed, table in tables["text"].items()}}
     with pytest.raises(DataError, match="text: seeds 1, 2, 3, 4, 5 cannot be paired with 0, 1, 2, 3, 4"):

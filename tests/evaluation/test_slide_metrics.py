@@ -1,4 +1,4 @@
-"""Evaluation of slide scores: scikit-learn as oracle, patients, the choice of a pooling, and what is left out."""
+"""Evaluation of slide scores: scikit-learn as oracle, patients, choice of a pooling method, and what is left out."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ def pooled(scores: dict[str, list[float]], tiles: int = 200) -> list[PooledScore
 
 
 def random_slides(n: int, seed: int = 0, patients: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores by every pooling, and the table of slides: half validation, half test."""
+    """Scores by every pooling method, and the table of slides: half validation, half test."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     names = [f"slide{i:03}" for i in range(n)]
@@ -145,7 +145,7 @@ def test_the_pooling_is_chosen_on_validation_slides_and_ties_go_to_the_smaller_k
     evaluation = two_class_slides(rows)
     assert evaluation.choice.key == PoolingKey("top5", False)
     assert "balanced accuracy of 1.000 on 2 validation slides" in evaluation.choice.sentence
-    assert "2 poolings tie; the one with the fewest tiles was chosen" in evaluation.choice.sentence
+    assert "2 pooling methods tie; the one with the fewest tiles was chosen" in evaluation.choice.sentence
     assert set(evaluation.scores.query("chosen")["pooling"]) == {"top5"}
     # The choice is bad on the test slide, and still evaluated there.
     assert value(evaluation, "accuracy", "top5", split="test", level="slide")["value"] == 0.5

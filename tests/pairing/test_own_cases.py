@@ -120,13 +120,13 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
     [
         (("p1", "p2"), ("P1", "P3"), "1 would match in lower case"),
         (("0017", "0018"), ("17", "19"), "1 would match without leading zeros"),
-        (("P1-A", "P2-B"), ("P1", "P9"), "1 would match cut at the last '-'"),
+        (("P1-A", "P2-B"), ("P1", "P9"), "1 would match if cut at the last '-'"),
         (("Jose\u0301",), ("Jos\u00e9",), "1 would match after Unicode normalisation"),
-        (("AB-CDEF-0001-x", "AB-CDEF-0002-y"), ("AB-CDEF-0001", "Q"), "1 would match cut to 12 characters"),
+        (("AB-CDEF-0001-x", "AB-CDEF-0002-y"), ("AB-CDEF-0001", "Q"), "1 would match if cut to 12 characters"),
         (
             ("X-P1", "X-P2", "X-P3"),
             ("X-P1-B", "X-P2-B", "X-P3-B"),
-            "3 would match cut at the last '-' (report groups only); 1 would match cut at the first '-'",
+            "3 would match if cut at the last '-' (report groups only); 1 would match if cut at the first '-'",
         ),
         (("P1", "P2"), ("Q1", "Q2"), "no simple spelling change would produce a match"),
     ],
@@ -155,5 +155,5 @@ def test_no_groups_on_one_side() -> None:
 def test_only_test_patients_have_reports() -> None:
     with pytest.raises(DataError, match="1 report belongs to patients with validation or test tiles"):
         join_cases([report("a", "P2")], tiles(("train", "P1"), ("test", "P2")))
-    with pytest.raises(DataError, match="1 training patient also has tiles in a later split"):
+    with pytest.raises(DataError, match="1 training patient also has tiles in a held-out split"):
         join_cases([report("a", "P1")], tiles(("train", "P1"), ("test", "P1")))

@@ -12,8 +12,8 @@ from clipit.evaluation.slide_metrics import SLIDE_METRICS, PoolingChoice
 from clipit.evaluation.slide_sets import LEVELS, PoolingKey
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 
-CHOSEN = PoolingChoice(PoolingKey("top5", False), "The pooling top5 was chosen.", {})
-OPEN = PoolingChoice(None, "No pooling was chosen, because there are no labelled validation slides.", {})
+CHOSEN = PoolingChoice(PoolingKey("top5", False), "The pooling method top5 was chosen.", {})
+OPEN = PoolingChoice(None, "No pooling method was chosen, because there are no labelled validation slides.", {})
 
 
 def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str, Any]) -> SlideComparison:
@@ -98,7 +98,7 @@ def test_slides_of_unknown_patients_are_not_called_patients() -> None:
 
 def test_nothing_is_decided_without_a_chosen_pooling() -> None:
     found = slide_verdict(comparison(OPEN, text={}))
-    assert found == "Not decided: no pooling was chosen, because there are no labelled validation slides."
+    assert found == "Not decided: no pooling method was chosen, because there are no labelled validation slides."
 
 
 def test_published_scores_of_the_same_classes_stand_beside_and_names_are_escaped() -> None:

@@ -1,4 +1,4 @@
-"""Page and summary of slide scores: the chosen pooling, all poolings, failed slides, and escaped names."""
+"""Page and summary of slide scores: the chosen pooling method, all methods, failed slides, and escaped names."""
 
 import re
 from dataclasses import replace
@@ -59,11 +59,11 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
 def test_without_a_choice_no_pooling_is_called_the_score() -> None:
     evaluation = evaluated(validation=False)
     text = slide_scores_summary("Slides", "", evaluation, FACTS)
-    assert "No pooling was chosen" in text and ", chosen" not in text and "pooled by" not in text
+    assert "No pooling method was chosen" in text and ", chosen" not in text and "pooled by" not in text
     page = slide_scores_page("Slides", "", evaluation, FACTS)
-    assert "Class predicted by each pooling" in page and "All poolings</h2>" not in page
+    assert "Class predicted by each pooling method" in page and "All pooling methods</h2>" not in page
     chosen = slide_scores_page("Slides", "", evaluated(), FACTS)
-    assert "All poolings</h2>" in chosen and ", chosen<" in chosen and "Scores by" in chosen
+    assert "All pooling methods</h2>" in chosen and ", chosen<" in chosen and "Scores by" in chosen
 
 
 def test_the_table_of_slides_links_to_their_pages() -> None:
@@ -78,7 +78,7 @@ def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
     reason = "no interval: 3 independent units to resample; a 95% interval needs 10."
     assert f"- test per slide: {reason}" in text and "percentile bootstrap" not in text
     page = slide_scores_page("Slides", "", evaluated(patients=3), FACTS)
-    assert f"validation per slide, test per slide: {reason}" in page, "below the table of all poolings"
+    assert f"validation per slide, test per slide: {reason}" in page, "below the table of all pooling methods"
 
 
 def test_published_scores_stand_in_a_section_of_their_own() -> None:
@@ -96,13 +96,13 @@ def test_slides_without_labels_are_listed_without_metrics() -> None:
     table = slide_table({"a": pool_slide(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.int64))}, CLASSES)
     bare = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
     text = slide_scores_summary("Slides", "", bare, FACTS)
-    assert "No slide has a label, so nothing is evaluated and no pooling is chosen." in text
+    assert "No slide has a label, so nothing is evaluated and no pooling method is chosen." in text
     assert "no score" not in text and "several slides" not in text and "unknown patients" not in text
     assert re.search(r"\| slide +\| tiles +\| class \(mean over tiles\) \|\n.*\n\| a +\| +2 +\| +normal \|", text)
     nothing = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
     assert "No slide has scores." in slide_scores_page("Slides", "", nothing, FACTS)
     page = slide_scores_page("Slides", "", bare, FACTS)
-    columns = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index("Class predicted by each pooling") :])
+    columns = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index("Class predicted by each pooling method") :])
     assert columns[:3] == ["slide", "tiles", "mean"] and "split" not in columns
     assert ">a</th>" in page and ">label</th>" not in page and ">patient</th>" not in page
     assert "balanced accuracy</th>" not in page

@@ -96,7 +96,7 @@ def test_large_tiles_are_resized_and_their_mpp_with_them(parquet: Path, tmp_path
     assert tiles.read(row).tobytes() == resized.tobytes()
     assert tiles.mpp[row] == 0.25 * 30 / 16
     assert (np.delete(tiles.mpp, row) == 0.25).all()
-    assert any("1 of 16 tiles is kept at 16 px, lossless" in note for note in tiles.notes)
+    assert any("1 of 16 tiles is stored at 16 px, lossless" in note for note in tiles.notes)
     assert tiles.fingerprint != read_tiles(config(parquet, streaming=True), root=tmp_path).fingerprint
 
 
@@ -134,7 +134,7 @@ def test_the_refusals_of_the_downloaded_set(parquet: Path, tmp_path: Path, monke
             read_tiles(config(parquet, streaming=True, **keys), root=tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         read_tiles(config(tmp_path / "absent", streaming=True), root=tmp_path)
-    with pytest.raises(ConfigError, match="streamed tiles are kept"):
+    with pytest.raises(ConfigError, match="streamed tiles are cached"):
         read_tiles(config(parquet, streaming=True))
     with pytest.raises(ConfigError, match=r"tiles.streaming \(huggingface and webdataset only\)"):
         read_tiles(config(parquet, source="folders", columns={}, streaming=True), root=tmp_path)

@@ -208,7 +208,7 @@ def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
 
 def test_ids_that_a_spreadsheet_program_rounded(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", [{**row, "id": f"{n}.2E+11"} for n, row in enumerate(rows(tmp_path, 3), 1)])
-    with pytest.raises(DataError, match=r"a spreadsheet program has probably changed 3 names in column id"):
+    with pytest.raises(DataError, match=r"a spreadsheet program has probably changed 3 values in column id"):
         load_tiles(config(table), seed=0)
 
 
@@ -723,7 +723,8 @@ def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Pat
     for row in table[::2]:
         row["label"] = label
     path = write_table(tmp_path / "t.csv", table)
-    with pytest.raises(DataError, match=rf"probably changed 6 names in column label: '{re.escape(label)}' in record 1"):
+    expected = rf"probably changed 6 values in column label: '{re.escape(label)}' in record 1"
+    with pytest.raises(DataError, match=expected):
         read_tiles(config(path))
     others = sorted({str(row["label"]) for row in table} - {label})
     assert label in read_tiles(config(path, classes=(label, *others))).classes

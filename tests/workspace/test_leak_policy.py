@@ -105,7 +105,7 @@ def test_a_planted_copy_stops_every_job(configure_file: MakeFile, leaky: Leaky, 
         "compare": lambda: compare(file.run, file.comparison),
         "tune": lambda: tune(file.run, file.comparison),
     }
-    with pytest.raises(DataError, match=r"with the same pixels as a tile in a later split"):
+    with pytest.raises(DataError, match=r"with the same pixels as a tile in a held-out split"):
         jobs[job]()
     assert not list((tmp_path / "out").rglob("classifier"))
 

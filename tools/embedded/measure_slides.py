@@ -1,4 +1,4 @@
-"""Measure whether a VLM classifies tiles of synthetic slides as well as the tiles of a world, for the data card."""
+"""Compare a VLM's accuracy on tiles of synthetic slides with that on the tiles of a world, for the data card."""
 
 import argparse
 import csv

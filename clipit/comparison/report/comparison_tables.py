@@ -29,15 +29,15 @@ HEADER = (
 )
 COST_NOTE = (
     "All columns are means over seeds. chosen: step with the best validation score. seconds: training time, including "
-    "validation and reading the tiles for the first time. parameters and tiles/s: image-only inference. by prompts: "
-    "zero-shot score of the same student on the test split, from its projection and the class prompts."
+    "validation and reading the tiles for the first time. parameters and tiles/s: image-only inference. zero-shot: "
+    "score of the same student on the test split, from its projection and the class prompts."
 )
 CONTROL_NOTE = (
     "The same runs compared with the control instead of the baseline; p-values are corrected over the arms, data sets "
     "and backbones of this table."
 )
 _COST_HEADER = (
-    "arm", "learning rate", "steps", "chosen", "tiles seen", "seconds", "parameters", "tiles/s", "by prompts %",
+    "arm", "learning rate", "steps", "chosen", "tiles seen", "seconds", "parameters", "tiles/s", "zero-shot %",
 )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def shown_columns(
 
 
 def main_arms(comparison: ComparisonConfig, verdicts: Sequence[ArmVerdict]) -> list[str]:
-    """List the arms besides the baseline: the first judged one, its control without text, then the others in order."""
+    """List the arms except the baseline: the first with a verdict, its text-free control, then the others in order."""
     others = [arm for arm in comparison.arms if arm != comparison.baseline]
     first: list[str | None] = []
     for verdict in verdicts[:1]:

@@ -110,7 +110,10 @@ def label_sections(
         if any(len({share for share, _ in points}) > 1 for points in series.values()):
             plot = plot_label_efficiency(series, metric=comparison.metric, title=f"{config.name}: {backbone}")
             save_plot(plot, folder / f"labels-{len(figures)}.png")
-            caption = "Test score against the share of labelled training tiles; bands: range over seeds (up to 7 arms)."
+            caption = (
+                "Test score against the share of labelled training tiles. Bands show the range over seeds, and are "
+                "drawn only for 7 arms or fewer."
+            )
             source = "comparison.parquet: score over training_labels / training_tiles"
             figures.append(Figure(inline_svg(plot, f"{backbone}: {caption}"), caption, source=source))
     return [PageSection("Label efficiency", figures)] if figures else []

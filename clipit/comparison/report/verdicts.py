@@ -1,4 +1,4 @@
-"""Verdicts on a comparison's page, one per judged arm, each with the underlying contrasts."""
+"""Verdicts on a comparison's page, one per arm, each with the underlying contrasts."""
 
 from collections.abc import Sequence
 

@@ -57,7 +57,7 @@ class BagsTerm(Term[BagsConfig]):
         return {"prompt dictionary": load_dictionary(self.options.dictionary).hash} if self.options.prompts else {}
 
     def problems(self) -> list[str]:
-        """Check for a projector, reports, enough pairs, undivided batches and enough memory."""
+        """Check for a projector, reports, enough pairs, no gradient accumulation, and enough memory."""
         b, config, problems = self.options, self.config, []
         if not self.active:
             return []
@@ -166,7 +166,7 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     """Find the pairs of text bags in a batch that share a member.
 
     Args:
-        members: Text number of each bag member; -1 for no member.
+        members: Index of the text of each bag member; -1 for no member.
 
     Returns:
         Symmetric matrix, true where two bags share a member.

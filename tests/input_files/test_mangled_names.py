@@ -44,7 +44,7 @@ def test_ordinary_names_are_accepted(names: list[str]) -> None:
     ],
 )
 def test_changed_names_are_errors_that_name_the_row(name: str) -> None:
-    with pytest.raises(DataError, match=r"(?s)1 name in column patient: .*in row 2.*format the column as text"):
+    with pytest.raises(DataError, match=r"(?s)1 value in column patient: .*in row 2.*format the column as text"):
         check(["p1", "p2", name])
 
 
@@ -52,7 +52,7 @@ def test_rounded_names_are_errors_and_names_like_dates_are_not() -> None:
     """Of names of tiles and annotators, several would become one; dates stay different."""
     check_rounded(["2-Sep", "p1", "p2", "1E10", "a1.2E+11"], "tile", str, "tiles.csv")
     for name in ("1.2E+11", "-1,20E+11", "1E+20", "####"):
-        with pytest.raises(DataError, match=r"1 name in column tile: .* in 1\n"):
+        with pytest.raises(DataError, match=r"1 value in column tile: .* in 1\n"):
             check_rounded(["p1", name], "tile", str, "tiles.csv")
 
 

@@ -669,10 +669,10 @@ def test_columns_of_the_metadata_apply_to_every_format(tmp_path: Path) -> None:
 
 def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Path) -> None:
     labelled = [{**row, "grade": f"{number + 1}-Mar"} for number, row in enumerate(ROWS)]
-    with pytest.raises(DataError, match=r"(?s)changed 3 names in column label: '1-Mar' in .*csv, .*2"):
+    with pytest.raises(DataError, match=r"(?s)changed 3 values in column label: '1-Mar' in .*csv, .*2"):
         read(write_table(tmp_path / "a.csv", labelled), **COLUMNS, label_column="grade")
     metadata = write_table(tmp_path / "b.csv", [{"report_id": "c0", "grade": "2024-03-02"}])
-    with pytest.raises(DataError, match=r"changed 1 name in column label: '2024-03-02'"):
+    with pytest.raises(DataError, match=r"changed 1 value in column label: '2024-03-02'"):
         read(write_table(tmp_path / "c.csv"), **COLUMNS, label_column="grade", metadata=str(metadata))
 
 

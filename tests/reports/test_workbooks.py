@@ -262,7 +262,7 @@ def test_text_that_is_struck_through_is_read_and_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
-        (["1.20E+11", "P2"], r"1 name in column id: '1\.20E\+11' in row 2"),
+        (["1.20E+11", "P2"], r"1 value in column id: '1\.20E\+11' in row 2"),
         ([12345678901234567890, "P2"], r"'1\.234567890123457e\+19' in row 2"),
         (["P1", datetime(2024, 9, 2)], "'2024-09-02' in row 3"),
         (["P1", "2-Sep"], "'2-Sep' in row 3"),

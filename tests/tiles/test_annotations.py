@@ -327,5 +327,5 @@ def test_paths_of_tiles_may_be_written_in_other_ways(table: Table) -> None:
 def test_rounded_names_of_tiles_and_annotators_are_errors(table: Table, column: str) -> None:
     """A spreadsheet program writes two long numbers as one, and equal rows would be dropped as repeated."""
     row = {"tile": "1.2E+11,ann,benign", "annotator": "t0.png,1.2E+11,benign"}[column]
-    with pytest.raises(DataError, match=rf"changed 2 names in column {column}: .*in line 3, .*in line 4"):
+    with pytest.raises(DataError, match=rf"changed 2 values in column {column}: .*in line 3, .*in line 4"):
         load(table(["t1.png,ann,benign", row, row]))

@@ -672,7 +672,7 @@ def test_two_files_of_one_name_in_a_zip_are_an_error(tmp_path: Path) -> None:
 def test_patients_that_a_spreadsheet_changed_are_refused(tmp_path: Path) -> None:
     table = rows(tmp_path)
     table[2]["group"], table[5]["group"] = "1.2E+12", "3-Mar"
-    with pytest.raises(DataError, match=r"2 names in column group: '1\.2E\+12' in .*line 4\), '3-Mar' in .*line 7\)"):
+    with pytest.raises(DataError, match=r"2 values in column group: '1\.2E\+12' in .*line 4\), '3-Mar' in .*line 7\)"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 

@@ -268,7 +268,7 @@ def test_text_that_is_struck_through_is_read_and_counted(tmp_path: Path) -> None
         (["P1", "2-Sep"], "'2-Sep' in row 3"),
         (["P1", "02. Mär"], "'02. Mär' in row 3"),
         ([time(3, 4), "P2"], "'03:04:00' in row 2"),
-        (["####", "Sep-02"], "2 names .*'####' in row 2, 'Sep-02' in row 3"),
+        (["####", "Sep-02"], "2 values .*'####' in row 2, 'Sep-02' in row 3"),
     ],
 )
 def test_names_that_a_spreadsheet_changed_are_refused(tmp_path: Path, names: list[Any], problem: str) -> None:

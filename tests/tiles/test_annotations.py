@@ -120,7 +120,7 @@ def test_independence_of_source_labels_is_as_configured(table: Table, origin: st
     assert ceiling is not None and ceiling["independent"] == independent
     assert any(note in line for line in tests.notes)
     shown = explain_ceiling(ceiling) + ceiling_note(ceiling, "accuracy")
-    assert "the others" not in shown and "biased low" not in shown, "the labels of the source are the reference"
+    assert "the others" not in shown and "too low" not in shown, "the labels of the source are the reference"
     assert ("too high" in shown) == (independent != "yes") and ("unknown" in shown) == (independent == "unknown")
 
 

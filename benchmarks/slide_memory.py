@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _EDGE = 256  # edge length of the tiles in the slide file, in pixels
 _STAIN = (0.9, 0.5, 0.8)
-"""Share of red, green and blue light that passes through the tissue."""
+"""Fraction of red, green and blue light that passes through the tissue."""
 _REDUCTION = 16  # pixels of the first level per pixel of the second
 _FEW, _MANY = 2.0, 1.0  # micrometres per pixel of the tiles
 

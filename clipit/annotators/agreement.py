@@ -73,7 +73,7 @@ class PairAgreement:
 
     Attributes:
         shared: Number of items that both labelled; on the diagonal, those that the annotator labelled.
-        agreement: Share of shared items with equal labels; NaN if no item is shared.
+        agreement: Fraction of shared items with equal labels; NaN if no item is shared.
         kappa: Cohen's kappa; NaN where it is undefined.
     """
 

@@ -23,7 +23,7 @@ class DawidSkene:
 
     Attributes:
         posteriors: Probability of each true class, one row per item of the votes.
-        priors: Share of each true class.
+        priors: Fraction of each true class.
         confusions: Probability of each label (last axis) by annotator and true class.
         log_likelihood: Log likelihood of all labels under these estimates.
         objective: Log likelihood plus the logarithm of the smoothing prior after each iteration; it never decreases.
@@ -52,7 +52,7 @@ def dawid_skene(
     iterations: int = 1000,
     tolerance: float = 1e-8,
 ) -> DawidSkene:
-    """Estimate true classes and confusion matrices by EM, initialised with vote shares.
+    """Estimate true classes and confusion matrices by EM, initialised with vote fractions.
 
     Formulas: E step p(k | i) ~ priors_k prod_v confusions[a_v, k, l_v]; M step confusions[a, k, l] ~ s + sum over the
     votes of a for l of p(k | i), priors_k ~ s + sum_i p(k | i), with smoothing s (a symmetric Dirichlet prior with

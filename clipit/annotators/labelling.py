@@ -28,7 +28,7 @@ class Consensus:
     Attributes:
         estimates: Dawid-Skene estimates; None if the labels do not permit them, in which case the
             majority is used.
-        posteriors: Probability of each class per item; vote shares if there are no estimates.
+        posteriors: Probability of each class per item; vote fractions if there are no estimates.
         reason: Reason for missing estimates; "" if there are estimates.
     """
 

@@ -165,7 +165,7 @@ def merge_masks(
         masks: Table with the columns tile, annotator and mask.
         files: Folder or zip that the mask paths are relative to; None for the folder of the table.
         confidence: Posterior probability below which pixels are ignored in the confident masks.
-        shown: Number of tiles with the largest share of uncertain pixels to show on the page.
+        shown: Number of tiles with the largest fraction of uncertain pixels to show on the page.
 
     Raises:
         ConfigError: The tiles do not come from a table, or no classes are configured.

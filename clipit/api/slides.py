@@ -139,8 +139,8 @@ def tile_slides(
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for 0.5.
         tile_pixels: Edge length of a tile in pixels; None for 224.
-        overlap: Overlap of adjacent tiles as a share of their edge length.
-        min_tissue: Share of a tile that must be tissue.
+        overlap: Overlap of adjacent tiles as a fraction of their edge length.
+        min_tissue: Fraction of a tile that must be tissue.
         contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
 
     Raises:
@@ -217,8 +217,8 @@ def score_slides(
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for the resolution of the model's training tiles.
         tile_pixels: Edge length of a tile in pixels; None for the size of the model's training tiles.
-        overlap: Overlap of adjacent tiles as a share of their edge length.
-        min_tissue: Share of a tile that must be tissue.
+        overlap: Overlap of adjacent tiles as a fraction of their edge length.
+        min_tissue: Fraction of a tile that must be tissue.
         contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
         batch_size: Tiles per batch.
         workers: Threads that read tiles while the model runs; 0 for one per core, at most 8.
@@ -309,8 +309,8 @@ def compare_slides(
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for the resolution of each model's training tiles.
         tile_pixels: Edge length of a tile in pixels; None for the size of each model's training tiles.
-        overlap: Overlap of adjacent tiles as a share of their edge length.
-        min_tissue: Share of a tile that must be tissue.
+        overlap: Overlap of adjacent tiles as a fraction of their edge length.
+        min_tissue: Fraction of a tile that must be tissue.
         contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
         batch_size: Tiles per batch.
         workers: Threads that read tiles while the model runs; 0 for one per core, at most 8.

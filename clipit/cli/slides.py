@@ -169,14 +169,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="overlap of adjacent tiles as a share of their edge length (default: 0)",
+        help="overlap of adjacent tiles as a fraction of their edge length (default: 0)",
     )
     grid.add_argument(
         "--min-tissue",
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="share of a tile that must be tissue (default: 0.5)",
+        help="fraction of a tile that must be tissue (default: 0.5)",
     )
     grid.add_argument(
         "--contours",

@@ -28,7 +28,7 @@ class LabelsConfig(Section):
     kind: Literal["all", "none", "fraction", "per_class"] = "all"
     """Labels to keep: all, none, a fraction of them, or a number per class."""
     value: float = Field(1.0, gt=0)
-    """Share of the labels (`fraction`), or number of labels per class (`per_class`)."""
+    """Fraction of the labels (`fraction`), or number of labels per class (`per_class`)."""
     validation: Literal["same", "all"] = "same"
     """Labels to keep in the validation split. `same`: the limit of the training split also applies, because validation
     tiles must also be annotated. `all`: all labels."""
@@ -52,9 +52,9 @@ class SlidesConfig(Section):
     pixels: int = Field(224, ge=16)
     """Edge length of a tile in pixels at this resolution."""
     overlap: float = Field(0.0, ge=0, lt=1)
-    """Overlap of adjacent tiles as a share of their edge length; 0: none."""
+    """Overlap of adjacent tiles as a fraction of their edge length; 0: none."""
     min_tissue: float = Field(0.5, ge=0, le=1)
-    """Minimum share of tissue in a tile; 0 keeps every tile."""
+    """Minimum fraction of tissue in a tile; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
     """GeoJSON file with tissue contours, as written by QuPath and TRIDENT, or a folder with one such file per slide,
     named after the slide or its file; null: tissue is detected by colour."""
@@ -179,9 +179,9 @@ class TilesConfig(Section):
     """Mapping from labels in the source to classes; tiles with other labels are dropped and counted. Empty: the labels
     are the classes."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the training groups held out as the validation split if the source has no validation split."""
+    """Fraction of the training groups held out as the validation split if the source has no validation split."""
     test_fraction: Data[float | None] = Field(None, gt=0, lt=1)
-    """Share of the training groups held out as the test split if the source has no test split. The groups are drawn
+    """Fraction of the training groups held out as the test split if the source has no test split. The groups are drawn
     stratified by class. Null: no test split or, for a published data set, the share defined for it."""
     folds: Data[int | None] = Field(None, ge=2)
     """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
@@ -273,7 +273,7 @@ class TextChecksConfig(Section):
     headings: bool = True
     """Drop snippets that consist only of a heading or a field label."""
     readable: float = Field(0.5, ge=0, le=1)
-    """Minimum share of a snippet's letters that belong to readable words; snippets below it are dropped. 0 keeps
+    """Minimum fraction of a snippet's letters that belong to readable words; snippets below it are dropped. 0 keeps
     all."""
     short_diagnoses: bool = True
     """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompt filter.

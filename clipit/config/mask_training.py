@@ -13,7 +13,7 @@ class TokenHeadConfig(Section):
     """Linear head on frozen patch tokens."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
-    """Overlap of adjacent windows as a share of their edge length; tokens in several windows are averaged."""
+    """Overlap of adjacent windows as a fraction of their edge length; tokens in several windows are averaged."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""
     steps: int = Field(1000, ge=1)
@@ -50,7 +50,7 @@ class UnetConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     overlap: Evaluation[float] = Field(0.25, ge=0, lt=1)
-    """Overlap of adjacent prediction windows as a share of their edge length; a different value changes predictions
+    """Overlap of adjacent prediction windows as a fraction of their edge length; a different value changes predictions
     without training again."""
 
 

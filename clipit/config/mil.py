@@ -68,9 +68,9 @@ class MilConfig(Section):
     column, whole patients are held out. The keys classes, class_map, splits and other_parts of the `tiles` section
     apply to this table."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the patients of `slides` held out for validation if the table has no validation split."""
+    """Fraction of the patients of `slides` held out for validation if the table has no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the patients of `slides` held out for testing if the table has no splits."""
+    """Fraction of the patients of `slides` held out for testing if the table has no splits."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)

@@ -22,7 +22,7 @@ class WindowsConfig(Section):
     """Edge lengths of the windows as multiples of the model's training field of view. Either the best single scale or
     the mean over all scales is selected on the validation masks; without validation masks, the mean is used."""
     overlap: float = Field(0.5, ge=0, lt=1)
-    """Overlap of adjacent windows as a share of their edge length."""
+    """Overlap of adjacent windows as a fraction of their edge length."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""
 

@@ -26,7 +26,7 @@ class ProbingConfig(Section):
     episodes: int = Field(1000, ge=1)
     """Number of few-shot episodes for each number of shots."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    """Shares of the training labels on the label-efficiency curve; empty: no curve."""
+    """Fractions of the training labels on the label-efficiency curve; empty: no curve."""
     seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds for drawing the labels on the label-efficiency curve."""
     at: tuple[int, ...] = (1, 5, 10, 50)
@@ -149,7 +149,7 @@ class PromptStudyConfig(Section):
     candidates: int = Field(1000, ge=1)
     """Maximum number of classifiers that the mode `screened` considers."""
     keep: float = Field(0.05, gt=0, le=1)
-    """Share of these classifiers that the mode `screened` keeps and averages."""
+    """Fraction of these classifiers that the mode `screened` keeps and averages."""
     screening_tiles: int = Field(1000, ge=1)
     """Maximum number of training tiles that the mode `screened` uses, without their labels."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -162,7 +162,7 @@ class PromptStudyConfig(Section):
     )
     """Templates of the sensitivity grid, each with {}, {organ}, {magnification} and {stain} once."""
     organs: tuple[str, ...] = ("",)
-    """Organ words of the grid, such as colorectal; an empty text omits the word."""
+    """Organ words of the grid, such as colorectal; an empty string omits the word."""
     magnifications: tuple[str, ...] = ("", "at 10x", "at 40x")
     """Magnification words of the grid."""
     stains: tuple[str, ...] = ("", "H&E stained")

@@ -63,7 +63,7 @@ class DistillationConfig(Section):
     weight: float = Field(1.0, ge=0)
     """Weight of the distillation loss: lambda in L = L_CE + lambda * L_KD."""
     word_drop: float = Field(0.0, ge=0, lt=1)
-    """Share of each snippet's words to drop before it is embedded as a target; pairing is not affected."""
+    """Fraction of each snippet's words to drop before it is embedded as a target; pairing is not affected."""
     text: Literal["frozen", "adapter", "lora"] = "frozen"
     """Text encoder: the VLM's frozen text tower, a light adapter on its embeddings, or LoRA in the text tower.
     `adapter` and `lora` are first fitted to predict the labels of paired snippets; then all targets are recomputed and
@@ -197,13 +197,13 @@ class TrainingConfig(Section):
     tiles_per_step: int = Field(64, ge=1)
     """Batch size: labelled and unlabelled tiles per step, over all processes."""
     labelled_share: Share = 1 / 3
-    """Share of labelled tiles in a batch if a loss term also uses unlabelled tiles."""
+    """Fraction of labelled tiles in a batch if a loss term also uses unlabelled tiles."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(1e-4, ge=0)
     """Weight decay of AdamW."""
     warmup: Share = 0.1
-    """Share of the steps used for linear warm-up of the learning rate; cosine decay follows."""
+    """Fraction of the steps used for linear warm-up of the learning rate; cosine decay follows."""
     label_smoothing: Share = 0.0
     """Label smoothing of the cross-entropy with labels or with annotator posteriors."""
     clip_norm: float = Field(1.0, ge=0)

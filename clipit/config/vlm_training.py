@@ -27,7 +27,7 @@ class PairsConfig(Section):
     """Mapping from clipit's column names to those of the source, where they differ. For webdataset, `path` and `text`
     are suffixes of the samples' members, by default any image and `txt`; `text` may also be a key of their JSON."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the groups (without groups: of the images) held out for validation if the source has no validation
+    """Fraction of the groups (without groups: of the images) held out for validation if the source has no validation
     split."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the held-out groups."""
@@ -97,7 +97,7 @@ class AdaptConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps used for linear warm-up of the learning rate."""
+    """Fraction of the steps used for linear warm-up of the learning rate."""
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     learn_temperature: bool = True

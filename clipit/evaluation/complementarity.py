@@ -34,12 +34,12 @@ class Complementarity:
 
     @property
     def share(self) -> float:
-        """R as a share of all tiles."""
+        """R as a fraction of all tiles."""
         return self.only_other / self.tiles
 
     @property
     def of_wrong(self) -> float | None:
-        """R as a share of the tiles that the image classifier misclassifies; None if there are none."""
+        """R as a fraction of the tiles that the image classifier misclassifies; None if there are none."""
         wrong = self.only_other + self.neither
         return self.only_other / wrong if wrong else None
 

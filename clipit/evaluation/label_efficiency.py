@@ -1,4 +1,4 @@
-"""Label-efficiency curves: a probe's score against the share of training labels."""
+"""Label-efficiency curves: a probe's score against the fraction of training labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from clipit.tiles.splits import shuffled
 
 @dataclass(frozen=True)
 class LabelPoint:
-    """Score of a probe fitted on one share of the labels, drawn with one seed.
+    """Score of a probe fitted on one fraction of the labels, drawn with one seed.
 
     Attributes:
-        share: Share of the training labels.
+        share: Fraction of the training labels.
         labels: Number of training labels used.
         validation_labels: Number of validation labels used (at most `labels`).
         score: Test score; None if undefined (see `reason`).
@@ -33,14 +33,14 @@ class LabelPoint:
 def label_subset(
     train: Features, validation: Features, n_classes: int, share: float, seed: int
 ) -> tuple[Features, Features] | str:
-    """Draw the labelled tiles for a share, or return the reason why they cannot be drawn.
+    """Draw the labelled tiles for a fraction of the labels, or return the reason why they cannot be drawn.
 
-    Follows `tiles.hidden_labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses
-    the same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends
-    on (seed, id) alone, so that a larger share contains the smaller ones. The validation split keeps at most as many
-    labels in total as are drawn, in proportion to its classes.
+    Follows `tiles.hidden_labels.hide_labels` with kind `fraction`, so a training run with the same fraction and seed
+    uses the same tiles. From each class, the rounded fraction of its labelled training tiles is drawn, in an order that
+    depends on (seed, id) alone, so that a larger fraction contains the smaller ones. The validation split keeps at most
+    as many labels in total as are drawn, in proportion to its classes.
 
-    There are two differences from training. A share that leaves a class without a tile has no score here, whereas
+    There are two differences from training. A fraction that leaves a class without a tile has no score here, whereas
     training uses one tile of that class. Tiles labelled by several annotators are stratified by their training label.
     """
     train, validation = train.labelled(), validation.labelled()
@@ -64,7 +64,7 @@ def label_efficiency(
 ) -> list[LabelPoint]:
     """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
-    If several seeds draw the same tiles, as all do at a share of 1, the probe is fitted only once.
+    If several seeds draw the same tiles, as all do at a fraction of 1, the probe is fitted only once.
 
     Args:
         train: Features and labels of the training tiles.
@@ -72,7 +72,7 @@ def label_efficiency(
         test: Features and labels of the test tiles.
         n_classes: Number of classes.
         probe: Function that fits a classifier on training tiles and returns class probabilities for test tiles.
-        shares: Shares of the training labels, in 0..1.
+        shares: Fractions of the training labels, in 0..1.
         seeds: Seeds for the draws.
         metric: One of `metrics.METRICS`.
     """

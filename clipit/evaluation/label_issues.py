@@ -42,7 +42,7 @@ class LabelIssues:
         flagged: Whether the label is suspicious.
         quality: Probability of the given label; the lower, the more suspicious.
         suggested: Most probable class.
-        wrong: Estimated share of wrong labels among the tiles with each label; NaN for a class without tiles.
+        wrong: Estimated fraction of wrong labels among the tiles with each label; NaN for a class without tiles.
     """
 
     flagged: Bool[np.ndarray, " n"]
@@ -156,9 +156,9 @@ def score_ranking(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Score flagged labels against verified ones: precision, recall and AUROC, and the share of wrong labels.
+    """Score flagged labels against verified ones: precision, recall and AUROC, and the fraction of wrong labels.
 
-    The share of wrong labels is the precision of flagging tiles at random. Intervals are bootstrapped over groups.
+    The fraction of wrong labels is the precision of flagging tiles at random. Intervals are bootstrapped over groups.
 
     Args:
         wrong: Whether the given label differs from the verified one.

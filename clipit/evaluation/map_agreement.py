@@ -29,7 +29,7 @@ class MapAgreement:
 
     @property
     def accuracy(self) -> float:
-        """Share of the labelled pixels with the correct class; pixels without a tile count as wrong."""
+        """Fraction of the labelled pixels with the correct class; pixels without a tile count as wrong."""
         return float(np.trace(self.counts[:, :-1]) / max(self.counts.sum(), 1))
 
     @property

@@ -56,7 +56,7 @@ def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -
 def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
     """Return the segmentation with one class per tile that has the highest Dice for one of two classes.
 
-    Tiles are placed as in `majority_class`. Assigning the class to another tile raises the Dice if the share of the
+    Tiles are placed as in `majority_class`. Assigning the class to another tile raises the Dice if the fraction of the
     tile that the class covers exceeds half of the current Dice. The class is therefore assigned to the k tiles with the
     largest shares, where k maximises the Dice.
 

@@ -60,7 +60,7 @@ def auroc(
 
     With `present_only`, the macro mean is taken over the classes that have tiles.
 
-    The area is the weighted share of pairs (tile of the class, other tile) in which the first has the higher
+    The area is the weighted fraction of pairs (tile of the class, other tile) in which the first has the higher
     probability; ties count half (Mann-Whitney). NaN where a class, or its complement, has no weight. Equals
     scikit-learn's `roc_auc_score`, but computes all resamples at once.
     """
@@ -81,7 +81,7 @@ def expected_calibration_error(
     """Compute the expected calibration error of the top class over `ECE_BINS` equal-width bins.
 
     arXiv 1706.04599, equation 3:
-    sum over bins of share of tiles * |accuracy - mean confidence|; a bin covers confidences in (low, high].
+    sum over bins of fraction of tiles * |accuracy - mean confidence|; a bin covers confidences in (low, high].
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels

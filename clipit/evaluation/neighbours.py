@@ -47,7 +47,7 @@ def nearest_neighbours(
 def class_votes(
     rows: Int64[np.ndarray, "q k"], labels: Int64[np.ndarray, " m"], n_classes: int
 ) -> Float32[np.ndarray, "q c"]:
-    """Compute the share of each class among the neighbours of each query; all 0 for a query without neighbours.
+    """Compute the fraction of each class among the neighbours of each query; all 0 for a query without neighbours.
 
     Rows of -1 are ignored. `argmax` resolves ties in favour of the lowest class index.
     """
@@ -61,7 +61,7 @@ def class_votes(
 def knn_probabilities(
     train: Features, vectors: Float[np.ndarray, "n d"], n_classes: int, k: int = 20
 ) -> Float32[np.ndarray, "n c"]:
-    """Classify by k-NN: share of each class among the k nearest labelled training tiles, unweighted (UNI uses k = 20).
+    """Classify by k-NN: fraction of each class among the k nearest labelled training tiles, unweighted (k = 20 in UNI).
 
     With fewer than k labelled tiles, all of them are used.
 

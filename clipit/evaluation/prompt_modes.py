@@ -116,7 +116,7 @@ def screened_prompts(
     Args:
         texts: Embedded prompts from `embed_prompt_set`.
         tiles: Image embeddings in the space of `texts`; centred if the texts are centred.
-        share: Share of the candidates to keep, above 0 and at most 1.
+        share: Fraction of the candidates to keep, above 0 and at most 1.
         limit: Maximum number of candidates.
         seed: Seed for the draws, used when there are more combinations than `limit`.
         logit_scale: Logit scale of `zero_shot_probabilities`; it affects the selection.

@@ -43,7 +43,7 @@ class Agreement:
 
     @property
     def most_frequent(self) -> float | None:
-        """Share of the most frequent reference class; None without labels."""
+        """Fraction of the most frequent reference class; None without labels."""
         total = int(self.counts.sum())
         return float(self.counts.sum(axis=1).max()) / total if total else None
 

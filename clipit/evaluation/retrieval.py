@@ -102,9 +102,9 @@ def class_match(
 ) -> list[RetrievalScore]:
     """Compute class-match precision@k and majority vote@k for labelled queries and a labelled gallery.
 
-    precision@k: mean over queries of the share of the k nearest items (or of all permitted items, if fewer) that have
-    the query's class. vote@k: share of queries whose class is the most frequent among the k nearest items; ties go to
-    the lowest class index. A query never retrieves its own id, so passing the queries as the gallery gives a
+    precision@k: mean over queries of the fraction of the k nearest items (or of all permitted items, if fewer) that
+    have the query's class. vote@k: fraction of queries whose class is the most frequent among the k nearest items; ties
+    go to the lowest class index. A query never retrieves its own id, so passing the queries as the gallery gives a
     leave-one-out evaluation.
 
     Args:
@@ -138,7 +138,7 @@ def class_match(
 def _random_precision(
     queries: Features, gallery: Features, n_classes: int, exclude_groups: bool
 ) -> Float64[np.ndarray, " q"]:
-    """Compute the share of each query's class among its permitted items; NaN if there are none."""
+    """Compute the fraction of each query's class among its permitted items; NaN if there are none."""
     counts = np.tile(class_counts(gallery, n_classes), (len(queries), 1))
     row_of = {str(name): row for row, name in enumerate(gallery.ids)}
     group_counts = _counts_by_group(gallery, n_classes) if exclude_groups else {}

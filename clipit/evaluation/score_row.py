@@ -40,7 +40,7 @@ class Provenance:
 
     @property
     def labelled_share(self) -> float | None:
-        """Share of training tiles that are labelled; None if nothing was trained."""
+        """Fraction of training tiles that are labelled; None if nothing was trained."""
         if self.training_labels is None or not self.training_tiles:
             return None
         return self.training_labels / self.training_tiles

@@ -16,7 +16,7 @@ from clipit.evaluation.metrics import divide, mean_defined
 from clipit.tiles.mask_files import IGNORED
 
 FALSE_AREA = "false_area"
-"""Share of pixels predicted as a class, over the images that do not contain this class."""
+"""Fraction of pixels predicted as a class, over the images that do not contain this class."""
 MEAN = "mean of the foreground"
 """Name of the mean over the foreground classes."""
 Averaging = Literal["images", "pixels"]

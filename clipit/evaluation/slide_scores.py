@@ -1,4 +1,4 @@
-"""Pool the scores of a slide's tiles into slide scores: top-K means, mean, or share of tiles, optionally smoothed.
+"""Pool the scores of a slide's tiles into slide scores: top-K means, mean, or fraction of tiles, optionally smoothed.
 
 MI-Zero (Lu et al., CVPR 2023) compares each tile with one text embedding per class and pools the similarities of a
 slide class by class. The functions here take any tile scores: such similarities, or a classifier's probabilities.
@@ -62,7 +62,7 @@ def pool_slide(
       class need not be those of another. MI-Zero's top-K pooling is the same, up to the factor 1 / K in its code,
       which changes no prediction. If K exceeds n, all tiles are averaged, and `pooled` is n.
     - `mean`: the mean over all tiles, MI-Zero's mean pooling.
-    - `share`: the share of tiles whose highest score is that of class c. If several classes share a tile's highest
+    - `share`: the fraction of tiles whose highest score is that of class c. If several classes share a tile's highest
       score, the tile counts for the first. With one class the share is 1.
 
     Sums are computed in double precision and rounded to single precision, so that classes with equal sums are tied. If

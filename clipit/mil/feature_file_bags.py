@@ -97,11 +97,11 @@ def _ids(file: FeatureFile) -> list[str]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Shares of the patients to hold out if the slide table has no splits.
+    """Fractions of the patients to hold out if the slide table has no splits.
 
     Attributes:
-        validation: Share of the patients for validation.
-        test: Share of the patients for testing.
+        validation: Fraction of the patients for validation.
+        test: Fraction of the patients for testing.
     """
 
     validation: float = 0.2
@@ -122,7 +122,7 @@ def bags_of_files(
         features: Folder of .h5 files named after the slides, or one such file.
         table: Table with the columns slide, label, and optionally group (patient) and split.
         unit: Unit of a bag; a slide without a known patient counts as a separate patient.
-        held_out: Shares of the patients to hold out if the table has no splits.
+        held_out: Fractions of the patients to hold out if the table has no splits.
         tiles: Section `tiles`; its keys classes, class_map, splits and other_parts apply to the table. None for the
             defaults.
 

@@ -62,7 +62,7 @@ class MilArm:
         kept = keep_labels(bags, labels_per_class, seed)
         shares = unchanged_shares(kept, shuffle_labels(kept, seed)).items()
         listed = "; ".join(f"{split} {same:.0%} (by chance {chance:.0%})" for split, (same, chance) in shares)
-        notes = [f"share of bags that keep their label: {listed}"]
+        notes = [f"fraction of bags that keep their label: {listed}"]
         smallest_class = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)
         if smallest_class < _MIN_SHUFFLED:
             notes.append(

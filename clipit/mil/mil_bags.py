@@ -194,8 +194,8 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
 
     With few labels, a random permutation often returns labels to their own bags. The function therefore draws many
     permutations, and uses the one whose contingency table of old and new labels is closest to that expected under
-    independence. The share of bags that keep their label is then close to its expectation. Ties go to the permutation
-    that keeps fewer labels.
+    independence. The fraction of bags that keep their label is then close to its expectation. Ties go to the
+    permutation that keeps fewer labels.
 
     Args:
         bags: Bags with the labels that training may use.
@@ -208,7 +208,7 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
 
 
 def unchanged_shares(bags: MilBags, permuted: MilBags) -> dict[str, tuple[float, float]]:
-    """Return the share of labels that shuffling did not change, and the expected share, for train and validation.
+    """Return the fraction of labels that shuffling did not change, and the expected fraction, for train and validation.
 
     Args:
         bags: Bags before `shuffle_labels`.

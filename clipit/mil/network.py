@@ -33,7 +33,7 @@ class MilNetwork(nn.Module):
     - `attention`: weights softmax(w (tanh(V h) * sigmoid(U h))), equation 9 of Ilse et al.
     - `mean`: equal weights.
     - `max`: the logit of a class is the highest logit of any instance for this class. The weight of an instance is the
-      share of classes for which it has the highest logit.
+      fraction of classes for which it has the highest logit.
     """
 
     mean: Tensor

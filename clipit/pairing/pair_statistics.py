@@ -33,8 +33,8 @@ def summarise(
         recall: Entries for an approximate index, from `fit_search`; None for a Flat index.
 
     Returns:
-        Score quantiles; number of distinct snippets used; share of tiles paired with the most used 1% of all snippets
-        (hubness); skewness of the k-occurrences of snippets; number of tiles without a pair; the ten most used
+        Score quantiles; number of distinct snippets used; fraction of tiles paired with the most used 1% of all
+        snippets (hubness); skewness of the k-occurrences of snippets; number of tiles without a pair; the ten most used
         snippets; ten examples from the highest to the lowest score.
     """
     first = np.asarray(pairs.column("rank")) == 0
@@ -167,11 +167,11 @@ def agreement(
         class_vectors: Unit-norm class prompt embeddings, centred like the snippets.
 
     Returns:
-        `labelled`: number of labelled tiles. `neighbours`: share of tiles whose label is the majority label of the
+        `labelled`: number of labelled tiles. `neighbours`: fraction of tiles whose label is the majority label of the
         *other* labelled tiles with the same snippet (ties count as fractions). `neighbours_tiles`: number of tiles that
         share their snippet. `chance`: accuracy of always predicting the most frequent label. With class prompts,
-        `zero_shot`: share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of
-        the score as a predictor of these tiles. Undefined statistics are None; `undefined` contains the reasons.
+        `zero_shot`: fraction of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC
+        of the score as a predictor of these tiles. Undefined statistics are None; `undefined` contains the reasons.
     """
     from sklearn.metrics import roc_auc_score
 

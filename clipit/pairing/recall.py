@@ -42,8 +42,8 @@ def fit_search(
 ) -> tuple[Index, dict[str, Any]]:
     """Choose the search settings of an approximate index that are not configured, and measure its recall.
 
-    Must be called by all processes. The recall at k is the share of the k nearest snippets that are found, measured on
-    tiles that were not used to choose settings. If the recall is below 0.95, a warning names the keys to raise.
+    Must be called by all processes. The recall at k is the fraction of the k nearest snippets that are found, measured
+    on tiles that were not used to choose settings. If the recall is below 0.95, a warning names the keys to raise.
 
     Args:
         mean: Mean to subtract from the tile embeddings; None for no centring.
@@ -123,7 +123,7 @@ def _first_reaching(settings: Sequence[SearchSettings], recall: Callable[[Search
 
 
 def _recall(index: Index, queries: _Queries) -> float:
-    """Measure the share of the nearest snippets that are candidates; exact scoring then ranks these snippets first."""
+    """Measure the fraction of the nearest snippets that are candidates; exact scoring then ranks these first."""
     total, k = queries.nearest.shape
     n_candidates = min(max(k, index.settings.candidates or k + SPARE), index.size)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 _LABELS = {
     "adapted_fingerprint": "fingerprint of the adapted VLM",
-    "bags_without_negatives": "share of bags without negatives",
+    "bags_without_negatives": "fraction of bags without negatives",
     "copies_of_held_out_tiles": "copies of held-out images, dropped",
     "both_sides": "patients with tiles both in training and in validation or test, whose reports are not used",
     "cases_with_report": "patients with reports that are used",

@@ -13,7 +13,7 @@ from clipit.reporting.tables import number
 
 @dataclass(frozen=True)
 class DisputedMask:
-    """A tile, its picture as a data URI, and the share of its labelled pixels whose consensus is uncertain."""
+    """A tile, its picture as a data URI, and the fraction of its labelled pixels whose consensus is uncertain."""
 
     tile: str
     picture: str | None
@@ -25,7 +25,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
 
     Args:
         record: Content of masks.json.
-        disputed: Tiles with the largest share of uncertain pixels, in descending order.
+        disputed: Tiles with the largest fraction of uncertain pixels, in descending order.
     """
     cards = [
         Card(each.picture, f"tile {each.tile}", [f"{each.uncertain:.1%} uncertain pixels"], each.tile)
@@ -36,7 +36,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
         parts = _annotators(part, record["classes"], f"masks.json: parts.{index}")
         sections.append(PageSection(f"Annotators: {part['part']}", parts))
     if cards:
-        caption = "Tiles with the largest share of pixels with an uncertain consensus."
+        caption = "Tiles with the largest fraction of pixels with an uncertain consensus."
         sections.append(PageSection("Tiles with the least agreement", [Cards(cards, caption)]))
     return page_with_remarks(title, record["notes"], sections)
 

@@ -97,7 +97,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         for row in pairs
     ]
     shades = [[0.0 if value is None else value for value in row["agreement"]] for row in pairs]
-    caption = "Share of identical labels for each pair of annotators (number of tiles that both labelled)"
+    caption = "Fraction of identical labels for each pair of annotators (number of tiles that both labelled)"
     return [*parts, Table(header, cells, caption=caption, source="annotators.json: pairs", shades=shades)]
 
 

@@ -140,7 +140,7 @@ def _plot_classes(
         Patch(color=colour, label=f"{name} ({share:.1%})")
         for name, colour, share in zip(classes, colours, shares, strict=True)
     ]
-    figure.legend(handles=patches, loc="outside right upper", title="class (share of the tissue)")
+    figure.legend(handles=patches, loc="outside right upper", title="class (fraction of the tissue)")
     return figure
 
 

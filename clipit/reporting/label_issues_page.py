@@ -72,7 +72,7 @@ def label_issues_page(
     """
     total = int(str(facts.get("suspicious labels", len(tiles))))
     counts = Table(
-        ("given label", "checked", "suspicious", "estimated share of wrong labels, %", "most frequent suggestion"),
+        ("given label", "checked", "suspicious", "estimated fraction of wrong labels, %", "most frequent suggestion"),
         [
             [
                 row["class"],
@@ -83,7 +83,7 @@ def label_issues_page(
             ]
             for row in by_class
         ],
-        caption="Labels by class. Shares of wrong labels are estimated by confident learning from the probe's "
+        caption="Labels by class. Fractions of wrong labels are estimated by confident learning from the probe's "
         "predictions.",
         source="label_issues.json, classes",
     )
@@ -108,7 +108,7 @@ def _verified(scores: Mapping[str, Estimate]) -> list[Part]:
     rows = [[name, with_interval(s.value, s.interval.low, s.interval.high)] for name, s in scores.items()]
     introduction = (
         "The ranking is by the probability of the given label alone; label_issues.csv lists flagged labels first. For "
-        "comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random order "
-        "has an AUROC of 0.5."
+        "comparison: flagging tiles at random has a precision equal to the fraction of wrong labels, and a random "
+        "order has an AUROC of 0.5."
     )
     return [Text(introduction), Table(("score", "value [95% interval]"), rows, source="label_issues.json, verified")]

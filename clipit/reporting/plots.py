@@ -159,7 +159,7 @@ def _missing_glyphs_allowed() -> Iterator[None]:
 
 @in_style
 def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "") -> "Figure":
-    """Plot a confusion matrix: numbers are tile counts, and shades are shares of the true class (row).
+    """Plot a confusion matrix: numbers are tile counts, and shades are fractions of the true class (row).
 
     With more than 40 classes, cells have no numbers and only every n-th class is named, to limit size and time.
     """
@@ -178,7 +178,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *
     for (row, column), share in np.ndenumerate(shares) if len(classes) <= MAX_CLASSES else ():
         colour = "white" if share > 0.55 else "black"
         axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=9)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
     return figure
 
 

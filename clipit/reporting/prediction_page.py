@@ -1,4 +1,4 @@
-"""Page of predictions: class shares, and images with the most and least certain predictions."""
+"""Page of predictions: class fractions, and images with the most and least certain predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def prediction_page(
 
     Args:
         name: Name of the table of predictions.
-        summary: Counts and shares, as in the summary file.
+        summary: Counts and fractions, as in the summary file.
         predicted: Classes predicted by the classifier's head.
         zero_shot: Classes predicted zero-shot; None if not computed.
         images: Predicted images, which are read again for thumbnails.

@@ -124,7 +124,7 @@ def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any])
         matrix = Table(
             ("true \\ predicted", *names),
             [(name, *row) for name, row in zip(names, counts, strict=True)],
-            caption="Confusion matrix: number of tiles, shaded by the share of the true class (row)",
+            caption="Confusion matrix: number of tiles, shaded by the fraction of the true class (row)",
             source=f"results.json: splits.{split}.confusion",
             shades=[[count / total for count in row] for row, total in zip(counts, totals, strict=True)],
         )

@@ -20,7 +20,7 @@ _LOG_SPAN = 8.0  # ratio of the largest to the smallest value at and above which
 SweepPoints = Sequence[tuple[object, float | None, float | None]]
 """Value of the key, validation score and test score of each trial; None where a score is undefined."""
 LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
-"""Share of the labels and score of every seed, by name; None where a score is undefined."""
+"""Fraction of the labels and score of every seed, by name; None where a score is undefined."""
 
 
 @in_style
@@ -61,14 +61,14 @@ def plot_seed_scores(
 
 @in_style
 def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") -> "Figure":
-    """Plot a score against the share of training labels: one line per name through the means over seeds.
+    """Plot a score against the fraction of training labels: one line per name through the means over seeds.
 
-    With up to 7 names, a band (a bar at a single share) spans the lowest to the highest seed. An arm that uses no
-    labels is a horizontal line. Shares at which the score of any seed is undefined have no point; the axis title says
-    how many.
+    With up to 7 names, a band (a bar at a single fraction) spans the lowest to the highest seed. An arm that uses no
+    labels is a horizontal line. Fractions at which the score of any seed is undefined have no point; the axis title
+    says how many.
 
     Args:
-        series: Scores by share of labels, of probes on frozen features or of arms.
+        series: Scores by fraction of labels, of probes on frozen features or of arms.
     """
     few = len(series) <= len(COLOURS)  # more bands would hide the lines
     figure = new_figure(8.4, 4.6 if few else 6.0)
@@ -99,14 +99,14 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     note = f"\n{counted(undefined, 'point is', 'points are')} undefined (a class without labels)" if undefined else ""
-    axes.set(xlabel=f"share of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)
+    axes.set(xlabel=f"fraction of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)
     axes.grid(visible=True)
     legend_beside(axes)
     return figure
 
 
 def summarise_shares(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float, float, float]]:
-    """Return each share with the mean, lowest and highest score over seeds, except shares with undefined scores."""
+    """Return each fraction with the mean, lowest and highest score over seeds, unless a score is undefined."""
     by_share: dict[float, list[float | None]] = {}
     for share, score in points:
         by_share.setdefault(share, []).append(score)

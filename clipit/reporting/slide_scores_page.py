@@ -22,8 +22,8 @@ MAX_SHOWN = 40
 POOLING_TEXT = (
     "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all scores if there "
     "are fewer; the K tiles can differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
-    "`share`: share of tiles predicted as the class. `smoothed`: the scores of each tile are first averaged over the "
-    "3 x 3 cells around it that contain tissue. The predicted class is the one with the highest score."
+    "`share`: fraction of tiles predicted as the class. `smoothed`: the scores of each tile are first averaged over "
+    "the 3 x 3 cells around it that contain tissue. The predicted class is the one with the highest score."
 )
 LEVEL_TEXT = (
     "A patient's score is the mean score of the patient's slides. AUROC is computed from each score minus the mean of "

@@ -12,9 +12,11 @@ from clipit.reports.headings import FIELD, STRONG, WEAK
 _FAMILIAR_COUNT = 5  # minimum occurrences of a familiar word, which needs no further check
 _REPEATED_COUNT = 3  # minimum occurrences of a word that contributes trigrams
 _MIN_REPEATED_WORDS = 1000  # with fewer repeated words, trigrams are not used
-_MAX_ABSENT = 0.25  # above this share of absent trigrams, a text's unfamiliar words may be jumbled
-_STRANGE_SHARE = 0.3  # a word with at least this share of absent trigrams is strange
-_MAX_FAMILIAR_SHARE = 0.2  # above this share of letters in familiar words of four or more letters, no word is jumbled
+_MAX_ABSENT = 0.25  # above this fraction of absent trigrams, a text's unfamiliar words may be jumbled
+_STRANGE_SHARE = 0.3  # a word with at least this fraction of absent trigrams is strange
+_MAX_FAMILIAR_SHARE = (
+    0.2  # above this fraction of letters in familiar words of four or more letters, no word is jumbled
+)
 _COMMON = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had", "has", "have",
     "he", "her", "him", "his", "if", "in", "into", "is", "it", "its", "may", "no", "none", "nor", "not", "of", "off",
@@ -105,7 +107,7 @@ def learn_vocabulary(texts: Iterable[str]) -> Vocabulary:
 
 
 def readability(text: str, vocabulary: Vocabulary = _NO_CORPUS) -> float:
-    """Return the share of a text's letters and digits that belong to readable words, from 0 to 1.
+    """Return the fraction of a text's letters and digits that belong to readable words, from 0 to 1.
 
     A word is readable if it is familiar in the corpus, is a number or code (pT3a, CD117, 5cm), is a common short word
     or an acronym of at most five letters, or looks ordinary. An ordinary word has ordinary letter case, a vowel, and

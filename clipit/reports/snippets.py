@@ -33,7 +33,7 @@ _CLAUSES = (
     re.compile(r"\s+(?=(?:and|with|or|which|but|where|while)\s)"),
     re.compile(r"\)\s+|\s+(?=\()"),
 )
-_SHORTER_PART = 0.2  # minimum share of characters in the shorter part of a split at a clause
+_SHORTER_PART = 0.2  # minimum fraction of characters in the shorter part of a split at a clause
 
 # Measurements and ranges: "3.5 x 2 cm", "25 - 30%".
 _NUMBER, _UNIT_OR_MORE = (
@@ -51,7 +51,7 @@ _AFTER_NEGATION = re.compile(
     r"because|due|in\s+a|with)\b"
 )
 _CONJUNCTION = re.compile(r"(?i)(?:and|or|nor)\s+")
-_MAX_NEGATION = 0.25  # maximum share of the text that a repeated negation may take up
+_MAX_NEGATION = 0.25  # maximum fraction of the text that a repeated negation may take up
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:

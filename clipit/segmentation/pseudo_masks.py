@@ -117,7 +117,7 @@ class PseudoMasks:
         return replace(self, codes=codes)
 
     def facts(self) -> dict[str, object]:
-        """Return the provenance: the model, the number of images, and the share of cells per pseudo-label."""
+        """Return the provenance: the model, the number of images, and the fraction of cells per pseudo-label."""
         cells = np.concatenate([each.ravel() for each in self.codes.values()])
         shares = {name: round(float((cells == code).mean()), 4) for code, name in enumerate(self.classes)}
         return {"pseudo_images": len(self.codes), "pseudo_shares": str(shares), **self.model}

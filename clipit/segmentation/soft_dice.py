@@ -1,4 +1,4 @@
-"""Soft Dice between class probabilities and class shares, added to the cross-entropy of heads and U-Nets."""
+"""Soft Dice between class probabilities and class fractions, added to the cross-entropy of heads and U-Nets."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,12 +9,12 @@ _MIN_DENOMINATOR = 1e-6
 def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
     """Return the mean soft Dice, 2 sum(p s) / (sum(p^2) + sum(s^2)), over the classes that occur.
 
-    With the squares in the denominator (Milletari, Navab and Ahmadi, 3DV 2016), the Dice of shares between 0 and 1 is
-    highest where the probabilities equal the shares. A partly ignored token is weighted by its labelled part.
+    With the squares in the denominator (Milletari, Navab and Ahmadi, 3DV 2016), the Dice of fractions between 0 and 1
+    is highest where the probabilities equal the fractions. A partly ignored token is weighted by its labelled part.
 
     Args:
         probabilities: Class probabilities of pixels or tokens, which sum to 1.
-        shares: Share of each class; each row sums to the labelled part, which is 1 without ignored pixels.
+        shares: Fraction of each class; each row sums to the labelled part, which is 1 without ignored pixels.
     """
     present = shares.any(dim=0)
     predicted, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]

@@ -54,7 +54,7 @@ class Lattice:
         return np.asarray(result, dtype=np.float32)
 
     def to_cells(self, codes: Integer[np.ndarray, "h w"], classes: int) -> Float32[np.ndarray, "rows columns c"]:
-        """Return the share of each cell's pixels that belong to each class; ignored pixels (-1) belong to none."""
+        """Return the fraction of each cell's pixels that belong to each class; ignored pixels (-1) belong to none."""
         row = self._cell_of(self.height, self.rows)
         column = self._cell_of(self.width, self.columns)
         flat = (row[:, None] * self.columns + column) * classes + codes
@@ -128,7 +128,7 @@ def token_rows(
 
     Args:
         lattice: Cells of the image, from `lattice_of`.
-        overlap: Overlap of adjacent windows as a share of their edge length.
+        overlap: Overlap of adjacent windows as a fraction of their edge length.
         batch_size: Windows per forward pass.
 
     Yields:

@@ -36,7 +36,7 @@ class TokenModel:
 
     Attributes:
         store: Stored token maps of the study's images; None to compute all of them.
-        overlap: Overlap of adjacent windows as a share of their edge length.
+        overlap: Overlap of adjacent windows as a fraction of their edge length.
         batch_size: Windows per forward pass.
     """
 

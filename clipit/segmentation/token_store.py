@@ -83,7 +83,7 @@ def store_tokens(
 
     Args:
         tiles: Images whose token maps are stored.
-        overlap: Overlap of adjacent windows as a share of their edge length.
+        overlap: Overlap of adjacent windows as a fraction of their edge length.
         batch_size: Number of windows per forward pass.
 
     Raises:

@@ -26,7 +26,7 @@ class WindowModel:
 
     Attributes:
         class_of: Binary matrix that maps model classes (rows) to mask classes (columns).
-        overlap: Overlap of adjacent windows as a share of their edge length.
+        overlap: Overlap of adjacent windows as a fraction of their edge length.
         batch_size: Windows per forward pass.
     """
 
@@ -119,7 +119,7 @@ def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowSc
     Args:
         pixels: Image or mask, [h, w] or [h, w, 3].
         edge: Edge length of a window in pixels.
-        overlap: Overlap of adjacent windows as a share of their edge length.
+        overlap: Overlap of adjacent windows as a fraction of their edge length.
         score: Function that computes the scores of all windows.
     """
     height, width = pixels.shape[:2]

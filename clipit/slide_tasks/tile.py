@@ -100,7 +100,7 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
     """Tabulate all slides of a list.
 
     Columns: slide, path, label, split, group, status (`ok` or `failed`), reason, tiles, mpp, width, height, format and
-    tissue (share of the slide's area).
+    tissue (fraction of the slide's area).
     """
     by_name = {slide.name: slide for slide in outcome.prepared}
     reasons = {slide.name: slide.reason for slide in (*outcome.failed, *failed)}

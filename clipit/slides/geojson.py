@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 _WITHOUT_AREA = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
 _DEGREES = ("CRS84", "4326")  # parts of the names of coordinate systems in longitude and latitude
-_TOLERANCE = 0.01  # contours may extend beyond the slide by this share of its width and height
-_CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
+_TOLERANCE = 0.01  # contours may extend beyond the slide by this fraction of its width and height
+_CORNER = 1 / 8  # contours within this fraction of the width and height are probably in pixels of a smaller image
 _MIN_RING = 4  # points of a closed triangle, whose first point is repeated at the end
 _QUPATH = re.compile(rb'"objectType"|"object_type"|"Path(?:Annotation|Detection|Cell|Tile|Root)Object"|"TMACoreObject"')
 """Properties and ids that only QuPath writes: since version 0.4, in version 0.3, and in earlier versions."""

@@ -31,7 +31,7 @@ class SlideGrid:
             (if tiles overlap).
         x: Left edge of each tile.
         y: Upper edge of each tile. Tiles are sorted by y, then x.
-        tissue: Tissue share of each tile.
+        tissue: Tissue fraction of each tile.
     """
 
     slide: str
@@ -79,8 +79,8 @@ def make_grid(
         width: Width of level 0.
         height: Height of level 0.
         mpp: Micrometres per level-0 pixel.
-        config: Resolution, size and overlap of tiles, and their minimum tissue share.
-        share: Function that returns the tissue shares of tiles, given their left edges, upper edges and edge length.
+        config: Resolution, size and overlap of tiles, and their minimum tissue fraction.
+        share: Function that returns the tissue fractions of tiles, given their left edges, upper edges and edge length.
 
     Raises:
         DataError: The tiles are smaller than 16 level-0 pixels, or there are more than 67 million.

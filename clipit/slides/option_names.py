@@ -11,7 +11,7 @@ class OptionNames:
         mpp: Option for the micrometres per pixel of slides whose metadata lack them.
         tile_mpp: Option for the micrometres per pixel of tiles.
         overlap: Option for the overlap of neighbouring tiles.
-        min_tissue: Option for the share of a tile that must be tissue.
+        min_tissue: Option for the fraction of a tile that must be tissue.
         contours: Option for the contour files of the tissue.
         elsewhere: Remark that names the command with the options overlap, min_tissue and contours; "" if the running
             command has them.

@@ -76,7 +76,7 @@ class PreparedSlide:
         artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
         extent: Tile edge length in level-0 pixels; may be fractional.
         pixels: Tile edge length in pixels after resampling.
-        facts: Format, levels, source of the micrometres per pixel, and tissue share.
+        facts: Format, levels, source of the micrometres per pixel, and tissue fraction.
     """
 
     name: str

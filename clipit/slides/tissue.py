@@ -1,4 +1,4 @@
-"""Find tissue by colour on a slide's overview, and measure the tissue share of each tile."""
+"""Find tissue by colour on a slide's overview, and measure the tissue fraction of each tile."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8
@@ -106,7 +106,7 @@ def _small_parts(mask: Bool[np.ndarray, "h w"], area: float, *, inside: bool = F
 
 
 class TissueShare:
-    """Share of mask pixels in rectangles, exact for fractions of pixels, from a summed-area table."""
+    """Fraction of mask pixels in rectangles, exact for fractions of pixels, from a summed-area table."""
 
     def __init__(self, mask: Bool[np.ndarray, "h w"], downsample: float) -> None:
         """Compute the summed-area table.
@@ -123,7 +123,7 @@ class TissueShare:
     def of_squares(
         self, x: Int32[np.ndarray, " n"], y: Int32[np.ndarray, " n"], extent: float
     ) -> Float32[np.ndarray, " n"]:
-        """Return the tissue share of squares; the area outside the slide counts as glass.
+        """Return the tissue fraction of squares; the area outside the slide counts as glass.
 
         Args:
             x: Left edges in level-0 pixels.

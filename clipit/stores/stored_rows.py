@@ -14,7 +14,7 @@ from clipit.stores import embed
 from clipit.stores.embed import Store
 from clipit.vectors import centred
 
-_GPU_SHARE = 0.25  # share of the GPU's free memory for vectors that are kept between passes
+_GPU_SHARE = 0.25  # fraction of the GPU's free memory for vectors that are kept between passes
 
 
 @dataclass(frozen=True)

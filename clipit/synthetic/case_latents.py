@@ -45,15 +45,15 @@ class CaseWorldConfig(Section):
     shows: Share = 0.8
     """Probability that a tumour tile of a mutated case shows the morphology associated with the mutation."""
     reported: Share = 1.0
-    """Share of the cases that have a report."""
+    """Fraction of the cases that have a report."""
     earlier: Share = 0.1
-    """Share of the tumour cases with a second report, on an earlier biopsy, which does not state the status."""
+    """Fraction of the tumour cases with a second report, on an earlier biopsy, which does not state the status."""
     silent: Share = 0.1
-    """Share of the tumour cases whose report does not state the status; half of these mention it as uncertain."""
+    """Fraction of the tumour cases whose report does not state the status; half of these mention it as uncertain."""
     wrong: Share = 0.05
-    """Share of the other tumour cases whose report states the wrong status."""
+    """Fraction of the other tumour cases whose report states the wrong status."""
     noise: Share = 0.01
-    """Share of a report's characters that are misread."""
+    """Fraction of a report's characters that are misread."""
 
     @model_validator(mode="after")
     def _check_centres(self) -> "CaseWorldConfig":

@@ -66,8 +66,8 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
     """Write the reports of all cases of a world as JSON lines; reports of cases without tiles come last.
 
     Configurations with the same seed that differ in `reported`, `silent` or `wrong` give variants of the same reports:
-    cases with a report at one share also have a report at any larger share, and texts differ only if the status that
-    they state differs.
+    cases with a report at one fraction also have a report at any larger fraction, and texts differ only if the status
+    that they state differs.
 
     Returns:
         Counts by split (and `external`): `cases`, `with_tumour`, `with_report`, `reports`, and reports that state a
@@ -109,7 +109,7 @@ def write_own_reports(
 
 
 def _draw_reports(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnReport]:
-    """Draw the reports of one split; the shares of the configuration are met up to rounding."""
+    """Draw the reports of one split; the fractions of the configuration are met up to rounding."""
     tumours = [case.name for case in cases if case.tumour]
     reported = _choose_share(config, [case.name for case in cases], config.reported, "reported")
     earlier = _choose_share(config, tumours, config.earlier, "earlier")
@@ -126,7 +126,7 @@ def _draw_reports(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnR
 
 
 def _choose_share(config: ReportOptions, names: Sequence[str], share: float, purpose: str) -> set[str]:
-    """Choose a share of the cases; the cases of a smaller share are a subset of those of a larger share."""
+    """Choose a fraction of the cases; the cases of a smaller fraction are a subset of those of a larger one."""
     keys = {name: stream(config.seed, "cases/chosen", purpose, name).random() for name in names}
     return set(sorted(names, key=keys.__getitem__)[: round(share * len(names))])
 

@@ -145,7 +145,7 @@ def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _random_region(rng: np.random.Generator, share: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, "n 64 64"]:
-    """Draw a smooth random region (0..1, soft edge) that covers the given share of each tile."""
+    """Draw a smooth random region (0..1, soft edge) that covers the given fraction of each tile."""
     field = noise(rng, len(share), 2) + 0.3 * noise(rng, len(share), 6)
     ordered = np.sort(field.reshape(len(share), -1), axis=1)
     threshold = ordered[np.arange(len(share)), (share * (ordered.shape[1] - 1)).astype(np.int64)]

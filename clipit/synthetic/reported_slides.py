@@ -40,17 +40,17 @@ class ReportedSlidesConfig(SlideWorldConfig):
     mutated: Share = 0.5
     """Probability that a patient's tumour is mutated."""
     shows: Share = Field(0.8, gt=0)
-    """Share of a mutated tumour that shows the morphology of the status, in foci."""
+    """Fraction of a mutated tumour that shows the morphology of the status, in foci."""
     reported: Share = 1.0
-    """Share of the patients who have a report."""
+    """Fraction of the patients who have a report."""
     earlier: Share = 0.1
-    """Share of the patients who have a second report, on an earlier biopsy, which does not state the status."""
+    """Fraction of the patients who have a second report, on an earlier biopsy, which does not state the status."""
     silent: Share = 0.1
-    """Share of the patients whose report does not state the status; half of these mention it as uncertain."""
+    """Fraction of the patients whose report does not state the status; half of these mention it as uncertain."""
     wrong: Share = 0.05
-    """Share of the other patients whose report states the wrong status."""
+    """Fraction of the other patients whose report states the wrong status."""
     noise: Share = 0.01
-    """Share of a report's characters that are misread."""
+    """Fraction of a report's characters that are misread."""
 
 
 def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def draw_status(
 
     Args:
         labels: 0 for glass, k + 1 for class k of `CLASSES`.
-        share: Share of the tumour pixels in foci; the result differs from it by at most about one percentage point.
+        share: Fraction of the tumour pixels in foci; the result differs from it by at most about one percentage point.
     """
     size = len(labels)
     status = np.zeros((size, size), dtype=np.bool_)

@@ -94,7 +94,7 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
     Args:
         main: Class of the slide's label: a tumour grade, or normal mucosa.
         centre: Centre that determines the scanner and the stain of the first piece.
-        shows: Share of the tumour with the morphology of the mutated status, in foci.
+        shows: Fraction of the tumour with the morphology of the mutated status, in foci.
     """
     draw = stream(config.seed, "slides", name, "slide")
     centres = [centre] * int(draw.integers(1, 3))
@@ -124,7 +124,7 @@ class ListedSlide:
     main: int
     centre: int
     shows: float = 0.0
-    """Share of the tumour with the morphology of the mutated status."""
+    """Fraction of the tumour with the morphology of the mutated status."""
 
     @property
     def name(self) -> str:

@@ -91,7 +91,7 @@ def make_annotators(
             f"invalid annotator settings: {problems}",
             where="--annotators, --skills, --biased, --coverage or --annotated",
             fix="use at least one annotator, skills from 0 to 1, at most as many biased annotators as annotators, and "
-            "a coverage and a share of annotated tiles that are above 0 and at most 1",
+            "a coverage and a fraction of annotated tiles that are above 0 and at most 1",
         ) from error
 
 

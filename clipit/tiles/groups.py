@@ -26,7 +26,7 @@ _BARCODES: Mapping[str, str] = {
     "slide ids": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
 }
 """Patterns for barcodes and for common patient, case and slide ids in file names; best choice first."""
-_MIN_SHARE = 0.5  # share of the tiles in which a pattern must occur
+_MIN_SHARE = 0.5  # fraction of the tiles in which a pattern must occur
 
 
 def is_group_column(column: str) -> bool:

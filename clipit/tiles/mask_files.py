@@ -19,7 +19,7 @@ IGNORED = -1
 """Class of pixels that are used neither for training nor for scores."""
 _GEOJSON = (".geojson", ".json")
 _IGNORE_NAME = "ignore"
-_TOLERANCE = 0.01  # share of a tile's edge by which a polygon may extend beyond it
+_TOLERANCE = 0.01  # fraction of a tile's edge by which a polygon may extend beyond it
 _LISTED = 5  # values or classes listed in an error
 _FORMATS = frozenset({"PNG", "TIFF", "BMP", "DIB", "PPM", "WEBP"})
 """Pillow's names for the formats that preserve mask values; PPM includes PGM."""

@@ -159,7 +159,7 @@ def shared_files(files: Sequence[str]) -> list[str]:
 def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:
     """Decode every mask once, count its pixels by class, and drop masks with only ignored pixels.
 
-    The notes state the share of ignored pixels, and warn if some masks seem to write a class as an ignored value.
+    The notes state the fraction of ignored pixels, and warn if some masks seem to write a class as an ignored value.
 
     Args:
         unreadable: `error` to raise one error that lists all unusable masks; `quarantine` to drop, count and list them.

@@ -19,7 +19,7 @@ from clipit.training.terms.term_table import all_terms
 
 logger = logging.getLogger(__name__)
 
-_USABLE = 0.9  # share of the free memory that a plan may use; fragmentation and library workspaces take the rest
+_USABLE = 0.9  # fraction of the free memory that a plan may use; fragmentation and library workspaces take the rest
 _MIN_TILES = 8  # tiles per micro-batch below which checkpointing costs less time than smaller micro-batches
 _logged: set[str] = set()  # messages that this process has logged; the runs of a comparison often repeat them
 _UNEQUAL = 0.9  # ratio of the smallest to the largest free memory below which the difference is logged
@@ -46,7 +46,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the needed memory is within the usable share of the free memory."""
+        """Whether the needed memory is within the usable fraction of the free memory."""
         return self.needed <= _USABLE * self.free
 
     def facts(self) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:
     """Check that the bags of the first batches have negatives.
 
     Returns:
-        Counts for the summary: mean number of negatives per bag, and share of bags without negatives.
+        Counts for the summary: mean number of negatives per bag, and fraction of bags without negatives.
 
     Raises:
         DataError: No bag in a batch has a negative.

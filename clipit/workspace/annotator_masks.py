@@ -52,7 +52,7 @@ def write_annotator_masks(
         table: Table with the columns tile, annotator and mask.
         files: Folder or zip to which the paths of the masks are relative; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
-        shown: Number of tiles shown on the page: those with the largest share of uncertain pixels.
+        shown: Number of tiles shown on the page: those with the largest fraction of uncertain pixels.
 
     Returns:
         Path of the page, masks.html (masks.json contains its numbers), and the image folder, to which the
@@ -153,7 +153,7 @@ def _write_masks(
     confidence: float,
     folder: Path,
 ) -> list[float]:
-    """Write the files of each tile; return the share of labelled pixels whose posterior is below `confidence`."""
+    """Write the files of each tile; return the fraction of labelled pixels whose posterior is below `confidence`."""
     values = _pixel_values(masks.classes)
     uncertain = []
     with progress("writing masks", len(masks.tiles)) as advance:

@@ -140,10 +140,10 @@ def compare_pairing_rules(workspace: Workspace) -> str:
         other=_with_opposite_centring(workspace, has_labels),
     )
     notes = (
-        "hubness: share of tiles whose snippet is among the most used 1%; skewness: skewness of the number of uses",
+        "hubness: fraction of tiles whose snippet is among the most used 1%; skewness: skewness of the number of uses",
         "all statistics but the skewness count only the first snippet of each tile",
-        "neighbour accuracy: share of tiles whose label is the majority label of the other tiles with the same snippet",
-        "zero-shot accuracy: share of tiles whose label is the class nearest to the snippet's text",
+        "neighbour accuracy: fraction of tiles whose label is the majority label of other tiles with the same snippet",
+        "zero-shot accuracy: fraction of tiles whose label is the class nearest to the snippet's text",
         "both accuracies are computed on training tiles, with the labels that this configuration keeps",
         "cosines with and without centring cannot be compared; margins are in units of the ranking score",
         "to use one of these rules, set pairing.correction, centring, organs, exclude_same_group, threshold, margin "

@@ -110,7 +110,9 @@ def test_the_page_shows_maps_attended_tiles_and_what_was_left_out(study: MilResu
     assert page.count("data:image/png;base64") == 4 and "data:image/jpeg;base64" in page
     report = study.report.read_text(encoding="utf-8")
     assert "class frequencies: floor" in report and "permuted labels" in report
-    assert "difference from `shuffled_labels`" in report and "share of bags that keep their label: train 50%" in report
+    assert (
+        "difference from `shuffled_labels`" in report and "fraction of bags that keep their label: train 50%" in report
+    )
     rows = study.table.query("arm in ['shuffled_labels', 'class frequencies']")
     assert rows["p_holm"].isna().all() and (rows["p_reason"] == "control").all()
     slides = pd.read_csv(study.folder / "map_scores_slides.csv")

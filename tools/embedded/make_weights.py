@@ -133,13 +133,13 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
     """Measure how well the VLM, and the reports that it retrieves, predict the grade of tumour tiles.
 
     The tiles are the training tiles that show tumour, paired with snippets of `case_reports.jsonl` as in
-    configs/knowing_reports.yaml. The scores are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
-    nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
-    validation split. Other scores are computed with and without centring both modalities. `grade_alone`, `all_names`:
-    zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`. `nearest_case`:
-    the grade of the nearest snippet's reports is correct. `nearest_case_none`: these reports describe no tumour.
-    `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half). Scores
-    without tiles are omitted.
+    configs/knowing_reports.yaml. The scores are fractions from 0 to 1, for all these tiles and for ambiguous ones,
+    whose nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of
+    the validation split. Other scores are computed with and without centring both modalities. `grade_alone`,
+    `all_names`: zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`.
+    `nearest_case`: the grade of the nearest snippet's reports is correct. `nearest_case_none`: these reports describe
+    no tumour. `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half).
+    Scores without tiles are omitted.
 
     Args:
         vlm: Folder of a VLM.
@@ -223,7 +223,7 @@ def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Wo
 
 
 def _nearest_grades(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
-    """Compute the shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
+    """Compute the fractions of low, high and none among the reports with each tile's snippets, nearest first."""
     sources = workspace.snippets.table("snippet_sources.parquet")
     label_of = {report.report_id: report.label for report in workspace.reports.reports}
     grades = [label_of[report] for report in sources.column("report_id").to_pylist()]

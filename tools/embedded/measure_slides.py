@@ -25,9 +25,9 @@ from clipit.vectors import unit
 from tools.embedded.measure import text_vectors
 
 _MIN_TISSUE = 0.98
-"""Minimum share of a tile that shows a single tissue."""
+"""Minimum fraction of a tile that shows a single tissue."""
 _MIN_ARTEFACT = 0.25
-"""Minimum share of a tile that an artefact covers."""
+"""Minimum fraction of a tile that an artefact covers."""
 
 
 def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
 def slide_tiles(
     folder: Path,
 ) -> tuple[UInt8[np.ndarray, "n 64 64 3"], Int64[np.ndarray, " n"], Float[np.ndarray, "n artefacts"]]:
-    """Cut slides into a grid of tiles, and return those of one tissue, their classes, and their share of artefacts."""
+    """Cut slides into a grid of tiles, and return those of one tissue, their classes and fractions of artefacts."""
     import openslide
 
     images, truth, shares = [], [], []

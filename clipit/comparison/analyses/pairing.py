@@ -49,11 +49,11 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
         heading=heading(plan, "Quality of the pairs"),
         text="Computed on training tiles. Label agreement uses every label of the data set, including those hidden "
         "from training, and is not used to select anything. All columns but `skewness` count the first snippet of each "
-        "tile. `hubness`: share of tiles paired with the most-used 1% of the snippets; `neighbours`: share of tiles "
-        "whose label is the majority label of the other tiles paired with the same snippet, computed for the "
-        f"{label_agreement.get('neighbours_tiles', 0):,} of {labelled} that share their snippet; `chance`: share of "
-        "the most frequent label; `text`: share of tiles whose label is the class nearest to their snippet; `AUROC`: "
-        "how well the pairing score separates these tiles from the others.",
+        "tile. `hubness`: fraction of tiles paired with the most-used 1% of the snippets; `neighbours`: fraction of "
+        "tiles whose label is the majority label of the other tiles paired with the same snippet, computed for the "
+        f"{label_agreement.get('neighbours_tiles', 0):,} of {labelled} that share their snippet; `chance`: fraction of "
+        "the most frequent label; `text`: fraction of tiles whose label is the class nearest to their snippet; "
+        "`AUROC`: how well the pairing score separates these tiles from the others.",
         header=(
             "snippets used",
             "hubness %",

@@ -22,7 +22,7 @@ class AnalysisResult:
         text: Explanation shown above the table.
         source: Files and columns from which the figures are computed.
         planes: Coordinates by panel title and name of the points.
-        values: Unrounded values behind the cells, one record per cell or row; scores and shares in 0..1.
+        values: Unrounded values behind the cells, one record per cell or row; scores and fractions in 0..1.
         ids: Tile or snippet id of each point of `planes`, by panel title and name of the points.
         points: Name of the file with the points; "" if they are not written.
     """

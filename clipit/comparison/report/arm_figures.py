@@ -46,7 +46,7 @@ def _pooled_parts(result: ArmResult) -> list[Part]:
         counts = confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
         shades = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
-        caption = f"{arm}: number of tiles; shade: share of the true class (row)"
+        caption = f"{arm}: number of tiles; shade: fraction of the true class (row)"
         header = ("true \\ predicted", *classes)
         parts.append(Table(header, rows, caption=caption, source=source, shades=shades.tolist()))
     svg = inline_svg(plot_reliability(reliability_bins(labels, probabilities)), f"Reliability diagram of {arm}")

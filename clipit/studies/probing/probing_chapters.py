@@ -78,7 +78,7 @@ def probing_chapters(
                 f"Label efficiency ({LABELS[probing.metric]})",
                 [
                     Text(
-                        "Shares of all training labels, drawn per class, once for each seed "
+                        "Fractions of all training labels, drawn per class, once for each seed "
                         f"({', '.join(map(str, probing.seeds))}). Larger shares contain the smaller ones. There are at "
                         "most as many validation labels as training labels. Mean ± standard deviation over seeds; n/a: "
                         "a class would have no label."
@@ -94,9 +94,9 @@ def probing_chapters(
             "Retrieval",
             [
                 Text(
-                    "precision@k: share of the k nearest items with the query's class; vote@k: share of queries whose "
-                    "class has the most votes among the k nearest; recall@k: share of the query's true matches among "
-                    f"the k nearest. In brackets: ratio to the score of random retrieval. {own_group}Image to "
+                    "precision@k: fraction of the k nearest items with the query's class; vote@k: fraction of queries "
+                    "whose class has the most votes among the k nearest; recall@k: fraction of the query's true "
+                    f"matches among the k nearest. In brackets: ratio to the score of random retrieval. {own_group}Image to "
                     "image, test: leave-one-out within the test split; where groups are unknown, tiles of the query's "
                     "own slide may be retrieved, so these scores can be too high."
                 ),

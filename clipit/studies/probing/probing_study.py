@@ -74,7 +74,7 @@ class ProbingRow(StudyRow):
         random: Score expected by chance.
         fold: Score divided by the score expected by chance.
         spread: 2.5% and 97.5% quantiles of the scores over few-shot episodes.
-        share: Share of the training labels.
+        share: Fraction of the training labels.
     """
 
     task: str

@@ -22,8 +22,8 @@ class GuardErrors:
         let_through: Number of harmful adaptations accepted by the guard.
         helpful: Number of adaptations whose change has a 95% interval above 0.
         refused: Number of helpful adaptations refused by the guard.
-        share_let_through: Share of harmful adaptations that were accepted; None if none is harmful.
-        share_refused: Share of helpful adaptations that were refused; None if none is helpful.
+        share_let_through: Fraction of harmful adaptations that were accepted; None if none is harmful.
+        share_refused: Fraction of helpful adaptations that were refused; None if none is helpful.
         change_always: Mean change if every adaptation is applied; None without cases.
         change_guarded: Mean change over all cases if only accepted adaptations are applied; None without cases.
     """

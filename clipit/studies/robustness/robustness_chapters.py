@@ -56,7 +56,7 @@ _GUARD = (
     "refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to evaluate the "
     "guard. The guard's threshold was chosen on a synthetic world other than the demo's (see Results: single runs in "
     "the documentation). Settings share tiles and models and are not independent, so no intervals are given for these "
-    "shares."
+    "fractions."
 )
 _NO_INTERVALS = (
     "Some changes have no interval (all of them with evaluation.bootstrap: 0) and count as neither harmful nor "

@@ -45,7 +45,7 @@ class RobustnessRow(StudyRow):
         guard: Verdict of the guard, `accepted` or `refused`.
         misfit: Misfit computed by the guard.
         concentration: Dirichlet concentration of the class proportions of a batch.
-        largest_share: Share of the most frequent class of a batch.
+        largest_share: Fraction of the most frequent class of a batch.
         tiles: Fingerprint of the tiles used for calibration.
         state: State of calibration: `before` or `after` temperature scaling.
         settings: Kind of settings over which the guard's errors are counted.

@@ -135,7 +135,7 @@ def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndar
     Returns:
         `agreeing_tiles` out of `compared_tiles`; `agreeing_cases` out of `compared_cases`, where a patient's label is
         compared with the most frequent label of the patient's tiles; and `agreement_interval`, the Wilson interval of
-        the share of agreeing cases.
+        the fraction of agreeing cases.
     """
     from scipy.stats import binomtest
 

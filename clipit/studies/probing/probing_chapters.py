@@ -97,8 +97,8 @@ def probing_chapters(
                     "precision@k: fraction of the k nearest items with the query's class; vote@k: fraction of queries "
                     "whose class has the most votes among the k nearest; recall@k: fraction of the query's true "
                     f"matches among the k nearest. In brackets: ratio to the score of random retrieval. {own_group}"
-                    "Image to image, test: leave-one-out within the test split; where groups are unknown, tiles of the query's "
-                    "own slide may be retrieved, so these scores can be too high."
+                    "Image to image, test: leave-one-out within the test split; where groups are unknown, tiles of the "
+                    "query's own slide may be retrieved, so these scores can be too high."
                 ),
                 *(
                     _retrieval_table(frame[frame.metric == name], name)

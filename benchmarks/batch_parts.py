@@ -6,8 +6,8 @@ from benchmarks.harness import Measurement, Options, alternate, ratios, seconds
 def measure(options: Options) -> list[Measurement]:
     """Time forward passes on the parts that `cpu_parts` returns, relative to whole batches, with one thread.
 
-    Models are the bundled backbone, on 256 tiles of 64 pixels, and a ViT-S/16 with random weights, on 32 tiles of 224
-    pixels.
+    Models are the bundled backbone, on 256 tiles of 64 x 64 pixels, and a ViT-S/16 with random weights, on 32 tiles of
+    224 x 224 pixels.
     """
     import torch
 

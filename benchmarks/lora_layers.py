@@ -8,8 +8,8 @@ from benchmarks.harness import Measurement, Options, Workload, alternate, ratios
 def measure(options: Options) -> list[Measurement]:
     """Time both passes with clipit's layers relative to peft's layers, with equal weights.
 
-    Models are the bundled backbone, on 64 tiles of 64 pixels, and a ViT-S/16 with random weights, on 8 tiles of 224
-    pixels.
+    Models are the bundled backbone, on 64 tiles of 64 x 64 pixels, and a ViT-S/16 with random weights, on 8 tiles of
+    224 x 224 pixels.
     """
     import peft
     import torch

@@ -30,7 +30,7 @@ def main() -> None:
         "--count", type=int, metavar="N", help="maximum number of trials (default: run_cap of the file)"
     )
     parser.add_argument(
-        "--draws-seed", type=int, default=0, metavar="N", help="seed for drawing values (methods random and bayes)"
+        "--draws-seed", type=int, default=0, metavar="N", help="seed for drawing values (methods `random`, `bayes`)"
     )
     parser.add_argument(
         "--trial", action="store_true", help="run one trial, with its values given as options (used by wandb's agent)"

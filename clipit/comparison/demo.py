@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 WORLD = WorldConfig(seed=0)
 """World of the demo; comparisons over several worlds create more with `ensure_world`."""
 CASE_WORLD = CaseWorldConfig(seed=0)
-"""World of the demo with reports of the tiles' own patients (`--cases`)."""
+"""World of the demo with reports of the patients that the tiles come from (`--cases`)."""
 _SHOWN_ARMS = ("clip_it_all", "own_rules")
 
 

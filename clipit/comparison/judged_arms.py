@@ -10,7 +10,7 @@ from clipit.training.terms.term_table import learns_from_reports
 
 OWN_REPORTS: Final = "patients' own reports"
 Text = Literal["patients' own reports", "reports", ""]
-"""Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""
+"""Text that an arm learns from: reports of the patients that the tiles come from, any reports, or none."""
 TEXT_CONTROLS = ("image embedding", "shuffled pairs")
 """Roles of the controls for arms that learn from any reports, besides the baseline."""
 

@@ -1,4 +1,4 @@
-"""Arms of a comparison that use reports of the tiles' own patients, and their controls."""
+"""Arms of a comparison that use reports of the patients that the tiles come from, and their controls."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any

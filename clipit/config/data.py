@@ -141,7 +141,7 @@ class TilesConfig(Section):
     """Folder or zip of class folders, table file, folder or table of slides, data set on the Hugging Face Hub
     (`hf:owner/name`), or folder or pattern of tar shards (`shards/train-{000..123}.tar`), depending on the source."""
     streaming: Data[bool] = False
-    """`huggingface` and `webdataset`: read the data set once, in order, and keep its tiles in the output folder, so
+    """`huggingface` and `webdataset`: read the data set once, in order, and store its tiles in the output folder, so
     that the originals need not be on this disk."""
     keep_pixels: Data[int | None] = Field(None, ge=16)
     """With `streaming`: maximum length of the shorter edge in pixels; larger tiles are resized to it. Null: the largest

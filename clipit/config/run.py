@@ -167,11 +167,11 @@ class PairingConfig(Section):
     """Pair only with snippets from reports of these organs (case-insensitive); empty: all organs (needs `index:
     Flat`)."""
     exclude_same_group: bool = False
-    """Never pair a tile with a snippet that occurs only in reports of the tile's own patient. Patients are matched as
+    """Never pair a tile with a snippet that occurs only in reports of the tile's patient. Patients are matched as
     in the leak check. Needs `index: Flat`."""
     reports: Literal["any", "own", "own_then_any"] = "any"
-    """Reports that supply a tile's snippets. `any`: those of any patient. `own`: only those of the tile's own patient;
-    tiles of patients without a report get no pair. `own_then_any`: those of the tile's own patient if there are any,
+    """Reports that supply a tile's snippets. `any`: those of any patient. `own`: only those of the tile's patient;
+    tiles of patients without a report get no pair. `own_then_any`: those of the tile's patient if there are any,
     otherwise those of any patient. `own` and `own_then_any` need `index: Flat`."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""

@@ -22,9 +22,9 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_values(cls, value: Any, info: Any) -> Any:
-        """Reject booleans where a number is expected, and empty texts.
+        """Reject booleans where a number is expected, and empty strings.
 
-        YAML also reads yes, no, on and off as booleans. An empty text usually comes from a shell variable that is not
+        YAML also reads yes, no, on and off as booleans. An empty string usually comes from a shell variable that is not
         set, as in `--arm=$ARM`; it would silently mean no arm, or the current folder.
         """
         field = cls.model_fields[info.field_name or ""]

@@ -117,7 +117,7 @@ class PromptBagsConfig(Section):
 
 
 class OwnReportConfig(Section):
-    """Labels from the reports of the tiles' own patients, matched by group.
+    """Labels from reports of the patients that the tiles come from, matched by group.
 
     Used by runs with `soft_labels.source: own_report`, by `clipit mil` and by `clipit report-labels`.
     """
@@ -156,8 +156,8 @@ class SoftLabelsConfig(Section):
 
     source: Literal["none", "zero_shot", "vlm_probe", "image_only", "own_report", "annotators"] = "none"
     """`zero_shot`: the VLM with the class prompts. `vlm_probe`: a linear probe on the VLM's image embeddings, fitted on
-    the labels of the run (uses no text). `image_only`: a student of the arm image_only, trained first with the
-    same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (section `own_report`).
+    the labels of the run (uses no text). `image_only`: a student of the arm `image_only`, trained first with the
+    same seed (self-training, uses no VLM). `own_report`: the report of the tile's patient (section `own_report`).
     `annotators`: the posteriors of `tiles.annotations.labels: posterior`, which replace the labels of labelled
     tiles."""
     weight: float = Field(1.0, ge=0)

@@ -74,7 +74,7 @@ class AdaptConfig(Section):
 
     data: Literal["pairs", "bags", "cases"] = "cases"
     """Training examples. `pairs`: image-text pairs (`adapt.pairs`). `bags`: training tiles with their nearest tiles,
-    snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of their own patients
+    snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of the same patients
     (`adapt.cases`). No tile labels are used."""
     pairs: PairsConfig = PairsConfig()
     bags: ContrastBagsConfig = ContrastBagsConfig()

@@ -33,7 +33,7 @@ def special_kind(mode: int) -> str:
 def similar_names(path: str) -> str:
     """Describe what exists near a missing path: similar names or, if none exist, the content of the closest folder.
 
-    For files below `outputs/`, as in the shipped configurations, also name the command that writes them.
+    For files in `outputs/`, as in the shipped configurations, also name the command that writes them.
     """
     if "://" in path:
         return "this is a URL: download the file first"
@@ -65,7 +65,7 @@ def similar_names(path: str) -> str:
 
 
 def _written_by_clipit(missing: Path) -> str:
-    """Name the command that writes a file below `outputs/`; "" for other files, and if the file's folder exists."""
+    """Name the command that writes a file in `outputs/`; "" for other files, and if the file's folder exists."""
     if missing.parts[:1] != ("outputs",) or missing.parent.is_dir():
         return ""
     if missing.parts[1:3] == ("demo", "world"):

@@ -14,7 +14,7 @@ from clipit.input_files.dataset_paths import split_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)
-"""A number with a leading zero, or with five digits or more, as programs write for the parts of a data set."""
+"""A number with a leading zero, or with five digits or more, as in names of the parts of a data set."""
 _MAX_FILES = 1_000_000  # per set
 _COMPANIONS = frozenset({".idx", ".index", ".json", ".txt", ".md5", ".sha1", ".sha256", ".lock", ".crc", ".metadata"})
 """Suffixes of files that describe a data file, such as `a.tar.idx`."""

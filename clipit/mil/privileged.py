@@ -33,7 +33,7 @@ _SHUFFLED_NOTE = "reports were shuffled across patients with the same organ"
 def report_labels(
     config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
 ) -> BagTargets:
-    """Label each unlabelled training bag with the class of its own patient's report.
+    """Label each unlabelled training bag with the class of its patient's report.
 
     Reports are converted to labels in the same way as for tiles, according to `own_report`.
 
@@ -83,7 +83,7 @@ def report_labels(
 def report_embeddings(
     config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
 ) -> BagTargets:
-    """Return, for each training bag, the VLM embedding of its own patient's reports.
+    """Return, for each training bag, the VLM embedding of its patient's reports.
 
     A patient's embedding is the mean over the snippets of all reports, minus the mean over all patients, normalised.
     For arguments and errors, see `report_labels`.

@@ -62,8 +62,8 @@ def check_network(spec: ClassifierSpec, network: ClassifierNetwork, folder: Path
             raise out_of_memory(error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
-            f"contrary to {DESCRIPTION}, the backbone does not map images of {size} pixels to {spec.dim} features: "
-            f"{reason}",
+            f"contrary to {DESCRIPTION}, the backbone does not map images of {size} x {size} pixels to {spec.dim} "
+            f"features: {reason}",
             where=folder,
             fix=COPY_AGAIN,
         ) from error

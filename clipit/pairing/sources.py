@@ -84,7 +84,7 @@ def number_owners(
 
 @dataclass(frozen=True)
 class OwnSnippets:
-    """Snippets from the reports of each tile's own patient.
+    """Snippets from the reports of each tile's patient.
 
     Attributes:
         rows: Rows of the index for each patient, ascending; the last entry is empty, for tiles of unknown patients.
@@ -96,7 +96,7 @@ class OwnSnippets:
 
 
 def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None) -> OwnSnippets:
-    """Find the snippets of each tile's own patient.
+    """Find the snippets of each tile's patient.
 
     Raises:
         DataError: All tiles, or all reports, lack a group, or no tile has a snippet.
@@ -111,7 +111,7 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
             rows_of[name].add(row)
     if not any(rows_of.values()):
         raise DataError(
-            f"no training tile has a report of its own patient; the tile groups are {shortlist(names, 3)}, "
+            f"no training tile has a report of its patient; the tile groups are {shortlist(names, 3)}, "
             f"the report groups {shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
             where="pairing.reports",
             fix="use the same patient ids in both (reports.group_column, reports.metadata), or set pairing.reports=any",

@@ -56,7 +56,7 @@ _NEGATED_LEAD = re.compile(
 """Line that negates the list in the following lines, or leaves it uncertain: "Negative for:", "Not ruled out:"."""
 _LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
 NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved|{_NOT_EXCLUDED})\.?$")
-"""Line that negates the label in the line before it, or leaves it uncertain."""
+"""Line that negates the label on the previous line, or leaves it uncertain."""
 _ANSWER = re.compile(r"(?i)(?:no|yes|none|nil|n/?a|(?:focally )?present|identified|positive)\.?$")
 """Line that is the value of a label ending in a colon on the previous line."""
 _OPTION = re.compile(r"\[ ?[xX]? ?\]|\([ xX]\)|[\u2610\u2611\u2612\u25a1]")

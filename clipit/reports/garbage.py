@@ -41,7 +41,7 @@ _UNLIKELY = re.compile(r"[b-df-hj-np-tv-xz]{6}|[aeiou]{4}|([a-z])\1\1")
 _ANY_LATIN = re.compile(rf"[{_LATIN}]")
 _JUNK = re.compile(r"(?<=[^\W\d_])[:;~^\\|{}<>=*#@!?$]+(?=[^\W\d_])")
 _MAX_LETTERS = 40  # longer words are codes, or several words without spaces
-_MIN_LETTERS = 3  # shorter words in lower case are readable only if they are common or familiar
+_MIN_LETTERS = 3  # shorter lower-case words are readable only if they are common or familiar
 _MAX_ACRONYM = 5  # maximum number of letters in an acronym, which needs no vowel
 _MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # mark of a list item: "A. ", "2) "
 _LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 JOINT = "VLM, joint space"
 SAW_LABELS, SAW_NO_LABELS, UNKNOWN = "true", "false", "unknown"
-"""Values of the column features_saw_labels."""
+"""Values of the column `features_saw_labels`."""
 
 
 @dataclass(frozen=True)

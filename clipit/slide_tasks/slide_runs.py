@@ -27,7 +27,7 @@ LeaksPolicy = Literal["error", "note"]
 ZERO_SHOT = "VLM zero-shot"
 """Name of the arm that uses only a VLM with prompts."""
 _CONFIG = "config.yaml"
-_DEPTHS = ("*", "*/*", "*/*/*")  # outputs/runs/NAME/ARM-seed0 is three folders below outputs
+_DEPTHS = ("*", "*/*", "*/*/*")  # outputs/runs/NAME/ARM-seed0 is three levels under outputs
 
 
 @dataclass(frozen=True)

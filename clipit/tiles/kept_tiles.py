@@ -118,7 +118,7 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a data set once and keep its tiles, or open those kept by an earlier call; must be called by all processes.
+    """Read a data set once and store its tiles, or open those stored earlier; must be called by all processes.
 
     The blocks are distributed over processes. An image that is not larger than the kept size, or cannot be decoded, is
     copied byte for byte, so that it yields the same pixels or the same error as in the set.
@@ -126,13 +126,13 @@ def keep_tiles(
     Args:
         root: Artefact folder.
         inputs: JSON-serialisable description of the data set.
-        blocks: Function that opens the data set; called only if its tiles have not been kept.
-        columns: Names of the fields to keep.
-        size: Size and quality of the kept images.
+        blocks: Function that opens the data set; called only if its tiles have not been stored.
+        columns: Names of the fields to store.
+        size: Size and quality of the stored images.
         title: Name of the data set, for the progress bar.
 
     Raises:
-        DataError: The set cannot be read; the next attempt resumes after the tiles kept so far.
+        DataError: The set cannot be read; the next attempt resumes after the tiles stored so far.
     """
 
     def make(folder: Path) -> dict[str, Any]:

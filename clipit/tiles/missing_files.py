@@ -54,7 +54,7 @@ def spelled_in_zip(members: Iterable[str], where: Path) -> Mapping[str, str]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """List files below a folder, up to a limit, to compare with missing names; unreadable subfolders are skipped."""
+    """List files under a folder, up to a limit, to compare with missing names; unreadable subfolders are skipped."""
     names: list[str] = []
     for base, folders, files in os.walk(folder):
         folders.sort()

@@ -60,7 +60,7 @@ class H5Reader:
 def read_pcam(config: TilesConfig) -> SourceTiles:
     """Read PatchCamelyon's published splits; the id of a tile is `<split>/<row>`, numbered as in the files.
 
-    The files may be in the folder or anywhere below it. Splits that tiles.splits does not use are not read.
+    The files may be in the folder or any of its subfolders. Splits that tiles.splits does not use are not read.
 
     Raises:
         DataError: A file is missing, still compressed, or differs from the published file.

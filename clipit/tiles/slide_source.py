@@ -219,7 +219,7 @@ def list_slides(config: TilesConfig) -> SlideList:
 
 
 def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
-    """List the slides below a folder, sorted by path; the files of a DICOM series are one slide.
+    """List the slides under a folder, sorted by path; the files of a DICOM series are one slide.
 
     A DICOM slide in a folder of its own is named after that folder.
 

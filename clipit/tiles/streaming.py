@@ -1,4 +1,4 @@
-"""Stream data sets that do not fit on the disk: read each once, and keep its tiles (see `kept_tiles`)."""
+"""Stream data sets that do not fit on the disk: read each once, and store its tiles (see `kept_tiles`)."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ class StreamedSet:
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
-    """Keep the tiles of a data set or of webdataset shards, or open those kept by an earlier call.
+    """Store the tiles of a data set or of webdataset shards, or open those stored by an earlier call.
 
     Must be called by all processes. Ids, labels, splits, groups and errors are the same as without streaming.
 
@@ -349,7 +349,7 @@ def _reading(config: TilesConfig, position: str) -> Iterator[None]:
 
 
 def _stream_webdataset(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
-    """Read webdataset shards once, each in one process, and keep their images."""
+    """Read webdataset shards once, each in one process, and store their images."""
     source = read_webdataset(config, root)
     index = index_shards(config, root)
     reader = index.reader()

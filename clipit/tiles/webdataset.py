@@ -22,10 +22,11 @@ from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_sha
 def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str = "") -> SourceTiles:
     """Read the samples of shards; ids come from the field tiles.columns.id if that is set, else `<shard>/<key>`.
 
-    `<shard>` is the shard's path below the innermost folder that contains all shards, so these ids depend on which
-    shards are read together. Fields are the entries of a sample's JSON member, and its text members by suffix (`cls`,
-    `txt`). The label is the field `label`, or `cls` if no sample has a `label`. Without a field `split`, the split is
-    taken from a word such as train in a shard's path, or else in the name of the folder that contains all shards.
+    `<shard>` is the shard's path relative to the innermost folder that contains all shards, so these ids depend on
+    which shards are read together. Fields are the entries of a sample's JSON member, and its text members by suffix
+    (`cls`, `txt`). The label is the field `label`, or `cls` if no sample has a `label`. Without a field `split`, the
+    split is taken from a word such as train in a shard's path, or else in the name of the folder that contains all
+    shards.
 
     Args:
         config: Section `tiles`.

@@ -75,7 +75,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     # Control: soft labels from an image-only student with the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
-    # Labels from the reports of the tiles' own patients: from a column of the reports, rules or a text classifier.
+    # Labels from reports of the patients that the tiles come from: by a column of the reports, rules or a classifier.
     "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "own_report.labels": "label"},
     "own_rules": {"base": "own_label", "own_report.labels": "rules"},
     "own_text": {"base": "own_label", "own_report.labels": "text"},

@@ -24,7 +24,7 @@ _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the tiles on the page
 
 
 def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
-    """Describe the annotators of a configuration's tiles: `<output>/annotators/<name>/annotators.html`.
+    """Write a page about the annotators of a configuration's tiles: `<output>/annotators/<name>/annotators.html`.
 
     annotators.json contains all numbers of the page; annotators.csv contains the votes, the majority, the consensus
     and the posterior of each tile.

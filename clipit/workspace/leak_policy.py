@@ -130,7 +130,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
 def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
     """Apply `leaks.policy` to the reports, and return those that may supply snippets.
 
-    If tiles are paired with reports of their own patients (`pairing.reports`), the corpus usually has the reports of
+    If tiles are paired with reports of the same patients (`pairing.reports`), the corpus usually has the reports of
     all patients. The reports of validation and test patients are then dropped, whatever the policy.
 
     Args:

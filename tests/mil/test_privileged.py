@@ -1,4 +1,4 @@
-"""Targets of bags from the reports of their own patients: right ones, exchanged ones, never those of later splits."""
+"""Targets of bags from the reports of the same patients: right ones, swapped ones, never those of held-out splits."""
 
 import json
 from collections.abc import Callable

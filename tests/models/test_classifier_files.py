@@ -169,7 +169,7 @@ def test_every_field_is_checked(folder: Path, change: Callable[[dict[str, Any]],
 def test_an_input_size_that_the_backbone_does_not_accept(folder: Path) -> None:
     classifier = clipit.load_classifier(folder, "cpu")
     spec = replace(classifier.spec, preprocess=classifier.spec.preprocess.at(1))
-    with pytest.raises(ModelError, match="does not map images of 1 pixels to 32 features"):
+    with pytest.raises(ModelError, match="does not map images of 1 x 1 pixels to 32 features"):
         check_network(spec, classifier.network, folder)
 
 

@@ -1,4 +1,4 @@
-"""Cases: training tiles and the reports of their own patients."""
+"""Cases: training tiles and the reports of the same patients."""
 
 import re
 import time

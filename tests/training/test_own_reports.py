@@ -1,4 +1,4 @@
-"""Labels from the reports of the tiles' own patients, and their controls."""
+"""Labels from reports of the tiles' patients, and their controls."""
 
 import json
 from collections.abc import Callable

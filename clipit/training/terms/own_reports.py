@@ -1,4 +1,4 @@
-"""Labels of training tiles from the reports of their own patients."""
+"""Labels of training tiles from the reports of the same patients."""
 
 import logging
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _WHERE = "own_report"
 
 @dataclass(frozen=True)
 class OwnLabels:
-    """Class probabilities of the training tiles, from the reports of their own patients.
+    """Class probabilities of the training tiles, from the reports of the same patients.
 
     Attributes:
         probabilities: Class probabilities, one row per training tile; uniform where the weight is 0.
@@ -49,7 +49,7 @@ class OwnLabels:
 
 
 def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> OwnLabels:
-    """Compute the labels of the training tiles from the reports of their own patients.
+    """Compute the labels of the training tiles from the reports of the same patients.
 
     Only patients whose tiles are all in training are used. The control `case` needs no reports, so it includes
     patients without a report.

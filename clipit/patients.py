@@ -60,7 +60,7 @@ def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) ->
 
 
 def match_patients(names: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Name the patients in two sources, such as reports and tiles, so that equal names mean the same patient.
+    """Name the patients in two sources, such as reports and tiles, so that identical names mean the same patient.
 
     Slides in one source are replaced with their patients in the other (`slides_of_patients`).
 

@@ -1,4 +1,4 @@
-"""Read annotators' labels from a table with the columns tile, annotator and label, or from vote counts per tile."""
+"""Read annotators' labels from a table with the columns `tile`, `annotator` and `label`, or from votes per tile."""
 
 import posixpath
 from collections import Counter

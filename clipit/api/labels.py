@@ -162,7 +162,7 @@ def merge_masks(
 
     Args:
         config: Configuration with tiles from a table and `segmentation.classes`.
-        masks: Table with the columns tile, annotator and mask.
+        masks: Table with the columns `tile`, `annotator` and `mask`.
         files: Folder or zip that the mask paths are relative to; None for the folder of the table.
         confidence: Posterior probability below which pixels are ignored in the confident masks.
         shown: Number of tiles with the largest fraction of uncertain pixels to show on the page.

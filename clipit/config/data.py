@@ -376,7 +376,7 @@ class LeaksConfig(Section):
     those in the earlier split are dropped, so that no test tile is lost; a shifted test set, however, loses its own
     tiles. `note`: only log leaks. `off`: do not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
-    """Duplicate images to find: images with identical pixels (`exact`), or images that are equal up to 90-degree
+    """Duplicate images to find: images with identical pixels (`exact`), or images that are identical up to 90-degree
     rotations, flips, size, compression and brightness (`near`). Every image is decoded once per data set and output
     folder, which takes minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
     distance: int = Field(7, ge=0, le=11)

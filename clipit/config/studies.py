@@ -190,7 +190,7 @@ class LabelIssuesConfig(Section):
     neighbours: int = Field(3, ge=0)
     """Number of nearest tiles of other patients or slides shown next to each tile."""
     verified: LocalPath[str | None] = None
-    """CSV file with the columns tile (or id) and label: verified labels of some or all tiles, used to score the
+    """CSV file with the columns `tile` (or `id`) and `label`: verified labels of some or all tiles, used to score the
     ranking."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the folds."""

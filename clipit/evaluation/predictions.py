@@ -89,13 +89,13 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
             raise DataError(
                 "the predictions cover different tiles; "
                 f"{counted(len(differing), 'tile occurs', 'tiles occur')} in only one of them: {shortlist(differing)}",
-                fix="compare runs with equal tiles.* keys",
+                fix="compare runs with the same tiles.* keys",
             )
         for name in ("labels", "groups", "classes"):
             if not np.array_equal(getattr(table, name), getattr(first, name)):
                 raise DataError(
                     f"the predictions for the same tiles differ in their {name}",
-                    fix="compare runs with equal tiles.* keys",
+                    fix="compare runs with the same tiles.* keys",
                 )
     known = first.labels >= 0
     if not known.any():

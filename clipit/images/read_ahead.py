@@ -135,7 +135,7 @@ def available_cores() -> int:
 
 
 def check_batches(batch_size: object, workers: object) -> None:
-    """Validate the batch size and the number of reading threads.
+    """Validate the batch size and the number of reader threads.
 
     Raises:
         ConfigError: A value is not a whole number, or is too small.
@@ -146,7 +146,7 @@ def check_batches(batch_size: object, workers: object) -> None:
 
 
 def reading_threads(count: int = 0) -> ThreadPoolExecutor:
-    """Create a pool of reading threads.
+    """Create a pool of reader threads.
 
     Args:
         count: Number of threads; 0 for one per available core, at most 8.

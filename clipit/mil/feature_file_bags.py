@@ -120,7 +120,7 @@ def bags_of_files(
 
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
-        table: Table with the columns slide, label, and optionally group (patient) and split.
+        table: Table with the columns `slide`, `label`, and optionally `group` (patient) and `split`.
         unit: Unit of a bag; a slide without a known patient counts as a separate patient.
         held_out: Fractions of the patients to hold out if the table has no splits.
         tiles: Section `tiles`; its keys classes, class_map, splits and other_parts apply to the table. None for the

@@ -98,7 +98,7 @@ ARMS: dict[str, MilArm] = {
         controls=("attention", "predicted_labels", "image_embedding"),
     ),
     "predicted_labels": MilArm(
-        "control without text: unlabelled bags get labels predicted by the arm attention with the same seed",
+        "control without text: unlabelled bags get labels predicted by the arm `attention` with the same seed",
         "attention",
         labels="predicted",
     ),

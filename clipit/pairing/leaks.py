@@ -125,7 +125,7 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
 
 
 def match_report_patients(reports: Sequence[Report], tiles: TileSet | SeenTiles) -> tuple[list[str], list[str]]:
-    """Return the patient of each report and of each tile, so that equal names mean the same patient."""
+    """Return the patient of each report and of each tile, so that identical names mean the same patient."""
     return match_patients([patient_of(report) for report in reports], patients(tiles.groups, tiles.ids).tolist())
 
 

@@ -227,7 +227,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
     """Check that the rules keep at least one pair.
 
     Args:
-        judged: Candidate pairs with the columns score and reason.
+        judged: Candidate pairs with the columns `score` and `reason`.
 
     Raises:
         DataError: The rules keep no pair; the message states quantiles of the cosines and suggests changes.

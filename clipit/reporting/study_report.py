@@ -128,7 +128,7 @@ def iter_rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def iter_groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """Iterate over groups with equal values in the columns `by`, in order of first appearance."""
+    """Iterate over groups with the same values in the columns `by`, in order of first appearance."""
     yield from frame.groupby(list(by), sort=False, dropna=False)
 
 

@@ -156,7 +156,7 @@ def _split_and_merge(
     clean: Callable[[str], str],
     long_words: dict[str, list[str]],
 ) -> _Occurrences:
-    """Clean and split reports, merge equal pieces, and add over-long words to `long_words`, keyed by report id."""
+    """Clean and split reports, merge identical pieces, and add over-long words to `long_words`, keyed by report id."""
     occurrences: _Occurrences = {}
     with progress("splitting reports", len(reports.reports)) as advance:
         for begin in range(0, len(reports.reports), _BLOCK):

@@ -114,7 +114,7 @@ def write_chunks(
             if rows.stop == total or rows.stop % starts.step == 0:
                 write_parquet(files[chunk.start], chunk.finish(), checksums=True)
             advance(len(rows) * processes.count)
-    clock.report("predicting images", "the number of reading threads (--workers)")
+    clock.report("predicting images", "the number of reader threads (--workers)")
     processes.barrier()
     return list(files.values())
 

@@ -89,7 +89,7 @@ def score_slides(
     if processes.main:
         for warning in warnings:
             logger.warning(warning)
-        logger.info(f"tiles of {config.pixels} pixels at {config.mpp:g} µm per pixel, {scorer.title}")
+        logger.info(f"{config.pixels}-pixel tiles at {config.mpp:g} µm per pixel, {scorer.title}")
     outcome = prepare_listed(listed, config)
     unread = score_tiles(outcome.prepared, scorer, out, options)
     lost = {slide.name for slide in unread}

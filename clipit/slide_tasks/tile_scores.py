@@ -98,7 +98,7 @@ def score_tiles(
             if reason:
                 failed[index] = reason
     if processes.main:
-        clock.report("scoring tiles", "the number of reading threads (--workers)")
+        clock.report("scoring tiles", "the number of reader threads (--workers)")
     merged = {index: reason for part in processes.gather(failed) for index, reason in part.items()}
     return [
         FailedSlide(slides[index].name, slides[index].path, reason, "copy the slide again")

@@ -88,7 +88,7 @@ def make_grid(
     extent = tile_extent(mpp, config)
     if extent < _MIN_EDGE:
         raise DataError(
-            f"tiles of {config.pixels} pixels at {config.mpp:g} µm per pixel cover only {extent:.2g} x "
+            f"{config.pixels}-pixel tiles at {config.mpp:g} µm per pixel cover only {extent:.2g} x "
             f"{extent:.2g} pixels of the slide, which has {mpp:g} µm per pixel",
             where=slide,
             fix=f"read coarser tiles ({options.tile_mpp}), or correct the micrometres per pixel of the slide "

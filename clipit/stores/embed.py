@@ -242,7 +242,7 @@ def embed_tiles(
     Args:
         batch_size: Tiles per forward pass.
         space: `joint` for matching with texts, `raw` for probes; each space has its own store.
-        threads: Number of reading threads; 0 for one per available core, at most 8.
+        threads: Number of reader threads; 0 for one per available core, at most 8.
 
     Raises:
         ModelError: The VLM has no raw space.

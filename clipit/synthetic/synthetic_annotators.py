@@ -138,7 +138,7 @@ def draw_annotations(
 def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
     """Write annotations and the annotators' true confusion matrices to the folder of a synthetic data set.
 
-    `annotations.csv` has the columns tile, annotator and label, for the tiles of all splits in `tiles.csv`;
+    `annotations.csv` has the columns `tile`, `annotator` and `label`, for the tiles of all splits in `tiles.csv`;
     `annotators.json` contains the settings and the true confusion matrix of each annotator. Existing files with the
     same settings are kept.
 

@@ -45,7 +45,7 @@ def write_tiles(
             columns = {} if extra_columns is None else extra_columns[split]
             for row, image in enumerate(draw.images):
                 tile = f"{split}-{row:05d}"
-                # The date is fixed, so that equal tiles give equal bytes.
+                # The date is fixed, so that identical tiles give identical bytes.
                 archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
                 digest.update(image.tobytes())
                 rows.append(

@@ -41,7 +41,7 @@ class DataSet:
     """Where labels come from: `own` (a dedicated module), `names` (file paths) or `table` (a csv next to the
     images)."""
     layout: str
-    """Required content of the folder tiles.path."""
+    """Required content of the folder `tiles.path`."""
     classes: tuple[str, ...]
     """Class names in order; empty to use the names in the data."""
     licence: str

@@ -79,7 +79,7 @@ class SplitRows:
 
 
 def read_huggingface(config: TilesConfig) -> SourceTiles:
-    """Read the tiles of a data set; ids come from the column tiles.columns.id if that is set, else `<split>/<row>`.
+    """Read the tiles of a data set; ids come from the column `tiles.columns.id` if that is set, else `<split>/<row>`.
 
     The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` names the image
     column). If tiles.splits is set, splits that it does not map are dropped. Without splits, all rows belong to train.

@@ -237,7 +237,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 
 
 def _deduplicated(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
-    """Return texts as an object array in which equal texts are one object, to save memory.
+    """Return texts as an object array in which identical texts are one object, to save memory.
 
     Texts are copied, because originals scattered among other objects would keep the memory around them in use.
     """

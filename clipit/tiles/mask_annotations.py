@@ -1,4 +1,4 @@
-"""Read masks by several annotators from a table with the columns tile, annotator and mask."""
+"""Read masks by several annotators from a table with the columns `tile`, `annotator` and `mask`."""
 
 import posixpath
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ class AnnotatorMasks:
 
 
 def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classes: MaskClasses) -> AnnotatorMasks:
-    """Read a table with the columns tile, annotator and mask, one row per tile and annotator.
+    """Read a table with the columns `tile`, `annotator` and `mask`, one row per tile and annotator.
 
     Args:
         path: Table (csv, tsv or parquet).

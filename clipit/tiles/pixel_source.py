@@ -37,7 +37,7 @@ class PixelSource:
             geometry: Function that maps an image to uint8 pixels [3, h, w], of the same size for every tile.
             cache: `memory`, `auto` (memory if all tiles take less than 2 GiB), or `none`. `disk` has no effect until
                 `use_resized` is called.
-            threads: Number of reading threads; 0 for one per available core, at most 8.
+            threads: Number of reader threads; 0 for one per available core, at most 8.
         """
         self.tiles = tiles
         self._geometry = geometry

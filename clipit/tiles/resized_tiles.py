@@ -66,7 +66,7 @@ def resize_tiles(
         geometry: Function that maps an image to its pixels at the model's input size.
         size: Edge length of the resized tiles in pixels.
         preprocess: Hash of everything that determines the resized pixels of an image.
-        threads: Number of reading threads; 0 for one per available core, at most 8.
+        threads: Number of reader threads; 0 for one per available core, at most 8.
 
     Returns:
         Memory-mapped pixels, one row per tile.

@@ -20,7 +20,7 @@ from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_sha
 
 
 def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str = "") -> SourceTiles:
-    """Read the samples of shards; ids come from the field tiles.columns.id if that is set, else `<shard>/<key>`.
+    """Read the samples of shards; ids come from the field `tiles.columns.id` if that is set, else `<shard>/<key>`.
 
     `<shard>` is the shard's path relative to the innermost folder that contains all shards, so these ids depend on
     which shards are read together. Fields are the entries of a sample's JSON member, and its text members by suffix
@@ -146,7 +146,7 @@ def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
     if contradicting:
         shown = [f"{index.members[row]} (label {pairs[row][0]}, cls {pairs[row][1]})" for row in contradicting[:3]]
         raise DataError(
-            f"{counted_of(len(contradicting), len(index), 'sample has', 'samples have')} fields label and cls that "
+            f"{counted_of(len(contradicting), len(index), 'sample has', 'samples have')} fields 'label' and 'cls' that "
             f"contradict those of other samples: {shortlist(shown, 3)}",
             where=config.path,
             fix="correct the shards, or choose the field with the classes: --tiles.columns.label=label or "
@@ -155,7 +155,7 @@ def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
     rows = np.flatnonzero(compute.and_(compute.is_null(label), compute.is_valid(number)).to_numpy())
     if len(rows):
         raise DataError(
-            f"{counted_of(len(rows), len(index), 'sample has', 'samples have')} a field cls but no field label: "
+            f"{counted_of(len(rows), len(index), 'sample has', 'samples have')} a field 'cls' but no field 'label': "
             f"{shortlist([index.members[row] for row in rows[:3]], 3)}",
             where=config.path,
             fix="write the shards with one of these fields, or set --tiles.columns.label=cls, or "

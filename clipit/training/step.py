@@ -55,7 +55,7 @@ class Clock:
         start: Start of training, as returned by `time.perf_counter`.
         waited: Seconds that the steps have spent waiting for tiles.
         tiles: Number of tiles so far, over all processes.
-        reading: Clock of this process's reading threads.
+        reading: Clock of this process's reader threads.
     """
 
     start: float = field(default_factory=time.perf_counter)

@@ -30,7 +30,7 @@ class FittedTexts:
 
 
 def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, budget: int) -> FittedTexts:
-    """Split texts over the context length into snippets, and merge equal texts.
+    """Split texts over the context length into snippets, and merge identical texts.
 
     Texts within the context length are not changed. The others are cleaned and split like reports, and each piece
     becomes a text of the example.

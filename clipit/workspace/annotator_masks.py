@@ -49,7 +49,7 @@ def write_annotator_masks(
 
     Args:
         file: Configuration with tiles from a table and `segmentation.classes`.
-        table: Table with the columns tile, annotator and mask.
+        table: Table with the columns `tile`, `annotator` and `mask`.
         files: Folder or zip to which the paths of the masks are relative; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
         shown: Number of tiles shown on the page: those with the largest fraction of uncertain pixels.

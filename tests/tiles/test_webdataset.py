@@ -234,7 +234,7 @@ def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
 def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:
     rows = [{"__key__": "0", "png": picture(0), "cls": 1}, *samples(0, 3)]
     write_shards(tmp_path / "s", "%d.tar", rows)
-    with pytest.raises(DataError, match="1 of 4 samples has a field cls but no field label: 0/0"):
+    with pytest.raises(DataError, match="1 of 4 samples has a field 'cls' but no field 'label': 0/0"):
         read_tiles(config(tmp_path / "s"))
     chosen = read_tiles(config(tmp_path / "s", columns={"label": "label"}), hold_out=False)
     assert [chosen.classes[label] if label >= 0 else "" for label in chosen.truth] == ["", "gland", "stroma", "gland"]

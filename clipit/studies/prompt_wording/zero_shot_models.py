@@ -58,7 +58,7 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test = test.select(test.labels >= 0)
     if not len(test) or not len(train):
         problem = "no labelled test tiles" if not len(test) else "no training tiles to screen prompts on"
-        raise DataError(problem, where=config.tiles.path, fix="add tiles to the splits train and test")
+        raise DataError(problem, where=config.tiles.path, fix="add tiles to the train and test splits")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
     return test, train.select(np.sort(sample))

@@ -291,11 +291,18 @@ def test_a_flipped_bit_in_a_tiff_is_found_wherever_it_is(options: "dict[str, Any
     data = tiff(smooth, photometric="rgb", **options)
     assert (np.asarray(decode(io.BytesIO(data))) == smooth).all()
     places = compressed_bytes(data)
-    for place in places[:: len(places) // 60]:
+    tried = places[:: len(places) // 60]
+    found = 0
+    for place in tried:
         damaged = bytearray(data)
         damaged[place] ^= 4
-        with pytest.raises(ImageError):
-            decode(io.BytesIO(bytes(damaged)))
+        try:
+            decoded = decode(io.BytesIO(bytes(damaged)))
+        except ImageError:
+            found += 1
+        else:  # a bit that the stream does not use
+            assert (np.asarray(decoded) == smooth).all()
+    assert found >= len(tried) - 3
 
 
 def test_a_flipped_bit_in_a_tiff_mask_is_found_wherever_it_is() -> None:

@@ -100,7 +100,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path) -> list[C
 
 
 def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, RunConfig]:
-    """Return the configuration of each arm of a comparison on each data set and backbone, or that of the run, by name.
+    """Map names to configurations: one per arm, data set and backbone of a comparison, or only that of a run.
 
     For `clipit adapt`, which trains no classifier, there are none.
 
@@ -170,7 +170,7 @@ def check_precision(config: RunConfig) -> list[Check]:
         return []
     if not torch.cuda.is_available():
         fix = "use a machine with a GPU, or set --training.precision=no and expect training to take hours or days"
-        return [Check("WARN", "precision", f"No GPU is available for training.precision {precision}.", fix)]
+        return [Check("WARN", "precision", f"No GPU is available for training.precision={precision}.", fix)]
     if precision == "bf16" and mixed_precision(torch.device("cuda")) == "no":
         message = "This GPU only emulates bf16 (training.precision), which is slow."
         return [Check("WARN", "precision", message, "set --training.precision=fp16 or no")]
@@ -189,7 +189,7 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
         lambda: section.needs_reports and Workspace(config).reports_config,
     )
     if section.data == "pairs" and path is not None and is_missing(path) and not is_unwritten(path):
-        message = f"adapt.pairs.path {path} does not exist."
+        message = f"The path does not exist: {path}."
         checks.append(Check("FAIL", subject, message, "correct adapt.pairs.path"))
     if section.data == "cases":
         checks += check_own_reports(config)

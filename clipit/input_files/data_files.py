@@ -188,7 +188,7 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
 
 
 def _resolves_to(is_kind: Callable[[], bool]) -> bool:
-    """Return whether an entry, or the target of a link, is of this kind; a cycle of links has no target."""
+    """Return whether an entry, or the target of a link, is of this kind; cyclic links have no target."""
     try:
         return is_kind()
     except OSError as error:

@@ -79,7 +79,7 @@ def _classes_of_files(files: Iterable[Path | str]) -> Iterator[tuple[str, str, l
 
 
 def hub_parquet(name: str, revision: str | None) -> list[str]:
-    """List the URLs of the parquet files of a data set on the Hub; errors of `datasets` and the Hub are not converted.
+    """List the URLs of a Hub data set's parquet files; errors of `datasets` and the Hub are not converted.
 
     The list is empty offline, because `datasets` then reads the copy that it converted earlier.
     """

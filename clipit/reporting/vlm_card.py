@@ -125,7 +125,7 @@ def _setting(name: str, data: str) -> str:
 
 
 def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, float | None]]) -> None:
-    """Write the scores of a study into the cards of an adaptation, replacing those of an earlier study.
+    """Write a study's scores into the cards of an adaptation, replacing those of an earlier study.
 
     Args:
         folder: Folder of the adaptation, which contains folders with cards.

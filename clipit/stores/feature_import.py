@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TILES = "tiles.parquet"
-"""Table of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
+"""Table with one row per tile: id, slide, and x and y in pixels at the slide's finest level."""
 _CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide before the import; tolerance for half precision
 
 

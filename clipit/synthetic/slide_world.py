@@ -50,7 +50,7 @@ class SlideWorldConfig(Section):
     slides_per_patient: int = Field(1, ge=1)
     """Number of slides per patient; they have the same label and centre."""
     size: int = Field(1536, ge=256, le=8192, multiple_of=64)
-    """Edge length of a slide in pixels of 1 micrometre; writing needs about 20 bytes of memory per pixel."""
+    """Edge length of a slide in pixels (1 micrometre each); writing needs about 20 bytes of memory per pixel."""
     centres: tuple[int, ...] = Field((6, 7), min_length=1)
     second_stain: Share = 0.5
     """Probability that the second of two pieces of tissue has the stain of another centre."""

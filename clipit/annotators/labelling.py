@@ -290,7 +290,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
         raise DataError(
             consensus.reason,
             where=f"{_WHERE}.labels = {config.labels}",
-            fix="use labels: majority or labels: annotator, or have several annotators label the same tiles",
+            fix="use labels=majority or labels=annotator, or have several annotators label the same tiles",
         )
     kind = "consensus" if config.labels == "consensus" else "posteriors"
     notes = [f"training labels: {kind} (Dawid-Skene) of {annotator_names} on {counted(len(votes), 'tile')}"]

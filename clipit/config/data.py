@@ -110,7 +110,7 @@ class AnnotationsConfig(Section):
     def _check_annotators(self) -> "AnnotationsConfig":
         check_once(self.test_annotators)
         if self.annotator is not None and self.labels != "annotator":
-            raise ValueError("annotator requires labels: annotator")
+            raise ValueError("annotator requires labels=annotator")
         if self.annotator is not None and self.annotator in self.test_annotators:
             raise ValueError(
                 f"{self.annotator!r} labels the test tiles (test_annotators) and cannot also label training tiles"
@@ -361,7 +361,7 @@ class ReportsConfig(Section):
     @model_validator(mode="after")
     def _check_combination(self) -> "ReportsConfig":
         if self.cancer_types is not None and self.format != "tcga" and not self.tcga_barcodes:
-            raise ValueError("cancer_types requires format: tcga or tcga_barcodes: true")
+            raise ValueError("cancer_types requires format=tcga or tcga_barcodes=true")
         if self.metadata_id_column is not None and self.metadata_group_column is not None:
             raise ValueError("set metadata_id_column or metadata_group_column, not both")
         check_once(self.columns)

@@ -111,11 +111,11 @@ class MilConfig(Section):
         if self.reference not in self.arms:
             raise ValueError(f"the reference {self.reference!r} must be one of the arms")
         if self.features == "run" and self.run is None:
-            raise ValueError("features: run requires the key run: the folder of a finished run")
+            raise ValueError("features=run requires the key run: the folder of a finished run")
         if self.features == "h5" and (self.h5 is None or self.slides is None):
             raise ValueError("features: h5 requires the keys h5 (feature files) and slides (table of labels)")
         if self.features != "h5" and (self.h5 is not None or self.slides is not None):
-            raise ValueError("h5 and slides are read only with features: h5")
+            raise ValueError("h5 and slides are read only with features=h5")
         if (self.masks is None) != (not self.mask_values):
             raise ValueError("set masks (the mask folder) and mask_values (the value of each class) together")
         invalid = sorted(name for name, value in self.mask_values.items() if not 0 <= value < 255)

@@ -26,12 +26,12 @@ class StudentConfig(Section):
         if self.head == "linear" and self.projector_layers == 2:
             raise ValueError(
                 "a 2-layer projector does not collapse into the linear head; "
-                "use head: late_fusion or projector_layers: 1"
+                "use head=late_fusion or projector_layers=1"
             )
         if self.head == "late_fusion" and self.projector_layers == 0:
-            raise ValueError("head: late_fusion needs a projector; use projector_layers: 1 or 2")
+            raise ValueError("head=late_fusion needs a projector; use projector_layers=1 or 2")
         if self.warm_start and self.head != "late_fusion":
-            raise ValueError("warm_start requires head: late_fusion")
+            raise ValueError("warm_start requires head=late_fusion")
         return self
 
 

@@ -142,7 +142,7 @@ class AdaptConfig(Section):
     @model_validator(mode="after")
     def _check_combination(self) -> "AdaptConfig":
         if self.data == "pairs" and self.pairs.path is None:
-            raise ValueError("data: pairs requires pairs.path: a table or tar shards of image-text pairs")
+            raise ValueError("data=pairs requires pairs.path: a table or tar shards of image-text pairs")
         bags = self.bags
         if self.data == "bags" and not bags.snippets + bags.prompts + bags.class_prompts:
             raise ValueError("text bags would be empty: set bags.snippets, bags.prompts or bags.class_prompts")

@@ -91,14 +91,14 @@ _ENTRIES = (
     _spec(
         "virchow", "timm", "paige-ai/Virchow", 2560,
         expected_mpp=_AT_20X, licence="Apache-2.0", gated=True, pooling="cls_mean", loader=_VIRCHOW,
-        note="Class token (1280) and mean of the patch tokens (1280); backbone.pooling: cls uses only the class token.",
+        note="Class token (1280) and mean of the patch tokens (1280); backbone.pooling=cls uses only the class token.",
     ),
     _spec(
         "virchow2", "timm", "paige-ai/Virchow2", 2560,
         expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True, pooling="cls_mean",
         loader={**_VIRCHOW, "reg_tokens": 4},
         note="Class token (1280) and mean of the patch tokens (1280), excluding the 4 register tokens; "
-        "backbone.pooling: cls uses only the class token.",
+        "backbone.pooling=cls uses only the class token.",
     ),
     _spec(
         "phikon", "transformers", "owkin/phikon", 768,
@@ -125,7 +125,7 @@ _ENTRIES = (
             "architecture": "vit_base_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
             "mlp_ratio": 5.33334, **_SWIGLU,
         },
-        note="backbone.pooling: cls_mean gives the 1536 features that the model's page also describes.",
+        note="backbone.pooling=cls_mean gives the 1536 features that the model's page also describes.",
     ),
     _spec(
         "prov-gigapath", "timm", "prov-gigapath/prov-gigapath", 1536,
@@ -147,7 +147,7 @@ _ENTRIES = (
         "midnight", "transformers", "kaiko-ai/midnight", 1536,
         mean=HALF, std=HALF, interpolation="bilinear", licence="MIT", gated=True, pooling="cls",
         loader={"facts": {"model_type": "dinov2", "num_hidden_layers": 40, "patch_size": 14}},
-        note="backbone.pooling: cls_mean gives the 3072 features that the model's page also describes. " + _MANY_SCALES,
+        note="backbone.pooling=cls_mean gives the 3072 features that the model's page also describes. " + _MANY_SCALES,
     ),
     _spec(
         "lunit-vit-s", "timm", "1aurent/vit_small_patch16_224.lunit_dino", 384,

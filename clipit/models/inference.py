@@ -151,7 +151,7 @@ class Classifier:
             raise ModelError(
                 "this classifier was trained without text and does not support zero-shot classification",
                 where="zero_shot",
-                fix="use a classifier trained with student.projector_layers: 1 or 2",
+                fix="use a classifier trained with student.projector_layers=1 or 2",
             )
         outputs = [self.forward(batch)[1] for batch in self._batches(images, batch_size, workers)]
         if not outputs:

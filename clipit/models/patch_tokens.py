@@ -121,7 +121,7 @@ def student_tokens(classifier: "Classifier") -> PatchTokens:
         raise ModelError(
             "this classifier was trained without text, so its tokens cannot be compared with prompts",
             where=f"classifier {classifier.spec.provenance.get('run', 'unknown')}",
-            fix="use a classifier trained with student.projector_layers: 1 or 2",
+            fix="use a classifier trained with student.projector_layers=1 or 2",
         )
     module = classifier.network.backbone
 

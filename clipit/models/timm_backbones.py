@@ -257,7 +257,7 @@ def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSp
         return f"Use the files from {spec.page}." if spec.page else ""
     for other in table.values():
         if request.hub_id is not None and request.hub_id.split("@")[0].lower() == other.source.lower():
-            return f"backbone.name: {other.name} loads this model with the required arguments."
+            return f"backbone.name={other.name} loads this model with the required arguments."
     return ""
 
 

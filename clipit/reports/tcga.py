@@ -37,7 +37,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
                 raise DataError(
                     f"{ID_COLUMN} {raw.report_id!r} does not begin with a TCGA barcode such as TCGA-BP-5195",
                     where=raw.where,
-                    fix="correct the row, or read the file with reports.format: csv",
+                    fix="correct the row, or read the file with reports.format=csv",
                 )
             problems.append(f"{raw.where}: skipped because its name does not begin with a TCGA barcode")
             continue
@@ -98,7 +98,7 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
             f"not the TCGA-Reports csv: no column {ID_COLUMN!r}; the columns are: {columns}",
             where=path,
             fix=table.hint((ID_COLUMN,))
-            or f"set reports.path to {CSV} as published, or read this file with reports.format: csv",
+            or f"set reports.path to {CSV} as published, or read this file with reports.format=csv",
         )
     keys = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
     where_of: dict[str, str] = {}

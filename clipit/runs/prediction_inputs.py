@@ -151,7 +151,7 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
         raise ModelError(
             "this classifier was trained without text and does not support zero-shot classification",
             where="--prompts and --classes",
-            fix="remove the option, or use a classifier trained with student.projector_layers: 1 or 2",
+            fix="remove the option, or use a classifier trained with student.projector_layers=1 or 2",
         )
     if isinstance(prompts, PromptSet):
         classes = tuple(prompts.classes)

@@ -157,7 +157,7 @@ def _lc25000(title: str, classes: tuple[str, ...]) -> DataSet:
         test_fraction=0.3,
         faults=(
             "20 augmented copies of each of 250 originals per class and no published groups: a random split puts "
-            "copies of one original on both sides, so scores are far too high; use source: table with a group column"
+            "copies of one original on both sides, so scores are far too high; use source=table with a group column"
         ),
         access="follow the link on that page and unpack lung_colon_image_set",
     )

@@ -84,11 +84,11 @@ def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarra
 
 def _check(config: LabelsConfig) -> None:
     if config.kind == "fraction" and config.value > 1:
-        problem, fix = f"a fraction of {config.value:g} is above 1", "use a fraction up to 1, or kind: per_class"
+        problem, fix = f"a fraction of {config.value:g} is above 1", "use a fraction up to 1, or kind=per_class"
     elif config.kind == "per_class" and config.value != int(config.value):
         problem, fix = (
             f"{config.value:g} labels per class is not a whole number",
-            "use a whole number, or kind: fraction",
+            "use a whole number, or kind=fraction",
         )
     else:
         return
@@ -117,7 +117,7 @@ def _train_quota(
                 f"tiles.labels asks for {counted(per_class, 'label')} per class, but the training split has fewer for "
                 f"{shortlist(short)}",
                 where="tiles.labels",
-                fix="use fewer labels, or kind: fraction",
+                fix="use fewer labels, or kind=fraction",
             )
         return np.full_like(counts, per_class)
     return counts

@@ -310,9 +310,9 @@ def _check_options(config: TilesConfig) -> None:
         if getattr(config, option) != _default(option) and not config.streaming:
             ignored.append(f"tiles.{option} (only with tiles.streaming)")
     if config.labels.kind == "all" and config.labels.value != 1:
-        ignored.append("tiles.labels.value (only with tiles.labels.kind: fraction or per_class)")
+        ignored.append("tiles.labels.value (only with tiles.labels.kind=fraction or per_class)")
     if config.labels.kind == "all" and config.labels.seed is not None:
-        ignored.append("tiles.labels.seed (only with tiles.labels.kind: fraction or per_class)")
+        ignored.append("tiles.labels.seed (only with tiles.labels.kind=fraction or per_class)")
     if "split" in config.columns and config.source == "huggingface":
         ignored.append("tiles.columns.split (not huggingface, where tiles.splits names the splits of the data set)")
     if "mask" in config.columns and config.source in ("huggingface", "webdataset"):

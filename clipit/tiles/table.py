@@ -145,7 +145,7 @@ def open_table(path: Path) -> TileTable:
             "the table path is a folder",
             where=path,
             fix="set tiles.path to a .csv, .tsv or .parquet file; if the table is split over several parquet files, "
-            "concatenate them, or read them with tiles.source: huggingface if they contain the images",
+            "concatenate them, or read them with tiles.source=huggingface if they contain the images",
         )
     if not path.is_file():
         advice = f"correct tiles.path; {similar_names(str(path))}"

@@ -111,7 +111,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     (tmp_path / "a.txt").write_text("one report")
     with pytest.raises(DataError, match=r"neither a \.csv file nor a zip"):
         read_reports(config(tmp_path / "a.txt"))
-    with pytest.raises(ValidationError, match="cancer_types requires format: tcga or tcga_barcodes"):
+    with pytest.raises(ValidationError, match="cancer_types requires format=tcga or tcga_barcodes"):
         ReportsConfig(path="x.csv", cancer_types=str(types), tcga_barcodes=False)
 
 

@@ -287,7 +287,7 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"annotator": "ann"}, "annotator requires labels: annotator"),
+        ({"annotator": "ann"}, "annotator requires labels=annotator"),
         ({"labels": "annotator", "annotator": "ann", "test_annotators": ["ann"]}, "cannot also label training tiles"),
         ({"voters": 7}, "set voters and rest together"),
         ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "votes in counts have no annotator names"),

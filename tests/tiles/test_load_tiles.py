@@ -110,7 +110,7 @@ def test_configured_classes_are_visible_and_on_one_line(keys: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"labels": {"value": 4}}, r"table: tiles.labels.value \(only with tiles.labels.kind: fraction or per_class\)"),
+        ({"labels": {"value": 4}}, r"table: tiles.labels.value \(only with tiles.labels.kind=fraction or per_class\)"),
         ({"labels": {"seed": 4}}, r"table: tiles.labels.seed \(only with"),
         ({"keep_quality": 90}, r"table: tiles.keep_quality \(only with tiles.streaming\)"),
         ({"validation_fraction": 0.4}, r"(?s)already has a validation split \(3 tiles\).*tiles.validation_fraction \("),

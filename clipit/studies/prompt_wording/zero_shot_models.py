@@ -102,7 +102,7 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         raise ModelError(
             "this run's student was trained without text and has no zero-shot predictions",
             where=run,
-            fix="use a run whose arm has a projector (student.projector_layers: 1 or 2)",
+            fix="use a run whose arm has a projector (student.projector_layers=1 or 2)",
         )
     if vlm["fingerprint"] != workspace.vlm.fingerprint:
         raise ModelError(

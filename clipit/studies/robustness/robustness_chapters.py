@@ -59,7 +59,7 @@ _GUARD = (
     "fractions."
 )
 _NO_INTERVALS = (
-    "Some changes have no interval (all of them with evaluation.bootstrap: 0) and count as neither harmful nor "
+    "Some changes have no interval (all of them with evaluation.bootstrap=0) and count as neither harmful nor "
     "helpful, because they cannot be distinguished from chance."
 )
 _ROUNDED = 0.0005

@@ -98,7 +98,7 @@ def list_shards(path: str) -> list[Path]:
             "shards are read in random order from files, not from a pipe or URL",
             where=path,
             fix="copy the shards to a disk or mount them; a data set on the Hugging Face Hub can be streamed with "
-            "tiles.source: huggingface and tiles.streaming: true",
+            "tiles.source=huggingface and tiles.streaming=true",
         )
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -379,6 +379,6 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
             "activations",
             where="adapt.micro_batch",
             fix=f"lower adapt.micro_batch, for example to {max(section.micro_batch // 2, 1)} (the gradient is still "
-            "that of the whole batch; only dropout, if any, draws different random numbers), or choose adapt.tuning: "
-            "projection",
+            "that of the whole batch; only dropout, if any, draws different random numbers), or choose "
+            "adapt.tuning=projection",
         ) from error

@@ -143,7 +143,7 @@ def test_a_name_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
         load_backbone(BackboneConfig(name="vit_tiny_patch16_224", path=str(tiny)))
     with pytest.raises(ModelError, match="kaiko-vits16"):
         load_backbone(BackboneConfig(name="kaiko_vits_16"))
-    with pytest.raises(ModelError, match=r"(?s)backbone\.name: virchow2 loads this model"):
+    with pytest.raises(ModelError, match=r"(?s)backbone\.name=virchow2 loads this model"):
         load_backbone(BackboneConfig(name="hf-hub:paige-ai/Virchow2"))
 
 

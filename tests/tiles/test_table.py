@@ -489,7 +489,7 @@ def test_patients_that_another_program_wrote_as_decimals(tmp_path: Path) -> None
 
 
 def test_a_folder_in_place_of_a_table(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)the table path is a folder.*tiles\.source: huggingface"):
+    with pytest.raises(DataError, match=r"(?s)the table path is a folder.*tiles\.source=huggingface"):
         load_tiles(config(tmp_path), seed=0)
 
 

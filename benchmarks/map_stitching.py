@@ -61,7 +61,7 @@ def _token_map(width: int, height: int) -> Iterator[object]:
 
 
 def _window_map(width: int, height: int) -> Iterator[object]:
-    """Stitch the scores of windows of 224 pixels, which overlap by three quarters of their edge."""
+    """Stitch the scores of windows of 224 pixels, which overlap by three quarters of their edge length."""
     from clipit.segmentation.stitching import WindowGrid, stitch
 
     edge = min(224, height)

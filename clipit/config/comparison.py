@@ -18,7 +18,7 @@ class ComparisonConfig(Section):
     baseline: str = "image_only"
     """Arm with which the other arms are compared."""
     controls: tuple[str, ...] = ()
-    """Arms that serve as additional baselines, each in a separate table. The control image_embedding tests whether a
+    """Arms that serve as additional baselines, each in a separate table. The control `image_embedding` tests whether a
     gain is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Seeds whose results are reported; a seed determines the labelled tiles, the initialisation and the batches."""

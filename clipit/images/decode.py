@@ -203,7 +203,7 @@ def _check_size(format_name: str, data: bytes) -> None:
         is_right = stated in (len(data), len(data) - header, header, 0)  # some programs write a different size, or none
     if not is_right:
         raise ImageError(
-            f"the {format_name} file has {len(data):,} bytes, but {stated:,} according to its header: it is damaged"
+            f"the {format_name} file is {len(data):,} bytes long, not {stated:,} as its header says: it is damaged"
         )
 
 

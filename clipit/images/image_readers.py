@@ -82,11 +82,11 @@ class Reader(Protocol):
     """Reads images of a source by row; rows are numbered in the order of the source."""
 
     def read(self, row: int) -> Image.Image:
-        """Decode the image of a row as RGB."""
+        """Decode the image for a row as RGB."""
         ...
 
     def where(self, row: int) -> str:
-        """Return the file of a row, and the position within the file if there is one, for messages."""
+        """Return the file for a row, and the position within the file if there is one, for messages."""
         ...
 
 

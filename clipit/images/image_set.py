@@ -97,12 +97,12 @@ class JoinedReader:
         return self._readers[index], row - self._starts[index]
 
     def read(self, row: int) -> Image.Image:
-        """Decode the image of a row as RGB."""
+        """Decode the image for a row as RGB."""
         reader, local_row = self._find(row)
         return reader.read(local_row)
 
     def where(self, row: int) -> str:
-        """Return the file of a row, for messages."""
+        """Return the file for a row, for messages."""
         reader, local_row = self._find(row)
         return reader.where(local_row)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 _AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
 _MIN_EDGE = 16  # minimum edge of compared images in pixels
-_CELL, _MAX_CELLS = 2, 64  # minimum edge of a cell in pixels, and maximum number of cells per edge
+_CELL, _MAX_CELLS = 2, 64  # minimum edge length of a cell in pixels, and maximum number of cells per edge
 _CORRELATION = 0.4  # minimum correlation of grey values
 _UNIFORM, _ALIKE_GREY = 3, 12  # maximum deviation in uniform images, and maximum mean difference between two of them
 _ROUNDING = 0.05  # maximum relative difference between the factors of the two edges

@@ -39,7 +39,7 @@ from clipit.tiles.slide_source import list_slides
 from clipit.tiles.tileset import TileSet
 
 _TOP_TILES = 8
-_PICTURE = 96  # edge of a tile on the page in pixels
+_PICTURE = 96  # edge length of a tile on the page in pixels
 _OVERVIEW = 700  # longest edge of a map in pixels
 _MAX_SLIDES = 2  # maximum number of mapped slides per patient
 _INSTANCE, _ATTENTION = "instance logits", "attention"

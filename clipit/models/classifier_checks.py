@@ -15,7 +15,7 @@ from clipit.models.transformers_backbones import PROCESSOR
 
 
 def check_timm_preprocess(folder: Path, spec: ClassifierSpec, model: Any) -> None:
-    """Check that timm's configuration of the loaded model states the same preprocessing as `clipit.json`.
+    """Check that timm's configuration of the loaded model sets the same preprocessing as `clipit.json`.
 
     Raises:
         ModelError: The two differ.
@@ -27,7 +27,7 @@ def check_timm_preprocess(folder: Path, spec: ClassifierSpec, model: Any) -> Non
 
 
 def check_transformers_preprocess(folder: Path, spec: ClassifierSpec) -> None:
-    """Check that transformers' preprocessor file states the same preprocessing as `clipit.json`.
+    """Check that transformers' preprocessor file sets the same preprocessing as `clipit.json`.
 
     Raises:
         ModelError: The two differ, or the file cannot be read.

@@ -26,7 +26,7 @@ class PatchTokens:
 
     Attributes:
         kind: Kind of model; tokens of a `vlm` are in the joint space of images and texts.
-        preprocess: Preprocessing of the model; its `size` is the edge of the model's input.
+        preprocess: Preprocessing of the model; its `size` is the edge length of the model's input.
         side: Number of tokens along one edge of the input.
         mpp: Micrometres per pixel of its training tiles; None if unknown.
         fingerprint: Fingerprint of weights, preprocessing and precision.

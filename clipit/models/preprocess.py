@@ -33,7 +33,7 @@ _PIL_FILTERS = {
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
 """Switches in transformers' file that are applied here, or that do not affect pixels."""
 _SQUASHING = ("ViT", "DeiT", "Beit", "DINOv3ViT")  # image processors that read one number as height and width
-_BILINEAR = ("ViT", "DINOv3ViT")  # image processors that resize bilinearly unless their file states a filter
+_BILINEAR = ("ViT", "DINOv3ViT")  # image processors that resize bilinearly unless their file sets a filter
 
 _one_at_a_time = threading.Lock()
 _MAX_RATIO = 8

@@ -61,7 +61,7 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
         raise ModelError(
             "vlm.adapter does not exist" if not folder.exists() else f"no adapter in this folder: {RECORD} is missing",
             where=folder,
-            fix="use the folder adapter/ that clipit adapt wrote",
+            fix="use the adapter/ folder that clipit adapt wrote",
         )
     try:
         record = read_json(folder / RECORD, _COPY)

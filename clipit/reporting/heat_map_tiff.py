@@ -16,7 +16,7 @@ from clipit.slides.heat_map import halved, heat_map
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "clipit-pathology")
 _MAX_BYTES = 2**31  # a larger map is written as BigTIFF, because classic TIFF uses 32-bit offsets
-_TILE = 256  # edge of a TIFF tile, in pixels; the smallest level fits into one tile
+_TILE = 256  # edge length of a TIFF tile, in pixels; the smallest level fits into one tile
 
 
 def write_heat_map_tiff(

@@ -135,7 +135,7 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
         unknown.append(vlm.title)
     if unknown:
         raise ConfigError(
-            "these models do not state the resolution of their training tiles",
+            "these models do not specify the resolution of their training tiles",
             where=", ".join(unknown),
             fix="set the resolution, for example --tile-mpp 0.5",
         )

@@ -40,7 +40,7 @@ RECORD, PAGE, OVERLAYS, _, TILES_QUPATH, REGIONS_QUPATH = MAPS
 logger = logging.getLogger(__name__)
 
 _NEIGHBOURS = 3  # texts shown per tile
-_PICTURE = 128  # edge of a tile's picture in pixels
+_PICTURE = 128  # edge length of a tile's picture in pixels
 _RESTART = "delete this file and start the same command again"
 
 

@@ -24,7 +24,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slide_source`).
-        mpp: Micrometres per pixel of the finest level, for slides that do not state their resolution.
+        mpp: Micrometres per pixel of the finest level, for slides without a recorded resolution.
         slides: Folder that the files in a table are relative to; None for the folder of the table.
 
     Raises:

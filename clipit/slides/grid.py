@@ -13,7 +13,7 @@ from clipit.errors import DataError
 from clipit.slides.option_names import KEYS, OptionNames
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
-_MIN_EDGE = 16  # edge of a tile in level-0 pixels
+_MIN_EDGE = 16  # edge length of a tile in level-0 pixels
 _MAX_TILES = 2**26  # per grid, including tiles without tissue
 _BLOCK = 2**20  # tiles whose tissue is measured at once
 

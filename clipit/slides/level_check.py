@@ -16,12 +16,12 @@ from clipit.slides.reading import choose_level
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.tiff_pages import FORMATS, TO_PYRAMID, read_pages
 
-_CELL = 8  # edge of an area in pixels of the overview
+_CELL = 8  # edge length of an area in pixels of the overview
 _CELLS = 16  # number of areas with evenly spaced grey values, and number of evenly spaced areas
 _MIN_CELLS = 8  # in the overview
 _FIRST = 6  # areas that suffice if they match and are not uniform; each requires decoding a few tiles
 _EQUAL_GREY, _RANGE_GREY = 8, 32  # maximum difference between matching areas, minimum range of non-uniform areas
-_MAX_EDGE = 1024  # edge of an area in pixels of the level
+_MAX_EDGE = 1024  # edge length of an area in pixels of the level
 _MAX_PIXELS = 2**26  # maximum number of pixels of a compared page
 
 

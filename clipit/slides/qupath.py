@@ -1,7 +1,7 @@
 """Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) can import.
 
 QuPath reads each feature as an object: `objectType`, a UUID as `id`, a `classification` with a name and a colour,
-numbers as `measurements`, and a closed polygon in level-0 pixels. If a slide's file states the bounds of the scanned
+numbers as `measurements`, and a closed polygon in level-0 pixels. If a slide's file records the bounds of the scanned
 area (MRXS, SCN), QuPath shows only this area and counts pixels from its corner, which is passed as `origin`.
 """
 

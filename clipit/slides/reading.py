@@ -31,7 +31,7 @@ _MAX_PIXELS = 2**33
 """Maximum number of pixels of a level from which an overview is computed; this size takes about 10 minutes."""
 _SLOW_PIXELS = 2**29
 """Number of pixels of a level from which computing an overview takes about a minute."""
-_BLOCK = 2048  # edge of the regions read for an overview, in pixels of the level
+_BLOCK = 2048  # edge length of the regions read for an overview, in pixels of the level
 
 
 def choose_level(slide: SlideFile, downsample: float) -> int:

@@ -31,7 +31,7 @@ def resolve_mpp(
 ) -> tuple[float, str]:
     """Return micrometres per level-0 pixel, and a note if they may differ from what the user expects.
 
-    If neither the file nor the user states a value, it is computed as 10 / objective power, if the file states a power.
+    If neither the file nor the user gives a value, it is computed as 10 / objective power, if the file records a power.
 
     Args:
         stated: Value for this slide in the user's table; None if unstated.

@@ -45,7 +45,7 @@ class CropReader:
         self._last: tuple[str, Image.Image] | None = None
 
     def read(self, row: int) -> Image.Image:
-        """Decode the crop of a row."""
+        """Decode the crop for a row."""
         last = self._last  # read the attribute once, because another thread may replace it
         if last is None or last[0] != self._files[row]:
             last = (self._files[row], decode(self._root / self._files[row]))
@@ -59,7 +59,7 @@ class CropReader:
         return micrograph.crop((left, upper, right, lower))
 
     def where(self, row: int) -> str:
-        """Return the micrograph and box of a row, for error messages."""
+        """Return the micrograph and box for a row, for error messages."""
         return f"{self._root / self._files[row]}, pixels {self._boxes[row]}"
 
     def __getstate__(self) -> dict[str, object]:

@@ -39,7 +39,7 @@ class DatasetReader:
         self._rows = [(name, row) for name, rows_of_split in splits.items() for row in range(rows_of_split.num_rows)]
 
     def read(self, row: int) -> Image.Image:
-        """Decode the image of a row."""
+        """Decode the image for a row."""
         name, split_row = self._rows[row]
         try:
             value = self._splits[name][split_row][self._column] or {}

@@ -183,8 +183,8 @@ def check_metadata(
         listed = shortlist([printable(column) for column in columns], 8)
         if loose or (labels and not config.classes and not config.class_map):
             raise DataError(
-                f"{name} describes the images, as in a Hugging Face image folder (columns {listed}), but tiles.source=folders "
-                "takes labels only from folder names",
+                f"{name} describes the images, as in a Hugging Face image folder (columns {listed}), but "
+                "tiles.source=folders takes labels only from folder names",
                 where=root,
                 fix=_fix(root, name, labels),
             )

@@ -43,7 +43,7 @@ class H5Reader:
         return file, row - self._starts[file]
 
     def read(self, row: int) -> Image.Image:
-        """Read the image of a row."""
+        """Read the image for a row."""
         file, inner = self._locate(row)
         handle = self._handles[file].get()
         try:

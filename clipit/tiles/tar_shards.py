@@ -266,7 +266,7 @@ class TarReader:
         return data
 
     def open(self, row: int) -> io.BytesIO:
-        """Return the content of a row as a file.
+        """Return the image for a row as a file.
 
         Raises:
             ImageError: The row has no image, or the shard has changed.

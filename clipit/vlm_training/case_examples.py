@@ -142,6 +142,6 @@ def _draw_partners(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
         raise DataError(
             "only one patient has tiles and a report, so reports cannot be shuffled across patients",
             where="adapt.arms",
-            fix="add patients, or remove the arm shuffled_text",
+            fix="add patients, or remove shuffled_text from adapt.arms",
         )
     return shuffled_order(np.ones(len(organs), dtype=np.bool_), organs, seed)

@@ -121,7 +121,7 @@ def draw_partners(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.n
         raise DataError(
             "all images belong to one patient, so texts cannot be shuffled across patients",
             where="adapt.arms",
-            fix="add images of other patients, or remove the arm shuffled_text",
+            fix="add images of other patients, or remove shuffled_text from adapt.arms",
         )
     rng = np.random.default_rng([seed, 0x5F])
     order = np.lexsort((rng.permutation(n), rng.permutation(len(counts))[codes]))

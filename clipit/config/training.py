@@ -25,8 +25,7 @@ class StudentConfig(Section):
     def _check_heads(self) -> "StudentConfig":
         if self.head == "linear" and self.projector_layers == 2:
             raise ValueError(
-                "a 2-layer projector does not collapse into the linear head; "
-                "use head=late_fusion or projector_layers=1"
+                "a 2-layer projector does not collapse into the linear head; use head=late_fusion or projector_layers=1"
             )
         if self.head == "late_fusion" and self.projector_layers == 0:
             raise ValueError("head=late_fusion needs a projector; use projector_layers=1 or 2")

@@ -145,7 +145,7 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
         clipit.compare_slides(slides, runs, out, reference="image_only", vlm="embedded")
     with pytest.raises(DataError, match="unknown prompt set 'nothing'"):
         clipit.compare_slides(slides, runs, out, reference="image_only", vlm="embedded", prompts="nothing")
-    with pytest.raises(ConfigError, match=r"do not state the resolution of their training tiles(.|\n)*--tile-mpp"):
+    with pytest.raises(ConfigError, match=r"do not specify the resolution of their training tiles(.|\n)*--tile-mpp"):
         clipit.compare_slides(
             slides, runs, out, reference="image_only", vlm=str(models / "0/clip"), prompts=models / "prompts.yaml"
         )

@@ -235,7 +235,7 @@ def test_bytes_inserted_into_a_bmp_or_webp_file(kind: str, options: "dict[str, A
     data = stream.getvalue()
     assert decode(io.BytesIO(data)).size == (47, 47)
     damaged = data[:-100] + bytes(16) + data[-100:]
-    with pytest.raises(ImageError, match=rf"the {kind} file is {len(damaged):,} bytes long, not {len(data):,} as its header"):
+    with pytest.raises(ImageError, match=rf"the {kind} file is {len(damaged):,} bytes long, not {len(data):,} as"):
         decode(io.BytesIO(damaged))
 
 

@@ -112,7 +112,7 @@ def _run(source: str, name: str, namespace: dict[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    """Format a text as a Markdown block; "" for an empty text."""
+    """Format text as a Markdown block; "" for an empty string."""
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
 
 

@@ -27,7 +27,7 @@ class PixelConsensus:
         votes: Labels of each pattern; the items are the pattern numbers, in ascending order.
         pixels: Number of pixels with each pattern.
         estimates: Dawid-Skene estimates; None if no pixel has labels from two annotators.
-        probabilities: Class probabilities, one row per pattern; label shares if `estimates` is None.
+        probabilities: Class probabilities, one row per pattern; label fractions if `estimates` is None.
     """
 
     votes: Votes

@@ -58,7 +58,7 @@ def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> 
 
     Tiles are placed as in `majority_class`. Assigning the class to another tile raises the Dice if the fraction of the
     tile that the class covers exceeds half of the current Dice. The class is therefore assigned to the k tiles with the
-    largest shares, where k maximises the Dice.
+    largest fractions, where k maximises the Dice.
 
     Args:
         truth: True class of each pixel, 0 or 1; -1 is ignored.

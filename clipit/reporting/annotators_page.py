@@ -108,7 +108,7 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     if estimates["reason"]:
         return [Text(f"{estimates['reason'][0].upper()}{estimates['reason'][1:]}. The consensus is the majority vote.")]
     shares = Table(
-        ("class", "estimated share"),
+        ("class", "estimated fraction"),
         [[label, number(value)] for label, value in zip(classes, estimates["priors"], strict=True)],
         source=source,
     )

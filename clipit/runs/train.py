@@ -1,4 +1,4 @@
-"""Train and evaluate a run, from a configuration to an exported classifier, predictions and results."""
+"""Train and evaluate a model, from a configuration to an exported classifier, predictions and results."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:
-    """Train and evaluate a run, or resume it.
+    """Train and evaluate a model, or resume its run.
 
     A finished run is left unchanged unless its predictions are missing or keys of `evaluation` have changed; it is then
     re-evaluated.

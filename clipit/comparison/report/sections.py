@@ -93,7 +93,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
 def label_sections(
     config: RunConfig, comparison: ComparisonConfig, results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Plot scores against the share of labelled training tiles, if it varies between runs on the same tiles.
+    """Plot scores against the fraction of labelled training tiles, if it varies between runs on the same tiles.
 
     Only scores on the same tiles are connected by a line.
     """
@@ -111,7 +111,7 @@ def label_sections(
             plot = plot_label_efficiency(series, metric=comparison.metric, title=f"{config.name}: {backbone}")
             save_plot(plot, folder / f"labels-{len(figures)}.png")
             caption = (
-                "Test score against the share of labelled training tiles. Bands show the range over seeds, and are "
+                "Test score against the fraction of labelled training tiles. Bands show the range over seeds, and are "
                 "drawn only for 7 arms or fewer."
             )
             source = "comparison.parquet: score over training_labels / training_tiles"

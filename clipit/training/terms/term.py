@@ -185,7 +185,7 @@ class Term(Generic[Options]):
     def unused_keys(self) -> frozenset[str]:
         """Return dotted keys of the term's section without effect: if it is disabled, all but the one that enables it.
 
-        Keys that another active term reads (`reads`) have an effect nevertheless.
+        Keys that another active term reads (`reads`) still have an effect.
         """
         if self.active or self.shares_section:
             return frozenset()

@@ -9,9 +9,19 @@ from clipit.errors import counted, printable
 from clipit.models.classifier_spec import ClassifierSpec
 from clipit.models.licences import OTHER, ModelLicence, model_licences
 from clipit.models.specs import LICENCE_NOTE
-from clipit.reporting.tables import LABELS, difference, markdown_line, markdown_table, metrics_table, number
+from clipit.reporting.tables import (
+    ECE_INTERVAL,
+    LABELS,
+    difference,
+    from_groups,
+    markdown_line,
+    markdown_table,
+    metrics_table,
+    number,
+)
 
 _MAX_CLASSES = 40
+_GROUP = ("patient or slide", "patients or slides")
 _METRIC_TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"}
 """Hugging Face's names for the metrics in a card's `model-index`, by clipit's names."""
 
@@ -171,11 +181,7 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
             "contains no report text"
         )
     for split, scored in facts.results.get("splits", {}).items():
-        groups = (
-            f" from {counted(scored['groups'], 'patient or slide', 'patients or slides')}"
-            if scored.get("groups")
-            else ", patients unknown"
-        )
+        groups = from_groups(scored, *_GROUP) or ", patients unknown"
         lines.append(
             f"- Scored, {split}: {counted(scored['labelled'], 'labelled tile')}{groups}"
             if scored["labelled"]
@@ -208,7 +214,7 @@ def _scores(facts: CardFacts) -> str:
     if protocol.get("resamples"):
         intervals = (
             f"In brackets: {protocol['interval']} intervals, over patients or slides where known, otherwise over "
-            "tiles. One run with one seed: the intervals do not cover the variation between seeds."
+            f"tiles. {ECE_INTERVAL} One run with one seed: the intervals do not cover the variation between seeds."
         )
     return f"{metrics_table(facts.results)}\n\n{intervals}"
 
@@ -219,13 +225,7 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         return ""
     splits = {f"set {number}": next(iter(results["splits"].values())) for number, results in enumerate(evaluations, 1)}
     counts = [
-        f"{name}: {counted(scored['n'], 'tile')}"
-        + (
-            f" from {counted(scored['groups'], 'patient or slide', 'patients or slides')}"
-            if scored.get("groups")
-            else ""
-        )
-        for name, scored in splits.items()
+        f"{name}: {counted(scored['n'], 'tile')}{from_groups(scored, *_GROUP)}" for name, scored in splits.items()
     ]
     return (
         f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. These sets were evaluated after training; "

@@ -12,7 +12,7 @@ from clipit.reporting.annotators_section import annotator_parts
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
 from clipit.reporting.run_summary import describe_protocol, list_undefined
-from clipit.reporting.tables import LABELS, MAX_CLASSES, number, with_interval
+from clipit.reporting.tables import LABELS, MAX_CLASSES, from_groups, number, with_interval
 from clipit.reporting.training_curves import Series
 
 MAX_TILES = 12
@@ -87,8 +87,7 @@ def _scores(splits: Mapping[str, Any], results: Mapping[str, Any]) -> list[Part]
         if "annotators" in split_results:
             means = {name: {"value": value} for name, value in split_results["annotators"]["mean"].items()}
             columns[f"{split}, mean annotator"] = (f"splits.{split}.annotators.mean", means)
-        groups = f" from {counted(split_results['groups'], 'group')}" if split_results["groups"] else ""
-        labelled.append(f"{split}: {counted(split_results['labelled'], 'labelled tile')}{groups}")
+        labelled.append(f"{split}: {counted(split_results['labelled'], 'labelled tile')}{from_groups(split_results)}")
     names = dict.fromkeys(name for split_results in splits.values() for name in split_results["metrics"])
     rows = [(LABELS.get(name, name), *(_score(scores.get(name)) for _, scores in columns.values())) for name in names]
     zero_shot = "; zero-shot: with the class prompts" if any(", zero-shot" in column for column in columns) else ""

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from clipit.errors import counted
+
 UNDEFINED = "n/a"
 MAX_CLASSES = 40
 """Maximum number of classes for which a confusion matrix is displayed."""
@@ -80,6 +82,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, l
 def key_value_table(values: Mapping[str, object]) -> str:
     """Format a two-column Markdown table of names and values."""
     return markdown_table(("quantity", "value"), list(values.items()), left=2)
+
+
+def from_groups(scored: Mapping[str, Any], one: str = "group", several: str = "") -> str:
+    """Count the groups of the scored tiles, such as " from 7 groups"; "" if none is known.
+
+    Args:
+        scored: Results of one split.
+        one: Name of a group.
+        several: Plural of this name; by default with an s.
+    """
+    groups = scored.get("groups")
+    if not groups:
+        return ""
+    complete = scored.get("resampled") in (None, f"{groups} groups")
+    return f" from {counted(groups, one, several)}{'' if complete else ', others unknown'}"
 
 
 def console_block(block: str) -> str:

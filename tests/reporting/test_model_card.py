@@ -93,7 +93,8 @@ def test_intervals_are_described_only_where_there_are_any(resamples: int, words:
     results = evaluate_predictions(table, ["test", "validation"], bootstrap=resamples)
     text = model_card(spec("uni"), replace(FACTS, results=results), transformers_opens=True)
     assert words in text and "none over patients" not in text
-    assert "Scored, test: 2 labelled tiles from 2 patients or slides" in text
+    assert "Scored, test: 2 labelled tiles from 2 patients or slides\n" in text
+    assert ("its interval is shifted upwards" in text) == bool(resamples)
     assert "Not scored, validation: 2 tiles without labels" in text
 
 

@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,13 @@ def test_each_score_of_a_run_is_where_its_source_says() -> None:
         assert all(str(count) in seen.texts for count in row)
     assert "400 <b>" in seen.texts and "abc" in seen.texts and "version of numpy" in seen.texts
     assert len(seen.named("svg")) == 3 and all(picture["aria-label"] for picture in seen.named("svg"))
+
+
+def test_tiles_without_a_group_are_not_said_to_come_from_the_groups() -> None:
+    predictions = replace(example(), groups=np.full(len(example().ids), "p1"))
+    assert "labelled tiles from 1 group;" in run_page("a run", results_of(predictions), predictions)
+    predictions.groups[:20] = ""
+    assert "labelled tiles from 1 group, others unknown;" in run_page("a run", results_of(predictions), predictions)
 
 
 def test_what_is_not_defined_is_said_to_be() -> None:

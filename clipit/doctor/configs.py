@@ -189,7 +189,7 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
         lambda: section.needs_reports and Workspace(config).reports_config,
     )
     if section.data == "pairs" and path is not None and is_missing(path) and not is_unwritten(path):
-        message = f"The path does not exist: {path}."
+        message = f"adapt.pairs.path: {path} does not exist."
         checks.append(Check("FAIL", subject, message, "correct adapt.pairs.path"))
     if section.data == "cases":
         checks += check_own_reports(config)

@@ -32,7 +32,7 @@ class Entry:
         variants: Rephrasings of the term.
         kind: One of `KINDS`.
         organ: Organ where the term occurs, or `any`.
-        source: Vocabulary or area of practice that the term belongs to.
+        source: Vocabulary or field of practice that the term comes from.
         findings: Histological findings associated with the term.
         causes: Possible causes.
     """

@@ -134,7 +134,7 @@ def check_patients(
     tested = ~np.isin(splits.astype(str), (TRAIN, VALIDATION))
     tests = SeenTiles(ids[tested], np.full(int(tested.sum()), "test", dtype=object), groups[tested])
     if runs is None and tested.any():
-        problem = "the classifier is not in its run's folder, where they are listed"
+        problem = "the classifier is not in its run's folder"
         notes.append(f"WARNING: the test slides were not compared with the training tiles: {problem}")
         logger.info(as_note(notes[-1]))
     for note in adaptation_notes(tests, [vlm], "test slide"):

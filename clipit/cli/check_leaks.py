@@ -25,7 +25,9 @@ def main() -> None:
 
         report = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
-            leaking = counted(report.leaking, "tile or report leaks", "tiles or reports leak") + " into a later split"
+            leaking = (
+                counted(report.leaking, "tile or report leaks", "tiles or reports leak") + " into a held-out split"
+            )
             incomplete = "" if report.compared_patients else "; the splits may share patients or slides"
             incomplete += "" if report.compared_images else "; images could not be compared across splits"
             print(f"\n{leaking}{incomplete}: {report.path} (and .parquet)")

@@ -188,7 +188,7 @@ def _comparisons_made(
 def leaks_table(leaks: Sequence[Leak], tiles: TileSet, reports: Sequence["Report"]) -> str:
     """Tabulate the leaks by kind and pair of splits: number of tiles or reports in each split, and an example."""
     rows = []
-    owners = {  # a leak of a patient names only one tile of the held-out split, but all tiles of the patient are counted
+    owners = {  # a leak of a patient names only one tile of the held-out split, but all its tiles are counted
         "group": patients_across_splits(tiles.groups, tiles.ids, tiles.splits),
         "report": np.asarray(match_report_patients(reports, tiles)[1], dtype=object),
     }

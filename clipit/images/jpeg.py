@@ -13,8 +13,9 @@ strips and tiles of TIFF files are decoded a second time with simplejpeg to obta
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ _CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead o
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 """Warning about data after the last pixel of a scan or restart interval: padding, or what misread pixels left over."""
 _END, _SCAN = b"\xff\xd9", 0xDA
+_DECODING = frozenset({0xDB, 0xDD, *range(0xC0, 0xD0)} - {0xC8})
+"""Markers of segments that determine how pixels are decoded: tables, restart interval and frame headers."""
+_FILLING = b"\0\xff"
 _COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 """simplejpeg's name for the colour space of an image, by its number of channels."""
 
@@ -120,9 +124,14 @@ def _corruption(warning: str, data: bytes) -> str:
     if extraneous is None:
         return ""
     count, marker = int(extraneous[1]), bytes([0xFF, int(extraneous[2], 16)])
+    segments = list(_header_segments(data))
+    if any(
+        kind in _DECODING and data[end:start].strip(_FILLING) for (kind, _, end), (_, start, _) in pairwise(segments)
+    ):
+        return warning  # bytes after a table or frame header, which is therefore wrong
     if marker == _END:
         ends = [data.rfind(marker)]
-    else:  # several scans or restart intervals; data before the first scan contain no pixels
+    else:  # several scans or restart intervals; other data before the first scan contain no pixels
         first = _first_scan(data)
         ends = [match.start() for match in re.finditer(re.escape(marker), data) if match.start() > first]
     rests = [data[max(0, end - count) : end] for end in ends]
@@ -131,15 +140,23 @@ def _corruption(warning: str, data: bytes) -> str:
 
 
 def _first_scan(data: bytes) -> int:
-    """Return the offset of the first start-of-scan marker; thumbnails within other segments are skipped."""
+    """Return the offset of the first start-of-scan marker."""
+    return next((start for kind, start, _ in _header_segments(data) if kind == _SCAN), len(data))
+
+
+def _header_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment up to the first scan; thumbnails within segments are skipped."""
     offset = 2
     while (offset := data.find(b"\xff", offset)) >= 0 and offset + 4 <= len(data):
         marker = data[offset + 1]
+        if marker in (0x00, 0xFF):  # a marker may be preceded by any number of fill bytes
+            offset += 1
+            continue
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4])
+        yield marker, offset, end
         if marker == _SCAN:
-            return offset
-        # A marker may be preceded by any number of fill bytes.
-        offset += 1 if marker in (0x00, 0xFF) else 2 + int.from_bytes(data[offset + 2 : offset + 4])
-    return len(data)
+            return
+        offset = end
 
 
 @cache

@@ -13,6 +13,8 @@ from clipit.input_files.csv_delimiter import has_semicolons, layout_hint, quoted
 logger = logging.getLogger(__name__)
 
 _MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
+_START = 4096  # bytes at the start of a file that are searched for null characters
+_SAVE_AS_UTF8 = "save the table as UTF-8 (in Excel: CSV UTF-8)"
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,17 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     Raises:
         DataError: The file is not UTF-8, or `read_csv` rejects it.
     """
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+    if start.count(0) > len(start) // 4:
+        raise DataError("many null characters: the table is probably UTF-16 text", where=path, fix=_SAVE_AS_UTF8)
     try:
         return read_csv(path, delimiter)
     except UnicodeDecodeError:
         with path.open("rb") as stream:
             decodable = (line == line.decode(errors="ignore").encode() for line in stream)
             number = next((number for number, is_valid in enumerate(decodable, 1) if not is_valid), 1)
-        raise DataError(
-            "not UTF-8 text", where=f"{path}, line {number}", fix="save the table as UTF-8 (in Excel: CSV UTF-8)"
-        ) from None
+        raise DataError("not UTF-8 text", where=f"{path}, line {number}", fix=_SAVE_AS_UTF8) from None
 
 
 def joined_rows(table: CsvTable, first_column: int) -> list[int]:

@@ -133,7 +133,7 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
     """Read one report per JSON object that has all configured keys: one object per line, or an array of objects."""
     with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="\n") as stream:
-        lines = text_lines(stream)
+        lines, seen = text_lines(stream), False
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -141,10 +141,11 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
             is_array = line.lstrip().startswith("[")
             value = _parse_json("\n".join([line, *lines]) if is_array else line, where)
             for index, cells in enumerate(value, 1) if is_array else [(0, value)]:
-                place = f"{path}, item {index}" if is_array else where
+                place = f"{where}, item {index}" if is_array else where
                 if not isinstance(cells, dict):
                     raise DataError("not a JSON object", where=place, fix='write objects such as {"text": "..."}')
-                _check_columns(config, list(cells), place)
+                _check_columns(config, list(cells), place, _missing_key_hint(config, cells) if seen else "")
+                seen = True
                 yield _raw_report(config, cells, place)
 
 
@@ -302,6 +303,12 @@ def _columns(config: ReportsConfig) -> dict[str, str]:
 def _shown_name(column: str) -> str:
     """Quote the name of a column; a long name is probably a report, and is truncated."""
     return repr(column if len(column) <= _MAX_NAME_LENGTH else f"{column[:_MAX_NAME_LENGTH]}...")
+
+
+def _missing_key_hint(config: ReportsConfig, cells: Mapping[str, Any]) -> str:
+    """Return the fix for an object that lacks a key of the objects before it."""
+    missing = [column for column in _columns(config).values() if column not in cells]
+    return f"add {', '.join(f'{json.dumps(column)}: null' for column in missing)} to this object"
 
 
 def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:

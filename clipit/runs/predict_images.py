@@ -69,7 +69,7 @@ def predict_images(
                 starts = chunk_starts(len(images), inputs[BATCH_SIZE])
                 files = write_chunks(paths.partial, classifier, images, zero_shot, options, starts)
                 if processes.main:
-                    chunks = read_chunks(files, images, starts)
+                    chunks = read_chunks(files, images, starts, _head_classes(classifier, zero_shot))
                     _finish(paths, chunks, inputs, classifier, images, zero_shot, warnings)
             if processes.main:
                 _delete_chunks(paths)  # before the lock is released: a waiting command may then write to the folder
@@ -124,6 +124,11 @@ def _prepare(paths: PredictionPaths, inputs: dict[str, Any], notes: Sequence[str
     return inputs
 
 
+def _head_classes(classifier: "Classifier", zero_shot: ZeroShotClasses | None) -> dict[str, tuple[str, ...]]:
+    """Return the classes by the prefix of their columns."""
+    return {"p_": classifier.classes} | ({"zs_": zero_shot.classes} if zero_shot else {})
+
+
 def _finish(
     paths: PredictionPaths,
     chunks: Iterable[pa.Table],
@@ -138,8 +143,7 @@ def _finish(
     Raises:
         DataError: No image can be read; nothing is written.
     """
-    head_classes = {"p_": classifier.classes} | ({"zs_": zero_shot.classes} if zero_shot else {})
-    outcomes, unreadable = write_table(paths.table, chunks, images, head_classes)
+    outcomes, unreadable = write_table(paths.table, chunks, images, _head_classes(classifier, zero_shot))
     if len(unreadable) == len(images):
         paths.table.unlink()
         _delete_chunks(paths)

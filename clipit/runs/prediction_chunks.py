@@ -1,7 +1,8 @@
 """Classify images in chunks, which are distributed over processes and stored on disk so that a command can resume."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 REASON = "reason"
 """Column with the reason why an image could not be read; null for images with predictions."""
+_MOST_PROBABLE = {"p_": "predicted", "zs_": "zero_shot"}
+"""Column with the most probable class, by the prefix of the columns with the probabilities."""
 _MAX_CHUNK = 1024  # images per chunk; a killed process loses at most one chunk
 _MIN_CHUNKS = 16  # approximate number of chunks of a small set, so that several processes can share it
 
@@ -119,16 +122,25 @@ def write_chunks(
     return list(files.values())
 
 
-def read_chunks(files: Sequence[Path], images: ImageSet, starts: range) -> Iterator[pa.Table]:
+def read_chunks(
+    files: Sequence[Path], images: ImageSet, starts: range, head_classes: Mapping[str, tuple[str, ...]]
+) -> Iterator[pa.Table]:
     """Iterate over the tables of the chunks.
+
+    Args:
+        files: Files of the chunks, in order.
+        images: All images.
+        starts: Number of the first image of each chunk.
+        head_classes: Classes by prefix of their columns.
 
     Raises:
         ArtifactError: A chunk is unreadable, or does not contain the predictions of its images.
     """
-    fix, names = "delete this file and start the same command again", None
+    fix = "delete this file and start the same command again"
+    heads = ((_MOST_PROBABLE[prefix], *(prefix + name for name in head_classes[prefix])) for prefix in head_classes)
+    names = ["id", *chain.from_iterable(heads), REASON]
     for file, start in zip(files, starts, strict=True):
         table = read_parquet(file, fix)
-        names = names or table.column_names
         has_columns = table.column_names == names and {*table.schema.types} <= {pa.string(), pa.float32()}
         if not has_columns or table["id"].to_pylist() != list(images.ids[start : start + starts.step]):
             raise ArtifactError("this file has changed: its rows or columns differ", where=file, fix=fix)
@@ -183,10 +195,10 @@ class _Chunk:
         columns: dict[str, pa.Array] = {"id": pa.array([self._images.ids[row] for row in self._rows], pa.string())}
         classes = self._classifier.classes
         probabilities = self._probabilities(classes)
-        columns |= _columns("predicted", "p_", classes, probabilities, readable)
+        columns |= _columns("p_", classes, probabilities, readable)
         if self._zero_shot is not None:
             probabilities = self._zero_shot_probabilities(self._zero_shot)
-            columns |= _columns("zero_shot", "zs_", self._zero_shot.classes, probabilities, readable)
+            columns |= _columns("zs_", self._zero_shot.classes, probabilities, readable)
         columns[REASON] = pa.array(self._reasons, pa.string())
         self._clear()
         return pa.table(columns)
@@ -215,11 +227,11 @@ class _Chunk:
 
 
 def _columns(
-    predicted_column: str, prefix: str, classes: Sequence[str], values: Float32[np.ndarray, "n C"], readable: np.ndarray
+    prefix: str, classes: Sequence[str], values: Float32[np.ndarray, "n C"], readable: np.ndarray
 ) -> dict[str, pa.Array]:
     """Build a column with the most probable class and one column per class; null where an image is unreadable."""
     filled = np.full((len(readable), len(classes)), np.nan, dtype=np.float32)
     filled[readable] = values
     names = np.array(classes, dtype=object)[filled.argmax(axis=1)]
-    columns = {predicted_column: pa.array(names, pa.string(), mask=~readable)}
+    columns = {_MOST_PROBABLE[prefix]: pa.array(names, pa.string(), mask=~readable)}
     return columns | {prefix + name: pa.array(filled[:, c], mask=~readable) for c, name in enumerate(classes)}

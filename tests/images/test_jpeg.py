@@ -125,6 +125,17 @@ def test_damage_in_the_middle_of_a_file_is_reported_and_padding_before_its_end_i
         assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
 
 
+def test_bytes_repeated_in_a_table_are_reported_and_bytes_after_a_comment_are_not() -> None:
+    whole = encoded(picture(200, 200), comment=b"a comment")
+    table = whole.index(b"\xff\xc4\x00\xb5")  # Huffman table of 181 bytes
+    for place in range(table + 30, table + 180, 10):
+        with pytest.raises(ImageError, match="some of its pixels are wrong|broken data stream"):
+            decode(io.BytesIO(whole[:place] + whole[place : place + 4] + whole[place:]))
+    comment = whole.index(b"a comment") + len(b"a comment")
+    longer = whole[:comment] + b"\x01\x02" + whole[comment:]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(longer))), by_pillow(whole))
+
+
 def sampled(image: Image.Image) -> bytes:
     """A JPEG whose luma is sampled 1 x 2, by twice as high a luma in a frame of its own kind."""
     data = bytearray(encoded(image, subsampling="4:2:2"))

@@ -592,6 +592,20 @@ def test_lines_of_json_end_like_those_of_text(tmp_path: Path) -> None:
         assert [report.text for report in read(path).reports] == ["Colon.", "Liver."]
 
 
+def test_an_object_that_lacks_a_key_of_the_others_is_to_get_null(tmp_path: Path) -> None:
+    path = tmp_path / "reports.jsonl"
+    lines = ['{"text": "Colon.", "organ": "colon"}', '{"text": "Liver."}']
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match=r'(?s)no column \'organ\'.*line 2.*fix: add "organ": null to this object'):
+        read(path, organ_column="organ")
+    lines[1] = '{"text": "Liver.", "organ": null}'
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert len(read(path, organ_column="organ").reports) == 2
+    path.write_text("\n".join([*lines, '["a", "b"]']), encoding="utf-8")
+    with pytest.raises(DataError, match=r"not a JSON object(?s:.*)line 3, item 1"):
+        read(path)
+
+
 def test_a_csv_row_that_a_carriage_return_cuts_in_two_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_bytes(b"text\nColon.\rNo metastasis.\nLiver.\n")

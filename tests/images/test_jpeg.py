@@ -129,7 +129,7 @@ def test_bytes_repeated_in_a_table_are_reported_and_bytes_after_a_comment_are_no
     whole = encoded(picture(200, 200), comment=b"a comment")
     table = whole.index(b"\xff\xc4\x00\xb5")  # Huffman table of 181 bytes
     for place in range(table + 30, table + 180, 10):
-        with pytest.raises(ImageError, match="some of its pixels are wrong|broken data stream"):
+        with pytest.raises(ImageError, match=r"some of its pixels are wrong|broken data stream"):
             decode(io.BytesIO(whole[:place] + whole[place : place + 4] + whole[place:]))
     comment = whole.index(b"a comment") + len(b"a comment")
     longer = whole[:comment] + b"\x01\x02" + whole[comment:]

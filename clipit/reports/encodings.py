@@ -45,7 +45,8 @@ _CODE_PAGES = {
     "cp932": "Japanese", "cp949": "Korean", "cp850": "DOS", "mac_roman": "classic Mac OS",
 }  # fmt: skip
 _WORD = re.compile(rb"[^\s\x80-\xff]*[\x80-\xff]\S*")
-_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
+_PUNCTUATION = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u2013\u2014\u2026\u2022"
+"""Quotation marks, dashes, ellipsis and bullet of code pages."""
 _SEPARATOR = re.compile(r"[^A-Za-z\x80-\U0010ffff]+")
 _IN_WORD = re.compile("[\u00b0\u00b1\u00b2\u00b3\u00b5\u3000-\u303f\uff00-\uff20]")
 """Unit symbols, and the punctuation of Chinese and Japanese."""
@@ -244,10 +245,12 @@ def _encoding_hint(data: bytes) -> str:
     pages = [page for page in readings if scores[page] >= max(1, _MIN_SCORE * max(scores.values()))]
     if not pages:
         return "set reports.encoding to the encoding in which the file was written, or convert the file to UTF-8"
-    clearest = max(range(len(words)), key=lambda word: len({readings[page][word] for page in pages}))
+    spelled = {page: [word.strip(f"{punctuation}{_PUNCTUATION}")[:20] for word in readings[page]] for page in pages}
+    variants = [{spelled[page][word] for page in pages} for word in range(len(words))]
+    clearest = max(range(len(words)), key=lambda word: ("" not in variants[word], len(variants[word])))
     spellings: dict[str, str] = {}
     for page in pages:  # if several pages give the same spelling, show the first one
-        spellings.setdefault(readings[page][clearest].strip(f"{punctuation}{_QUOTES}")[:20], page)
+        spellings.setdefault(spelled[page][clearest], page)
     shown = [f"{page} {word!r} ({_CODE_PAGES[page]})" for word, page in spellings.items()]
     return (
         f"set reports.encoding to the encoding that spells this word correctly: {', '.join(shown)}; or convert the "
@@ -272,7 +275,7 @@ def _is_plausible(word: str) -> bool:
 
     Parts that are separated by ASCII characters such as commas are checked one by one.
     """
-    parts = [_IN_WORD.sub("", part.strip(_QUOTES)) for part in _SEPARATOR.split(word) if not part.isascii()]
+    parts = [_IN_WORD.sub("", part.strip(_PUNCTUATION)) for part in _SEPARATOR.split(word) if not part.isascii()]
     return all(
         part.isalpha()
         and (part[1:] == part[1:].lower() or part == part.upper())

@@ -113,7 +113,7 @@ def test_control_characters_of_a_wrong_encoding_are_a_problem(tmp_path: Path) ->
         ("Tumor, mäßig differenziert, Übergang", "cp850", "--reports.encoding=cp850"),
         ('id,text\n007,"Präparat",P1\n', "cp1252", "cp1252 '007,\"Präparat\",P1'"),
         ("Rak średnio zróżnicowany, naciekający ścianę", "cp1250", "--reports.encoding=cp1250"),
-        ("a segment of 45 µm – “note”", "cp1252", "cp1252 'note' (Western Europe), cp850"),
+        ("a segment of 45 µm – “note”", "cp1252", "cp1252 'note' (Western Europe), cp850"),  # noqa: RUF001
         ("Znamię skóry", "cp1250", "cp1252 'Znamiê' (Western Europe), cp1250 'Znamię' (Central Europe)"),
         ("Опухоль толстой кишки", "cp1251", "cp1251 'Опухоль' (Cyrillic)"),
         ("Dokuda değişiklik görüldü, ışık", "cp1254", "cp1254 'değişiklik' (Turkish)"),  # noqa: RUF001

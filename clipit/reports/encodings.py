@@ -86,7 +86,7 @@ def describe_misread(texts: Sequence[str]) -> str:
 def describe_replaced(texts: Sequence[str]) -> str:
     """Describe how many texts contain replacement characters, which stand for undecodable letters; "" if none do."""
     return _describe_matches(
-        re.compile(r"\S*\ufffd\S*"),
+        re.compile(r"\S{0,40}\ufffd\S{0,40}"),
         texts,
         "replacement characters (U+FFFD)",
         "another program replaced letters that it could not convert; export the reports again",
@@ -96,7 +96,7 @@ def describe_replaced(texts: Sequence[str]) -> str:
 def describe_controls(texts: Sequence[str]) -> str:
     """Describe how many texts contain control characters that no program writes into texts; "" if none do."""
     return _describe_matches(
-        re.compile(r"\S*[\x80-\x84\x86-\x9f]\S*"),
+        re.compile(r"\S{0,40}[\x80-\x84\x86-\x9f]\S{0,40}"),
         texts,
         "control characters",
         "reports.encoding is probably not the encoding of the file (cp1252 is more common than latin-1)",

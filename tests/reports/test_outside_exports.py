@@ -1,5 +1,6 @@
 """Reports as other programs export them: patients as decimals, misread UTF-8, escape sequences, truncated texts."""
 
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
 from clipit.input_files.data_files import without_decimals
+from clipit.reports.encodings import describe_controls, describe_replaced
 from clipit.reports.readers import read_reports
 
 
@@ -179,3 +181,11 @@ def test_texts_that_look_a_little_like_tables_are_read(tmp_path: Path) -> None:
     for line in lines:
         (tmp_path / "r.txt").write_text(line)
         assert len(read_reports(ReportsConfig(path=str(tmp_path))).reports) == 1
+
+
+def test_the_search_for_undecodable_characters_takes_time_linear_in_long_words() -> None:
+    for describe, character in ((describe_replaced, "\ufffd"), (describe_controls, "\x93")):
+        texts = ["a" * 400_000, "a" * 30 + character]
+        start = time.process_time()
+        assert describe(texts).startswith("1 report contains")
+        assert time.process_time() - start < 5, "minutes if each letter starts a search for the end of the word"

@@ -6,9 +6,13 @@ and one with the patients' own reports (configuration demo_own_reports). A final
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipit.config.command_line import AGENTS, read_file_command
 from clipit.errors import user_errors
+
+if TYPE_CHECKING:
+    from clipit.config.run import RunConfig
 
 
 def main() -> None:
@@ -47,14 +51,14 @@ def main() -> None:
             else:
                 run = demo(file.run, file.comparison, cases=case, agents=agents)
                 if not case:
-                    _map_slides(run, file.run.output / "slides")
+                    _map_slides(run, file.run)
         if len(parts) > 1 and get_processes().main:
             whose = ("of other patients", "of the same patients")
             files = {name: (file.run, file.comparison) for name, (file, _) in zip(whose, parts, strict=True)}
             print(f"\n{demo_table(files)}")
 
 
-def _map_slides(run: Path, out: Path) -> None:
+def _map_slides(run: Path, config: "RunConfig") -> None:
     """Map synthetic slides with the classifier of a run, if the packages that read slides are installed."""
     from clipit.distributed import get_processes
     from clipit.errors import DataError
@@ -63,7 +67,7 @@ def _map_slides(run: Path, out: Path) -> None:
 
     try:
         import_openslide()
-        text = demo_slides(run, out)
+        text = demo_slides(run, config.output / "slides", config)
     except DataError as error:
         if error.fix != MISSING_SLIDE_PACKAGES:
             raise

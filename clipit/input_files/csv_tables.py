@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _START = 4096  # bytes at the start of a file that are searched for null characters
+_AMBIGUOUS_COLUMNS, _PROSE_COLUMNS = 2, 3  # maximum number of columns of tables whose rows resemble lines of text
 _SAVE_AS_UTF8 = "save the table as UTF-8 (in Excel: CSV UTF-8)"
 
 
@@ -110,42 +111,56 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     """Read a csv file that must be UTF-8; see `read_csv`.
 
     Raises:
-        DataError: The file is not UTF-8, or `read_csv` rejects it.
+        DataError: The file is not UTF-8, a stray quotation mark joins rows, or `read_csv` rejects the file.
     """
     with path.open("rb") as stream:
         start = stream.read(_START)
     if start.count(0) > len(start) // 4:
         raise DataError("many null characters: the table is probably UTF-16 text", where=path, fix=_SAVE_AS_UTF8)
     try:
-        return read_csv(path, delimiter)
+        table = read_csv(path, delimiter)
     except UnicodeDecodeError:
         with path.open("rb") as stream:
             decodable = (line == line.decode(errors="ignore").encode() for line in stream)
             number = next((number for number, is_valid in enumerate(decodable, 1) if not is_valid), 1)
         raise DataError("not UTF-8 text", where=f"{path}, line {number}", fix=_SAVE_AS_UTF8) from None
+    _check_joined_rows(table, path)
+    return table
 
 
-def joined_rows(table: CsvTable, first_column: int) -> list[int]:
-    """Find rows in which a stray quotation mark joined later rows to a cell.
+def _check_joined_rows(table: CsvTable, where: object) -> None:
+    """Reject a cell that contains additional rows because of a stray quotation mark (see `joined_rows`).
+
+    Tables of two columns are not checked, because each line of a text with one comma looks like one of their rows.
+    """
+    for row, column in joined_rows(table) if len(table.header) > _AMBIGUOUS_COLUMNS else ():
+        raise DataError(
+            f"record {row + 1} (line {table.lines[row]}) contains "
+            f"{counted(table.rows[row][column].count(chr(10)), 'additional row')} in column "
+            f"{table.header[column].strip()}",
+            where=where,
+            fix="remove the stray quotation marks, or double those that belong to the text",
+        )
+
+
+def joined_rows(table: CsvTable) -> list[tuple[int, int]]:
+    """Find rows and columns of cells to which a stray quotation mark joined later rows.
 
     Such a cell is recognised by its delimiters: the first line has as many as there are columns after the cell, the
-    last line as many as there are columns before it, and each line in between as many as a whole row.
-
-    Args:
-        table: Table as returned by `read_csv`.
-        first_column: First column to check, counted from 0. In column 0, cells that look like prose are skipped: those
-            with a delimiter that is followed by a space or is between digits (a decimal comma).
+    last line as many as there are columns before it, and each line in between as many as a whole row. In the first
+    of up to three columns, cells that look like prose are skipped: those with a delimiter that is followed by a space
+    or is between digits (a decimal comma).
     """
     shifted = []
     prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")
     for row, cells in enumerate(table.rows):
         for column, cell in enumerate(cells):
             last = len(cells) - 1
-            if column < first_column or "\n" not in cell or (column == 0 and (not last or prose.search(cell))):
+            if "\n" not in cell or not last or (column == 0 and len(cells) <= _PROSE_COLUMNS and prose.search(cell)):
                 continue
             counts = [line.count(table.delimiter) for line in cell.split("\n")]
             if counts == [last - column, *[last] * (len(counts) - 2), column]:
-                shifted.append(row)
+                shifted.append((row, column))
                 break
     return shifted
 

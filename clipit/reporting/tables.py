@@ -157,7 +157,8 @@ def markdown_text(text: str) -> str:
 
     Everything else stays as it is, so that the Markdown is also readable as plain text.
     """
-    return re.sub(r"\](?=[(\[:])", r"\]", re.sub("<(?=[A-Za-z/!?])", "&lt;", text))
+    escaped = re.sub("<(?=[A-Za-z/!?])", "&lt;", text)
+    return re.sub(r"(\\*)\](?=[(\[:])", r"\1\1\]", escaped)  # a backslash before the bracket would undo the escape
 
 
 def markdown_line(text: object) -> str:

@@ -44,7 +44,7 @@ _CODE_PAGES = {
     "cp1254": "Turkish", "cp1255": "Hebrew", "cp1256": "Arabic", "cp1257": "Baltic", "gb18030": "Chinese",
     "cp932": "Japanese", "cp949": "Korean", "cp850": "DOS", "mac_roman": "classic Mac OS",
 }  # fmt: skip
-_WORD = re.compile(rb"[^\s\x80-\xff]*[\x80-\xff]\S*")
+_WORD = re.compile(rb"\S+")
 _PUNCTUATION = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u2013\u2014\u2026\u2022"
 """Quotation marks, dashes, ellipsis and bullet of code pages."""
 _SEPARATOR = re.compile(r"[^A-Za-z\x80-\U0010ffff]+")
@@ -234,7 +234,8 @@ def _encoding_hint(data: bytes) -> str:
         return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):
         return "set reports.encoding to utf-16, as the byte order mark indicates (--reports.encoding=utf-16)"
-    words = list(dict.fromkeys(match.group() for match in islice(_WORD.finditer(data), _MAX_WORDS)))
+    spelled_words = (word for match in _WORD.finditer(data) if not (word := match.group()).isascii())
+    words = list(dict.fromkeys(islice(spelled_words, _MAX_WORDS)))
     valid = sum(bool(_decode_words([word], "utf-8")) for word in words)
     if valid == len(words):
         return "set reports.encoding to utf-8 (--reports.encoding=utf-8)"

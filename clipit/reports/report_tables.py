@@ -66,7 +66,7 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
         problems += table.notes
         return csv_reports(table, path, config)
     table = read_csv_table(path, config.encoding, _DELIMITERS[format_name], columns)
-    for row in joined_rows(table, first_column=0):
+    for row, _ in joined_rows(table):
         problems.append(
             f"{path}, line {table.lines[row]}: this report spans several lines that look like rows of the table; if "
             "they are, remove or double the stray quotation mark"
@@ -144,7 +144,7 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
                 place = f"{where}, item {index}" if is_array else where
                 if not isinstance(cells, dict):
                     raise DataError("not a JSON object", where=place, fix='write objects such as {"text": "..."}')
-                _check_columns(config, list(cells), place, _missing_key_hint(config, cells) if seen else "")
+                _check_columns(config, list(cells), place, _missing_key_hint(config, cells, is_first=not seen))
                 seen = True
                 yield _raw_report(config, cells, place)
 
@@ -305,10 +305,13 @@ def _shown_name(column: str) -> str:
     return repr(column if len(column) <= _MAX_NAME_LENGTH else f"{column[:_MAX_NAME_LENGTH]}...")
 
 
-def _missing_key_hint(config: ReportsConfig, cells: Mapping[str, Any]) -> str:
-    """Return the fix for an object that lacks a key of the objects before it."""
-    missing = [column for column in _columns(config).values() if column not in cells]
-    return f"add {', '.join(f'{json.dumps(column)}: null' for column in missing)} to this object"
+def _missing_key_hint(config: ReportsConfig, cells: Mapping[str, Any], *, is_first: bool) -> str:
+    """Return the fix for an object that lacks a key, which the other objects may have."""
+    missing = {key: column for key, column in _columns(config).items() if column not in cells}
+    null = f"add {', '.join(f'{json.dumps(column)}: null' for column in missing.values())} to this object"
+    if not is_first:
+        return null
+    return f"if other objects have this key, {null}; otherwise set {' and '.join(f'reports.{key}' for key in missing)}"
 
 
 def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:

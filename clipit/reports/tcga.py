@@ -1,5 +1,6 @@
 """Read TCGA reports: the TCGA-Reports csv, or text files named by barcode."""
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ ID_COLUMN = "patient_filename"
 """Column of the published csv: barcode and name of the scanned file, joined by a dot."""
 CSV = "TCGA_Reports.csv"
 """File name of the published csv."""
+_JOINED_ROW = re.compile(r'\n"?(TCGA-\w\w-\w{4}[^,\s]*),')
 
 
 def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
@@ -89,7 +91,7 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
     """Read the published csv.
 
     Raises:
-        DataError: The column `patient_filename` is missing or repeats a value.
+        DataError: The column `patient_filename` is missing or repeats a value, or a stray quotation mark joins rows.
     """
     table = read_csv_table(path, config.encoding)
     if ID_COLUMN not in table.header:
@@ -103,6 +105,12 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
     keys = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
     where_of: dict[str, str] = {}
     for raw in csv_reports(table, path, config.model_copy(update=keys)):
+        if joined := _JOINED_ROW.search(raw.text):
+            raise DataError(
+                f"this report contains another row of the table, which begins with {joined[1]}",
+                where=raw.where,
+                fix="remove the stray quotation marks, or double those that belong to the text",
+            )
         first = where_of.setdefault(raw.report_id or "", raw.where)
         if first != raw.where:
             raise DataError(

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from clipit.config.data import SlidesConfig
-from clipit.config.run import VLMConfig
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted
 from clipit.evaluation.map_agreement import MapAgreement, compare_with_mask
@@ -35,19 +35,23 @@ _OVERLAP = 0.5
 _CELL = 16  # downsample at which maps and masks are compared: a quarter of a tile's edge
 
 
-def demo_slides(run: Path, out: Path) -> str:
+def demo_slides(run: Path, out: Path, config: RunConfig) -> str:
     """Score synthetic slides with a run's classifier and zero-shot with the VLM, and map the first slide.
 
     Args:
+        run: Folder of the run.
         out: Output folder, with the slides in `world/` and the maps in `classifier/` and `prompts/`.
+        config: Configuration of the run, with its VLM and whether the backbone's code may run.
 
     Returns:
         The agreement of both maps with the masks, as text.
     """
     world = ensure_slides(out / "world", WORLD)
     scorers = {
-        "classifier": classifier_scorer(open_exported(run)),
-        "prompts": vlm_scorer(load_vlm(VLMConfig(), get_processes().device), load_prompts(str(world / "prompts.yaml"))),
+        "classifier": classifier_scorer(
+            open_exported(run, vlm=config.vlm, trust_remote_code=config.backbone.trust_remote_code)
+        ),
+        "prompts": vlm_scorer(load_vlm(config.vlm, get_processes().device), load_prompts(str(world / "prompts.yaml"))),
     }
     listed = list_inputs([world / SLIDES])
     tiling = SlidesConfig(overlap=_OVERLAP, grids=str(out / "grids"))

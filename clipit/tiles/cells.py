@@ -10,7 +10,6 @@ from typing import Any, Literal
 from clipit.config.run import TilesConfig
 from clipit.config.section import MAX_MPP, MIN_MPP
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.csv_tables import CsvTable, joined_rows
 from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text, without_decimals
 from clipit.input_files.mangled_names import check_labels, check_mangled, placeholder_notes
 
@@ -68,19 +67,6 @@ def check_stored(texts: Iterable[str], column: str, where: object, row_name: Cal
                 fix="correct the cell; in csv files, an unclosed quotation mark joins rows",
             )
     return cells
-
-
-def check_joined_rows(table: CsvTable, where: object) -> None:
-    """Reject a cell that contains additional rows because of a stray quotation mark (see `joined_rows`)."""
-    for row in joined_rows(table, first_column=2):
-        cells = table.rows[row]
-        column = next(index for index, cell in enumerate(cells) if index > 1 and "\n" in cell)
-        raise DataError(
-            f"record {row + 1} (line {table.lines[row]}) contains "
-            f"{counted(cells[column].count(chr(10)), 'additional row')} in column {table.header[column].strip()}",
-            where=where,
-            fix="remove the stray quotation marks, or double those that belong to the text",
-        )
 
 
 def resolve_missing(

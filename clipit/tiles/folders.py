@@ -134,8 +134,11 @@ def _source(
 ) -> SourceTiles:
     """Build the source, with labels and splits from the ids; `others` are non-image files in class folders."""
     if not ids:
+        found = f"; found {shortlist(others)}" if others else ""
         raise DataError(
-            "no images in class folders", where=root, fix="put the images into <split>/<class>/ or <class>/ folders"
+            f"no images in class folders{found}",
+            where=root,
+            fix="unpack archives, and put the images into <split>/<class>/ or <class>/ folders",
         )
     depth = 2 if with_splits else 1
     folders = [file.split("/", depth)[depth - 1] for file in ids]

@@ -20,7 +20,7 @@ from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.spelling import check_column_spelling
-from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
+from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -237,7 +237,6 @@ def group_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str
 
 def _read_text(path: Path, delimiter: str) -> TileTable:
     table = read_utf8_csv(path, delimiter)
-    check_joined_rows(table, path)
     index_of = {name.strip(): index for index, name in enumerate(table.header)}
     return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines, table.hint)
 

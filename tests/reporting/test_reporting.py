@@ -58,7 +58,13 @@ EVIL = ("<img src=x onerror=alert(1)>", "![](https://example.org/a.png)", "a|b\\
 
 def active(text: str) -> list[str]:
     """HTML tags, and links and images other than to the run's own plots."""
-    return re.findall(r"<[A-Za-z/!?]|(?<!\\)\](?:\((?!confusion)|\[|:)", text)
+    return re.findall(r"<[A-Za-z/!?]|(?<!\\)(?:\\\\)*\](?:\((?!confusion)|\[|:)", text)
+
+
+@pytest.mark.parametrize("backslashes", range(4))
+def test_a_backslash_before_a_bracket_does_not_undo_its_escape(backslashes: int) -> None:
+    link = "![x" + "\\" * backslashes + "](https://example.org/a.png)"
+    assert not active(tables.markdown_text(link)) and not active(tables.markdown_table(("name",), [(link,)]))
 
 
 @pytest.mark.parametrize("resamples", [0, 20])

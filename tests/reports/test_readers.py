@@ -598,6 +598,9 @@ def test_an_object_that_lacks_a_key_of_the_others_is_to_get_null(tmp_path: Path)
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match=r'(?s)no column \'organ\'.*line 2.*fix: add "organ": null to this object'):
         read(path, organ_column="organ")
+    path.write_text("\n".join(reversed(lines)), encoding="utf-8")
+    with pytest.raises(DataError, match=r'(?s)line 1.*if other objects have this key, add "organ": null.*organ_column'):
+        read(path, organ_column="organ")
     lines[1] = '{"text": "Liver.", "organ": null}'
     path.write_text("\n".join(lines), encoding="utf-8")
     assert len(read(path, organ_column="organ").reports) == 2

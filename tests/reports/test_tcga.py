@@ -224,3 +224,12 @@ def test_linked_folders_of_texts(tmp_path: Path) -> None:
     (tmp_path / "texts" / "notes.csv").write_text("a,b\n")
     (tmp_path / "texts" / "linked").symlink_to(tmp_path / "outside")
     assert [r.report_id for r in read_reports(config(tmp_path / "texts")).reports] == [f"linked/{KIDNEY}"]
+
+
+def test_a_quote_that_is_closed_in_a_later_report_joins_no_reports(tmp_path: Path) -> None:
+    lines = ["patient_filename,text", *(f"TCGA-AA-{i:04}.file-{i},Colon adenocarcinoma {i}." for i in range(40))]
+    lines[3] = lines[3].replace(",Colon", ',"Colon')
+    lines[18] += '"'
+    (tmp_path / "r.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"(?s)contains another row .* begins with TCGA-AA-0003\.file-3.*line 4"):
+        read_reports(ReportsConfig(path=str(tmp_path / "r.csv"), format="tcga"))

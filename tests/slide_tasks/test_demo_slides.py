@@ -1,12 +1,15 @@
 """Demo on slides: the mask is read at the pixels of the map, and the table has both references."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_classifier import save_classifier
 
+from clipit.config.run import BackboneConfig, RunConfig, TilesConfig
+from clipit.runs.predict_tiles import open_exported
 from clipit.slide_tasks import slides_demo as demo_module
 from clipit.slide_tasks.slides_demo import demo_slides, read_mask
 from clipit.synthetic.latents import CLASSES
@@ -28,7 +31,18 @@ def test_slides_are_scored_by_classifier_and_prompts_and_compared_with_masks(
 ) -> None:
     monkeypatch.setattr(demo_module, "WORLD", SlideWorldConfig(train=0, validation=0, test=1, size=320))
     run = save_classifier(tmp_path / "models", sorted(CLASSES)) / "run"
-    text = demo_slides(run, tmp_path / "slides")
+    opened, config = (
+        [],
+        RunConfig(tiles=TilesConfig(source="table", path="t.csv"), backbone=BackboneConfig(trust_remote_code=True)),
+    )
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        opened.append(options)
+        return open_exported(*arguments, **options)
+
+    monkeypatch.setattr(demo_module, "open_exported", remember)
+    text = demo_slides(run, tmp_path / "slides", config)
+    assert opened == [{"vlm": config.vlm, "trust_remote_code": True}]
     assert "1 synthetic slide, 8 tissue classes" in text
     rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines() if line.startswith("|")}
     majority = float(rows["majority tissue per tile"][0])

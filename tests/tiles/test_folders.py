@@ -97,6 +97,11 @@ def test_loose_images_empty_and_absent_folders(tmp_path: Path) -> None:
         load_tiles(config(tmp_path / "nowhere"), seed=0)
     with pytest.raises(DataError, match="no images in class folders"):
         load_tiles(config(tmp_path), seed=0)
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK")
+    with pytest.raises(DataError, match=r"(?s)no images in class folders; found .*inner\.zip.*fix: unpack archives"):
+        load_tiles(config(tmp_path / "outer.zip"), seed=0)
+    (tmp_path / "outer.zip").unlink()
     paint(tmp_path / "1.png")
     with pytest.raises(DataError, match=r"1 image is outside class folders: 1.png"):
         load_tiles(config(tmp_path), seed=0)

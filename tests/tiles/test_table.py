@@ -613,6 +613,18 @@ def test_quotes_that_join_rows_in_another_column(tmp_path: Path, closed: int) ->
         load_tiles(config(path), seed=0)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_quotes_that_join_rows_in_an_unread_column_before_the_others(tmp_path: Path, place: int) -> None:
+    table = [dict([*list(row.items())[:place], ("note", "fine"), *list(row.items())[place:]]) for row in rows(tmp_path)]
+    path = write_table(tmp_path / "t.csv", table)
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace("fine", '"fine')
+    lines[9] = lines[9].replace("fine", 'fine"')
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"record 3 \(line 4\) contains 6 additional rows in column note"):
+        load_tiles(config(path), seed=0)
+
+
 def test_a_column_of_decimals_marks_unlabelled_tiles_with_minus_one_as_well(tmp_path: Path) -> None:
     table = [row | {"label": -1.0 if place in (0, 5) else float(place % 2)} for place, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")

@@ -67,7 +67,8 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
     """Read tile ids and texts from a CSV with the columns tile_id and text.
 
     Raises:
-        DataError: The file is missing or unreadable, lacks a column, has an empty text, or names unknown tiles.
+        DataError: The file is missing or unreadable, lacks a column, has an empty text, names unknown tiles, or a stray
+            quotation mark joins rows.
     """
     try:
         table = read_utf8_csv(path)
@@ -84,13 +85,22 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         )
     ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
     check_rounded(ids, _COLUMNS[0], lambda row: f"line {table.lines[row]}", path)
-    unknown = sorted(set(ids) - set(known.tolist()))
+    tiles = set(known.tolist())
+    unknown = sorted(set(ids) - tiles)
     if unknown:
         raise DataError(
             f"{counted(len(unknown), 'caption belongs', 'captions belong')} to no test tile: {shortlist(unknown)}",
             where=path,
             fix="use the ids of test tiles, as in predictions.parquet",
         )
+    for line, text in zip(table.lines, texts, strict=True):
+        joined = [name for row in text.split("\n")[1:] if (name := row.partition(",")[0].strip('"')) in tiles]
+        if joined:
+            raise DataError(
+                f"this caption contains the rows of {shortlist(joined)}",
+                where=f"{path}, line {line}",
+                fix="remove the stray quotation marks, or double those that belong to the text",
+            )
     empty = [
         name
         for name, text in zip(ids, texts, strict=True)

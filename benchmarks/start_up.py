@@ -6,7 +6,7 @@ from benchmarks.harness import Measurement, Options, alternate, run_python, seco
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Measure the seconds of `python scripts/NAME.py --help`, for every script (two if quick) and for a bare Python."""
+    """Time `python scripts/NAME.py --help` for every script (two if quick), and Python without a script."""
     home = Path(__file__).resolve().parent.parent
     scripts = sorted((home / "scripts").glob("*.py"))
     commands = {path.name: [str(path), "--help"] for path in (scripts[:2] if options.quick else scripts)}

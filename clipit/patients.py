@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 _TCGA = re.compile(r"(?<![A-Z0-9])TCGA([-.])[A-Z0-9]{2}\1[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
-"""TCGA barcode of a patient, also with the dots that R writes in names (`TCGA.A6.2671`)."""
+"""TCGA barcode of a patient, including the form with dots that R writes in names (`TCGA.A6.2671`)."""
 
 _SEPARATOR = re.compile(r"[\W_]+")
-_MAX_SLIDES = 10  # maximum mean number of slides per patient; with more, a common beginning is no patient
+_MAX_SLIDES = 10  # maximum mean number of slides per patient; with more, a common beginning is not a patient
 _MIN_STEMS = 4  # minimum number of different beginnings of slide names
 
 
@@ -75,7 +75,7 @@ def match_patients(names: Sequence[str], others: Sequence[str]) -> tuple[list[st
 def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     """Map slides in either source to their patients in the other, if one lists slides and the other patients.
 
-    A slide is named like its patient, followed by a separator and a suffix: P001-S1 is a slide of P001, but P10 is not
+    The name of a slide is that of its patient, a separator and a suffix: P001-S1 is a slide of P001, but P10 is not
     a slide of P1. Names are only matched if this holds for most slides or most patients, for more than one patient, and
     for at most ten slides per patient on average; otherwise, the beginning may be a hospital or a year.
     """

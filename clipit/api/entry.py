@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 
 
 def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: check its arguments, print log messages, and convert machine errors to `ClipitError`.
+    """Wrap a function: check its arguments, print log messages, and turn errors such as a full disk into `ClipitError`.
 
     Messages are printed unless the program has configured logging; `logging.getLogger("clipit").setLevel("WARNING")`
     silences them.

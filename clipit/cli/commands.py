@@ -28,7 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Whole-slide images": {
         "slides": "tile, score and map whole-slide images, and compare arms on them",
-        "mil": "learn slide or patient labels from stored features",
+        "mil": "predict slide or patient labels from stored features",
     },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",

@@ -1,4 +1,4 @@
-"""Learn slide or patient labels from stored features: attention, mean or max pooling, zero-shot, shuffled labels."""
+"""Predict slide or patient labels from stored features: attention, mean or max pooling, zero-shot, shuffled labels."""
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors

@@ -43,7 +43,7 @@ _LABEL_SECTIONS = ("own_report", "tiles", "reports", "leaks", "vlm")
 def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
     """Return the arms that use the patients' own reports, and their controls by role; None for a missing control.
 
-    These arms learn labels from the patients' own reports, or are paired with snippets of these reports
+    These arms are trained on labels from the patients' own reports, or paired with snippets of these reports
     (`pairing.reports`). An arm of the second kind has no labels from reports, so `own_shuffled` and the probe on report
     labels are not its controls. A control that is also the baseline has only the baseline's role.
     """
@@ -108,7 +108,7 @@ def recipe(plan: Plan, config: RunConfig) -> set[tuple[str, str]]:
 
 
 def label_sources(plan: Plan) -> dict[str, str]:
-    """Map each arm that learns labels from the patients' own reports to the first arm with the same labels.
+    """Map each arm trained on labels from the patients' own reports to the first arm with the same labels.
 
     Controls (case labels, shuffled reports) are excluded. Arms that differ only in training, such as those at equal
     steps, have the same labels and share one reference row.

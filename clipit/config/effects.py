@@ -28,7 +28,7 @@ class KeyEffect:
 
 @dataclass(frozen=True)
 class LaterKey:
-    """Marker for a key that was added when results existed; fingerprints omit its default, so that these stay valid."""
+    """Marker for a key added later: fingerprints omit its default value, so that existing results stay valid."""
 
 
 _Value = TypeVar("_Value")

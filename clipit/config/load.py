@@ -138,7 +138,7 @@ def current_name(key: str) -> str:
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace renamed keys in a configuration that clipit recorded, also in its arms and overrides."""
+    """Replace renamed keys in a configuration that clipit recorded, including its arms and overrides."""
     renamed = {current_name(key): value for key, value in values.items()}  # the keys of arms are dotted
     for old, new in RENAMED.items():
         *parents, name = old.split(".")

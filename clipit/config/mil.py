@@ -97,8 +97,8 @@ class MilConfig(Section):
     """Folder of masks (`<slide>.png`, of any resolution) to compare the maps with."""
     mask_values: dict[str, int] = Field(default_factory=dict)
     """Mapping from each class to its value in the masks; pixels with the value 255 are ignored, and those with other
-    values do not belong to the class. Masks without a pixel of the slide's class are listed; if no mask of a class
-    contains it, this is an error."""
+    values do not belong to the class. Masks without a pixel of the slide's class are listed; it is an error if
+    this applies to all masks of a class."""
 
     @field_validator("arms")
     @classmethod

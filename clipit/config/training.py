@@ -124,7 +124,7 @@ class OwnReportConfig(Section):
     labels: Literal["label", "rules", "text", "case"] = "label"
     """`label`: the column `reports.label_column`. `rules`: phrases per class, with negation and uncertainty. `text`: a
     text-only classifier fitted on the reports of patients with labelled tiles, cross-fitted by patient. `case`
-    (control without text): the labels of the patient's labelled tiles, also for patients without a report."""
+    (control without text): the labels of the patient's labelled tiles, even if the patient has no report."""
     class_map: dict[str, str] = Field(default_factory=dict)
     """`label` only: mapping from report labels to classes; reports with other labels are counted and not used. Empty:
     the labels are the classes."""

@@ -152,7 +152,7 @@ def _key_of(tiles: TilesConfig) -> str:
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig]) -> list[Check]:
-    """Report inputs in outputs/ that do not exist, which other commands write."""
+    """Report missing inputs in outputs/, the folder to which other commands write them."""
     grids: IncEx = {"slides": {"grids"}}  # written by the run, as is its output folder
     texts = [config.model_dump_json(exclude={"output": True, "arms": True, "tiles": grids}) for config in configs]
     texts += [tiles.model_dump_json(exclude=grids) for tiles in shifted.values()]

@@ -103,12 +103,12 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
         fix = f"pip install --force-reinstall --no-deps {next(iter(versions))}"
         return Check("FAIL", "faiss", f"{listed} cannot be imported: {error}.", fix)
     if has_gpu and not gpus and "faiss-cpu" not in versions:
-        fix = "compare its CUDA version with that of the driver (nvidia-smi); meanwhile, it searches on the CPU"
+        fix = "compare the CUDA version of faiss with that of the driver (nvidia-smi); until then, faiss uses the CPU"
         return Check("WARN", "faiss", f"{listed} finds no GPU, although torch does.", fix)
     best = {"AVX512": "SKYLAKEX", "AVX2": "Haswell"}.get(torch.backends.cpu.get_cpu_capability().partition("_")[0])
     slow = sorted(kernel for kernel in _faiss_kernels() if kernel.lower() not in _MODERN_KERNELS)
     if best and slow:
-        message = f"{listed} searches slowly: its OpenBLAS does not know this CPU, and uses the kernel {slow[0]}."
+        message = f"{listed} searches slowly: its OpenBLAS does not recognise this CPU, and uses the kernel {slow[0]}."
         return Check("WARN", "faiss", message, f"export OPENBLAS_CORETYPE={best}")
     return Check("PASS", "faiss", listed)
 
@@ -116,8 +116,8 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
 def _faiss_kernels() -> set[str]:
     """Return the kernels that the OpenBLAS of faiss has selected for this CPU.
 
-    An OpenBLAS release that does not know the CPU falls back to kernels for a much older CPU, which makes exact search
-    3 to 5 times slower (`python -m benchmarks faiss_threads` measures it).
+    An OpenBLAS release that does not recognise the CPU falls back to kernels for a much older one, which makes exact
+    search 3 to 5 times slower (measured by `python -m benchmarks faiss_threads`).
     """
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 

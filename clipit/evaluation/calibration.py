@@ -122,7 +122,7 @@ def measure_calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CalibrationScore]:
-    """Compute the calibration measures of n labelled tiles with 95% intervals; if `before` is given, also the changes.
+    """Compute the calibration measures of n labelled tiles with 95% intervals, and their changes if `before` is given.
 
     Args:
         groups: Patient or slide of each tile; "" where unknown.

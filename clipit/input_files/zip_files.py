@@ -1,4 +1,4 @@
-"""Open zips, and check that their directory lists all of their files."""
+"""Open zips, and check that their central directory lists all files."""
 
 import logging
 import os
@@ -15,8 +15,8 @@ from clipit.errors import counted, shortlist
 logger = logging.getLogger(__name__)
 
 _START, _ENTRY, _END, _END64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6"
-"""Signatures: local header, entry of the directory, end record, end record of zip64."""
-_END_RECORD = struct.Struct("<4s6xHI4xH")  # signature, number of files, bytes of the directory, length of the comment
+"""Signatures: local header, entry of the central directory, end record, end record of zip64."""
+_END_RECORD = struct.Struct("<4s6xHI4xH")  # signature, number of files, bytes of the entries, length of the comment
 _END64_RECORD = struct.Struct("<4s28xQ16x")  # signature, number of files
 _END64_BYTES = _END64_RECORD.size + 20  # with the locator that follows it
 _TAIL_BYTES = 2**16 + _END_RECORD.size + _END64_BYTES  # maximum length of a comment and of the records before it
@@ -30,10 +30,10 @@ _noted: set[Path] = set()  # zips whose names this process has logged
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip, and check that its directory is complete, because zipfile does not notice unlisted files.
+    """Open a zip, and check that its central directory is complete, because zipfile does not notice unlisted files.
 
     Raises:
-        BadZipFile: The zip is damaged, or its directory does not list all files.
+        BadZipFile: The zip is damaged, or its central directory does not list all files.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -125,14 +125,14 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
     if filled := [info.filename for info in members if info.is_dir() and info.file_size]:
         raise zipfile.BadZipFile(f"a folder that contains data, probably a file: {filled[0]!r}")
     if follows_zip:
-        raise zipfile.BadZipFile(f"it starts with files that its directory does not list: {_JOINED}")
+        raise zipfile.BadZipFile(f"it starts with files that its central directory does not list: {_JOINED}")
     rest = tail[start + _END_RECORD.size + comment :]
     if rest.startswith(b"PK") or _START in rest:
         raise zipfile.BadZipFile(f"more data after its end: {_JOINED}")
 
 
 def _has_end(stream: BinaryIO, stop: int) -> bool:
-    """Return whether another zip, with a directory and an end record, ends before a position."""
+    """Return whether another zip, with a central directory and an end record, ends before a position."""
     stream.seek(max(stop - _TAIL_BYTES, 0))
     before = stream.read(stop - stream.tell())
     end = before.rfind(_END, 0, len(before) - _END_RECORD.size + len(_END))

@@ -107,7 +107,7 @@ def check_values(truths: Mapping[str, SlideTruth], classes: Sequence[str], where
         where: Folder of the masks, for the error message.
 
     Raises:
-        DataError: No mask of a class contains a pixel of it.
+        DataError: The masks of a class's slides contain no pixel of that class.
     """
     names = list(truths)
     counts = [

@@ -108,7 +108,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
 
     Raises:
         ConfigError: `mil.mask_values` names a class that no bag can have.
-        DataError: A mask cannot be used, or no mask of a class contains a pixel of it.
+        DataError: A mask cannot be used, or the masks of a class's slides contain no pixel of that class.
     """
     if mil.masks is None:
         return MaskedSlides({})

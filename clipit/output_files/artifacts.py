@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 _CHECKSUM = "checksum"  # key of the checksum in JSON files
 REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
-_SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same time stamp
+_SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same timestamp
 known_digests: dict[tuple[str | int, ...], str] = {}  # SHA-256 of verified files, by name, inode, size and times
 
 

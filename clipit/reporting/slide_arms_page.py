@@ -186,7 +186,7 @@ def slide_arms_summary(
     failed: Sequence[tuple[str, str]],
     facts: Mapping[str, object],
 ) -> str:
-    """Compose the summary as Markdown, also readable as plain text; arguments as for `slide_arms_page`."""
+    """Compose the summary as Markdown that is readable as plain text; arguments as for `slide_arms_page`."""
     parts = [f"# {TITLE}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []
     parts.append(f"**{markdown_line(slide_verdict(comparison))}**")

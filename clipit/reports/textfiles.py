@@ -204,7 +204,7 @@ def _check_read(data: bytes, member: zipfile.ZipInfo) -> None:
     """Check that a member was read completely; zipfile does not verify the checksum if it finds no data.
 
     Raises:
-        BadZipFile: The size of the data differs from the size in the zip's directory.
+        BadZipFile: The size of the data differs from the size in the zip's central directory.
     """
     if len(data) != member.file_size or (not data and member.compress_size > _MAX_EMPTY_BYTES):
         raise zipfile.BadZipFile(f"{counted(len(data), 'byte')} found, {member.file_size} expected")

@@ -101,7 +101,7 @@ def _read_run(folder: Path) -> SlideRun:
 def check_patients(
     listed: SlideList, runs: Iterable[Path] | None, policy: LeaksPolicy, vlm: VLMConfig | None = None
 ) -> list[str]:
-    """Check that no patient is in two splits of the slides, and that no run was trained on their test patients.
+    """Check that no patient is in two splits of the slides, and that no run was trained on test patients.
 
     Only labelled slides are checked, because only these are evaluated. Must be called by all processes.
 

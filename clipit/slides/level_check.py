@@ -109,7 +109,7 @@ def _are_equal(actual: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 def _choose_cells(means: Float[np.ndarray, "rows columns"]) -> list[tuple[int, int]]:
-    """Choose cells with evenly spaced mean grey values, and as many evenly spaced cells, a few of each first."""
+    """Choose cells with evenly spaced mean grey values and evenly spaced cells; a few of both kinds come first."""
     order = np.argsort(means, axis=None, kind="stable")
     values = means.ravel()[order]
     targets = np.linspace(values[0], values[-1], _CELLS)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".h5", ".hdf5")
 _MAX_COORD = 2**53  # larger whole numbers are not exact as floats
-_MAX_COMPRESSION = 2000  # largest plausible factor; gzip compresses equal bytes by a factor of about 1000
+_MAX_COMPRESSION = 2000  # largest plausible ratio; gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
 

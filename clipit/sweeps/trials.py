@@ -127,7 +127,7 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
     """Read the configuration of a run, with the sweep and the swept values in its name."""
     if "name" in options:
         raise ConfigError(
-            "runs of a sweep are named after their values", where="--name", fix="name the sweep in its file"
+            "runs of a sweep are named after their swept values", where="--name", fix="name the sweep in its file"
         )
     swept = [f"{p.key}_{options[p.key]}" for p in sweep.parameters if p.key != "seed" and p.key in options]
     run_options = {**options, "name": plain_name("-".join([sweep.name, *swept]))}

@@ -73,7 +73,7 @@ class DrawnSlide:
     """A slide with the true tissue and artefact at every pixel.
 
     Attributes:
-        labels: 0 for glass, k + 1 for class k of `CLASSES`, also under artefacts.
+        labels: 0 for glass, k + 1 for class k of `CLASSES`, even under artefacts.
         artefacts: Values of `ARTEFACTS`, 0 elsewhere.
         centres: Centre that determines the stain of each tissue piece.
         ink: Pen colour; empty without artefacts.

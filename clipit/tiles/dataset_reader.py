@@ -45,7 +45,7 @@ def _read_by_table(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> SourceTiles:
-    """Read tiles whose path matches the pattern; a parent folder named like a split sets the split."""
+    """Read tiles whose path matches the pattern; a parent folder with the name of a split sets the split."""
     pattern = re.compile(data_set.pattern)
     mapping = split_map(config.splits, {**ALIASES, **data_set.split_names})
     magnification = config.magnification and config.magnification.removesuffix("X")

@@ -34,7 +34,7 @@ UNLABELLED = ("unlabelled", "unlabeled")
 def read_folders(config: TilesConfig) -> SourceTiles:
     """Read tiles from class folders, or a zip of them; the id of a tile is its path inside `tiles.path`.
 
-    The first-level folders are splits if one of them is named like a split. Folders inside a class folder belong to
+    The first-level folders are splits if one of them has the name of a split. Folders inside a class folder belong to
     that class. A folder `unlabelled` (or `unlabeled`, in any letter case) contains tiles without a label, unless
     tiles.classes or tiles.class_map names it.
 
@@ -106,7 +106,7 @@ def _read_member(archive: Path, name: str) -> bytes:
 
 
 def _has_splits(config: TilesConfig, names: Iterable[str]) -> bool:
-    """Return whether one of the first-level folders is named like a split."""
+    """Return whether one of the first-level folders has the name of a split."""
     mapping = split_map(config.splits, ALIASES)
     return any(name in mapping or name.lower() in mapping for name in names)
 
@@ -154,9 +154,9 @@ def _source(
     stems = {file.rpartition(".")[0] for file in ids}
     masks = [file for file in ids if (match := _MASK.fullmatch(file.rpartition(".")[0])) and match["image"] in stems]
     if masks:
-        count = counted(len(masks), "tile is named like a mask", "tiles are named like masks")
+        count = counted(len(masks), "tile has the name of a mask", "tiles have the names of masks")
         notes = (
-            f"WARNING: {count} of another tile: {shortlist(masks)}; move masks out of the class folders",
+            f"WARNING: {count} for another tile: {shortlist(masks)}; move masks out of the class folders",
             *notes,
         )
     return SourceTiles(

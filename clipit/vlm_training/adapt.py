@@ -236,7 +236,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
 
 
 def _used(adaptation: _Adaptation) -> list[TileSet | SeenTiles]:
-    """Return the images that are used, also those that select the step, and the reports that supply texts."""
+    """Return the images that are used, including those that select the step, and the reports that supply texts."""
     section, validation = adaptation.section, adaptation.validation
     used: list[TileSet | SeenTiles] = [adaptation.examples.used_tiles()]
     if section.keep == "best" and validation is not None:

@@ -86,8 +86,8 @@ def count_prompt_texts(
     if count:
         log(
             f"{counted(count, 'text equals', 'texts equal')} a class name or a prompt of the evaluated tiles (in "
-            f"{affected:,} of {len(examples):,} {split} examples): the adaptation learns labels, so compare it with "
-            "supervised training, not with zero-shot classification"
+            f"{affected:,} of {len(examples):,} {split} examples): the adaptation is trained on labels, so compare it "
+            "with supervised training, not with zero-shot classification"
         )
     return {"texts_like_prompts": count, "examples_like_prompts": affected}
 

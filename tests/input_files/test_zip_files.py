@@ -36,10 +36,13 @@ def damages(folder: Path) -> dict[str, bytes]:
         r"null character in the name of a file: 'b'": first[:start] + first[start:].replace(b"b.txt", b"b\0txt"),
         r"a folder that contains data, probably a file: 'b.tx/'": first[:start]
         + first[start:].replace(b"b.txt", b"b.tx/"),
-        "it starts with files that its directory does not list: several zips": first + second,
+        "it starts with files that its central directory does not list: several zips": first + second,
         "more data after its end: several zips": first + second[:-22],
         "more data after its end: several": first + b"\n" + second[:-22],
-        "it starts with files that its directory does not list: several": b"#!/bin/sh\n" + first + b"\n" + second,
+        "it starts with files that its central directory does not list: several": b"#!/bin/sh\n"
+        + first
+        + b"\n"
+        + second,
         "its end is missing: it is truncated, or several zips": first + large[:-22],
     }
 

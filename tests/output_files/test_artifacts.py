@@ -165,7 +165,7 @@ def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Mo
     folder = finished(tmp_path)
     monkeypatch.setattr("clipit.output_files.artifacts.file_sha256", count)
     open_artifact(folder, "thing").file("data.txt")
-    assert len(hashed) == 2  # written a moment ago: it might change again within the resolution of its time stamp
+    assert len(hashed) == 2  # written a moment ago: it might change again within the resolution of its timestamp
     monkeypatch.setattr("clipit.output_files.artifacts._SETTLED", 0)
     for _ in range(3):
         open_artifact(folder, "thing").file("data.txt")

@@ -218,7 +218,7 @@ def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: Wr
         make_trial(sweep, {"lora.rank": "2"})
     trial = make_trial(sweep, {"lora.rank": "2", "seed": "1"})
     assert run_folder(trial.config) == run_folder(plan_sweep(sweep, {}).trials[1].config)
-    with pytest.raises(ConfigError, match="named after their values"):
+    with pytest.raises(ConfigError, match="named after their swept values"):
         plan_sweep(sweep, {"name": "mine"})
     with pytest.raises(ConfigError, match=r"swept keys cannot be set on the command line: lora\.rank"):
         plan_sweep(sweep, {"lora.rank": "2"})

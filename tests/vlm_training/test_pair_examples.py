@@ -243,7 +243,7 @@ def test_texts_that_are_prompts_are_counted(
     with caplog.at_level("INFO", logger="clipit"):
         summary = make(config, write_table(tmp_path / "pairs.csv", config, content)).summary
     assert summary["texts_like_prompts"] == 1 and summary["examples_like_prompts"] == 10
-    assert "the adaptation learns labels" in caplog.text
+    assert "the adaptation is trained on labels" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ class Term(Generic[Options]):
         return frozenset(f"{self.section}.{name}" for name in type(self.options).model_fields if name != self.switch)
 
     def problems(self) -> list[str]:
-        """List conflicts between keys, each with a fix; also called while the term is disabled."""
+        """List conflicts between keys, each with a fix; called even if the term is disabled."""
         return []
 
     def describe(self) -> str:

@@ -107,7 +107,7 @@ def loss_columns(config: RunConfig) -> list[str]:
 
 
 def uses_own_report_labels(config: RunConfig) -> bool:
-    """Check whether an active term learns labels from reports of the patients that the tiles come from."""
+    """Check whether an active term uses labels from reports of the patients that the tiles come from."""
     return any("own_report" in term.reads for term in active_terms(config))
 
 

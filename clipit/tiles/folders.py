@@ -154,9 +154,11 @@ def _source(
     stems = {file.rpartition(".")[0] for file in ids}
     masks = [file for file in ids if (match := _MASK.fullmatch(file.rpartition(".")[0])) and match["image"] in stems]
     if masks:
-        count = counted(len(masks), "tile has the name of a mask", "tiles have the names of masks")
+        count = counted(
+            len(masks), "tile is named like a mask of another tile", "tiles are named like masks of other tiles"
+        )
         notes = (
-            f"WARNING: {count} for another tile: {shortlist(masks)}; move masks out of the class folders",
+            f"WARNING: {count}: {shortlist(masks)}; move masks out of the class folders",
             *notes,
         )
     return SourceTiles(

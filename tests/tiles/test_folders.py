@@ -386,5 +386,5 @@ def test_files_next_to_class_folders_and_masks_next_to_images_are_noted(tmp_path
         (tmp_path / name).write_bytes(b"x")
     notes = read_tiles(TilesConfig(source="folders", path=str(tmp_path))).notes
     assert f"2 files are not images and were dropped: {tmp_path / 'c.zip'}, {tmp_path / 'd.tar.gz'}" in notes
-    masks = "WARNING: 2 tiles have the names of masks for another tile: a/1_mask.png, b/x (2)_mask_1.png; move masks out"
+    masks = "WARNING: 2 tiles are named like masks of other tiles: a/1_mask.png, b/x (2)_mask_1.png; move masks out"
     assert any(note.startswith(masks) for note in notes)

@@ -1,15 +1,17 @@
 """Arms of a comparison that use reports of the patients that the tiles come from, and their controls."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import REFERENCE
 from clipit.comparison.vlm_reference import PROBE
+from clipit.config.effects import is_within, select_keys
+from clipit.config.load import value_at
 from clipit.config.run import RunConfig
-from clipit.output_files.artifacts import fingerprint
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.term_table import learns_from_reports, uses_own_report_labels
+from clipit.training.terms.own_reports import own_label_inputs
+from clipit.training.terms.term_table import learns_from_reports, unused_keys, uses_own_report_labels
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
 """Roles of the controls for an arm that uses the patients' own reports, in table order."""
@@ -21,23 +23,20 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "snippet": ("other_snippet", "clip_it_all"),
 }
 """Built-in arms that can serve as a control, by role, for messages; `find_control` compares configurations instead."""
-_SERVES: Mapping[str, Callable[[RunConfig], bool]] = {
-    "image embedding": lambda config: _distils(config, "image"),
-    "shuffled pairs": lambda config: _distils(config, "shuffled_text"),
-    "case": lambda config: uses_own_report_labels(config) and config.own_report.labels == "case",
-    "shuffled": lambda config: uses_own_report_labels(config) and config.own_report.shuffled,
-    "snippet": lambda config: (
-        _distils(config, "text")
-        and (config.distillation.tiles, config.distillation.text) == ("all", "frozen")
-        and config.soft_labels.source == "none"
-        and config.pairing.reports == "any"
-    ),
+_CONTROL_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "image embedding": {"distillation.target": "image"},
+    "shuffled pairs": {"distillation.target": "shuffled_text"},
+    "case": {"own_report.labels": "case"},
+    "shuffled": {"own_report.shuffled": True},
+    "snippet": {
+        "distillation.target": "text",
+        "distillation.tiles": "all",
+        "distillation.text": "frozen",
+        "soft_labels.source": "none",
+        "pairing.reports": "any",
+    },
 }
-"""Function for each role that returns whether an arm with a given configuration can serve as this control."""
-_NOT_COMPARED = {"arm", "arms", "name", "training"}
-"""Keys and sections in which an arm and its control may differ; `training` contains tuned hyperparameters."""
-_LABEL_SECTIONS = ("own_report", "tiles", "reports", "leaks", "vlm")
-"""Sections that determine the labels from the patients' own reports."""
+"""Keys that define each control, by role: an arm with these values can serve as the control if it uses the keys."""
 
 
 def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
@@ -55,7 +54,7 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
         if arm not in sources and arm not in paired:
             continue
         controls: dict[str, str | None] = {"baseline": plan.comparison.baseline, "tile probe": PROBE}
-        controls |= {role: find_control(plan, configs, arm, role, paired) for role in _SERVES if role in ROLES}
+        controls |= {role: find_control(plan, configs, arm, role, paired) for role in _CONTROL_KEYS if role in ROLES}
         if arm in sources:
             controls["report probe"] = report_probe_name(sources[arm])
         else:
@@ -84,7 +83,7 @@ def find_control(
         role: Role of the control, a key of `BUILT_IN`.
         excluded: Arms that cannot be controls.
     """
-    candidates = [name for name in configs if name not in (arm, *excluded) and _SERVES[role](configs[name])]
+    candidates = [name for name in configs if name not in (arm, *excluded) and serves(configs[name], role)]
     own = recipe(plan, configs[arm])
 
     def rank(name: str) -> tuple[bool, int]:
@@ -94,17 +93,19 @@ def find_control(
     return min(candidates, key=rank, default=None)
 
 
+def serves(config: RunConfig, role: str) -> bool:
+    """Check whether an arm, given its resolved configuration, can serve as the control with this role."""
+    values, unused = config.model_dump(mode="json"), unused_keys(config)
+    return all(
+        value_at(values, key) == value and not is_within(key, unused) for key, value in _CONTROL_KEYS[role].items()
+    )
+
+
 def recipe(plan: Plan, config: RunConfig) -> set[tuple[str, str]]:
     """Return the keys of a resolved arm with their values, without hyperparameters that are tuned for each arm."""
-
-    def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-        for key, value in tree.items():
-            if isinstance(value, Mapping):
-                yield from flatten(value, f"{prefix}{key}.")
-            elif not (key == "weight" or prefix + key in plan.comparison.grid):
-                yield prefix + key, repr(value)
-
-    return set(flatten(config.model_dump(exclude=_NOT_COMPARED), ""))
+    tuned = {"training", *plan.comparison.grid}
+    keys = select_keys(config, "results", "data")
+    return {(k, repr(value)) for k, value in keys.items() if not (is_within(k, tuned) or k.endswith(".weight"))}
 
 
 def label_sources(plan: Plan) -> dict[str, str]:
@@ -118,9 +119,7 @@ def label_sources(plan: Plan) -> dict[str, str]:
     for arm in plan.arms:
         config = resolve_plan_arm(plan, arm)
         if _learns_own_labels(config):
-            values = config.model_dump(mode="json")
-            labels = fingerprint([values[key] for key in _LABEL_SECTIONS])
-            sources[arm] = first.setdefault(labels, arm)
+            sources[arm] = first.setdefault(own_label_inputs(config), arm)
     return sources
 
 
@@ -135,12 +134,7 @@ def resolve_plan_arm(plan: Plan, arm: str) -> RunConfig:
 
 
 def _learns_own_labels(config: RunConfig) -> bool:
-    own_report = config.own_report
-    return uses_own_report_labels(config) and own_report.labels != "case" and not own_report.shuffled
-
-
-def _distils(config: RunConfig, target: str) -> bool:
-    return config.distillation.tiles != "none" and config.distillation.target == target
+    return uses_own_report_labels(config) and not (serves(config, "case") or serves(config, "shuffled"))
 
 
 def _reads_own_snippets(config: RunConfig) -> bool:

@@ -7,7 +7,8 @@ from math import prod
 from typing import Any
 
 from clipit.config.comparison import ComparisonConfig
-from clipit.config.load import keys_of, merge, nested, validate
+from clipit.config.effects import select_keys
+from clipit.config.load import keys_of, merge, nested, validate, without
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
@@ -146,11 +147,10 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
         )
 
 
-def tuning_sections(config: RunConfig) -> dict[str, Any]:
-    """Return the sections that determine the result of a search, in addition to the arms."""
-    sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
-    values: dict[str, Any] = config.model_dump(mode="json", include=set(sections))
-    return {section: values[section] for section in sections}
+def tuning_keys(config: RunConfig) -> dict[str, Any]:
+    """Return the keys that determine the result of a search, as a tree; the arms and seeds are recorded separately."""
+    others = select_keys(config, "recipe", "evaluation", "speed", "reporting")
+    return without(config.model_dump(mode="json"), ["seed", *others])
 
 
 def format_value(key: str, value: object) -> str:

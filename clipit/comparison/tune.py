@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from clipit.comparison.agents import additional_agents
-from clipit.comparison.search_grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_sections
+from clipit.comparison.search_grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_keys
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.load import without
 from clipit.config.run import RunConfig
@@ -215,7 +215,7 @@ def _write(
         "monitor": config.training.monitor,
         "tiles": workspace.all_tiles.fingerprint,
         "vlm": workspace.vlm.fingerprint,
-        "made_with": tuning_sections(config),
+        "made_with": tuning_keys(config),
         "trials": {
             arm: [
                 {"keys": dict(point.values), "scores": list(point.scores)}

@@ -11,7 +11,11 @@ from clipit.config.section import Section, check_once, check_seeds
 
 
 class ComparisonConfig(Section):
-    """Arms to compare over seeds, data sets and backbones, and the search for their hyperparameters."""
+    """Arms to compare over seeds, data sets and backbones, and the search for their hyperparameters.
+
+    Used by `clipit compare`, `clipit tune`, `clipit demo` and `clipit doctor`, not by a run. `clipit check-leaks`
+    and `clipit robustness` read only its shifted test sets.
+    """
 
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms to compare, in table order."""

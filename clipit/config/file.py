@@ -15,9 +15,6 @@ from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyC
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ConfigError
 
-SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil", "segmentation", "adapt")
-"""Sections of a configuration file that do not belong to a run."""
-
 
 class ConfigFile(Section):
     """Content of a configuration file, in which the keys of `run` are at the top level."""
@@ -39,6 +36,10 @@ class ConfigFile(Section):
             return values
         run = {key: value for key, value in values.items() if key not in SECTIONS}
         return {"run": run} | {key: values[key] for key in SECTIONS if key in values}
+
+
+SECTIONS = tuple(name for name in ConfigFile.model_fields if name != "run")
+"""Sections of a configuration file that do not belong to a run."""
 
 
 def run_section(config: RunConfig | ConfigFile) -> RunConfig:

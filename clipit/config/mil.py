@@ -51,7 +51,10 @@ class MilTargetsConfig(Section):
 
 
 class MilConfig(Section):
-    """Prediction of slide or patient labels: bags of stored features, the arms of the study, and maps."""
+    """Prediction of slide or patient labels: bags of stored features, the arms of the study, and maps.
+
+    Used by `clipit mil`, not by a run.
+    """
 
     bags: Literal["slide", "patient"] = "slide"
     """Labelled unit: one bag per slide, or one per patient with the tiles of all of the patient's slides. Tiles without

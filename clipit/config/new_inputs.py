@@ -29,7 +29,11 @@ _CHANGEABLE = (
     "vlm.trust_remote_code",
     "backbone.trust_remote_code",
 )
-"""Keys and sections that may be changed after training, because they do not affect the classifier."""
+"""Keys and sections that may be changed after training, because they do not affect the classifier.
+
+These are the keys that an evaluation reads; other keys without an effect on results, such as `tracking`, are of no use
+for a finished run.
+"""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ COMMON_KEYS = (
     "tiles.labels.value", "reports.path", "reports.format", "prompts", "vlm.name", "backbone.name", "lora.rank",
     "training.steps", "training.learning_rate", "training.tiles_per_step", "comparison.arms", "comparison.seeds",
 )  # fmt: skip
+"""Keys at the top of the page, selected for readers; the selection has no effect on programs."""
 _HEAD = """\
 # Configuration
 
@@ -42,17 +43,6 @@ _EFFECT_HEAD = """\
 The effect of a key is given in bold. Keys without a stated effect change results.
 
 """
-_USED_BY = {
-    "comparison": "Used by `clipit compare`, `clipit tune`, `clipit demo` and `clipit doctor`, not by a run. "
-    "`clipit check-leaks` and `clipit robustness` read only its shifted test sets.",
-    "probing": "Used by `clipit probe` and `clipit adapt`, not by a run.",
-    "robustness": "Used by `clipit robustness`, not by a run.",
-    "prompt_study": "Used by `clipit prompts study`, not by a run.",
-    "label_issues": "Used by `clipit label-issues`, not by a run.",
-    "mil": "Used by `clipit mil`, not by a run.",
-    "segmentation": "Used by `clipit segment` and `clipit annotators`, not by a run.",
-    "adapt": "Used by `clipit adapt`, not by a run.",
-}
 
 
 def reference() -> str:
@@ -75,8 +65,7 @@ def reference() -> str:
 
 def _sections(model: type[Section], prefix: str, effect: Effect | None) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield, for a section and each nested section, its prefix and its entries by key; entry "" is the description."""
-    description = " ".join((model.__doc__ or "").split())
-    entries = {"": " ".join(part for part in (description, _USED_BY.get(prefix.rstrip("."), "")) if part)}
+    entries = {"": " ".join((model.__doc__ or "").split())}
     nested: list[tuple[type[Section], str, Effect | None]] = []
     for name, field in model.model_fields.items():
         section, key = _inner(field.annotation), prefix + name

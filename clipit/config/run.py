@@ -268,8 +268,8 @@ class RunConfig(Section):
     """Text printed in every summary of the run."""
 
     def unused_keys(self) -> frozenset[str]:
-        """Return `lora`, unless the backbone is tuned with it; loss terms may still read it (`Term.reads`)."""
-        return frozenset(() if self.backbone.tuning == "lora" else ("lora",))
+        """Return `own_report` and, unless LoRA tunes the backbone, `lora`; loss terms may read both (`Term.reads`)."""
+        return frozenset(("own_report",) if self.backbone.tuning == "lora" else ("own_report", "lora"))
 
     @field_validator("name")
     @classmethod

@@ -37,7 +37,10 @@ class WindowsConfig(Section):
 
 class SegmentationConfig(Section):
     """Segmentation of tiles with masks (`tiles.columns.mask`): mask classes, methods, and lower and upper reference
-    scores (floors and ceilings)."""
+    scores (floors and ceilings).
+
+    Used by `clipit segment` and `clipit annotators`, not by a run.
+    """
 
     classes: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
     """Mask values of each class, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON masks, each polygon is named after

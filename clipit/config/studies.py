@@ -9,7 +9,10 @@ from clipit.config.section import MAX_SEED, Section, Seeds, check_once
 
 
 class ProbingConfig(Section):
-    """Probes, few-shot scores, label efficiency and retrieval with frozen features."""
+    """Probes, few-shot scores, label efficiency and retrieval with frozen features.
+
+    Used by `clipit probe` and `clipit adapt`, not by a run.
+    """
 
     probes: tuple[Literal["linear", "adamw", "knn", "simple_shot"], ...] = ("linear", "knn", "simple_shot")
     """Classifiers fitted on the features; `adamw` follows eva's protocol and takes minutes per model if there are many
@@ -75,7 +78,10 @@ _LEVELS: dict[str, tuple[float, float]] = {
 
 
 class RobustnessConfig(Section):
-    """Robustness of finished runs to perturbations and distribution shift."""
+    """Robustness of finished runs to perturbations and distribution shift.
+
+    Used by `clipit robustness`, not by a run.
+    """
 
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the curves and of the adaptation tables."""
@@ -127,7 +133,10 @@ class RobustnessConfig(Section):
 
 
 class PromptStudyConfig(Section):
-    """Zero-shot classification with different prompts, to measure how much the wording matters."""
+    """Zero-shot classification with different prompts, to measure how much the wording matters.
+
+    Used by `clipit prompts study`, not by a run.
+    """
 
     modes: tuple[Literal["single", "ensemble", "sampled", "screened"], ...] = (
         "single",
@@ -176,7 +185,10 @@ class PromptStudyConfig(Section):
 
 
 class LabelIssuesConfig(Section):
-    """Suspicious labels, ranked by confident learning from out-of-fold predictions of a probe on frozen features."""
+    """Suspicious labels, ranked by confident learning from out-of-fold predictions of a probe on frozen features.
+
+    Used by `clipit label-issues`, not by a run.
+    """
 
     features: Literal["vlm", "backbone"] = "vlm"
     """Frozen model whose features the probe uses: the VLM's image tower, or the backbone before training."""

@@ -70,7 +70,10 @@ class CasesConfig(Section):
 
 
 class AdaptConfig(Section):
-    """Adaptation of the VLM `vlm`: examples, weights, training, and the evaluation before and after."""
+    """Adaptation of the VLM `vlm`: examples, weights, training, and the evaluation before and after.
+
+    Used by `clipit adapt`, not by a run.
+    """
 
     data: Literal["pairs", "bags", "cases"] = "cases"
     """Training examples. `pairs`: image-text pairs (`adapt.pairs`). `bags`: training tiles with their nearest tiles,

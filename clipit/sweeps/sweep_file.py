@@ -18,6 +18,7 @@ _SECTIONS = {
     "early_terminate",
 }  # fmt: skip
 _NOT_SWEPT = ("name", "output", "overrides")
+"""Keys that name the folders of trials, and the keys of the command line; the sweep itself sets them."""
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
 _ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
 _METRIC_KEYS = ("name", "goal", "target")  # wandb's target has no effect on trials

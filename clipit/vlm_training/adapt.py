@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipit.config.effects import fingerprint_keys
+from clipit.config.effects import fingerprint_keys, select_keys
+from clipit.config.load import without
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
@@ -226,7 +227,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
             "vlm_fingerprint": vlm.fingerprint,
             "adapted_fingerprint": exported.fingerprint,
             "only_adapter": exported.reason,
-            "adapt": section.model_dump(mode="json", exclude={"arms", "seeds", "forgetting"}),
+            "adapt": without(section.model_dump(mode="json"), [*select_keys(section, "recipe", "evaluation")]),
             "examples": examples.summary,
             "validation_examples": None if validation is None else validation.summary,
             **count_logged(folder / "metrics.jsonl"),

@@ -194,10 +194,21 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     assert "chosen by clipit tune on validation tiles" in notes(tuned)
     assert "Trials per searched arm: 4, each with 1 seed" in notes(tuned)
     assert "the search was not repeated" not in notes(tuned)
+    assert not {"name", "output", "seed", "arms", "tracking", "evaluation"} & set(content["made_with"])
+    faster = with_run(tuned, training=tuned.run.training.model_copy(update={"threads": 5}))
+    assert "the search was not repeated" not in notes(faster)
+    other_terms = with_run(tuned, soft_labels=tuned.run.soft_labels.model_copy(update={"temperature": 2.0}))
+    assert "with different values of soft_labels: " in notes(other_terms)
     longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
     assert "with different values of lora: the search was not repeated for this configuration" in notes(longer)
     with pytest.raises(DataError, match=r"comparison\.searched"):
         notes(with_comparison(tuned, searched=str(record.parent / "none.json")))
+    sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
+    earlier = {name: json.loads(tuned.run.model_dump_json())[name] for name in sections}  # as earlier versions wrote it
+    earlier["training"]["threads"] = 3
+    record.write_text(json.dumps(content | {"arms": other, "made_with": earlier}), encoding="utf-8")
+    assert "chosen by clipit tune" in notes(tuned) and "the search was not repeated" not in notes(tuned)
+    assert "with different values of lora: " in notes(longer)
     for wrong in ({"arms": []}, {"arms": {"image_only": 1}}, {"made_with": 3}):
         record.write_text(json.dumps(content | wrong), encoding="utf-8")
         with pytest.raises(ArtifactError, match=r"(?s)not the record of a hyperparameter search.*tune again"):

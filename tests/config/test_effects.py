@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from clipit.config.effects import EFFECTS, field_effect, fingerprint_keys, is_within, select_keys
 from clipit.config.load import validate
+from clipit.config.new_inputs import _CHANGEABLE
 from clipit.config.run import RunConfig, VLMConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError
@@ -77,6 +78,15 @@ def test_keys_of_speed_and_reporting() -> None:
     }  # fmt: skip
     assert set(select_keys(CONFIG, "recipe")) == {"arm", "arms", "overrides"}
     assert select_keys(CONFIG.evaluation, "evaluation") == {"splits": ["validation", "test"], "bootstrap": 1000}
+
+
+def test_keys_that_a_finished_run_may_change_do_not_change_its_results() -> None:
+    """`trust_remote_code` only allows a model to be loaded, but is part of the fingerprints of existing runs."""
+    changeable = [key for key in LEAVES if is_within(key, _CHANGEABLE)]
+    assert {name for name in _CHANGEABLE if not any(is_within(key, {name}) for key in LEAVES)} == set()
+    assert {key for key in changeable if LEAVES[key] == "results"} == {
+        "vlm.trust_remote_code", "backbone.trust_remote_code",
+    }  # fmt: skip
 
 
 def test_a_field_has_the_effect_of_its_section_unless_it_declares_one() -> None:

@@ -17,7 +17,7 @@ from clipit.comparison.search_grid import (
     grid_axes,
     grid_points,
     is_tuned,
-    tuning_sections,
+    tuning_keys,
 )
 from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
 from clipit.config.comparison import ComparisonConfig
@@ -170,7 +170,7 @@ def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConf
         return "set in the configuration", list(comparison.arms)
     fix = "delete it and tune again"
     record = read_json(file, fix)
-    searched, recorded, current = record.get("arms", {}), record.get("made_with", {}), tuning_sections(config)
+    searched, recorded, current = record.get("arms", {}), record.get("made_with", {}), tuning_keys(config)
     if (
         not isinstance(recorded, dict)
         or not isinstance(searched, dict)
@@ -190,7 +190,7 @@ def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConf
             if key not in ignored
         )
     ]
-    changed = [name for name, values in current.items() if _differs(recorded.get(name), values)]
+    changed = [name for name, values in current.items() if name in recorded and _differs(recorded[name], values)]
     how = f"chosen by clipit tune on validation tiles ({file.name})"
     if changed:
         how += f", with different values of {', '.join(changed)}: the search was not repeated for this configuration"
@@ -198,9 +198,12 @@ def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConf
 
 
 def _differs(recorded: Any, current: Any) -> bool:
-    """Check whether a configuration section has changed; keys that were added since the search are ignored."""
+    """Check whether a configuration section has changed; keys that only one of the two has are ignored.
+
+    Earlier versions recorded keys that affect only speed or reporting, and lacked the keys that were added since.
+    """
     if isinstance(recorded, Mapping) and isinstance(current, Mapping):
-        return any(_differs(value, current.get(key)) for key, value in recorded.items())
+        return any(_differs(recorded[key], value) for key, value in current.items() if key in recorded)
     return bool(recorded != current)
 
 

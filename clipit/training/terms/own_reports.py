@@ -117,6 +117,12 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     return OwnLabels(probabilities.astype(np.float32), weights.astype(np.float32), facts, "\n".join(lines))
 
 
+def own_label_inputs(config: RunConfig) -> str:
+    """Return a fingerprint of the sections from which `own_report_labels` computes the labels, without reading data."""
+    sections = {"own_report", "tiles", "reports", "leaks", "vlm"}
+    return fingerprint(config.model_dump(mode="json", include=sections))
+
+
 def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str, str]:
     """Return the fingerprints of the inputs in use: reports of training patients, rules and tissue prompts."""
     options = config.own_report

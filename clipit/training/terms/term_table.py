@@ -38,10 +38,6 @@ TERMS: tuple[type[Term[Any]], ...] = (
 )
 
 
-_ONLY_FOR_TERMS = ("own_report",)
-"""Sections that have an effect on training only if an active term reads them (`Term.reads`)."""
-
-
 def all_terms(config: RunConfig) -> list[Term[Any]]:
     """Create every term of a resolved configuration, active or not.
 
@@ -145,7 +141,7 @@ def uses_key(config: RunConfig, key: str) -> bool:
 def unused_keys(config: RunConfig) -> frozenset[str]:
     """Return the keys and sections without effect on training: those that sections and terms declare unused."""
     terms = all_terms(config)
-    unused = {*declared_unused(config), *_ONLY_FOR_TERMS, *(() if uses_vlm(config) else ("vlm",))}
+    unused = {*declared_unused(config), *(() if uses_vlm(config) else ("vlm",))}
     for section in {term.section for term in terms}:
         unused |= frozenset.intersection(*(term.unused_keys() for term in terms if term.section == section))
     return frozenset(unused.difference(*(term.reads for term in terms if term.active)))

@@ -1,4 +1,4 @@
-"""Read items in threads while the model runs; batches stay in order, and few of them are in memory at a time.
+"""Read items in threads while the model runs; batches stay in order, and only a few are in memory at a time.
 
 Threads are faster than worker processes here: decoding and resizing release Python's global interpreter lock, and
 nothing is copied between processes.

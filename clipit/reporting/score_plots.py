@@ -63,9 +63,9 @@ def plot_seed_scores(
 def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") -> "Figure":
     """Plot a score against the fraction of training labels: one line per name through the means over seeds.
 
-    With up to 7 names, a band (a bar at a single fraction) spans the lowest to the highest seed. An arm that uses no
-    labels is a horizontal line. Fractions at which the score of any seed is undefined have no point; the axis title
-    says how many.
+    With up to 7 names, a band (a bar at a single fraction) spans the scores of all seeds. An arm that uses no labels is
+    a horizontal line. Fractions at which the score of any seed is undefined have no point; the axis title says how
+    many.
 
     Args:
         series: Scores by fraction of labels, of probes on frozen features or of arms.

@@ -79,7 +79,7 @@ def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[st
 
 
 def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
-    """Write synthetic slides with reports to a folder, atomically, unless it contains them.
+    """Write synthetic slides with reports to a folder, atomically, unless it already contains them.
 
     Raises:
         DataError: tifffile is not installed.

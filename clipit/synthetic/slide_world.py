@@ -187,7 +187,7 @@ def write_slide_files(folder: Path, config: SlideWorldConfig, slides: Iterable[L
 
 
 def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, ConfigT], object] = write_slides) -> Path:
-    """Write synthetic slides to a folder, atomically, unless it contains them.
+    """Write synthetic slides to a folder, atomically, unless it already contains them.
 
     Args:
         write_world: Function that writes all files of the world, `world.json` last.

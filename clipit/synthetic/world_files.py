@@ -102,7 +102,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def ensure_written(folder: Path, config: Section, write: Callable[[Path], object]) -> Path:
-    """Write a world to a folder, atomically, unless it exists.
+    """Write a world to a folder, atomically, unless it already exists.
 
     Args:
         config: Configuration that `world.json` in the folder must contain under `config`.

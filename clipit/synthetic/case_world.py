@@ -30,7 +30,7 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
-    """Write a world of cases to a folder unless it already exists; the folder is created only when the world is complete.
+    """Write a world of cases to a folder unless it already exists; the folder is created once the world is complete.
 
     Raises:
         ArtifactError: The folder contains other files or a different world; nothing in it is changed.

@@ -127,7 +127,7 @@ def grade_prompts(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, 
 
 
 def ensure_world(folder: Path, config: WorldConfig) -> Path:
-    """Write a synthetic world to a folder unless it already exists; the folder is created only when the world is complete.
+    """Write a synthetic world to a folder unless it already exists; the folder is created once the world is complete.
 
     Raises:
         ArtifactError: The folder contains other files or a different world; nothing in it is changed.

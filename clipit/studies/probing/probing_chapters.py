@@ -84,7 +84,7 @@ def probing_chapters(
                         "a class would have no label."
                     ),
                     _curve_table(curves),
-                    *([Plot(plot, "Label efficiency; bands: lowest to highest score over seeds", source)] if plot else []),
+                    *([Plot(plot, "Label efficiency; bands: range over seeds", source)] if plot else []),
                 ],
             )
         )

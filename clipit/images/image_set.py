@@ -18,6 +18,7 @@ from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
 from clipit.images.image_files import hidden_folder, hidden_note, image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
+from clipit.input_files.data_files import check_uncompressed
 
 ZIP = ".zip"
 _SQUARE = 1.05  # maximum ratio of the edges of an image that counts as square
@@ -129,6 +130,7 @@ def open_images(path: Path) -> ImageSet:
         others = [name for name in stamp_of if not is_image(name) and not Path(name).name.startswith(".")]
         stamps = [stamp_of[name] for name in names]
         return _nonempty_set(path, names, stamps, ZipReader(path, names), others, hidden_note(images))
+    check_uncompressed(path)
     if not is_image(path):
         raise DataError(
             "neither an image file in a supported format nor a folder or zip of images",

@@ -9,12 +9,16 @@ from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.csv_delimiter import has_semicolons, layout_hint, quoted_hint, ragged_hint
+from clipit.input_files.data_files import reject_compressed
 
 logger = logging.getLogger(__name__)
 
 _MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _START = 4096  # bytes at the start of a file that are searched for null characters
 _AMBIGUOUS_COLUMNS, _PROSE_COLUMNS = 2, 3  # maximum number of columns of tables whose rows resemble lines of text
+_ZIP = b"PK\3\4"
+_END_MARK = "\x1a"
+"""Control-Z, with which DOS programs end a file."""
 _SAVE_AS_UTF8 = "save the table as UTF-8 (in Excel: CSV UTF-8)"
 
 
@@ -65,7 +69,7 @@ def read_csv(
     blank: list[int] = []
     ends = _RowEnds()
     with path.open(encoding=encoding, newline="") as stream:
-        reader = csv.reader(ends.watch(stream), delimiter=delimiter, strict=True)
+        reader = csv.reader(ends.watch(without_end_mark(stream)), delimiter=delimiter, strict=True)
         line = 1
         try:
             header = next(filter(any, reader), []) if columns is None else list(columns)
@@ -107,6 +111,19 @@ def read_csv(
     return CsvTable(header, rows, lines, delimiter=delimiter)
 
 
+def without_end_mark(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a file, without the control character (0x1A) with which old DOS programs end it."""
+    last = None
+    for line in lines:
+        if last is not None:
+            yield last
+        last = line
+    if last is not None and (text := last.rstrip("\r\n")).endswith(_END_MARK):
+        last = text.rstrip(_END_MARK)
+    if last:
+        yield last
+
+
 def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     """Read a csv file that must be UTF-8; see `read_csv`.
 
@@ -115,6 +132,9 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     """
     with path.open("rb") as stream:
         start = stream.read(_START)
+    reject_compressed(start, path)
+    if start.startswith(_ZIP):
+        raise DataError("the file is a workbook (.xlsx) or a zip", where=path, fix="save the sheet as .csv")
     if start.count(0) > len(start) // 4:
         raise DataError("many null characters: the table is probably UTF-16 text", where=path, fix=_SAVE_AS_UTF8)
     try:

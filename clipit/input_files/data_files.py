@@ -34,6 +34,10 @@ MISSING_VALUES = frozenset(
 )
 """Texts used as placeholders for a missing value, and the errors of spreadsheet programs. Case matters: `none` may be a
 grade or a finding."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of compressed files."""
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_UNPACK = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""
 
@@ -108,6 +112,36 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
     for paths in (listed.files, listed.dangling, listed.undecodable, listed.repeated):
         paths.sort()
     return listed
+
+
+def compression(data: bytes) -> str:
+    """Name the method with which a file is compressed, given its first bytes; "" if it is not."""
+    return next((method for mark, method in _COMPRESSED.items() if data.startswith(mark)), "")
+
+
+def reject_compressed(data: bytes, where: object) -> None:
+    """Raise an error if the first bytes of a file are those of a compressed file.
+
+    Raises:
+        DataError: The file is compressed.
+    """
+    if method := compression(data):
+        raise DataError(
+            f"the file is compressed with {method}",
+            where=where,
+            fix=f"decompress it, for example with {_UNPACK[method]} or 7-Zip, and use the decompressed file",
+        )
+
+
+def check_uncompressed(path: Path) -> None:
+    """Check that a path is not a compressed file, whatever its suffix.
+
+    Raises:
+        DataError: The file is compressed.
+    """
+    if path.is_file():
+        with path.open("rb") as stream:
+            reject_compressed(stream.read(max(map(len, _COMPRESSED))), path)
 
 
 def reject_unlisted(paths: Sequence[Path], folder: Path) -> None:

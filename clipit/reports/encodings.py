@@ -11,6 +11,7 @@ from pathlib import Path
 from string import punctuation
 
 from clipit.errors import ConfigError, DataError, counted, shortlist
+from clipit.input_files.data_files import reject_compressed
 from clipit.input_files.git_lfs import PULL, is_pointer
 
 DOCUMENTS = frozenset({".doc", ".docx", ".htm", ".html", ".odt", ".pdf", ".rtf"})
@@ -167,13 +168,14 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
 
 
 def check_head(data: bytes, where: object, encoding: str) -> None:
-    """Reject Git LFS pointers, documents, and UTF-16 text if a different encoding is configured.
+    """Reject Git LFS pointers, compressed files, documents, and UTF-16 text if a different encoding is configured.
 
     Raises:
-        DataError: The content is a Git LFS pointer, a document or UTF-16.
+        DataError: The content is a Git LFS pointer, compressed, a document or UTF-16.
     """
     if is_pointer(data):
         raise DataError("this file is a Git LFS pointer, not the data", where=where, fix=PULL)
+    reject_compressed(data, where)
     for mark, kind in _DOCUMENT_HEADS.items():
         if data.startswith(mark):
             fix = (

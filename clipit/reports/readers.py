@@ -15,6 +15,7 @@ from clipit.errors import ConfigError, DataError, counted, is_limit, printable, 
 from clipit.input_files.data_files import (
     MISSING_VALUES,
     NO_CLASS,
+    check_uncompressed,
     hub_id,
     is_saved_dataset,
     list_files,
@@ -99,6 +100,7 @@ def read_reports(config: ReportsConfig) -> Reports:
     suffix = path.suffix.lower()
     if suffix in DOCUMENTS and path.is_file() and (config.format == "auto" or suffix in (".docx", ".odt", ".pdf")):
         raise DataError(f"{suffix} files are not plain text", where=path, fix=CONVERT)
+    check_uncompressed(path)
     format_name = _detect_format(config, path)
     _check_options(config, format_name, path)
     problems: list[str] = []

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
-from clipit.input_files.data_files import list_files
+from clipit.input_files.csv_tables import without_end_mark
+from clipit.input_files.data_files import COMPRESSED_SUFFIXES, list_files
 from clipit.input_files.zip_files import member_name, open_zip
 from clipit.reports.encodings import CONVERT, DOCUMENTS, check_head, codec, decoding, decoding_error
 
@@ -131,7 +132,7 @@ def text_lines(stream: Iterable[str]) -> Iterator[str]:
     Lines end in a line feed, after any number of carriage returns. In a file without line feeds, as written on classic
     Mac OS, they end in a carriage return.
     """
-    for number, line in enumerate(stream):
+    for number, line in enumerate(without_end_mark(stream)):
         if number == 0 and not line.endswith("\n"):
             yield from line.removesuffix("\r").split("\r")
         else:
@@ -152,7 +153,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         where = f"{path}, {name}"
         check_head(data, where, encoding)
         try:
-            text = data.decode(codec(encoding))
+            text = "".join(without_end_mark([data.decode(codec(encoding))]))
         except UnicodeError as error:
             raise decoding_error(data, where, encoding) from error
         _check_no_header(text.lstrip().partition("\n")[0], where)
@@ -261,13 +262,17 @@ def _text_names(path: Path, names: Sequence[str], problems: list[str]) -> list[s
     """Select the names of reports, sorted, and add the number of skipped files to `problems`.
 
     Raises:
-        DataError: There are only documents that must be converted.
+        DataError: There are only documents that must be converted, or files that must be decompressed.
     """
     others = sorted(name for name in names if not is_text(name))
     documents = [name for name in others if PurePosixPath(name).suffix.lower() in DOCUMENTS]
     if documents and len(others) == len(names):
         listed = f"{counted(len(documents), 'document')} such as {documents[0]}"
         raise DataError(f"no .txt files, but {listed}", where=path, fix=CONVERT)
+    packed = [name for name in others if name.lower().endswith(COMPRESSED_SUFFIXES)]
+    if packed and len(others) == len(names):
+        listed = f"{counted(len(packed), 'compressed file')} such as {packed[0]}"
+        raise DataError(f"no .txt files, but {listed}", where=path, fix="decompress them, for example with 7-Zip")
     if others:
         problems.append(f"{path}: {counted(len(others), 'other file')} skipped (not .txt), such as {others[0]}")
     return sorted(name for name in names if is_text(name))

@@ -10,6 +10,7 @@ from PIL import Image
 from clipit.crash_watch import noted
 from clipit.errors import DataError, is_limit
 from clipit.images.decode import SUFFIXES, ImageError, decode, is_image
+from clipit.input_files.data_files import check_uncompressed
 from clipit.input_files.git_lfs import check_pointer
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
@@ -97,6 +98,7 @@ def open_slide(path: Path) -> SlideFile:
             if not stream.read(1):
                 raise DataError("the file is empty", where=path, fix="copy the slide again")
         check_pointer(path)
+        check_uncompressed(path)
         return _open(path)
     except OSError as error:
         if is_limit(error):

@@ -11,7 +11,8 @@ from typing import Any
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, is_limit, printable, shortlist
-from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
+from clipit.input_files.csv_tables import without_end_mark
+from clipit.input_files.data_files import check_uncompressed, hub_id, is_saved_dataset, list_files
 from clipit.output_files.json_record import unique_keys
 from clipit.tiles.cells import stored_cell
 from clipit.tiles.missing_files import files_below, missing_files, spelled_on_disk
@@ -135,11 +136,12 @@ def _read_json_lines(path: Path) -> TileTable:
     """Read a table with one JSON object per line; missing keys are empty cells."""
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
+    check_uncompressed(path)
     try:
         texts = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 text: {error}", where=path, fix="save the file as UTF-8") from error
-    for line, text in enumerate(texts, 1):
+    for line, text in enumerate(without_end_mark(texts), 1):
         try:
             row = json.loads(text, object_pairs_hook=unique_keys) if text.strip() else {}
         except (ValueError, RecursionError) as error:

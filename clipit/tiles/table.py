@@ -15,7 +15,7 @@ from clipit.images.image_files import dangling_links, image_stamps
 from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.images.image_set import ImageSet
 from clipit.input_files.csv_tables import check_column_names, read_utf8_csv
-from clipit.input_files.data_files import MISSING_VALUES
+from clipit.input_files.data_files import MISSING_VALUES, check_uncompressed
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.nearby_files import similar_names
@@ -150,6 +150,7 @@ def open_table(path: Path) -> TileTable:
     if not path.is_file():
         advice = f"correct tiles.path; {similar_names(str(path))}"
         raise DataError("the tile table does not exist", where=path, fix=advice)
+    check_uncompressed(path)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:
         fix = "save the sheet as .csv" if suffix in WORKBOOKS else "use .csv, .tsv or .parquet"
@@ -246,11 +247,11 @@ def _read_parquet(path: Path) -> TileTable:
     import pyarrow.parquet as pq
 
     try:
+        names = list(pq.read_schema(path).names)
+        check_column_names(names, path)  # pyarrow's own error does not name a repeated column clearly
         table = pq.read_table(path, page_checksum_verification=True)
-        names = list(table.column_names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not a readable parquet file: {error}", where=path, fix="write it again") from error
-    check_column_names(names, path)
 
     def column(name: str) -> list[Any]:
         cells = table.column(name)

@@ -18,14 +18,13 @@ from PIL import Image
 
 from clipit.errors import DataError, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
-from clipit.input_files.data_files import list_files, reject_repeated, reject_unlisted
+from clipit.input_files.data_files import list_files, reject_compressed, reject_repeated, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import similar_names
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000
 _SCHEME = re.compile(r"^(pipe:|[A-Za-z][A-Za-z0-9+.-]*://)")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512  # bytes of a header, and the unit to which members are padded
 _READ = 2**20  # bytes read at a time after the end-of-archive marker
 _MAX_OPEN = 256  # shards that a process keeps open; others are opened for each read
@@ -145,14 +144,7 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator
             marker, or contains links, sparse files or a matching file that is too large.
     """
     with path.open("rb") as stream:
-        start = stream.read(8)
-        for magic, method in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise DataError(
-                    f"the shard is compressed ({method}), so its members cannot be read in random order",
-                    where=path,
-                    fix="decompress it; images are already compressed",
-                )
+        reject_compressed(stream.read(8), path)
         stream.seek(0)
         size = os.fstat(stream.fileno()).st_size
         try:

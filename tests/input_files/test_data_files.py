@@ -1,18 +1,26 @@
 """Listing of folders: links, loops, permissions, names."""
 
+import gzip
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from clipit.annotators.label_table import read_annotations
+from clipit.config.run import AnnotationsConfig, ReportsConfig
 from clipit.errors import DataError
+from clipit.images.image_set import open_images
 from clipit.input_files.csv_delimiter import layout_hint
 from clipit.input_files.data_files import cell_text, list_files, load_huggingface
 from clipit.input_files.nearby_files import similar_names
+from clipit.reports.readers import read_reports
+from clipit.slides.opening import open_slide
+from clipit.tiles.table import open_table
 
 
 def _write(path: Path) -> Path:
@@ -318,3 +326,50 @@ def test_a_set_on_the_hub_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(DataError) as raised:
         load_huggingface("hf:lab/tiles", "a.path")
     assert fix in str(raised.value)
+
+
+def test_compressed_files_are_named_by_every_reader_of_tables(tmp_path: Path) -> None:
+    readers: dict[str, Callable[[Path], object]] = {
+        "reports": lambda path: read_reports(ReportsConfig(path=str(path))),
+        "tiles": open_table,
+        "annotators": lambda path: read_annotations(AnnotationsConfig(path=str(path)), {}),
+        "images": open_images,
+        "slides": open_slide,
+    }
+    text = b"path,label,text,tile,annotator\na.png,a,A report.,a,b\n"
+    for kind, read in readers.items():
+        for name in ("t.csv.gz", "t.tsv.gz", "t.jsonl.gz", "t.csv", "t.parquet"):
+            path = tmp_path / name
+            path.write_bytes(gzip.compress(text))
+            with pytest.raises(DataError, match=r"(?s)compressed with gzip.*t\..*decompress it.*gunzip"):
+                pytest.fail(f"{kind} of {name}: {read(path)}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt.gz").write_bytes(gzip.compress(text))
+    with pytest.raises(DataError, match=r"(?s)1 compressed file such as a\.txt\.gz.*decompress"):
+        read_reports(ReportsConfig(path=str(tmp_path / "folder")))
+    (tmp_path / "t.csv").write_bytes(b"PK\3\4")
+    with pytest.raises(DataError, match=r"(?s)is a workbook.*save the sheet as \.csv"):
+        open_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("end", [b"\x1a", b"\n\x1a", b"\n\x1a\x1a\r\n", b"\r\n\x1a"])
+def test_the_end_mark_of_dos_is_no_part_of_a_table(tmp_path: Path, end: bytes) -> None:
+    table, lines, reports = tmp_path / "t.csv", tmp_path / "r.txt", tmp_path / "r.jsonl"
+    table.write_bytes(b"path,label,text\na.png,b,First report.\nb.png,c,Second report." + end)
+    lines.write_bytes(b"First report.\nSecond report." + end)
+    reports.write_bytes(b'{"text": "First report."}\n{"text": "Second report."}' + end)
+    texts = ["First report.", "Second report."]
+    assert open_table(table).column("text") == texts
+    for path in (table, lines, reports):
+        assert [report.text for report in read_reports(ReportsConfig(path=str(path))).reports] == texts
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.txt").write_bytes(b"First report." + end)
+    assert read_reports(ReportsConfig(path=str(tmp_path / "one"))).reports[0].text.strip() == texts[0]
+
+
+def test_columns_of_one_name_in_parquet_are_named(tmp_path: Path) -> None:
+    cells = [pa.array(["a.png"]), pa.array(["A report."]), pa.array(["b"])]
+    pq.write_table(pa.table(cells, names=["path", "text", "text"]), tmp_path / "t.parquet")
+    for read in (open_table, lambda path: read_reports(ReportsConfig(path=str(path)))):
+        with pytest.raises(DataError, match=r"(?s)several columns have the same name: text\n.*fix: rename all but one"):
+            read(tmp_path / "t.parquet")

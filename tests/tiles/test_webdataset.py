@@ -283,7 +283,7 @@ def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> N
         (lambda data: data[:700], "not a complete plain tar file"),
         (lambda data: b"", "not a complete plain tar file"),
         (lambda data: data.replace(b"2.png", b"2.p\xffg"), "not a complete plain tar file"),
-        (lambda data: b"\x1f\x8b" + data, r"compressed \(gzip\)"),
+        (lambda data: b"\x1f\x8b" + data, "compressed with gzip"),
     ],
 )
 def test_damaged_shards_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:

@@ -13,10 +13,10 @@ from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.input_files.csv_tables import CsvTable, check_column_names, read_utf8_csv
-from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text, check_uncompressed
+from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text
 from clipit.input_files.mangled_names import check_labels, check_rounded
 from clipit.input_files.nearby_files import similar_names
-from clipit.input_files.zip_files import describe_code_page
+from clipit.input_files.zip_files import check_uncompressed, describe_code_page
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHERE = "tiles.annotations"

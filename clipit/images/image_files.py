@@ -1,16 +1,15 @@
 """List the image files in a folder and its subfolders, with stamps that change when a file changes."""
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.images.decode import is_image
+from clipit.images.decode import SUFFIXES, is_image
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import FolderFiles, list_files, reject_repeated
+from clipit.input_files.data_files import hidden_names, hidden_note, is_hidden, list_files, reject_repeated
 
 
 @dataclass(frozen=True)
@@ -20,12 +19,17 @@ class ImageFiles:
     Attributes:
         images: Image files.
         others: Other files.
-        notes: Notes on images in hidden folders, which are skipped.
+        notes: Notes on hidden images and images in hidden folders, which are skipped.
     """
 
     images: list[str]
     others: list[str]
     notes: tuple[str, ...]
+
+
+def has_suffix(path: PurePath) -> bool:
+    """Return whether a file name, which may be hidden, has an image suffix."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> ImageFiles:
@@ -59,34 +63,7 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> Ima
     others: list[str] = []
     for name in sorted([*files, *dangling]):
         (images if is_image(name) else others).append(name)
-    return ImageFiles(images, others, hidden_note(_hidden_images(folder, listed)))
-
-
-def _hidden_images(folder: Path, listed: FolderFiles) -> list[str]:
-    """List the images in hidden folders, unless they are also read through a link."""
-    read = {os.path.realpath(parent) for parent in {file.parent for file in listed.files}} if listed.hidden else set()
-    return [
-        (Path(parent) / name).relative_to(folder).as_posix()
-        for hidden in listed.hidden
-        for parent, _, names in os.walk(hidden)
-        if os.path.realpath(parent) not in read
-        for name in names
-        if is_image(name)
-    ]
-
-
-def hidden_folder(name: str) -> str:
-    """Return the outermost hidden folder on a relative path; "" if there is none."""
-    folders = name.split("/")[:-1]
-    depths = (depth for depth, part in enumerate(folders, 1) if part.startswith("."))
-    return "/".join(folders[: next(depths, 0)])
-
-
-def hidden_note(images: Iterable[str]) -> tuple[str, ...]:
-    """Return a note on images that are skipped because they are in hidden folders; () if there are none."""
-    counts = Counter(filter(None, map(hidden_folder, images)))
-    listed = shortlist([f"{name} ({counted(count, 'image')})" for name, count in sorted(counts.items())])
-    return (f"hidden folders were skipped: {listed}",) if counts else ()
+    return ImageFiles(images, others, hidden_note(hidden_names(listed, folder, has_suffix), "image"))
 
 
 def dangling_links(links: Sequence[str], folder: Path) -> DataError:
@@ -124,7 +101,7 @@ def subfolders(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
     except OSError as error:
         raise DataError(
             f"cannot read this folder: {error.strerror or error}", where=folder, fix="correct its permissions"

@@ -16,9 +16,10 @@ from PIL import Image
 
 from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
-from clipit.images.image_files import hidden_folder, hidden_note, image_files, image_stamps
+from clipit.images.image_files import has_suffix, image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
-from clipit.input_files.data_files import check_uncompressed
+from clipit.input_files.data_files import hidden_note, is_hidden
+from clipit.input_files.zip_files import check_uncompressed
 
 ZIP = ".zip"
 _SQUARE = 1.05  # maximum ratio of the edges of an image that counts as square
@@ -112,7 +113,7 @@ def open_images(path: Path) -> ImageSet:
     """List the images of a folder or zip, sorted by id, or open one image file.
 
     The id of an image is its path relative to the folder or in the zip; the id of a single file is its name. Hidden
-    files are skipped silently; images in hidden folders and files that are not images are skipped with a note.
+    images, images in hidden folders and files that are not images are skipped with a note.
 
     Raises:
         DataError: The path does not exist, contains no image, or is a file of a different kind.
@@ -125,11 +126,11 @@ def open_images(path: Path) -> ImageSet:
         raise DataError("no such file or folder", where=path, fix="correct the path")
     if path.suffix.lower() == ZIP:
         stamp_of = zip_stamps(path)
-        images = [name for name in stamp_of if is_image(name)]
-        names = sorted(name for name in images if not hidden_folder(name))
-        others = [name for name in stamp_of if not is_image(name) and not Path(name).name.startswith(".")]
+        names = sorted(name for name in stamp_of if is_image(name) and not is_hidden(name))
+        others = [name for name in stamp_of if not has_suffix(Path(name)) and not is_hidden(name)]
+        hidden = sorted(name for name in stamp_of if has_suffix(Path(name)) and is_hidden(name))
         stamps = [stamp_of[name] for name in names]
-        return _nonempty_set(path, names, stamps, ZipReader(path, names), others, hidden_note(images))
+        return _nonempty_set(path, names, stamps, ZipReader(path, names), others, hidden_note(hidden, "image"))
     check_uncompressed(path)
     if not is_image(path):
         raise DataError(
@@ -203,7 +204,7 @@ def _nonempty_set(
 
     Args:
         others: Names of files that are not images.
-        hidden: Notes on hidden folders.
+        hidden: Notes on hidden images.
 
     Raises:
         DataError: There are no images.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.csv_delimiter import has_semicolons, layout_hint, quoted_hint, ragged_hint
-from clipit.input_files.data_files import reject_compressed
+from clipit.input_files.zip_files import reject_compressed
 
 logger = logging.getLogger(__name__)
 

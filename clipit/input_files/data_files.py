@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, has_controls, shortlist
+from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
 from clipit.input_files.git_lfs import check_pointer
@@ -34,10 +34,6 @@ MISSING_VALUES = frozenset(
 )
 """Texts used as placeholders for a missing value, and the errors of spreadsheet programs. Case matters: `none` may be a
 grade or a finding."""
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""First bytes of compressed files."""
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-_UNPACK = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""
 
@@ -50,7 +46,7 @@ class FolderFiles:
         files: Regular files, including links to files.
         dangling: Links whose target does not exist.
         undecodable: Files whose names are not UTF-8; ids and tables cannot contain them.
-        hidden: Hidden folders, which are not listed.
+        hidden: Hidden files (whether they are accepted or not) and hidden folders, whose files are not listed.
         repeated: Links to folders that are listed under another path, or folders inside such links.
     """
 
@@ -95,10 +91,10 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
         decodable = is_unicode(str(current.relative_to(folder)))
         for entry, is_folder in inside:
             path = current / entry.name
+            if is_hidden(entry.name):
+                listed.hidden.append(path)
             if is_folder:
-                if entry.name.startswith("."):
-                    listed.hidden.append(path)
-                elif entry.name not in _SYSTEM_FOLDERS:
+                if not is_hidden(entry.name) and entry.name not in _SYSTEM_FOLDERS:
                     (linked if entry.is_symlink() else real).append(path)
             elif not accept(path):
                 continue
@@ -114,34 +110,29 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
     return listed
 
 
-def compression(data: bytes) -> str:
-    """Name the method with which a file is compressed, given its first bytes; "" if it is not."""
-    return next((method for mark, method in _COMPRESSED.items() if data.startswith(mark)), "")
+def is_hidden(name: str) -> bool:
+    """Return whether a file on a relative path, or one of its folders, is hidden."""
+    return any(part.startswith((".", "__MACOSX")) and part != "." for part in name.split("/"))
 
 
-def reject_compressed(data: bytes, where: object) -> None:
-    """Raise an error if the first bytes of a file are those of a compressed file.
+def hidden_names(listed: FolderFiles, folder: Path, wanted: Callable[[Path], bool]) -> list[str]:
+    """List the wanted files that are hidden or in hidden folders, unless they are also read through a link.
 
-    Raises:
-        DataError: The file is compressed.
+    Args:
+        folder: Folder whose files are listed; the names are relative to it.
+        wanted: Whether a file would be read if it were not hidden.
     """
-    if method := compression(data):
-        raise DataError(
-            f"the file is compressed with {method}",
-            where=where,
-            fix=f"decompress it, for example with {_UNPACK[method]} or 7-Zip, and use the decompressed file",
-        )
+    read = {os.path.realpath(parent) for parent in {file.parent for file in listed.files}} if listed.hidden else set()
+    files = [path for path in listed.hidden if not path.is_dir()]
+    for parent, _, names in (walked for hidden in listed.hidden for walked in os.walk(hidden)):
+        if os.path.realpath(parent) not in read:
+            files += [Path(parent) / name for name in names]
+    return sorted(file.relative_to(folder).as_posix() for file in files if wanted(file))
 
 
-def check_uncompressed(path: Path) -> None:
-    """Check that a path is not a compressed file, whatever its suffix.
-
-    Raises:
-        DataError: The file is compressed.
-    """
-    if path.is_file():
-        with path.open("rb") as stream:
-            reject_compressed(stream.read(max(map(len, _COMPRESSED))), path)
+def hidden_note(names: Sequence[str], noun: str) -> tuple[str, ...]:
+    """Return a note on hidden files, and files in hidden folders, that were skipped; () if there are none."""
+    return (f"skipped {counted(len(names), f'hidden {noun}')}: {shortlist(names, 3)}",) if names else ()
 
 
 def reject_unlisted(paths: Sequence[Path], folder: Path) -> None:

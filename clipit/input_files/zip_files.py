@@ -1,4 +1,4 @@
-"""Open zips, and check that their central directory lists all files."""
+"""Open zips, check that their central directory lists all files, and recognise other compressed files."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from clipit.errors import counted, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,41 @@ _UTF8 = 0x800
 """Flag bit of a member whose name is UTF-8."""
 _CODE_PAGES = ("gbk", "big5", "cp932", "euc_kr", "cp1251", "cp866", "cp1252", "cp850", "cp1253", "cp1250", "cp852")
 """Code pages of Windows programs that write names without marking them as UTF-8."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of compressed files."""
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_UNPACK = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}
 _noted: set[Path] = set()  # zips whose names this process has logged
+
+
+def compression(data: bytes) -> str:
+    """Name the method with which a file is compressed, given its first bytes; "" if it is not."""
+    return next((method for mark, method in _COMPRESSED.items() if data.startswith(mark)), "")
+
+
+def reject_compressed(data: bytes, where: object) -> None:
+    """Raise an error if the first bytes of a file are those of a compressed file.
+
+    Raises:
+        DataError: The file is compressed.
+    """
+    if method := compression(data):
+        raise DataError(
+            f"the file is compressed with {method}",
+            where=where,
+            fix=f"decompress it, for example with {_UNPACK[method]} or 7-Zip, and use the decompressed file",
+        )
+
+
+def check_uncompressed(path: Path) -> None:
+    """Check that a path is not a compressed file, whatever its suffix.
+
+    Raises:
+        DataError: The file is compressed.
+    """
+    if path.is_file():
+        with path.open("rb") as stream:
+            reject_compressed(stream.read(max(map(len, _COMPRESSED))), path)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 from string import punctuation
 
 from clipit.errors import ConfigError, DataError, counted, shortlist
-from clipit.input_files.data_files import reject_compressed
 from clipit.input_files.git_lfs import PULL, is_pointer
+from clipit.input_files.zip_files import reject_compressed
 
 DOCUMENTS = frozenset({".doc", ".docx", ".htm", ".html", ".odt", ".pdf", ".rtf"})
 """Suffixes of documents that are not plain text."""

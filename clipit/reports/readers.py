@@ -15,7 +15,6 @@ from clipit.errors import ConfigError, DataError, counted, is_limit, printable, 
 from clipit.input_files.data_files import (
     MISSING_VALUES,
     NO_CLASS,
-    check_uncompressed,
     hub_id,
     is_saved_dataset,
     list_files,
@@ -24,6 +23,7 @@ from clipit.input_files.data_files import (
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_labels, check_rounded, placeholder_notes
 from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.zip_files import check_uncompressed
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import (
     CONVERT,

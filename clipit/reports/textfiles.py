@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
 from clipit.input_files.csv_tables import without_end_mark
-from clipit.input_files.data_files import COMPRESSED_SUFFIXES, list_files
-from clipit.input_files.zip_files import member_name, open_zip
+from clipit.input_files.data_files import hidden_names, hidden_note, is_hidden, list_files
+from clipit.input_files.zip_files import COMPRESSED_SUFFIXES, member_name, open_zip
 from clipit.reports.encodings import CONVERT, DOCUMENTS, check_head, codec, decoding, decoding_error
 
+_TEXT = ".txt"
 _MAX_TEXT_BYTES = 16 * 2**20  # maximum size of one report in bytes; larger files are other data, or zip bombs
 # A zip whose unpacked size exceeds both limits is rejected; text shrinks to a tenth, rarely to a hundredth.
 _MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # unpacked size relative to the zip, and in bytes
@@ -157,7 +158,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         except UnicodeError as error:
             raise decoding_error(data, where, encoding) from error
         _check_no_header(text.lstrip().partition("\n")[0], where)
-        yield RawReport(where, text, name[: -len(".txt")])
+        yield RawReport(where, text, name[: -len(_TEXT)])
 
 
 def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -171,11 +172,8 @@ def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]
         if files:
             shown = shortlist([file.relative_to(path) for file in files])
             problems.append(f"{path}: {counted(len(files), singular, plural)} skipped: {shown}")
-    hidden = [folder for folder in listed.hidden if any(folder.rglob("*.[tT][xX][tT]"))]
-    if hidden:
-        shown = shortlist([folder.relative_to(path) for folder in hidden])
-        problems.append(f"{path}: {counted(len(hidden), 'hidden folder')} with .txt files skipped: {shown}")
-    for name in _text_names(path, [file.relative_to(path).as_posix() for file in listed.files], problems):
+    hidden = hidden_names(listed, path, lambda file: file.suffix.lower() == _TEXT)
+    for name in _text_names(path, [file.relative_to(path).as_posix() for file in listed.files], hidden, problems):
         _check_size((path / name).stat().st_size, f"{path}, {name}")
         yield name, (path / name).read_bytes()
 
@@ -183,7 +181,9 @@ def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]
 def _zip_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of every .txt member of a zip, sorted by name; backslashes are read as slashes."""
     members = zip_members(path)
-    names = _text_names(path, [name for name in members if not name.endswith("/")], problems)
+    files = [name for name in members if not name.endswith("/")]
+    hidden = sorted(name for name in files if name.lower().endswith(_TEXT) and not is_text(name))
+    names = _text_names(path, files, hidden, problems)
     total = sum(members[name].file_size for name in names)
     if total > max(_SMALL_TOTAL, _MAX_RATIO * path.stat().st_size):
         raise DataError(
@@ -254,25 +254,26 @@ def _check_size(size: int, where: str) -> None:
 
 def is_text(name: str) -> bool:
     """Return whether a file is read as a report: a .txt file in any letter case that is not hidden."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    return name.lower().endswith(".txt") and not hidden
+    return name.lower().endswith(_TEXT) and not is_hidden(name)
 
 
-def _text_names(path: Path, names: Sequence[str], problems: list[str]) -> list[str]:
-    """Select the names of reports, sorted, and add the number of skipped files to `problems`.
+def _text_names(path: Path, names: Sequence[str], hidden: Sequence[str], problems: list[str]) -> list[str]:
+    """Select the names of reports, sorted, and add the numbers of hidden reports and other files to `problems`.
 
     Raises:
         DataError: There are only documents that must be converted, or files that must be decompressed.
     """
-    others = sorted(name for name in names if not is_text(name))
+    texts = sorted(name for name in names if is_text(name))
+    others = sorted(name for name in names if not name.lower().endswith(_TEXT))
     documents = [name for name in others if PurePosixPath(name).suffix.lower() in DOCUMENTS]
-    if documents and len(others) == len(names):
+    packed = [name for name in others if name.lower().endswith(COMPRESSED_SUFFIXES)]
+    if documents and not texts:
         listed = f"{counted(len(documents), 'document')} such as {documents[0]}"
         raise DataError(f"no .txt files, but {listed}", where=path, fix=CONVERT)
-    packed = [name for name in others if name.lower().endswith(COMPRESSED_SUFFIXES)]
-    if packed and len(others) == len(names):
+    if packed and not texts:
         listed = f"{counted(len(packed), 'compressed file')} such as {packed[0]}"
         raise DataError(f"no .txt files, but {listed}", where=path, fix="decompress them, for example with 7-Zip")
+    problems += [f"{path}: {note}" for note in hidden_note(hidden, "report")]
     if others:
         problems.append(f"{path}: {counted(len(others), 'other file')} skipped (not .txt), such as {others[0]}")
-    return sorted(name for name in names if is_text(name))
+    return texts

@@ -10,8 +10,8 @@ from PIL import Image
 from clipit.crash_watch import noted
 from clipit.errors import DataError, is_limit
 from clipit.images.decode import SUFFIXES, ImageError, decode, is_image
-from clipit.input_files.data_files import check_uncompressed
 from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.zip_files import check_uncompressed
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff

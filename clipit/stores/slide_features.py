@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, repeats, shortlist
-from clipit.input_files.data_files import list_files
+from clipit.input_files.data_files import hidden_names, hidden_note, list_files
 from clipit.input_files.git_lfs import check_pointer
 
 logger = logging.getLogger(__name__)
@@ -134,9 +134,11 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: There are no files, or two slides have the same name.
     """
-    files, unread = list[Path](), list[Path]()
+    files, unread, hidden = list[Path](), list[Path](), list[str]()
     for path in paths:
-        for file in sorted(list_files(path, _is_feature_file).files) if path.is_dir() else [path]:
+        listed = list_files(path, _is_feature_file) if path.is_dir() else None
+        hidden += hidden_names(listed, path, lambda file: file.suffix.lower() in _SUFFIXES) if listed else []
+        for file in sorted(listed.files) if listed else [path]:
             read = file == path or (file.parent == path and file.suffix.lower() in _SUFFIXES)
             (files if read else unread).append(file)
     where = shortlist([str(path) for path in paths])
@@ -144,6 +146,9 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
         raise DataError("no feature files", where=where, fix="use .h5 files from TRIDENT or CLAM, or their folder")
     if repeated := repeats([file.stem for file in files], files.__getitem__):
         raise DataError(f"slides with the same name: {shortlist(repeated)}", where=where, fix="rename the files")
+    if get_processes().main:
+        for note in hidden_note(hidden, "feature file"):
+            logger.info(f"note: {note}")
     if unread and get_processes().main:
         shown = shortlist(unread, 3)
         logger.info(

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import SUFFIXES, ImageError, is_image
-from clipit.images.image_files import hidden_note, image_files, image_stamps, subfolders
+from clipit.images.image_files import has_suffix, image_files, image_stamps, subfolders
 from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamps
+from clipit.input_files.data_files import hidden_note, is_hidden
 from clipit.tiles.imagefolder import METADATA_FILES, check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import split_map
@@ -20,8 +21,6 @@ _DOCUMENTS = frozenset(
     {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
 """Suffixes of documents; a folder that contains only documents is not a class."""
-_HIDDEN = (".", "__MACOSX", "@eaDir")
-"""Prefixes of files and folders that are ignored."""
 _MASK = re.compile(
     r"(?P<image>.+?)[ _.-]+(masks?|seg|segmentations?|anno|annotations?|labels?|gt|groundtruth)([ _-]?\d+)?",
     re.IGNORECASE | re.DOTALL,
@@ -79,7 +78,7 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
             where=archive,
             fix="repack the zip without one of them",
         )
-    visible = [name for name in stored_as if not any(part.startswith(_HIDDEN) for part in name.split("/"))]
+    visible = [name for name in stored_as if not is_hidden(name) and "@eaDir/" not in name]
     images = [name for name in visible if is_image(name)]
     tops = {name.split("/", 1)[0] for name in images} - {*(config.classes or ()), *config.class_map}
     in_one = len(tops) == 1 and all(name.startswith(f"{min(tops)}/") and name.count("/") > 1 for name in images)
@@ -94,7 +93,8 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     members = [stored_as[member_of[name]] for name in ids]
     others = [f"{archive}!{name}" for name in files]
     stamps, reader = [stamp_of[name] for name in members], ZipReader(archive, members)
-    notes = (*hidden_note(filter(is_image, stored_as)), *notes)
+    hidden = sorted(name for name in stored_as if has_suffix(PurePosixPath(name)) and is_hidden(name))
+    notes = (*hidden_note(hidden, "image"), *notes)
     return _source(config, archive, ids, others, stamps, reader, notes, with_splits=with_splits)
 
 

@@ -12,9 +12,17 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, is_limit, repeats, shortlist
 from clipit.images.decode import ImageError, decode, is_image
-from clipit.images.image_files import image_stamps
+from clipit.images.image_files import has_suffix, image_stamps
 from clipit.images.image_readers import Reader
-from clipit.input_files.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
+from clipit.input_files.data_files import (
+    check_arrow,
+    hidden_names,
+    hidden_note,
+    hub_id,
+    is_saved_dataset,
+    list_files,
+    load_huggingface,
+)
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
@@ -150,13 +158,15 @@ def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
         return ()
     folder = Path(path).expanduser()
     used = {file for rows in splits for file in _file_paths(rows, column)}
-    listed = list_files(folder, lambda file: is_image(file) and not file.name.startswith("."))
+    listed = list_files(folder, is_image)
+    hidden = hidden_note(hidden_names(listed, folder, has_suffix), "image")
     folders = {folder.absolute(), folder.resolve()}
     names = [file.relative_to(folder) for file in listed.files]
     unused = [name.as_posix() for name in names if not any(str(place / name) in used for place in folders)]
     if not unused:
-        return ()
+        return hidden
     return (
+        *hidden,
         f"{counted(len(unused), 'image')} in the folder {'is' if len(unused) == 1 else 'are'} not in the data set, "
         f"because its metadata file or its splits do not list {'it' if len(unused) == 1 else 'them'}: "
         f"{shortlist(unused)}",

@@ -11,7 +11,7 @@ from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.errors import DataError, counted, counted_of, printable, repeats, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_set import ImageSet
-from clipit.input_files.data_files import list_files, reject_unlisted
+from clipit.input_files.data_files import hidden_names, hidden_note, list_files, reject_unlisted
 from clipit.input_files.mangled_names import check_rounded
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
@@ -257,10 +257,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     notes = []
     if others:
         notes.append(f"{counted(len(others), 'file')} skipped (not slides): {shortlist([f.name for f in others], 3)}")
-    hidden = [path for path in found.hidden if any(map(is_slide, path.rglob("*")))]
-    if hidden:
-        shown = shortlist([path.relative_to(folder) for path in hidden], 3)
-        notes.append(f"{counted(len(hidden), 'hidden folder')} with slides skipped: {shown}")
+    notes += hidden_note(hidden_names(found, folder, lambda file: file.suffix.lower() in SLIDE_SUFFIXES), "slide")
     if len(files) < len(listed):
         notes.append(f"additional levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
     empty = [""] * len(slides)

@@ -15,11 +15,12 @@ from clipit.images.image_files import dangling_links, image_stamps
 from clipit.images.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.images.image_set import ImageSet
 from clipit.input_files.csv_tables import check_column_names, read_utf8_csv
-from clipit.input_files.data_files import MISSING_VALUES, check_uncompressed
+from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.spelling import check_column_spelling
+from clipit.input_files.zip_files import check_uncompressed
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk

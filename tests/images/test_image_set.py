@@ -39,20 +39,21 @@ def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: 
     assert list(one.ids) == ["2.png"] and one.notes == ()
 
 
-def test_images_in_hidden_folders_are_skipped_with_a_note(tmp_path: Path) -> None:
+def test_hidden_images_are_skipped_with_a_note(tmp_path: Path) -> None:
     folder = tmp_path / "tiles"
     for value, name in enumerate((".old/1.png", "b/.old/deep/1.png", "b/.old/2.png")):
         save(folder / name, value)
-    with pytest.raises(DataError, match=r"no images found; hidden folders were skipped: .old \(1 image\), b/.old"):
+    with pytest.raises(DataError, match=r"no images found; skipped 3 hidden images: .old/1.png, b/.old/2.png"):
         open_images(folder)
     save(folder / "a.png")
+    save(folder / "._a.png")
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
         for file in folder.rglob("*.png"):
             archive.write(file, f"./{file.relative_to(folder)}")
     for path in (folder, tmp_path / "tiles.zip"):
         images = open_images(path)
         assert list(images.ids) == ["a.png"]
-        assert images.notes == (f"{path}: hidden folders were skipped: .old (1 image), b/.old (2 images)",)
+        assert images.notes == (f"{path}: skipped 4 hidden images: ._a.png, .old/1.png, b/.old/2.png and 1 more",)
 
 
 def test_a_zip_that_was_made_on_windows_has_the_ids_of_its_folder(tmp_path: Path) -> None:

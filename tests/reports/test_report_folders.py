@@ -51,12 +51,14 @@ def test_splits_that_are_not_read_are_listed(tmp_path: Path) -> None:
 
 
 def test_hidden_folders_with_reports_are_counted(tmp_path: Path) -> None:
-    for name in ("a.txt", ".old/b.txt", ".old/deep/c.TXT", "sub/.old/d.txt", ".empty/notes.md"):
+    for name in ("a.txt", "._a.txt", ".old/b.txt", ".old/deep/c.TXT", "sub/.old/d.txt", ".empty/notes.md"):
         (tmp_path / "r" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "r" / name).write_text("Tubular adenoma of the colon.", encoding="utf-8")
     found = read_reports(ReportsConfig(path=str(tmp_path / "r")))
     assert [report.report_id for report in found.reports] == ["a"]
-    assert any("2 hidden folders with .txt files skipped: .old, sub/.old" in line for line in found.problems)
+    assert any(
+        "skipped 4 hidden reports: ._a.txt, .old/b.txt, .old/deep/c.TXT and 1 more" in line for line in found.problems
+    )
 
 
 def test_tables_of_two_kinds_are_an_error(tmp_path: Path) -> None:

@@ -107,13 +107,13 @@ def test_loose_images_empty_and_absent_folders(tmp_path: Path) -> None:
         load_tiles(config(tmp_path), seed=0)
 
 
-def test_other_files_are_noted_and_hidden_ones_ignored(tree: Path) -> None:
+def test_other_files_and_hidden_images_are_noted(tree: Path) -> None:
     (tree / "train" / "stroma" / "notes.txt").write_text("x")
     (tree / "train" / "stroma" / ".DS_Store").write_text("x")
     (tree / "train" / "stroma" / "._0.png").write_text("x")
     notes = load_tiles(config(tree), seed=0).notes
     assert any("1 file is not an image" in note and "notes.txt" in note for note in notes)
-    assert not any("hidden" in note for note in notes)
+    assert "skipped 1 hidden image: train/stroma/._0.png" in notes
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -128,7 +128,7 @@ def test_images_in_hidden_folders_are_counted_unless_a_link_leads_to_them(tree: 
         paint(tree / ".linked" / "0.png", 99)
         (tree / "train" / "stroma" / "more").symlink_to(tree / ".linked")
     tiles = load_tiles(config(tree.parent / "packed.zip" if zipped else tree), seed=0)
-    assert "hidden folders were skipped: .cache (2 images), train/.fat (1 image)" in tiles.notes
+    assert "skipped 3 hidden images: .cache/stroma/0.png, .cache/stroma/1.png, train/.fat/0.png" in tiles.notes
     assert not any("/." in f"/{name}" for name in tiles.ids)
 
 

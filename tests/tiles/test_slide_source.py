@@ -115,12 +115,13 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
     (tmp_path / "images" / "notes.txt").write_text("x")
     (tmp_path / "images" / ".old").mkdir()
     (tmp_path / "images" / ".old" / "b.svs").write_bytes(b"not read")
+    (tmp_path / "images" / "._a.svs").write_bytes(b"not read")
     with pytest.raises(DataError, match="a folder of slides has no labels"):
         read_tiles(section(tmp_path / "images"))
     unlabelled = LabelsConfig(kind="none")
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
     assert len(tiles) and any("1 file skipped (not slides)" in note for note in tiles.notes)
-    assert any("1 hidden folder with slides skipped: .old" in note for note in tiles.notes)
+    assert any("skipped 2 hidden slides: ._a.svs, .old/b.svs" in note for note in tiles.notes)
     (tmp_path / "images" / "gone.svs").symlink_to(tmp_path / "absent.svs")
     with pytest.raises(DataError, match=r"links to missing files.*gone\.svs"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)

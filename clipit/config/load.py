@@ -307,7 +307,11 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
     if repeated:
         listed = shortlist([f"'{key}' (line {line})" for key, line in repeated])
         raise ConfigError(
-            f"repeated keys (YAML keeps only the last value): {listed}", where=path, fix="keep each key once"
+            f"repeated keys (YAML keeps only the last value): {listed}",
+            where=path,
+            fix="keep each key once; several mappings are merged with one key, <<: [*a, *b]"
+            if any(key == "<<" for key, _ in repeated)
+            else "keep each key once",
         )
     if not isinstance(values, dict):
         raise ConfigError(

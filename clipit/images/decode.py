@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
 from clipit.errors import DataError, counted
-from clipit.images.jpeg import decode_plain
+from clipit.images.jpeg import count_pictures, decode_plain
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
 from clipit.images.tiff_copies import differs, is_auxiliary, is_reduced
 from clipit.images.tiff_parts import find_damaged_part, stored_colours
@@ -322,7 +322,7 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _check_pages(image: Image.Image, compare: bool) -> None:
-    """Reject animations and TIFF files with several images; smaller copies and masks may follow the first page.
+    """Reject animations, MPO and TIFF files with several images; smaller copies and masks may follow the first page.
 
     A TIFF whose first page is smaller than another one is rejected, because only the first page is read.
     """
@@ -331,7 +331,9 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     size, pages = image.size, int(getattr(image, "n_frames", 1))
     if image.format in _ANIMATIONS:
         raise ImageError(f"an animation with {pages} frames: save each frame as a separate file")
-    if image.format != "TIFF":  # the additional images of an MPO are previews or depth
+    if image.format == "MPO" and (pictures := count_pictures(image)) > 1:
+        raise ImageError(f"a multi-picture JPEG (MPO) with {pictures} pictures of equal size: save each separately")
+    if image.format != "TIFF":
         return
     equal = 1
     larger = None

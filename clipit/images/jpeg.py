@@ -14,6 +14,7 @@ import io
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -54,14 +55,35 @@ def decode_plain(image: Image.Image) -> Image.Image | str:
     """
     if type(image) is not JpegImageFile or image.fp is None or not image.tile or find_decoder() is None:
         return ""
-    position = image.fp.tell()
-    image.fp.seek(0)
-    data = image.fp.read()
-    image.fp.seek(position)
+    data = _read_all(image)
     samplings = [(component[1], component[2]) for component in image.layer]
     if image.mode == "RGB" and is_compared(image.width, image.height, samplings):
         return decode_bytes(data, image.width, image.height)
     return find_corruption(data, len(samplings), image.width, image.height)
+
+
+def count_pictures(image: Image.Image) -> int:
+    """Count the pictures of an opened multi-picture JPEG (MPO) that have the size and mode of the first.
+
+    The others are previews, depth maps and gain maps.
+    """
+    data = _read_all(image)
+    count = 1
+    with Image.open(io.BytesIO(data)) as copy:
+        for number in range(1, int(getattr(copy, "n_frames", 1))):
+            with suppress(SyntaxError, ValueError):  # a picture that is missing or damaged
+                copy.seek(number)
+                count += (copy.size, copy.mode) == (image.size, image.mode)
+    return count
+
+
+def _read_all(image: Any) -> bytes:
+    """Read the bytes of an image that Pillow has opened, but not loaded; it can still be loaded afterwards."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    data: bytes = image.fp.read()
+    image.fp.seek(position)
+    return data
 
 
 def is_compared(width: int, height: int, samplings: Sequence[tuple[int, int]]) -> bool:

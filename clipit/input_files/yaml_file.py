@@ -15,7 +15,6 @@ from clipit.errors import ClipitError, ConfigError, DataError
 from clipit.input_files.git_lfs import PULL, is_pointer
 
 _STANDARD = "tag:yaml.org,2002:"
-_MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
 _PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 _NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
 _SUFFIXES = (".yaml", ".yml", ".json")  # JSON is a subset of YAML
@@ -65,11 +64,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping and record its duplicate keys; merged keys may be overridden."""
+        """Compose a mapping and record its duplicate keys, including `<<`; merged keys may be overridden."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+            if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in seen:
                 self.repeated.append((key.value, key.start_mark.line + 1))

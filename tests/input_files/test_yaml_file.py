@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clipit.config.load import read_yaml
 from clipit.errors import ConfigError, DataError
 from clipit.input_files import yaml_file
 from clipit.input_files.yaml_file import load_mapping, load_yaml
@@ -75,6 +76,14 @@ def test_anything_else_is_refused_with_its_line(tmp_path: Path, text: str | byte
             load_yaml(path, kind)
         assert f"{path}, line {line}\n" in str(error.value)
     assert time.monotonic() - start < 10
+
+
+def test_two_merge_keys_in_one_mapping_are_duplicates(tmp_path: Path) -> None:
+    text = "a: &a {x: 1}\nb: &b {x: 2, y: 3}\nc:\n  <<: *a\n  <<: *b\nd: {<<: [*a, *b], z: 4}"
+    value, repeated = load_yaml(write(tmp_path, text))
+    assert repeated == [("<<", 5)] and value["d"] == {"x": 1, "y": 3, "z": 4}
+    with pytest.raises(ConfigError, match=r"(?s)repeated keys.*'<<' \(line 5\).*merged with one key, <<: \[\*a, \*b\]"):
+        read_yaml(write(tmp_path, text))
 
 
 def test_large_files_are_not_read(tmp_path: Path) -> None:

@@ -452,6 +452,19 @@ def test_a_member_without_a_name(tmp_path: Path) -> None:
         load_tiles(config, seed=0)
 
 
+def test_pictures_of_equal_size_in_one_jpeg_are_not_one_image(tmp_path: Path) -> None:
+    first = Image.new("RGB", (64, 64), "red")
+    for others, equal in (([(64, 64)], 2), ([(32, 32)], 1), ([], 1)):
+        more = [Image.new("RGB", size, "blue") for size in others]
+        more.append(Image.new("L", (64, 64)))  # a depth or gain map
+        first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=more)
+        if equal > 1:
+            with pytest.raises(ImageError, match=rf"\(MPO\) with {equal} pictures of equal size"):
+                decode(tmp_path / "a.jpg")
+        else:
+            assert decode(tmp_path / "a.jpg").size == (64, 64)
+
+
 @pytest.mark.parametrize("name", ["PNG", "GIF", "WEBP"])
 def test_an_animation_is_not_one_image(name: str) -> None:
     stream = io.BytesIO()

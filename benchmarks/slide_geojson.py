@@ -14,7 +14,7 @@ _COLOURS = tuple(f"#{i:02x}0000" for i in range(8))
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Measure the seconds for 100,000 tiles with the probabilities of 8 classes, and their ratio to a floor.
+    """Time the writing of 100,000 tiles with the probabilities of 8 classes, relative to a floor.
 
     The floor encodes the same features, already in memory as dictionaries, with `json.dumps` and writes the text.
     """

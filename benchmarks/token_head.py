@@ -7,7 +7,7 @@ from benchmarks.inputs import CLASSES, SIZE
 
 
 def measure(options: Options) -> list[Measurement]:
-    """Measure the seconds of a batch of windows with and without a step of the head on all of their tokens."""
+    """Time a batch of windows with and without a step of the head on all of their tokens."""
     import torch
 
     from clipit.config.run import BackboneConfig

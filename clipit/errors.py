@@ -20,7 +20,7 @@ _DISK = (
     errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EIO,
 )  # fmt: skip
 """Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long; a
-file system without locks, a network file system that was mounted again, or a damaged disk."""
+file system without locks, a network file system that was remounted, or a damaged disk."""
 _IN_THE_WAY = "delete or rename the file that is in the way, or "
 _NO_LOCKS = "mount this file system with support for locks, or "
 _REMEDIES = {

@@ -164,5 +164,5 @@ print(comparison.verdict)
 
 # %% [markdown]
 # `comparison.page` is the path of the whole report, with the tiles on which the arms differ.
-# `clipit.tune` searches hyperparameters with the same grid for every arm, and `clipit.probe`
+# `clipit.tune` tunes hyperparameters with the same grid for every arm, and `clipit.probe`
 # evaluates the frozen models; see the [Python API](api.md).

@@ -1,4 +1,4 @@
-"""Experiments in Python: compare arms, search hyperparameters and probe frozen features."""
+"""Experiments in Python: compare arms, tune hyperparameters and probe frozen features."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +99,7 @@ class TuneResult(ResultFiles):
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Trials, one row per arm, grid point and seed: arm, searched keys, seed and validation score."""
+        """Trials, one row per arm, grid point and seed: arm, tuned keys, seed and validation score."""
         rows = [
             {"arm": arm, **trial["keys"], "seed": seed, "score": score}
             for arm, trials in self._record["trials"].items()
@@ -140,7 +140,7 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
         agents: Number of processes on this machine that share the runs; with GPUs, each uses one.
 
     Raises:
-        ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
+        ConfigError: An arm's keys are invalid, or the arms' hyperparameters were tuned differently.
         DataError: A data set has no test tiles, or a prompt set lacks classes of the tiles.
         DivergenceError: Training diverged in so many runs that nothing can be compared.
     """

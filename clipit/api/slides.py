@@ -247,7 +247,7 @@ def score_slides(
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
     path = argument_path(Path(classifier)) if isinstance(classifier, str | Path) else None
-    runs: list[Path] | None = []  # prompts of a VLM have no run
+    runs: list[Path] | None = []  # a VLM with prompts does not come from a run
     if classifier is not None:
         runs = None if path is None else run_of_classifier(path)
     notes = check_patients(listed, runs, leaks_policy, vlm_section(vlm) if classifier is None else None)

@@ -32,7 +32,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",
-        "tune": "search hyperparameters with the same grid for every arm",
+        "tune": "tune hyperparameters with the same grid for every arm",
         "sweep": "run a sweep file in wandb's format",
         "adapt": "adapt the VLM itself, with controls, and evaluate it before and after",
         "probe": "evaluate frozen features with probes and retrieval",

@@ -55,7 +55,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
         Folder with comparison.md, .tex, .html, .parquet and .json.
 
     Raises:
-        ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
+        ConfigError: An arm's keys are invalid, or the arms' hyperparameters were tuned differently.
         DataError: A data set has no test tile, or a prompt set's classes differ from those of the tiles.
         DivergenceError: Training diverged in so many runs that nothing can be compared.
     """

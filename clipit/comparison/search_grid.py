@@ -1,4 +1,4 @@
-"""Search grid of a comparison: the points of each arm, and a check that all arms were searched in the same way."""
+"""Search grid of a comparison: the points of each arm, and a check that all arms were tuned in the same way."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -106,7 +106,7 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
     Either all arms share the values of all grid keys (none was tuned), or the values of each arm are a grid point.
 
     Raises:
-        ConfigError: Values lie outside the grid, or a built-in arm differs in keys that were not searched.
+        ConfigError: Values lie outside the grid, or a built-in arm differs in keys that were not tuned.
     """
     _check_built_in_arms(config, comparison, arms)
     axes = {arm: grid_axes(config, comparison, arm) for arm in arms}
@@ -120,7 +120,7 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
             outside.append(f"{arm} ({', '.join(outside_values)})")
     if outside:
         raise ConfigError(
-            f"values outside the common search grid: {shortlist(outside, 10)}; an arm that was searched differently "
+            f"values outside the common search grid: {shortlist(outside, 10)}; an arm that was tuned differently "
             "cannot be compared with the others",
             where="arms, compared with comparison.learning_rates, comparison.steps and comparison.grid",
             fix="use the values that clipit tune chose for every arm, or widen the grid and tune all arms again",
@@ -128,7 +128,7 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
 
 
 def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
-    """Check that arms named after a built-in recipe differ from it only in searched keys."""
+    """Check that arms named after a built-in recipe differ from it only in tuned keys."""
     searched = {RATE, STEPS, "base", *comparison.grid}
     changed = []
     for arm in arms:
@@ -141,7 +141,7 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
             changed.append(f"{arm} ({', '.join(keys)})")
     if changed:
         raise ConfigError(
-            f"these built-in arms have changed keys that are not searched for the other arms: {shortlist(changed, 10)}",
+            f"these built-in arms have changed keys that are not tuned for the other arms: {shortlist(changed, 10)}",
             where="arms, compared with comparison.grid",
             fix="rename the arm, or make the key an axis of comparison.grid",
         )

@@ -64,7 +64,7 @@ def label_efficiency(
 ) -> list[LabelPoint]:
     """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
-    If several seeds draw the same tiles, as all do at a fraction of 1, the probe is fitted only once.
+    If the same tiles are drawn for several seeds, as at a fraction of 1, the probe is fitted only once.
 
     Args:
         train: Features and labels of the training tiles.

@@ -64,8 +64,8 @@ def evaluate_predictions(
             "seed": seed,
             "auroc": f"binary, positive class {predictions.classes[-1]}"
             if len(predictions.classes) == 2
-            else "macro mean of one class against the rest" + (", over classes with tiles" if present_only else ""),
-            "ece": f"top class, {ECE_BINS} equally wide bins",
+            else "one-vs-rest macro mean" + (", over classes with tiles" if present_only else ""),
+            "ece": f"top class, {ECE_BINS} equal-width bins",
         },
         "splits": {split: _split_results(predictions.select(split), bootstrap, seed, present_only) for split in splits},
     }

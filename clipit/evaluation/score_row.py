@@ -62,7 +62,7 @@ class ScoreRow:
         resampled: Number and kind of the resampling units of the bootstrap, such as `12 groups`.
         zero_shot: Zero-shot score of the same student, using the class prompts.
         predictions_sha256: SHA-256 of the predictions file.
-        searched: Searched hyperparameters and their values, as JSON.
+        searched: Tuned hyperparameters and their values, as JSON.
         tiles_per_second: Inference speed, in tiles per second.
         parameters: Number of parameters at inference.
     """

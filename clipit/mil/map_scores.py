@@ -100,7 +100,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
 
 
 def check_values(truths: Mapping[str, SlideTruth], classes: Sequence[str], where: Path) -> list[str]:
-    """Describe masks without a pixel of their slide's class, values that `mil.mask_values` does not list, and 255.
+    """Describe masks without pixels of their slide's class or with ignored pixels, and values not in `mil.mask_values`.
 
     Args:
         truths: Truth of each slide.

@@ -31,7 +31,7 @@ _PIL_FILTERS = {
 }
 
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
-"""Switches in transformers' file that are applied here, or that do not affect pixels."""
+"""Flags in transformers' preprocessor_config.json that are applied here, or do not affect pixels."""
 _SQUASHING = ("ViT", "DeiT", "Beit", "DINOv3ViT")  # image processors that read one number as height and width
 _BILINEAR = ("ViT", "DINOv3ViT")  # image processors that resize bilinearly unless their file sets a filter
 

@@ -27,8 +27,7 @@ POOLING_TEXT = (
 )
 LEVEL_TEXT = (
     "A patient's score is the mean score of the patient's slides. AUROC is computed from each score minus the mean of "
-    "the slide's scores, for one class against the rest, and averaged over classes (with two classes, only for the "
-    "second)."
+    "the slide's scores, as the one-vs-rest macro mean (with two classes, only for the second)."
 )
 
 

@@ -19,7 +19,7 @@ from clipit.reports.encodings import CONVERT, DOCUMENTS, check_head, codec, deco
 
 _TEXT = ".txt"
 _MAX_TEXT_BYTES = 16 * 2**20  # maximum size of one report in bytes; larger files are other data, or zip bombs
-# A zip whose unpacked size exceeds both limits is rejected; text shrinks to a tenth, rarely to a hundredth.
+# A zip whose unpacked size exceeds both limits is rejected; text compresses to a tenth, rarely to a hundredth.
 _MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # unpacked size relative to the zip, and in bytes
 _MAX_EMPTY_BYTES = 64  # maximum compressed size of an empty file, with any compression method
 _SEPARATORS = {
@@ -128,7 +128,7 @@ def _list_separators(counts: Counter[str]) -> str:
 
 
 def text_lines(stream: Iterable[str]) -> Iterator[str]:
-    r"""Yield the lines of a text file that was opened with `newline="\n"`, without their ends.
+    r"""Yield the lines of a text file that was opened with `newline="\n"`, without line endings.
 
     Lines end in a line feed, after any number of carriage returns. In a file without line feeds, as written on classic
     Mac OS, they end in a carriage return.
@@ -253,7 +253,7 @@ def _check_size(size: int, where: str) -> None:
 
 
 def is_text(name: str) -> bool:
-    """Return whether a file is read as a report: a .txt file in any letter case that is not hidden."""
+    """Return whether a file is read as a report: a .txt file (suffix in any letter case) that is not hidden."""
     return name.lower().endswith(_TEXT) and not is_hidden(name)
 
 

@@ -210,7 +210,7 @@ def _write_report(
 
 
 def _delete_page(folder: Path) -> None:
-    """Delete the page and plots of an earlier evaluation, which a new evaluation may not replace completely."""
+    """Delete the page and plots of an earlier evaluation, which a new evaluation might not replace completely."""
     for pattern in ("report.html", "curves.png", "confusion_*.png", "reliability_*.png"):
         for path in folder.glob(pattern):
             path.unlink()

@@ -28,7 +28,7 @@ TrialKey = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a search: the values of the searched keys, and the configuration of the run."""
+    """One run of a search: the values of the tuned keys, and the configuration of the run."""
 
     values: Mapping[str, Any]
     config: RunConfig

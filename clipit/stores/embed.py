@@ -314,7 +314,7 @@ def write_embeddings(
     encode: Callable[[int, int, Advance], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
-    """Write the embeddings of a VLM in half precision, unit-norm if in the joint space; return the store's facts.
+    """Write the embeddings of a VLM in half precision, unit-norm if in the joint space; return the manifest's `facts`.
 
     Args:
         encode: Function from the first and last (exclusive) row of a shard to its vectors; it advances the progress

@@ -126,7 +126,7 @@ def _key_problem(key: str, entry: Any) -> str:
         similar = difflib.get_close_matches(key, keys, n=3)
         return f"unknown key {key!r}" + (f" (did you mean {' or '.join(map(repr, similar))}?)" if similar else "")
     if key in _NOT_SWEPT:
-        return f"{key!r} cannot be swept: runs are named after their swept values, and --output is an option"
+        return f"{key!r} cannot be swept, because the sweep itself sets it; choose the output folder with --output"
     if isinstance(entry, Mapping) and "parameters" in entry:
         inner = entry["parameters"] if isinstance(entry["parameters"], Mapping) else {}
         return f"{key!r} is nested; write dotted keys, such as {key}.{next(iter(inner), 'key')}"

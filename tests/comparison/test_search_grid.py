@@ -192,7 +192,7 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     assert "Trials per" not in notes(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(content | {"arms": other}), encoding="utf-8")
     assert "chosen by clipit tune on validation tiles" in notes(tuned)
-    assert "Trials per searched arm: 4, each with 1 seed" in notes(tuned)
+    assert "Trials per tuned arm: 4, each with 1 seed" in notes(tuned)
     assert "the search was not repeated" not in notes(tuned)
     assert not {"name", "output", "seed", "arms", "tracking", "evaluation"} & set(content["made_with"])
     faster = with_run(tuned, training=tuned.run.training.model_copy(update={"threads": 5}))

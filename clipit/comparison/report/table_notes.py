@@ -124,7 +124,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
         if searched:
             counts = _format_counts({arm: len(grid_points(first, comparison, arm)) for arm in searched})
             seeds = counted(len(comparison.tuning_seeds), "seed")
-            notes.append(f"Trials per searched arm: {counts}, each with {seeds}.")
+            notes.append(f"Trials per tuned arm: {counts}, each with {seeds}.")
         edges = {
             key: [arm for arm in comparison.arms if _at_edge(axes[arm], key, first, arm)]
             for key in (RATE, *comparison.grid)

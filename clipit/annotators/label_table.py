@@ -168,7 +168,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
     Raises:
         DataError: A column is missing, or a cell does not contain text.
     """
-    header = [name.strip() for name in table.header]
+    header = table.header
     check_column_names(header, path)
     missing = sorted(name for name in names.values() if name not in header)
     if missing:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clipit.config.data import SlidesConfig
 from clipit.config.paths import argument_path
 from clipit.errors import ConfigError
+from clipit.input_files.nearby_files import similar_names
 
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
@@ -65,7 +66,8 @@ def grid_options(
         listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"invalid tile options: {listed}", fix="correct them (see --help)") from None
     if contours is not None and not argument_path(Path(contours)).exists():
-        raise ConfigError("no such contour file or folder", where=contours, fix="correct --contours")
+        advice = f"correct --contours; {similar_names(str(contours))}"
+        raise ConfigError("no such contour file or folder", where=contours, fix=advice)
     return config, list(options)
 
 

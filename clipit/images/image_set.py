@@ -19,6 +19,7 @@ from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
 from clipit.images.image_files import has_suffix, image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.input_files.data_files import hidden_note, is_hidden
+from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed
 
 ZIP = ".zip"
@@ -123,7 +124,7 @@ def open_images(path: Path) -> ImageSet:
         stamps, reader = image_stamps(path, files.images), FileReader(path, files.images)
         return _nonempty_set(path, files.images, stamps, reader, files.others, files.notes)
     if not path.exists():
-        raise DataError("no such file or folder", where=path, fix="correct the path")
+        raise DataError("no such file or folder", where=path, fix=f"correct the path; {similar_names(str(path))}")
     if path.suffix.lower() == ZIP:
         stamp_of = zip_stamps(path)
         names = sorted(name for name in stamp_of if is_image(name) and not is_hidden(name))

@@ -72,7 +72,7 @@ def read_csv(
         reader = csv.reader(ends.watch(without_end_mark(stream)), delimiter=delimiter, strict=True)
         line = 1
         try:
-            header = next(filter(any, reader), []) if columns is None else list(columns)
+            header = [name.strip() for name in next(filter(any, reader), [])] if columns is None else list(columns)
             if columns is None:
                 ends.add(header, line)
             line = reader.line_num + 1

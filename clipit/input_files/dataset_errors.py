@@ -4,8 +4,9 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from clipit.errors import DataError
+from clipit.errors import DataError, shortlist
 
 _FAILED = re.compile(r"Failed to read file '(?P<file>.+?)' with error")
 _NO_ROWS = "BatchSize must be greater than 0"
@@ -66,6 +67,9 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
         fix = advice if local or advice.startswith(_ACCESS) else f"{hub}{advice}"
     if local and "doesn't contain any data files" in str(error):
         fix = f"set {key} to the folder of a data set; the datasets package does not follow links to folders"
+    if local and isinstance(error, datasets.exceptions.DataFilesNotFoundError):
+        names = sorted(file.name for file in Path(path).expanduser().rglob("*") if file.suffix != file.suffix.lower())
+        fix = f"write the suffixes of the files in lower case: {shortlist(names, 3)}" if names else fix
     return DataError(f"cannot load this data set: {describe_error(error)}", where=files[-1] if files else path, fix=fix)
 
 

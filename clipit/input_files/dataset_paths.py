@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.dataset_errors import load_error
+from clipit.input_files.nearby_files import similar_names
 
 HUB = "hf:"
 """Prefix of ids on the Hub."""
@@ -41,7 +42,9 @@ def check_dataset_path(path: str, key: str) -> None:
             if folder.is_file()
             else "no such folder, and local paths are not looked up on the Hugging Face Hub",
             where=path,
-            fix=f"correct {key}; for a data set on the Hub, use {HUB}owner/name",
+            fix=f"correct {key}"
+            + ("" if folder.is_file() else f"; {similar_names(path)}")
+            + f"; for a data set on the Hub, use {HUB}owner/name",
         )
     snapshots = folder / "snapshots"
     if (folder / "blobs").is_dir() and snapshots.is_dir():

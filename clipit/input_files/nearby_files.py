@@ -2,11 +2,15 @@
 
 import difflib
 import os
+import re
 import stat
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipit.errors import shortlist
+
+_URL = re.compile(r"[A-Za-z][\w.+-]+:/")  # pathlib reduces // to /
 
 SAVE_FIRST = "save its content to a file first, and pass the path of that file"
 """Fix for errors about a pipe, which can be read only once."""
@@ -33,21 +37,25 @@ def special_kind(mode: int) -> str:
 def similar_names(path: str) -> str:
     """Describe what exists near a missing path: similar names or, if none exist, the content of the closest folder.
 
-    For files in `outputs/`, as in the shipped configurations, also name the command that writes them.
+    For a folder that exists, describe its content. For files in `outputs/`, as in the shipped configurations, also
+    name the command that writes them.
     """
-    if "://" in path:
+    if _URL.match(path):
         return "this is a URL: download the file first"
     if os.name != "nt" and path[1:3] in (":\\", ":/"):
         return "this is a Windows path"
     if kind := special_file(path):
         return f"this is {kind}: {SAVE_FIRST}"
     missing = Path(path).expanduser()
-    folder = next((parent for parent in missing.parents if parent.is_dir()), Path())
-    name = missing.relative_to(folder).parts[0]
+    folder = next((parent for parent in (missing, *missing.parents) if parent.is_dir()), Path())
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return f"{folder} cannot be listed"
+    visible = [name for name in names if not name.startswith(".")]
+    if missing == folder:
+        return _contents(folder, visible)
+    name = missing.relative_to(folder).parts[0]
 
     def spelling(other: str) -> str:
         return unicodedata.normalize("NFC", other).casefold()
@@ -56,12 +64,16 @@ def similar_names(path: str) -> str:
         [other for other in names if spelling(other) == spelling(name)]
         or [other for other in names if spelling(Path(other).stem) == spelling(Path(name).stem)]
         or difflib.get_close_matches(name, names, n=3)
-        or names
+        or visible
     )
-    place = "this folder" if folder == Path() else folder
-    contents = f"{place} contains {shortlist(similar)}" if similar else f"{place} is empty"
+    contents = _contents(folder, similar)
     written = _written_by_clipit(missing)
     return f"{contents}; {written}" if written else contents
+
+
+def _contents(folder: Path, names: Sequence[str]) -> str:
+    place = "this folder" if folder == Path() else folder
+    return f"{place} contains {shortlist(names)}" if names else f"{place} is empty"
 
 
 def _written_by_clipit(missing: Path) -> str:

@@ -12,6 +12,7 @@ from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.config.mil import MilConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import softmax
+from clipit.input_files.nearby_files import similar_names
 from clipit.mil.inputs import ZERO_SHOT, MilInputs
 from clipit.mil.map_scores import (
     InstanceMap,
@@ -96,7 +97,7 @@ def check_mask_settings(mil: MilConfig, tiles: TilesConfig) -> None:
         raise ConfigError(
             f"the mask folder {mil.masks} does not exist",
             where="mil.masks",
-            fix="set it to the folder that contains <slide>.png",
+            fix=f"set it to the folder that contains <slide>.png; {similar_names(str(mil.masks))}",
         )
 
 

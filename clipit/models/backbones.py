@@ -9,6 +9,7 @@ from torch import nn
 
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
+from clipit.input_files.nearby_files import similar_names
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.loading import expected_mpp, public_name, read_model_json, weights_fingerprint
 from clipit.models.preprocess import Preprocess
@@ -127,7 +128,7 @@ def _resolve(config: BackboneConfig) -> tuple[BackboneConfig, ModelSpec | None]:
         raise ModelError(
             "backbone.path does not exist",
             where=Path(config.path).expanduser(),
-            fix=f"set it to the folder or weights file of {spec.name} ({spec.page})",
+            fix=f"set it to the folder or weights file of {spec.name} ({spec.page}); {similar_names(config.path)}",
         )
     if config.path is not None and spec is None:
         raise ModelError(

@@ -27,6 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from clipit.config.run import MAX_INPUT
 from clipit.errors import ModelError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, find_pointer
+from clipit.input_files.nearby_files import similar_names
 from clipit.models.loading import read_model_json
 from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
@@ -151,7 +152,9 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
         ):
             raise ModelError(f"{DESCRIPTION} is missing from this run's classifier", where=folder, fix=COPY_AGAIN)
         raise ModelError(
-            f"no classifier in this folder: {DESCRIPTION} is missing",
+            f"no classifier in this folder: {DESCRIPTION} is missing"
+            if folder.exists()
+            else f"no such folder; {similar_names(str(folder))}",
             where=folder,
             fix="use the folder of a finished run, such as outputs/runs/NAME/ARM-seed0, or its subfolder classifier/",
         )

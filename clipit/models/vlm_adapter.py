@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ArtifactError, ModelError, shortlist
+from clipit.input_files.nearby_files import similar_names
 from clipit.models.adapted_towers import AdaptedTowers, log_scale
 from clipit.models.loading import foreign_errors
 from clipit.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_lora, save_adapter
@@ -61,7 +62,8 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
         raise ModelError(
             "vlm.adapter does not exist" if not folder.exists() else f"no adapter in this folder: {RECORD} is missing",
             where=folder,
-            fix="use the adapter/ folder that clipit adapt wrote",
+            fix="use the adapter/ folder that clipit adapt wrote"
+            + ("" if folder.exists() else f"; {similar_names(str(folder))}"),
         )
     try:
         record = read_json(folder / RECORD, _COPY)

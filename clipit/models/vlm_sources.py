@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
+from clipit.input_files.nearby_files import similar_names
 from clipit.models.loading import EMBEDDED, OPEN_CLIP_CONFIG, read_model_json
 from clipit.models.python_vlm import PREFIX
 from clipit.models.specs import ModelSpec, similar_models
@@ -133,7 +134,9 @@ def _check_table_entry(spec: ModelSpec, config: VLMConfig) -> None:
     _check_quick_gelu(config, of_open_clip)
     if path is not None and not path.exists():
         raise ModelError(
-            "vlm.path does not exist", where=path, fix=f"set it to the folder or file of {spec.name} ({spec.page})"
+            "vlm.path does not exist",
+            where=path,
+            fix=f"set it to the folder or file of {spec.name} ({spec.page}); {similar_names(str(path))}",
         )
 
 

@@ -115,7 +115,7 @@ def read_reports(config: ReportsConfig) -> Reports:
             raw_reports = add_patients(raw_reports, source_config, notes, problems)
         if metadata is not None:
             raw_reports = metadata.add([*raw_reports], notes, problems)
-        reports, empty = _assign_ids(raw_reports, problems)
+        reports, empty = _assign_ids(raw_reports, problems, from_files=format_name in ("texts", "tcga"))
     except PermissionError:
         raise
     except OSError as error:
@@ -131,7 +131,8 @@ def read_reports(config: ReportsConfig) -> Reports:
             f"empty corpus: no report contains text ({counted(empty, 'empty report')}; read in the format "
             f"{format_name}){listed}{more}",
             where=config.path,
-            fix="check reports.path, reports.format and reports.text_column",
+            fix="check reports.path and reports.format"
+            + ("; only .txt files are read" if format_name == "texts" else "; or correct reports.text_column"),
         )
     texts = [report.text for report in reports]
     checks = (describe_misread, describe_replaced, describe_controls, describe_escaped, describe_truncated)
@@ -259,10 +260,13 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
             return read_table_file(path, config, format_name, problems)
 
 
-def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:
+def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_files: bool) -> tuple[list[Report], int]:
     """Assign ids and drop empty reports; return the remaining reports and the number of empty reports.
 
     Reports with null characters are listed in `problems`.
+
+    Args:
+        from_files: Whether the ids are names of files.
 
     Raises:
         DataError: Two reports have the same id, or a report is a document in a different format (RTF, PDF).
@@ -298,7 +302,9 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             raise DataError(
                 f"two reports have the id {name!r}",
                 where=f"{locations[name]} and {raw.where}",
-                fix="make the ids unique, or set reports.group_column to this column and remove reports.id_column",
+                fix="rename one of the files"
+                if from_files
+                else "make the ids unique, or set reports.group_column to this column and remove reports.id_column",
             )
         locations[name] = raw.where
         reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label, raw.date))

@@ -191,13 +191,23 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
                     number += 1
                     yield _raw_report(config, _name_classes(cells, classes), f"{path}, row {number}")
     except UnicodeDecodeError as error:
-        raise _not_utf8(error, f"{path}, after row {number}") from error
+        raise _not_utf8(error, f"{path}, row {number + 1 + _first_not_utf8(batch)}") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"cannot read this parquet file: {error}", where=path, fix="copy it again, or correct reports.format"
         ) from error
     except (ValueError, OverflowError) as error:
         raise _not_convertible(error, f"{path}, after row {number}") from error
+
+
+def _first_not_utf8(batch: pa.RecordBatch) -> int:
+    """Return the first row of a batch with text that is not UTF-8."""
+    for row in range(batch.num_rows):
+        try:
+            batch.slice(row, 1).to_pylist()
+        except UnicodeDecodeError:
+            return row
+    return 0
 
 
 def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:

@@ -15,6 +15,7 @@ from clipit.config.load import read_recorded
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
+from clipit.input_files.nearby_files import similar_names
 from clipit.models.classifier_spec import read_spec
 from clipit.output_files.artifacts import lock_file, locked, make_folder, read_json, whole_folder, write_json
 from clipit.output_files.differences import difference_lines, list_differences
@@ -98,7 +99,9 @@ def read_run_config(folder: Path) -> RunConfig:
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / "classifier").is_dir():
         raise DataError(
-            "this folder does not contain a trained run: config.yaml or classifier/ is missing",
+            f"no such folder; {similar_names(str(folder))}"
+            if not folder.exists()
+            else "this folder does not contain a trained run: config.yaml or classifier/ is missing",
             where=folder,
             fix="pass the folder of a run, such as outputs/runs/NAME/ARM-seed0",
         )

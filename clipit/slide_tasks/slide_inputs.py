@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipit.config.data import LabelsConfig, TilesConfig
 from clipit.errors import DataError, counted, shortlist
+from clipit.input_files.nearby_files import similar_names
 from clipit.slides.dicom import one_per_slide
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
@@ -68,8 +69,8 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
             raise DataError(
                 "no such slide, folder or table",
                 where=path,
-                fix=f"pass slides ({', '.join(sorted(SLIDE_SUFFIXES))}), folders of slides, or one table "
-                f"({', '.join(TABLES)}) with a slide column",
+                fix=f"{similar_names(str(path))}; pass slides ({', '.join(sorted(SLIDE_SUFFIXES))}), folders of "
+                f"slides, or one table ({', '.join(TABLES)}) with a slide column",
             )
     where = shortlist(paths, 3)
     check_slide_names([slide.name for slide in listed], [slide.path for slide in listed], where)

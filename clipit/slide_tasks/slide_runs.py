@@ -13,6 +13,7 @@ from clipit.config.data import LeaksConfig
 from clipit.config.run import VLMConfig
 from clipit.errors import DataError, as_note, counted, shortlist
 from clipit.evaluation.slide_metrics import TRAIN, VALIDATION
+from clipit.input_files.nearby_files import similar_names
 from clipit.models.classifier_spec import read_spec
 from clipit.pairing.leaks import SeenTiles
 from clipit.runs.folder import is_trained, read_run_config
@@ -87,7 +88,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
 
 def _run_folders(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise DataError("no such folder", where=path, fix="pass folders of runs (--runs)")
+        raise DataError("no such folder", where=path, fix=f"pass folders of runs (--runs); {similar_names(str(path))}")
     if (path / _CONFIG).is_file():
         return [path]
     return sorted({file.parent for depth in _DEPTHS for file in path.glob(f"{depth}/{_CONFIG}")})

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from clipit.errors import DataError, counted, disk_errors, shortlist
+from clipit.input_files.nearby_files import similar_names
 from clipit.slides.polygons import Polygon
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ def _read_json(path: Path, content: bytes | None) -> Any:
                 content = path.read_bytes()
         return json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise DataError("no such contour file", where=path, fix="correct the path") from None
+        advice = f"correct the path; {similar_names(str(path))}"
+        raise DataError("no such contour file", where=path, fix=advice) from None
     except (ValueError, RecursionError) as error:  # includes bytes that are not UTF-8
         raise DataError(
             f"the contour file is not JSON: {error}", where=path, fix="export the contours as GeoJSON (.geojson)"

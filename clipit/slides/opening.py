@@ -11,6 +11,7 @@ from clipit.crash_watch import noted
 from clipit.errors import DataError, is_limit
 from clipit.images.decode import SUFFIXES, ImageError, decode, is_image
 from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
@@ -93,7 +94,7 @@ def open_slide(path: Path) -> SlideFile:
     """
     try:
         if not path.is_file():  # including pipes and folders
-            raise DataError("no such slide", where=path, fix="correct the path")
+            raise DataError("no such slide", where=path, fix=f"correct the path; {similar_names(str(path))}")
         with path.open("rb") as stream:
             if not stream.read(1):
                 raise DataError("the file is empty", where=path, fix="copy the slide again")

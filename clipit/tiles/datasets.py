@@ -5,9 +5,11 @@ The data card of each data set (`data_cards/<card>.md`) states the sources.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from clipit.errors import DataError
+from clipit.input_files.nearby_files import similar_names
 
 Count = tuple[str, str, int]
 """Published split ("" for all), class ("" for all) and number of tiles."""
@@ -86,7 +88,9 @@ class DataSet:
     """Key of the data set in `DATASETS`."""
 
     def missing(self, problem: str, where: object, hint: str = "") -> DataError:
-        """Build the error for missing or unexpected files, with instructions for obtaining the data set."""
+        """Build the error for missing or unexpected files, with what exists there and how to obtain the data set."""
+        if isinstance(where, Path) and not where.is_file() and not where.is_symlink():
+            problem = f"{problem}; {similar_names(str(where))}"
         fix = f"get {self.title} from {self.page} (licence: {self.licence})"
         if self.files:
             command = f"clipit download {self.name} --to data/{self.name}"

@@ -13,6 +13,7 @@ from clipit.images.decode import SUFFIXES, ImageError, is_image
 from clipit.images.image_files import has_suffix, image_files, image_stamps, subfolders
 from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamps
 from clipit.input_files.data_files import hidden_note, is_hidden
+from clipit.input_files.nearby_files import similar_names
 from clipit.tiles.imagefolder import METADATA_FILES, check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import split_map
@@ -45,7 +46,8 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     if root.suffix.lower() == ".zip" and root.is_file():
         return _read_zip(config, root)
     if not root.is_dir():
-        raise DataError("the tile folder does not exist", where=root, fix="correct tiles.path")
+        advice = f"correct tiles.path; {similar_names(config.path)}"
+        raise DataError("the tile folder does not exist", where=root, fix=advice)
     with_splits = _has_splits(config, subfolders(root))
     depth = 2 if with_splits else 1  # folders above a tile
     files = image_files(root, config.unreadable)

@@ -13,6 +13,7 @@ from clipit.images.decode import is_image
 from clipit.images.image_set import ImageSet
 from clipit.input_files.data_files import hidden_names, hidden_note, list_files, reject_unlisted
 from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.nearby_files import similar_names
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_slide, is_slide_file, slide_name
@@ -210,6 +211,9 @@ def list_slides(config: TilesConfig) -> SlideList:
     if is_slide(path) and path.is_file():
         slide = SlidePath(slide_name(path), path, default_mpp=config.mpp)
         return SlideList([slide], [""], [""], [""], str(path))
+    if not path.exists():
+        advice = f"correct tiles.path; {similar_names(config.path)}"
+        raise DataError("the folder or table of slides does not exist", where=path, fix=advice)
     raise DataError(
         "neither a folder nor a table of slides",
         where=path,

@@ -239,7 +239,7 @@ def group_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str
 
 def _read_text(path: Path, delimiter: str) -> TileTable:
     table = read_utf8_csv(path, delimiter)
-    index_of = {name.strip(): index for index, name in enumerate(table.header)}
+    index_of = {name: index for index, name in enumerate(table.header)}
     return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines, table.hint)
 
 
@@ -340,7 +340,7 @@ def open_files(
         raise DataError(
             "the folder or zip with the images does not exist",
             where=images,
-            fix="correct tiles.images (clipit predict: --images)",
+            fix=f"correct tiles.images (clipit predict: --images); {similar_names(str(images))}",
         )
     stamps: list[str] = []
     missing = []

@@ -583,7 +583,7 @@ def test_paths_with_impossible_characters_are_configuration_errors(tmp_path: Pat
             clipit.load_config(name)
         with pytest.raises(ConfigError, match="a path cannot contain"):
             clipit.tile_slides(tmp_path / "s.tiff", name)
-        with pytest.raises(ModelError, match="no classifier in this folder"):
+        with pytest.raises(ModelError, match="no such folder"):
             clipit.load_classifier(name)
     assert expand_home("slides/\udce9.svs") == "slides/\udce9.svs"  # an undecodable byte
 

@@ -176,10 +176,15 @@ def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
     assert similar_names(str(tmp_path / "tiles.parquet")).endswith("contains tiles.csv")
     assert similar_names(str(tmp_path / "caf\u00e9.txt")).endswith("contains caf\u0065\u0301.txt")
     assert similar_names(str(tmp_path / "gone" / "deep" / "x")).startswith(f"{tmp_path} contains Reports.CSV, ")
-    assert similar_names("https://host/reports.csv") == "this is a URL: download the file first"
+    for url in ("https://host/reports.csv", str(Path("https://host/reports.csv")), "s3://bucket/reports.csv"):
+        assert similar_names(url) == "this is a URL: download the file first"
     assert similar_names(r"C:\data\reports.csv") == "this is a Windows path"
     (tmp_path / "empty").mkdir()
     assert similar_names(str(tmp_path / "empty" / "x")) == f"{tmp_path / 'empty'} is empty"
+    _write(tmp_path / "some" / ".hidden")
+    _write(tmp_path / "some" / "file")
+    for path in (tmp_path / "some", tmp_path / "some" / "x"):
+        assert similar_names(str(path)) == f"{tmp_path / 'some'} contains file"
 
 
 def test_a_first_line_that_names_the_delimiter() -> None:

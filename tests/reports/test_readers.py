@@ -381,9 +381,10 @@ def test_missing_values_of_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
-    wrong = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9"))
+    cells = pa.array([b"Adenoma."] * 2000 + [b"caf\xe9"], pa.binary())
+    wrong = pa.StringArray.from_buffers(len(cells), *cells.buffers()[1:])
     pq.write_table(pa.table({"text": wrong}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"the text is not valid UTF-8(.|\n)*a\.parquet"):
+    with pytest.raises(DataError, match=r"the text is not valid UTF-8(.|\n)*a\.parquet, row 2001\n"):
         read(tmp_path / "a.parquet")
 
 
@@ -432,7 +433,17 @@ def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
 def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:
     (tmp_path / "scan.jpg").write_bytes(b"x")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*such as scan\.jpg"):
+    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*such as scan\.jpg(.|\n)*only \.txt files"):
+        read(tmp_path)
+    (tmp_path / "a.csv").write_text("text\nNA\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"correct reports\.text_column"):
+        read(tmp_path / "a.csv")
+
+
+def test_reports_whose_names_differ_only_in_the_case_of_the_suffix(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.TXT"):
+        (tmp_path / name).write_text("Tubular adenoma.", encoding="utf-8")
+    with pytest.raises(DataError, match=r"two reports have the id 'a'(?s:.*)a\.TXT(?s:.*)fix: rename one of the files"):
         read(tmp_path)
 
 

@@ -71,6 +71,12 @@ def test_tables_of_two_kinds_are_an_error(tmp_path: Path) -> None:
     assert len(read(tmp_path / "r").reports) == 4
 
 
+def test_suffixes_that_datasets_does_not_know_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "r" / "A.CSV", ROWS)
+    with pytest.raises(DataError, match=r"write the suffixes of the files in lower case: A\.CSV"):
+        read(tmp_path / "r")
+
+
 def outcome(path: Path) -> object:
     """Return what reading a file or folder gives: the reports and problems, or the first line of the error."""
     try:

@@ -466,7 +466,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
     ("arguments", "words"),
     [
         (("{tiles}", "--out", "{tmp}/p.txt"), "unknown table format"),
-        (("{tmp}/gone", "--out", "{tmp}/p.csv"), "no such file or folder"),
+        (("{tmp}/gone", "--out", "{tmp}/p.csv"), "fix: correct the path; "),
         (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "image files belong to more than one input"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "unknown prompt set 'absent'"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--device", "tpu9"), "device"),

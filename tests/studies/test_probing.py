@@ -250,6 +250,7 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
         return path
 
     assert read_captions(written("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
+    assert read_captions(written("tile_id, text\n007 , a gland\n"), known) == (["007"], ["a gland"])
     for text, message in (
         ("tile,text\n007,x\n", "missing columns: tile_id"),
         ("tile_id,text\n007,x\n8,y\n", "1 caption belongs to no test tile: 8"),
@@ -267,7 +268,7 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"tile_id,text\nb,caf\xe9\n")
     with pytest.raises(DataError, match=r"(?s)not UTF-8 text.*line 2\n"):
         read_captions(path, known)
-    with pytest.raises(DataError, match="no such caption file"):
+    with pytest.raises(DataError, match=r"no such caption file(?s:.*) contains captions.csv"):
         read_captions(tmp_path / "nowhere.csv", known)
 
 

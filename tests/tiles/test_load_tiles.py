@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.segmentation import SegmentationConfig
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, DataError
 from clipit.images.image_readers import FileReader
 from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.load_tiles import load_tiles, read_tiles
@@ -96,6 +96,30 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
 def test_contradicting_keys_of_splits_are_refused(keys: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         TilesConfig.model_validate({"source": "table", "path": "t.csv", **keys})
+
+
+@pytest.mark.parametrize("source", ["folders", "table", "huggingface", "slides", "webdataset", "pcam", "bach", "mhist"])
+def test_what_exists_is_shown_if_the_path_does_not(tmp_path: Path, source: Any) -> None:
+    (tmp_path / "Tiles").mkdir()
+    for path, words in (("tiles", "contains Tiles"), (r"C:\tiles", "Windows path"), ("https://host/tiles", "a URL")):
+        if source == "webdataset" and path.startswith("https"):
+            continue  # shards at a URL have their own error
+        place = str(tmp_path / path) if path == "tiles" else path
+        with pytest.raises(DataError, match=words):
+            read_tiles(TilesConfig(source=source, path=place))
+
+
+def test_what_exists_is_shown_if_the_images_of_a_table_do_not(tmp_path: Path) -> None:
+    paint(tmp_path / "Images" / "a.png")
+    table = write_table(tmp_path / "t.csv", [{"path": "a.png", "label": "a", "split": "train"}])
+    with pytest.raises(DataError, match=r"images does not exist(?s:.*)contains Images"):
+        read_tiles(TilesConfig(source="table", path=str(table), images=str(tmp_path / "images")))
+
+
+def test_what_a_folder_contains_is_shown_if_a_published_set_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "NCT").mkdir()
+    with pytest.raises(DataError, match=r"NCT-CRC-HE-100K is missing; .* contains NCT"):
+        read_tiles(TilesConfig(source="nct_crc", path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("keys", [{"classes": ["a\0", "b"]}, {"class_map": {"0": "\0dropped", "1": "b"}},

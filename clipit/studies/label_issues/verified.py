@@ -13,6 +13,7 @@ from clipit.evaluation.label_issues import LabelIssues, score_ranking
 from clipit.input_files.csv_tables import read_utf8_csv
 from clipit.input_files.data_files import without_decimals
 from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.nearby_files import similar_names
 from clipit.tiles.tileset import TileSet
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     try:
         table = read_utf8_csv(path)
     except FileNotFoundError:
-        raise DataError("no such file", where=path, fix="correct label_issues.verified") from None
+        advice = f"correct label_issues.verified; {similar_names(str(path))}"
+        raise DataError("no such file", where=path, fix=advice) from None
     except OSError as error:
         raise DataError(f"unreadable labels: {error}", where=path, fix="save the file as CSV in UTF-8") from error
     key = "tile" if "tile" in table.header else "id"

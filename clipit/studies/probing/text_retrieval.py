@@ -13,6 +13,7 @@ from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
 from clipit.input_files.csv_tables import read_utf8_csv
 from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.mangled_names import check_rounded
+from clipit.input_files.nearby_files import similar_names
 from clipit.studies.model_features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
 
@@ -73,7 +74,8 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
     try:
         table = read_utf8_csv(path)
     except FileNotFoundError:
-        raise DataError("no such caption file", where=path, fix="correct probing.captions") from None
+        advice = f"correct probing.captions; {similar_names(str(path))}"
+        raise DataError("no such caption file", where=path, fix=advice) from None
     except OSError as error:
         raise DataError(f"unreadable captions: {error}", where=path, fix="save the file as CSV in UTF-8") from error
     missing = [name for name in _COLUMNS if name not in table.header]
@@ -83,7 +85,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
             where=path,
             fix=table.hint(missing) or "name the columns tile_id and text",
         )
-    ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
+    ids, texts = ([row[table.header.index(name)].strip() for row in table.rows] for name in _COLUMNS)
     check_rounded(ids, _COLUMNS[0], lambda row: f"line {table.lines[row]}", path)
     tiles = set(known.tolist())
     unknown = sorted(set(ids) - tiles)

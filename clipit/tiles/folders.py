@@ -55,7 +55,8 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     loose = any(file.count("/") < depth for file in images)
     described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
-    notes = _check_unread_classes(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
+    _check_unread_classes(config, root, ids, others, depth)
+    notes = _empty_class_notes(root, ids, depth)
     others = [str(root / file) for file in others if file.count("/") >= depth or _may_contain_tiles(file)]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
     return _source(
@@ -92,6 +93,7 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     files = [name for name in visible if not is_image(name)]
     notes = check_metadata(config, archive, files, lambda name: _read_member(archive, stored_as[name]), loose=loose)
     ids = _sort_images(config, archive, [*member_of], with_splits=with_splits)
+    _check_unread_classes(config, archive, ids, [name.removeprefix(prefix) for name in files], depth)
     members = [stored_as[member_of[name]] for name in ids]
     others = [f"{archive}!{name}" for name in files]
     stamps, reader = [stamp_of[name] for name in members], ZipReader(archive, members)
@@ -218,22 +220,29 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
     )
 
 
+def _class_folder(file: str, depth: int) -> str:
+    """Return the class folder of a file, including its split: the first `depth` folders of the path."""
+    return "/".join(file.split("/", depth)[:depth])
+
+
 def _check_unread_classes(
     config: TilesConfig, root: Path, ids: Collection[str], others: Collection[str], depth: int
-) -> tuple[str, ...]:
-    """Check that no class is dropped because its files cannot be read; return notes on folders without images.
+) -> None:
+    """Check that no class, or its part in a split, is dropped because its files cannot be read.
 
     Raises:
-        DataError: The folders of a class contain files but no readable image.
+        DataError: A class folder contains files but no readable image.
     """
-    present = {file.split("/", depth)[depth - 1] for file in ids}
+    present = {_class_folder(file, depth) for file in ids}
     suffixes: dict[str, Counter[str]] = {}
     for file in others:
-        name, suffix = file.split("/", depth)[depth - 1], PurePosixPath(file).suffix
-        if suffix.lower() not in _DOCUMENTS:
+        name, suffix = _class_folder(file, depth), PurePosixPath(file).suffix
+        if file.count("/") >= depth and suffix.lower() not in _DOCUMENTS:
             suffixes.setdefault(name, Counter())[suffix or "without suffix"] += 1
     configured = set(config.classes or ())
-    unread = sorted(name for name in suffixes if name not in present and (not configured or name in configured))
+    unread = sorted(
+        name for name in suffixes if name not in present and (not configured or name.split("/")[-1] in configured)
+    )
     if unread:
         suffix_counts = [
             f"{name} ({', '.join(f'{n} {suffix}' for suffix, n in suffixes[name].most_common(3))})" for name in unread
@@ -244,6 +253,11 @@ def _check_unread_classes(
             fix=f"convert the files to one of {', '.join(sorted(SUFFIXES))}; if a folder is not a class, move it, or "
             "name the classes in tiles.classes",
         )
+
+
+def _empty_class_notes(root: Path, ids: Collection[str], depth: int) -> tuple[str, ...]:
+    """Return a note on class folders without images; () if there are none."""
+    present = {file.split("/", depth)[depth - 1] for file in ids}
     bases = [root] if depth == 1 else [root / part for part in subfolders(root)]
     empty = [base / name for base in bases for name in subfolders(base) if name not in present]
     return (f"class folders without images: {shortlist(sorted({path.name for path in empty}))}",) if empty else ()

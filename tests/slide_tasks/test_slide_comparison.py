@@ -228,5 +228,5 @@ def test_runs_are_found_and_those_that_do_not_fit_are_named(models: Path, slides
         clipit.compare_slides(slides, [models / "runs", copy], tmp_path / "out", reference="image_only")
     with pytest.raises(DataError, match="does not contain a trained run"):
         clipit.compare_slides(slides, models / "runs/demo/bags-seed0", tmp_path / "out", reference="bags")
-    with pytest.raises(DataError, match=r"no such folder(?s:.*)contains .*runs"):
+    with pytest.raises(DataError, match=r"no such folder(?s:.*)contains "):
         clipit.compare_slides(slides, models / "nowhere", tmp_path / "out", reference="bags")

@@ -250,7 +250,7 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
         return path
 
     assert read_captions(written("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
-    assert read_captions(written("tile_id, text\n007 , a gland\n"), known) == (["007"], ["a gland"])
+    assert read_captions(written(" tile_id, text\n007 , a gland\n"), known) == (["007"], [" a gland"])
     for text, message in (
         ("tile,text\n007,x\n", "missing columns: tile_id"),
         ("tile_id,text\n007,x\n8,y\n", "1 caption belongs to no test tile: 8"),

@@ -242,16 +242,28 @@ def test_classes_that_differ_in_letter_case(tree: Path) -> None:
     assert len(load_tiles(config(tree, classes=("Tumour", "stroma", "tumour")), seed=0).classes) == 3
 
 
-def test_a_class_of_files_that_are_not_read(tree: Path) -> None:
+def test_a_class_of_files_that_are_not_read(tree: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tree / split / "mucin").mkdir()
         (tree / split / "mucin" / "1.svs").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"(?s)without an image that clipit can read: mucin \(2 \.svs\).*convert"):
+    with pytest.raises(DataError, match=r"(?s)can read: test/mucin \(1 \.svs\), train/mucin.*convert"):
         load_tiles(config(tree), seed=0)
+    for top in ("", "tiles/"):
+        archive = tmp_path / "tiles.zip"
+        with zipfile.ZipFile(archive, "w") as writer:
+            for path in sorted(path for path in tree.rglob("*") if path.is_file()):
+                writer.write(path, f"{top}{path.relative_to(tree)}")
+        with pytest.raises(DataError, match=r"(?s)can read: test/mucin \(1 \.svs\), train/mucin.*convert"):
+            load_tiles(config(archive), seed=0)
     assert load_tiles(config(tree, classes=("stroma", "tumour")), seed=0).classes == ("stroma", "tumour")
     for split in ("train", "test"):
         (tree / split / "mucin" / "1.svs").unlink()
     assert "class folders without images: mucin" in load_tiles(config(tree), seed=0).notes
+    (tree / "val" / "tumour").mkdir(parents=True)
+    (tree / "val" / "tumour" / "1.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"can read: val/tumour \(1 \.heic\)"):  # else a validation split is held out
+        load_tiles(config(tree), seed=0)
+    (tree / "val" / "tumour" / "1.heic").unlink()
     (tree / "train" / "mucin" / "annotations.XML").write_bytes(b"x")  # describes images, so this is no lost class
     assert "class folders without images: mucin" in load_tiles(config(tree), seed=0).notes
 

@@ -65,6 +65,10 @@ def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
 
 
 def test_impossible_requests(tiles: TileSet) -> None:
+    without = tiles.select(tiles.splits != "train")  # what needs training tiles says that there are none
+    assert (
+        hide_labels(without, LabelsConfig(kind="per_class", value=30), 0).labels[without.splits == "test"] >= 0
+    ).all()
     with pytest.raises(DataError, match=r"30 labels per class, but the training split has fewer for c1 \(20"):
         hide_labels(tiles, LabelsConfig(kind="per_class", value=30), 0)
     with pytest.raises(ConfigError, match=r"(?s)1.5 is above 1.*tiles.labels.value"):

@@ -85,7 +85,8 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
             where=path,
             fix=table.hint(missing) or "name the columns tile_id and text",
         )
-    ids, texts = ([row[table.header.index(name)].strip() for row in table.rows] for name in _COLUMNS)
+    ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
+    ids = [name.strip() for name in ids]
     check_rounded(ids, _COLUMNS[0], lambda row: f"line {table.lines[row]}", path)
     tiles = set(known.tolist())
     unknown = sorted(set(ids) - tiles)

@@ -30,6 +30,11 @@ class AdaptationResult(StudyResult):
         """Verdict on whether the text improved the VLM, in plain language."""
         return str(self.numbers["verdict"])
 
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Adaptations whose training diverged, with the reason. Their seeds are left out of all arms' scores."""
+        return list(self.numbers.get("failed_adaptations", []))
+
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Means over seeds, one row per task, model and metric, with the interval over groups (low, high)."""
@@ -92,6 +97,7 @@ def adapt_vlm(config: Config) -> AdaptationResult:
     Raises:
         ConfigError: Keys contradict each other, or a configuration of `adapt.forgetting` cannot be read.
         DataError: There are too few examples, or test tiles leak into them.
+        DivergenceError: Training diverged in so many adaptations that nothing can be compared.
         ModelError: A tower does not support the method in `adapt.tuning`.
     """
     from clipit.studies.adapted_vlms.adaptation_study import adapt_study

@@ -1,10 +1,11 @@
 """Adapt the VLM to pairs, bags or cases, with controls, and evaluate it before and after on held-out patients."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from clipit.config.command_line import read_file_command
-from clipit.errors import ConfigError, user_errors
+from clipit.errors import ConfigError, counted, shortlist, user_errors
 from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
@@ -45,4 +46,10 @@ def main() -> None:
             check_export(options.record)
         from clipit.api.vlm_adaptation import adapt_vlm
 
-        finish_study(adapt_vlm(file).folder, "adapt", options.record)
+        study = adapt_vlm(file)
+        finish_study(study.folder, "adapt", options.record)
+        if study.failed:
+            listed = shortlist([f"{each['arm']}, seed {each['seed']}" for each in study.failed])
+            count = counted(len(study.failed), "adaptation")
+            print(f"error: {count} failed: {listed}; see the page", file=sys.stderr)
+            raise SystemExit(1)

@@ -114,7 +114,7 @@ def adapt_verdict(content: AdaptContent) -> str:
     """State whether the text improved the VLM, how a linear probe compares, and where scores on other sets fell."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
-        return f"No verdict: the arm {TEXT!r} was not trained (adapt.arms)."
+        return f"No verdict: no adaptation of the arm {TEXT!r} was finished (adapt.arms)."
     if gain is None:
         missing = "labelled test tiles" if content.score(PROBE, BEFORE) is None else "prompts"
         return f"No verdict: zero-shot classification before and after could not be evaluated without {missing}."

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import Processes
-from clipit.errors import ModelError
+from clipit.errors import DivergenceError
 from clipit.models.adapted_towers import AdaptedTowers
 from clipit.models.lora import merged_lora
 from clipit.tiles.augment import augment, tile_keys
@@ -339,14 +339,14 @@ class ScaleWatch:
         """Return the scale; log once if it is at its upper bound.
 
         Raises:
-            ModelError: The learnt scale has fallen to its lower bound, at which all cosines are almost equal.
+            DivergenceError: The learnt scale has fallen to its lower bound, at which all cosines are almost equal.
         """
         scale = float(adapted.logit_scale.detach().exp())
         if not adapted.logit_scale.requires_grad:
             return scale
         lowest, highest = 1 + _AT_BOUND, _MAX_SCALE * (1 - _AT_BOUND)
         if scale <= lowest < self.start:
-            raise ModelError(
+            raise DivergenceError(
                 "the temperature diverged: the logit scale has fallen to its lower bound of 1, because images and "
                 "texts of a pair are no more similar than mismatched ones",
                 where="adapt.learn_temperature",

@@ -19,7 +19,7 @@ from clipit.api.vlm_adaptation import AdaptationResult
 from clipit.config.file import ConfigFile
 from clipit.config.load import NO_TILES, merge, nested, validate_file
 from clipit.config.studies import ProbingConfig
-from clipit.errors import ClipitError, ConfigError, DataError
+from clipit.errors import ClipitError, ConfigError, DataError, DivergenceError
 from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.model_comparison import ModelDifference, Subject
 from clipit.evaluation.significance import Significance
@@ -86,6 +86,38 @@ def adapted(world: dict[str, Any], keys: dict[str, Any]) -> tuple[ConfigFile, Ad
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptation_study, "adapt", change_vlm)
         return file, clipit.adapt_vlm(file)
+
+
+def test_adaptations_that_diverge_do_not_stop_the_study(
+    world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"output": str(tmp_path), "adapt.forgetting": {}, "adapt.seeds": [0, 1, 2], "evaluation.bootstrap": 100}
+    file = validate_file(merge(world, nested(keys | changes)), "test")
+    diverging = {("shuffled_text", 1)}
+
+    def diverge(config: Any, section: Any, arm: str, seed: int, *others: Any) -> Path:
+        if (arm, seed) in diverging:
+            raise DivergenceError("training diverged: the loss in step 1 is infinite or not a number")
+        shutil.rmtree(config.output / "adapt" / config.name / f"{arm}-seed{seed}", ignore_errors=True)
+        return change_vlm(config, section, arm, seed, *others)
+
+    monkeypatch.setattr(adaptation_study, "adapt", diverge)
+    study = clipit.adapt_vlm(file)
+    (failed,) = study.failed
+    assert (failed["arm"], failed["seed"]) == ("shuffled_text", 1) and "the loss in step 1" in failed["reason"]
+    scores = study.rows[study.rows.metric == "balanced_accuracy"]
+    assert {*scores[scores.arm == "text"].seed} == {*scores[scores.arm == "shuffled_text"].seed} == {0, 2}
+    for page in (study.folder / "adapt.html", study.folder / "adapt.md"):
+        text = page.read_text(encoding="utf-8")
+        assert "1 of 6 adaptations failed and has no score (shuffled_text, seed 1: training diverged" in text
+        assert "use only the seeds 0, 2, which every arm has." in text
+    diverging |= {("text", seed) for seed in (0, 1, 2)}
+    study = clipit.adapt_vlm(file)
+    assert len(study.failed) == 4 and "no adaptation of the arm 'text' was finished" in study.verdict
+    assert "except text, which failed with every seed" in (study.folder / "adapt.md").read_text(encoding="utf-8")
+    diverging |= {("shuffled_text", seed) for seed in (0, 2)}
+    with pytest.raises(DivergenceError, match=r"(?s)nothing can be compared.*lower adapt\.learning_rate"):
+        clipit.adapt_vlm(file)
 
 
 def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, AdaptationResult]) -> None:

@@ -14,7 +14,7 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, DivergenceError
 from clipit.evaluation.model_comparison import ItemResults, ModelDifference, Subject, SubjectScore, compare_models
 from clipit.models.adapted_towers import adapt_towers
 from clipit.models.loading import public_name
@@ -26,7 +26,7 @@ from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.adapted_vlms.additional_sets import AdditionalSet, check_additional_sets, read_additional_sets
 from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, measure_zero_shot
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
-from clipit.studies.adapted_vlms.results import StudyResults, write_results
+from clipit.studies.adapted_vlms.results import FailedAdaptation, StudyResults, write_results
 from clipit.studies.model_features import joint_features
 from clipit.vlm_training.adapt import adapt, used_towers
 from clipit.vlm_training.bag_batches import BagExamples
@@ -59,6 +59,8 @@ class _Model:
 def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig) -> Path:
     """Adapt the VLM once per arm and seed, and evaluate it before and after; finished adaptations are reused.
 
+    An adaptation that diverges does not stop the others; the next call resumes it from its last checkpoint.
+
     Writes `adapt.parquet` (one row per score, model and seed), `adapt.json` (means, differences, provenance),
     `adapt.md` and `adapt.html`, and a folder `<arm>-seed<seed>/` per adaptation.
 
@@ -73,6 +75,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
         DataError: There are too few examples, or test tiles, including those of additional sets, leak into them.
+        DivergenceError: Training diverged in so many adaptations that nothing can be compared.
         ModelError: A tower cannot be adapted with `adapt.tuning`.
     """
     if section.data != "pairs":
@@ -91,6 +94,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     measured = _measure(config, section, probing, workspace, held_out, additional)
     models[BEFORE] = dict.fromkeys(section.seeds, measured)
     folders: dict[str, dict[int, Path]] = {}
+    failed: list[FailedAdaptation] = []
     for arm in section.arms:
         for seed in section.seeds:
 
@@ -102,16 +106,25 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
                 models.setdefault(arm, {})[seed] = model
                 return _test_scores(model, seed)
 
-            folders.setdefault(arm, {})[seed] = adapt(config, section, arm, seed, workspace, measure)
+            try:
+                path = adapt(config, section, arm, seed, workspace, measure)
+            except DivergenceError as error:  # raised in all processes
+                failed.append(FailedAdaptation(arm, seed, error.what))
+                logger.info(f"failed: {arm}, seed {seed}: {error.what}")
+                continue
+            folders.setdefault(arm, {})[seed] = path
+    seeds = _common_seeds(section, folders, failed)
+    models = {model: {seed: by_seed[seed] for seed in seeds} for model, by_seed in models.items()}
     folder = config.output / NAME / config.name
     if get_processes().main:
-        scores, contrasts = _compare(config, section, models)
+        scores, contrasts = _compare(config, [*folders], models)
         results = StudyResults(
             scores=scores,
             contrasts=contrasts,
             facts={model: {seed: each.facts for seed, each in seeds.items()} for model, seeds in models.items()},
             tiles={model: {seed: each.tiles for seed, each in seeds.items()} for model, seeds in models.items()},
-            folders=folders,
+            folders={arm: {seed: by_seed[seed] for seed in seeds} for arm, by_seed in folders.items()},
+            failed=failed,
             forgetting={name: each.notes for name, each in additional.items()},
             held_out=held_out,
             split=split,
@@ -120,6 +133,25 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
             write_results(config, section, probing, workspace, folder, results)
     get_processes().barrier()
     return folder
+
+
+def _common_seeds(
+    section: AdaptConfig, folders: Mapping[str, Mapping[int, Path]], failed: Sequence[FailedAdaptation]
+) -> list[int]:
+    """Return the seeds that are finished for all arms, except arms that failed with every seed.
+
+    Raises:
+        DivergenceError: No seed remains.
+    """
+    seeds = [seed for seed in section.seeds if folders and all(seed in by_seed for by_seed in folders.values())]
+    if not seeds:
+        raise DivergenceError(
+            f"nothing can be compared, because training diverged for every seed in at least one arm; first reason: "
+            f"{failed[0].reason}",
+            where=f"{failed[0].arm}, seed {failed[0].seed}",
+            fix="lower adapt.learning_rate, or check the VLM and the texts",
+        )
+    return seeds
 
 
 def _check_arms(
@@ -199,13 +231,13 @@ def _results_by_task(model: _Model, seed: int) -> dict[str, ItemResults]:
 
 
 def _compare(
-    config: RunConfig, section: AdaptConfig, models: Mapping[str, Mapping[int, _Model]]
+    config: RunConfig, arms: Sequence[str], models: Mapping[str, Mapping[int, _Model]]
 ) -> tuple[list[SubjectScore], list[ModelDifference]]:
     scores: list[SubjectScore] = []
     contrasts: list[ModelDifference] = []
     for measured in _group_by_items(models):
         tasks = list(dict.fromkeys(subject.task for subject in measured))
-        pairs = [pair for task in tasks for pair in _pairs(task, section.arms)]
+        pairs = [pair for task in tasks for pair in _pairs(task, arms)]
         pairs.append((Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE)))
         pairs = [pair for pair in pairs if pair[0] in measured and pair[1] in measured]
         tables, compared = compare_models(measured, pairs, config.evaluation.bootstrap, config.seed)

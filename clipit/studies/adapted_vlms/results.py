@@ -10,7 +10,7 @@ from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.model_comparison import ModelDifference, SubjectScore
 from clipit.output_files.artifacts import make_folder, read_json, write_json
 from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
@@ -48,12 +48,22 @@ _RERUN = "delete this file and run clipit adapt again, which resumes from the la
 
 
 @dataclass(frozen=True)
+class FailedAdaptation:
+    """An adaptation without scores, because its training diverged."""
+
+    arm: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class StudyResults:
     """All results of a study.
 
     Attributes:
         tiles: Results on the test tiles by model and seed.
-        folders: Folder of each adaptation, by arm and seed.
+        folders: Folder of each adaptation that is compared, by arm and seed.
+        failed: Adaptations without scores.
         forgetting: Additional sets by name, with notes on the tiles that `leaks.policy` dropped or kept.
         held_out: Examples for retrieval between images and texts; None without retrieval.
         split: Split of `held_out`.
@@ -64,6 +74,7 @@ class StudyResults:
     facts: Mapping[str, Mapping[int, dict[str, Any]]]
     tiles: Mapping[str, Mapping[int, TileResults]]
     folders: Mapping[str, Mapping[int, Path]]
+    failed: Sequence[FailedAdaptation]
     forgetting: Mapping[str, Sequence[str]]
     held_out: BagExamples | None
     split: str
@@ -135,6 +146,7 @@ def write_results(
                 arm: {str(seed): {"folder": str(path), **training[arm][seed]} for seed, path in seeds.items()}
                 for arm, seeds in results.folders.items()
             },
+            **({"failed_adaptations": [asdict(each) for each in results.failed]} if results.failed else {}),
             "config": config.model_dump(mode="json")
             | {"adapt": section.model_dump(mode="json"), "probing": probing.model_dump(mode="json")},
             **process,
@@ -194,7 +206,7 @@ def _content(
         facts={
             "VLM": workspace.vlm.name,
             "fingerprint": workspace.vlm.fingerprint,
-            "seeds": ", ".join(map(str, section.seeds)),
+            "seeds": ", ".join(map(str, results.tiles[BEFORE])),
             "bootstrap": f"{config.evaluation.bootstrap} resamples of groups",
             "commit": process["commit"],
             "command": process["command"],
@@ -226,11 +238,25 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
                     f"than chance (balanced accuracy {accuracy:.1%}). Class names may have been swapped: do not use "
                     "this VLM's zero-shot predictions."
                 )
-    if len(section.seeds) < 2:
+    if results.failed:
+        yield _describe_failed(section, results)
+    if len(results.tiles[BEFORE]) < 2:
         yield "With one seed, there is no interval over seeds, so no difference is significant."
     missing = [arm for arm in ("shuffled_text", "images") if arm not in section.arms]
     if missing:
         yield f"Controls that were not trained: {', '.join(missing)} (adapt.arms)."
+
+
+def _describe_failed(section: AdaptConfig, results: StudyResults) -> str:
+    total, seeds = len(section.arms) * len(section.seeds), [*results.tiles[BEFORE]]
+    listed = shortlist([f"{each.arm}, seed {each.seed}: {each.reason}" for each in results.failed])
+    text = (
+        f"{counted_of(len(results.failed), total, 'adaptation failed and has', 'adaptations failed and have')} no "
+        f"score ({listed}). Scores and differences use only {'the seed' if len(seeds) == 1 else 'the seeds'} "
+        f"{', '.join(map(str, seeds))}, which every arm has"
+    )
+    dropped = sorted({each.arm for each in results.failed} - {*results.folders})
+    return text + (f", except {', '.join(dropped)}, which failed with every seed." if dropped else ".")
 
 
 def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:

@@ -21,7 +21,7 @@ from clipit.output_files.artifacts import lock_file, locked, make_folder, read_j
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.output_files.json_record import JsonRecord
 from clipit.output_files.leftovers import TEMPORARY, is_alive, is_temporary
-from clipit.output_files.run_files import read_run_json
+from clipit.output_files.run_files import read_run_json, write_run_json
 from clipit.output_files.whole_files import write_text
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
@@ -263,32 +263,44 @@ def _write_config(folder: Path, config: RunConfig, sections: Mapping[str, Any]) 
     write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
 
-def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint, others: Sequence[Path]) -> None:
-    """Copy the training of a finished run with the same fingerprint, unless this run has started.
+def find_equal_run(folder: Path, fingerprint: RunFingerprint, others: Sequence[Path]) -> Path | None:
+    """Find a finished run with the same fingerprint; None if there is none, or if this run has started.
 
     Args:
         folder: Folder of this run; the caller must have locked it.
-        config: Configuration of this run, with its arm resolved.
         others: Folders of runs that may have the same fingerprint; they need not exist.
     """
     if is_started(folder):
-        return
-    for other in others:
-        if other == folder or not _is_equal_run(other, fingerprint):
-            continue
-        with whole_folder(folder) as partial:
-            for name in _TRAINED:
-                copy = shutil.copytree if (other / name).is_dir() else shutil.copy2
-                copy(other / name, partial / name)
-            _write_config(partial, config, {})
-        logger.info(f"copied from {other.parent.name}/{other.name}, which has the same configuration and inputs")
-        return
+        return None
+    return next((other for other in others if other != folder and _is_equal_run(other, fingerprint)), None)
+
+
+def copy_run(other: Path, folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> None:
+    """Copy the training of a finished run with the same fingerprint into the folder of this run.
+
+    Args:
+        other: Folder of the finished run.
+        folder: Folder of this run; the caller must have locked it.
+        config: Configuration of this run, with its arm resolved.
+        facts: Entries of training.json that describe this run's own inputs, such as the path of the reports.
+    """
+    training = read_training(other)
+    sections = {**training.get("sections", {}), **facts.get("sections", {})}
+    with whole_folder(folder) as partial:
+        for name in _TRAINED:
+            copy = shutil.copytree if (other / name).is_dir() else shutil.copy2
+            copy(other / name, partial / name)
+        _write_config(partial, config, {})
+        own = {**facts, "sections": sections} if sections else facts
+        write_run_json(partial / "training.json", {**training, **own}, partial)
+    logger.info(f"copied from {other.parent.name}/{other.name}, which has the same configuration and inputs")
 
 
 def _is_equal_run(folder: Path, fingerprint: RunFingerprint) -> bool:
     if not all((folder / name).exists() for name in (*_TRAINED, "results.json")):
         return False
     try:
+        read_training(folder)
         return fingerprint.matches(read_json(folder / "run.json", _OTHER_FOLDER))
     except ArtifactError:  # a damaged file of another run must not fail this run
         return False

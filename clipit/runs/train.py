@@ -22,8 +22,9 @@ from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
     claim_folder,
-    copy_equal_run,
+    copy_run,
     delete_temporary_files,
+    find_equal_run,
     find_missing_output,
     is_trained,
     resolve_run_precision,
@@ -128,8 +129,11 @@ def _train_and_evaluate(
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
+    equal = processes.broadcast(find_equal_run(folder, fingerprint, equal_runs) if processes.main else None)
+    own_facts = {} if equal is None else _facts(config, workspace, tiles, backbone)
     if processes.main:
-        copy_equal_run(folder, config, fingerprint, equal_runs)
+        if equal is not None:
+            copy_run(equal, folder, config, own_facts)
         claim_folder(folder, config, fingerprint)
     processes.barrier()
     evaluated = processes.broadcast((folder / "results.json").is_file())

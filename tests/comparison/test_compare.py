@@ -185,6 +185,26 @@ def test_a_run_that_does_not_use_what_distinguishes_data_sets_is_trained_once(sm
     assert trained[0] != trained[1]
 
 
+def test_a_copied_run_describes_its_own_reports(small: ConfigFile, tmp_path: Path) -> None:
+    """Two corpora that differ only in their path and in empty reports have equal runs, but not the same account."""
+    first = Path(small.run.reports.path if small.run.reports else "")
+    second = tmp_path / "again.jsonl"
+    second.write_text(first.read_text(encoding="utf-8") + '{"id": "none", "text": " ", "finding": null}\n')
+    sets = {"first": {}, "second": {"reports.path": str(second)}}
+    keys = {"data_sets": sets, "seeds": (1,), "analyses": (), "arms": ("image_only", "clip_it_all")}
+    said = capture_log()
+    folder = compare(small.run, small.comparison.model_copy(update=keys))
+    assert len([line for line in said if line.startswith("copied from")]) == 2
+    runs = {
+        row["data_set"]: Path(row["run"])
+        for row in pq.read_table(folder / "comparison.parquet").to_pylist()
+        if row["arm"] == "clip_it_all"
+    }
+    for name, path, empty in (("first", first, 0), ("second", second, 1)):
+        text = (runs[name] / "summary.md").read_text(encoding="utf-8")
+        assert f"60  with text, {empty} empty; from {path}" in text
+
+
 def test_csv_export_has_the_provenance_of_every_score(compared: tuple[ConfigFile, Path], tmp_path: Path) -> None:
     file, folder = compared
     export_csv(folder, tmp_path / "record.csv")

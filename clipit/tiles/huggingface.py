@@ -13,7 +13,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, is_limit, repeats, shortlist
 from clipit.images.decode import ImageError, decode, is_image
 from clipit.images.image_files import has_suffix, image_stamps
-from clipit.images.image_readers import Reader
+from clipit.images.image_readers import Reader, file_stamp
 from clipit.input_files.data_files import (
     check_arrow,
     hidden_names,
@@ -27,6 +27,7 @@ from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.spelling import check_column_spelling
+from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.imagefolder import inferred_types, load_image_folder
@@ -308,14 +309,15 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
 def _stamps(rows: Any, column: str, path: str, split: str) -> list[str]:
     """Return a stamp for each image: that of its file in a local image folder, otherwise that of the data files."""
     folder = Path(path).expanduser()
-    stamp, is_local = str(rows._fingerprint), hub_id(path) is None and not is_saved_dataset(folder)
-    if is_local and is_image_folder(path, [rows]):
+    if hub_id(path) is not None or is_saved_dataset(folder):
+        return [str(rows._fingerprint)] * int(rows.num_rows)
+    if is_image_folder(path, [rows]):
         files, start = _file_paths(rows, column), f"{folder.resolve()}{os.sep}"
         if all(file is None or file.startswith(start) for file in files):  # others are unpacked from a zip
             return image_stamps(folder, [file or "" for file in files])
-    if is_local:  # the fingerprint of `datasets` depends on paths and modification times, not on sizes
-        stamp += f":{sum(file.stat().st_size for file in split_files(path, 'tiles.path', images=True)[split])}"
-    return [stamp] * int(rows.num_rows)
+    # The fingerprint of `datasets` depends on the path of local files, and not on their sizes.
+    stated = [[file.name, file_stamp(file)] for file in split_files(path, "tiles.path", images=True)[split]]
+    return [fingerprint(stated)] * int(rows.num_rows)
 
 
 def _describe_rows(rows: Any, where: str, stamps: Sequence[str]) -> SplitRows:

@@ -398,6 +398,28 @@ def test_a_replaced_parquet_file_with_the_same_modification_time_is_read_again(t
     assert not set(found[0].stamps.tolist()) & set(found[1].stamps.tolist())
 
 
+@pytest.mark.parametrize("kind", ["parquet", "zip"])
+def test_a_moved_folder_is_the_same_set(tmp_path: Path, kind: str) -> None:
+    import datasets
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(stream, "PNG")
+    (tmp_path / "first").mkdir()
+    if kind == "parquet":
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        rows = {"image": [{"bytes": stream.getvalue(), "path": None}] * 2, "label": ["a", "b"]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "first/train.parquet"))
+    else:
+        with zipfile.ZipFile(tmp_path / "first/train.zip", "w") as archive:
+            for name in "ab":
+                archive.writestr(f"{name}.png", stream.getvalue())
+            archive.writestr("metadata.csv", "file_name,label\na.png,a\nb.png,b\n")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    (tmp_path / "link").symlink_to(tmp_path / "second")
+    sets = [read_tiles(config(tmp_path / name), hold_out=False) for name in ("first", "second", "link")]
+    assert len({tiles.fingerprint for tiles in sets}) == 1
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Path, streaming: bool) -> None:
     """Texts such as None are still lost, hence the warning."""

@@ -14,6 +14,9 @@ from clipit.training.auto_precision import resolve_precision
 from clipit.training.terms.term_table import active_terms, unused_keys, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
 
+_MPP = "mpp of tiles"
+"""Input that records of earlier versions lack; without it, they match any resolution."""
+
 
 @dataclass(frozen=True)
 class RunFingerprint:
@@ -21,7 +24,8 @@ class RunFingerprint:
 
     Attributes:
         keys: Values of the configuration keys that change results, by dotted key.
-        inputs: Fingerprints of the data and models that the run reads (None if unused), and the class names.
+        inputs: Fingerprints of the data and models that the run reads (None if unused), the class names, and the
+            median resolution of the tiles.
         unused: Keys and sections without effect on this run; records of earlier versions may contain them.
         defaults: Keys that are omitted at their default, with that default; see `clipit.config.effects.LaterKey`.
     """
@@ -41,7 +45,9 @@ class RunFingerprint:
         recorded = {current_name(key): value for key, value in _mapping(record.get("keys")).items()}
         recorded = {key: value for key, value in recorded.items() if not is_within(key, self.unused)}
         current = {**self.keys, **{key: value for key, value in self.defaults.items() if key in recorded}}
-        return list_differences(recorded, current) + list_differences(_mapping(record.get("inputs")), self.inputs)
+        recorded_inputs = _mapping(record.get("inputs"))
+        inputs = {key: value for key, value in self.inputs.items() if key != _MPP or key in recorded_inputs}
+        return list_differences(recorded, current) + list_differences(recorded_inputs, inputs)
 
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Check whether a `run.json` record belongs to a run with this fingerprint."""
@@ -68,6 +74,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
             "tiles": tiles.fingerprint,
             "labels of tiles": fingerprint([tiles.labels.tolist(), tiles.groups.tolist()]),
             "classes of tiles": list(tiles.classes),
+            _MPP: None if tiles.median_mpp is None else f"{tiles.median_mpp:g}",
             "backbone": backbone_fingerprint,
             "VLM": workspace.vlm.fingerprint if uses_vlm(config) else None,
             "snippets": fingerprint(workspace.snippet_inputs()) if uses_reports(config) else None,
@@ -88,9 +95,13 @@ def _model_name(config: VLMConfig | BackboneConfig) -> str:
 
     The weights are part of `RunFingerprint.inputs`.
     """
-    named = Path(config.name.removeprefix("clip:").removeprefix("transformers:"))
+    scheme, _, rest = config.name.partition(":")
+    named = Path(rest if scheme in ("clip", "hf-hub", "transformers") else config.name)
     folder = named if config.path is None else Path(config.path)
     if not folder.is_dir():
+        architecture, _, file = rest.partition("/")
+        if scheme == "open_clip" and Path(file).is_file():
+            return f"{scheme}:{architecture}/local file"
         return config.name if config.path is not None or not named.is_file() else "local file"
     descriptions = {path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))}
     return f"{'local folder' if config.path is None else config.name} {fingerprint(descriptions)}"

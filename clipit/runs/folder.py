@@ -36,6 +36,7 @@ EXTERNAL = "external"
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
 """Files that training writes into a run's folder."""
 _OTHER_FOLDER = "choose a different --name (for a sweep, in the sweep file) or --output, or delete the run's folder"
+_TIMES = "if the images were only copied, copy them again with their modification times (cp -p, rsync -t)"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
@@ -331,7 +332,8 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
             lines = "unknown, because run.json was written by an earlier version of clipit"
         problem = "this folder belongs to a run with a different configuration or different inputs"
         message = f"{problem}; differences:\n    {lines}"
-        raise ArtifactError(message, where=folder, fix=_OTHER_FOLDER)
+        copied = any(line.startswith("tiles: ") for line in differences)
+        raise ArtifactError(message, where=folder, fix=f"{_OTHER_FOLDER}; {_TIMES}" if copied else _OTHER_FOLDER)
 
 
 def config_differences(folder: Path, config: RunConfig, *effects: Effect, sections: Sequence[str] = ()) -> list[str]:

@@ -310,7 +310,6 @@ def _export(
     from clipit.models.loading import public_name
 
     tiles = workspace.tiles(config.seed)
-    known_mpp = tiles.mpp[~np.isnan(tiles.mpp)]
     export_classifier(
         student,
         backbone,
@@ -319,7 +318,7 @@ def _export(
         vlm_info=text.vlm if text else None,
         text_mean=text.mean if text else None,
         prompts=text.prompts if text else None,
-        mpp=float(np.median(known_mpp)) if known_mpp.size else None,
+        mpp=tiles.median_mpp,
         tile_pixels=_tile_pixels(workspace),
         provenance={
             "run": folder.name,

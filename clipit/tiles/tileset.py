@@ -133,6 +133,12 @@ class TileSet:
             raise DataError(f"unknown split {name!r}", fix=f"use {', '.join(SPLITS)}")
         return self.select(self.splits == name)
 
+    @property
+    def median_mpp(self) -> float | None:
+        """Median of the known micrometres per pixel; None if all are unknown."""
+        known = self.mpp[~np.isnan(self.mpp)]
+        return float(np.median(known)) if known.size else None
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over ids, splits and image stamps."""

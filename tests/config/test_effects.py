@@ -1,5 +1,6 @@
 """Effects of keys: declared at each key, and decisive for a run's fingerprint."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,11 +240,36 @@ def test_renamed_labels_are_another_run(tiles: Callable[..., Path], tmp_path: Pa
     assert renamed.differences({"keys": first.keys, "inputs": first.inputs}) == [difference]
 
 
+def test_tiles_at_another_resolution_are_another_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
+    """The classifier states the resolution of its training tiles, at which slides are read."""
+    tables = {}
+    for mpp in ("", "1.0", "0.5"):
+        table = tiles(f"mpp{mpp}.csv")
+        head, *rows = table.read_text().splitlines()
+        table.write_text("\n".join([f"{head},mpp", *(f"{row},{mpp}" for row in rows)]))
+        tables[mpp] = table_fingerprint(tmp_path, table)
+    now = tables["0.5"]
+    records = {mpp: {"keys": each.keys, "inputs": each.inputs} for mpp, each in tables.items()}
+    assert now.differences(records["1.0"]) == ["mpp of tiles: 1 in the folder, 0.5 now"]
+    assert not now.matches(records[""]) and now.matches(records["0.5"])
+    earlier = {key: value for key, value in now.inputs.items() if key != "mpp of tiles"}
+    assert now.matches({"keys": now.keys, "inputs": earlier}), "records of earlier versions lack it"
+
+
 def test_the_same_data_by_another_path_are_the_same_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
     first = table_fingerprint(tmp_path, tiles("a.csv"))
     (tmp_path / "link").symlink_to(tmp_path / "pictures")
     again = table_fingerprint(tmp_path, tiles("b.csv"), images=str(tmp_path / "link"))
     assert again.value == first.value
+
+
+def test_copies_without_their_times_are_advised_to_keep_them(tiles: Callable[..., Path], tmp_path: Path) -> None:
+    first = table_fingerprint(tmp_path, tiles("a.csv"))
+    write_json(tmp_path / "run.json", {"keys": first.keys, "inputs": first.inputs})
+    check_fingerprint(tmp_path, table_fingerprint(tmp_path, tiles("b.csv")))
+    os.utime(tmp_path / "pictures/00.png", ns=(0, 0))
+    with pytest.raises(ArtifactError, match=r"(?s)tiles: .*fix: .*copy them again with their modification times"):
+        check_fingerprint(tmp_path, table_fingerprint(tmp_path, tiles("a.csv")))
 
 
 def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
@@ -253,7 +279,11 @@ def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
     one, two, three = (_model_name(VLMConfig(name=str(tmp_path / name))) for name in ("one", "two", "three"))
     assert one == two == _model_name(VLMConfig(name=f"clip:{tmp_path / 'one'}")) != three
     assert _model_name(VLMConfig(name="plip", path=str(tmp_path / "one"))).startswith("plip ")
+    assert one == _model_name(VLMConfig(name=f"hf-hub:{tmp_path / 'two'}"))
     assert _model_name(VLMConfig(name="hf-hub:owner/name")) == "hf-hub:owner/name"
+    assert _model_name(VLMConfig(name="open_clip:ViT-B-32/openai")) == "open_clip:ViT-B-32/openai"
+    checkpoint = VLMConfig(name=f"open_clip:ViT-B-32/{tmp_path / 'one' / 'config.json'}")
+    assert _model_name(checkpoint) == "open_clip:ViT-B-32/local file"
 
 
 def test_keys_of_cuts_and_groups_act_through_the_tiles_alone() -> None:

@@ -33,6 +33,7 @@ from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
 from clipit.models.weights import check_finite_weights
 from clipit.output_files.artifacts import file_sha256, write_json
+from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
 
 FORMAT = 2
 """Version of `clipit.json`; format 1 had no checksums."""
@@ -145,11 +146,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     """
     file = folder / DESCRIPTION
     if not file.is_file():
-        if (
-            folder.is_dir()
-            and folder.resolve().name == CLASSIFIER
-            and (folder.resolve().parent / "config.yaml").is_file()
-        ):
+        if folder.is_dir() and _run_of(folder) is not None:
             raise ModelError(f"{DESCRIPTION} is missing from this run's classifier", where=folder, fix=COPY_AGAIN)
         raise ModelError(
             f"no classifier in this folder: {DESCRIPTION} is missing"
@@ -180,13 +177,23 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     return spec
 
 
-def verify_files(folder: Path, spec: ClassifierSpec) -> None:
-    """Verify the SHA-256 of all files that a classifier reads, and the class names in the loader's configuration.
+def verify_files(folder: Path, spec: ClassifierSpec, *, adapter: bool = False) -> None:
+    """Verify the SHA-256 of all files that a classifier reads, its class names, and the run that it belongs to.
+
+    Args:
+        adapter: Whether to verify the files for peft too, which the classifier does not read.
 
     Raises:
         ModelError: A file was changed, or the classes in `clipit.json` and in the loader's configuration differ.
+        ArtifactError: The classifier is in the folder of a run that did not export it, or `run.json` is damaged.
     """
-    changed = [name for name in _loaded_files(spec) if file_sha256(folder / name) != spec.files[name]]
+    run = _run_of(folder)
+    if run is not None:
+        fix = "delete this folder, and run clipit train again; it is restored from the last checkpoint"
+        check_same_run(folder, spec.provenance.get(RUN_FINGERPRINT), run, fix)
+    names = _loaded_files(spec)
+    names += [name for name in spec.files if adapter and name not in names and (folder / name).is_file()]
+    changed = [name for name in names if file_sha256(folder / name) != spec.files[name]]
     if changed:
         if find_pointer(folder / changed[0]):
             raise ModelError("this file is a Git LFS pointer, not the data", where=folder / changed[0], fix=PULL)
@@ -235,6 +242,12 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         raise ModelError(
             f"the weights do not match the description: {shortlist(mismatches)}", where=where, fix=COPY_AGAIN
         )
+
+
+def _run_of(folder: Path) -> Path | None:
+    """Return the folder of the run that a classifier's folder belongs to; None if it is not inside a run."""
+    path = folder.resolve()
+    return path.parent if path.name == CLASSIFIER and (path.parent / "config.yaml").is_file() else None
 
 
 def _loaded_files(spec: ClassifierSpec) -> list[str]:

@@ -96,13 +96,14 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
 
     Raises:
         ModelError: The folder contains no classifier, or its files have changed.
-        ArtifactError: The classifier has no card, or the repository's name is invalid.
+        ArtifactError: The classifier has no card or is in the folder of a run that did not export it, or the
+            repository's name is invalid.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise ArtifactError("invalid repository name", where=repository, fix="write it as owner/name")
     folder = classifier_folder(folder)
     spec = read_spec(folder)
-    verify_files(folder, spec)
+    verify_files(folder, spec, adapter=True)
     if not (folder / CARD).is_file():
         raise ArtifactError(
             f"this classifier has no card ({CARD})",

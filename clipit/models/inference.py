@@ -363,6 +363,7 @@ def load_classifier(
     Raises:
         ModelError: There is no such folder or repository, it does not contain a classifier, files are missing, weights
             do not match their description, or the backbone is defined by code that is not trusted.
+        ArtifactError: The classifier is in the folder of a run that did not export it.
     """
     folder = classifier_folder(path, revision)
     spec = read_spec(folder)

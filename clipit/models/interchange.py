@@ -168,6 +168,8 @@ def _write_onnx(model: nn.Module, path: Path, size: int, description: dict[str, 
     program.model.metadata_props.update(
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # contains paths of this machine
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     program.save(path, external_data=weights > _LARGE)
 
@@ -176,6 +178,9 @@ def _write_torch(model: nn.Module, path: Path, size: int, description: dict[str,
     batch = torch.export.Dim("batch", min=1)
     shapes = {"pixels": {0: batch}}
     program = torch.export.export(model, (torch.zeros(2, 3, size, size),), dynamic_shapes=shapes)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # contains paths of this machine
     torch.export.save(program, path, extra_files={"clipit.json": json.dumps(description)})
 
 

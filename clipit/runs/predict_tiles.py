@@ -13,7 +13,6 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, LaunchError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
-from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
 from clipit.prompts.prompt_set import PromptSet, check_classes
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.tiles.batched import map_batches
@@ -41,8 +40,6 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     trust = config.backbone.trust_remote_code
     device = get_processes().device
     classifier = load_classifier(folder / "classifier", device, vlm=config.vlm, trust_remote_code=trust)
-    fix = "delete this folder, and run clipit train again; it is restored from the last checkpoint"
-    check_same_run(folder / "classifier", classifier.spec.provenance.get(RUN_FINGERPRINT), folder, fix)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
             f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",

@@ -207,6 +207,16 @@ def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, f
         clipit.load_classifier("me/tiles", "cpu")
 
 
+def test_a_damaged_file_for_peft_is_not_uploaded(hub: Hub, folder: Path) -> None:
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    clipit.load_classifier(folder, "cpu")  # does not read it
+    with pytest.raises(ModelError, match=r"damaged or changed files: adapter/adapter_model\.safetensors"):
+        clipit.push_classifier(folder, "me/tiles", permitted=True)
+    assert not hub.files
+
+
 def test_a_repository_that_is_not_there_and_a_hub_that_is_not_there(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -79,6 +80,20 @@ def test_onnxruntime_gives_the_same_logits_for_any_batch(
     assert json.loads(properties["classes"]) == described["classes"] == list(CLASSES)
     assert described["largest_differences"] == exported.differences
     assert str(folders["fused"].parent) not in exported.description.read_text() + str(properties)
+
+
+@pytest.mark.parametrize(("format", "name"), [("onnx", "model.onnx"), ("torch_export", "model.pt2")])
+def test_a_program_contains_no_path_of_this_machine(
+    folders: dict[str, Path], tmp_path: Path, format: interchange.Format, name: str
+) -> None:
+    """Both exporters record the call stack of every operation."""
+    file = export_program(clipit.load_classifier(folders["Dinov2"], "cpu"), tmp_path / name, format).path
+    parts = [file.read_bytes()]
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as opened:
+            parts += map(opened.read, opened.namelist())
+    places = [str(Path(module.__file__ or "").parent).encode() for module in (clipit, torch)]
+    assert not [place for place in places for part in parts if place in part]
 
 
 def test_a_torch_program_gives_the_same_logits_and_contains_the_classes(

@@ -193,8 +193,10 @@ def test_a_classifier_of_another_run(finished: Finished) -> None:
     open_classifier(config, folder)
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     (folder / "run.json").write_text(json.dumps(record | {"fingerprint": "f" * 16}), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*classifier.*restored from the last"):
-        open_classifier(config, folder)
+    for load in (lambda: open_classifier(config, folder), lambda: load_classifier(folder, "cpu")):
+        with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*classifier.*restored from the last"):
+            load()
+    load_classifier(shutil.copytree(folder / "classifier", folder.with_name("copy") / "classifier"), "cpu")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"commit": ""}'])

@@ -361,8 +361,7 @@ def load_classifier(
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 
     Raises:
-        ModelError: There is no such folder or repository, it does not contain a classifier, files are missing, weights
-            do not match their description, or the backbone is defined by code that is not trusted.
+        ModelError: The classifier does not exist, is damaged, or is defined by Python code that is not trusted.
         ArtifactError: The classifier is in the folder of a run that did not export it.
     """
     folder = classifier_folder(path, revision)

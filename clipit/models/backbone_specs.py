@@ -71,6 +71,22 @@ def _imagenet(size: str, letter: str, dim: int) -> ModelSpec:
     )  # fmt: skip
 
 
+def _hibou(name: str, source: str, dim: int, layers: int, heads: int) -> ModelSpec:
+    """Make the entry for a Hibou model, which is loaded as transformers' own DINOv2 with registers."""
+    return _spec(
+        name, "transformers", source, dim,
+        **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
+        loader={
+            "facts": {
+                "model_type": "dinov2_with_registers", "num_hidden_layers": layers, "num_attention_heads": heads,
+                "num_register_tokens": 4, "patch_size": 14,
+            },
+        },
+        note="Loaded as transformers' DINOv2 with registers, without the code in the model's repository. Compared with "
+        "the authors' code on GitHub, with random weights; the published weights have not been tested.",
+    )  # fmt: skip
+
+
 _ENTRIES = (
     _spec(
         "uni", "timm", "MahmoodLab/UNI", 1024,
@@ -136,13 +152,8 @@ _ENTRIES = (
         },
         note="Tile encoder only.",
     ),
-    _spec(
-        "hibou-l", "transformers", "histai/hibou-L", 1024,
-        **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
-        loader={"remote_code": True, "facts": {"num_hidden_layers": 24, "patch_size": 14}},
-        note="Does not load with transformers 5: the code in the model's repository (backbone.trust_remote_code) "
-        "imports transformers.onnx, which version 5 removed.",
-    ),
+    _hibou("hibou-b", "histai/hibou-b", 768, layers=12, heads=12),
+    _hibou("hibou-l", "histai/hibou-L", 1024, layers=24, heads=16),
     _spec(
         "midnight", "transformers", "kaiko-ai/midnight", 1536,
         mean=HALF, std=HALF, interpolation="bilinear", licence="MIT", gated=True, pooling="cls",
@@ -176,8 +187,7 @@ To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`
 timm model name; `dim`, `pixels`, `mean` and `std` are checked against the loaded model. For timm, `loader` holds
 arguments of `timm.create_model` and two additional keys: `architecture` (timm architecture of a model on the Hub, so
 that a weights file without config.json is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer
-classes are given by name (`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `remote_code`
-marks a model defined by Python code in its repository, which requires `backbone.trust_remote_code`, and `facts` lists
-keys of config.json and their required values. The weights of a timm model must match its `architecture` by name and
-shape.
+classes are given by name (`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `facts` lists
+keys of the loaded model's configuration and their required values. The weights of a timm model must match its
+`architecture` by name and shape.
 """

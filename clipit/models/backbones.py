@@ -72,10 +72,9 @@ def backbone_repository(config: BackboneConfig) -> str | None:
     config, spec = _resolve(config)
     if (spec.family if spec else _family(config.name)) != "transformers":
         return timm_repository(config, spec, BACKBONES)
-    untrusted = spec is not None and spec.loader.get("remote_code") and not config.trust_remote_code
     source = spec.source if spec else config.name.removeprefix(PREFIX)
     is_local = config.path is not None or Path(source).expanduser().is_dir()
-    return None if is_local or untrusted else source
+    return None if is_local else source
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *, weights: bool = True) -> Backbone:

@@ -3,11 +3,12 @@
 `config.json` and `model.safetensors` are in the format of the package that loads the backbone (`loader`). A plain
 export (`plain`) is an ordinary timm model, which timm and transformers' image-classification pipeline load without
 this package. It needs a timm backbone, timm's own pooling (which includes `cls`, but not `cls_mean`) and the linear
-head. All other exports store their head in `heads.safetensors`. Among these, a ViT or DINOv2 backbone from
-transformers with the linear head is also written as transformers' own image classifier, which the same pipeline
-opens. The remaining exports (late fusion, other models) can only be loaded with `load_classifier`. `export_note` in
-`clipit.json` states which case applies. The projector and the prompts are never part of the files that timm or
-transformers read.
+head. All other exports store their head in `heads.safetensors`. Among these, a backbone from transformers with the
+linear head is also written as transformers' own image classifier, which the same pipeline opens, if that classifier
+gives the same logits: ViT with the class token, DINOv2 and Hibou with the class token or with `cls_mean`. The
+remaining exports (late fusion, other models and poolings) can only be loaded with `load_classifier`; the pipeline
+raises an error for them. `export_note` in `clipit.json` states which case applies. The projector and the prompts are
+never part of the files that timm or transformers read.
 
 `README.md` is the classifier's card. It has no checksum, because every evaluation of the run rewrites it, and no loader
 reads it.
@@ -98,7 +99,7 @@ class ClassifierSpec:
     mpp_assumed: bool = False
 
 
-def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> str:
+def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str, backbone_class: str) -> str:
     """Describe how to load an exported folder without clipit, and what is then unavailable.
 
     Args:
@@ -106,6 +107,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
         opens: Whether that package opens the folder as a classifier.
         pooling: Token pooling by clipit.
         head: Head that the student was trained with.
+        backbone_class: Class of transformers that loads the backbone, if it loads one from this folder.
     """
     model = 'timm.create_model("local-dir:FOLDER", pretrained=True)'
     pipeline = 'transformers.pipeline("image-classification", model=FOLDER)'
@@ -114,7 +116,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
         return (
             f"{first} and {pipeline} load this folder and give the same logits; zero-shot classification needs clipit."
         )
-    load_call = model if loader == "timm" else "transformers.AutoModel.from_pretrained(FOLDER)"
+    load_call = model if loader == "timm" else f"transformers.{backbone_class}.from_pretrained(FOLDER)"
     reasons = [
         "its head is late fusion" if head == "late_fusion" else "",
         "its features are the class token and the mean of the patch tokens"

@@ -125,7 +125,8 @@ def _write(
             size = backbone.preprocess.size
             classifier = classification_model(trunk, collapse_linear(copied), classes, size)
         opens = classifier is not None
-        save_transformers(inner_model(trunk) if classifier is None else classifier, backbone.preprocess, folder)
+        saved = inner_model(trunk) if classifier is None else classifier
+        save_transformers(saved, backbone.preprocess, folder, opens=opens)
     else:
         model = build_timm(backbone.timm, len(classes) if plain else 0)
         _fill(model, inner_model(trunk), collapse_linear(copied) if plain else None)
@@ -170,7 +171,10 @@ def _write(
         loader=backbone.loader,
         pooling=backbone.pooling,
         remote_code=backbone.remote_code,
-        export_note=export_note(backbone.loader, opens=opens, pooling=backbone.pooling, head=copied.config.head),
+        export_note=export_note(
+            backbone.loader, opens=opens, pooling=backbone.pooling, head=copied.config.head,
+            backbone_class="AutoModel" if backbone.remote_code else type(inner_model(trunk)).__name__,
+        ),  # fmt: skip
     )
     write_spec(folder, spec)
 

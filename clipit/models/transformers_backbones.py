@@ -26,13 +26,16 @@ from clipit.output_files.artifacts import write_json
 
 PREFIX = "transformers:"
 PROCESSOR = "preprocessor_config.json"
+_MODEL_TYPE = "open with clipit.load_classifier"
+"""Model type in config.json of an export whose head transformers has no class for.
+
+With the backbone's type, the image-classification pipeline would open the folder with a random head; for an unknown
+type, it raises an error that names the type.
+"""
+_BACKBONE = "backbone_config"  # key of the backbone's configuration in such an export
+_EQUIVALENT = {"hibou": "dinov2_with_registers"}
+"""Model types with code on the Hub that computes the same as a model of transformers, which is loaded instead."""
 _RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
-_CLASSIFIERS = {
-    "ViTModel": "ViTForImageClassification",
-    "Dinov2Model": "Dinov2ForImageClassification",
-    "Dinov2WithRegistersModel": "Dinov2WithRegistersForImageClassification",
-}
-"""Image classifiers with one linear layer over the class token, or over it and the mean of the patch tokens."""
 _UNUSED = ("pooler.", "mask_token")  # weights that do not affect the features
 
 
@@ -57,14 +60,12 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     hub_id, _, revision = (str(folder), "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     hint = f"Use the files from {spec.page}." if spec else ""
-    remote = spec is not None and bool(spec.loader.get("remote_code", False))
-    _check_trusted(remote, config, source)
     with foreign_errors(config.name, None if local else hub_id, hint, folder if local else None):
         description = _description(hub_id, options)
-        remote = remote or _needs_code(description)
+        remote = _needs_code(description)
         _check_kind(description, source)
         _check_trusted(remote, config, source)
-        model = _open(hub_id, config.pretrained, remote, options)
+        model = _open(hub_id, description, config.pretrained, remote, options)
         processor = _processor(hub_id, local, options)
     if processor is not None:
         preprocess = preprocess_from_transformers(processor, source)
@@ -91,10 +92,22 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     )  # fmt: skip
 
 
-def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
-    """Write a model in transformers' format with unsharded weights, and its preprocessing."""
+def save_transformers(model: Any, preprocess: Preprocess, folder: Path, *, opens: bool) -> None:
+    """Write a model in transformers' format with unsharded weights, and its preprocessing.
+
+    Args:
+        opens: Whether the model is an image classifier. The configuration of a backbone alone is written such that
+            transformers does not open the folder as a classifier, which would have a random head.
+    """
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size="1000GB")
+    if not opens:
+        description = dict(read_model_json(folder / "config.json"))
+        if _is_own(model):
+            description = {"model_type": _MODEL_TYPE, _BACKBONE: description}
+        else:  # transformers knows the model type only with code, which may define a classifier
+            description.get("auto_map", {}).pop("AutoModelForImageClassification", None)
+        write_json(folder / "config.json", description)
     squash = preprocess.mode == "squash"
     edge = preprocess.resize_to
     write_json(
@@ -118,7 +131,7 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
 
 def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote_code: bool) -> nn.Module:
     """Load the model of an exported folder with its pooling."""
-    model = _open(str(folder), True, trust_remote_code, {})
+    model = _open(str(folder), _description(str(folder), {}), True, trust_remote_code, {})
     return _pooled(model, size, "cls_mean" if pooling == "cls_mean" else "cls", str(folder))
 
 
@@ -136,26 +149,29 @@ def classification_model(
     Returns:
         The classifier; None if transformers has none that gives the same logits.
     """
-    import transformers
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
     model, (weight, bias) = pooled.trunk, linear
-    classifier_class = getattr(transformers, _CLASSIFIERS.get(type(model).__name__, ""), None)
-    if classifier_class is None or type(model).__module__.partition(".")[0] != "transformers":
+    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(model.config), None)
+    if known is None or not _is_own(model):
         return None
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
     with torch.random.fork_rng(devices=[]):  # so that the export does not change later random numbers
-        classifier: Any = classifier_class(config).eval()
+        classifier: Any = (known[0] if isinstance(known, tuple) else known)(config).eval()
+    head = getattr(classifier, "classifier", None)
+    if type(classifier.base_model) is not type(model) or not isinstance(head, nn.Linear):
+        return None
     setattr(classifier, classifier.base_model_prefix, model)
-    extra = classifier.classifier.in_features - weight.shape[1]
+    extra = head.in_features - weight.shape[1]
     if extra < 0:
         return None
     example = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     with torch.no_grad():
         # Zero weights for the mean of the patch tokens, which DINOv2's classifiers also read
-        classifier.classifier.weight.copy_(torch.nn.functional.pad(weight, (0, extra)))
-        classifier.classifier.bias.copy_(bias)
+        head.weight.copy_(torch.nn.functional.pad(weight, (0, extra)))
+        head.bias.copy_(bias)
         same = torch.allclose(
             classifier(pixel_values=example).logits, pooled(example) @ weight.T + bias, rtol=1e-4, atol=1e-4
         )
@@ -163,19 +179,27 @@ def classification_model(
 
 
 def _description(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the model's config.json, without running any of its code."""
+    """Read the backbone's configuration from config.json, without running any of its code."""
     from transformers import PreTrainedConfig
 
+    description: dict[str, Any]
     if Path(source).is_dir():
-        return read_model_json(Path(source) / "config.json")
-    description: dict[str, Any] = PreTrainedConfig.get_config_dict(source, **options)[0]
-    return description
+        description = read_model_json(Path(source) / "config.json")
+    else:
+        description = PreTrainedConfig.get_config_dict(source, **options)[0]
+    return description[_BACKBONE] if description.get("model_type") == _MODEL_TYPE else description
+
+
+def _is_own(model: Any) -> bool:
+    """Return whether a model's class is part of transformers, not of code from the model's files."""
+    return type(model).__module__.partition(".")[0] == "transformers"
 
 
 def _needs_code(description: Mapping[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return "auto_map" in description and description.get("model_type") not in CONFIG_MAPPING_NAMES
+    known = {*CONFIG_MAPPING_NAMES, *_EQUIVALENT}
+    return "auto_map" in description and description.get("model_type") not in known
 
 
 def _check_trusted(remote_code: bool, config: BackboneConfig, source: str) -> None:
@@ -203,20 +227,30 @@ def _check_kind(description: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any]) -> Any:
+def _open(
+    source: str, description: Mapping[str, Any], pretrained: bool, remote: bool, options: Mapping[str, Any]
+) -> Any:
     """Load the model in float32, and check that its files contain all weights that it uses."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
+    model_type = description["model_type"]
+    config = None
+    if model_type in _EQUIVALENT:
+        config = _equivalent_config(description, source)
+    elif model_type in CONFIG_MAPPING:
+        config = CONFIG_MAPPING[model_type].from_dict(dict(description))
     if not pretrained:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=remote, **options)
+        config = config or AutoConfig.from_pretrained(source, trust_remote_code=remote, **options)
         model: Any = AutoModel.from_config(config, trust_remote_code=remote)
     else:
-        model, report = load_pretrained(AutoModel, source, trust_remote_code=remote, **options)
+        model, report = load_pretrained(AutoModel, source, config=config, trust_remote_code=remote, **options)
         mismatched = [
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
         mismatched += mismatches(report.get("mismatched_keys", ()))
-        mismatched += [f"{key} is not in the model" for key in unused_layers(model, report["unexpected_keys"])]
+        unexpected = report["unexpected_keys"]
+        unused = sorted(unexpected) if model_type in _EQUIVALENT else unused_layers(model, unexpected)
+        mismatched += [f"{key} is not in the model" for key in unused]
         if mismatched:  # transformers would keep random values
             raise ModelError(
                 f"the weights do not match the model in config.json: {shortlist(mismatched)}",
@@ -230,6 +264,22 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # an untrained layer over the class token
     return model.eval()
+
+
+def _equivalent_config(description: Mapping[str, Any], source: str) -> Any:
+    """Build the configuration of the model in `_EQUIVALENT`; the weights' names and shapes verify most of its keys.
+
+    Raises:
+        ModelError: The number of attention heads, which no shape verifies, is missing.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if "num_attention_heads" not in description:
+        raise ModelError(
+            "num_attention_heads is missing in config.json", where=source, fix="copy this file from the model's page"
+        )
+    kept = {key: value for key, value in description.items() if key not in ("model_type", "auto_map")}
+    return CONFIG_MAPPING[_EQUIVALENT[description["model_type"]]].from_dict(kept)
 
 
 def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None:
@@ -255,6 +305,9 @@ def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None
         and isinstance(model.config.image_size, int)
         and hasattr(layer, "interpolate_pos_encoding")
         and hasattr(patches, "num_patches")
+        # Hibou's code reads these keys; with other values, it would resample differently from transformers' model
+        and not getattr(model.config, "interpolate_offset", 0)
+        and getattr(model.config, "interpolate_antialias", True)
     )
     if not supported:
         raise unsupported_size(

@@ -306,5 +306,5 @@ def _usage(spec: ClassifierSpec, transformers_opens: bool) -> str:
             'classify = transformers.pipeline("image-classification", model="FOLDER or REPO")\n```'
         )
     if not spec.plain and not transformers_opens:
-        lines.append("timm and transformers cannot open this classifier without clipit.")
+        lines.append(f"timm and transformers cannot open this classifier without clipit. {spec.export_note}".rstrip())
     return "\n\n".join(lines)

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from tiny_backbones import TINY, save_own_code, save_vit
+from tiny_backbones import TINY, save_hibou, save_own_code, save_vit
 from tiny_models import save_word_tokenizer
 
 WORDS = [
@@ -128,6 +128,7 @@ def pictures() -> list[Image.Image]:
 def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One tiny random model per family of backbones, as its own library writes it."""
     root = tmp_path_factory.mktemp("vision")
+    save_hibou(root / "hibou")
     return {
         "fused": save_timm(root / "fused", "vit_tiny_patch16_224", **TINY),
         "registers": save_timm(root / "registers", "vit_giant_patch14_reg4_dinov2", **TINY),
@@ -135,6 +136,8 @@ def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "ViT": save_vit(root / "vit", "ViT"),
         "Dinov2": save_vit(root / "dinov2", "Dinov2"),
         "Dinov2WithRegisters": save_vit(root / "dinov2_registers", "Dinov2WithRegisters"),
+        "DeiT": save_vit(root / "deit", "DeiT"),
+        "Hibou": root / "hibou",
         "Dinov2 without SwiGLU": save_vit(root / "dinov2_mlp", "Dinov2", use_swiglu_ffn=False),
     }
 

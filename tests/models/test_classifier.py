@@ -377,22 +377,33 @@ def test_importing_clipit_stays_light() -> None:
     ("family", "pooling", "head", "plain"),
     [
         ("fused", "default", "linear", True),
+        ("fused", "default", "late_fusion", False),
         ("registers", "cls_mean", "linear", False),
         ("tokens", "cls", "linear", True),
         ("ViT", "default", "linear", False),
+        ("ViT", "cls_mean", "linear", False),
         ("ViT", "cls_mean", "late_fusion", False),
+        ("DeiT", "cls", "linear", False),
         ("Dinov2", "cls", "late_fusion", False),
         ("Dinov2", "cls", "linear", False),
         ("Dinov2", "cls_mean", "linear", False),
         ("Dinov2WithRegisters", "cls", "linear", False),
         ("Dinov2WithRegisters", "cls_mean", "linear", False),
+        ("Dinov2WithRegisters", "cls_mean", "late_fusion", False),
+        ("Hibou", "cls", "linear", False),
+        ("Hibou", "cls_mean", "linear", False),
+        ("Hibou", "cls", "late_fusion", False),
     ],
 )
 def test_every_family_goes_through(
     tmp_path: Path, vision_folders: dict[str, Path], family: str, pooling: str, head: str, plain: bool
 ) -> None:
-    """Load, add LoRA, one step, export, reload: equal logits, without a network."""
-    from transformers import AutoModel
+    """Load, add LoRA, one step, export, reload: equal logits, without a network.
+
+    transformers' pipeline gives the same classes, or does not open the folder.
+    """
+    import transformers
+    from transformers import pipeline
 
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=str(vision_folders[family]), pooling=pooling))  # type: ignore[arg-type]
@@ -416,16 +427,18 @@ def test_every_family_goes_through(
     spec = classifier.spec
     assert spec.plain == plain and (folder / "heads.safetensors").exists() != plain
     assert spec.loader == ("timm" if family in ("fused", "registers", "tokens") else "transformers")
-    opens = head == "linear" and (plain or spec.loader == "transformers")
+    opens = head == "linear" and (plain or spec.loader == "transformers") and (family, pooling) != ("ViT", "cls_mean")
     assert ("load_classifier" not in spec.export_note) == opens and spec.loader in spec.export_note
     if opens:
-        from transformers import pipeline
-
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
         rows = pipeline("image-classification", model=str(folder))(picture)
         found = {row["label"]: row["score"] for row in rows}
         expected = dict(zip(CLASSES, classifier.predict_proba([picture])[0].tolist(), strict=True))
         assert found == pytest.approx(expected, abs=1e-3)
+    else:
+        reason = "no classifier head" if spec.loader == "timm" else r"model type .open with clipit\.load_classifier."
+        with pytest.raises(ValueError, match=reason):
+            pipeline("image-classification", model=str(folder))
     texts = "".join(path.read_text() for path in folder.glob("**/*config.json"))
     assert str(vision_folders[family]) not in texts
     inner = getattr(student.backbone.base_model.model, "trunk", None)
@@ -434,7 +447,9 @@ def test_every_family_goes_through(
         with torch.no_grad():
             torch.testing.assert_close(model(pixels), wanted.logits, atol=1e-4, rtol=1e-4)
     elif spec.loader == "transformers":
-        model = AutoModel.from_pretrained(folder).eval()
+        name = type(inner).__name__
+        assert opens or f"transformers.{name}.from_pretrained(FOLDER) loads only the adapted" in spec.export_note
+        model = getattr(transformers, name).from_pretrained(folder).eval()
         with torch.no_grad():
             tokens = inner(pixel_values=pixels).last_hidden_state
             torch.testing.assert_close(model(pixel_values=pixels).last_hidden_state, tokens, atol=1e-4, rtol=1e-4)
@@ -474,12 +489,19 @@ def test_public_names(name: str, public: str) -> None:
 
 
 def test_code_of_its_own_is_exported_and_asked_for(tmp_path: Path, remote_code_folder: Path) -> None:
+    from transformers import pipeline
+
     torch.manual_seed(0)
+    config = json.loads((remote_code_folder / "config.json").read_text())
+    config["auto_map"]["AutoModelForImageClassification"] = "own.OwnClassifier"
+    (remote_code_folder / "config.json").write_text(json.dumps(config))
     backbone = load_backbone(BackboneConfig(name=str(remote_code_folder), trust_remote_code=True))
     student = build_student(backbone, LINEAR, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
     folder = export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
     with pytest.raises(ModelError, match="trust_remote_code=True"):
         clipit.load_classifier(folder, device="cpu")
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):  # no classifier with a random head
+        pipeline("image-classification", model=str(folder), trust_remote_code=True)
     shutil.rmtree(remote_code_folder)
     pixels = torch.randn(2, 3, 32, 32)
     logits, _ = clipit.load_classifier(folder, device="cpu", trust_remote_code=True).forward(pixels)

@@ -1,4 +1,4 @@
-"""Backbones of transformers whose tokens or positions differ from a ViT's: CLIP's vision model and DINOv3."""
+"""Backbones of transformers whose tokens, positions or files differ from a ViT's: CLIP's vision model, DINOv3, Hibou."""
 
 import json
 import shutil
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from tiny_backbones import save_hibou
 from transformers import AutoModel
 
 import clipit
@@ -78,6 +80,42 @@ def test_dinov3_takes_other_sizes(tmp_path: Path) -> None:
     assert load_backbone(BackboneConfig(name=str(tmp_path / "c"))).preprocess.size == 48
     with pytest.raises(ModelError, match="not a multiple of the patch size"):
         load_backbone(BackboneConfig(name=str(folder), pixels=50))
+
+
+def test_hibou_without_its_code(tmp_path: Path) -> None:
+    timm_model, folder = save_hibou(tmp_path / "hibou"), str(tmp_path / "hibou")
+    for pixels in (None, 48):
+        backbone = load_backbone(BackboneConfig(name=folder, pooling="cls_mean", pixels=pixels))
+        images = torch.randn(2, 3, pixels or 32, pixels or 32)
+        with torch.no_grad():
+            tokens = timm_model.forward_features(images)
+            wanted = torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=1)
+            torch.testing.assert_close(backbone.module(images), wanted, atol=1e-5, rtol=1e-4)
+    assert (backbone.remote_code, backbone.preprocess.mean) == (False, (0.7068, 0.5755, 0.722))
+
+
+@pytest.mark.parametrize(
+    ("renamed", "change", "message"),
+    [
+        ("embeddings.register_tokens", {}, r"register_tokens is missing.*renamed is not in the model"),
+        ("embeddings.mask_token", {}, "renamed is not in the model"),
+        ("", {"num_attention_heads": None}, "num_attention_heads is missing"),
+        ("", {"num_register_tokens": 8}, r"register_tokens is \(1, 4, 32\) in the file, but \(1, 8, 32\)"),
+        ("", {"interpolate_offset": 0.1}, "position embeddings are of a kind"),
+        ("", {"interpolate_antialias": False}, "position embeddings are of a kind"),
+    ],
+)
+def test_hibou_with_other_files(tmp_path: Path, renamed: str, change: dict[str, Any], message: str) -> None:
+    folder = tmp_path / "hibou"
+    save_hibou(folder)
+    config = {**json.loads((folder / "config.json").read_text()), **change}
+    kept = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+    weights = load_file(folder / "model.safetensors")
+    names = {name: "renamed" if name == renamed else name for name in weights}
+    save_file({names[name]: weights[name] for name in weights}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        load_backbone(BackboneConfig(name=str(folder), pixels=48))
 
 
 def test_a_description_that_lacks_a_key(vision_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def test_ways_to_load_are_those_of_the_folder(plain: bool, opens: bool, library:
     assert front_matter(text)["library_name"] == library and 'clipit.load_classifier("' in text
     calls = ("timm.create_model", "transformers.pipeline", "cannot open")
     assert tuple(call for call in calls if call in text) == words
+    note = "transformers.ViTModel.from_pretrained(FOLDER) loads only the adapted backbone."
+    text = model_card(spec("uni", plain=plain, export_note=note), FACTS, transformers_opens=opens)
+    assert (note in text) != opens
 
 
 def test_the_text_is_counted_where_reports_were_used() -> None:

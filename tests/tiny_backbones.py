@@ -68,8 +68,7 @@ def save_hibou(folder: Path) -> Any:
         "mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out", "reg_token": "embeddings.register_tokens",
         "patch_embed.proj": "embeddings.patch_embeddings.projection", "blocks.": "encoder.layer.",
     }  # fmt: skip
-    state = {("layernorm." if name[:5] == "norm." else "") + name.removeprefix("norm."): weight
-             for name, weight in model.state_dict().items()}  # fmt: skip
+    state = {f"layernorm.{key[5:]}" if key.startswith("norm.") else key: w for key, w in model.state_dict().items()}
     for name, new in names.items():
         state = {key.replace(name, new): weight for key, weight in state.items()}
     for key in [key for key in state if ".attn.qkv." in key]:

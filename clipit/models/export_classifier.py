@@ -172,9 +172,12 @@ def _write(
         pooling=backbone.pooling,
         remote_code=backbone.remote_code,
         export_note=export_note(
-            backbone.loader, opens=opens, pooling=backbone.pooling, head=copied.config.head,
+            backbone.loader,
+            opens=opens,
+            pooling=backbone.pooling,
+            head=copied.config.head,
             backbone_class="AutoModel" if backbone.remote_code else type(inner_model(trunk)).__name__,
-        ),  # fmt: skip
+        ),
     )
     write_spec(folder, spec)
 

@@ -1,4 +1,4 @@
-"""Backbones of transformers whose tokens, positions or files differ from a ViT's: CLIP's vision model, DINOv3, Hibou."""
+"""Backbones of transformers that differ from a ViT in tokens, positions or files: CLIP, DINOv3 and Hibou."""
 
 import json
 import shutil

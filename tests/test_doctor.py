@@ -1,51 +1,55 @@
 """The doctor finds each problem and says what to do about it; it does not complain about what works."""
 
+import re
 import runpy
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from PIL import Image
 
 from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
+from clipit.doctor import diagnose as package_checks
 from clipit.doctor import machine, model_checks
-from clipit.doctor.check_results import Check, failed_check, format_checks, try_check
+from clipit.doctor.check_results import Check, failed_check, find_failures, format_checks
 from clipit.doctor.configs import check_config, check_precision
 from clipit.doctor.data_checks import check_prompts, check_reports, check_tiles
 from clipit.doctor.diagnose import diagnose
-from clipit.doctor.model_checks import Access, cached_bytes, check_backbone, check_download, check_vlm
-from clipit.errors import DataError, explain
-from clipit.models.backbone_specs import BACKBONES
+from clipit.doctor.model_checks import cached_bytes, check_backbone, check_vlm
+from clipit.errors import DataError, ModelError, explain
 from clipit.models.backbones import backbone_repository
 from clipit.models.vlm_sources import vlm_repository
 
 MakeConfig = Callable[..., RunConfig]
 MakeFile = Callable[..., ConfigFile]
-SetHub = Callable[[Access], None]
+SetHub = Callable[[str], None]
+_RESPONSE = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _ask_the_hub_anew() -> Iterator[None]:
-    model_checks.ask_hub.cache_clear()
-    yield
-    model_checks.ask_hub.cache_clear()
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Access], None]:
-    """Function that sets the answer of the Hub; until it is called, no question is expected."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> SetHub:
+    """Function that sets the error of the Hub, "" for none; until it is called, no question is expected."""
 
-    def unexpected(name: str) -> Access:
+    def unexpected(name: str, *_: str) -> None:
         raise AssertionError(f"the Hub was asked about {name}")
 
+    def set_answer(problem: str) -> None:
+        def ask(name: str, hub_id: str, hint: str) -> None:
+            if problem:
+                raise ModelError(problem, where=hub_id, fix=hint)
+
+        monkeypatch.setattr(model_checks, "ask_hub", ask)
+
     monkeypatch.setattr(model_checks, "ask_hub", unexpected)
-    return lambda access: monkeypatch.setattr(model_checks, "ask_hub", lambda _: access)
+    return set_answer
 
 
 def reports_of(config: RunConfig) -> list[Check]:
@@ -87,9 +91,8 @@ def test_an_error_of_the_machine_becomes_a_failed_check() -> None:
     def read() -> None:
         raise PermissionError("cannot open /data/tiles.csv")
 
-    check = try_check("tiles", read)
+    (check,) = find_failures("tiles", read, lambda: 3)
     assert (check.status, check.message) == ("FAIL", "Cannot open /data/tiles.csv.") and check.fix
-    assert try_check("tiles", lambda: 3) == Check("PASS", "tiles", "3")
 
 
 # Machine ----------------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def test_a_torch_that_cannot_be_imported_is_the_only_problem_listed(
 def test_torch_of_this_environment() -> None:
     import torchvision
 
-    check = machine.check_torch()
+    check = package_checks.check_torch()
     assert check.status == "PASS" and check.message.endswith(torchvision.__version__)
 
 
@@ -125,11 +128,10 @@ def test_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpus_are_listed_and_a_hidden_one_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    facts = {0: SimpleNamespace(name="H200", total_memory=139 * 2**30, major=9)}
-    facts[1] = SimpleNamespace(name="T4", total_memory=15 * 2**30, major=7)
+    facts = [SimpleNamespace(name="H200"), SimpleNamespace(name="T4")]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", facts.__getitem__)
-    assert [check.message for check in machine.check_gpus()] == ["H200, 139 GiB", "T4, 15 GiB"]
+    assert [check.message for check in machine.check_gpus()] == ["H200, T4"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     (gpu,) = machine.check_gpus()
@@ -164,11 +166,10 @@ def test_output_below_a_file(tmp_path: Path) -> None:
 def test_default_file_of_the_launcher(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, cpu: bool, gpus: int, status: str
 ) -> None:
-    import accelerate.commands.config.config_args as arguments
     import torch
 
     path = tmp_path / "default_config.yaml"
-    monkeypatch.setattr(arguments, "default_config_file", str(path))
+    monkeypatch.setattr(machine, "default_config_file", str(path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert machine.check_default_launch() == []
     kind = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU"
@@ -227,29 +228,51 @@ def test_openblas_kernel(monkeypatch: pytest.MonkeyPatch, kernel: str, capabilit
 
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["torch>=99", "numpy>=1", "absent-one>=1", 'absent-two>=1; extra == "more"', 'pytest>=1; extra == "dev"']
-    monkeypatch.setattr(machine.importlib.metadata, "requires", lambda _: asked)
-    check = machine.check_requirements()
+    monkeypatch.setattr(package_checks.importlib.metadata, "requires", lambda _: asked)
+    check = package_checks.check_requirements()
     assert check.status == "FAIL" and "torch>=99" in check.message and "absent-one>=1 (absent)" in check.message
     assert "numpy" not in check.message and "absent-two" not in check.message
 
 
 def test_this_environment_has_what_it_needs() -> None:
-    assert machine.check_requirements().status == "PASS"
+    assert package_checks.check_requirements().status == "PASS"
 
 
 # Hub --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (
+            GatedRepoError("403", response=_RESPONSE),
+            "is gated.*accept its licence at .*MahmoodLab/UNI",
+        ),
+        (
+            RepositoryNotFoundError("404", response=_RESPONSE),
+            "does not exist.*check the spelling",
+        ),
+        (None, "Hub cannot be reached.*--backbone.path=FOLDER"),
+    ],
+)
+def test_a_gated_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, error: Exception | None, match: str) -> None:
+    def refuse(self: object, repository: str) -> None:
+        assert error is not None and repository == "MahmoodLab/UNI"
+        raise error
 
-    from clipit.models import loading
+    if error is not None:
+        monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("clipit.models.loading.hub_is_reachable", lambda: error is not None)
+    (check,) = check_backbone(BackboneConfig(name="uni"))
+    assert check.status == "FAIL" and re.search(match, f"{check.message} {check.fix}")
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
-    assert model_checks.ask_hub("a/b") == "unreachable"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert model_checks.ask_hub("c/d") == "offline"
+
+def test_a_model_that_may_be_downloaded(hub: SetHub) -> None:
+    hub("")
+    assert check_backbone(BackboneConfig(name="uni")) == [
+        Check("PASS", "backbone", "uni (MahmoodLab/UNI) is downloaded on first use")
+    ]
 
 
 def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -300,22 +323,6 @@ def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("access", "status", "match"),
-    [
-        ("granted", "PASS", "downloaded on first use"),
-        ("gated", "FAIL", "https://huggingface.co/MahmoodLab/UNI, then hf auth login"),
-        ("absent", "FAIL", "check the spelling"),
-        ("offline", "FAIL", "unset HF_HUB_OFFLINE"),
-        ("unreachable", "WARN", "access could not be checked"),
-    ],
-)
-def test_a_gated_model_that_is_not_here(hub: SetHub, access: Access, status: str, match: str) -> None:
-    hub(access)
-    check = check_download("backbone", "uni", "MahmoodLab/UNI", BACKBONES["uni"], "backbone")
-    assert check.status == status and match in check.message + check.fix
-
-
-@pytest.mark.parametrize(
     ("config", "match"),
     [
         (VLMConfig(name="titan"), "cannot pair"),
@@ -329,14 +336,14 @@ def test_a_gated_model_that_is_not_here(hub: SetHub, access: Access, status: str
     ],
 )
 def test_vlms_that_cannot_be_used_as_they_are(hub: SetHub, config: VLMConfig, match: str) -> None:
-    hub("granted")
-    (check,) = check_vlm("VLM", config)
+    hub("")
+    (check,) = check_vlm("vlm", config)
     assert check.status == "FAIL" and match in check.message + check.fix and check.fix
 
 
 @pytest.mark.parametrize(("name", "match"), [("uni3", "similar: uni"), ("/no", "table")])
 def test_backbones_that_cannot_be_used_as_they_are(hub: SetHub, name: str, match: str) -> None:
-    hub("granted")
+    hub("")
     (check,) = check_backbone(BackboneConfig(name=name))
     assert check.status == "FAIL" and match in check.message + check.fix
 
@@ -346,21 +353,21 @@ def test_access_to_the_weights_is_checked_though_the_package_is_missing(
 ) -> None:
     import importlib.util
 
-    hub("gated")
+    hub("this model is gated")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "conch" else find(name))
-    package, weights = check_vlm("VLM", VLMConfig(name="conch"))
+    package, weights = check_vlm("vlm", VLMConfig(name="conch"))
     assert (package.status, weights.status) == ("FAIL", "FAIL")
     assert "pip install git+https://github.com/mahmoodlab/CONCH.git" in package.fix
-    assert "gated, and this user has no access" in weights.message
+    assert "gated" in weights.message
     with_path = VLMConfig(name="conch", path="/no/such/folder")
-    package, weights = check_vlm("VLM", with_path)
+    package, weights = check_vlm("vlm", with_path)
     assert "needs its own package" in package.message and "does not exist (/no/such/folder)" in weights.message
 
 
 def test_an_adapter_that_does_not_exist(hub: SetHub) -> None:
-    hub("granted")
-    adapter, weights = check_vlm("VLM", VLMConfig(name="plip", adapter="/no/such/folder"))
+    hub("")
+    adapter, weights = check_vlm("vlm", VLMConfig(name="plip", adapter="/no/such/folder"))
     assert (adapter.status, weights.status) == ("FAIL", "PASS") and "/no/such/folder" in adapter.message
 
 
@@ -368,7 +375,7 @@ def test_an_adapter_that_does_not_exist(hub: SetHub) -> None:
 @pytest.mark.parametrize("name", ["", "plip", "quiltnet-b-32"])
 def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:
     config = VLMConfig(name=name, path=str(tmp_path)) if name else VLMConfig(name=str(tmp_path))
-    (check,) = check_vlm("VLM", config)
+    (check,) = check_vlm("vlm", config)
     assert check.status == "FAIL" and str(tmp_path) in check.message and check.fix
 
 
@@ -389,7 +396,7 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
         assert weights
         for file in weights:
             file.unlink()
-    vlm = check_vlm("VLM", VLMConfig(name=str(tmp_path / "vlm")))[0]
+    vlm = check_vlm("vlm", VLMConfig(name=str(tmp_path / "vlm")))[0]
     backbone = check_backbone(BackboneConfig(name=str(tmp_path / "backbone")))[0]
     assert vlm.status == "FAIL" and "eights (" in vlm.message
     assert backbone.status == "FAIL" and "No weights" in backbone.message
@@ -398,7 +405,7 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hub")
 def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
     for config in (configure(), configure(**{"vlm.name": "embedded", "backbone.name": "embedded"})):
-        checks = [*check_vlm("VLM", config.vlm), *check_backbone(config.backbone)]
+        checks = [*check_vlm("vlm", config.vlm), *check_backbone(config.backbone)]
         assert [check.status for check in checks] == ["PASS", "PASS"]
 
 
@@ -409,7 +416,7 @@ def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) ->
 def test_a_whole_configuration(configure_file: MakeFile) -> None:
     checks = check_config(configure_file(), [], Path("small.yaml"))
     assert {check.status for check in checks} == {"PASS"}
-    assert [check.subject for check in checks] == ["VLM", "backbone", "tiles", "reports", "prompts", "memory"]
+    assert [check.subject for check in checks] == ["vlm", "backbone", "tiles", "reports", "prompts", "memory"]
     assert "72 train, 24 validation, 24 test" in checks[2].message
 
 
@@ -422,7 +429,7 @@ def test_a_whole_configuration(configure_file: MakeFile) -> None:
         ({"prompts": "/nowhere/prompts.yaml"}, "prompts"),
         (
             {"reports.morphology_prompts": "/nowhere/a.yaml", "reports.boilerplate_prompts": "/b.yaml"},
-            "morphology prompts",
+            "prompts",
         ),
     ],
 )
@@ -515,7 +522,7 @@ def test_an_approximate_index_needs_faiss(configure_file: MakeFile, monkeypatch:
 
 
 def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(hub: SetHub, configure_file: MakeFile) -> None:
-    hub("gated")
+    hub("this model is gated")
     file = configure_file(
         {
             "comparison.arms": ["image_only"],
@@ -525,8 +532,8 @@ def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(hub: SetHub, c
     )
     checks = check_config(file, [], Path("compare.yaml"))
     assert sorted((check.subject, check.status) for check in checks if check.subject != "memory") == [
-        ("VLM", "PASS"), ("backbone", "FAIL"), ("backbone", "PASS"), ("prompts", "PASS"), ("reports", "PASS"),
-        ("tiles", "FAIL"), ("tiles", "PASS"),
+        ("backbone", "FAIL"), ("backbone", "PASS"), ("prompts", "PASS"), ("reports", "PASS"), ("tiles", "FAIL"),
+        ("tiles", "PASS"), ("vlm", "PASS"),
     ]  # fmt: skip
     assert any("/nowhere/bach" in check.message for check in checks)
 
@@ -548,9 +555,9 @@ def test_what_an_earlier_command_writes(
 def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
     config = configure(**{"tiles.source": "huggingface", "tiles.path": "hf:owner/set"})
     (check,) = check_tiles("tiles", config.tiles, config)
-    assert check.status == "WARN" and "downloaded on first use" in check.fix
+    assert check.status == "PASS" and "downloaded on first use" in check.message
     (check,) = reports_of(configure(**{"reports.path": "hf:owner/set"}))
-    assert check.status == "WARN" and "downloaded on first use" in check.fix
+    assert check.status == "PASS" and "downloaded on first use" in check.message
 
 
 def test_a_missing_folder_is_not_taken_for_a_data_set_on_the_hub(configure: MakeConfig) -> None:
@@ -573,7 +580,7 @@ def test_the_script(
             status[name] = end.code
     shown = capsys.readouterr()
     assert (int(status["one"]), status["wrong"]) == (1, 2) and "models" not in status
-    assert "FAIL  tiles" in shown.out and "PASS  VLM" in shown.out and "\033[" not in shown.out
+    assert "FAIL  tiles" in shown.out and "PASS  vlm" in shown.out and "\033[" not in shown.out
     assert "configuration keys need --config" in shown.err
     announced = [line for line in shown.err.splitlines() if line.endswith(" ...")]
     assert announced[0] == "starting ..." and announced[-1] == "checking this machine ..."

@@ -15,17 +15,16 @@ from clipit.doctor.check_results import Check, merge_checks
 from clipit.doctor.configs import check_adaptation, check_config, missing_keys, read_incomplete
 from clipit.doctor.data_checks import check_tiles
 from clipit.doctor.diagnose import diagnose
-from clipit.doctor.model_checks import Access
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, ModelError
 
 
-def offline(name: str) -> Access:
-    return "offline"
+def offline(name: str, hub_id: str, hint: str) -> None:
+    raise ModelError(f"model {name} is not on this machine", where=hub_id, fix=hint)
 
 
 @pytest.fixture(autouse=True)
 def _silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unexpected(name: str) -> Access:
+    def unexpected(name: str, *_: str) -> None:
         raise AssertionError(f"the Hub was asked about {name}")
 
     monkeypatch.setattr(model_checks, "ask_hub", unexpected)
@@ -37,7 +36,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Check]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.setattr(model_checks, "ask_hub", offline)
-        patch.setattr("clipit.doctor.configs.check_memory_of_arms", lambda configs: [])
+        patch.setattr("clipit.doctor.configs.check_memory", lambda configs: [])
         return {path.name: check_config(*read_incomplete(path, []), path) for path in run_configs(shipped_folder())}
 
 
@@ -45,7 +44,7 @@ def test_shipped_configurations_lack_only_data_models_and_packages(shipped: dict
     assert {"demo.yaml", "own_table.yaml"} <= shipped.keys()
     for checks in shipped.values():
         failed = {check.subject for check in checks if check.status == "FAIL"}
-        assert checks and failed <= {"VLM", "backbone", "tiles", "reports", "data"}, checks
+        assert checks and failed <= {"vlm", "backbone", "tiles", "reports", "data"}, checks
         assert all(check.fix for check in checks if check.status != "PASS")
 
 
@@ -158,7 +157,7 @@ def test_the_memory_of_every_arm_is_checked_and_named_where_it_differs(monkeypat
         steps = config.training.tiles_per_step
         return Check("PASS" if steps < 1000 else "FAIL", "memory", f"{steps} tiles")
 
-    monkeypatch.setattr("clipit.doctor.memory_check.check_memory", estimated)
+    monkeypatch.setattr("clipit.doctor.model_checks.check_training_memory", estimated)
     arms = {
         "other": {"base": "image_only", "training.weight_decay": 0.1},
         "big": {"base": "image_only", "training.tiles_per_step": 4096},

@@ -31,23 +31,15 @@ class Check:
     fix: str = ""
 
 
-def try_check(subject: str, check: Callable[[], object], message: str = "") -> Check:
-    """Return a passed check with a message, or a failed check with the error that a function raises.
-
-    Args:
-        message: Message of the passed check; the result of the function by default.
-    """
-    try:
-        result = check()
-    except (ClipitError, ImportError, OSError, RuntimeError) as error:
-        return failed_check(subject, error)
-    return Check("PASS", subject, message or str(result))
-
-
 def find_failures(subject: str, *checks: Callable[[], object]) -> list[Check]:
     """Return a failed check for each function that raises an error."""
-    results = [try_check(subject, check) for check in checks]
-    return [result for result in results if result.status == "FAIL"]
+    failures = []
+    for check in checks:
+        try:
+            check()
+        except (ClipitError, ImportError, OSError, RuntimeError) as error:
+            failures.append(failed_check(subject, error))
+    return failures
 
 
 def failed_check(subject: str, error: Exception) -> Check:
@@ -105,11 +97,10 @@ def format_checks(groups: Mapping[str, Sequence[Check]], *, colour: bool = False
 def _format_group(checks: Sequence[Check], colour: bool) -> Iterator[str]:
     width = max(len(check.subject) for check in checks)
     indent = " " * (width + 10)
-    wrap = partial(textwrap.wrap, width=_WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
+    fill = partial(textwrap.fill, width=_WIDTH, break_long_words=False, break_on_hyphens=False)
     for check in checks:
-        status = f"{_COLOURS[check.status]}{check.status}\033[0m" if colour else check.status
-        first, *rest = wrap(check.message) or [""]
-        yield f"  {status}  {check.subject.ljust(width)}  {first}".rstrip()
-        yield from (indent + line for line in rest)
+        start = f"  {check.status}  {check.subject.ljust(width)}  "
+        text = fill(check.message, initial_indent=start, subsequent_indent=indent)
+        yield text.replace(check.status, f"{_COLOURS[check.status]}{check.status}\033[0m", 1) if colour else text
         if check.fix:
-            yield from (indent + line for line in wrap(f"fix: {check.fix}", subsequent_indent=" " * 5))
+            yield fill(f"fix: {check.fix}", initial_indent=indent, subsequent_indent=f"{indent}     ")

@@ -1,5 +1,6 @@
 """Check a configuration: its keys, data, models and memory, for all arms, data sets and backbones of a comparison."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -8,10 +9,11 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from pydantic.main import IncEx
 
+from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import plan_comparison
 from clipit.config.command_line import read_file_command
+from clipit.config.effects import select_keys
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
@@ -25,12 +27,10 @@ from clipit.doctor.data_checks import (
     is_missing,
     is_unwritten,
 )
-from clipit.doctor.memory_check import check_memory_of_arms
-from clipit.doctor.model_checks import check_backbone, check_vlm
+from clipit.doctor.model_checks import check_backbone, check_memory, check_vlm
 from clipit.errors import ConfigError, shortlist
 from clipit.models.precision import mixed_precision
 from clipit.models.vlm_export import check_adaptable
-from clipit.output_files.artifacts import fingerprint
 from clipit.stores.index import choose_backend
 from clipit.studies.adapted_vlms.additional_sets import read_additional_sets
 from clipit.training.arms import resolve_arm
@@ -38,7 +38,7 @@ from clipit.training.config_checks import check_keys
 from clipit.training.terms.term_table import uses_own_report_labels
 from clipit.workspace.workspace import Workspace
 
-_PLACEHOLDER = "(not set)"
+_PLACEHOLDER = "outputs/(not set)"  # like an input that another command will write, it is not read
 
 
 def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
@@ -73,7 +73,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path) -> list[C
     """Check a configuration, and each arm, data set and backbone of its comparison; equal results are listed once.
 
     Args:
-        missing: Required keys with placeholders, whose data are not checked.
+        missing: Required keys that are not set.
         path: Configuration file.
     """
     checks: list[Check] = []
@@ -83,10 +83,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path) -> list[C
     except ConfigError as error:
         checks.append(failed_check("keys", error))
     runs = [*configs.values()] or [file.run]
-    pending: dict[str, Callable[[], list[Check]]] = {}
-    for config in runs:
-        for key, check in _pending_checks(config, file.comparison.shifted, missing):
-            pending.setdefault(key, check)
+    pending = {key: check for config in runs for key, check in _pending_checks(config, file.comparison.shifted)}
     checks += [result for check in pending.values() for result in check()]
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)
@@ -95,7 +92,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path) -> list[C
     else:
         checks += check_unwritten(runs, file.comparison.shifted)
         checks += check_adaptation(file.run, file.adapt)
-    checks += check_memory_of_arms({name: c for name, c in configs.items() if not is_unwritten(c.backbone.name)})
+    checks += check_memory({name: c for name, c in configs.items() if not is_unwritten(c.backbone.name)})
     return list(dict.fromkeys(checks))  # two data sets may lack the same file
 
 
@@ -115,31 +112,29 @@ def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, Run
         return {config.name: config}
     plans = plan_comparison(file.run, file.comparison)
     return {
-        f"{arm} ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else arm: resolve_arm(
-            plan.run_config(arm, file.comparison.seeds[0])
-        )
+        f"{arm} ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else arm: resolve_plan_arm(plan, arm)
         for plan in plans
         for arm in plan.arms
     }
 
 
 def _pending_checks(
-    config: RunConfig, shifted: Mapping[str, TilesConfig], missing: Sequence[str]
+    config: RunConfig, shifted: Mapping[str, TilesConfig]
 ) -> Iterator[tuple[str, Callable[[], list[Check]]]]:
     """Yield the checks of models and existing data, each with a key that identifies the model or data."""
-    for subject, vlm in (("VLM", config.vlm), ("second VLM", config.second_vlm)):
+    for section, vlm in (("vlm", config.vlm), ("second_vlm", config.second_vlm)):
         if vlm is not None and not is_unwritten(vlm.name):
-            yield f"{subject} {vlm!r}", partial(check_vlm, subject, vlm)
+            yield f"{section} {vlm!r}", partial(check_vlm, section, vlm)
     if not is_unwritten(config.backbone.name):
         yield f"backbone {config.backbone!r}", partial(check_backbone, config.backbone)
     for name, tiles in {"tiles": config.tiles, **{f"shifted tiles {name}": t for name, t in shifted.items()}}.items():
-        if not is_unwritten(tiles.path) and tiles.path != _PLACEHOLDER:
-            yield f"{name} {_key_of(tiles)}", partial(check_tiles, name, tiles, config)
+        if not is_unwritten(tiles.path):
+            yield f"{name} {tiles!r}", partial(check_tiles, name, tiles, config)
     reports = config.reports
-    if reports is not None and not is_unwritten(reports.path) and reports.path != _PLACEHOLDER:
+    if reports is not None and not is_unwritten(reports.path):
         yield f"reports {reports!r}", partial(check_reports, reports)
-    if not missing and (uses_own_report_labels(config) or config.pairing.reports != "any"):
-        yield f"own reports {_key_of(config.tiles)} {reports!r}", partial(check_own_reports, config)
+    if uses_own_report_labels(config) or config.pairing.reports != "any":
+        yield f"own reports {config.tiles!r} {reports!r}", partial(check_own_reports, config)
     yield f"prompts {config.prompts} {config.own_report!r} {reports!r}", partial(check_prompts, config)
     yield f"precision {config.training.precision}", partial(check_precision, config)
     if reports is not None:
@@ -147,16 +142,12 @@ def _pending_checks(
         yield f"index {index} {backend}", partial(find_failures, "index", partial(choose_backend, index, backend))
 
 
-def _key_of(tiles: TilesConfig) -> str:
-    return fingerprint(tiles.model_dump(mode="json", exclude={"labels"}))
-
-
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig]) -> list[Check]:
     """Report missing inputs in outputs/, the folder to which other commands write them."""
-    grids: IncEx = {"slides": {"grids"}}  # written by the run, as is its output folder
-    texts = [config.model_dump_json(exclude={"output": True, "arms": True, "tiles": grids}) for config in configs]
-    texts += [tiles.model_dump_json(exclude=grids) for tiles in shifted.values()]
-    paths = [path for path in dict.fromkeys(re.findall(r'"(outputs/[^"]+)"', "".join(texts))) if is_unwritten(path)]
+    inputs = [select_keys(section, "results", "data") for section in (*configs, *shifted.values())]
+    values = [value for keys in inputs for key, value in keys.items() if not key.endswith("slides.grids")]
+    named = dict.fromkeys(re.findall(r'"(outputs/[^"]+)"', json.dumps(values)))
+    paths = [path for path in named if is_unwritten(path)]
     if not paths:
         return []
     fix = "run the command that writes them first (see the top of the file), or correct these paths"
@@ -181,16 +172,14 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
     """Check the data and the VLM of `clipit adapt`, unless all keys of the section `adapt` have their defaults."""
     if section == AdaptConfig():
         return []
-    subject, path = "adaptation", section.pairs.path
+    path = section.pairs.path
     checks = find_failures(
-        subject,
+        "adaptation",
         lambda: check_adaptable(config.vlm, section.tuning),
         lambda: read_additional_sets(config, section),
         lambda: section.needs_reports and Workspace(config).reports_config,
     )
     if section.data == "pairs" and path is not None and is_missing(path) and not is_unwritten(path):
         message = f"adapt.pairs.path: {path} does not exist."
-        checks.append(Check("FAIL", subject, message, "correct adapt.pairs.path"))
-    if section.data == "cases":
-        checks += check_own_reports(config)
-    return checks
+        checks.append(Check("FAIL", "adaptation", message, "correct adapt.pairs.path"))
+    return checks + (check_own_reports(config) if section.data == "cases" else [])

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from clipit.config.run import ReportsConfig, RunConfig, TilesConfig
-from clipit.doctor.check_results import Check, as_sentence, failed_check, try_check
+from clipit.doctor.check_results import Check, as_sentence, failed_check, find_failures
 from clipit.errors import ClipitError, counted
 from clipit.input_files.data_files import hub_id
 from clipit.pairing.cases import join_cases
@@ -41,7 +41,7 @@ def check_tiles(subject: str, section: TilesConfig, config: RunConfig) -> list[C
         config: Configuration of the run.
     """
     if section.source == "huggingface" and hub_id(section.path) is not None:
-        return [_on_hub(subject, section.path)]
+        return [Check("PASS", subject, f"{section.path} is downloaded on first use")]
     try:
         with_kept_size(section, config)
         if section.streaming and section.source == "huggingface":
@@ -75,51 +75,39 @@ def _read_tiles(section: TilesConfig, config: RunConfig) -> TileSet:
 def check_reports(config: ReportsConfig) -> list[Check]:
     """Check that the reports exist and are readable."""
     if config.format in ("auto", "huggingface") and hub_id(config.path) is not None:
-        return [_on_hub("reports", config.path)]
-
-    def read() -> str:
+        return [Check("PASS", "reports", f"{config.path} is downloaded on first use")]
+    try:
         corpus = read_reports(config)
-        text = f"{config.path}: {counted(len(corpus.reports), 'report')} with text"
-        problems = corpus.problems
-        return f"{text}; {counted(len(problems), 'problem')}, first: {problems[0]}" if problems else text
-
-    return [try_check("reports", read)]
+    except ClipitError as error:
+        return [failed_check("reports", error)]
+    text, problems = f"{config.path}: {counted(len(corpus.reports), 'report')} with text", corpus.problems
+    text += f"; {counted(len(problems), 'problem')}, first: {problems[0]}" if problems else ""
+    return [Check("PASS", "reports", text)]
 
 
 def check_own_reports(config: RunConfig) -> list[Check]:
-    """Check that training patients have reports, if they can be read; read errors are reported by other checks.
-
-    Args:
-        config: Configuration that uses reports of the patients that the tiles come from.
-    """
-    reports = config.reports
+    """Check that training patients have reports, if they can be read; read errors are reported by other checks."""
+    reports, subject = config.reports, "patients' own reports"
     if reports is None or config.tiles.streaming or any(map(hub_id, (config.tiles.path, reports.path))):
         return []
     try:
         tiles, corpus = _read_tiles(config.tiles, config), read_reports(reports).reports
     except ClipitError:
         return []
-    return [try_check("patients' own reports", lambda: join_cases(corpus, tiles).counts.text().splitlines()[0])]
-
-
-def _on_hub(subject: str, name: str) -> Check:
-    fix = "it is downloaded on first use; without network access, use a local folder"
-    return Check("WARN", subject, f"{name} is on the Hugging Face Hub; the local cache was not checked.", fix)
+    try:
+        return [Check("PASS", subject, join_cases(corpus, tiles).counts.text().splitlines()[0])]
+    except ClipitError as error:
+        return [failed_check(subject, error)]
 
 
 def check_prompts(config: RunConfig) -> list[Check]:
     """Check that the prompt sets, the prompt bags of the snippet filter and the rules for reports can be read."""
     reports, own_report = config.reports, config.own_report
-    morphology = reports.morphology_prompts if reports else None
-    inputs: dict[str, tuple[Callable[[str], object], str | None]] = {
-        "prompts": (load_prompts, config.prompts),
-        "morphology prompts": (load_prompt_bag, morphology),
-        "boilerplate prompts": (load_prompt_bag, reports.boilerplate_prompts if reports and morphology else None),
-        "tissue prompts": (load_prompts, own_report.tissue_prompts),
-        "rules for reports": (load_rules, own_report.rules),
-    }
-    return [
-        try_check(subject, partial(load, name), name)
-        for subject, (load, name) in inputs.items()
-        if name is not None and not is_unwritten(name)
-    ]
+    files: list[tuple[Callable[[str], object], str | None]] = [
+        (load_prompts, config.prompts), (load_prompts, own_report.tissue_prompts), (load_rules, own_report.rules)
+    ]  # fmt: skip
+    if reports is not None and reports.morphology_prompts is not None:
+        files += [(load_prompt_bag, reports.morphology_prompts), (load_prompt_bag, reports.boilerplate_prompts)]
+    named = [(load, name) for load, name in files if name is not None and not is_unwritten(name)]
+    listed = [Check("PASS", "prompts", ", ".join(name for _, name in named))] if named else []
+    return find_failures("prompts", *(partial(load, name) for load, name in named)) or listed

@@ -1,12 +1,16 @@
-"""Run all checks: of the machine and its packages first, then of configurations."""
+"""Run all checks: first of the installed packages, then of configurations and the machine."""
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from clipit.config.shipped import run_configs
 from clipit.doctor.check_results import Check, failed_check, merge_checks
-from clipit.doctor.machine import check_machine, check_requirements, check_torch
-from clipit.errors import ConfigError
+from clipit.errors import TORCH_FIX, ConfigError
+from clipit.versions import DISTRIBUTION, installed
 
 
 def diagnose(
@@ -32,7 +36,8 @@ def diagnose(
     packages = [check_torch(), check_requirements()]
     if any(check.status == "FAIL" for check in packages):
         return {"This machine": packages}
-    from clipit.doctor.configs import check_config, read_incomplete  # imports torch
+    from clipit.doctor.configs import check_config, read_incomplete  # these import torch
+    from clipit.doctor.machine import check_machine
 
     output, checks = Path("outputs"), {}
     for file in run_configs(Path()) if path is None else [path]:
@@ -46,11 +51,39 @@ def diagnose(
                 raise
             checks[file.name] = [failed_check("keys", error)]
     announce("this machine")
-    return {**_configurations(path, checks), "This machine": [*packages, *check_machine(output)]}
-
-
-def _configurations(path: Path | None, checks: Mapping[str, list[Check]]) -> dict[str, list[Check]]:
+    machine = {"This machine": [*packages, *check_machine(output)]}
     if path is not None:
-        return {str(path): checks[path.name]}
+        return {str(path): checks[path.name], **machine}
     names = ", ".join(checks) or "none found; clipit init own_table > config.yaml writes one"
-    return {"Configurations in this folder": [Check("PASS", "configurations", names), *merge_checks(checks)]}
+    listed = Check("PASS", "configurations", names)
+    return {"Configurations in this folder": [listed, *merge_checks(checks)], **machine}
+
+
+def check_torch() -> Check:
+    """Check that torch and torchvision can be imported."""
+    try:
+        import torch
+        import torchvision
+    except (ImportError, OSError, RuntimeError) as error:  # a RuntimeError if their builds do not match
+        return Check("FAIL", "torch", f"torch and torchvision cannot be imported: {error}.", TORCH_FIX)
+    return Check("PASS", "torch", f"{torch.__version__}, torchvision {torchvision.__version__}")
+
+
+def check_requirements() -> Check:
+    """Check that the packages required in pyproject.toml are installed and recent enough."""
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        message = f"{DISTRIBUTION} is not installed in {sys.prefix}, so its packages are not checked."
+        return Check("WARN", "packages", message, "pip install the wheel of clipit (in a checkout: make -B env)")
+    required = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate({"extra": ""})]
+    versions = installed({requirement.name for requirement in required})
+    unmet = [
+        r for r in required if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
+    ]
+    if unmet:
+        listed = ", ".join(f"{r.name}{r.specifier} ({versions.get(r.name, 'absent')})" for r in unmet)
+        requirements = " ".join(f"'{r.name}{r.specifier}'" for r in unmet)
+        fix = f"pip install {requirements} (in a checkout: make -B env)"
+        return Check("FAIL", "packages", f"Packages are missing or too old: {listed}.", fix)
+    return Check("PASS", "packages", "all required packages are installed")

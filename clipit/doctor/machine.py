@@ -1,55 +1,24 @@
-"""Check torch, the GPUs, the installed packages, the disk and Accelerate's launcher."""
+"""Check the GPUs, threads, faiss, the disk and Accelerate's launcher."""
 
-import importlib.metadata
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
 from clipit.doctor.check_results import Check, find_failures
-from clipit.errors import TORCH_FIX, counted
-from clipit.versions import DISTRIBUTION, installed
+from clipit.errors import counted
+from clipit.versions import installed
 from clipit.workspace.preflight import check_output
 
 _GIB = 2**30
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
 _MODERN_KERNELS = frozenset({"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids", "excavator"})
 """OpenBLAS kernels that use at least AVX2."""
-
-
-def check_torch() -> Check:
-    """Check that torch and torchvision can be imported."""
-    try:
-        import torch
-        import torchvision
-    except (ImportError, OSError, RuntimeError) as error:  # a RuntimeError if their builds do not match
-        return Check("FAIL", "torch", f"torch and torchvision cannot be imported: {error}.", TORCH_FIX)
-    return Check("PASS", "torch", f"{torch.__version__}, torchvision {torchvision.__version__}")
-
-
-def check_requirements() -> Check:
-    """Check that the packages required in pyproject.toml are installed and recent enough."""
-    from packaging.requirements import Requirement
-
-    try:
-        lines = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        message = f"{DISTRIBUTION} is not installed in {sys.prefix}, so its packages are not checked."
-        return Check("WARN", "packages", message, "pip install the wheel of clipit (in a checkout: make -B env)")
-    required = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate({"extra": ""})]
-    versions = installed({requirement.name for requirement in required})
-    unmet = [
-        r for r in required if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
-    ]
-    if unmet:
-        listed = ", ".join(f"{r.name}{r.specifier} ({versions.get(r.name, 'absent')})" for r in unmet)
-        requirements = " ".join(f"'{r.name}{r.specifier}'" for r in unmet)
-        fix = f"pip install {requirements} (in a checkout: make -B env)"
-        return Check("FAIL", "packages", f"Packages are missing or too old: {listed}.", fix)
-    return Check("PASS", "packages", "all required packages are installed")
 
 
 def check_machine(output: Path) -> list[Check]:
@@ -61,17 +30,12 @@ def check_machine(output: Path) -> list[Check]:
 
 def check_gpus() -> list[Check]:
     """List the GPUs that torch finds, or warn if a CUDA build of torch finds none."""
-    import torch
-
-    gpus: list[Any] = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    if torch.version.cuda and not gpus:
-        message = "torch is a CUDA build but finds no GPU, so everything runs on the CPU."
-        fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this warning"
-        return [Check("WARN", "GPU", message, fix)]
-    return [
-        Check("PASS", f"GPU {number}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB")
-        for number, gpu in enumerate(gpus)
-    ]
+    names = [torch.cuda.get_device_properties(number).name for number in range(torch.cuda.device_count())]
+    if names or not torch.version.cuda:
+        return [Check("PASS", "GPU", ", ".join(names))] if names else []
+    message = "torch is a CUDA build but finds no GPU, so everything runs on the CPU."
+    fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this warning"
+    return [Check("WARN", "GPU", message, fix)]
 
 
 def check_threads() -> list[Check]:
@@ -84,8 +48,6 @@ def check_threads() -> list[Check]:
 
 def check_faiss(versions: Mapping[str, str]) -> Check:
     """Check that exactly one faiss package is installed, can be imported and matches the device."""
-    import torch
-
     listed = " and ".join(f"{name} {version}" for name, version in versions.items())
     has_gpu = torch.cuda.is_available()
     if len(versions) > 1:
@@ -140,9 +102,6 @@ def check_disk(output: Path) -> list[Check]:
 
 def check_default_launch() -> list[Check]:
     """Check that the default configuration of `accelerate launch`, if there is one, starts one process per GPU."""
-    import torch
-    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-
     path, gpus = Path(default_config_file), torch.cuda.device_count()
     if not path.is_file():
         return []

@@ -1,53 +1,75 @@
-"""Check the models of a configuration: whether they load, are cached, or can be downloaded."""
+"""Check the models of a configuration: whether they load or can be downloaded, and whether training fits in memory."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any
 
-from clipit.config.run import BackboneConfig, VLMConfig
-from clipit.doctor.check_results import Check, Status, failed_check, find_failures, try_check
+from huggingface_hub import HfApi, constants
+from huggingface_hub.file_download import repo_folder_name
+
+from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
+from clipit.distributed import get_processes
+from clipit.doctor.check_results import Check, as_sentence, failed_check, find_failures, merge_checks
 from clipit.errors import ClipitError
+from clipit.free_memory import device_memory
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import backbone_repository, load_backbone
+from clipit.models.loading import foreign_errors
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm import load_vlm
 from clipit.models.vlm_sources import check_vlm_name, vlm_repository
 from clipit.models.vlm_specs import VLMS
+from clipit.training.auto_precision import resolve_precision
+from clipit.training.memory_estimate import estimate_without_weights
+from clipit.training.memory_plan import choose_memory_plan
+from clipit.training.terms.term_table import uses_vlm
 
-Access = Literal["granted", "gated", "absent", "offline", "unreachable"]
-_ModelConfig = TypeVar("_ModelConfig", VLMConfig, BackboneConfig)
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 
-@cache
-def ask_hub(hub_id: str) -> Access:
-    """Return whether this user may download a repository; `unreachable` after a few seconds without a response."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+def check_vlm(section: str, config: VLMConfig) -> list[Check]:
+    """Check whether a VLM loads or can be downloaded, with separate checks of its package and its weights."""
+    problems = find_failures(section, partial(check_vlm_name, config))
+    weights = _check_weights(section, config, vlm_repository(config), load_vlm, VLMS)
+    return list(dict.fromkeys([*problems, *weights]))  # the loader checks the name, too
 
-    from clipit.models.loading import hub_is_reachable
 
-    if constants.HF_HUB_OFFLINE:
-        return "offline"
-    if not hub_is_reachable():
-        return "unreachable"
+def check_backbone(config: BackboneConfig) -> list[Check]:
+    """Check whether a backbone loads, or can be downloaded."""
     try:
-        HfApi().auth_check(hub_id)
-    except GatedRepoError:
-        return "gated"
-    except RepositoryNotFoundError:
-        return "absent"
-    except Exception:  # any error of the network stack counts as unreachable
-        return "unreachable"
-    return "granted"
+        hub_id = backbone_repository(config)
+    except ClipitError as error:
+        return [failed_check("backbone", error)]
+    return _check_weights("backbone", config, hub_id if config.pretrained else None, load_backbone, BACKBONES)
+
+
+def _check_weights(
+    section: str, config: Any, hub_id: str | None, load: Callable[[Any], object], specs: Mapping[str, ModelSpec]
+) -> list[Check]:
+    """Check whether a model loads from this machine or, with a repository, is cached or can be downloaded."""
+    if hub_id is None:
+        return find_failures(section, partial(load, config)) or [Check("PASS", section, f"{config.name} can be loaded")]
+    model = config.name if hub_id in config.name else f"{config.name} ({hub_id})"
+    if cached_bytes(hub_id):
+        return [Check("PASS", section, f"{model} is in the local cache")]
+    hint = f"A folder with its files is read with --{section}.{'path' if config.name in specs else 'name'}=FOLDER."
+    downloaded = Check("PASS", section, f"{model} is downloaded on first use")
+    return find_failures(section, partial(ask_hub, config.name, hub_id, hint)) or [downloaded]
+
+
+def ask_hub(name: str, hub_id: str, hint: str) -> None:
+    """Check that this user may download a repository.
+
+    Raises:
+        ModelError: The repository is gated or does not exist, or the Hub cannot be reached.
+    """
+    with foreign_errors(name, hub_id, hint):
+        HfApi().auth_check(hub_id.partition("@")[0])
 
 
 def cached_bytes(hub_id: str) -> int:
     """Return the size of a repository's weights in the local cache in bytes; 0 if they are not cached."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     name = repo_folder_name(repo_id=hub_id.partition("@")[0], repo_type="model")
     return max(map(_weight_bytes, (Path(constants.HF_HUB_CACHE) / name / "snapshots").glob("*")), default=0)
 
@@ -67,59 +89,37 @@ def _weight_bytes(path: Path) -> int:
     return max(sum(file.stat().st_size for file in files if file.suffix == suffix) for suffix in _WEIGHTS)
 
 
-def check_vlm(subject: str, config: VLMConfig) -> list[Check]:
-    """Check whether a VLM loads or can be downloaded, with separate checks of its package and its weights."""
-    problems, repository = find_failures(subject, partial(check_vlm_name, config)), vlm_repository(config)
-    if repository is None:
-        weights = _check_load(subject, config, load_vlm)
-    else:
-        section = "second_vlm" if subject == "second VLM" else "vlm"
-        weights = check_download(subject, config.name, repository, VLMS.get(config.name), section)
-    return list(dict.fromkeys([*problems, weights]))  # the loader checks the name, too
-
-
-def check_backbone(config: BackboneConfig) -> list[Check]:
-    """Check whether a backbone loads, or can be downloaded."""
-    try:
-        repository = backbone_repository(config)
-    except ClipitError as error:
-        return [failed_check("backbone", error)]
-    if repository is None or not config.pretrained:
-        return [_check_load("backbone", config, load_backbone)]
-    return [check_download("backbone", config.name, repository, BACKBONES.get(config.name), "backbone")]
-
-
-def _check_load(subject: str, config: _ModelConfig, load: Callable[[_ModelConfig], object]) -> Check:
-    if config.name == "embedded":
-        return Check("PASS", subject, "bundled with clipit")
-    return try_check(subject, partial(load, config), f"{config.name} can be loaded")
-
-
-def check_download(subject: str, name: str, hub_id: str, spec: ModelSpec | None, section: str) -> Check:
-    """Check whether a model is cached or can be downloaded from its repository on the Hub.
+def check_memory(configs: Mapping[str, RunConfig]) -> list[Check]:
+    """Compare the memory that the training of each arm needs with the free memory, without loading weights.
 
     Args:
-        subject: Role of the model, shown as the subject of the check.
-        spec: Table entry of the model; None for a name that is not in the table.
-        section: Section of the configuration that names the model.
+        configs: Name of an arm -> its configuration, with the arm resolved.
     """
-    model = name if hub_id in name else f"{name} ({hub_id})"
-    if cached_bytes(hub_id):
-        return Check("PASS", subject, f"{model} is in the local cache")
-    repository = hub_id.partition("@")[0]
-    page = f"https://huggingface.co/{repository}"
-    licence = f"accept the licence at {page}, then hf auth login"
-    gated = spec is not None and spec.gated
-    download = f"on a machine with network access: hf download {repository}; copy the folder here and set "
-    download = f"{licence}; " * gated + f"{download}--{section}.{'path' if spec else 'name'}=FOLDER"
-    unknown = "; it is gated, and access could not be checked" * gated
-    missing = f"{model} is not in the local cache, and"
-    outcomes: dict[Access, tuple[Status, str, str]] = {
-        "granted": ("PASS", f"{model} is downloaded on first use", ""),
-        "gated": ("FAIL", f"{model} is gated, and this user has no access.", licence),
-        "absent": ("FAIL", f"{model} does not exist on the Hub, or is private.", f"check the spelling: {page}"),
-        "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set.", f"unset HF_HUB_OFFLINE; or {download}"),
-        "unreachable": ("WARN", f"{missing} the Hub is unreachable{unknown}.", download),
-    }
-    status, message, fix = outcomes[ask_hub(repository)]
-    return Check(status, subject, message, fix)
+    free = device_memory(get_processes().device)
+    return merge_checks({name: [check_training_memory(config, free)] for name, config in configs.items()})
+
+
+def check_training_memory(config: RunConfig, free: int) -> Check:
+    """Compare the memory that training needs with the free memory in bytes.
+
+    Args:
+        config: Run configuration, with its arm resolved.
+    """
+    config = resolve_precision(config)
+    precision = config.training.precision
+    try:
+        estimate, pixels = estimate_without_weights(config.backbone, config.lora, config.student, precision)
+    except Exception as error:  # the model is unknown, not cached, or cannot be built without its weights
+        reason = failed_check("", error).message[:200]
+        fix = "correct the backbone if its own check fails; the estimate is repeated when training starts"
+        return Check("WARN", "memory", f"The memory needed for training could not be estimated: {reason}", fix)
+    vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
+    reserved = sum(map(vlm_weight_bytes, vlms))  # VLMs stay in memory during training
+    try:
+        plan = choose_memory_plan(config, estimate, free, reserved=reserved, pixels=pixels)
+    except ClipitError as error:
+        return failed_check("memory", error)
+    notes = ". ".join(note.partition(": ")[2] for note in plan.notes)
+    if not plan.fits:
+        return Check("WARN", "memory", as_sentence(notes))
+    return Check("PASS", "memory", ". ".join(filter(None, [plan.message, notes])))

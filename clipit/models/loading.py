@@ -313,9 +313,10 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         problem = (
             "its files are not on this machine, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
         )
+        source = f"`hf download {hub_id.split('@')[0]}`; if it is gated, accept its licence at {page}" if hub_id else ""
         fix = (
-            f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
-            "and use the local folder, or go online"
+            f"download it on a machine with network access ({source or 'from its page'}) and use the local folder, or "
+            "go online"
         )
     elif "custom code" in text:  # from transformers, which would otherwise ask on the terminal
         problem = "it requires Python code from its own files, which is not trusted yet"

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+from clipit.distributed import get_processes
+from clipit.models.backbones import load_backbone
 from clipit.models.checkpointing import set_checkpointing
-from clipit.models.student import Student, StudentOutput
+from clipit.models.student import Student, StudentOutput, build_student
 from clipit.training.terms.term import Normalise
 
 logger = logging.getLogger(__name__)
@@ -24,6 +28,7 @@ logger = logging.getLogger(__name__)
 _TRIVIAL = (20_000_000, 224)  # weight bytes and input edge in pixels up to which a pass on a few tiles always fits
 _TILES = (2, 3)  # sizes of the measured batches; with one tile, the memory format is ambiguous and copies differ
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CLASSES, _JOINT_DIM = 10, 768  # sizes of the heads of a student without tiles or VLM; they hardly affect the memory
 _cache: dict[tuple[object, ...], "Activations"] = {}
 
 
@@ -152,6 +157,33 @@ def estimate_memory(
         plain=plain,
         checkpointed=checkpointed,
     )
+
+
+@cache  # most arms of a comparison have the same student
+def estimate_without_weights(
+    backbone: BackboneConfig, lora: LoraConfig, student: StudentConfig, precision: str
+) -> tuple[MemoryEstimate, int]:
+    """Estimate the memory needed to train a student that is built without weights, from tensors without values.
+
+    Returns:
+        The estimate, and the edge length of the input in pixels.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        trunk = load_backbone(backbone, weights=False)
+        joint_dim = _JOINT_DIM if student.projector_layers else None
+        built = build_student(trunk, student, lora, backbone.tuning, n_classes=_CLASSES, joint_dim=joint_dim)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # fake tensors cannot be assigned in place
+    try:
+        with mode:
+            built.to_empty(device=get_processes().device)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+    normalise, pixels = trunk.preprocess.normalise, trunk.preprocess.size
+    return estimate_memory(built, normalise, pixels, precision=precision, mode=mode), pixels
 
 
 def _fake_copy(student: Student) -> tuple[Student, AbstractContextManager[Any]]:

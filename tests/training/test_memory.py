@@ -19,8 +19,7 @@ import clipit.training.memory_estimate as memory
 import clipit.training.memory_plan as memory_plan
 from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConfig, VLMConfig
 from clipit.distributed import Processes
-from clipit.doctor.memory_check import check_memory
-from clipit.doctor.model_checks import vlm_weight_bytes
+from clipit.doctor.model_checks import check_training_memory, vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError
 from clipit.free_memory import _cgroup_memory, device_memory
 from clipit.images.read_ahead import bytes_ahead
@@ -291,16 +290,18 @@ def test_a_training_that_cannot_fit_stops_before_any_work(
 
 
 def test_the_doctor_estimates_without_weights(configure: MakeConfig) -> None:
-    check = check_memory(configure({"training.tiles_per_step": 8}), 10**12)
+    check = check_training_memory(configure({"training.tiles_per_step": 8}), 10**12)
     assert check.status == "PASS" and "training memory: " in check.message and "8 images of" in check.message
-    check = check_memory(configure({"training.tiles_per_step": 8}), 1000)
+    check = check_training_memory(configure({"training.tiles_per_step": 8}), 1000)
     assert check.status == "FAIL" and "8 tiles needs" in check.message and "backbone.tuning=frozen" in check.fix
-    check = check_memory(configure({"training.tiles_per_step": 8, "training.gradient_checkpointing": "never"}), 1000)
+    check = check_training_memory(
+        configure({"training.tiles_per_step": 8, "training.gradient_checkpointing": "never"}), 1000
+    )
     assert check.status == "WARN" and "may run out of memory" in check.message
 
 
 def test_the_doctor_warns_of_what_it_cannot_estimate(configure: MakeConfig) -> None:
-    check = check_memory(configure({"backbone.name": "no_such_model"}), 10**12)
+    check = check_training_memory(configure({"backbone.name": "no_such_model"}), 10**12)
     assert check.status == "WARN" and "no_such_model" in check.message
 
 

@@ -21,13 +21,13 @@ from clipit.mil.mil_bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.targets import BagTargets, TargetedBags, select_targeted, target_loss
 from clipit.models.weights import write_tensors
-from clipit.output_files.artifacts import REBUILD, read_json, reading, write_record
+from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_record
 from clipit.output_files.whole_files import write_text
 from clipit.stores.moments import mean_and_deviation
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
-_CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
+_CHECKPOINTS, _LOSSES, _RUN = "checkpoints", "losses.jsonl", "run.json"
 _CHECKPOINT_SECONDS = 20.0  # between checkpoints; does not affect the result
 _STATISTICS_INSTANCES = 512  # instances per training bag used for the mean and standard deviation
 
@@ -148,6 +148,7 @@ def train_bag_network(
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
             return {}
+        write_record(folder / _RUN, {"fingerprint": fingerprint(inputs)})  # checkpoints repeat it, as those of runs
         model = _fit(bags, options, seed, targets, folder / _CHECKPOINTS)
         _save(folder, model)
         return {"epoch": model.epoch, "epochs": len(model.losses), "dim": bags.dim}
@@ -320,6 +321,7 @@ def _read_losses(folder: Path, epochs: int) -> list[tuple[float, float]]:
 
 def _save(folder: Path, model: MilModel) -> None:
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    (folder / _RUN).unlink()
     write_tensors(folder / WEIGHTS, model.network.state_dict())
     record = {
         "classes": model.classes,

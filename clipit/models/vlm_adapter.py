@@ -16,7 +16,8 @@ from clipit.models.loading import foreign_errors
 from clipit.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_lora, save_adapter
 from clipit.models.towers import Towers
 from clipit.models.weights import read_tensors, write_tensors
-from clipit.output_files.artifacts import file_sha256, read_json, write_record
+from clipit.output_files.artifacts import file_sha256, read_json
+from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run, write_run_json
 
 RECORD = "clipit_adapter.json"
 _OTHER_WEIGHTS = "weights.safetensors"
@@ -33,7 +34,7 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
     Args:
         adapted: Trained towers.
         base: `name` and `fingerprint` of the VLM that was adapted.
-        folder: Existing folder.
+        folder: Existing folder, in the folder of the adaptation.
     """
     if adapted.tuning == "lora":
         save_adapter(adapted.network, folder)
@@ -49,7 +50,7 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
         "towers": list(adapted.trained_towers),
         "files": {name: file_sha256(folder / name) for name in files},
     }
-    write_record(folder / RECORD, record)
+    write_run_json(folder / RECORD, record, folder.parent)
 
 
 def read_vlm_adapter(folder: Path) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
 
     Raises:
         ModelError: The folder does not exist, or contains no complete adapter written by `clipit adapt`.
+        ArtifactError: The adapter belongs to a different adaptation than the folder that contains it.
     """
     if not (folder / RECORD).is_file():
         raise ModelError(
@@ -69,6 +71,8 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
         record = read_json(folder / RECORD, _COPY)
     except ArtifactError as error:
         raise ModelError(f"the adapter's description is damaged: {error}", where=folder / RECORD, fix=_COPY) from error
+    fix = "restore the adapter's folder from a copy, or delete the folder of the adaptation and run clipit adapt again"
+    check_same_run(folder / RECORD, record.pop(RUN_FINGERPRINT, None), folder.parent, fix)
     files, base = record.get("files"), record.get("base")
     if record.get("schema") != _SCHEMA or not isinstance(files, dict) or not isinstance(base, dict):
         raise ModelError(

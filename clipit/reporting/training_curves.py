@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clipit.errors import ArtifactError, DataError, counted
-from clipit.output_files.artifacts import read_json
+from clipit.output_files.artifacts import file_sha256, read_json
 from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
 
-_LOGGED = "logged_rows"  # key of training.json
+_LOGGED, _SHA256 = "logged_rows", "log_sha256"  # keys of training.json
 
 Series = Mapping[str, tuple[list[int], list[float]]]
 """Steps and values by name, in the order of the steps."""
@@ -47,26 +47,28 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def count_logged(path: Path) -> dict[str, int]:
-    """Count the rows of a metrics.jsonl, to be recorded in training.json when the training is finished."""
-    return {_LOGGED: len(read_log(path)) if path.is_file() else 0}
+def describe_log(path: Path) -> dict[str, Any]:
+    """Return the number of rows and SHA-256 of a metrics.jsonl, for training.json when the training is finished."""
+    return {_LOGGED: len(read_log(path)), _SHA256: file_sha256(path)} if path.is_file() else {_LOGGED: 0}
 
 
 def read_finished_log(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl like `read_log`, and check that a finished training still has all of them.
+    """Read the rows of a metrics.jsonl like `read_log`, and check that they are those of the finished training.
 
     Raises:
         DataError: The file is missing or damaged.
-        ArtifactError: Rows are missing, or the file belongs to a different run.
+        ArtifactError: Rows are missing or have changed, or the file belongs to a different run.
     """
     rows, record = read_log(path), path.parent / "training.json"
-    recorded = read_json(record, f"restore {record.name} from a copy").get(_LOGGED) if record.is_file() else None
-    if recorded is not None and recorded != len(rows):
-        raise ArtifactError(
-            f"the training log has {counted(len(rows), 'row')}, but {recorded} were written",
-            where=path,
-            fix="restore this file from a copy, or delete it: it is only used to draw curves",
-        )
+    recorded = read_json(record, f"restore {record.name} from a copy") if record.is_file() else {}
+    problem = ""
+    if recorded.get(_LOGGED) not in (None, len(rows)):
+        problem = f"the training log has {counted(len(rows), 'row')}, but {recorded[_LOGGED]} were written"
+    elif recorded.get(_SHA256) not in (None, file_sha256(path)):
+        problem = "the training log has changed since the training was finished"
+    if problem:
+        fix = "restore this file from a copy, or delete it: it is only used to draw curves"
+        raise ArtifactError(problem, where=path, fix=fix)
     return rows
 
 
@@ -77,7 +79,7 @@ def read_curves(path: Path) -> Series:
 
     Raises:
         DataError: The file is missing or damaged.
-        ArtifactError: Rows are missing, or the file belongs to a different run.
+        ArtifactError: Rows are missing or have changed, or the file belongs to a different run.
     """
     logged: dict[str, dict[int, float]] = {}
     for row in read_finished_log(path):

@@ -16,7 +16,7 @@ from clipit.reporting.pairing_page import MAX_TILES
 from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.reporting.training_curves import read_curves
-from clipit.runs.folder import config_differences, read_results, read_training, run_folder
+from clipit.runs.folder import config_differences, read_results, read_training, run_folder, run_lock
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.term_table import loss_columns
 from clipit.workspace.pairing_report import write_pairs_page
@@ -94,7 +94,8 @@ def rewrite_run_page(config: RunConfig, workspace: Workspace) -> Path:
     predictions = read_run_predictions(folder, tiles)
     title = f"{config.name}: {folder.name}"
     texts = {"Tiles": tiles.describe()} | texts
-    return write_run_page(title, folder, results, predictions, tiles, texts, losses=loss_columns(config))
+    with run_lock(folder):  # another command may be writing the same page
+        return write_run_page(title, folder, results, predictions, tiles, texts, losses=loss_columns(config))
 
 
 def write_pages(config: RunConfig, workspace: Workspace, max_tiles: int = MAX_TILES) -> list[Path]:

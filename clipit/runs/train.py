@@ -17,7 +17,7 @@ from clipit.errors import ConfigError, DivergenceError
 from clipit.evaluation.predictions import softmax
 from clipit.images.image_set import crop_warning
 from clipit.output_files.run_files import RUN_FINGERPRINT, recorded_fingerprint, write_run_json
-from clipit.reporting.training_curves import count_logged
+from clipit.reporting.training_curves import describe_log
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
@@ -158,7 +158,7 @@ def _train_and_evaluate(
         text = _text_side(config, workspace)
         if processes.main:
             write_training_tiles(folder, tiles, workspace.tiles_as_read.fingerprint)
-            facts |= count_logged(folder / "metrics.jsonl")
+            facts |= describe_log(folder / "metrics.jsonl")
             write_run_json(folder / "training.json", asdict(result) | memory.facts() | facts, folder)
             _export(student, backbone, workspace, text, folder, config)
     else:

@@ -21,11 +21,12 @@ from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
 from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
 from clipit.models.vlm import VLM, load_vlm
+from clipit.models.vlm_adapter import read_vlm_adapter
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
 from clipit.output_files.artifacts import locked
 from clipit.output_files.run_files import recorded_fingerprint, write_run_json
 from clipit.pairing.leaks import SeenTiles
-from clipit.reporting.training_curves import count_logged
+from clipit.reporting.training_curves import describe_log
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import (
@@ -139,6 +140,7 @@ def adapt(
         if processes.main:
             if done:
                 check_fingerprint(folder, fingerprint, config)
+                read_vlm_adapter(folder / ADAPTER)  # checks that it belongs to this adaptation
             else:
                 recorded = section.model_copy(update={"arms": (arm,), "seeds": (seed,)})
                 claim_folder(folder, config, fingerprint, {"adapt": recorded.model_dump(mode="json")})
@@ -230,7 +232,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
             "adapt": without(section.model_dump(mode="json"), [*select_keys(section, "recipe", "evaluation")]),
             "examples": examples.summary,
             "validation_examples": None if validation is None else validation.summary,
-            **count_logged(folder / "metrics.jsonl"),
+            **describe_log(folder / "metrics.jsonl"),
         }
         write_run_json(folder / TRAINING, facts, folder)
     return trackers

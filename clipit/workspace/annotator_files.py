@@ -12,7 +12,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.intervals import group_numbers
-from clipit.output_files.artifacts import write_json
+from clipit.output_files.artifacts import locked, write_json
 from clipit.output_files.whole_files import write_rows, write_text
 from clipit.reporting.annotators_page import DisputedTile, annotators_page
 from clipit.reporting.thumbnails import picture_uri
@@ -56,11 +56,13 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
         )
     record = annotator_statistics(tiles, annotations, config.evaluation.bootstrap, config.seed)
     folder = config.output / "annotators" / config.name
-    write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})
     rows = _tile_rows(tiles, annotations)
-    write_rows(folder / "annotators.csv", list(rows[0]) if rows else ["tile"], rows)
+    page = annotators_page(f"{config.name}: annotators", record, _disputed(tiles, annotations, shown))
     path = folder / "annotators.html"
-    write_text(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, annotations, shown)))
+    with locked(folder):  # another command may be writing the same files
+        write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})
+        write_rows(folder / "annotators.csv", list(rows[0]) if rows else ["tile"], rows)
+        write_text(path, page)
     return path
 
 

@@ -16,7 +16,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ClipitError, ConfigError, DataError, counted, shortlist
-from clipit.output_files.artifacts import fingerprint, whole_file, write_json
+from clipit.output_files.artifacts import fingerprint, locked, whole_file, write_json
 from clipit.output_files.whole_files import write_array, write_rows, write_text
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
@@ -91,14 +91,15 @@ def write_annotator_masks(
             fix="let several annotators draw masks of the same tiles",
         )
     folder = config.output / "annotators" / config.name / "masks"
-    uncertain = _write_masks(masks, patterns, consensus, parts, confidence, folder)
-    root = _write_table(config.tiles, masks, folder)
-    record = _describe(masks, consensus, parts, confidence, uncertain, ignored)
-    write_json(folder / "masks.json", record | {"commit": git_commit(), "versions": versions()})
-    path = folder / "masks.html"
-    worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
-    disputed = [DisputedMask(str(masks.tiles.ids[row]), _picture(masks, row), uncertain[row]) for row in worst]
-    write_text(path, annotator_masks_page(f"{config.name}: masks by several annotators", record, disputed))
+    with locked(folder):  # another command may be writing the same files
+        uncertain = _write_masks(masks, patterns, consensus, parts, confidence, folder)
+        root = _write_table(config.tiles, masks, folder)
+        record = _describe(masks, consensus, parts, confidence, uncertain, ignored)
+        write_json(folder / "masks.json", record | {"commit": git_commit(), "versions": versions()})
+        path = folder / "masks.html"
+        worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
+        disputed = [DisputedMask(str(masks.tiles.ids[row]), _picture(masks, row), uncertain[row]) for row in worst]
+        write_text(path, annotator_masks_page(f"{config.name}: masks by several annotators", record, disputed))
     return path, root
 
 

@@ -11,6 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, counted
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.output_files.artifacts import locked
 from clipit.output_files.whole_files import write_text
 from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
@@ -93,7 +94,8 @@ def write_pairs_page(
         summary=workspace.pairing_summary(),
     )
     path = (run or config.output / "pairings" / config.name) / "pairs.html"
-    write_text(path, text)
+    with locked(path.parent):  # another command may be writing the same page
+        write_text(path, text)
     return path
 
 

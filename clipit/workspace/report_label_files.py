@@ -9,7 +9,7 @@ import numpy as np
 
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, counted
-from clipit.output_files.artifacts import write_json
+from clipit.output_files.artifacts import locked, write_json
 from clipit.output_files.whole_files import write_rows, write_text
 from clipit.reporting.page_note import compose_note
 from clipit.reporting.report_labels_page import SampledReport, count_rule_classes, report_labels_page
@@ -40,20 +40,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
     agreements = measure_labels(labels, config.seed)
     facts = _facts(config, labels)
     records = [_record(labels, row) for row in range(len(labels.reports))]
-    write_json(
-        folder / "report_labels.json",
-        {
-            "facts": facts,
-            "classes": list(labels.classes),
-            "rules": labels.rules.hash if labels.rules else None,
-            "rule_classes": count_rule_classes(labels.by_rules, labels.classes) if labels.by_rules else {},
-            "agreements": [agreement.as_dict() for agreement in agreements],
-            "notes": list(labels.notes),
-            "reports": records,
-        },
-    )
     rows = (record | {"mentions": _format_mentions(record["mentions"])} for record in records)
-    write_rows(folder / "report_labels.csv", _COLUMNS, rows)
     path = folder / "report_labels.html"
     uses_vlm = labels.probabilities is not None and labels.features == "vlm"
     text = report_labels_page(
@@ -66,7 +53,21 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
         sample_reports(labels, per_answer, config.seed),
         labels.notes,
     )
-    write_text(path, text)
+    with locked(folder):  # another command may be writing the same files
+        write_json(
+            folder / "report_labels.json",
+            {
+                "facts": facts,
+                "classes": list(labels.classes),
+                "rules": labels.rules.hash if labels.rules else None,
+                "rule_classes": count_rule_classes(labels.by_rules, labels.classes) if labels.by_rules else {},
+                "agreements": [agreement.as_dict() for agreement in agreements],
+                "notes": list(labels.notes),
+                "reports": records,
+            },
+        )
+        write_rows(folder / "report_labels.csv", _COLUMNS, rows)
+        write_text(path, text)
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 from mil_bags import ArrayReader, bags_with_signal
 
 from clipit.config.mil import MilTrainingConfig
-from clipit.errors import DataError
+from clipit.errors import ArtifactError, DataError
 from clipit.mil import train_network
 from clipit.mil.mil_arms import ARMS, class_frequencies
 from clipit.mil.mil_bags import keep_labels, shuffle_labels, unchanged_shares
@@ -105,6 +105,29 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
     assert len(epochs) == before and np.array_equal(kept.predict(bags), whole.predict(bags))
     files = sorted(path.name for path in next(tmp_path.glob("mil_model-*")).iterdir() if path.suffix != ".lock")
     assert files == ["manifest.json", "model.json", "model.safetensors"]
+
+
+def test_checkpoints_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bags = bags_with_signal(24)
+    monkeypatch.setattr(train_network, "_CHECKPOINT_SECONDS", 0.0)
+    original = train_network.train_epoch
+
+    def interrupted(*arguments: object) -> float:
+        if arguments[-1] == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_network, "train_epoch", interrupted)
+        for seed in (0, 1):
+            with pytest.raises(KeyboardInterrupt):
+                train_bag_network(bags, OPTIONS, seed, root=tmp_path)
+    one, other = (path / "checkpoints" for path in tmp_path.glob("mil_model-*.partial"))
+    for folder, source in ((one, tmp_path / "kept"), (other, one), (tmp_path / "kept", other)):
+        folder.rename(source)  # exchange the two folders
+    for seed in (0, 1):
+        with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run: its fing.*delete the folder"):
+            train_bag_network(bags, OPTIONS, seed, root=tmp_path)
 
 
 def test_bags_that_cannot_be_learned_from_are_refused_with_all_reasons() -> None:

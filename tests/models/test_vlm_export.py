@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from clipit.config.run import LoraConfig, VLMConfig
-from clipit.errors import ConfigError, ModelError
+from clipit.errors import ArtifactError, ConfigError, ModelError
 from clipit.models.adapted_base import base_of_adapted
 from clipit.models.adapted_towers import AdaptedTowers, Tuning, adapt_towers
 from clipit.models.licences import ModelLicence
@@ -25,6 +25,7 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_adapter import RECORD
 from clipit.models.vlm_export import ExportedVLM, adapted_vlm, check_adaptable, export_vlm
 from clipit.models.vlm_specs import VLMS
+from clipit.output_files.artifacts import write_record
 
 TEXTS = ["a tumour with mucin", "normal mucosa", "necrosis and a gland of grade"]
 
@@ -138,6 +139,19 @@ def test_wrong_adapters_are_refused(clip_folder: Path, open_clip_folder: Path, t
     shutil.copyfile(adapter / RECORD, broken / RECORD)
     (broken / "weights.safetensors").unlink()
     refused("missing: weights.safetensors", broken)
+
+
+def test_an_adapter_of_another_adaptation_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    config = VLMConfig(name=str(clip_folder))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_record(tmp_path / name / "run.json", {"fingerprint": name})
+    adapter = adapt_and_export(config, tmp_path / "a")[0].adapter
+    alone, other = (shutil.copytree(adapter, tmp_path / place / adapter.name) for place in ("alone", "b"))
+    for folder in (adapter, alone):
+        load_vlm(config.model_copy(update={"adapter": str(folder)}))
+    with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run: its fingerprint is a, .*adapt again"):
+        load_vlm(config.model_copy(update={"adapter": str(other)}))
 
 
 def test_licences_without_derivatives_and_own_towers_give_an_adapter_only(

@@ -316,8 +316,10 @@ def test_pages_of_a_run_and_its_pairing(configure: MakeConfig) -> None:
     config = configure(name="paged", arm="clip_it_all")
     workspace = Workspace(config)
     folder = fake_run(config, workspace, ("train", "validation", "test"))
+    leftover = folder / ".pairs.html.99999999.tmp"
+    leftover.touch()
     report, pairs = write_pages(config, workspace)
-    assert report == folder / "report.html" and pairs == folder / "pairs.html"
+    assert report == folder / "report.html" and pairs == folder / "pairs.html" and not leftover.exists()
     text = report.read_text(encoding="utf-8")
     assert "as told" in text and text.count("data:image/jpeg;base64,") >= 24 and "no picture" not in text
     data = json.loads(pairs.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])

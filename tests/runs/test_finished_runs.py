@@ -316,6 +316,14 @@ def test_rows_missing_from_the_training_log(finished: Finished) -> None:
             _ = RunResult(folder).history
 
 
+def test_a_changed_value_in_the_training_log(finished: Finished) -> None:
+    log = run_folder(finished[0]) / "metrics.jsonl"
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([json.dumps(json.loads(first) | {"loss": 9.0}), *others, ""]))
+    with pytest.raises(ArtifactError, match=r"(?s)training log has changed.*restore this file from a copy"):
+        read_curves(log)
+
+
 def test_a_deleted_configuration_is_written_again(finished: Finished) -> None:
     config, again = finished
     folder = run_folder(config)

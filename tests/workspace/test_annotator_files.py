@@ -23,6 +23,13 @@ def described(values: dict[str, Any], **options: int) -> AnnotatorsResult:
     return clipit.describe_annotators(validate_file(values, "test"), **options)
 
 
+def test_leftovers_of_a_killed_process_are_deleted(make: "Make", tmp_path: Path) -> None:
+    folder = described(make(tmp_path)).folder
+    leftover = folder / ".annotators.html.99999999.tmp"
+    leftover.touch()
+    assert described(make(tmp_path)).folder == folder and not leftover.exists()
+
+
 Make = Callable[..., dict[str, Any]]
 
 

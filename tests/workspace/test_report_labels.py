@@ -286,7 +286,11 @@ def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
     predictions = [label.class_name for label in labels.by_rules]
     right = np.mean([name == labels.classes[k] for name, k in zip(predictions, expected, strict=True)])
     assert with_tiles.scores["accuracy"] == pytest.approx(right)
+    leftover = config.output / "report_labels" / config.name / ".report_labels.csv.99999999.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
     page = write_report_labels(config, labels)
+    assert not leftover.exists(), "left by a killed process"
     assert "Rules and the tile labels</h2>" in page.read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot draw -1 reports"):
         write_report_labels(config, labels, per_answer=-1)

@@ -13,7 +13,7 @@ from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.input_files.csv_tables import CsvTable, check_column_names, read_utf8_csv
-from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text
+from clipit.input_files.data_files import NO_CLASS, NO_CLASSES, cell_text, is_whole, missing_markers
 from clipit.input_files.mangled_names import check_labels, check_rounded
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed, describe_code_page
@@ -215,10 +215,11 @@ def _read_named(
         for row in range(len(table.rows))
         if not columns["tile"][row] or not columns["annotator"][row]
     ]
+    markers = missing_markers({*columns["label"]}) - {*class_labels}
     missing = [
         f"line {line} ({label})"
         for line, label in zip(table.lines, columns["label"], strict=True)
-        if label in MISSING_VALUES and label not in class_labels
+        if label in markers
     ]
     if missing:
         raise DataError(
@@ -276,9 +277,9 @@ def _read_named(
 
 def _without_no_class(labels: list[str], class_labels: Collection[str], path: Path) -> list[str]:
     """Replace -1 with "" if all labels are whole numbers, as is done for tile labels."""
-    no_class = {NO_CLASS, f"{NO_CLASS}.0"} - {*class_labels}
+    no_class = NO_CLASSES - {*class_labels}
     others = {*labels} - no_class - {""}
-    if not no_class & {*labels} or not all(label.lstrip("-").removesuffix(".0").isdecimal() for label in others):
+    if not no_class & {*labels} or not all(map(is_whole, others)):
         return labels
     if len(others) < 2 and not class_labels:
         listed = [NO_CLASS, *sorted(others)]

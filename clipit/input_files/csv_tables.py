@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 _MAX_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _START = 4096  # bytes at the start of a file that are searched for null characters
 _AMBIGUOUS_COLUMNS, _PROSE_COLUMNS = 2, 3  # maximum number of columns of tables whose rows resemble lines of text
+_LINE_BREAK = re.compile(r"\r\n?|\n")
 _ZIP = b"PK\3\4"
 _END_MARK = "\x1a"
 """Control-Z, with which DOS programs end a file."""
@@ -56,8 +57,8 @@ def read_csv(
         columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
     Raises:
-        DataError: The file has unmatched quotes, a repeated column name or a row of the wrong length; or some rows, but
-            not all, end in a carriage return alone.
+        DataError: The file has unmatched quotes, a repeated column name, a column name that contains rows or a row of the
+            wrong length; or some rows, but not all, end in a carriage return alone.
         UnicodeError: The file is not in this encoding.
     """
     csv.field_size_limit(_MAX_FIELD)
@@ -95,6 +96,9 @@ def read_csv(
     if blank:
         listed = shortlist([f"line {line}" for line in blank])
         logger.info(f"note: {path}: skipped {counted(len(blank), 'row')} without a value: {listed}")
+    column = _joined_column(header, delimiter)
+    if column is not None:
+        raise _joined_rows_error("the header", header[column], f"name {column + 1}", path)
     check_column_names(header, path)
     ragged = [index for index, row in enumerate(rows) if len(row) != len(header)]
     if ragged:
@@ -149,40 +153,51 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
 
 
 def _check_joined_rows(table: CsvTable, where: object) -> None:
-    """Reject a cell that contains additional rows because of a stray quotation mark (see `joined_rows`).
+    """Reject a cell that contains additional rows because of a stray quotation mark (see `joined_rows`)."""
+    for row, column in joined_rows(table):
+        record = f"record {row + 1} (line {table.lines[row]})"
+        raise _joined_rows_error(record, table.rows[row][column], f"column {table.header[column].strip()}", where)
 
-    Tables of two columns are not checked, because each line of a text with one comma looks like one of their rows.
-    """
-    for row, column in joined_rows(table) if len(table.header) > _AMBIGUOUS_COLUMNS else ():
-        raise DataError(
-            f"record {row + 1} (line {table.lines[row]}) contains "
-            f"{counted(table.rows[row][column].count(chr(10)), 'additional row')} in column "
-            f"{table.header[column].strip()}",
-            where=where,
-            fix="remove the stray quotation marks, or double those that belong to the text",
-        )
+
+def _joined_rows_error(row: str, cell: str, column: str, where: object) -> DataError:
+    count = sum(bool(line.strip()) for line in _LINE_BREAK.split(cell)[1:])
+    return DataError(
+        f"{row} contains {counted(count, 'additional row')} in {column}",
+        where=where,
+        fix="remove the stray quotation marks, or double those that belong to the text; if the cell is one text, replace "
+        "its line breaks with spaces",
+    )
 
 
 def joined_rows(table: CsvTable) -> list[tuple[int, int]]:
-    """Find rows and columns of cells to which a stray quotation mark joined later rows.
+    """Find rows and columns of cells to which a stray quotation mark joined later rows (see `_joined_column`)."""
+    columns = (_joined_column(cells, table.delimiter) for cells in table.rows)
+    return [(row, column) for row, column in enumerate(columns) if column is not None]
+
+
+def _joined_column(cells: Sequence[str], delimiter: str) -> int | None:
+    """Find the first cell of a row to which a stray quotation mark joined later rows; None if there is none.
 
     Such a cell is recognised by its delimiters: the first line has as many as there are columns after the cell, the
-    last line as many as there are columns before it, and each line in between as many as a whole row. In the first
-    of up to three columns, cells that look like prose are skipped: those with a delimiter that is followed by a space
-    or is between digits (a decimal comma).
+    last line as many as there are columns before it, and most lines in between as many as a whole row. Empty lines are
+    ignored. Cells that look like prose are skipped if there are only two columns, and in the first of three: those with
+    a delimiter that is followed by a space or, in the first column, is between digits (a decimal comma).
     """
-    shifted = []
-    prose = re.compile(rf"{re.escape(table.delimiter)}(?:\s|(?<=\d.)\d)")
-    for row, cells in enumerate(table.rows):
-        for column, cell in enumerate(cells):
-            last = len(cells) - 1
-            if "\n" not in cell or not last or (column == 0 and len(cells) <= _PROSE_COLUMNS and prose.search(cell)):
-                continue
-            counts = [line.count(table.delimiter) for line in cell.split("\n")]
-            if counts == [last - column, *[last] * (len(counts) - 2), column]:
-                shifted.append((row, column))
-                break
-    return shifted
+    last = len(cells) - 1
+    for column, cell in enumerate(cells):
+        if not last or ("\n" not in cell and "\r" not in cell):
+            continue
+        prose = r"[^\S\r\n]" if column else r"(?:\s|(?<=\d.)\d)"
+        is_short = len(cells) <= (_AMBIGUOUS_COLUMNS if column else _PROSE_COLUMNS)
+        if is_short and re.search(re.escape(delimiter) + prose, cell):
+            continue
+        first, *others = _LINE_BREAK.split(cell)
+        counts = [line.count(delimiter) for line in others if line.strip()]
+        if not counts or (first.count(delimiter), counts[-1]) != (last - column, column):
+            continue
+        if 2 * counts[:-1].count(last) >= len(counts) - 1:
+            return column
+    return None
 
 
 def check_column_names(names: Sequence[str], where: object) -> None:

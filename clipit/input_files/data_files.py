@@ -5,7 +5,7 @@ import mimetypes
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,17 @@ _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCL
 """Folders that operating systems and network storage create, often unreadable."""
 
 MISSING_VALUES = frozenset(
-    {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
+    {"#N/A", "#n/a", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "na", "NaN", "Nan", "NAN", "nan"}
+    | {"NaT", "None", "NULL", "Null", "null", "(null)", "<null>", r"\N"}
     | {"#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"}
+    | {"#NV", "#N/D", "#N/B", "#WERT!", "#BEZUG!", "#ZAHL!"}
 )
-"""Texts used as placeholders for a missing value, and the errors of spreadsheet programs. Case matters: `none` may be a
-grade or a finding."""
+"""Texts used as placeholders for a missing value, and the errors of spreadsheet programs, also in other languages. Case
+matters: `none` and `NONE` may be a grade or a finding."""
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""
+NO_CLASSES = frozenset({NO_CLASS, f"{NO_CLASS}.0"})
+"""Spellings of `NO_CLASS`: programs write -1.0 in columns with empty cells."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ def cell_text(value: Any) -> str:
             value = value.decode()
         except UnicodeDecodeError:
             raise ValueError("bytes that are not UTF-8") from None
-    text = str(value).strip().strip(_INVISIBLE).strip()
+    text = trimmed(str(value))
     text = formula[1].strip() if (formula := _TEXT_FORMULA.fullmatch(text)) else text
     if "\n" in text or "\r" in text:
         raise ValueError(f"a line break ({shortlist([text[:60]])})")
@@ -199,6 +203,26 @@ def cell_text(value: Any) -> str:
     if not is_unicode(text):
         raise ValueError(f"characters that are not valid Unicode ({shortlist([text[:60]])})")
     return text
+
+
+def trimmed(text: str) -> str:
+    """Strip spaces, byte order marks and other invisible characters from both ends of a text."""
+    return text.strip().strip(_INVISIBLE).strip()
+
+
+def missing_markers(values: Collection[str]) -> set[str]:
+    """Return the values that mark missing values: placeholders such as NA, and -1 if the other values are names.
+
+    In a column of whole numbers, -1 is not returned, because its meaning depends on the column.
+    """
+    placeholders = {value for value in values if value in MISSING_VALUES}
+    others = {*values} - placeholders - NO_CLASSES - {""}
+    return placeholders if all(map(is_whole, others)) else placeholders | NO_CLASSES.intersection(values)
+
+
+def is_whole(value: str) -> bool:
+    """Return whether a text is a whole number, possibly written as a decimal such as 2.0."""
+    return value.lstrip("-").removesuffix(".0").isdecimal()
 
 
 def without_decimals(values: Sequence[str | None]) -> list[str | None]:

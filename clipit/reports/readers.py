@@ -14,10 +14,12 @@ from clipit.config.shipped import data_card
 from clipit.errors import ConfigError, DataError, counted, is_limit, printable, shortlist
 from clipit.input_files.data_files import (
     MISSING_VALUES,
-    NO_CLASS,
+    NO_CLASSES,
     hub_id,
     is_saved_dataset,
+    is_whole,
     list_files,
+    missing_markers,
     without_decimals,
 )
 from clipit.input_files.git_lfs import check_pointer
@@ -364,7 +366,7 @@ def _normalise_organ(organ: str | None) -> str | None:
 
 
 def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
-    """Replace markers of missing values, such as NA, None, and -1 in a column of integers, with None.
+    """Replace markers of missing values, such as NA, None and -1, with None.
 
     Args:
         values: Cells of a column, None where empty.
@@ -376,10 +378,10 @@ def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple
         DataError: It is unclear whether -1 marks missing values, because the column has only one other integer.
     """
     counts = Counter(value for value in values if value is not None)
-    markers = {value for value in counts if value in MISSING_VALUES}
-    no_class = {NO_CLASS, f"{NO_CLASS}.0"} & set(counts)  # some programs write -1 as -1.0
+    markers = missing_markers(counts)
+    no_class = NO_CLASSES & set(counts)
     others = set(counts) - markers - no_class
-    if no_class and all(value.lstrip("-").removesuffix(".0").isdecimal() for value in others):
+    if no_class and all(map(is_whole, others)):
         if len(others) == 1:
             raise DataError(
                 f"the values are {shortlist([*sorted(no_class), *others])}: -1 may be a value or mark missing values",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from clipit.config.run import TilesConfig
 from clipit.config.section import MAX_MPP, MIN_MPP
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import MISSING_VALUES, NO_CLASS, cell_text, without_decimals
+from clipit.input_files.data_files import NO_CLASS, NO_CLASSES, cell_text, is_whole, missing_markers, without_decimals
 from clipit.input_files.mangled_names import check_labels, check_mangled, placeholder_notes
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def resolve_missing(
     where: object,
     row_name: Callable[[int], str],
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Replace -1 in a column of integers with "", and reject markers of missing values such as NA.
+    """Replace -1 in a column of integers with "", and reject markers of missing values: NA and the like, -1 among names.
 
     Groups such as 12.0 are read as 12, since programs write integers in this way in columns with empty cells (see
     `without_decimals`). A label named in tiles.classes or tiles.class_map is always a class.
@@ -90,8 +90,8 @@ def resolve_missing(
         Values, and notes on replaced values.
 
     Raises:
-        DataError: A value is NA, nan, None, NULL or similar; -1 may be a class or mark missing labels; or a
-            spreadsheet program has probably changed a value.
+        DataError: A value is NA, nan, None, NULL or similar, or -1 among names; -1 may be a class or mark missing labels;
+            or a spreadsheet program has probably changed a value.
     """
     is_label = kind == "label"
     class_names = {*(config.classes or ()), *config.class_map} if is_label else set()
@@ -100,7 +100,7 @@ def resolve_missing(
     elif not config.class_map:
         check_labels(values, config.columns.get("label", "label"), row_name, where, class_names)
     counts = Counter(values)
-    markers = sorted(name for name in counts if name in MISSING_VALUES and name not in class_names)
+    markers = sorted(missing_markers(counts) - class_names)
     if markers and not (is_label and config.class_map):  # the map drops and counts labels that it does not list
         rows = [row_name(row) for row, value in enumerate(values) if value in markers]
         raise DataError(
@@ -113,12 +113,13 @@ def resolve_missing(
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    notes = () if is_label else placeholder_notes(counts, "slide" if config.source == "slides" else "tile")
-    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # programs write -1.0 in columns with empty cells
+    row = "slide" if config.source == "slides" else "tile"
+    no_class = NO_CLASS if NO_CLASS in counts else min(NO_CLASSES - {NO_CLASS})
     others = set(counts) - {"", no_class}
-    all_integers = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
-    if no_class not in counts or no_class in class_names or not all_integers:
-        return list(values) if is_label else [text or "" for text in without_decimals(values)], notes
+    if no_class not in counts or no_class in class_names or not all(map(is_whole, others)):
+        if is_label:
+            return list(values), ()
+        return [text or "" for text in without_decimals(values)], placeholder_notes(counts, row)
     if is_label and len(others) < 2 and not class_names:
         listed = [no_class, *sorted(others)]
         raise DataError(
@@ -130,7 +131,9 @@ def resolve_missing(
     note = f"{counted(counts[no_class], 'tile')} with the {kind} {no_class} treated as {treatment}"
     logger.warning(note)
     kept = ["" if value == no_class else value for value in values]
-    return kept if is_label else [text or "" for text in without_decimals(kept)], (*notes, note)
+    if is_label:
+        return kept, (note,)
+    return [text or "" for text in without_decimals(kept)], (*placeholder_notes(Counter(kept), row), note)
 
 
 def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], str]) -> list[float]:

@@ -22,6 +22,7 @@ from clipit.input_files.data_files import (
     is_saved_dataset,
     list_files,
     load_huggingface,
+    trimmed,
 )
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
@@ -205,7 +206,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         if is_group_column(name) and names["group"] not in present
     }
     for split, rows in splits.items():
-        split_classes = tuple(rows.class_names.get(names["label"], ())) or None
+        split_classes = tuple(map(trimmed, rows.class_names.get(names["label"], ()))) or None
         if classes is not None and split_classes != classes:
             raise DataError("the splits have different class names", where=config.path, fix="repair the data set")
         classes = split_classes
@@ -214,7 +215,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         where = f"{config.path}, split {split}"
         for key in ("id", "group", "mpp"):
             cells, cell_names = rows.text(names[key]), rows.class_names.get(names[key])
-            columns[key] += cells if cell_names is None else _name_classes(cells, cell_names, where)
+            columns[key] += cells if cell_names is None else _name_classes(cells, [*map(trimmed, cell_names)], where)
         labels = rows.text(names["label"])
         columns["label"] += labels if classes is None else _name_classes(labels, classes, where)
         for name, values in others.items():
@@ -245,7 +246,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         stamps=stamps,
         reader=reader,
         where=config.path,
-        classes=classes,
+        classes=classes and tuple(filter(None, dict.fromkeys(classes))),  # "" marks missing labels, as in tables
         notes=(*label_notes, *group_notes),
         columns=others,
     )

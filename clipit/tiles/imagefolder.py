@@ -5,6 +5,8 @@ import io
 import json
 import os
 import posixpath
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,13 +44,17 @@ def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
         A `datasets.Dataset` for each split with a metadata file. Cells are text, as returned by `stored_cell`.
 
     Raises:
-        DataError: A metadata file cannot be read or lists no image files, its columns differ from those of another file
-            of the split, or image files are missing.
+        DataError: A metadata file, also in a zip, cannot be read or lists no image files, its columns differ from those of
+            another file of the split, or image files are missing.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):
         return None
-    if not list_files(folder, lambda file: file.name in METADATA_FILES).files:
+    files = list_files(folder, lambda file: file.name in METADATA_FILES or file.suffix.lower() == ".zip").files
+    for file in files:
+        if file.suffix.lower() == ".zip":
+            _check_zipped_tables(file)
+    if not any(file.name in METADATA_FILES for file in files):
         return None
     import datasets
 
@@ -65,6 +71,30 @@ def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
         return None
     tables = {split: sorted(file for file in files if file.name in METADATA_FILES) for split, files in parts.items()}
     return {split: _read_metadata(files, column) for split, files in tables.items() if files} or None
+
+
+def _check_zipped_tables(archive: Path) -> None:
+    """Check the metadata.csv files in a zip, because pandas, which `datasets` uses, accepts stray quotation marks.
+
+    Raises:
+        DataError: Such a file is malformed, or a stray quotation mark joins rows.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = [name for name in opened.namelist() if PurePosixPath(name).name == "metadata.csv"]
+            contents = {name: opened.read(name) for name in names}
+    except Exception as error:  # zipfile raises many kinds for damaged zips, which load_huggingface explains
+        if is_limit(error):
+            raise
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in contents.items():
+            table = Path(folder) / "metadata.csv"
+            table.write_bytes(content)
+            try:
+                open_table(table)
+            except DataError as error:
+                raise DataError(error.what, where=f"{archive}!{name}", fix=error.fix) from error
 
 
 def inferred_types(splits: Iterable[Any]) -> str:

@@ -1,7 +1,7 @@
 """Load the configured tiles: read the source, map classes and splits, hold out missing splits, and hide labels."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from clipit.annotators.label_table import AnnotationTable
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, counted, has_controls, shortlist
+from clipit.input_files.data_files import NO_CLASSES, missing_markers
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.dataset_reader import read_data_set
@@ -285,7 +286,10 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
             where=source.where,
             fix="rename it in the source, or in tiles.class_map",
         )
-    check_class_names(label_names if config.classes is None and source.classes is None else set(), source.where)
+    if config.classes is None:
+        check_class_names(label_names | set(classes), source.where)
+        if not config.class_map:
+            _check_missing(source, missing_markers(present) | (NO_CLASSES & present))
     unknown = sorted(present - set(classes))
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
@@ -295,6 +299,19 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
             fix=f"the classes are {', '.join(classes)}; correct the labels or tiles.classes",
         )
     return classes
+
+
+def _check_missing(source: SourceTiles, markers: Collection[str]) -> None:
+    """Reject folders and class names such as nan and -1, which programs write for tiles without a label."""
+    if markers:
+        rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in markers]
+        raise DataError(
+            f"{counted(len(rows), 'tile has', 'tiles have')} the label {shortlist([repr(n) for n in sorted(markers)])}, "
+            f"which marks a missing value in many programs: {shortlist(rows, 3)}",
+            where=source.where,
+            fix="if these tiles have no label, rename their folder to `unlabelled`, or omit the label from "
+            "tiles.class_map to drop them; if this is a class, name all classes in tiles.classes",
+        )
 
 
 def _check_options(config: TilesConfig) -> None:

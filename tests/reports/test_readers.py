@@ -354,10 +354,12 @@ def test_reports_of_an_unknown_patient_are_named(tmp_path: Path) -> None:
     assert any(problem.startswith(told) for problem in read(path, group_column="g").problems)
 
 
-def test_minus_one_beside_names_is_a_name_and_beside_one_number_unclear(tmp_path: Path) -> None:
+def test_minus_one_beside_names_is_missing_and_beside_one_number_unclear(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text,l\na colon,-1\na liver,x\n")
-    assert [r.label for r in read(path, label_column="l").reports] == ["-1", "x"]
+    found = read(path, label_column="l")
+    assert [r.label for r in found.reports] == [None, "x"]
+    assert found.problems == ("1 report without a value for reports.label_column (-1: 1)",)
     path.write_text("text,l\na colon,-1\na liver,1\n")
     with pytest.raises(DataError, match=r"-1 may be a value or mark missing values\n.*reports\.label_column"):
         read(path, label_column="l")

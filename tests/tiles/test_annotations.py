@@ -240,6 +240,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
     [
         (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tile has several labels from one annotator: ann on t0.png"),
         (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (NaN)"),
+        (["t0.png,ann,-1", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (-1)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
         (["t0.png,ann,cancer"], {"classes": CLASSES}, "annotators' labels that are not classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),

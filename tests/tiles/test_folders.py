@@ -242,6 +242,16 @@ def test_classes_that_differ_in_letter_case(tree: Path) -> None:
     assert len(load_tiles(config(tree, classes=("Tumour", "stroma", "tumour")), seed=0).classes) == 3
 
 
+@pytest.mark.parametrize("name", ["nan", "None", "-1"])
+def test_class_folders_that_programs_name_after_missing_labels(tree: Path, name: str) -> None:
+    paint(tree / "train" / name / "a.png", 700)
+    with pytest.raises(DataError, match=rf"(?s)1 tile has the label '{name}', which marks a missing.*`unlabelled`"):
+        load_tiles(config(tree), seed=0)
+    assert name in load_tiles(config(tree, classes=(name, "stroma", "tumour")), seed=0).classes
+    dropped = load_tiles(config(tree, class_map={"stroma": "stroma", "tumour": "tumour"}), seed=0)
+    assert dropped.classes == ("stroma", "tumour")
+
+
 def test_a_class_of_files_that_are_not_read(tree: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tree / split / "mucin").mkdir()

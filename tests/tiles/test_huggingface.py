@@ -14,6 +14,7 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images.decode import Unreadable
+from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.load_tiles import load_tiles, read_tiles
 from clipit.tiles.tileset import TileSet
@@ -433,6 +434,46 @@ def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Pat
     tiles = read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
     assert tiles.classes == ("01", "2") and tiles.groups.tolist() == ["007", "08"]
     assert any("the datasets package read the metadata file of this image folder" in n for n in (*tiles.notes, *said))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stray_quotation_mark_in_zipped_metadata(tmp_path: Path, streaming: bool) -> None:
+    """pandas reads joined rows as one."""
+    names = [f"{number}.png" for number in range(6)]
+    _image_folder(tmp_path / "files", names)
+    rows = [f"{name},{'ab'[number % 2]},fine" for number, name in enumerate(names)]
+    rows[1], rows[4] = rows[1].replace("fine", '"fine'), rows[4] + '"'
+    (tmp_path / "files/metadata.csv").write_text("\n".join(["file_name,label,note", *rows, ""]), encoding="utf-8")
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
+        for file in (tmp_path / "files").iterdir():
+            archive.write(file, file.name)
+    with pytest.raises(DataError, match=r"contains 3 additional rows in column note\n  where: .*train\.zip!metadata"):
+        read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
+
+
+def test_class_names_are_stripped_and_compared_like_labels(tmp_path: Path) -> None:
+    import datasets
+
+    def tiles(names: Sequence[str], **more: object) -> TileSet:
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+        images = [str(paint(tmp_path / f"{number}.png", number)) for number in range(2 * len(names))]
+        columns = {"image": images, "label": [number % len(names) for number in range(len(images))]}
+        folder = tmp_path / fingerprint(names)
+        datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(str(folder))
+        return read_tiles(config(folder, **more), hold_out=False)
+
+    assert tiles([" mucin", "stroma\u200b"]).classes == ("mucin", "stroma")
+    merged = tiles(["stroma", "stroma ", "mucin", ""])
+    assert merged.classes == ("stroma", "mucin") and np.bincount(merged.truth + 1).tolist() == [2, 4, 2]
+    with pytest.raises(DataError, match="classes with almost the same name: 'Mucin' and 'mucin'"):
+        tiles(["Mucin", "mucin"])
+    assert tiles(["Mucin", "mucin"], classes=["Mucin", "mucin"]).classes == ("Mucin", "mucin")
+    for missing in ("None", "nan", "-1"):
+        others = ["0", "1"] if missing == "-1" else ["a", "b"]
+        with pytest.raises(DataError, match=f"2 tiles have the label '{missing}', which marks a missing value"):
+            tiles([*others, missing])
+        assert tiles([*others, missing], classes=[*others, missing]).classes == (*others, missing)
 
 
 @pytest.mark.parametrize("extra", ["tumour/sub/x.png", "stray.png", "eval/x.png", "stroma/biopsy_test_1.png"])

@@ -3,6 +3,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -623,6 +624,69 @@ def test_quotes_that_join_rows_in_an_unread_column_before_the_others(tmp_path: P
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=r"record 3 \(line 4\) contains 6 additional rows in column note"):
         load_tiles(config(path), seed=0)
+
+
+@pytest.mark.parametrize("change", [{"\n": "\n\n"}, {"\n": "\r"}, {"img/5.png,": "img/5.png,x,"}])
+def test_rows_that_a_quote_joins_are_found_between_empty_and_longer_lines(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    path = write_table(tmp_path / "t.csv", [row | {"note": "fine"} for row in rows(tmp_path)])
+    lines = path.read_text().splitlines()
+    lines[3], lines[9] = lines[3].replace("fine", '"fine'), lines[9].replace("fine", 'fine"')
+    text = "\n".join(lines) + "\n"
+    for old, new in change.items():
+        text = text.replace(old, new)
+    path.write_bytes(text.encode())
+    with pytest.raises(DataError, match=r"record 3 \(line \d\) contains 6 additional rows in column note"):
+        load_tiles(config(path), seed=0)
+
+
+@pytest.mark.parametrize("columns", [["path", "label", "group"], ["path", "label", "note"], ["label", "path"]])
+def test_a_quote_in_the_header_that_joins_rows(tmp_path: Path, columns: list[str]) -> None:
+    table = [{name: (row | {"note": "fine"})[name] for name in columns} for row in rows(tmp_path)]
+    path = write_table(tmp_path / "t.csv", table)
+    lines = path.read_text().splitlines()
+    lines[0], lines[4] = lines[0].replace(f",{columns[-1]}", f',"{columns[-1]}'), lines[4] + '"'
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=rf"the header contains 4 additional rows in name {len(columns)}\n"):
+        load_tiles(config(path), seed=0)
+    path.write_text("\n".join([lines[0].rpartition('"')[0] + '"grade\n(1, 2)"', *lines[1:4]]) + "\n")
+    with pytest.raises(DataError, match="missing columns") if columns[-1] == "path" else nullcontext():
+        read_tiles(config(path), hold_out=False)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_quotes_that_join_rows_of_two_columns(tmp_path: Path, place: int) -> None:
+    names = [row["path"] for row in rows(tmp_path)]
+    section = config(tmp_path / "t.csv", labels={"kind": "none"})
+
+    def write(note: str) -> None:
+        cells = [[note, f"{name}"] if place == 0 else [f"{name}", note] for name in names]
+        cells.insert(0, ["note", "path"] if place == 0 else ["path", "note"])
+        section_path.write_text("".join(",".join(row) + "\n" for row in cells))
+
+    section_path = tmp_path / "t.csv"
+    write('"pink, cut\nonce"')
+    assert len(read_tiles(section, hold_out=False)) == 12
+    write("fine")
+    lines = section_path.read_text().splitlines()
+    lines[3], lines[5] = lines[3].replace("fine", '"fine'), lines[5].replace("fine", 'fine"')
+    section_path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"record 3 \(line 4\) contains 2 additional rows in column note"):
+        read_tiles(section, hold_out=False)
+
+
+@pytest.mark.parametrize("value", ["NAN", "Null", "na", "#NV", "-1", "-1.0"])
+@pytest.mark.parametrize("kind", ["label", "group"])
+def test_other_spellings_of_missing_values_among_names(tmp_path: Path, value: str, kind: str) -> None:
+    table = [row | {"label": "ab"[number % 2]} for number, row in enumerate(rows(tmp_path))]
+    for number in (0, 5):
+        table[number][kind] = value
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match=rf"2 tiles have the {kind} '{value}', which marks a missing value.*line 2"):
+        load_tiles(config(path), seed=0)
+    if kind == "label":
+        assert load_tiles(config(path, classes=["a", "b", value]), seed=0).classes == ("a", "b", value)
 
 
 def test_a_column_of_decimals_marks_unlabelled_tiles_with_minus_one_as_well(tmp_path: Path) -> None:

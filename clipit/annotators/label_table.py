@@ -217,9 +217,7 @@ def _read_named(
     ]
     markers = missing_markers({*columns["label"]}) - {*class_labels}
     missing = [
-        f"line {line} ({label})"
-        for line, label in zip(table.lines, columns["label"], strict=True)
-        if label in markers
+        f"line {line} ({label})" for line, label in zip(table.lines, columns["label"], strict=True) if label in markers
     ]
     if missing:
         raise DataError(

@@ -57,8 +57,8 @@ def read_csv(
         columns: Names of the columns by position, if the file has no header; None if its first row is the header.
 
     Raises:
-        DataError: The file has unmatched quotes, a repeated column name, a column name that contains rows or a row of the
-            wrong length; or some rows, but not all, end in a carriage return alone.
+        DataError: The file has unmatched quotes, a repeated column name, a column name that contains rows, or a row of
+            the wrong length; or some rows, but not all, end in a carriage return alone.
         UnicodeError: The file is not in this encoding.
     """
     csv.field_size_limit(_MAX_FIELD)
@@ -164,8 +164,8 @@ def _joined_rows_error(row: str, cell: str, column: str, where: object) -> DataE
     return DataError(
         f"{row} contains {counted(count, 'additional row')} in {column}",
         where=where,
-        fix="remove the stray quotation marks, or double those that belong to the text; if the cell is one text, replace "
-        "its line breaks with spaces",
+        fix="remove the stray quotation marks, or double those that belong to the text; if the cell is one text, "
+        "replace its line breaks with spaces",
     )
 
 

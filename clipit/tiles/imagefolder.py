@@ -44,8 +44,8 @@ def load_image_folder(path: str, column: str) -> dict[str, Any] | None:
         A `datasets.Dataset` for each split with a metadata file. Cells are text, as returned by `stored_cell`.
 
     Raises:
-        DataError: A metadata file, also in a zip, cannot be read or lists no image files, its columns differ from those of
-            another file of the split, or image files are missing.
+        DataError: A metadata file cannot be read or lists no image files, its columns differ from those of another file
+            of the split, or image files are missing; or a csv in a zip is malformed.
     """
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir() or is_saved_dataset(folder):

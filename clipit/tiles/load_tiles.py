@@ -305,9 +305,10 @@ def _check_missing(source: SourceTiles, markers: Collection[str]) -> None:
     """Reject folders and class names such as nan and -1, which programs write for tiles without a label."""
     if markers:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in markers]
+        names = shortlist([repr(name) for name in sorted(markers)])
         raise DataError(
-            f"{counted(len(rows), 'tile has', 'tiles have')} the label {shortlist([repr(n) for n in sorted(markers)])}, "
-            f"which marks a missing value in many programs: {shortlist(rows, 3)}",
+            f"{counted(len(rows), 'tile has', 'tiles have')} the label {names}, which marks a missing value in many "
+            f"programs: {shortlist(rows, 3)}",
             where=source.where,
             fix="if these tiles have no label, rename their folder to `unlabelled`, or omit the label from "
             "tiles.class_map to drop them; if this is a class, name all classes in tiles.classes",

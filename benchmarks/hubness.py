@@ -73,7 +73,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
 
 
 def large_size() -> str:
-    """Describe how many floating-point operations a corrected search takes at the goal's size (not measured)."""
+    """State how many floating-point operations a corrected search takes at the goal's size (not measured)."""
     tiles, snippets = _LARGE
     once = 2 * tiles * snippets * _DIM
     return (

@@ -14,8 +14,8 @@ _TCGA = re.compile(r"(?<![A-Z0-9])TCGA([-.])[A-Z0-9]{2}\1[A-Z0-9]{4}(?![A-Z0-9])
 """TCGA barcode of a patient, including the form with dots that R writes in names (`TCGA.A6.2671`)."""
 
 _SEPARATOR = re.compile(r"[\W_]+")
-_MAX_SLIDES = 10  # maximum mean number of slides per patient; with more, a common beginning is not a patient
-_MIN_STEMS = 4  # minimum number of different beginnings of slide names
+_MAX_SLIDES = 10  # maximum mean number of slides per patient; with more, a common prefix is not a patient
+_MIN_STEMS = 4  # minimum number of different prefixes of slide names
 
 
 def patient(group: str) -> str:
@@ -77,7 +77,7 @@ def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str,
 
     The name of a slide is that of its patient, a separator and a suffix: P001-S1 is a slide of P001, but P10 is not
     a slide of P1. Names are only matched if this holds for most slides or most patients, for more than one patient, and
-    for at most ten slides per patient on average; otherwise, the beginning may be a hospital or a year.
+    for at most ten slides per patient on average; otherwise, the prefix may be a hospital or a year.
     """
     first, second = set(names) - {""}, set(others) - {""}
     joined: dict[str, str] = {}
@@ -93,9 +93,9 @@ def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str,
 def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     """Map names to other names that may, but need not, belong to the same patient.
 
-    Either one name is the beginning of the other, although `slides_of_patients` does not match them, or the names
+    Either one name is a prefix of the other, although `slides_of_patients` does not match them, or the names
     differ only in their last one or two parts, like those of slides: S24-003-A1 and S24-003-B1. The second rule applies
-    only if there are more beginnings than endings, because 2024-1 and 2024-2 are numbered patients.
+    only if there are more prefixes than suffixes, because 2024-1 and 2024-2 are numbered patients.
     """
     joined = slides_of_patients(names := {*names}, others := {*others})
     first, second = names - {"", *joined}, others - {"", *joined}
@@ -115,7 +115,7 @@ def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str
 
 
 def _beginnings(names: set[str], others: set[str]) -> dict[str, str]:
-    """Map each name that is not in `others` to the longest of the others with which it begins, before a separator."""
+    """Map each name that is not in `others` to the longest of the others that is its prefix, up to a separator."""
     found = {}
     for name in names - others:
         starts = [name[: separator.start()] for separator in _SEPARATOR.finditer(name)]
@@ -125,7 +125,7 @@ def _beginnings(names: set[str], others: set[str]) -> dict[str, str]:
 
 
 def _split_ending(name: str, parts: int) -> tuple[str, str] | None:
-    """Split a name into its beginning and its last parts; None if one of the two is empty."""
+    """Split a name into a prefix and its last parts; None if one of the two is empty."""
     separators = [*_SEPARATOR.finditer(name)]
     if len(separators) < parts:
         return None

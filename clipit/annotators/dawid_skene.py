@@ -27,7 +27,8 @@ class DawidSkene:
         confusions: Probability of each label (last axis) by annotator and true class.
         log_likelihood: Log likelihood of all labels under these estimates.
         objective: Log likelihood plus the logarithm of the smoothing prior after each iteration; it never decreases.
-        converged: Whether EM stopped because the objective hardly increased, not at the maximum number of iterations.
+        converged: Whether EM stopped because the objective had almost stopped increasing, before the maximum number
+            of iterations.
     """
 
     posteriors: Float64[np.ndarray, "n c"]

@@ -303,7 +303,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
 
 
 def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, shared: Sequence[str]) -> list[str]:
-    """Describe which annotators the test labels come from, and whether they also label the training tiles."""
+    """State which annotators the test labels come from, and whether they also label the training tiles."""
     votes = consensus.votes
     if not n_tests:
         return []

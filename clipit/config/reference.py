@@ -91,7 +91,7 @@ def _entry(key: str, field: FieldInfo, effect: Effect | None) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    return re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text)  # Markdown shows "<" in code spans as it is
+    return re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text)  # Markdown shows "<" in code spans as is
 
 
 def _item(name: str, text: str) -> str:

@@ -147,7 +147,7 @@ def explain_undefined(
 def describe_averaging(
     name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], *, unit: str = "tile"
 ) -> str:
-    """Describe how many classes a class-averaged score covers; "" for other scores, or if every class has a tile."""
+    """State how many classes a class-averaged score covers; "" for other scores, or if every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1", "auroc") or not absent or not len(labels):
         return ""
@@ -155,7 +155,7 @@ def describe_averaging(
 
 
 def describe_coverage(labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], where: str) -> str:
-    """Describe which classes the scores of several models on these tiles cover; "" if every class has a tile.
+    """State which classes the scores of several models on these tiles cover; "" if every class has a tile.
 
     Args:
         labels: Labels of the tiles; -1 for unlabelled tiles.

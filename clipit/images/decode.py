@@ -300,7 +300,7 @@ def _note_ignored_channel(name: str) -> None:
         _noted_ignored_channel = True
         logger.info(
             f"note: {name or 'an image'}: a TIFF with a channel that has neither a colour nor transparency "
-            "(ExtraSamples 0); such channels are ignored, here and in further images"
+            "(ExtraSamples 0); such channels are ignored, in this image and in all later ones"
         )
 
 
@@ -341,7 +341,7 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
     for page in range(1, pages):
         try:
             image.seek(page)
-        except SyntaxError:  # a pixel format that Pillow does not support, for example of a mask
+        except SyntaxError:  # a pixel format that Pillow does not support, such as that of a mask
             continue
         tags = getattr(image, "tag_v2", {})
         marked = tags.get(_SUBFILE_TYPE, 0) & _REDUCED_OR_MASK
@@ -359,7 +359,7 @@ def _check_pages(image: Image.Image, compare: bool) -> None:
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")
-    # smaller pages of a turned image may be stored in another orientation
+    # smaller pages of a rotated image may be stored in another orientation
     turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) != 1
     others = [
         number

@@ -11,7 +11,7 @@ from clipit.errors import shortlist
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','", "|": "'|'"}
 _SAVE = "save the table as comma-separated .csv, or as .tsv"
 _COMPARED = 1000  # number of rows that are compared with the first one
-_MAX_TITLE = 20  # number of rows after the first one in which the header is searched
+_MAX_TITLE = 20  # number of rows after the first one that are searched for the header
 _MAX_NAME = 40  # maximum length of a column name
 _QUOTED = re.compile(r'"[^"]*"([;\t |])"')
 _PHRASE = re.compile(r"[\s\d:]")

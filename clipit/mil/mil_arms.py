@@ -56,7 +56,7 @@ class MilArm:
         return shuffle_labels(kept, seed) if self.shuffled else kept
 
     def notes(self, bags: MilBags, labels_per_class: int | None, seed: int) -> list[str]:
-        """Describe how many bags keep their label if the arm permutes labels; an empty list for other arms."""
+        """State how many bags keep their label if the arm permutes labels; an empty list for other arms."""
         if not self.shuffled:
             return []
         kept = keep_labels(bags, labels_per_class, seed)

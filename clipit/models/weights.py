@@ -21,12 +21,12 @@ _DATA_TYPE = re.compile(r"(?:torch\.)?(?:(b?float|b?f)|q?u?int|[iu])(\d+)(?:_?[a
 UNQUANTISED = "use the unquantised weights of this model, in float32, bfloat16 or float16"
 """Fix given in errors about quantised weights."""
 _WEIGHT_NAMES = ("weight", "bias")
-"""Name endings of tensors that are never integers by design, unlike indices and counters."""
+"""Suffixes of the names of tensors that are never integers by design, unlike indices and counters."""
 
 _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution, whose last two dimensions are the height and width of a patch."""
 _POSITIONS = ("pos_embed", "relative_position_bias_table")
-"""Name endings of timm's position embeddings, whose shapes depend on the input size."""
+"""Suffixes of the names of timm's position embeddings, whose shapes depend on the input size."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -214,7 +214,7 @@ def tensor_shapes(file: Path) -> dict[str, Shape]:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # formats before torch 1.6 cannot be mapped
+    except RuntimeError:  # files in the format before torch 1.6 cannot be memory-mapped
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     others = [str(key) for key, value in tensors.items() if not isinstance(value, torch.Tensor)] if tensors else []
     if not isinstance(tensors, dict) or others:

@@ -80,7 +80,7 @@ def _similar(items: tuple[str, str], names: Sequence[str], others: Sequence[str]
         return []
     count = sum(name in pairs for name in names)
     return [
-        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, because their groups begin alike: "
+        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, because their groups share a prefix: "
         f"{shortlist(format_pairs(pairs), _SHOWN)}; if these are slides of one patient, use the patient as the "
         "group (from a patient column or tiles.group_pattern)"
     ]

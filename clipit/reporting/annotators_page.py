@@ -112,7 +112,7 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
         [[label, number(value)] for label, value in zip(classes, estimates["priors"], strict=True)],
         source=source,
     )
-    reason = "when the likelihood hardly increased" if estimates["converged"] else "before it converged"
+    reason = "when the likelihood had almost stopped increasing" if estimates["converged"] else "before it converged"
     parts: list[Part] = [
         Table(
             ("annotator", "tiles", "accuracy", "balanced accuracy", "agrees with consensus"),
@@ -131,7 +131,7 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
         ),
         Text(
             f"EM stopped after {counted(estimates['iterations'], 'iteration')}, {reason}, at a log-likelihood of "
-            f"{estimates['log_likelihood']:.1f}. Probabilities that the labels hardly determine may be inexact. "
+            f"{estimates['log_likelihood']:.1f}. Probabilities that the labels barely constrain may be inaccurate. "
             f"The consensus differs from the majority vote on {counted(estimates['differs'], 'tile')}, and from more "
             f"than half of the labels on {counted(len(estimates['overruled']), 'tile')}. The vote is tied on "
             f"{counted(estimates['tied'], 'tile')}. Accuracy is the estimated probability that a label is the true "

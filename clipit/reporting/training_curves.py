@@ -48,12 +48,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def describe_log(path: Path) -> dict[str, Any]:
-    """Return the number of rows and SHA-256 of a metrics.jsonl, for training.json when the training is finished."""
+    """Return the number of rows and SHA-256 of a metrics.jsonl, for training.json when training has finished."""
     return {_LOGGED: len(read_log(path)), _SHA256: file_sha256(path)} if path.is_file() else {_LOGGED: 0}
 
 
 def read_finished_log(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl like `read_log`, and check that they are those of the finished training.
+    """Read the rows of a metrics.jsonl like `read_log`, and check that they are those of the finished run.
 
     Raises:
         DataError: The file is missing or damaged.

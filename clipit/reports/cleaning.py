@@ -64,7 +64,7 @@ _OPTION = re.compile(r"\[ ?[xX]? ?\]|\([ xX]\)|[\u2610\u2611\u2612\u25a1]")
 _OPTIONS = re.compile(r"^(?:[ \t]*__.*|.*_[xX]_.*)$", re.M)
 _CHECKED, _UNCHECKED = re.compile(r"_+([xX])_+"), re.compile(r"(?<!\S)_{2,}(?=[ \t]*[^\W_])")
 
-# Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
+# Prefixes and suffixes that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (
     r"non|pre|post|intra|inter|extra|peri|sub|semi|anti|multi|neo|low|high|well|poorly|moderately|lymph|tumor|tumour"
 )

@@ -39,7 +39,7 @@ _TEXT_DOCUMENTS = {
 JSON = "a JSON object"
 _HEAD_BYTES = 1024  # number of bytes checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the little-endian mark begins with that of UTF-16
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _CODE_PAGES = {
     "cp1252": "Western Europe", "cp1250": "Central Europe", "cp1251": "Cyrillic", "cp1253": "Greek",
     "cp1254": "Turkish", "cp1255": "Hebrew", "cp1256": "Arabic", "cp1257": "Baltic", "gb18030": "Chinese",
@@ -74,7 +74,7 @@ _MIN_LIMIT = 200  # characters; shorter reports may have equal lengths by chance
 
 
 def describe_misread(texts: Sequence[str]) -> str:
-    """Describe how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
+    """State how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
     return _describe_matches(
         _MISREAD,
         texts,
@@ -85,7 +85,7 @@ def describe_misread(texts: Sequence[str]) -> str:
 
 
 def describe_replaced(texts: Sequence[str]) -> str:
-    """Describe how many texts contain replacement characters, which stand for undecodable letters; "" if none do."""
+    """State how many texts contain replacement characters, which stand for undecodable letters; "" if none do."""
     return _describe_matches(
         re.compile(r"\S{0,40}\ufffd\S{0,40}"),
         texts,
@@ -95,7 +95,7 @@ def describe_replaced(texts: Sequence[str]) -> str:
 
 
 def describe_controls(texts: Sequence[str]) -> str:
-    """Describe how many texts contain control characters that no program writes into texts; "" if none do."""
+    """State how many texts contain control characters that no program writes into texts; "" if none do."""
     return _describe_matches(
         re.compile(r"\S{0,40}[\x80-\x84\x86-\x9f]\S{0,40}"),
         texts,
@@ -105,7 +105,7 @@ def describe_controls(texts: Sequence[str]) -> str:
 
 
 def describe_escaped(texts: Sequence[str]) -> str:
-    """Describe how many texts contain escape sequences of other formats; "" if none do."""
+    """State how many texts contain escape sequences of other formats; "" if none do."""
     return _describe_matches(
         _ESCAPED,
         texts,
@@ -124,7 +124,7 @@ def _describe_matches(pattern: re.Pattern[str], texts: Sequence[str], kind: str,
 
 
 def describe_truncated(texts: Collection[str]) -> str:
-    """Describe how many texts another program has probably truncated; "" if none were.
+    """State how many texts another program has probably truncated; "" if none were.
 
     Truncated texts have the same length, which no other text exceeds, and end mid-sentence. One text is enough if
     its length is a common limit of databases and spreadsheets.
@@ -232,7 +232,7 @@ def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
 
 def _encoding_hint(data: bytes) -> str:
     """Suggest an encoding, based on a byte order mark or on the spelling of words with letters that are not ASCII."""
-    if data.startswith(_UTF32_MARKS):
+    if data.startswith(_UTF32_MARKS):  # before UTF-16, whose little-endian mark is a prefix of that of UTF-32
         return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):
         return "set reports.encoding to utf-16, as the byte order mark indicates (--reports.encoding=utf-16)"
@@ -252,7 +252,7 @@ def _encoding_hint(data: bytes) -> str:
     variants = [{spelled[page][word] for page in pages} for word in range(len(words))]
     clearest = max(range(len(words)), key=lambda word: ("" not in variants[word], len(variants[word])))
     spellings: dict[str, str] = {}
-    for page in pages:  # if several pages give the same spelling, show the first one
+    for page in pages:  # if several code pages give the same spelling, show the first one
         spellings.setdefault(spelled[page][clearest], page)
     shown = [f"{page} {word!r} ({_CODE_PAGES[page]})" for word, page in spellings.items()]
     return (

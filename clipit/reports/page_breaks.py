@@ -40,11 +40,12 @@ class _PageNumber(NamedTuple):
 def drop_page_lines(text: str) -> tuple[str, list[str]]:
     """Drop page numbers and the lines that repeat next to page breaks, so that they do not interrupt sentences.
 
-    A page break is a page number with its total ("Page 2 of 3", "Seite 2/3", even inside a line), a page number on a
-    line of its own, or a form feed. Lines directly before or after a break are a footer or header if they occur on the
-    same side of at least two breaks and at least half of all breaks. The start and end of the report count as breaks,
-    but the first page keeps its header. Lines that name a diagnosis or begin with a section heading, negative values
-    ("Not identified") and sentences with a full stop are kept. The time is linear in the length of the text.
+    A page break is a page number with the number of pages ("Page 2 of 3", "Seite 2/3", even inside a line), a page
+    number on a line of its own, or a form feed. Lines directly before or after a break are a footer or header if they
+    occur on the same side of at least two breaks and at least half of all breaks. The start and end of the report count
+    as breaks, but the first page keeps its header. Lines that name a diagnosis or begin with a section heading,
+    negative values ("Not identified") and sentences with a full stop are kept. The time is linear in the length of the
+    text.
 
     Args:
         text: Text of a report as read, before `clean_text`.

@@ -303,7 +303,7 @@ def _is_equal_run(folder: Path, fingerprint: RunFingerprint) -> bool:
     try:
         read_training(folder)
         return fingerprint.matches(read_json(folder / "run.json", _OTHER_FOLDER))
-    except ArtifactError:  # a damaged file of another run must not fail this run
+    except ArtifactError:  # a damaged file of another run must not stop this run
         return False
 
 

@@ -109,7 +109,7 @@ class OmeTiff:
         if not page.databytecounts[index]:
             return np.full((1, 1, 3), 255, dtype=np.uint8)
         try:
-            with self._lock:  # the file handle has one position
+            with self._lock:  # threads share the position of the file handle
                 self._file.filehandle.seek(page.dataoffsets[index])
                 data = self._file.filehandle.read(page.databytecounts[index])
             pixels = page.decode(data, index, jpegtables=page.jpegtables)[0]
@@ -192,7 +192,7 @@ def _has_decoder(compression: int) -> bool:
 
 
 def _level_problem(page: Any, first: Any) -> str:
-    """Describe why a level cannot be used; "" if it can."""
+    """Return the reason why a level cannot be used; "" if it can be."""
     if min(page.imagewidth, page.imagelength, *_tile_size(page)) < 1:
         return "is damaged: it has no pixels"
     columns, rows = _tile_counts(page)

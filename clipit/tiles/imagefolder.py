@@ -98,7 +98,7 @@ def _check_zipped_tables(archive: Path) -> None:
 
 
 def inferred_types(splits: Iterable[Any]) -> str:
-    """Return a warning if `datasets` read metadata of an image folder, where it drops some texts; "" otherwise."""
+    """Return a warning if `datasets` read the metadata of an image folder, dropping some texts; "" otherwise."""
     import datasets
 
     own_kinds = (datasets.Image, datasets.ClassLabel)  # types of images, and of labels from folder names

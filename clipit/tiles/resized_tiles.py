@@ -125,7 +125,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
         for first in range(start, min(start + _BLOCK, total), _BATCH)
     ]
     with (
-        path.open("r+b") as stream,  # not a memory map, in which a full disk would crash the process
+        path.open("r+b") as stream,  # with a memory map, a full disk would crash the process
         progress("resizing tiles to disk", total, shown=processes.main, done=done) as advance,
     ):
         for rows, pixels in source.ahead(batches, clock=clock):

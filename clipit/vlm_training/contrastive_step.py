@@ -96,7 +96,7 @@ class ContrastStep:
     def __post_init__(self) -> None:
         self._keys = tile_keys(self.examples.tile_ids)
         self._frozen_texts: dict[int, Tensor] = {}  # text embeddings from a frozen tower, by block of rows
-        self._batches: dict[int, ContrastBatch] = {}  # batches of the steps that are read ahead
+        self._batches: dict[int, ContrastBatch] = {}  # batches that have been read ahead, by step
 
     def pixels(self, steps: range) -> Iterator[tuple[Int[np.ndarray, "n"], Tensor]]:
         """Yield the pixels of this process's micro-batches of images, step by step, reading ahead."""

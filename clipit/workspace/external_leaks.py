@@ -99,7 +99,7 @@ def note_reports(tests: TileSet | SeenTiles, config: RunConfig, run: str = "the 
 
 
 def describe_leaks(leaks: list[Leak], total: int) -> str:
-    """Describe how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
+    """State how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
     groups = len({leak.group for leak in leaks if leak.group})
     descriptions = {
         "group": f"from {counted(groups, 'shared patient or slide', 'shared patients or slides')}",

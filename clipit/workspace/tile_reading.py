@@ -161,7 +161,7 @@ def tile_sizes(tiles: TileSet, cached: Cache) -> list[tuple[int, int]]:
 
 
 def cropped_sets(sets: Mapping[str, TileSet], cached: Cache, preprocess: "Preprocess") -> dict[str, str]:
-    """Return a warning for each set of tiles, by name, that a model receives cropped."""
+    """Return a warning for each set whose tiles a model crops, by name of the set."""
     found = {name: crop_warning(tile_sizes(tiles, cached)) for name, tiles in sets.items() if preprocess.crops}
     return {name: warning for name, warning in found.items() if warning}
 
@@ -169,7 +169,7 @@ def cropped_sets(sets: Mapping[str, TileSet], cached: Cache, preprocess: "Prepro
 def tile_warnings(
     tiles: TileSet, cached: Cache, expected: float | None, model: str, preprocess: "Preprocess"
 ) -> list[str]:
-    """Return warnings if a model receives cropped tiles, or a resolution unlike that of its training tiles.
+    """Return warnings if a model crops the tiles, or if their resolution differs from that of its training tiles.
 
     Args:
         cached: Cache for the sizes of tiles.

@@ -70,7 +70,7 @@ def test_the_page_has_agreement_confusions_ceiling_and_the_least_agreed_tiles(ma
     assert HOSTILE not in page and "&lt;b&gt;eve&lt;/b&gt;" in page, "names are escaped"
     assert page.count("data:image/jpeg") == 5 and "annotators of the test labels also label" in page
     assert f"alpha: {alpha['alpha']:.3f}" in found.summary
-    assert "EM has converged" not in page and "hardly increased, at a log-likelihood of" in page
+    assert "EM has converged" not in page and "had almost stopped increasing, at a log-likelihood of" in page
 
 
 def test_the_table_has_votes_majority_consensus_and_posterior_of_each_tile(make: Make, tmp_path: Path) -> None:

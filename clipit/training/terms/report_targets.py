@@ -38,7 +38,7 @@ class ReportVectors:
     unlabelled: Bool[np.ndarray, "s"] | None = None
 
     def describe_fallbacks(self, paired: PairedSnippets) -> str:
-        """Describe how many tiles fell back to their snippets' own embeddings.
+        """State how many tiles fell back to their snippets' own embeddings.
 
         Args:
             paired: Snippets of each tile; a tile is counted if all of its snippets fell back.

@@ -183,7 +183,7 @@ class Term(Generic[Options]):
         return False
 
     def unused_keys(self) -> frozenset[str]:
-        """Return dotted keys of the term's section without effect: if it is disabled, all but the one that enables it.
+        """Return the dotted keys of the section that have no effect: all but the switch if the term is disabled.
 
         Keys that another active term reads (`reads`) still have an effect.
         """

@@ -139,7 +139,7 @@ def uses_key(config: RunConfig, key: str) -> bool:
 
 
 def unused_keys(config: RunConfig) -> frozenset[str]:
-    """Return the keys and sections without effect on training: those that sections and terms declare unused."""
+    """Return the keys and sections that have no effect on training: those that sections and terms declare unused."""
     terms = all_terms(config)
     unused = {*declared_unused(config), *(() if uses_vlm(config) else ("vlm",))}
     for section in {term.section for term in terms}:

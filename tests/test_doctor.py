@@ -18,7 +18,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.doctor import diagnose as package_checks
 from clipit.doctor import machine, model_checks
-from clipit.doctor.check_results import Check, failed_check, find_failures, format_checks
+from clipit.doctor.check_results import Check, failed_check, format_checks, record_error
 from clipit.doctor.configs import check_config, check_precision
 from clipit.doctor.data_checks import check_prompts, check_reports, check_tiles
 from clipit.doctor.diagnose import diagnose
@@ -52,9 +52,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SetHub:
     return set_answer
 
 
+def checked(subject: str, check: Callable[..., list[Check]], *arguments: Any) -> list[Check]:
+    """Results of a check, in which an error is a failed check, as in the doctor."""
+    checks: list[Check] = []
+    with record_error(subject, checks):
+        checks += check(*arguments)
+    return checks
+
+
 def reports_of(config: RunConfig) -> list[Check]:
     assert config.reports is not None
-    return check_reports(config.reports)
+    return checked("reports", check_reports, config.reports)
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
@@ -91,7 +99,12 @@ def test_an_error_of_the_machine_becomes_a_failed_check() -> None:
     def read() -> None:
         raise PermissionError("cannot open /data/tiles.csv")
 
-    (check,) = find_failures("tiles", read, lambda: 3)
+    checks: list[Check] = []
+    with record_error("tiles", checks):
+        read()
+    with record_error("tiles", checks):
+        pass
+    (check,) = checks
     assert (check.status, check.message) == ("FAIL", "Cannot open /data/tiles.csv.") and check.fix
 
 
@@ -264,13 +277,13 @@ def test_a_gated_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, error: 
         monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("clipit.models.loading.hub_is_reachable", lambda: error is not None)
-    (check,) = check_backbone(BackboneConfig(name="uni"))
+    (check,) = checked("backbone", check_backbone, BackboneConfig(name="uni"))
     assert check.status == "FAIL" and re.search(match, f"{check.message} {check.fix}")
 
 
 def test_a_model_that_may_be_downloaded(hub: SetHub) -> None:
     hub("")
-    assert check_backbone(BackboneConfig(name="uni")) == [
+    assert checked("backbone", check_backbone, BackboneConfig(name="uni")) == [
         Check("PASS", "backbone", "uni (MahmoodLab/UNI) is downloaded on first use")
     ]
 
@@ -344,7 +357,7 @@ def test_vlms_that_cannot_be_used_as_they_are(hub: SetHub, config: VLMConfig, ma
 @pytest.mark.parametrize(("name", "match"), [("uni3", "similar: uni"), ("/no", "table")])
 def test_backbones_that_cannot_be_used_as_they_are(hub: SetHub, name: str, match: str) -> None:
     hub("")
-    (check,) = check_backbone(BackboneConfig(name=name))
+    (check,) = checked("backbone", check_backbone, BackboneConfig(name=name))
     assert check.status == "FAIL" and match in check.message + check.fix
 
 
@@ -383,7 +396,7 @@ def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["", "uni", "phikon"])
 def test_an_empty_folder_is_no_backbone(tmp_path: Path, name: str) -> None:
     config = BackboneConfig(name=name, path=str(tmp_path)) if name else BackboneConfig(name=str(tmp_path))
-    (check,) = check_backbone(config)
+    (check,) = checked("backbone", check_backbone, config)
     assert check.status == "FAIL" and str(tmp_path) in check.message and check.fix
 
 
@@ -397,7 +410,7 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
         for file in weights:
             file.unlink()
     vlm = check_vlm("vlm", VLMConfig(name=str(tmp_path / "vlm")))[0]
-    backbone = check_backbone(BackboneConfig(name=str(tmp_path / "backbone")))[0]
+    backbone = checked("backbone", check_backbone, BackboneConfig(name=str(tmp_path / "backbone")))[0]
     assert vlm.status == "FAIL" and "eights (" in vlm.message
     assert backbone.status == "FAIL" and "No weights" in backbone.message
 
@@ -405,7 +418,7 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hub")
 def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
     for config in (configure(), configure(**{"vlm.name": "embedded", "backbone.name": "embedded"})):
-        checks = [*check_vlm("vlm", config.vlm), *check_backbone(config.backbone)]
+        checks = [*check_vlm("vlm", config.vlm), *checked("backbone", check_backbone, config.backbone)]
         assert [check.status for check in checks] == ["PASS", "PASS"]
 
 
@@ -435,7 +448,11 @@ def test_a_whole_configuration(configure_file: MakeFile) -> None:
 )
 def test_data_that_are_not_in_place(configure: MakeConfig, keys: dict[str, Any], what: str) -> None:
     config = configure(keys)
-    checks = [*check_tiles("tiles", config.tiles, config), *reports_of(config), *check_prompts(config)]
+    checks = [
+        *checked("tiles", check_tiles, "tiles", config.tiles, config),
+        *reports_of(config),
+        *check_prompts(config),
+    ]
     failed = [check for check in checks if check.status == "FAIL"]
     assert what in [check.subject for check in failed]
     assert all(check.fix for check in failed)
@@ -443,7 +460,7 @@ def test_data_that_are_not_in_place(configure: MakeConfig, keys: dict[str, Any],
 
 def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure(**{"tiles.source": "pcam", "tiles.path": str(tmp_path)})
-    (check,) = check_tiles("tiles", config.tiles, config)
+    (check,) = checked("tiles", check_tiles, "tiles", config.tiles, config)
     assert check.status == "FAIL" and "zenodo.org/records/2546921" in check.fix
     assert "clipit download pcam --to data/pcam" in check.fix
 
@@ -554,7 +571,7 @@ def test_what_an_earlier_command_writes(
 
 def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
     config = configure(**{"tiles.source": "huggingface", "tiles.path": "hf:owner/set"})
-    (check,) = check_tiles("tiles", config.tiles, config)
+    (check,) = checked("tiles", check_tiles, "tiles", config.tiles, config)
     assert check.status == "PASS" and "downloaded on first use" in check.message
     (check,) = reports_of(configure(**{"reports.path": "hf:owner/set"}))
     assert check.status == "PASS" and "downloaded on first use" in check.message
@@ -563,7 +580,7 @@ def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
 def test_a_missing_folder_is_not_taken_for_a_data_set_on_the_hub(configure: MakeConfig) -> None:
     keys = {"tiles.source": "huggingface", "tiles.path": "dta/tiles", "reports.path": "dta/reports"}
     config = configure(**keys)
-    for check in (*check_tiles("tiles", config.tiles, config), *reports_of(config)):
+    for check in (*checked("tiles", check_tiles, "tiles", config.tiles, config), *reports_of(config)):
         assert check.status == "FAIL" and "hf:owner/name" in check.fix
 
 
@@ -595,5 +612,5 @@ def test_tiles_without_a_training_part_fail(configure: MakeConfig, tmp_path: Pat
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text("path,label,split\na.png,mucin,test\n")
     config = configure(**{"tiles.path": str(tmp_path / "t.csv"), "tiles.images": None})
-    (check,) = check_tiles("tiles", config.tiles, config)
+    (check,) = checked("tiles", check_tiles, "tiles", config.tiles, config)
     assert check.status == "FAIL" and "no train split" in check.message and "tiles.splits" in check.fix

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.data import AnnotationsConfig, LabelsConfig, LeaksConfig, ReportsConfig, TilesConfig
-from clipit.config.effects import Data, Recipe, Reporting, Speed
-from clipit.config.evaluation import EvaluationConfig
+from clipit.config.effects import Data, Evaluation, Recipe, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.section import MAX_SEED, Section
 from clipit.config.training import (
@@ -47,6 +46,7 @@ Correction = Literal["none", "csls", "inverted_softmax", "sinkhorn"]
 MAX_INPUT = 8192
 """Maximum edge length, in pixels, of the input of a student or classifier."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_MIN_RESAMPLES = 20  # of the bootstrap
 _MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed are appended
 
 
@@ -223,6 +223,27 @@ class TrackingConfig(Section):
     """Group of the run in wandb; empty: the name of the comparison or sweep, or of the run."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """Mode of wandb; offline keeps the records in local files."""
+
+
+class EvaluationConfig(Section):
+    """Evaluation of the trained classifier."""
+
+    splits: Evaluation[tuple[Literal["train", "validation", "test"], ...]] = ("validation", "test")
+    """Splits to score."""
+    bootstrap: Evaluation[int] = Field(1000, ge=0)
+    """Number of bootstrap resamples for the 95% intervals, at least 20; 0: no intervals."""
+    batch_size: Speed[int] = Field(256, ge=1)
+    """Tiles per forward pass."""
+    page: Reporting[bool] = True
+    """Whether to generate the plots and the page of the run (report.html). `clipit pages` can generate the page
+    later."""
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _check_bootstrap(cls, resamples: int) -> int:
+        if 0 < resamples < _MIN_RESAMPLES:
+            raise ValueError(f"use at least {_MIN_RESAMPLES} resamples, or 0 for no intervals")
+        return resamples
 
 
 class RunConfig(Section):

@@ -1,7 +1,8 @@
 """Results of the doctor's checks, and the output format."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -31,15 +32,13 @@ class Check:
     fix: str = ""
 
 
-def find_failures(subject: str, *checks: Callable[[], object]) -> list[Check]:
-    """Return a failed check for each function that raises an error."""
-    failures = []
-    for check in checks:
-        try:
-            check()
-        except (ClipitError, ImportError, OSError, RuntimeError) as error:
-            failures.append(failed_check(subject, error))
-    return failures
+@contextmanager
+def record_error(subject: str, checks: list[Check]) -> Iterator[None]:
+    """Add a failed check to `checks` if the block raises an error, and continue after the block."""
+    try:
+        yield
+    except (ClipitError, ImportError, OSError, RuntimeError) as error:
+        checks.append(failed_check(subject, error))
 
 
 def failed_check(subject: str, error: Exception) -> Check:

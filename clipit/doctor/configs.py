@@ -18,8 +18,9 @@ from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.vlm_training import AdaptConfig
-from clipit.doctor.check_results import Check, failed_check, find_failures
+from clipit.doctor.check_results import Check, record_error
 from clipit.doctor.data_checks import (
+    OWN_REPORTS,
     check_own_reports,
     check_prompts,
     check_reports,
@@ -78,13 +79,13 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path) -> list[C
     """
     checks: list[Check] = []
     configs: dict[str, RunConfig] = {}
-    try:
+    with record_error("keys", checks):
         configs = _resolved_configs(file, missing)
-    except ConfigError as error:
-        checks.append(failed_check("keys", error))
     runs = [*configs.values()] or [file.run]
-    pending = {key: check for config in runs for key, check in _pending_checks(config, file.comparison.shifted)}
-    checks += [result for check in pending.values() for result in check()]
+    pending = {check[:2]: check for config in runs for check in _pending_checks(config, file.comparison.shifted)}
+    for subject, _, check in pending.values():
+        with record_error(subject, checks):
+            checks += check()
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)
         message = f"Required keys are not set: {', '.join(missing)}."
@@ -120,26 +121,31 @@ def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, Run
 
 def _pending_checks(
     config: RunConfig, shifted: Mapping[str, TilesConfig]
-) -> Iterator[tuple[str, Callable[[], list[Check]]]]:
-    """Yield the checks of models and existing data, each with a key that identifies the model or data."""
+) -> Iterator[tuple[str, str, Callable[[], list[Check]]]]:
+    """Yield the subjects of the checks of models and existing data, the keys that they depend on, and the checks."""
     for section, vlm in (("vlm", config.vlm), ("second_vlm", config.second_vlm)):
         if vlm is not None and not is_unwritten(vlm.name):
-            yield f"{section} {vlm!r}", partial(check_vlm, section, vlm)
+            yield section, repr(vlm), partial(check_vlm, section, vlm)
     if not is_unwritten(config.backbone.name):
-        yield f"backbone {config.backbone!r}", partial(check_backbone, config.backbone)
+        yield "backbone", repr(config.backbone), partial(check_backbone, config.backbone)
     for name, tiles in {"tiles": config.tiles, **{f"shifted tiles {name}": t for name, t in shifted.items()}}.items():
         if not is_unwritten(tiles.path):
-            yield f"{name} {tiles!r}", partial(check_tiles, name, tiles, config)
+            yield name, repr(tiles), partial(check_tiles, name, tiles, config)
     reports = config.reports
     if reports is not None and not is_unwritten(reports.path):
-        yield f"reports {reports!r}", partial(check_reports, reports)
+        yield "reports", repr(reports), partial(check_reports, reports)
     if uses_own_report_labels(config) or config.pairing.reports != "any":
-        yield f"own reports {config.tiles!r} {reports!r}", partial(check_own_reports, config)
-    yield f"prompts {config.prompts} {config.own_report!r} {reports!r}", partial(check_prompts, config)
-    yield f"precision {config.training.precision}", partial(check_precision, config)
+        yield OWN_REPORTS, f"{config.tiles!r} {reports!r}", partial(check_own_reports, config)
+    yield "prompts", f"{config.prompts} {config.own_report!r} {reports!r}", partial(check_prompts, config)
+    yield "precision", config.training.precision, partial(check_precision, config)
     if reports is not None:
-        index, backend = config.pairing.index, config.pairing.backend
-        yield f"index {index} {backend}", partial(find_failures, "index", partial(choose_backend, index, backend))
+        yield "index", f"{config.pairing.index} {config.pairing.backend}", partial(check_index, config)
+
+
+def check_index(config: RunConfig) -> list[Check]:
+    """Check that a search library for the index is installed; raise an error otherwise."""
+    choose_backend(config.pairing.index, config.pairing.backend)
+    return []
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig]) -> list[Check]:
@@ -172,14 +178,18 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
     """Check the data and the VLM of `clipit adapt`, unless all keys of the section `adapt` have their defaults."""
     if section == AdaptConfig():
         return []
+    checks: list[Check] = []
+    with record_error("adaptation", checks):
+        check_adaptable(config.vlm, section.tuning)
+    with record_error("adaptation", checks):
+        read_additional_sets(config, section)
+    with record_error("adaptation", checks):
+        _ = section.needs_reports and Workspace(config).reports_config
     path = section.pairs.path
-    checks = find_failures(
-        "adaptation",
-        lambda: check_adaptable(config.vlm, section.tuning),
-        lambda: read_additional_sets(config, section),
-        lambda: section.needs_reports and Workspace(config).reports_config,
-    )
     if section.data == "pairs" and path is not None and is_missing(path) and not is_unwritten(path):
         message = f"adapt.pairs.path: {path} does not exist."
         checks.append(Check("FAIL", "adaptation", message, "correct adapt.pairs.path"))
-    return checks + (check_own_reports(config) if section.data == "cases" else [])
+    if section.data == "cases":
+        with record_error(OWN_REPORTS, checks):
+            checks += check_own_reports(config)
+    return checks

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from clipit.config.run import ReportsConfig, RunConfig, TilesConfig
-from clipit.doctor.check_results import Check, as_sentence, failed_check, find_failures
+from clipit.doctor.check_results import Check, as_sentence, record_error
 from clipit.errors import ClipitError, counted
 from clipit.input_files.data_files import hub_id
 from clipit.pairing.cases import join_cases
@@ -20,6 +19,8 @@ from clipit.tiles.streaming import describe_set
 from clipit.tiles.tar_index import has_index
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_reading import artefacts_of, with_kept_size
+
+OWN_REPORTS = "patients' own reports"  # subject of a check
 
 
 def is_missing(path: str) -> bool:
@@ -42,24 +43,20 @@ def check_tiles(subject: str, section: TilesConfig, config: RunConfig) -> list[C
     """
     if section.source == "huggingface" and hub_id(section.path) is not None:
         return [Check("PASS", subject, f"{section.path} is downloaded on first use")]
-    try:
-        with_kept_size(section, config)
-        if section.streaming and section.source == "huggingface":
-            splits = ", ".join(describe_set(section, None).splits)
-            return [Check("PASS", subject, f"{section.path}: splits {splits}; streamed, and cached on first use")]
-        tiles = _read_tiles(section, config)
-    except ClipitError as error:
-        return [failed_check(subject, error)]
-    counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in SPLITS)
+    with_kept_size(section, config)
+    if section.streaming and section.source == "huggingface":
+        splits = ", ".join(describe_set(section, None).splits)
+        return [Check("PASS", subject, f"{section.path}: splits {splits}; streamed, and cached on first use")]
+    tiles = _read_tiles(section, config)
+    groups, tests_only = patients(tiles.groups, tiles.ids), subject != "tiles"
     problems = [
         Check("WARN", subject, as_sentence(f"{section.path}: {problem}"), fix)
-        for problem, fix in tile_problems(
-            tiles, section, patients(tiles.groups, tiles.ids), tests_only=subject != "tiles"
-        )
+        for problem, fix in tile_problems(tiles, section, groups, tests_only=tests_only)
         if fix
     ]
-    if subject == "tiles" and not (tiles.splits == "train").any():
+    if not tests_only and not (tiles.splits == "train").any():
         return [replace(problems[0], status="FAIL")]
+    counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in SPLITS)
     return [Check("PASS", subject, f"{section.path}: {counts}"), *problems]
 
 
@@ -76,10 +73,7 @@ def check_reports(config: ReportsConfig) -> list[Check]:
     """Check that the reports exist and are readable."""
     if config.format in ("auto", "huggingface") and hub_id(config.path) is not None:
         return [Check("PASS", "reports", f"{config.path} is downloaded on first use")]
-    try:
-        corpus = read_reports(config)
-    except ClipitError as error:
-        return [failed_check("reports", error)]
+    corpus = read_reports(config)
     text, problems = f"{config.path}: {counted(len(corpus.reports), 'report')} with text", corpus.problems
     text += f"; {counted(len(problems), 'problem')}, first: {problems[0]}" if problems else ""
     return [Check("PASS", "reports", text)]
@@ -87,17 +81,14 @@ def check_reports(config: ReportsConfig) -> list[Check]:
 
 def check_own_reports(config: RunConfig) -> list[Check]:
     """Check that training patients have reports, if they can be read; read errors are reported by other checks."""
-    reports, subject = config.reports, "patients' own reports"
+    reports = config.reports
     if reports is None or config.tiles.streaming or any(map(hub_id, (config.tiles.path, reports.path))):
         return []
     try:
         tiles, corpus = _read_tiles(config.tiles, config), read_reports(reports).reports
     except ClipitError:
         return []
-    try:
-        return [Check("PASS", subject, join_cases(corpus, tiles).counts.text().splitlines()[0])]
-    except ClipitError as error:
-        return [failed_check(subject, error)]
+    return [Check("PASS", OWN_REPORTS, join_cases(corpus, tiles).counts.text().splitlines()[0])]
 
 
 def check_prompts(config: RunConfig) -> list[Check]:
@@ -108,6 +99,10 @@ def check_prompts(config: RunConfig) -> list[Check]:
     ]  # fmt: skip
     if reports is not None and reports.morphology_prompts is not None:
         files += [(load_prompt_bag, reports.morphology_prompts), (load_prompt_bag, reports.boilerplate_prompts)]
-    named = [(load, name) for load, name in files if name is not None and not is_unwritten(name)]
-    listed = [Check("PASS", "prompts", ", ".join(name for _, name in named))] if named else []
-    return find_failures("prompts", *(partial(load, name) for load, name in named)) or listed
+    checks: list[Check] = []
+    for load, name in files:
+        if name is not None and not is_unwritten(name):
+            with record_error("prompts", checks):
+                load(name)
+                checks.append(Check("PASS", "prompts", name))
+    return checks

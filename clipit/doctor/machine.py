@@ -3,14 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
-from clipit.doctor.check_results import Check, find_failures
+from clipit.doctor.check_results import Check, record_error
 from clipit.errors import counted
 from clipit.versions import installed
 from clipit.workspace.preflight import check_output
@@ -89,10 +88,11 @@ def _faiss_kernels() -> set[str]:
 
 def check_disk(output: Path) -> list[Check]:
     """Check that the output folder, or its nearest existing parent, is writable and has free space."""
-    subject, folder = f"disk at {output}", output.absolute()
-    failures = find_failures(subject, partial(check_output, output))
-    if failures:
-        return failures
+    subject, folder, checks = f"disk at {output}", output.absolute(), list[Check]()
+    with record_error(subject, checks):
+        check_output(output)
+    if checks:
+        return checks
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / _GIB
     if free < 10:
         fix = "free some space, or choose a different folder with --output; large data sets need tens of GiB"

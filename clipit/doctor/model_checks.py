@@ -1,7 +1,6 @@
 """Check the models of a configuration: whether they load or can be downloaded, and whether training fits in memory."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.distributed import get_processes
-from clipit.doctor.check_results import Check, as_sentence, failed_check, find_failures, merge_checks
+from clipit.doctor.check_results import Check, as_sentence, failed_check, merge_checks, record_error
 from clipit.errors import ClipitError
 from clipit.free_memory import device_memory
 from clipit.models.backbone_specs import BACKBONES
@@ -30,17 +29,16 @@ _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 def check_vlm(section: str, config: VLMConfig) -> list[Check]:
     """Check whether a VLM loads or can be downloaded, with separate checks of its package and its weights."""
-    problems = find_failures(section, partial(check_vlm_name, config))
-    weights = _check_weights(section, config, vlm_repository(config), load_vlm, VLMS)
-    return list(dict.fromkeys([*problems, *weights]))  # the loader checks the name, too
+    checks: list[Check] = []
+    with record_error(section, checks):
+        check_vlm_name(config)
+    checks += _check_weights(section, config, vlm_repository(config), load_vlm, VLMS)
+    return list(dict.fromkeys(checks))  # the loader checks the name, too
 
 
 def check_backbone(config: BackboneConfig) -> list[Check]:
     """Check whether a backbone loads, or can be downloaded."""
-    try:
-        hub_id = backbone_repository(config)
-    except ClipitError as error:
-        return [failed_check("backbone", error)]
+    hub_id = backbone_repository(config)
     return _check_weights("backbone", config, hub_id if config.pretrained else None, load_backbone, BACKBONES)
 
 
@@ -48,14 +46,19 @@ def _check_weights(
     section: str, config: Any, hub_id: str | None, load: Callable[[Any], object], specs: Mapping[str, ModelSpec]
 ) -> list[Check]:
     """Check whether a model loads from this machine or, with a repository, is cached or can be downloaded."""
-    if hub_id is None:
-        return find_failures(section, partial(load, config)) or [Check("PASS", section, f"{config.name} can be loaded")]
-    model = config.name if hub_id in config.name else f"{config.name} ({hub_id})"
-    if cached_bytes(hub_id):
-        return [Check("PASS", section, f"{model} is in the local cache")]
-    hint = f"A folder with its files is read with --{section}.{'path' if config.name in specs else 'name'}=FOLDER."
-    downloaded = Check("PASS", section, f"{model} is downloaded on first use")
-    return find_failures(section, partial(ask_hub, config.name, hub_id, hint)) or [downloaded]
+    checks: list[Check] = []
+    with record_error(section, checks):
+        if hub_id is None:
+            load(config)
+            found = "can be loaded"
+        elif cached_bytes(hub_id):
+            found = f"({hub_id}) is in the local cache"
+        else:
+            key = "path" if config.name in specs else "name"
+            ask_hub(config.name, hub_id, f"A folder with its files is read with --{section}.{key}=FOLDER.")
+            found = f"({hub_id}) is downloaded on first use"
+        checks.append(Check("PASS", section, f"{config.name} {found}"))
+    return checks
 
 
 def ask_hub(name: str, hub_id: str, hint: str) -> None:

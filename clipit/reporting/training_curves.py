@@ -65,7 +65,7 @@ def read_finished_log(path: Path) -> list[dict[str, Any]]:
     if recorded.get(_LOGGED) not in (None, len(rows)):
         problem = f"the training log has {counted(len(rows), 'row')}, but {recorded[_LOGGED]} were written"
     elif recorded.get(_SHA256) not in (None, file_sha256(path)):
-        problem = "the training log has changed since the training was finished"
+        problem = "the training log has changed since training finished"
     if problem:
         fix = "restore this file from a copy, or delete it: it is only used to draw curves"
         raise ArtifactError(problem, where=path, fix=fix)

@@ -277,7 +277,7 @@ def find_equal_run(folder: Path, fingerprint: RunFingerprint, others: Sequence[P
 
 
 def copy_run(other: Path, folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> None:
-    """Copy the training of a finished run with the same fingerprint into the folder of this run.
+    """Copy the training output of a finished run with the same fingerprint into the folder of this run.
 
     Args:
         other: Folder of the finished run.

@@ -95,8 +95,8 @@ def check_test_patients(
 ) -> tuple[str, ...]:
     """Check that a run was not trained or validated on patients who occur in a study's test tiles or slides.
 
-    Images are not compared. Test tiles cannot be removed from the training of a finished run, so the policy `exclude`
-    is treated like `error`.
+    Images are not compared. Test tiles cannot be removed from the training data of a finished run, so the policy
+    `exclude` is treated like `error`.
 
     Args:
         run: Folder of the finished run whose classifier the study uses.

@@ -92,7 +92,7 @@ class Method:
         missing: Function that names the inputs that the method lacks; "" if none.
         prepare: Function that loads or trains models, chooses their settings, and returns the segmenters to score.
         trained: Whether the method trains on masks. Such a method runs only if `segmentation.methods` names it. It
-            predicts the most probable class: choosing a threshold could take more masks than the training itself.
+            predicts the most probable class: choosing a threshold could take more masks than training itself.
         classes: Function that opens the model and returns its classes, which are mapped to the mask classes; None if
             the model predicts the mask classes. It raises a ModelError if the model does not support the method.
     """

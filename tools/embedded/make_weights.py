@@ -55,7 +55,7 @@ def make_embedded_weights(
 
     Args:
         folder: Folder for the two model folders.
-        seed: Seed for the training data and the training; worlds use separate random streams, even with the same seed.
+        seed: Seed for the training data and for training; worlds use separate random streams, even with the same seed.
         vlm: Recipe for the VLM; defaults to the recipe of the shipped VLM.
         backbone: Recipe for the backbone; defaults to the recipe of the shipped backbone.
         world: Synthetic data set (world) on which the models are evaluated; defaults to the world of the demo.
@@ -99,7 +99,7 @@ def make_status_vlm(
 
     Args:
         folder: Folder for the VLM's folder.
-        seed: Seed for the training data and the training.
+        seed: Seed for the training data and for training.
         recipe: Recipe of the VLM.
         world: Synthetic data set of cases (world) on which the VLM is evaluated.
         threads: Number of CPU threads used by torch; the same number gives the same weights on the same machine.
@@ -266,7 +266,7 @@ def main() -> None:
         "Takes about 10 minutes on one core."
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
-    parser.add_argument("--seed", type=int, default=100, help="seed for the training data and the training")
+    parser.add_argument("--seed", type=int, default=100, help="seed for the training data and for training")
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which the models are evaluated")
     parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles; fewer give a weaker VLM")
     parser.add_argument("--vlm-epochs", type=int, default=10, help="training epochs of the VLM")

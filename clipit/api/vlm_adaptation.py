@@ -71,7 +71,7 @@ class AdaptationResult(StudyResult):
         from clipit.models.vlm_export import ADAPTER, MERGED
 
         adaptations = self.numbers["adaptations"]
-        by_seed = adaptations.get(arm, {})
+        by_seed = adaptations.get(arm, {}) if isinstance(arm, str) else {}
         key = next(iter(by_seed), "") if seed is None else str(seed)
         if key not in by_seed:
             known = ", ".join(f"{name}, seed {number}" for name, seeds in adaptations.items() for number in seeds)

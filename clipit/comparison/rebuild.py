@@ -19,7 +19,7 @@ from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, shortlist
 from clipit.evaluation.score_row import ScoreRow
-from clipit.output_files.artifacts import file_sha256, write_record
+from clipit.output_files.artifacts import file_sha256, locked, write_record
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.workspace import Workspace
@@ -66,10 +66,11 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     recorded = saved.get("notes", ())
     warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *recorded])
     warnings += [note for note in recorded if note.startswith(CROPPED_SET)]
-    notes = write_report(file.run, comparison, plans, results, analyses, folder, verdict, tiles, warnings, failure)
-    texts = export_verdict(verdict) | {"notes": notes}
-    if saved != saved | texts:  # because the record of the search is missing, or the wording has changed
-        write_record(source, saved | texts)
+    with locked(folder):  # another command may be writing the same comparison
+        notes = write_report(file.run, comparison, plans, results, analyses, folder, verdict, tiles, warnings, failure)
+        texts = export_verdict(verdict) | {"notes": notes}
+        if saved != saved | texts:  # because the record of the search is missing, or the wording has changed
+            write_record(source, saved | texts)
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
 

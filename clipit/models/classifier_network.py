@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipit.argument_types import type_name
 from clipit.config.run import StudentConfig
-from clipit.errors import ModelError
+from clipit.errors import DataError, ModelError
 from clipit.models.classifier_spec import ClassifierSpec
 from clipit.models.student import Student
 
@@ -97,6 +98,23 @@ def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
     return last
 
 
+def check_pixels(pixels: Tensor) -> Tensor:
+    """Return normalised pixels [b,3,h,w] unchanged.
+
+    Raises:
+        DataError: The argument is not a tensor of this shape.
+    """
+    if isinstance(pixels, Tensor) and pixels.ndim == 4 and pixels.shape[1] == 3:
+        return pixels
+    given = f"a tensor of shape {list(pixels.shape)}" if isinstance(pixels, Tensor) else type_name(pixels)
+    raise DataError(
+        f"expected a tensor of normalised pixels of shape [images, 3, height, width], got {given}",
+        where="forward",
+        fix="pass images to predict or predict_proba, which read and normalise them; or convert an array with "
+        "torch.from_numpy",
+    )
+
+
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Parse the data type of a backbone's weights: `float32` (`fp32`) or `bfloat16` (`bf16`).
 
@@ -105,9 +123,9 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
             pathology backbones.
     """
     names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-    known = dtype if isinstance(dtype, torch.dtype) else names.get(dtype)
+    known = dtype if isinstance(dtype, torch.dtype) else names.get(dtype) if isinstance(dtype, str) else None
     if known is None or known not in names.values():
-        raise ModelError(f"unsupported data type {dtype}", where="dtype", fix="use float32 or bfloat16")
+        raise ModelError(f"unsupported data type {str(dtype)[:80]}", where="dtype", fix="use float32 or bfloat16")
     return known
 
 
@@ -122,11 +140,13 @@ def parse_device(device: torch.device | str | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise ModelError(
-            f"the device cannot be used: {str(error).partition(chr(10))[0]}",
-            where=f"device={str(device)!r}",
+            f"a device must be a name, not {type_name(device)}"
+            if isinstance(error, TypeError)
+            else f"the device cannot be used: {str(error).partition(chr(10))[0]}",
+            where=f"device={str(device)[:80]!r}",
             fix=f"use one of: {', '.join(available)}",
         ) from error
     return chosen

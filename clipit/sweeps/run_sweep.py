@@ -11,7 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DivergenceError, LaunchError, disk_errors
-from clipit.output_files.artifacts import read_json, write_json
+from clipit.output_files.artifacts import locked, read_json, write_json
 from clipit.output_files.differences import difference_lines, list_differences
 from clipit.progress import RunCounter
 from clipit.reporting.tables import percent
@@ -87,7 +87,8 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)
     reasons = search.reasons()
     if processes.main:
-        write_sweep_report(plan, trials, reasons, folder)
+        with locked(folder):  # another agent may be writing the same report
+            write_sweep_report(plan, trials, reasons, folder)
     processes.barrier()
     if processes.broadcast(all(trial.key in reasons for trial in trials)):
         raise DivergenceError(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipit.argument_types import type_name
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.images.image_set import crop_warning
@@ -40,8 +41,14 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
         section: Section `tiles`; returned unchanged if it is not streamed or has a size.
 
     Raises:
-        ConfigError: The input size of a model is known only after loading it.
+        ConfigError: The section has another type, or the input size of a model is known only after loading it.
     """
+    if not isinstance(section, TilesConfig):
+        raise ConfigError(
+            f"a set of tiles must be a TilesConfig, not {type_name(section)}",
+            where="section",
+            fix="use TilesConfig.model_validate(...) with a dictionary of the keys of the section tiles",
+        )
     if not section.streaming or section.keep_pixels is not None:
         return section
     models = [model for model in (config.vlm, config.second_vlm, config.backbone) if model is not None]

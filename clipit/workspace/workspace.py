@@ -142,13 +142,13 @@ class Workspace:
         """
 
         def check() -> TileSet:
-            streamed = with_kept_size(section, self.config)
             tests = read_with_overview(streamed, self.cached, root=self.root, shifted=name).of_split("test")
             run_tiles = self.all_tiles
             check_shifted(tests, run_tiles.classes, f"comparison.shifted.{name}")
             seen = run_tiles.select(run_tiles.splits != "test")
             return enforce_on_shifted(tests, self.tiles_as_read, seen, name, self.config)
 
+        streamed = with_kept_size(section, self.config)
         content = fingerprint(section.model_dump(mode="json"))
         key = f"shifted {name} {content} {_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
         unit = f"{name!r} tile"

@@ -15,7 +15,7 @@ from tiny_models import MakeConfig, MakeFile
 from clipit.comparison.compare import compare
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.config.data import TilesConfig
-from clipit.errors import ArtifactError, DataError
+from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import run_folder
@@ -23,6 +23,8 @@ from clipit.runs.train import train_run
 from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
+from clipit.workspace import workspace as workspace_module
+from clipit.workspace.tile_reading import with_kept_size
 from clipit.workspace.workspace import Workspace
 
 
@@ -45,6 +47,18 @@ def elsewhere(world: dict[str, Any], tmp_path: Path) -> dict[str, str]:
         writer.writeheader()
         writer.writerows(rows)
     return {"source": "table", "path": str(root / "tiles.csv")}
+
+
+@pytest.mark.parametrize("section", [{"source": "table"}, "tiles.csv", None])
+def test_a_section_of_another_type_is_named(
+    configure: MakeConfig, section: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Workspace(configure({}))
+    monkeypatch.setattr(
+        workspace_module, "with_kept_size", with_kept_size.__wrapped__
+    )  # without the tests' type checks
+    with pytest.raises(ConfigError, match=r"(?s)must be a TilesConfig, not .*TilesConfig\.model_validate"):
+        Workspace.shifted_tiles.__wrapped__(made, "centre 2", section)
 
 
 def shifted_tiles(workspace: Workspace, tiles: dict[str, str]) -> TileSet:

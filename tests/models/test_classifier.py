@@ -21,6 +21,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
+from clipit.models.classifier_network import check_pixels, parse_device, parse_dtype
 from clipit.models.export_classifier import export_classifier
 from clipit.models.inference import Classifier
 from clipit.models.loading import public_name
@@ -268,6 +269,20 @@ def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures
         classifier.predict([opened])
     with pytest.raises(DataError, match="list"):
         classifier.predict(str(tmp_path / "a.png"))  # type: ignore[arg-type]
+
+
+def test_arguments_of_another_type_are_named() -> None:
+    # `__wrapped__` is the function without the type checks of the tests
+    pixels = np.zeros((2, 3, 32, 32), dtype=np.float32)
+    assert check_pixels(torch.from_numpy(pixels)).shape == (2, 3, 32, 32)
+    for wrong in (pixels, torch.zeros(3, 32, 32), [pixels], "a.png", None, {"pixels": pixels}):
+        with pytest.raises(DataError, match=r"(?s)tensor of normalised pixels of shape \[images, 3, .*predict_proba"):
+            check_pixels.__wrapped__(wrong)
+    for value in ({}, [], pixels, 1.5):
+        with pytest.raises(ModelError, match="device must be a name, not"):
+            parse_device.__wrapped__(value)
+        with pytest.raises(ModelError, match="unsupported data type"):
+            parse_dtype.__wrapped__(value)
 
 
 def test_series_and_generators_are_read_in_their_order(pictures: list[Image.Image]) -> None:

@@ -98,7 +98,7 @@ def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
     return last
 
 
-def check_pixels(pixels: Tensor) -> Tensor:
+def require_pixels(pixels: Tensor) -> Tensor:
     """Return normalised pixels [b,3,h,w] unchanged.
 
     Raises:

@@ -15,7 +15,7 @@ from clipit.errors import DataError, ModelError, counted, is_out_of_memory, out_
 from clipit.images.device_copies import copy_ahead, stack
 from clipit.images.read_ahead import check_batches, read_ahead, reading_threads
 from clipit.models.classifier_checks import check_network, check_timm_preprocess, check_transformers_preprocess
-from clipit.models.classifier_network import ClassifierNetwork, check_pixels, parse_device, parse_dtype
+from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype, require_pixels
 from clipit.models.classifier_spec import (
     COPY_AGAIN,
     HEADS,
@@ -228,7 +228,7 @@ class Classifier:
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor | None]:
         """Map normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without a projector)."""
-        outputs = [self._compute(part) for part in cpu_parts(check_pixels(pixels).to(self.device, self.dtype))]
+        outputs = [self._compute(part) for part in cpu_parts(require_pixels(pixels).to(self.device, self.dtype))]
         projected = [text for _, text in outputs if text is not None]
         return torch.cat([logits for logits, _ in outputs]), torch.cat(projected) if projected else None
 

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError, ModelError, counted, has_controls, shortlist
 from clipit.images.image_set import ImageSet, join_images, open_images
+from clipit.input_files.zip_files import check_uncompressed
 from clipit.prompts.files import packaged, unknown_prompts
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.slides.opening import is_pyramid
@@ -65,6 +66,8 @@ def open_inputs(
     """
     if not inputs:
         raise DataError("no inputs", where="inputs", fix="pass an image, a folder, a zip, a table or a slide")
+    for path in inputs:
+        check_uncompressed(path)
     tables = {path for path in inputs if path.suffix.lower() in (*TABLES, *WORKBOOKS) and not path.is_dir()}
     table_options = {"--images": images, "--path-column": path_column, "--id-column": id_column}
     options = [option for option, value in table_options.items() if value]

@@ -21,7 +21,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
-from clipit.models.classifier_network import check_pixels, parse_device, parse_dtype
+from clipit.models.classifier_network import parse_device, parse_dtype, require_pixels
 from clipit.models.export_classifier import export_classifier
 from clipit.models.inference import Classifier
 from clipit.models.loading import public_name
@@ -274,10 +274,10 @@ def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures
 def test_arguments_of_another_type_are_named() -> None:
     # `__wrapped__` is the function without the type checks of the tests
     pixels = np.zeros((2, 3, 32, 32), dtype=np.float32)
-    assert check_pixels(torch.from_numpy(pixels)).shape == (2, 3, 32, 32)
+    assert require_pixels(torch.from_numpy(pixels)).shape == (2, 3, 32, 32)
     for wrong in (pixels, torch.zeros(3, 32, 32), [pixels], "a.png", None, {"pixels": pixels}):
         with pytest.raises(DataError, match=r"(?s)tensor of normalised pixels of shape \[images, 3, .*predict_proba"):
-            check_pixels.__wrapped__(wrong)
+            require_pixels.__wrapped__(wrong)
     for value in ({}, [], pixels, 1.5):
         with pytest.raises(ModelError, match="device must be a name, not"):
             parse_device.__wrapped__(value)

@@ -3,19 +3,17 @@
 Without --config, the configurations in the current folder are checked. The exit status is 1 if a check fails.
 """
 
-import argparse
 import os
 import sys
 
+from clipit.config.computing_options import OptionParser
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError, user_errors
 
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
-    )
+    parser = OptionParser(description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]")
     parser.add_argument("--config", type=config_file, help="YAML file of a run; its keys can be overridden")
     parser.add_argument("--models", action="store_true", help="print the tables of known models and exit")
     options, keys = parser.parse_known_args()

@@ -3,8 +3,7 @@
 Without a name, or with the name `list`, list the data sets.
 """
 
-import argparse
-
+from clipit.config.computing_options import OptionParser
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
 
@@ -17,7 +16,7 @@ def main() -> None:
         from clipit.tiles.datasets import DATASETS
         from clipit.tiles.download import download
 
-        parser = argparse.ArgumentParser(description=__doc__)
+        parser = OptionParser(description=__doc__)
         names = sorted(DATASETS)
         parser.add_argument("name", choices=[*names, _LIST], metavar="NAME", nargs="?", help=", ".join(names))
         parser.add_argument("--to", type=option_path, metavar="FOLDER", help="folder for the data set")

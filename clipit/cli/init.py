@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from clipit.config.computing_options import OptionParser
 from clipit.config.paths import option_path
 from clipit.errors import ArtifactError, ConfigError, disk_errors, shortlist, user_errors
 
@@ -17,7 +18,7 @@ OWN_DATA = ("own_table", "own_comparison", "own_reports", "own_annotators", "own
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", metavar="NAME", help="shipped configuration, such as own_table")
     parser.add_argument("--to", type=option_path, metavar="FILE", help="write to this file, which must not exist")
     options = parser.parse_args()

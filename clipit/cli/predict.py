@@ -8,7 +8,7 @@ are any.
 import argparse
 from typing import TYPE_CHECKING
 
-from clipit.config.computing_options import add_computing_options
+from clipit.config.computing_options import OptionParser, add_computing_options
 from clipit.config.paths import option_path, option_text
 from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_file
@@ -34,9 +34,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OptionParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         "classifier", metavar="CLASSIFIER", help="folder of a run, its classifier/ folder, or a repository on the Hub"
     )

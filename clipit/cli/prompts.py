@@ -1,9 +1,9 @@
 """List the packaged prompt sets (`list`), check prompt sets (`lint FILE...`), or compare wordings (`study`)."""
 
-import argparse
 import sys
 
 from clipit.config.command_line import read_file_command
+from clipit.config.computing_options import OptionParser
 from clipit.config.paths import option_name, run_path
 from clipit.errors import DataError, counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
@@ -12,9 +12,7 @@ from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_stud
 
 def list_sets(arguments: list[str]) -> None:
     """Print the packaged sets with their classes, number of prompts, source and licence."""
-    argparse.ArgumentParser(prog="clipit prompts list", description="List the packaged prompt sets.").parse_args(
-        arguments
-    )
+    OptionParser(prog="clipit prompts list", description="List the packaged prompt sets.").parse_args(arguments)
     from clipit.prompts.catalogue import list_text, packaged_sets
 
     print(list_text(packaged_sets()))
@@ -22,7 +20,7 @@ def list_sets(arguments: list[str]) -> None:
 
 def lint(arguments: list[str]) -> None:
     """Print the problems of each file; exit with status 1 if any problem is an error, 2 if a file cannot be read."""
-    parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
+    parser = OptionParser(prog="clipit prompts lint", description="Check prompt sets.")
     parser.add_argument("files", type=option_name, nargs="+", help="YAML or JSON files, or names of packaged sets")
     parser.add_argument("--config", help="configuration with the classes and the VLM to check the prompts against")
     options = parser.parse_args(arguments)
@@ -67,7 +65,7 @@ def study(arguments: list[str]) -> None:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("command", choices=("list", "lint", "study"))
     command = parser.parse_args(sys.argv[1:2]).command
     with user_errors():

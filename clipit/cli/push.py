@@ -1,7 +1,6 @@
 """Upload a classifier to the Hugging Face Hub: show the files and licences, and ask for confirmation."""
 
-import argparse
-
+from clipit.config.computing_options import OptionParser
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
 
@@ -9,7 +8,7 @@ from clipit.errors import user_errors
 def main() -> None:
     """Run the command."""
     with user_errors():
-        parser = argparse.ArgumentParser(description=__doc__)
+        parser = OptionParser(description=__doc__)
         parser.add_argument(
             "classifier", type=option_path, metavar="CLASSIFIER", help="folder of a run, or its classifier/ folder"
         )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from clipit.config.computing_options import add_computing_options, positive
+from clipit.config.computing_options import OptionParser, add_computing_options, positive
 from clipit.config.paths import option_path, option_text, run_path
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_file
@@ -134,7 +134,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"clipit slides {name}", description=description, allow_abbrev=False)
+    return OptionParser(prog=f"clipit slides {name}", description=description, allow_abbrev=False)
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:

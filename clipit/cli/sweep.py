@@ -3,8 +3,7 @@
 Additional options (--config=FILE, --section.key=value) change the configuration shared by all trials.
 """
 
-import argparse
-
+from clipit.config.computing_options import OptionParser
 from clipit.config.shipped import config_file
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_run_prompts
@@ -12,7 +11,7 @@ from clipit.prompts.early_check import check_run_prompts
 
 def main() -> None:
     """Parse the command line, check all trials, run the unfinished ones and print the table."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description=__doc__,
         usage="%(prog)s FILE [--config FILE] [options] [--section.key=value ...]",
         allow_abbrev=False,

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipit.config.computing_options import OptionParser
 from clipit.config.paths import option_path
 from clipit.errors import ConfigError, user_errors
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed for the world; the demo uses 0")
     parser.add_argument("--output", type=option_path, required=True, help="folder for the world")
     parser.add_argument(

@@ -124,6 +124,13 @@ def read_file_command(
     known, unknown = _sort_options(rest, [*types])
     _check_sections(unknown, sections)
     decoded = decode_options(known, types)
+    for section in {key.rpartition(".")[0] for key in known} & {*known} - {*decoded}:
+        if not known[section].lstrip().startswith("{"):
+            raise ConfigError(
+                f"--{section} is a section, so its value must be a mapping: {known[section]}",
+                where="the command line",
+                fix=f"write --{section}.KEY=VALUE for each of its keys",
+            )
     parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
     given = {key: value_at(parsed, key) for key in known if key not in decoded} | decoded
     # Entries of mappings, such as tiles.splits.train, are unknown to the parser.

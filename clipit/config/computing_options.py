@@ -1,6 +1,26 @@
-"""Options for commands that run a model on images: batches, threads, device, precision, remote code."""
+"""Parser of commands without configuration keys, and options for those that run a model on images."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Argument parser that rejects repeated options; argparse would use the last one without a message."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; see `argparse`."""
+        arguments: Sequence[str] = sys.argv[1:] if args is None else args
+        repeatable = {
+            name for action in self._actions if isinstance(action, argparse._AppendAction)
+            for name in action.option_strings
+        }  # fmt: skip
+        names = [argument.partition("=")[0] for argument in arguments]
+        twice = sorted({name for name in names if names.count(name) > 1} & {*self._option_string_actions} - repeatable)
+        if twice:
+            self.error(f"options given more than once: {', '.join(twice)}")
+        return super().parse_known_args(args, namespace)
 
 
 def positive(text: str) -> int:

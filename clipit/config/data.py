@@ -213,7 +213,7 @@ class TilesConfig(Section):
             names += inner if isinstance(inner, list | tuple) else [inner]
         wrong = [name for name in names if not isinstance(name, str)]
         if wrong:
-            listed = ", ".join(str(name).lower() if isinstance(name, bool) else str(name) for name in wrong)
+            listed = ", ".join({"None": "null", "True": "true", "False": "false"}.get(str(w), str(w)) for w in wrong)
             raise ValueError(f"names must be text, not {listed}; write them in quotes, such as '0'")
         return value
 

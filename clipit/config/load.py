@@ -204,6 +204,13 @@ def _first_undecodable(values: Any) -> str:
     return ""
 
 
+_MESSAGES = {
+    "model_type": "Input should be a section, with keys and values",
+    "tuple_type": "Input should be a list, such as [a, b]",
+}
+"""Messages in terms of YAML instead of Python, by pydantic's type of error."""
+
+
 def _config_error(error: ValidationError, where: object) -> ConfigError:
     lines = []
     for item in error.errors():
@@ -216,7 +223,8 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             value = f" (given: {item['input']!r})"
             unquoted = item["type"] == "string_type" and isinstance(item["input"], int | float)
             quotes = "; write it in quotes" if unquoted else ""
-            message = item["msg"].removeprefix("Value error, ")  # pydantic adds this prefix to messages of this package
+            message = _MESSAGES.get(item["type"], item["msg"])
+            message = message.removeprefix("Value error, ")  # pydantic adds this prefix to messages of this package
             lines.append(f"'{key}': {message}{value if len(value) < 80 else ''}{quotes}")
     listed = "\n    ".join(lines)
     return ConfigError(
@@ -267,6 +275,8 @@ def _hint(key: str) -> str:
     abbreviated = [
         other for other, last in within.items() if _abbreviates(name, last) or (last == name and not section)
     ]
+    if name == "batch_size" and section in ("", "training"):
+        abbreviated = ["training.tiles_per_step"]
     near = difflib.get_close_matches(key, within if section in keys else keys, n=1, cutoff=0.6)
     suggestions = [*abbreviated, *near]
     return f" (did you mean '{suggestions[0]}'?)" if suggestions else ""

@@ -147,7 +147,7 @@ def read_organs(path: Path) -> dict[str, str]:
         )
     organ_of: dict[str, str] = {}
     for line, cells in zip(table.lines, table.rows, strict=True):
-        row = dict(zip(table.header, cells, strict=True))
+        row = dict(zip(table.header, map(str.strip, cells), strict=True))
         patient, code = leading_patient(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
         if not patient or code not in ORGANS:
             raise DataError(

@@ -26,6 +26,8 @@ _DOCUMENT_HEADS = {
     b"PK\3\4": "a zip file or an Office document (.docx, .odt, .xlsx)",
     b"\xd0\xcf\x11\xe0": "an Office document (.doc, .xls)",
 }
+POINTER = "the pointer to a file in Git LFS"
+"""Kind of a report that was read from a pointer."""
 _TEXT_DOCUMENTS = {
     "{\\rtf": "Rich Text Format (RTF)",
     "%PDF-": "a PDF file",
@@ -34,6 +36,7 @@ _TEXT_DOCUMENTS = {
     "<?xml": "an XML document",
     "<ClinicalDocument": "an XML document (CDA)",
     "MSH|": "an HL7 message",
+    "version https://git-lfs.github.com/spec/": POINTER,
 }
 """First characters of documents that are not plain text."""
 JSON = "a JSON object"

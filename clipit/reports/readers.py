@@ -22,7 +22,7 @@ from clipit.input_files.data_files import (
     missing_markers,
     without_decimals,
 )
-from clipit.input_files.git_lfs import check_pointer
+from clipit.input_files.git_lfs import PULL, check_pointer
 from clipit.input_files.mangled_names import check_labels, check_rounded, placeholder_notes
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed
@@ -31,6 +31,7 @@ from clipit.reports.encodings import (
     CONVERT,
     DOCUMENTS,
     JSON,
+    POINTER,
     describe_controls,
     describe_escaped,
     describe_misread,
@@ -293,7 +294,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_f
                 where=raw.where,
                 fix="set reports.path to the file, and reports.format to jsonl if it has one object per report"
                 if document == JSON
-                else CONVERT,
+                else (PULL if document == POINTER else CONVERT),
             )
         name = raw.report_id
         if name is None:

@@ -201,13 +201,16 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
     """Parse options written as `--key=value` or `--key value` into a mapping.
 
     Raises:
-        ConfigError: An argument does not belong to any option.
+        ConfigError: An argument does not belong to any option, or an option is repeated.
     """
     options: dict[str, str] = {}
     key = ""
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument.removeprefix("--").partition("=")
+            if key in options:
+                problem = f"options given more than once: --{key}"
+                raise ConfigError(problem, where="the command line", fix="give each option once")
             options[key] = value
             key = "" if equals else key
         elif key:

@@ -29,6 +29,29 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("world", "--output=a", "--output", "b"),
+        ("predict", "run", "tiles", "--out=a.csv", "--out=b.csv"),
+        ("slides", "tile", "slide.svs", "--out=a", "--out=b"),
+        ("slides", "compare", "slides.csv", "--out=a", "--runs", "a", "--out=b"),
+        ("download", "pcam", "--to=a", "--to=b"),
+        ("init", "pcam", "--to=a", "--to=b"),
+        ("export", "run", "--out=a.onnx", "--out=b.onnx"),
+        ("sweep", "sweeps/lora_rank", "--count=1", "--count=2"),
+        ("sweep", "sweeps/lora_rank", "--seed=1", "--seed=2"),
+        ("train", "--config=pcam", "--output=a", "--output=b"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *arguments)
+    assert "options given more than once: --" in capsys.readouterr().err
+
+
 def test_every_command_has_a_module_and_a_script_that_only_calls_it() -> None:
     modules = {path.stem for path in (ROOT / "clipit/cli").glob("*.py")} - {"__init__", "main", "commands"}
     assert {name.replace("-", "_") for name in command_names()} == modules

@@ -649,6 +649,18 @@ def test_texts_that_are_not_utf8_are_refused(file: Callable[..., str]) -> None:
             read_command("", [file(), option])
 
 
+def test_a_section_is_a_mapping_and_a_list_is_no_text(file: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match="--training is a section, so its value must be a mapping: 8"):
+        read_command("", [file(), "--training=8", "--training.steps=2"])
+    with pytest.raises(ConfigError, match="'training': Input should be a section, with keys and values"):
+        read_command("", [file(), "--training=8"])
+    with pytest.raises(ConfigError, match=r"names must be text, not null, true, 1;"):
+        read_command("", [file(MINIMAL | {"tiles": {"source": "table", "path": "t", "classes": [None, True, 1]}})])
+    with pytest.raises(ConfigError, match=r"'tiles.classes': Input should be a list, such as \[a, b\]"):
+        read_command("", [file(MINIMAL | {"tiles": {"source": "table", "path": "t", "classes": "a, b"}})])
+    assert read_command("", [file(), '--lora={"rank": 2}', "--training.steps=2"])[0].lora.rank == 2
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
@@ -656,6 +668,8 @@ def test_texts_that_are_not_utf8_are_refused(file: Callable[..., str]) -> None:
         ("lr", "training.learning_rate"),
         ("training.wd", "training.weight_decay"),
         ("steps", "training.steps"),
+        ("training.batch_size", "training.tiles_per_step"),
+        ("batch_size", "training.tiles_per_step"),
     ],
 )
 def test_an_abbreviated_key_is_recognised(file: Callable[..., str], key: str, meant: str) -> None:
@@ -752,7 +766,7 @@ def test_an_empty_option_is_not_the_current_folder_or_the_default(convert: Calla
 @pytest.mark.parametrize("option", ["--prompts", "--vlm", "--path-column", "--id-column", "--images", "--out"])
 def test_predict_refuses_empty_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        predict._parser().parse_args(["run", "images", "--out", "a.csv", f"{option}="])
+        predict._parser().parse_args(["run", "images", *([] if option == "--out" else ["--out=a.csv"]), f"{option}="])
     assert f"argument {option}: the" in capsys.readouterr().err
 
 

@@ -501,6 +501,13 @@ def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
         read(tmp_path / "texts.zip")
 
 
+def test_a_pointer_in_a_table(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    (tmp_path / "a.csv").write_text(f'id,text,organ\n1,Adenoma.,colon\n2,"{pointer}",colon\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"this report is the pointer to a file in Git LFS(?s:.*)line 3(?s:.*)lfs pull"):
+        read(tmp_path / "a.csv")
+
+
 def test_a_zip_that_states_no_bytes_for_a_text(tmp_path: Path) -> None:
     path = tmp_path / "texts.zip"
     with zipfile.ZipFile(path, "w") as archive:

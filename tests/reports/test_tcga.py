@@ -41,7 +41,7 @@ def published(tmp_path: Path) -> Path:
 @pytest.fixture
 def types(tmp_path: Path) -> Path:
     path = tmp_path / "tcga_patient_to_cancer_type.csv"
-    path.write_bytes(b"patient_id,cancer_type\r\nTCGA-BP-5195,KIRC\r\nTCGA-D7-8573,STAD")
+    path.write_bytes(b"patient_id, cancer_type\r\nTCGA-BP-5195, KIRC\r\nTCGA-D7-8573,STAD")
     return path
 
 

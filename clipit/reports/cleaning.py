@@ -62,7 +62,7 @@ _ANSWER = re.compile(r"(?i)(?:no|yes|none|nil|n/?a|(?:focally )?present|identifi
 _OPTION = re.compile(r"\[ ?[xX]? ?\]|\([ xX]\)|[\u2610\u2611\u2612\u25a1]")
 # Options of CAP templates: "_X_ Present", "___ Absent".
 _OPTIONS = re.compile(r"^(?:[ \t]*__.*|.*_[xX]_.*)$", re.M)
-_CHECKED, _UNCHECKED = re.compile(r"_+([xX])_+"), re.compile(r"(?<!\S)_{2,}(?=[ \t]*[^\W_])")
+_CHECKED, _UNCHECKED = re.compile(r"(?<!_)_+([xX])_+"), re.compile(r"(?<!\S)_{2,}(?=[ \t]*[^\W_])")
 
 # Prefixes and suffixes that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (

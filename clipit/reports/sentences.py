@@ -37,7 +37,7 @@ _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?!PYLORI)(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
 )
 _SHORT_SENTENCE = 3  # a sentence of fewer words keeps its heading: "Diagnosis: Adenocarcinoma."
-_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # the number or letter of a list item
+_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}\W*)?")  # the number or letter of a list item
 
 
 def split_sentences(text: str) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Splitting: sections, sentences, and a budget that is never passed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -225,10 +225,19 @@ def test_tokens_of_many_reports_are_counted_in_few_calls() -> None:
     ],
 )
 def test_time_is_linear_in_the_length_of_a_line(repeated: str) -> None:
+    assert_linear(repeated, lambda text: split_report(text, words_and_two, 77))
+
+
+@pytest.mark.parametrize("repeated", ["_", "& "])
+def test_time_is_linear_in_the_length_of_a_ruled_line(repeated: str) -> None:
+    assert_linear(repeated, lambda text: split_report(clean_text(f"{text} seen"), words_and_two, 77))
+
+
+def assert_linear(repeated: str, split: Callable[[str], object]) -> None:
     def seconds(length: int) -> float:
         text = (repeated * length)[:length]
         start = time.process_time()
-        split_report(text, words_and_two, 77)
+        split(text)
         return time.process_time() - start
 
     small = min(seconds(4_000) for _ in range(3))

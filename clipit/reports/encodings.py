@@ -47,6 +47,8 @@ _CODE_PAGES = {
     "cp1252": "Western Europe", "cp1250": "Central Europe", "cp1251": "Cyrillic", "cp1253": "Greek",
     "cp1254": "Turkish", "cp1255": "Hebrew", "cp1256": "Arabic", "cp1257": "Baltic", "gb18030": "Chinese",
     "cp932": "Japanese", "cp949": "Korean", "cp850": "DOS", "mac_roman": "classic Mac OS",
+    "iso8859_2": "Central Europe", "iso8859_5": "Cyrillic", "iso8859_7": "Greek", "koi8_r": "Cyrillic",
+    "big5": "Chinese", "euc_jp": "Japanese", "cp852": "DOS, Central Europe", "cp866": "DOS, Cyrillic",
 }  # fmt: skip
 _WORD = re.compile(rb"\S+")
 _PUNCTUATION = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u2013\u2014\u2026\u2022"

@@ -120,6 +120,14 @@ def test_control_characters_of_a_wrong_encoding_are_a_problem(tmp_path: Path) ->
         ("Опухоль толстой кишки", "cp1251", "cp1251 'Опухоль' (Cyrillic)"),
         ("Dokuda değişiklik görüldü, ışık", "cp1254", "cp1254 'değişiklik' (Turkish)"),  # noqa: RUF001
         ("胃腺癌，中分化", "gb2312", "gb18030 '胃腺癌，中分化' (Chinese), cp949"),  # noqa: RUF001
+        ("Węzły chłonne są wolne, żołądek", "cp852", "--reports.encoding=cp852"),
+        ("Węzły chłonne są wolne, źle", "iso8859_2", "iso8859_2 'są'"),
+        ("Опухоль толстой кишки", "koi8_r", "koi8_r"),
+        ("Опухоль толстой кишки", "cp866", "cp866"),
+        ("Опухоль толстой кишки", "iso8859_5", "iso8859_5"),
+        ("Άφθονη βλέννη", "iso8859_7", "iso8859_7 'Άφθονη' (Greek)"),  # noqa: RUF001
+        ("中分化腺癌浸潤肌層", "big5", "big5"),
+        ("リンパ節転移なし", "euc_jp", "euc_jp 'リンパ節転移なし' (Japanese)"),
         ("Reste bénin — “café”", "utf-8", "--reports.encoding=utf-8"),
     ],
 )

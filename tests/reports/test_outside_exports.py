@@ -125,7 +125,7 @@ def test_control_characters_of_a_wrong_encoding_are_a_problem(tmp_path: Path) ->
         ("Опухоль толстой кишки", "koi8_r", "koi8_r"),
         ("Опухоль толстой кишки", "cp866", "cp866"),
         ("Опухоль толстой кишки", "iso8859_5", "iso8859_5"),
-        ("Άφθονη βλέννη", "iso8859_7", "iso8859_7 'Άφθονη' (Greek)"),  # noqa: RUF001
+        ("Άφθονη βλέννη", "iso8859_7", "iso8859_7 'Άφθονη' (Greek)"),
         ("中分化腺癌浸潤肌層", "big5", "big5"),
         ("リンパ節転移なし", "euc_jp", "euc_jp 'リンパ節転移なし' (Japanese)"),
         ("Reste bénin — “café”", "utf-8", "--reports.encoding=utf-8"),

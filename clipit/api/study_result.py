@@ -13,10 +13,10 @@ from clipit.output_files.whole_files import read_frame
 
 
 class ResultFiles:
-    """A result in files, which can be opened by the path of its folder or file, and passed wherever a path can."""
+    """A result stored in files, opened by the path of its folder or file; it can be passed wherever a path can."""
 
     def __post_init__(self) -> None:
-        """Convert the paths of strings.
+        """Convert paths given as strings.
 
         Raises:
             ConfigError: A path has a different type.

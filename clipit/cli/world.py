@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed for the world; the demo uses 0")
     parser.add_argument("--output", type=option_path, required=True, help="folder for the world")
     parser.add_argument(
-        "--cases", action="store_true", help="write a world of cases: tiles and reports of the same patients"
+        "--cases", action="store_true", help="write a case world: tiles and reports of the same patients"
     )
     parser.add_argument(
         "--variant",
@@ -119,7 +119,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("--slides and --cases cannot be combined", where="--slides", fix="remove --cases or --slides")
     if arguments.variant and not (arguments.cases or arguments.reports):
         raise ConfigError(
-            "--variant applies only to worlds of cases and of slides with reports",
+            "--variant applies only to case worlds and to slide worlds with reports",
             where="--variant",
             fix="add --cases or --reports",
         )

@@ -36,7 +36,7 @@ class LabelsConfig(Section):
     """Seed for drawing the labelled tiles; null: the seed of the run."""
 
     def unused_keys(self) -> frozenset[str]:
-        """Return the keys that affect only a part of the labels, if all or none are kept."""
+        """Return the keys that have no effect because all labels, or none, are kept."""
         if self.kind == "none":
             return frozenset({"value", "validation", "seed"})
         if self.kind != "all":
@@ -118,7 +118,7 @@ class AnnotationsConfig(Section):
         if (self.voters is None) != (self.rest is None) or (self.rest is not None and not self.counts):
             raise ValueError("set voters and rest together, and only with counts")
         if self.rest is not None and self.rest in self.counts:
-            raise ValueError(f"{self.rest!r} has a column in counts, so it cannot be the rest")
+            raise ValueError(f"{self.rest!r} has a column in counts, so it cannot also be rest")
         used = Counter([*self.counts.values(), self.columns.get("tile", "tile")] if self.counts else [])
         twice = [name for name, count in used.items() if count > 1]
         if twice:

@@ -234,7 +234,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
             members = [info for info in archive.infolist() if not member_name(info).endswith("/")]
     except PermissionError:
         raise
-    except Exception as error:  # zipfile raises many kinds of exceptions for damaged directories
+    except Exception as error:  # zipfile raises many kinds of exceptions for damaged central directories
         if is_limit(error):
             raise
         check_pointer(path)

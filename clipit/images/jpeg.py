@@ -33,7 +33,7 @@ _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
 
 _CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead of", re.IGNORECASE)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-"""Warning about data after the last pixel of a scan or restart interval: padding, or what misread pixels left over."""
+"""Warning about data after the last pixel of a scan or restart interval: padding, or left over from misread pixels."""
 _END, _SCAN = b"\xff\xd9", 0xDA
 _DECODING = frozenset({0xDB, 0xDD, *range(0xC0, 0xD0)} - {0xC8})
 """Markers of segments that determine how pixels are decoded: tables, restart interval and frame headers."""

@@ -294,7 +294,7 @@ def load_huggingface(
 
     Raises:
         DataError: The path is ambiguous or does not exist, the data set cannot be loaded, an Arrow file is truncated,
-            or files or the description of the data set number the classes of a column differently.
+            or the classes of a column are numbered differently in its files or in its description.
     """
     name, folder = hub_id(path), Path(path).expanduser()
     check_dataset_path(path, key)

@@ -251,7 +251,7 @@ def merge_lora(module: nn.Module) -> nn.Module:
 def merged_lora(module: nn.Module) -> Iterator[None]:
     """Merge the updates into the weights inside the `with` block, so that adapted layers are as fast as plain ones.
 
-    Afterwards, the weights have exactly their earlier values. Within the block, gradients do not reach the updates.
+    The original weights are then restored exactly. Within the block, gradients do not reach the updates.
     Packed attention layers are not merged, and keep applying their updates in every forward pass. Nothing is merged if
     LoRA dropout is active, or if weights have half precision, which would round updates away.
     """

@@ -57,7 +57,7 @@ class TileBlocks:
 
 
 def correction_inputs(rules: PairingConfig) -> dict[str, Any]:
-    """Return the keys of the correction that enter the fingerprint of pairs; empty without a correction."""
+    """Return the keys of the correction that are part of the fingerprint of pairs; empty without a correction."""
     if rules.correction == "none":
         return {}
     inputs: dict[str, Any] = {"correction": rules.correction}

@@ -1,4 +1,4 @@
-"""Warn about patients whose names differ in two sources or splits, because each name would count as a patient."""
+"""Warn about patient names that are spelled differently in two sources or splits, and would count as two patients."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _SHOWN = 3  # maximum number of names in a note
 
 
 def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> list[str]:
-    """Warn about patient names that differ between reports and validation or test tiles."""
+    """Warn about patient names that are spelled differently in reports and in validation or test tiles."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
     return _warnings(("report", "reports"), names, later, "validation or test tiles")
@@ -38,15 +38,15 @@ def describe_match(reports: Sequence[Report], tiles: TileSet) -> list[str]:
 
 
 def misspelled_tests(tests: TileSet | SeenTiles, seen: TileSet | SeenTiles) -> list[str]:
-    """Warn about patient names that differ between new tiles and training or validation tiles."""
+    """Warn about patient names that are spelled differently in new tiles and in training or validation tiles."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warnings(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> list[str]:
-    """Warn about patient names that differ between images with texts and tiles of held-out splits."""
+    """Warn about patient names that are spelled differently in images with texts and in held-out tiles."""
     names = patients(pairs.groups, pairs.ids).tolist()
-    return _warnings(("image with texts", "images with texts"), names, tests, "tiles of held-out splits")
+    return _warnings(("image with texts", "images with texts"), names, tests, "tiles in held-out splits")
 
 
 def misspelled_splits(tiles: TileSet, unit: str = "tile") -> list[str]:
@@ -67,7 +67,7 @@ def _warnings(items: tuple[str, str], names: Sequence[str], tiles: TileSet | See
         count = sum(name in pairs for name in names)
         warnings.insert(
             0,
-            f"WARNING: {counted(count, *items)} may belong to patients of {kind}, but count as different patients "
+            f"WARNING: {counted(count, *items)} may belong to patients with {kind}, but count as different patients "
             f"because the names are spelled differently: {shortlist(format_pairs(pairs), 5)}; use one spelling for "
             "each patient",
         )
@@ -80,7 +80,7 @@ def _similar(items: tuple[str, str], names: Sequence[str], others: Sequence[str]
         return []
     count = sum(name in pairs for name in names)
     return [
-        f"WARNING: {counted(count, *items)} may belong to patients of {kind}, because their groups share a prefix: "
-        f"{shortlist(format_pairs(pairs), _SHOWN)}; if these are slides of one patient, use the patient as the "
+        f"WARNING: {counted(count, *items)} may belong to patients with {kind}, because their groups share a "
+        f"prefix: {shortlist(format_pairs(pairs), _SHOWN)}; if these are slides of one patient, use the patient as the "
         "group (from a patient column or tiles.group_pattern)"
     ]

@@ -117,7 +117,7 @@ def adapt_verdict(content: AdaptContent) -> str:
         return f"No verdict: no adaptation of the arm {TEXT!r} was finished (adapt.arms)."
     if gain is None:
         missing = "labelled test tiles" if content.score(PROBE, BEFORE) is None else "prompts"
-        return f"No verdict: zero-shot classification before and after could not be evaluated without {missing}."
+        return f"No verdict: zero-shot classification could not be evaluated without {missing}."
     return " ".join(part for part in (_gain(content, gain), _probe(content), _forgotten(content)) if part)
 
 

@@ -44,7 +44,9 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
             "The labels of the others contain errors too. The scores are therefore too low, especially for tiles with "
             f"few labels{here}. "
         )
-    equal_weight = "The mean gives every annotator the same weight, however few the tiles. " if len(records) > 1 else ""
+    equal_weight = ""
+    if len(records) > 1:
+        equal_weight = "The mean gives every annotator the same weight, however few tiles that annotator labelled. "
     text = (
         "Each annotator is scored like a classifier, on this annotator's tiles that have a label to compare with. "
         f"{consensus}{equal_weight}A classifier that scores higher than the annotators agrees with the test labels "

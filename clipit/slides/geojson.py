@@ -64,7 +64,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
     of them are read; a polygon is named after its class (QuPath's `classification`) or its `name`. Points, lines, empty
     geometries, rings without an area and TMA cores that QuPath marks as missing are dropped and counted in the log.
-    Polygons that QuPath places on other focal planes or time points are used and counted, as their place is the same.
+    Polygons that QuPath places on other focal planes or time points are used and counted: their position is the same.
 
     Args:
         content: Content of the file, if it comes from a zip; None to read the file.
@@ -83,9 +83,9 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
         logger.info(f"note: {path}: dropped geometries: {counts}")
     if planes := _other_planes(value):
         logger.warning(
-            f"{path}: {counted(planes.total(), 'geometry', 'geometries')} on other planes of the image than the first "
-            f"in QuPath ({shortlist([f'{plane}: {count}' for plane, count in sorted(planes.items())])}), used for the "
-            "plane that is read"
+            f"{path}: {counted(planes.total(), 'geometry lies', 'geometries lie')} on a plane other than the first in "
+            f"QuPath ({shortlist([f'{plane}: {count}' for plane, count in sorted(planes.items())])}), and "
+            f"{'is' if planes.total() == 1 else 'are'} used for the plane that is read"
         )
     if not polygons and not may_be_empty:
         raise DataError(

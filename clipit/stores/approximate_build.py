@@ -53,7 +53,7 @@ def training_rows(centroids: int, dim: int, rows: int) -> int:
 
 
 def fitting_key(key: str, rows: int) -> str:
-    """Reduce the lists and the bits per code of a key until each centroid has as many rows as faiss recommends.
+    """Reduce the number of lists and the bits per code until each centroid has as many rows as faiss recommends.
 
     A rotation (OPQ) that cannot be trained is dropped.
 

@@ -1,4 +1,4 @@
-"""Cases in a world of cases: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
+"""Cases in a case world: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Synthetic world of cases: patients with tiles, a report, and a molecular status unknown to the bundled VLM."""
+"""Synthetic case world: patients with tiles, a report, and a molecular status unknown to the bundled VLM."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
-    """Write a world of cases to a folder unless it already exists; the folder is created once the world is complete.
+    """Write a case world to a folder unless it already exists; the folder is created once the world is complete.
 
     Raises:
         ArtifactError: The folder contains other files or a different world; nothing in it is changed.
@@ -39,7 +39,7 @@ def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
 
 
 def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
-    """Write the files of a world of cases to a folder; the same configuration gives the same bytes.
+    """Write the files of a case world to a folder; the same configuration gives the same bytes.
 
     The files are `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
     (unseen stain), `reports.jsonl` (see `write_case_reports`), `status_prompts.yaml`, `tissue_prompts.yaml`,

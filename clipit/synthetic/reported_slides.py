@@ -58,7 +58,7 @@ def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[st
 
     The files are those of `write_slides`, but every slide has a tumour, and the table has two additional columns:
     `status` (`mutated` or `wild_type`), and `status_mask`, the path of a mask that is 1 where the tumour shows the
-    morphology of the mutated status. As in a world of cases, there are also `reports.jsonl`, `status_prompts.yaml`,
+    morphology of the mutated status. As in a case world, there are also `reports.jsonl`, `status_prompts.yaml`,
     `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml`.
 
     Returns:
@@ -89,12 +89,12 @@ def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
 
 
 def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
-    """Write additional reports of a slide world's patients, as `add_variants` does for a world of cases."""
+    """Write additional reports of a slide world's patients, as `add_variants` does for a case world."""
     return write_variants(folder, config, variants, write_slide_reports)
 
 
 def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, dict[str, int]]:
-    """Write the reports for a world of slides; reports describe tissues in the masks, which are in the same folder.
+    """Write the reports for a slide world; reports describe tissues in the masks, which are in the same folder.
 
     Returns:
         Counts by split, as in `write_case_reports`.

@@ -151,7 +151,7 @@ def check_listed_once(files: Mapping[str, Sequence[str | None]], path: str) -> N
 
 
 def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
-    """Return a note on the images of a local image folder that are in no split of the data set.
+    """Return a note on the images of a local image folder that are not in any split of the data set.
 
     The datasets package drops images that the metadata file does not list, or that are outside the split folders.
     """

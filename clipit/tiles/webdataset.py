@@ -137,7 +137,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
 
 
 def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
-    """Reject shards where some samples have their class only in `cls`, or where `label` and `cls` contradict."""
+    """Reject shards where some samples have their class only in `cls`, or `label` contradicts `cls`."""
     from pyarrow import compute
 
     label, number = (index.table.column(f"{FIELD_PREFIX}{name}") for name in ("label", "cls"))

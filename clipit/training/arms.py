@@ -130,7 +130,8 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
         recipe = dict(configured[current] if is_configured else ARMS[current])
         check_keys_once(recipe, f"arms.{current}")
         current = recipe.pop("base", None)
-        keys = {**{key: value for key, value in recipe.items() if key not in keys}, **keys}  # `nested` keeps the last
+        # `nested` lets later keys override earlier ones.
+        keys = {**{key: value for key, value in recipe.items() if key not in keys}, **keys}
     return keys
 
 

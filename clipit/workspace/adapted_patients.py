@@ -34,7 +34,7 @@ CHECKED = "the test patients are not those of the adaptation"
 _WARNINGS = ("WARNING: the VLM ", "WARNING: the backbone ")
 _RESTORE = "restore the file, or delete it; the patients are then not compared"
 _Seen = tuple[Path, str, list[str], str]
-"""Folder of a model, what it was trained for, the patients whose data it saw, and why others may be missing."""
+"""Folder of a model, how it used data ("was trained on"), the known patients, and why others may be missing."""
 
 
 def write_adapted_patients(folder: Path, used: Sequence[TileSet | SeenTiles], vlm: VLMConfig) -> None:

@@ -181,7 +181,7 @@ def test_slides_of_one_case_in_two_splits_are_a_warning(tmp_path: Path) -> None:
         tmp_path / "h5", _write(tmp_path, "\n".join(["slide,label,group,split", *rows])), "slide", HELD_OUT
     )
     found = [note for note in bags.notes if "slides of one patient" in note]
-    assert re.match(r"WARNING: \d train slides may belong to patients of validation or test slides", found[0])
+    assert re.match(r"WARNING: \d train slides may belong to patients with validation or test slides", found[0])
     assert "-A' and 'C" in found[0]
 
 

@@ -56,7 +56,7 @@ def test_a_report_of_a_test_patient_in_another_spelling(name: str) -> None:
     assert not report_leaks(corpus.reports, OWN)
     kept = enforce_on_reports(corpus, lambda: OWN, configured("error"))
     assert len(kept.reports) == 3
-    assert "1 report may belong to patients of validation or test tiles" in kept.problems[0]
+    assert "1 report may belong to patients with validation or test tiles" in kept.problems[0]
     assert "and 'Pat-3'" in kept.problems[0]
 
 
@@ -67,7 +67,7 @@ def test_reports_of_other_patients_and_of_training_patients_need_no_warning() ->
 def test_new_tiles_of_a_training_patient_in_another_spelling(tmp_path: Path) -> None:
     new = tiles(["PAT-1", "PAT-1", "Pat-7"], ["test"] * 3)
     seen = SeenTiles(OWN.ids, OWN.splits, OWN.groups)
-    assert "2 new tiles may belong to patients of training or validation tiles" in misspelled_tests(new, seen)[0]
+    assert "2 new tiles may belong to patients with training or validation tiles" in misspelled_tests(new, seen)[0]
     kept, leaks = enforce_on_external(new, seen, None, configured("exclude"), "centre2")
     assert not leaks
     assert "'PAT-1' and 'Pat-1'" in kept.notes[-1]
@@ -130,14 +130,14 @@ def test_a_few_slides_of_one_patient_are_a_warning_not_a_leak() -> None:
     test = tiles(["P1-A", *(f"R{number}" for number in range(9))], ["test"] * 10)
     assert report_leaks(corpus, test) == []
     (warning,) = misspelled_reports(corpus, test)
-    assert warning.startswith("WARNING: 1 report may belong to patients of validation or test tiles")
+    assert warning.startswith("WARNING: 1 report may belong to patients with validation or test tiles")
     assert "'P1' and 'P1-A'" in warning and "tiles.group_pattern" in warning
 
 
 def test_slides_of_one_case_in_two_splits() -> None:
     groups = [f"S24-{number:03d}-A1" for number in range(6)] + ["S24-003-B1", "S24-004-B1-2", "S24-900-A1"]
     (warning,) = misspelled_splits(tiles(groups, ["train"] * 6 + ["test"] * 3))
-    assert "1 train tile may belong to patients of validation or test tiles" in warning
+    assert "1 train tile may belong to patients with validation or test tiles" in warning
     assert "'S24-003-A1' and 'S24-003-B1'" in warning
     assert misspelled_splits(BY_SLIDE) == []
     assert misspelled_splits(tiles([f"s-{number}" for number in range(8)], SPLITS)) == []

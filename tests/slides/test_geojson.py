@@ -124,9 +124,9 @@ def test_polygons_on_other_focal_planes_are_read_and_counted(tmp_path: Path, cap
     for value in (drawn, collection(*drawn)):
         caplog.clear()
         assert len(contours(tmp_path, value)) == 4
-        assert "3 geometries on other planes of the image than the first in QuPath (t 3: 1, z 2: 2)" in caplog.text
+        assert "3 geometries lie on a plane other than the first in QuPath (t 3: 1, z 2: 2)" in caplog.text
     contours(tmp_path, drawn[1])
-    assert "1 geometry on other planes" in caplog.text
+    assert "1 geometry lies on a plane other" in caplog.text
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""Worlds of cases: tiles and reports of one patient agree, shares are met, variants are nested, the words are new."""
+"""Case worlds: tiles and reports of one patient agree, shares are met, variants are nested, the words are new."""
 
 import csv
 import hashlib

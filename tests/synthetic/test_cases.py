@@ -1,4 +1,4 @@
-"""The corpus of cases: what belongs together in a report, where the grade stands, and an organ in words of its own."""
+"""The case corpus: what belongs together in a report, where the grade stands, and an organ in words of its own."""
 
 import json
 import re

@@ -293,7 +293,7 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
         ({"voters": 7}, "set voters and rest together"),
         ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "votes in counts have no annotator names"),
         ({"counts": {"T": "t"}, "voters": 10**20, "rest": "H"}, "999999"),
-        ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it cannot be the rest"),
+        ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it cannot also be rest"),
         ({"counts": {"T": "t", "H": "t"}}, "named more than once: t"),
         ({"counts": {"T": "t", "H": "tile"}}, "named more than once: tile"),
     ],

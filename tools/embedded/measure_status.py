@@ -1,4 +1,4 @@
-"""Measure how well a VLM predicts the molecular status in a world of cases, for the data card."""
+"""Measure how well a VLM predicts the molecular status in a case world, for the data card."""
 
 from pathlib import Path
 

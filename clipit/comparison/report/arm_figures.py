@@ -16,7 +16,7 @@ from clipit.reporting.plots import COLOURS, inline_svg, plot_lines, plot_reliabi
 from clipit.reporting.training_curves import Series, read_curves
 
 _MAX_CLASSES = 20  # larger matrices appear only on the pages of the runs
-_UNFOLDED = 2  # number of curve plots that are not folded
+_UNFOLDED = 2  # number of curve plots that are not collapsed
 
 
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:

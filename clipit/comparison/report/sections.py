@@ -25,7 +25,7 @@ from clipit.reporting.plots import inline_svg, save_plot
 from clipit.reporting.score_plots import plot_label_efficiency, plot_planes, plot_seed_scores
 from clipit.reporting.tables import LABELS
 
-_LONG = 12  # rows; sections with longer tables are folded, except the main section
+_LONG = 12  # rows; sections with longer tables are collapsed, except the main section
 
 
 def score_sections(

@@ -189,9 +189,8 @@ def _check_reports(plan: Plan, workspace: Workspace) -> None:
         if uses_reports(config):
             _warn_about_shifted_patients(plan, workspace, arm_workspace.reports.reports, arm)
         if uses_own_report_labels(config):
-            # These labels depend on the labelled tiles, which differ between seeds.
-            uses_tile_labels = config.own_report.labels in ("text", "case")
-            for seed in plan.comparison.seeds if uses_tile_labels else plan.comparison.seeds[:1]:
+            # The labelled tiles, and labels that depend on them, differ between seeds.
+            for seed in plan.comparison.seeds if config.own_report.uses_tile_labels else plan.comparison.seeds[:1]:
                 seeded = resolve_arm(plan.run_config(arm, seed))
                 own_report_labels(seeded, arm_workspace.for_config(seeded), arm_workspace.tiles(seed))
 

@@ -149,6 +149,11 @@ class OwnReportConfig(Section):
     shuffled: bool = False
     """Control: shuffle the labels across patients with the same organ."""
 
+    @property
+    def uses_tile_labels(self) -> bool:
+        """Whether the labels depend on those of the tiles, so that they belong to patients, not to single reports."""
+        return self.labels in ("text", "case")
+
 
 class SoftLabelsConfig(Section):
     """Soft labels: class probabilities as targets for unlabelled tiles."""

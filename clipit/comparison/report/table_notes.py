@@ -259,8 +259,8 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
                 continue
             folder = result.rows[0].run_folder()
             if (folder / "training.json").is_file() and (facts := read_training(folder).get("own_reports")):
-                counts_reports = config.own_report.labels in ("label", "rules")
-                text = _describe(facts, result.rows[0].seed, "reports: " if counts_reports else "")
+                prefix = "" if config.own_report.uses_tile_labels else "reports: "
+                text = _describe(facts, result.rows[0].seed, prefix)
                 notes.setdefault(f"{where}: {text}", []).append(arm)
             report_probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))
             if report_probe is not None and report_probe.mean is not None and _without_validation(report_probe):

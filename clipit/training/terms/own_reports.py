@@ -106,7 +106,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     labelled = counted_of(n_targets, n_unlabelled, "unlabelled training tile gets", "unlabelled training tiles get")
     lines = [
         cases.counts.text(),
-        f"labels of {'reports' if options.labels in ('label', 'rules') else 'patients'}: "
+        f"labels of {'patients' if options.uses_tile_labels else 'reports'}: "
         f"{_format_counts(case_labels.counts)}; "
         f"{counted(int(case_labels.known.sum()), 'patient has', 'patients have')} a label",
         f"{labelled} one of these labels",

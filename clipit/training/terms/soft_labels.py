@@ -123,7 +123,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
                 f"{key}.labels=rules needs rules: set {key}.rules to a file or the name of a packaged rule set",
             ),
             (
-                own_report.labels in ("text", "case") and no_labels,
+                own_report.uses_tile_labels and no_labels,
                 f"{key}.labels={own_report.labels} needs tile labels: set tiles.labels, or {key}.labels=label or rules",
             ),
             (

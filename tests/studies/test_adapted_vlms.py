@@ -19,7 +19,7 @@ from clipit.api.vlm_adaptation import AdaptationResult
 from clipit.config.file import ConfigFile
 from clipit.config.load import NO_TILES, merge, nested, validate_file
 from clipit.config.studies import ProbingConfig
-from clipit.errors import ClipitError, ConfigError, DataError, DivergenceError
+from clipit.errors import ArtifactError, ClipitError, ConfigError, DataError, DivergenceError
 from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.model_comparison import ModelDifference, Subject
 from clipit.evaluation.significance import Significance
@@ -117,6 +117,24 @@ def test_adaptations_that_diverge_do_not_stop_the_study(
     assert "except text, which failed with every seed" in (study.folder / "adapt.md").read_text(encoding="utf-8")
     diverging |= {("shuffled_text", seed) for seed in (0, 2)}
     with pytest.raises(DivergenceError, match=r"(?s)nothing can be compared.*lower adapt\.learning_rate"):
+        clipit.adapt_vlm(file)
+
+
+def test_the_vlm_of_another_adaptation_is_refused(
+    world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"output": str(tmp_path), "adapt.forgetting": {}, "adapt.seeds": [0], "adapt.arms": ["text"]}
+    file = validate_file(merge(world, nested(keys | changes)), "test")
+
+    def exchange(config: Any, section: Any, arm: str, seed: int, workspace: Workspace, measure: Any) -> Path:
+        folder = change_vlm(config, section, arm, seed, workspace, lambda folder: {})
+        record = json.loads((folder / "training.json").read_text())
+        (folder / "training.json").write_text(json.dumps(record | {"adapted_fingerprint": "0123456789abcdef"}))
+        measure(folder)
+        return folder
+
+    monkeypatch.setattr(adaptation_study, "adapt", exchange)
+    with pytest.raises(ArtifactError, match=r"(?s)belongs to a different adaptation.*0123456789abcdef.*adapt again"):
         clipit.adapt_vlm(file)
 
 

@@ -26,7 +26,7 @@ from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.adapted_vlms.additional_sets import AdditionalSet, check_additional_sets, read_additional_sets
 from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, measure_zero_shot
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
-from clipit.studies.adapted_vlms.results import FailedAdaptation, StudyResults, write_results
+from clipit.studies.adapted_vlms.results import FailedAdaptation, StudyResults, check_adapted, write_results
 from clipit.studies.model_features import joint_features
 from clipit.vlm_training.adapt import adapt, used_towers
 from clipit.vlm_training.bag_batches import BagExamples
@@ -102,6 +102,8 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
                 adapted = config.model_copy(update={"vlm": adapted_vlm(config.vlm, folder)})
                 logger.info(f"evaluating {arm}, seed {seed}")
                 separate = workspace.apart(adapted)  # its VLM is released afterwards
+                if adapted.vlm.adapter is None:  # merging an adapter may round differently on another machine
+                    check_adapted(folder, separate.vlm.fingerprint)
                 model = _measure(adapted, section, probing, separate, held_out, additional)
                 models.setdefault(arm, {})[seed] = model
                 return _test_scores(model, seed)

@@ -10,7 +10,7 @@ from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
-from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.errors import ArtifactError, DataError, counted, counted_of, shortlist
 from clipit.evaluation.model_comparison import ModelDifference, SubjectScore
 from clipit.output_files.artifacts import make_folder, read_json, write_json
 from clipit.output_files.run_files import RUN_FINGERPRINT, check_same_run
@@ -312,6 +312,26 @@ def _write_scores(content: AdaptContent, results: StudyResults) -> None:
                     name = f"{before.subject.task}, {LABELS.get(before.metric, before.metric)}"
                     rows.append((name, before.mean, after.seeds.get(seed)))
             write_card_scores(folder, rows)
+
+
+def check_adapted(folder: Path, fingerprint: str) -> None:
+    """Check that the merged VLM in a folder is the one that was written when its training was finished.
+
+    Args:
+        folder: Folder of the adaptation.
+        fingerprint: Fingerprint of the adapted VLM.
+
+    Raises:
+        ArtifactError: The VLM is another one.
+    """
+    recorded = _training(folder).get("adapted_fingerprint")
+    if recorded not in (None, fingerprint):
+        raise ArtifactError(
+            f"the adapted VLM belongs to a different adaptation: its fingerprint is {fingerprint}, but the fingerprint "
+            f"in training.json is {recorded}",
+            where=folder,
+            fix="restore the folder vlm from a copy, or delete this folder and run clipit adapt again",
+        )
 
 
 def _training(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,12 @@ from typing import Any
 from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
-from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.parquet_classes import cached_parquet, check_described_classes, check_parquet_classes
+from clipit.input_files.parquet_classes import (
+    cached_parquet,
+    check_arrow_ends,
+    check_described_classes,
+    check_parquet_classes,
+)
 
 _TEXT_FORMULA = re.compile(r'="([^"]*)"')
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
@@ -22,9 +26,6 @@ _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
 _PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
-_ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
-"""First and last bytes of an Arrow file, and last bytes of an Arrow stream."""
-_COPY_AGAIN = "save or download it again"
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
 """Folders that operating systems and network storage create, often unreadable."""
 
@@ -304,7 +305,7 @@ def load_huggingface(
         try:
             if name is None and is_saved_dataset(folder):
                 saved = list_files(folder, lambda file: not file.name.startswith(("cache-", "tmp", ".")))
-                _check_arrow_ends(saved.files)
+                check_arrow_ends(saved.files)
                 loaded = datasets.load_from_disk(str(folder))
                 for split, rows in (loaded if isinstance(loaded, dict) else {"": loaded}).items():
                     check_described_classes([file for file in saved.files if file.is_relative_to(folder / split)], rows)
@@ -317,7 +318,7 @@ def load_huggingface(
             if name is None and not has_only_images(folder):
                 files = [file for part in split_files(path, key, images=True).values() for file in part]
                 check_parquet_classes(files)
-                _check_arrow_ends(files)
+                check_arrow_ends(files)
                 options |= {} if streaming else {"cache_dir": cache_folder(files)}
             loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
             if texts and (text_options := _text_options(loaded, texts)):
@@ -351,8 +352,24 @@ def _text_options(loaded: Any, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def count_suffixes(folder: Path) -> Counter[str]:
-    """Count the files of a folder and its subfolders by lower-case suffix, without hidden files."""
-    return Counter(file.suffix.lower() for file in list_files(folder, _is_visible).files)
+    """Count the files of a folder and its subfolders by lower-case suffix, without hidden files.
+
+    Raises:
+        DataError: There are files that `datasets` would not list: links to missing files, names that are not UTF-8, or
+            files in linked folders.
+    """
+    listed = list_files(folder, _is_visible)
+    reject_unlisted([*listed.dangling, *listed.undecodable], folder)
+    parents = {parent for parent in {file.parent for file in listed.files} if parent != folder}
+    parents |= {other for parent in parents for other in parent.parents if other.is_relative_to(folder)} - {folder}
+    if links := sorted({*listed.repeated, *filter(Path.is_symlink, parents)}):
+        raise DataError(
+            f"the datasets package does not follow links to folders: {shortlist([p.relative_to(folder) for p in links])}",
+            where=folder,
+            fix="copy the files into the folder, or link each file; for images in class folders, set tiles.source: "
+            "folders",
+        )
+    return Counter(file.suffix.lower() for file in listed.files)
 
 
 def has_only_images(folder: Path) -> bool:
@@ -363,36 +380,3 @@ def has_only_images(folder: Path) -> bool:
 
 def _is_visible(path: Path) -> bool:
     return not path.name.startswith((".", "_", "dataset_info")) and path.stem.upper() != "README"
-
-
-def _check_arrow_ends(files: Sequence[Path]) -> None:
-    """Check that local Arrow files have their end marker; if they end between two batches, pyarrow reads the first.
-
-    Raises:
-        DataError: A file is truncated.
-    """
-    for file in files:
-        if file.suffix.lower() != ".arrow":
-            continue
-        check_pointer(file)
-        with file.open("rb") as stream:
-            start = stream.read(len(_ARROW_FILE))
-            stream.seek(-min(len(_STREAM_END), file.stat().st_size), os.SEEK_END)
-            end = stream.read()
-        if not end.endswith(_ARROW_FILE if start == _ARROW_FILE else _STREAM_END):
-            raise DataError("truncated Arrow file: its end marker is missing", where=file, fix=_COPY_AGAIN)
-
-
-def check_arrow(rows: Any, where: str) -> None:
-    """Check the offsets and texts of a data set's Arrow tables; reading damaged tables may crash the interpreter.
-
-    Args:
-        rows: A `datasets.Dataset`.
-
-    Raises:
-        DataError: The tables are damaged.
-    """
-    try:
-        rows.data.table.validate(full=True)
-    except Exception as error:  # pyarrow and datasets raise several types
-        raise DataError(f"damaged Arrow file: {error}", where=where, fix=_COPY_AGAIN) from error

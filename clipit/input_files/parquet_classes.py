@@ -1,17 +1,22 @@
-"""Check the class names that the `datasets` package writes to each parquet or Arrow file of a data set."""
+"""Check the parquet and Arrow files of a data set: the class names in each file, and damage to Arrow files."""
 
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from clipit.errors import DataError
+from clipit.input_files.git_lfs import check_pointer
 
 _REQUESTS = 8  # number of files read at the same time
 _ARROW = ".arrow"
 _KEY = b"huggingface"  # key in the schema's metadata
+_ARROW_FILE, _STREAM_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+"""First and last bytes of an Arrow file, and last bytes of an Arrow stream."""
+_COPY_AGAIN = "save or download it again"
 _URL = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+\.parquet)")
 
 
@@ -131,3 +136,36 @@ def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
         return {name: names for name, names in listed.items() if isinstance(names, list)}
     except (KeyError, TypeError, ValueError, AttributeError):  # not written by the datasets package
         return {}
+
+
+def check_arrow_ends(files: Sequence[Path]) -> None:
+    """Check that local Arrow files have their end marker; if they end between two batches, pyarrow reads the first.
+
+    Raises:
+        DataError: A file is truncated.
+    """
+    for file in files:
+        if file.suffix.lower() != ".arrow":
+            continue
+        check_pointer(file)
+        with file.open("rb") as stream:
+            start = stream.read(len(_ARROW_FILE))
+            stream.seek(-min(len(_STREAM_END), file.stat().st_size), os.SEEK_END)
+            end = stream.read()
+        if not end.endswith(_ARROW_FILE if start == _ARROW_FILE else _STREAM_END):
+            raise DataError("truncated Arrow file: its end marker is missing", where=file, fix=_COPY_AGAIN)
+
+
+def check_arrow(rows: Any, where: str) -> None:
+    """Check the offsets and texts of a data set's Arrow tables; reading damaged tables may crash the interpreter.
+
+    Args:
+        rows: A `datasets.Dataset`.
+
+    Raises:
+        DataError: The tables are damaged.
+    """
+    try:
+        rows.data.table.validate(full=True)
+    except Exception as error:  # pyarrow and datasets raise several types
+        raise DataError(f"damaged Arrow file: {error}", where=where, fix=_COPY_AGAIN) from error

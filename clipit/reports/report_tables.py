@@ -14,7 +14,6 @@ from clipit.input_files.csv_tables import CsvTable, check_column_names, joined_r
 from clipit.input_files.data_files import (
     MISSING_VALUES,
     cell_text,
-    check_arrow,
     count_suffixes,
     hub_id,
     is_saved_dataset,
@@ -26,7 +25,7 @@ from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_mangled
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
-from clipit.input_files.parquet_classes import class_names
+from clipit.input_files.parquet_classes import check_arrow, class_names
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names

@@ -15,7 +15,6 @@ from clipit.images.decode import ImageError, decode, is_image
 from clipit.images.image_files import has_suffix, image_stamps
 from clipit.images.image_readers import Reader, file_stamp
 from clipit.input_files.data_files import (
-    check_arrow,
     hidden_names,
     hidden_note,
     hub_id,
@@ -27,6 +26,7 @@ from clipit.input_files.data_files import (
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
+from clipit.input_files.parquet_classes import check_arrow
 from clipit.input_files.spelling import check_column_spelling
 from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing

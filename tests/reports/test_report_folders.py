@@ -129,3 +129,22 @@ def test_class_indices_in_parquet_files_become_names(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "r.parquet")
     for path in (tmp_path, tmp_path / "r.parquet"):
         assert [report.group for report in read(path).reports] == ["P2", "P1", None]
+
+
+def test_links_that_the_datasets_package_skips_are_errors(tmp_path: Path) -> None:
+    write(tmp_path / "r" / "a.csv", ROWS[:2])
+    write(tmp_path / "elsewhere" / "b.csv", ROWS[2:])
+    link = tmp_path / "r" / "b.csv"
+    link.symlink_to(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"links to missing files.*: b\.csv"):
+        read(tmp_path / "r")
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere" / "b.csv")
+    assert len(read(tmp_path / "r").reports) == 4
+    undecodable = link.rename(tmp_path / "r" / os.fsdecode(b"\xe9.csv"))
+    with pytest.raises(DataError, match=r"names that are not UTF-8"):
+        read(tmp_path / "r")
+    undecodable.unlink()
+    (tmp_path / "r" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"does not follow links to folders: more"):
+        read(tmp_path / "r")

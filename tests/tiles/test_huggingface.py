@@ -452,6 +452,22 @@ def test_a_stray_quotation_mark_in_zipped_metadata(tmp_path: Path, streaming: bo
         read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_links_that_the_datasets_package_skips(tmp_path: Path, streaming: bool) -> None:
+    for number, name in enumerate(("set/a/0.png", "set/b/0.png", "elsewhere/0.png")):
+        paint(tmp_path / name, number)
+    section, link = config(tmp_path / "set", streaming=streaming), tmp_path / "set/b/1.png"
+    link.symlink_to(tmp_path / "absent.png")
+    with pytest.raises(DataError, match=r"links to missing files.*: b/1\.png"):
+        read_tiles(section, root=tmp_path / "kept", hold_out=False)
+    link.unlink()
+    for name, target in (("c", "elsewhere"), ("b/up", "set"), ("d", "set/a")):
+        (tmp_path / "set" / name).symlink_to(tmp_path / target)
+        with pytest.raises(DataError, match=rf"does not follow links to folders: {name}\n.*\n.*tiles\.source: folders"):
+            read_tiles(section, root=tmp_path / "kept", hold_out=False)
+        (tmp_path / "set" / name).unlink()
+
+
 def test_class_names_are_stripped_and_compared_like_labels(tmp_path: Path) -> None:
     import datasets
 

@@ -363,8 +363,9 @@ def count_suffixes(folder: Path) -> Counter[str]:
     parents = {parent for parent in {file.parent for file in listed.files} if parent != folder}
     parents |= {other for parent in parents for other in parent.parents if other.is_relative_to(folder)} - {folder}
     if links := sorted({*listed.repeated, *filter(Path.is_symlink, parents)}):
+        names = shortlist([path.relative_to(folder) for path in links])
         raise DataError(
-            f"the datasets package does not follow links to folders: {shortlist([p.relative_to(folder) for p in links])}",
+            f"the datasets package does not follow links to folders: {names}",
             where=folder,
             fix="copy the files into the folder, or link each file; for images in class folders, set tiles.source: "
             "folders",

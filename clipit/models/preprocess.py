@@ -4,6 +4,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -336,6 +337,9 @@ def open_picture(image: Picture, position: int) -> Image.Image:
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
             with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it together
+                if getattr(image, "filename", "") and getattr(image, "fp", None) is None:
+                    with suppress(OSError):  # Pillow forgets the bit depth and damage of an image that it has loaded
+                        decode(Path(image.filename))
                 return to_rgb(image)
         return decode(Path(image))
     except (DataError, MemoryError):

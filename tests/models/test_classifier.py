@@ -2,9 +2,11 @@ import json
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from safetensors.torch import load_file
 from slide_files import picture, write_ome, write_slide
 
@@ -290,6 +292,29 @@ def test_series_and_generators_are_read_in_their_order(pictures: list[Image.Imag
         count, read = open_pictures(images)
         assert count == 3
         assert [read(row).tobytes() for row in range(3)] == [p.convert("RGB").tobytes() for p in pictures[:3]]
+
+
+def test_an_image_that_was_loaded_before_is_judged_by_its_file(
+    tmp_path: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow forgets the bit depth of an image that it has loaded, and missing data that a package let it skip."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    pictures[0].convert("RGB").resize((200, 200)).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-2000])
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(range(24)) for _ in range(4))
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    for name, words in (("cut.jpg", "truncated"), ("deep.png", "16 bits per channel"), ("whole.jpg", "")):
+        image = Image.open(tmp_path / name)
+        image.load()
+        _, read = open_pictures([image])
+        if words:
+            with pytest.raises(DataError, match=words):
+                read(0)
+        else:
+            assert read(0).size == (200, 200)
 
 
 @pytest.mark.parametrize("images", [{"a": "a.png"}, {"a.png", "b.png"}])

@@ -11,6 +11,10 @@ from clipit.config.effects import AddedLater, Data, Reporting, Results
 from clipit.config.paths import LocalPath
 from clipit.config.section import MAX_SEED, MicrometresPerPixel, Section, check_once, check_one_line
 
+_MARK = r"['\"`\u2018\u2019\u201c\u201d]"
+_QUOTED = re.compile(rf"\s*[bu]?\\?{_MARK}.*{_MARK}\s*", re.DOTALL)
+"""Text in quotation marks, which may be typographic, or follow a backslash or the b of Python's bytes."""
+
 MAX_VOTES = 999_999
 """Maximum number of votes per tile and class in an annotation table."""
 
@@ -365,6 +369,8 @@ class ReportsConfig(Section):
         if self.metadata_id_column is not None and self.metadata_group_column is not None:
             raise ValueError("set metadata_id_column or metadata_group_column, not both")
         check_once(self.columns)
+        if quoted := list(filter(_QUOTED.fullmatch, (*self.include_terms, *self.exclude_terms))):
+            raise ValueError(f"terms must not contain their quotation marks: {', '.join(quoted)}")
         return self
 
 

@@ -30,11 +30,16 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
             mapping has a different value.
     """
     decoded: dict[str, Any] = {}
-    for key, text in options.items():
+    for key, option in options.items():
+        text = option.strip()
         alternatives = get_args(types[key]) if get_origin(types[key]) in (Union, UnionType) else (types[key],)
         lists = [alternative for alternative in alternatives if get_origin(alternative) is tuple]
         if text in _NONE and NoneType in alternatives:
             decoded[key] = None
+        elif lists and text in _NONE:
+            raise ConfigError(
+                f"--{key} is a list, not {text}", where="the command line", fix="write an empty list as []"
+            )
         elif lists:
             holds_text = get_args(lists[0])[0] is str
             items = _literal(text, numbers_as_text=holds_text) if text.startswith(("[", "(", "'")) else None

@@ -189,7 +189,7 @@ def _check_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) 
 
 
 def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mapping: Mapping[str, str]) -> None:
-    """Reject first-level folders that contain no images and whose subfolders look like classes."""
+    """Reject first-level folders that contain no images, and that are named like splits or share most subfolders."""
     if config.classes or config.class_map:
         return
     inside: dict[str, set[str]] = {}
@@ -198,23 +198,25 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
         if not rest:  # an image directly in a first-level folder, which is therefore a class
             return
         inside.setdefault(first, set()).add(second)
-    counts = Counter(name for subfolder_names in inside.values() for name in subfolder_names)
+    folded = {first: {name.casefold() for name in names} for first, names in inside.items()}
+    counts = Counter(name for names in folded.values() for name in names)
     shared = {name for name, count in counts.items() if count > 1 or len(inside) == 1}
-    candidates = [names for names in inside.values() if len(names & shared) > 1]
+    candidates = [names for names in folded.values() if len(names & shared) > 1]
     # Splits share most of their classes, whereas classes share few patients in <class>/<patient>/.
     alike = any(2 * len(a & b) >= max(len(a | b), 3) for a, b in combinations(candidates, 2))
-    if not alike and (len(inside) > 1 or len(shared) < 2):
-        return
     names = sorted(inside)
-    train = next((name for name in names if "train" in name.lower()), names[0])
-    fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {train}}}"
+    train = next((name for name in names if "train" in name.lower()), "")
+    if not (alike or train) and (len(inside) > 1 or len(shared) < 2):
+        return
+    fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {train or names[0]}}}"
     if len(names) == 1:
         fix = f"set tiles.path to {root / names[0]}"
-    elif any(name in mapping or name.lower() in mapping for name in shared):
+    elif shared & {name.casefold() for name in mapping}:
         fix = "move the splits above the classes: <split>/<class>/"
+    subfolder_names = {name for each in inside.values() for name in each if not shared or name.casefold() in shared}
     raise DataError(
-        f"the folders {shortlist(names)} contain no images, only the subfolders {shortlist(sorted(shared))}; they look "
-        "like splits rather than classes",
+        f"the folders {shortlist(names)} contain no images, only the subfolders {shortlist(sorted(subfolder_names))}; "
+        "they look like splits rather than classes",
         where=root,
         fix=f"{fix}; if they are classes, name them in tiles.classes",
     )

@@ -145,6 +145,7 @@ def test_negative_numbers_lists_and_a_null_section(file: Callable[..., str]) -> 
         ("exclude_terms=[0.10, 1]", ("0.10", "1")),
         ("exclude_terms=crohn's,x", ("crohn's", "x")),
         ("exclude_terms=(see note)", ("(see note)",)),
+        ("exclude_terms= ['adenocarcinoma'] ", ("adenocarcinoma",)),
         ("sections=['microscopy']", ("microscopy",)),
         ("sections=None", None),
         ("sections=null", None),
@@ -180,6 +181,22 @@ def test_sections_and_mappings_as_python_writes_them(file: Callable[..., str]) -
 def test_a_list_in_no_known_notation_is_refused(file: Callable[..., str], text: str) -> None:
     with pytest.raises(ConfigError, match="cannot parse"):
         read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), f"--reports.exclude_terms={text}"])
+
+
+@pytest.mark.parametrize("term", ["\u2019adenoma\u2019", "`adenoma`", "\\'adenoma\\'", "b'adenoma'", '"adenoma"'])
+@pytest.mark.parametrize("key", ["include_terms", "exclude_terms"])
+def test_terms_keep_no_quotation_marks(file: Callable[..., str], term: str, key: str) -> None:
+    """Terms in quotation marks occur in no snippet, so that nothing would be dropped."""
+    if term[0] != '"':
+        with pytest.raises(ConfigError, match="terms must not contain their quotation marks: .*adenoma"):
+            read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), f"--reports.{key}=[{term}]"])
+    with pytest.raises(ConfigError, match="terms must not contain their quotation marks: .*adenoma"):
+        read_command("test", [file({**MINIMAL, "reports": {"path": "r", key: ["polyp", term]}})])
+
+
+def test_none_is_no_term(file: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match=r"--reports\.exclude_terms is a list, not None\n.*\n.*as \[\]"):
+        read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), "--reports.exclude_terms=None"])
 
 
 @pytest.mark.parametrize("options", [["--seed"], ["--seed", "3", "4"], ["--seed=3", "4"], ["--note", "--seed=3"]])

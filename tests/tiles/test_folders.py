@@ -225,6 +225,22 @@ def test_patients_below_the_classes_may_have_tiles_of_both(tmp_path: Path) -> No
     assert tiles.classes == ("benign", "malignant") and len(tiles) == 12
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["Trainset/Tumour", "Trainset/Stroma", "Testset/tumour", "Testset/stroma"],
+        ["Trainset/images/tumour", "Trainset/images/stroma", "Testset/images/tumour", "Testset/images/stroma"],
+        ["Trainset/tumour", "Trainset/stroma", "Trainset/mucin", "Trainset/debris", "Testset/tumour"],
+        ["my_training/tumour", "holdout/tumour"],
+    ],
+)
+def test_split_folders_whose_subfolders_differ_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+    for number, name in enumerate(folders):
+        paint(tmp_path / name / "a.png", number)
+    with pytest.raises(DataError, match=r"(?s)contain no images, only the subfolders .*like splits.*tiles\.splits"):
+        load_tiles(config(tmp_path), seed=0)
+
+
 def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
     for place in range(8):
         for name in ("stroma", "tumour"):

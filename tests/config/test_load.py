@@ -188,9 +188,9 @@ def test_a_list_in_no_known_notation_is_refused(file: Callable[..., str], text: 
 def test_terms_keep_no_quotation_marks(file: Callable[..., str], term: str, key: str) -> None:
     """Terms in quotation marks occur in no snippet, so that nothing would be dropped."""
     if term[0] != '"':
-        with pytest.raises(ConfigError, match="terms must not contain their quotation marks: .*adenoma"):
+        with pytest.raises(ConfigError, match=r"terms must not contain their quotation marks: .*adenoma"):
             read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), f"--reports.{key}=[{term}]"])
-    with pytest.raises(ConfigError, match="terms must not contain their quotation marks: .*adenoma"):
+    with pytest.raises(ConfigError, match=r"terms must not contain their quotation marks: .*adenoma"):
         read_command("test", [file({**MINIMAL, "reports": {"path": "r", key: ["polyp", term]}})])
 
 

@@ -337,9 +337,10 @@ def open_picture(image: Picture, position: int) -> Image.Image:
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
             with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it together
-                if getattr(image, "filename", "") and getattr(image, "fp", None) is None:
-                    with suppress(OSError):  # Pillow forgets the bit depth and damage of an image that it has loaded
-                        decode(Path(image.filename))
+                file = getattr(image, "filename", "") if getattr(image, "fp", None) is None else ""
+                with suppress(OSError):  # Pillow forgets the bit depth and damage of an image that it has loaded
+                    if file:
+                        decode(Path(file))
                 return to_rgb(image)
         return decode(Path(image))
     except (DataError, MemoryError):

@@ -8,6 +8,7 @@ from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
+from clipit.training.terms.term_table import TERMS, active_terms
 
 
 def test_no_arm_changes_nothing(configure: Callable[..., RunConfig]) -> None:
@@ -41,6 +42,15 @@ def test_arms_differ_in_what_their_names_say(configure: Callable[..., RunConfig]
     for control in ("shuffled_pairs", "random_text", "random_codes", "image_embedding", "word_drop"):
         other, plain = resolved[control], resolved["clip_it_paper" if control == "word_drop" else "clip_it_all"]
         assert other.model_dump(exclude={"arm", "distillation"}) == plain.model_dump(exclude={"arm", "distillation"})
+
+
+def test_the_image_only_arms_disable_every_term_of_the_table(configure: Callable[..., RunConfig]) -> None:
+    on = {"soft_labels.source": "zero_shot", "prompt_bags.weight": 0.5, "consistency.weight": 1.0, "bags.weight": 0.5}
+    every = configure({**on, "distillation.tiles": "all", "second_vlm": {}})
+    assert [term.name for term in active_terms(every)] == [term.name for term in TERMS]
+    for arm in ("image_only", "image_only_frozen"):
+        image_only = resolve_arm(every.model_copy(update={"arm": arm, "overrides": ()}))
+        assert [term.name for term in active_terms(image_only)] == ["cross_entropy"]
 
 
 def test_what_bags_and_soft_labels_are_to_be_compared_with(configure: Callable[..., RunConfig]) -> None:

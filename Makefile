@@ -85,8 +85,8 @@ own-reports: $(READY)
 
 env: $(READY)
 
-# pip would compile all modules on one core. Here, all cores compile, and the packages' tests and most models of
-# transformers are skipped, which make up more than a quarter.
+# pip would compile all modules on one core. Here, all cores compile. The packages' tests and most models of
+# transformers, more than a quarter of all modules, are skipped.
 UNCOMPILED := site-packages/.*/tests?/|site-packages/transformers/models/[b-z]
 
 $(READY): pyproject.toml $(CONSTRAINTS)

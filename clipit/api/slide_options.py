@@ -19,7 +19,7 @@ def zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None)
     """Return the classes of the prompts without loading the VLM; None if no VLM is given.
 
     Raises:
-        ConfigError: Only one of VLM and prompts is given.
+        ConfigError: Only one of `vlm` and `prompts` is given.
         DataError: The prompt set does not exist, or its file is invalid.
     """
     from clipit.prompts.files import unknown_prompts

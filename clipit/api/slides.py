@@ -321,7 +321,7 @@ def compare_slides(
             of the test slides: raise an error, or only note it.
 
     Raises:
-        ConfigError: An option is invalid, or only one of VLM and prompts is given.
+        ConfigError: An option is invalid, or only one of `vlm` and `prompts` is given.
         DataError: The runs cannot be compared on these slides, leaks are found, or no slide can be used.
         ArtifactError: A run is damaged.
         ModelError: A model cannot be loaded.

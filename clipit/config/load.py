@@ -103,7 +103,7 @@ def repeated_keys(entries: Iterable[tuple[str, Any]]) -> list[str]:
 
 
 def check_keys_once(keys: Mapping[str, Any], where: str) -> None:
-    """Reject dotted keys of which one would replace a value inside another; see `repeated_keys`."""
+    """Reject dotted keys if one of them would replace a value inside another; see `repeated_keys`."""
     if twice := repeated_keys(keys.items()):
         raise ConfigError(f"keys given twice: {', '.join(twice)}", where=where, fix="give each key once")
 
@@ -160,7 +160,7 @@ def validate(values: Mapping[str, Any], where: object) -> RunConfig:
     """Validate the keys of a run.
 
     Args:
-        values: Keys and values, sections nested.
+        values: Keys and values, with nested sections.
 
     Raises:
         ConfigError: Values are invalid; the message lists all errors with their keys.

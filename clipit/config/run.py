@@ -155,7 +155,7 @@ class PairingConfig(Section):
     correction_iterations: int = Field(10, ge=1)
     """`sinkhorn`: number of iterations; each takes as long as one to two searches."""
     threshold: float | None = Field(None, ge=-1, le=1)
-    """Drop pairs with a lower cosine; some tiles may then have no pair."""
+    """Drop pairs whose cosine is below this value; some tiles may then have no pair."""
     margin: float | None = Field(None, ge=0)
     """Drop pairs whose score (the corrected cosine) does not exceed that of the tile's (k+1)-th snippet by this
     margin."""
@@ -177,7 +177,7 @@ class PairingConfig(Section):
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
     def unused_keys(self) -> frozenset[str]:
-        """Return the keys of approximate indexes that the index does not read."""
+        """Return the keys for approximate indexes that do not apply to this index."""
         applies = {
             "candidates": self.index != "Flat", "nprobe": has_lists(self.index), "ef_search": has_graph(self.index),
         }  # fmt: skip

@@ -1,7 +1,8 @@
 """Score retrieval by cosine similarity: Recall@k of true pairs, class-match precision@k and majority vote.
 
-Recall@k, called p@k in PLIP's tables, is the fraction of queries with a true match among the k nearest items. The fold
-enrichment of a score is the score divided by the expected score of k items drawn at random from the same gallery.
+Recall@k, called p@k in PLIP's tables, is the mean over queries of the fraction of their true matches that are among the
+k nearest items. The fold enrichment of a score is the score divided by the expected score of k items drawn at random
+from the same gallery.
 """
 
 from collections.abc import Iterable, Sequence

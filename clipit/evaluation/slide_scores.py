@@ -30,7 +30,7 @@ class PooledScore:
         pooling: Name from `POOLINGS`.
         smoothed: Whether the scores of each tile were first averaged with those of its neighbours.
         tiles: Number of tiles of the slide.
-        pooled: Number of tiles that enter the score of a class: K, or all tiles of a slide with fewer than K.
+        pooled: Number of tiles that contribute to the score of a class: K, or all tiles of a slide with fewer than K.
         scores: Score of each class.
     """
 

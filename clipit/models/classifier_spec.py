@@ -48,7 +48,7 @@ CARD = "README.md"
 CLASSIFIER = "classifier"
 """Name of the classifier's folder inside its run's folder."""
 
-_MIN_STD, _MAX_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
+_MIN_STD, _MAX_MEAN = 1e-4, 10.0  # generous limits, because some models are not trained on standardised pixels
 _SELF = "sha256"  # key that holds the digest of all other keys
 COPY_AGAIN = (
     "copy the classifier again from its source; or delete this folder and run clipit train with the run's "

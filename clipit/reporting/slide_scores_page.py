@@ -221,7 +221,7 @@ def _gaps(scores: pd.DataFrame, resamples: int) -> list[str]:
     scores, parts = scores[~(scores["single"] & (scores["level"] == "patient"))], dict[str, list[str]]()
     missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(resamples))]
     all_poolings = _pooling_titles(scores)
-    metrics: dict[tuple[str, str, str], set[str]] = {}  # by place, kind of gap, and reason
+    metrics: dict[tuple[str, str, str], set[str]] = {}  # names by place, kind and reason
     for (split, level, reason, metric), part in missing.groupby(["split", "level", "reason", "metric"], sort=False):
         kind = "no score" if part["value"].isna().all() else "no interval"
         poolings = _pooling_titles(part)

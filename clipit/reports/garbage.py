@@ -144,11 +144,11 @@ def _trigrams(word: str) -> list[str]:
 
 
 def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
-    """Return whether the corpus lacks over 25% of all trigrams, and at least 30% in each of two or more words."""
+    """Return whether the corpus lacks over 25% of the words' trigrams, and at least 30% in each of two or more words."""
     if len(words) < 2 or not trigrams:
         return False
     absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]
-    letters = [len(word) for word in words]  # equal to the numbers of trigrams
+    letters = [len(word) for word in words]  # a word has as many trigrams as letters
     strange = sum(count >= _STRANGE_SHARE * length for count, length in zip(absent, letters, strict=True))
     return sum(absent) > _MAX_ABSENT * sum(letters) and strange >= 2
 

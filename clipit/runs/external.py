@@ -50,7 +50,7 @@ def evaluate_external(
 ) -> tuple[Path, dict[str, Any]]:
     """Score a finished run on new tiles or with new prompts; must be called by all processes.
 
-    Predictions, scores, calibration and a page are written to `external/<name>` in the run's folder, all or nothing.
+    Predictions, scores, calibration and a page are written atomically to `external/<name>` in the run's folder.
     The only other file that changes is the classifier's card, which lists the scores.
 
     Args:

@@ -212,7 +212,7 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
     if len(names) == 1:
         fix = f"set tiles.path to {root / names[0]}"
     elif shared & {name.casefold() for name in mapping}:
-        fix = "move the splits above the classes: <split>/<class>/"
+        fix = "put the class folders inside split folders: <split>/<class>/"
     subfolder_names = {name for each in inside.values() for name in each if not shared or name.casefold() in shared}
     raise DataError(
         f"the folders {shortlist(names)} contain no images, only the subfolders {shortlist(sorted(subfolder_names))}; "

@@ -142,7 +142,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
     several = shared_files(files)
     if several:
         notes.append(
-            f"{counted(len(several), 'mask file is', 'mask files are')} given for several tiles, which is right only "
+            f"{counted(len(several), 'mask file is', 'mask files are')} given for several tiles, which is correct only "
             f"if their masks are the same: {shortlist(several)}"
         )
     empty = np.zeros((0, len(classes.names)), dtype=np.int64)
@@ -159,7 +159,7 @@ def shared_files(files: Sequence[str]) -> list[str]:
 def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:
     """Decode every mask once, count its pixels by class, and drop masks with only ignored pixels.
 
-    The notes state the fraction of ignored pixels, and warn if some masks seem to write a class as an ignored value.
+    The notes state the fraction of ignored pixels, and warn if some masks seem to encode a class as an ignored value.
 
     Args:
         unreadable: `error` to raise one error that lists all unusable masks; `quarantine` to drop, count and list them.
@@ -227,7 +227,7 @@ def pixel_counts(codes: Int16[np.ndarray, "h w"], classes: int) -> Int64[np.ndar
 
 
 def ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes: MaskClasses) -> list[str]:
-    """Describe ignored pixels, and masks in which a class may be written as an ignored value.
+    """Describe ignored pixels, and masks in which a class may be encoded as an ignored value.
 
     Args:
         pixels: Pixel counts of each mask by class; the last column counts ignored pixels.
@@ -247,7 +247,7 @@ def ignored_notes(pixels: Int64[np.ndarray, "n c"], ids: Sequence[str], classes:
         notes.append(
             f"WARNING: {counted_of(int(doubtful.sum()), len(ids), 'mask contains', 'masks contain')} only one class "
             "and ignored pixels, while others contain several classes and no ignored pixels; if masks from different "
-            f"sources write a class differently, such as 1 and 255, rewrite them with one value: {listed}"
+            f"sources encode a class differently, such as by 1 and 255, rewrite them with one value: {listed}"
         )
     return notes
 

@@ -31,8 +31,8 @@ def case_examples(
 
     Args:
         section: Section `adapt`.
-        arm: Arm of the study. `shuffled_text` gives each patient the reports of another patient, of the same organ
-            where there is one; some of their sentences may by chance equal those of the patient's own report.
+        arm: Arm of the study. `shuffled_text` gives each patient the reports of another patient, with the same organ
+            if possible; some of their sentences may by chance equal those of the patient's own report.
         split: train, validation or test.
 
     Raises:

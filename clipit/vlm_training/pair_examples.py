@@ -53,8 +53,9 @@ def pair_examples(
         split: train, validation or test.
 
     Raises:
-        DataError: The split has no image with a text, patients or images of the evaluated tiles or of a held-out split
-            are among the training pairs (`leaks.policy`), or all images of the arm `shuffled_text` are of one patient.
+        DataError: The split has no image with a text; or patients or images of the evaluated tiles or of a held-out
+            split are among the training pairs (`leaks.policy`); or the arm is `shuffled_text` and all images are of
+            one patient.
     """
     inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # leaks depend on these
     content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])

@@ -245,7 +245,7 @@ def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
     for place in range(8):
         for name in ("stroma", "tumour"):
             paint(tmp_path / name / ("train" if place < 6 else "test") / f"{place}.png", place)
-    with pytest.raises(DataError, match=r"(?s)test, train.*move the splits above the classes"):
+    with pytest.raises(DataError, match=r"(?s)test, train.*put the class folders inside split folders"):
         load_tiles(config(tmp_path), seed=0)
 
 

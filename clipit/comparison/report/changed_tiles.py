@@ -214,7 +214,7 @@ def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
             return None
         try:
             return picture_uri(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
-        except DataError:  # hours of training must not end without a page because of a missing image
+        except DataError:  # a missing image must not prevent the page from being written
             return None
 
     return picture

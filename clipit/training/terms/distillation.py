@@ -34,7 +34,7 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def active(self) -> bool:
-        """Whether any tile is distilled."""
+        """Whether any tile gets a target."""
         return self.options.tiles != "none"
 
     @property
@@ -159,7 +159,7 @@ class DistillationTerm(Term[DistillationConfig]):
         """Build one target per training tile.
 
         Raises:
-            DataError: None of the tiles to distil has a target.
+            DataError: None of the tiles selected for distillation has a target.
         """
         self.targets, facts = make_targets(self.config, inputs.workspace, inputs.tiles)
         labelled = self.labels >= 0
@@ -169,9 +169,9 @@ class DistillationTerm(Term[DistillationConfig]):
             raise DataError(
                 "no labelled tile has a pair, which student.warm_start needs"
                 if count
-                else f"none of the {counted(int(distilled.sum()), 'tile')} to distil has a pair",
+                else f"none of the {counted(int(distilled.sum()), 'tile')} selected for distillation has a pair",
                 where="distillation.tiles and pairing",
-                fix="relax the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
+                fix="relax the pairing (threshold, margin, mutual), or select all tiles: distillation.tiles=all",
             )
         return {**facts, "distilled_tiles": f"{count} of {int(distilled.sum())}"}
 
@@ -181,12 +181,12 @@ class DistillationTerm(Term[DistillationConfig]):
             warm_start(self.config, student, normalise, source, self.labels, self.targets)
 
     def mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
-        """Return the mask of the distilled tiles among these training tiles."""
+        """Return the mask of the tiles with a target among these training tiles."""
         valid = np.asarray(self.targets.valid[rows], dtype=np.bool_)
         return valid & (self.labels[rows] >= 0) if self.options.tiles == "labelled" else valid
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Count the distilled tiles."""
+        """Count the tiles with a target."""
         return float(self.mask(rows).sum())
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:

@@ -21,7 +21,7 @@ SnippetVectors = Callable[[Int[np.ndarray, "*shape"]], Float32[np.ndarray, "*sha
 
 @dataclass(frozen=True)
 class Targets:
-    """Unit vectors, one row per training tile; rows that are not `valid` are not distilled."""
+    """Unit vectors, one row per training tile; rows that are not `valid` are not used."""
 
     vectors: Float16[np.ndarray, "n dim"]
     valid: Bool[np.ndarray, "n"]

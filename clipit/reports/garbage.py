@@ -144,7 +144,7 @@ def _trigrams(word: str) -> list[str]:
 
 
 def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
-    """Return whether the corpus lacks over 25% of the words' trigrams, and at least 30% in each of two or more words."""
+    """Return whether the corpus lacks over 25% of the words' trigrams, and at least 30% in each of two words."""
     if len(words) < 2 or not trigrams:
         return False
     absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]

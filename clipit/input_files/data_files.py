@@ -65,6 +65,8 @@ class FolderFiles:
 def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
     """List the files of a folder and its subfolders for which `accept` returns True.
 
+    Links without a target are also listed if their names have no suffix, because they may have been links to folders.
+
     Links to folders are followed, but every real folder is listed only once: under its own path if it is inside
     `folder`, otherwise under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders and
     system folders, such as lost+found, are skipped.
@@ -101,11 +103,11 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
             if is_folder:
                 if not is_hidden(entry.name) and entry.name not in _SYSTEM_FOLDERS:
                     (linked if entry.is_symlink() else real).append(path)
+            elif not _resolves_to(entry.is_file):
+                if entry.is_symlink() and (accept(path) or not (path.suffix or is_hidden(entry.name))):
+                    listed.dangling.append(path)
             elif not accept(path):
                 continue
-            elif not _resolves_to(entry.is_file):
-                if entry.is_symlink():
-                    listed.dangling.append(path)
             elif decodable and is_unicode(entry.name):
                 listed.files.append(path)
             else:

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, repeats, shortlist
-from clipit.input_files.data_files import hidden_names, hidden_note, list_files
+from clipit.input_files.data_files import hidden_names, hidden_note, list_files, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 
 logger = logging.getLogger(__name__)
@@ -132,11 +132,13 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
     Other feature files in the folders, such as those in subfolders, are counted in a note.
 
     Raises:
-        DataError: There are no files, or two slides have the same name.
+        DataError: There are no files, two slides have the same name, a link has no target, or a name is not UTF-8.
     """
     files, unread, hidden = list[Path](), list[Path](), list[str]()
     for path in paths:
         listed = list_files(path, _is_feature_file) if path.is_dir() else None
+        unlisted = [*listed.dangling, *listed.undecodable] if listed else []
+        reject_unlisted([file for file in unlisted if file.parent == path and _is_feature_file(file)], path)
         hidden += hidden_names(listed, path, lambda file: file.suffix.lower() in _SUFFIXES) if listed else []
         for file in sorted(listed.files) if listed else [path]:
             read = file == path or (file.parent == path and file.suffix.lower() in _SUFFIXES)

@@ -59,7 +59,7 @@ def test_follows_links_and_enters_each_folder_once(tmp_path: Path) -> None:
     (data / "file_link.png").symlink_to(real)
     found = list_files(data, lambda path: path.suffix == ".png")
     assert found.files == [data / "again/deep/b.png", data / "file_link.png", data / "z/a.png"]
-    assert found.dangling == [] and found.undecodable == []
+    assert found.dangling == [data / "loop"] and found.undecodable == []
 
 
 def test_does_not_enter_hidden_and_system_folders(tmp_path: Path) -> None:
@@ -77,6 +77,10 @@ def test_names_dangling_links_and_names_that_are_not_utf8(tmp_path: Path) -> Non
     assert found.files == []
     assert found.dangling == [tmp_path / "gone.png"]
     assert [path.name.isascii() for path in found.undecodable] == [False, True]
+    for name in ("gone_folder", "gone.txt", ".gone"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    found = list_files(tmp_path, lambda path: path.suffix == ".png")
+    assert found.dangling == [tmp_path / "gone.png", tmp_path / "gone_folder"], "the latter may have been a folder"
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,11 @@ def test_files_that_are_missing_damaged_or_named_alike_are_refused(tmp_path: Pat
     paths = [write(tmp_path / name / "same.h5", np.zeros((1, 3)), grid(1)) for name in ("a", "b")]
     with pytest.raises(DataError, match=r"slides with the same name: same \(.*same\.h5, .*same\.h5\)"):
         find_feature_files(paths)
+    (tmp_path / "a" / "gone.h5").symlink_to(tmp_path / "absent.h5")
+    with pytest.raises(DataError, match=r"links to missing files.*: gone\.h5"):
+        find_feature_files([tmp_path / "a"])
+    (tmp_path / "a" / "gone.h5").rename(tmp_path / "a" / "notes.txt")
+    assert find_feature_files([tmp_path / "a"]) == paths[:1]
 
 
 @pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf, 2.0**60])

@@ -122,10 +122,11 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
     assert len(tiles) and any("1 file skipped (not slides)" in note for note in tiles.notes)
     assert any("skipped 2 hidden slides: ._a.svs, .old/b.svs" in note for note in tiles.notes)
-    (tmp_path / "images" / "gone.svs").symlink_to(tmp_path / "absent.svs")
-    with pytest.raises(DataError, match=r"links to missing files.*gone\.svs"):
-        read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
-    (tmp_path / "images" / "gone.svs").unlink()
+    for name in ("gone.svs", "gone_folder"):
+        (tmp_path / "images" / name).symlink_to(tmp_path / "absent")
+        with pytest.raises(DataError, match=rf"links to missing files.*{name}"):
+            read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
+        (tmp_path / "images" / name).unlink()
     undecodable = tmp_path / "images" / os.fsdecode(b"M\xfcller.svs")
     undecodable.touch()
     with pytest.raises(DataError, match=r"(?s)names that are not UTF-8.*convmv"):

@@ -143,10 +143,11 @@ def test_missing_shards_are_listed(shards: Path) -> None:
     empty.mkdir()
     with pytest.raises(DataError, match=r"no .tar files"):
         list_shards(str(empty))
-    (empty / "gone.tar").symlink_to(shards / "absent.tar")
-    with pytest.raises(DataError, match=r"links to missing files.*gone\.tar"):
-        list_shards(str(empty))
-    (empty / "gone.tar").unlink()
+    for name in ("gone.tar", "gone_folder"):
+        (empty / name).symlink_to(shards / "absent.tar")
+        with pytest.raises(DataError, match=rf"links to missing files.*{name}"):
+            list_shards(str(empty))
+        (empty / name).unlink()
     for split in ("train", "test"):  # the path of a shard states its split
         (empty / split).symlink_to(shards)
     with pytest.raises(DataError, match=r"links to folders that are also read elsewhere: train"):

@@ -35,7 +35,8 @@ def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequ
     tokenizer.padding_side = "right"
 
     def tokenise(texts: Sequence[str]) -> Tokens:
-        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=context_length, return_tensors="pt")
+        options = {"truncation": True, "max_length": context_length, "return_tensors": "pt"}
+        inputs = tokenizer(list(texts), padding=True, return_attention_mask=True, **options)
         mask = inputs["attention_mask"]
         return {"input_ids": inputs["input_ids"] * mask, "attention_mask": mask}
 

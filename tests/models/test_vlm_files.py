@@ -122,6 +122,14 @@ def test_a_text_embeds_alike_alone_and_in_a_batch(
     torch.testing.assert_close(alone, beside, atol=1e-6, rtol=1e-5)
 
 
+def test_a_tokeniser_that_returns_no_mask_by_default(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copied(clip_folder, tmp_path / "clip")
+    rules = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(rules))
+    texts = ["mucin", "tumour glands with necrosis"]
+    torch.testing.assert_close(load(str(folder)).encode_texts(texts), load(str(clip_folder)).encode_texts(texts))
+
+
 def test_a_text_that_depends_on_its_batch_is_refused(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipit.models import clip_vlm
 

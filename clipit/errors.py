@@ -45,8 +45,10 @@ TORCH_FIX = (
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
-"""Parts of the out-of-memory messages of torch (GPU and CPU), faiss and safetensors."""
+_OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM), "failed to map segment",
+)  # fmt: skip
+"""Parts of the out-of-memory messages of torch (GPU and CPU), Pillow, faiss, safetensors and the dynamic linker."""
 _BROKEN_PIPE = 141  # exit status of programs killed by SIGPIPE
 
 

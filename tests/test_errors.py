@@ -242,6 +242,7 @@ def test_over_quota_as_faiss_and_safetensors_report_it() -> None:
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ..."),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        ImportError("libopenblas.so: failed to map segment from shared object"),
         RuntimeError("std::bad_alloc"),
     ],
 )

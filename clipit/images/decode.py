@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, is_out_of_memory
 from clipit.images.jpeg import count_pictures, decode_plain
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
 from clipit.images.tiff_copies import differs, is_auxiliary, is_reduced
@@ -101,10 +101,11 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if is_out_of_memory(error):  # Pillow raises an OSError; the image may be intact
+            raise MemoryError(str(error)) from error
         reason = f"{type(error).__name__}: {error}"
-        if not isinstance(error, OSError | SyntaxError | ValueError):  # the message would not help a user
-            reason = f"the file is damaged or truncated ({reason})"
-        raise ImageError(reason) from error
+        clear = isinstance(error, OSError | SyntaxError | ValueError)  # other messages would not help a user
+        raise ImageError(reason if clear else f"the file is damaged or truncated ({reason})") from error
 
 
 def noted_file(source: Path | io.BytesIO) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
 from clipit.argument_types import type_name
-from clipit.errors import DataError, ModelError, shortlist
+from clipit.errors import DataError, ModelError, is_out_of_memory, shortlist
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.output_files.artifacts import fingerprint
 
@@ -350,6 +350,8 @@ def open_picture(image: Picture, position: int) -> Image.Image:
             f"this image cannot be decoded: {error}", where=where, fix="replace the image, or remove it from the list"
         ) from error
     except Exception as error:  # missing files, values of a different type, and Pillow's errors for damaged bytes
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         raise DataError(
             f"unreadable image: {error}", where=where, fix="correct the path, or replace the file"
         ) from error

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from clipit.errors import is_out_of_memory
 from clipit.images.decode import ImageError
 from clipit.images.jpeg import decode_bytes, find_corruption, is_compared
 from clipit.slides.slide_file import Level
@@ -145,6 +146,8 @@ class JpegLevel:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
             raise ImageError(f"tile {index} of the slide is damaged: {error}") from error
 
 

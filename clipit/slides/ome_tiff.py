@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, is_out_of_memory
 from clipit.images.decode import ImageError
 from clipit.slides.ome_images import choose_image, has_several, read_images
 from clipit.slides.slide_file import Level, check_square
@@ -114,6 +114,8 @@ class OmeTiff:
                 data = self._file.filehandle.read(page.databytecounts[index])
             pixels = page.decode(data, index, jpegtables=page.jpegtables)[0]
         except Exception as error:  # decoders raise many kinds of exceptions
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
             raise ImageError(f"cannot decode a tile of the OME-TIFF: {error}") from error
         if pixels is None:
             return np.full((1, 1, 3), 255, dtype=np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int16, Integer
 from PIL import Image, ImageFile
 
-from clipit.errors import ClipitError, shortlist
+from clipit.errors import ClipitError, is_out_of_memory, shortlist
 from clipit.images.decode import ImageError, check_bytes, noted_file, open_header, turn_upright
 from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
@@ -133,6 +133,8 @@ def decode_values(
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         raise ImageError(f"{type(error).__name__}: {error}") from error
     if mode in ("LA", "RGB", "RGBA"):
         colours = values[..., : 1 if mode == "LA" else 3]

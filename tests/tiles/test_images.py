@@ -19,6 +19,7 @@ from clipit.images.image_set import open_images
 from clipit.models.preprocess import open_picture
 from clipit.tiles.kept_tiles import KeptSize, keep_image
 from clipit.tiles.load_tiles import load_tiles
+from clipit.tiles.mask_files import decode_values
 
 from .conftest import paint, write_table
 
@@ -62,6 +63,32 @@ def test_quarantine_counts_and_lists(tmp_path: Path) -> None:
     assert "dropped as unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
     for place in range(len(tiles)):
         assert tiles.read(place).tobytes() == decode(tmp_path / tiles.ids[place]).tobytes()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_images_are_not_quarantined_for_lack_of_memory(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{place}.png" for place in range(8)]
+    for place, name in enumerate(names):
+        paint(tmp_path / name, place, size=(32, 32))
+    config = table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"})
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+            for name in names:
+                archive.write(tmp_path / name, name)
+        config = config.model_copy(update={"images": str(tmp_path / "tiles.zip")})
+
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise OSError("out of memory when reading image file")  # as Pillow does, without a code
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(MemoryError, match="out of memory"):
+        load_tiles(config, seed=0)
+    with pytest.raises(MemoryError, match="out of memory"), Image.open(tmp_path / names[0]) as image:
+        open_picture(image, 0)
+    with pytest.raises(MemoryError, match="out of memory"):
+        decode_values(tmp_path / names[0])
 
 
 def test_quarantine_of_a_whole_split_is_an_error(tmp_path: Path) -> None:

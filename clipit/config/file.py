@@ -52,7 +52,7 @@ def run_section(config: RunConfig | ConfigFile) -> RunConfig:
         return config.run
     if not isinstance(config, RunConfig):
         raise ConfigError(
-            f"a configuration must be a result of load_config, not {type_name(config)}",
+            f"a configuration must be the result of load_config, not {type_name(config)}",
             where="config",
             fix="pass clipit.load_config(...)",
         )

@@ -139,7 +139,7 @@ def contrast(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np
 
 
 def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Zoom about the centre at constant size: a central window with edges 1/level as long is resized to the tile size.
+    """Zoom about the centre at constant size: a central window, 1/level as wide and high, is resized to the tile size.
 
     Above 1, the window lies inside the tile; below 1, the tile is reflected at its edges to fill the window. Resizing
     is bicubic. The resolution in µm per pixel is divided by `level`.

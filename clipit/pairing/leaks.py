@@ -107,7 +107,7 @@ def group_leaks(tiles: TileSet) -> list[Leak]:
 
 
 def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
-    """Find reports of patients that have tiles in validation or test.
+    """Find reports of patients who have tiles in validation or test.
 
     The patient of a report or tile is its group or, if it has none, the TCGA barcode in its id.
     """
@@ -135,7 +135,7 @@ def patient_of(report: Report) -> str:
 
 
 def count_reports_of(reports: Sequence[Report], tiles: TileSet | SeenTiles) -> int:
-    """Count the reports of patients that have tiles in a set, whatever their split."""
+    """Count the reports of patients who have tiles in a set, in any split."""
     names, owners = match_report_patients(reports, tiles)
     known = set(owners) - {""}
     return sum(name in known for name in names)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.output_files.artifacts import file_sha256
 from clipit.output_files.run_files import read_run_json
-from clipit.output_files.whole_files import write_parquet
+from clipit.output_files.whole_files import text_array, write_parquet
 from clipit.tiles.tileset import TileSet
 
 PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
@@ -220,7 +220,7 @@ def _has_type(name: str, kind: pa.DataType) -> bool:
 
 
 def _texts(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
-    return np.array(column.to_pylist(), dtype=np.str_)
+    return text_array(column.to_pylist())
 
 
 def _matrix(table: pa.Table, names: Sequence[str]) -> Float32[np.ndarray, "n c"]:

@@ -160,9 +160,10 @@ class _OpenZip:
         info.orig_filename = self._stored_names.get(row, info.filename)
         return info
 
-    def read(self, info: zipfile.ZipInfo) -> bytes:
+    def read(self, info: zipfile.ZipInfo, size: int | None = None) -> bytes:
         """Unpack a member and check its checksum."""
-        return self._archive.read(info)
+        with self._archive.open(info) as stream:
+            return stream.read() if size is None else stream.read(size)
 
 
 def _member(info: zipfile.ZipInfo) -> tuple[int, ...]:
@@ -178,8 +179,11 @@ class ZipReader:
         self._members = tuple(members)
         self._zip = LazyHandle(partial(_OpenZip, path, self._members))
 
-    def open(self, row: int) -> io.BytesIO:
+    def open(self, row: int, size: int | None = None) -> io.BytesIO:
         """Unpack the member for a row.
+
+        Args:
+            size: Maximum number of bytes; None for all, in which case the checksum is verified.
 
         Raises:
             ImageError: The member is damaged, its checksum is wrong, or it is larger than any image that Pillow opens.
@@ -187,11 +191,11 @@ class ZipReader:
         archive = self._zip.get()
         try:
             info = archive.info(row)
-            if info.file_size > _MAX_MEMBER:
+            if size is None and info.file_size > _MAX_MEMBER:
                 raise ImageError(
                     f"unpacked, it is {info.file_size / 2**30:.1f} GiB, larger than any image that Pillow opens"
                 )
-            data = archive.read(info)
+            data = archive.read(info, size)
         except (ImageError, MemoryError):
             raise
         except Exception as error:  # each compression method raises its own exceptions for damaged bytes

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from clipit.output_files.artifacts import reading, whole_file
 
+_MAX_PADDING = 2**20  # characters that an array of fixed width may add to short texts
+
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically, in UTF-8."""
@@ -45,6 +47,14 @@ def write_array(path: Path, values: np.ndarray) -> None:
     """Write an array as .npy atomically."""
     with whole_file(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, values, allow_pickle=False)
+
+
+def text_array(texts: Iterable[str]) -> np.ndarray:
+    """Convert texts to an array of fixed width, or of objects if a single long text would widen all others."""
+    values = list(texts)
+    lengths = [len(text) for text in values]
+    is_compact = max(lengths, default=0) * len(lengths) <= 4 * sum(lengths) + _MAX_PADDING
+    return np.array(values, dtype=np.str_ if is_compact else object)
 
 
 def read_parquet(path: Path, fix: str) -> pa.Table:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from clipit.errors import DataError, shortlist
+from clipit.output_files.whole_files import text_array
 from clipit.patients import patient, patient_in, slides_of_patients
 from clipit.stores.embed import Store
 from clipit.stores.index import Index
@@ -125,11 +126,11 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
 
 def _tile_patients(tiles: Store, groups: Mapping[str, str] | None) -> np.ndarray:
     known = groups or {}
-    return np.asarray([patient(known.get(tile, "")) or patient_in(tile) for tile in tiles.ids.tolist()], dtype=np.str_)
+    return text_array(patient(known.get(tile, "")) or patient_in(tile) for tile in tiles.ids.tolist())
 
 
 def _replaced(names: np.ndarray, joined: Mapping[str, str]) -> np.ndarray:
-    return np.asarray([joined.get(name, name) for name in names.tolist()], dtype=np.str_) if joined else names
+    return text_array(joined.get(name, name) for name in names.tolist()) if joined else names
 
 
 def _check_known(tile_patients: np.ndarray, report_patients: np.ndarray, key: str) -> None:
@@ -146,7 +147,7 @@ def _source_patients(index: Index, sources: pa.Table | None) -> tuple[Int[np.nda
     rows, groups = _sources(index, sources, "group")
     _, reports = _sources(index, sources, "report_id")
     pairs = zip(groups.tolist(), reports.tolist(), strict=True)
-    return rows, np.asarray([patient(group) or patient_in(report) for group, report in pairs], dtype=np.str_)
+    return rows, text_array(patient(group) or patient_in(report) for group, report in pairs)
 
 
 def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[np.ndarray, "_"], np.ndarray]:
@@ -163,7 +164,7 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
     row_of = dict(zip(index.store.ids.tolist(), representative_rows(index).tolist(), strict=True))
     rows = [row_of[snippet] for snippet in sources.column("snippet_id").to_pylist()]
     values = ["" if value is None else str(value) for value in sources.column(column).to_pylist()]
-    return np.asarray(rows, dtype=np.int64), np.asarray(values, dtype=np.str_)
+    return np.asarray(rows, dtype=np.int64), text_array(values)
 
 
 def representative_rows(index: Index) -> Int[np.ndarray, "_"]:

@@ -61,7 +61,7 @@ class TileBags:
         """
         row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
         rows = np.asarray([row_of.get(t, -1) for t in self.table.column("tile_id").to_pylist()], dtype=np.int64)
-        members = store.positions(np.asarray(self.table.column("member_id").to_pylist(), dtype=np.str_))
+        members = store.positions(self.table.column("member_id").to_pylist())
         # Keep a member of both kinds only once, at its first position.
         _, first = np.unique(np.stack([rows, members], axis=1), axis=0, return_index=True)
         first = np.sort(first[rows[first] >= 0])

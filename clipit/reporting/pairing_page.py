@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from jaxtyping import Shaped
 
 from clipit.errors import counted, counted_of
+from clipit.output_files.whole_files import text_array
 from clipit.reporting.html import Include, PageSection, Text, page
 
 MAX_TILES = 3000
@@ -32,9 +33,10 @@ def choose_tiles(pairs: pa.Table, max_tiles: int = MAX_TILES) -> list[str]:
         max_tiles: Maximum number of tiles, at least 2.
     """
     first = pairs.filter(pc.equal(pairs["rank"], 0))
-    ids = np.array(first["tile_id"].to_pylist(), dtype=np.str_)
+    ids = text_array(first["tile_id"].to_pylist())
     if len(ids) > max_tiles:
-        order = np.lexsort((ids, -first["score"].to_numpy()))
+        order = np.argsort(ids, kind="stable")
+        order = order[np.argsort(-first["score"].to_numpy()[order], kind="stable")]
         ids = ids[order[np.linspace(0, len(order) - 1, max_tiles).round().astype(int)]]
     return sorted(ids.tolist())
 
@@ -139,4 +141,4 @@ def _data(
 
 
 def _strings(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
-    return np.array(column.to_pylist(), dtype=np.str_)
+    return text_array(column.to_pylist())

@@ -13,6 +13,7 @@ from clipit.mil.mil_bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
 from clipit.mil.train_network import MilModel
 from clipit.output_files.artifacts import fingerprint
+from clipit.output_files.whole_files import text_array
 from clipit.patients import patients
 from clipit.segmentation.token_store import TokenStore
 from clipit.tiles.tileset import TileSet
@@ -69,7 +70,7 @@ def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
     """
     patient_of = patients(tiles.groups, tiles.ids)
     patient_of = np.where(patient_of == "", tiles.ids, patient_of)
-    names, first, member = np.unique(patient_of.astype(str), return_index=True, return_inverse=True)
+    names, first, member = np.unique(text_array(patient_of), return_index=True, return_inverse=True)
     labels, mixed = common_labels(tiles.labels, member.astype(np.int64), len(names))
     images = [[str(name) for name in tiles.ids[member == bag]] for bag in range(len(names))]
     unused = f"{counted(len(mixed), 'patient is', 'patients are')} not used, because their images have different labels"

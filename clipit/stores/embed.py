@@ -22,7 +22,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.images.read_ahead import ReadingClock
 from clipit.output_files.artifacts import Artifact, fingerprint
-from clipit.output_files.whole_files import write_array, write_parquet
+from clipit.output_files.whole_files import text_array, write_array, write_parquet
 from clipit.progress import Advance, progress
 from clipit.vectors import unit
 
@@ -80,7 +80,7 @@ class Store:
         names = self._names("ids-")
         if not names:
             return np.empty(0, dtype=np.str_)
-        return np.concatenate([self.artifact.table(name).column("id").to_numpy().astype(np.str_) for name in names])
+        return np.concatenate([text_array(self.artifact.table(name).column("id").to_pylist()) for name in names])
 
     def _names(self, prefix: str) -> list[str]:
         return sorted(name for name in self.artifact.manifest.files if name.startswith(prefix))
@@ -123,7 +123,7 @@ class Store:
         for number, indices in _by_shard(positions):
             column = self.artifact.table(f"ids-{number:05d}.parquet").column("id")
             ids[indices] = column.take(positions[indices] % SHARD).to_pylist()
-        return ids.astype(np.str_)
+        return text_array(ids)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
         """Find the rows of the given ids.
@@ -131,7 +131,7 @@ class Store:
         Raises:
             ArtifactError: An id is not in the store.
         """
-        names = np.asarray(ids, dtype=np.str_)
+        names = text_array(ids)
         order = self._rows_sorted_by_id
         indices = np.searchsorted(self.ids, names, sorter=order).clip(max=max(len(order) - 1, 0))
         rows = order[indices] if len(order) else np.zeros(len(names), dtype=np.int64)

@@ -53,7 +53,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     files = image_files(root, config.unreadable)
     images, others = files.images, files.others
     loose = any(file.count("/") < depth for file in images)
-    described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
+    described = check_metadata(config, root, others, lambda name, size: _read_start(root / name, size), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
     _check_unread_classes(config, root, ids, others, depth)
     notes = _empty_class_notes(root, ids, depth)
@@ -91,7 +91,7 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     depth = 2 if with_splits else 1
     loose = any(name.count("/") < depth for name in member_of)
     files = [name for name in visible if not is_image(name)]
-    notes = check_metadata(config, archive, files, lambda name: _read_member(archive, stored_as[name]), loose=loose)
+    notes = check_metadata(config, archive, files, lambda name, size: _read_member(archive, stored_as[name], size), loose=loose)
     ids = _sort_images(config, archive, [*member_of], with_splits=with_splits)
     _check_unread_classes(config, archive, ids, [name.removeprefix(prefix) for name in files], depth)
     members = [stored_as[member_of[name]] for name in ids]
@@ -102,9 +102,14 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     return _source(config, archive, ids, others, stamps, reader, notes, with_splits=with_splits)
 
 
-def _read_member(archive: Path, name: str) -> bytes:
+def _read_start(file: Path, size: int | None) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(size)
+
+
+def _read_member(archive: Path, name: str, size: int | None) -> bytes:
     try:
-        return ZipReader(archive, [name]).open(0).getvalue()
+        return ZipReader(archive, [name]).open(0, size).getvalue()
     except ImageError as error:
         raise ValueError(str(error)) from error
 

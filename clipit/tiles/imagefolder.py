@@ -25,6 +25,7 @@ METADATA_FILES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"
 """Names of the metadata files of Hugging Face image folders."""
 _FILE_COLUMN = "file_name"
 _LABELS = frozenset({"label", "labels", "class", "category", "diagnosis", "target"})
+_MAX_HEADER = 2**20  # bytes of a csv or jsonl file in which its columns are looked for
 _EXAMPLE = 'write lines such as {"file_name": "a.png", "label": "tumour"}'
 _FIX = "correct the names, which are relative to the folder of the metadata file, or remove the rows"
 
@@ -189,7 +190,7 @@ def _read_json_lines(path: Path) -> TileTable:
 
 
 def check_metadata(
-    config: TilesConfig, root: Path, others: Sequence[str], read: Callable[[str], bytes], *, loose: bool
+    config: TilesConfig, root: Path, others: Sequence[str], read: Callable[[str, int | None], bytes], *, loose: bool
 ) -> tuple[str, ...]:
     """Check that labels come from folder names, and not from a metadata file next to the images.
 
@@ -197,7 +198,7 @@ def check_metadata(
         config: Section `tiles`.
         root: Folder or zip of the tiles.
         others: Names of the files in that folder or zip that are not images.
-        read: Function that maps the name of such a file to its bytes.
+        read: Function that returns the first bytes of such a file, given its name and their maximum number (None: all).
         loose: Whether some images are outside class folders.
 
     Returns:
@@ -239,15 +240,15 @@ def _fix(root: Path, name: str, labels: Sequence[str]) -> str:
     )
 
 
-def _columns(name: str, read: Callable[[str], bytes]) -> list[str]:
+def _columns(name: str, read: Callable[[str, int | None], bytes]) -> list[str]:
     """Return the column names of a metadata file; an empty list if it cannot be read."""
     try:
-        data = read(name)
+        data = read(name, None if name.endswith(".parquet") else _MAX_HEADER)
         if name.endswith(".parquet"):
             import pyarrow.parquet as pq
 
             return [str(column) for column in pq.read_schema(io.BytesIO(data)).names]
-        first = next((line for line in data.decode("utf-8-sig").split("\n") if line.strip()), "")
+        first = next((line for line in data.split(b"\n") if line.strip()), b"").decode("utf-8-sig")
         if name.endswith(".jsonl"):
             row = json.loads(first)
             return [*row] if isinstance(row, dict) else []

@@ -47,7 +47,7 @@ def _patients_of(groups: np.ndarray) -> str:
     if not known.size:
         return "patients unknown"
     rest = int(groups.size - known.size)
-    text = f"{counted(np.unique(known.astype(str)).size, 'patient or slide', 'patients or slides')}"
+    text = f"{counted(len(set(known.tolist())), 'patient or slide', 'patients or slides')}"
     return f"{text}, unknown for {counted(rest, 'tile')}" if rest else text
 
 

@@ -12,6 +12,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.report_agreement import Agreement, measure_agreement
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
+from clipit.output_files.whole_files import text_array
 from clipit.pairing.cases import CaseCounts, join_cases
 from clipit.pairing.leaks import patient_of, report_leaks
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports
@@ -62,7 +63,7 @@ class CorpusLabels:
     @property
     def patients(self) -> Shaped[np.ndarray, " n"]:
         """Patient of each report; "" if unknown."""
-        return np.array([patient_of(report) for report in self.reports], dtype=np.str_)
+        return text_array(patient_of(report) for report in self.reports)
 
     @property
     def text_classes(self) -> list[str]:
@@ -130,7 +131,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     probabilities = None
     targets = own if (own >= 0).any() else tile_labels
     if classifier and (targets >= 0).any():
-        groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
+        groups = text_array(patient_of(report) for report in reports)
         try:
             documents = _classifier_inputs(config, reports, tiles=tiles)
             fitted = cross_fitted_probabilities(documents, targets, groups, len(classes), seed=config.seed)

@@ -60,6 +60,16 @@ def test_round_trip_is_sorted_by_id(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
 
 
+def test_one_long_name_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+    ids = [f"t{row}" for row in range(29)] + ["x" * 10**6]
+    written = dataclasses.replace(example(30), ids=np.array(ids, dtype=object), groups=np.array(ids, dtype=object))
+    write_predictions(tmp_path / "p.parquet", written)
+    read = read_predictions(tmp_path / "p.parquet")
+    assert read.ids.itemsize <= 8 and read.groups.itemsize <= 8 and read.ids.tolist() == sorted(ids)
+    short = dataclasses.replace(written, ids=np.array([*ids[:-1], "y"]), groups=np.array([*ids[:-1], "y"]))
+    assert evaluate_predictions(read, ["test"], 20, 0) == evaluate_predictions(short.by_id(), ["test"], 20, 0)
+
+
 def test_without_zero_shot(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.parquet", dataclasses.replace(example(), zero_shot=None))
     assert read_predictions(tmp_path / "p.parquet").zero_shot is None

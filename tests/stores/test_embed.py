@@ -211,3 +211,12 @@ def test_a_vlm_without_raw_space_makes_no_store(workspace: Workspace, tmp_path: 
     with pytest.raises(ModelError, match="before its projection"):
         embed_tiles(tmp_path, vlm, workspace.all_tiles.of_split("test"), space="raw")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_long_id_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+    ids = ["b", "x" * 10**6, *(f"a{row}" for row in range(20))]
+    store = write_store(tmp_path, ids, np.eye(len(ids)))
+    assert store.ids.tolist() == ids and store.positions(ids[::-1]).tolist() == list(range(len(ids)))[::-1]
+    again = Store(store.artifact)
+    for names in (store.ids, again.ids_at(np.arange(len(ids)))):
+        assert names.itemsize <= 8 and names.tolist() == ids

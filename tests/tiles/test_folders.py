@@ -2,6 +2,7 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -402,6 +403,21 @@ def test_labels_in_the_metadata_of_an_image_folder_are_not_passed_over(tmp_path:
         load_tiles(config(archive), seed=0)
     read = load_tiles(config(tmp_path, source="huggingface"), seed=0)
     assert read.classes == ("a", "b") and len(read) == 10
+
+
+def test_columns_of_a_large_metadata_file_in_a_zip_take_little_memory(tmp_path: Path) -> None:
+    with_metadata(tmp_path / "train", [f"{'ab'[place % 2]}/{place}.png" for place in range(20)], "file_name,age")
+    with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in (tmp_path / "train").rglob("*.*"):
+            name = file.relative_to(tmp_path).as_posix()
+            archive.writestr(name, file.read_bytes() + b"x" * 2**26 * (file.suffix == ".csv"))
+    tracemalloc.start()
+    try:
+        tiles = load_tiles(config(tmp_path / "t.zip"), seed=0)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert any("train/metadata.csv is not read (columns file_name, age)" in note for note in tiles.notes)
 
 
 def test_images_beside_their_metadata_are_an_error_that_names_it_and_captions_are_a_note(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 import os
 import re
+import tracemalloc
 import unicodedata
 import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.patients import patients
 from clipit.tiles.load_tiles import load_tiles, read_tiles
+from clipit.tiles.overview import tiles_overview
 
 from .conftest import paint, write_table
 
@@ -590,6 +593,13 @@ def test_one_long_cell_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table), validation_fraction=0.4), seed=0)
     assert tiles.ids.itemsize <= 8 and tiles.groups.itemsize <= 8
     assert patients(tiles.groups, tiles.ids).itemsize <= 8
+    groups = np.array([f"g{place}" for place in range(11)] + ["g" * 10**6], dtype=object)
+    tracemalloc.start()
+    try:
+        assert "patient" in tiles_overview(replace(tiles, groups=groups), config(tmp_path / "t.csv"), "t")
+        assert tracemalloc.get_traced_memory()[1] < 20 * 10**6
+    finally:
+        tracemalloc.stop()
 
 
 def test_links_to_missing_images_are_errors_or_quarantined(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from clipit.evaluation.features import Features
 from clipit.evaluation.model_comparison import ItemResults
 from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.output_files.artifacts import fingerprint
-from clipit.output_files.whole_files import write_array
+from clipit.output_files.whole_files import text_array, write_array
 from clipit.studies.adapted_vlms.measure import query_scores
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.workspace.workspace import Workspace
@@ -41,7 +41,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     images, sentences = _embed(workspace, examples, tiles, texts)
     if not get_processes().main:
         return {}
-    groups = examples.source.tiles.groups.astype(str)
+    groups = examples.source.tiles.groups
     first = [int(examples.tiles_of[each[0]][0]) for each in text_examples]
     queries = {
         IMAGE_TO_TEXT: _features("image", tiles, images, groups[tiles].tolist()),
@@ -108,7 +108,7 @@ def _features(
     kind: str, rows: Int64[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"], groups: Sequence[str]
 ) -> Features:
     ids: Shaped[np.ndarray, " n"] = np.array([f"{kind}:{row:09d}" for row in rows.tolist()], dtype=np.str_)
-    return Features(ids, vectors, np.full(len(ids), -1, dtype=np.int64), np.array(groups, dtype=np.str_))
+    return Features(ids, vectors, np.full(len(ids), -1, dtype=np.int64), text_array(groups))
 
 
 def _embed(

@@ -22,7 +22,7 @@ from clipit.evaluation.label_issues import (
 )
 from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.output_files.artifacts import locked, write_json
-from clipit.output_files.whole_files import write_rows, write_text
+from clipit.output_files.whole_files import text_array, write_rows, write_text
 from clipit.patients import patients
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
@@ -93,7 +93,7 @@ def _features_of(
         frozen = backbone_features(config, workspace)
         facts = frozen.facts
         vectors = [frozen.vectors[split][visible.of_split(split).labels >= 0] for split in options.splits]
-    groups = np.asarray(patients(tiles.groups, tiles.ids), dtype=np.str_)
+    groups = text_array(patients(tiles.groups, tiles.ids))
     return Features(tiles.ids, np.concatenate(vectors), tiles.labels, groups), facts
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Shaped
 
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, shortlist
+from clipit.output_files.whole_files import text_array
 from clipit.pairing.sources import representative_rows
 from clipit.stores.embed import Store
 from clipit.tiles.tileset import TileSet
@@ -70,7 +71,7 @@ def _snippet_vectors(
         ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
         index = workspace.index  # one snippet represents all snippets with equal embeddings, and gets all their reports
         snippet_ids = index.ids[representative_rows(index)[index.store.positions(ids)]]
-        report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
+        report_ids = text_array(sources.column("report_id").to_pylist())
         if d.target == "report_context":
             from_reports = report_context(store, snippet_ids, report_ids, stored, _in_context(config, sources))
         else:
@@ -116,4 +117,4 @@ def _labels_and_groups(
     known = {r.report_id: (r.label or "", r.group or r.report_id) for r in workspace.reports.reports}
     rows = [known[report_id] for report_id in report_ids.tolist()]
     labels, groups = [label for label, _ in rows], [group for _, group in rows]
-    return np.array(labels, dtype=np.str_), np.array(groups, dtype=np.str_)
+    return text_array(labels), text_array(groups)

@@ -91,7 +91,9 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     depth = 2 if with_splits else 1
     loose = any(name.count("/") < depth for name in member_of)
     files = [name for name in visible if not is_image(name)]
-    notes = check_metadata(config, archive, files, lambda name, size: _read_member(archive, stored_as[name], size), loose=loose)
+    notes = check_metadata(
+        config, archive, files, lambda name, size: _read_member(archive, stored_as[name], size), loose=loose
+    )
     ids = _sort_images(config, archive, [*member_of], with_splits=with_splits)
     _check_unread_classes(config, archive, ids, [name.removeprefix(prefix) for name in files], depth)
     members = [stored_as[member_of[name]] for name in ids]

@@ -158,7 +158,8 @@ def markdown_text(text: str) -> str:
     Everything else stays as it is, so that the Markdown is also readable as plain text.
     """
     escaped = re.sub("<(?=[A-Za-z/!?])", "&lt;", text)
-    return re.sub(r"(\\*)\](?=[(\[:])", r"\1\1\]", escaped)  # a backslash before the bracket would undo the escape
+    # Backslashes are doubled, because one before the bracket would undo the escape.
+    return re.sub(r"(?<!\\)(\\*)\](?=[(\[:])", r"\1\1\]", escaped)
 
 
 def markdown_line(text: object) -> str:

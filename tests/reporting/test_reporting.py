@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ def active(text: str) -> list[str]:
 def test_a_backslash_before_a_bracket_does_not_undo_its_escape(backslashes: int) -> None:
     link = "![x" + "\\" * backslashes + "](https://example.org/a.png)"
     assert not active(tables.markdown_text(link)) and not active(tables.markdown_table(("name",), [(link,)]))
+
+
+def test_backslashes_are_escaped_in_linear_time() -> None:
+    start = time.process_time()
+    tables.markdown_text("\\" * 100_000)
+    assert time.process_time() - start < 5  # quadratic time: 20 seconds
 
 
 @pytest.mark.parametrize("resamples", [0, 20])

@@ -261,7 +261,8 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
         ("tile_id,text\n", "no caption"),
         ("tile_id,text\nb,x,y\n", "has 3 fields, but the header has 2"),
         ('tile_id,text\nb,"x\n007,y\n', "malformed row"),
-        ('tile_id,text\nb,"x\n007,y"\n', r"this caption contains the rows of 007(?s:.*)line 2"),
+        ('tile_id,text\nb,"x\n007,y"\n', r"record 1 \(line 2\) contains 1 additional row in column text"),
+        ('tile_id,text\nb,"x, w\n007,y"\n', r"this caption contains the rows of 007(?s:.*)line 2"),
     ):
         with pytest.raises(DataError, match=message):
             read_captions(written(text), known)

@@ -9,7 +9,15 @@ from itertools import combinations
 from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import has_only_images, hub_id, is_saved_dataset, list_files
+from clipit.input_files.data_files import (
+    has_only_images,
+    hidden_names,
+    hidden_note,
+    hub_id,
+    is_hidden,
+    is_saved_dataset,
+    list_files,
+)
 from clipit.input_files.dataset_paths import split_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
@@ -48,12 +56,13 @@ def missing_data_files(path: str) -> tuple[str, ...]:
     folder = Path(path).expanduser()
     if hub_id(path) is not None or not folder.is_dir():
         return ()
-    note = missing_parts(list_files(folder, lambda file: file.suffix.lower() in _DATA_FILES).files)
+    listed = list_files(folder, lambda file: file.suffix.lower() in _DATA_FILES and not is_hidden(file.name))
+    note = missing_parts(listed.files)
     return (note,) if note else ()
 
 
 def unfinished_data_files(path: str, read: Iterable[Path]) -> tuple[str, ...]:
-    """Describe compressed and unfinished files next to the data files, such as `a.tar.gz` and `a.tar.part`.
+    """Describe hidden, compressed and unfinished files next to the data files, such as `a.tar.gz` and `a.tar.part`.
 
     Args:
         path: Local folder; ids on the Hugging Face Hub are not checked.
@@ -70,10 +79,13 @@ def unfinished_data_files(path: str, read: Iterable[Path]) -> tuple[str, ...]:
         added = not suffixes.isdisjoint(inner) and last not in _COMPANIONS | suffixes
         return not file.name.startswith((".", "_")) and (added or (".tar" in suffixes and last in _COMPRESSED_TARS))
 
-    unread = [str(file) for file in list_files(folder, is_unfinished).files if os.path.realpath(file) not in known]
+    listed = list_files(folder, is_unfinished)
+    hidden = hidden_note(hidden_names(listed, folder, lambda file: file.suffix.lower() in suffixes), "data file")
+    unread = [str(file) for file in listed.files if os.path.realpath(file) not in known]
     if not unread:
-        return ()
+        return hidden
     return (
+        *hidden,
         f"WARNING: {counted(len(unread), 'compressed or unfinished file is', 'compressed or unfinished files are')} "
         f"not read: {shortlist(unread)}",
     )

@@ -24,7 +24,7 @@ from clipit.input_files.data_files import (
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_mangled
-from clipit.input_files.numbered_files import missing_data_files, unread_data_files
+from clipit.input_files.numbered_files import missing_data_files, unfinished_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_arrow, class_names
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
@@ -168,7 +168,7 @@ def read_parquet_reports(path: Path, config: ReportsConfig, problems: list[str])
     reject_unlisted([*files.dangling, *files.undecodable], path)
     if not files.files:
         raise DataError("no parquet file in this folder", where=path, fix="correct reports.path")
-    problems += missing_data_files(str(path))
+    problems += [*missing_data_files(str(path)), *unfinished_data_files(str(path), files.files)]
     for file in files.files:
         yield from _read_parquet_file(file, config)
 

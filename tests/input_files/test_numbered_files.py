@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from clipit.config.run import ReportsConfig
 from clipit.input_files.numbered_files import missing_data_files, missing_parts
+from clipit.reports.readers import read_reports
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,13 @@ def test_gaps_are_named(names: "tuple[str, ...]", missing: "list[str]", tmp_path
     (tmp_path / "003.png").touch()
     assert missing_data_files(str(tmp_path)) == ((note,) if note else ())
     assert missing_data_files("hf:owner/name") == ()
+
+
+def test_hidden_data_files_are_counted(tmp_path: Path) -> None:
+    for name in ("a-00000.parquet", "a-00001.parquet", "._a-00001.parquet", ".cache/b.parquet", ".cache/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text": [f"Report {name}."]}), tmp_path / name)
+    note = "skipped 2 hidden data files: ._a-00001.parquet, .cache/b.parquet"
+    for format_name in ("parquet", "huggingface"):
+        reports = read_reports(ReportsConfig(path=str(tmp_path), format=format_name))
+        assert len(reports.reports) == 2 and reports.problems == (note,)

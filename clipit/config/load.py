@@ -319,7 +319,7 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
         raise ConfigError(
             f"repeated keys (YAML keeps only the last value): {listed}",
             where=path,
-            fix="keep each key once; several mappings are merged with one key, <<: [*a, *b]"
+            fix="keep each key once; several mappings are merged with one key, <<: [*a, *b], and the first one wins"
             if any(key == "<<" for key, _ in repeated)
             else "keep each key once",
         )

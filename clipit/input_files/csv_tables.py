@@ -180,24 +180,34 @@ def _joined_column(cells: Sequence[str], delimiter: str) -> int | None:
 
     Such a cell is recognised by its delimiters: the first line has as many as there are columns after the cell, the
     last line as many as there are columns before it, and most lines in between as many as a whole row. Empty lines are
-    ignored. Cells that look like prose are skipped if there are only two columns, and in the first of three: those with
-    a delimiter that is followed by a space or, in the first column, is between digits (a decimal comma).
+    ignored, and cells that look like prose are skipped (see `_is_prose`).
     """
     last = len(cells) - 1
     for column, cell in enumerate(cells):
         if not last or ("\n" not in cell and "\r" not in cell):
             continue
-        prose = r"[^\S\r\n]" if column else r"(?:\s|(?<=\d.)\d)"
-        is_short = len(cells) <= (_AMBIGUOUS_COLUMNS if column else _PROSE_COLUMNS)
-        if is_short and re.search(re.escape(delimiter) + prose, cell):
-            continue
         first, *others = _LINE_BREAK.split(cell)
         counts = [line.count(delimiter) for line in others if line.strip()]
         if not counts or (first.count(delimiter), counts[-1]) != (last - column, column):
             continue
-        if 2 * counts[:-1].count(last) >= len(counts) - 1:
+        if 2 * counts[:-1].count(last) >= len(counts) - 1 and not _is_prose(cell, column, len(cells), delimiter):
             return column
     return None
+
+
+def _is_prose(cell: str, column: int, columns: int, delimiter: str) -> bool:
+    """Return whether the delimiters of a cell are punctuation: followed by a space, or decimal commas.
+
+    One such delimiter is enough in short tables, where many texts have as many delimiters as rows. The first of more
+    than three columns is never prose. In other columns, all delimiters must be punctuation.
+    """
+    mark = re.escape(delimiter)
+    if column == 0:
+        return columns <= _PROSE_COLUMNS and bool(re.search(rf"{mark}(?:\s|(?<=\d.)\d)", cell))
+    punctuation = re.compile(rf"{mark}[ \xa0]|[ \xa0]\d+{mark}\d|\d{mark}\d+[ \xa0]")
+    if columns <= _AMBIGUOUS_COLUMNS:
+        return bool(punctuation.search(cell))
+    return delimiter not in punctuation.sub("", cell)
 
 
 def check_column_names(names: Sequence[str], where: object) -> None:

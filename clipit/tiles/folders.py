@@ -27,6 +27,7 @@ _MASK = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Name of a mask next to its image, such as `a_mask.png` next to `a.png`."""
+_TRAIN = re.compile(r"(?<![A-Za-z])(?i:train)|(?<=[a-z])Train")  # not "strain"
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names for the folder with unlabelled tiles, in any letter case."""
 
@@ -212,7 +213,7 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
     # Splits share most of their classes, whereas classes share few patients in <class>/<patient>/.
     alike = any(2 * len(a & b) >= max(len(a | b), 3) for a, b in combinations(candidates, 2))
     names = sorted(inside)
-    train = next((name for name in names if "train" in name.lower()), "")
+    train = next(filter(_TRAIN.search, names), "")
     if not (alike or train) and (len(inside) > 1 or len(shared) < 2):
         return
     fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {train or names[0]}}}"

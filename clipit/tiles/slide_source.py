@@ -236,7 +236,8 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
             UTF-8.
     """
     found = list_files(folder, lambda file: not file.name.startswith("."))
-    reject_unlisted([*found.dangling, *filter(is_slide, found.undecodable)], folder)
+    lost = [file for file in found.dangling if is_slide(file) or not file.suffix]  # without a suffix, maybe a folder
+    reject_unlisted([*lost, *filter(is_slide, found.undecodable)], folder)
     present = found.files
     listed = sorted(file for file in present if is_slide(file))
     files = one_per_slide(listed)

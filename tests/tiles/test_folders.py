@@ -219,11 +219,13 @@ def test_split_folders_under_other_names_are_no_classes(tree: Path) -> None:
 
 
 def test_patients_below_the_classes_may_have_tiles_of_both(tmp_path: Path) -> None:
-    for name, first in (("benign", 0), ("malignant", 4)):
-        for patient in range(first, first + 6):
-            paint(tmp_path / name / f"patient{patient}" / "1.png", patient)
-    tiles = load_tiles(config(tmp_path), seed=0)
-    assert tiles.classes == ("benign", "malignant") and len(tiles) == 12
+    for number, classes in enumerate((("benign", "malignant"), ("strain_1", "strain_2"))):
+        folder = tmp_path / str(number)
+        for name, first in zip(classes, (0, 4), strict=True):
+            for patient in range(first, first + 6):
+                paint(folder / name / f"patient{patient}" / "1.png", patient)
+        tiles = load_tiles(config(folder), seed=0)
+        assert tiles.classes == classes and len(tiles) == 12
 
 
 @pytest.mark.parametrize(
@@ -233,6 +235,7 @@ def test_patients_below_the_classes_may_have_tiles_of_both(tmp_path: Path) -> No
         ["Trainset/images/tumour", "Trainset/images/stroma", "Testset/images/tumour", "Testset/images/stroma"],
         ["Trainset/tumour", "Trainset/stroma", "Trainset/mucin", "Trainset/debris", "Testset/tumour"],
         ["my_training/tumour", "holdout/tumour"],
+        ["TileTrain/tumour", "TileHoldout/tumour"],
     ],
 )
 def test_split_folders_whose_subfolders_differ_are_no_classes(tmp_path: Path, folders: list[str]) -> None:

@@ -113,6 +113,7 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: Path) -> None:
     write_slides(tmp_path / "images", a=1.0)
     (tmp_path / "images" / "notes.txt").write_text("x")
+    (tmp_path / "images" / "more.txt").symlink_to(tmp_path / "absent")
     (tmp_path / "images" / ".old").mkdir()
     (tmp_path / "images" / ".old" / "b.svs").write_bytes(b"not read")
     (tmp_path / "images" / "._a.svs").write_bytes(b"not read")

@@ -665,6 +665,22 @@ def test_a_quote_in_the_header_that_joins_rows(tmp_path: Path, columns: list[str
         read_tiles(config(path), hold_out=False)
 
 
+@pytest.mark.parametrize(
+    ("columns", "note"),
+    [
+        (["path"], "Adenocarcinoma\nsize 1,5 cm"),
+        (["path"], "cells:\n3,000 per field"),
+        (["path", "label"], "Microscopy:\nglands irregular, crowded, and atypical."),
+        (["path", "label"], "size\n1,5 x 12,5 cm"),
+        (["path", "label", "group"], "Report\none, two, three, four"),
+    ],
+)
+def test_texts_with_line_breaks_and_commas_are_not_joined_rows(tmp_path: Path, columns: list[str], note: str) -> None:
+    table = [{name: row[name] for name in columns} | {"note": note} for row in rows(tmp_path)]
+    section = config(write_table(tmp_path / "t.csv", table), labels={"kind": "none"})
+    assert len(read_tiles(section, hold_out=False)) == 12
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_quotes_that_join_rows_of_two_columns(tmp_path: Path, place: int) -> None:
     names = [row["path"] for row in rows(tmp_path)]

@@ -55,7 +55,7 @@ def measure(options: Options) -> list[Measurement]:
         "steps_per_repeat": steps,
     }
     title = "5 snippets and 5 tiles per bag: time relative to image_only"
-    masked = f"the same without tiles that share a snippet as negatives: {title.split(': ')[1]}"
+    masked = f"the same, but tiles that share a snippet are not negatives: {title.split(': ')[1]}"
     return [
         Measurement("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),
         Measurement("bag_step", masked, ratios(samples, "bags_masked", "image_only"), "", 1.1, False, samples, facts),

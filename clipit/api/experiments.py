@@ -152,7 +152,7 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
 
 @public
 def tune(config: Config, agents: int = 1) -> TuneResult:
-    """Search learning rates, steps and other keys on validation tiles, with the same grid for every arm.
+    """Tune learning rates, steps and other keys on validation tiles, with the same grid for every arm.
 
     Example:
         >>> search = clipit.tune(config)

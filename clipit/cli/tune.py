@@ -1,4 +1,4 @@
-"""Search learning rates, steps and other keys on validation tiles, with the same grid for every arm."""
+"""Tune learning rates, steps and other keys on validation tiles, with the same grid for every arm."""
 
 from clipit.config.command_line import AGENTS, read_file_command
 from clipit.errors import user_errors

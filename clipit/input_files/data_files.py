@@ -35,7 +35,7 @@ MISSING_VALUES = frozenset(
     | {"#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"}
     | {"#NV", "#N/D", "#N/B", "#WERT!", "#BEZUG!", "#ZAHL!"}
 )
-"""Texts used as placeholders for a missing value, and the errors of spreadsheet programs, also in other languages. Case
+"""Texts used as placeholders for a missing value, and error values of spreadsheet programs in several languages. Case
 matters: `none` and `NONE` may be a grade or a finding."""
 NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""

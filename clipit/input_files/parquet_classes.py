@@ -139,7 +139,7 @@ def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
 
 
 def check_arrow_ends(files: Sequence[Path]) -> None:
-    """Check that local Arrow files have their end marker; if they end between two batches, pyarrow reads the first.
+    """Check that local Arrow files have their end marker; pyarrow does not report files cut off between two batches.
 
     Raises:
         DataError: A file is truncated.

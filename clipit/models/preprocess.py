@@ -338,7 +338,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         if isinstance(image, Image.Image):
             with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it together
                 file = getattr(image, "filename", "") if getattr(image, "fp", None) is None else ""
-                with suppress(OSError):  # Pillow forgets the bit depth and damage of an image that it has loaded
+                with suppress(OSError):  # a loaded image no longer shows the bit depth and damage of its file
                     if file:
                         decode(Path(file))
                 return to_rgb(image)

@@ -105,7 +105,7 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path, *, opens
         description = dict(read_model_json(folder / "config.json"))
         if _is_own(model):
             description = {"model_type": _MODEL_TYPE, _BACKBONE: description}
-        else:  # transformers knows the model type only with code, which may define a classifier
+        else:  # transformers loads this type only with the model's own code, which may define a classifier
             description.get("auto_map", {}).pop("AutoModelForImageClassification", None)
         write_json(folder / "config.json", description)
     squash = preprocess.mode == "squash"

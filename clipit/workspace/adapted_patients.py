@@ -88,7 +88,7 @@ def adaptation_notes(
         tests: Labelled test tiles or slides.
         models: VLMs, which may have been adapted, and backbones, which may belong to an adapted VLM or be the
             classifier of a finished run.
-        unit: What one of `tests` is called.
+        unit: Noun for an item of `tests` in the warnings, such as `test tile`.
         run: Name of the run that uses the models; "" for the current configuration.
     """
     notes = []

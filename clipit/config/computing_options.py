@@ -1,4 +1,4 @@
-"""Parser of commands without configuration keys, and options for those that run a model on images."""
+"""Parser for commands without configuration keys, and options for those that run a model on images."""
 
 import argparse
 import sys

@@ -39,7 +39,7 @@ from clipit.training.config_checks import check_keys
 from clipit.training.terms.term_table import uses_own_report_labels
 from clipit.workspace.workspace import Workspace
 
-_PLACEHOLDER = "outputs/(not set)"  # like an input that another command will write, it is not read
+_PLACEHOLDER = "outputs/(not set)"  # not read, like an input that another command has yet to write
 
 
 def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
@@ -122,7 +122,7 @@ def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, Run
 def _pending_checks(
     config: RunConfig, shifted: Mapping[str, TilesConfig]
 ) -> Iterator[tuple[str, str, Callable[[], list[Check]]]]:
-    """Yield the subjects of the checks of models and existing data, the keys that they depend on, and the checks."""
+    """Yield the checks of models and existing data, each with its subject and the values that it depends on."""
     for section, vlm in (("vlm", config.vlm), ("second_vlm", config.second_vlm)):
         if vlm is not None and not is_unwritten(vlm.name):
             yield section, repr(vlm), partial(check_vlm, section, vlm)

@@ -38,7 +38,7 @@ def check_gpus() -> list[Check]:
 
 
 def check_threads() -> list[Check]:
-    """Warn if waiting threads of OpenMP keep their cores busy, which `import clipit` avoids by default."""
+    """Warn if waiting OpenMP threads keep their cores busy, which `import clipit` avoids by default."""
     if os.environ.get("OMP_WAIT_POLICY", "").lower() != "active":
         return []
     message = "OMP_WAIT_POLICY is active, so waiting threads slow down all other work."

@@ -388,7 +388,7 @@ def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
             slides = hold_out_validation(slides, held_out.validation, held_out.seed)
     except DataError as error:
         raise DataError(
-            f"no slides can be held out: there are too few patients ({counted(len(slides), 'slide')})",
+            f"too few patients to hold any out; the table has {counted(len(slides), 'slide')} with features",
             where=table,
             fix="add slides, add a split column, or raise mil.validation_fraction or mil.test_fraction",
         ) from error

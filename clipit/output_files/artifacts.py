@@ -144,7 +144,7 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
     """Turn the errors that a library raises for a damaged file into an `ArtifactError` that names the file.
 
     Args:
-        path: File that is read.
+        path: File being read.
         fix: What to do if the file is damaged, for the error message.
     """
     try:

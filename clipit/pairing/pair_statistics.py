@@ -100,13 +100,14 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     without = summary.get("tiles_without_pair", 0)
     dropped = ", ".join(f"{name} {count}" for name, count in summary.get("dropped", {}).items())
     skew = summary.get("skewness")
+    top = summary["hub_snippets"]
+    hubs = "the most used snippet" if top == 1 else f"one of the {top:,} most used snippets (1%)"
     lines = [
         f"{counted(summary['tiles'], 'tile')} paired; {summary['snippets_used']} of "
         f"{counted(summary['snippets'], 'snippet')} used as first snippet",
         f"scores of the first snippets (cosine): 5th percentile {scores['0.05']:.3f}, median {scores['0.5']:.3f}, "
         f"95th percentile {scores['0.95']:.3f}",
-        f"hubness: {summary['hub_share']:.1%} of the tiles have one of the "
-        f"{counted(summary['hub_snippets'], 'most used snippet')} (1%) as their first snippet"
+        f"hubness: {summary['hub_share']:.1%} of the tiles have {hubs} as their first snippet"
         + ("" if skew is None else f"; skewness {skew:.2f} (all pairs)"),
     ]
     if without:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WINDOW = 160  # number of characters searched before a mention for a count
-# Empty brackets at the end stand for a removed name after at least this many words, and for a check box after fewer.
+# Empty brackets at the end, after at least this many words, stand for a removed name; after fewer, for a check box.
 _MANY_WORDS = 4
 _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1-9]\d{0,2}(?!\d| ?/|[.,:-]\d| ?%)"
 """Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""

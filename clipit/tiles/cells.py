@@ -76,7 +76,7 @@ def resolve_missing(
     where: object,
     row_name: Callable[[int], str],
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Replace -1 in a column of integers with "", and reject markers of missing values such as NA, or -1 among names.
+    """Replace -1 with "" in a column of integers; reject it in a column of names, and everywhere markers such as NA.
 
     Groups such as 12.0 are read as 12, since programs write integers in this way in columns with empty cells (see
     `without_decimals`). A label named in tiles.classes or tiles.class_map is always a class.
@@ -90,8 +90,8 @@ def resolve_missing(
         Values, and notes on replaced values.
 
     Raises:
-        DataError: A value is NA, nan, None, NULL or similar, or -1 among names; -1 may be a class or mark missing
-            labels; or a spreadsheet program has probably changed a value.
+        DataError: A value is NA, nan, None, NULL or similar; -1 is in a column of names, or may be a class or mark
+            missing labels; or a spreadsheet program has probably changed a value.
     """
     is_label = kind == "label"
     class_names = {*(config.classes or ()), *config.class_map} if is_label else set()

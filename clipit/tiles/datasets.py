@@ -77,7 +77,7 @@ class DataSet:
     faults: str = ""
     """Known issues that affect results; they are added to the notes of the tiles."""
     by_annotators: bool = False
-    """Whether the labels derive from published labels by several annotators."""
+    """Whether the labels are derived from published labels of several annotators."""
     group_kind: str = ""
     """Kind of group, such as micrograph or slide; "" if groups are patients or unknown."""
     files: tuple[Remote, ...] = ()

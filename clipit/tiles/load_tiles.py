@@ -86,7 +86,7 @@ def read_tiles(
     - drop unreadable images, if configured;
     - hold out a missing test split or fold, as configured or with the fraction and seed of a published data set;
     - hold out a missing validation split with `split_seed`;
-    - label the tiles by their annotators, if configured.
+    - derive the labels from those of the annotators, if configured.
 
     Args:
         config: Section `tiles`.

@@ -53,7 +53,7 @@ class TileSet:
     advice: str = ""
     """Advice on setting groups, if the source seems to identify patients and no groups are configured."""
     annotations: Annotations | None = None
-    """Labels by several annotators, from which `labels` derive; None if `labels` come from the source."""
+    """Labels from several annotators, from which `labels` are derived; None if `labels` come from the source."""
     lone_slides: frozenset[str] = frozenset()
     """Groups that are slides of unknown patients, not patients."""
 

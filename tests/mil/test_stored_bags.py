@@ -135,7 +135,7 @@ def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"p0 \(test, train\)"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
     table.write_text("slide,label,group\ns00,a,p\ns01,b,p\n", encoding="utf-8")
-    with pytest.raises(DataError, match="too few patients"):
+    with pytest.raises(DataError, match="too few patients to hold any out; the table has 2 slides with features"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
     table.write_text("slide,label\nx,a\n", encoding="utf-8")
     with pytest.raises(DataError, match="no slide in the table has features"):

@@ -104,6 +104,7 @@ def test_tiles_without_pair_are_counted() -> None:
     found = summarise(pairs(["a", "b", "a"]), 10, n_tiles=12, dropped={"threshold": 4})
     assert (found["tiles"], found["tiles_without_pair"], found["share_without_pair"]) == (3, 9, 0.75)
     text = summary_text(found, {"a": "one", "b": "two"})
+    assert "hubness: 66.7% of the tiles have the most used snippet as their first snippet" in text
     assert "9 tiles without a pair (75.0%)" in text and "dropped candidates: threshold 4" in text
 
 

@@ -129,7 +129,8 @@ def test_summary_counts_tiles_and_hubs(tmp_path: Path, index: Index, tiles: Stor
     text = summary_text(summary, dict.fromkeys(texts.ids.tolist(), "a text"))
     assert f"{TILES} tiles paired; {len(names)} of {SNIPPETS} snippets used as first snippet" in text
     assert len(set(pairs.table.column("snippet_id").to_pylist())) > len(names), "the second snippets are not counted"
-    assert "have one of the 3 most used snippets (1%) as their first snippet; skewness" in text and "(all pairs)" in text
+    assert "have one of the 3 most used snippets (1%) as their first snippet; skewness" in text
+    assert "(all pairs)" in text
     assert "most used as first snippet:" in text
 
 

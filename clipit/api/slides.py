@@ -226,7 +226,7 @@ def score_slides(
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
         leaks_policy: What to do if a patient of labelled slides is in two splits, or if the run of the classifier was
-            trained on patients of the test slides: raise an error, or only note it.
+            trained on tiles of patients with test slides: raise an error, or only note it.
         maps: Whether to write heat maps, QuPath files and a page per slide.
         top: Number of tiles shown per class on a slide's page.
         snippets: Configuration whose snippets are shown next to the top tiles; None to show none.
@@ -317,8 +317,8 @@ def compare_slides(
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether a backbone or the VLM may run Python code from its own repository.
-        leaks_policy: What to do if a patient of labelled slides is in two splits, or if a run was trained on patients
-            of the test slides: raise an error, or only note it.
+        leaks_policy: What to do if a patient of labelled slides is in two splits, or if a run was trained on tiles of
+            patients with test slides: raise an error, or only note it.
 
     Raises:
         ConfigError: An option is invalid, or only one of `vlm` and `prompts` is given.

@@ -69,8 +69,8 @@ def draw_maps(arguments: list[str]) -> None:
     """Score slides, and write heat maps, QuPath files and a page per slide."""
     parser = _parser(
         "map",
-        "Score slides as `score` does, and write for each slide overlays, a pyramidal heat map (OME-TIFF), its tiles "
-        "and regions for QuPath (GeoJSON), and a page with a zoomable overview.",
+        "Score slides as `score` does. For each slide, write overlays, a pyramidal heat map (OME-TIFF), its tiles and "
+        "regions for QuPath (GeoJSON), and a page with a zoomable overview.",
     )
     _add_inputs(parser)
     _add_model(parser)
@@ -192,8 +192,8 @@ def _add_leaks_policy(parser: argparse.ArgumentParser) -> None:
         "--leaks-policy",
         choices=("error", "note"),
         default="error",
-        help="what to do if patients of labelled slides are in two splits, or a run was trained on patients of the "
-        "test slides (default: error)",
+        help="what to do if patients of labelled slides are in two splits, or a run was trained on tiles of "
+        "patients with test slides (default: error)",
     )
 
 

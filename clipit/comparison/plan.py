@@ -25,7 +25,7 @@ class Plan:
     Attributes:
         data_set: Name of the data set; the name of the configuration if it lists no data sets.
         backbone: Name of the backbone in tables.
-        config: Configuration of the runs, without arm and seed; its `arms` include those at equal steps.
+        config: Configuration of the runs, without arm and seed; its `arms` include the copies for `equal_steps`.
         comparison: Section `comparison`, the same for all plans.
         arms: Names of the arms, in the order of the table.
     """
@@ -70,12 +70,12 @@ def without_failed(plans: Sequence[Plan], failed: Sequence[FailedRun]) -> list[P
         failed_seeds = {arm: _failed_seeds(plan, arm, failed) for arm in plan.arms}
         arms = tuple(arm for arm, each in failed_seeds.items() if len(each) < len(seeds))
         if plan.comparison.baseline not in arms:
-            raise _nothing_left(f"in every run of the baseline {plan.comparison.baseline}", failed)
+            raise _nothing_left(f"training diverged in every run of the baseline {plan.comparison.baseline}", failed)
         missing |= {seed for arm in arms for seed in failed_seeds[arm]}
         kept.append(replace(plan, arms=arms))
     common = tuple(seed for seed in seeds if seed not in missing)
     if not common:
-        raise _nothing_left("for every seed in at least one arm", failed)
+        raise _nothing_left("for every seed, training diverged in at least one arm", failed)
     comparison = plans[0].comparison.model_copy(update={"seeds": common})
     return [replace(plan, comparison=comparison) for plan in kept]
 
@@ -85,9 +85,9 @@ def _failed_seeds(plan: Plan, arm: str, failed: Sequence[FailedRun]) -> list[int
     return [run.seed for run in failed if (run.data_set, run.backbone, run.arm) == setting]
 
 
-def _nothing_left(where: str, failed: Sequence[FailedRun]) -> DivergenceError:
+def _nothing_left(cause: str, failed: Sequence[FailedRun]) -> DivergenceError:
     return DivergenceError(
-        f"nothing can be compared, because training diverged {where}; first reason: {failed[0].reason}",
+        f"nothing can be compared, because {cause}; first reason: {failed[0].reason}",
         where=f"{failed[0].arm}, seed {failed[0].seed}",
         fix="lower training.learning_rate, or check the models",
     )

@@ -90,10 +90,10 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     4. Worse than the baseline: harms. Not better than the baseline: no gain.
     5. Not better than propagated tile labels (`own_case`): the gain is due to knowing which tiles belong to
        the same patient.
-    6. Better than every control that was run, one of which tests the text: text adds information. The test of labels
-       from the patients' own reports is `own_case` or `own_shuffled`, that of snippets from these reports is `own_case`
-       or other snippets, and that of text from any reports is `image_embedding`. An arm without text needs no such
-       control.
+    6. Better than every control that was run, including one that shows whether the gain is due to text: text adds
+       information. For labels from the patients' own reports, this control is `own_case` or `own_shuffled`; for
+       snippets from these reports, `own_case` or other snippets; for text from any reports, `image_embedding`. An arm
+       without text needs no such control.
     7. Otherwise there is a gain, but it is not shown to be due to text.
 
     Rules 2, 3 and 5 apply only to arms that use the patients' own reports, because other arms lack these controls.

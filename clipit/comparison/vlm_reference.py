@@ -35,10 +35,10 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     """Score the VLM on the test sets of a plan.
 
     The VLM is evaluated zero-shot without centring and, if pairing is centred, also with images and prompts centred in
-    the same way (by the means of the training tiles and of the snippets, never of test tiles). The probe is a logistic
-    regression on the VLM's image embeddings, fitted on the labels that the arms with the same seed may use; its
-    regularisation is chosen on their validation labels. Zero-shot rows do not depend on labels, so all seeds share one
-    predictions file.
+    the same way (with the means of the training tiles and of the snippets, never of test tiles). The probe is a
+    logistic regression on the VLM's image embeddings, fitted on the labels that the arms with the same seed may use;
+    its regularisation is chosen on their validation labels. Zero-shot rows do not depend on labels, so all seeds share
+    one predictions file.
     """
     tests, zero_shot = reference_test_sets(plan, workspace), _zero_shot_classifiers(workspace)
     rows = []

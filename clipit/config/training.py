@@ -101,8 +101,8 @@ class BagsConfig(Section):
     """Treat two tiles in a batch as negatives, as in CLIP, even if their text bags share a text. With class prompts in
     the bags, all tiles of one zero-shot class share a text."""
     weighted: bool = False
-    """Weight the snippets of a bag by `pairing.score_temperature` (which must be set); each prompt in the bag gets the
-    mean weight of a snippet."""
+    """Weight the snippets of a bag by softmax(cosine / temperature), with the temperature `pairing.score_temperature`,
+    which must be set; each prompt in the bag gets the mean weight of a snippet."""
 
 
 class PromptBagsConfig(Section):

@@ -195,7 +195,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
             "timm builds an architecture that differs from the backbone's; unmatched weights: "
             f"{shortlist(sorted(unmatched | set(unexpected)))}",
             where="export",
-            fix="report this backbone; it cannot be exported",
+            fix="report this problem with the name of the backbone, which cannot be exported",
         )
     if linear is not None:
         with torch.no_grad():
@@ -242,7 +242,8 @@ def _compare(folder: Path, student: Student, backbone: Backbone) -> None:
             raise ModelError(
                 f"the exported classifier differs from the student by {difference:.2g} (allowed {allowed:.2g})",
                 where=folder,
-                fix="check the student for non-finite values; if it has none, report this backbone",
+                fix="check the student for non-finite values; if it has none, report this problem with the name of "
+                "the backbone",
             )
 
 

@@ -231,7 +231,8 @@ def _compare(
         raise ModelError(
             f"the exported program differs from the classifier: {listed} (allowed {allowed:.2g}); no file was written",
             where=path,
-            fix="report this backbone; if such differences are acceptable, pass a larger --tolerance",
+            fix="report this problem with the name of the backbone; if such differences are acceptable, pass a larger "
+            "--tolerance",
         )
     return differences, allowed
 
@@ -252,5 +253,5 @@ def _exporter_errors(path: Path) -> Iterator[None]:
         raise ModelError(
             f"the backbone cannot be exported: {' '.join(str(error).split())[:300]}",
             where=path,
-            fix="try the other --format; otherwise report this backbone",
+            fix="try the other --format; if that fails as well, report this problem with the name of the backbone",
         ) from error

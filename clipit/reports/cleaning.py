@@ -28,7 +28,7 @@ _BLOCK = re.compile(rf"</?{_BLOCK_TAG}{_IN_TAG}", re.I)
 _CELL = re.compile(rf"</t[dh]{_IN_TAG}", re.I)
 _ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 
-_FULL_LINE = 60  # minimum length of a full line; the end of a shorter line is probably intended
+_FULL_LINE = 60  # minimum length of a full line; the break after a shorter line is probably deliberate
 _MIN_WIDTH = 30  # minimum width of a column of wrapped text
 _OPEN_ENDED = re.compile(
     r"(?:,|\b(?:a|an|and|any|as|at|by|for|from|in|into|is|nor|(?<!: )not|of|on|or|shows?|than|the|their|these|to|was|"
@@ -160,7 +160,7 @@ def _join_words(text: str, words: Collection[str]) -> str:
 
 
 def _hyphen(first: str, second: str, words: Collection[str]) -> str:
-    """Return the hyphen between the parts of a word, or "" if the word was hyphenated only at the end of the line."""
+    """Return the hyphen between the parts of a word, or "" if only the line break caused the hyphen."""
     if first + second in words or f"{first}-{second}" in words:
         return "-" if f"{first}-{second}" in words else ""
     if _PREFIX_ONLY.fullmatch(first) or _ENDING_ONLY.fullmatch(second):

@@ -333,7 +333,7 @@ def _train(
 
 
 class _MiningSteps:
-    """Compute steps with pixels that are read ahead, and re-mine the bags when due."""
+    """Compute steps on prefetched pixels, and re-mine the bags when due."""
 
     def __init__(self, contrast: ContrastStep, mine_at: Callable[[BagExamples, int, bool], BagExamples]) -> None:
         self.contrast = contrast
@@ -378,8 +378,8 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ClipitError(
-            f"not enough memory for {counted(section.micro_batch, 'image or text', 'images or texts')} with "
-            "activations",
+            "not enough memory for the activations of "
+            f"{counted(section.micro_batch, 'image or text', 'images or texts')}",
             where="adapt.micro_batch",
             fix=f"lower adapt.micro_batch, for example to {max(section.micro_batch // 2, 1)} (the gradient is still "
             "that of the whole batch; only dropout, if any, draws different random numbers), or choose "

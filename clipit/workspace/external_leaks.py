@@ -77,12 +77,12 @@ def enforce_on_external(
     return replace(kept, notes=(*kept.notes, note)), leaks
 
 
-def note_reports(tests: TileSet | SeenTiles, config: RunConfig, run: str = "the run", unit: str = "new set") -> str:
-    """Return a warning if reports of a run belong to patients of a test set, or cannot be read; else "".
+def note_reports(tests: TileSet | SeenTiles, config: RunConfig, run: str = "the run", unit: str = "new tiles") -> str:
+    """Return a warning if reports of a run belong to patients in a test set, or cannot be read; else "".
 
     Args:
         run: Name of the run in the warning.
-        unit: What the test set is called in the warning.
+        unit: Noun for the items of the test set in the warning.
     """
     from clipit.reports.readers import read_reports
 
@@ -95,7 +95,7 @@ def note_reports(tests: TileSet | SeenTiles, config: RunConfig, run: str = "the 
         return f"patients of the reports of {run} were not compared with those of the {unit}: {reason}"
     count = count_reports_of(reports, tests)
     text = counted(count, f"report of {run} belongs", f"reports of {run} belong")
-    return f"WARNING: {text} to patients of the {unit}; the run may have been trained on their text" if count else ""
+    return f"WARNING: {text} to patients with {unit}; the run may have been trained on their text" if count else ""
 
 
 def describe_leaks(leaks: list[Leak], total: int) -> str:

@@ -189,7 +189,7 @@ class Workspace:
         self.pixels(split, preprocess).use_resized(pixels)
 
     def warn_about_view(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn, once for all runs, if a model receives cropped tiles, or a resolution unlike its training tiles."""
+        """Warn, once for all runs, if a model crops the tiles, or was trained at a different resolution."""
         if names_tiles(self.config):
             for warning in tile_warnings(self.tiles_as_read, self.cached, expected, model, preprocess):
                 self.log_once(warning, logging.WARNING)

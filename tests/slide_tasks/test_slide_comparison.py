@@ -186,7 +186,7 @@ def test_reports_of_test_patients_are_noted(models: Path, slides: Path, tmp_path
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     scored = clipit.score_slides(table, tmp_path / "out", classifier=run, **VLM_TILES)
     count = (rows["split"] == "test").sum()
-    assert f"{count} reports of r belong to patients of the test slides" in scored.text
+    assert f"{count} reports of r belong to patients with test slides" in scored.text
 
 
 @pytest.mark.parametrize("known_by", ["group", "slide", "slide of the patient"])

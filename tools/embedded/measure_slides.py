@@ -60,7 +60,7 @@ def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
 def slide_tiles(
     folder: Path,
 ) -> tuple[UInt8[np.ndarray, "n 64 64 3"], Int64[np.ndarray, " n"], Float[np.ndarray, "n artefacts"]]:
-    """Cut slides into a grid of tiles, and return those of one tissue, their classes and fractions of artefacts."""
+    """Cut slides into tiles; return those of one tissue, their classes, and the area fraction of each artefact."""
     import openslide
 
     images, truth, shares = [], [], []

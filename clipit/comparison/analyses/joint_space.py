@@ -57,7 +57,7 @@ def analyse_joint_space(
     stores = {"tiles": tile_store, "snippets": text_store}
     if workspace.text_mean is not None:
         images, texts = centred(images, workspace.tile_mean), centred(texts, workspace.text_mean)
-        name = "centred by the means of all training tiles and of all snippets"
+        name = "centred with the means of all training tiles and of all snippets"
         spaces.append(_Space(name, "centred", {"test tiles": images, "snippets": texts}, ids))
         stores["training tiles (their mean)"] = workspace.tile_store("train")
     sources = [f"{name}: {store.artifact.folder.name}" for name, store in stores.items()]

@@ -148,7 +148,7 @@ def _common_seeds(
     seeds = [seed for seed in section.seeds if folders and all(seed in by_seed for by_seed in folders.values())]
     if not seeds:
         raise DivergenceError(
-            f"nothing can be compared, because training diverged for every seed in at least one arm; first reason: "
+            f"nothing can be compared, because for every seed, training diverged in at least one arm; first reason: "
             f"{failed[0].reason}",
             where=f"{failed[0].arm}, seed {failed[0].seed}",
             fix="lower adapt.learning_rate, or check the VLM and the texts",

@@ -178,7 +178,7 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
     members: list[np.ndarray] = []
 
     def add(pool: list[str], searched: Bool[np.ndarray, "p"], count: int) -> Int[np.ndarray, "n k"]:
-        """Embed a pool of texts, and return each tile's nearest searched texts, as rows of the pool."""
+        """Embed a pool of texts, and search some of them for those nearest to each tile; return rows of the pool."""
         embedded = centred(workspace.encode(pool), workspace.text_mean)
         texts.extend(pool)
         vectors.append(embedded)

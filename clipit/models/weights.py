@@ -21,7 +21,7 @@ _DATA_TYPE = re.compile(r"(?:torch\.)?(?:(b?float|b?f)|q?u?int|[iu])(\d+)(?:_?[a
 UNQUANTISED = "use the unquantised weights of this model, in float32, bfloat16 or float16"
 """Fix given in errors about quantised weights."""
 _WEIGHT_NAMES = ("weight", "bias")
-"""Suffixes of the names of tensors that are never integers by design, unlike indices and counters."""
+"""Suffixes of the names of tensors that by design are never integers, unlike indices and counters."""
 
 _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution, whose last two dimensions are the height and width of a patch."""
@@ -162,7 +162,7 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
 
 
 def unused_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """List unused weights that change a model: layers of higher number than the model has, and unmerged LoRA updates.
+    """List unused weights that change a model: layers beyond the last one of the model, and unmerged LoRA updates.
 
     Unused weights of heads and buffers are allowed.
 

@@ -41,7 +41,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "clipit",  # otherwise the ids in an SVG are random
     "text.parse_math": False,  # a class name with two dollar signs is not a formula
 }
-_MANY_CLASSES = 5  # with more classes, names of at least 5 instead of 10 characters are rotated
+_MANY_CLASSES = 5  # with more classes, names of over 4 characters are rotated; otherwise, those of over 9
 _MANY_POINTS = 40  # lines with more points have no markers
 _MAX_POINTS = 500  # points drawn per line
 _MANY_DECADES = 1e4  # ratio of values at and above which a logarithmic axis labels only powers of ten

@@ -26,8 +26,8 @@ _DOCUMENT_HEADS = {
     b"PK\3\4": "a zip file or an Office document (.docx, .odt, .xlsx)",
     b"\xd0\xcf\x11\xe0": "an Office document (.doc, .xls)",
 }
-POINTER = "the pointer to a file in Git LFS"
-"""Kind of a report that was read from a pointer."""
+POINTER = "a Git LFS pointer"
+"""Kind of document for a Git LFS pointer."""
 _TEXT_DOCUMENTS = {
     "{\\rtf": "Rich Text Format (RTF)",
     "%PDF-": "a PDF file",
@@ -176,7 +176,7 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
     """Reject Git LFS pointers, compressed files, documents, and UTF-16 text if a different encoding is configured.
 
     Raises:
-        DataError: The content is a Git LFS pointer, compressed, a document or UTF-16.
+        DataError: The content is a Git LFS pointer, a compressed file, a document or UTF-16 text.
     """
     if is_pointer(data):
         raise DataError("this file is a Git LFS pointer, not the data", where=where, fix=PULL)

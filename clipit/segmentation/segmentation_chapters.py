@@ -139,8 +139,8 @@ def _over_seeds(frame: pd.DataFrame) -> list[Table]:
         return []
     header = ("segmentation", "training masks", "seeds", "Dice, mean over images", "Dice, all pixels pooled")
     caption = (
-        "Foreground Dice: mean and standard deviation over seeds. Training masks are drawn for each seed; rows with "
-        "all training masks vary only by training"
+        "Foreground Dice: mean and standard deviation over seeds. Training masks are drawn for each seed; in rows "
+        "with all training masks, the seeds differ only in training"
     )
     return [Table(header, rows, caption=caption, source=f"{_SOURCE}: value, seed")]
 

@@ -45,7 +45,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     strata = tiles.truth if tiles.annotations is None else tiles.annotations.strata(tiles.ids.tolist())
     train_counts = _counts(strata[train], classes)
     quota = np.zeros_like(train_counts)
-    if train.any():  # otherwise, what needs training tiles raises an error that says so
+    if train.any():  # otherwise, the code that needs training tiles raises an error
         quota = _train_quota(train_counts, config, tiles.classes)
     validation_counts = _counts(strata[validation], classes)
     if config.kind == "none":

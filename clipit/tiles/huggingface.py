@@ -130,7 +130,7 @@ def is_image_folder(path: str, splits: Iterable[Any]) -> bool:
 
 
 def check_listed_once(files: Mapping[str, Sequence[str | None]], path: str) -> None:
-    """Check that the metadata files of an image folder list every image once.
+    """Check that the metadata files of an image folder list no image more than once.
 
     Args:
         files: File of each row of each split; None for rows without a file.

@@ -25,7 +25,7 @@ METADATA_FILES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"
 """Names of the metadata files of Hugging Face image folders."""
 _FILE_COLUMN = "file_name"
 _LABELS = frozenset({"label", "labels", "class", "category", "diagnosis", "target"})
-_MAX_HEADER = 2**20  # bytes of a csv or jsonl file in which its columns are looked for
+_MAX_HEADER = 2**20  # leading bytes of a csv or jsonl file that are searched for column names
 _EXAMPLE = 'write lines such as {"file_name": "a.png", "label": "tumour"}'
 _FIX = "correct the names, which are relative to the folder of the metadata file, or remove the rows"
 
@@ -84,7 +84,7 @@ def _check_zipped_tables(archive: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             names = [name for name in opened.namelist() if PurePosixPath(name).name == "metadata.csv"]
             contents = {name: opened.read(name) for name in names}
-    except Exception as error:  # zipfile raises many kinds for damaged zips, which load_huggingface explains
+    except Exception as error:  # zipfile raises many kinds of exceptions; load_huggingface explains them
         if is_limit(error):
             raise
         return

@@ -50,7 +50,7 @@ _BLOCK = 4_194_304
 _KEPT = 2
 """Number of micro-batches of images, and of texts, that are encoded only once and whose graphs stay in memory."""
 _OTHER_SIDE = np.uint64(0xC2B2AE3D27D4EB4F)
-"""XORed with the augmentation key of a tile on the other side, so that its two views differ."""
+"""XORed with the augmentation keys of tiles contrasted with other tiles, so that the two views of a tile differ."""
 
 Kind = Literal["tiles", "others", "texts"]
 
@@ -61,7 +61,7 @@ class _MicroBatch:
 
     Attributes:
         kind: Kind of the encoded items.
-        indices: Indices into the batch's distinct tiles, others or texts.
+        indices: Indices into `tiles`, `others` or `texts` of the batch.
         inputs: Augmented pixels [n,3,h,w], uint8, on any device, or the rows of the texts.
         output: Embeddings with their graph, if the micro-batch is not encoded again.
     """

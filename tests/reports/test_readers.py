@@ -504,7 +504,7 @@ def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
 def test_a_pointer_in_a_table(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     (tmp_path / "a.csv").write_text(f'id,text,organ\n1,Adenoma.,colon\n2,"{pointer}",colon\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"this report is the pointer to a file in Git LFS(?s:.*)line 3(?s:.*)lfs pull"):
+    with pytest.raises(DataError, match=r"this report is a Git LFS pointer(?s:.*)line 3(?s:.*)lfs pull"):
         read(tmp_path / "a.csv")
 
 

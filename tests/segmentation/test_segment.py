@@ -187,7 +187,7 @@ def test_scores_are_averaged_over_seeds_and_the_first_has_a_chapter(
     expected = " ".join(["| dark | 2 | 2 |", *(f"{each.mean():.3f} ± {each.std():.3f} |" for each in means)])
     assert expected in re.sub(" +", " ", report)
     assert report.index("| floor ") < report.index("| ceiling ") < report.index(" ± "), "bounds come first"
-    assert "rows with all training masks vary only by training" in report
+    assert "in rows with all training masks, the seeds differ only in training" in report
     assert "## dark, seed 3" in report and "## dark, seed 4" not in report
     assert all(path.name.startswith("dark__seed_3") for path in folder.glob("dark*.png"))
 

@@ -84,7 +84,7 @@ def analyse_complementarity(
                 f"seed {first}: accuracy %",
                 "R (tiles)",
                 "R %",
-                "of vision's errors %",
+                "% of vision's errors",
                 "expected %",
                 "excess %",
             ),

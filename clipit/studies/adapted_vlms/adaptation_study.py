@@ -140,7 +140,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 def _common_seeds(
     section: AdaptConfig, folders: Mapping[str, Mapping[int, Path]], failed: Sequence[FailedAdaptation]
 ) -> list[int]:
-    """Return the seeds that are finished for all arms, except arms that failed with every seed.
+    """Return the seeds with which all arms were adapted, ignoring arms that failed with every seed.
 
     Raises:
         DivergenceError: No seed remains.

@@ -159,7 +159,7 @@ class Term(Generic[Options]):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Sections and dotted keys that the term reads, although without it they may be unused (see `unused_keys`)."""
+        """Sections and dotted keys that have an effect if the term is active, even if declared unused elsewhere."""
         return frozenset()
 
     @property

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ class OptionParser(argparse.ArgumentParser):
             name for action in self._actions if isinstance(action, argparse._AppendAction)
             for name in action.option_strings
         }  # fmt: skip
-        names = [argument.partition("=")[0] for argument in arguments]
-        twice = sorted({name for name in names if names.count(name) > 1} & {*self._option_string_actions} - repeatable)
+        once = {*self._option_string_actions} - repeatable
+        counts = Counter(name for argument in arguments if (name := argument.partition("=")[0]) in once)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             self.error(f"options given more than once: {', '.join(twice)}")
         return super().parse_known_args(args, namespace)

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from clipit.cli.completion import completion_script
 from clipit.cli.init import OWN_DATA
 from clipit.cli.main import main, usage
 from clipit.config.command_line import read_file_command
+from clipit.config.computing_options import OptionParser
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys
 from clipit.config.paths import run_path
@@ -50,6 +52,14 @@ def test_an_option_that_is_given_twice_is_an_error(
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, *arguments)
     assert "options given more than once: --" in capsys.readouterr().err
+
+
+def test_many_files_on_the_command_line_take_linear_time() -> None:
+    parser = OptionParser()
+    parser.add_argument("images", nargs="+")
+    start = time.monotonic()
+    parser.parse_args([f"tiles/of/a/slide/{number}.png" for number in range(40_000)])
+    assert time.monotonic() - start < 3
 
 
 def test_every_command_has_a_module_and_a_script_that_only_calls_it() -> None:

@@ -117,7 +117,7 @@ def evaluate_slides(
 def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     """Choose the pooling with the highest balanced accuracy on labelled validation slides.
 
-    Ties are broken in favour of the smaller K, then of the mean over the share of tiles, and then of unsmoothed scores.
+    Ties are broken in favour of the smaller K, then of `mean` rather than `share`, and then of unsmoothed scores.
     No pooling method is chosen if fewer than two classes have validation slides.
 
     Args:
@@ -138,7 +138,7 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
     covered = "" if present == len(first.classes) else f", which cover {present} of {len(first.classes)} classes"
-    shared = "" if len(tied) == 1 else f" {len(tied)} pooling methods tie; the one with the fewest tiles was chosen."
+    shared = "" if len(tied) == 1 else f" {len(tied)} pooling methods tie; fewer tiles and no smoothing are preferred."
     sentence = (
         f"The pooling method {tied[0].title} was chosen for its balanced accuracy of {best:.3f} on {rows.sum()} "
         f"validation {unit}s{covered}, the highest of {counted(len(scores), 'pooling method')}.{shared}"

@@ -24,7 +24,8 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     """Read the TCGA-Reports csv, or a folder or zip of .txt files named by barcode.
 
     The id is `patient_filename`, or the file's path without .txt; the group is the patient. With
-    `reports.cancer_types`, the organ follows from the patient's cancer type; patients not in that table have no organ.
+    `reports.cancer_types`, the organ follows from the patient's cancer type; it is unknown for patients not in that
+    table.
 
     Raises:
         DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv instead of text files, or
@@ -49,7 +50,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     if unknown:
         problems.append(
             f"{config.cancer_types}: no cancer type for {counted(len(unknown), 'patient')} "
-            f"({shortlist(sorted(unknown))}); reports of these patients have no organ"
+            f"({shortlist(sorted(unknown))}); the organ of their reports is unknown"
         )
 
 

@@ -145,7 +145,7 @@ def test_the_pooling_is_chosen_on_validation_slides_and_ties_go_to_the_smaller_k
     evaluation = two_class_slides(rows)
     assert evaluation.choice.key == PoolingKey("top5", False)
     assert "balanced accuracy of 1.000 on 2 validation slides" in evaluation.choice.sentence
-    assert "2 pooling methods tie; the one with the fewest tiles was chosen" in evaluation.choice.sentence
+    assert "2 pooling methods tie; fewer tiles and no smoothing are preferred" in evaluation.choice.sentence
     assert set(evaluation.scores.query("chosen")["pooling"]) == {"top5"}
     # The choice is bad on the test slide, and still evaluated there.
     assert value(evaluation, "accuracy", "top5", split="test", level="slide")["value"] == 0.5

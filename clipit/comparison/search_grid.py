@@ -45,15 +45,28 @@ def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict
 
 
 def grid_points(config: RunConfig, comparison: ComparisonConfig, arm: str) -> list[GridPoint]:
-    """Return all points of an arm's grid, in order."""
+    """Return all points of an arm's grid, in order.
+
+    Raises:
+        ConfigError: As for `grid_axes`; or there is only one learning rate, and the arm needs additional ones.
+    """
     axes = grid_axes(config, comparison, arm)
+    unused = [key for key in comparison.grid if key not in axes]
+    if len(comparison.learning_rates) == 1 and any(len(comparison.grid[key]) > 1 for key in unused):
+        raise ConfigError(
+            f"the arm {arm!r} does not use {shortlist(unused)}, and needs additional learning rates instead for a "
+            "search of the same size as the other arms', but there is only one to start from",
+            where="comparison.learning_rates",
+            fix="list at least two, such as the lowest and the highest that you would try",
+        )
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def interpolate_rates(rates: Sequence[float], count: int) -> tuple[float, ...]:
     """Insert learning rates between the given ones, evenly spaced on a logarithmic scale, until there are `count`.
 
-    The added rates are rounded to two significant digits. A single rate is returned unchanged.
+    The added rates are rounded to two significant digits, or more where that is needed to keep them distinct. A single
+    rate is returned unchanged.
     """
     known = sorted(rates)
     missing, gaps = count - len(known), len(known) - 1
@@ -62,8 +75,10 @@ def interpolate_rates(rates: Sequence[float], count: int) -> tuple[float, ...]:
     spaced: list[float] = []
     for i, (low, high) in enumerate(pairwise(known)):
         added = missing // gaps + (i < missing % gaps)
-        spaced += [low, *(float(f"{low * (high / low) ** (k / (added + 1)):.2g}") for k in range(1, added + 1))]
-    return tuple(dict.fromkeys([*spaced, known[-1]]))
+        exact = [low * (high / low) ** (k / (added + 1)) for k in range(1, added + 1)]
+        rounded = ([float(f"{rate:.{digits}g}") for rate in exact] for digits in range(2, 17))
+        spaced += [low, *next(inner for inner in rounded if len({low, *inner, high}) == added + 2)]
+    return (*spaced, known[-1])
 
 
 def _recipe_keys(config: RunConfig, arm: str) -> set[str]:

@@ -130,7 +130,8 @@ def _pending_checks(
         yield "backbone", repr(config.backbone), partial(check_backbone, config.backbone)
     for name, tiles in {"tiles": config.tiles, **{f"shifted tiles {name}": t for name, t in shifted.items()}}.items():
         if not is_unwritten(tiles.path):
-            yield name, repr(tiles), partial(check_tiles, name, tiles, config)
+            models = (config.vlm, config.second_vlm, config.backbone) if tiles.streaming else ()  # they set the size
+            yield name, f"{tiles!r} {models!r}", partial(check_tiles, name, tiles, config)
     reports = config.reports
     if reports is not None and not is_unwritten(reports.path):
         yield "reports", repr(reports), partial(check_reports, reports)

@@ -77,6 +77,16 @@ def test_learning_rates_are_interpolated_on_a_logarithmic_scale() -> None:
         0.01,
     )
     assert interpolate_rates((0.01, 0.001), 2) == (0.01, 0.001) and interpolate_rates((0.01,), 5) == (0.01,)
+    assert interpolate_rates((0.001, 0.00105), 4) == (0.001, 0.00102, 0.00103, 0.00105)
+
+
+def test_all_arms_have_grids_of_the_same_size(grid: ConfigFile) -> None:
+    close = with_comparison(grid, grid=GRID, learning_rates=(0.001, 0.00105))
+    sizes = {len(grid_points(close.run, close.comparison, arm)) for arm in ("image_only", "clip_it_all")}
+    assert sizes == {2 * 4 * len(close.comparison.steps)}
+    single = with_comparison(grid, grid=GRID, learning_rates=(0.001,))
+    with pytest.raises(ConfigError, match=r"(?s)the arm 'image_only' does not use.*list at least two"):
+        grid_points(single.run, single.comparison, "image_only")
 
 
 def test_keys_that_define_an_arm_are_not_searched_for_it(grid: ConfigFile) -> None:

@@ -338,10 +338,11 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         if isinstance(image, Image.Image):
             with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it together
                 file = getattr(image, "filename", "") if getattr(image, "fp", None) is None else ""
-                with suppress(OSError):  # a loaded image no longer shows the bit depth and damage of its file
-                    if file:
-                        decode(Path(file))
-                return to_rgb(image)
+                loaded = to_rgb(image)
+            with suppress(OSError):  # a loaded image no longer shows the bit depth and damage of its file
+                if file:
+                    decode(Path(file))
+            return loaded
         return decode(Path(image))
     except (DataError, MemoryError):
         raise

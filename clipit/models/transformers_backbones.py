@@ -161,7 +161,8 @@ def classification_model(
     with torch.random.fork_rng(devices=[]):  # so that the export does not change later random numbers
         classifier: Any = (known[0] if isinstance(known, tuple) else known)(config).eval()
     head = getattr(classifier, "classifier", None)
-    if type(classifier.base_model) is not type(model) or not isinstance(head, nn.Linear):
+    reads_pooler = getattr(classifier.base_model, "pooler", None) is not None  # clipit's features have no pooler
+    if reads_pooler or type(classifier.base_model) is not type(model) or not isinstance(head, nn.Linear):
         return None
     setattr(classifier, classifier.base_model_prefix, model)
     extra = head.in_features - weight.shape[1]

@@ -137,6 +137,7 @@ def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "Dinov2": save_vit(root / "dinov2", "Dinov2"),
         "Dinov2WithRegisters": save_vit(root / "dinov2_registers", "Dinov2WithRegisters"),
         "DeiT": save_vit(root / "deit", "DeiT"),
+        "Beit": save_vit(root / "beit", "Beit"),  # its classifier reads the pooled patch tokens
         "Hibou": root / "hibou",
         "Dinov2 without SwiGLU": save_vit(root / "dinov2_mlp", "Dinov2", use_swiglu_ffn=False),
     }

@@ -28,12 +28,14 @@ class RunFingerprint:
             median resolution of the tiles.
         unused: Keys and sections without effect on this run; records of earlier versions may contain them.
         defaults: Keys that are omitted at their default, with that default; see `clipit.config.effects.LaterKey`.
+        names: Configured names of the models by dotted key, which earlier versions recorded with their paths.
     """
 
     keys: Mapping[str, Any]
     inputs: Mapping[str, str | list[str] | None]
     unused: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def value(self) -> str:
@@ -44,6 +46,7 @@ class RunFingerprint:
         """List the keys and inputs that differ from those in a `run.json` record, with both values."""
         recorded = {current_name(key): value for key, value in _mapping(record.get("keys")).items()}
         recorded = {key: value for key, value in recorded.items() if not is_within(key, self.unused)}
+        recorded |= {key: self.keys[key] for key in self.keys.keys() & self.names if recorded.get(key) == self.names[key]}
         current = {**self.keys, **{key: value for key, value in self.defaults.items() if key in recorded}}
         recorded_inputs = _mapping(record.get("inputs"))
         inputs = {key: value for key, value in self.inputs.items() if key != _MPP or key in recorded_inputs}
@@ -83,6 +86,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
         },
         selected.unused,
         selected.defaults,
+        {f"{key}.name": model.name for key, model in models.items() if model is not None},
     )
 
 

@@ -286,6 +286,20 @@ def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
     assert _model_name(checkpoint) == "open_clip:ViT-B-32/local file"
 
 
+def test_records_that_name_a_model_by_its_path_are_accepted(tiles: Callable[..., Path], tmp_path: Path) -> None:
+    """Earlier versions recorded the path of a folder behind hf-hub:."""
+    (tmp_path / "model").mkdir()
+    name = f"hf-hub:{tmp_path / 'model'}"
+    section = {"source": "table", "path": str(tiles("a.csv")), "images": str(tmp_path / "pictures")}
+    values = {"tiles": section, "output": str(tmp_path / "out"), "leaks": {"policy": "off"}, "backbone": {"name": name}}
+    config = resolve_arm(validate(values, "here").model_copy(update={"arm": "image_only"}))
+    now = run_fingerprint(config, Workspace(config), "backbone")
+    assert now.keys["backbone.name"].startswith("local folder")
+    earlier = {"keys": {**now.keys, "backbone.name": name}, "inputs": now.inputs}
+    assert now.matches(earlier)
+    assert not now.matches({**earlier, "keys": {**now.keys, "backbone.name": "hf-hub:/other"}})
+
+
 def test_keys_of_cuts_and_groups_act_through_the_tiles_alone() -> None:
     """They are not in the fingerprint themselves, so that runs from before these keys keep theirs."""
     keys = {"tiles.test_fraction", "tiles.folds", "tiles.fold", "tiles.group_pattern"}

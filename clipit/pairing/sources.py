@@ -23,8 +23,8 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
     """
     if not organs:
         return np.ones(len(index.ids), dtype=np.bool_)
-    rows, values = _sources(index, sources, "organ")
-    values = np.char.lower(np.char.strip(values))
+    rows, organ_names = _sources(index, sources, "organ")
+    values = text_array(name.strip().lower() for name in organ_names.tolist())
     selected = sorted({organ.strip().lower() for organ in organs})
     known = sorted(set(values.tolist()) - {""})
     unknown = [organ for organ in selected if organ not in known]

@@ -46,7 +46,8 @@ class RunFingerprint:
         """List the keys and inputs that differ from those in a `run.json` record, with both values."""
         recorded = {current_name(key): value for key, value in _mapping(record.get("keys")).items()}
         recorded = {key: value for key, value in recorded.items() if not is_within(key, self.unused)}
-        recorded |= {key: self.keys[key] for key in self.keys.keys() & self.names if recorded.get(key) == self.names[key]}
+        by_path = [key for key, name in self.names.items() if key in self.keys and recorded.get(key) == name]
+        recorded |= {key: self.keys[key] for key in by_path}
         current = {**self.keys, **{key: value for key, value in self.defaults.items() if key in recorded}}
         recorded_inputs = _mapping(record.get("inputs"))
         inputs = {key: value for key, value in self.inputs.items() if key != _MPP or key in recorded_inputs}

@@ -118,10 +118,13 @@ def test_weights_are_a_softmax_of_the_kept_scores(tmp_path: Path, index: Index, 
         assert np.allclose(np.asarray(table.column("weight"))[tile == name], powers / powers.sum(), atol=1e-6)
 
 
-def test_only_snippets_of_the_organs(tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray) -> None:
+@pytest.mark.parametrize("last", ["breast", pytest.param("breast " * 20_000, id="long")])
+def test_only_snippets_of_the_organs(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, last: str
+) -> None:
     organs = ["Breast" if i % 3 else "colon" for i in range(SNIPPETS)]
     rules = PairingConfig(organs=("COLON ",))
-    found = pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(organ=[*organs, "breast"]))
+    found = pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(organ=[*organs, last]))
     only = np.where(np.arange(SNIPPETS) % 3 == 0, cosines, -1)
     assert [s[0][0] for s in by_tile(found).values()] == [IDS[j] for j in only.argmax(axis=1)]
 

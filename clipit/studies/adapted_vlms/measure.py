@@ -17,7 +17,6 @@ from clipit.evaluation.model_comparison import ItemResults
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.retrieval import RetrievalScore
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
-from clipit.output_files.whole_files import text_array
 from clipit.prompts.prompt_set import PromptSet
 from clipit.studies.model_features import FrozenFeatures
 from clipit.studies.probing.text_retrieval import text_retrieval
@@ -96,7 +95,8 @@ def measure_zero_shot(
     tiles, prompts = workspace.all_tiles, workspace.prompts
     test = joint.split(tiles, "test")
     if test_ids is not None:
-        test = test.take(np.isin(text_array(test.ids), text_array(test_ids)))
+        scored = set(test_ids.tolist())
+        test = test.take(np.array([name in scored for name in test.ids.tolist()], dtype=np.bool_))
     test = test.labelled()
     if prompts is None or not len(test):
         return None

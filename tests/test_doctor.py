@@ -560,7 +560,7 @@ def test_what_an_earlier_command_writes(
     configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    keys = {"tiles.path": "outputs/w/tiles.csv", "reports.path": "outputs/w/r.jsonl", "vlm.name": "outputs/w/vlm"}
+    keys = {"tiles.path": "outputs/Dünn/tiles.csv", "reports.path": "outputs/w/r.jsonl", "vlm.name": "outputs/w/vlm"}
     file = configure_file(keys, output="outputs/runs")
     (data,) = [check for check in check_config(file, [], tmp_path / "own.yaml") if check.status == "FAIL"]
     assert all(path in data.message for path in keys.values()) and "outputs/runs" not in data.message

@@ -153,7 +153,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
     """Report missing inputs in outputs/, the folder to which other commands write them."""
     inputs = [select_keys(section, "results", "data") for section in (*configs, *shifted.values())]
     values = [value for keys in inputs for key, value in keys.items() if not key.endswith("slides.grids")]
-    named = dict.fromkeys(re.findall(r'"(outputs/[^"]+)"', json.dumps(values)))
+    named = dict.fromkeys(re.findall(r'"(outputs/[^"]+)"', json.dumps(values, ensure_ascii=False)))
     paths = [path for path in named if is_unwritten(path)]
     if not paths:
         return []

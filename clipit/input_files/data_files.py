@@ -134,7 +134,9 @@ def hidden_names(listed: FolderFiles, folder: Path, wanted: Callable[[Path], boo
     for parent, _, names in (walked for hidden in listed.hidden for walked in os.walk(hidden)):
         if os.path.realpath(parent) not in read:
             files += [Path(parent) / name for name in names]
-    return sorted(file.relative_to(folder).as_posix() for file in files if wanted(file))
+    files = [file for file in files if wanted(file)]
+    linked = {os.path.realpath(file) for file in listed.files if file.is_symlink()} if files else set()
+    return sorted(file.relative_to(folder).as_posix() for file in files if os.path.realpath(file) not in linked)
 
 
 def hidden_note(names: Sequence[str], noun: str) -> tuple[str, ...]:

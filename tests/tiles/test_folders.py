@@ -128,6 +128,8 @@ def test_images_in_hidden_folders_are_counted_unless_a_link_leads_to_them(tree: 
     else:
         paint(tree / ".linked" / "0.png", 99)
         (tree / "train" / "stroma" / "more").symlink_to(tree / ".linked")
+        paint(tree / ".annex" / "1.png", 98)
+        (tree / "train" / "stroma" / "link.png").symlink_to(tree / ".annex" / "1.png")
     tiles = load_tiles(config(tree.parent / "packed.zip" if zipped else tree), seed=0)
     assert "skipped 3 hidden images: .cache/stroma/0.png, .cache/stroma/1.png, train/.fat/0.png" in tiles.notes
     assert not any("/." in f"/{name}" for name in tiles.ids)

@@ -24,7 +24,7 @@ Johnston 2001)."""
 _BETA = 0.15 * np.log(10)
 """Optical density, 0.15 in base 10; a pixel with less in any channel is background (Macenko et al. 2009)."""
 _ALPHA = 1.0
-"""Percentile of the angles, from each end, that defines a stain."""
+"""Percentile of the angles at which a stain vector is taken, counted from either end."""
 _MIN_TISSUE_PIXELS = 64
 _MIN_TISSUE_SHARE = 0.01
 _MIN_SINGULAR_RATIO = 0.02

@@ -112,7 +112,7 @@ def _open(path: Path) -> SlideFile:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and suffix not in _TIFF:
         return _FlatImage(path)
-    if suffix == ".vsi":  # contains only label and overview; openslide does not read the .ets files with the slide
+    if suffix == ".vsi":  # contains only label and overview; openslide cannot read the slide's .ets files
         raise DataError(
             "VSI slides (Olympus) cannot be read",
             where=path,
@@ -244,7 +244,7 @@ def _number(text: Any) -> float | None:
 
 
 def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
-    """Return the mean of the two axes; None if one is unknown.
+    """Return the mean of the micrometres per pixel along x and y; None if one is unknown.
 
     Raises:
         DataError: The pixels are not square.

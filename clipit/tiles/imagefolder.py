@@ -99,7 +99,7 @@ def _check_zipped_tables(archive: Path) -> None:
 
 
 def inferred_types(splits: Iterable[Any]) -> str:
-    """Return a warning if `datasets` read the metadata of an image folder, dropping some texts; "" otherwise."""
+    """Return a warning about missing texts if `datasets` read the metadata of an image folder; "" otherwise."""
     import datasets
 
     own_kinds = (datasets.Image, datasets.ClassLabel)  # types of images, and of labels from folder names
@@ -198,7 +198,7 @@ def check_metadata(
         config: Section `tiles`.
         root: Folder or zip of the tiles.
         others: Names of the files in that folder or zip that are not images.
-        read: Function that returns the first bytes of such a file, given its name and their maximum number (None: all).
+        read: Function that returns the first bytes of such a file, given its name and the number of bytes (None: all).
         loose: Whether some images are outside class folders.
 
     Returns:

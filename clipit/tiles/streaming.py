@@ -65,7 +65,8 @@ class StreamedSet:
     Attributes:
         splits: Splits used by the configuration, by name.
         revision: Commit on the Hub that all splits are read from; None for local folders, or if offline.
-        metadata: Whether `datasets` reads the cells from metadata files; earlier versions kept inferred types.
+        metadata: Whether `datasets` reads metadata files, whose cells are then stored as text; earlier versions
+            stored them with inferred types.
     """
 
     splits: dict[str, StreamedSplit]
@@ -225,7 +226,7 @@ def _identity(config: TilesConfig) -> Any:
         load_huggingface(config.path, "tiles.path")  # raises an error, because the path is not a folder
     files = list_files(folder).files
     identity = {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
-    if any(file.name in METADATA_FILES for file in files):  # earlier versions kept cells with inferred types
+    if any(file.name in METADATA_FILES for file in files):  # earlier versions stored cells with inferred types
         identity["cells"] = "text"
     return identity
 

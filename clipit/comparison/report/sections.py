@@ -36,7 +36,7 @@ def score_sections(
     notes: Sequence[str],
     verdicts: Sequence[ArmVerdict],
 ) -> list[PageSection]:
-    """Build the score sections: compared with the baseline and each control, as in CLIP-IT's table 1, and by seed."""
+    """Build the score sections: main table, comparison with each control, tables as in CLIP-IT, and plots by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]

@@ -198,7 +198,7 @@ def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConf
 
 
 def _differs(recorded: Any, current: Any) -> bool:
-    """Check whether a configuration section has changed; keys that only one of the two has are ignored.
+    """Check whether a configuration section has changed; keys that occur in only one of its versions are ignored.
 
     Earlier versions recorded keys that affect only speed or reporting, and lacked the keys that were added since.
     """

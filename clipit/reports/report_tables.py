@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,6 +100,8 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig) -> Iterator[
             where=f"{path}, {unit} {table.lines[0]}",
             fix="remove reports.columns",
         )
+    spelled = {name.strip(): name for name in _columns(config).values()}  # earlier versions needed the header's spaces
+    table = replace(table, header=[spelled.get(name, name) for name in table.header])
     missing = [name for name in _columns(config).values() if name not in table.header]
     _check_columns(config, table.header, path, table.hint(missing) or _header_hint(config, table))
     for column in (config.id_column, config.group_column):

@@ -718,3 +718,10 @@ def test_groups_in_a_parquet_column_of_rounded_numbers_are_refused(tmp_path: Pat
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"row 1 contains 16777216 in column patient, but the column's type \(float\)"):
         read(tmp_path / "a.parquet", text_column="body", group_column="patient")
+
+
+def test_a_column_may_be_named_with_the_spaces_of_its_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id, text, site\n1,Tubular adenoma.,colon\n", encoding="utf-8")
+    for space in ("", " "):
+        (report,) = read(tmp_path / "a.csv", text_column=f"{space}text", organ_column=f"{space}site").reports
+        assert (report.text, report.organ) == ("Tubular adenoma.", "colon")

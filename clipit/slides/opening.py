@@ -268,8 +268,7 @@ def _tiff_mpp(path: Path) -> float | None:
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)
     if unit != 3 or not x or not y:
         return None
-    check_square(1e4 / float(x), 1e4 / float(y), path)
-    return 1e4 / float(x) if x == y else None
+    return _mean_mpp(1e4 / float(x), 1e4 / float(y), path)
 
 
 def slide_name(path: Path) -> str:

@@ -109,6 +109,12 @@ def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
             open_slide(tmp_path / name)
 
 
+def test_resolutions_of_a_tiff_that_differ_by_rounding_are_averaged(tmp_path: Path) -> None:
+    per_centimetre = {"resolution": (40000, 39999), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tif", picture(), photometric="rgb", **per_centimetre)
+    assert open_slide(tmp_path / "a.tif").mpp == pytest.approx(0.25, rel=1e-4)
+
+
 def test_a_tile_of_a_smaller_level_of_an_ome_tiff_begins_at_the_nearest_pixel(tmp_path: Path) -> None:
     pixels = picture(601, 401)
     slide = open_slide(write_ome(tmp_path / "s.ome.tiff", pixels))

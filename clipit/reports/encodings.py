@@ -78,6 +78,19 @@ _LIMITS = frozenset({255, 256, 500, 512, 1000, 1024, 2000, 2048, 4000, 4096, 800
 _MIN_LIMIT = 200  # characters; shorter reports may have equal lengths by chance
 
 
+def describe_faults(texts: Sequence[str]) -> list[str]:
+    """Describe faults that another program left in texts: lost letters, escape sequences, truncation."""
+    checks = (
+        describe_misread,
+        describe_replaced,
+        describe_surrogates,
+        describe_controls,
+        describe_escaped,
+        describe_truncated,
+    )
+    return [fault for check in checks if (fault := check(texts))]
+
+
 def describe_misread(texts: Sequence[str]) -> str:
     """State how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
     return _describe_matches(
@@ -96,6 +109,16 @@ def describe_replaced(texts: Sequence[str]) -> str:
         texts,
         "replacement characters (U+FFFD)",
         "another program replaced letters that it could not convert; export the reports again",
+    )
+
+
+def describe_surrogates(texts: Sequence[str]) -> str:
+    """State how many texts contain lone surrogates, which JSON files can contain; "" if none do."""
+    return _describe_matches(
+        re.compile(r"\S{0,40}[\ud800-\udfff]\S{0,40}"),
+        texts,
+        "lone surrogates, which stand for no letter,",
+        "another program could not decode these letters, or cut a text within an emoji; export the reports again",
     )
 
 

@@ -27,18 +27,7 @@ from clipit.input_files.mangled_names import check_labels, check_rounded, placeh
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed
 from clipit.reports.barcodes import add_patients
-from clipit.reports.encodings import (
-    CONVERT,
-    DOCUMENTS,
-    JSON,
-    POINTER,
-    describe_controls,
-    describe_escaped,
-    describe_misread,
-    describe_replaced,
-    describe_truncated,
-    document_kind,
-)
+from clipit.reports.encodings import CONVERT, DOCUMENTS, JSON, POINTER, describe_faults, document_kind
 from clipit.reports.metadata import Metadata, check_dates, read_metadata
 from clipit.reports.report_tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
 from clipit.reports.tcga import read_tcga
@@ -137,9 +126,7 @@ def read_reports(config: ReportsConfig) -> Reports:
             fix="check reports.path and reports.format"
             + ("; only .txt files are read" if format_name == "texts" else "; or correct reports.text_column"),
         )
-    texts = [report.text for report in reports]
-    checks = (describe_misread, describe_replaced, describe_controls, describe_escaped, describe_truncated)
-    problems += filter(None, [check(texts) for check in checks])
+    problems += describe_faults([report.text for report in reports])
     reports = _select_organs(_missing_to_none(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)
     return Reports(tuple(reports), tuple(problems), config.path, empty, tuple(notes))

@@ -1,5 +1,6 @@
 """Reports as other programs export them: patients as decimals, misread UTF-8, escape sequences, truncated texts."""
 
+import json
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
 from clipit.input_files.data_files import without_decimals
-from clipit.reports.encodings import describe_controls, describe_replaced
+from clipit.reports.encodings import describe_controls, describe_replaced, describe_surrogates
 from clipit.reports.readers import read_reports
 
 
@@ -102,6 +103,14 @@ def test_lost_letters_are_a_problem(tmp_path: Path) -> None:
     assert problem.startswith("1 report contains replacement characters (U+FFFD) such as \ufffdber: ")
 
 
+def test_lone_surrogates_are_a_problem(tmp_path: Path) -> None:
+    """Python writes them for bytes that it read with errors="surrogateescape"."""
+    texts = ["Mucosa \udcfcber dem Pr\udce4parat.", "Skin nevus \ud83d", "Polyp \U0001f600."]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.jsonl"))).problems
+    assert problem.startswith("2 reports contain lone surrogates, which stand for no letter, such as \\udcfcber, ")
+
+
 def test_control_characters_of_a_wrong_encoding_are_a_problem(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_bytes(b"Tumor \x93benign\x94, 5 \xb5m.\nSkin\x85nevus.\n")
     [problem, _] = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"), encoding="latin-1")).problems[::-1]
@@ -192,7 +201,11 @@ def test_texts_that_look_a_little_like_tables_are_read(tmp_path: Path) -> None:
 
 
 def test_the_search_for_undecodable_characters_takes_time_linear_in_long_words() -> None:
-    for describe, character in ((describe_replaced, "\ufffd"), (describe_controls, "\x93")):
+    for describe, character in (
+        (describe_replaced, "\ufffd"),
+        (describe_surrogates, "\udcfc"),
+        (describe_controls, "\x93"),
+    ):
         texts = ["a" * 400_000, "a" * 30 + character]
         start = time.process_time()
         assert describe(texts).startswith("1 report contains")

@@ -31,7 +31,9 @@ _SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2)})
 """Luma sampling factors of images whose decoding is compared with Pillow's; those of chroma are (1, 1)."""
 _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
 
-_CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead of", re.IGNORECASE)
+_CORRUPT = re.compile(
+    r"premature end|bad Huffman code|found marker .* instead of|inconsistent progression sequence", re.IGNORECASE
+)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 """Warning about data after the last pixel of a scan or restart interval: padding, or left over from misread pixels."""
 _END, _SCAN = b"\xff\xd9", 0xDA

@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -183,6 +184,19 @@ def test_damage_before_a_marker_within_the_pixels_is_reported_and_padding_is_not
     table = whole.index(b"\xff\xdb")
     odd = whole[:table] + rest + whole[table:]
     assert np.array_equal(np.asarray(decode(io.BytesIO(odd))), by_pillow(whole)), "no pixel is concerned"
+
+
+def test_a_missing_scan_is_reported() -> None:
+    """The scans after it refine values that were never given."""
+    whole = encoded(picture(200, 200), progressive=True)
+    scans = [match.start() for match in re.finditer(b"\xff\xda", whole)]
+    first = scans[2]  # first scan of the higher frequencies of a colour channel
+    assert whole[first + 7 : first + 10] == bytes([1, 63, 1]), "all bits of coefficients 1 to 63 but the last"
+    tables = whole.index(b"\xff\xc4", first)  # of the next scan
+    with pytest.raises(ImageError, match=r"some of its pixels are wrong .*Inconsistent progression sequence"):
+        decode(io.BytesIO(whole[:first] + whole[tables:]))
+    unrefined = whole[: scans[-1]] + whole[-2:]  # the standard permits fewer scans at the end
+    assert decode(io.BytesIO(unrefined)).size == (200, 200)
 
 
 def test_a_strip_without_its_end_is_complete() -> None:

@@ -45,9 +45,8 @@ TORCH_FIX = (
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
-_OUT_OF_MEMORY = (
-    "out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM), "failed to map segment",
-)  # fmt: skip
+_MAPPING = "failed to map segment"
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM), _MAPPING)
 """Parts of the out-of-memory messages of torch (GPU and CPU), Pillow, faiss, safetensors and the dynamic linker."""
 _BROKEN_PIPE = 141  # exit status of programs killed by SIGPIPE
 
@@ -234,7 +233,9 @@ def out_of_memory(error: BaseException) -> ClipitError:
     return ClipitError(
         f"not enough memory{f': {reason}' if reason else ''}",
         fix="use a machine or GPU with more memory, or smaller batches: vlm.batch_size, training.tiles_per_step, "
-        "evaluation.batch_size, pairing.block (clipit predict: --batch-size)",
+        "evaluation.batch_size, pairing.block (clipit predict: --batch-size)"
+        # the dynamic linker says the same in both cases
+        + ("; or move the library from a file system mounted with noexec" if _MAPPING in reason else ""),
     )
 
 

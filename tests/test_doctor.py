@@ -275,10 +275,22 @@ def test_a_gated_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, error: 
 
     if error is not None:
         monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("clipit.models.loading.hub_is_reachable", lambda: error is not None)
     (check,) = checked("backbone", check_backbone, BackboneConfig(name="uni"))
     assert check.status == "FAIL" and re.search(match, f"{check.message} {check.fix}")
+
+
+def test_a_mirror_of_the_hub_without_the_check_of_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, repository: str) -> None:
+        raise RepositoryNotFoundError("404", response=_RESPONSE)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repository: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    (check,) = checked("backbone", check_backbone, BackboneConfig(name="uni"))
+    assert check.status == "PASS"
 
 
 def test_a_model_that_may_be_downloaded(hub: SetHub) -> None:

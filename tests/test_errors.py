@@ -253,6 +253,7 @@ def test_lack_of_memory_is_told_as_such(error: Exception, capsys: pytest.Capture
         assert stop.value.code == 2
         told = capsys.readouterr().err
         assert told.startswith("error: not enough memory") and "vlm.batch_size" in told and "delete" not in told
+        assert ("noexec" in told) == ("map segment" in str(error))
 
 
 def test_counts_have_the_number_of_their_noun_and_verb() -> None:

@@ -317,7 +317,7 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
     if repeated:
         listed = shortlist([f"'{key}' (line {line})" for key, line in repeated])
         raise ConfigError(
-            f"repeated keys (YAML keeps only the last value): {listed}",
+            f"repeated keys (YAML allows each key once): {listed}",
             where=path,
             fix="keep each key once; several mappings are merged with one key, <<: [*a, *b], and the first one wins"
             if any(key == "<<" for key, _ in repeated)

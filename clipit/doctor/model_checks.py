@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
@@ -68,7 +69,13 @@ def ask_hub(name: str, hub_id: str, hint: str) -> None:
         ModelError: The repository is gated or does not exist, or the Hub cannot be reached.
     """
     with foreign_errors(name, hub_id, hint):
-        HfApi().auth_check(hub_id.partition("@")[0])
+        repository = hub_id.partition("@")[0]
+        try:
+            HfApi().auth_check(repository)
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:  # also the answer of a mirror (HF_ENDPOINT) without this check
+            HfApi().model_info(repository)
 
 
 def cached_bytes(hub_id: str) -> int:

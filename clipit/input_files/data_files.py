@@ -371,8 +371,8 @@ def count_suffixes(folder: Path) -> Counter[str]:
         raise DataError(
             f"the datasets package does not follow links to folders: {names}",
             where=folder,
-            fix="copy the files into the folder, or link each file; for images in class folders, set tiles.source: "
-            "folders",
+            fix="copy the files into the folder, link each file, or remove links whose files are not needed; for images "
+            "in class folders, set tiles.source: folders",
         )
     return Counter(file.suffix.lower() for file in listed.files)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import struct
 import unicodedata
 import zipfile
@@ -25,8 +26,14 @@ _UTF8 = 0x800
 """Flag bit of a member whose name is UTF-8."""
 _CODE_PAGES = ("gbk", "big5", "cp932", "euc_kr", "cp1251", "cp866", "cp1252", "cp850", "cp1253", "cp1250", "cp852")
 """Code pages of Windows programs that write names without marking them as UTF-8."""
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
+    "xz": re.compile(rb"\xfd7zXZ"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+}
 """First bytes of compressed files."""
+_MARK_BYTES = 10
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _UNPACK = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}
 _noted: set[Path] = set()  # zips whose names this process has logged
@@ -34,7 +41,7 @@ _noted: set[Path] = set()  # zips whose names this process has logged
 
 def compression(data: bytes) -> str:
     """Name the method with which a file is compressed, given its first bytes; "" if it is not."""
-    return next((method for mark, method in _COMPRESSED.items() if data.startswith(mark)), "")
+    return next((method for method, mark in _COMPRESSED.items() if mark.match(data)), "")
 
 
 def reject_compressed(data: bytes, where: object) -> None:
@@ -59,7 +66,7 @@ def check_uncompressed(path: Path) -> None:
     """
     if path.is_file():
         with path.open("rb") as stream:
-            reject_compressed(stream.read(max(map(len, _COMPRESSED))), path)
+            reject_compressed(stream.read(_MARK_BYTES), path)
 
 
 @contextmanager

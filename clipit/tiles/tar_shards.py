@@ -145,7 +145,7 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", max_bytes: int) -> Iterator
             marker, or contains links, sparse files or a matching file that is too large.
     """
     with path.open("rb") as stream:
-        reject_compressed(stream.read(8), path)
+        reject_compressed(stream.read(10), path)
         stream.seek(0)
         size = os.fstat(stream.fileno()).st_size
         try:

@@ -1,6 +1,7 @@
 """Listing of folders: links, loops, permissions, names."""
 
 import gzip
+import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from clipit.images.image_set import open_images
 from clipit.input_files.csv_delimiter import layout_hint
 from clipit.input_files.data_files import cell_text, list_files, load_huggingface
 from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.zip_files import compression
 from clipit.reports.readers import read_reports
 from clipit.slides.opening import open_slide
 from clipit.tiles.table import open_table
@@ -335,6 +337,13 @@ def test_a_set_on_the_hub_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(DataError) as raised:
         load_huggingface("hf:lab/tiles", "a.path")
     assert fix in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["gzip", "bz2", "lzma", ""])
+def test_compression_is_recognised_by_more_than_a_few_letters(method: str) -> None:
+    text = b"BZh is a clinic; its reports begin with its name"
+    data = importlib.import_module(method).compress(text) if method else text
+    assert compression(data) == {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz", "": ""}[method]
 
 
 def test_compressed_files_are_named_by_every_reader_of_tables(tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def count_suffixes(folder: Path) -> Counter[str]:
         raise DataError(
             f"the datasets package does not follow links to folders: {names}",
             where=folder,
-            fix="copy the files into the folder, link each file, or remove links whose files are not needed; for images "
+            fix="copy the files into the folder, link each one, or remove links whose files are not needed; for images "
             "in class folders, set tiles.source: folders",
         )
     return Counter(file.suffix.lower() for file in listed.files)

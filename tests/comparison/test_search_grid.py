@@ -211,6 +211,12 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     assert "with different values of soft_labels: " in notes(other_terms)
     longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
     assert "with different values of lora: the search was not repeated for this configuration" in notes(longer)
+    keys = {"training.learning_rate": 0.001, "training.steps": 1}
+    one_rate = {"image_only": {"base": "image_only", **keys}}
+    one_rate |= {"clip_it_all": {"base": "clip_it_all", **keys, "distillation.weight": 1.0}}
+    record.write_text(json.dumps(content | {"arms": one_rate}), encoding="utf-8")
+    earlier = with_comparison(with_run(small, arms=one_rate), learning_rates=(0.001,))
+    assert "Trials per tuned arm: 1 for image_only; 2 for clip_it_all" in notes(earlier), "from before this was an error"
     with pytest.raises(DataError, match=r"comparison\.searched"):
         notes(with_comparison(tuned, searched=str(record.parent / "none.json")))
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")

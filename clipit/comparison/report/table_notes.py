@@ -1,6 +1,7 @@
 """Notes under a comparison's main table: intervals, the choice of hyperparameters, and missing results."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from clipit.comparison.search_grid import (
     arm_values,
     format_value,
     grid_axes,
-    grid_points,
     is_tuned,
     tuning_keys,
 )
@@ -122,7 +122,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
             f"{counted(len(comparison.steps), 'number')} of steps{further}{instead}.",
         ]
         if searched:
-            counts = _format_counts({arm: len(grid_points(first, comparison, arm)) for arm in searched})
+            counts = _format_counts({arm: prod(map(len, axes[arm].values())) for arm in searched})
             seeds = counted(len(comparison.tuning_seeds), "seed")
             notes.append(f"Trials per tuned arm: {counts}, each with {seeds}.")
         edges = {

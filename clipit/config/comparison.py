@@ -51,7 +51,8 @@ class ComparisonConfig(Section):
     """Numbers of training steps in the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. If an
-    arm does not use a loss term, the keys of that term are left out of its grid."""
+    arm does not use a loss term, the keys of that term are left out of its grid, and intermediate learning rates are
+    added instead, which requires at least two `learning_rates`."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds for the search; they must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)

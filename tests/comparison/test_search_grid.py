@@ -216,7 +216,7 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     one_rate |= {"clip_it_all": {"base": "clip_it_all", **keys, "distillation.weight": 1.0}}
     record.write_text(json.dumps(content | {"arms": one_rate}), encoding="utf-8")
     earlier = with_comparison(with_run(small, arms=one_rate), learning_rates=(0.001,))
-    assert "Trials per tuned arm: 1 for image_only; 2 for clip_it_all" in notes(earlier), "from before this was an error"
+    assert "Trials per tuned arm: 1 for image_only; 2 for clip_it_all" in notes(earlier), "allowed earlier"
     with pytest.raises(DataError, match=r"comparison\.searched"):
         notes(with_comparison(tuned, searched=str(record.parent / "none.json")))
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")

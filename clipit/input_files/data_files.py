@@ -119,7 +119,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
 
 def is_hidden(name: str) -> bool:
     """Return whether a file on a relative path, or one of its folders, is hidden."""
-    return any(part.startswith((".", "__MACOSX")) and part != "." for part in name.split("/"))
+    return any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in name.split("/"))
 
 
 def hidden_names(listed: FolderFiles, folder: Path, wanted: Callable[[Path], bool]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.input_files.data_files import is_hidden
 from clipit.input_files.zip_files import describe_code_page
 
 _MAX_LISTED = 20_000
@@ -100,8 +101,8 @@ def missing_files(
 
 def _is_system_file(name: str) -> bool:
     """Return whether an operating system wrote this file, such as .DS_Store and the members of __MACOSX in a zip."""
-    parts = normalise(name).split("/")
-    return parts[-1] == "Thumbs.db" or any(part.startswith((".", "__MACOSX")) for part in parts)
+    name = normalise(name)
+    return posixpath.basename(name) == "Thumbs.db" or is_hidden(name)
 
 
 def _difference(missing: Sequence[str], present: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, shortlist
 from clipit.images.decode import SUFFIXES
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import is_unicode
+from clipit.input_files.data_files import is_hidden, is_unicode
 from clipit.output_files.artifacts import MANIFEST, artifact_folder, fingerprint, reading
 from clipit.output_files.json_record import unique_keys
 from clipit.output_files.whole_files import write_parquet
@@ -49,7 +49,7 @@ class TarIndex:
         stamps: Size and modification time of each shard.
         table: One row per sample: shard, key, name of the image ("" if there is none), offset, size, and fields.
         names: Names of all fields in the shards, including those that are not in the table.
-        unread: Number of members that are neither images nor fields, by suffix.
+        unread: Number of members that are hidden, or neither images nor fields, by suffix.
     """
 
     shards: list[Path]
@@ -89,6 +89,12 @@ class TarIndex:
         offsets, sizes = self.table.column("offset").to_pylist(), self.table.column("size").to_pylist()
         locations = zip(self.shard_of, offsets, sizes, strict=True)
         return [f"{self.stamps[shard]}:{offset}:{size}" for shard, offset, size in locations]
+
+    @property
+    def unread_note(self) -> str:
+        """Numbers of members that were not read; "" if all were."""
+        listed = shortlist([f"{suffix} ({count})" for suffix, count in sorted(self.unread.items())])
+        return f"unread members, by suffix: {listed}" if listed else ""
 
     def text(self, name: str) -> list[str]:
         """Return a column as text, "" where missing."""
@@ -172,7 +178,7 @@ def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], ca
         "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
         "suffixes": suffixes,
         "fields": sorted(fields),
-        "version": 1,
+        "version": 2,
         **({"captions": captions} if captions else {}),
     }
     return {"shards": len(shards), "content": fingerprint(inputs)}
@@ -196,9 +202,11 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], indexed: se
     for member, content in scan_tar(path, _FIELDS, _MAX_FIELD_BYTES):
         if not is_unicode(member.name):
             raise DataError("a member's name is not UTF-8", where=f"{path}, byte {member.offset}", fix="rename it")
-        match = _NAME.match(member.name)
-        if match is None or Path(member.name).name.startswith("__"):  # hidden files, or metadata added by the writer
-            unread[member.name.rpartition(".")[2] if "." in member.name else "(no suffix)"] += 1
+        match, hidden = _NAME.match(member.name), is_hidden(member.name)
+        name = Path(member.name).name
+        if match is None or hidden or name.startswith("__"):  # the writer adds metadata under such names
+            suffix = name.rpartition(".")[2] if "." in name else "(no suffix)"
+            unread[f"hidden {suffix}" if hidden else suffix] += 1
             continue
         key, suffix = match[1], match[2].lower()
         if key != current and key in samples:

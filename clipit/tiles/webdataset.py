@@ -38,7 +38,8 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
     """
     index = index_shards(config, root, captions)
     if not len(index):
-        raise DataError("the shards contain no samples", where=config.path, fix="correct tiles.path")
+        unread = index.unread_note and f"; {index.unread_note}"
+        raise DataError(f"the shards contain no samples{unread}", where=config.path, fix="correct tiles.path")
     names = _field_names(index, config)
     members = index.members
     _check_images(index, config, members)
@@ -60,7 +61,6 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
     groups, group_notes = resolve_missing(column("group"), "group", config, config.path, members.__getitem__)
     splits = [_split_in(name, index.folder.name) for name in index.shard_names]
     columns = _group_fields(index)
-    unread = shortlist([f"{suffix} ({count})" for suffix, count in sorted(index.unread.items())])
     return SourceTiles(
         ids=ids,
         labels=labels,
@@ -74,7 +74,7 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
             *label_notes,
             *group_notes,
             *_shard_notes(index, config.path),
-            *([f"unread members, by suffix: {unread}"] if unread else []),
+            *filter(None, [index.unread_note]),
         ),
         paths=members if "id" in config.columns else (),
         columns={name: values for name, values in columns.items() if name not in names.values()},
@@ -103,9 +103,11 @@ def shard_images(path: Path) -> ImageSet:
     config = TilesConfig(source="webdataset", path=str(path), labels=LabelsConfig(kind="none"), unreadable="quarantine")
     index = index_shards(config, None)
     if not len(index):
-        raise DataError("the shard contains no samples", where=path, fix="use a different shard")
+        unread = index.unread_note and f"; {index.unread_note}"
+        raise DataError(f"the shard contains no samples{unread}", where=path, fix="use a different shard")
     _check_images(index, config, index.members)
-    return ImageSet(index.members, index.image_stamps, index.reader(), str(path))
+    notes = tuple(filter(None, [index.unread_note]))
+    return ImageSet(index.members, index.image_stamps, index.reader(), str(path), notes)
 
 
 def _group_fields(index: TarIndex) -> dict[str, list[str]]:

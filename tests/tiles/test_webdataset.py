@@ -311,6 +311,27 @@ def test_shards_that_readers_take_differently_are_refused(tmp_path: Path) -> Non
         shard_images(tmp_path / "e.tar")
 
 
+def test_hidden_members_of_any_folder_are_not_read(tmp_path: Path) -> None:
+    """The tar program of macOS writes a hidden member next to each file with extended attributes."""
+    attributes = b"\0\5\x16\7\0\2\0\0Mac OS X        "
+    members = [("./d/.DS_Store", attributes), ("__MACOSX/d/._c.png", attributes), (".old/d.png", picture(9))]
+    for number, label in enumerate("ab"):
+        for name, content in ((f"{label}.cls", label.encode()), (f"{label}.png", picture(number))):
+            members += [(f"./d/._{name}", attributes), (f"./d/{name}", content)]
+    path = write_tar(tmp_path / "train.tar", members)
+    tiles = read_tiles(config(path, columns={}), hold_out=False)
+    assert list(tiles.ids) == ["train/./d/a", "train/./d/b"]
+    assert tiles.read(1).tobytes() == pixels(1)
+    note = "unread members, by suffix: hidden DS_Store (1), hidden cls (2), hidden png (4)"
+    assert note in tiles.notes
+    path = write_tar(tmp_path / "train.tar", members[2:3])
+    for read in (lambda: read_tiles(config(path, columns={})), lambda: shard_images(path)):
+        with pytest.raises(DataError, match=r"no samples; unread members, by suffix: hidden png \(1\)"):
+            read()
+    path = write_tar(tmp_path / "train.tar", [("../d/a.png", picture(0))])
+    assert list(shard_images(path).ids) == ["train/../d/a"], "a folder above is not hidden"
+
+
 def test_bad_cells_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
     rows = [
         {"__key__": str(n), "png": picture(n), "json": {"label": "a", "group": ["x"], "mpp": "wide"}} for n in range(3)

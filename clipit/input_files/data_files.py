@@ -28,6 +28,8 @@ _PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
 """Folders that operating systems and network storage create, often unreadable."""
+_COPIES = frozenset({".git", ".hg", ".svn", ".snapshot", ".snapshots", ".zfs"})
+"""Hidden folders with earlier versions of files, often many times as many; they are neither read nor counted."""
 
 MISSING_VALUES = frozenset(
     {"#N/A", "#n/a", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "na", "NaN", "Nan", "NAN", "nan"}
@@ -98,7 +100,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
         decodable = is_unicode(str(current.relative_to(folder)))
         for entry, is_folder in inside:
             path = current / entry.name
-            if is_hidden(entry.name):
+            if is_hidden(entry.name) and entry.name not in _COPIES:
                 listed.hidden.append(path)
             if is_folder:
                 if not is_hidden(entry.name) and entry.name not in _SYSTEM_FOLDERS:

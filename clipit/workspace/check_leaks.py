@@ -196,7 +196,8 @@ def leaks_table(leaks: Sequence[Leak], tiles: TileSet, reports: Sequence["Report
         group = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
         into = len({leak.other_id for leak in group})
         if kind in owners:
-            into = int((np.isin(owners[kind], [leak.group for leak in group]) & (tiles.splits == other)).sum())
+            leaking = {leak.group for leak in group}
+            into = sum(owner in leaking for owner in owners[kind][tiles.splits == other])
         counts = [len({leak.id for leak in group}), into]
         rows.append([kind, split or "reports", other, *counts, f"{group[0].id} ~ {group[0].other_id}"])
     if not rows:

@@ -43,6 +43,8 @@ def test_hidden_data_files_are_counted(tmp_path: Path) -> None:
     for name in ("a-00000.parquet", "a-00001.parquet", "._a-00001.parquet", ".cache/b.parquet", ".cache/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"text": [f"Report {name}."]}), tmp_path / name)
+    (tmp_path / ".snapshot" / "daily").mkdir(parents=True)  # earlier versions of all files; not searched
+    (tmp_path / ".snapshot" / "daily" / "a.parquet").write_bytes(b"")
     note = "skipped 2 hidden data files: ._a-00001.parquet, .cache/b.parquet"
     for format_name in ("parquet", "huggingface"):
         reports = read_reports(ReportsConfig(path=str(tmp_path), format=format_name))

@@ -339,7 +339,7 @@ class ReportsConfig(Section):
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs (case-insensitive); empty keeps all."""
     encoding: Data[str] = "utf-8"
-    """Text encoding of the files."""
+    """Text encoding of files without a byte order mark; a mark states that the file is UTF-8, UTF-16 or UTF-32."""
     split: Data[str] = "train"
     """`huggingface` only: split of the data set."""
     min_words: int = Field(3, ge=1)

@@ -41,8 +41,15 @@ _TEXT_DOCUMENTS = {
 """First characters of documents that are not plain text."""
 JSON = "a JSON object"
 _HEAD_BYTES = 1024  # number of bytes checked at the start of a file
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose little-endian mark is a prefix of this one
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Codecs by byte order mark."""
+_WIDE = ("utf-16", "utf-32")
 _CODE_PAGES = {
     "cp1252": "Western Europe", "cp1250": "Central Europe", "cp1251": "Cyrillic", "cp1253": "Greek",
     "cp1254": "Turkish", "cp1255": "Hebrew", "cp1256": "Arabic", "cp1257": "Baltic", "gb18030": "Chinese",
@@ -167,8 +174,12 @@ def describe_truncated(texts: Collection[str]) -> str:
     )
 
 
-def codec(encoding: str) -> str:
-    """Return the Python codec of an encoding; UTF-8 also skips a byte order mark.
+def codec(data: bytes, encoding: str) -> str:
+    """Return the Python codec of a file: the one that its byte order mark states, or else that of an encoding.
+
+    Args:
+        data: Content of the file, or its first bytes.
+        encoding: Encoding of files without a byte order mark.
 
     Raises:
         ConfigError: The encoding is unknown, or is not a text encoding.
@@ -181,22 +192,23 @@ def codec(encoding: str) -> str:
         raise ConfigError(
             f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8 or a code page (cp1252)"
         ) from error
-    return "utf-8-sig" if name == "utf-8" else name
+    return next((stated for mark, stated in _MARKS.items() if data.startswith(mark)), name)
 
 
 @contextmanager
-def decoding(path: Path, encoding: str) -> Iterator[None]:
-    """Convert a decoding error within the block into a `DataError` that names the file, line and byte."""
+def decoding(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the codec of a file, and convert a decoding error within the block into a `DataError` that locates it."""
     with path.open("rb") as stream:
-        check_head(stream.read(_HEAD_BYTES), path, encoding)
+        head = stream.read(_HEAD_BYTES)
+    check_head(head, path, encoding)
     try:
-        yield
+        yield codec(head, encoding)
     except UnicodeError as error:
         raise decoding_error(path.read_bytes(), path, encoding) from error
 
 
 def check_head(data: bytes, where: object, encoding: str) -> None:
-    """Reject Git LFS pointers, compressed files, documents, and UTF-16 text if a different encoding is configured.
+    """Reject Git LFS pointers, compressed files, documents, and UTF-16 text that is read as another encoding.
 
     Raises:
         DataError: The content is a Git LFS pointer, a compressed file, a document or UTF-16 text.
@@ -224,30 +236,51 @@ def document_kind(text: str) -> str:
 
 
 def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text, which many encodings decode without an error, leaving a null character next to each letter.
+    """Reject UTF-16 text without a byte order mark that is read as another encoding, and the reverse.
 
-    Longer runs of null characters are ignored: they indicate damage, such as a lost disk sector.
+    Many encodings decode UTF-16 without an error, leaving a null character next to each letter, and UTF-16 decodes
+    other text to Chinese characters. Longer runs of null characters are ignored: they indicate damage, such as a lost
+    disk sector.
     """
+    name = codec(first_bytes, encoding)
+    if name.startswith(_WIDE):
+        if first_bytes and not first_bytes.startswith(tuple(_MARKS)) and _is_utf8(first_bytes):
+            raise DataError(
+                f"the file is UTF-8 text, not {encoding}",
+                where=where,
+                fix="set reports.encoding to utf-8 (--reports.encoding=utf-8); files with a byte order mark are read "
+                "as the mark states",
+            )
+        return
     first_bytes = _RUN_OF_NULLS.sub(b"", first_bytes)
     even, odd = first_bytes[::2].count(0), first_bytes[1::2].count(0)
-    if codec(encoding).startswith(("utf-16", "utf-32")) or not first_bytes or 4 * (even + odd) < len(first_bytes):
+    if not first_bytes or 4 * (even + odd) < len(first_bytes):
         return
     likely = "utf-16-le" if odd > even else "utf-16-be"
-    fix = f"set reports.encoding to the file's encoding, probably {likely} (--reports.encoding={likely})"
     raise DataError(
         f"many null characters: the file is not {encoding} text",
         where=where,
-        fix=_encoding_hint(first_bytes) if first_bytes.startswith(_UTF16_MARKS + _UTF32_MARKS) else fix,
+        fix=f"set reports.encoding to the file's encoding, probably {likely} (--reports.encoding={likely}), or convert "
+        "the file to UTF-8",
     )
+
+
+def _is_utf8(first_bytes: bytes) -> bool:
+    """Return whether the first bytes of a file are UTF-8 text without null characters."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(first_bytes)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in first_bytes
 
 
 def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
     """Build the error for text that cannot be decoded, with the line and position of the first invalid byte."""
-    position = "unknown position"
+    position, name = "unknown position", codec(data, encoding)
     try:
-        data.decode(codec(encoding))
+        data.decode(name)
     except UnicodeDecodeError as error:
-        start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
+        start = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
         line_start = data.rfind(b"\n", 0, start) + 1
         line = data.count(b"\n", 0, start) + 1
         position = "end of file"
@@ -255,15 +288,18 @@ def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
             position = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})"
     except UnicodeError:
         pass
-    return DataError(f"the text is not valid {encoding}", where=f"{where}, {position}", fix=_encoding_hint(data))
+    is_marked = data.startswith(tuple(_MARKS))
+    return DataError(
+        f"the text is not valid {name.removesuffix('-sig') if is_marked else encoding}",
+        where=f"{where}, {position}",
+        fix=f"copy or export the file again; its byte order mark states {name}, so it is damaged"
+        if is_marked and name in _WIDE
+        else _encoding_hint(data),
+    )
 
 
 def _encoding_hint(data: bytes) -> str:
-    """Suggest an encoding, based on a byte order mark or on the spelling of words with letters that are not ASCII."""
-    if data.startswith(_UTF32_MARKS):  # before UTF-16, whose little-endian mark is a prefix of that of UTF-32
-        return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
-    if data.startswith(_UTF16_MARKS):
-        return "set reports.encoding to utf-16, as the byte order mark indicates (--reports.encoding=utf-16)"
+    """Suggest an encoding, based on the spelling of words with letters that are not ASCII."""
     spelled_words = (word for match in _WORD.finditer(data) if not (word := match.group()).isascii())
     words = list(dict.fromkeys(islice(spelled_words, _MAX_WORDS)))
     valid = sum(bool(_decode_words([word], "utf-8")) for word in words)

@@ -30,7 +30,7 @@ from clipit.input_files.parquet_classes import check_arrow, class_names
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
-from clipit.reports.encodings import codec, decoding
+from clipit.reports.encodings import decoding
 from clipit.reports.textfiles import RawReport, text_lines
 from clipit.reports.workbooks import read_workbook
 
@@ -76,8 +76,8 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
 
 def read_csv_table(path: Path, encoding: str, delimiter: str = ",", columns: Sequence[str] | None = None) -> CsvTable:
     """Read a csv file in the given encoding; `columns` names the columns of a file without a header."""
-    with decoding(path, encoding):
-        return read_csv(path, delimiter, codec(encoding), columns)
+    with decoding(path, encoding) as name:
+        return read_csv(path, delimiter, name, columns)
 
 
 def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> CsvTable:
@@ -134,7 +134,7 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
     """Read one report per JSON object that has all configured keys: one object per line, or an array of objects."""
-    with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="\n") as stream:
+    with decoding(path, config.encoding) as name, path.open(encoding=name, newline="\n") as stream:
         lines, seen = text_lines(stream), False
         for number, line in enumerate(lines, 1):
             if not line.strip():

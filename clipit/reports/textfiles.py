@@ -73,7 +73,7 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     counts: Counter[str] = Counter()
     tabs: set[int] = set()
     lines = affected = 0
-    with decoding(path, encoding), path.open(encoding=codec(encoding), newline="\n") as stream:
+    with decoding(path, encoding) as name, path.open(encoding=name, newline="\n") as stream:
         for number, report in enumerate(text_lines(stream), 1):
             if report.strip():
                 _check_no_header(report if not lines else "", f"{path}, line {number}")
@@ -154,7 +154,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         where = f"{path}, {name}"
         check_head(data, where, encoding)
         try:
-            text = "".join(without_end_mark([data.decode(codec(encoding))]))
+            text = "".join(without_end_mark([data.decode(codec(data, encoding))]))
         except UnicodeError as error:
             raise decoding_error(data, where, encoding) from error
         _check_no_header(text.lstrip().partition("\n")[0], where)

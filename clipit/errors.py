@@ -44,7 +44,11 @@ TORCH_FIX = (
 """Fix for builds of torch and torchvision that cannot be imported together."""
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # too many open files, or too many threads or processes
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # Gloo and NCCL
+_LOST_PROCESS = (
+    "Connection closed by peer", "Connection reset by peer", "Connection was likely closed", "Broken pipe",
+    "remote process exited",
+)  # fmt: skip
+"""Parts of the messages of Gloo, NCCL and torch's store of processes for a process that has exited."""
 _MAPPING = "failed to map segment"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM), _MAPPING)
 """Parts of the out-of-memory messages of torch (GPU and CPU), Pillow, faiss, safetensors and the dynamic linker."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clipit.errors import ArtifactError, DataError, counted, counted_of, disk_errors, explain, shortlist, user_errors
 from clipit.models.loading import foreign_errors
@@ -254,6 +255,20 @@ def test_lack_of_memory_is_told_as_such(error: Exception, capsys: pytest.Capture
         told = capsys.readouterr().err
         assert told.startswith("error: not enough memory") and "vlm.batch_size" in told and "delete" not in told
         assert ("noexec" in told) == ("map segment" in str(error))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:59082",
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+        "sendBytes failed on SocketImpl(fd=6): Broken pipe",
+    ],
+)
+def test_a_lost_process_is_told_as_such(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), user_errors():
+        raise torch.distributed.DistNetworkError(message)
+    assert capsys.readouterr().err.startswith("error: another process of this command has exited")
 
 
 def test_counts_have_the_number_of_their_noun_and_verb() -> None:

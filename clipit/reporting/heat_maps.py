@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
+from clipit.output_files.leftovers import delete_leftovers
 from clipit.reporting.plots import COLOURS, in_style, new_figure, save_plot
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import heat_map
@@ -68,6 +69,7 @@ def write_overlays(
     Raises:
         ArtifactError: A file cannot be written, for example because the disk is full.
     """
+    delete_leftovers(folder)
     colours = class_colours(len(classes)) if colours is None else colours
     means = heat_map(grid, scores, grid.step)
     small = overview.convert("L").convert("RGB")  # grey, so that the overlaid colours match the legend

@@ -131,7 +131,6 @@ def _map_slide(
     folder, tiles = slide_folder(out, slide.name), read_scores(slide, scorer, out)
     (folder / RECORD).unlink(missing_ok=True)
     delete_leftovers(folder)
-    delete_leftovers(folder / OVERLAYS)
     grid, classes = tiles.grid, scorer.classes
     probabilities = scorer.probabilities(tiles.scores)
     colours = class_colours(len(classes))

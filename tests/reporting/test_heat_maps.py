@@ -88,6 +88,7 @@ def test_overlays_show_the_overview_and_the_map(tmp_path: Path) -> None:
     grid = full_grid(4, 3)
     scores = np.tile([1.0, 0.0], (12, 1))
     overview = Image.new("RGB", (400, 300), "white")
+    (tmp_path / ".attention.png.99999999.tmp").touch()  # of a killed process
     paths = write_overlays(tmp_path, overview, grid, ["tumour", "a/b <c>"], scores, ["#ff0000", "#00ff00"])
     assert {name: path.name for name, path in paths.items()} == {
         "": "classes.png", "tumour": "00_tumour.png", "a/b <c>": "01_a_b_c.png",

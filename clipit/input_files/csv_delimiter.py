@@ -77,7 +77,7 @@ def layout_hint(
     rows = rows[:_COMPARED]
     if found := _find_header(header, rows, wanted, delimiter):
         return f"if {unit} {lines[found[0]]} ({shortlist(found[1])}) is the header, delete the {unit}s above it"
-    if word := _other_delimiter(header, rows, wanted, delimiter):
+    if word := _other_delimiter(header, rows, wanted, delimiter) or _between_names(header, wanted):
         return f"the header was read as one column that contains {word}: {_SAVE}"
     return ""
 
@@ -176,6 +176,14 @@ def _other_delimiter(
         or (bool(words) and len(numbered) == len(words) and not {*wanted}.isdisjoint(names))
     )
     return "spaces" if is_split else ""
+
+
+def _between_names(header: Sequence[str], wanted: Collection[str]) -> str:
+    """Name the character that separates several wanted names in a header of one column; "" if there is none."""
+    cells = _without_empty(header)
+    if len(cells) != 1 or len(wanted) < 2:
+        return ""
+    return next((word for mark, word in ((None, "spaces"), (":", "':'")) if {*wanted} <= {*cells[0].split(mark)}), "")
 
 
 def _without_empty(cells: Sequence[str]) -> list[str]:

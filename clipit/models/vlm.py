@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 
 from clipit.config.run import VLMConfig
-from clipit.errors import ModelError, counted, counted_of, shortlist
+from clipit.errors import DataError, ModelError, counted, counted_of, shortlist
+from clipit.input_files.data_files import is_unicode
 from clipit.models.adapted_base import check_files
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_files import has_quick_gelu
@@ -337,4 +338,6 @@ def _as_list(texts: Sequence[str]) -> list[str]:
         raise ModelError(
             "expected a list of texts, got a single string", where=repr(texts[:60]), fix="pass a list: [text]"
         )
+    if wrong := [text for text in texts if not is_unicode(text)]:
+        raise DataError(f"a text is not valid UTF-8: {shortlist(wrong, 1)}", where="texts", fix="correct the text")
     return list(texts)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
@@ -137,14 +137,28 @@ def read_chunks(
         ArtifactError: A chunk is unreadable, or does not contain the predictions of its images.
     """
     fix = "delete this file and start the same command again"
-    heads = ((_MOST_PROBABLE[prefix], *(prefix + name for name in head_classes[prefix])) for prefix in head_classes)
-    names = ["id", *chain.from_iterable(heads), REASON]
+    schema = pa.schema([("id", pa.string())])
+    for prefix, classes in head_classes.items():
+        schema = schema.append(pa.field(_MOST_PROBABLE[prefix], pa.string()))
+        for name in classes:
+            schema = schema.append(pa.field(prefix + name, pa.float32()))
+    schema = schema.append(pa.field(REASON, pa.string()))
     for file, start in zip(files, starts, strict=True):
         table = read_parquet(file, fix)
-        has_columns = table.column_names == names and {*table.schema.types} <= {pa.string(), pa.float32()}
-        if not has_columns or table["id"].to_pylist() != list(images.ids[start : start + starts.step]):
+        if table.schema != schema or table["id"].to_pylist() != list(images.ids[start : start + starts.step]):
             raise ArtifactError("this file has changed: its rows or columns differ", where=file, fix=fix)
+        readable = table.filter(pc.is_null(table[REASON]))
+        if not all(_are_predictions(readable, prefix, classes) for prefix, classes in head_classes.items()):
+            raise ArtifactError("this file has changed: it contains impossible probabilities", where=file, fix=fix)
         yield table
+
+
+def _are_predictions(table: pa.Table, prefix: str, classes: Sequence[str]) -> bool:
+    """Return whether probabilities are between 0 and 1, and the predicted class is the most probable one."""
+    values = np.stack([table[prefix + name].to_numpy() for name in classes], axis=1)  # NaN where null
+    most_probable = [classes[index] for index in values.argmax(axis=1)]
+    is_possible = bool(((values >= 0) & (values <= 1)).all())
+    return is_possible and table[_MOST_PROBABLE[prefix]].to_pylist() == most_probable
 
 
 def _batches(start: int, stop: int, options: PredictionOptions) -> Iterator[range]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.data import SlidesConfig
+from clipit.config.load import check_utf8
 from clipit.errors import ConfigError, DataError, ModelError, counted, has_controls, shortlist
 from clipit.images.image_set import ImageSet, join_images, open_images
 from clipit.input_files.zip_files import check_uncompressed
@@ -115,13 +116,15 @@ def read_prompts(prompts: str | None, classes: str | Sequence[str] | None) -> Pr
 
     Raises:
         DataError: The prompt set is invalid.
-        ConfigError: There are fewer than two classes, or a class is repeated or contains a control character.
+        ConfigError: There are fewer than two classes, or a class is repeated, contains a control character or is not
+            valid UTF-8.
     """
     if classes is None:
         known = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
         return load_prompts(prompts) if prompts is not None and known else None
     listed = classes.split(";") if isinstance(classes, str) else classes
     names = [name.strip() for name in listed if name.strip()]
+    check_utf8(names, "--classes")
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
             "--classes needs two or more different classes, separated by semicolons; it lists "

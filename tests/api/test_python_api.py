@@ -280,6 +280,8 @@ def test_a_workspace_takes_a_configuration_or_its_keys_of_a_run(configure_file: 
     assert workspace.config == config.run
     with pytest.raises(DataError, match="no texts to embed"):
         workspace.encode([])
+    with pytest.raises(DataError, match=r"a text is not valid UTF-8: t\\udcfcm"):
+        workspace.encode(["t\udcfcm"])
 
 
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:

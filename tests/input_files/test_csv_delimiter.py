@@ -136,3 +136,12 @@ def test_a_title_in_a_sheet(tmp_path: Path) -> None:
     book.save(tmp_path / "r.xlsx")
     with pytest.raises(DataError, match=r"if row 3 \(id, text, note\) is the header, delete the rows above it"):
         read_reports(ReportsConfig(path=str(tmp_path / "r.xlsx")))
+
+
+@pytest.mark.parametrize(("mark", "word"), [(" ", "spaces"), (":", "':'")])
+def test_spaces_and_colons_between_wanted_names(tmp_path: Path, mark: str, word: str) -> None:
+    path = tmp_path / "t.csv"
+    rows = [("q1.png", "a", "p1"), ("q2.png", "", "p2")]
+    path.write_text(table(mark, ("path", "label", "group"), rows=rows))
+    with pytest.raises(DataError, match=rf"read as one column that contains {word}: save the table"):
+        read_tiles(TilesConfig(source="table", path=str(path)))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, run_two
@@ -165,7 +166,7 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(
     assert files(out) == files(tmp_path / "once/p.csv")
 
 
-@pytest.mark.parametrize("change", ["packed", "dropped", "reordered", "retyped", "renamed"])
+@pytest.mark.parametrize("change", ["packed", "dropped", "reordered", "retyped", "renamed", "text", "null", "negative"])
 def test_a_rewritten_chunk_counts_only_if_its_rows_are_the_same(
     classifier: Classifier, tiles: Path, tmp_path: Path, change: str
 ) -> None:
@@ -182,9 +183,15 @@ def test_a_rewritten_chunk_counts_only_if_its_rows_are_the_same(
         table = table.take(list(reversed(range(table.num_rows))))
     elif change == "retyped":
         table = table.set_column(0, "id", table.column("id").cast("large_string"))
+    elif change == "text":
+        table = table.set_column(2, table.column_names[2], table.column(2).cast("string"))
+    elif change in ("null", "negative"):
+        values = pa.array([None if change == "null" else -0.1] * table.num_rows, pa.float32())
+        table = table.set_column(2, table.column_names[2], values)
     pq.write_table(table, chunk, compression="zstd", row_group_size=1)
     if change != "packed":
-        with pytest.raises(ArtifactError, match="this file has changed: its rows or columns differ"):
+        problem = "impossible probabilities" if change in ("null", "negative") else "its rows or columns differ"
+        with pytest.raises(ArtifactError, match=rf"this file has changed: .*{problem}"):
             predict_images(classifier, open_images(tiles), out, options=SMALL)
         chunk.unlink()
     predict_images(classifier, open_images(tiles), out, options=SMALL)
@@ -418,6 +425,11 @@ def test_zero_shot_classes_come_from_files_names_and_the_command_line(
             read_prompts(None, wrong)
     with pytest.raises(ConfigError, match=r"control character: li\\nes, a\\x00\n"):
         read_prompts(None, "b; li\nes; a\0")
+    for listed in ("b; t\udcfcm", ["b", "t\udcfcm"], "t\udcfcm"):
+        with pytest.raises(ConfigError, match=r"not valid UTF-8: t\\udcfcm\n.*--classes"):
+            read_prompts(None, listed)
+    with pytest.raises(DataError, match=r"a text is not valid UTF-8: x\\udcfc"):
+        classifier.prompt_embeddings({"a": ["x\udcfc"], "b": ["y"]})
 
 
 def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:

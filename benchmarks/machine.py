@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_text(facts: dict[str, Any]) -> str:
-    """Format the facts of `machine` as a few lines of text."""
+    """Format the result of `machine` as a few lines of text."""
     settings = ", ".join(f"{name}={value or '(unset)'}" for name, value in facts["settings"].items())
     threads = f"threads: torch {facts['torch_threads']}, faiss {facts.get('faiss_threads', '(not installed)')}"
     packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())

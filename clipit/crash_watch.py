@@ -80,7 +80,7 @@ def watch_reading() -> None:
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note the image that this block reads, so that warnings and, in commands, crash reports can name it.
+    """Record which image this block reads, so that warnings and, in commands, crash reports can name it.
 
     Args:
         where: Path of the image file, or of the zip and its member.

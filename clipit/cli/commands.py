@@ -6,7 +6,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "init": "print a shipped configuration to start from",
         "doctor": "check this machine, its packages and a configuration",
         "download": "download a published data set",
-        "world": "write a synthetic world of tiles and reports, or slides",
+        "world": "generate a synthetic data set of tiles and reports, or of slides",
         "completion": "print a shell script that completes commands, options and keys",
     },
     "Tiles, reports and prompts": {

@@ -1,4 +1,4 @@
-"""Write a synthetic world (tiles, reports, prompts), or synthetic slides. Each seed gives a different world."""
+"""Generate a synthetic data set ("world") of tiles, reports and prompts, or of slides; seeds give different ones."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed for the world; the demo uses 0")
     parser.add_argument("--output", type=option_path, required=True, help="folder for the world")
     parser.add_argument(
-        "--cases", action="store_true", help="write a case world: tiles and reports of the same patients"
+        "--cases",
+        action="store_true",
+        help="generate a case world, in which tiles and reports come from the same patients",
     )
     parser.add_argument(
         "--variant",

@@ -62,7 +62,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     results = compute_statistics(comparison, rows, file.run.evaluation.bootstrap)
     verdict = judge_comparison(plans, results.arms, comparison.metric)
     failure = describe_failed(plans, failed, total)
-    # The warnings about shifted sets are those of the comparison, because these sets are not read again.
+    # Warnings about shifted sets are taken from the comparison's record, because these sets are not read again.
     recorded = saved.get("notes", ())
     warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *recorded])
     warnings += [note for note in recorded if note.startswith(CROPPED_SET)]

@@ -88,5 +88,5 @@ class MaskTrainingConfig(Section):
     def _check_masks(cls, counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
         check_once(counts)
         if any(count is not None and count < 1 for count in counts):
-            raise ValueError("use numbers of at least 1, or null for all masks")
+            raise ValueError("each number must be at least 1, or null for all masks")
         return counts

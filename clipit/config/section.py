@@ -37,7 +37,7 @@ class Section(BaseModel):
         return value
 
     def unused_keys(self) -> frozenset[str]:
-        """Return own keys and sections that have no effect given the values of the section's other keys."""
+        """Return the section's own keys and subsections that have no effect given the values of its other keys."""
         return frozenset()
 
 

@@ -96,7 +96,7 @@ class SegmentationConfig(Section):
     @classmethod
     def _check_ceilings(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
         if any(edge <= 0 for edge in edges):
-            raise ValueError("use edges above 0")
+            raise ValueError("each edge length must be above 0")
         return edges
 
     @model_validator(mode="after")

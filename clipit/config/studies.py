@@ -54,7 +54,7 @@ class ProbingConfig(Section):
     @classmethod
     def _check_counts(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if any(value < 1 for value in values):
-            raise ValueError("use numbers of at least 1")
+            raise ValueError("each number must be at least 1")
         return values
 
     @field_validator("shares")

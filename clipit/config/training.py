@@ -151,7 +151,7 @@ class OwnReportConfig(Section):
 
     @property
     def uses_tile_labels(self) -> bool:
-        """Whether the labels depend on those of the tiles, so that they belong to patients, not to single reports."""
+        """Whether these labels are derived from tile labels, and so belong to patients rather than to reports."""
         return self.labels in ("text", "case")
 
 

@@ -11,7 +11,8 @@ proportions differ. The guard distinguishes these cases in four steps.
 
 Limitations: the guard does not detect a change in the spread of features that leaves their mean unchanged (it refuses,
 although adapting may help). It mistakes a class without training tiles, or one unusual patient, for a change in
-appearance (it accepts). It also accepts if appearance and proportions change together, although adapting may then hurt.
+appearance (it accepts the adaptation). It also accepts the adaptation if appearance and proportions change together,
+although adapting may then hurt.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class GuardVerdict:
 
     Attributes:
         accepted: Whether to adapt.
-        misfit: Misfit of the tiles; about 1 if only the class proportions differ from training.
+        misfit: Misfit of the tiles' mean; about 1 if only the class proportions differ from training.
         reason: Why the adaptation was refused; "" if it was accepted.
     """
 

@@ -38,7 +38,7 @@ def label_subset(
     Follows `tiles.hidden_labels.hide_labels` with kind `fraction`, so a training run with the same fraction and seed
     uses the same tiles. From each class, the rounded fraction of its labelled training tiles is drawn, in an order that
     depends on (seed, id) alone, so that a larger fraction contains the smaller ones. The validation split keeps at most
-    as many labels in total as are drawn, in proportion to its classes.
+    as many labels in total as are drawn, in proportion to its class frequencies.
 
     There are two differences from training. A fraction that leaves a class without a tile has no score here, whereas
     training uses one tile of that class. Tiles labelled by several annotators are stratified by their training label.

@@ -47,7 +47,7 @@ def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -
 
     Args:
         truth: True class of each pixel; -1 is ignored.
-        edge: Edge of a tile in pixels.
+        edge: Edge length of a tile in pixels.
     """
     areas = np.stack([_areas(truth == code, edge) for code in range(classes)])
     return _spread(areas.argmax(axis=0), edge, truth.shape)
@@ -62,7 +62,7 @@ def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> 
 
     Args:
         truth: True class of each pixel, 0 or 1; -1 is ignored.
-        edge: Edge of a tile in pixels.
+        edge: Edge length of a tile in pixels.
         code: Class whose Dice is maximised.
     """
     inside, labelled = _areas(truth == code, edge), _areas(truth >= 0, edge)

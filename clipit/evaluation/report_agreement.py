@@ -13,7 +13,7 @@ from clipit.evaluation.metrics import count_scores, divide
 SCORES = {
     "accuracy": "accuracy (reports without a predicted class count as wrong)",
     "macro_f1": "macro F1",
-    "coverage": "share predicted as a class",
+    "coverage": "fraction assigned to a class",
     "covered_accuracy": "accuracy where a class is predicted",
 }
 """Agreement scores, and their names on pages."""

@@ -105,7 +105,7 @@ def score_masks(
 
     A score is averaged over the images whose mask contains the class, which are the same for every segmentation; if the
     class is not predicted in one of them, its precision there is 0. Predictions in the other images count as
-    `FALSE_AREA`, which for `MEAN` is the share predicted as any foreground class in images that contain none of them.
+    `FALSE_AREA`, which for `MEAN` is the fraction predicted as any foreground class in images that contain none.
 
     Args:
         groups: Patient of each image; "" where unknown.

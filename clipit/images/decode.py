@@ -90,7 +90,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
             check_bytes(image)
             loaded = _load(image)
             if plain:
-                raise ImageError(f"the JPEG file is damaged, so that some of its pixels are wrong ({plain})")
+                raise ImageError(f"the JPEG file is damaged, so some of its pixels are wrong ({plain})")
             return loaded
     except (ImageError, MemoryError):
         raise
@@ -98,7 +98,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
         if is_pointer(source.getvalue()) if isinstance(source, io.BytesIO) else find_pointer(source):
             raise ImageError(f"the file is a Git LFS pointer, not the image: {PULL}") from None
         raise ImageError("the bytes are not an image in a known format") from None
-    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for corrupt data
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if is_out_of_memory(error):  # Pillow raises an OSError; the image may be intact
@@ -109,7 +109,7 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
 
 
 def noted_file(source: Path | io.BytesIO) -> AbstractContextManager[None]:
-    """Note a file while it is read (see `noted`); for bytes, the caller has already noted the file."""
+    """Record which file is being read (see `noted`); for bytes, the caller has already done so."""
     return noted(str(source)) if isinstance(source, Path) else nullcontext()
 
 
@@ -135,7 +135,7 @@ def open_header(source: Path | io.BytesIO) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Load an image completely and convert it to 8-bit RGB; transparent pixels are shown over white.
+    """Load an image completely and convert it to 8-bit RGB; transparent pixels are composited over white.
 
     The image is turned upright according to its EXIF orientation, as in viewers (Pillow does this itself for TIFF). The
     first page of a TIFF with several pages is used if the others are smaller copies of it or masks.

@@ -198,7 +198,7 @@ class ZipReader:
             data = archive.read(info, size)
         except (ImageError, MemoryError):
             raise
-        except Exception as error:  # each compression method raises its own exceptions for damaged bytes
+        except Exception as error:  # each compression method raises its own exceptions for corrupt data
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise ImageError(f"{type(error).__name__}: {error}") from error
@@ -256,7 +256,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
-            fix="repack it from a folder; programs differ in which of these files they read",
+            fix="repack it from a folder; different programs read different ones of these files",
         )
     return {member_name(info): f"{info.file_size}:{info.CRC:08x}" for info in members}
 

@@ -117,7 +117,7 @@ def open_images(path: Path) -> ImageSet:
     images, images in hidden folders and files that are not images are skipped with a note.
 
     Raises:
-        DataError: The path does not exist, contains no image, or is a file of a different kind.
+        DataError: The path does not exist, contains no images, or is a file of a different kind.
     """
     if path.is_dir():
         files = image_files(path, "quarantine")
@@ -230,7 +230,7 @@ def _nonempty_set(
 
 
 def crop_warning(sizes: Sequence[tuple[int, int]]) -> str | None:
-    """Return a warning if some images are not square, so that a model receives only their centre, else None."""
+    """Return a warning if some images are not square and a model therefore receives only their centre, else None."""
     oblong = [size for size in sizes if max(size) > _SQUARE * min(size)]
     if not oblong:
         return None

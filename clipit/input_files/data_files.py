@@ -290,7 +290,7 @@ def load_huggingface(
 
     Args:
         path: Local folder, or id on the Hub with the prefix `hf:`. A local path is never looked up on the Hub.
-        streaming: Whether to open streams, so that nothing is downloaded or converted; has no effect on folders written
+        streaming: Whether to open streams instead of downloading and converting; has no effect on folders written
             by `save_to_disk`.
         revision: Commit of a data set on the Hub; None for the newest one, or the cached one offline.
         texts: Columns to read as text from csv and tsv files and from the metadata of image folders. For other columns,

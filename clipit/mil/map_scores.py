@@ -100,7 +100,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
 
 
 def check_values(truths: Mapping[str, SlideTruth], classes: Sequence[str], where: Path) -> list[str]:
-    """Describe masks without pixels of their slide's class or with ignored pixels, and values not in `mil.mask_values`.
+    """Describe masks that lack their slide's class or contain ignored pixels, and values not in `mil.mask_values`.
 
     Args:
         truths: Truth of each slide.

@@ -47,7 +47,8 @@ class MilBags:
     Attributes:
         names: Unique names of slides or patients.
         labels: Class index of each bag; -1 if unlabelled or hidden from training.
-        patients: Patient of each bag, or its slide if that is its group (`lone_slides`); "" where unknown.
+        patients: Patient of each bag, or the slide if its patient is unknown (see `lone_slides`); "" where neither is
+            known.
         splits: train, validation or test.
         reader: Source of the features.
         rows: Row of each bag in the reader.

@@ -148,7 +148,7 @@ def train_bag_network(
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
             return {}
-        write_record(folder / _RUN, {"fingerprint": fingerprint(inputs)})  # checkpoints repeat it, as do those of runs
+        write_record(folder / _RUN, {"fingerprint": fingerprint(inputs)})  # as for runs, checkpoints store it
         model = _fit(bags, options, seed, targets, folder / _CHECKPOINTS)
         _save(folder, model)
         return {"epoch": model.epoch, "epochs": len(model.losses), "dim": bags.dim}

@@ -31,8 +31,8 @@ class Backbone:
         expected_mpp: Micrometres per pixel of the tiles that the model was pretrained on; None if unknown.
         fingerprint: Fingerprint of the loaded weights, preprocessing and pooling.
         timm: Arguments for rebuilding the model with timm; None for a transformers model.
-        plain_head: Whether timm's classifier is one linear layer over these features, so that a linear head can be
-            exported as a plain timm model.
+        plain_head: Whether timm's classifier is one linear layer over these features, in which case a linear head
+            can be exported as a plain timm model.
         pooling: Token pooling applied by clipit; `default` leaves pooling to timm.
         remote_code: Whether the model is defined by Python code from its repository.
     """

@@ -74,7 +74,7 @@ class ClassifierSpec:
         remote_code: Whether Python code next to the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file except the card, by path in the folder.
-        tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if unknown or not uniform.
+        tile_pixels: Edge length of the training tiles in pixels, before preprocessing; None if unknown or not uniform.
         mpp_assumed: Whether `mpp` is the backbone's expected value, because that of the training tiles is unknown.
     """
 
@@ -263,7 +263,7 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def _label_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the class names in timm's or transformers' configuration of a classifier; empty for a backbone alone."""
+    """Return the class names in timm's or transformers' configuration of a classifier; empty without a head."""
     if any(str(name).endswith("ForImageClassification") for name in config.get("architectures") or ()):
         return [str(config["id2label"][key]) for key in sorted(config["id2label"], key=int)]
     return [str(name) for name in config.get("label_names", ())]

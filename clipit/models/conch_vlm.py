@@ -98,7 +98,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
 
 
 def patch_tokens(visual: Any, pixels: Tensor) -> Tensor:
-    """Return patch tokens [b,h,w,d] in the joint space, each pooled individually by the contrastive pooling."""
+    """Return patch tokens [b,h,w,d] in the joint space, each passed separately through the contrastive pooler."""
     grid = trunk_grid(visual.trunk, pixels)
     pooled = visual.attn_pool_contrast(grid.flatten(0, 2)[:, None])[:, 0]
     projected: Tensor = visual.ln_contrast(pooled) @ visual.proj_contrast

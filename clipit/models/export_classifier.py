@@ -69,7 +69,7 @@ def export_classifier(
         prompts: Prompt sets by name: class names and one embedding per class, in the space of the projector's
             training targets (centred with `text_mean` if given).
         mpp: Micrometres per pixel of the training tiles; None for the value that the backbone expects.
-        tile_pixels: Edge of the training tiles in pixels; None if they differ in size.
+        tile_pixels: Edge length of the training tiles in pixels; None if they differ in size.
         provenance: Run, configuration and versions to record in `clipit.json`.
 
     Returns:

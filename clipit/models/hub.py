@@ -79,7 +79,7 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
             raise ModelError(
                 f"no classifier in this repository: {DESCRIPTION} is missing",
                 where=f"https://huggingface.co/{name}",
-                fix="use a repository that clipit push wrote",
+                fix="use a repository created by clipit push",
             )
         files = [*read_spec(first, check_files=False).files, DESCRIPTION, CARD]
         commit = first.name  # the folder of a snapshot is named after its commit

@@ -24,7 +24,7 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     """Return the number of images, and a function that reads the image at a position.
 
     Raises:
-        DataError: The path contains no image, or there are slides among the images.
+        DataError: The path contains no images, or there are slides among the images.
     """
     if isinstance(images, str) and not images.strip():
         raise DataError("the path is empty", where="images", fix='write the path; "." is the current folder')
@@ -45,7 +45,7 @@ class CropWatch:
     """Warns once if a model receives only the centre of images that are not square."""
 
     def __init__(self, crops: bool) -> None:
-        """Start without images.
+        """Create a watch that has seen no images yet.
 
         Args:
             crops: Whether the model's preprocessing crops images to their centre square.
@@ -54,7 +54,7 @@ class CropWatch:
         self._sizes: list[tuple[int, int]] = []
 
     def reading(self, read: Callable[[int], Image.Image]) -> Callable[[int], Image.Image]:
-        """Return a function that reads an image like `read`, and notes its size."""
+        """Return a function that reads an image like `read` and records its size."""
 
         def read_noted(position: int) -> Image.Image:
             image = read(position)

@@ -46,7 +46,7 @@ class Preprocess:
     """Resizing, centre crop and normalisation of an image model.
 
     Attributes:
-        size: Edge of the square input, pixels.
+        size: Edge length of the square input, in pixels.
         resize_to: Length to which the shorter edge (`shortest`) or both edges (`squash`) are resized before
             the centre crop, pixels; at least `size`.
         mode: `shortest` keeps the aspect ratio, `squash` does not.
@@ -105,8 +105,8 @@ class Preprocess:
         left, top = (int(margin) if self.odd_margin == "down" else round(margin) for margin in margins)
         box = (left, top, left + self.size, top + self.size)
         if max(target) > _MAX_RATIO * self.resize_to:
-            # Resize only the crop: an image this elongated, resized as a whole, could exhaust the memory. Values may
-            # differ from torchvision's by a rounding step of 1/255, so images of usual shapes are resized as a whole.
+            # Resize only the crop: an image this elongated, resized as a whole, could exhaust memory. Values may differ
+            # from torchvision's by a rounding step of 1/255, so images of normal proportions are resized as a whole.
             scale = (width / target[0], height / target[1])
             kept = (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
             image = image.resize((self.size, self.size), _PIL_FILTERS[self.interpolation], box=kept)
@@ -120,8 +120,8 @@ class Preprocess:
     def normalise(self, pixels: Num[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b 3 h w"]:
         """Normalise values in 0..255 to the model's float32 input, on the same device.
 
-        The memory format is channels last, in which the convolutions and pooling of a patch stem ran about twice as
-        fast on a CPU, and which tensor cores prefer.
+        The result is in the channels-last memory format, which makes the convolutions and pooling of a patch stem about
+        twice as fast on a CPU and suits tensor cores.
         """
         mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
@@ -339,7 +339,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
             with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it together
                 file = getattr(image, "filename", "") if getattr(image, "fp", None) is None else ""
                 loaded = to_rgb(image)
-            with suppress(OSError):  # a loaded image no longer shows the bit depth and damage of its file
+            with suppress(OSError):  # only the file reveals the bit depth and any corruption
                 if file:
                     decode(Path(file))
             return loaded
@@ -350,7 +350,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         raise DataError(
             f"this image cannot be decoded: {error}", where=where, fix="replace the image, or remove it from the list"
         ) from error
-    except Exception as error:  # missing files, values of a different type, and Pillow's errors for damaged bytes
+    except Exception as error:  # missing files, values of a different type, and Pillow's errors for corrupt data
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise DataError(

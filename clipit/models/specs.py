@@ -34,7 +34,7 @@ class ModelSpec:
         family: Loader of the model.
         source: Hub id, or built-in name of the package that loads the model.
         dim: Length of an embedding (VLM: in the joint space).
-        pixels: Edge of the square input, in pixels.
+        pixels: Edge length of the square input, in pixels.
         mean: Per-channel mean for normalisation, for values in 0..1.
         std: Per-channel standard deviation for normalisation, for values in 0..1.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.

@@ -27,14 +27,14 @@ from clipit.output_files.artifacts import write_json
 PREFIX = "transformers:"
 PROCESSOR = "preprocessor_config.json"
 _MODEL_TYPE = "open with clipit.load_classifier"
-"""Model type in config.json of an export whose head transformers has no class for.
+"""Model type written to config.json if transformers has no class for the exported model's head.
 
-With the backbone's type, the image-classification pipeline would open the folder with a random head; for an unknown
-type, it raises an error that names the type.
+With the backbone's type, the image-classification pipeline would load the folder with a randomly initialised head; for
+an unknown type, it raises an error that names the type.
 """
 _BACKBONE = "backbone_config"  # key of the backbone's configuration in such an export
 _EQUIVALENT = {"hibou": "dinov2_with_registers"}
-"""Model types with code on the Hub that computes the same as a model of transformers, which is loaded instead."""
+"""Model types whose code on the Hub is equivalent to a built-in transformers model, which is loaded instead."""
 _RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 _UNUSED = ("pooler.", "mask_token")  # weights that do not affect the features
 
@@ -96,8 +96,8 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path, *, opens
     """Write a model in transformers' format with unsharded weights, and its preprocessing.
 
     Args:
-        opens: Whether the model is an image classifier. The configuration of a backbone alone is written such that
-            transformers does not open the folder as a classifier, which would have a random head.
+        opens: Whether the model is an image classifier. The configuration of a backbone without a head is written so
+            that transformers does not load the folder as a classifier with a randomly initialised head.
     """
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size="1000GB")
@@ -144,7 +144,7 @@ def classification_model(
         pooled: Backbone with clipit's pooling.
         linear: Weight and bias of the head, over the pooled features.
         classes: Class names, in the order of the logits.
-        size: Edge of the input in pixels.
+        size: Edge length of the input in pixels.
 
     Returns:
         The classifier; None if transformers has none that gives the same logits.
@@ -161,7 +161,7 @@ def classification_model(
     with torch.random.fork_rng(devices=[]):  # so that the export does not change later random numbers
         classifier: Any = (known[0] if isinstance(known, tuple) else known)(config).eval()
     head = getattr(classifier, "classifier", None)
-    reads_pooler = getattr(classifier.base_model, "pooler", None) is not None  # clipit's features have no pooler
+    reads_pooler = getattr(classifier.base_model, "pooler", None) is not None  # clipit does not use the pooler
     if reads_pooler or type(classifier.base_model) is not type(model) or not isinstance(head, nn.Linear):
         return None
     setattr(classifier, classifier.base_model_prefix, model)
@@ -218,13 +218,13 @@ def _check_kind(description: Mapping[str, Any], source: str) -> None:
         raise ModelError(
             "not a transformers model: config.json has no model_type",
             where=source,
-            fix="use a folder that save_pretrained wrote, or the id of a transformers model",
+            fix="use a folder written by save_pretrained, or the id of a transformers model",
         )
     if "text_config" in description or "vision_config" in description:
         raise ModelError(
             f"an image-text model ({model_type}), not a vision backbone",
             where=source,
-            fix="use it as vlm.name; a backbone is a vision model alone, such as ViTModel or Dinov2Model",
+            fix="use it as vlm.name; a backbone must be a vision-only model, such as ViTModel or Dinov2Model",
         )
 
 
@@ -268,10 +268,10 @@ def _open(
 
 
 def _equivalent_config(description: Mapping[str, Any], source: str) -> Any:
-    """Build the configuration of the model in `_EQUIVALENT`; the weights' names and shapes verify most of its keys.
+    """Build the configuration of the model in `_EQUIVALENT`; most of its keys can be checked against the weights.
 
     Raises:
-        ModelError: The number of attention heads, which no shape verifies, is missing.
+        ModelError: The number of attention heads, which does not affect the shape of any weight, is missing.
     """
     from transformers import CONFIG_MAPPING
 

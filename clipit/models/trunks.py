@@ -34,8 +34,8 @@ class Trunk:
         module: Model from normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if clipit pools tokens.
         pooling: Token pooling of `module`; `default` is the package's own.
         source: Folder, Hub id or built-in name that the model was loaded from.
-        native_pixels: Edge of the input in pixels, according to the model's files; `backbone.pixels` may set a
-            different one in `preprocess`.
+        native_pixels: Edge length of the input in pixels, according to the model's files; `backbone.pixels` may set
+            a different one in `preprocess`.
         timm: Arguments for rebuilding the model with timm; None for other packages.
         plain_head: Whether timm's own head is one linear layer over these features.
         remote_code: Whether the model is defined by Python code from its repository.

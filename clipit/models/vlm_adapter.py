@@ -64,7 +64,7 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
         raise ModelError(
             "vlm.adapter does not exist" if not folder.exists() else f"no adapter in this folder: {RECORD} is missing",
             where=folder,
-            fix="use the adapter/ folder that clipit adapt wrote"
+            fix="use the adapter/ folder written by clipit adapt"
             + ("" if folder.exists() else f"; {similar_names(str(folder))}"),
         )
     try:

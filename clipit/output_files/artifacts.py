@@ -318,7 +318,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def read_json(path: Path, fix: str) -> JsonRecord:
-    """Read a JSON object that this package wrote; its checksum, if it has one, is verified and removed.
+    """Read a JSON object written by this package; its checksum, if it has one, is verified and removed.
 
     Looking up a key that the object lacks, as in a file of an earlier version, also raises an `ArtifactError`.
 
@@ -373,7 +373,7 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for leftover in filter(is_temporary, partial.rglob(".*")):  # left by a killed attempt; all processes have finished
+    for leftover in filter(is_temporary, partial.rglob(".*")):  # left by a killed process; all processes have finished
         leftover.unlink()
     files = {
         str(path.relative_to(partial)): path

@@ -1,4 +1,4 @@
-"""Write text, csv, Parquet and .npy files atomically, and read the csv and Parquet files that clipit wrote."""
+"""Write text, csv, Parquet and .npy files atomically, and read csv and Parquet files written by clipit."""
 
 import csv
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -58,7 +58,7 @@ def text_array(texts: Iterable[str]) -> np.ndarray:
 
 
 def read_parquet(path: Path, fix: str) -> pa.Table:
-    """Read a Parquet file that this package wrote, and verify its page checksums.
+    """Read a Parquet file written by this package, and verify its page checksums.
 
     Raises:
         ArtifactError: The file is missing or damaged; the message ends with `fix`.
@@ -74,7 +74,7 @@ def read_frame(path: Path, fix: str) -> pd.DataFrame:
 
 
 def read_csv_frame(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
-    """Read a csv file that this package wrote, without converting names: `007` stays a string, and `NA` is a name.
+    """Read a csv file written by this package, without converting names: `007` stays a string, and `NA` is a name.
 
     Args:
         text_columns: Names of text columns, in which only empty cells are missing values; in other columns, `nan` also

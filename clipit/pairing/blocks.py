@@ -16,7 +16,7 @@ _ROW_GROUP = 2**20  # rows per Parquet row group, pyarrow's default
 
 
 def distribute(blocks: int, shards: int) -> tuple[range, range]:
-    """Return the tile blocks and snippet shards that this process multiplies.
+    """Return the tile blocks and snippet shards whose similarities this process computes.
 
     The blocks are distributed over processes. If there are fewer blocks than processes, and fewer than shards, the
     shards are distributed instead.

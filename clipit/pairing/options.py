@@ -131,7 +131,7 @@ def compare_options(
 
     Raises:
         ConfigError: The index is not Flat.
-        DataError: As in `pair_tiles`, but rules that leave no pair get a row instead of an error.
+        DataError: As in `pair_tiles`, but rules that leave no pairs get a row instead of an error.
     """
     check_same_encoder(index, tiles)
     check_finite(tiles, "tiles")

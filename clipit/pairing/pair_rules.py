@@ -93,7 +93,7 @@ def prepare_selection(
 
     Raises:
         ConfigError: The index is not Flat, and a rule needs all scores.
-        DataError: `organs` leaves no snippet, no group is known, or `reports` is set and no tile's patient has a
+        DataError: `organs` leaves no snippets, no group is known, or `reports` is set and no tile's patient has a
             report.
     """
     no_owners: Int[np.ndarray, "n"] = np.full(tiles.size, -1, dtype=np.int64)
@@ -230,7 +230,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
         judged: Candidate pairs with the columns `score` and `reason`.
 
     Raises:
-        DataError: The rules keep no pair; the message states quantiles of the cosines and suggests changes.
+        DataError: The rules keep no pairs; the message states quantiles of the cosines and suggests changes.
     """
     reasons = np.asarray(judged.column("reason"))
     if (reasons == 0).any():

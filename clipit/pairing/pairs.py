@@ -119,7 +119,7 @@ def pair_tiles(
     Raises:
         ArtifactError: Index and tiles come from different VLMs.
         ConfigError: A rule needs all scores, and the index is not Flat.
-        DataError: There are no tiles, an embedding is not finite, or the rules leave no pair.
+        DataError: There are no tiles, an embedding is not finite, or the rules leave no pairs.
     """
     check_same_encoder(index, tiles)
     if not tiles.size:

@@ -139,7 +139,7 @@ def _check_classes(prompts: PromptSet, classes: Sequence[str] | None) -> Iterato
 def _check_empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
     for name in names:
         if not name.normalised:
-            yield LintMessage("error", name.key, f"{name.text!r} contains no word", "write a name, or remove it")
+            yield LintMessage("error", name.key, f"{name.text!r} contains no words", "write a name, or remove it")
 
 
 def _check_equal(names: Sequence[_Name]) -> Iterator[LintMessage]:

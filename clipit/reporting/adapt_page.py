@@ -35,10 +35,10 @@ _TILES = (
 )
 _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
-    "of the difference, over groups and over seeds, are on the same side of 0. It is undecided if an interval is "
-    "undefined: with one seed, with fewer than ten groups, or if all resamples or all seeds agree. In all other cases, "
-    "the result is inconclusive (`open`). p: paired t-test over seeds, Holm-corrected over the differences of the same "
-    "task and metric."
+    "of the difference, over groups and over seeds, are on the same side of 0. The result is `undecided` if an "
+    "interval is undefined: with one seed, with fewer than ten groups, or if all resamples or all seeds agree. In all "
+    "other cases, the result is inconclusive (`open`). p: paired t-test over seeds, Holm-corrected over the "
+    "differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
     "A gain is due to the text only if the arm `text` is better than both controls. The control `shuffled_text` uses "
@@ -71,7 +71,7 @@ class AdaptContent:
             chance, by model.
         held_out: Description of the retrieved images and texts: split and counts.
         probe_labels: Number of labels used to fit the linear probe; None without a probe.
-        training: Facts of each adaptation, by arm and seed.
+        training: Details of each adaptation, by arm and seed.
         examples: Counts of the training data, by arm.
         notes: Remarks on missing evaluations and on the limits of the scores.
         curves: Loss over steps, by name of the series.
@@ -114,7 +114,7 @@ def adapt_verdict(content: AdaptContent) -> str:
     """State whether the text improved the VLM, how a linear probe compares, and where scores on other sets fell."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
-        return f"No verdict: no adaptation of the arm {TEXT!r} was finished (adapt.arms)."
+        return f"No verdict: no adaptation of the arm {TEXT!r} has finished (adapt.arms)."
     if gain is None:
         missing = "labelled test tiles" if content.score(PROBE, BEFORE) is None else "prompts"
         return f"No verdict: zero-shot classification could not be evaluated without {missing}."

@@ -33,7 +33,7 @@ _HOW = (
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """Facts of one run on the page.
+    """Details of one run, as shown on the page.
 
     Attributes:
         model: Folder of the run, or name of the VLM.
@@ -247,7 +247,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> tuple[tuple[str, ...], list[list[
 
 
 def _published(classes: Sequence[str]) -> tuple[tuple[str, ...], list[list[object]]] | None:
-    """Return header and rows of the published zero-shot scores for the task with these classes; None without any."""
+    """Return the header and rows of published zero-shot scores for these classes; None if there are none."""
     rows: list[list[object]] = [
         [entry.model, entry.pooling, f"published: {entry.source}", f"{number(entry.score)} ({entry.metric})"]
         for entry in published_subtyping(classes)

@@ -244,7 +244,7 @@ def _pooling_titles(scores: pd.DataFrame) -> list[str]:
 
 
 def _unlabelled(evaluation: SlideEvaluation) -> bool:
-    """Check whether no slide has a label, so that nothing is evaluated."""
+    """Check whether no slide has a label, in which case nothing is evaluated."""
     return bool((evaluation.slides["label"] == "").all())
 
 

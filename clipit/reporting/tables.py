@@ -85,7 +85,7 @@ def key_value_table(values: Mapping[str, object]) -> str:
 
 
 def from_groups(scored: Mapping[str, Any], one: str = "group", several: str = "") -> str:
-    """Count the groups of the scored tiles, such as " from 7 groups"; "" if none is known.
+    """Format the number of groups of the scored tiles, such as " from 7 groups"; "" if no group is known.
 
     Args:
         scored: Results of one split.

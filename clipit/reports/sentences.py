@@ -162,7 +162,7 @@ def _sentence_starts(text: str) -> list[int]:
 
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Return whether the mark at `dot` ends the sentence that starts at `begin`, so that the next starts at `after`."""
+    """Return whether the mark at `dot` ends the sentence that starts at `begin`, and the next starts at `after`."""
     following = text[after : after + 8].lstrip("\"'([¿¡«- ")
     if following[:1].islower():  # non-ASCII letters; the pattern excludes only a to z
         return False

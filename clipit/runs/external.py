@@ -66,8 +66,8 @@ def evaluate_external(
         The folder, and the content of results.json (an empty dictionary except in the main process).
 
     Raises:
-        DataError: Neither tiles nor prompts are given, no tile has a class of the classifier, the prompts lack a class,
-            or tiles leak from training and `leaks.policy` is `error`.
+        DataError: Neither tiles nor prompts are given, no tile belongs to any of the classifier's classes, the prompts
+            lack a class, or tiles leak from training and `leaks.policy` is `error`.
         ModelError: Prompts are given for a classifier that was trained without text.
         ArtifactError: The folder contains results for other tiles or prompts.
     """

@@ -57,8 +57,8 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     """Map labels to the classes of a classifier by name; drop and count tiles of other classes.
 
     Raises:
-        DataError: A class differs only in spelling from a class of the classifier, or no labelled tile has a class of
-            the classifier.
+        DataError: A class differs only in spelling from a class of the classifier, or no labelled tile belongs to
+            any of its classes.
     """
     counts = {name: int((tiles.truth == code).sum()) for code, name in enumerate(tiles.classes)}
     excluded = {name: count for name, count in counts.items() if name not in classes and count}
@@ -74,8 +74,8 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
         if not excluded:
             raise DataError("no tile of the new set has a label", where=where, fix="add labels, or use clipit predict")
         raise DataError(
-            f"no tile has a class of the classifier; the new set has the classes {shortlist(list(excluded), 20)}; the "
-            f"classifier has the classes {', '.join(classes)}",
+            f"no tile belongs to any of the classifier's classes; the new set has the classes "
+            f"{shortlist(list(excluded), 20)}; the classifier has the classes {', '.join(classes)}",
             where=where,
             fix=f'map the labels: --tiles.class_map=\'{{"{next(iter(excluded))}": "CLASS"}}\'',
         )

@@ -211,7 +211,7 @@ def _synthetic_warning(classifier: "Classifier") -> str:
 
 
 def _delete_chunks(paths: PredictionPaths) -> None:
-    """Delete the chunks, and the temporary files of killed attempts.
+    """Delete the chunks, and the temporary files of killed processes.
 
     The record of the chunks is deleted first, so that a command killed here counts as finished.
     """

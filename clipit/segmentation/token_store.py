@@ -100,7 +100,7 @@ def store_tokens(
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        if not (folder / _IDS).is_file():  # written last; exists if an attempt was killed after writing it
+        if not (folder / _IDS).is_file():  # written last; exists if a process was killed after writing it
             write_tokens(folder)
         if get_processes().main:
             for file in folder.glob("*.pixels"):

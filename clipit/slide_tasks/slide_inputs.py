@@ -30,7 +30,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
 
     Raises:
         ConfigError: `mpp` is not a positive number.
-        DataError: A path does not exist or contains no slide, two slides have the same name, patients differ
+        DataError: A path does not exist or contains no slides, two slides have the same name, patients differ
             only in spelling, or a package that reads slides is missing.
     """
     import_openslide()

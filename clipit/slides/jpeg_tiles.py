@@ -138,14 +138,14 @@ class JpegLevel:
         """Decode a whole tile with Pillow, unless it is known to be corrupt."""
         if corruption:
             raise ImageError(
-                f"tile {index} of the slide is damaged, so that some of its pixels are wrong: {corruption}"
+                f"tile {index} of the slide is damaged, so some of its pixels are wrong: {corruption}"
             )
         try:
             # `Image.open` would spend much of its time on detecting the format and size, which are known.
             return Image.frombytes("RGB", (self.tile_width, self.tile_height), data, "jpeg", "RGB", "")
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+        except Exception as error:  # Pillow's decoders raise many kinds of exceptions for corrupt data
             if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise ImageError(f"tile {index} of the slide is damaged: {error}") from error

@@ -74,9 +74,9 @@ def check_tile_level(
 def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> None:
     """Check that unread tiled pages with the shape of a level show the same image as the overview.
 
-    Only generic TIFFs, Aperio TIFFs and OME-TIFFs are checked; other scanners store a slide in several images. Pages
-    that are marked as smaller copies, named label, macro, overview or thumbnail, too large, or damaged are not
-    compared.
+    Only generic TIFFs, Aperio TIFFs and OME-TIFFs are checked; other scanners store a slide in several images. A page
+    is not compared if it is marked as a smaller copy, is named label, macro, overview or thumbnail, is too large, or is
+    damaged.
 
     Raises:
         DataError: A page shows a different image, which would be lost.
@@ -92,7 +92,7 @@ def check_unread_pages(path: Path, slide: SlideFile, overview: Image.Image) -> N
             with noted(str(path)), Image.open(path) as image:
                 image.seek(number)
                 other = image.size == page.size and differs(image.convert("RGB"), overview)
-        except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
+        except Exception:  # Pillow raises many kinds of exceptions for corrupt data
             continue
         if other:
             raise DataError(
@@ -109,7 +109,7 @@ def _are_equal(actual: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 def _choose_cells(means: Float[np.ndarray, "rows columns"]) -> list[tuple[int, int]]:
-    """Choose cells with evenly spaced mean grey values and evenly spaced cells; a few of both kinds come first."""
+    """Choose some cells at evenly spaced grey values and some at evenly spaced positions; a few of each come first."""
     order = np.argsort(means, axis=None, kind="stable")
     values = means.ravel()[order]
     targets = np.linspace(values[0], values[-1], _CELLS)

@@ -84,7 +84,7 @@ def has_several(file: Any) -> bool:
 def _candidates(file: Any) -> list[tuple[Any, OmeImage]]:
     """List the images of a file, except label, macro, overview, thumbnail and smaller copies of another image.
 
-    Images that the metadata describe but another file contains are not listed.
+    Images described in the metadata but stored in another file are not listed.
     """
     stored = [(series, image) for series, image in _pair(file) if series.keyframe.parent is file]
     slides = [(series, image) for series, image in stored if not is_auxiliary(image.name)] or stored

@@ -36,7 +36,7 @@ def is_ome_tiff(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             return bool(file.is_ome)
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide reports the error later
+    except Exception:  # tifffile raises many kinds of exceptions for corrupt data; openslide reports the error later
         return False
 
 
@@ -66,7 +66,7 @@ class OmeTiff:
         self._lock = threading.Lock()
         try:
             self._file = tifffile.TiffFile(path)
-        except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
+        except Exception as error:  # tifffile raises many kinds of exceptions for corrupt data
             raise _unreadable(error, path) from error
         try:
             series, image = choose_image(self._file, path)
@@ -141,7 +141,7 @@ def count_ome_levels(path: Path) -> int:
         with tifffile.TiffFile(path) as file:
             if has_several(file):
                 return max(len(series.levels) for series in file.series)
-    except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
+    except Exception as error:  # tifffile raises many kinds of exceptions for corrupt data
         raise _unreadable(error, path) from error
     ome = OmeTiff(path)
     ome.close()
@@ -240,7 +240,7 @@ def has_unknown_channel(path: Path) -> bool:
             page = file.pages.first
             named = any(image.has_alpha for image in read_images(file.ome_metadata))
             return page.photometric.name == "RGB" and page.samplesperpixel == 4 and not _alpha(page, named)
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
+    except Exception:  # tifffile raises many kinds of exceptions for corrupt data; reading reports the error later
         return False
 
 

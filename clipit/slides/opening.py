@@ -60,7 +60,7 @@ def is_pyramid(path: Path) -> bool:
     try:
         with noted(str(path)), Image.open(path) as image:
             several = getattr(image, "n_frames", 1) > 1 or _SUB_PAGES in getattr(image, "tag_v2", {})
-    except Exception:  # Pillow raises many kinds of exceptions for damaged bytes, and cannot read every BigTIFF
+    except Exception:  # Pillow raises many kinds of exceptions for corrupt data, and cannot read every BigTIFF
         several = path.is_file()
     return several and count_levels(path) > 1
 
@@ -151,7 +151,7 @@ def _why_unknown(path: Path) -> str:
             warnings.simplefilter("ignore")  # Pillow warns about the tags of a truncated TIFF
             with Image.open(path) as image:
                 image_format = image.format
-    except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
+    except Exception:  # Pillow raises many kinds of exceptions for corrupt data
         return "not a slide that openslide can read: the file is damaged, truncated or of a different format"
     if image_format == "TIFF":  # most slide formats are TIFFs
         return "not a slide that openslide can read: the TIFF is damaged, truncated or of a different format"

@@ -1,7 +1,7 @@
 """Polygons with holes: area, rasterisation to a mask, and tracing of a mask.
 
 All coordinates are x and y in level-0 pixels of a slide, with the origin at the upper left corner of its first
-pixel, so that the centre of that pixel is (0.5, 0.5). This is the convention of QuPath.
+pixel, so the centre of that pixel is (0.5, 0.5). This is the convention of QuPath.
 """
 
 import math

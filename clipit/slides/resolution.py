@@ -64,9 +64,9 @@ def resolve_mpp(
     implausible = ""
     if slide.mpp is not None:
         reason = "a print resolution" if slide.mpp > _PLAUSIBLE_MPP[1] else "finer than any objective"
-        implausible = f" (it states {slide.mpp:g}, {reason})"
+        implausible = f" (it states {slide.mpp:g} µm per pixel, {reason})"
     raise DataError(
-        f"the slide states neither plausible micrometres per pixel nor a magnification{implausible}",
+        f"the slide specifies neither a plausible pixel size nor a magnification{implausible}",
         where=where,
         fix=f"state the micrometres per pixel of its finest level: {options.mpp}, or an `mpp` column in a slide table",
     )

@@ -60,7 +60,7 @@ def read_pages(path: Path) -> list[TiffPage]:
     try:
         with tifffile.TiffFile(path) as file:
             return [_facts(page) for page in file.pages]
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
+    except Exception:  # tifffile raises many kinds of exceptions for corrupt data; reading reports the error later
         return []
 
 
@@ -84,7 +84,7 @@ def check_page_chain(path: Path) -> None:
                 (tags,) = struct.unpack(tiff.tagnoformat, stream.read(tiff.tagnosize))
                 stream.seek(offset + tiff.tagnosize + tags * tiff.tagsize)
                 (offset,) = struct.unpack(tiff.offsetformat, stream.read(tiff.offsetsize))
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
+    except Exception:  # tifffile raises many kinds of exceptions for corrupt data; reading reports the error later
         return
     if offset:
         raise DataError(
@@ -108,7 +108,7 @@ def check_pages(path: Path) -> None:
             check_tile_sizes(file.pages.first, path)
     except DataError:
         raise
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
+    except Exception:  # tifffile raises many kinds of exceptions for corrupt data; reading reports the error later
         return
     first = pages[0]
     if first.bits != 8 or first.channels not in (1, 3, 4):
@@ -235,7 +235,7 @@ def open_levels(
                 pages = by_size.get((level.width, level.height), [])
                 if len(pages) == 1 and _is_complete(pages[0]) and accept(pages[0]):
                     opened[number] = opener(file, pages[0])
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide reports the error later
+    except Exception:  # tifffile raises many kinds of exceptions for corrupt data; openslide reports the error later
         return {}
     return opened
 

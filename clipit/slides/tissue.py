@@ -84,7 +84,7 @@ def remove_small(mask: Bool[np.ndarray, "h w"], smallest: float, hole: float) ->
 
 
 def _small_parts(mask: Bool[np.ndarray, "h w"], area: float, *, inside: bool = False) -> Bool[np.ndarray, "h w"]:
-    """Return a mask of the connected parts smaller than `area`; with `inside`, only of those off the border."""
+    """Return a mask of the connected parts smaller than `area`; if `inside`, only those not at the border."""
     from scipy import ndimage
 
     labels, count = ndimage.label(mask)

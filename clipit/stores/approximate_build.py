@@ -23,7 +23,7 @@ MIN_ROWS, MAX_ROWS = 39, 256
 _OTHER_ROWS = 65_536  # training rows of rotations and scalar codes, which have no centroids
 _MAX_BYTES = 2 * 2**30  # maximum bytes of training rows, unless the recommended minimum exceeds it
 _BLOCK = 65_536  # number of rows that are added at once
-_OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes that train a rotation
+_OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes used to train a rotation
 
 
 def check_key(key: str, dim: int, rows: int) -> None:

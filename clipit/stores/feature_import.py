@@ -47,8 +47,8 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
 
     Raises:
         DataError: A file cannot be read, its vectors do not have the dimension of the VLM or are not unit vectors,
-            files name different encoders or contain each other's slide names, a tile occurs twice, or there are no
-            tiles.
+            files name different encoders, a file is named after one slide but records another's name, a tile occurs
+            twice, or there are no tiles.
     """
     slides = [open_slide_features(path) for path in find_feature_files(paths)]
     mismatched = [f"{slide.path.name} ({slide.dim})" for slide in slides if slide.dim != vlm.joint_dim]

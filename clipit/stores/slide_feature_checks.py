@@ -11,7 +11,7 @@ from clipit.stores.slide_features import SlideFeatures, describe_copies
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap", "custom_downsample", "downsample")
 """Attributes in which TRIDENT and CLAM record how tiles were cut; they should be the same for all slides."""
 _CHECKED, _TOLERANCE = 256, 0.02  # vectors read per slide; tolerance of unit norms for half precision
-_FACTOR = 3.0  # slides of one extraction are unlikely to have median norms that differ by more than this factor
+_FACTOR = 3.0  # slides from one extraction run are unlikely to have median norms that differ by more than this factor
 _RECOMPUTE = "compute the features of this slide again"
 
 

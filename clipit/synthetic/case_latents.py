@@ -43,7 +43,7 @@ class CaseWorldConfig(Section):
     """Probability that a low-grade tumour is mutated."""
     mutated_high_grade: Share = 0.5
     shows: Share = 0.8
-    """Probability that a tumour tile of a mutated case shows the morphology associated with the mutation."""
+    """Probability that a tumour tile of a mutated case has the mutant morphology."""
     reported: Share = 1.0
     """Fraction of the cases that have a report."""
     earlier: Share = 0.1
@@ -62,7 +62,7 @@ class CaseWorldConfig(Section):
 
     @property
     def splits(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Number of cases, and numbers of the centres they come from, by split; `shift` is the external test set."""
+        """Number of cases and indices of their centres, per split; `shift` is the external test set."""
         return {
             "train": (self.train, self.centres),
             "validation": (self.validation, self.centres),

@@ -45,8 +45,7 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
     (unseen stain), `reports.jsonl` (see `write_case_reports`), `status_prompts.yaml`, `tissue_prompts.yaml`,
     `grade_prompts.yaml`, `morphology.yaml`, `boilerplate.yaml`, `status_rules.yaml`, and last `world.json`, with the
     configuration, counts, and the SHA-256 of each image set. In the tables, `status` and `grade` are those of the case
-    for tumour tiles, and `not_tumour` for other tiles; `shows` is 1 for tiles that show the morphology of the mutated
-    status.
+    for tumour tiles, and `not_tumour` for other tiles; `shows` is 1 for tiles with the mutant morphology.
 
     Returns:
         The content of `world.json`.

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64
 from clipit.errors import DataError
 
 SIZE = 64
-"""Edge of a tile in pixels."""
+"""Edge length of a tile in pixels."""
 
 Maps = Float32[np.ndarray, "n 64 64"]
 _EDGE = np.arange(SIZE, dtype=np.float32)

@@ -136,8 +136,8 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
 def named_class(text: str) -> int:
     """Return the class named in a sentence of a synthetic report, as an index into `CLASSES`; -1 if there is none.
 
-    The first name counts, because attributes such as "a little extracellular mucin" follow the class; of two names at
-    the same position, the longer one counts.
+    The first name wins, because attributes such as "a little extracellular mucin" follow the class; if two names start
+    at the same position, the longer one wins.
     """
     canonical = text.lower().translate(_CANONICAL)
     matches = [

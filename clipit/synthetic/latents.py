@@ -68,7 +68,7 @@ class Latents:
     nec: Int64[np.ndarray, " n"]
     dens: Int64[np.ndarray, " n"]
     status: Int64[np.ndarray, " n"] | None = None
-    """1 for tumour tiles that show the morphology of the mutated status, else 0; None: no tile shows it."""
+    """1 for tumour tiles with the mutant morphology, else 0; None: no tile has it."""
     direction: Float32[np.ndarray, " n"] | None = None
     """Direction of the fibres in radians; None: random directions."""
 

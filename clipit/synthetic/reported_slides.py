@@ -40,7 +40,7 @@ class ReportedSlidesConfig(SlideWorldConfig):
     mutated: Share = 0.5
     """Probability that a patient's tumour is mutated."""
     shows: Share = Field(0.8, gt=0)
-    """Fraction of a mutated tumour that shows the morphology of the status, in foci."""
+    """Fraction of a mutated tumour that has the mutant morphology, arranged in foci."""
     reported: Share = 1.0
     """Fraction of the patients who have a report."""
     earlier: Share = 0.1
@@ -57,8 +57,8 @@ def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[st
     """Write synthetic slides with the reports of their patients; the same configuration gives the same bytes.
 
     The files are those of `write_slides`, but every slide has a tumour, and the table has two additional columns:
-    `status` (`mutated` or `wild_type`), and `status_mask`, the path of a mask that is 1 where the tumour shows the
-    morphology of the mutated status. As in a case world, there are also `reports.jsonl`, `status_prompts.yaml`,
+    `status` (`mutated` or `wild_type`), and `status_mask`, the path of a mask that is 1 where the tumour has the
+    mutant morphology. As in a case world, there are also `reports.jsonl`, `status_prompts.yaml`,
     `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml`.
 
     Returns:

@@ -19,7 +19,7 @@ _CELL_ROWS = 8
 """Number of grid rows that are drawn at a time."""
 _BATCH = 256  # fields drawn at a time; changing it changes the images, because batches share one generator
 _FOCUS = 160.0
-"""Grid spacing in pixels of the noise whose peaks are the foci of a mutated status."""
+"""Grid spacing in pixels of the noise whose peaks become the foci of mutant morphology."""
 
 INKS = {"blue": (0.10, 0.16, 0.62), "green": (0.05, 0.45, 0.22), "black": (0.08, 0.08, 0.10)}
 """Colours of pen marks on glass."""
@@ -33,7 +33,7 @@ Map = Float32[np.ndarray, "size size"]
 def draw_status(
     rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"], share: float
 ) -> Bool[np.ndarray, "size size"]:
-    """Draw foci with the morphology of the mutated status, by thresholding smooth noise.
+    """Draw foci of mutant morphology, by thresholding smooth noise.
 
     Args:
         labels: 0 for glass, k + 1 for class k of `CLASSES`.
@@ -62,13 +62,13 @@ def draw_stains(
     """Draw the concentrations of haematoxylin and eosin.
 
     In each cell of a grid, each tissue has a field of 64 px, drawn like a tile without a second tissue; tumour with the
-    morphology of the mutated status (`status`) has a separate field. Each pixel is taken from the field of its tissue.
+    mutant morphology (`status`) has a separate field. Each pixel is taken from the field of its tissue.
     """
     size = len(labels)
     haematoxylin, eosin = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
     warps = [SmoothNoise.draw(rng, size, 12.0), SmoothNoise.draw(rng, size, 12.0)]
     side = size // _STEP + 3  # the first cell begins at -_STEP
-    plain = side * side * len(CLASSES)  # number of fields without the mutated status
+    plain = side * side * len(CLASSES)  # number of fields without the mutant morphology
     # Fibres change direction slowly, because the bundled VLM mistakes independent directions for another tissue.
     directions = rng.uniform(0, np.pi) + 0.6 * SmoothNoise.draw(rng, side, 8.0).rows(0, side).reshape(-1)
     for first in range(0, side, _CELL_ROWS):

@@ -28,7 +28,7 @@ from clipit.synthetic.world_files import ensure_written, patient_name, prompt_se
 
 SLIDES = "slides.csv"
 STATUS_MASK = "status_mask"
-"""Table column with the path of the mask of the mutated status; only in worlds with reports."""
+"""Table column with the path of the mask of the mutant morphology; only in worlds with reports."""
 _TILE = 256
 _OTHER_TISSUES = {
     NORMAL: (STROMA, ADIPOSE, LYMPHOID, MUCIN),
@@ -77,7 +77,7 @@ class DrawnSlide:
         artefacts: Values of `ARTEFACTS`, 0 elsewhere.
         centres: Centre that determines the stain of each tissue piece.
         ink: Pen colour; empty without artefacts.
-        status: Tumour pixels with the morphology of the mutated status.
+        status: Tumour pixels with the mutant morphology.
     """
 
     image: UInt8[np.ndarray, "size size 3"]
@@ -94,7 +94,7 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
     Args:
         main: Class of the slide's label: a tumour grade, or normal mucosa.
         centre: Centre that determines the scanner and the stain of the first piece.
-        shows: Fraction of the tumour with the morphology of the mutated status, in foci.
+        shows: Fraction of the tumour with the mutant morphology, arranged in foci.
     """
     draw = stream(config.seed, "slides", name, "slide")
     centres = [centre] * int(draw.integers(1, 3))
@@ -124,7 +124,7 @@ class ListedSlide:
     main: int
     centre: int
     shows: float = 0.0
-    """Fraction of the tumour with the morphology of the mutated status."""
+    """Fraction of the tumour with the mutant morphology."""
 
     @property
     def name(self) -> str:
@@ -199,7 +199,7 @@ def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, Co
 
     def write(partial: Path) -> None:
         with disk_errors(partial):
-            if partial.exists():  # left by a killed attempt, perhaps with more slides
+            if partial.exists():  # left by a killed process, perhaps with more slides
                 shutil.rmtree(partial)
         write_world(partial, config)
 

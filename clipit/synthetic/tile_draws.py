@@ -61,8 +61,7 @@ def draw_tiles(
 ) -> Draw:
     """Draw `count` tiles of the given centres from the random stream for this seed and name.
 
-    `mutated` is the fraction of the tumour tiles that show the morphology of the mutated status; other tiles do not
-    depend on it.
+    `mutated` is the fraction of the tumour tiles with the mutant morphology; other tiles do not depend on it.
     """
     patients = np.arange(count, dtype=np.int64) // tiles_per_patient
     latents = tile_latents(seed, name, count)

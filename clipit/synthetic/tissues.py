@@ -217,7 +217,7 @@ def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _mutated_cytoplasm(rng: np.random.Generator, layer: Stains, shown: Int64[np.ndarray, " m"]) -> None:
-    """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with clear vacuoles."""
+    """Draw the mutant morphology on these tiles: bluish cytoplasm with clear vacuoles."""
     tile, total = scatter(rng.poisson(50, len(shown)))
     vacuoles = np.zeros((len(shown), SIZE, SIZE), dtype=np.float32)
     x, y = rng.uniform(0, SIZE, (2, total))

@@ -121,7 +121,7 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
             partial = Path(f"{world}.partial")
             write(partial)
             with disk_errors(world):
-                for leftover in partial.glob(".*.tmp"):  # left by a killed attempt
+                for leftover in partial.glob(".*.tmp"):  # left by a killed process
                     leftover.unlink()
                 if not world.is_dir():
                     partial.rename(world)

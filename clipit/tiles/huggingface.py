@@ -123,7 +123,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
 
 
 def is_image_folder(path: str, splits: Iterable[Any]) -> bool:
-    """Return whether a data set is a folder of image files, so that its rows contain paths instead of images."""
+    """Return whether a data set is a folder of image files, in which case its rows contain paths, not images."""
     return not is_saved_dataset(Path(path).expanduser()) and all(
         rows.info.builder_name == "imagefolder" for rows in splits
     )
@@ -350,7 +350,7 @@ def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, 
 
 
 def not_images(column: str, kind: str, where: str) -> DataError:
-    """Build the error for an image column with other content."""
+    """Build the error for an image column that does not contain images."""
     return DataError(
         f"column {column} contains {kind}, not images", where=where, fix="name the image column: tiles.columns.path"
     )

@@ -130,7 +130,7 @@ def decode_values(
             mode = image.mode
     except (ImageError, ClipitError, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for corrupt data
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if is_out_of_memory(error):

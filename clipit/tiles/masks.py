@@ -114,7 +114,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
 
     Raises:
         ConfigError: The tiles come from a different source.
-        DataError: The table has no mask column or names no mask, or files are missing.
+        DataError: The table has no mask column, no tile has a mask, or files are missing.
     """
     if config.source != "table":
         raise ConfigError(

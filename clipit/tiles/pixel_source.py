@@ -57,7 +57,7 @@ class PixelSource:
 
     @property
     def cached(self) -> bool:
-        """Whether tiles are read from the array of `use_resized`, so that no image is decoded."""
+        """Whether tiles are read from the array of `use_resized`, in which case no image is decoded."""
         return self._resized is not None
 
     def cache_bytes(self, size: int, reads: int | None = None) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def resolve_splits(
 ) -> list[str]:
     """Return the split of each row; all rows belong to train if the source has no splits.
 
-    If `others` is "ignore", rows with an unknown split, or without a split although other rows have one, get "". The
+    If `others` is "ignore", rows whose split is unknown get "", as do rows without a split if other rows have one. The
     name "" in `configured` stands for rows without a split.
 
     Raises:

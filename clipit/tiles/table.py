@@ -55,7 +55,7 @@ class TileTable:
 
 
 def read_table(config: TilesConfig) -> SourceTiles:
-    """Read tiles from a table; the id of a tile comes from the column `id`, or else is its path.
+    """Read tiles from a table; tile ids come from the column `id` if there is one, otherwise from the path.
 
     Raises:
         DataError: The table cannot be read or is inconsistent, or files are missing.
@@ -284,7 +284,8 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
-            f"{counted(len(nameless), 'row names', 'rows name')} no file; the first is {table.row_name(nameless[0])}",
+            f"{counted(len(nameless), 'row has', 'rows have')} no file name; the first is "
+            f"{table.row_name(nameless[0])}",
             where=path,
             fix="fill in the path or remove the rows",
         )

@@ -211,7 +211,7 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], indexed: se
         key, suffix = match[1], match[2].lower()
         if key != current and key in samples:
             raise DataError(
-                f"the members of sample {key} are not consecutive, so programs disagree on how to read it",
+                f"the members of sample {key} are not consecutive, so it may be read as several samples",
                 where=path,
                 fix="write the shard again with tar --sort=name, or with the webdataset package; make keys unique",
             )
@@ -272,13 +272,13 @@ class _Sample:
                     f"two members of the sample have different values for the field {name}: "
                     f"{shortlist(sorted({known, value}))}",
                     where=where,
-                    fix="keep one of them; if they belong to different samples, write the shard again without dots in "
-                    "their names, because a name ends at its first dot",
+                    fix="keep one of them; if they belong to different samples, write the shard again with no dots in "
+                    "the sample names: everything after the first dot is taken as the suffix",
                 )
             self.fields[name] = known or value
 
     def choose(self, suffixes: tuple[str, ...], where: str) -> TarMember:
-        """Return the image with the first of the suffixes, or the only image; an empty member if there is none."""
+        """Return the image whose suffix is first in `suffixes`, or the only image; an empty member if there is none."""
         if any(suffixes):
             matching = [self.images[suffix] for suffix in suffixes if suffix in self.images]
             return matching[0] if matching else TarMember("", 0, 0)
@@ -287,7 +287,8 @@ class _Sample:
                 f"the sample has several images: {shortlist(sorted(self.images))}",
                 where=where,
                 fix="name the suffix of the tile images in tiles.columns.path; if these are images of different "
-                "samples, write the shard again without dots in their names, because a name ends at its first dot",
+                "samples, write the shard again with no dots in the sample names: everything after the first dot is "
+                "taken as the suffix",
             )
         return next(iter(self.images.values()), TarMember("", 0, 0))
 
@@ -299,7 +300,9 @@ def _parse(content: bytes, suffix: str, where: str) -> Mapping[str, Any]:
             return {suffix: text}
         values = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"unreadable: {error}", where=where, fix="write UTF-8, and JSON in .json members") from error
+        raise DataError(
+            f"unreadable: {error}", where=where, fix="encode text as UTF-8, and use valid JSON in .json members"
+        ) from error
     if not isinstance(values, dict):
         raise DataError("not a JSON object", where=where, fix='write an object such as {"label": "tumour"}')
     return values

@@ -98,7 +98,7 @@ def shard_images(path: Path) -> ImageSet:
     """List the images of a shard; their ids are `<shard>/<key>`.
 
     Raises:
-        DataError: The shard is missing or damaged, or contains no image.
+        DataError: The shard is missing or damaged, or contains no images.
     """
     config = TilesConfig(source="webdataset", path=str(path), labels=LabelsConfig(kind="none"), unreadable="quarantine")
     index = index_shards(config, None)

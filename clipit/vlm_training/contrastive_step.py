@@ -173,7 +173,7 @@ class ContrastStep:
         ]
 
     def _kept_micro_batches(self, batch: ContrastBatch) -> set[int]:
-        """Return the numbers of the last two micro-batches of images and of texts, whose graphs are kept."""
+        """Return the indices of the last two micro-batches of images and of texts, whose graphs are kept."""
         images = len(self._shares(len(batch.tiles))) + len(self._shares(len(batch.others)))
         texts = images + len(self._shares(len(batch.texts)))
         return {*range(max(images - _KEPT, 0), images), *range(max(texts - _KEPT, images), texts)}
@@ -265,7 +265,7 @@ class ContrastStep:
     # Loss and gradients
 
     def _contrast(self, batch: ContrastBatch, leaves: dict[Kind, Tensor]) -> Float[Tensor, ""]:
-        """Compute this process's share of the mean loss, and its gradients at the embeddings of all processes."""
+        """Compute this process's share of the mean loss, and its gradients for the embeddings of all processes."""
         device, processes = self.processes.device, self.processes
         scale = self.adapted.logit_scale
         trained = any(values.requires_grad for values in leaves.values())

@@ -163,7 +163,7 @@ def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, tab
     nameless = [table.row_name(row) for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
-            f"{counted(len(nameless), 'row names', 'rows name')} no file: {shortlist(nameless, 3)}",
+            f"{counted(len(nameless), 'row has', 'rows have')} no file name: {shortlist(nameless, 3)}",
             where=path,
             fix="fill in the path or remove the rows",
         )

@@ -61,7 +61,7 @@ def note_adapted_vlms(
 ) -> TileSet:
     """Warn if test tiles belong to patients whose data the models of a configuration saw.
 
-    If test tiles have labels, only those are compared; without any, masks or bags are scored.
+    If test tiles have labels, only those are compared; otherwise, masks or bags are scored.
     """
     if config.leaks.policy == "off":
         return tiles

@@ -81,7 +81,7 @@ class LeakCheck(NamedTuple):
     Attributes:
         path: Path of leaks.json.
         leaking: Number of tiles and reports that leak.
-        compared_patients: Whether patients or slides are known in at least two splits, so that they were compared.
+        compared_patients: Whether patients or slides are known in at least two splits and were therefore compared.
         compared_images: Whether at least two splits have tiles whose images were compared as requested; true if no
             comparison was requested.
     """

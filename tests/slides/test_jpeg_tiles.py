@@ -86,7 +86,7 @@ def test_corrupt_data_in_the_middle_of_a_tile_are_an_error(tmp_path: Path) -> No
         tmp_path / "s.tif", LEVELS, lambda *place: corrupt if place == (0, 1, 1) else tile(*place), edge=EDGE
     )
     slide = open_slide(path)
-    with pytest.raises(ImageError, match="tile 6 of the slide is damaged, so that some of its pixels are wrong"):
+    with pytest.raises(ImageError, match="tile 6 of the slide is damaged, so some of its pixels are wrong"):
         read_tile(slide, EDGE, EDGE, float(EDGE), EDGE)
     assert read_tile(slide, 0, 0, float(EDGE), EDGE).size == (EDGE, EDGE)
 

@@ -113,7 +113,7 @@ def test_adaptations_that_diverge_do_not_stop_the_study(
         assert "use only the seeds 0, 2, which every arm has." in text
     diverging |= {("text", seed) for seed in (0, 1, 2)}
     study = clipit.adapt_vlm(file)
-    assert len(study.failed) == 4 and "no adaptation of the arm 'text' was finished" in study.verdict
+    assert len(study.failed) == 4 and "no adaptation of the arm 'text' has finished" in study.verdict
     assert "except text, which failed with every seed" in (study.folder / "adapt.md").read_text(encoding="utf-8")
     diverging |= {("shuffled_text", seed) for seed in (0, 2)}
     with pytest.raises(DivergenceError, match=r"(?s)nothing can be compared.*lower adapt\.learning_rate"):

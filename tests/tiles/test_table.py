@@ -154,7 +154,7 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
         (1, {"mpp": "1,000"}, "invalid mpp '1,000'"),  # 1 with a decimal comma, or a thousand nanometres
         (1, {"mpp": 5e-07}, "(?s)invalid mpp '5e-07'.*not metres or nanometres"),
         (1, {"mpp": 500}, "(?s)invalid mpp '500.*from 0.01 to 100"),
-        (1, {"path": ""}, "1 row names no file; the first is record 2"),
+        (1, {"path": ""}, "1 row has no file name; the first is record 2"),
     ],
 )
 def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:
@@ -285,7 +285,7 @@ def test_rows_without_a_value_are_skipped_and_counted(
     assert tiles.fingerprint == plain.fingerprint
     assert f"note: {path}: skipped 22 rows without a value: line 5, line 16, " in caplog.text
     path.write_text("\n".join([*lines, f"{mark}1{mark * 3}"]))
-    with pytest.raises(DataError, match=r"1 row names no file; the first is record 13 \(line 15\)"):
+    with pytest.raises(DataError, match=r"1 row has no file name; the first is record 13 \(line 15\)"):
         load_tiles(config(path), seed=0)
 
 

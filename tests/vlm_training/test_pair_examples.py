@@ -251,7 +251,7 @@ def test_texts_that_are_prompts_are_counted(
     [
         ([("images/none.png", "a", "p")], r"none\.png"),
         ([*rows(), ("images/train-000.png", "b", "other")], r"rows of the same image differ.*record 25"),
-        ([("", "a", "p"), *rows()], r"1 row names no file"),
+        ([("", "a", "p"), *rows()], r"1 row has no file name"),
         ([(path, "", group) for path, _, group in rows()], r"no image has a text"),
         ([(path, "same", group) for path, _, group in rows()], r"no bag in a batch has a negative"),
         ([(path, text, "one") for path, text, _ in rows()], r"no validation tiles.*split column.*adapt\.pairs\.valid"),

@@ -73,10 +73,10 @@ def analyse_complementarity(
             text="R counts the test tiles that another classifier classifies correctly and "
             f"{c.baseline} with the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the range over "
             f"seeds in brackets; the other columns are for seed {first}, and the interval of the excess is a bootstrap "
-            "over the test tiles. Any two classifiers have R > 0: `expected` is R under independent "
-            "errors, and a different seed of the same arm shows the effect of a different initialisation (and, with "
-            "few labels, of different labelled tiles) without text. The text-only head uses the `pairing` rules of the "
-            "configuration for all tiles, even if an arm sets its own.",
+            "over the test tiles. R is above 0 for any two classifiers, so it needs a reference: `expected` is R under "
+            "independent errors, and a different seed of the same arm shows how large R becomes without text, through "
+            "a different initialisation alone (with few labels, also through different labelled tiles). The text-only "
+            "head uses the `pairing` rules of the configuration for all tiles, even if an arm sets its own.",
             header=(
                 "other classifier",
                 "R % over seeds",
@@ -177,13 +177,13 @@ def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
     (as in training), or by a zero vector if the rules leave it unpaired. Statistics over all tiles (hubness correction,
     mutual neighbours) come only from the training tiles. `exclude_same_group` applies only to training tiles; reports
-    of validation and test patients are subject to `leaks`. The head is fitted on the training labels that runs with
-    this seed may use, and its regularisation is chosen on their validation labels. The paper's text classifier has two
-    layers and a fine-tuned text tower; here, the head is linear and the tower is frozen.
+    of validation and test patients are handled according to `leaks`. The head is fitted on the training labels that
+    runs with this seed may use, and its regularisation is chosen on their validation labels. The paper's text
+    classifier has two layers and a fine-tuned text tower; here, the head is linear and the tower is frozen.
 
     Raises:
         ConfigError: There are no reports, or a rule needs all scores and the index is not Flat.
-        DataError: There are too few labels for a probe, or no report has an organ that a rule names.
+        DataError: There are too few labels for a probe, or no report is of an organ named in a rule.
     """
     return _probe_predictions(workspace, seed, retrieved_text(workspace))
 

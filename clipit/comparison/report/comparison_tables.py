@@ -83,7 +83,7 @@ def count_left(header: Sequence[str]) -> int:
 def shown_columns(
     results: Sequence[ArmResult], published: PublishedScores | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the main table, with a column of published scores if any are known."""
+    """Return the header and rows of the main table, with a column of published scores if any are known."""
     rows = [cells(result) for result in results]
     header = list(HEADER)
     by_arm = published or {}
@@ -115,7 +115,7 @@ def paper_tables(
 
 
 def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows as in CLIP-IT's table 1: a row per backbone, test scores `baseline -> arm` by data set."""
+    """Return the header and rows as in CLIP-IT's table 1: test scores `baseline -> arm` by backbone and data set."""
     by_key = {result.key: result for result in results if result.key.test_set == "test"}
     data_sets = list(dict.fromkeys(key.data_set for key in by_key))
     rows = []
@@ -134,7 +134,7 @@ def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[
 
 
 def cost_table(results: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of each arm's costs, on the test split."""
+    """Return the header and rows of each arm's costs, on the test split."""
     tested = [result for result in results if result.key.test_set == "test"]
     several = len({result.key.setting for result in results}) > 1
     rows = []

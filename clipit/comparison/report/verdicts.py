@@ -14,8 +14,9 @@ HEADING = "Verdicts"
 RULE = (
     "Differences are arm minus control on the test split, paired by seed; p is Holm-corrected over all rows of this "
     "table. An arm is better than a control if the 95% interval over seeds is above 0; an interval that includes 0 "
-    "may also mean that there are too few seeds. Without a gain over the baseline, the verdict is no gain, or worse if "
-    "the interval is below 0. Intervals over seeds do not account for the choice of test patients."
+    "may also mean that there are too few seeds. Without a gain over the baseline, the verdict is "
+    '"No gain shown", or "Worse" if the interval is below 0. Intervals over seeds do not account for the choice of '
+    "test patients."
 )
 TEXT_RULE = (
     "Text adds information if the arm is better than every control that was run, including `image_embedding`, which "
@@ -65,7 +66,7 @@ def _sentences(verdicts: Sequence[ArmVerdict]) -> list[str]:
 
 
 def _table(verdicts: Sequence[ArmVerdict]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of all contrasts, without columns of data set or backbone that are constant."""
+    """Return the header and rows of all contrasts, without the data set and backbone columns if constant."""
     rows = [
         [*result.key.setting, result.key.arm, *_cells(contrast)] for result in verdicts for contrast in result.contrasts
     ]

@@ -315,14 +315,14 @@ def _write_scores(content: AdaptContent, results: StudyResults) -> None:
 
 
 def check_adapted(folder: Path, fingerprint: str) -> None:
-    """Check that the merged VLM in a folder is the one that was written when its training was finished.
+    """Check that the merged VLM in a folder is the one written when its training finished.
 
     Args:
         folder: Folder of the adaptation.
         fingerprint: Fingerprint of the adapted VLM.
 
     Raises:
-        ArtifactError: The VLM is another one.
+        ArtifactError: It is a different VLM.
     """
     recorded = _training(folder).get("adapted_fingerprint")
     if recorded not in (None, fingerprint):

@@ -110,7 +110,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         if not any(char.isalnum() for char in text) or text.strip() in MISSING_VALUES or "\0" in text
     ]
     if empty or not ids:
-        problem = f"no text for {shortlist(empty)}" if empty else "the file contains no caption"
+        problem = f"no text for {shortlist(empty)}" if empty else "the file contains no captions"
         raise DataError(problem, where=path, fix="write one text per row")
     return ids, texts
 

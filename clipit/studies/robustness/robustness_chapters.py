@@ -34,26 +34,27 @@ _PERTURBED = (
 )
 _CALIBRATED = (
     "Temperature scaling (Guo et al. 2017): a single parameter, fitted on the validation labels that the run was "
-    "allowed to use. Training may have selected its weights with the same labels. The predicted class never changes. "
-    f"{ECE_INTERVAL}"
+    "allowed to use. The same labels may already have been used to select the checkpoint. The predicted class never "
+    f"changes. {ECE_INTERVAL}"
 )
 _ADAPTED = (
     "Transductive: every result depends on all test tiles together and is undefined for a single tile. Gains and "
     "losses are shown regardless of the guard. Feature statistics assume the class proportions of training. The guard "
     "uses no labels: it estimates the mixture of training classes that explains the tiles best, and compares the mean "
-    "of this mixture with that of the tiles. It accepts the adaptation if the misfit of the two means is at least "
-    f"{MIN_MISFIT:g} (about 1 is expected if only the class proportions differ). Its verdict depends on the tiles and "
-    "the feature space, not on the adaptation. It does not detect changes in spread alone, and it also accepts if "
-    "a class is absent from training or a single patient is unusual. The next section reports its errors."
+    "of this mixture with that of the tiles. It accepts the adaptation if the misfit, which is the squared distance "
+    f"between the two means in units of its sampling variance, is at least {MIN_MISFIT:g} (about 1 is expected if only "
+    "the class proportions differ). Its verdict depends on the tiles and the feature space, not on the adaptation. It "
+    "does not detect changes in spread alone, and it also accepts the adaptation if a class is absent from training or "
+    "a single patient is unusual. The next section reports its errors."
 )
 _GUARD = (
     "A setting is one model (with its seed), one output (head or zero-shot), and a set of tiles: a whole set (the test "
     "tiles, a shifted set, or the test tiles at one level of a perturbation), or a batch drawn from one: up to 30, 100 "
     "or 200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
     "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95% interval of "
-    "its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this happens in "
-    "about 1 of 40 settings for each. The guard can make two kinds of error: accepting a harmful adaptation, or "
-    "refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to evaluate the "
+    "its change (over tiles, clustered by group where known) is below or above 0; by chance alone, each happens in "
+    "about 1 in 40 settings. The guard can make two kinds of error: accepting a harmful adaptation, or refusing a "
+    "helpful one (n/a if there is none). Labels are used here to draw the batches and to evaluate the "
     "guard. The guard's threshold was chosen on a synthetic world other than the demo's (see Results: single runs in "
     "the documentation). Settings share tiles and models and are not independent, so no intervals are given for these "
     "fractions."

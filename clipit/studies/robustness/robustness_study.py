@@ -66,7 +66,8 @@ def measure_robustness(
         Output folder with robustness.parquet, .md, .html, .json and the plots.
 
     Raises:
-        DataError: There is nothing to evaluate, no test tile has a label, or a run or shifted set differs in classes.
+        DataError: There is nothing to evaluate, no test tile has a label, or the classes of a run or shifted set
+            differ.
     """
     if not runs and not (robustness.vlm and config.prompts):
         raise DataError(
@@ -191,7 +192,7 @@ def _write(
 
 
 def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> RobustnessRow:
-    """Add the prompt set of a zero-shot row: that of the run if its stored predictions were read."""
+    """Add the prompt set of a zero-shot row: the run's own if its stored predictions were used."""
     if row.output != ZERO_SHOT_OUTPUT:
         return row
     if run is not None and row.analysis == "calibration":

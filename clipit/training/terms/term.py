@@ -169,7 +169,7 @@ class Term(Generic[Options]):
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """Whether unlabelled tiles get class targets, so that a run needs no labels."""
+        """Whether unlabelled tiles get class targets, in which case a run needs no labels."""
         return False
 
     @property
@@ -179,7 +179,7 @@ class Term(Generic[Options]):
 
     @property
     def is_control(self) -> bool:
-        """Whether the targets are meaningless by design, so that the term is a control for text."""
+        """Whether the targets are meaningless by design, which makes the term a control for text."""
         return False
 
     def unused_keys(self) -> frozenset[str]:

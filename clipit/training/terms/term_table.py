@@ -82,7 +82,7 @@ def active_terms(config: RunConfig) -> list[Term[Any]]:
 
 
 def teaches_text(config: RunConfig) -> bool:
-    """Check whether the projector learns the VLM's text space, so that the classifier supports zero-shot prediction."""
+    """Check whether the projector learns the VLM's text space, as zero-shot prediction requires."""
     teaching = {term.teaches_text for term in active_terms(config)}
     return True in teaching and False not in teaching
 
@@ -93,7 +93,7 @@ def uses_reports(config: RunConfig) -> bool:
 
 
 def learns_from_reports(config: RunConfig) -> bool:
-    """Check whether an active term learns from reports, and none has the meaningless targets of a control."""
+    """Check whether an active term learns from reports and no active term is a control (with meaningless targets)."""
     return uses_reports(config) and not any(term.is_control for term in active_terms(config))
 
 
@@ -125,7 +125,7 @@ def uses_unlabelled(config: RunConfig) -> bool:
 
 
 def supervises_unlabelled(config: RunConfig) -> bool:
-    """Check whether unlabelled tiles get class targets, so that a run needs no labels."""
+    """Check whether unlabelled tiles get class targets, in which case a run needs no labels."""
     return any(term.supervises_unlabelled for term in active_terms(config))
 
 
@@ -156,7 +156,7 @@ def describe_terms(config: RunConfig) -> str:
 def prepare_terms(
     config: RunConfig, workspace: Workspace, tiles: TileSet, image_only: Callable[[str], Probabilities]
 ) -> tuple[list[Term[Any]], dict[str, Any]]:
-    """Prepare the active terms of a run, and return them with their facts for training.json.
+    """Prepare the active terms of a run, and return them with the entries to record in training.json.
 
     Args:
         config: Run configuration, with its arm resolved.

@@ -137,9 +137,7 @@ class JpegLevel:
     def _decode_with_pillow(self, data: bytes, corruption: str, index: int) -> Image.Image:
         """Decode a whole tile with Pillow, unless it is known to be corrupt."""
         if corruption:
-            raise ImageError(
-                f"tile {index} of the slide is damaged, so some of its pixels are wrong: {corruption}"
-            )
+            raise ImageError(f"tile {index} of the slide is damaged, so some of its pixels are wrong: {corruption}")
         try:
             # `Image.open` would spend much of its time on detecting the format and size, which are known.
             return Image.frombytes("RGB", (self.tile_width, self.tile_height), data, "jpeg", "RGB", "")

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from clipit.crash_watch import noted
 from clipit.errors import DataError, counted, is_out_of_memory
 from clipit.images.jpeg import count_pictures, decode_plain
+from clipit.images.jpeg2000 import find_misread_channels, read_bits
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
 from clipit.images.tiff_copies import differs, is_auxiliary, is_reduced
 from clipit.images.tiff_parts import find_damaged_part, stored_colours
@@ -31,8 +32,6 @@ _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
 _MAX_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off
 _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
-_CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
-_HEADER_BYTES = 2**16  # leading bytes of a JPEG 2000 file that are searched for the codestream
 _ORIENTATION = 274  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -289,7 +288,9 @@ def _check_pixel_format(image: Image.Image) -> None:
         elif str(tile[0]).startswith("ppm") and isinstance(packed[-1], int) and packed[-1] > 255:
             bits = max(bits, packed[-1].bit_length())
     if image.format == "JPEG2000":
-        bits = max(bits, _jpeg2000_bits(image))
+        bits = max(bits, read_bits(image))
+        if problem := find_misread_channels(image):
+            raise ImageError(f"a JPEG 2000 file {problem}: convert the image to RGB")
     if bits > 8:
         raise ImageError(f"{bits} bits per channel: convert the image to 8 bits with a suitable intensity range")
 
@@ -303,23 +304,6 @@ def _note_ignored_channel(name: str) -> None:
             f"note: {name or 'an image'}: a TIFF with a channel that has neither a colour nor transparency "
             "(ExtraSamples 0); such channels are ignored, in this image and in all later ones"
         )
-
-
-def _jpeg2000_bits(image: Image.Image) -> int:
-    """Read the largest component depth from the header of a JPEG 2000 file; 0 if it is already closed."""
-    stream = getattr(image, "fp", None)
-    if stream is None:
-        return 0
-    position = stream.tell()
-    stream.seek(0)
-    header = stream.read(_HEADER_BYTES)
-    stream.seek(position)
-    start = header.find(_CODESTREAM)
-    if start < 0:
-        return 0
-    size = header[start + len(_CODESTREAM) :]  # segment length, capabilities, eight sizes, number of components
-    components = int.from_bytes(size[36:38], "big")
-    return max(((depth & 0x7F) + 1 for depth in size[38 : 38 + 3 * components : 3]), default=0)
 
 
 def _check_pages(image: Image.Image, compare: bool) -> None:

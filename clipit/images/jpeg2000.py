@@ -111,7 +111,7 @@ def _boxes(stream: Any) -> Iterator[tuple[bytes, int, int]]:
 
 def _size(stream: Any) -> int:
     position = stream.tell()
-    size = stream.seek(0, 2)
+    size: int = stream.seek(0, 2)
     stream.seek(position)
     return size
 
@@ -120,6 +120,6 @@ def _read(stream: Any, start: int, count: int) -> bytes:
     """Read bytes, and return to the position before."""
     position = stream.tell()
     stream.seek(start)
-    content = stream.read(count)
+    content: bytes = stream.read(count)
     stream.seek(position)
     return content

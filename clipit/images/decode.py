@@ -45,6 +45,7 @@ _UPRIGHT = {
 """Operation that turns an image upright, for each value of its orientation."""
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _CHECKED = frozenset({"BMP", "JPEG", "PNG", "TIFF", "WEBP"})  # formats in which Pillow does not report some damage
+_BMP_HEADER = 14  # bytes before the second header, which begins with its size
 _JPEG_END = b"\xff\xd9"
 _noted_ignored_channel = False  # whether this process has logged that a channel is ignored
 
@@ -201,6 +202,8 @@ def _check_size(format_name: str, data: bytes) -> None:
     else:
         stated, header = int.from_bytes(data[2:6], "little"), int.from_bytes(data[10:14], "little")
         is_right = stated in (len(data), len(data) - header, header, 0)  # some programs write a different size, or none
+        if 0 < header < _BMP_HEADER + int.from_bytes(data[_BMP_HEADER : _BMP_HEADER + 4], "little"):
+            raise ImageError(f"the pixels of the BMP file start within its header, at byte {header}: it is damaged")
     if not is_right:
         raise ImageError(
             f"the {format_name} file is {len(data):,} bytes long, not {stated:,} as its header says: it is damaged"

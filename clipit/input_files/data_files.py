@@ -120,8 +120,11 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file on a relative path, or one of its folders, is hidden."""
-    return any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in name.split("/"))
+    """Return whether a file on a relative path, or one of its folders, is hidden, or is a folder of the system."""
+    return any(
+        part in _SYSTEM_FOLDERS or (part.startswith((".", "__MACOSX")) and part not in (".", ".."))
+        for part in name.split("/")
+    )
 
 
 def hidden_names(listed: FolderFiles, folder: Path, wanted: Callable[[Path], bool]) -> list[str]:

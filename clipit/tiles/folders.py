@@ -82,7 +82,7 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
             where=archive,
             fix="repack the zip without one of them",
         )
-    visible = [name for name in stored_as if not is_hidden(name) and "@eaDir/" not in name]
+    visible = [name for name in stored_as if not is_hidden(name)]
     images = [name for name in visible if is_image(name)]
     tops = {name.split("/", 1)[0] for name in images} - {*(config.classes or ()), *config.class_map}
     in_one = len(tops) == 1 and all(name.startswith(f"{min(tops)}/") and name.count("/") > 1 for name in images)

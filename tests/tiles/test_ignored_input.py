@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from clipit.errors import DataError
 from clipit.images import fax
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.images.deflate import find_deflate_damage
+from clipit.images.image_set import open_images
 from clipit.images.tiff_parts import find_damaged_part
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_mask, decode_values
@@ -89,6 +91,16 @@ def test_thumbnails_of_a_network_drive_are_not_tiles(tmp_path: Path) -> None:
         paint(tmp_path / "ab"[place % 2] / f"{place}.png", place)
     paint(tmp_path / "a" / "@eaDir" / "0.png" / "SYNOPHOTO_THUMB_M.jpg", 9)
     assert len(read_tiles(TilesConfig(source="folders", path=str(tmp_path)))) == 8
+
+
+def test_thumbnails_of_a_network_drive_in_a_zip_are_not_images(tmp_path: Path) -> None:
+    picture = paint(tmp_path / "0.png", 0)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a/0.png", "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.png"):
+            archive.write(picture, name)
+    images = open_images(tmp_path / "a.zip")
+    assert list(images.ids) == ["a/0.png"]
+    assert "a.zip: skipped 2 hidden images: $RECYCLE.BIN/1.png, a/@eaDir/" in images.notes[0]
 
 
 def shard(path: Path, numbers: range, fields: str = "") -> Path:
@@ -237,6 +249,14 @@ def test_bytes_inserted_into_a_bmp_or_webp_file(kind: str, options: "dict[str, A
     damaged = data[:-100] + bytes(16) + data[-100:]
     with pytest.raises(ImageError, match=rf"the {kind} file is {len(damaged):,} bytes long, not {len(data):,} as"):
         decode(io.BytesIO(damaged))
+
+
+def test_pixels_of_a_bmp_file_that_start_within_its_header() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE).save(stream, "BMP")
+    data = stream.getvalue()
+    with pytest.raises(ImageError, match="start within its header, at byte 32: it is damaged"):
+        decode(io.BytesIO(data[:10] + (32).to_bytes(4, "little") + data[14:]))
 
 
 @pytest.mark.parametrize("stated", [0, 54, 48 * 48 * 3])

@@ -128,7 +128,7 @@ def check_launch(count: int) -> None:
     """Check that the launcher started the requested number of processes.
 
     `accelerate launch --cpu --num_processes 2` starts one process, and `--multi_gpu` without a GPU starts processes
-    without a common process group, so that each of them would write the same run.
+    without a common process group, so each of them would write the same run.
 
     Raises:
         LaunchError: A different number was started; the message gives the correct command.

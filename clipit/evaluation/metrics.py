@@ -29,7 +29,7 @@ def count_scores(
     accuracy: share on the diagonal. balanced_accuracy: mean recall over classes that have tiles. macro_f1: mean F1
     over classes that have tiles. weighted_f1: mean F1 weighted by number of tiles. kappa: Cohen's kappa, unweighted,
     (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn, except that its macro F1 also covers
-    classes that are only predicted, so that one prediction can change the number of classes.
+    classes that are only predicted, so one prediction can change the number of classes.
 
     Args:
         hits: Weight of the correctly classified tiles of each class (diagonal of the matrix).

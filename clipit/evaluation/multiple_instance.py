@@ -26,7 +26,7 @@ def assign_instances(
         background: Class of the instances that do not carry the label of their bag.
 
     Returns:
-        Class of each instance: that of its bag, or `background`.
+        Class of each instance: its bag's class, or `background`.
 
     Raises:
         DataError: No bag has the background class, or all bags have it.

@@ -16,7 +16,7 @@ def check_dataset_path(path: str, key: str) -> None:
     """Check that a path identifies exactly one data set, on the Hub or in a local folder.
 
     `datasets` prefers a local folder to a data set on the Hub with the same name, and reads all revisions in a folder
-    of the Hub's cache as one data set, so that each row occurs several times.
+    of the Hub's cache as one data set, so each row occurs several times.
 
     Args:
         path: Local folder, or id on the Hub with the prefix `hf:`.

@@ -283,7 +283,7 @@ def _cross_entropy(logits: Float[Tensor, " c"], label: int) -> Float[Tensor, ""]
 
 
 def _best_weights(checkpoints: Path | None, state: Progress, network: MilNetwork) -> dict[str, Tensor]:
-    """Return the weights of the best epoch so far: those of the checkpoint, or the initial ones."""
+    """Return the weights of the best epoch so far from its checkpoint, or the initial weights if there is none."""
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
     if checkpoints is None or not state.best_step:
         return weights

@@ -176,7 +176,7 @@ def adapt_towers(
 
 
 def _lora_layers(towers: Towers, trained_towers: Sequence[Tower], lora: LoraConfig) -> list[str]:
-    """Return the names of the layers to adapt: those of the trained towers that no frozen tower uses."""
+    """Return the names of the layers to adapt, which the trained towers use but no frozen tower does."""
     usable = {tower: _usable_layers(towers, tower) for tower in ("image", "text")}
     frozen = set().union(*(layers for tower, layers in usable.items() if tower not in trained_towers))
     where = "adapt.lora.targets"

@@ -70,7 +70,7 @@ class CheckBoxes:
         sentence: The sentence with boxes and unchecked options replaced by spaces, of the same length.
         unchecked: Start and end of each unchecked option.
         unanswered: End of the question before the options if no option is checked, or of the sentence if an option
-            occurs twice, so that there are several questions; 0 otherwise.
+            occurs twice, which implies several questions; 0 otherwise.
     """
 
     sentence: str

@@ -136,7 +136,7 @@ def _default_name(tiles: TilesConfig | None, prompts: PromptSet | None) -> str:
 
 
 def _identity(tiles: TilesConfig | None, prompts: PromptSet | None) -> dict[str, Any]:
-    """Return the keys that identify an evaluation: those of the tiles and the prompts."""
+    """Return the keys of the tiles and the prompts, which identify an evaluation."""
     selected = {} if tiles is None else select_keys(tiles, "results", "data")
     keys = {f"tiles.{key}": value for key, value in selected.items() if not key.startswith("labels.")}
     return keys | ({} if prompts is None else {"prompts": f"{prompts.name} ({prompts.hash})"})

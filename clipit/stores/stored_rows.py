@@ -51,7 +51,7 @@ class StoredRows:
         next shard may overwrite them.
 
         Args:
-            numbers: Numbers of the shards to read; None for all.
+            numbers: Indices of the shards to read; None for all.
         """
         device, dim = get_processes().device, self.store.dim
         shared = torch.empty((embed.SHARD, dim), device=device)

@@ -308,7 +308,7 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
 
 
 def _stamps(rows: Any, column: str, path: str, split: str) -> list[str]:
-    """Return a stamp for each image: that of its file in a local image folder, otherwise that of the data files."""
+    """Return a stamp for each image, from its file in a local image folder and otherwise from the data files."""
     folder = Path(path).expanduser()
     if hub_id(path) is not None or is_saved_dataset(folder):
         return [str(rows._fingerprint)] * int(rows.num_rows)

@@ -21,7 +21,7 @@ def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
 def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsConfig) -> Float[np.ndarray, "n"]:
     """Score texts by the similarity to the nearest morphology prompt minus that to the nearest boilerplate prompt.
 
-    Embeddings are centred first: text embeddings lie in a narrow cone, so that any two texts would be similar.
+    Embeddings are centred first: text embeddings lie in a narrow cone, so any two texts would be similar.
 
     Args:
         config: Section `reports` with both prompt sets.

@@ -216,7 +216,7 @@ def test_the_section_escapes_names_and_is_missing_without_arms(make_plan: Any) -
     heading, *verdicts, table, rule = verdict_markdown(own)
     assert heading == "## Verdicts" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
     assert table.count("\n") == 2 + 14 - 1 and "+20.0" in table
-    shown = re.sub("</?code>", "`", html.replace("&#39;", "'"))
+    shown = re.sub("</?code>", "`", html.replace("&#39;", "'").replace("&#34;", '"'))
     assert rule in shown
     assert verdict_sections([]) == verdict_markdown([]) == []
 

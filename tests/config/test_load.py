@@ -484,7 +484,7 @@ def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken
     ],
 )
 def test_a_key_given_twice_in_the_file(file: Callable[..., str], text: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)last value\): {named}\n.*keep each key once"):
+    with pytest.raises(ConfigError, match=rf"(?s)key once\): {named}\n.*keep each key once"):
         read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
 
 

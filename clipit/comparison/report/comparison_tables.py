@@ -76,7 +76,7 @@ def main_table(results: Sequence[ArmResult], published: PublishedScores | None =
 
 
 def count_left(header: Sequence[str]) -> int:
-    """Count the left-aligned columns of the main table: those of data set, backbone, test set and arm."""
+    """Count the left-aligned columns of the main table: data set, backbone, test set and arm."""
     return sum(name in HEADER[:4] for name in header)
 
 

@@ -89,7 +89,7 @@ def _snippet_vectors(
 
 
 def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
-    """Return the mask of the snippet sources that may serve as context: those of the configured sections and organs.
+    """Return the mask of the snippet sources that may serve as context: configured sections and organs only.
 
     Raises:
         DataError: No snippet comes from any of the configured sections.

@@ -1,4 +1,4 @@
-"""Generate a synthetic data set ("world") of tiles, reports and prompts, or of slides; seeds give different ones."""
+"""Generate a synthetic data set ("world") of tiles, reports and prompts, or slides; each seed gives a different one."""
 
 import argparse
 from pathlib import Path

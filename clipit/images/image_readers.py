@@ -256,7 +256,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
-            fix="repack it from a folder; different programs read different ones of these files",
+            fix="repack it from a folder; which of these files is read depends on the program",
         )
     return {member_name(info): f"{info.file_size}:{info.CRC:08x}" for info in members}
 

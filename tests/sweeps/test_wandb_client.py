@@ -34,7 +34,8 @@ def test_a_trial_of_the_shipped_sweep_is_recorded_as_the_agent_starts_it(
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     command = [part for part in yaml.safe_load(SHIPPED.read_text())["command"] if part.startswith("--")]
-    given = [part for part in command if part not in ("--trial", "--config=demo")]
+    replaced = ("--trial", "--config=demo", "--tracking.wandb_mode=online")
+    given = [part for part in command if part not in replaced]
     flags = utils.create_sweep_command_args({"args": values})["args"]
     offline = [f"--config={config}", "--tracking.wandb_mode=offline"]
     trial = make_trial(sweep, parse_options([*given, *offline, *flags]))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipit.api.entry import public
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import argument_path
+from clipit.config.paths import argument_path, output_path
 from clipit.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def predict(
     from clipit.tiles.slide_source import is_slide_input
 
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    paths = PredictionPaths(argument_path(Path(out)))
+    paths = PredictionPaths(output_path(Path(out)))
     folder = None if images is None else argument_path(Path(images))
     input_paths = [argument_path(Path(path)) for path in listed]
     has_slides = any(is_slide_input(path) for path in input_paths)

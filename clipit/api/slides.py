@@ -12,7 +12,7 @@ import pandas as pd
 from clipit.api.entry import public
 from clipit.api.slide_options import grid_options, open_scorer, vlm_section, zero_shot_classes
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import argument_path
+from clipit.config.paths import argument_path, output_path
 from clipit.errors import counted
 from clipit.output_files.whole_files import read_csv_frame
 
@@ -153,7 +153,7 @@ def tile_slides(
     from clipit.slide_tasks.tile import TILING as RECORD
     from clipit.slide_tasks.tile import tile_slides as tile
 
-    folder = argument_path(Path(out))
+    folder = output_path(Path(out))
     config, _ = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
     with output_folder(folder, RECORD):
@@ -243,7 +243,7 @@ def score_slides(
     from clipit.slide_tasks.slide_inputs import list_inputs
     from clipit.slide_tasks.slide_runs import check_patients, run_of_classifier
 
-    folder = argument_path(Path(out))
+    folder = output_path(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
     path = argument_path(Path(classifier)) if isinstance(classifier, str | Path) else None
@@ -334,7 +334,7 @@ def compare_slides(
     from clipit.slide_tasks.slide_inputs import list_inputs
     from clipit.slide_tasks.slide_runs import check_comparison, check_patients, find_runs
 
-    folder = argument_path(Path(out))
+    folder = output_path(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
     compared, notes = find_runs(_paths(runs))

@@ -98,6 +98,19 @@ def argument_path(path: Path) -> Path:
         raise ConfigError(str(error), where=path, fix="correct the path") from None
 
 
+def output_path(path: Path) -> Path:
+    """Convert the argument `out` of a Python function to a path; pyarrow writes only to names that are valid UTF-8.
+
+    Raises:
+        ConfigError: The path is rejected.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the path is not valid UTF-8", where=f"--out {path}", fix="choose a different name") from None
+    return argument_path(path)
+
+
 def option_path(text: str, *, read_once: bool = False) -> Path:
     """Convert the value of an option to a path; see `expand_home`.
 

@@ -248,9 +248,10 @@ def _read_parquet(path: Path) -> TileTable:
     import pyarrow.parquet as pq
 
     try:
-        names = list(pq.read_schema(path).names)
-        check_column_names(names, path)  # pyarrow's own error does not name a repeated column clearly
-        table = pq.read_table(path, page_checksum_verification=True)
+        with path.open("rb") as stream:  # pyarrow opens only files whose names are UTF-8
+            names = list(pq.read_schema(stream).names)
+            check_column_names(names, path)  # pyarrow's own error does not name a repeated column clearly
+            table = pq.read_table(stream, page_checksum_verification=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not a readable parquet file: {error}", where=path, fix="write it again") from error
 

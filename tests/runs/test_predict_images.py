@@ -432,6 +432,17 @@ def test_zero_shot_classes_come_from_files_names_and_the_command_line(
         classifier.prompt_embeddings({"a": ["x\udcfc"], "b": ["y"]})
 
 
+def test_names_that_are_not_utf8_are_read_but_not_written(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t\udcfc.parquet"
+    rows = pa.table({"path": ["case 1/01.png"]})
+    with table.open("wb") as stream:
+        pq.write_table(rows, stream)
+    result = clipit.predict(classifier, table, tmp_path / "p.csv", images=tiles)
+    assert list(result.predictions["id"]) == ["case 1/01.png"]
+    with pytest.raises(ConfigError, match=r"the path is not valid UTF-8\n.*p\\udcfc.csv"):
+        clipit.predict(classifier, table, tmp_path / "p\udcfc.csv", images=tiles)
+
+
 def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
     for name in ("a/p.csv", "b/p.parquet"):
         result = clipit.predict(classifier, tiles, tmp_path / name, prompts="stored", batch_size=4)

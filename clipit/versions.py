@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Collection
@@ -48,6 +49,8 @@ def git_commit() -> str:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    if result.returncode == -signal.SIGINT:  # the terminal sends Ctrl-C to git, too
+        raise KeyboardInterrupt
     return result.stdout.strip() if result.returncode == 0 else ""
 
 

@@ -1,5 +1,6 @@
 """The recorded command and commit."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,10 @@ def test_an_installed_package_does_not_record_the_commit_of_the_users_repository
     (tmp_path / "clipit").mkdir()
     monkeypatch.setattr(module, "__file__", str(tmp_path / "clipit" / "versions.py"))
     assert len(module.git_commit.__wrapped__()) >= 7
+
+
+def test_interrupting_git_interrupts_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = subprocess.CompletedProcess([], -signal.SIGINT, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **keywords: killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.git_commit.__wrapped__()

@@ -20,7 +20,9 @@ def main() -> None:
         print(f"clipit {package_version()}")
     elif name in command_names():
         sys.argv = [f"clipit {name}", *rest]  # program name in usage messages and in provenance
-        importlib.import_module(f"clipit.cli.{name.replace('-', '_')}").main()
+        with user_errors():  # also for an interrupt during the import
+            module = importlib.import_module(f"clipit.cli.{name.replace('-', '_')}")
+        module.main()
     else:
         close = difflib.get_close_matches(name.replace("_", "-"), command_names(), 1)
         hint = f"did you mean {close[0]}? " if close else ""

@@ -77,6 +77,7 @@ def mine(
             )
         adapted = replace(vlm, fingerprint=f"{vlm.fingerprint}-{identity}")
         mined = mine_bags(section, _replace_vlm(workspace, adapted, stores))
+        processes.barrier()  # other processes may still be reading the embeddings, which are deleted next
         if processes.main:
             _save(file, mined, identity)
             shutil.rmtree(stores, ignore_errors=True)

@@ -255,3 +255,15 @@ def test_completion_offers_the_options_of_the_help(
     assert shown - keys - {"help"} == own - keys
     assert {key.partition(".")[0] for key in shown & keys} & {*SECTIONS} == ({*read} if parsed else set())
     assert name in READS_KEYS or not parsed
+
+
+def test_an_interrupt_while_a_command_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "train")
+    assert stop.value.code == 130 and capsys.readouterr().err.startswith("interrupted")

@@ -125,7 +125,11 @@ def test_mining_follows_the_weights_and_is_read_again(
     with torch.no_grad():
         for weight in vlm.towers.module.parameters():
             weight.add_(torch.randn_like(weight) * weight.std(correction=0))
+    waited: list[bool] = []  # whether the embeddings existed when this process waited for the others
+    stores = tmp_path / "mined" / "step-00000001"
+    monkeypatch.setattr("clipit.distributed.Processes.barrier", lambda self: waited.append(stores.is_dir()))
     mined = mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run")
+    assert waited[-2:] == [True, False]
     by_hand = nearest_by_hand(vlm, workspace)
     assert min(agreement(mined, *by_hand)) > 0.95 > 2 * max(agreement(examples, *by_hand))
     assert [path.name for path in (tmp_path / "mined").iterdir()] == ["step-00000001.safetensors"]

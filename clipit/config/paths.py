@@ -104,11 +104,12 @@ def output_path(path: Path) -> Path:
     Raises:
         ConfigError: The path is rejected.
     """
+    expanded = argument_path(path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ConfigError("the path is not valid UTF-8", where=f"--out {path}", fix="choose a different name") from None
-    return argument_path(path)
+    return expanded
 
 
 def option_path(text: str, *, read_once: bool = False) -> Path:

@@ -97,6 +97,10 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
     except UnidentifiedImageError:
         if is_pointer(source.getvalue()) if isinstance(source, io.BytesIO) else find_pointer(source):
             raise ImageError(f"the file is a Git LFS pointer, not the image: {PULL}") from None
+        with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else source.open("rb") as stream:
+            start = stream.read(4)
+        if start == b"MM\0+":
+            raise ImageError("Pillow cannot read a big-endian BigTIFF; save it as an ordinary TIFF or PNG") from None
         raise ImageError("the bytes are not an image in a known format") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for corrupt data
         if isinstance(error, OSError) and error.errno is not None:

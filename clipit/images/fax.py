@@ -12,7 +12,8 @@ COMPRESSIONS = {2: "tiff_ccitt", 3: "group3", 4: "group4"}
 OPTIONS = {3: 292, 4: 293}
 """TIFF tags with the options of a compression."""
 _ROWS, _OFFSETS, _COUNTS = 278, 273, 279  # TIFF tags: rows per strip, offsets and byte counts of strips
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Each byte with its bits in reverse order (TIFF tag FillOrder 2)."""
 _BLOCK_END = "000000000001" * 2
 _REST = re.compile(r"0*(?:0{11}1[01]?)*0*")
 """Bits after the last row: padding and end-of-line codes."""
@@ -28,7 +29,7 @@ def find_fax_damage(data: bytes, compression: int, options: int, fill_order: int
         options: Value of the TIFF tag in `OPTIONS`.
         fill_order: Value of the TIFF tag FillOrder; 2 if the bits of each byte are reversed.
     """
-    data = data.translate(_REVERSED) if fill_order == 2 else data
+    data = data.translate(REVERSED) if fill_order == 2 else data
     written, tags = io.BytesIO(), {_ROWS: height}
     if compression in OPTIONS:
         tags[OPTIONS[compression]] = options

@@ -9,7 +9,7 @@ from typing import Literal
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import SUFFIXES, is_image
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import hidden_names, hidden_note, is_hidden, list_files, reject_repeated
+from clipit.input_files.data_files import BROKEN_LINK, hidden_names, hidden_note, is_hidden, list_files, reject_repeated
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
     for name in names:
         try:
             stamps.append(file_stamp(root / name))
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in BROKEN_LINK:
+                raise
             stamps.append("dangling link")
     return stamps
 

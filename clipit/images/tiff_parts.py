@@ -50,6 +50,7 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
         if not data or len(data) < count:  # missing bytes are reported when the page is decoded
             continue
         if is_packed:
+            data = data.translate(fax.REVERSED) if tags.get(_FILL_ORDER) == 2 else data
             damage = "" if _unpacked_size(data) == _size(tags, number) else "they do not fill it exactly"
         elif compression in fax.COMPRESSIONS:
             damage = _find_fax_damage(tags, data, number)

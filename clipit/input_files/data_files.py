@@ -31,6 +31,8 @@ _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCL
 _COPIES = frozenset({".git", ".hg", ".svn", ".snapshot", ".snapshots", ".zfs"})
 """Hidden folders with earlier versions of files, often many times as many; they are neither read nor counted."""
 
+BROKEN_LINK = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
+"""Error numbers for links without a target: missing, cyclic, through a file, or too long."""
 MISSING_VALUES = frozenset(
     {"#N/A", "#n/a", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "na", "NaN", "Nan", "NAN", "nan"}
     | {"NaT", "None", "NULL", "Null", "null", "(null)", "<null>", r"\N"}
@@ -247,11 +249,11 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
 
 
 def _resolves_to(is_kind: Callable[[], bool]) -> bool:
-    """Return whether an entry, or the target of a link, is of this kind; cyclic links have no target."""
+    """Return whether an entry, or the target of a link, is of this kind; broken links have no target."""
     try:
         return is_kind()
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno in BROKEN_LINK:
             return False
         raise
 

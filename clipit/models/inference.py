@@ -270,14 +270,14 @@ class Classifier:
                     fix="embed the texts with the VLM that the classifier was trained with",
                 )
             if not (vectors.isfinite().all() and vectors.norm(dim=1).all()):
-                problem = "an embedding is zero or not finite"
-                raise DataError(problem, where=f"prompts[{name!r}]", fix="embed the text again")
+                raise DataError("an embedding is zero or not finite", where=f"prompts[{name!r}]", fix="embed it again")
             return vectors
-        texts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]
+        texts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str | Mapping) else [prompts]
         if not texts:
             raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="pass at least one text")
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError("a text is empty or not a string", where=f"prompts[{name!r}]", fix="correct or remove it")
+            fix = "correct or remove it; pass a prompt file by its path"
+            raise DataError("a text is empty or not a string", where=f"prompts[{name!r}]", fix=fix)
         return self._text_vlm().encode_prompts(texts).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:

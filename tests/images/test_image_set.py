@@ -39,6 +39,15 @@ def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: 
     assert list(one.ids) == ["2.png"] and one.notes == ()
 
 
+def test_broken_links_are_unreadable_images(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    for name, target in {"b": "gone.png", "c": "c.png", "d": "a.png/d.png"}.items():
+        (tmp_path / f"{name}.png").symlink_to(target)
+    images = open_images(tmp_path)
+    assert list(images.ids) == ["a.png", "b.png", "c.png", "d.png"]
+    assert [images.try_read(row) for row in (1, 2, 3)] == [Unreadable("a link to a file that does not exist")] * 3
+
+
 def test_hidden_images_are_skipped_with_a_note(tmp_path: Path) -> None:
     folder = tmp_path / "tiles"
     for value, name in enumerate((".old/1.png", "b/.old/deep/1.png", "b/.old/2.png")):

@@ -18,12 +18,12 @@ NOISE = RNG.integers(0, 256, (70, 50, 3), dtype=np.uint8)
 SMOOTH = (np.add.outer(np.arange(70), np.arange(50))[..., None] + RNG.integers(0, 3, (70, 50, 3))).astype(np.uint8)
 
 
-def with_compression(data: bytes, value: int) -> bytes:
-    """Change the compression tag of a little-endian TIFF."""
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """Change a tag of a little-endian TIFF."""
     (start,) = struct.unpack("<I", data[4:8])
     (count,) = struct.unpack("<H", data[start : start + 2])
     entries = range(start + 2, start + 2 + 12 * count, 12)
-    (entry,) = (each for each in entries if struct.unpack("<H", data[each : each + 2]) == (_COMPRESSION,))
+    (entry,) = (each for each in entries if struct.unpack("<H", data[each : each + 2]) == (tag,))
     return data[: entry + 8] + struct.pack("<H", value) + data[entry + 10 :]
 
 
@@ -34,7 +34,7 @@ def test_lzw_with_one_flipped_bit_in_the_compression_tag_is_no_image(pixels: np.
     Image.fromarray(pixels).save(buffer, "TIFF", compression="tiff_lzw")
     assert np.array_equal(np.asarray(decode(io.BytesIO(buffer.getvalue()))), pixels)
     with pytest.raises((ImageError, OSError)):
-        decode(io.BytesIO(with_compression(buffer.getvalue(), value)))
+        decode(io.BytesIO(with_tag(buffer.getvalue(), _COMPRESSION, value)))
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,24 @@ def test_valid_packbits_files_pass(mode: str) -> None:
     with Image.open(buffer) as opened:
         assert len(opened.tag_v2[273]) == 5
         check_bytes(opened)
+
+
+def test_packbits_are_checked_in_the_stated_order_of_bits() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(SMOOTH).save(buffer, "TIFF", compression="packbits", tiffinfo={266: 1, 278: 70})
+    with Image.open(buffer) as opened:
+        (offset,), (count,) = opened.tag_v2[273], opened.tag_v2[279]
+    data = with_tag(buffer.getvalue(), 266, 2)
+    with Image.open(io.BytesIO(data)) as opened, pytest.raises(ImageError, match="do not fill it exactly"):
+        check_bytes(opened)
+    pixels = bytes(int(f"{byte:08b}"[::-1], 2) for byte in data[offset : offset + count])
+    with Image.open(io.BytesIO(data[:offset] + pixels + data[offset + count :])) as opened:
+        check_bytes(opened)
+        assert np.array_equal(np.asarray(opened), SMOOTH)
+
+
+def test_a_big_endian_bigtiff_is_named(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", bigtiff=True, byteorder=">")
+    for source in (tmp_path / "a.tif", io.BytesIO((tmp_path / "a.tif").read_bytes())):
+        with pytest.raises(ImageError, match="cannot read a big-endian BigTIFF; save it"):
+            decode(source)

@@ -202,7 +202,11 @@ def test_a_first_line_that_names_the_delimiter() -> None:
 def test_a_circle_of_links_is_dangling(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert list_files(tmp_path).dangling == [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / "c").symlink_to(tmp_path / "file" / "c")
+    (tmp_path / "d").symlink_to("d" * 300)
+    (tmp_path / "file").touch()
+    found = list_files(tmp_path)
+    assert found.dangling == [tmp_path / name for name in "abcd"] and found.files == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "folder"])

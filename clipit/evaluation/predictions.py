@@ -131,12 +131,19 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     write_parquet(path, pa.table(columns).replace_schema_metadata(metadata), checksums=True)
 
 
-def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | None = None) -> Predictions:
+def read_predictions(
+    path: Path,
+    sha256: str | None = None,
+    tiles: TileSet | None = None,
+    *,
+    changed_fix: str = "run clipit evaluate again",
+) -> Predictions:
     """Read and check a predictions table.
 
     Args:
         sha256: SHA-256 of the file when it was scored; None if it is not recorded.
         tiles: Tiles that the predictions are compared with; None to skip the comparison.
+        changed_fix: What to do if the SHA-256 differs, for the error message.
 
     Raises:
         DataError: The file is missing, damaged or changed, lacks a column, has a column of a different type, repeats an
@@ -152,9 +159,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"unreadable predictions: {error}", where=path, fix=_REBUILD) from error
     if table is None:
-        raise DataError(
-            "the predictions have changed since they were scored", where=path, fix="run clipit evaluate again"
-        )
+        raise DataError("the predictions have changed since they were scored", where=path, fix=changed_fix)
     try:
         classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
     except (KeyError, ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.evaluation.run_scores import evaluate_predictions
 from clipit.output_files.artifacts import file_sha256, fingerprint
-from clipit.output_files.run_files import recorded_fingerprint, write_run_json
+from clipit.output_files.run_files import read_run_json, recorded_fingerprint, write_run_json
 from clipit.output_files.whole_files import write_text
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.page_note import compose_note
@@ -44,6 +44,7 @@ from clipit.workspace.workspace import Workspace
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
 
+_SHA256 = "predictions_sha256"  # key of the records of predictions
 
 def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[str, Any]:
     """Predict with the classifier in a run's folder, score the predictions and write a summary.
@@ -120,7 +121,7 @@ def evaluate_shifted(
 ) -> dict[str, Any]:
     """Score a run's classifier on a test set of `comparison.shifted`; the set must have the classifier's classes.
 
-    The predictions are cached in the run's folder, under a fingerprint of the training and the tiles.
+    The predictions and their SHA-256 are cached in the run's folder, under a fingerprint of the training and the tiles.
 
     Args:
         config: Run configuration with its arm resolved.
@@ -128,9 +129,14 @@ def evaluate_shifted(
         folder: Folder of the run.
         name: Name of the set in `comparison.shifted`.
         tiles: Test tiles of the set.
+
+    Raises:
+        DataError: The cached predictions have changed since they were written.
+        ArtifactError: A file of the run is missing or damaged.
     """
     processes = get_processes()
     path = shifted_predictions(folder, tiles)
+    record = path.with_suffix(".json")
     if not processes.broadcast(path.is_file()):
         classifier = open_classifier(config, folder, tiles.classes)
         source = workspace.pixels_of(tiles, classifier.spec.preprocess)
@@ -138,8 +144,11 @@ def evaluate_shifted(
         predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, name)
         if processes.main:
             write_predictions(path, predictions)
+            write_run_json(record, {_SHA256: file_sha256(path)}, folder)
         processes.barrier()
-    predictions = read_predictions(path, tiles=tiles)
+    again = f"delete {path.name} and run the same command again"
+    written = read_run_json(record, folder, again) if record.is_file() else {}  # earlier versions wrote no record
+    predictions = read_predictions(path, written.get(_SHA256), tiles, changed_fix=again)
     scores = evaluate_predictions(predictions, ["test"], config.evaluation.bootstrap, config.seed)
     test_scores: dict[str, Any] = scores["splits"]["test"]
     return test_scores
@@ -191,7 +200,7 @@ def _write_report(
     vlms = [config.vlm.name] if uses_vlm(config) else []
     note = compose_note(config.note, backbones=[config.backbone.name], vlms=vlms)
     results = scores | {
-        "predictions_sha256": sha256,
+        _SHA256: sha256,
         "provenance": provenance | {"versions": versions()},
         "evaluation": evaluation_keys(config),
         "note": note,

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from clipit.comparison.compare import compare
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.config.data import TilesConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
-from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.predictions import read_predictions, write_predictions
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
@@ -173,6 +174,28 @@ def test_retrained_run_does_not_reuse_shifted_predictions(
     with pytest.raises(ArtifactError, match="unreadable"):
         predicted(0.05)
     assert run_folder(configure({"output": str(tmp_path), "arm": "image_only"})) == again.parent
+
+
+@pytest.mark.slow
+def test_shifted_predictions_of_other_weights_are_an_error(
+    configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    """The predictions are valid in themselves and cover the same tiles, as after two files were exchanged."""
+    keys = {"arm": "image_only", "training.steps": 1, "leaks.policy": "exclude", "output": str(tmp_path)}
+    config = configure(keys)
+    workspace, resolved = Workspace(config), resolve_arm(config)
+    folder = train_run(config, workspace)
+    tiles = shifted_tiles(workspace, elsewhere)
+    scores = evaluate_shifted(resolved, workspace, folder, "centre 2", tiles)
+    assert evaluate_shifted(resolved, workspace, folder, "centre 2", tiles) == scores
+    path = shifted_predictions(folder, tiles)
+    predictions, content = read_predictions(path), path.read_bytes()
+    write_predictions(path, replace(predictions, probabilities=predictions.probabilities[::-1].copy()))
+    with pytest.raises(DataError, match=rf"(?s)have changed since.*delete {path.name} and run"):
+        evaluate_shifted(resolved, workspace, folder, "centre 2", tiles)
+    path.unlink()
+    evaluate_shifted(resolved, workspace, folder, "centre 2", tiles)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _SHA256 = "predictions_sha256"  # key of the records of predictions
 
+
 def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[str, Any]:
     """Predict with the classifier in a run's folder, score the predictions and write a summary.
 

@@ -474,8 +474,12 @@ def test_minus_one_among_integers_is_no_class(tmp_path: Path) -> None:
 
 
 def test_minus_one_and_signed_one_may_be_classes(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "t.csv", [row | {"label": "+1" if place % 2 else "-1"} for place, row in enumerate(rows(tmp_path))])
-    with pytest.raises(DataError, match=r"(?s)-1 may be a class or mark unlabelled tiles.*tiles\.classes: \['-1', '\+1'\]"):
+    path = write_table(
+        tmp_path / "t.csv", [row | {"label": "+1" if place % 2 else "-1"} for place, row in enumerate(rows(tmp_path))]
+    )
+    with pytest.raises(
+        DataError, match=r"(?s)-1 may be a class or mark unlabelled tiles.*tiles\.classes: \['-1', '\+1'\]"
+    ):
         load_tiles(config(path), seed=0)
     assert load_tiles(config(path, classes=("-1", "+1")), seed=0).classes == ("-1", "+1")
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8, UInt64
 from clipit.config.run import LeaksConfig
 from clipit.patients import match_patients, patient, patient_in, patients
 from clipit.reports.readers import Report
-from clipit.tiles.perceptual import Fingerprints, oriented
+from clipit.tiles.perceptual import PerceptualHashes, oriented
 from clipit.tiles.splits import patients_across_splits
 from clipit.tiles.tileset import SPLITS, TileSet
 
@@ -26,8 +26,8 @@ Hits = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], UInt8[np.nd
 """Pairs of similar hashes: rows of the searched hashes, rows of the queries, and numbers of differing bits."""
 
 Kind = Literal["group", "exact", "near", "report"]
-ImageHashes = Fingerprints | UInt8[np.ndarray, "_ 16"]
-"""Fingerprints of images: perceptual hashes with digests, or only digests."""
+ImageHashes = PerceptualHashes | UInt8[np.ndarray, "_ 16"]
+"""Hashes of images: perceptual hashes with digests, or only digests."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def find_leaks(
 
     Args:
         config: Thresholds, and whether to search for exact copies and near-duplicates.
-        image_hashes: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
+        image_hashes: Hashes of the tiles, in the same order (digests suffice for exact copies); None to skip the
             comparison of pixels.
         reports: Reports that supply the snippets.
     """
     leaks = group_leaks(tiles)
     if image_hashes is not None and config.pixels != "off":
-        leaks += exact_leaks(tiles, _digests(image_hashes))
-        if config.pixels == "near" and isinstance(image_hashes, Fingerprints):
+        leaks += exact_leaks(tiles, digests_of(image_hashes))
+        if config.pixels == "near" and isinstance(image_hashes, PerceptualHashes):
             leaks += near_leaks(tiles, image_hashes, config)
     return leaks + report_leaks(reports, tiles)
 
@@ -164,21 +164,21 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
     return _sorted(leaks)
 
 
-def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) -> list[Leak]:
+def near_leaks(tiles: TileSet, image_hashes: PerceptualHashes, config: LeaksConfig) -> list[Leak]:
     """Find near-duplicates of tiles in a held-out split, in any of eight orientations; exact copies are excluded.
 
     Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each
     tile on either side is returned. Tiles rotated by other angles, and partly overlapping tiles, are not found.
     """
-    ranks, informative = _split_ranks(tiles), fingerprints.spread >= config.spread
+    ranks, informative = _split_ranks(tiles), image_hashes.spread >= config.spread
     by_id = np.argsort(np.argsort(tiles.ids, kind="stable"), kind="stable")
     leaks: list[Leak] = []
     for rank in range(len(SPLITS) - 1):
         base, queries = np.flatnonzero(informative & (ranks == rank)), np.flatnonzero(informative & (ranks > rank))
         leaks += [
             _pixel_leak("near", tiles, int(hit["a"]), int(hit["b"]), int(hit["distance"]), float(hit["similarity"]))
-            for hit in _near_hits(fingerprints, base, queries, by_id, config)
+            for hit in _near_hits(image_hashes, base, queries, by_id, config)
         ]
     return _sorted(leaks)
 
@@ -188,21 +188,21 @@ def find_copies(
 ) -> dict[str, Leak]:
     """Find tiles of a new data set that are copies of training or validation tiles.
 
-    Exact copies take precedence over near-duplicates, which are found only if both hashes are `Fingerprints`
+    Exact copies take precedence over near-duplicates, which are found only if both are `PerceptualHashes`
     (`near_leaks`). Of several identical tiles, the one with the lowest id is returned.
 
     Args:
-        test_hashes: Fingerprints or digests of `tests`, in the same order.
+        test_hashes: Hashes or digests of `tests`, in the same order.
         seen: Training and validation tiles.
-        seen_hashes: Fingerprints or digests of `seen`, in the same order.
+        seen_hashes: Hashes or digests of `seen`, in the same order.
 
     Returns:
         Leak for each copied tile, by test id.
     """
     copies: dict[str, Leak] = {}
-    if isinstance(test_hashes, Fingerprints) and isinstance(seen_hashes, Fingerprints):
+    if isinstance(test_hashes, PerceptualHashes) and isinstance(seen_hashes, PerceptualHashes):
         names = ("digests", "hashes", "thumbnails")
-        both = Fingerprints(
+        both = PerceptualHashes(
             *(np.concatenate([getattr(test_hashes, name), getattr(seen_hashes, name)]) for name in names)
         )
         informative, is_test, n = both.spread >= config.spread, np.arange(len(both.digests)) < len(tests), len(tests)
@@ -217,15 +217,16 @@ def find_copies(
                 copies[leak.other_id] = leak
     digests = {}
     for row in np.argsort(seen.ids, kind="stable")[::-1].tolist():
-        digests[_digests(seen_hashes)[row].tobytes()] = row
-    for b, digest in enumerate(_digests(test_hashes)):
+        digests[digests_of(seen_hashes)[row].tobytes()] = row
+    for b, digest in enumerate(digests_of(test_hashes)):
         if digest.any() and digest.tobytes() in digests:
             copies[str(tests.ids[b])] = _copy_leak("exact", seen, digests[digest.tobytes()], tests, b, 0, None)
     return copies
 
 
-def _digests(image_hashes: ImageHashes) -> UInt8[np.ndarray, "n 16"]:
-    return image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes
+def digests_of(image_hashes: ImageHashes) -> UInt8[np.ndarray, "n 16"]:
+    """Return the digests of the images' pixels, one row per image."""
+    return image_hashes.digests if isinstance(image_hashes, PerceptualHashes) else image_hashes
 
 
 def find_shared_patients(tests: TileSet | SeenTiles, seen: TileSet | SeenTiles) -> dict[str, Leak]:
@@ -258,7 +259,7 @@ _NEAR = np.dtype([("a", np.int64), ("b", np.int64), ("distance", np.uint8), ("si
 
 
 def _near_hits(
-    fingerprints: Fingerprints,
+    image_hashes: PerceptualHashes,
     base: Int64[np.ndarray, " a"],
     queries: Int64[np.ndarray, " b"],
     by_id: Int64[np.ndarray, " n"],
@@ -268,11 +269,11 @@ def _near_hits(
     best = np.empty(0, dtype=_NEAR)
     if not base.size or not queries.size:
         return best
-    standardised = _standardise(fingerprints.thumbnails)
-    query_hashes: UInt64[np.ndarray, " m"] = fingerprints.hashes[queries].reshape(-1)
-    for rows, hits, bits in near_hashes(fingerprints.hashes[base, 0], query_hashes, config.distance):
+    standardised = _standardise(image_hashes.thumbnails)
+    query_hashes: UInt64[np.ndarray, " m"] = image_hashes.hashes[queries].reshape(-1)
+    for rows, hits, bits in near_hashes(image_hashes.hashes[base, 0], query_hashes, config.distance):
         a, b, orientation = base[rows], queries[hits // 8], hits % 8
-        different = (fingerprints.digests[a] != fingerprints.digests[b]).any(axis=1)
+        different = (image_hashes.digests[a] != image_hashes.digests[b]).any(axis=1)
         a, b, orientation, bits = a[different], b[different], orientation[different], bits[different]
         similarity = _correlations(standardised, a, b, orientation)
         near = similarity >= config.similarity

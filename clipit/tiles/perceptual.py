@@ -15,7 +15,7 @@ _KEPT = 8  # number of low frequencies per axis
 
 
 @dataclass(frozen=True)
-class Fingerprints:
+class PerceptualHashes:
     """Hashes and thumbnails of n images, one row per image."""
 
     digests: UInt8[np.ndarray, "n 16"]
@@ -31,7 +31,7 @@ class Fingerprints:
         return np.asarray(self.thumbnails.reshape(len(self.thumbnails), SIDE * SIDE).std(axis=1), dtype=np.float64)
 
 
-def fingerprints(images: list[Image.Image]) -> Fingerprints:
+def perceptual_hashes(images: list[Image.Image]) -> PerceptualHashes:
     """Hash RGB images of any size."""
     digests = np.zeros((len(images), 16), dtype=np.uint8)
     fine = np.empty((len(images), _FINE, _FINE), dtype=np.float32)
@@ -40,7 +40,7 @@ def fingerprints(images: list[Image.Image]) -> Fingerprints:
         grey = image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR)
         fine[row] = np.asarray(grey, dtype=np.float32)
     coarse = fine.reshape(len(images), SIDE, _FINE // SIDE, SIDE, _FINE // SIDE).mean(axis=(2, 4))
-    return Fingerprints(digests, dihedral_hashes(fine), coarse.round().astype(np.uint8))
+    return PerceptualHashes(digests, dihedral_hashes(fine), coarse.round().astype(np.uint8))
 
 
 def pixel_digest(image: Image.Image) -> UInt8[np.ndarray, "16"]:

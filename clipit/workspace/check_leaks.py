@@ -14,12 +14,12 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import as_note, counted, shortlist
 from clipit.output_files.whole_files import write_parquet
-from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, match_report_patients, patient_of
+from clipit.pairing.leaks import ImageHashes, Leak, digests_of, find_leaks, match_report_patients, patient_of
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits
 from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.perceptual import PerceptualHashes
 from clipit.tiles.splits import patients_across_splits
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.leak_policy import hash_images, leak_folder, write_leaks
@@ -68,9 +68,9 @@ class _Comparable(NamedTuple):
     def of(cls, image_hashes: ImageHashes | None, tiles: TileSet, spread: float) -> "_Comparable":
         if image_hashes is None:
             return cls()
-        near = isinstance(image_hashes, Fingerprints)
-        equal = (image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes).any(axis=1)
-        similar = image_hashes.spread >= spread if isinstance(image_hashes, Fingerprints) else np.zeros_like(equal)
+        near = isinstance(image_hashes, PerceptualHashes)
+        equal = digests_of(image_hashes).any(axis=1)
+        similar = image_hashes.spread >= spread if isinstance(image_hashes, PerceptualHashes) else np.zeros_like(equal)
         two = len(set(tiles.splits[similar if near else equal].tolist())) > 1
         return cls(int(equal.sum()), int((~equal).sum()), int(similar.sum()), int((~similar).sum()) * near, two)
 

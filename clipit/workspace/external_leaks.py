@@ -6,10 +6,18 @@ from dataclasses import replace
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ClipitError, DataError, counted, counted_of, shortlist
-from clipit.pairing.leaks import ImageHashes, Leak, SeenTiles, count_reports_of, find_copies, find_shared_patients
+from clipit.pairing.leaks import (
+    ImageHashes,
+    Leak,
+    SeenTiles,
+    count_reports_of,
+    digests_of,
+    find_copies,
+    find_shared_patients,
+)
 from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
-from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.perceptual import PerceptualHashes
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import hash_images
 
@@ -43,8 +51,8 @@ def enforce_on_external(
         logger.warning(f"{where}: {warning}")
     leaks = list(find_shared_patients(tests, seen).values())
     if seen_hashes is not None and len(seen):
-        comparison = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"
-        known = seen_hashes.digests if isinstance(seen_hashes, Fingerprints) and comparison == "exact" else seen_hashes
+        comparison = "near" if isinstance(seen_hashes, PerceptualHashes) and config.leaks.pixels == "near" else "exact"
+        known = seen_hashes if comparison == "near" else digests_of(seen_hashes)
         test_hashes = hash_images(tests, config, comparison)
         if test_hashes is not None:
             leaks += find_copies(tests, test_hashes, seen, known, config.leaks).values()

@@ -25,7 +25,7 @@ from clipit.pairing.leaks import (
     report_leaks,
 )
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits, misspelled_tests
-from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.perceptual import PerceptualHashes
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.near_duplicates import conflicting_labels
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
@@ -228,9 +228,9 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
 
 def select_hashes(image_hashes: ImageHashes, rows: Int64[np.ndarray, " m"]) -> ImageHashes:
     """Select the hashes of the given rows."""
-    if not isinstance(image_hashes, Fingerprints):
+    if not isinstance(image_hashes, PerceptualHashes):
         return np.asarray(image_hashes[rows])
-    return Fingerprints(image_hashes.digests[rows], image_hashes.hashes[rows], image_hashes.thumbnails[rows])
+    return PerceptualHashes(image_hashes.digests[rows], image_hashes.hashes[rows], image_hashes.thumbnails[rows])
 
 
 def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str) -> str:

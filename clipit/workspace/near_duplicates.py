@@ -8,9 +8,8 @@ from jaxtyping import Int64
 
 from clipit.config.run import RunConfig
 from clipit.errors import counted, counted_of, shortlist
-from clipit.pairing.leaks import ImageHashes, near_leaks
+from clipit.pairing.leaks import ImageHashes, digests_of, near_leaks
 from clipit.patients import patients
-from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_hashes
@@ -64,7 +63,7 @@ def conflicting_labels(tiles: TileSet, image_hashes: ImageHashes | None) -> list
     """
     if image_hashes is None:
         return []
-    digests = image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes
+    digests = digests_of(image_hashes)
     labels_of: dict[tuple[bytes, str], dict[str, list[str]]] = {}
     for row in np.flatnonzero(digests.any(axis=1) & (tiles.truth >= 0)).tolist():
         labels = labels_of.setdefault((digests[row].tobytes(), str(tiles.splits[row])), {})

@@ -14,23 +14,24 @@ from clipit.output_files.artifacts import MANIFEST, artifact_folder, open_artifa
 from clipit.output_files.whole_files import write_parquet
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.leaks import ImageHashes
-from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
+from clipit.tiles.perceptual import SIDE, PerceptualHashes, perceptual_hashes, pixel_digest
 from clipit.tiles.tileset import TileSet
 
 _BLOCK = 4096  # tiles per file; an interrupted build resumes after the last complete file
 _CHUNK = 64  # images in memory per thread
+_FILE = "prints.parquet"  # not renamed, so that existing artefacts stay valid
 _WIDTHS = {"digest": 16, "hashes": 64, "thumbnail": SIDE * SIDE}
 
 
-def tile_hashes(root: Path, tiles: TileSet) -> Fingerprints:
-    """Return perceptual fingerprints of all tiles, in order; computed by all processes if not cached.
+def tile_hashes(root: Path, tiles: TileSet) -> PerceptualHashes:
+    """Return perceptual hashes of all tiles, in order; computed by all processes if not cached.
 
     Raises:
         DataError: An image cannot be read.
     """
     if not len(tiles):
-        return fingerprints([])
-    return _fingerprints(_columns(root, "tile_hashes", tiles, _fingerprint_table))
+        return perceptual_hashes([])
+    return _perceptual_hashes(_columns(root, "tile_hashes", tiles, _hash_table))
 
 
 def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
@@ -51,7 +52,7 @@ def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], Ima
         tiles: Fingerprint of the tiles when they were hashed.
 
     Returns:
-        Ids, with perceptual fingerprints if they are cached, or else with digests of the pixels.
+        Ids, with perceptual hashes if they are cached, or else with digests of the pixels.
 
     Raises:
         ArtifactError: The hashes are damaged.
@@ -59,12 +60,12 @@ def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], Ima
     for kind in ("tile_hashes", "tile_digests"):
         folder = artifact_folder(root, kind, _inputs(tiles))
         if (folder / MANIFEST).is_file():
-            table = open_artifact(folder, kind).table("prints.parquet")
+            table = open_artifact(folder, kind).table(_FILE)
             columns = {
                 name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS
             }
             ids = np.asarray(table.column("tile_id").to_pylist(), dtype=object)
-            return ids, _fingerprints(columns) if kind == "tile_hashes" else columns["digest"]
+            return ids, _perceptual_hashes(columns) if kind == "tile_hashes" else columns["digest"]
     return None
 
 
@@ -72,8 +73,8 @@ def _inputs(tiles: str) -> dict[str, Any]:
     return {"tiles": tiles, "version": 1}
 
 
-def _fingerprints(columns: Mapping[str, np.ndarray]) -> Fingerprints:
-    return Fingerprints(
+def _perceptual_hashes(columns: Mapping[str, np.ndarray]) -> PerceptualHashes:
+    return PerceptualHashes(
         digests=columns["digest"],
         hashes=columns["hashes"].view("<u8").astype(np.uint64),
         thumbnails=columns["thumbnail"].reshape(-1, SIDE, SIDE),
@@ -92,22 +93,22 @@ def _columns(
         files = write_blocks(folder, len(tiles), _BLOCK, "hashing images", lambda rows: hash_rows(tiles, rows.tolist()))
         if not get_processes().main:
             return {}
-        write_parquet(folder / "prints.parquet", read_blocks(files))
+        write_parquet(folder / _FILE, read_blocks(files))
         for file in files:
             file.unlink()
         return {"tiles": len(tiles)}
 
-    table = build_once(root, kind, _inputs(tiles.fingerprint), make).table("prints.parquet")
+    table = build_once(root, kind, _inputs(tiles.fingerprint), make).table(_FILE)
     rows = {name: row for row, name in enumerate(table.column("tile_id").to_pylist())}
     table = table.take([rows[name] for name in tiles.ids.tolist()])
     return {name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS}
 
 
-def _fingerprint_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
-    def hash_chunk(start: int) -> Fingerprints:
-        return fingerprints([tiles.read(row) for row in rows[start : start + _CHUNK]])
+def _hash_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
+    def hash_chunk(start: int) -> PerceptualHashes:
+        return perceptual_hashes([tiles.read(row) for row in rows[start : start + _CHUNK]])
 
-    with ThreadPoolExecutor(thread_name_prefix="prints") as pool:
+    with ThreadPoolExecutor(thread_name_prefix="hashes") as pool:
         chunks = list(pool.map(hash_chunk, range(0, len(rows), _CHUNK)))
     arrays = {
         "digest": np.concatenate([chunk.digests for chunk in chunks]),

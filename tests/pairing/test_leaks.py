@@ -17,7 +17,7 @@ from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, nea
 from clipit.patients import patient, patient_in
 from clipit.reports.readers import Report
 from clipit.tiles.hold_out import hold_out_validation
-from clipit.tiles.perceptual import Fingerprints, dihedral_hashes, fingerprints, oriented, pixel_digest
+from clipit.tiles.perceptual import PerceptualHashes, dihedral_hashes, oriented, perceptual_hashes, pixel_digest
 from clipit.tiles.splits import check_groups
 from clipit.tiles.tileset import TileSet
 
@@ -88,7 +88,7 @@ def oriented_floats(grey: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def test_unrelated_pictures_differ_in_about_half_of_the_bits() -> None:
-    hashes = fingerprints([picture(seed) for seed in range(40)]).hashes
+    hashes = perceptual_hashes([picture(seed) for seed in range(40)]).hashes
     distances = np.bitwise_count(hashes[:, None, 0] ^ hashes[None, :, 0])[np.triu_indices(40, 1)]
     assert 28 < distances.mean() < 36 and distances.min() > 12
 
@@ -134,10 +134,10 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_changed_copies_are_found_and_nothing_else(change: str) -> None:
     images = [picture(seed) for seed in range(60)]
-    prints = fingerprints([*images, *(CHANGES[change](image) for image in images[:20])])
+    hashes = perceptual_hashes([*images, *(CHANGES[change](image) for image in images[:20])])
     ids = [f"a{k:02d}" for k in range(60)] + [f"b{k:02d}" for k in range(20)]
     tiles = tile_set(ids, ["train"] * 60 + ["test"] * 20)
-    found = near_leaks(tiles, prints, NEAR)
+    found = near_leaks(tiles, hashes, NEAR)
     assert pairs(found) == [(f"a{k:02d}", f"b{k:02d}") for k in range(20)]
     assert all(leak.distance is not None and leak.distance <= 7 for leak in found)
     assert all(leak.similarity is not None and leak.similarity >= 0.9 for leak in found)
@@ -150,9 +150,9 @@ def test_equal_pixels_in_another_file_format_and_nothing_of_the_same_split() -> 
     first.save(stream, "BMP")
     images = [first, second, Image.open(stream).convert("RGB"), second, first]
     tiles = tile_set(["d", "c", "b", "a", "e"], ["test", "train", "train", "train", "validation"])
-    found = exact_leaks(tiles, fingerprints(images).digests)
+    found = exact_leaks(tiles, perceptual_hashes(images).digests)
     assert pairs(found) == [("b", "d"), ("b", "e"), ("e", "d")]  # "a" and "c" are of one split
-    assert {leak.kind for leak in find_leaks(tiles, NEAR, fingerprints(images))} == {"exact"}
+    assert {leak.kind for leak in find_leaks(tiles, NEAR, perceptual_hashes(images))} == {"exact"}
 
 
 def test_size_is_part_of_the_content() -> None:
@@ -167,25 +167,25 @@ def test_empty_background_is_no_duplicate() -> None:
     white = [Image.new("RGB", (96, 96), (240, 240, 240))] * 4
     dusty = [Image.fromarray((240 + rng.integers(0, 3, (96, 96, 3))).astype(np.uint8)) for _ in range(4)]
     tiles = tile_set([f"t{k}" for k in range(8)], ["train", "test"] * 4)
-    prints = fingerprints([*white, *dusty])
-    assert find_leaks(tiles, NEAR, prints) == []
-    assert not prints.digests[:4].any() and prints.digests[4:].any(axis=1).all()
+    hashes = perceptual_hashes([*white, *dusty])
+    assert find_leaks(tiles, NEAR, hashes) == []
+    assert not hashes.digests[:4].any() and hashes.digests[4:].any(axis=1).all()
 
 
 def test_the_light_of_the_microscope_makes_no_duplicates() -> None:
     shade = np.asarray(picture(7)).astype(np.int16) // 30  # faint, and the same in both
     rng = np.random.default_rng(0)
     views = [Image.fromarray((230 + shade + rng.integers(0, 2, shade.shape)).astype(np.uint8)) for _ in range(2)]
-    tiles, prints = tile_set(["a", "b"], ["train", "test"]), fingerprints(views)
-    assert near_leaks(tiles, prints, NEAR) == []
-    assert pairs(near_leaks(tiles, prints, NEAR.model_copy(update={"spread": 0.0}))) == [("a", "b")]
+    tiles, hashes = tile_set(["a", "b"], ["train", "test"]), perceptual_hashes(views)
+    assert near_leaks(tiles, hashes, NEAR) == []
+    assert pairs(near_leaks(tiles, hashes, NEAR.model_copy(update={"spread": 0.0}))) == [("a", "b")]
 
 
 def test_every_tile_of_a_large_heap_of_copies_is_named_in_few_rows() -> None:
     image = picture(3)
     copies = [jpeg(image, quality) for quality in range(30, 90)]
     tiles = tile_set([f"t{k:02d}" for k in range(60)], ["train", "validation", "test"] * 20)
-    found = near_leaks(tiles, fingerprints(copies), NEAR)
+    found = near_leaks(tiles, perceptual_hashes(copies), NEAR)
     assert {leak.id for leak in found} == set(tiles.ids[tiles.splits != "test"].tolist())
     assert {leak.other_id for leak in found} >= set(tiles.ids[tiles.splits == "test"].tolist())
     assert len(found) <= 2 * 60
@@ -193,15 +193,15 @@ def test_every_tile_of_a_large_heap_of_copies_is_named_in_few_rows() -> None:
 
 def test_pixels_are_compared_only_when_asked_for() -> None:
     tiles = tile_set(["a", "b"], ["train", "test"])
-    prints = fingerprints([picture(0), picture(0)])
+    hashes = perceptual_hashes([picture(0), picture(0)])
     kinds = {
-        mode: [leak.kind for leak in find_leaks(tiles, LeaksConfig(pixels=mode), prints)] for mode in ("off", "exact")
+        mode: [leak.kind for leak in find_leaks(tiles, LeaksConfig(pixels=mode), hashes)] for mode in ("off", "exact")
     }
     assert kinds == {"off": [], "exact": ["exact"]}
 
 
 def test_no_tiles_at_all() -> None:
-    assert find_leaks(tile_set([], []), NEAR, fingerprints([])) == []
+    assert find_leaks(tile_set([], []), NEAR, perceptual_hashes([])) == []
 
 
 # Groups and reports -----------------------------------------------------------------------------------------------
@@ -304,8 +304,8 @@ def test_reports_of_validation_and_test_patients() -> None:
 
 
 @pytest.fixture(scope="module")
-def lc25000() -> tuple[list[str], list[str], Fingerprints]:
-    """Ids, groups (copies of one original, turned and mirrored by LC25000's authors) and fingerprints."""
+def lc25000() -> tuple[list[str], list[str], PerceptualHashes]:
+    """Ids, groups (copies of one original, turned and mirrored by LC25000's authors) and hashes."""
     place = os.environ.get("CLIPIT_TEST_DATA")
     if not place:
         pytest.skip("CLIPIT_TEST_DATA is not set: no real tiles to test with")
@@ -314,20 +314,20 @@ def lc25000() -> tuple[list[str], list[str], Fingerprints]:
         rows = list(csv.DictReader(stream))
     with zipfile.ZipFile(folder / "lc25000_colon_tiles.zip") as archive:
         images = [Image.open(io.BytesIO(archive.read(row["path"]))).convert("RGB") for row in rows]
-    return [row["path"] for row in rows], [row["group"] for row in rows], fingerprints(images)
+    return [row["path"] for row in rows], [row["group"] for row in rows], perceptual_hashes(images)
 
 
-def test_a_random_split_of_real_augmented_tiles_leaks(lc25000: tuple[list[str], list[str], Fingerprints]) -> None:
-    ids, groups, prints = lc25000
+def test_a_random_split_of_real_augmented_tiles_leaks(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
+    ids, groups, hashes = lc25000
     splits = ["test" if k % 3 == 0 else "train" for k in range(len(ids))]
-    found = near_leaks(tile_set(ids, splits), prints, NEAR)
+    found = near_leaks(tile_set(ids, splits), hashes, NEAR)
     group_of = dict(zip(ids, groups, strict=True))
     assert len(found) >= 20
     assert all(group_of[leak.id] == group_of[leak.other_id] for leak in found)  # no false alarm
 
 
-def test_the_clean_split_of_the_same_tiles_does_not(lc25000: tuple[list[str], list[str], Fingerprints]) -> None:
-    ids, groups, prints = lc25000
+def test_the_clean_split_of_the_same_tiles_does_not(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
+    ids, groups, hashes = lc25000
     names = sorted(set(groups))
     splits = ["test" if names.index(group) % 3 == 0 else "train" for group in groups]
-    assert find_leaks(tile_set(ids, splits, groups), NEAR, prints) == []
+    assert find_leaks(tile_set(ids, splits, groups), NEAR, hashes) == []

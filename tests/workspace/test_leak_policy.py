@@ -123,7 +123,7 @@ def test_what_is_known_of_patients_is_said(configure: MakeConfig, tmp_path: Path
     assert "not checked: patients: SICAPv2 names only the slide of a tile, which is used as its group" in said[-1]
 
 
-def test_digests_alone_are_those_of_the_fingerprints(configure: MakeConfig, tmp_path: Path) -> None:
+def test_digests_alone_are_those_of_the_perceptual_hashes(configure: MakeConfig, tmp_path: Path) -> None:
     tiles = read_tiles(configure().tiles)
     alone = tile_digests(tmp_path / "a", tiles)
     assert alone.any(axis=1).all() and (alone == tile_hashes(tmp_path / "b", tiles).digests).all()
@@ -226,14 +226,14 @@ def test_reports_that_name_nobody_need_no_tiles(configure: MakeConfig, tmp_path:
         made.tiles(0)
 
 
-def test_fingerprints_are_made_once_and_go_on_after_a_kill(
+def test_hashes_are_made_once_and_go_on_after_a_kill(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import clipit.workspace.tile_hashes as module
 
     tiles = read_tiles(configure().tiles)
     whole = tile_hashes(tmp_path / "a", tiles)
-    original, left = module._fingerprint_table, 2
+    original, left = module._hash_table, 2
 
     def dying(*arguments: Any) -> Any:
         nonlocal left
@@ -243,16 +243,17 @@ def test_fingerprints_are_made_once_and_go_on_after_a_kill(
         return original(*arguments)
 
     monkeypatch.setattr(module, "_BLOCK", 50)
-    monkeypatch.setattr(module, "_fingerprint_table", dying)
+    monkeypatch.setattr(module, "_hash_table", dying)
     with pytest.raises(KeyboardInterrupt):
         tile_hashes(tmp_path / "b", tiles)
     left = 1  # of three blocks two are there
     again = tile_hashes(tmp_path / "b", tiles)
     left = 0
     opened = tile_hashes(tmp_path / "b", tiles)
-    for prints in (again, opened):
-        assert np.array_equal(prints.hashes, whole.hashes) and np.array_equal(prints.digests, whole.digests)
-        assert np.array_equal(prints.thumbnails, whole.thumbnails)
+    assert list((tmp_path / "b").glob("*/prints.parquet"))  # the name that artefacts of earlier versions have
+    for hashes in (again, opened):
+        assert np.array_equal(hashes.hashes, whole.hashes) and np.array_equal(hashes.digests, whole.digests)
+        assert np.array_equal(hashes.thumbnails, whole.thumbnails)
 
 
 def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from clipit.config.load import (
 )
 from clipit.config.option_values import decode_options, decode_text
 from clipit.config.paths import option_path
+from clipit.config.reference import COMMON_KEYS, SectionEntry, describe_run, describe_section
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
+_HELP_KEYS = "--help-keys"
 _MAX_SHOWN = 500  # maximum number of characters of the options shown in a message
 AGENTS: dict[str, dict[str, Any]] = {
     "--agents": {
@@ -104,13 +106,13 @@ def read_file_command(
     for name, keywords in (extra or {}).items():
         path_type = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | path_type))
-    settings = _settings(tuple(sections))
-    if "-h" in arguments or "--help" in arguments:
+    if {"-h", "--help", _HELP_KEYS} & {*arguments}:
         config = "--config FILE" if needs_config and default is None else "[--config FILE]"
-        help_parser = argparse.ArgumentParser(
-            usage=f"%(prog)s {config} [--section.key=value ...]", description=description, parents=[parser]
-        )
-        CliSettingsSource(settings, root_parser=help_parser, cli_parse_args=["--help"], cli_hide_none_type=True)
+        usage = f"%(prog)s {config} [--section.key=value ...]"
+        help_parser = argparse.ArgumentParser(usage=usage, description=description, parents=[parser])
+        _add_keys(help_parser, sections, all_keys=_HELP_KEYS in arguments)
+        help_parser.parse_args(["--help"])
+    settings = _settings(tuple(sections))
     types = key_types(settings)
     repeatable = [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
     _check_repeated(arguments, repeatable, types)
@@ -144,6 +146,27 @@ def read_file_command(
     origin = f"{options.config} and the command line" if options.config else "the command line"
     validate = validate_file if needs_reports else validate_without_reports
     return validate(values, origin), options
+
+
+def _add_keys(parser: argparse.ArgumentParser, sections: Sequence[str], *, all_keys: bool) -> None:
+    """Add the keys of the run and of these sections to a parser that is only used to print help.
+
+    Args:
+        all_keys: Whether to add all keys of the run; otherwise, only the most common ones are added.
+    """
+    parser.add_argument(_HELP_KEYS, action="store_true", help="list all configuration keys and exit")
+    groups = describe_run()
+    if not all_keys:
+        common = {key: entry for part in groups.values() for key, entry in part.keys.items() if key in COMMON_KEYS}
+        groups = {"": SectionEntry(f"The most common keys; {_HELP_KEYS} lists all.", common)}
+    groups |= {name: entry for section in sections for name, entry in describe_section(section).items()}
+    own_options = {*parser._option_string_actions}  # a command's own option takes the place of the key
+    for name, section in groups.items():
+        group = parser.add_argument_group(name or "configuration keys", section.meaning.replace("%", "%%"))
+        for key, entry in section.keys.items():
+            text = f"{entry.meaning} ({entry.facts})" if entry.facts else entry.meaning
+            if f"--{key}" not in own_options:
+                group.add_argument(f"--{key}", metavar="VALUE", help=text.replace("%", "%%"))
 
 
 @cache
@@ -208,7 +231,8 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
         raise ConfigError(
             f"cannot parse {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
             where="the command line",
-            fix="write lists and sections as JSON in single quotes: '[1, 2]', '{\"rank\": 8}'; --help lists all keys",
+            fix="write lists and sections as JSON in single quotes: '[1, 2]', '{\"rank\": 8}'; "
+            f"{_HELP_KEYS} lists all keys",
         ) from None
     return values
 

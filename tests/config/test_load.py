@@ -5,7 +5,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -538,12 +538,32 @@ def test_options_of_a_script(file: Callable[..., str]) -> None:
     assert options.fast
 
 
-def test_help_lists_the_keys(file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        read_command("what it does", ["--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "what it does" in shown and "--lora.rank" in shown and "--config" in shown
+def shown_help(capsys: pytest.CaptureFixture[str], option: str, sections: Sequence[str] = ()) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        read_file_command("what it does", sections, [option], {"--fast": {"help": "be fast"}})
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_lists_own_options_and_the_most_common_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = shown_help(capsys, "--help")
+    assert "what it does" in shown and "--config" in shown and "--fast" in shown and "--help-keys list all" in shown
+    assert "--lora.rank VALUE Rank of the adapters. (integer, default `8`)" in shown
+    assert "--lora.alpha" not in shown and "--comparison" not in shown
+
+
+def test_help_lists_all_keys_of_the_sections_that_a_command_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = shown_help(capsys, "--help", ["comparison"])
+    assert "--lora.alpha" not in shown
+    assert "--comparison.bar" not in shown and "--comparison.seeds VALUE" in shown and "--comparison.shifted" in shown
+
+
+def test_help_keys_lists_all_keys_and_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = shown_help(capsys, "--help-keys", ["comparison"])
+    expected = {key for key in all_keys() if key.partition(".")[0] not in {*SECTIONS} - {"comparison"}}
+    absent = {key for key in expected if f"--{key} VALUE" not in shown and f" {key}: " not in shown}
+    described_elsewhere = {"comparison.shifted", *(key for key in expected if key.startswith("second_vlm."))}
+    assert absent == described_elsewhere
+    assert "--comparison.shifted.<name> VALUE" in shown and "--second_vlm VALUE" in shown
 
 
 HOME_KEYS = (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clipit.cli.commands import COMMANDS
 from tools.package_map import PAGE, updated_page
 
 PACKAGE = Path(__file__).parents[1] / "clipit"
@@ -215,3 +216,14 @@ def test_rows_of_markdown_tables_are_whole() -> None:
             rows += bool(pipes)
             broken += [f"{page.name}:{number}"] if pipes != columns or (pipes and not line.endswith("|")) else []
     assert rows > 900 and broken == []
+
+
+def test_the_page_of_commands_lists_every_command() -> None:
+    page = (PACKAGE.parent / "docs/commands.md").read_text(encoding="utf-8")
+    commands = {name for group in COMMANDS.values() for name in group}
+    assert commands - set(re.findall(r"`clipit ([\w-]+)", page)) == set()
+
+
+def test_the_readme_can_be_read_in_two_minutes() -> None:
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 800 and len(text.splitlines()) <= 105

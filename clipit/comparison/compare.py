@@ -12,6 +12,7 @@ from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.cards import write_cards
 from clipit.comparison.export_tables import export_comparison, write_points
 from clipit.comparison.headline import judge_comparison
+from clipit.comparison.judged_arms import check_controls
 from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_comparison, without_failed
 from clipit.comparison.report.pairing_browser import write_pairing_page
@@ -207,7 +208,8 @@ def _warn_about_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequ
 
 
 def _check_inputs(plan: Plan, workspace: Workspace) -> None:
-    """Check the inputs of the arms and the labelled test tiles before images are decoded."""
+    """Check the controls, the inputs of the arms and the labelled test tiles before images are decoded."""
+    check_controls(plan)
     for arm in plan.arms:
         config = resolve_plan_arm(plan, arm)
         check_inputs(workspace.for_config(config), [*models_of(config), "vlm"], reports=uses_reports(config))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from clipit.comparison.judged_arms import check_controls
 from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import plan_comparison
 from clipit.config.command_line import read_file_command
@@ -103,7 +104,7 @@ def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, Run
     For `clipit adapt`, which trains no classifier, there are none.
 
     Raises:
-        ConfigError: The keys of an arm contradict each other, or do not apply to a data set.
+        ConfigError: The keys of an arm contradict each other or do not apply to a data set, or a control reads reports.
     """
     if "adapt" in file.model_fields_set:
         return {}
@@ -112,6 +113,8 @@ def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, Run
         check_keys(config)
         return {config.name: config}
     plans = plan_comparison(file.run, file.comparison)
+    for plan in plans:
+        check_controls(plan)
     return {
         f"{arm} ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else arm: resolve_plan_arm(plan, arm)
         for plan in plans

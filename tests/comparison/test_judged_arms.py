@@ -1,0 +1,99 @@
+"""Controls of a comparison must not read reports through a loss term that is enabled for every arm."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import MakeFile
+
+from clipit.comparison.compare import compare
+from clipit.comparison.judged_arms import check_controls
+from clipit.comparison.plan import plan_comparison
+from clipit.errors import ConfigError
+
+TERM = '''
+from pydantic import Field
+
+from clipit.config.run import Section
+from clipit.training.terms.term import Term
+
+
+class TextConfig(Section):
+    """Keys of the term."""
+
+    weight: float = Field(1.0, ge=0)
+
+
+class TextTerm(Term[TextConfig]):
+    """A term that reads reports."""
+
+    options_class = TextConfig
+    uses_reports = True
+
+
+class PlainTerm(Term[TextConfig]):
+    """A term that reads no reports, such as a regulariser."""
+
+    options_class = TextConfig
+'''
+ON = {"mine": {"class": "text_term:TextTerm"}}
+OFF = {"mine": {"class": "text_term:TextTerm", "weight": 0}}
+ARMS = ("image_only", "clip_it_all", "image_embedding")
+BASELINE = {"arms": {"plain": {"base": "image_only", "terms.mine.weight": 0}}, "comparison.baseline": "plain"}
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text_term.py").write_text(TERM, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "control"),
+    [
+        ({}, "image_only"),
+        ({**BASELINE, "comparison.arms": ("plain", *ARMS)}, "image_embedding"),
+        (
+            {
+                **BASELINE,
+                "comparison.arms": ("plain", "clip_it_all", "self_training"),
+                "comparison.controls": ("self_training",),
+            },
+            "self_training",
+        ),
+    ],
+)
+def test_a_text_term_enabled_for_every_arm_is_an_error_in_a_control_without_text(
+    configure_file: MakeFile, keys: dict[str, Any], control: str
+) -> None:
+    file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], "terms": ON, **keys})
+    with pytest.raises(ConfigError, match=rf"(?s)'mine' reads reports.*control {control},.*terms\.mine\.weight"):
+        compare(file.run, file.comparison)
+    assert not list(file.run.output.rglob("runs"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"terms": {"mine": {"class": "text_term:PlainTerm"}}},
+        {
+            "terms": OFF,
+            "comparison.arms": ("image_only", "text"),
+            "arms": {"text": {"base": "image_only", "terms.mine.weight": 1}},
+        },
+        {"terms": ON, "comparison.arms": ("clip_it_all", "consensus"), "comparison.baseline": "clip_it_all"},
+        {
+            "terms": OFF,
+            "comparison.arms": ("text", "clip_it_all"),
+            "comparison.baseline": "text",
+            "arms": {"text": {"base": "image_only", "terms.mine.weight": 1}},
+        },
+        {**BASELINE, "terms": ON, "comparison.arms": ("plain", "image_only")},
+    ],
+)
+def test_terms_without_text_and_terms_that_an_arm_enables_are_accepted(
+    configure_file: MakeFile, keys: dict[str, Any]
+) -> None:
+    file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], **keys})
+    for plan in plan_comparison(file.run, file.comparison):
+        check_controls(plan)

@@ -1,4 +1,4 @@
-"""Pages in a real headless browser (Debian's chromium), opened from disk."""
+"""Render HTML pages from disk in headless Chromium."""
 
 import re
 import shutil
@@ -13,9 +13,14 @@ POLICY = re.compile("<meta http-equiv=[^>]*>")
 
 
 def opened(text: str, folder: Path, hash: str = "", then: str = "", milliseconds: int = 0) -> str:
-    """The page's elements after its script ran; `then` is more script, for which the page's own policy is taken out.
+    """Render a page and return its DOM after all scripts have run.
 
-    With `milliseconds`, timers and animations first run for that long, on a clock that does not wait.
+    Args:
+        text: HTML of the page.
+        folder: Folder for the page and the browser's profile.
+        hash: Fragment of the URL, with its "#".
+        then: Additional script to run; removes the page's content security policy.
+        milliseconds: Virtual time for which timers and animations run first.
     """
     if then:
         text = POLICY.sub("", text).replace("</body>", f"<script>{then}</script></body>")
@@ -26,9 +31,9 @@ def opened(text: str, folder: Path, hash: str = "", then: str = "", milliseconds
         command.append(f"--virtual-time-budget={milliseconds}")
     command += [f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:  # chromium itself sometimes hangs at its start; a page that hangs does so twice
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        raise AssertionError(done.stderr)
-    return done.stdout
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:  # Chromium sometimes hangs at start-up; retry once
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if completed.returncode:
+        raise AssertionError(completed.stderr)
+    return completed.stdout

@@ -1,4 +1,4 @@
-"""What the tests of several rooms share: a small world with tiny models, and configurations over it."""
+"""Shared fixtures: a small data set with tiny models, and configurations for it."""
 
 import gc
 import os
@@ -23,7 +23,7 @@ from clipit.reporting import plots
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect garbage only among what the tests make, not again and again among all that was imported."""
+    """Exclude imported modules from garbage collection, which makes collections faster."""
     gc.disable()
     try:
         return (yield)
@@ -33,7 +33,7 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that have slow tests; at the end, no worker then waits long for another."""
+    """Run files with slow tests first, so that workers finish at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -46,8 +46,8 @@ def _stop_capturing_log() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_run_plots() -> Iterator[None]:
-    """Write empty pictures instead of the plots of runs; drawing them takes longer than training a tiny student."""
-    if "clipit.runs.evaluate" not in sys.modules:  # the module of tests trains nothing; do not import torch for it
+    """Replace the plots of runs by empty images, since plotting takes longer than training a tiny student."""
+    if "clipit.runs.evaluate" not in sys.modules:  # this test module trains nothing: avoid importing torch
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def _no_run_plots() -> Iterator[None]:
 
 @pytest.fixture
 def run_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the plots of runs as users get them."""
+    """Enable the plots of runs."""
     for module, names in RUN_PLOTS.items():
         for name in names:
             monkeypatch.setattr(f"{module}.{name}", getattr(plots, name))
@@ -65,13 +65,13 @@ def run_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Values of a configuration without an output folder; nobody changes them or the files."""
+    """Values of a configuration without an output folder; tests must not modify them or the files."""
     return write_small_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
 def shared_output(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder whose artefacts (stores, index, pairs) are built already."""
+    """An output folder with prebuilt artefacts (stores, index, pairs)."""
     from clipit.workspace.workspace import Workspace
 
     output = tmp_path_factory.mktemp("output")
@@ -82,7 +82,7 @@ def shared_output(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def configure(world: dict[str, Any], shared_output: Path) -> MakeConfig:
-    """`configure(**{"lora.rank": 2})`: a configuration of the small world with some keys changed."""
+    """Factory of run configurations for the small data set, as in `configure(**{"lora.rank": 2})`."""
 
     def make(changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
         return validate(merge({**world, "output": shared_output}, nested({**(changes or {}), **keys})), "test")
@@ -92,7 +92,7 @@ def configure(world: dict[str, Any], shared_output: Path) -> MakeConfig:
 
 @pytest.fixture
 def configure_file(world: dict[str, Any], shared_output: Path) -> MakeFile:
-    """The same with the sections of comparisons and studies."""
+    """Factory of configurations that include the sections of comparisons and studies."""
 
     def make(changes: dict[str, Any] | None = None, **keys: Any) -> ConfigFile:
         return validate_file(merge({**world, "output": shared_output}, nested({**(changes or {}), **keys})), "test")
@@ -102,7 +102,7 @@ def configure_file(world: dict[str, Any], shared_output: Path) -> MakeFile:
 
 @pytest.fixture
 def write_config(world: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
-    """The same as a file, with an output folder of its own."""
+    """Factory of YAML configuration files with a separate output folder."""
 
     def write(changes: dict[str, Any] | None = None, output: Path | None = None) -> Path:
         values = merge({**world, "output": str(output or tmp_path / "out")}, nested(changes or {}))

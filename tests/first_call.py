@@ -1,10 +1,10 @@
-"""Shape and type checks of the package's functions, compiled by beartype when a function is first called.
+"""Lazy shape and type checks of the package's functions, compiled by beartype on the first call.
 
-Compiling them all takes a third of the time of importing the package, and a worker calls half of the functions.
+Compiling all checks up front takes a third of the package's import time, and a worker calls only half of the functions.
 
-jaxtyping's check of a call binds the arguments and checks them twice, so that it can compare shapes. Only functions
-with arrays need that. Once this module is imported, which jaxtyping's import hook does for the first function, the hook
-leaves all other functions to beartype, which checks the same types in a fraction of the time.
+To compare shapes, jaxtyping binds the arguments of each call and checks them twice, which only functions with arrays
+need. Importing this module (jaxtyping's import hook does so for the first function) replaces `jaxtyping.jaxtyped`:
+functions without arrays are then checked by beartype alone, which takes a fraction of the time.
 """
 
 import functools
@@ -22,7 +22,7 @@ _CONFIGURATION = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check arguments and results as `beartype` does, from the first call on."""
+    """Decorate a function with `beartype`, compiled on the first call."""
     compiled: Callable[..., Any] | None = None
 
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -35,18 +35,22 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _jaxtyped(*positional: Any, typechecker: Any = None) -> Any:
-    """Decorate as jaxtyping's import hook asks for, or pass on what anybody else asks for."""
+    """Replacement of `jaxtyping.jaxtyped` that forwards all calls except those of the import hook."""
     if positional:
         return _check_shapes(*positional, typechecker=typechecker)
     return functools.partial(_check, typechecker=typechecker)
 
 
 def _check(decorated: Any, typechecker: Any) -> Any:
-    """Decorate a function, or the initialiser of a data class, by the checks that its annotations need."""
+    """Decorate a function, or the initialiser of a data class, with the checks that its annotations need."""
     if inspect.isclass(decorated):
-        made = vars(decorated).get("__init__")
-        if is_dataclass(decorated) and isinstance(made, FunctionType) and not hasattr(made, "__wrapped__"):
-            decorated.__init__ = _check(made, typechecker)
+        initialiser = vars(decorated).get("__init__")
+        if (
+            is_dataclass(decorated)
+            and isinstance(initialiser, FunctionType)
+            and not hasattr(initialiser, "__wrapped__")
+        ):
+            decorated.__init__ = _check(initialiser, typechecker)
         return decorated
     if not isinstance(decorated, FunctionType) or inspect.isgeneratorfunction(decorated):
         return _check_shapes(decorated, typechecker=typechecker)
@@ -57,7 +61,7 @@ def _check(decorated: Any, typechecker: Any) -> Any:
 
 
 def _resolve(hint: Any, function: FunctionType) -> Any:
-    """Replace names in quotes by what they name; a hint whose names are unknown allows anything, as in jaxtyping."""
+    """Evaluate a string annotation; one that cannot be evaluated becomes `Any`, as in jaxtyping."""
 
     def holder(value: Any) -> None: ...
 

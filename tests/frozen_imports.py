@@ -1,4 +1,4 @@
-"""What programs are forked from imports this last: garbage is collected among what they make, not what was imported."""
+"""Exclude imported modules from garbage collection; the fork server imports this module last."""
 
 import gc
 

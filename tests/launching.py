@@ -1,8 +1,8 @@
-"""Programs in processes of their own, forked from one that has imported the libraries.
+"""Run programs in processes forked from a server that has already imported the libraries.
 
-Importing torch and the model libraries takes longer than most programs of the tests. `start` runs a program in a fork
-of a process that has imported them once: in the root of the project, with arguments, environment, output and exit
-status of its own, and with nothing of the test's process (patches, shape checks, threads).
+Importing torch and the model libraries takes longer than most programs that the tests run. `start` forks a process
+that has imported them once and runs the program in the root of the project, with its own arguments, environment, output
+and exit status. Nothing is inherited from the test's process (patches, shape checks, threads).
 """
 
 import atexit
@@ -34,15 +34,15 @@ _FORKS.set_forkserver_preload([
 
 
 class Program:
-    """A script, a module after "-m", or code after "-c", that runs in a forked process.
+    """A program in a forked process: a script, a module after "-m", or code after "-c".
 
     Args:
         command: The script and its arguments.
-        environment: All variables of its environment.
+        environment: The complete environment of the process.
         plots: Whether runs and comparisons draw their plots.
 
     Attributes:
-        stdin: Its standard input, which ends when this end is closed.
+        stdin: Write end of the program's standard input; close it to send end-of-file.
     """
 
     def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], plots: bool) -> None:
@@ -58,11 +58,11 @@ class Program:
         reader.close()
 
     def running(self) -> bool:
-        """Whether the program has not ended."""
+        """Whether the program is still running."""
         return self.process.is_alive()
 
     def printed(self, stream: str = "stdout") -> str:
-        """What the program has printed until now."""
+        """Output of the program so far."""
         path = Path(self._folder.name, stream)
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -71,7 +71,7 @@ class Program:
         self.process.kill()
 
     def wait(self, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
-        """Wait for the end; return the exit status and what was printed."""
+        """Wait for the program to exit; return its exit status and output."""
         self.stdin.close()
         self.process.join(timeout)
         status = self.process.exitcode
@@ -84,7 +84,7 @@ class Program:
 
 
 def _run(command: list[str], environment: dict[str, str], folder: str, plots: bool, stdin: Connection) -> None:
-    """Become the program."""
+    """Run the program in the forked process."""
     os.dup2(stdin.fileno(), 0)
     stdin.close()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -107,11 +107,11 @@ def _run(command: list[str], environment: dict[str, str], folder: str, plots: bo
             sys.path.insert(0, str(Path(command[0]).parent))
             runpy.run_path(command[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out
+        atexit._run_exitfuncs()  # multiprocessing skips them
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The test's environment for a program that is launched on its own."""
+    """Environment of the test's process, without the variables of a process group."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
     return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
 
@@ -127,22 +127,23 @@ def run_program(*command: str | Path, **variables: str) -> "subprocess.Completed
 
 
 def run_group(command: Sequence[str | Path], variables: Sequence[dict[str, str]]) -> "subprocess.CompletedProcess[str]":
-    """Run a program in forked processes that can form a group, each with variables of its own.
+    """Run a program as a group of forked processes, each with its own environment variables.
 
-    The exit status is the first that is not 0; the output is that of all, one after another.
+    Returns:
+        The first non-zero exit status, if any, and the concatenated output of all processes.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    # Rank 0 offers the place where the group meets, since there is no launcher that does.
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    programs = [start(*command, **{**own, **meeting}) for own in variables]
-    done = [program.wait() for program in programs]
-    status = next((one.returncode for one in done if one.returncode), 0)
-    out, errors = "".join(one.stdout for one in done), "".join(one.stderr for one in done)
-    return subprocess.CompletedProcess(done[0].args, status, out, errors)
+    # Without a launcher, rank 0 hosts the rendezvous.
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    programs = [start(*command, **{**each, **rendezvous}) for each in variables]
+    completed = [program.wait() for program in programs]
+    status = next((process.returncode for process in completed if process.returncode), 0)
+    out, errors = "".join(process.stdout for process in completed), "".join(process.stderr for process in completed)
+    return subprocess.CompletedProcess(completed[0].args, status, out, errors)
 
 
 def run_two(*command: str | Path) -> "subprocess.CompletedProcess[str]":
-    """Run a program in two forked processes on the CPU, with the variables that Accelerate's launcher sets."""
+    """Run a program in two forked processes on the CPU, with the environment variables of Accelerate's launcher."""
     group = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
     return run_group(command, [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")])

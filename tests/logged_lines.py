@@ -1,4 +1,4 @@
-"""What the package logs, as a list of lines."""
+"""Capture the package's log as a list of messages."""
 
 import logging
 from collections.abc import Callable
@@ -17,9 +17,10 @@ class _Lines(logging.Handler):
 
 
 def capture_log(each: Callable[[str], None] | None = None) -> list[str]:
-    """A list that grows with each logged message until the end of the test (see conftest.py).
+    """Return a list to which each logged message is appended until the end of the test (see conftest.py).
 
-    `each` is called with every message, too.
+    Args:
+        each: Callback for each message.
     """
     handler = _Lines(each)
     package = logging.getLogger("clipit")

@@ -1,4 +1,4 @@
-"""Runs and comparisons without their plots; drawing these takes longer than training a tiny student."""
+"""Disable plots, since plotting takes longer than training a tiny student."""
 
 import io
 from functools import cache
@@ -11,24 +11,24 @@ RUN_PLOTS = {
     "clipit.runs.evaluate": ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"),
     "clipit.reporting.run_page": ("plot_reliability", "plot_training_curves", "inline_svg"),
 }
-"""Functions of drawing by the module that calls them after a run."""
+"""Plotting functions of runs, by the module that calls them."""
 COMPARISON_PLOTS = {
     "clipit.comparison.report.arm_figures": ("plot_lines", "plot_reliability", "inline_svg"),
     "clipit.comparison.report.sections": ("plot_seed_scores", "inline_svg"),
 }
-"""The same for the page of a comparison."""
+"""Plotting functions of the comparison page."""
 MAP_PLOTS = {"clipit.reporting.heat_maps": ("save_plot",)}
-"""The same for the maps of slides."""
+"""Plotting functions of slide heat maps."""
 ROBUSTNESS_PLOTS = {"clipit.studies.robustness.robustness_plots": ("save_plot",)}
-"""The same for a study of robustness."""
+"""Plotting functions of the robustness study."""
 PROMPT_PLOTS = {"clipit.studies.prompt_wording.prompt_plots": ("save_plot",)}
-"""The same for a study of prompts."""
+"""Plotting functions of the prompt study."""
 SWEEP_PLOTS = {"clipit.sweeps.sweep_report": ("save_plot",)}
-"""The same for a sweep."""
+"""Plotting functions of sweeps."""
 
 
 def leave_out_plots(patch: pytest.MonkeyPatch, plots: dict[str, tuple[str, ...]]) -> None:
-    """Write empty pictures instead of plots."""
+    """Replace plots by empty images."""
     for module, names in plots.items():
         for name in names:
             patch.setattr(f"{module}.{name}", _REPLACED.get(name, lambda *_, **__: None))
@@ -37,7 +37,7 @@ def leave_out_plots(patch: pytest.MonkeyPatch, plots: dict[str, tuple[str, ...]]
 def _save_empty(figure: object, path: Path, compression: int = 6) -> None:
     from clipit.output_files.artifacts import whole_file
 
-    with whole_file(path) as temporary:  # as the plot, with its folder and what happens on a full disk
+    with whole_file(path) as temporary:  # creates the folder and handles a full disk like the real plot
         temporary.write_bytes(empty_picture())
 
 
@@ -49,7 +49,7 @@ _REPLACED = {
 
 @cache
 def empty_picture() -> bytes:
-    """A PNG of one pixel."""
+    """PNG of a single pixel."""
     from PIL import Image
 
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Reading what a run left."""
+"""Read the files of a finished run."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 
 def losses(folder: Path) -> list[float]:
-    """The logged losses; each step must be there once and in order."""
+    """Logged training losses; raises an error unless each step is logged once and in order."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     if steps != sorted(set(steps)):
@@ -17,5 +17,5 @@ def losses(folder: Path) -> list[float]:
 
 
 def predictions(folder: Path) -> pa.Table:
-    """The table of predictions."""
+    """Predictions of a run."""
     return pq.read_table(folder / "predictions.parquet")

@@ -1,4 +1,4 @@
-"""Small slides in real formats: pyramidal TIFFs that openslide opens, and OME-TIFFs."""
+"""Write small slides in real formats: pyramidal TIFFs that openslide can open, OME-TIFFs and DICOM."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ WHITE, PINK, PURPLE, PEN = (255, 255, 255), (225, 120, 170), (120, 70, 160), (20
 
 
 def picture(width: int = 600, height: int = 400) -> np.ndarray:
-    """A white slide with a pink rectangle (x 100 to 400, y 80 to 320) and a purple half (from x 250 on)."""
+    """White image with a rectangle (x 100 to 400, y 80 to 320) that is pink up to x = 250 and purple beyond."""
     pixels = np.full((height, width, 3), 255, dtype=np.uint8)
     pixels[80:320, 100:400] = PINK
     pixels[80:320, 250:400] = PURPLE
@@ -25,7 +25,7 @@ def levels_of(pixels: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def write_slide(path: Path, pixels: np.ndarray, mpp: float | None = 1.0, levels: int = 3) -> Path:
-    """Write a tiled pyramid, one page per level, which openslide opens as generic TIFF."""
+    """Write a tiled pyramidal TIFF, one page per level, which openslide opens as generic TIFF."""
     resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as file:
         for number, level in enumerate(levels_of(pixels, levels)):
@@ -38,7 +38,7 @@ def write_slide(path: Path, pixels: np.ndarray, mpp: float | None = 1.0, levels:
 
 
 def write_ome(path: Path, pixels: np.ndarray, mpp: float = 1.0, levels: int = 2, axes: str = "YXS") -> Path:
-    """Write an OME-TIFF whose smaller levels are sub-IFDs."""
+    """Write an OME-TIFF with the lower-resolution levels as sub-IFDs."""
     first, *others = levels_of(pixels, levels) if axes == "YXS" else [pixels]
     units = {"PhysicalSizeX": mpp, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
     rgb = {"photometric": "rgb"} if axes == "YXS" else {"photometric": "minisblack"}
@@ -50,7 +50,7 @@ def write_ome(path: Path, pixels: np.ndarray, mpp: float = 1.0, levels: int = 2,
 
 
 def damage_tile(path: Path, x: int, y: int) -> None:
-    """Overwrite the internal tile of the finest level that contains a pixel, so that it cannot be decoded."""
+    """Corrupt the internal tile of level 0 that contains pixel (x, y), so that it cannot be decoded."""
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
         number = (y // 64) * -(-page.imagewidth // 64) + x // 64
@@ -61,7 +61,7 @@ def damage_tile(path: Path, x: int, y: int) -> None:
 
 
 def write_dicom(path: Path, pixels: np.ndarray, mpp: float = 1.0, series: str = "2.25.1", edge: int = 64) -> Path:
-    """Write one level of a DICOM slide: uncompressed tiles in explicit VR, little endian."""
+    """Write a single-level DICOM slide with uncompressed tiles (explicit VR, little endian)."""
     height, width = pixels.shape[:2]
     rows, columns = -(-height // edge), -(-width // edge)
     padded = np.pad(pixels, ((0, rows * edge - height), (0, columns * edge - width), (0, 0)), constant_values=255)

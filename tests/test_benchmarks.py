@@ -1,4 +1,4 @@
-"""The benchmarks run and report rightly; how fast anything is depends on the machine and is not tested."""
+"""Tests of the benchmarks' execution and reports; speed depends on the machine and is not tested."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from benchmarks.__main__ import BENCHMARKS, GPU, main
 from benchmarks.harness import Measurement, Options, alternate, ratios, table
 
 
-def test_sides_take_turns_and_the_first_round_does_not_count(tmp_path: Path) -> None:
+def test_alternate_interleaves_both_sides_and_drops_the_first_round(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def work(name: str) -> float:
@@ -26,7 +26,7 @@ def test_sides_take_turns_and_the_first_round_does_not_count(tmp_path: Path) -> 
     assert ratios(samples, "a", "b") == [3 / 4, 5 / 6]
 
 
-def test_goals_are_judged_on_the_median_in_their_own_direction() -> None:
+def test_goals_are_compared_with_the_median() -> None:
     values = [0.5, 1.0, 9.0]
     assert Measurement("x", "y", values, goal=1.0).met is True
     assert Measurement("x", "y", values, goal=0.9).met is False
@@ -36,26 +36,26 @@ def test_goals_are_judged_on_the_median_in_their_own_direction() -> None:
     assert Measurement("x", "y", values).as_dict()["max"] == 9.0
 
 
-def test_table_shows_a_missed_goal_but_judges_nothing_with_quick_sizes() -> None:
+def test_table_marks_missed_goals_except_with_quick_sizes() -> None:
     figures = [Measurement("x", "slow", [2.0], goal=1.0), Measurement("x", "fast", [0.5], goal=1.0)]
     assert [line.split()[-1] for line in table(figures, quick=False).splitlines()[1:]] == ["MISSED", "met"]
     assert "MISSED" not in table(figures, quick=True)
 
 
-def test_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
+def test_unknown_benchmark_raises_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
         main(["embeding"])
-    assert stopped.value.code == 2
+    assert raised.value.code == 2
     assert "unknown benchmark embeding: choose from embedding" in capsys.readouterr().err
 
 
-def test_the_run_for_a_gpu_refuses_a_machine_without_one_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_benchmarks_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--gpu"])
     assert "there is no GPU that torch can use" in capsys.readouterr().err
 
 
-def test_a_script_that_fails_is_reported_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_script_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import start_up
     from clipit.errors import LaunchError
 
@@ -67,12 +67,12 @@ def test_a_script_that_fails_is_reported_and_not_timed(tmp_path: Path, monkeypat
 
 
 def run_forked(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
-    """Run what is measured in a forked process, which has much memory already but starts quickly."""
+    """Run the command in a forked process, which starts quickly but already uses much memory."""
     return run_program(*command[1:])
 
 
 @pytest.mark.slow
-def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
+def test_quick_benchmarks_run_and_both_sides_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
@@ -80,14 +80,14 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     file = tmp_path / "benchmarks.json"
     main(["--quick", "--json", str(file)])
 
-    written = json.loads(file.read_text(encoding="utf-8"))
-    figures = {figure["benchmark"]: figure for figure in written["figures"]}
+    results = json.loads(file.read_text(encoding="utf-8"))
+    figures = {figure["benchmark"]: figure for figure in results["figures"]}
     assert set(figures) == set(BENCHMARKS)
-    assert all(value > 0 for figure in written["figures"] for value in figure["values"])
-    assert {"cores", "torch_threads", "faiss_threads", "device", "versions"} <= set(written["machine"])
-    assert "OPENBLAS_CORETYPE" in written["machine"]["settings"]
+    assert all(value > 0 for figure in results["figures"] for value in figure["values"])
+    assert {"cores", "torch_threads", "faiss_threads", "device", "versions"} <= set(results["machine"])
+    assert "OPENBLAS_CORETYPE" in results["machine"]["settings"]
     assert figures["embedding"]["facts"]["lowest_cosine_between_both"] > 0.999
-    timed = next(figure for figure in written["figures"] if "same_rows_as_torch" in figure["facts"])
+    timed = next(figure for figure in results["figures"] if "same_rows_as_torch" in figure["facts"])
     assert timed["facts"]["same_rows_as_torch"] > 0.99
     assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
     assert figures["prediction"]["facts"]["largest_probability_difference"] < 1e-5
@@ -99,7 +99,7 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
 
 
 @pytest.mark.slow
-def test_the_run_for_a_gpu_starts_nothing_after_its_time(
+def test_gpu_benchmarks_stop_at_the_time_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.__main__._GPU_SECONDS", -1)
@@ -109,7 +109,7 @@ def test_the_run_for_a_gpu_starts_nothing_after_its_time(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*GPU, "classifier"])
-def test_the_variant_for_a_gpu_runs_on_a_cpu_at_quick_sizes(tmp_path: Path, name: str) -> None:
+def test_gpu_variant_runs_on_a_cpu_with_quick_sizes(tmp_path: Path, name: str) -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # other tests of this process may have trained with a different precision

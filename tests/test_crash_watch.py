@@ -1,4 +1,4 @@
-"""What is printed when a process dies while it reads an image."""
+"""Tests of the error message printed when a process crashes while reading an image."""
 
 import io
 import signal
@@ -33,8 +33,8 @@ def run(tmp_path: Path, body: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_crash_names_the_images_that_threads_were_reading(tmp_path: Path) -> None:
-    done = run(tmp_path, """
+def test_crash_names_the_images_being_read_by_all_threads(tmp_path: Path) -> None:
+    completed = run(tmp_path, """
         def wait():
             time.sleep(30)
         with user_errors():
@@ -43,10 +43,10 @@ def test_a_crash_names_the_images_that_threads_were_reading(tmp_path: Path) -> N
             time.sleep(0.2)
             read("bad\\n\u00e9.jp2", die)
     """)  # fmt: skip
-    assert done.returncode == -signal.SIGSEGV
-    assert "error: the process was killed while it was reading these images" in done.stderr
-    assert "where: tiles.zip!bad\\n\\xe9.jp2, tiles.zip!slow.png\n" in done.stderr
-    assert "fix: " in done.stderr and "read_before" not in done.stderr
+    assert completed.returncode == -signal.SIGSEGV
+    assert "error: the process was killed while it was reading these images" in completed.stderr
+    assert "where: tiles.zip!bad\\n\\xe9.jp2, tiles.zip!slow.png\n" in completed.stderr
+    assert "fix: " in completed.stderr and "read_before" not in completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_crash_names_the_images_that_threads_were_reading(tmp_path: Path) -> N
         "with user_errors():\n    read('a.png', lambda: 1 / 0)",
         "read('a.png', die)",
     ],
-    ids=["end", "crash after reading", "exception", "outside of a command"],
+    ids=["end", "crash after reading", "exception", "outside a command"],
 )
-def test_other_ends_print_nothing_of_it(tmp_path: Path, body: str) -> None:
+def test_other_exits_do_not_print_the_crash_message(tmp_path: Path, body: str) -> None:
     assert "while it read" not in run(tmp_path, body).stderr
 
 
-def test_a_forked_process_does_not_hide_the_end(tmp_path: Path) -> None:
-    done = run(tmp_path, """
+def test_forked_child_does_not_suppress_the_crash_message(tmp_path: Path) -> None:
+    completed = run(tmp_path, """
         with user_errors():
             read("a.png", lambda: None)
             if not os.fork():
@@ -73,16 +73,16 @@ def test_a_forked_process_does_not_hide_the_end(tmp_path: Path) -> None:
                 os._exit(0)
             read("b.png", die)
     """)  # fmt: skip
-    assert "where: tiles.zip!b.png" in done.stderr
+    assert "where: tiles.zip!b.png" in completed.stderr
 
 
-def test_warnings_of_pillow_name_each_file_once(tmp_path: Path) -> None:
+def test_pillow_warnings_name_each_file_once(tmp_path: Path) -> None:
     stream = io.BytesIO()
     tags = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0"  # the second of two entries is missing
     Image.new("RGB", (16, 16)).save(stream, "JPEG", exif=tags)
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(stream.getvalue())
-    done = run(tmp_path, f"""
+    completed = run(tmp_path, f"""
         import io, warnings
         from pathlib import Path
         from clipit.images.decode import decode
@@ -94,15 +94,15 @@ def test_warnings_of_pillow_name_each_file_once(tmp_path: Path) -> None:
                 read("c.jpg", lambda: decode(io.BytesIO((folder / "a.jpg").read_bytes())))
             warnings.warn("other")
     """)  # fmt: skip
-    assert done.returncode == 0
-    warned = [line for line in done.stdout.splitlines() if "Corrupt EXIF data" in line]
-    assert [line.startswith("warning: ") for line in warned] == [True] * 3
-    names = [line.partition(": Corrupt")[0].rpartition("/")[2].removeprefix("warning: ") for line in warned]
+    assert completed.returncode == 0
+    warning_lines = [line for line in completed.stdout.splitlines() if "Corrupt EXIF data" in line]
+    assert [line.startswith("warning: ") for line in warning_lines] == [True] * 3
+    names = [line.partition(": Corrupt")[0].rpartition("/")[2].removeprefix("warning: ") for line in warning_lines]
     assert names == ["a.jpg", "b.jpg", "tiles.zip!c.jpg"]
-    assert done.stderr.count("UserWarning: other") == 1 and "UserWarning: Corrupt" not in done.stderr
+    assert completed.stderr.count("UserWarning: other") == 1 and "UserWarning: Corrupt" not in completed.stderr
 
 
-def test_a_data_set_full_of_warnings_is_not_listed_in_full(caplog: pytest.LogCaptureFixture) -> None:
+def test_number_of_image_warnings_is_limited(caplog: pytest.LogCaptureFixture) -> None:
     with named_warnings():
         for number in range(50):
             with noted(f"{number}.png"):

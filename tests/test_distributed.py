@@ -1,4 +1,4 @@
-"""Processes: launches that went wrong, shares, and the endless shuffled stream."""
+"""Tests of launch checks, work sharing between processes, and the shuffled sample stream."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def refused(count: int) -> bool:
+def launch_fails(count: int) -> bool:
     try:
         check_launch(count)
     except LaunchError:
@@ -32,30 +32,30 @@ def refused(count: int) -> bool:
     return False
 
 
-def test_what_was_asked_for_is_not_refused(environment: pytest.MonkeyPatch) -> None:
-    assert not refused(1)
+def test_intended_launch_is_accepted(environment: pytest.MonkeyPatch) -> None:
+    assert not launch_fails(1)
     environment.setenv("WORLD_SIZE", "2")
     environment.setenv("RANK", "0")
     environment.setenv("MASTER_ADDR", "127.0.0.1")
-    assert not refused(2)
-    assert refused(1), "the same environment with one process that knows of no other"
+    assert not launch_fails(2)
+    assert launch_fails(1), "one process in the environment of two"
 
 
-def test_strangers_side_by_side(environment: pytest.MonkeyPatch) -> None:
+def test_uncoordinated_processes_raise_an_error(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("WORLD_SIZE", "2")
     environment.setenv("RANK", "1")
     with pytest.raises(LaunchError, match="ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2"):
         check_launch(1)
 
 
-def test_one_instead_of_several(environment: pytest.MonkeyPatch) -> None:
+def test_single_process_of_a_multi_process_launch_raises_an_error(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(LaunchError, match=r"only one was started(?s:.*)ACCELERATE_USE_CPU=1"):
         check_launch(1)
 
 
 @pytest.mark.slow
-def test_when_one_process_fails_the_other_has_no_traceback(tmp_path: Path) -> None:
+def test_failure_of_one_process_stops_the_other_without_a_traceback(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from clipit.distributed import get_processes\n"
@@ -66,15 +66,15 @@ def test_when_one_process_fails_the_other_has_no_traceback(tmp_path: Path) -> No
         "    get_processes().broadcast(None)\n",
         encoding="utf-8",
     )
-    done = run_two(script)
-    assert done.returncode == 2, done.stderr
-    assert "error: the folder cannot be created" in done.stderr
-    assert "error: another process of this command has exited" in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = run_two(script)
+    assert completed.returncode == 2, completed.stderr
+    assert "error: the folder cannot be created" in completed.stderr
+    assert "error: another process of this command has exited" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
-def test_a_launch_that_would_shard_the_model_is_refused(environment: pytest.MonkeyPatch, kind: str) -> None:
+def test_launch_that_shards_the_model_raises_an_error(environment: pytest.MonkeyPatch, kind: str) -> None:
     check_backend()
     environment.setenv(f"ACCELERATE_USE_{kind}", "false")
     check_backend()
@@ -83,7 +83,7 @@ def test_a_launch_that_would_shard_the_model_is_refused(environment: pytest.Monk
         check_backend()
 
 
-def test_alone() -> None:
+def test_single_process() -> None:
     processes = get_processes()
     assert processes.main and processes.count == 1
     assert processes.gather({"a": 1}) == [{"a": 1}]
@@ -98,7 +98,7 @@ def test_shares_are_disjoint_and_complete() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 10, 25])
-def test_each_item_once_before_any_twice(count: int) -> None:
+def test_stream_visits_each_item_once_per_epoch(count: int) -> None:
     size = 10
     stream = np.concatenate([stream_positions(0, "labelled", s * count, count, size) for s in range(20)])
     for epoch in range(len(stream) // size):
@@ -114,10 +114,10 @@ def test_stream_depends_on_seed_name_and_position_only() -> None:
     assert len(stream_positions(1, "labelled", 5, 0, 10)) == 0
 
 
-def test_every_item_is_claimed_once_whichever_process_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_item_is_claimed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
-    monkeypatch.setattr(distributed, "_claims", repeat(0))  # both processes in one: the same call
+    monkeypatch.setattr(distributed, "_claims", repeat(0))  # simulate two processes in one: both make the same call
     slow, fast = (Processes(rank, 2, torch.device("cpu")).claim("abcde") for rank in range(2))
     assert next(slow) == "a"
     assert list(fast) == ["b", "c", "d", "e"]
@@ -139,14 +139,14 @@ for _ in range(6):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the thresholds are those of glibc")
-def test_freed_memory_is_reused_unless_the_user_has_set_thresholds() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the thresholds are specific to glibc")
+def test_freed_memory_is_reused_unless_the_user_sets_malloc_thresholds() -> None:
     def pages(**variables: str) -> list[int]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        command = [sys.executable, "-c", _FRESH_PAGES]  # not forked: glibc reads variables at the start of a process
+        command = [sys.executable, "-c", _FRESH_PAGES]  # not forked: glibc reads the variables at process start
         done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=True)
         return [int(line) for line in done.stdout.split()]
 
     first, *later = pages()
-    assert first > 20_000 and sum(later) < first, "pages of 4 KB"
+    assert first > 20_000 and sum(later) < first, "in pages of 4 KB"
     assert sum(pages(MALLOC_TRIM_THRESHOLD_="131072")[1:]) > 2 * first

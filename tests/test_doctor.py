@@ -1,4 +1,4 @@
-"""The doctor finds each problem and says what to do about it; it does not complain about what works."""
+"""Tests that the doctor reports each problem with a fix, and nothing for a working setup."""
 
 import re
 import runpy
@@ -36,10 +36,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SetHub:
-    """Function that sets the error of the Hub, "" for none; until it is called, no question is expected."""
+    """Function that sets the Hub's error message ("" for none); without a call, any Hub request fails the test."""
 
     def unexpected(name: str, *_: str) -> None:
-        raise AssertionError(f"the Hub was asked about {name}")
+        raise AssertionError(f"unexpected Hub request for {name}")
 
     def set_answer(problem: str) -> None:
         def ask(name: str, hub_id: str, hint: str) -> None:
@@ -52,23 +52,23 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SetHub:
     return set_answer
 
 
-def checked(subject: str, check: Callable[..., list[Check]], *arguments: Any) -> list[Check]:
-    """Results of a check, in which an error is a failed check, as in the doctor."""
+def run_check(subject: str, check: Callable[..., list[Check]], *arguments: Any) -> list[Check]:
+    """Run a check as the doctor does: an error becomes a failed check."""
     checks: list[Check] = []
     with record_error(subject, checks):
         checks += check(*arguments)
     return checks
 
 
-def reports_of(config: RunConfig) -> list[Check]:
+def check_config_reports(config: RunConfig) -> list[Check]:
     assert config.reports is not None
-    return checked("reports", check_reports, config.reports)
+    return run_check("reports", check_reports, config.reports)
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
 
 
-def test_lines_are_aligned_counted_and_worst_first() -> None:
+def test_formatted_checks_are_aligned_counted_and_sorted_by_severity() -> None:
     groups = {
         "One": [Check("PASS", "a", "well"), Check("FAIL", "longer", "ill " * 60, "do this")],
         "Two": [Check("WARN", "b", "so so")],
@@ -83,19 +83,19 @@ def test_lines_are_aligned_counted_and_worst_first() -> None:
     assert max(map(len, lines)) <= 120
 
 
-def test_colours_only_when_asked_for() -> None:
+def test_colours_are_opt_in() -> None:
     groups = {"One": [Check("FAIL", "a", "ill")]}
     assert "\033[" not in format_checks(groups)
     assert "\033[31mFAIL\033[0m" in format_checks(groups, colour=True)
 
 
-def test_an_error_of_the_package_becomes_a_failed_check() -> None:
+def test_clipit_error_becomes_a_failed_check() -> None:
     check = failed_check("tiles", DataError(explain("the folder is empty", where="/data", fix="fill it")))
     assert check == Check("FAIL", "tiles", "The folder is empty (/data).", "fill it")
     assert failed_check("x", DataError("CONCH is missing.")).message == "CONCH is missing."
 
 
-def test_an_error_of_the_machine_becomes_a_failed_check() -> None:
+def test_system_error_becomes_a_failed_check() -> None:
     def read() -> None:
         raise PermissionError("cannot open /data/tiles.csv")
 
@@ -112,7 +112,7 @@ def test_an_error_of_the_machine_becomes_a_failed_check() -> None:
 
 
 @pytest.mark.parametrize("module", ["torch", "torchvision"])
-def test_a_torch_that_cannot_be_imported_is_the_only_problem_listed(
+def test_broken_torch_import_is_the_only_problem_listed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str
 ) -> None:
     (tmp_path / "wrong.yaml").write_text("tiles: {source: table, path: a, colour: red}\n")
@@ -123,14 +123,14 @@ def test_a_torch_that_cannot_be_imported_is_the_only_problem_listed(
     assert "https://download.pytorch.org/whl/cpu" in torch.fix and "make -B env" in torch.fix
 
 
-def test_torch_of_this_environment() -> None:
+def test_installed_torch_passes() -> None:
     import torchvision
 
     check = package_checks.check_torch()
     assert check.status == "PASS" and check.message.endswith(torchvision.__version__)
 
 
-def test_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spinning_threads_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     (cpu,) = machine.check_threads()
     assert cpu.status == "WARN" and cpu.fix == "unset OMP_WAIT_POLICY"
@@ -138,7 +138,7 @@ def test_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.check_threads() == []
 
 
-def test_gpus_are_listed_and_a_hidden_one_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_listed_and_a_hidden_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     facts = [SimpleNamespace(name="H200"), SimpleNamespace(name="T4")]
@@ -152,13 +152,13 @@ def test_gpus_are_listed_and_a_hidden_one_is_missed(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("free", "status"), [(2**29, "FAIL"), (5 * 2**30, "WARN"), (50 * 2**30, "PASS")])
-def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
+def test_disk_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     (check,) = machine.check_disk(tmp_path / "not" / "yet")
     assert check.status == status
 
 
-def test_output_below_a_file(tmp_path: Path) -> None:
+def test_output_inside_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (check,) = machine.check_disk(tmp_path / "file" / "out")
     assert check.status == "FAIL" and "--output" in check.fix
@@ -176,7 +176,7 @@ def test_output_below_a_file(tmp_path: Path) -> None:
         (2, False, 2, ""),
     ],
 )
-def test_default_file_of_the_launcher(
+def test_default_launch_config(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, cpu: bool, gpus: int, status: str
 ) -> None:
     import torch
@@ -198,19 +198,19 @@ def test_default_file_of_the_launcher(
 # Packages ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_faiss_packages_overwrite_each_other() -> None:
+def test_conflicting_faiss_packages_fail() -> None:
     check = machine.check_faiss({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
     assert check.status == "FAIL" and "faiss-cpu 1.15.1 and faiss-gpu 1.15.1" in check.message
     assert check.fix == "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-cpu"
 
 
-def test_two_faiss_packages_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflicting_faiss_packages_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     check = machine.check_faiss({"faiss-cpu": "1.15.1", "faiss-gpu-cuvs": "1.15.1"})
     assert check.fix == "pip uninstall -y faiss-cpu faiss-gpu-cuvs && pip install faiss-gpu-cuvs"
 
 
-def test_no_faiss_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_broken_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.check_faiss({}).status == "WARN"
     monkeypatch.setitem(sys.modules, "faiss", None)
     check = machine.check_faiss({"faiss-cpu": "1.15.1"})
@@ -239,15 +239,21 @@ def test_openblas_kernel(monkeypatch: pytest.MonkeyPatch, kernel: str, capabilit
     assert check.fix == fix and check.status == ("WARN" if fix else "PASS") and (kernel in check.message) == bool(fix)
 
 
-def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ["torch>=99", "numpy>=1", "absent-one>=1", 'absent-two>=1; extra == "more"', 'pytest>=1; extra == "dev"']
-    monkeypatch.setattr(package_checks.importlib.metadata, "requires", lambda _: asked)
+def test_missing_and_outdated_packages_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = [
+        "torch>=99",
+        "numpy>=1",
+        "absent-one>=1",
+        'absent-two>=1; extra == "more"',
+        'pytest>=1; extra == "dev"',
+    ]
+    monkeypatch.setattr(package_checks.importlib.metadata, "requires", lambda _: requirements)
     check = package_checks.check_requirements()
     assert check.status == "FAIL" and "torch>=99" in check.message and "absent-one>=1 (absent)" in check.message
     assert "numpy" not in check.message and "absent-two" not in check.message
 
 
-def test_this_environment_has_what_it_needs() -> None:
+def test_installed_requirements_pass() -> None:
     assert package_checks.check_requirements().status == "PASS"
 
 
@@ -268,7 +274,9 @@ def test_this_environment_has_what_it_needs() -> None:
         (None, "Hub cannot be reached.*--backbone.path=FOLDER"),
     ],
 )
-def test_a_gated_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, error: Exception | None, match: str) -> None:
+def test_gated_missing_and_unreachable_models_fail(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, match: str
+) -> None:
     def refuse(self: object, repository: str) -> None:
         assert error is not None and repository == "MahmoodLab/UNI"
         raise error
@@ -278,29 +286,29 @@ def test_a_gated_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, error: 
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("clipit.models.loading.hub_is_reachable", lambda: error is not None)
-    (check,) = checked("backbone", check_backbone, BackboneConfig(name="uni"))
+    (check,) = run_check("backbone", check_backbone, BackboneConfig(name="uni"))
     assert check.status == "FAIL" and re.search(match, f"{check.message} {check.fix}")
 
 
-def test_a_mirror_of_the_hub_without_the_check_of_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_mirror_without_permission_check_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, repository: str) -> None:
         raise RepositoryNotFoundError("404", response=_RESPONSE)
 
     monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repository: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    (check,) = checked("backbone", check_backbone, BackboneConfig(name="uni"))
+    (check,) = run_check("backbone", check_backbone, BackboneConfig(name="uni"))
     assert check.status == "PASS"
 
 
-def test_a_model_that_may_be_downloaded(hub: SetHub) -> None:
+def test_accessible_model_passes(hub: SetHub) -> None:
     hub("")
-    assert checked("backbone", check_backbone, BackboneConfig(name="uni")) == [
+    assert run_check("backbone", check_backbone, BackboneConfig(name="uni")) == [
         Check("PASS", "backbone", "uni (MahmoodLab/UNI) is downloaded on first use")
     ]
 
 
-def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cached_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -326,7 +334,7 @@ def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("open_clip:ViT-B-32/openai", "timm/vit_base_patch32_clip_224.openai"),
     ],
 )
-def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
+def test_vlm_repository(name: str, hub_id: str) -> None:
     assert vlm_repository(VLMConfig(name=name)) == hub_id
 
 
@@ -343,7 +351,7 @@ def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
         ("resnet18", "timm/resnet18.a1_in1k"),
     ],
 )
-def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
+def test_backbone_repository(name: str, hub_id: str) -> None:
     assert backbone_repository(BackboneConfig(name=name)) == hub_id
 
 
@@ -360,22 +368,20 @@ def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
         (VLMConfig(name="open_clip:ViT-B-32/nothing"), "with a published tag (openai"),
     ],
 )
-def test_vlms_that_cannot_be_used_as_they_are(hub: SetHub, config: VLMConfig, match: str) -> None:
+def test_unusable_vlms_fail(hub: SetHub, config: VLMConfig, match: str) -> None:
     hub("")
     (check,) = check_vlm("vlm", config)
     assert check.status == "FAIL" and match in check.message + check.fix and check.fix
 
 
 @pytest.mark.parametrize(("name", "match"), [("uni3", "similar: uni"), ("/no", "table")])
-def test_backbones_that_cannot_be_used_as_they_are(hub: SetHub, name: str, match: str) -> None:
+def test_unusable_backbones_fail(hub: SetHub, name: str, match: str) -> None:
     hub("")
-    (check,) = checked("backbone", check_backbone, BackboneConfig(name=name))
+    (check,) = run_check("backbone", check_backbone, BackboneConfig(name=name))
     assert check.status == "FAIL" and match in check.message + check.fix
 
 
-def test_access_to_the_weights_is_checked_though_the_package_is_missing(
-    hub: SetHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_access_to_weights_is_checked_even_without_the_package(hub: SetHub, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     hub("this model is gated")
@@ -390,7 +396,7 @@ def test_access_to_the_weights_is_checked_though_the_package_is_missing(
     assert "needs its own package" in package.message and "does not exist (/no/such/folder)" in weights.message
 
 
-def test_an_adapter_that_does_not_exist(hub: SetHub) -> None:
+def test_missing_adapter_fails(hub: SetHub) -> None:
     hub("")
     adapter, weights = check_vlm("vlm", VLMConfig(name="plip", adapter="/no/such/folder"))
     assert (adapter.status, weights.status) == ("FAIL", "PASS") and "/no/such/folder" in adapter.message
@@ -398,7 +404,7 @@ def test_an_adapter_that_does_not_exist(hub: SetHub) -> None:
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["", "plip", "quiltnet-b-32"])
-def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:
+def test_empty_folder_is_not_a_vlm(tmp_path: Path, name: str) -> None:
     config = VLMConfig(name=name, path=str(tmp_path)) if name else VLMConfig(name=str(tmp_path))
     (check,) = check_vlm("vlm", config)
     assert check.status == "FAIL" and str(tmp_path) in check.message and check.fix
@@ -406,23 +412,23 @@ def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["", "uni", "phikon"])
-def test_an_empty_folder_is_no_backbone(tmp_path: Path, name: str) -> None:
+def test_empty_folder_is_not_a_backbone(tmp_path: Path, name: str) -> None:
     config = BackboneConfig(name=name, path=str(tmp_path)) if name else BackboneConfig(name=str(tmp_path))
-    (check,) = checked("backbone", check_backbone, config)
+    (check,) = run_check("backbone", check_backbone, config)
     assert check.status == "FAIL" and str(tmp_path) in check.message and check.fix
 
 
 @pytest.mark.usefixtures("hub")
-def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
+def test_folders_without_weights_fail(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure()
-    for name, of in (("vlm", config.vlm.name), ("backbone", config.backbone.name)):
-        shutil.copytree(of, tmp_path / name)
+    for name, source in (("vlm", config.vlm.name), ("backbone", config.backbone.name)):
+        shutil.copytree(source, tmp_path / name)
         weights = list((tmp_path / name).glob("*.safetensors"))
         assert weights
         for file in weights:
             file.unlink()
     vlm = check_vlm("vlm", VLMConfig(name=str(tmp_path / "vlm")))[0]
-    backbone = checked("backbone", check_backbone, BackboneConfig(name=str(tmp_path / "backbone")))[0]
+    backbone = run_check("backbone", check_backbone, BackboneConfig(name=str(tmp_path / "backbone")))[0]
     assert vlm.status == "FAIL" and "eights (" in vlm.message
     assert backbone.status == "FAIL" and "No weights" in backbone.message
 
@@ -430,7 +436,7 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hub")
 def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
     for config in (configure(), configure(**{"vlm.name": "embedded", "backbone.name": "embedded"})):
-        checks = [*check_vlm("vlm", config.vlm), *checked("backbone", check_backbone, config.backbone)]
+        checks = [*check_vlm("vlm", config.vlm), *run_check("backbone", check_backbone, config.backbone)]
         assert [check.status for check in checks] == ["PASS", "PASS"]
 
 
@@ -438,7 +444,7 @@ def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) ->
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_whole_configuration(configure_file: MakeFile) -> None:
+def test_complete_configuration_passes(configure_file: MakeFile) -> None:
     checks = check_config(configure_file(), [], Path("small.yaml"))
     assert {check.status for check in checks} == {"PASS"}
     assert [check.subject for check in checks] == ["vlm", "backbone", "tiles", "reports", "prompts", "memory"]
@@ -446,7 +452,7 @@ def test_a_whole_configuration(configure_file: MakeFile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "what"),
+    ("keys", "subject"),
     [
         ({"tiles.path": "/nowhere/tiles.csv"}, "tiles"),
         ({"reports.path": "/nowhere/reports.jsonl"}, "reports"),
@@ -458,56 +464,58 @@ def test_a_whole_configuration(configure_file: MakeFile) -> None:
         ),
     ],
 )
-def test_data_that_are_not_in_place(configure: MakeConfig, keys: dict[str, Any], what: str) -> None:
+def test_missing_data_fail(configure: MakeConfig, keys: dict[str, Any], subject: str) -> None:
     config = configure(keys)
     checks = [
-        *checked("tiles", check_tiles, "tiles", config.tiles, config),
-        *reports_of(config),
+        *run_check("tiles", check_tiles, "tiles", config.tiles, config),
+        *check_config_reports(config),
         *check_prompts(config),
     ]
     failed = [check for check in checks if check.status == "FAIL"]
-    assert what in [check.subject for check in failed]
+    assert subject in [check.subject for check in failed]
     assert all(check.fix for check in failed)
 
 
-def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path) -> None:
+def test_missing_published_data_set_has_download_instructions(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure(**{"tiles.source": "pcam", "tiles.path": str(tmp_path)})
-    (check,) = checked("tiles", check_tiles, "tiles", config.tiles, config)
+    (check,) = run_check("tiles", check_tiles, "tiles", config.tiles, config)
     assert check.status == "FAIL" and "zenodo.org/records/2546921" in check.fix
     assert "clipit download pcam --to data/pcam" in check.fix
 
 
-def test_problems_of_reports_are_counted(configure: MakeConfig, tmp_path: Path) -> None:
+def test_report_problems_are_counted(configure: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Colon.\n\n\n")
     columns = {f"reports.{name}_column": None for name in ("id", "organ", "group", "label", "date")}
-    (check,) = reports_of(configure(**{"reports.path": str(tmp_path / "a.txt"), **columns}))
+    (check,) = check_config_reports(configure(**{"reports.path": str(tmp_path / "a.txt"), **columns}))
     assert check.message.endswith(
         "1 report with text; 2 problems, first: " + str(tmp_path / "a.txt") + ", line 2: empty report"
     )
 
 
 @pytest.mark.usefixtures("hub")
-def test_own_reports_are_joined_if_an_arm_uses_them(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_patients_own_reports_are_joined_if_an_arm_uses_them(configure_file: MakeFile, tmp_path: Path) -> None:
     rows = [f'{{"id": "{i}", "text": "A tumour.", "patient": "train-{i}", "finding": "tumour"}}' for i in range(4)]
     reports = tmp_path / "own.jsonl"
     reports.write_text("\n".join(rows), encoding="utf-8")
     keys = {"reports.path": str(reports), "reports.group_column": "patient", "reports.organ_column": None}
 
-    def own(arms: list[str]) -> list[Check]:
+    def check_own_reports(arms: list[str]) -> list[Check]:
         file = configure_file({**keys, "comparison.arms": arms, "comparison.baseline": arms[0]})
         return [c for c in check_config(file, [], Path("own.yaml")) if c.subject == "patients' own reports"]
 
-    assert own(["image_only", "clip_it_all"]) == []
+    assert check_own_reports(["image_only", "clip_it_all"]) == []
     for arm in ("own_label", "own_snippet"):
-        (check,) = own(["image_only", arm])
+        (check,) = check_own_reports(["image_only", arm])
         assert check.status == "PASS" and check.message.startswith("4 of 18 training patients have a report of their")
     reports.write_text("\n".join(rows).replace("train-", "P"), encoding="utf-8")
-    (check,) = own(["image_only", "own_case"])
+    (check,) = check_own_reports(["image_only", "own_case"])
     assert check.status == "FAIL" and check.message.startswith("No training patient has a report; the tile groups are")
 
 
-def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
-    (check,) = reports_of(configure(**{"reports.path": "/nowhere/TCGA_Reports.csv", "reports.format": "tcga"}))
+def test_missing_tcga_reports_have_download_instructions(configure: MakeConfig) -> None:
+    (check,) = check_config_reports(
+        configure(**{"reports.path": "/nowhere/TCGA_Reports.csv", "reports.format": "tcga"})
+    )
     assert check.status == "FAIL"
     assert "data_cards/tcga_reports.md" in check.fix and "github.com/tatonetti-lab" in check.fix
 
@@ -524,7 +532,7 @@ def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
         (9, "bf16", ""),
     ],
 )
-def test_a_precision_that_needs_a_gpu(
+def test_precision_unsupported_by_the_hardware_is_a_warning(
     configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, gpu: int, precision: str, match: str
 ) -> None:
     import torch
@@ -537,20 +545,20 @@ def test_a_precision_that_needs_a_gpu(
 
 
 @pytest.mark.usefixtures("hub")
-def test_an_approximate_index_needs_faiss(configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(**keys: str) -> list[Check]:
+def test_approximate_index_needs_faiss(configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_index(**keys: str) -> list[Check]:
         return [c for c in check_config(configure_file(keys), [], Path("own.yaml")) if c.subject == "index"]
 
-    assert found(**{"pairing.index": "HNSW32"}) == []
+    assert check_index(**{"pairing.index": "HNSW32"}) == []
     monkeypatch.setattr("clipit.stores.index.has_faiss", lambda: False)
-    (check,) = found(**{"pairing.index": "HNSW32"})
+    (check,) = check_index(**{"pairing.index": "HNSW32"})
     assert check.status == "FAIL" and "'HNSW32' needs faiss" in check.message and "faiss-cpu" in check.fix
-    (check,) = found(**{"pairing.backend": "faiss"})
+    (check,) = check_index(**{"pairing.backend": "faiss"})
     assert "aiss is not installed" in check.message
-    assert found() == []
+    assert check_index() == []
 
 
-def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(hub: SetHub, configure_file: MakeFile) -> None:
+def test_all_data_sets_and_backbones_of_a_comparison_are_checked(hub: SetHub, configure_file: MakeFile) -> None:
     hub("this model is gated")
     file = configure_file(
         {
@@ -568,7 +576,7 @@ def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(hub: SetHub, c
 
 
 @pytest.mark.usefixtures("hub")
-def test_what_an_earlier_command_writes(
+def test_outputs_of_an_earlier_command_are_reported_together(
     configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -581,22 +589,22 @@ def test_what_an_earlier_command_writes(
     assert "data" not in [check.subject for check in check_config(shards, [], tmp_path / "own.yaml")]
 
 
-def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
+def test_hub_data_set_is_not_downloaded(configure: MakeConfig) -> None:
     config = configure(**{"tiles.source": "huggingface", "tiles.path": "hf:owner/set"})
-    (check,) = checked("tiles", check_tiles, "tiles", config.tiles, config)
+    (check,) = run_check("tiles", check_tiles, "tiles", config.tiles, config)
     assert check.status == "PASS" and "downloaded on first use" in check.message
-    (check,) = reports_of(configure(**{"reports.path": "hf:owner/set"}))
+    (check,) = check_config_reports(configure(**{"reports.path": "hf:owner/set"}))
     assert check.status == "PASS" and "downloaded on first use" in check.message
 
 
-def test_a_missing_folder_is_not_taken_for_a_data_set_on_the_hub(configure: MakeConfig) -> None:
+def test_missing_folder_is_not_mistaken_for_a_hub_data_set(configure: MakeConfig) -> None:
     keys = {"tiles.source": "huggingface", "tiles.path": "dta/tiles", "reports.path": "dta/reports"}
     config = configure(**keys)
-    for check in (*checked("tiles", check_tiles, "tiles", config.tiles, config), *reports_of(config)):
+    for check in (*run_check("tiles", check_tiles, "tiles", config.tiles, config), *check_config_reports(config)):
         assert check.status == "FAIL" and "hf:owner/name" in check.fix
 
 
-def test_the_script(
+def test_doctor_script(
     write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(write_config({"tiles.path": "/nowhere/tiles.csv"}))
@@ -611,18 +619,18 @@ def test_the_script(
     assert (int(status["one"]), status["wrong"]) == (1, 2) and "models" not in status
     assert "FAIL  tiles" in shown.out and "PASS  vlm" in shown.out and "\033[" not in shown.out
     assert "configuration keys need --config" in shown.err
-    announced = [line for line in shown.err.splitlines() if line.endswith(" ...")]
-    assert announced[0] == "starting ..." and announced[-1] == "checking this machine ..."
+    announcements = [line for line in shown.err.splitlines() if line.endswith(" ...")]
+    assert announcements[0] == "starting ..." and announcements[-1] == "checking this machine ..."
     assert (
-        f"checking {path}: its models, tiles, reports, prompts and memory ..." in announced
+        f"checking {path}: its models, tiles, reports, prompts and memory ..." in announcements
         and "checking" not in shown.out
     )
     assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out
 
 
-def test_tiles_without_a_training_part_fail(configure: MakeConfig, tmp_path: Path) -> None:
+def test_tiles_without_a_train_split_fail(configure: MakeConfig, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text("path,label,split\na.png,mucin,test\n")
     config = configure(**{"tiles.path": str(tmp_path / "t.csv"), "tiles.images": None})
-    (check,) = checked("tiles", check_tiles, "tiles", config.tiles, config)
+    (check,) = run_check("tiles", check_tiles, "tiles", config.tiles, config)
     assert check.status == "FAIL" and "no train split" in check.message and "tiles.splits" in check.fix

@@ -1,4 +1,4 @@
-"""The doctor and the shipped configurations."""
+"""Tests of the doctor on the shipped configurations and on configurations in a folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +23,16 @@ def offline(name: str, hub_id: str, hint: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected(name: str, *_: str) -> None:
-        raise AssertionError(f"the Hub was asked about {name}")
+        raise AssertionError(f"unexpected Hub request for {name}")
 
     monkeypatch.setattr(model_checks, "ask_hub", unexpected)
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Check]]:
-    """Checks of every shipped configuration, outside of the checkout and without network."""
+    """Checks of each shipped configuration, run outside the checkout and without a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.setattr(model_checks, "ask_hub", offline)
@@ -56,14 +56,14 @@ def test_each_problem_is_listed_once_with_its_files(shipped: dict[str, list[Chec
     assert "bach.yaml" in bach.message and "published_table.yaml" in bach.message
 
 
-def test_keys_that_are_the_users_to_give() -> None:
+def test_required_keys_that_are_not_set_are_a_warning() -> None:
     path = shipped_folder() / "own_table.yaml"
     (check,) = [check for check in check_config(*read_incomplete(path, []), path) if check.status != "PASS"]
     assert check.status == "WARN" and "--tiles.path=... --reports.path=..." in check.fix
     assert missing_keys({"tiles": {"source": "table"}}) == ["tiles.path"]
 
 
-def test_sweeps_and_broken_files_in_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_folder_with_a_sweep_and_broken_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.yaml").write_text("method: grid\nparameters: {}\n")
     (tmp_path / "broken.yaml").write_text("tiles: [\n")
@@ -74,7 +74,7 @@ def test_sweeps_and_broken_files_in_the_folder(monkeypatch: pytest.MonkeyPatch, 
     assert "[broken.yaml]" in broken.message and "tiles.colour" in wrong.message and wrong.fix
 
 
-def test_every_model_and_data_set_of_the_published_table(shipped: dict[str, list[Check]]) -> None:
+def test_published_table_checks_each_model_and_data_set(shipped: dict[str, list[Check]]) -> None:
     checks = shipped["published_table.yaml"]
     messages = [check.message for check in checks]
     assert sum("kaiko" in line for line in messages) == 5 and sum("uni " in line for line in messages) == 1
@@ -84,19 +84,22 @@ def test_every_model_and_data_set_of_the_published_table(shipped: dict[str, list
         assert f"clipit download {name} --to data/{name}" in fixes
 
 
-def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfig]) -> None:
-    path, own = shipped_folder() / "own_table.yaml", configure()
+def test_keys_from_the_command_line_complete_a_configuration(configure: Callable[..., RunConfig]) -> None:
+    path, configured = shipped_folder() / "own_table.yaml", configure()
     config, missing = read_incomplete(path, [])
     (check,) = [check for check in check_config(config, missing, path) if check.subject == "keys"]
     assert check.status == "WARN" and "--tiles.path=... --reports.path=..." in check.fix
-    keys = [f"--tiles.path={own.tiles.path}", f"--reports.path={own.reports.path if own.reports else ''}"]
+    keys = [
+        f"--tiles.path={configured.tiles.path}",
+        f"--reports.path={configured.reports.path if configured.reports else ''}",
+    ]
     config, missing = read_incomplete(path, [*keys, "--output=elsewhere"])
     assert config.run.output == Path("elsewhere") and not missing
     assert {check.status for check in check_config(config, missing, path)} == {"PASS"}
     assert read_incomplete(shipped_folder() / "own_comparison.yaml", keys[:1])[1] == ["reports.path"]
 
 
-def test_tiles_without_groups_are_named_with_the_key_to_set(tmp_path: Path) -> None:
+def test_tiles_without_groups_are_a_warning_with_the_key_to_set(tmp_path: Path) -> None:
     rows = [
         f"{number}.png,{'ab'[number % 2]},{'test' if number > 9 else 'train'},case {number // 2}"
         for number in range(12)
@@ -105,18 +108,18 @@ def test_tiles_without_groups_are_named_with_the_key_to_set(tmp_path: Path) -> N
     for number in range(12):
         (tmp_path / f"{number}.png").touch()
     config = TilesConfig(source="table", path=str(tmp_path / "t.csv"))
-    passed, warning = tiles_of(config)
+    passed, warning = check_tiles_section(config)
     assert (passed.status, warning.status) == ("PASS", "WARN") and "no groups" in warning.message
     assert warning.fix.endswith("set --tiles.columns.group=patient_id")
     grouped = config.model_copy(update={"columns": {"group": "patient_id"}})
-    assert [check.status for check in tiles_of(grouped)] == ["PASS"]
+    assert [check.status for check in check_tiles_section(grouped)] == ["PASS"]
 
 
-def tiles_of(section: TilesConfig) -> list[Check]:
+def check_tiles_section(section: TilesConfig) -> list[Check]:
     return check_tiles("tiles", section, RunConfig(name="a", tiles=section))
 
 
-def test_wrong_tiles_are_found_although_reports_are_not_set() -> None:
+def test_missing_tiles_are_reported_even_without_reports() -> None:
     path = shipped_folder() / "own_table.yaml"
     config, missing = read_incomplete(path, ["--tiles.path=/nowhere/tiles.csv"])
     failed = [check for check in check_config(config, missing, path) if check.status != "PASS"]
@@ -124,14 +127,14 @@ def test_wrong_tiles_are_found_although_reports_are_not_set() -> None:
     assert "/nowhere/tiles.csv" in failed[0].message and failed[1].message == "Required keys are not set: reports.path."
 
 
-def test_findings_of_several_files_are_listed_once() -> None:
+def test_checks_shared_by_several_files_are_listed_once() -> None:
     both, one = Check("FAIL", "tiles", "No tiles."), Check("WARN", "GPU", "No GPU.")
     assert merge_checks({"a.yaml": [both, one], "b.yaml": [both]}) == [
         both, Check("WARN", "GPU", "No GPU. [a.yaml]"),
     ]  # fmt: skip
 
 
-def test_by_default_the_configurations_in_the_folder_are_checked(
+def test_configurations_in_the_working_directory_are_checked_by_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,17 +150,17 @@ def test_by_default_the_configurations_in_the_folder_are_checked(
 
 
 @pytest.mark.parametrize("name", ["sweeps/lora_rank.yaml", "accelerate/two_cpu_processes.yaml"])
-def test_files_that_configure_no_run_are_refused(name: str) -> None:
+def test_files_that_do_not_configure_a_run_raise_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match="not a run"):
         diagnose(shipped_folder() / name)
 
 
-def test_the_memory_of_every_arm_is_checked_and_named_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def estimated(config: RunConfig, free: int) -> Check:
+def test_memory_is_checked_for_each_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimate(config: RunConfig, free: int) -> Check:
         steps = config.training.tiles_per_step
         return Check("PASS" if steps < 1000 else "FAIL", "memory", f"{steps} tiles")
 
-    monkeypatch.setattr("clipit.doctor.model_checks.check_training_memory", estimated)
+    monkeypatch.setattr("clipit.doctor.model_checks.check_training_memory", estimate)
     arms = {
         "other": {"base": "image_only", "training.weight_decay": 0.1},
         "big": {"base": "image_only", "training.tiles_per_step": 4096},
@@ -191,7 +194,7 @@ def test_contradictory_keys_are_listed_with_the_other_problems(configure_file: C
         ({"data": "pairs", "pairs": {"path": "*.tar"}, "forgetting": {"b": {"config": "/no/b.yaml"}}}, "/no/b.yaml"),
     ],
 )
-def test_the_data_of_an_adaptation(
+def test_missing_data_of_an_adaptation_fail(
     configure_file: Callable[..., ConfigFile], keys: dict[str, Any], problem: str
 ) -> None:
     file = configure_file(reports=None)
@@ -200,7 +203,7 @@ def test_the_data_of_an_adaptation(
     assert check.status == "FAIL" and check.subject == "adaptation" and problem in check.message and check.fix
 
 
-def test_a_class_without_training_labels_is_a_warning(tmp_path: Path) -> None:
+def test_class_without_training_labels_is_a_warning(tmp_path: Path) -> None:
     lines = ["path,label,split,group"]
     for place in range(8):
         split = "train" if place < 4 else "validation" if place < 6 else "test"
@@ -208,8 +211,8 @@ def test_a_class_without_training_labels_is_a_warning(tmp_path: Path) -> None:
         lines.append(f"{place}.png,{'mucin' if place == 7 else 'ab'[place % 2]},{split},p{place}")
     (tmp_path / "t.csv").write_text("\n".join(lines))
     config = TilesConfig(source="table", path=str(tmp_path / "t.csv"))
-    passed, warning = tiles_of(config)
+    passed, warning = check_tiles_section(config)
     assert (passed.status, warning.status) == ("PASS", "WARN")
     assert "no labelled train tiles of mucin" in warning.message and "tiles.class_map" in warning.fix
-    none = config.model_copy(update={"labels": LabelsConfig(kind="none")})
-    assert [check.status for check in tiles_of(none)] == ["PASS"]
+    unlabelled = config.model_copy(update={"labels": LabelsConfig(kind="none")})
+    assert [check.status for check in check_tiles_section(unlabelled)] == ["PASS"]

@@ -1,4 +1,4 @@
-"""Errors as a user sees them."""
+"""Tests of error messages as users see them."""
 
 import errno
 import os
@@ -23,28 +23,28 @@ def test_message_has_three_parts() -> None:
     assert shortlist(list("abc"), 2) == "a, b and 1 more"
 
 
-def test_what_a_terminal_would_obey_is_escaped() -> None:
-    told = explain("bad\x1b[2J id\n  second line", where="a\x07b\udcff", fix="mend\r it")
-    assert told == "bad\\x1b[2J id\n  second line\n  where: a\\x07b\\udcff\n  fix: mend\\r it"
+def test_control_characters_are_escaped() -> None:
+    message = explain("bad\x1b[2J id\n  second line", where="a\x07b\udcff", fix="mend\r it")
+    assert message == "bad\\x1b[2J id\n  second line\n  where: a\\x07b\\udcff\n  fix: mend\\r it"
     assert shortlist(["é \U0001f600", "a\nb"]) == "é \U0001f600, a\\nb"
 
 
-def test_a_users_mistake_ends_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, user_errors():
+def test_user_error_has_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised, user_errors():
         raise DataError("no tiles")
-    assert stop.value.code == 2
+    assert raised.value.code == 2
     assert capsys.readouterr().err == "error: no tiles\n"
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), user_errors():
         raise ZeroDivisionError
 
 
-def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, user_errors():
+def test_interruption_explains_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised, user_errors():
         raise KeyboardInterrupt
-    assert stop.value.code == 130
+    assert raised.value.code == 130
     assert "same command again" in capsys.readouterr().err
 
 
@@ -62,21 +62,19 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
         (errno.ESTALE, "choose a different folder"),
     ],
 )
-def test_trouble_with_the_disk_names_the_place(code: int, fix: str) -> None:
+def test_disk_error_names_the_path_and_the_fix(code: int, fix: str) -> None:
     with pytest.raises(ArtifactError, match=rf"/place\n  fix: {fix}"), disk_errors("/elsewhere"):
         raise OSError(code, os.strerror(code), "/place")
 
 
-def test_other_trouble_passes() -> None:
+def test_other_errors_propagate() -> None:
     with pytest.raises(OSError, match="timed out"), disk_errors("here"):
         raise OSError(errno.ETIMEDOUT, "timed out")
     with pytest.raises(RuntimeError, match="a bug"), disk_errors("here"):
         raise RuntimeError("a bug")
 
 
-def test_a_file_in_a_folder_that_may_not_be_read_is_an_error_of_permission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folder_raises_a_permission_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(self: Path) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
@@ -86,9 +84,9 @@ def test_a_file_in_a_folder_that_may_not_be_read_is_an_error_of_permission(
         path.is_file()
 
 
-@pytest.mark.skipif(not FULL.is_char_device(), reason="no /dev/full: a full disk cannot be had")
+@pytest.mark.skipif(not FULL.is_char_device(), reason="needs /dev/full to simulate a full disk")
 @pytest.mark.parametrize("writer", ["numpy", "faiss", "text"])
-def test_a_full_disk_as_each_library_reports_it(writer: str) -> None:
+def test_full_disk_as_reported_by_each_library(writer: str) -> None:
     with pytest.raises(ArtifactError, match="No space left"), disk_errors("the store"):
         if writer == "numpy":
             with FULL.open("wb") as stream:
@@ -103,16 +101,14 @@ def test_a_full_disk_as_each_library_reports_it(writer: str) -> None:
             FULL.write_text("x" * 10_000)
 
 
-def test_a_full_disk_as_safetensors_reports_it() -> None:
+def test_full_disk_as_reported_by_safetensors() -> None:
     from safetensors import SafetensorError
 
     with pytest.raises(ArtifactError, match="No space left"), disk_errors("the checkpoint"):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-def test_an_input_that_may_not_be_read_is_no_matter_of_the_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_input_does_not_suggest_a_different_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text\n")
     monkeypatch.setattr(os, "access", lambda name, mode: str(name) != str(path) or mode != os.R_OK)
@@ -140,7 +136,7 @@ def run_command(body: str, **environment: str) -> "subprocess.Popen[bytes]":
         "print('x' * 10, flush=True)\n    import time; time.sleep(1)\n    print('y')\n    raise SystemExit(0)",
     ],
 )
-def test_a_closed_pipe_ends_a_command_quietly(body: str) -> None:
+def test_closed_pipe_ends_a_command_silently(body: str) -> None:
     with run_command(body) as command:
         assert command.stdout is not None and command.stderr is not None
         command.stdout.close()
@@ -149,7 +145,7 @@ def test_a_closed_pipe_ends_a_command_quietly(body: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"]])
-def test_commands_that_only_print_end_quietly_with_a_closed_pipe(arguments: list[str]) -> None:
+def test_closed_pipe_ends_printing_commands_silently(arguments: list[str]) -> None:
     command = subprocess.Popen(
         [sys.executable, "-m", "clipit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -158,12 +154,12 @@ def test_commands_that_only_print_end_quietly_with_a_closed_pipe(arguments: list
     assert (command.stderr.read(), command.wait(60)) == (b"", 141)
 
 
-def test_a_closed_output_is_no_error() -> None:
+def test_closed_stdout_is_not_an_error() -> None:
     code = "from clipit.errors import user_errors\nwith user_errors():\n    print('x')"
     assert subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" >&-', code], check=False).returncode == 0
 
 
-def test_an_output_of_few_letters_shows_the_others_escaped() -> None:
+def test_characters_outside_the_output_encoding_are_escaped() -> None:
     log = r"import logging; logging.getLogger('clipit').info('\u00b5m \u2192 3'); print('\udcff')"
     with run_command(log, PYTHONIOENCODING="latin-1") as command:
         assert command.communicate(timeout=60) == (b"\xb5m \\u2192 3\n\\udcff\n", b"")
@@ -177,13 +173,15 @@ def test_an_output_of_few_letters_shows_the_others_escaped() -> None:
         (OSError(errno.EMFILE, "Too many open files", "x.png"), "open more files"),
     ],
 )
-def test_limits_of_the_system(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_system_limits_are_named(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"), user_errors():
         raise error
     assert message in capsys.readouterr().err
 
 
-def test_mixed_builds_are_named_also_when_transformers_hides_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mismatched_torch_and_torchvision_are_named_even_behind_transformers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit, match="2"), user_errors():
         try:
             raise RuntimeError("operator torchvision::nms does not exist")
@@ -196,7 +194,7 @@ def test_mixed_builds_are_named_also_when_transformers_hides_them(capsys: pytest
 
 
 @pytest.mark.parametrize("writer", ["faiss", "safetensors", "numpy", "parquet"])
-def test_a_limit_on_file_sizes_as_each_library_reports_it(writer: str, tmp_path: Path) -> None:
+def test_file_size_limit_as_reported_by_each_library(writer: str, tmp_path: Path) -> None:
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -229,7 +227,7 @@ def write_with(writer: str, values: np.ndarray, path: Path) -> None:
         pq.write_table(pa.table({"values": np.random.default_rng(0).random(50_000)}), path)
 
 
-def test_over_quota_as_faiss_and_safetensors_report_it() -> None:
+def test_exceeded_quota_as_reported_by_faiss_and_safetensors() -> None:
     reason = os.strerror(errno.EDQUOT)
     for text in (f"write error in /x: 9 != 10 ({reason})", f"I/O error: {reason} (os error {errno.EDQUOT})"):
         with pytest.raises(ArtifactError, match=f"cannot write: {reason}"), disk_errors("the store"):
@@ -247,14 +245,18 @@ def test_over_quota_as_faiss_and_safetensors_report_it() -> None:
         RuntimeError("std::bad_alloc"),
     ],
 )
-def test_lack_of_memory_is_told_as_such(error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_out_of_memory_errors_are_recognised(
+    error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for wrapped in (nullcontext(), foreign_errors("some-model"), reading(tmp_path / "pairs.parquet")):
-        with pytest.raises(SystemExit) as stop, user_errors(), wrapped:
+        with pytest.raises(SystemExit) as raised, user_errors(), wrapped:
             raise error
-        assert stop.value.code == 2
-        told = capsys.readouterr().err
-        assert told.startswith("error: not enough memory") and "vlm.batch_size" in told and "delete" not in told
-        assert ("noexec" in told) == ("map segment" in str(error))
+        assert raised.value.code == 2
+        message = capsys.readouterr().err
+        assert (
+            message.startswith("error: not enough memory") and "vlm.batch_size" in message and "delete" not in message
+        )
+        assert ("noexec" in message) == ("map segment" in str(error))
 
 
 @pytest.mark.parametrize(
@@ -265,15 +267,15 @@ def test_lack_of_memory_is_told_as_such(error: Exception, capsys: pytest.Capture
         "sendBytes failed on SocketImpl(fd=6): Broken pipe",
     ],
 )
-def test_a_lost_process_is_told_as_such(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_process_is_recognised(message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), user_errors():
         raise torch.distributed.DistNetworkError(message)
     assert capsys.readouterr().err.startswith("error: another process of this command has exited")
 
 
-def test_counts_have_the_number_of_their_noun_and_verb() -> None:
+def test_counted_nouns_and_verbs_agree_in_number() -> None:
     assert [counted(n, "file") for n in (0, 1, 2, 1500)] == ["0 files", "1 file", "2 files", "1,500 files"]
     assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
     assert [counted(n, "file is", "files are") for n in (1, 2)] == ["1 file is", "2 files are"]
-    told = [counted_of(n, total, "file is", "files are") for n, total in ((1, 1), (1, 3), (2, 1500))]
-    assert told == ["1 of 1 file is", "1 of 3 files is", "2 of 1,500 files are"]
+    counts = [counted_of(n, total, "file is", "files are") for n, total in ((1, 1), (1, 3), (2, 1500))]
+    assert counts == ["1 of 1 file is", "1 of 3 files is", "2 of 1,500 files are"]

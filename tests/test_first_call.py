@@ -1,4 +1,4 @@
-"""The checks of shapes and types that all tests rely on."""
+"""Tests of the runtime shape and type checks that are active in all tests."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Float32, TypeCheckError
 from clipit.reports.rules import Mention, label_report, load_rules
 from clipit.vectors import centred
 
-check = jaxtyping.jaxtyped(typechecker=checked)  # as the import hook decorates
+check = jaxtyping.jaxtyped(typechecker=checked)  # as the import hook does
 Vector = Float32[np.ndarray, "n"]
 
 
@@ -28,20 +28,20 @@ def test_functions_and_data_classes_of_the_package_are_checked() -> None:
 
 @check
 def repeat(text: str, *, times: "int" = 1, by: "list[Unknown]" = ()) -> list[str]:
-    """Return a tuple, which is wrong, when repeated thrice."""
+    """Return a value of the wrong type if `times` is 3."""
     return [text] * times if times != 3 else (text,) * 3
 
 
 @pytest.mark.parametrize(("arguments", "keywords"), [((1,), {}), (("a",), {"times": "2"}), (("a",), {"times": 3})])
 def test_arguments_and_results_without_arrays_are_checked(arguments: Any, keywords: Any) -> None:
-    assert repeat("a", times=2, by=5) == ["a", "a"], "unknown names allow anything"
+    assert repeat("a", times=2, by=5) == ["a", "a"], "unresolved names accept any value"
     with pytest.raises(TypeCheckError, match="repeat"):
         repeat(*arguments, **keywords)
     with pytest.raises(TypeError, match="tmes"):
         repeat("a", tmes=2)
 
 
-def test_shapes_are_compared_wherever_a_hint_has_an_array() -> None:
+def test_shapes_are_compared_across_annotations() -> None:
     @check
     def add(one: Vector, other: dict[str, Vector] | None) -> "Vector":
         return one if other is None else one[1:]
@@ -60,7 +60,7 @@ def test_shapes_are_compared_wherever_a_hint_has_an_array() -> None:
         apply(lambda value: value, [ones.astype(np.float64)])
 
 
-def test_generators_check_their_arguments_when_called_and_initialisers_are_wrapped_once() -> None:
+def test_generators_and_data_classes_are_checked() -> None:
     @check
     def count(last: int) -> Iterator[int]:
         yield from range(last)

@@ -1,4 +1,4 @@
-"""The package as a whole: no import closes a circle, and names stand for one thing each."""
+"""Tests of conventions for the whole package, such as acyclic imports and unique public names."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ def _modules() -> dict[str, ast.Module]:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker reads."""
+    """All nodes except those under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
             for other in child.orelse:
@@ -38,7 +38,7 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _imports(tree: ast.Module, modules: set[str]) -> set[str]:
-    """Modules of the package that this one imports, inside functions, too."""
+    """Modules of the package that a module imports, including imports inside functions."""
     imported = set()
     for node in _executed(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -52,13 +52,13 @@ def _imports(tree: ast.Module, modules: set[str]) -> set[str]:
 
 @cache
 def _import_graph() -> dict[str, set[str]]:
-    """The other modules of the package that each module imports."""
+    """Modules of the package that each module imports, without itself."""
     modules = _modules()
     return {name: _imports(tree, set(modules)) - {name} for name, tree in modules.items()}
 
 
-def _circle(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes of one circle of a graph; empty without one."""
+def _find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes of the first cycle in a graph; empty if the graph is acyclic."""
     finished: set[str] = set()
 
     def visit(node: str, trail: list[str]) -> list[str]:
@@ -67,42 +67,42 @@ def _circle(graph: dict[str, set[str]]) -> list[str]:
         if node in finished:
             return []
         for target in sorted(graph[node]):
-            circle = visit(target, [*trail, node])
-            if circle:
-                return circle
+            cycle = visit(target, [*trail, node])
+            if cycle:
+                return cycle
         finished.add(node)
         return []
 
     for node in sorted(graph):
-        circle = visit(node, [])
-        if circle:
-            return circle
+        cycle = visit(node, [])
+        if cycle:
+            return cycle
     return []
 
 
-def test_no_import_closes_a_circle_even_inside_a_function() -> None:
+def test_imports_are_acyclic_even_inside_functions() -> None:
     graph = _import_graph()
     assert sum(map(len, graph.values())) > 200
-    assert _circle(graph) == []
+    assert _find_cycle(graph) == []
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_no_import_closes_a_circle_of_subpackages(depth: int) -> None:
+def test_imports_between_subpackages_are_acyclic(depth: int) -> None:
     subpackages: dict[str, set[str]] = defaultdict(set)
     for name, targets in _import_graph().items():
-        if name == "clipit":  # its lazy names stand above all subpackages
+        if name == "clipit":  # its lazy imports span all subpackages
             continue
         subpackage = ".".join(name.split(".")[:depth])
         subpackages[subpackage] |= {".".join(target.split(".")[:depth]) for target in targets} - {subpackage}
-    assert _circle(dict(subpackages)) == []
+    assert _find_cycle(dict(subpackages)) == []
 
 
-def test_a_circle_is_found() -> None:
-    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+def test_cycle_is_found() -> None:
+    assert _find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
 def test_the_package_contains_no_assert() -> None:
-    """`python -O` drops them, and a user who meets one is not told what to do."""
+    """`python -O` removes assertions, and an AssertionError does not tell users what to do."""
     asserts = [
         f"{name}:{node.lineno}"
         for name, tree in _modules().items()
@@ -112,10 +112,10 @@ def test_the_package_contains_no_assert() -> None:
     assert asserts == []
 
 
-def test_every_error_for_users_says_what_to_do() -> None:
-    """Errors that join the messages of others contain theirs."""
+def test_user_errors_have_a_fix() -> None:
+    """Errors that join several messages are exempt, since each message has its own fix."""
     names = {node.name for node in _modules()["clipit.errors"].body if isinstance(node, ast.ClassDef)}
-    without = [
+    missing = [
         f"{name}:{node.lineno}"
         for name, tree in _modules().items()
         for node in ast.walk(tree)
@@ -123,7 +123,7 @@ def test_every_error_for_users_says_what_to_do() -> None:
         if not any(keyword.arg == "fix" for keyword in node.keywords)
         and not ast.unparse(node.args[0]).startswith(r"'\n'.join(")
     ]
-    assert without == []
+    assert missing == []
 
 
 def test_no_module_has_more_than_400_lines() -> None:
@@ -131,7 +131,7 @@ def test_no_module_has_more_than_400_lines() -> None:
     assert not {path: count for path, count in lines.items() if count > 400}
 
 
-def test_no_two_public_classes_share_a_name() -> None:
+def test_public_classes_have_unique_names() -> None:
     names = Counter(
         node.name
         for tree in _modules().values()
@@ -141,8 +141,8 @@ def test_no_two_public_classes_share_a_name() -> None:
     assert {name: count for name, count in names.items() if count > 1} == {}
 
 
-def test_no_two_public_functions_and_no_two_modules_share_a_name() -> None:
-    """The API, the commands, sections of the configuration and analyses have the names of what they call or compute."""
+def test_public_functions_and_modules_have_unique_names() -> None:
+    """The API, commands, configuration sections and analyses are exempt: they share names with what they wrap."""
     layers = ("clipit.api.", "clipit.cli.", "clipit.config.", "clipit.comparison.analyses.")
     functions: dict[str, list[str]] = defaultdict(list)
     stems: dict[str, list[str]] = defaultdict(list)
@@ -158,23 +158,23 @@ def test_no_two_public_functions_and_no_two_modules_share_a_name() -> None:
     assert len(stems) > 300 and {key: names for key, names in stems.items() if len(names) > 1} == {}
 
 
-def test_the_map_of_the_package_is_up_to_date() -> None:
+def test_package_map_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert updated_page(page) == page, "run python -m tools.package_map"
 
 
-def test_no_two_test_files_share_a_name() -> None:
-    """pytest imports test files by name alone where their folder is no package, and refuses the second."""
+def test_test_files_have_unique_names() -> None:
+    """pytest cannot import two test files of the same name from folders without `__init__.py`."""
     folders = [path.parent for path in Path(__file__).parent.rglob("test_*.py")]
     loose = {folder for folder in folders if not (folder / "__init__.py").exists()}
     counts = Counter(path.name for folder in loose for path in folder.glob("test_*.py"))
     assert [name for name, count in counts.items() if count > 1] == []
 
 
-def test_no_message_tells_to_install_the_package_from_an_index() -> None:
+def test_nothing_suggests_installing_the_package_from_an_index() -> None:
     root = PACKAGE.parent
     files = [*PACKAGE.rglob("*.py"), *root.glob("docs/*.md"), *root.glob("data_cards/*.md"), *root.glob("*.md")]
-    advice = "clipit-pathology" + "["  # extras of a distribution that is on no index: name their packages instead
+    advice = "clipit-pathology" + "["  # the distribution is not published on an index: name the packages instead
     assert len(files) > 300 and [path for path in files if advice in path.read_text(encoding="utf-8")] == []
 
 
@@ -204,8 +204,8 @@ def test_every_file_in_the_tables_of_changes_exists() -> None:
     assert named > 200 and missing == []
 
 
-def test_rows_of_markdown_tables_are_whole() -> None:
-    """A row that was wrapped, or joined with the next one, no longer has the columns of its table."""
+def test_markdown_table_rows_are_complete() -> None:
+    """A row that is wrapped or joined with the next has the wrong number of columns."""
     root, broken, rows = PACKAGE.parent, [], 0
     for page in [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("data_cards/*.md")]:
         columns, fenced = 0, False

@@ -1,4 +1,4 @@
-"""The Makefile: one environment holds one extra."""
+"""Tests of the Makefile: an environment has exactly one extra."""
 
 import os
 import shutil
@@ -22,41 +22,41 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def would(checkout: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What make would do, with these environment variables and none of its own."""
-    own = {"EXTRA", "CONSTRAINTS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
-    kept = {name: value for name, value in os.environ.items() if name not in own}
+def dry_run(checkout: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Dry run of make with the given variables, without those that make itself inherits."""
+    make_variables = {"EXTRA", "CONSTRAINTS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
+    kept = {name: value for name, value in os.environ.items() if name not in make_variables}
     return subprocess.run(
         ["make", "-n", target], cwd=checkout, env=kept | variables, capture_output=True, text=True, check=False
     )
 
 
 @pytest.mark.parametrize(("extra", "constrained"), [("cpu", True), ("gpu", False)])
-def test_a_new_environment_is_what_was_asked_for(checkout: Path, extra: str, constrained: bool) -> None:
-    shown = would(checkout, "demo", EXTRA=extra).stdout
+def test_new_environment_has_the_requested_extra(checkout: Path, extra: str, constrained: bool) -> None:
+    shown = dry_run(checkout, "demo", EXTRA=extra).stdout
     assert f".[{extra},dev]" in shown and f"touch .venv/.ready-{extra}" in shown
     assert ("PIP_CONSTRAINT=constraints/cpu.txt" in shown) == constrained
 
 
-def test_without_a_word_it_is_for_cpus(checkout: Path) -> None:
-    assert ".[cpu,dev]" in would(checkout, "test").stdout
+def test_default_extra_is_cpu(checkout: Path) -> None:
+    assert ".[cpu,dev]" in dry_run(checkout, "test").stdout
 
 
-def test_an_environment_stays_what_it_was_made_as(checkout: Path) -> None:
+def test_environment_keeps_its_extra(checkout: Path) -> None:
     (checkout / ".venv" / ".ready-gpu").touch()
-    shown = would(checkout, "test")
+    shown = dry_run(checkout, "test")
     assert shown.returncode == 0 and "pip install" not in shown.stdout
-    os.utime(checkout / ".venv" / ".ready-gpu", (0, 0))  # older than pyproject.toml: packages are brought up to date
-    shown = would(checkout, "test")
+    os.utime(checkout / ".venv" / ".ready-gpu", (0, 0))  # older than pyproject.toml: packages are updated
+    shown = dry_run(checkout, "test")
     assert ".[gpu,dev]" in shown.stdout and "PIP_CONSTRAINT" not in shown.stdout
 
 
-def test_another_extra_is_refused(checkout: Path) -> None:
+def test_different_extra_raises_an_error(checkout: Path) -> None:
     (checkout / ".venv" / ".ready-gpu").touch()
-    shown = would(checkout, "test", EXTRA="cpu")
+    shown = dry_run(checkout, "test", EXTRA="cpu")
     assert shown.returncode != 0 and not shown.stdout
     assert ".venv was created with EXTRA=gpu, not cpu" in shown.stderr
-    assert would(checkout, "clean", EXTRA="cpu").returncode == 0
+    assert dry_run(checkout, "clean", EXTRA="cpu").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_another_extra_is_refused(checkout: Path) -> None:
         ("", False),
     ],
 )
-def test_the_import_hook_is_installed_only_for_mixed_builds(
+def test_import_hook_is_installed_only_for_mismatched_builds(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, error: str, installed: bool
 ) -> None:
-    assert "-m tools.torchvision_hook" in would(checkout, "env").stdout
+    assert "-m tools.torchvision_hook" in dry_run(checkout, "env").stdout
     site, errors = checkout / "site", [error, ""]
     site.mkdir()
     monkeypatch.setattr(torchvision_hook, "_torchvision_error", lambda: errors.pop(0))

@@ -1,4 +1,4 @@
-"""Progress: lines where there is no terminal, a bar with a clock where there is one, and estimates."""
+"""Tests of progress output (log lines, or a bar in a terminal) and of time estimates."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from clipit import progress as module
 from clipit.progress import RunCounter, duration, progress
 
 
-def test_without_a_terminal_lines_go_on_even_while_nothing_advances(
+def test_lines_are_logged_without_a_terminal_even_when_progress_stalls(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "LINE_SECONDS", 0.05)
@@ -27,7 +27,7 @@ def test_without_a_terminal_lines_go_on_even_while_nothing_advances(
     assert len(caplog.records) == count
 
 
-def test_the_time_left_is_not_estimated_while_one_step_takes_far_longer_than_the_others(
+def test_remaining_time_is_not_estimated_during_an_unusually_long_step(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "LINE_SECONDS", 0.05)
@@ -37,7 +37,7 @@ def test_the_time_left_is_not_estimated_while_one_step_takes_far_longer_than_the
     assert caplog.records[-1].getMessage() == "probing: 1 of 3, the next has taken 0 seconds so far"
 
 
-def test_short_work_and_other_processes_print_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_short_tasks_and_secondary_processes_log_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "clipit"):
         with progress("short", 3) as advance:
             advance(3)
@@ -46,7 +46,9 @@ def test_short_work_and_other_processes_print_nothing(caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-def test_a_terminal_has_a_bar_with_a_clock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_a_bar_with_elapsed_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
@@ -64,11 +66,11 @@ def test_a_terminal_has_a_bar_with_a_clock(monkeypatch: pytest.MonkeyPatch, caps
         (100_000.0, "28 hours"), (400_000.0, "5 days"),
     ],
 )  # fmt: skip
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+def test_durations_are_rounded_to_readable_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_time_left_is_estimated_from_runs_that_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remaining_time_is_estimated_from_trained_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 61.0, 181.0, 182.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     runs = RunCounter(4)

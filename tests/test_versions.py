@@ -1,4 +1,4 @@
-"""The recorded command and commit."""
+"""Tests of the recorded command line and commit."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from clipit import versions as module
 from clipit.cli import main as cli
 
 
-def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_command_can_be_rerun(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
     monkeypatch.setattr("clipit.cli.doctor.main", lambda: recorded.append(module.command_line()))
     monkeypatch.setattr(sys, "argv", ["/env/bin/clipit", "doctor", "--config", "my file.yaml"])
@@ -19,12 +19,12 @@ def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch
     assert recorded == ["clipit doctor --config 'my file.yaml'"]
 
 
-def test_a_script_whose_path_has_a_space_stays_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_path_with_a_space_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["my scripts/train.py", "--config", "a.yaml"])
     assert module.command_line() == "'my scripts/train.py' --config a.yaml"
 
 
-def test_an_installed_package_does_not_record_the_commit_of_the_users_repository(
+def test_installed_package_does_not_record_the_commit_of_the_users_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -1,4 +1,4 @@
-"""Tiny random vision models in the format of transformers, also one that is defined by code in its folder."""
+"""Tiny random vision models in transformers format, including one with custom code in its folder."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ class OwnClassifier(Dinov2WithRegistersForImageClassification):
 
 
 def save_vit(folder: Path, kind: str, **changes: object) -> Path:
-    """A tiny vision model of transformers with its image processor, such as `ViT`, `DeiT` or `Dinov2WithRegisters`."""
+    """Save a tiny transformers vision model (`kind` is `ViT`, `DeiT`, `Dinov2WithRegisters`...) and its processor."""
     import torch
     import transformers
 
@@ -47,9 +47,9 @@ def save_vit(folder: Path, kind: str, **changes: object) -> Path:
 
 
 def save_hibou(folder: Path) -> Any:
-    """A tiny model in the format of histai/hibou-b, without its code; returns timm's model with the same weights.
+    """Save a tiny model in the format of histai/hibou-b, without its code; return the equivalent timm model.
 
-    The names of the weights are those of DINOv2 in transformers 4, from which Hibou's code is derived.
+    The weights are named as in transformers 4's DINOv2, from which Hibou's code is derived.
     """
     import timm
     import torch
@@ -74,7 +74,7 @@ def save_hibou(folder: Path) -> Any:
     for key in [key for key in state if ".attn.qkv." in key]:
         for part, weight in zip(("query", "key", "value"), state.pop(key).chunk(3), strict=True):
             state[key.replace("attn.qkv", f"attention.attention.{part}")] = weight.clone()
-    # timm adds no position to the class token; half of the token stands in for its position
+    # timm has no position embedding for the class token: split the token into two halves
     positions = torch.cat([state["cls_token"] / 2, state.pop("pos_embed")], dim=1)
     state |= {"embeddings.position_embeddings": positions, "embeddings.cls_token": state.pop("cls_token") / 2}
     state["embeddings.mask_token"] = torch.zeros(1, TINY["embed_dim"])
@@ -98,13 +98,13 @@ def save_hibou(folder: Path) -> Any:
 
 
 def save_own_code(folder: Path, source: Path) -> Path:
-    """The DINOv2 model with registers of `source` as a model of a type that transformers does not know."""
+    """Save the DINOv2 model in `source` as a custom model type that transformers does not know."""
     from safetensors.torch import save_file
     from transformers import Dinov2WithRegistersModel
 
     shutil.copytree(source, folder)
     model = Dinov2WithRegistersModel.from_pretrained(folder)
-    save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})  # by the names of its own modules
+    save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})  # named after its modules
     (folder / "own.py").write_text(_CODE)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own_vision_model", "architectures": ["OwnModel"]}

@@ -1,4 +1,4 @@
-"""A tiny exported classifier with text, and the VLM that its texts were embedded with."""
+"""A tiny exported classifier with stored prompts, and the VLM that embedded them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ def save_classifier(
     mpp: float | None = 1.0,
     backbone_mpp: float | None = None,
 ) -> Path:
-    """Write `run/classifier` and the VLM `clip` to a folder, and return it; a different seed gives other weights."""
+    """Write a classifier to `run/classifier` and its VLM to `clip` below `root`; return `root`."""
     import torch
 
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig

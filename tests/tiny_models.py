@@ -1,4 +1,4 @@
-"""Tiny random models and a small world of tiles and reports, in the formats that the real libraries write."""
+"""Tiny random models and a small data set of tiles and reports, in the formats of the real libraries."""
 
 import csv
 import json
@@ -34,21 +34,21 @@ SMALL_COMPARISON = {
     "comparison.arms": ["image_only", "clip_it_all"],
     "comparison.tuning_seeds": [3],
 }
-"""Keys of a comparison that takes seconds."""
+"""Configuration keys of a comparison that runs in seconds."""
 
 
 def with_run(file: ConfigFile, **changes: Any) -> ConfigFile:
-    """A copy of a configuration file with other keys of the run."""
+    """Copy of a configuration file with updated run keys."""
     return file.model_copy(update={"run": file.run.model_copy(update=changes)})
 
 
 def with_comparison(file: ConfigFile, **changes: Any) -> ConfigFile:
-    """A copy of a configuration file with other keys of the comparison."""
+    """Copy of a configuration file with updated comparison keys."""
     return file.model_copy(update={"comparison": file.comparison.model_copy(update=changes)})
 
 
 def save_word_tokenizer(folder: Path, words: Sequence[str]) -> dict[str, int]:
-    """A tokeniser of whole, lower-case words in transformers' format; its vocabulary."""
+    """Save a lower-casing word-level tokeniser in transformers format; return its vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -66,7 +66,7 @@ def save_word_tokenizer(folder: Path, words: Sequence[str]) -> dict[str, int]:
 
 
 def save_clip(folder: Path, seed: int = 0) -> Path:
-    """A transformers CLIPModel folder with its processor and a tokeniser of whole words."""
+    """Save a transformers CLIPModel with its image processor and a word-level tokeniser."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -82,7 +82,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def save_timm(folder: Path) -> Path:
-    """A timm vision transformer of two blocks."""
+    """Save a timm vision transformer with two blocks."""
     import timm
     import torch
 
@@ -95,7 +95,7 @@ def save_timm(folder: Path) -> Path:
 
 
 def write_small_world(root: Path) -> dict[str, Any]:
-    """120 tiles in three classes, 60 reports, prompts, both models; the values of a configuration over them."""
+    """Write 120 tiles of three classes, 60 reports, prompts and both models; return values of a configuration."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def write_small_world(root: Path) -> dict[str, Any]:
     with (root / "reports.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(60):
             sentences = [" ".join(rng.choice(WORDS[:34], size=rng.integers(5, 10))).capitalize() for _ in range(4)]
-            # Words outside the vocabulary: different texts with the same embedding.
+            # Out-of-vocabulary words give different texts the same embedding.
             sentences.append(f"Case{number % 9} shows {WORDS[number % 5]} and necrosis")
             row = {"id": f"r{number}", "text": ". ".join(sentences) + ".", "finding": WORDS[number % 3]}
             stream.write(json.dumps(row) + "\n")
@@ -160,7 +160,7 @@ def write_small_world(root: Path) -> dict[str, Any]:
 
 
 def write_store(root: Path, ids: "list[str]", vectors: Any, vlm: str = "encoder-a", kind: str = "text_store") -> Any:
-    """A store of given vectors, in the format of the package."""
+    """Write the given vectors as a store in the package's format."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -179,7 +179,7 @@ def write_store(root: Path, ids: "list[str]", vectors: Any, vlm: str = "encoder-
 
 
 def save_open_clip_bert(folder: Path) -> Path:
-    """An open_clip folder like BiomedCLIP's: timm image tower, BERT text tower with its own files beside it."""
+    """Save an open_clip model like BiomedCLIP: a timm image tower and a BERT text tower with its own files."""
     import open_clip
     import torch
     from open_clip.push_to_hf_hub import save_config_for_hf
@@ -191,7 +191,7 @@ def save_open_clip_bert(folder: Path) -> Path:
     BertConfig(vocab_size=len(vocabulary), max_position_embeddings=24, **tower).save_pretrained(folder)
     config: dict[str, Any] = {
         "embed_dim": 12,
-        # timm's test_vit takes 160 pixels
+        # input size of timm's test_vit
         "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
         "text_cfg": {
             "hf_model_name": str(folder),
@@ -226,11 +226,11 @@ CONCH = {
     "multimodal_cfg": {"context_length": 128, "vocab_size": 32007, "width": 24, "heads": 2, "layers": 1},
     "custom_text": True,
 }  # fmt: skip
-"""A small model in the words of the `conch` package's configuration."""
+"""Configuration of a small model, in the format of the `conch` package."""
 
 
 def save_conch(folder: Path, config: "dict[str, Any]") -> Path:
-    """`pytorch_model.bin` as published: a state dict without the caption decoder. Needs the `conch` package."""
+    """Save `pytorch_model.bin` as published, without the caption decoder; needs the `conch` package."""
     import copy
 
     import torch
@@ -289,7 +289,7 @@ class KeepModel(PreTrainedModel):
 
 
 def save_keep(folder: Path) -> Path:
-    """A folder with Python code of its own, with the methods that KEEP's has."""
+    """Save a model with custom Python code that has the methods of KEEP."""
     import torch
     from transformers import BertConfig, BertModel
 

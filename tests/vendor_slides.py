@@ -1,5 +1,6 @@
-"""Small slides in formats of scanners, as openslide reads them: Leica (SCN), Hamamatsu (NDPI), 3DHISTECH (MRXS),
-Ventana (BIF) and Philips (TIFF).
+"""Write small slides in scanner formats that openslide reads.
+
+The formats are Leica (SCN), Hamamatsu (NDPI), 3DHISTECH (MRXS), Ventana (BIF) and Philips (TIFF).
 """
 
 import io
@@ -14,12 +15,12 @@ from PIL import Image
 from slide_files import levels_of
 
 ORIGIN, SCANNED = (128, 64), (1024, 768)
-"""Place of the picture in the scanned area of an SCN slide, and the size of that area, in pixels."""
-_NDPI = {"format": 65420, "lens": 65421, "x": 65422, "y": 65423, "z": 65424}  # tags of Hamamatsu
+"""Offset of the image in the scanned area of an SCN slide, and the size of that area, in pixels."""
+_NDPI = {"format": 65420, "lens": 65421, "x": 65422, "y": 65423, "z": 65424}  # Hamamatsu's tags
 
 
 def write_scn(path: Path, pixels: np.ndarray, mpp: float = 0.5) -> Path:
-    """Write a picture as one region of a larger scanned area, with two levels."""
+    """Write an SCN slide with two levels, with the image as one region of a larger scanned area."""
     nanometres = mpp * 1000
 
     def size(width: int, height: int) -> str:
@@ -54,8 +55,8 @@ def write_scn(path: Path, pixels: np.ndarray, mpp: float = 0.5) -> Path:
 
 
 def write_ndpi(path: Path, pixels: np.ndarray, mpp: float = 0.5) -> Path:
-    """Write a picture as two levels, each a single JPEG."""
-    plain = path.with_suffix(".tif")  # tifffile reads tags of files named .ndpi in another way
+    """Write an NDPI slide with two levels, each a single JPEG."""
+    plain = path.with_suffix(".tif")  # tifffile parses tags of .ndpi files differently
     with tifffile.TiffWriter(plain) as file:
         for number, level in enumerate(levels_of(pixels, 2)):
             per_centimetre = 1e4 / (mpp * 2**number)
@@ -66,7 +67,7 @@ def write_ndpi(path: Path, pixels: np.ndarray, mpp: float = 0.5) -> Path:
                 photometric="rgb", compression="deflate", metadata=None, resolution=(per_centimetre, per_centimetre),
                 resolutionunit="CENTIMETER", extratags=[(_NDPI["format"], "I", 1, 1, True), lens, *places],
             )  # fmt: skip
-    with tifffile.TiffFile(plain, mode="r+b") as file:  # tifffile encodes JPEG only with a further package
+    with tifffile.TiffFile(plain, mode="r+b") as file:  # tifffile needs another package to encode JPEG
         for page in file.pages:
             page.tags["Compression"].overwrite(7)
             page.tags["PhotometricInterpretation"].overwrite(6)
@@ -74,7 +75,7 @@ def write_ndpi(path: Path, pixels: np.ndarray, mpp: float = 0.5) -> Path:
 
 
 def write_mrxs(path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 100) -> Path:
-    """Write a picture, whose size is a multiple of `edge`, as one level; white images are left out, as scanners do."""
+    """Write a single-level MRXS slide without white tiles, as scanners do; `edge` must divide the image size."""
     rows, columns = pixels.shape[0] // edge, pixels.shape[1] // edge
     folder = path.with_suffix("")
     folder.mkdir()
@@ -119,14 +120,14 @@ def write_mrxs(path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 100
 def write_bif(
     path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 80, advance: tuple[int, int] = (52, 64)
 ) -> Path:
-    """Write a picture as one scanned area of overlapping tiles, with two levels, after a label page with the metadata.
+    """Write a BIF slide: a label page with the metadata, then one scanned area of overlapping tiles in two levels.
 
     Args:
         path: Path of the slide.
-        pixels: Picture, whose size exceeds that of a tile by a multiple of `advance`.
+        pixels: Image whose size exceeds that of a tile by a multiple of `advance`.
         mpp: Micrometres per pixel.
-        edge: Edge of a tile.
-        advance: Distance of tiles in x and y; the rest of a tile overlaps the next one.
+        edge: Edge length of a tile in pixels.
+        advance: Stride of the tiles in x and y; the remainder of a tile overlaps the next one.
     """
     columns, rows = ((size - edge) // step + 1 for size, step in zip(pixels.shape[1::-1], advance, strict=True))
     parts = [
@@ -138,7 +139,7 @@ def write_bif(
         f'<EncodeInfo Ver="2"><SlideStitchInfo><ImageInfo AOIScanned="1" AOIIndex="0" NumRows="{rows}" '
         f'NumCols="{columns}" Width="{edge}" Height="{edge}" Pos-X="0" Pos-Y="0">'
         + joint.format("RIGHT", 1, 2, edge - advance[0], 0)
-        + joint.format("UP", columns, columns + 1, 0, edge - advance[1])  # numbered from the bottom, in turns
+        + joint.format("UP", columns, columns + 1, 0, edge - advance[1])  # numbered from the bottom in serpentine order
         + '</ImageInfo></SlideStitchInfo><AoiOrigin><AOI0 OriginX="0" OriginY="0"/></AoiOrigin></EncodeInfo>'
     )
     scan = f'<Metadata><iScan Magnification="20" ScanRes="{mpp}" Z-layers="1"/></Metadata>'
@@ -154,7 +155,7 @@ def write_bif(
 
 
 def write_philips(path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 64) -> Path:
-    """Write a picture with three levels that are padded to whole tiles; white tiles are left out, as scanners do."""
+    """Write a Philips TIFF with three levels padded to whole tiles, without white tiles, as scanners do."""
     height, width = (-(-size // edge) * edge for size in pixels.shape[:2])
     padded = np.full((height, width, 3), 255, dtype=np.uint8)
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels

@@ -1,4 +1,4 @@
-"""Simulated annotators of known skill, for the tests of several files."""
+"""Simulated annotators with known accuracies."""
 
 import csv
 from collections.abc import Sequence
@@ -12,7 +12,18 @@ from clipit.annotators.votes import Votes
 def simulate_votes(
     skills: Sequence[float], tiles: int, classes: int, *, coverage: float = 0.6, seed: int = 0
 ) -> tuple[Votes, np.ndarray]:
-    """Votes of annotators who are right with their skill, and else give any other class; and the true classes."""
+    """Simulate votes of annotators with known accuracies.
+
+    Args:
+        skills: Accuracy of each annotator; errors are uniform over the other classes.
+        tiles: Number of tiles.
+        classes: Number of classes.
+        coverage: Probability that an annotator labels a tile.
+        seed: Random seed.
+
+    Returns:
+        The votes and the true class of each tile with a vote.
+    """
     rng = np.random.default_rng(seed)
     truth = rng.integers(classes, size=tiles)
     item, annotator, label = [], [], []
@@ -36,7 +47,7 @@ def simulate_votes(
 
 
 def votes_of(rows: Sequence[Sequence[int]], classes: int) -> Votes:
-    """Votes from one row per annotator with a label per item, -1 for none; items without a label are left out."""
+    """Votes from a matrix of labels (annotators x items, -1 for missing); items without a label are dropped."""
     table = np.asarray(rows).T
     kept = np.flatnonzero((table >= 0).any(axis=1))
     item, annotator = np.nonzero(table[kept] >= 0)
@@ -52,7 +63,6 @@ def votes_of(rows: Sequence[Sequence[int]], classes: int) -> Votes:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> Path:
-    """Write a csv table."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([header, *rows])
     return path

@@ -1,4 +1,4 @@
-"""Our Dawid-Skene against crowd-kit's, which takes seconds to import: one file of tests."""
+"""Comparison of Dawid-Skene with crowd-kit; a separate file because crowd-kit is slow to import."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ pandas = pytest.importorskip("pandas")
 aggregation = pytest.importorskip("crowdkit.aggregation", reason="crowd-kit is not installed")
 
 
-@pytest.mark.filterwarnings("ignore")  # crowd-kit's deprecated calls of pandas
-def test_our_em_equals_crowd_kits() -> None:
+@pytest.mark.filterwarnings("ignore")  # crowd-kit uses deprecated pandas functions
+def test_dawid_skene_matches_crowd_kit() -> None:
     votes, _ = simulate_votes((0.9, 0.85, 0.8, 0.7), 60, 3, coverage=0.9, seed=3)
     table = pandas.DataFrame(
         {
@@ -27,6 +27,6 @@ def test_our_em_equals_crowd_kits() -> None:
     assert (ours.posteriors.argmax(axis=1) == posteriors.argmax(axis=1)).all()
     assert np.abs(ours.priors - theirs.priors_[list(votes.classes)].to_numpy()).max() < 1e-3
     for number, name in enumerate(votes.annotators):
-        # crowd-kit: rows are labels, columns true classes; only labels that occur
+        # crowd-kit's matrices have labels as rows and true classes as columns, without labels that do not occur
         errors = theirs.errors_.loc[name].reindex(list(votes.classes))[list(votes.classes)].fillna(0).to_numpy()
         assert np.abs(ours.confusions[number].T - errors).max() < 0.01, name

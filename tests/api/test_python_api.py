@@ -1,4 +1,4 @@
-"""The Python API: names, configurations, and the results of an index, pairs and a run."""
+"""Tests of the Python API: public names, configurations, argument checks and results."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ FUNCTIONS = (
 )  # fmt: skip
 
 
-def test_all_names_are_listed_documented_and_imported_at_first_use() -> None:
+def test_public_names_are_listed_documented_and_lazily_imported() -> None:
     assert {*FUNCTIONS, "ClipitError", "__version__"} == {*clipit.__all__}
     assert {name for name in dir(clipit) if not name.startswith("__")} == {*clipit.__all__} - {"__version__"}
     for name in FUNCTIONS:
@@ -44,30 +44,30 @@ def test_all_names_are_listed_documented_and_imported_at_first_use() -> None:
         clipit.trian  # noqa: B018
 
 
-def test_an_import_and_a_configuration_need_no_torch() -> None:
+def test_import_and_configuration_do_not_need_torch() -> None:
     code = (
         "import sys, clipit; dir(clipit); heavy = {'torch', 'pandas', 'pydantic'} & {*sys.modules}; assert not heavy\n"
         "clipit.load_config('demo'), clipit.train, clipit.compare; assert 'torch' not in sys.modules\n"
         "print(clipit.__version__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == clipit.__version__
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == clipit.__version__
 
 
-def test_a_configuration_in_python_is_the_one_of_the_command_line(tmp_path: Path) -> None:
+def test_python_configuration_equals_command_line_configuration(tmp_path: Path) -> None:
     options = ["--config", "demo", "--tiles.path=t.csv", "--seed=3", "--lora.rank=2", "--comparison.seeds=[5]"]
     expected = read_file_command("", ["comparison"], options)[0]
     path = Path("t.csv")
-    made = clipit.load_config("demo", {"tiles.path": path, "lora.rank": 2, "comparison.seeds": [5]}, seed=3)
-    assert made.run.model_dump(exclude={"overrides"}) == expected.run.model_dump(exclude={"overrides"})
-    assert {*made.run.overrides} == {*expected.run.overrides} and made.comparison == expected.comparison
-    assert clipit.load_config("demo", lora={"rank": 2}).run.lora.alpha == made.run.lora.alpha
-    assert clipit.load_config(made) == made
+    config = clipit.load_config("demo", {"tiles.path": path, "lora.rank": 2, "comparison.seeds": [5]}, seed=3)
+    assert config.run.model_dump(exclude={"overrides"}) == expected.run.model_dump(exclude={"overrides"})
+    assert {*config.run.overrides} == {*expected.run.overrides} and config.comparison == expected.comparison
+    assert clipit.load_config("demo", lora={"rank": 2}).run.lora.alpha == config.run.lora.alpha
+    assert clipit.load_config(config) == config
     assert clipit.load_config("demo", {"tiles.classes": np.array(["b", "a"])}).run.tiles.classes == ("b", "a")
-    assert clipit.load_config(made, arm="image_only").run.arm == "image_only"
+    assert clipit.load_config(config, arm="image_only").run.arm == "image_only"
 
 
-def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None:
+def test_invalid_configuration_raises_an_error_with_all_problems() -> None:
     with pytest.raises(ConfigError, match=r"(?s)2 configuration errors.*lora\.rnk.*did you mean.*training\.steps"):
         clipit.load_config("demo", {"lora.rnk": 2, "training.steps": -1})
     with pytest.raises(ConfigError, match="no such configuration file"):
@@ -101,9 +101,9 @@ for function, *arguments in (
 """
 
 
-def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without the checks of types of these tests
-    done = run_program("-c", _OTHER_KINDS)
-    first, absent, number, run, overrides, key, name = done.stdout.splitlines()
+def test_wrong_types_of_configurations_raise_errors() -> None:  # in a process without the tests' type checks
+    completed = run_program("-c", _OTHER_KINDS)
+    first, absent, number, run, overrides, key, name = completed.stdout.splitlines()
     assert "path of a YAML file" in first and "not a dictionary" in first
     assert 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})' in first
     assert "not None" in absent and "not an int" in number
@@ -135,7 +135,9 @@ for name, arguments, options in (
 """
 
 
-def test_arguments_of_a_wrong_type_are_errors_that_name_them() -> None:  # without the checks of types of these tests
+def test_arguments_of_a_wrong_type_raise_errors_with_their_names() -> (
+    None
+):  # in a process without the tests' type checks
     lines = run_program("-c", _WRONG_ARGUMENTS).stdout.splitlines()
     expected = (
         "not None", "classifier must be a string, a path or a Classifier, not an int",
@@ -155,22 +157,22 @@ def test_arguments_of_a_wrong_type_are_errors_that_name_them() -> None:  # witho
         assert words in line, line
 
 
-def test_gradients_are_computed_where_the_program_has_switched_them_off() -> None:
+def test_gradients_are_computed_even_if_the_caller_disabled_them() -> None:
     import torch
 
     @public
-    def trained() -> float:
+    def compute_gradient() -> float:
         weight = torch.nn.Parameter(torch.ones(1))
         (3 * weight).sum().backward()
         return float(weight.grad)
 
     with torch.no_grad():
-        assert trained() == 3 and not torch.is_grad_enabled()
+        assert compute_gradient() == 3 and not torch.is_grad_enabled()
     with torch.inference_mode():
-        assert trained() == 3 and torch.is_inference_mode_enabled()
+        assert compute_gradient() == 3 and torch.is_inference_mode_enabled()
 
 
-def test_another_default_type_or_device_of_the_program_changes_no_prediction(tmp_path: Path) -> None:
+def test_predictions_do_not_depend_on_torch_defaults(tmp_path: Path) -> None:
     import torch
 
     folder = save_classifier(tmp_path) / "run"
@@ -186,27 +188,27 @@ def test_another_default_type_or_device_of_the_program_changes_no_prediction(tmp
         torch.set_default_device(None)
 
 
-def test_paths_may_be_columns_of_a_table_and_numbers_of_numpy() -> None:
+def test_pandas_columns_and_numpy_numbers_are_accepted() -> None:
     import pandas as pd
 
     from clipit.argument_types import checks_types
 
     @checks_types
-    def taken(paths: Sequence[str | Path], size: int, share: float, quick: bool = False) -> int:
+    def count_paths(paths: Sequence[str | Path], size: int, share: float, quick: bool = False) -> int:
         return len(paths)
 
     table = pd.DataFrame({"path": ["a.png", "b.png"]})
-    assert taken(table["path"], np.int64(3), np.float32(0.5), np.True_) == 2
-    assert taken(table["path"].to_numpy(), 3, 1) == 2
-    assert taken((name for name in ("a.png", Path("b.png"), "c.png")), 3, 1) == 3
+    assert count_paths(table["path"], np.int64(3), np.float32(0.5), np.True_) == 2
+    assert count_paths(table["path"].to_numpy(), 3, 1) == 2
+    assert count_paths((name for name in ("a.png", Path("b.png"), "c.png")), 3, 1) == 3
     with pytest.raises(ConfigError, match="strings or paths, not a list with an int"):
-        taken(["a.png", 3], 3, 1)
+        count_paths(["a.png", 3], 3, 1)
     for wrong in (table, {"a.png"}, iter([3]), {"a.png": 1}):
         with pytest.raises(ConfigError, match="paths must be a list of strings or paths, not"):
-            taken(wrong, 3, 1)
+            count_paths(wrong, 3, 1)
 
 
-def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
+def test_empty_path_raises_an_error(tmp_path: Path) -> None:
     classifier = clipit.load_classifier(save_classifier(tmp_path) / "run", "cpu")
     calls = [
         ("inputs", lambda: clipit.predict(classifier, "", tmp_path / "out.csv")),
@@ -225,16 +227,18 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
         clipit.load_config("own_table", {"vlm.name": "clip:"})
 
 
-def test_path_like_objects_and_numbers_of_numpy_are_converted_before_a_function_uses_them(tmp_path: Path) -> None:
+def test_path_like_objects_and_numpy_numbers_are_converted(tmp_path: Path) -> None:
     from clipit.argument_types import checks_types
 
     @checks_types
-    def taken(path: str | Path, listed: str | Path | Sequence[str | Path], size: int, share: float) -> list[type]:
+    def argument_types(
+        path: str | Path, listed: str | Path | Sequence[str | Path], size: int, share: float
+    ) -> list[type]:
         return [type(path), *({type(each) for each in listed} if isinstance(listed, list) else ()), type(size)]
 
     (tmp_path / "a.png").write_bytes(b"")
     entries = list(os.scandir(tmp_path))
-    assert taken(entries[0], entries, np.int64(3), np.float32(0.5)) == [type(tmp_path), type(tmp_path), int]
+    assert argument_types(entries[0], entries, np.int64(3), np.float32(0.5)) == [type(tmp_path), type(tmp_path), int]
     config = tmp_path / "own.yaml"
     config.write_text("tiles: {source: table, path: tiles.csv}\n", encoding="utf-8")
     (entry,) = (each for each in os.scandir(tmp_path) if each.name == "own.yaml")
@@ -266,7 +270,7 @@ for wrong in (lambda: RunResult(None), lambda: SlidesResult("missing", "").slide
 """
 
 
-def test_results_are_opened_by_the_path_of_their_folder_and_are_paths() -> None:
+def test_results_accept_a_folder_and_are_path_like() -> None:
     lines = run_program("-c", _RESULTS).stdout.splitlines()
     expected = ("folder must be a string or a path, not None where: clipit RunResult", "missing/slides.csv", "tiles")
     assert len(lines) == len(expected)
@@ -274,7 +278,7 @@ def test_results_are_opened_by_the_path_of_their_folder_and_are_paths() -> None:
         assert words in line, line
 
 
-def test_a_workspace_takes_a_configuration_or_its_keys_of_a_run(configure_file: MakeFile) -> None:
+def test_workspace_accepts_a_configuration(configure_file: MakeFile) -> None:
     config = configure_file()
     workspace = Workspace(config)
     assert workspace.config == config.run
@@ -284,7 +288,7 @@ def test_a_workspace_takes_a_configuration_or_its_keys_of_a_run(configure_file: 
         workspace.encode(["t\udcfcm"])
 
 
-def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:
+def test_tasks_other_than_indexing_need_tiles(world: dict) -> None:
     config = clipit.load_config("own_table", {"reports.path": world["reports"]["path"]})
     assert as_config(clipit.load_config(config, seed=1), needs_tiles=False).run.reports is not None
     for task in (clipit.train, clipit.pair, clipit.compare, clipit.probe):
@@ -292,14 +296,14 @@ def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_withou
             task(config)
 
 
-def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_index_and_pairs_are_data_frames_with_texts(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     index = clipit.build_text_index(config)
     assert index.folder.is_dir() and 0 < index.rows <= len(index.snippets) and index.kind.startswith("Flat")
     assert re.match(r"reports +60 ", index.summary)
     fresh = configure_file(output=str(tmp_path))
     reused = [clipit.build_text_index(fresh).reused for _ in range(2)]
-    assert reused == [False, True], "the command prints the summary of snippets that existed, which is not logged"
+    assert reused == [False, True], "the second call reuses the index of the first"
     result = clipit.pair(config, page=False)
     pairs = result.pairs
     assert result.page is None and result.file.is_file() and "72" in result.summary
@@ -323,7 +327,7 @@ def run(
 
 
 @pytest.mark.slow
-def test_a_run_gives_scores_predictions_and_its_classifier(run: tuple) -> None:
+def test_run_result_has_scores_predictions_and_classifier(run: tuple) -> None:
     _, result = run
     assert result.page.is_file() and result.summary.is_file()
     scores = result.scores.set_index(["split", "output", "metric"])
@@ -339,7 +343,7 @@ def test_a_run_gives_scores_predictions_and_its_classifier(run: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_what_the_function_returns(
+def test_command_prints_the_paths_of_the_result(
     run: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     _, result = run
@@ -350,14 +354,14 @@ def test_the_command_prints_what_the_function_returns(
 
 
 @pytest.mark.slow
-def test_a_run_is_evaluated_again_with_other_splits(run: tuple) -> None:
+def test_run_is_re_evaluated_on_other_splits(run: tuple) -> None:
     config, result = run
-    again = clipit.evaluate(clipit.load_config(config, {"evaluation.splits": ["train", "test"]}))
-    assert again == result and set(again.predictions["split"]) == {"train", "test"}
-    assert set(again.scores["split"]) == {"train", "test"}
+    re_evaluated = clipit.evaluate(clipit.load_config(config, {"evaluation.splits": ["train", "test"]}))
+    assert re_evaluated == result and set(re_evaluated.predictions["split"]) == {"train", "test"}
+    assert set(re_evaluated.scores["split"]) == {"train", "test"}
 
 
-def test_messages_are_printed_unless_the_program_configures_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_printed_unless_the_caller_configures_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     package = logging.getLogger("clipit")
     monkeypatch.setattr(package, "handlers", [])
     monkeypatch.setattr(package, "level", logging.NOTSET)
@@ -370,10 +374,10 @@ def test_messages_are_printed_unless_the_program_configures_logging(monkeypatch:
     monkeypatch.setattr(package, "handlers", [])
     package.setLevel(logging.WARNING)
     show_messages()
-    assert not package.handlers, "the program has chosen a level"
+    assert not package.handlers, "the caller has set a level"
 
 
-def test_an_error_of_the_user_is_printed_with_one_cause_at_most() -> None:
+def test_user_error_has_at_most_one_chained_cause() -> None:
     def fail(last: type[Exception]) -> None:
         try:
             try:
@@ -387,8 +391,8 @@ def test_an_error_of_the_user_is_printed_with_one_cause_at_most() -> None:
                 raise DataError("the file is damaged", fix="copy it again") from third
 
     for last, causes in ((OSError, 1), (ConfigError, 0)):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError) as raised:
             public(fail)(last)
-        text = "".join(traceback.format_exception(caught.value))
+        text = "".join(traceback.format_exception(raised.value))
         assert text.count("Traceback (most recent call last)") == 1 + causes
         assert "second" not in text and ("Error: third" in text) == bool(causes)

@@ -1,4 +1,4 @@
-"""Names in the csv tables of results are read as they were written."""
+"""Tests that names in CSV results are read as strings, even if they look like numbers or missing values."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def write(path: Path, **columns: list[object]) -> None:
     pd.DataFrame(columns).to_csv(path, index=False)
 
 
-def test_names_of_slides_classes_and_patients_are_no_numbers_and_never_missing(tmp_path: Path) -> None:
+def test_names_in_slide_results_are_strings(tmp_path: Path) -> None:
     empty = ["", *NAMES[1:]]
     write(tmp_path / "slides.csv", slide=NAMES, label=empty, split=NAMES, group=NAMES, tiles=[1, 2, 3, 4],
           mpp=[0.5, None, 0.25, 0.5])  # fmt: skip
@@ -33,7 +33,7 @@ def test_names_of_slides_classes_and_patients_are_no_numbers_and_never_missing(t
 
 
 @pytest.mark.parametrize("column", ["bag", "patient", "label", "predicted"])
-def test_names_of_bags_are_no_numbers_and_never_missing(column: str, tmp_path: Path) -> None:
+def test_names_in_mil_results_are_strings(column: str, tmp_path: Path) -> None:
     write(tmp_path / "bag_scores.csv", **{column: NAMES, "seed": [0, 1, 0, 1], "score_a": [0.5, 1.0, 0.0, 0.25]})
     scores = MilResult(tmp_path).scores
     assert scores[column].tolist() == NAMES

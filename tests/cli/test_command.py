@@ -1,4 +1,4 @@
-"""The command `clipit`: its subcommands, shipped configurations by name, and the scripts that mirror it."""
+"""Tests of the `clipit` command: subcommands, shipped configurations, completion and the scripts that mirror it."""
 
 import ast
 import re
@@ -46,7 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ("train", "--config=pcam", "--output=a", "--output=b"),
     ],
 )
-def test_an_option_that_is_given_twice_is_an_error(
+def test_duplicate_option_raises_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -54,7 +54,7 @@ def test_an_option_that_is_given_twice_is_an_error(
     assert "options given more than once: --" in capsys.readouterr().err
 
 
-def test_many_files_on_the_command_line_take_linear_time() -> None:
+def test_many_files_are_parsed_in_linear_time() -> None:
     parser = OptionParser()
     parser.add_argument("images", nargs="+")
     start = time.monotonic()
@@ -62,7 +62,7 @@ def test_many_files_on_the_command_line_take_linear_time() -> None:
     assert time.monotonic() - start < 3
 
 
-def test_every_command_has_a_module_and_a_script_that_only_calls_it() -> None:
+def test_each_command_has_a_module_and_a_script() -> None:
     modules = {path.stem for path in (ROOT / "clipit/cli").glob("*.py")} - {"__init__", "main", "commands"}
     assert {name.replace("-", "_") for name in command_names()} == modules
     assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == {RENAMED.get(name, name) for name in modules}
@@ -71,7 +71,7 @@ def test_every_command_has_a_module_and_a_script_that_only_calls_it() -> None:
         assert f"from clipit.cli.{name} import main" in text and len(ast.parse(text).body) == 3
 
 
-def test_help_lists_every_command_by_task_in_a_second_without_torch() -> None:
+def test_help_lists_all_commands_without_importing_torch() -> None:
     code = "import sys; sys.argv = ['clipit']; import clipit.cli.main as m; m.main(); assert 'torch' not in sys.modules"
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for title, commands in COMMANDS.items():
@@ -80,7 +80,7 @@ def test_help_lists_every_command_by_task_in_a_second_without_torch() -> None:
     assert text.strip() == usage() and max(map(len, text.splitlines())) <= 110
 
 
-def test_no_help_of_a_command_imports_torch() -> None:
+def test_help_of_commands_does_not_import_torch() -> None:
     code = """
 import contextlib, io, sys
 from clipit.cli.commands import command_names
@@ -95,17 +95,18 @@ for name in command_names():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_doctor_reports_a_torch_that_cannot_be_imported() -> None:
+def test_doctor_reports_a_broken_torch_import() -> None:
     code = "import sys; sys.modules['torch'] = None; sys.argv = ['clipit', 'doctor']"
     code += "; import clipit.cli.main as m; m.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "FAIL  torch  torch and torchvision cannot be imported" in done.stdout and "pip install torch" in done.stdout
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
+    assert (
+        "FAIL  torch  torch and torchvision cannot be imported" in completed.stdout
+        and "pip install torch" in completed.stdout
+    )
 
 
-def test_the_tolerance_in_the_help_of_export_is_the_one_that_is_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_export_help_shows_the_actual_tolerance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     from clipit.models.interchange import TOLERANCE
 
     with pytest.raises(SystemExit, match="0"):
@@ -113,20 +114,20 @@ def test_the_tolerance_in_the_help_of_export_is_the_one_that_is_used(
     assert float(re.search(r"\(default: ([\d.]+)\)\s", capsys.readouterr().out)[1]) == TOLERANCE
 
 
-def test_the_version_is_the_distribution_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     run(monkeypatch, "--version")
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{capsys.readouterr().out.split()[1]}"' in project
 
 
-def test_an_unknown_command_names_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_unknown_command_suggests_the_closest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "check_leak")
     assert "did you mean check-leaks?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", command_names())
-def test_every_command_has_a_help_with_its_own_name(
+def test_help_of_each_command_shows_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
@@ -135,14 +136,14 @@ def test_every_command_has_a_help_with_its_own_name(
     assert capsys.readouterr().out.startswith(f"usage: clipit {usage_of}")
 
 
-def test_init_prints_lists_and_never_overwrites(
+def test_init_lists_and_writes_configurations_without_overwriting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     run(monkeypatch, "init")
-    listed = capsys.readouterr().out
-    entries = [line.split()[0] for line in listed.splitlines() if re.match(r"  \S", line)]
+    listing = capsys.readouterr().out
+    entries = [line.split()[0] for line in listing.splitlines() if re.match(r"  \S", line)]
     assert sorted(entries) == sorted(shipped_names()) and entries[:5] == [*OWN_DATA]
-    assert max(map(len, listed.splitlines())) <= 120 and not re.search(r"\.$", listed, re.M)
+    assert max(map(len, listing.splitlines())) <= 120 and not re.search(r"\.$", listing, re.M)
     run(monkeypatch, "init", "own_table")
     text = capsys.readouterr().out
     assert text == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
@@ -158,11 +159,11 @@ def test_init_prints_lists_and_never_overwrites(
 
 def test_download_lists_the_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     run(monkeypatch, "download")
-    listed = capsys.readouterr().out
-    assert all(re.search(rf"^\| {name} +\| ", listed, re.M) for name in DATASETS)
-    assert re.search(r"^\| pcam .*\| CC0 1.0 .*\| yes +\|$", listed, re.M) and "by hand" in listed
+    listing = capsys.readouterr().out
+    assert all(re.search(rf"^\| {name} +\| ", listing, re.M) for name in DATASETS)
+    assert re.search(r"^\| pcam .*\| CC0 1.0 .*\| yes +\|$", listing, re.M) and "by hand" in listing
     run(monkeypatch, "download", "list")
-    assert capsys.readouterr().out == listed
+    assert capsys.readouterr().out == listing
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "download", "nothing")
     assert "invalid choice: 'nothing'" in capsys.readouterr().err
@@ -185,17 +186,17 @@ def test_config_takes_a_file_or_a_shipped_name(tmp_path: Path, monkeypatch: pyte
         read_file_command("", (), ["--config", "nothing"])
 
 
-def test_the_folder_of_a_classifier_stands_for_its_run(tmp_path: Path) -> None:
+def test_classifier_folder_resolves_to_its_run(tmp_path: Path) -> None:
     run = tmp_path / "image_only-seed0"
     (run / "classifier").mkdir(parents=True)
-    assert run_path(str(run / "classifier")) == run / "classifier", "no classifier of a run: reported as it was given"
+    assert run_path(str(run / "classifier")) == run / "classifier", "not a run's classifier: returned unchanged"
     (run / "config.yaml").touch()
     (run / "classifier" / "clipit.json").touch()
     assert run_path(str(run / "classifier")) == run_path(f"{run}/classifier/") == run_path(str(run)) == run
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_commands_options_and_keys(shell: str) -> None:
+def test_completion_covers_commands_options_and_keys(shell: str) -> None:
     script = completion_script(shell)
     assert all(re.search(rf"\b{name}\b", script) for name in command_names())
     assert all(word in script for word in ("lora.rank", "comparison.seeds", "own_table", "fish"))
@@ -223,7 +224,7 @@ COMPLETED = {
     ("init", "own_t"): {"own_table"},
     ("train", "--tiles.path", "=", "til"): set(),
 }
-"""Words on a bash command line, the last one incomplete, and what it is completed to; without any, files are listed."""
+"""Words on a bash command line, and the expected completions of the last one; empty if bash completes file names."""
 
 
 def test_bash_completes_commands_options_keys_and_configurations() -> None:
@@ -231,16 +232,16 @@ def test_bash_completes_commands_options_keys_and_configurations() -> None:
         f'COMP_WORDS=(clipit {" ".join(words)}); COMP_CWORD={len(words)}; _clipit; echo "${{COMPREPLY[@]}}"'
         for words in COMPLETED
     ]
-    test = "\n".join([completion_script("bash"), *lines])
-    done = subprocess.run(["bash", "-c", test], capture_output=True, text=True, check=True)
-    shown = [{*line.split()} for line in done.stdout.splitlines()]
+    script = "\n".join([completion_script("bash"), *lines])
+    completed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    shown = [{*line.split()} for line in completed.stdout.splitlines()]
     assert dict(zip(COMPLETED, shown, strict=True)) == COMPLETED
 
 
 @pytest.mark.parametrize(
     "name", [f"{name} {s}".strip() for name in command_names() for s in SUBCOMMANDS.get(name, ("",))]
 )
-def test_completion_offers_the_options_of_the_help(
+def test_completion_offers_the_options_in_the_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
@@ -248,22 +249,22 @@ def test_completion_offers_the_options_of_the_help(
     shown = {*re.findall(r"(?m)^ {1,8}(?:-\w, )?--([\w.-]*\w)", capsys.readouterr().out)}
     keys = {*all_keys()}
     read = READS_KEYS.get(name, ())
-    own = {option.removeprefix("--") for option in OWN_OPTIONS.get(name, ())} | (
+    own_options = {option.removeprefix("--") for option in OWN_OPTIONS.get(name, ())} | (
         {"config"} if name in READS_KEYS else set()
     )
-    parsed = "lora.rank" in shown  # a few commands read the keys without listing them
-    assert shown - keys == (own | {"help"} | ({"help-keys"} if parsed else set())) - keys
+    parsed = "lora.rank" in shown  # a few commands accept configuration keys without listing them
+    assert shown - keys == (own_options | {"help"} | ({"help-keys"} if parsed else set())) - keys
     assert {key.partition(".")[0] for key in shown & keys} & {*SECTIONS} == ({*read} if parsed else set())
     assert name in READS_KEYS or not parsed
 
 
-def test_an_interrupt_while_a_command_is_imported(
+def test_interrupt_during_import_exits_cleanly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("importlib.import_module", interrupt)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as raised:
         run(monkeypatch, "train")
-    assert stop.value.code == 130 and capsys.readouterr().err.startswith("interrupted")
+    assert raised.value.code == 130 and capsys.readouterr().err.startswith("interrupted")

@@ -1,4 +1,4 @@
-"""The wheel: built from the sources, installed outside of the checkout, and used there."""
+"""Tests of the wheel, built from the sources and installed outside the checkout."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the installed wheel, whose files come from a build without network."""
+    """Site folder with the installed wheel, built without a network."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
@@ -44,22 +44,22 @@ def clipit(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_installed_command_finds_all_it_needs(installed: Path, tmp_path: Path) -> None:
-    where = subprocess.run(
+def test_installed_command_finds_its_files(installed: Path, tmp_path: Path) -> None:
+    imported = subprocess.run(
         [sys.executable, "-c", "import clipit; print(clipit.__file__)"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert where.stdout.startswith(str(installed))
+    assert imported.stdout.startswith(str(installed))
     assert {*command_names()} <= {*clipit(installed, tmp_path, "--help").stdout.split()}
     assert (installed / "bin/clipit").is_file()
     shown = clipit(installed, tmp_path, "init", "own_table")
     assert shown.stdout == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
-    made = clipit(installed, tmp_path, "world", "--output", "small", "--cases", "--variant", "nothing=1")
-    assert made.returncode == 2 and "error: invalid variant of the reports" in made.stderr
-    assert not (tmp_path / "small").exists(), "refused before the world is written"
+    result = clipit(installed, tmp_path, "world", "--output", "small", "--cases", "--variant", "nothing=1")
+    assert result.returncode == 2 and "error: invalid variant of the reports" in result.stderr
+    assert not (tmp_path / "small").exists(), "the arguments must be validated before anything is written"
 
 
-IN_TURN = """
+RUN_COMMANDS = """
 import contextlib, json, sys
 from clipit.cli.main import main
 for arguments, output in json.loads(sys.argv.pop()):
@@ -73,11 +73,11 @@ for arguments, output in json.loads(sys.argv.pop()):
             if error.code:
                 raise
 """
-"""Program that runs several commands in one process, which imports the libraries once."""
+"""Program that runs several commands in one process, so that libraries are imported only once."""
 
 
 def readme_commands() -> list[tuple[list[str], str]]:
-    """The lines of README's first use, as arguments and the file to which a line is redirected."""
+    """Commands of the README's first-use section, as arguments and the redirection target ("" for none)."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = re.search(r"## First use on your own tiles\n(.*?)\n## ", text, re.DOTALL)[1]
     blocks = "".join(re.findall(r"```\n(.*?)```", section, re.DOTALL)).replace("\\\n", " ")
@@ -88,7 +88,7 @@ def readme_commands() -> list[tuple[list[str], str]]:
 
 
 def write_users_files(folder: Path) -> None:
-    """Write what the README assumes: tables, zips and a folder of tiles, and a file of reports."""
+    """Write the files that the README assumes: tables, zips and a folder of tiles, and a file of reports."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -111,20 +111,20 @@ def write_users_files(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_use_of_the_readme_works_as_written_outside_of_the_checkout(installed: Path, tmp_path: Path) -> None:
+def test_first_use_in_the_readme_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     write_users_files(tmp_path)
     commands = readme_commands()
     assert [command[1] for command, _ in commands] == ["init", "doctor", "train", "predict", "evaluate", "export"]
     small = ["--training.steps=4", "--training.evaluate_every=4", "--evaluation.bootstrap=20"]
-    del commands[1]  # the doctor only looks, and its exit status depends on the machine
+    del commands[1]  # the doctor's exit status depends on the machine
     commands[1][0].extend(small)
-    done = subprocess.run(
-        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
+    completed = subprocess.run(
+        [sys.executable, "-c", RUN_COMMANDS, json.dumps(commands)],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     run = tmp_path / "outputs/own_table/runs/own_table/clip_it_all-seed0"
     assert (run / "report.html").is_file() and (run / "classifier/README.md").is_file()
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 4

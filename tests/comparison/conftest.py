@@ -1,4 +1,4 @@
-"""What the tests of comparisons share."""
+"""Fixtures shared by the comparison tests."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from no_plots import COMPARISON_PLOTS, leave_out_plots
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_comparison_plots() -> Iterator[None]:
-    """Leave out the plots of arms, which test_comparison_page draws; drawing them takes longer than training."""
+    """Disable the slow plots of arms; only test_comparison_page draws them."""
     with pytest.MonkeyPatch.context() as patch:
         leave_out_plots(patch, COMPARISON_PLOTS)
         yield

@@ -1,4 +1,4 @@
-"""Agents share the runs of a comparison or search, and the results are those of one process."""
+"""Tests that agents share the runs of a comparison or search and give the same results as one process."""
 
 import subprocess
 import threading
@@ -41,7 +41,7 @@ def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
 
 
 class ForkedAgent(Program):
-    """An agent that is forked from a process with the libraries, as `subprocess.Popen` starts it anew."""
+    """Replacement of `subprocess.Popen` that forks an agent from a process with the libraries imported."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], **_: object) -> None:
         super().__init__(command[1:], env, plots=False)
@@ -55,12 +55,12 @@ class ForkedAgent(Program):
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the agents; `test_runs_of_another_agent_are_those_of_this_process` starts one as users do."""
+    """Fork agents instead of starting new processes, as only `test_agent_trains_the_same_runs_as_one_process` does."""
     monkeypatch.setattr(agents, "subprocess", SimpleNamespace(Popen=ForkedAgent, PIPE=subprocess.PIPE))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
+    """Wait until a condition holds; fail after a timeout."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
@@ -76,23 +76,23 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
-def test_runs_of_another_agent_are_those_of_this_process(small: ConfigFile, tmp_path: Path) -> None:
+def test_agent_trains_the_same_runs_as_one_process(small: ConfigFile, tmp_path: Path) -> None:
     runs = {arm: tmp_path / "runs" / small.run.name / f"{arm}-seed1" for arm in small.comparison.arms}
     with additional_agents(2, "compare", small.run, small.comparison):  # this process trains nothing
         wait_for(lambda: all((folder / "results.json").is_file() for folder in runs.values()))
     lines = capture_log()
     compare(small.run, small.comparison, agents=1)
     assert sum(line.startswith("kept") for line in lines) == 2
-    own, own_runs = with_run(small, output=tmp_path / "own"), tmp_path / "own" / "runs" / small.run.name
-    compare(own.run, own.comparison)
+    single, single_runs = with_run(small, output=tmp_path / "own"), tmp_path / "own" / "runs" / small.run.name
+    compare(single.run, single.comparison)
     for folder in runs.values():
-        shared, alone = (read_run_predictions(root) for root in (folder, own_runs / folder.name))
+        shared, alone = (read_run_predictions(root) for root in (folder, single_runs / folder.name))
         assert shared.ids.tolist() == alone.ids.tolist()
-        np.testing.assert_allclose(shared.probabilities, alone.probabilities, atol=1e-5)  # other numbers of threads
+        np.testing.assert_allclose(shared.probabilities, alone.probabilities, atol=1e-5)  # numbers of threads differ
 
 
 @pytest.mark.usefixtures("forked")
-def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp_path: Path) -> None:
+def test_comparison_with_two_agents_is_complete(small: ConfigFile, tmp_path: Path) -> None:
     file = with_comparison(small, arms=("image_only",), seeds=(1, 2))
     threads = torch.get_num_threads()
     folder = compare(file.run, file.comparison, agents=2)
@@ -100,7 +100,7 @@ def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp
 
 
 @pytest.mark.usefixtures("forked")
-def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
+def test_search_trials_are_shared(small: ConfigFile) -> None:
     file = with_comparison(small, arms=("image_only",), learning_rates=(0.001, 0.01))
     trained = small.run.output / "runs"
     with additional_agents(2, "tune", file.run, file.comparison):
@@ -110,32 +110,32 @@ def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("results.json")}
 
 
-def test_an_agent_ends_with_the_process_that_started_it(small: ConfigFile, tmp_path: Path) -> None:
+def test_agent_exits_with_its_parent_process(small: ConfigFile, tmp_path: Path) -> None:
     long = with_run(small, training=small.run.training.model_copy(update={"steps": 1_000_000}))
     agent = start("-m", "clipit.comparison.agent_process")
     agent.stdin.write(compose_request("compare", long.run, long.comparison))
     agent.stdin.flush()
     folder = tmp_path / "runs" / small.run.name / "image_only-seed1"
     wait_for(lambda: folder.exists() and is_locked(folder))
-    agent.stdin.close()  # as the operating system does when the other process ends or is killed
+    agent.stdin.close()  # as the operating system does when the parent exits or is killed
     assert agent.wait(timeout=60).returncode == 0
     assert not is_locked(folder) and not (folder / "results.json").exists()
 
 
-def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
+def test_runs_claimed_by_other_agents_come_last(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second", "third")]
     folders[1].mkdir()
     (folders[1] / "results.json").write_text("{}", encoding="utf-8")
-    held, finish = threading.Event(), threading.Event()
+    locked, finish = threading.Event(), threading.Event()
 
     def train() -> None:
         with FileLock(tmp_path / ".first.agent.lock"):
-            held.set()
+            locked.set()
             finish.wait()
 
     other = threading.Thread(target=train)
     other.start()
-    held.wait()
+    locked.wait()
     lines = capture_log(lambda line: finish.set())  # the other agent finishes once this one waits
     turns = claim_runs(folders)
     assert [next(turns), next(turns)] == [1, 2]
@@ -144,9 +144,7 @@ def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
     assert lines == ["waiting for other agents, which are training the last 1 run"]
 
 
-def test_a_run_whose_agent_still_scores_further_test_sets_is_left_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_that_another_agent_is_scoring_is_claimed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / name for name in ("scored", "finished")]
     for folder in folders:
         folder.mkdir()
@@ -160,13 +158,13 @@ def test_a_run_whose_agent_still_scores_further_test_sets_is_left_to_it(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(FileLock, "acquire", denied)  # a folder of another user
+    monkeypatch.setattr(FileLock, "acquire", denied)  # another user's folder
     assert [*claim_runs(folders)] == [0, 1]
     with pytest.raises(ArtifactError, match="no permission"):
         next(claim_runs([tmp_path / "new"]))
 
 
-def test_agents_that_cannot_share_the_runs_are_an_error(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_numbers_of_agents_raise_errors(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="use at least one"):
         compare(small.run, small.comparison, agents=0)
     assert not (small.run.output / "runs").exists()

@@ -1,4 +1,4 @@
-"""Pairing scores of test tiles, and published scores."""
+"""Tests of the pairing scores of test tiles and of published scores."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from clipit.workspace.workspace import Workspace
 
 
 def all_cosines(workspace: Workspace, split: str) -> np.ndarray:
-    """Cosine of every tile with every snippet."""
+    """Cosine similarity of each tile with each snippet."""
     store, index = workspace.tile_store(split), workspace.index
     tiles = store.rows(store.positions(workspace.all_tiles.of_split(split).ids))
     return centred(tiles, workspace.tile_mean) @ index.vectors(np.arange(len(index.ids))).T
@@ -23,27 +23,27 @@ def all_cosines(workspace: Workspace, split: str) -> np.ndarray:
 def test_first_cosines_follow_the_pairing_rules(configure: MakeConfig) -> None:
     plain = Workspace(configure())
     ids = plain.all_tiles.of_split("test").ids
-    every = all_cosines(plain, "test")
-    np.testing.assert_allclose(first_cosines(plain, ids), every.max(axis=1), atol=1e-3)
-    np.testing.assert_allclose(first_cosines(plain, ids[::-1]), every.max(axis=1)[::-1], atol=1e-3)
+    all_pairs = all_cosines(plain, "test")
+    np.testing.assert_allclose(first_cosines(plain, ids), all_pairs.max(axis=1), atol=1e-3)
+    np.testing.assert_allclose(first_cosines(plain, ids[::-1]), all_pairs.max(axis=1)[::-1], atol=1e-3)
 
-    middle = float(np.median(every.max(axis=1)))
-    some = first_cosines(Workspace(configure({"pairing.threshold": middle})), ids)
-    assert np.isnan(some).sum() == (every.max(axis=1) < middle).sum() > 0
+    middle = float(np.median(all_pairs.max(axis=1)))
+    thresholded = first_cosines(Workspace(configure({"pairing.threshold": middle})), ids)
+    assert np.isnan(thresholded).sum() == (all_pairs.max(axis=1) < middle).sum() > 0
 
     rules = {"pairing.k": 3, "pairing.mutual": True, "pairing.mutual_neighbours": 3, "pairing.block": 7}
-    found = first_cosines(Workspace(configure(rules)), ids)
+    cosines = first_cosines(Workspace(configure(rules)), ids)
     last = np.sort(all_cosines(plain, "train"), axis=0)[-3]
-    for tile, cosine in zip(every, found, strict=True):
+    for tile, cosine in zip(all_pairs, cosines, strict=True):
         mutual = [tile[s] for s in np.argsort(-tile)[:3] if tile[s] >= last[s] - 1e-6]
         assert np.isnan(cosine) if not mutual else cosine == pytest.approx(mutual[0], abs=1e-3)
-    assert np.isnan(found).any() and np.isfinite(found).any()
+    assert np.isnan(cosines).any() and np.isfinite(cosines).any()
 
 
-def test_arms_with_other_pairing_rules_are_named(configure_file: MakeFile) -> None:
+def test_arms_with_different_pairing_rules_are_named(configure_file: MakeFile) -> None:
     three = configure_file(**{"comparison.arms": ["image_only", "clip_it_all", "top5"]})
-    (one,) = plan_comparison(three.run, three.comparison)
-    assert "(top5)" in _arms_with_other_rules(one)
+    (plan,) = plan_comparison(three.run, three.comparison)
+    assert "(top5)" in _arms_with_other_rules(plan)
     two = configure_file(**{"comparison.arms": ["image_only", "clip_it_all"]})
     (other,) = plan_comparison(two.run, two.comparison)
     assert _arms_with_other_rules(other) == ""
@@ -59,31 +59,31 @@ def test_arms_with_other_pairing_rules_are_named(configure_file: MakeFile) -> No
         ("nct_crc", "auroc", False),
     ],
 )
-def test_published_scores_are_shown_only_in_their_own_metric(
+def test_published_scores_are_shown_only_for_their_metric(
     configure_file: MakeFile, source: str, metric: str, shown: bool
 ) -> None:
     keys: dict[str, Any] = {"comparison.arms": ["image_only", "clip_it_paper"], "comparison.metric": metric}
     file = configure_file(keys)
     config = file.run
-    (found,) = plan_comparison(config, file.comparison)
+    (planned,) = plan_comparison(config, file.comparison)
     labels = config.tiles.labels.model_copy(update={"kind": "all"})
     tiles = config.tiles.model_copy(update={"source": source, "labels": labels})
-    plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), file.comparison, found.arms)
+    plan = Plan("d", "uni", planned.config.model_copy(update={"tiles": tiles}), file.comparison, planned.arms)
     known, notes = collect_published([plan], metric)
     assert list(known.values()) == ([published_score(source, "uni", arm) for arm in plan.arms] if shown else [])
     assert bool(notes) is not shown
     assert all(f"not {metric.replace('_', ' ')}" in note for note in notes)
 
 
-def test_published_scores_follow_the_recipe_not_the_name(configure_file: MakeFile) -> None:
+def test_published_scores_are_matched_by_recipe_not_by_name(configure_file: MakeFile) -> None:
     arms = {
         "ours": {"base": "clip_it_paper", "training.learning_rate": 0.01, "distillation.weight": 3.0},
         "clip_it_paper_frozen": {"base": "clip_it_paper", "pairing.k": 5},
     }
     file = configure_file({"comparison.arms": ["image_only", *arms], "arms": arms})
-    (found,) = plan_comparison(file.run, file.comparison)
-    labels = found.config.tiles.labels.model_copy(update={"kind": "all"})
-    tiles = found.config.tiles.model_copy(update={"source": "pcam", "labels": labels})
-    plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), file.comparison, found.arms)
+    (planned,) = plan_comparison(file.run, file.comparison)
+    labels = planned.config.tiles.labels.model_copy(update={"kind": "all"})
+    tiles = planned.config.tiles.model_copy(update={"source": "pcam", "labels": labels})
+    plan = Plan("d", "uni", planned.config.model_copy(update={"tiles": tiles}), file.comparison, planned.arms)
     known, _ = collect_published([plan], "accuracy")
     assert known == {("d", "uni", "image_only"): "94.24", ("d", "uni", "ours"): "95.49"}

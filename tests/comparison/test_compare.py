@@ -1,4 +1,4 @@
-"""Comparison and tuning: every arm is treated alike, and every figure can be traced."""
+"""Tests of comparisons and tuning, such as equal treatment of all arms and provenance of all scores."""
 
 import csv
 import json
@@ -51,13 +51,13 @@ def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
 
 @pytest.fixture(scope="module")
 def compared(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigFile, Path]:
-    """The same comparison, made once, and its folder; tests only read it or make it again."""
+    """A finished comparison and its folder; tests must not change them."""
     values = merge({**world, "output": tmp_path_factory.mktemp("compared")}, nested(SMALL))
     file = validate_file(values, "test")
     return file, clipit.compare(file).folder
 
 
-def test_the_table_in_python_is_the_one_of_the_page(compared: tuple[ConfigFile, Path]) -> None:
+def test_result_table_equals_the_exported_numbers(compared: tuple[ConfigFile, Path]) -> None:
     result = CompareResult(compared[1])
     saved = json.loads((result.folder / "comparison.json").read_text(encoding="utf-8"))
     table = result.table.set_index(["test_set", "arm"])
@@ -81,7 +81,9 @@ def test_comparison_has_a_row_for_every_arm_seed_and_reference(compared: tuple[C
     assert {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("reference")} == {
         ("image_only", 1), ("image_only", 2), ("clip_it_all", 1), ("clip_it_all", 2),
     }  # fmt: skip
-    assert sum(row["arm"].startswith("reference") for row in rows) == 6, "two zero-shots and a probe"
+    assert sum(row["arm"].startswith("reference") for row in rows) == 6, (
+        "two zero-shot references and a probe for each seed"
+    )
     for row in rows:
         if row["run"] is not None:
             results = json.loads((Path(row["run"]) / "results.json").read_text(encoding="utf-8"))
@@ -89,12 +91,12 @@ def test_comparison_has_a_row_for_every_arm_seed_and_reference(compared: tuple[C
     assert "VLM zero-shot" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_wrong_prompt_set_is_an_error_before_training(small: ConfigFile, tmp_path: Path) -> None:
+def test_wrong_prompt_set_raises_an_error_before_training(small: ConfigFile, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     known = Path(str(small.run.prompts)).read_text(encoding="utf-8")
     wrong.write_text(known.replace("stroma:", "muscle:"), encoding="utf-8")
-    own = {"clip_it_all": {"base": "clip_it_all", "prompts": str(wrong)}}
-    arm_alone = with_comparison(with_run(small, arms={"mine": own["clip_it_all"]}), arms=("image_only", "mine"))
+    arms = {"clip_it_all": {"base": "clip_it_all", "prompts": str(wrong)}}
+    arm_alone = with_comparison(with_run(small, arms={"mine": arms["clip_it_all"]}), arms=("image_only", "mine"))
     for file in (with_run(small, prompts=str(wrong)), arm_alone):
         with pytest.raises(DataError, match=r"without prompts: stroma; without tiles: muscle"):
             compare(file.run, file.comparison)
@@ -104,25 +106,25 @@ def test_wrong_prompt_set_is_an_error_before_training(small: ConfigFile, tmp_pat
 def test_finished_runs_are_not_trained_again(compared: tuple[ConfigFile, Path]) -> None:
     small, _ = compared
     stamps = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
-    said = capture_log()
+    log_lines = capture_log()
     compare(small.run, small.comparison)
     assert stamps == {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
-    assert sum(line.startswith("kept") for line in said) == 4
+    assert sum(line.startswith("kept") for line in log_lines) == 4
 
 
-def test_the_demo_shows_its_parts_in_one_table(compared: tuple[ConfigFile, Path]) -> None:
+def test_demo_table_lists_both_parts(compared: tuple[ConfigFile, Path]) -> None:
     file, folder = compared
     parts = dict.fromkeys(("of other patients", "of the same patients"), (file.run, file.comparison))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in demo_table(parts).splitlines()[2:]]
     table = CompareResult(folder).table.query("test_set == 'test' and not reference")
     shown = [[arm, f"{100 * mean:.1f}"] for arm, mean in zip(table["arm"], table["mean"], strict=True)]
     assert [[line[2], line[3].split(" ± ")[0]] for line in lines] == shown + shown
-    assert [line[0] for line in lines] == [whose for whose in parts for _ in shown]
+    assert [line[0] for line in lines] == [part for part in parts for _ in shown]
     gained = table["difference"].dropna().iloc[0]
     assert lines[1][4] == f"{100 * gained:+.1f}" and lines[0][4:] == ["", "", ""]
 
 
-def test_markdown_page_and_latex_have_all_sections(compared: tuple[ConfigFile, Path]) -> None:
+def test_all_report_formats_have_all_sections(compared: tuple[ConfigFile, Path]) -> None:
     _, folder = compared
     markdown, page, latex = (
         (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
@@ -132,14 +134,14 @@ def test_markdown_page_and_latex_have_all_sections(compared: tuple[ConfigFile, P
         assert "Gain by class" in text and "joint space" in text
         assert "none: 2 of the 5 seeds needed" in text
     assert latex.count(r"\begin{table}") == 2 and r"image\_only" in latex
-    assert "comparison.parquet" in page, "where figures come from"
+    assert "comparison.parquet" in page, "the source of the figures"
 
 
-def test_shorter_arms_get_a_row_at_equal_steps(small: ConfigFile) -> None:
+def test_shorter_arms_get_an_additional_row_at_equal_steps(small: ConfigFile) -> None:
     arms = {"brief": {"base": "image_embedding", "training.steps": 1, "training.learning_rate": 0.01}}
-    own = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
+    all_arms = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
     keys = {"arms": ("image_only", "brief"), "seeds": (1,), "analyses": ()}
-    file = with_comparison(with_run(small, arms=own), **keys)
+    file = with_comparison(with_run(small, arms=all_arms), **keys)
     folder = compare(file.run, file.comparison)
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     steps = {row["arm"]: row["steps"] for row in rows if row["run"]}
@@ -148,13 +150,13 @@ def test_shorter_arms_get_a_row_at_equal_steps(small: ConfigFile) -> None:
     assert "With only one seed" in text and "| only one seed |" in text
 
 
-def test_arm_outside_the_search_grid_is_an_error(small: ConfigFile) -> None:
+def test_arm_outside_the_search_grid_raises_an_error(small: ConfigFile) -> None:
     arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
     with pytest.raises(ConfigError, match=r"clip_it_all \(learning rate 0\.5\)"):
         compare(with_run(small, arms=arms).run, small.comparison)
 
 
-def test_each_data_set_uses_its_own_keys(small: ConfigFile) -> None:
+def test_each_data_set_uses_its_keys(small: ConfigFile) -> None:
     keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "analyses": ("classes",)}
     folder = compare(small.run, small.comparison.model_copy(update=keys))
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
@@ -165,11 +167,11 @@ def test_each_data_set_uses_its_own_keys(small: ConfigFile) -> None:
         compare(small.run, small.comparison.model_copy(update=wrong))
 
 
-def test_a_run_that_does_not_use_what_distinguishes_data_sets_is_trained_once(small: ConfigFile) -> None:
+def test_run_that_is_equal_on_several_data_sets_is_trained_once(small: ConfigFile) -> None:
     keys = {"data_sets": {"full": {}, "half": {"vlm.precision": "bf16"}}, "seeds": (1,), "analyses": ()}
-    said = capture_log()
+    log_lines = capture_log()
     folder = compare(small.run, small.comparison.model_copy(update=keys))
-    copied = [line for line in said if line.startswith("copied from")]
+    copied = [line for line in log_lines if line.startswith("copied from")]
     assert len(copied) == 1 and "full/image_only-seed1" in copied[0]
     runs = {
         (row["data_set"], row["arm"]): Path(row["run"])
@@ -185,16 +187,16 @@ def test_a_run_that_does_not_use_what_distinguishes_data_sets_is_trained_once(sm
     assert trained[0] != trained[1]
 
 
-def test_a_copied_run_describes_its_own_reports(small: ConfigFile, tmp_path: Path) -> None:
-    """Two corpora that differ only in their path and in empty reports have equal runs, but not the same account."""
+def test_copied_run_describes_the_reports_of_its_data_set(small: ConfigFile, tmp_path: Path) -> None:
+    """Corpora that differ only in path and empty reports give equal runs, but their summaries differ."""
     first = Path(small.run.reports.path if small.run.reports else "")
     second = tmp_path / "again.jsonl"
     second.write_text(first.read_text(encoding="utf-8") + '{"id": "none", "text": " ", "finding": null}\n')
     sets = {"first": {}, "second": {"reports.path": str(second)}}
     keys = {"data_sets": sets, "seeds": (1,), "analyses": (), "arms": ("image_only", "clip_it_all")}
-    said = capture_log()
+    log_lines = capture_log()
     folder = compare(small.run, small.comparison.model_copy(update=keys))
-    assert len([line for line in said if line.startswith("copied from")]) == 2
+    assert len([line for line in log_lines if line.startswith("copied from")]) == 2
     runs = {
         row["data_set"]: Path(row["run"])
         for row in pq.read_table(folder / "comparison.parquet").to_pylist()
@@ -228,26 +230,26 @@ def test_csv_export_has_the_provenance_of_every_score(compared: tuple[ConfigFile
     assert len(rows) == 10 and str(file.run.output) not in json.dumps([row["arm"] for row in rows])
 
 
-def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: ConfigFile) -> None:
-    found = json.loads(tune(small.run, small.comparison).read_text(encoding="utf-8"))
-    grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in found["trials"].items()}
+def test_tuning_gives_all_arms_the_same_trials_without_test_tiles(small: ConfigFile) -> None:
+    record = json.loads(tune(small.run, small.comparison).read_text(encoding="utf-8"))
+    grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in record["trials"].items()}
     assert grids["image_only"] == grids["clip_it_all"] == [(0.001, 1), (0.001, 2), (0.01, 1), (0.01, 2)]
     for path in (small.run.output / "runs").rglob("predictions.parquet"):
         assert set(pq.read_table(path).column("split").to_pylist()) == {"validation"}
-    # The block can be used as it is: an own arm of the same name builds on the built-in one.
-    chosen = validate(merge(small.run.model_dump(mode="json"), {"arms": found["arms"]}), "tuned")
+    # The tuned arms are valid configuration: a custom arm may extend the built-in arm of the same name.
+    chosen = validate(merge(small.run.model_dump(mode="json"), {"arms": record["arms"]}), "tuned")
     assert chosen.arms["clip_it_all"]["base"] == "clip_it_all"
 
 
-def test_the_search_embeds_nothing_that_the_comparison_has_embedded(small: ConfigFile) -> None:
+def test_search_reuses_the_artefacts_of_the_comparison(small: ConfigFile) -> None:
     compare(small.run, small.comparison)
-    made = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("artefacts/*/*")}
-    assert made
+    written = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("artefacts/*/*")}
+    assert written
     tune(small.run, small.comparison)
-    assert {path: path.stat().st_mtime_ns for path in small.run.output.rglob("artefacts/*/*")} == made
+    assert {path: path.stat().st_mtime_ns for path in small.run.output.rglob("artefacts/*/*")} == written
 
 
-def test_the_best_point_has_fewer_steps_then_the_lower_rate_among_equals() -> None:
+def test_ties_prefer_fewer_steps_then_the_lower_learning_rate() -> None:
     scores = [(0.01, 200, 0.8), (0.02, 100, 0.8), (0.01, 100, 0.8), (0.5, 100, 0.7)]
     points = [
         ScoredPoint({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in scores
@@ -255,8 +257,8 @@ def test_the_best_point_has_fewer_steps_then_the_lower_rate_among_equals() -> No
     assert best_point(points) == {"training.learning_rate": 0.01, "training.steps": 100}
 
 
-def diverging(monkeypatch: pytest.MonkeyPatch, *runs: tuple[str, int]) -> None:
-    """Let the training of these runs diverge, given by arm and seed."""
+def make_runs_diverge(monkeypatch: pytest.MonkeyPatch, *runs: tuple[str, int]) -> None:
+    """Make the training of the given runs, identified by arm and seed, diverge."""
     module, train_run = sys.modules["clipit.comparison.compare"], runs_module.train_run
 
     def diverge(config: RunConfig, *arguments: Any) -> Path:
@@ -267,17 +269,17 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *runs: tuple[str, int]) -> None:
     monkeypatch.setattr(module, "train_run", diverge)
 
 
-def test_runs_that_diverge_do_not_stop_the_comparison(
+def test_diverged_runs_do_not_stop_the_comparison(
     small: ConfigFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = with_comparison(small, seeds=(1, 2, 4))
-    path = tmp_path / "diverging.yaml"
+    path = tmp_path / "make_runs_diverge.yaml"
     values = file.run.model_dump(mode="json") | {"comparison": file.comparison.model_dump(mode="json")}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     lines = capture_log()
     monkeypatch.setattr(sys, "argv", ["clipit compare", "--config", str(path)])
     with monkeypatch.context() as patch:
-        diverging(patch, ("clip_it_all", 1))
+        make_runs_diverge(patch, ("clip_it_all", 1))
         with pytest.raises(SystemExit) as raised:
             compare_command()
     assert (
@@ -299,23 +301,23 @@ def test_runs_that_diverge_do_not_stop_the_comparison(
     assert [page.read_bytes() for page in (result.report, result.page)] == before
 
     with monkeypatch.context() as patch:
-        diverging(patch, *(("clip_it_all", seed) for seed in (1, 2, 4)))
+        make_runs_diverge(patch, *(("clip_it_all", seed) for seed in (1, 2, 4)))
         shutil.rmtree(file.run.output / "runs")
-        without = clipit.compare(file)
-    assert {*without.rows["arm"]} >= {"image_only"} and "clip_it_all" not in {*without.rows["arm"]}
-    assert "except clip_it_all, which failed with every seed" in without.report.read_text(encoding="utf-8")
+        without_arm = clipit.compare(file)
+    assert {*without_arm.rows["arm"]} >= {"image_only"} and "clip_it_all" not in {*without_arm.rows["arm"]}
+    assert "except clip_it_all, which failed with every seed" in without_arm.report.read_text(encoding="utf-8")
     finished = clipit.compare(file)
     assert not finished.failed and {*finished.rows["seed"]} - {None} == {1, 2, 4}
     with monkeypatch.context() as patch:
-        diverging(patch, ("clip_it_all", 1), ("image_only", 2), ("image_only", 4))
+        make_runs_diverge(patch, ("clip_it_all", 1), ("image_only", 2), ("image_only", 4))
         with pytest.raises(DivergenceError, match="nothing can be compared, because for every seed, training diverged"):
             clipit.compare(file)
-        diverging(patch, *(("image_only", seed) for seed in (1, 2, 4)))
+        make_runs_diverge(patch, *(("image_only", seed) for seed in (1, 2, 4)))
         with pytest.raises(DivergenceError, match="in every run of the baseline image_only"):
             clipit.compare(file)
 
 
-def test_trials_that_diverge_do_not_stop_the_tuning(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverged_trials_do_not_stop_the_tuning(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     train, rates = tuning.train_run, {0.01}
 
     def diverge(config: RunConfig, workspace: Workspace) -> Path:
@@ -325,23 +327,23 @@ def test_trials_that_diverge_do_not_stop_the_tuning(small: ConfigFile, monkeypat
 
     monkeypatch.setattr(tuning, "train_run", diverge)
     file = with_comparison(small, arms=("image_only",))
-    found = json.loads(tune(file.run, file.comparison).read_text(encoding="utf-8"))
-    failed = [trial["scores"] for trial in found["trials"]["image_only"] if "failed" in trial]
-    assert failed == [[None] * len(found["seeds"])] * 2
-    assert found["arms"]["image_only"]["training.learning_rate"] == 0.001
+    record = json.loads(tune(file.run, file.comparison).read_text(encoding="utf-8"))
+    failed = [trial["scores"] for trial in record["trials"]["image_only"] if "failed" in trial]
+    assert failed == [[None] * len(record["seeds"])] * 2
+    assert record["arms"]["image_only"]["training.learning_rate"] == 0.001
     rates.add(0.001)
     file = with_run(file, name="none")
     with pytest.raises(DivergenceError, match=r"the arm image_only diverged at every grid point.*the loss in step 1"):
         tune(file.run, file.comparison)
 
 
-def test_tuning_without_validation_labels_says_so(small: ConfigFile) -> None:
+def test_tuning_without_validation_labels_raises_an_error(small: ConfigFile) -> None:
     tiles = small.run.tiles.model_copy(update={"labels": small.run.tiles.labels.model_copy(update={"kind": "none"})})
     with pytest.raises((DataError, ConfigError), match="label"):
         tune(with_run(small, tiles=tiles).run, small.comparison)
 
 
-def test_seeds_of_the_search_are_never_reported(small: ConfigFile) -> None:
+def test_search_and_comparison_must_not_share_seeds(small: ConfigFile) -> None:
     comparison = small.comparison.model_dump(mode="json") | {"tuning_seeds": [2, 3]}
     values = small.run.model_dump(mode="json") | {"comparison": comparison}
     with pytest.raises(ConfigError, match="must not share a seed"):
@@ -349,11 +351,11 @@ def test_seeds_of_the_search_are_never_reported(small: ConfigFile) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "/dev/null", "/proc/out/rows.csv", "file/rows.csv"])
-def test_unwritable_csv_path_is_an_error_before_the_comparison(tmp_path: Path, place: str) -> None:
+def test_unwritable_csv_path_raises_an_error_before_the_comparison(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"(?s)not a file|folder cannot be created|Not a directory|File exists"):
         check_export(tmp_path / place)
     assert Path("/dev/null").is_char_device()
     check_export(tmp_path / "new" / "rows.csv")
-    assert not (tmp_path / "new").exists(), "a command that fails later leaves no empty folder"
+    assert not (tmp_path / "new").exists(), "checking must not create the folder"

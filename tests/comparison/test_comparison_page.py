@@ -1,4 +1,4 @@
-"""The page of a comparison: its parts, its size, in a real browser, and made again without training."""
+"""Tests of the comparison page: its sections and size, in a real browser, and rebuilt without training."""
 
 import html
 import json
@@ -46,11 +46,11 @@ from clipit.reporting.score_plots import plot_seed_scores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
-in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
+in_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 
 
 def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) -> list[ScoreRow]:
-    """Rows of a comparison with predictions and training logs, two test sets per run, and hostile names."""
+    """Write predictions and logs of runs with hostile names; return score rows for two test sets per run."""
     names = ["image_only", *(f"a_rather_long_name_of_an_arm_{i:02d}" for i in range(1, arms))]
     generator = np.random.default_rng(0)
     n, classes = 200, (HOSTILE, *(f"class_of_tissue_{c}" for c in range(7)))
@@ -88,17 +88,17 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
 
 
 def big_page(folder: Path, config: RunConfig, arms: int) -> str:
-    """The page of such a comparison."""
+    """Comparison page of `big_comparison`."""
     rows = big_comparison(folder, arms)
-    made = compute_results(rows, "image_only", lambda *_: None)
+    results = compute_results(rows, "image_only", lambda *_: None)
     names = list(dict.fromkeys(row.arm for row in rows))
     sections = [
-        *score_sections(ComparisonConfig(), made, {"image_only": made}, {}, [HOSTILE], []),
-        *tile_sections(made, names[1:], "image_only", {}),
-        *confusion_sections(made),
-        *curve_sections(made, "image_only"),
-        cost_section(made),
-        *link_sections(config, [], made, folder / "comparisons" / "big"),
+        *score_sections(ComparisonConfig(), results, {"image_only": results}, {}, [HOSTILE], []),
+        *tile_sections(results, names[1:], "image_only", {}),
+        *confusion_sections(results),
+        *curve_sections(results, "image_only"),
+        cost_section(results),
+        *link_sections(config, [], results, folder / "comparisons" / "big"),
         row_section(rows),
     ]
     return page(HOSTILE, HOSTILE, sections)
@@ -106,21 +106,19 @@ def big_page(folder: Path, config: RunConfig, arms: int) -> str:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_comparison_plots() -> None:
-    """Override the fixture of all comparisons: pages are tested with their plots."""
+    """Override the fixture in conftest.py, since pages are tested with their plots."""
 
 
 @contextmanager
 def drawn_once() -> Iterator[None]:
-    """Draw one plot of each kind, and show it in place of the others; a page of 28 arms has some eighty."""
+    """Draw one plot of each kind and reuse it for the others; a page of 28 arms has about eighty."""
     drawn: dict[str, Markup] = {}
 
     def once(plot: Callable[..., Any]) -> Callable[..., Any]:
-        """The name of the plot, and the figure the first time."""
         kind = plot.__name__
-        return lambda *given, **named: (kind, None if kind in drawn else plot(*given, **named))
+        return lambda *args, **kwargs: (kind, None if kind in drawn else plot(*args, **kwargs))
 
     def draw(figure: Any, label: str) -> Markup:
-        """The picture of this kind, under a label of its own."""
         kind, plot = figure
         if plot is not None:
             drawn[kind] = inline_svg(plot, "label of a plot")
@@ -137,50 +135,49 @@ def drawn_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Made once for all tests."""
     folder = tmp_path_factory.mktemp("big")
     with drawn_once():
         return big_page(folder, validate({**world, "output": folder}, "test"), 28)
 
 
 def visit(text: str, folder: Path, then: str = "", hash: str = "") -> tuple[str, str, float]:
-    """Elements after the page's script ran in a window 1280 pixels wide, what the console said, and seconds."""
-    if then:  # more script than the page's policy allows
+    """Open a page in a window 1280 pixels wide; return its DOM, the console messages and the seconds taken."""
+    if then:  # the page's content security policy forbids additional scripts
         text = re.sub("<meta http-equiv=[^>]*>", "", text).replace("</body>", f"<script>{then}</script></body>")
     path = folder / "comparison.html"
     write_text(path, text)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     started = time.perf_counter()
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--enable-logging=stderr", "--window-size=1280,900", f"--user-data-dir={folder / 'profile'}",
          f"{path.as_uri()}{hash}"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    if done.returncode:
-        raise AssertionError(done.stderr)
-    told = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return done.stdout, told, time.perf_counter() - started
+    if completed.returncode:
+        raise AssertionError(completed.stderr)
+    messages = "\n".join(line for line in completed.stderr.splitlines() if "CONSOLE" in line)
+    return completed.stdout, messages, time.perf_counter() - started
 
 
-def test_twenty_eight_arms_fit_a_page_and_are_folded(page_of_28_arms: str) -> None:
+def test_large_page_is_folded_and_below_8_mb(page_of_28_arms: str) -> None:
     text = page_of_28_arms
     print(f"560 rows: {len(text) / 1e6:.1f} MB")
     assert len(text) < 8e6
-    assert text.count("<summary>a_rather_long_name_of_an_arm_27</summary>") == 2, "one per data set: its matrix"
+    assert text.count("<summary>a_rather_long_name_of_an_arm_27</summary>") == 2, "one confusion matrix per data set"
     assert "(560 rows)" in text and '<details class="section"><summary><h2' in text
     assert HOSTILE not in text and str(escape(HOSTILE)) in text
-    outside = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert all(found.startswith(("#", "data:", "../../runs/")) for found in outside), "links stay in the output folder"
+    targets = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert all(found.startswith(("#", "data:", "../../runs/")) for found in targets), "a link leaves the output folder"
 
 
 @pytest.mark.slow
 @in_browser
-def test_a_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None:
+def test_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None:
     text = page_of_28_arms
-    dom, told, seconds = visit(text, tmp_path)
+    dom, messages, seconds = visit(text, tmp_path)
     print(f"560 rows, 28 arms: {seconds:.1f} s with the browser's start")
-    assert told == "", "nothing on the console, under the page's own policy"
-    assert f"<title>{html.escape(HOSTILE, quote=False)}</title>" in dom, "no name was taken for markup"
+    assert messages == "", "the console must be empty under the page's content security policy"
+    assert f"<title>{html.escape(HOSTILE, quote=False)}</title>" in dom, "a name was parsed as markup"
     measure = """
     const root = document.documentElement;
     document.querySelectorAll("details").forEach((one) => { one.open = true; });
@@ -192,10 +189,10 @@ def test_a_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None
     box.dispatchEvent(new Event("input"));
     document.body.dataset.filtered = performance.now() - start;
     """
-    dom, told, _ = visit(text, tmp_path, measure)
-    assert told == ""
+    dom, messages, _ = visit(text, tmp_path, measure)
+    assert messages == ""
     wide = re.search(r'data-wide="(\d+),(\d+),(\d+)"', dom)
-    assert wide and wide[1] == wide[2] == wide[3], "nothing but tables in their own boxes is wider than the window"
+    assert wide and wide[1] == wide[2] == wide[3], "content other than scrollable tables is wider than the window"
     assert 'data-pictures="0"' in dom
     filtered = re.search(r'data-filtered="([\d.]+)"', dom)
     assert "10 of 560 rows" in dom and filtered and float(filtered[1]) < 1000
@@ -203,7 +200,7 @@ def test_a_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @in_browser
-def test_a_link_to_a_folded_section_unfolds_it(configure: MakeConfig, tmp_path: Path) -> None:
+def test_link_unfolds_its_section(configure: MakeConfig, tmp_path: Path) -> None:
     with drawn_once():
         text = big_page(tmp_path, configure(), 4)
     number = re.search(r'href="#(s\d+)">Comparison with image_only', text)
@@ -213,7 +210,7 @@ def test_a_link_to_a_folded_section_unfolds_it(configure: MakeConfig, tmp_path: 
     assert 'data-open="true"' in visit(text, tmp_path, opened, hash=f"#{number[1]}")[0]
 
 
-def test_curves_are_means_at_the_steps_of_all_seeds() -> None:
+def test_mean_curves_cover_the_steps_common_to_all_seeds() -> None:
     nan = float("nan")
     first = {"loss": ([1, 10, 20], [4.0, 2.0, 1.0]), "validation_accuracy": ([10], [0.5])}
     second = {"loss": ([1, 20, 30], [2.0, 3.0, 9.0]), "learning_rate": ([1], [0.1])}
@@ -222,7 +219,7 @@ def test_curves_are_means_at_the_steps_of_all_seeds() -> None:
     assert mean_curves([]) == {}
 
 
-def test_the_first_judged_arm_and_its_control_without_text_are_shown_first() -> None:
+def test_main_arms_start_with_the_judged_arm_and_its_control() -> None:
     def contrast(role: str, control: str | None) -> Contrast:
         none = Significance(None, "not tested")
         return Contrast(role, control, {}, Interval(None, None, ""), none, none)
@@ -234,8 +231,8 @@ def test_the_first_judged_arm_and_its_control_without_text_are_shown_first() -> 
     assert main_arms(comparison, []) == ["a", "as_text", "b", "mine", "c"]
 
 
-def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
-    """Lines of one data set."""
+def results_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
+    """Results on one data set."""
     rows = [
         ScoreRow(
             data_set="d",
@@ -253,9 +250,9 @@ def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
     return compute_results(rows, "image_only", lambda *_: None)
 
 
-def test_the_latex_captions_state_holm_and_what_was_published(configure_file: MakeFile) -> None:
+def test_latex_captions_state_the_correction_and_published_scores(configure_file: MakeFile) -> None:
     file = configure_file(**{"comparison.arms": ["image_only", "bags"], "comparison.seeds": [0, 1, 2, 3, 4]})
-    five = made_of({"image_only": [0.5, 0.6, 0.5, 0.6, 0.5], "bags": [0.6, 0.6, 0.7, 0.6, 0.6]})
+    five = results_of({"image_only": [0.5, 0.6, 0.5, 0.6, 0.5], "bags": [0.6, 0.6, 0.7, 0.6, 0.6]})
     main, one = _latex(file.run, file.comparison, five, {("d", "b", "bags"): "95.92"}, SOURCE, []).split(
         "\\end{table}"
     )[:2]
@@ -263,22 +260,22 @@ def test_the_latex_captions_state_holm_and_what_was_published(configure_file: Ma
     assert "arXiv 2504.16181" in main and CAUTION[:40] in main and "95.92" in main
     assert r"\begin{tabular}{lrrrrrr}" in main and "Holm" not in one and "t over seeds" in one
     assert "Published" not in _latex(file.run, file.comparison, five, {}, "", [])
-    assert describe_holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
+    assert describe_holm_family(results_of({"image_only": [0.5], "bags": [0.6]})) == (
         "No p-values: a paired t-test needs at least 5 seeds."
     )
 
 
-def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path) -> None:
+def test_only_existing_pages_are_linked(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure(output=tmp_path, name="c")
     folder = tmp_path / "comparisons" / "c"
     run = tmp_path / "runs" / "c" / 'bags"><b>-seed0'
-    made = made_of({"image_only": [0.5], "bags": [0.6]}, str(run))
-    assert link_sections(config, [], made, folder) == []
+    results = results_of({"image_only": [0.5], "bags": [0.6]}, str(run))
+    assert link_sections(config, [], results, folder) == []
     others = ("robustness/c/robustness.html", "pairings/c/pairs.html", "probing/other/probing.html")
     for path in (run / "report.html", *(tmp_path / name for name in others)):
         path.parent.mkdir(parents=True)
         path.write_text("")
-    (section,) = link_sections(config, [], made, folder)
+    (section,) = link_sections(config, [], results, folder)
     runs, pages = (part for part in section.parts if isinstance(part, Links))
     assert [(name, len(found)) for name, found in runs.rows] == [("image_only", 1), ("bags", 1)]
     assert dict(pages.rows) == {
@@ -298,7 +295,7 @@ def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
 
 
 @pytest.mark.slow
-def test_a_comparison_is_made_again_without_training(
+def test_comparison_is_rebuilt_without_training(
     small: ConfigFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = compare(small.run, small.comparison)
@@ -309,15 +306,15 @@ def test_a_comparison_is_made_again_without_training(
     assert "../../runs/small/clip_it_all-seed1/report.html" in page
     pairs = (small.run.output / "pairings" / "small" / "pairs.html").read_text(encoding="utf-8")
     data = json.loads(pairs.split('id="data">')[1].split("</script>")[0])
-    assert len(data["tiles"]["id"]) == 20 and min(data["tiles"]["predicted"]) >= 0, "each with its prediction"
+    assert len(data["tiles"]["id"]) == 20 and min(data["tiles"]["predicted"]) >= 0, "a tile without a prediction"
     assert "classifier of small/clip_it_all-seed1" in pairs and "../../pairings/small/pairs.html" in page
     card = (small.run.output / "runs/small/clip_it_all-seed1/classifier/README.md").read_text(encoding="utf-8")
     assert "| this classifier |" in card and re.search(r"image\\_only +\| baseline", card)
-    # somewhere else, without classifiers and checkpoints, and with a changed configuration
+    # in a different folder, without classifiers and checkpoints, and with a changed configuration
     moved = tmp_path / "moved"
     shutil.move(small.run.output, moved)
-    for left in moved.rglob("classifier"):
-        shutil.rmtree(left)
+    for classifier in moved.rglob("classifier"):
+        shutil.rmtree(classifier)
     config = moved / "config.yaml"
     values = small.run.model_dump(mode="json") | {"output": str(moved)}
     config.write_text(json.dumps(values | {"comparison": {"arms": ["image_only", "bags"]}}))
@@ -326,9 +323,9 @@ def test_a_comparison_is_made_again_without_training(
     monkeypatch.setattr(sys, "argv", ["pages.py", "--config", str(config), "--of", "comparison"])
     runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pages.py"), run_name="__main__")
     assert capsys.readouterr().out.count("page: ") == 3
-    again = {kind: (moved / "comparisons" / "small" / f"comparison.{kind}").read_text("utf-8") for kind in first}
-    assert again["md"] == first["md"] and again["tex"] == first["tex"]
-    assert again["html"].replace(str(moved), str(small.run.output)) == page
+    rebuilt = {kind: (moved / "comparisons" / "small" / f"comparison.{kind}").read_text("utf-8") for kind in first}
+    assert rebuilt["md"] == first["md"] and rebuilt["tex"] == first["tex"]
+    assert rebuilt["html"].replace(str(moved), str(small.run.output)) == page
 
     json_file = moved / "comparisons" / "small" / "comparison.json"
     written = json.loads(json_file.read_text(encoding="utf-8"))
@@ -339,27 +336,25 @@ def test_a_comparison_is_made_again_without_training(
     with drawn_once():
         rebuild_comparison(validate(values, "test"))
     assert not any(leftover.exists() for leftover in leftovers)
-    assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "the page's own"
+    assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "notes must be recomputed"
 
-    for wrong, error, match in wrongs():
+    for damage, error, match in damages():
         path = moved / "comparisons" / "small" / "comparison.json"
         kept = path.read_text(encoding="utf-8")
-        wrong(path)
+        damage(path)
         with pytest.raises(error, match=match):
             rebuild_comparison(validate(values, "test"))
         path.write_text(kept, encoding="utf-8")
 
 
-def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
-    """Ways to damage a comparison.json, with what is said."""
+def damages() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
+    """Ways to damage comparison.json, each with the expected error and message."""
 
-    def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-        """Read, change, write."""
+    def editing(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
 
         def damage(path: Path) -> None:
-            """As `change` has it."""
             found = json.loads(path.read_text(encoding="utf-8"))
-            found.pop("checksum")  # as in earlier versions
+            found.pop("checksum")  # absent in files of earlier versions
             change(found)
             path.write_text(json.dumps(found), encoding="utf-8")
 
@@ -373,18 +368,18 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
             ArtifactError,
             "has changed since it was written",
         ),
-        (changed(lambda found: found.update(rows=3)), ArtifactError, "missing or invalid: rows"),
-        (changed(lambda found: found.pop("findings")), ArtifactError, "missing or invalid: findings"),
-        (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
+        (editing(lambda found: found.update(rows=3)), ArtifactError, "missing or invalid: rows"),
+        (editing(lambda found: found.pop("findings")), ArtifactError, "missing or invalid: findings"),
+        (editing(lambda found: found["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
         (
-            changed(lambda found: found["rows"][0].update(tiles_fingerprint="0")),
+            editing(lambda found: found["rows"][0].update(tiles_fingerprint="0")),
             ArtifactError,
             "tiles of .* have changed",
         ),
         (
-            changed(lambda found: found["rows"][0].update(predictions_sha256="0")),
+            editing(lambda found: found["rows"][0].update(predictions_sha256="0")),
             ArtifactError,
             "predictions have changed",
         ),
-        (changed(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "file does not exist"),
+        (editing(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "file does not exist"),
     ]

@@ -1,4 +1,4 @@
-"""The demo's world is written whole or not at all, and never over other files."""
+"""Tests of the demo: its data set is written atomically and never overwrites other files."""
 
 import hashlib
 import json
@@ -35,19 +35,17 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_world_is_written_once(config: RunConfig, tmp_path: Path) -> None:
-    said = capture_log()
+    log_lines = capture_log()
     world = write_demo_world(config)
-    assert world == tmp_path / "world" and len(said) == 1
+    assert world == tmp_path / "world" and len(log_lines) == 1
     write_world(tmp_path / "same", SMALL)
     assert digests(world) == digests(tmp_path / "same")
     before = {path: path.stat().st_mtime_ns for path in world.iterdir()}
-    assert write_demo_world(config) == world and len(said) == 1
+    assert write_demo_world(config) == world and len(log_lines) == 1
     assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
 
 
-def test_world_of_cases_is_written_with_the_files_of_its_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_case_world_has_the_files_of_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = CaseWorldConfig(seed=3, train=4, validation=2, test=2, external=2, shift=2)
     monkeypatch.setattr(module, "CASE_WORLD", small)
     monkeypatch.chdir(tmp_path)
@@ -57,10 +55,12 @@ def test_world_of_cases_is_written_with_the_files_of_its_configuration(
     assert config.reports is not None and Path(config.reports.path).is_file()
     assert Path(str(config.own_report.rules)).is_file()
     with pytest.raises(ArtifactError, match="world"):
-        write_demo_world(config)  # the world without cases
+        write_demo_world(config)  # a different world: without cases
 
 
-def test_empty_folder_is_filled(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_is_written_to_an_empty_folder(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "world").mkdir()
     monkeypatch.chdir(tmp_path / "world")
     config = validate({"tiles": {"source": "table", "path": "tiles.csv"}}, "test")
@@ -81,7 +81,7 @@ def test_folder_with_user_files_is_not_changed(config: RunConfig, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
-def test_interrupted_write_leaves_no_world_and_is_repeated(
+def test_interrupted_write_leaves_no_world_and_can_be_repeated(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(folder: Path, world: WorldConfig) -> None:
@@ -108,7 +108,7 @@ def test_interrupted_write_leaves_no_world_and_is_repeated(
         "{",
     ],
 )
-def test_folder_with_another_world_is_an_error(config: RunConfig, tmp_path: Path, facts: str) -> None:
+def test_folder_with_a_different_world_raises_an_error(config: RunConfig, tmp_path: Path, facts: str) -> None:
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
     with pytest.raises(
@@ -127,7 +127,7 @@ def test_folder_with_another_world_is_an_error(config: RunConfig, tmp_path: Path
         (["--training.steps=7"], [("demo", False), ("demo_own_reports", True)]),
     ],
 )
-def test_both_parts_of_the_demo_run_unless_one_is_named(
+def test_demo_runs_both_parts_unless_one_is_selected(
     arguments: list[str], parts: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ran: list[tuple[str, bool]] = []

@@ -1,4 +1,4 @@
-"""Every figure of a comparison can be recomputed from comparison.json and the predictions that it names."""
+"""Tests that all numbers of a comparison can be recomputed from comparison.json and its predictions."""
 
 import hashlib
 import html
@@ -33,7 +33,7 @@ Found = dict[str, Any]
 def compared(
     world: dict[str, Any], shared_output: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Found, list[str]]:
-    """A small comparison with a shifted set and a control: its folder, comparison.json and log."""
+    """Folder, comparison.json and log of a small comparison with a shifted set and a control."""
     from clipit.config.load import merge, nested, validate_file
 
     keys: dict[str, Any] = {
@@ -49,31 +49,33 @@ def compared(
         "comparison.shifted": {"centre 2": world["tiles"]},
     }
     file = validate_file(merge(world, nested(keys)), "test")
-    said = capture_log()
+    log_lines = capture_log()
     folder = compare(file.run, file.comparison)
-    return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), said
+    return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), log_lines
 
 
-def line_of(found: Found, arm: str, test_set: str = "test") -> Found:
+def select_line(found: Found, arm: str, test_set: str = "test") -> Found:
     (line,) = [line for line in found["lines"] if (line["arm"], line["test_set"]) == (arm, test_set)]
     return dict(line)
 
 
 def scores(line: Found) -> list[float]:
-    """Accuracies computed from the predictions."""
-    tables = [read_predictions(Path(row["predictions"])).select("test") for row in line["seeds"]]
-    return [float((t.probabilities.argmax(axis=1) == t.labels)[t.labels >= 0].mean()) for t in tables]
+    """Accuracy of each seed, computed from its predictions."""
+    predictions = [read_predictions(Path(row["predictions"])).select("test") for row in line["seeds"]]
+    return [float((t.probabilities.argmax(axis=1) == t.labels)[t.labels >= 0].mean()) for t in predictions]
 
 
 @pytest.mark.slow
-def test_means_differences_and_intervals_can_be_recomputed_from_the_files(
+def test_means_differences_and_intervals_can_be_recomputed(
     compared: tuple[Path, Found, list[str]],
 ) -> None:
     folder, found, _ = compared
     resamples, markdown = found["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
-    assert len({(line["arm"], line["test_set"]) for line in found["lines"]}) == 2 * 5, "two arms, three references"
+    assert len({(line["arm"], line["test_set"]) for line in found["lines"]}) == 2 * 5, (
+        "two arms and three references on two test sets"
+    )
     for test_set in ("test", "centre 2"):
-        base = line_of(found, "image_only", test_set)
+        base = select_line(found, "image_only", test_set)
         old = scores(base)
         for line in (line for line in found["lines"] if line["test_set"] == test_set):
             new = scores(line)
@@ -104,12 +106,12 @@ def test_means_differences_and_intervals_can_be_recomputed_from_the_files(
 
 
 @pytest.mark.slow
-def test_reference_rows_write_their_predictions_to_the_comparison_folder(
+def test_predictions_of_reference_rows_are_in_the_comparison_folder(
     compared: tuple[Path, Found, list[str]],
 ) -> None:
     folder, found, _ = compared
     kept = folder / "predictions" / "small"
-    probe, zero_shot = line_of(found, "reference: VLM linear probe"), line_of(found, "reference: VLM zero-shot")
+    probe, zero_shot = select_line(found, "reference: VLM linear probe"), select_line(found, "reference: VLM zero-shot")
     assert [row["predictions"] for row in probe["seeds"]] == [
         str(kept / f"vlm-linear-probe-seed{seed}-test.parquet") for seed in (1, 2)
     ]
@@ -123,56 +125,58 @@ def test_reference_rows_write_their_predictions_to_the_comparison_folder(
 @pytest.mark.slow
 def test_analysis_values_can_be_recomputed_from_their_files(compared: tuple[Path, Found, list[str]]) -> None:
     _, found, _ = compared
-    by = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
-    for row in by["Complementarity: correct where vision is wrong"]["values"]:
+    findings = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
+    for row in findings["Complementarity: correct where vision is wrong"]["values"]:
         vision, other = (read_predictions(Path(row[side])).select("test") for side in ("vision", "predictions"))
-        again = complementarity(vision, other, 0, 1)
-        assert (row["only_other"], row["accuracy"]) == (again.only_other, pytest.approx(right(other).mean()))
+        recomputed = complementarity(vision, other, 0, 1)
+        assert (row["only_other"], row["accuracy"]) == (recomputed.only_other, pytest.approx(is_correct(other).mean()))
         if row["seed"] == 1:
             assert row["excess_low"] == complementarity(vision, other, 20, 1).intervals["excess"].low
-    shown = {row[0]: row for row in by["Complementarity: correct where vision is wrong"]["rows"]}
+    shown = {row[0]: row for row in findings["Complementarity: correct where vision is wrong"]["rows"]}
     assert {name.partition(":")[0] for name in shown} == {
         "text only", "the VLM's image probe", "image_only, the next seed", "clip_it_all",
     }  # fmt: skip
     for name, row in shown.items():
-        own = [v for v in by["Complementarity: correct where vision is wrong"]["values"] if v["classifier"] == name]
-        shares = [100 * value["share"] for value in own]
-        assert [value["seed"] for value in own] == [1, 2], "R of every seed"
-        assert row[1] == f"{fmean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
-        assert row[4] == str(own[0]["only_other"]), "the other columns are of the first seed"
-    for row in by["Gain by class"]["values"]:
-        mine = [
-            right(new)[new.by_id().labels == found_class(new, row)].mean()
-            - right(old)[old.by_id().labels == found_class(old, row)].mean()
-            for new, old in pairs_of(row)
+        values = [
+            v for v in findings["Complementarity: correct where vision is wrong"]["values"] if v["classifier"] == name
         ]
-        assert row["gain"] == pytest.approx(fmean(mine), abs=1e-12)
-    for row in by["Gain by pairing score"]["values"]:
+        shares = [100 * value["share"] for value in values]
+        assert [value["seed"] for value in values] == [1, 2], "R is computed for each seed"
+        assert row[1] == f"{fmean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
+        assert row[4] == str(values[0]["only_other"]), "the other columns show the first seed"
+    for row in findings["Gain by class"]["values"]:
+        gains = [
+            is_correct(new)[new.by_id().labels == class_index(new, row)].mean()
+            - is_correct(old)[old.by_id().labels == class_index(old, row)].mean()
+            for new, old in prediction_pairs(row)
+        ]
+        assert row["gain"] == pytest.approx(fmean(gains), abs=1e-12)
+    for row in findings["Gain by pairing score"]["values"]:
         scores = {line["tile_id"]: line for line in pq.read_table(row["scores"]).to_pylist()}
-        mine = []
-        for new, old in pairs_of(row):
+        gains = []
+        for new, old in prediction_pairs(row):
             inside = np.array([scores[tile]["quartile"] == row["quartile"] for tile in new.by_id().ids.tolist()])
             assert inside.sum() == row["tiles"]
-            mine.append((right(new) - right(old))[inside].mean())
-        assert row["gain"] == pytest.approx(fmean(mine), abs=1e-12)
-    (quality,) = by["Quality of the pairs"]["values"]
+            gains.append((is_correct(new) - is_correct(old))[inside].mean())
+        assert row["gain"] == pytest.approx(fmean(gains), abs=1e-12)
+    (quality,) = findings["Quality of the pairs"]["values"]
     assert Path(quality["pairs"]).is_file() and isinstance(quality["skewness"], float)
     sharing = f"{quality['neighbours_tiles']:,} of {quality['labelled']:,} labelled tiles that share their snippet"
-    assert sharing in by["Quality of the pairs"]["text"] and quality["neighbours_tiles"] < quality["labelled"]
+    assert sharing in findings["Quality of the pairs"]["text"] and quality["neighbours_tiles"] < quality["labelled"]
 
 
-def right(table: Predictions) -> np.ndarray:
-    """1.0 for each correctly classified tile, sorted by id."""
+def is_correct(table: Predictions) -> np.ndarray:
+    """Correctness (1.0 or 0.0) of each tile's prediction, sorted by id."""
     table = table.by_id()
     return 1.0 * (table.probabilities.argmax(axis=1) == table.labels)
 
 
-def found_class(table: Predictions, row: Found) -> int:
+def class_index(table: Predictions, row: Found) -> int:
     return table.classes.index(row["class"])
 
 
-def pairs_of(row: Found) -> list[tuple[Predictions, Predictions]]:
-    """Test predictions of the arm and of the baseline, per seed."""
+def prediction_pairs(row: Found) -> list[tuple[Predictions, Predictions]]:
+    """Test predictions of the arm and the baseline for each seed."""
     sides = [[read_predictions(Path(file)).select("test") for file in row[key]] for key in ("predictions", "baseline")]
     return list(zip(*sides, strict=True))
 
@@ -196,7 +200,7 @@ def test_points_of_scatter_plots_are_written_with_ids(
         assert all(bool(names.fullmatch(name)) == (kind != "snippets") for name in ids), (plane, kind)
     tiles = {plane: {row["id"] for row in points.to_pylist() if row["plane"] == plane and row["kind"] != "snippets"}
              for plane, _ in groups}  # fmt: skip
-    assert len({frozenset(ids) for ids in tiles.values()}) == 1, "before and after on the same tiles"
+    assert len({frozenset(ids) for ids in tiles.values()}) == 1, "planes must show the same tiles"
     for fingerprint in finding["values"][0]["fingerprints"].values():
         assert fingerprint in finding["source"]
     assert "classifier of small/clip_it_all-seed1" in finding["source"]
@@ -211,12 +215,16 @@ def test_rows_have_provenance_and_hashes_of_their_predictions(
     compared: tuple[Path, Found, list[str]],
 ) -> None:
     folder, found, _ = compared
-    told = {
+    provenance = {
         row["arm"].removeprefix("reference: VLM "): (bool(row["prompts_hash"]), bool(row["index"]))
         for row in found["rows"]
         if row["run"] is None
     }
-    assert told == {"linear probe": (False, False), "zero-shot": (True, False), "zero-shot, centred": (True, True)}
+    assert provenance == {
+        "linear probe": (False, False),
+        "zero-shot": (True, False),
+        "zero-shot, centred": (True, True),
+    }
     labels = {row["arm"]: row["training_labels"] for row in found["rows"] if row["run"] is None}
     assert labels["reference: VLM zero-shot"] == 0 and labels["reference: VLM linear probe"] == 12
     for row in found["rows"]:
@@ -231,8 +239,7 @@ def test_rows_have_provenance_and_hashes_of_their_predictions(
     assert all(note in page for note in found["notes"]) and found["notes"]
 
 
-def rows_of(arm: str, values: list[float | None], predictions: Path | None = None) -> list[ScoreRow]:
-    """One row per seed."""
+def score_rows(arm: str, values: list[float | None], predictions: Path | None = None) -> list[ScoreRow]:
     return [
         ScoreRow(
             data_set="d",
@@ -249,44 +256,46 @@ def rows_of(arm: str, values: list[float | None], predictions: Path | None = Non
     ]
 
 
-def exported(made: list[ArmResult], **against: list[ArmResult]) -> Found:
-    return export_numbers(ComparisonResults((), made, against), [])
+def exported(results: list[ArmResult], **against: list[ArmResult]) -> Found:
+    return export_numbers(ComparisonResults((), results, against), [])
 
 
 def test_missing_statistics_have_a_reason() -> None:
-    rows = rows_of("base", [0.5] * 5) + rows_of("same", [0.6] * 5) + rows_of("gap", [0.5, None, 0.5, 0.5, 0.5])
+    rows = score_rows("base", [0.5] * 5) + score_rows("same", [0.6] * 5) + score_rows("gap", [0.5, None, 0.5, 0.5, 0.5])
     found = exported(compute_results(rows, "base", lambda old, new: None))
-    same, gap = line_of(found, "same"), line_of(found, "gap")
+    same, gap = select_line(found, "same"), select_line(found, "gap")
     assert same["difference"] == pytest.approx(0.1)
     assert same["over_seeds"] == {"low": None, "high": None, "reason": "no spread over seeds"}
     assert same["p_holm"] == {"value": None, "reason": "no spread over seeds"}
     moved = (
-        rows_of("base", [0.5] * 5) + rows_of("a", [0.6, 0.5, 0.7, 0.6, 0.8]) + rows_of("b", [0.4, 0.6, 0.5, 0.5, 0.6])
+        score_rows("base", [0.5] * 5)
+        + score_rows("a", [0.6, 0.5, 0.7, 0.6, 0.8])
+        + score_rows("b", [0.4, 0.6, 0.5, 0.5, 0.6])
     )
     tested = exported(compute_results(moved, "base", lambda old, new: None))
-    a, b = line_of(tested, "a"), line_of(tested, "b")
+    a, b = select_line(tested, "a"), select_line(tested, "b")
     gains = np.array([0.1, 0.0, 0.2, 0.1, 0.3])
     bounds = student.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / 5**0.5)
     assert (a["over_seeds"]["low"], a["over_seeds"]["high"]) == pytest.approx(bounds)
     assert a["p"]["value"] < b["p"]["value"] and a["p_holm"]["value"] == 2 * a["p"]["value"]
     assert (gap["mean"], gap["sd"], gap["difference"], gap["over_seeds"]) == (None, None, None, None)
     assert same["costs"]["steps"] == 30 and same["costs"]["seconds"] is None
-    one = exported(compute_results(rows_of("base", [0.5]) + rows_of("a", [0.6]), "base", lambda old, new: None))
-    assert line_of(one, "a")["over_seeds"]["reason"] == "only one seed" and line_of(one, "a")["sd"] is None
+    one = exported(compute_results(score_rows("base", [0.5]) + score_rows("a", [0.6]), "base", lambda old, new: None))
+    assert select_line(one, "a")["over_seeds"]["reason"] == "only one seed" and select_line(one, "a")["sd"] is None
     json.dumps(found, allow_nan=False)
 
 
 def test_interval_over_tiles_is_exported_with_its_reason() -> None:
-    rows = rows_of("base", [0.5, 0.4], Path("file")) + rows_of("a", [0.6, 0.7], Path("file"))
+    rows = score_rows("base", [0.5, 0.4], Path("file")) + score_rows("a", [0.6, 0.7], Path("file"))
     drawn = Estimate(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
-    made = compute_results(rows, "base", lambda old, new: drawn)
-    found = exported(made, base=made)
+    results = compute_results(rows, "base", lambda old, new: drawn)
+    found = exported(results, base=results)
     expected = {"value": 0.2, "low": None, "high": None, "reason": "1 independent unit to resample; 2 are needed"}
-    assert line_of(found, "a")["over_tiles"] == expected
+    assert select_line(found, "a")["over_tiles"] == expected
     assert found["against"]["base"] == found["lines"]
 
 
-def test_write_points_numbers_files_by_analysis(tmp_path: Path) -> None:
+def test_point_files_are_numbered_by_analysis(tmp_path: Path) -> None:
     plain = AnalysisResult(heading="a", text="b", header=("c",), rows=(("d",),), source="rows", values=({"d": 1.5},))
     points = {"left": {"tiles": np.array([[0.0, 1.0], [2.0, 3.0]])}, "right": {"snippets": np.array([[4.0, 5.0]])}}
     ids = {"left": {"tiles": np.array(["t1", "t2"])}, "right": {"snippets": np.array(["s1"])}}
@@ -302,7 +311,7 @@ def test_write_points_numbers_files_by_analysis(tmp_path: Path) -> None:
     assert export_numbers(ComparisonResults((), (), {}), [first])["findings"][0]["values"] == [{"d": 1.5}]
 
 
-def test_a_flipped_bit_in_the_points_of_an_analysis_is_an_error(tmp_path: Path) -> None:
+def test_flipped_bit_in_a_point_file_raises_an_error(tmp_path: Path) -> None:
     place = np.full((50, 2), 0.5) + np.arange(100).reshape(50, 2)
     names = {"left": {"tiles": np.array([f"t{number}" for number in range(50)])}}
     analysis = AnalysisResult(
@@ -320,14 +329,14 @@ def test_a_flipped_bit_in_the_points_of_an_analysis_is_an_error(tmp_path: Path) 
         _read_analysis(record, tmp_path)
 
 
-def test_similar_test_set_names_have_different_files(tmp_path: Path) -> None:
+def test_similar_test_set_names_get_different_files(tmp_path: Path) -> None:
     names = {reference_file(tmp_path, "vlm", seed, part).name for seed in (None, 1) for part in ("a b", "a-b", "a/b")}
     assert len(names) == 6 and reference_file(tmp_path, "vlm", 1, "test").name == "vlm-seed1-test.parquet"
     assert all("/" not in name and " " not in name for name in names)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"rows": 3, "config": {}, "findings": []}', '{"rows": [], "checksum": ""}'])
-def test_csv_of_another_file(tmp_path: Path, content: str) -> None:
+def test_csv_export_of_an_invalid_file_raises_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "comparison.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"(?s)comparison\.json.*clipit compare again"):
         export_csv(tmp_path, tmp_path / "rows.csv")

@@ -1,4 +1,4 @@
-"""Plans of a comparison: names and keys of its data sets are checked before training."""
+"""Tests of comparison plans, which validate the names and keys of data sets before training."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ def plans(**comparison: Any) -> list[Plan]:
 
 
 def test_plans_have_different_folders() -> None:
-    found = plans(data_sets={"a b": {}, "c": {}}, backbones=["x", "y"])
-    assert [plan.config.name for plan in found] == ["demo-a-b-x", "demo-a-b-y", "demo-c-x", "demo-c-y"]
+    planned = plans(data_sets={"a b": {}, "c": {}}, backbones=["x", "y"])
+    assert [plan.config.name for plan in planned] == ["demo-a-b-x", "demo-a-b-y", "demo-c-x", "demo-c-y"]
 
 
 @pytest.mark.parametrize(("pages", "drawn"), [("first_seed", [3]), ("all", [3, 1]), ("none", [])])
-def test_runs_with_a_page(pages: str, drawn: list[int]) -> None:
+def test_only_selected_runs_have_a_page(pages: str, drawn: list[int]) -> None:
     [plan] = plans(seeds=[3, 1], run_pages=pages)
     assert [seed for seed in (3, 1) if plan.run_config("image_only", seed).evaluation.page] == drawn
 
@@ -37,23 +37,23 @@ def test_runs_with_a_page(pages: str, drawn: list[int]) -> None:
         ({"backbones": ["hub:a", "hub/a"]}, r"'hub:a', 'demo' on 'hub/a'"),
     ],
 )
-def test_plans_that_would_share_a_folder_are_an_error(comparison: dict[str, Any], named: str) -> None:
+def test_plans_that_would_share_a_folder_raise_an_error(comparison: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"would share a folder: .*{named}"):
         plans(**comparison)
 
 
-def test_a_data_set_may_write_its_backbone_as_a_section() -> None:
-    found = plans(data_sets={"a": {"backbone": {"name": "x"}}, "b": {"backbone.name": "y"}})
-    assert [plan.config.backbone.name for plan in found] == ["x", "y"]
+def test_data_set_can_set_its_backbone_as_a_section() -> None:
+    planned = plans(data_sets={"a": {"backbone": {"name": "x"}}, "b": {"backbone.name": "y"}})
+    assert [plan.config.backbone.name for plan in planned] == ["x", "y"]
 
 
-def test_a_key_that_a_data_set_sets_twice_is_an_error() -> None:
+def test_duplicate_key_of_a_data_set_raises_an_error() -> None:
     with pytest.raises(ConfigError, match=r"given twice: lora\.rank(.|\n)*comparison\.data_sets\.a\n"):
         plans(data_sets={"a": {"lora": {"rank": 2}, "lora.rank": 4}})
 
 
 @pytest.mark.parametrize("keys", [{"lora": {"rank": 2}}, {"lora.rank": 2}])
-def test_an_option_that_overrides_what_distinguishes_arms_is_an_error(keys: dict[str, Any]) -> None:
+def test_override_of_a_key_that_distinguishes_arms_raises_an_error(keys: dict[str, Any]) -> None:
     values = {"tiles": {"source": "folders", "path": "tiles"}, "arms": {"small": keys}, "overrides": ["lora.rank"]}
     file = validate_file({**values, "comparison": {"arms": ["image_only", "small"]}}, "test")
     with pytest.raises(ConfigError, match=r"override what distinguishes the arms or data sets: lora\.rank"):
@@ -61,7 +61,7 @@ def test_an_option_that_overrides_what_distinguishes_arms_is_an_error(keys: dict
 
 
 @pytest.mark.parametrize("data_sets", [{"é": {}, "ü": {}}, {"é": {}}, {"...": {}}])
-def test_data_set_name_without_folder_characters_is_an_error(data_sets: dict[str, Any]) -> None:
+def test_data_set_name_without_folder_characters_raises_an_error(data_sets: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="no character that is allowed in folder names"):
         plans(data_sets=data_sets)
 
@@ -78,7 +78,7 @@ def test_data_set_name_without_folder_characters_is_an_error(data_sets: dict[str
         {"comparison": {"arms": ["image_only"]}},
     ],
 )
-def test_shared_keys_of_a_data_set_are_an_error(keys: dict[str, Any]) -> None:
+def test_keys_that_all_data_sets_share_raise_an_error(keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)cannot set {next(iter(keys))}.*comparison\.data_sets\.few"):
         plans(data_sets={"few": {"tiles.labels.value": 2, **keys}, "all": {}})
 

@@ -1,4 +1,4 @@
-"""Comparisons with own reports: the probe on report labels as fitted by hand, the record, and pages made again."""
+"""Tests of comparisons with the patients' own reports: probes on report labels, verdicts and rebuilt pages."""
 
 import json
 from pathlib import Path
@@ -71,9 +71,7 @@ def test_reports_are_checked_before_the_first_run(
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_labels_that_depend_on_the_seed_are_checked_for_every_seed(
-    own: ConfigFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seed_dependent_labels_are_checked_for_each_seed(own: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[tuple[str | None, int]] = []
 
     def labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> None:
@@ -88,8 +86,8 @@ def test_labels_that_depend_on_the_seed_are_checked_for_every_seed(
     assert checked == [("own_label", 1), ("own_case", 1), ("own_case", 2)]
 
 
-def test_reports_of_shifted_patients_are_named(own: ConfigFile, tmp_path: Path) -> None:
-    said = capture_log()
+def test_reports_of_shifted_patients_are_a_warning(own: ConfigFile, tmp_path: Path) -> None:
+    log_lines = capture_log()
     table = Path(own.run.tiles.path)
     rows = [row for row in table.read_text(encoding="utf-8").splitlines() if ",test," in row][:8]
     rows = [row.rpartition(",")[0] + ",elsewhere" for row in rows]
@@ -101,7 +99,7 @@ def test_reports_of_shifted_patients_are_named(own: ConfigFile, tmp_path: Path) 
     (plan,) = plan_comparison(own.run.model_copy(update={"leaks": leaks}), comparison)
     _check_reports(plan, Workspace(plan.config))
     warning = "own_snippet may retrieve snippets from 1 report of patients in the shifted set far"
-    assert any(warning in line for line in said)
+    assert any(warning in line for line in log_lines)
 
 
 def vectors(workspace: Workspace, split: str) -> np.ndarray:
@@ -109,19 +107,19 @@ def vectors(workspace: Workspace, split: str) -> np.ndarray:
     return store.rows(store.positions(tiles.ids)).astype(np.float64)
 
 
-def with_report_labels(workspace: Workspace, seed: int) -> np.ndarray:
-    """The tile's own label, or else the finding of its patient."""
+def propagate_report_labels(workspace: Workspace, seed: int) -> np.ndarray:
+    """Label of each tile, or the finding of its patient if the tile is unlabelled."""
     train = workspace.tiles(seed).of_split("train")
     found = [CLASSES.index(FINDINGS[group]) if group in FINDINGS else -1 for group in train.groups.tolist()]
     return np.where(train.labels >= 0, train.labels, found)
 
 
-def test_the_probe_is_fitted_on_labels_of_tiles_and_of_reports(own: ConfigFile, tmp_path: Path) -> None:
+def test_report_probe_is_fitted_on_tile_and_report_labels(own: ConfigFile, tmp_path: Path) -> None:
     (plan,) = plan_comparison(own.run, own.comparison)
     workspace = Workspace(plan.config)
     rows = score_report_probes(plan, workspace, tmp_path / "predictions")
     assert [(row.arm, row.seed) for row in rows] == [("reference: VLM probe on labels of own_label", s) for s in (1, 2)]
-    labels, validation = with_report_labels(workspace, 1), workspace.tiles(1).of_split("validation").labels
+    labels, validation = propagate_report_labels(workspace, 1), workspace.tiles(1).of_split("validation").labels
     assert (labels >= 0).sum() > 56 > (workspace.tiles(1).of_split("train").labels >= 0).sum() == 12
     probe = linear_probe(vectors(workspace, "train"), labels, vectors(workspace, "validation"), validation, 3)
     test = workspace.all_tiles.of_split("test")
@@ -134,41 +132,39 @@ def test_the_probe_is_fitted_on_labels_of_tiles_and_of_reports(own: ConfigFile, 
     assert (provenance.training_labels, provenance.validation_labels, provenance.training_tiles) == (12, 12, 72)
 
 
-def test_without_labels_of_tiles_the_probe_has_c_1_and_the_plain_probe_no_score(
-    own: ConfigFile, configure_file: MakeFile, tmp_path: Path
-) -> None:
+def test_probes_without_tile_labels(own: ConfigFile, configure_file: MakeFile, tmp_path: Path) -> None:
     values = {**own.run.model_dump(mode="json"), "comparison": {"arms": ["own_label"], "baseline": "own_label"}}
     file = configure_file(values, **{"tiles.labels.kind": "none"})
     (plan,) = plan_comparison(file.run, file.comparison)
     workspace = Workspace(plan.config)
     row = score_report_probes(plan, workspace, tmp_path / "predictions")[0]
-    x, y = vectors(workspace, "train"), with_report_labels(workspace, 0)
+    x, y = vectors(workspace, "train"), propagate_report_labels(workspace, 0)
     scaler = StandardScaler().fit(x[y >= 0])
-    by_hand = LogisticRegression(C=1, max_iter=2000).fit(scaler.transform(x[y >= 0]), y[y >= 0])
+    expected = LogisticRegression(C=1, max_iter=2000).fit(scaler.transform(x[y >= 0]), y[y >= 0])
     test = workspace.all_tiles.of_split("test")
-    assert row.score == by_hand.score(scaler.transform(vectors(workspace, "test")), test.truth)
+    assert row.score == expected.score(scaler.transform(vectors(workspace, "test")), test.truth)
     assert (row.provenance.training_labels, row.provenance.validation_labels) == (0, 0)
     plain = next(row for row in score_vlm(plan, workspace, tmp_path / "predictions") if row.arm == PROBE)
     assert plain.score is None and "0 classes and 0 validation labels" in str(plain.reason)
 
 
 @pytest.mark.slow
-def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: ConfigFile) -> None:
+def test_comparison_with_own_reports_has_references_and_verdicts(own: ConfigFile) -> None:
     folder = compare(own.run, own.comparison)
     name = "reference: VLM probe on labels of own_label"
     rows = [row for row in pq.read_table(folder / "comparison.parquet").to_pylist() if row["arm"] == name]
     assert [row["seed"] for row in rows] == [1, 2] and all(row["predictions_sha256"] for row in rows)
     assert all(row["parameters"] and row["tiles_per_second"] for row in rows)
-    found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    (result,) = found["verdicts"]
+    numbers = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    (result,) = numbers["verdicts"]
     assert (result["arm"], result["test_set"]) == ("own_label", "test") and result["verdict"]
     contrasts = {contrast["role"]: contrast for contrast in result["contrasts"]}
-    lines = {line["arm"]: line["mean"] for line in found["lines"]}
+    lines = {line["arm"]: line["mean"] for line in numbers["lines"]}
     for role, control in (("baseline", "image_only"), ("case", "own_case"), ("report probe", name)):
         assert contrasts[role]["control"] == control
         assert contrasts[role]["difference"] == pytest.approx(lines["own_label"] - lines[control])
     assert contrasts["shuffled"]["control"] is None and contrasts["shuffled"]["over_seeds"]["reason"] == "not tested"
-    facts = [note for note in found["notes"] if "training patients have a label" in note]
+    facts = [note for note in numbers["notes"] if "training patients have a label" in note]
     assert [note.partition(":")[0] for note in facts] == ["own_label", "own_case"]
     labelled = "own_label: 14 of 18 training patients have a label (reports: gland 5, stroma 5, tumour 4)"
     assert facts[0].startswith(labelled)
@@ -176,7 +172,7 @@ def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: Co
     texts = {
         kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html", "json")
     }
-    assert texts["md"].split("\n\n")[1] == found["verdict"] and found["verdict"].startswith("own_label")
+    assert texts["md"].split("\n\n")[1] == numbers["verdict"] and numbers["verdict"].startswith("own_label")
     assert "## Verdicts" in texts["md"] and f"own_label: {result['verdict']}" in texts["md"]
     assert "Verdicts</h2>" in texts["html"] and name in texts["html"]
     for kind in ("md", "tex", "html"):
@@ -185,7 +181,7 @@ def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: Co
     assert texts == {kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in texts}
 
 
-def test_other_comparisons_have_no_such_rows_and_records(own: ConfigFile, tmp_path: Path) -> None:
+def test_comparison_without_report_labels_has_no_report_probes(own: ConfigFile, tmp_path: Path) -> None:
     comparison = own.comparison.model_copy(update={"arms": ("image_only", "clip_it_all", "own_case")})
     (plan,) = plan_comparison(own.run, comparison)
     assert score_report_probes(plan, Workspace(plan.config), tmp_path) == [] and not any(tmp_path.glob("*.parquet"))

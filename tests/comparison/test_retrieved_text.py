@@ -1,4 +1,4 @@
-"""The text-only head reads the snippets that the pairing rules give to each tile."""
+"""Tests that the text-only classifier uses the snippets that the pairing rules assign to each tile."""
 
 import json
 from pathlib import Path
@@ -24,14 +24,16 @@ from clipit.workspace.workspace import Workspace
 )
 def test_training_tiles_retrieve_their_pairs(configure: MakeConfig, rules: dict[str, Any]) -> None:
     workspace = Workspace(configure(rules))
-    train, found = workspace.all_tiles.of_split("train"), retrieved_text(workspace)
-    index, expected = workspace.index, np.zeros_like(found["train"])
+    train, retrieved = workspace.all_tiles.of_split("train"), retrieved_text(workspace)
+    index, expected = workspace.index, np.zeros_like(retrieved["train"])
     rows = {tile: row for row, tile in enumerate(train.ids.tolist())}
     for pair in workspace.pairs.table.to_pylist():
         vector = index.vectors(np.searchsorted(index.ids, [pair["snippet_id"]]))[0]
         expected[rows[pair["tile_id"]]] += vector * pair.get("weight", 1.0)
-    np.testing.assert_allclose(found["train"], unit(expected), atol=1e-3)
-    assert (np.linalg.norm(expected, axis=1) == 0).any() == bool(rules.get("pairing.mutual")), "tiles without a pair"
+    np.testing.assert_allclose(retrieved["train"], unit(expected), atol=1e-3)
+    assert (np.linalg.norm(expected, axis=1) == 0).any() == bool(rules.get("pairing.mutual")), (
+        "only mutual pairing leaves tiles without a pair"
+    )
 
 
 def test_test_tiles_retrieve_only_snippets_of_the_configured_organ(
@@ -42,10 +44,10 @@ def test_test_tiles_retrieve_only_snippets_of_the_configured_organ(
         line["organ"] = ("Colon", "brain")[number % 2]
     (tmp_path / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     keys = {"reports.path": str(tmp_path / "reports.jsonl"), "reports.organ_column": "organ", "output": str(tmp_path)}
-    read = {}
+    predicted = {}
     for organ in ("colon", "brain", None):
         workspace = Workspace(configure({**keys, "pairing.organs": [organ] if organ else []}))
-        found = retrieved_text(workspace)
+        retrieved = retrieved_text(workspace)
         store = workspace.tile_store("test")
         sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet")).to_pylist()
         embedded = workspace.text_store()
@@ -53,6 +55,8 @@ def test_test_tiles_retrieve_only_snippets_of_the_configured_organ(
         vectors = centred(embedded.rows(embedded.positions(np.array(sorted(set(allowed))))), workspace.text_mean)
         tiles = centred(store.rows(store.positions(workspace.all_tiles.of_split("test").ids)), workspace.tile_mean)
         best = (tiles @ vectors.T).max(axis=1)
-        np.testing.assert_allclose((tiles * found["test"]).sum(axis=1), best, atol=2e-3)
-        read[organ] = text_only_predictions(workspace, 0).probabilities
-    assert not np.allclose(read["colon"], read["brain"]) and not np.allclose(read["colon"], read[None])
+        np.testing.assert_allclose((tiles * retrieved["test"]).sum(axis=1), best, atol=2e-3)
+        predicted[organ] = text_only_predictions(workspace, 0).probabilities
+    assert not np.allclose(predicted["colon"], predicted["brain"]) and not np.allclose(
+        predicted["colon"], predicted[None]
+    )

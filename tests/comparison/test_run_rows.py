@@ -1,4 +1,4 @@
-"""Score rows of runs that an earlier version finished."""
+"""Tests of reading score rows from finished runs, including runs of earlier versions."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def read(folder: Path, metric: str) -> list[ScoreRow]:
         ({"provenance": {"steps": 10}}, "balanced_accuracy", "no 'chosen_step' in provenance"),
     ],
 )
-def test_results_without_a_key_are_a_clear_error(
+def test_missing_key_in_results_raises_an_error(
     tmp_path: Path, changes: dict[str, Any], metric: str, named: str
 ) -> None:
     write_json(tmp_path / "results.json", results(**changes))

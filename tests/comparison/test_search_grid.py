@@ -1,4 +1,4 @@
-"""The search grid: the same axes for every arm that has the term, and nothing outside of it."""
+"""Tests of the search grid: equal numbers of trials for all arms, and no values outside the grid."""
 
 import json
 import logging
@@ -44,19 +44,21 @@ def grid(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
 
 
 def with_arm(file: ConfigFile, **keys: Any) -> ConfigFile:
-    own = {"clip_it_all": {"base": "clip_it_all", **{key.replace("__", "."): value for key, value in keys.items()}}}
-    return with_run(file, arms=own)
+    arms = {"clip_it_all": {"base": "clip_it_all", **{key.replace("__", "."): value for key, value in keys.items()}}}
+    return with_run(file, arms=arms)
 
 
-def checked(file: ConfigFile) -> None:
+def check_file(file: ConfigFile) -> None:
     check_grid(file.run, file.comparison, file.comparison.arms)
 
 
-def test_an_arm_without_the_term_gets_learning_rates_instead_of_its_keys(grid: ConfigFile) -> None:
+def test_arm_without_the_searched_terms_gets_more_learning_rates(grid: ConfigFile) -> None:
     alone = grid_points(grid.run, grid.comparison, "image_only")
     assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in alone)
     rates = [trial["training.learning_rate"] for trial in alone]
-    assert rates == [0.001, 0.0014, 0.0019, 0.0027, 0.0037, 0.0052, 0.0072, 0.01], "as many trials, between the others"
+    assert rates == [0.001, 0.0014, 0.0019, 0.0027, 0.0037, 0.0052, 0.0072, 0.01], (
+        "additional rates must lie between the configured ones"
+    )
     points = grid_points(grid.run, grid.comparison, "clip_it_all")
     assert len(points) == 8 and len({json.dumps(trial) for trial in points}) == 8
     assert all(set(trial) == {"training.learning_rate", "training.steps", *GRID} for trial in points)
@@ -89,28 +91,28 @@ def test_all_arms_have_grids_of_the_same_size(grid: ConfigFile) -> None:
         grid_points(single.run, single.comparison, "image_only")
 
 
-def test_keys_that_define_an_arm_are_not_searched_for_it(grid: ConfigFile) -> None:
+def test_keys_that_define_an_arm_are_not_searched(grid: ConfigFile) -> None:
     wide = with_comparison(grid, grid={"pairing.k": (1, 5)})
     assert {trial.get("pairing.k") for trial in grid_points(wide.run, wide.comparison, "consensus")} == {None}
     assert {trial.get("pairing.k") for trial in grid_points(wide.run, wide.comparison, "clip_it_all")} == {1, 5}
 
 
-def test_a_built_in_arm_may_differ_in_searched_keys_only(grid: ConfigFile) -> None:
+def test_built_in_arm_may_only_differ_in_searched_keys(grid: ConfigFile) -> None:
     with pytest.raises(ConfigError, match=r"(?s)clip_it_all \(lora\.rank\).*rename the arm"):
-        checked(with_arm(grid, lora__rank=32))
+        check_file(with_arm(grid, lora__rank=32))
     renamed = with_run(grid, arms={"rank32": {"base": "clip_it_all", "lora.rank": 32}})
     check_grid(renamed.run, renamed.comparison, ("image_only", "rank32"))
     assert not is_tuned(renamed.run, renamed.comparison, ("image_only", "rank32"))
 
 
-def test_a_value_outside_of_the_grid_is_refused_with_its_key(grid: ConfigFile) -> None:
-    checked(grid)
-    checked(with_arm(grid, distillation__weight=1.0))
+def test_value_outside_the_grid_raises_an_error(grid: ConfigFile) -> None:
+    check_file(grid)
+    check_file(with_arm(grid, distillation__weight=1.0))
     with pytest.raises(ConfigError, match=r"clip_it_all \(distillation\.weight 16\)"):
-        checked(with_arm(grid, distillation__weight=16.0))
+        check_file(with_arm(grid, distillation__weight=16.0))
 
 
-def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: ConfigFile) -> None:
+def test_arms_are_tuned_if_they_differ_in_a_shared_axis(grid: ConfigFile) -> None:
     assert not is_tuned(grid.run, grid.comparison, grid.comparison.arms)
     faster = with_arm(grid, training__learning_rate=0.001)
     assert is_tuned(faster.run, grid.comparison, grid.comparison.arms)
@@ -118,7 +120,7 @@ def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: ConfigF
     assert is_tuned(both.run, both.comparison, ("image_only", "clip_it_all", "image_embedding"))
 
 
-def test_an_invalid_axis_is_refused_with_its_key(configure_file: MakeFile, grid: ConfigFile) -> None:
+def test_invalid_axis_raises_an_error(configure_file: MakeFile, grid: ConfigFile) -> None:
     wrong = with_comparison(grid, grid={"distillation.wieght": (1.0,)})
     with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
         grid_points(wrong.run, wrong.comparison, "clip_it_all")
@@ -130,7 +132,7 @@ def test_an_invalid_axis_is_refused_with_its_key(configure_file: MakeFile, grid:
             configure_file({"comparison.grid": axis})
 
 
-def test_a_stopped_search_resumes_without_training_again(
+def test_stopped_search_resumes_without_retraining(
     grid: ConfigFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained: list[str] = []
@@ -153,10 +155,10 @@ def test_a_stopped_search_resumes_without_training_again(
     with caplog.at_level(logging.INFO, "clipit"):
         tune(grid.run.model_copy(update={"overrides": ("training.steps", "lora.rank")}), grid.comparison)
     assert "ignoring keys that the search sets: training.steps; change" in caplog.text
-    assert ": validation 51.0% (" in caplog.text, "as sweep prints them"
+    assert ": validation 51.0% (" in caplog.text, "scores must be logged as in sweeps"
     assert "| best validation balanced accuracy % |" in caplog.text
     assert re.search(r"clip_it_all +\| +8 \| +66\.0 \|", caplog.text)
-    assert trained[:3] == first and len(trained) == len(set(trained)) == 16, "finished trials are verified first"
+    assert trained[:3] == first and len(trained) == len(set(trained)) == 16, "the finished trials must come first"
     study = SharedSearch(grid.run.output / "tuning" / "searches" / grid.run.name).study
     assert len(study.trials) == 16 and all(trial.state.is_finished() for trial in study.trials)
     assert study.trials[0].params == {
@@ -164,7 +166,7 @@ def test_a_stopped_search_resumes_without_training_again(
     }  # fmt: skip
 
 
-def test_a_search_without_validation_labels_trains_nothing(grid: ConfigFile, tmp_path: Path) -> None:
+def test_search_without_validation_labels_raises_an_error_before_training(grid: ConfigFile, tmp_path: Path) -> None:
     table = tmp_path / "tiles.csv"
     source = Path(grid.run.tiles.path)
     rows = [line.split(",") for line in source.read_text(encoding="utf-8").splitlines()]
@@ -176,7 +178,7 @@ def test_a_search_without_validation_labels_trains_nothing(grid: ConfigFile, tmp
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> None:
+def test_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> None:
     small = with_comparison(grid, grid={"distillation.weight": (1.0, 4.0)})
     search = clipit.tune(small)
     record = search.file
@@ -199,7 +201,7 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
 
     assert "overridden in the configuration for " in notes(tuned)
     record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")
-    assert "Trials per" not in notes(record_lost), "where no search is known, none is counted"
+    assert "Trials per" not in notes(record_lost), "trials must not be counted without a search record"
     record.write_text(json.dumps(content | {"arms": other}), encoding="utf-8")
     assert "chosen by clipit tune on validation tiles" in notes(tuned)
     assert "Trials per tuned arm: 4, each with 1 seed" in notes(tuned)
@@ -216,11 +218,15 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     one_rate |= {"clip_it_all": {"base": "clip_it_all", **keys, "distillation.weight": 1.0}}
     record.write_text(json.dumps(content | {"arms": one_rate}), encoding="utf-8")
     earlier = with_comparison(with_run(small, arms=one_rate), learning_rates=(0.001,))
-    assert "Trials per tuned arm: 1 for image_only; 2 for clip_it_all" in notes(earlier), "allowed earlier"
+    assert "Trials per tuned arm: 1 for image_only; 2 for clip_it_all" in notes(earlier), (
+        "earlier versions allowed unequal numbers of trials"
+    )
     with pytest.raises(DataError, match=r"comparison\.searched"):
         notes(with_comparison(tuned, searched=str(record.parent / "none.json")))
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
-    earlier = {name: json.loads(tuned.run.model_dump_json())[name] for name in sections}  # as earlier versions wrote it
+    earlier = {
+        name: json.loads(tuned.run.model_dump_json())[name] for name in sections
+    }  # as written by earlier versions
     earlier["training"]["threads"] = 3
     record.write_text(json.dumps(content | {"arms": other, "made_with": earlier}), encoding="utf-8")
     assert "chosen by clipit tune" in notes(tuned) and "the search was not repeated" not in notes(tuned)

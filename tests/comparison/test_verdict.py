@@ -1,4 +1,4 @@
-"""Verdicts: each rule on made-up scores, contrasts as scipy computes them, the section, the sentence above all."""
+"""Tests of verdicts on synthetic scores: rules, contrasts, the page's section and the headline."""
 
 import re
 from dataclasses import replace
@@ -36,7 +36,7 @@ def make_plan(configure_file: MakeFile) -> Any:
 
 
 def results(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> list[ArmResult]:
-    """Arms with these mean scores over five seeds, with a standard deviation of about a percent."""
+    """Results of arms with the given mean scores and a standard deviation over seeds of about 1%."""
     noise = {}
     for number, arm in enumerate(means):
         drawn = np.random.default_rng(number).normal(0, 0.01, 5)
@@ -86,30 +86,32 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "verdict"), VERDICTS)
-def test_each_rule_gives_its_verdict(make_plan: Any, changes: dict[str, float | None], verdict: str) -> None:
+def test_verdict_of_each_rule(make_plan: Any, changes: dict[str, float | None], verdict: str) -> None:
     assert compared(make_plan(), {**LOW, **changes}).verdict.startswith(verdict)
 
 
-def test_controls_that_an_arm_is_not_better_than_are_named_after_the_verdict(make_plan: Any) -> None:
+def test_verdict_names_the_controls_that_are_not_exceeded(make_plan: Any) -> None:
     means = {**LOW, "own_label": 0.8, REPORT_PROBE: 0.9, "own_case": 0.85, TILE_PROBE: None}
     assert compared(make_plan(), means).verdict.endswith(
         "at most speed and independence from the VLM. Not better than own_case (tile labels propagated within "
         "each patient, without text). Not tested against the VLM's linear probe on the tile labels."
     )
-    same = results(make_plan(), {**LOW, "own_label": 0.8})
-    own = next(r for r in same if r.key.arm == "own_label")
+    arm_results = results(make_plan(), {**LOW, "own_label": 0.8})
+    label_result = next(r for r in arm_results if r.key.arm == "own_label")
     for seed in range(5):
-        next(r for r in same if r.key.arm == "own_case").scores[seed] = float(own.scores[seed] or 0) - 0.1
-    (result,) = judge_arms([make_plan()], same)
+        next(r for r in arm_results if r.key.arm == "own_case").scores[seed] = (
+            float(label_result.scores[seed] or 0) - 0.1
+        )
+    (result,) = judge_arms([make_plan()], arm_results)
     assert result.verdict.startswith("Better than image_only, but") and "Not decided against own_case" in result.verdict
 
 
-def test_one_seed_decides_nothing(make_plan: Any) -> None:
+def test_single_seed_gives_no_verdict(make_plan: Any) -> None:
     plan = make_plan(**{"comparison.seeds": [0]})
     assert compared(plan, {**LOW, "own_label": 0.9}, seeds=1).verdict == "Not decided: one seed."
 
 
-def test_controls_that_were_not_run_are_named(make_plan: Any) -> None:
+def test_missing_controls_are_named(make_plan: Any) -> None:
     means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}
     verdict = compared(make_plan(("image_only", "own_label", "own_case")), means | {"own_case": 0.5}).verdict
     assert verdict.startswith("Text from the patients' own reports adds information: better than image_only, own_case")
@@ -127,16 +129,16 @@ def test_text_is_not_credited_without_a_control_that_tests_it(make_plan: Any) ->
     assert verdict.startswith("Text from the patients' own reports adds information")
 
 
-def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_plan: Any) -> None:
+def test_contrasts_are_paired_by_seed_and_holm_corrected(make_plan: Any) -> None:
     plan = make_plan((*ARMS, "own_rules"), **{"own_report.rules": "gleason"})
     both = results(
         plan, {**LOW, "own_label": 0.53, "own_rules": 0.9, "reference: VLM probe on labels of own_rules": 0.6}
     )
     arms = {result.key.arm: result.scores for result in both}
-    found = judge_arms([plan], both)
-    assert [result.key.arm for result in found] == ["own_label", "own_rules"]
+    verdicts = judge_arms([plan], both)
+    assert [result.key.arm for result in verdicts] == ["own_label", "own_rules"]
     raw = []
-    for result in found:
+    for result in verdicts:
         for contrast in result.contrasts:
             gains = [(arms[result.key.arm][s] or 0) - (arms[str(contrast.control)][s] or 0) for s in range(5)]
             test = stats.ttest_1samp(gains, 0)
@@ -184,7 +186,7 @@ def test_controls_are_found_by_configuration_not_by_name(make_plan: Any) -> None
     }
 
 
-def test_of_several_controls_the_most_similar_one_is_used(make_plan: Any) -> None:
+def test_most_similar_control_is_used(make_plan: Any) -> None:
     arms = {"rules_shuffled": {"base": "own_rules", "own_report.shuffled": True}}
     plan = make_plan(
         ("image_only", "own_label", "own_rules", "own_shuffled", "rules_shuffled", "clip_it_all", "other_snippet"),
@@ -197,7 +199,7 @@ def test_of_several_controls_the_most_similar_one_is_used(make_plan: Any) -> Non
     assert {names["snippet"] for names in controls.values()} == {"other_snippet"}
 
 
-def test_a_baseline_is_compared_once(make_plan: Any) -> None:
+def test_baseline_is_compared_once(make_plan: Any) -> None:
     plan = make_plan(**{"comparison.baseline": "own_case"})
     controls = own_report_arms(plan)["own_label"]
     assert controls["baseline"] == "own_case" and "case" not in controls
@@ -205,15 +207,15 @@ def test_a_baseline_is_compared_once(make_plan: Any) -> None:
     assert compared(plan, LOW).verdict == "Not decided: this arm is the baseline."
 
 
-def test_the_section_escapes_names_and_is_missing_without_arms(make_plan: Any) -> None:
+def test_section_escapes_names_and_is_omitted_without_arms(make_plan: Any) -> None:
     hostile = "<img src=x onerror=alert(1)>|"
     plan = make_plan()
     plans = [plan, replace(plan, data_set=hostile)]
     means = {**LOW, "own_label": 0.7}
-    own = judge_arms(plans, [result for each in plans for result in results(each, means)])
-    html = page("t", "", verdict_sections(own))
+    verdict_list = judge_arms(plans, [result for each in plans for result in results(each, means)])
+    html = page("t", "", verdict_sections(verdict_list))
     assert hostile not in html and str(escape(f"own_label ({hostile}): Text from the patients' own")) in html
-    heading, *verdicts, table, rule = verdict_markdown(own)
+    heading, *verdicts, table, rule = verdict_markdown(verdict_list)
     assert heading == "## Verdicts" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
     assert table.count("\n") == 2 + 14 - 1 and "+20.0" in table
     shown = re.sub("</?code>", "`", html.replace("&#39;", "'").replace("&#34;", '"'))
@@ -242,7 +244,7 @@ HEADLINES: list[tuple[dict[str, float | None], str, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "outcome", "start"), HEADLINES)
-def test_a_comparison_begins_with_what_the_text_does(
+def test_headline_states_the_effect_of_the_text(
     make_plan: Any, changes: dict[str, float | None], outcome: str, start: str
 ) -> None:
     plan = make_plan(CLIP_IT)
@@ -254,7 +256,7 @@ def test_a_comparison_begins_with_what_the_text_does(
         assert "95% intervals over 5 seeds; p < 0.001 and < 0.001, Holm-corrected" in verdict.headline
 
 
-def test_the_sentence_names_the_control_that_takes_the_gain_away(make_plan: Any) -> None:
+def test_headline_names_the_control_that_explains_the_gain(make_plan: Any) -> None:
     plan = make_plan(CLIP_IT)
     means = {**EQUAL, "clip_it_all": 0.8, "image_embedding": 0.85}
     headline = judge_comparison([plan], results(plan, means), "accuracy").headline
@@ -269,9 +271,7 @@ def test_the_sentence_names_the_control_that_takes_the_gain_away(make_plan: Any)
 @pytest.mark.parametrize(
     ("probe", "control"), [(REPORT_PROBE, "probe on the same labels"), (TILE_PROBE, "probe on the tile labels")]
 )
-def test_the_sentence_recommends_a_probe_that_is_as_good_as_the_student(
-    make_plan: Any, probe: str, control: str
-) -> None:
+def test_headline_recommends_a_probe_that_matches_the_student(make_plan: Any, probe: str, control: str) -> None:
     plan = make_plan()
     means: dict[str, float | None] = {**LOW, "own_label": 0.8, probe: 0.85}
     headline = judge_comparison([plan], results(plan, means), "accuracy").headline
@@ -291,7 +291,7 @@ def test_the_sentence_recommends_a_probe_that_is_as_good_as_the_student(
     assert f"{difference} to +30.0 points against the VLM's linear probe on the same labels" in headline
 
 
-def test_the_sentence_is_about_the_first_arm_with_text_and_counts_the_others(make_plan: Any) -> None:
+def test_headline_describes_the_first_arm_with_text_and_counts_the_others(make_plan: Any) -> None:
     plan = make_plan((*CLIP_IT, "consensus"))
     assert {arm: judged.text for arm, judged in judged_arms(plan).items()} == dict.fromkeys(
         ("clip_it_all", "consensus"), "reports"
@@ -308,7 +308,7 @@ def test_the_sentence_is_about_the_first_arm_with_text_and_counts_the_others(mak
     assert headline.endswith("; of the other arms, none is shown to be better than the baseline and every control.")
 
 
-def test_arms_without_text_are_judged_against_the_baseline_alone(make_plan: Any) -> None:
+def test_arms_without_text_are_compared_with_the_baseline_only(make_plan: Any) -> None:
     plan = make_plan(("image_only", "self_training", "image_embedding"))
     means: dict[str, float | None] = {"image_only": 0.5, "self_training": 0.8, "image_embedding": 0.5}
     verdict = judge_comparison([plan], results(plan, means), "accuracy")
@@ -320,7 +320,7 @@ def test_arms_without_text_are_judged_against_the_baseline_alone(make_plan: Any)
     assert judge_comparison([alone], results(alone, {"image_only": 0.5}), "accuracy").headline.startswith("Nothing is")
 
 
-def test_one_seed_gives_a_difference_but_no_verdict(make_plan: Any) -> None:
+def test_headline_of_a_single_seed_has_no_verdict(make_plan: Any) -> None:
     plan = make_plan(CLIP_IT, **{"comparison.seeds": [0]})
     verdict = judge_comparison([plan], results(plan, {**EQUAL, "clip_it_all": 0.8}, seeds=1), "accuracy")
     assert verdict.headline.startswith("clip_it_all: not decided (one seed): accuracy +")

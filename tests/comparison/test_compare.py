@@ -273,7 +273,7 @@ def test_diverged_runs_do_not_stop_the_comparison(
     small: ConfigFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = with_comparison(small, seeds=(1, 2, 4))
-    path = tmp_path / "make_runs_diverge.yaml"
+    path = tmp_path / "diverging.yaml"
     values = file.run.model_dump(mode="json") | {"comparison": file.comparison.model_dump(mode="json")}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     lines = capture_log()

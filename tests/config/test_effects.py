@@ -1,4 +1,4 @@
-"""Effects of keys: declared at each key, and decisive for a run's fingerprint."""
+"""Tests of the declared effects of configuration keys and of run fingerprints."""
 
 import os
 from collections.abc import Callable
@@ -28,7 +28,7 @@ CONFIG = validate({"tiles": {"source": "folders", "path": "tiles"}, "reports": {
 
 
 def all_leaves(config: BaseModel, section: str = "results", prefix: str = "") -> dict[str, str]:
-    """Every key that holds a value, with its effect: an independent reading of the declarations."""
+    """Effect of each leaf key, collected independently of the package's own functions."""
     leaves: dict[str, str] = {}
     for name, field in type(config).model_fields.items():
         declared = [marker.effect for marker in field.metadata if type(marker).__name__ == "KeyEffect"]
@@ -40,34 +40,36 @@ def all_leaves(config: BaseModel, section: str = "results", prefix: str = "") ->
     return leaves
 
 
-def changed(config: BaseModel, key: str) -> Any:
-    """The configuration with a different value of a key, which is not validated."""
+def with_changed_key(config: BaseModel, key: str) -> Any:
+    """Copy of a configuration in which a key has a different, unvalidated value."""
     name, _, rest = key.partition(".")
-    value = changed(getattr(config, name), rest) if rest else "a different value"
+    value = with_changed_key(getattr(config, name), rest) if rest else "a different value"
     return config.model_copy(update={name: value})
 
 
 LEAVES = all_leaves(CONFIG)
 
 
-def keys_of_a_run(config: RunConfig) -> str:
+def fingerprint_of_keys(config: RunConfig) -> str:
     return RunFingerprint(select_keys(config, "results"), {}).value
 
 
-def test_every_key_has_one_of_the_effects() -> None:
+def test_each_key_has_exactly_one_effect() -> None:
     assert len(LEAVES) > 130 and set(LEAVES.values()) == set(EFFECTS)
     selected = [key for effect in EFFECTS for key in select_keys(CONFIG, effect)]
-    assert sorted(selected) == sorted(LEAVES), "each key once"
+    assert sorted(selected) == sorted(LEAVES), "a key has no effect or more than one"
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("key", sorted(LEAVES))
-def test_a_key_changes_the_fingerprint_exactly_if_it_changes_results(key: str) -> None:
-    assert (keys_of_a_run(changed(CONFIG, key)) != keys_of_a_run(CONFIG)) == (LEAVES[key] == "results")
+def test_only_keys_that_affect_results_change_the_fingerprint(key: str) -> None:
+    assert (fingerprint_of_keys(with_changed_key(CONFIG, key)) != fingerprint_of_keys(CONFIG)) == (
+        LEAVES[key] == "results"
+    )
 
 
-def test_keys_of_speed_and_reporting() -> None:
-    """What a user may change without training again; a key that joins this list must not change a number."""
+def test_keys_that_do_not_affect_results() -> None:
+    """Users may change these keys without retraining, so a key in this list must not affect any score."""
     assert set(select_keys(CONFIG, "speed")) == {
         "vlm.batch_size", "second_vlm.batch_size", "pairing.block", "training.threads", "training.cache_tiles",
         "training.cache_gigabytes",
@@ -81,8 +83,8 @@ def test_keys_of_speed_and_reporting() -> None:
     assert select_keys(CONFIG.evaluation, "evaluation") == {"splits": ["validation", "test"], "bootstrap": 1000}
 
 
-def test_keys_that_a_finished_run_may_change_do_not_change_its_results() -> None:
-    """`trust_remote_code` only allows a model to be loaded, but is part of the fingerprints of existing runs."""
+def test_changeable_keys_of_finished_runs_do_not_affect_results() -> None:
+    """`trust_remote_code` is an exception: it does not affect results, but existing fingerprints contain it."""
     changeable = [key for key in LEAVES if is_within(key, _CHANGEABLE)]
     assert {name for name in _CHANGEABLE if not any(is_within(key, {name}) for key in LEAVES)} == set()
     assert {key for key in changeable if LEAVES[key] == "results"} == {
@@ -90,13 +92,13 @@ def test_keys_that_a_finished_run_may_change_do_not_change_its_results() -> None
     }  # fmt: skip
 
 
-def test_a_field_has_the_effect_of_its_section_unless_it_declares_one() -> None:
+def test_fields_inherit_the_effect_of_their_section() -> None:
     assert field_effect(RunConfig, "tracking") == "reporting" and field_effect(RunConfig, "lora") == "results"
     assert field_effect(type(CONFIG.vlm), "batch_size") == "speed"
     assert field_effect(type(CONFIG.leaks), "policy", "data") == "data"
 
 
-def test_a_fingerprint_names_what_differs(configure: Callable[..., RunConfig]) -> None:
+def test_fingerprint_lists_differences(configure: Callable[..., RunConfig]) -> None:
     def fingerprint_of(**keys: Any) -> RunFingerprint:
         config = resolve_arm(configure({"arm": "clip_it_all", **keys}))
         return run_fingerprint(config, Workspace(config), "backbone")
@@ -113,15 +115,17 @@ def test_a_fingerprint_names_what_differs(configure: Callable[..., RunConfig]) -
     assert shown[2].startswith("labels of tiles: ") and len(shown) == 3
 
 
-def test_keys_of_approximate_indexes_leave_the_fingerprint_of_flat_ones(configure: Callable[..., RunConfig]) -> None:
+def test_keys_of_approximate_indexes_do_not_change_fingerprints_of_flat_indexes(
+    configure: Callable[..., RunConfig],
+) -> None:
     def keys_of(**keys: Any) -> set[str]:
         config = resolve_arm(configure({"arm": "clip_it_all", **keys}))
         return set(run_fingerprint(config, Workspace(config), "backbone").keys)
 
-    later = {"pairing.candidates", "pairing.nprobe", "pairing.ef_search"}
-    assert not keys_of() & later, "runs from before these keys keep their fingerprint"
-    assert keys_of(**{"pairing.index": "IVF16,Flat"}) == keys_of() | later - {"pairing.ef_search"}
-    assert keys_of(**{"pairing.index": "IVF16_HNSW8,Flat"}) == keys_of() | later
+    added = {"pairing.candidates", "pairing.nprobe", "pairing.ef_search"}
+    assert not keys_of() & added, "fingerprints from before these keys were added must stay valid"
+    assert keys_of(**{"pairing.index": "IVF16,Flat"}) == keys_of() | added - {"pairing.ef_search"}
+    assert keys_of(**{"pairing.index": "IVF16_HNSW8,Flat"}) == keys_of() | added
 
 
 @pytest.mark.parametrize(
@@ -138,27 +142,27 @@ def test_keys_of_approximate_indexes_leave_the_fingerprint_of_flat_ones(configur
         ("image_only", {"soft_labels.source": "annotators"}, "own_report", "training.learning_rate soft_labels.weight"),
     ],
 )
-def test_keys_without_effect_are_declared_by_sections_and_terms(
+def test_sections_and_terms_declare_unused_keys(
     configure: Callable[..., RunConfig], arm: str, keys: dict[str, Any], unused: str, read: str
 ) -> None:
     config = resolve_arm(configure({"overrides": list(keys), **keys}, arm=arm))
     declared = unused_keys(config)
     assert declared >= {*unused.split()} and not declared & {*read.split()}
-    kept = fingerprint_keys(config, unused=declared)
-    assert not [key for key in kept.keys if is_within(key, {*unused.split()})]
-    assert all(any(is_within(key, {name}) for key in kept.keys) for name in read.split())
+    fingerprint = fingerprint_keys(config, unused=declared)
+    assert not [key for key in fingerprint.keys if is_within(key, {*unused.split()})]
+    assert all(any(is_within(key, {name}) for key in fingerprint.keys) for name in read.split())
     assert uses_key(config, "training.learning_rate")
 
 
-def test_an_adaptation_uses_the_keys_of_its_examples_alone() -> None:
-    kept = fingerprint_keys(AdaptConfig(data="bags", tuning="full"), "adapt.")
-    assert kept.unused == {"adapt.pairs", "adapt.cases", "adapt.lora"}
-    assert kept.defaults == {"adapt.bags.whole_entries": False}
-    sections = {key.split(".")[1] for key in kept.keys}
+def test_adaptation_uses_only_the_keys_of_its_data_source() -> None:
+    fingerprint = fingerprint_keys(AdaptConfig(data="bags", tuning="full"), "adapt.")
+    assert fingerprint.unused == {"adapt.pairs", "adapt.cases", "adapt.lora"}
+    assert fingerprint.defaults == {"adapt.bags.whole_entries": False}
+    sections = {key.split(".")[1] for key in fingerprint.keys}
     assert "bags" in sections and not sections & {"pairs", "cases", "lora", "arms", "seeds", "forgetting"}
 
 
-def test_a_key_that_was_added_later_is_compared_with_its_default(configure: Callable[..., RunConfig]) -> None:
+def test_missing_key_in_a_record_is_compared_with_its_default(configure: Callable[..., RunConfig]) -> None:
     config = resolve_arm(configure(arm="image_only"))
     now = run_fingerprint(config, Workspace(config), "backbone")
     assert "training.compile" not in now.keys
@@ -169,7 +173,7 @@ def test_a_key_that_was_added_later_is_compared_with_its_default(configure: Call
     assert not now.matches(compiled)
 
 
-def test_records_with_former_names_of_keys_stay_valid(configure: Callable[..., RunConfig]) -> None:
+def test_records_with_former_key_names_stay_valid(configure: Callable[..., RunConfig]) -> None:
     def fingerprint_of(arm: str, **keys: Any) -> RunFingerprint:
         config = resolve_arm(configure({"reports.label_column": "finding", **keys}, arm=arm))
         workspace = Workspace(config)
@@ -191,7 +195,7 @@ def test_records_with_former_names_of_keys_stay_valid(configure: Callable[..., R
     ] == ("own_report.several: latest in the folder, all now")
 
 
-def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+def test_folder_of_a_different_run_raises_an_error_with_the_differences(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"fingerprint": "x", "keys": {"seed": 0, "lora.rank": 8}, "inputs": {"VLM": "a"}})
     with pytest.raises(
         ArtifactError, match=r"(?s)lora\.rank: 8 in the folder, 16 now\n +VLM: a in the folder, b now\n.*--name"
@@ -207,9 +211,9 @@ def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path
 
 
 @pytest.fixture
-def tiles(tmp_path: Path) -> Callable[..., Path]:
+def write_tiles(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str, classes: tuple[str, str] = ("mucin", "stroma")) -> Path:
-        """Write a table of 20 tiles; its pictures are written once."""
+        """Write a table of 20 tiles, and their images on the first call."""
         pictures = tmp_path / "pictures"
         if not pictures.is_dir():
             pictures.mkdir()
@@ -232,19 +236,19 @@ def table_fingerprint(tmp_path: Path, table: Path, **keys: Any) -> RunFingerprin
     return run_fingerprint(config, Workspace(config), "backbone")
 
 
-def test_renamed_labels_are_another_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
-    first = table_fingerprint(tmp_path, tiles("a.csv"))
-    renamed = table_fingerprint(tmp_path, tiles("a.csv", ("mucus", "stroma")))
+def test_renamed_labels_change_the_fingerprint(write_tiles: Callable[..., Path], tmp_path: Path) -> None:
+    first = table_fingerprint(tmp_path, write_tiles("a.csv"))
+    renamed = table_fingerprint(tmp_path, write_tiles("a.csv", ("mucus", "stroma")))
     assert renamed.value != first.value
     difference = "classes of tiles: mucin, stroma in the folder, mucus, stroma now"
     assert renamed.differences({"keys": first.keys, "inputs": first.inputs}) == [difference]
 
 
-def test_tiles_at_another_resolution_are_another_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
-    """The classifier states the resolution of its training tiles, at which slides are read."""
+def test_different_tile_resolution_changes_the_fingerprint(write_tiles: Callable[..., Path], tmp_path: Path) -> None:
+    """Slides are read at the resolution of the training tiles, which the classifier records."""
     tables = {}
     for mpp in ("", "1.0", "0.5"):
-        table = tiles(f"mpp{mpp}.csv")
+        table = write_tiles(f"mpp{mpp}.csv")
         head, *rows = table.read_text().splitlines()
         table.write_text("\n".join([f"{head},mpp", *(f"{row},{mpp}" for row in rows)]))
         tables[mpp] = table_fingerprint(tmp_path, table)
@@ -253,26 +257,28 @@ def test_tiles_at_another_resolution_are_another_run(tiles: Callable[..., Path],
     assert now.differences(records["1.0"]) == ["mpp of tiles: 1 in the folder, 0.5 now"]
     assert not now.matches(records[""]) and now.matches(records["0.5"])
     earlier = {key: value for key, value in now.inputs.items() if key != "mpp of tiles"}
-    assert now.matches({"keys": now.keys, "inputs": earlier}), "records of earlier versions lack it"
+    assert now.matches({"keys": now.keys, "inputs": earlier}), "records of earlier versions lack the resolution"
 
 
-def test_the_same_data_by_another_path_are_the_same_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
-    first = table_fingerprint(tmp_path, tiles("a.csv"))
+def test_fingerprint_does_not_depend_on_the_data_path(write_tiles: Callable[..., Path], tmp_path: Path) -> None:
+    first = table_fingerprint(tmp_path, write_tiles("a.csv"))
     (tmp_path / "link").symlink_to(tmp_path / "pictures")
-    again = table_fingerprint(tmp_path, tiles("b.csv"), images=str(tmp_path / "link"))
-    assert again.value == first.value
+    linked = table_fingerprint(tmp_path, write_tiles("b.csv"), images=str(tmp_path / "link"))
+    assert linked.value == first.value
 
 
-def test_copies_without_their_times_are_advised_to_keep_them(tiles: Callable[..., Path], tmp_path: Path) -> None:
-    first = table_fingerprint(tmp_path, tiles("a.csv"))
+def test_changed_modification_times_raise_an_error_with_advice(
+    write_tiles: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = table_fingerprint(tmp_path, write_tiles("a.csv"))
     write_json(tmp_path / "run.json", {"keys": first.keys, "inputs": first.inputs})
-    check_fingerprint(tmp_path, table_fingerprint(tmp_path, tiles("b.csv")))
+    check_fingerprint(tmp_path, table_fingerprint(tmp_path, write_tiles("b.csv")))
     os.utime(tmp_path / "pictures/00.png", ns=(0, 0))
     with pytest.raises(ArtifactError, match=r"(?s)tiles: .*fix: .*copy them again with their modification times"):
-        check_fingerprint(tmp_path, table_fingerprint(tmp_path, tiles("a.csv")))
+        check_fingerprint(tmp_path, table_fingerprint(tmp_path, write_tiles("a.csv")))
 
 
-def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
+def test_model_folders_are_identified_by_their_content(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text('{"heads": 3}' if name != "three" else '{"heads": 6}')
@@ -286,11 +292,11 @@ def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
     assert _model_name(checkpoint) == "open_clip:ViT-B-32/local file"
 
 
-def test_records_that_name_a_model_by_its_path_are_accepted(tiles: Callable[..., Path], tmp_path: Path) -> None:
-    """Earlier versions recorded the path of a folder behind hf-hub:."""
+def test_records_with_model_paths_stay_valid(write_tiles: Callable[..., Path], tmp_path: Path) -> None:
+    """Earlier versions recorded the folder's path after `hf-hub:`."""
     (tmp_path / "model").mkdir()
     name = f"hf-hub:{tmp_path / 'model'}"
-    section = {"source": "table", "path": str(tiles("a.csv")), "images": str(tmp_path / "pictures")}
+    section = {"source": "table", "path": str(write_tiles("a.csv")), "images": str(tmp_path / "pictures")}
     values = {"tiles": section, "output": str(tmp_path / "out"), "leaks": {"policy": "off"}, "backbone": {"name": name}}
     config = resolve_arm(validate(values, "here").model_copy(update={"arm": "image_only"}))
     now = run_fingerprint(config, Workspace(config), "backbone")
@@ -300,16 +306,16 @@ def test_records_that_name_a_model_by_its_path_are_accepted(tiles: Callable[...,
     assert not now.matches({**earlier, "keys": {**now.keys, "backbone.name": "hf-hub:/other"}})
 
 
-def test_keys_of_cuts_and_groups_act_through_the_tiles_alone() -> None:
-    """They are not in the fingerprint themselves, so that runs from before these keys keep theirs."""
+def test_split_and_group_keys_affect_the_fingerprint_only_through_the_tiles() -> None:
+    """The fingerprint omits these keys so that earlier fingerprints stay valid."""
     keys = {"tiles.test_fraction", "tiles.folds", "tiles.fold", "tiles.group_pattern"}
     assert keys <= set(select_keys(CONFIG, "data"))
     one = validate({"tiles": {"source": "folders", "path": "t", "splits": {"test": "a"}}}, "test")
-    assert select_keys(one, "results")["tiles.splits"] == {"test": "a"}, "a text stays a text"
+    assert select_keys(one, "results")["tiles.splits"] == {"test": "a"}, "a string must not become a list"
 
 
-def test_another_fold_is_another_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
-    table = tiles("a.csv")
+def test_different_fold_changes_the_fingerprint(write_tiles: Callable[..., Path], tmp_path: Path) -> None:
+    table = write_tiles("a.csv")
     pooled = {"splits": {"train": ["train", "validation", "test"]}, "folds": 4}
     folds = [table_fingerprint(tmp_path, table, **pooled, fold=fold) for fold in (0, 1)]
     assert folds[0].value != folds[1].value and folds[0].keys == folds[1].keys

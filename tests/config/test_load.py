@@ -1,4 +1,4 @@
-"""Configuration: file, command line, one list of all errors."""
+"""Tests of reading configurations from files and the command line, and of their error messages."""
 
 import argparse
 import json
@@ -60,14 +60,16 @@ def test_dotted_and_without() -> None:
     assert without(tree, ["a.b", "f", "g"]) == {"a": {"c": {"d": 2}}, "e": {}}
     assert without(tree, ["a.c", "f.x"]) == {"a": {"b": 1}, "e": {}}
     assert without(tree, ["a", "a.b"]) == {"e": {}, "f": None}
-    assert without({"a": {"b": {"c": 1}}, "e": {}}, ["a.b.c"]) == {"e": {}}  # merged, {"a": {}} would empty a section
+    assert without({"a": {"b": {"c": 1}}, "e": {}}, ["a.b.c"]) == {
+        "e": {}
+    }  # an empty section would override other values when merged
 
 
-def test_all_keys_reach_into_optional_sections() -> None:
+def test_all_keys_include_optional_sections() -> None:
     assert {"reports.path", "tiles.labels.kind", "training.augmentation.stain", "seed"} <= set(all_keys())
 
 
-def test_command_line_comes_last(file: Callable[..., str]) -> None:
+def test_command_line_overrides_the_file(file: Callable[..., str]) -> None:
     values = {**MINIMAL, "lora": {"rank": 2, "alpha": 3.0}}
     config, _ = read_command(
         "test", [file(values), "--lora.rank=8", "--seed", "3", "--reports.path=r.txt", "--training.patience=2"]
@@ -77,19 +79,19 @@ def test_command_line_comes_last(file: Callable[..., str]) -> None:
     assert config.training.patience == 2
 
 
-def test_the_keys_that_were_given_are_kept(file: Callable[..., str], tmp_path: Path) -> None:
+def test_overridden_keys_are_recorded(file: Callable[..., str], tmp_path: Path) -> None:
     config, _ = read_command("test", [file(), "--lora.rank=8", "--seed", "3", '--training={"steps": 5}'])
     assert sorted(config.overrides) == ["lora.rank", "seed", "training.steps"]
     assert read_command("test", [file()])[0].overrides == ()
-    # A run's config.yaml remembers them; a further command adds its own.
-    again, _ = read_command("test", [file(config.model_dump(mode="json")), "--seed=4", "--lora.alpha=2"])
-    assert sorted(again.overrides) == ["lora.alpha", "lora.rank", "seed", "training.steps"]
-    assert (again.lora.rank, again.seed, again.training.steps) == (8, 4, 5)
+    # A run's config.yaml stores overridden keys; options of later commands are added.
+    reread, _ = read_command("test", [file(config.model_dump(mode="json")), "--seed=4", "--lora.alpha=2"])
+    assert sorted(reread.overrides) == ["lora.alpha", "lora.rank", "seed", "training.steps"]
+    assert (reread.lora.rank, reread.seed, reread.training.steps) == (8, 4, 5)
     with pytest.raises(ConfigError, match="'overrides'"):
         read_command("test", [file({**MINIMAL, "overrides": "seed"}), "--seed=4"])
 
 
-def test_an_arm_does_not_undo_the_command_line(file: Callable[..., str]) -> None:
+def test_command_line_overrides_the_arm(file: Callable[..., str]) -> None:
     from clipit.training.arms import resolve_arm
 
     line = [file({**MINIMAL, "arm": "clip_it_all"}), "--distillation.tiles=labelled"]
@@ -97,7 +99,7 @@ def test_an_arm_does_not_undo_the_command_line(file: Callable[..., str]) -> None
     assert resolve_arm(read_command("test", line[:1])[0]).distillation.tiles == "all"
 
 
-def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
+def test_nprobe_needs_an_ivf_index(file: Callable[..., str]) -> None:
     keys = [file(), "--pairing.nprobe=4"]
     assert read_command("test", [*keys, "--pairing.index=PCA8,IVF16,Flat"])[0].pairing.nprobe == 4
     for key in ("Flat", "HNSW32"):
@@ -113,7 +115,7 @@ def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
         (["index=HNSW32", "k=5", "candidates=4"], "candidates=4 is below k=5"),
     ],
 )
-def test_settings_of_a_search_that_the_index_does_not_have(
+def test_search_options_that_do_not_apply_to_the_index_raise_an_error(
     file: Callable[..., str], options: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -122,7 +124,7 @@ def test_settings_of_a_search_that_the_index_does_not_have(
     assert allowed.pairing.ef_search == 4
 
 
-def test_negative_numbers_lists_and_a_null_section(file: Callable[..., str]) -> None:
+def test_negative_numbers_lists_and_null_sections(file: Callable[..., str]) -> None:
     values = {**MINIMAL, "reports": None}
     config, _ = read_command(
         "test", [file(values), "--reports.path=r", "--reports.morphology_margin", "-0.5", '--lora.targets=["mlp"]']
@@ -154,12 +156,12 @@ def test_negative_numbers_lists_and_a_null_section(file: Callable[..., str]) -> 
         ("text_column=['a']", "['a']"),
     ],
 )
-def test_lists_and_none_as_python_and_wandb_write_them(file: Callable[..., str], option: str, value: object) -> None:
+def test_lists_and_none_in_python_notation(file: Callable[..., str], option: str, value: object) -> None:
     reports = read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), f"--reports.{option}"])[0].reports
     assert getattr(reports, option.partition("=")[0]) == value
 
 
-def test_sections_and_mappings_as_python_writes_them(file: Callable[..., str]) -> None:
+def test_sections_and_mappings_in_python_notation(file: Callable[..., str]) -> None:
     options = [
         "--lora={'rank': 4, 'targets': ('mlp', 'qkv')}",
         "--tiles.class_map={'a': 'b'}",
@@ -178,15 +180,15 @@ def test_sections_and_mappings_as_python_writes_them(file: Callable[..., str]) -
 
 
 @pytest.mark.parametrize("text", ["['a'", "('a', b)", "(a, b)", "['a', b]", "[" * 5000 + "'"])
-def test_a_list_in_no_known_notation_is_refused(file: Callable[..., str], text: str) -> None:
+def test_invalid_list_raises_an_error(file: Callable[..., str], text: str) -> None:
     with pytest.raises(ConfigError, match="cannot parse"):
         read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), f"--reports.exclude_terms={text}"])
 
 
 @pytest.mark.parametrize("term", ["\u2019adenoma\u2019", "`adenoma`", "\\'adenoma\\'", "b'adenoma'", '"adenoma"'])
 @pytest.mark.parametrize("key", ["include_terms", "exclude_terms"])
-def test_terms_keep_no_quotation_marks(file: Callable[..., str], term: str, key: str) -> None:
-    """Terms in quotation marks occur in no snippet, so that nothing would be dropped."""
+def test_terms_with_quotation_marks_raise_an_error(file: Callable[..., str], term: str, key: str) -> None:
+    """Quoted terms would never match a snippet."""
     if term[0] != '"':
         with pytest.raises(ConfigError, match=r"terms must not contain their quotation marks: .*adenoma"):
             read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), f"--reports.{key}=[{term}]"])
@@ -194,18 +196,18 @@ def test_terms_keep_no_quotation_marks(file: Callable[..., str], term: str, key:
         read_command("test", [file({**MINIMAL, "reports": {"path": "r", key: ["polyp", term]}})])
 
 
-def test_none_is_no_term(file: Callable[..., str]) -> None:
+def test_none_is_not_a_list_of_terms(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match=r"--reports\.exclude_terms is a list, not None\n.*\n.*as \[\]"):
         read_command("test", [file({**MINIMAL, "reports": {"path": "r"}}), "--reports.exclude_terms=None"])
 
 
 @pytest.mark.parametrize("options", [["--seed"], ["--seed", "3", "4"], ["--seed=3", "4"], ["--note", "--seed=3"]])
-def test_an_option_has_one_value(file: Callable[..., str], options: list[str]) -> None:
+def test_option_needs_exactly_one_value(file: Callable[..., str], options: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"has (no value|2 values)"):
         read_command("test", [file(), *options])
 
 
-def test_all_errors_at_once_with_suggestions(file: Callable[..., str]) -> None:
+def test_all_errors_are_listed_with_suggestions(file: Callable[..., str]) -> None:
     values = {**MINIMAL, "lora": {"rnak": 2}, "trainning": {}, "seed": -1}
     with pytest.raises(ConfigError) as error:
         read_command("test", [file(values), "--training.step=5", "--training.learning_rate=fast", "--vlm.nmae", "x"])
@@ -227,7 +229,7 @@ def test_required_keys_are_named() -> None:
         validate({"tiles": {"source": "folders"}}, "here")
 
 
-def test_reports_without_a_path_are_missing_for_commands_that_need_none(file: Callable[..., str]) -> None:
+def test_reports_without_a_path_are_ignored_by_commands_that_need_none(file: Callable[..., str]) -> None:
     arguments = [file({**MINIMAL, "reports": {"min_words": 3}})]
     with pytest.raises(ConfigError, match=r"'reports\.path' is required, but not set"):
         read_file_command("test", (), arguments)
@@ -238,14 +240,14 @@ def test_reports_without_a_path_are_missing_for_commands_that_need_none(file: Ca
         read_file_command("test", (), [*arguments, "--reports.min_wrods=3"], needs_reports=False)
 
 
-def test_a_two_layer_projector_does_not_go_with_the_linear_head() -> None:
+def test_two_layer_projector_needs_late_fusion() -> None:
     with pytest.raises(ConfigError, match=r"'student'.*late_fusion"):
         validate({**MINIMAL, "student": {"projector_layers": 2}}, "here")
     validate({**MINIMAL, "student": {"projector_layers": 2, "head": "late_fusion"}}, "here")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".."])
-def test_names_that_become_folders_are_plain(name: str) -> None:
+def test_names_used_as_folders_must_be_plain(name: str) -> None:
     with pytest.raises(ConfigError, match="'name'"):
         validate({**MINIMAL, "name": name}, "here")
     with pytest.raises(ConfigError, match="'arms'"):
@@ -253,7 +255,7 @@ def test_names_that_become_folders_are_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["name", "arms"])
-def test_names_fit_a_file_system(key: str) -> None:
+def test_length_of_names_is_limited(key: str) -> None:
     with pytest.raises(ConfigError, match=f"'{key}'.*201 characters"):
         validate({**MINIMAL, key: "x" * 201 if key == "name" else {"x" * 201: {}}}, "here")
     assert validate({**MINIMAL, "name": "x" * 200}, "here").name == "x" * 200
@@ -291,19 +293,23 @@ def test_names_fit_a_file_system(key: str) -> None:
         ("lora.dropout", 1.0, "less than 1"),
     ],
 )
-def test_values_without_a_meaning(key: str, value: Any, match: str) -> None:
+def test_invalid_values_raise_an_error(key: str, value: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)'{key}[.\d]*'.*{match}"):
         validate_file(merge(MINIMAL, nested({key: value})), "here")
 
 
-def test_values_at_their_bounds() -> None:
+def test_values_at_their_bounds_are_valid() -> None:
     keys = {"seed": 2**32 - 1, "evaluation.bootstrap": 20, "lora.dropout": 0.99, "comparison.seeds": [0, 2**32 - 1]}
-    found = validate_file(merge(MINIMAL, nested(keys)), "here")
-    assert (found.run.seed, found.run.evaluation.bootstrap, found.comparison.seeds) == (2**32 - 1, 20, (0, 2**32 - 1))
+    config = validate_file(merge(MINIMAL, nested(keys)), "here")
+    assert (config.run.seed, config.run.evaluation.bootstrap, config.comparison.seeds) == (
+        2**32 - 1,
+        20,
+        (0, 2**32 - 1),
+    )
     assert validate(merge(MINIMAL, nested({"evaluation.bootstrap": 0})), "here").evaluation.bootstrap == 0
 
 
-def test_a_shifted_set_without_a_name(file: Callable[..., str]) -> None:
+def test_unnamed_shifted_set_raises_an_error(file: Callable[..., str]) -> None:
     shifted = {"source": "table", "path": "x.csv"}
     with pytest.raises(ConfigError, match="name each shifted set"):
         validate_file({**MINIMAL, "comparison": {"shifted": shifted}}, "here")
@@ -311,30 +317,28 @@ def test_a_shifted_set_without_a_name(file: Callable[..., str]) -> None:
         read_file_command(
             "test", ["comparison"], [file(), "--comparison.shifted.source=table", "--comparison.shifted.path=x.csv"]
         )
-    found = validate_file({**MINIMAL, "comparison": {"shifted": {"centre 2": shifted}}}, "here")
-    assert found.comparison.shifted["centre 2"].path == "x.csv"
+    config = validate_file({**MINIMAL, "comparison": {"shifted": {"centre 2": shifted}}}, "here")
+    assert config.comparison.shifted["centre 2"].path == "x.csv"
     assert not [key for key in all_keys() if key.startswith("comparison.shifted.")]
 
 
-def test_a_command_reads_the_sections_it_names(file: Callable[..., str]) -> None:
-    found, _ = read_file_command("test", ["comparison"], [file(), "--comparison.seeds=[4]", "--lora.rank=3"])
-    assert found.comparison.seeds == (4,) and found.run.lora.rank == 3
-    assert found.run.overrides == ("lora.rank",), "the run knows nothing of the comparison"
+def test_command_reads_its_sections(file: Callable[..., str]) -> None:
+    config, _ = read_file_command("test", ["comparison"], [file(), "--comparison.seeds=[4]", "--lora.rank=3"])
+    assert config.comparison.seeds == (4,) and config.run.lora.rank == 3
+    assert config.run.overrides == ("lora.rank",), "overrides of the comparison are not overrides of the run"
     assert read_file_command("test", ["comparison"], [file({**MINIMAL, "comparison": {"seeds": [7]}})])[
         0
     ].comparison.seeds == (7,)
 
 
 @pytest.mark.parametrize("option", ["--comparison.seeds=[4]", "--probing.at", "--comparison={}"])
-def test_an_option_of_a_section_that_the_command_does_not_read_is_refused(
-    file: Callable[..., str], option: str
-) -> None:
+def test_option_of_an_unread_section_raises_an_error(file: Callable[..., str], option: str) -> None:
     key = option.removeprefix("--").partition("=")[0]
     with pytest.raises(ConfigError, match=rf"this command does not read {key}\n"):
         read_command("test", [file(), option])
 
 
-def test_a_mistake_in_a_section_that_the_command_does_not_read_is_found(file: Callable[..., str]) -> None:
+def test_unread_sections_of_the_file_are_validated(file: Callable[..., str]) -> None:
     wrong = {**MINIMAL, "probing": {"shot": [1]}, "trainig": {}}
     with pytest.raises(
         ConfigError, match=r"(?s)2 config.*'trainig' .did you mean 'training'.*did you mean 'probing.shots'"
@@ -342,7 +346,7 @@ def test_a_mistake_in_a_section_that_the_command_does_not_read_is_found(file: Ca
         read_command("test", [file(wrong)])
 
 
-def test_a_renamed_key_is_refused_with_its_new_name(file: Callable[..., str]) -> None:
+def test_renamed_key_raises_an_error_with_its_new_name(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'zero_shot' \(it is now called 'prompt_study'\)"):
         read_command("test", [file({**MINIMAL, "zero_shot": {"draws": 3}})])
     with pytest.raises(ConfigError, match=r"it is now called 'prompt_study'"):
@@ -363,7 +367,7 @@ RULES: dict[str, Any] = {"soft_labels.own_report.rules": "msi"}
         ({"comparison": {"arms": ["image_only", "clip_it_all"], "data_sets": {"a": RULES}}}, []),
     ],
 )
-def test_a_key_of_a_renamed_section_is_refused_wherever_it_is_set(
+def test_key_of_a_renamed_section_raises_an_error_wherever_it_is_set(
     file: Callable[..., str], keys: dict[str, Any], options: list[str]
 ) -> None:
     with pytest.raises(ConfigError, match=r"'soft_labels.own_report' \(it is now called 'own_report'\)"):
@@ -372,7 +376,7 @@ def test_a_key_of_a_renamed_section_is_refused_wherever_it_is_set(
         plan_comparison(read.run, read.comparison)
 
 
-def test_a_recorded_configuration_is_read_with_the_current_names() -> None:
+def test_recorded_configuration_is_converted_to_current_names() -> None:
     recorded = {
         "soft_labels": {"source": "own_report", "own_report": {"labels": "rules", "rules": "msi"}},
         "arms": {"a": {**RULES, "lora.rank": 3}, "b": {"soft_labels": {"own_report": {"shuffled": True}}}},
@@ -397,7 +401,7 @@ def test_a_recorded_configuration_is_read_with_the_current_names() -> None:
         ["--note=a", "--note=b"],
     ],
 )
-def test_an_option_given_twice(file: Callable[..., str], options: list[str]) -> None:
+def test_duplicate_option_raises_an_error(file: Callable[..., str], options: list[str]) -> None:
     option = options[-1].partition("=")[0]
     with pytest.raises(ConfigError, match=f"given more than once: {option}\n"):
         read_command("test", [file(), *options])
@@ -415,7 +419,7 @@ def test_an_option_given_twice(file: Callable[..., str], options: list[str]) -> 
         ('--mil.conditions={"few": {"mil.labels_per_class": 2}}', "--mil.conditions.few={}"),
     ],
 )
-def test_a_section_and_a_key_of_it_that_contradict_each_other(
+def test_section_and_key_with_different_values_raise_an_error(
     file: Callable[..., str], section: str, entry: str
 ) -> None:
     for options in ([section, entry], [entry, section]):
@@ -423,7 +427,7 @@ def test_a_section_and_a_key_of_it_that_contradict_each_other(
             read_file_command(None, ("mil",), [file(), "--reports.path=r.txt", *options])
 
 
-def test_a_section_and_another_key_of_it_are_joined(file: Callable[..., str]) -> None:
+def test_section_and_other_keys_are_merged(file: Callable[..., str]) -> None:
     options = ['--lora={"rank": 4}', "--lora.alpha=2", "--tiles.class_map=a=b", "--tiles.class_map.c=d"]
     config, _ = read_command(None, [file(), *options])
     assert (config.lora.rank, config.lora.alpha, config.tiles.class_map) == (4, 2, {"a": "b", "c": "d"})
@@ -436,19 +440,17 @@ def test_a_section_and_another_key_of_it_are_joined(file: Callable[..., str]) ->
         ['--tiles.splits={"train": "cli"}', '--tiles.class_map={"a": "cli", "v1.2": "cli"}'],
     ],
 )
-def test_an_entry_of_a_mapping_on_the_command_line_wins_over_the_arm(
-    file: Callable[..., str], options: list[str]
-) -> None:
+def test_mapping_entry_on_the_command_line_overrides_the_arm(file: Callable[..., str], options: list[str]) -> None:
     keys = {"base": "clip_it_all", "tiles.splits": {"train": "arm", "test": "arm"}}
     keys["tiles.class_map"] = {"a": "arm", "b": "arm", "v1.2": "arm"}
     config, _ = read_command(None, [file({**MINIMAL, "arm": "mine", "arms": {"mine": keys}}), *options])
-    found = resolve_arm(config).tiles
-    assert found.splits == {"train": "cli", "test": "arm"}
-    assert found.class_map == {"a": "cli", "b": "arm", "v1.2": "cli" if "v1.2" in options[1] else "arm"}
+    tiles = resolve_arm(config).tiles
+    assert tiles.splits == {"train": "cli", "test": "arm"}
+    assert tiles.class_map == {"a": "cli", "b": "arm", "v1.2": "cli" if "v1.2" in options[1] else "arm"}
 
 
 @pytest.mark.parametrize("option", ["--tiles.class_map=[1]", "--tiles.columns=file", '--tiles.splits=["a"]'])
-def test_a_list_or_word_in_place_of_a_mapping_is_told_how_to_write_one(file: Callable[..., str], option: str) -> None:
+def test_list_or_word_instead_of_a_mapping_raises_an_error(file: Callable[..., str], option: str) -> None:
     key = option.partition("=")[0]
     with pytest.raises(ConfigError, match=rf'(?s)^not a mapping: {re.escape(option)}.*{key}=\{{"name": VALUE\}}'):
         read_command("test", [file(), option])
@@ -456,12 +458,12 @@ def test_a_list_or_word_in_place_of_a_mapping_is_told_how_to_write_one(file: Cal
 
 
 @pytest.mark.parametrize("value", ['{"a": "b", "a": "c"}', "{'a': 'b', 'a': 'c'}", "a=b,a=c"])
-def test_a_mapping_with_a_repeated_key(file: Callable[..., str], value: str) -> None:
+def test_mapping_with_a_repeated_key_raises_an_error(file: Callable[..., str], value: str) -> None:
     with pytest.raises(ConfigError, match="the key 'a' is repeated in"):
         read_command("test", [file(), f"--tiles.class_map={value}"])
 
 
-def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> None:
+def test_script_options_can_be_repeatable(file: Callable[..., str]) -> None:
     extra: dict[str, dict[str, Any]] = {"--run": {"action": "append"}, "--record": {}}
     assert read_command("test", [file(), "--run=a", "--run=b"], extra)[1].run == ["a", "b"]
     with pytest.raises(ConfigError, match="given more than once: --config, --record"):
@@ -469,7 +471,7 @@ def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> Non
 
 
 @pytest.mark.parametrize("broken", ["--lora.targets=[mlp", "--tiles.splits={a", '--lora={"rank'])
-def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken: str) -> None:
+def test_unparsable_value_is_named(file: Callable[..., str], broken: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_file_command("test", ["comparison"], [file(), "--seed=3", broken, "--comparison.seeds=[1, 2]"])
     assert f"cannot parse {broken} (" in str(error.value)
@@ -483,22 +485,21 @@ def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken
         ("arms: {own: {lora.rank: 1, 'lora.rank': 2}}\n", r"'lora\.rank' \(line 2\)"),
     ],
 )
-def test_a_key_given_twice_in_the_file(file: Callable[..., str], text: str, named: str) -> None:
+def test_duplicate_key_in_the_file_raises_an_error(file: Callable[..., str], text: str, named: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)key once\): {named}\n.*keep each key once"):
         read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
 
 
-def test_merged_keys_may_be_given_again(file: Callable[..., str]) -> None:
+def test_yaml_merge_keys_can_be_overridden(file: Callable[..., str]) -> None:
     arms = "arms:\n  a: &a {lora.rank: 1, seed: 1}\n  b: &b {<<: *a, lora.rank: 2}\n  c: {<<: *b, seed: 3}\n"
     config, _ = read_command("test", [file("tiles: {source: folders, path: tiles}\n" + arms)])
     assert config.arms["c"] == {"lora.rank": 2, "seed": 3}
 
 
-def test_a_file_that_may_not_be_read(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_raises_an_error(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     line = file()
 
     def refuse(*_: Any, **__: Any) -> str:
-        """As the system does to a user who is not its administrator."""
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
@@ -506,7 +507,7 @@ def test_a_file_that_may_not_be_read(file: Callable[..., str], monkeypatch: pyte
         read_command("test", [line])
 
 
-def test_a_broken_file_of_another_kind_points_to_its_own_examples(tmp_path: Path) -> None:
+def test_error_in_a_sweep_file_points_to_shipped_sweeps(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("- 1")
     with pytest.raises(ConfigError, match=r"(?s)not a mapping.*clipit init sweeps/lora_rank prints"):
@@ -521,19 +522,19 @@ def test_a_broken_file_of_another_kind_points_to_its_own_examples(tmp_path: Path
 
 
 @pytest.mark.parametrize(("content", "match"), [("a: [", "YAML"), ("- 1", "mapping"), ("", "mapping")])
-def test_files_that_are_no_configuration(file: Callable[..., str], content: str, match: str) -> None:
+def test_files_without_a_mapping_raise_an_error(file: Callable[..., str], content: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         read_command("test", [file(content)])
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such configuration file(?s:.*)nothing\.yaml"):
         read_command("test", [f"--config={tmp_path / 'nothing.yaml'}"])
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_command("test", [f"--config={tmp_path}"])
 
 
-def test_options_of_a_script(file: Callable[..., str]) -> None:
+def test_script_options(file: Callable[..., str]) -> None:
     _, options = read_command("test", [file(), "--fast"], {"--fast": {"action": "store_true"}})
     assert options.fast
 
@@ -576,7 +577,7 @@ HOME_KEYS = (
 
 
 @pytest.mark.parametrize("key", HOME_KEYS)
-def test_every_path_is_checked_and_its_home_expanded(
+def test_path_keys_are_validated_and_expand_the_home_folder(
     file: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
 ) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
@@ -608,13 +609,13 @@ def test_every_path_is_checked_and_its_home_expanded(
             read(str(tmp_path / "pipe.csv"), *options)
 
 
-def test_no_path_key_is_missing_above() -> None:
-    """A key that is called like a path, or whose description mentions a file or folder, is in `HOME_KEYS`."""
-    named = [key for key in all_keys() if key.rpartition(".")[2] in ("path", "images", "output", "dictionary")]
-    assert set(named) <= {*HOME_KEYS}
+def test_home_keys_are_complete() -> None:
+    """All keys with the name of a path are in `HOME_KEYS`."""
+    path_keys = [key for key in all_keys() if key.rpartition(".")[2] in ("path", "images", "output", "dictionary")]
+    assert set(path_keys) <= {*HOME_KEYS}
 
 
-def test_paths_with_impossible_characters_are_configuration_errors(tmp_path: Path) -> None:
+def test_paths_with_invalid_characters_raise_an_error(tmp_path: Path) -> None:
     for name in ("\u00e9\ud800", "\u00e9\0"):
         with pytest.raises(ConfigError, match="a path cannot contain"):
             clipit.load_config(name)
@@ -625,7 +626,7 @@ def test_paths_with_impossible_characters_are_configuration_errors(tmp_path: Pat
     assert expand_home("slides/\udce9.svs") == "slides/\udce9.svs"  # an undecodable byte
 
 
-def test_home_is_expanded_in_options_of_scripts(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded_in_script_options(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path(file().removeprefix("--config=")).parent))
     extra: dict[str, dict[str, Any]] = {"--run": {"type": Path, "action": "append"}}
     options = read_command("", ["--config=~/run.yaml", "--run=~/a", "--run", "~/b"], extra)[1]
@@ -657,7 +658,9 @@ def test_environment_variables_in_paths_are_expanded(file: Callable[..., str], m
     assert read("$NOWHERE/a") == "$NOWHERE/a"
 
 
-def test_pipes_devices_and_sockets_are_refused_before_they_are_opened(file: Callable[..., str], tmp_path: Path) -> None:
+def test_pipes_devices_and_sockets_raise_an_error_before_they_are_opened(
+    file: Callable[..., str], tmp_path: Path
+) -> None:
     pipe, link, address = tmp_path / "pipe.txt", tmp_path / "link.txt", tmp_path / "socket.txt"
     os.mkfifo(pipe)  # opening it would wait for a writer
     link.symlink_to(pipe)
@@ -670,7 +673,7 @@ def test_pipes_devices_and_sockets_are_refused_before_they_are_opened(file: Call
                 option_path(str(path))
 
 
-def test_a_configuration_may_come_from_a_pipe(file: Callable[..., str], tmp_path: Path) -> None:
+def test_configuration_can_be_read_from_a_pipe(file: Callable[..., str], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     text = Path(file().removeprefix("--config=")).read_text(encoding="utf-8")
@@ -680,13 +683,13 @@ def test_a_configuration_may_come_from_a_pipe(file: Callable[..., str], tmp_path
         written.result(timeout=10)
 
 
-def test_texts_that_are_not_utf8_are_refused(file: Callable[..., str]) -> None:
+def test_invalid_utf8_raises_an_error(file: Callable[..., str]) -> None:
     for option in ("--note=a\udcff", "--tiles.path=\udcff", "--tiles.class_map={'\udcff': 'a'}", "--\udcff=1"):
         with pytest.raises(ConfigError, match=r"not valid UTF-8: .*\\udcff"):
             read_command("", [file(), option])
 
 
-def test_a_section_is_a_mapping_and_a_list_is_no_text(file: Callable[..., str]) -> None:
+def test_values_of_a_wrong_type_raise_an_error(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="--training is a section, so its value must be a mapping: 8"):
         read_command("", [file(), "--training=8", "--training.steps=2"])
     with pytest.raises(ConfigError, match="'training': Input should be a section, with keys and values"):
@@ -709,12 +712,12 @@ def test_a_section_is_a_mapping_and_a_list_is_no_text(file: Callable[..., str]) 
         ("batch_size", "training.tiles_per_step"),
     ],
 )
-def test_an_abbreviated_key_is_recognised(file: Callable[..., str], key: str, meant: str) -> None:
+def test_common_abbreviations_are_suggested(file: Callable[..., str], key: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=rf"unknown key '{key}' \(did you mean '{meant}'\?\)"):
         read_command("", [file(), f"--{key}=1"])
 
 
-def test_a_dotted_key_in_a_file_is_to_be_nested(file: Callable[..., str]) -> None:
+def test_dotted_key_in_a_file_raises_an_error(file: Callable[..., str]) -> None:
     for key, advice in (
         ("training.steps", "training: {steps: ...}"),
         ("tiles.labels.kind", "tiles: {labels: {kind: ...}}"),
@@ -723,7 +726,7 @@ def test_a_dotted_key_in_a_file_is_to_be_nested(file: Callable[..., str]) -> Non
             read_command("", [file({**MINIMAL, key: 1})])
 
 
-def test_advice_about_repeated_options_fits_the_option(file: Callable[..., str]) -> None:
+def test_advice_on_repeated_options_depends_on_the_option(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError) as error:
         read_command("", [file(), "--output=a", "--output=b"])
     assert str(error.value).endswith("fix: give each option once")
@@ -731,7 +734,7 @@ def test_advice_about_repeated_options_fits_the_option(file: Callable[..., str])
         read_command("", [file(), "--lora.targets=a", "--lora.targets=b"])
 
 
-def test_numbers_in_place_of_texts_need_quotes(file: Callable[..., str]) -> None:
+def test_numbers_instead_of_strings_raise_an_error(file: Callable[..., str]) -> None:
     for value in ([0, 1], [True, False]):
         with pytest.raises(ConfigError, match=r"'tiles\.classes': .*write them in quotes"):
             read_command("", [file({"tiles": {**MINIMAL["tiles"], "classes": value}})])
@@ -755,7 +758,7 @@ def test_true_is_not_a_number(values: dict[str, Any]) -> None:
         ("lora.rank", {"value": 2, "values": [2, 4]}, "set only one of value, values"),
     ],
 )
-def test_wrong_parameters_of_a_sweep(tmp_path: Path, key: str, entry: dict[str, Any], problem: str) -> None:
+def test_invalid_sweep_parameters_raise_an_error(tmp_path: Path, key: str, entry: dict[str, Any], problem: str) -> None:
     command = ["${program}", "--config=a.yaml", "${args}"]
     values = {"method": "random", "parameters": {key: entry}, "command": command}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -763,12 +766,12 @@ def test_wrong_parameters_of_a_sweep(tmp_path: Path, key: str, entry: dict[str, 
         read_sweep(tmp_path / "sweep.yaml")
 
 
-def test_an_option_nested_too_deeply_is_refused(file: Callable[..., str]) -> None:
+def test_deeply_nested_option_cannot_be_parsed(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="cannot parse"):
         read_command("", [file(), f"--soft_labels={'[' * 20_000}"])
 
 
-def test_keys_and_values_nested_deeper_than_any_file_are_refused(file: Callable[..., str]) -> None:
+def test_nesting_depth_is_limited(file: Callable[..., str]) -> None:
     config = file(MINIMAL)
     many, deep = ".".join("a" * 2000), '{"a": ' * 500 + "1" + "}" * 500
     for option in (f"--{many}=1", f"--terms.{many}=1", f"--terms={deep}", f"--tiles.classes={'[' * 500}{']' * 500}"):
@@ -776,17 +779,17 @@ def test_keys_and_values_nested_deeper_than_any_file_are_refused(file: Callable[
             read_command(None, [config, option])
     with pytest.raises(ConfigError, match=r"nested more than 40 levels deep: a\.a"):
         resolve_arm(validate(merge(MINIMAL, {"arm": "deep", "arms": {"deep": {many: 1}}}), "here"))
-    around: dict[str, Any] = {}
-    around["a"] = around
-    for keys in ({many: 1}, {"terms": json.loads(deep)}, {"terms": around}):
+    cyclic: dict[str, Any] = {}
+    cyclic["a"] = cyclic
+    for keys in ({many: 1}, {"terms": json.loads(deep)}, {"terms": cyclic}):
         with pytest.raises(ConfigError, match="nested more than 40 levels deep"):
             load_config(config.removeprefix("--config="), keys)
     assert nested({".".join("b" * 40): 1})
 
 
 @pytest.mark.parametrize("key", ["arm", "output", "vlm.adapter", "comparison.searched", "tiles.path", "reports.path"])
-def test_an_empty_text_is_not_taken_for_a_missing_key(key: str, file: Callable[..., str]) -> None:
-    """As given by a variable of the shell that is not set; the arm or the adapter would not be used."""
+def test_empty_value_raises_an_error(key: str, file: Callable[..., str]) -> None:
+    """Empty values come from unset shell variables and must not silently disable an arm or an adapter."""
     for text in ("", "  "):
         with pytest.raises(ConfigError, match=f"'{key}': the value is empty; write a value"):
             read_file_command(None, ("comparison",), [file({**MINIMAL, "reports": {"path": "a"}}), f"--{key}={text}"])
@@ -794,21 +797,21 @@ def test_an_empty_text_is_not_taken_for_a_missing_key(key: str, file: Callable[.
 
 
 @pytest.mark.parametrize("convert", [option_path, option_name, option_text])
-def test_an_empty_option_is_not_the_current_folder_or_the_default(convert: Callable[[str], object]) -> None:
+def test_empty_option_raises_an_error(convert: Callable[[str], object]) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"the (path|text) is empty"):
         convert("")
     assert str(convert("a b")) == "a b"
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--vlm", "--path-column", "--id-column", "--images", "--out"])
-def test_predict_refuses_empty_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_rejects_empty_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         predict._parser().parse_args(["run", "images", *([] if option == "--out" else ["--out=a.csv"]), f"{option}="])
     assert f"argument {option}: the" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["tiles.mpp", "tiles.slides.mpp"])
-def test_resolutions_in_other_units_are_refused_as_they_are_in_tables(key: str) -> None:
+def test_resolutions_in_other_units_raise_an_error(key: str) -> None:
     for value in (250, 2.5e-7):
         with pytest.raises(ConfigError, match=f"'{key}': Input should be (less|greater) than or equal to"):
             validate(merge(MINIMAL, nested({key: value})), "test")

@@ -1,4 +1,4 @@
-"""The files in configs/: each is valid, says at its head what it needs, and fits what reads it."""
+"""Tests that the files in configs/ are valid and state their command, requirements and expected results."""
 
 import shutil
 import sys
@@ -28,27 +28,27 @@ SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PAPER = ("pcam", "crc", "bach")
 WITH_MODELS = [CONFIGS / f"{name}{kind}.yaml" for name in PAPER for kind in ("", "_open")]
-OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
+OWN_DATA = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
 ANNOTATED = ("--tiles.path=tiles.csv", "--tiles.annotations.path=annotations.csv")
 MASKS = ("--tiles.path=glas.csv",)
-TO_GIVE = {
-    "own_table": OWN, "own_comparison": OWN, "own_reports": OWN, "own_annotators": ANNOTATED, "glas_masks": MASKS,
-    "own_adaptation": OWN, "glas_captions": MASKS,
+REQUIRED_OPTIONS = {
+    "own_table": OWN_DATA, "own_comparison": OWN_DATA, "own_reports": OWN_DATA, "own_annotators": ANNOTATED,
+    "own_adaptation": OWN_DATA, "glas_masks": MASKS, "glas_captions": MASKS,
 }  # fmt: skip
 
 
-def file_of(path: Path) -> ConfigFile:
-    return read_file_command("", SECTIONS, [f"--config={path}", *TO_GIVE.get(path.stem, ())])[0]
+def read_config(path: Path) -> ConfigFile:
+    return read_file_command("", SECTIONS, [f"--config={path}", *REQUIRED_OPTIONS.get(path.stem, ())])[0]
 
 
 @cache
-def planned(path: Path) -> tuple[ConfigFile, list[Plan]]:
-    """Read a file and plan its comparison once for all tests."""
-    file = file_of(path)
+def plan_file(path: Path) -> tuple[ConfigFile, list[Plan]]:
+    """Read a configuration and plan its comparison, cached over tests."""
+    file = read_config(path)
     return file, plan_comparison(file.run, file.comparison)
 
 
-def head_of(path: Path) -> list[str]:
+def header_lines(path: Path) -> list[str]:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -61,7 +61,7 @@ def names(path: Path) -> str:
     return path.stem
 
 
-def test_what_is_promised_is_there() -> None:
+def test_all_configurations_are_shipped() -> None:
     assert {path.stem for path in RUNS} >= {
         "demo", "own_table", "published_table", *PAPER, *(f"{name}_open" for name in PAPER),
     }  # fmt: skip
@@ -70,17 +70,17 @@ def test_what_is_promised_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", [*RUNS, *SWEEPS], ids=names)
-def test_the_head_says_command_needs_and_expected(path: Path) -> None:
-    words = [line.split(" ", 1)[0] for line in head_of(path)]
+def test_header_states_command_requirements_and_expected_results(path: Path) -> None:
+    words = [line.split(" ", 1)[0] for line in header_lines(path)]
     assert {"command", "needs", "expected"} <= set(words)
-    head = "\n".join(head_of(path))
+    head = "\n".join(header_lines(path))
     assert path.relative_to(CONFIGS).with_suffix("").as_posix() in head or "make " in head
     assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 121
 
 
 @pytest.mark.parametrize("path", RUNS, ids=names)
-def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
-    file, plans = planned(path)  # checks each arm, too
+def test_all_runs_and_arms_are_valid(path: Path) -> None:
+    file, plans = plan_file(path)  # validates each arm
     check_keys(resolve_arm(file.run))
     for setting in plans:
         for arm in setting.arms:
@@ -92,8 +92,8 @@ def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WITH_MODELS, ids=names)
-def test_published_data_sets_with_known_models(path: Path) -> None:
-    file = file_of(path)
+def test_configurations_of_published_data_sets(path: Path) -> None:
+    file = read_config(path)
     config = file.run
     vlm, backbone = VLMS[config.vlm.name], BACKBONES[config.backbone.name]
     if path.stem.endswith("_open"):
@@ -111,7 +111,7 @@ def test_published_data_sets_with_known_models(path: Path) -> None:
         "shuffled_pairs", "random_text", "image_embedding",
     }  # fmt: skip
     assert len(c.seeds) == 5 and config.training.learning_rate in c.learning_rates and config.training.steps in c.steps
-    head = "\n".join(head_of(path))
+    head = "\n".join(header_lines(path))
     assert f"clipit download {config.tiles.source} --to {config.tiles.path}" in head
     for page in {vlm.source, backbone.source}:
         assert page in head
@@ -120,26 +120,26 @@ def test_published_data_sets_with_known_models(path: Path) -> None:
     assert f"{runs} runs" in head and f"{search} runs" in head and f"{config.training.steps:,} steps" in head
 
 
-def test_the_organs_of_the_reports_are_tcga_s() -> None:
+def test_report_organs_are_those_of_tcga() -> None:
     from clipit.reports.barcodes import ORGANS
 
     for path in RUNS:
-        for setting in planned(path)[1]:
+        for setting in plan_file(path)[1]:
             reports = setting.config.reports
             if reports is not None and reports.format == "tcga":
                 assert reports.organs and set(reports.organs) <= set(ORGANS.values())
 
 
-def test_the_word_drop_of_the_paper_is_of_the_paper_s_recipe() -> None:
-    config = file_of(CONFIGS / "pcam.yaml").run
+def test_word_drop_arm_follows_the_recipe_of_the_paper() -> None:
+    config = read_config(CONFIGS / "pcam.yaml").run
     resolved = resolve_arm(config.model_copy(update={"arm": "word_drop"}))
     assert resolved.student.warm_start and resolved.distillation.word_drop == 0.3
 
 
-def test_the_published_table_has_a_published_figure_for_every_cell() -> None:
-    _, settings = planned(CONFIGS / "published_table.yaml")
+def test_published_table_has_a_published_score_for_each_cell() -> None:
+    _, settings = plan_file(CONFIGS / "published_table.yaml")
     assert len(settings) == 18
-    head = "\n".join(head_of(CONFIGS / "published_table.yaml"))
+    head = "\n".join(header_lines(CONFIGS / "published_table.yaml"))
     for setting in settings:
         for arm in setting.arms:
             figure = published_score(setting.config.tiles.source, setting.backbone, arm)
@@ -149,15 +149,15 @@ def test_the_published_table_has_a_published_figure_for_every_cell() -> None:
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=names)
-def test_accelerate_reads_its_files(path: Path) -> None:
+def test_accelerate_can_read_its_configurations(path: Path) -> None:
     from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
-    found = load_config_from_file(str(path))
-    assert isinstance(found, ClusterConfig)
-    assert found.mixed_precision == "no", "precision is a key of the run"
-    assert (str(found.distributed_type).endswith("NO")) == (found.num_processes == 1)
-    assert found.num_processes % found.num_machines == 0
-    head = "\n".join(head_of(path))
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    assert config.mixed_precision == "no", "the precision must be set by the run"
+    assert (str(config.distributed_type).endswith("NO")) == (config.num_processes == 1)
+    assert config.num_processes % config.num_machines == 0
+    head = "\n".join(header_lines(path))
     assert f"configs/accelerate/{path.name}" in head and "command" in head and "needs" in head
 
 
@@ -167,17 +167,17 @@ WANDB_KEYS = {
     "apiVersion", "kind", "controller", "description", "program", "job", "image_uri", "entity", "project", "method",
     "command", "name", "run_cap", "metric", "metrics", "scheduler", "early_terminate", "parameters",
 }  # fmt: skip
-"""Top-level keys of wandb's schema of sweep files (package sweeps 0.3.0), which allows no others."""
+"""Top-level keys that wandb's schema of sweep files allows (package sweeps 0.3.0)."""
 
 
-def values_of(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return values
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=names)
-def test_a_sweep_file_is_as_wandb_wants_it(path: Path) -> None:
-    values = values_of(path)
+def test_sweep_files_follow_the_format_of_wandb(path: Path) -> None:
+    values = read_values(path)
     assert set(values) <= WANDB_KEYS and values["method"] in ("grid", "random", "bayes")
     assert all(isinstance(part, str) for part in values["command"])
     assert all(set(entry) <= {"values", "value"} for entry in values["parameters"].values())
@@ -186,19 +186,19 @@ def test_a_sweep_file_is_as_wandb_wants_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=names)
-def test_a_sweep_file_has_no_violation_of_wandb_s_schema(path: Path) -> None:
+def test_sweep_files_satisfy_the_schema_of_wandb(path: Path) -> None:
     sweeps = pytest.importorskip("sweeps.config", reason="wandb's package sweeps, its validator, is not installed")
-    assert sweeps.schema_violations_from_proposed_config(values_of(path)) == []
+    assert sweeps.schema_violations_from_proposed_config(read_values(path)) == []
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=names)
-def test_wandb_s_command_line_is_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_command_gives_the_same_trial(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     from clipit.sweeps.sweep_file import parse_options
     from clipit.sweeps.trials import make_trial
 
     monkeypatch.chdir(CONFIGS.parent)
-    sweep, values = read_sweep(path), values_of(path)
+    sweep, values = read_sweep(path), read_values(path)
     for trial in plan_sweep(sweep, {}).trials[:4]:
         arguments = {"args": {key: {"value": value} for key, value in trial.values.items()}}
         flags = utils.create_sweep_command_args(arguments)["args"]
@@ -209,16 +209,18 @@ def test_wandb_s_command_line_is_ours(path: Path, monkeypatch: pytest.MonkeyPatc
         assert theirs.seed == trial.config.seed and theirs.arm == trial.config.arm
 
 
-def test_the_launcher_is_there() -> None:
-    assert shutil.which("accelerate", path=str(Path(sys.executable).parent)), "the sweep's command starts it"
+def test_accelerate_launcher_is_installed() -> None:
+    assert shutil.which("accelerate", path=str(Path(sys.executable).parent)), (
+        "sweep commands need the accelerate launcher"
+    )
 
 
 TEMPLATES = ("own_table", "own_comparison", "own_reports", "own_adaptation")
-"""Configurations for reports of users, which have the default checks and filters of text."""
+"""Configurations for users' own reports, which keep the default text checks and filters."""
 
 
 @pytest.mark.parametrize("path", [path for path in RUNS if path.stem not in TEMPLATES], ids=names)
-def test_configurations_with_results_keep_the_snippets_of_these(path: Path) -> None:
-    reports = values_of(path).get("reports")
+def test_configurations_with_published_results_disable_text_checks(path: Path) -> None:
+    reports = read_values(path).get("reports")
     if reports is not None:
         assert reports["text_checks"] is None and "morphology_prompts" in reports

@@ -1,4 +1,4 @@
-"""Simulated sets of embeddings: adaptation helps on some and harms on others."""
+"""Simulated embeddings on which test-time adaptation helps or harms."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from clipit.evaluation.zero_shot import zero_shot_probabilities
 
 @dataclass(frozen=True)
 class World:
-    """Embeddings with labels and a zero-shot text prior."""
+    """Labelled embeddings with zero-shot probabilities as prior."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -18,12 +18,12 @@ class World:
     prior: np.ndarray
 
     def score(self, probabilities: np.ndarray) -> float:
-        """Balanced accuracy."""
+        """Balanced accuracy of class probabilities."""
         return float(compute_metrics(self.labels, probabilities)["balanced_accuracy"] or 0.0)
 
 
 def clear_world(texts_noise: float, seed: int = 0) -> World:
-    """Three well separated classes, and text embeddings near their centres: adaptation should help."""
+    """Three well-separated classes with text embeddings near their centres, where adaptation should help."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), 60)
     centres = rng.normal(size=(3, 64)) / 8
@@ -33,7 +33,7 @@ def clear_world(texts_noise: float, seed: int = 0) -> World:
 
 
 def misleading_world(seed: int = 0) -> World:
-    """Weak classes under a strong, unrelated grouping: adaptation should harm."""
+    """Weakly separated classes under a strong unrelated grouping, where adaptation should harm."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), 60)
     centres = rng.normal(size=(3, 64)) / 8
@@ -45,25 +45,25 @@ def misleading_world(seed: int = 0) -> World:
 
 @dataclass(frozen=True)
 class Origin:
-    """Gaussian classes of one origin, and a linear head for them."""
+    """Gaussian classes of one source domain, with a linear classifier."""
 
     means: np.ndarray
     weight: np.ndarray
     training: np.ndarray
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
-        """Class probabilities of the head."""
+        """Class probabilities of the classifier."""
         powers = np.exp(vectors @ self.weight.T - (self.means**2).sum(axis=1) / 2)
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
     def draw(self, rng: np.random.Generator, n: int, shares: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and vectors of new tiles."""
+        """Sample labels and vectors of new tiles, with class frequencies `shares` (uniform by default)."""
         labels = rng.choice(len(self.means), n, p=shares)
         return labels, self.means[labels] + rng.normal(size=(n, self.means.shape[1]))
 
 
 def an_origin(rng: np.random.Generator, n_classes: int = 4, dim: int = 16, training: int = 600) -> Origin:
-    """Overlapping classes of equal frequency."""
+    """Origin with overlapping, equally frequent classes."""
     means = 2.2 * rng.normal(size=(n_classes, dim)) / np.sqrt(dim / 4)
     empty = Origin(means, means, np.empty((0, dim)))
     return Origin(means, means, empty.draw(rng, training)[1])

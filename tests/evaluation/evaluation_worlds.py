@@ -1,4 +1,4 @@
-"""Simulated predictions and features for the tests of evaluation."""
+"""Simulated predictions and features."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def predictions_of(
     split: str = "test",
     shift_labels: bool = False,
 ) -> Predictions:
-    """Predictions of n tiles whose labels depend on their ids only; rows in an order of the seed."""
+    """Predictions of n tiles in a seed-dependent order; labels depend only on the tile ids."""
     rng = np.random.default_rng(seed)
     numbers = rng.permutation(n)
     labels = ((numbers + shift_labels) % n_classes).astype(np.int64)
@@ -34,12 +34,12 @@ def predictions_of(
 def features_of(
     n: int, n_classes: int, dim: int = 12, *, seed: int = 0, spread: float = 1.0, groups: int = 0, prefix: str = "t"
 ) -> Features:
-    """Gaussian clouds around class centres that are the same for every seed."""
+    """Features from Gaussians around class centres that are the same for all seeds."""
     centres = np.random.default_rng(99).normal(size=(n_classes, dim))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, n_classes, n).astype(np.int64)
     labels[:n_classes] = np.arange(n_classes)
     vectors = (centres[labels] + spread * rng.normal(size=(n, dim)) + 3.0).astype(np.float32)
     names = np.array([f"{prefix}{i:04d}" for i in rng.permutation(n)])
-    of_group = np.array([f"g{i}" if groups else "" for i in rng.integers(0, max(groups, 1), n)])
-    return Features(names, vectors, labels, of_group)
+    group_names = np.array([f"g{i}" if groups else "" for i in rng.integers(0, max(groups, 1), n)])
+    return Features(names, vectors, labels, group_names)

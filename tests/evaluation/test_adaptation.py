@@ -1,4 +1,4 @@
-"""Adaptation against a slow reference, where it helps and where it harms."""
+"""Tests of test-time adaptation against a slow reference, and of cases where it helps or harms."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from clipit.evaluation.test_time_adaptation import align_statistics, compute_fea
 
 
 def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndarray:
-    """The formulas of the docstring, tile by tile, over the whole n x n matrix."""
+    """Transduction as defined in its docstring, tile by tile over the full n x n matrix."""
     order = np.argsort(world.ids)
     f = world.vectors[order].astype(float)
     f = f / np.linalg.norm(f, axis=1, keepdims=True)
@@ -33,27 +33,27 @@ def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndar
         means = np.stack([np.average(f, axis=0, weights=z[:, c]) for c in range(p.shape[1])])
         variance = sum((z[:, c, None] * (f - means[c]) ** 2).sum(axis=0) for c in range(p.shape[1])) / n
         variance = np.maximum(variance, 1e-3 / d)
-    found = np.empty_like(z)
-    found[order] = z
-    return found
+    result = np.empty_like(z)
+    result[order] = z
+    return result
 
 
 @pytest.mark.parametrize("world", [clear_world(2.5, 1), misleading_world(1)])
-def test_transduction_equals_a_slow_reference(world: World) -> None:
+def test_transduction_matches_a_slow_reference(world: World) -> None:
     np.testing.assert_allclose(transductive(world.ids, world.vectors, world.prior), slow_transductive(world), atol=1e-4)
 
 
-def test_the_order_of_the_tiles_and_the_length_of_vectors_do_not_matter() -> None:
+def test_tile_order_and_vector_length_do_not_matter() -> None:
     world = clear_world(2.0, 3)
-    mixed = np.random.default_rng(0).permutation(len(world.ids))
-    once = transductive(world.ids, world.vectors, world.prior)
+    order = np.random.default_rng(0).permutation(len(world.ids))
+    expected = transductive(world.ids, world.vectors, world.prior)
     lengths = np.random.default_rng(1).uniform(0.5, 2, (len(world.ids), 1))
-    again = transductive(world.ids[mixed], (world.vectors * lengths)[mixed], world.prior[mixed])
-    np.testing.assert_allclose(again, once[mixed], atol=1e-6)
-    np.testing.assert_allclose(once.sum(axis=1), 1, atol=1e-5)
+    permuted = transductive(world.ids[order], (world.vectors * lengths)[order], world.prior[order])
+    np.testing.assert_allclose(permuted, expected[order], atol=1e-6)
+    np.testing.assert_allclose(expected.sum(axis=1), 1, atol=1e-5)
 
 
-def test_transduction_helps_for_clear_classes_and_harms_under_another_grouping() -> None:
+def test_transduction_helps_for_clear_classes_and_harms_under_an_unrelated_grouping() -> None:
     for seed in (0, 1, 3):
         world = clear_world(2.5, seed)
         assert world.score(transductive(world.ids, world.vectors, world.prior)) > world.score(world.prior) + 0.03
@@ -61,7 +61,7 @@ def test_transduction_helps_for_clear_classes_and_harms_under_another_grouping()
         assert world.score(transductive(world.ids, world.vectors, world.prior)) < world.score(world.prior) - 0.2
 
 
-def test_feature_statistics_undo_a_shift_and_keep_constant_features() -> None:
+def test_feature_statistics_undo_a_shift() -> None:
     rng = np.random.default_rng(0)
     training = rng.normal(2.0, 3.0, (500, 6)).astype(np.float32)
     training[:, 5] = 1.0
@@ -72,7 +72,7 @@ def test_feature_statistics_undo_a_shift_and_keep_constant_features() -> None:
     np.testing.assert_allclose(align_statistics(training, same, same), training, atol=1e-5)
 
 
-def test_few_tiles_and_empty_vectors_are_refused() -> None:
+def test_few_tiles_and_zero_vectors_raise_an_error() -> None:
     world = clear_world(1.0)
     with pytest.raises(DataError, match="needs at least 20 target tiles; there are 19"):
         transductive(world.ids[:19], world.vectors[:19], world.prior[:19])

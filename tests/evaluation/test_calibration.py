@@ -1,4 +1,4 @@
-"""Temperature scaling recovers known temperatures; its measures agree with scikit-learn."""
+"""Tests of temperature scaling and calibration metrics."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from clipit.evaluation.calibration import fit_temperature, weighted_calibration,
 from clipit.evaluation.predictions import softmax
 
 
-def drawn(n: int, temperature: float, seed: int, n_classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from softmax(l), and probabilities that say softmax(l * temperature)."""
+def sample_predictions(n: int, temperature: float, seed: int, n_classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Labels sampled from softmax(logits), and miscalibrated probabilities softmax(logits * temperature)."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, n_classes)) * 2
     true = softmax(logits)
@@ -19,22 +19,22 @@ def drawn(n: int, temperature: float, seed: int, n_classes: int = 4) -> tuple[np
 
 
 @pytest.mark.parametrize("known", [0.4, 1.0, 3.0])
-def test_a_known_temperature_is_recovered(known: float) -> None:
-    labels, probabilities = drawn(6000, known, 0)
-    found = fit_temperature(labels, probabilities)
-    assert found.value == pytest.approx(known, rel=0.06)
-    assert found.after <= found.before
+def test_known_temperature_is_recovered(known: float) -> None:
+    labels, probabilities = sample_predictions(6000, known, 0)
+    fitted = fit_temperature(labels, probabilities)
+    assert fitted.value == pytest.approx(known, rel=0.06)
+    assert fitted.after <= fitted.before
     grid = [
-        log_loss(labels, with_temperature(probabilities, found.value * factor), labels=range(4))
+        log_loss(labels, with_temperature(probabilities, fitted.value * factor), labels=range(4))
         for factor in (0.97, 1.0, 1.03)
     ]
     assert min(grid) == grid[1]
-    assert found.after == pytest.approx(grid[1], abs=1e-4)
+    assert fitted.after == pytest.approx(grid[1], abs=1e-4)
 
 
-def test_scaling_improves_calibration_on_other_tiles_and_keeps_the_predicted_classes() -> None:
-    fitted = fit_temperature(*drawn(500, 3.0, 1))
-    labels, before = drawn(3000, 3.0, 2)
+def test_scaling_improves_calibration_and_keeps_the_predicted_classes() -> None:
+    fitted = fit_temperature(*sample_predictions(500, 3.0, 1))
+    labels, before = sample_predictions(3000, 3.0, 2)
     after = with_temperature(before, fitted.value)
     assert (after.argmax(axis=1) == before.argmax(axis=1)).all()
     ones = np.ones((len(labels), 1))
@@ -43,29 +43,29 @@ def test_scaling_improves_calibration_on_other_tiles_and_keeps_the_predicted_cla
     assert new["ece"][0] < 0.05 < old["ece"][0]
 
 
-def test_measures_agree_with_scikit_learn_and_count_weights_as_copies() -> None:
-    labels, probabilities = drawn(200, 1.5, 3)
+def test_weighted_metrics_match_scikit_learn_on_repeated_tiles() -> None:
+    labels, probabilities = sample_predictions(200, 1.5, 3)
     weights = np.random.default_rng(0).integers(0, 4, (200, 2)).astype(float)
-    found = weighted_calibration(labels, probabilities, weights)
+    values = weighted_calibration(labels, probabilities, weights)
     for column in range(2):
         rows = np.repeat(np.arange(200), weights[:, column].astype(int))
-        assert found["nll"][column] == pytest.approx(
+        assert values["nll"][column] == pytest.approx(
             log_loss(labels[rows], probabilities[rows], labels=range(4)), rel=1e-5
         )
         expected = brier_score_loss(labels[rows], probabilities[rows], labels=range(4), scale_by_half=False)
-        assert found["brier"][column] == pytest.approx(expected, rel=1e-5)
+        assert values["brier"][column] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_probability_of_0_stays_finite() -> None:
-    labels, probabilities = drawn(100, 1.0, 4)
+def test_zero_probability_gives_finite_values() -> None:
+    labels, probabilities = sample_predictions(100, 1.0, 4)
     probabilities[:, 0], probabilities[:, 1] = 0.0, probabilities[:, :2].sum(axis=1)
     assert np.isfinite(with_temperature(probabilities, 5.0)).all()
     values = weighted_calibration(labels, probabilities, np.ones((100, 1)))
     assert np.isfinite(values["nll"]).all()
 
 
-def test_too_few_labels_and_no_minimum_are_refused() -> None:
-    labels, probabilities = drawn(60, 1.0, 5)
+def test_unidentifiable_temperature_raises_an_error() -> None:
+    labels, probabilities = sample_predictions(60, 1.0, 5)
     hidden = np.where(np.arange(60) < 19, labels, -1)
     with pytest.raises(DataError, match="needs at least 20 validation labels; there are 19"):
         fit_temperature(hidden, probabilities)

@@ -1,4 +1,4 @@
-"""Label subsets: nested, the same tiles as in a training run, and undefined shares."""
+"""Tests of label subsets and of scores at different shares of labels."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.tileset import TileSet
 
 
-def parts() -> tuple[Features, Features, Features]:
+def simulate_splits() -> tuple[Features, Features, Features]:
     return tuple(features_of(n, 3, seed=n, spread=2.0, prefix=name) for n, name in ((200, "r"), (60, "v"), (90, "s")))
 
 
@@ -26,7 +26,7 @@ class NoReader:
         return f"row {row}"
 
 
-def as_tiles(train: Features, validation: Features) -> TileSet:
+def to_tileset(train: Features, validation: Features) -> TileSet:
     n = len(train) + len(validation)
     labels = np.concatenate([train.labels, validation.labels])
     return TileSet(
@@ -38,18 +38,18 @@ def as_tiles(train: Features, validation: Features) -> TileSet:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.35, 1.0])
-def test_the_subset_equals_that_of_a_training_run(share: float) -> None:
-    train, validation, _ = parts()
-    hidden = hide_labels(as_tiles(train, validation), LabelsConfig(kind="fraction", value=share), 7)
+def test_subset_equals_that_of_a_training_run(share: float) -> None:
+    train, validation, _ = simulate_splits()
+    hidden = hide_labels(to_tileset(train, validation), LabelsConfig(kind="fraction", value=share), 7)
     drawn = label_subset(train, validation, 3, share, 7)
     assert not isinstance(drawn, str)
-    for split, found in zip(("train", "validation"), drawn, strict=True):
-        of_split = hidden.of_split(split)
-        assert set(found.ids.tolist()) == set(of_split.ids[of_split.labels >= 0].tolist())
+    for split, subset in zip(("train", "validation"), drawn, strict=True):
+        tiles = hidden.of_split(split)
+        assert set(subset.ids.tolist()) == set(tiles.ids[tiles.labels >= 0].tolist())
 
 
 def test_subsets_are_nested_and_differ_by_seed() -> None:
-    train, validation, _ = parts()
+    train, validation, _ = simulate_splits()
     small, large = label_subset(train, validation, 3, 0.1, 1), label_subset(train, validation, 3, 0.4, 1)
     other = label_subset(train, validation, 3, 0.1, 2)
     assert not isinstance(small, str) and not isinstance(large, str) and not isinstance(other, str)
@@ -59,8 +59,8 @@ def test_subsets_are_nested_and_differ_by_seed() -> None:
     assert set(np.unique(small[0].labels).tolist()) == {0, 1, 2}
 
 
-def test_a_share_that_leaves_a_class_empty_is_not_defined() -> None:
-    train, validation, test = parts()
+def test_share_that_leaves_a_class_empty_has_no_score() -> None:
+    train, validation, test = simulate_splits()
     few = train.take((train.labels != 1) | (np.cumsum(train.labels == 1) <= 4))
     assert label_subset(few, validation, 3, 0.05, 0) == "a share of 0.05 leaves no labels of class 1"
 
@@ -73,8 +73,8 @@ def test_a_share_that_leaves_a_class_empty_is_not_defined() -> None:
     assert "no labels of class 1" in points[0].reason
 
 
-def test_the_score_is_that_of_the_probe_on_those_labels() -> None:
-    train, validation, test = parts()
+def test_score_is_that_of_the_probe_on_the_subset() -> None:
+    train, validation, test = simulate_splits()
 
     def knn(seen: Features, chosen_on: Features, vectors: np.ndarray, n_classes: int) -> np.ndarray:
         return knn_probabilities(seen, vectors, n_classes, 5)
@@ -85,7 +85,7 @@ def test_the_score_is_that_of_the_probe_on_those_labels() -> None:
     expected = compute_metrics(test.labels, knn_probabilities(drawn[0], test.vectors, 3, 5))["accuracy"]
     assert points[0].score == expected
     assert (points[0].labels, points[0].validation_labels) == (len(drawn[0]), len(drawn[1]))
-    assert points[2].score == points[3].score, "all labels: no seed draws anything"
+    assert points[2].score == points[3].score, "the full set does not depend on the seed"
     assert points[2].labels == 200
-    blind = Features(test.ids, test.vectors, np.full(len(test), -1, dtype=np.int64), test.groups)
-    assert label_efficiency(train, validation, blind, 3, knn, (1.0,), (0,))[0].reason == "no labelled test tile"
+    unlabelled = Features(test.ids, test.vectors, np.full(len(test), -1, dtype=np.int64), test.groups)
+    assert label_efficiency(train, validation, unlabelled, 3, knn, (1.0,), (0,))[0].reason == "no labelled test tile"

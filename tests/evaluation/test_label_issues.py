@@ -1,4 +1,4 @@
-"""Suspicious labels: flipped labels with known truth are found, and no label of a tile's own group is used."""
+"""Tests of label issue detection on flipped labels with known truth."""
 
 import sys
 from dataclasses import replace
@@ -19,7 +19,7 @@ from clipit.evaluation.probes import linear_probe
 
 
 def clusters(n: int = 240, classes: int = 3, size: int = 4) -> Features:
-    """Features of overlapping clusters, one per class, with `size` tiles per group."""
+    """Features of overlapping class clusters with `size` tiles per group."""
     rng = np.random.default_rng(0)
     labels = np.arange(n) % classes
     vectors = rng.normal(size=(n, 6)) + 4 * np.eye(6)[labels]
@@ -27,18 +27,18 @@ def clusters(n: int = 240, classes: int = 3, size: int = 4) -> Features:
     return Features(np.array([f"t{row:03d}" for row in range(n)]), vectors, labels.astype(np.int64), groups)
 
 
-def flipped(features: Features, share: float = 0.1) -> tuple[Features, np.ndarray]:
-    """Give some tiles the next class; returns the features and which tiles are wrong."""
+def flip_labels(features: Features, share: float = 0.1) -> tuple[Features, np.ndarray]:
+    """Replace some labels by the next class; return the features and a mask of the wrong labels."""
     wrong = np.random.default_rng(1).random(len(features)) < share
     return replace(features, labels=np.where(wrong, (features.labels + 1) % 3, features.labels)), wrong
 
 
-def test_flipped_labels_are_found_and_their_true_class_is_suggested() -> None:
+def test_flipped_labels_are_flagged_and_corrected() -> None:
     truth = clusters()
-    features, wrong = flipped(truth)
-    found = out_of_fold_probabilities(features, 3)
-    issues = find_label_issues(features.labels, found.probabilities)
-    assert found.checked.all()
+    features, wrong = flip_labels(truth)
+    out_of_fold = out_of_fold_probabilities(features, 3)
+    issues = find_label_issues(features.labels, out_of_fold.probabilities)
+    assert out_of_fold.checked.all()
     scores = score_ranking(wrong, issues.flagged, issues.quality, features.groups, resamples=50)
     assert scores["share of wrong labels"].value == pytest.approx(wrong.mean())
     assert scores["precision of the flagged labels"].value == pytest.approx(wrong[issues.flagged].mean())
@@ -50,38 +50,38 @@ def test_flipped_labels_are_found_and_their_true_class_is_suggested() -> None:
     assert np.abs(issues.wrong - 0.1).max() < 0.08
 
 
-def test_labels_of_the_own_group_change_nothing_about_a_prediction() -> None:
+def test_predictions_do_not_use_labels_of_the_same_group() -> None:
     features = clusters()
-    found = out_of_fold_probabilities(features, 3)
+    out_of_fold = out_of_fold_probabilities(features, 3)
     for group in np.unique(features.groups):
-        assert len(np.unique(found.folds[features.groups == group])) == 1
-    inside = found.folds == found.folds[0]
+        assert len(np.unique(out_of_fold.folds[features.groups == group])) == 1
+    inside = out_of_fold.folds == out_of_fold.folds[0]
     rest = features.take(~inside)
-    inverse_penalty = found.inverse_penalties[found.folds[0]]
+    inverse_penalty = out_of_fold.inverse_penalties[out_of_fold.folds[0]]
     probe = linear_probe(rest.vectors, rest.labels, rest.vectors[:0], rest.labels[:0], 3, (inverse_penalty,))
-    assert np.allclose(found.probabilities[inside], probe.probabilities(features.vectors[inside]), atol=1e-5)
+    assert np.allclose(out_of_fold.probabilities[inside], probe.probabilities(features.vectors[inside]), atol=1e-5)
 
 
-def test_the_order_of_the_tiles_does_not_matter() -> None:
+def test_tile_order_does_not_matter() -> None:
     features = clusters(120)
     order = np.random.default_rng(3).permutation(120)
     first, second = out_of_fold_probabilities(features, 3), out_of_fold_probabilities(features.take(order), 3)
     assert (first.probabilities[order] == second.probabilities).all() and (first.folds[order] == second.folds).all()
 
 
-def test_a_class_of_one_patient_is_not_checked_and_a_missing_class_is_no_error() -> None:
+def test_class_of_a_single_patient_is_not_checked() -> None:
     features = clusters(120)
     lonely = features.groups == features.groups[0]
     features = replace(features, labels=np.where(lonely, 3, features.labels))
-    found = out_of_fold_probabilities(features, 5)  # class 4 has no tile
-    assert (found.checked == ~lonely).all()
-    kept = found.checked
-    issues = find_label_issues(features.labels[kept], found.probabilities[kept])
+    out_of_fold = out_of_fold_probabilities(features, 5)  # a class without tiles is not an error
+    assert (out_of_fold.checked == ~lonely).all()
+    kept = out_of_fold.checked
+    issues = find_label_issues(features.labels[kept], out_of_fold.probabilities[kept])
     assert np.isnan(issues.wrong).tolist() == [False, False, False, True, True]
     assert set(np.unique(issues.suggested)) <= {0, 1, 2}
 
 
-def test_too_few_groups_one_class_and_a_missing_package_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_inputs_and_missing_package_raise_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     features = clusters(48)
     few = replace(features, groups=np.where(np.arange(48) % 2 == 0, "a", "b"))
     with pytest.raises(DataError, match=r"2 labelled groups .* into 5 folds"):
@@ -93,7 +93,7 @@ def test_too_few_groups_one_class_and_a_missing_package_are_refused(monkeypatch:
         find_label_issues(np.array([0, 1]), np.full((2, 2), 0.5))
 
 
-def test_flagged_labels_come_first_and_ties_are_broken_by_id() -> None:
+def test_ranking_starts_with_flagged_labels_and_breaks_ties_by_id() -> None:
     issues = LabelIssues(
         np.array([False, True, True, True]), np.array([0.01, 0.2, 0.1, 0.1]), np.zeros(4, dtype=np.int64), np.zeros(1)
     )

@@ -11,17 +11,17 @@ def _blas_threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
-def test_small_fits_have_one_thread_and_large_ones_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_fits_use_a_single_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.linear_model import LogisticRegression
 
     seen: list[set[int]] = []
     fit = LogisticRegression.fit
 
-    def watched(model: LogisticRegression, features: object, labels: object) -> LogisticRegression:
+    def fit_and_record_threads(model: LogisticRegression, features: object, labels: object) -> LogisticRegression:
         seen.append(_blas_threads())
         return fit(model, features, labels)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    monkeypatch.setattr(LogisticRegression, "fit", fit_and_record_threads)
     features, labels = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 3
     before = _blas_threads()
     dense = fit_logistic(features, labels, 2.0)

@@ -1,4 +1,4 @@
-"""Choosing the tiles that show the finding of their patient."""
+"""Tests of assigning the findings of patients to their tiles."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from clipit.errors import DataError
 from clipit.evaluation.multiple_instance import assign_instances
 
 
-def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """30 bags of 8 instances, half positive; 3 instances of a positive bag show the finding."""
+def simulate_bags(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Features, bags, bag labels and instance labels of 30 bags of 8; each positive bag has 3 positive instances."""
     rng = np.random.default_rng(seed)
     bags = np.repeat(np.arange(30), 8)
     labels = (np.arange(30) % 2).astype(np.int64)
@@ -17,23 +17,25 @@ def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     return features, bags, labels, shows.astype(np.int64)
 
 
-def test_the_tiles_with_the_finding_are_found() -> None:
-    features, bags, labels, shows = world()
+def test_positive_tiles_are_found() -> None:
+    features, bags, labels, shows = simulate_bags()
     assigned = assign_instances(features, bags, labels, background=0)
     assert (assigned == shows).mean() > 0.95
-    assert all(assigned[bags == bag].any() for bag in np.flatnonzero(labels == 1)), "at least one per patient"
-    assert not assigned[np.isin(bags, np.flatnonzero(labels == 0))].any(), "none where there is no finding"
+    assert all(assigned[bags == bag].any() for bag in np.flatnonzero(labels == 1)), (
+        "a positive patient without a positive tile"
+    )
+    assert not assigned[np.isin(bags, np.flatnonzero(labels == 0))].any(), "a negative patient with a positive tile"
 
 
-def test_at_least_one_even_without_a_difference() -> None:
-    _, bags, labels, _ = world()
+def test_positive_bags_have_a_positive_tile_even_without_signal() -> None:
+    _, bags, labels, _ = simulate_bags()
     features = np.random.default_rng(1).normal(size=(240, 5))
     assigned = assign_instances(features, bags, labels, background=0)
     assert all(assigned[bags == bag].any() for bag in np.flatnonzero(labels == 1))
 
 
 def test_several_findings() -> None:
-    features, bags, labels, shows = world()
+    features, bags, labels, shows = simulate_bags()
     three = np.where(labels == 1, 1 + (np.arange(30) % 4 == 1), 0).astype(np.int64)
     features = features + 4.0 * ((three[bags] == 2) & (shows == 1))[:, None] * np.eye(5)[1]
     assigned = assign_instances(features, bags, three, background=0)
@@ -41,7 +43,7 @@ def test_several_findings() -> None:
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_alone(label: int) -> None:
-    features, bags, labels, _ = world()
+def test_single_class_raises_an_error(label: int) -> None:
+    features, bags, labels, _ = simulate_bags()
     with pytest.raises(DataError, match="background"):
         assign_instances(features, bags, np.full_like(labels, label), background=0)

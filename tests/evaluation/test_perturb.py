@@ -1,4 +1,4 @@
-"""Perturbations against slow references and Pillow, and their invariants."""
+"""Tests of perturbations against slow references and Pillow."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ STAINS = np.array([[0.60, 0.72, 0.35], [0.15, 0.95, 0.27]])
 STAINS = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
 
 
-def stained(seed: int, stains: np.ndarray = STAINS, size: int = 48) -> np.ndarray:
-    """A tile of two stains: pixels with one of them, with both, and background."""
+def make_stained_tile(seed: int, stains: np.ndarray = STAINS, size: int = 48) -> np.ndarray:
+    """Tile with two stains: pixels with either stain, with both, and background."""
     rng = np.random.default_rng(seed)
     amounts = rng.gamma(4.0, 0.25, size=(size * size, 2)) * rng.choice(
         [[1, 0.02], [0.02, 1], [0.6, 0.6], [0, 0]], p=[0.3, 0.3, 0.3, 0.1], size=size * size
@@ -23,17 +23,17 @@ def stained(seed: int, stains: np.ndarray = STAINS, size: int = 48) -> np.ndarra
     return to_pixels(amounts @ stains, (3, size, size))
 
 
-BATCH = np.stack([stained(seed) for seed in range(3)])
+BATCH = np.stack([make_stained_tile(seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize("name", [name for name in PERTURBATIONS if name != "jpeg"])
-def test_the_neutral_level_changes_nothing(name: str) -> None:
-    found = perturb(BATCH, name, PERTURBATIONS[name].neutral, KEYS)
-    assert (found.pixels == BATCH).all()
-    assert not found.untouched.any()
+def test_neutral_level_is_the_identity(name: str) -> None:
+    perturbed = perturb(BATCH, name, PERTURBATIONS[name].neutral, KEYS)
+    assert (perturbed.pixels == BATCH).all()
+    assert not perturbed.untouched.any()
 
 
-def test_jpeg_is_close_to_the_tile_at_100_and_gets_worse() -> None:
+def test_jpeg_error_grows_with_compression() -> None:
     height, width = np.mgrid[:64, :64]
     smooth = np.stack([128 + 60 * np.sin(height / 13), 128 + 50 * np.cos(width / 17), 90 + height]).astype(np.uint8)
     errors = [
@@ -46,7 +46,7 @@ def test_jpeg_is_close_to_the_tile_at_100_and_gets_worse() -> None:
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
-def test_a_tile_depends_on_its_id_and_the_seed_only(name: str) -> None:
+def test_perturbation_depends_only_on_tile_id_and_seed(name: str) -> None:
     level = {"jpeg": 40, "blur": 1.5, "magnification": 0.7, "macenko": 0.3, "hed": 0.3}.get(name, 1.3)
     whole = perturb(BATCH, name, level, KEYS, seed=1).pixels
     mixed = perturb(BATCH[::-1].copy(), name, level, KEYS[::-1].copy(), seed=1).pixels[::-1]
@@ -59,21 +59,21 @@ def test_a_tile_depends_on_its_id_and_the_seed_only(name: str) -> None:
     assert (other == whole).all() == (name not in ("macenko", "hed"))
 
 
-def test_macenko_finds_the_stains_that_a_tile_was_made_of() -> None:
+def test_macenko_recovers_the_stains() -> None:
     for stains in (STAINS, STAINS[::-1]):
-        found = macenko_stains(to_density(stained(5, stains)))
-        assert found is not None
-        angles = np.rad2deg(np.arccos(np.clip((found * STAINS).sum(axis=1), -1, 1)))
+        estimated = macenko_stains(to_density(make_stained_tile(5, stains)))
+        assert estimated is not None
+        angles = np.rad2deg(np.arccos(np.clip((estimated * STAINS).sum(axis=1), -1, 1)))
         assert angles.max() < 4, angles
 
 
 @pytest.mark.parametrize("name", ["macenko", "hed"])
-def test_stain_jitter_against_a_slow_reference(name: str) -> None:
+def test_stain_jitter_matches_a_slow_reference(name: str) -> None:
     from clipit.tiles.augment import uniform
 
     draws = 2 * uniform(KEYS, 3, 0)[:, :6] - 1
-    found = perturb(BATCH, name, 0.2, KEYS, seed=3).pixels
-    for tile, own, changed in zip(BATCH, draws, found, strict=True):
+    perturbed = perturb(BATCH, name, 0.2, KEYS, seed=3).pixels
+    for tile, tile_draws, changed in zip(BATCH, draws, perturbed, strict=True):
         stains = HED if name == "hed" else macenko_stains(to_density(tile))
         assert stains is not None
         k = len(stains)
@@ -81,20 +81,20 @@ def test_stain_jitter_against_a_slow_reference(name: str) -> None:
             density = np.array([-np.log((float(tile[c, y, x]) + 1) / 256) for c in range(3)])
             amounts = np.linalg.lstsq(stains.T, density, rcond=None)[0]
             residual = density - amounts @ stains
-            jittered = [(1 + 0.2 * own[i]) * amounts[i] + 0.2 * own[3 + i] for i in range(k)]
+            jittered = [(1 + 0.2 * tile_draws[i]) * amounts[i] + 0.2 * tile_draws[3 + i] for i in range(k)]
             expected = 256 * np.exp(-(np.array(jittered) @ stains + residual)) - 1
             np.testing.assert_allclose(changed[:, y, x], np.clip(expected, 0, 255), atol=0.51)
 
 
-def test_tiles_without_two_stains_are_left_unchanged_and_counted() -> None:
+def test_tiles_without_two_stains_are_unchanged() -> None:
     white = np.full((3, 32, 32), 250, np.uint8)
     black = np.zeros((3, 32, 32), np.uint8)
     one_colour = np.broadcast_to(np.array([180, 90, 160], np.uint8)[:, None, None], (3, 32, 32)).copy()
     grey = np.random.default_rng(0).integers(40, 140, (1, 32, 32)).astype(np.uint8).repeat(3, axis=0)
-    tiles = np.stack([white, black, one_colour, grey, stained(0, size=32)])
-    found = perturb(tiles, "macenko", 0.3, tile_keys("abcde"))
-    assert found.untouched.tolist() == [True, True, True, True, False]
-    assert (found.pixels[:4] == tiles[:4]).all()
+    tiles = np.stack([white, black, one_colour, grey, make_stained_tile(0, size=32)])
+    perturbed = perturb(tiles, "macenko", 0.3, tile_keys("abcde"))
+    assert perturbed.untouched.tolist() == [True, True, True, True, False]
+    assert (perturbed.pixels[:4] == tiles[:4]).all()
 
 
 def test_brightness_and_contrast_match_pillow() -> None:
@@ -102,41 +102,41 @@ def test_brightness_and_contrast_match_pillow() -> None:
     for level in (0.5, 1.4):
         for name, enhance in (("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast)):
             expected = np.asarray(enhance(image).enhance(level)).transpose(2, 0, 1)
-            found = perturb(BATCH[:1], name, level, KEYS[:1]).pixels[0]
-            assert np.abs(found.astype(int) - expected).max() <= 1
+            perturbed = perturb(BATCH[:1], name, level, KEYS[:1]).pixels[0]
+            assert np.abs(perturbed.astype(int) - expected).max() <= 1
 
 
-def test_blur_against_a_slow_convolution() -> None:
+def test_blur_matches_a_slow_convolution() -> None:
     sigma, radius = 1.0, 4
     kernel = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
     padded = np.pad(BATCH[0].astype(float), ((0, 0), (radius, radius), (radius, radius)), mode="symmetric")
     window = padded[:, 10 : 10 + 2 * radius + 1, 20 : 20 + 2 * radius + 1]
     expected = np.einsum("cyx,y,x->c", window, kernel, kernel)
-    found = perturb(BATCH[:1], "blur", sigma, KEYS[:1]).pixels[0, :, 10, 20]
-    np.testing.assert_allclose(found, expected, atol=0.6)
+    blurred = perturb(BATCH[:1], "blur", sigma, KEYS[:1]).pixels[0, :, 10, 20]
+    np.testing.assert_allclose(blurred, expected, atol=0.6)
 
 
-def test_magnification_shows_the_middle_larger_or_more_around_it() -> None:
+def test_magnification_zooms_around_the_centre() -> None:
     tile = np.full((1, 3, 40, 60), 200, np.uint8)
     tile[:, :, 15:25, 20:40] = 50  # a quarter of the height, a third of the width
     zoomed = {level: perturb(tile, "magnification", level, KEYS[:1]).pixels[0, 0] < 125 for level in (0.5, 1.0, 2.0)}
     assert zoomed[1.0].sum() == 200
     assert zoomed[2.0].sum() == pytest.approx(4 * 200, rel=0.05)
-    assert zoomed[0.5][10:30, 15:45].sum() == pytest.approx(200 / 4, rel=0.2)  # the tile itself, half as large
-    assert zoomed[0.5][:5].any()  # its mirror image above
+    assert zoomed[0.5][10:30, 15:45].sum() == pytest.approx(200 / 4, rel=0.2)  # the tile at half size
+    assert zoomed[0.5][:5].any()  # padded with its mirror image
     assert perturb(tile, "magnification", 0.2, KEYS[:1]).pixels.shape == tile.shape
 
 
-def test_unknown_names_and_levels_are_refused() -> None:
+def test_unknown_names_and_levels_raise_an_error() -> None:
     with pytest.raises(ConfigError, match="unknown perturbation fog"):
         perturb(BATCH, "fog", 1, KEYS)
     tiles = {"source": "table", "path": "x.csv"}
-    for asked, message in (
+    for perturbations, message in (
         ({"blur": [-1]}, "levels of blur"),
         ({"jpeg": [50.5]}, "whole numbers"),
         ({"magnification": [0.01]}, "levels of magnification"),
         ({"fog": [1]}, "fog"),
     ):
         with pytest.raises(ValueError, match=message):
-            ConfigFile.model_validate({"tiles": tiles, "robustness": {"perturbations": asked}})
+            ConfigFile.model_validate({"tiles": tiles, "robustness": {"perturbations": perturbations}})

@@ -1,4 +1,4 @@
-"""The predictions table and what is computed from it."""
+"""Tests of the predictions table and the scores computed from it."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from clipit.tiles.tileset import TileSet
 CLASSES = ("AC", "H", "S")
 
 
-def example(n: int = 90, groups: bool = True) -> Predictions:
+def example_predictions(n: int = 90, groups: bool = True) -> Predictions:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, n)
     logits = generator.normal(size=(n, 3))
@@ -46,23 +46,25 @@ def example(n: int = 90, groups: bool = True) -> Predictions:
 
 
 def test_round_trip_is_sorted_by_id(tmp_path: Path) -> None:
-    predictions = example()
+    predictions = example_predictions()
     write_predictions(tmp_path / "predictions.parquet", predictions)
-    back = read_predictions(tmp_path / "predictions.parquet")
-    assert back.ids.tolist() == sorted(predictions.ids.tolist())
-    np.testing.assert_array_equal(back.probabilities, predictions.probabilities[::-1])
-    assert back.zero_shot is not None and predictions.zero_shot is not None
-    np.testing.assert_array_equal(back.zero_shot, predictions.zero_shot[::-1])
-    np.testing.assert_array_equal(back.labels, predictions.labels[::-1])
-    assert back.classes == CLASSES
+    reread = read_predictions(tmp_path / "predictions.parquet")
+    assert reread.ids.tolist() == sorted(predictions.ids.tolist())
+    np.testing.assert_array_equal(reread.probabilities, predictions.probabilities[::-1])
+    assert reread.zero_shot is not None and predictions.zero_shot is not None
+    np.testing.assert_array_equal(reread.zero_shot, predictions.zero_shot[::-1])
+    np.testing.assert_array_equal(reread.labels, predictions.labels[::-1])
+    assert reread.classes == CLASSES
     names = pq.read_schema(tmp_path / "predictions.parquet").names
     assert names == ["id", "split", "label", "group", "p_AC", "p_H", "p_S", "zs_AC", "zs_H", "zs_S"]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
 
 
-def test_one_long_name_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+def test_long_name_does_not_increase_the_memory_of_other_rows(tmp_path: Path) -> None:
     ids = [f"t{row}" for row in range(29)] + ["x" * 10**6]
-    written = dataclasses.replace(example(30), ids=np.array(ids, dtype=object), groups=np.array(ids, dtype=object))
+    written = dataclasses.replace(
+        example_predictions(30), ids=np.array(ids, dtype=object), groups=np.array(ids, dtype=object)
+    )
     write_predictions(tmp_path / "p.parquet", written)
     read = read_predictions(tmp_path / "p.parquet")
     assert read.ids.itemsize <= 8 and read.groups.itemsize <= 8 and read.ids.tolist() == sorted(ids)
@@ -70,13 +72,13 @@ def test_one_long_name_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
     assert evaluate_predictions(read, ["test"], 20, 0) == evaluate_predictions(short.by_id(), ["test"], 20, 0)
 
 
-def test_without_zero_shot(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.parquet", dataclasses.replace(example(), zero_shot=None))
+def test_predictions_without_zero_shot(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.parquet", dataclasses.replace(example_predictions(), zero_shot=None))
     assert read_predictions(tmp_path / "p.parquet").zero_shot is None
 
 
-def changed(name: str, row: int, value: object) -> Predictions:
-    predictions = example()
+def with_changed_value(name: str, row: int, value: object) -> Predictions:
+    predictions = example_predictions()
     column = getattr(predictions, name).copy()
     column[row] = value
     return dataclasses.replace(predictions, **{name: column})
@@ -85,36 +87,36 @@ def changed(name: str, row: int, value: object) -> Predictions:
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        (changed("ids", 3, "tile-001"), r"duplicate tile ids: tile-001 \(row \d+, row \d+\)"),
-        (changed("labels", 3, 3), "outside the 3 classes"),
-        (changed("labels", 3, -2), "outside the 3 classes"),
-        (changed("probabilities", 3, np.nan), "not finite"),
-        (changed("probabilities", 3, [0.5, 0.2, 0.1]), "summing to 1 for 1 tile: tile-086"),
-        (changed("probabilities", 3, [1.5, -0.5, 0.0]), "negative"),
-        (changed("zero_shot", 3, 0.9), "zero-shot"),
-        (dataclasses.replace(example(), classes=(*CLASSES, "T")), "90 x 3, expected 90 x 4"),
+        (with_changed_value("ids", 3, "tile-001"), r"duplicate tile ids: tile-001 \(row \d+, row \d+\)"),
+        (with_changed_value("labels", 3, 3), "outside the 3 classes"),
+        (with_changed_value("labels", 3, -2), "outside the 3 classes"),
+        (with_changed_value("probabilities", 3, np.nan), "not finite"),
+        (with_changed_value("probabilities", 3, [0.5, 0.2, 0.1]), "summing to 1 for 1 tile: tile-086"),
+        (with_changed_value("probabilities", 3, [1.5, -0.5, 0.0]), "negative"),
+        (with_changed_value("zero_shot", 3, 0.9), "zero-shot"),
+        (dataclasses.replace(example_predictions(), classes=(*CLASSES, "T")), "90 x 3, expected 90 x 4"),
     ],
 )
-def test_wrong_predictions_are_not_written(tmp_path: Path, predictions: Predictions, message: str) -> None:
+def test_invalid_predictions_are_not_written(tmp_path: Path, predictions: Predictions, message: str) -> None:
     with pytest.raises(DataError, match=message):
         write_predictions(tmp_path / "p.parquet", predictions)
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_files(tmp_path: Path) -> None:
+def test_invalid_files_raise_an_error(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     with pytest.raises(DataError, match="predictions file does not exist"):
         read_predictions(path)
     path.write_bytes(b"not parquet")
     with pytest.raises(DataError, match="unreadable"):
         read_predictions(path)
-    write_predictions(path, example())
+    write_predictions(path, example_predictions())
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["p_H"]), path)
     with pytest.raises(DataError, match="missing columns: p_H"):
         read_predictions(path)
-    for changed, message in (("zs_H", "missing columns: zs_H; unknown columns: other"), ("id", "missing columns: id")):
-        pq.write_table(table.rename_columns({changed: "other"}).replace_schema_metadata(table.schema.metadata), path)
+    for renamed, message in (("zs_H", "missing columns: zs_H; unknown columns: other"), ("id", "missing columns: id")):
+        pq.write_table(table.rename_columns({renamed: "other"}).replace_schema_metadata(table.schema.metadata), path)
         with pytest.raises(DataError, match=message):
             read_predictions(path)
     pq.write_table(table.replace_schema_metadata({}), path)
@@ -122,8 +124,8 @@ def test_wrong_files(tmp_path: Path) -> None:
         read_predictions(path)
 
 
-def test_results_come_from_the_table_alone(tmp_path: Path) -> None:
-    predictions = example()
+def test_scores_depend_only_on_the_table(tmp_path: Path) -> None:
+    predictions = example_predictions()
     write_predictions(tmp_path / "p.parquet", predictions)
     results = evaluate_predictions(read_predictions(tmp_path / "p.parquet"), ("validation", "test"), 200, 1)
     assert results == evaluate_predictions(predictions, ("validation", "test"), 200, 1)
@@ -142,38 +144,38 @@ def test_results_come_from_the_table_alone(tmp_path: Path) -> None:
 
 
 def test_tiles_without_a_group_are_not_counted_as_groups() -> None:
-    groups = example().groups.copy()
+    groups = example_predictions().groups.copy()
     groups[groups == "p3"] = ""
-    predictions = dataclasses.replace(example(), groups=groups)
+    predictions = dataclasses.replace(example_predictions(), groups=groups)
     alone = int(((groups == "") & (predictions.splits == "test") & (predictions.labels >= 0)).sum())
     results = evaluate_predictions(predictions, ["test"], 50)
     assert results["splits"]["test"]["resampled"] == f"9 groups and {alone} tiles"
 
 
 def test_without_groups_tiles_are_resampled() -> None:
-    results = evaluate_predictions(example(groups=False), ["test"], 50)
+    results = evaluate_predictions(example_predictions(groups=False), ["test"], 50)
     assert results["splits"]["test"]["resampled"] == "57 tiles"
 
 
-def test_a_split_without_labels_has_no_scores_and_says_so() -> None:
-    predictions = dataclasses.replace(example(), labels=np.full(90, -1))
+def test_split_without_labels_has_a_reason_instead_of_scores() -> None:
+    predictions = dataclasses.replace(example_predictions(), labels=np.full(90, -1))
     metrics = evaluate_predictions(predictions, ["test"], 50)["splits"]["test"]["metrics"]
     assert metrics["accuracy"] == {"value": None, "low": None, "high": None, "reason": "no labelled tile"}
 
 
-def test_a_split_that_is_not_there() -> None:
+def test_missing_split_raises_an_error() -> None:
     with pytest.raises(DataError, match="the predictions cover: test, validation"):
-        evaluate_predictions(example(), ["train"])
+        evaluate_predictions(example_predictions(), ["train"])
 
 
-def test_comparison_is_by_id_and_refuses_other_tiles() -> None:
-    predictions = example()
+def test_predictions_are_compared_by_id() -> None:
+    predictions = example_predictions()
     worse = dataclasses.replace(predictions, probabilities=predictions.zero_shot).by_id()
-    found = paired_bootstrap([(predictions.select("test"), worse.select("test"))], resamples=200)
+    differences = paired_bootstrap([(predictions.select("test"), worse.select("test"))], resamples=200)
     results = [evaluate_predictions(p, ["test"], 0)["splits"]["test"]["metrics"] for p in (predictions, worse)]
-    for name, difference in found.items():
+    for name, difference in differences.items():
         assert difference.value == pytest.approx(results[1][name]["value"] - results[0][name]["value"])
-    assert found["accuracy"].interval.high < 0
+    assert differences["accuracy"].interval.high < 0
     with pytest.raises(DataError, match="cover different tiles"):
         paired_bootstrap([(predictions.select("test"), predictions.take(np.arange(40)).select("test"))])
     with pytest.raises(DataError, match="differ in their labels"):
@@ -182,13 +184,13 @@ def test_comparison_is_by_id_and_refuses_other_tiles() -> None:
 
 
 def finished_run(folder: Path) -> tuple[Path, Predictions]:
-    write_predictions(folder / "predictions.parquet", example())
+    write_predictions(folder / "predictions.parquet", example_predictions())
     write_json(folder / "results.json", {"predictions_sha256": file_sha256(folder / "predictions.parquet")})
     return folder, read_run_predictions(folder)
 
 
 def rewrite(run: Path, change: Callable[[Predictions], Predictions]) -> None:
-    write_predictions(run / "predictions.parquet", change(example()))
+    write_predictions(run / "predictions.parquet", change(example_predictions()))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def rewrite(run: Path, change: Callable[[Predictions], Predictions]) -> None:
         lambda p: dataclasses.replace(p, probabilities=p.probabilities[::-1]),
     ],
 )
-def test_predictions_other_than_those_that_were_scored(
+def test_predictions_changed_after_scoring_raise_an_error(
     tmp_path: Path, change: Callable[[Predictions], Predictions]
 ) -> None:
     run, _ = finished_run(tmp_path)
@@ -208,9 +210,9 @@ def test_predictions_other_than_those_that_were_scored(
         read_run_predictions(run)
 
 
-def test_a_flipped_bit_in_a_table_without_a_recorded_hash(tmp_path: Path) -> None:
+def test_flipped_bit_raises_an_error_without_a_recorded_hash(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    write_predictions(path, example())
+    write_predictions(path, example_predictions())
     whole = path.read_bytes()
     start = pq.read_metadata(path).row_group(0).column(4).data_page_offset  # probabilities of the first class
     path.write_bytes(whole[: start + 60] + bytes([whole[start + 60] ^ 1]) + whole[start + 61 :])
@@ -246,18 +248,20 @@ def tiles_of(predictions: Predictions) -> TileSet:
         ({"classes": ("AC", "S", "H")}, "the predictions have the classes AC, H, S; the tiles have AC, S, H"),
     ],
 )
-def test_predictions_of_other_tiles(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_predictions_of_different_tiles_raise_an_error(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     run, predictions = finished_run(tmp_path)
-    tiles = tiles_of(example())
+    tiles = tiles_of(example_predictions())
     assert read_run_predictions(run, tiles).ids.tolist() == predictions.ids.tolist()
     with pytest.raises(DataError, match=rf"(?s){message}.*predictions\.parquet"):
         read_run_predictions(run, dataclasses.replace(tiles, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "values"), [("p_AC", [["0.5"]] * 90), ("label", [0.6] * 90), ("id", range(90))])
-def test_columns_of_another_type(tmp_path: Path, name: str, values: Sequence[object]) -> None:
+def test_columns_of_a_wrong_type_raise_an_error(tmp_path: Path, name: str, values: Sequence[object]) -> None:
     path = tmp_path / "p.parquet"
-    write_predictions(path, example())
+    write_predictions(path, example_predictions())
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
     with pytest.raises(DataError, match=rf"(?s)columns of the wrong type: {name}.*p\.parquet"):

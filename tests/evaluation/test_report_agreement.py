@@ -1,4 +1,4 @@
-"""Agreement of predictions that may be no class with reference labels."""
+"""Tests of the agreement of report labels, which may lie outside the classes, with reference labels."""
 
 import json
 
@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from clipit.evaluation.report_agreement import measure_agreement
 
 
-def test_scores_equal_those_of_scikit_learn_with_other_predictions_as_errors() -> None:
+def test_scores_match_scikit_learn_with_other_predictions_as_errors() -> None:
     generator = np.random.default_rng(0)
     classes = ["a", "b", "c"]
     labels = generator.integers(-1, 3, 200)
@@ -34,7 +34,7 @@ def test_scores_equal_those_of_scikit_learn_with_other_predictions_as_errors() -
         assert interval.low < value < interval.high
 
 
-def test_groups_are_resampled_as_a_whole() -> None:
+def test_whole_groups_are_resampled() -> None:
     labels = np.array([0, 1] * 50)
     predictions = ["a", "b"] * 40 + ["none"] * 20
     narrow = measure_agreement("t", labels, predictions, ["a", "b"], np.full(100, "")).intervals["accuracy"]
@@ -46,7 +46,7 @@ def test_groups_are_resampled_as_a_whole() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_an_agreement_without_any_prediction_is_undefined_and_can_be_written_as_json() -> None:
+def test_agreement_without_predictions_can_be_written_as_json() -> None:
     labels = np.array([0, 1, 0, 1])
     agreement = measure_agreement("t", labels, ["none"] * 4, ["a", "b"], np.array(["p", "q", "r", "s"]))
     assert agreement.scores["accuracy"] == 0

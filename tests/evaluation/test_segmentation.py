@@ -1,4 +1,4 @@
-"""Scores of masks: counted by hand on 4 x 4 pixels, and equal to those of torchmetrics and scikit-learn."""
+"""Tests of segmentation scores and reference masks."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ from clipit.evaluation.segmentation_scores import (
 )
 
 TRUTH = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [-1, -1, 1, 1]])
-FOUND = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
+PREDICTED = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
 
 
-def test_a_mask_of_four_by_four_pixels_is_counted_by_hand() -> None:
-    counts = count_pixels(FOUND, TRUTH, 2)
-    # Of five pixels of class 0, one is called 1; of nine of class 1, one is called 0; two are ignored.
+def test_small_mask() -> None:
+    counts = count_pixels(PREDICTED, TRUTH, 2)
+    # Of 5 pixels of class 0, one is predicted as 1; of 9 of class 1, one is predicted as 0; 2 are ignored.
     assert counts.tolist() == [[4, 1], [1, 8]]
     scores = mask_scores(counts)
     assert scores["dice"].tolist() == pytest.approx([8 / 10, 16 / 18])
@@ -31,32 +31,32 @@ def test_a_mask_of_four_by_four_pixels_is_counted_by_hand() -> None:
     assert scores["recall"].tolist() == pytest.approx([4 / 5, 8 / 9])
 
 
-def test_scores_equal_those_of_scikit_learn_and_torchmetrics() -> None:
-    truth, found = np.random.default_rng(0).integers(0, 3, (2, 40, 25))
-    scores = mask_scores(count_pixels(found, truth, 3))
+def test_scores_match_scikit_learn_and_torchmetrics() -> None:
+    truth, predicted = np.random.default_rng(0).integers(0, 3, (2, 40, 25))
+    scores = mask_scores(count_pixels(predicted, truth, 3))
     pairs = {"dice": f1_score, "iou": jaccard_score, "precision": precision_score, "recall": recall_score}
     for name, function in pairs.items():
-        assert scores[name].tolist() == pytest.approx(list(function(truth.ravel(), found.ravel(), average=None)))
+        assert scores[name].tolist() == pytest.approx(list(function(truth.ravel(), predicted.ravel(), average=None)))
     ignored = truth.copy()
     ignored[:10] = -1
-    tensors = torch.from_numpy(found.ravel()), torch.from_numpy(ignored.ravel())
-    scores = mask_scores(count_pixels(found, ignored, 3))
+    tensors = torch.from_numpy(predicted.ravel()), torch.from_numpy(ignored.ravel())
+    scores = mask_scores(count_pixels(predicted, ignored, 3))
     keys = {"num_classes": 3, "average": "none", "ignore_index": -1}
     assert scores["iou"].tolist() == pytest.approx(multiclass_jaccard_index(*tensors, **keys).tolist(), abs=1e-6)
     assert scores["dice"].tolist() == pytest.approx(multiclass_f1_score(*tensors, **keys).tolist(), abs=1e-6)
 
 
-def test_a_class_that_is_neither_present_nor_predicted_has_no_score() -> None:
+def test_class_that_is_neither_present_nor_predicted_has_no_score() -> None:
     scores = mask_scores(np.array([[4, 0], [0, 0]]))
     assert scores["dice"][0] == 1 and np.isnan([values[1] for values in scores.values()]).all()
     missed = mask_scores(np.array([[3, 0], [1, 0]]))
     assert missed["dice"][1] == 0 and missed["recall"][1] == 0 and np.isnan(missed["precision"][1])
 
 
-def test_images_are_averaged_or_their_pixels_taken_together() -> None:
+def test_scores_are_averaged_over_images_or_pooled_over_pixels() -> None:
     counts = np.array([[[1, 1], [0, 2]], [[8, 0], [0, 0]], [[0, 0], [4, 4]]])
     rows = {(r.metric, r.class_name, r.averaging): r for r in score_masks(counts, np.array(["a", "b", "c"]), "xy", "y")}
-    # The second image has no pixel of y, truly or predicted, and so no score of it.
+    # The second image has no pixel of y in the truth or the prediction, so its score is undefined.
     images = rows["dice", "y", "images"]
     assert images.value == pytest.approx((4 / 5 + 8 / 12) / 2) and images.images == 2
     assert np.isnan(foreground_dice(counts, [1])[1])
@@ -66,8 +66,8 @@ def test_images_are_averaged_or_their_pixels_taken_together() -> None:
     assert foreground_dice(counts, [1])[[0, 2]].tolist() == pytest.approx([4 / 5, 8 / 12])
 
 
-def test_methods_are_averaged_over_the_same_images_and_false_foreground_is_counted_apart() -> None:
-    # One image of two pixels of y, one without y, one without any y of 4 x 4 pixels: careful finds none of it there.
+def test_false_foreground_is_scored_separately() -> None:
+    # One image with two pixels of y and two images without y, in which `careful` predicts no y.
     careful = np.array([[[1, 1], [0, 2]], [[4, 0], [0, 0]], [[16, 0], [0, 0]]])
     eager = np.array([[[1, 1], [0, 2]], [[3, 1], [0, 0]], [[8, 8], [0, 0]]])
     blind = np.array([[[2, 0], [2, 0]], [[4, 0], [0, 0]], [[16, 0], [0, 0]]])
@@ -87,19 +87,19 @@ def test_methods_are_averaged_over_the_same_images_and_false_foreground_is_count
         assert rows[FALSE_AREA, "pixels"].value == pytest.approx(pixels)
 
 
-def test_intervals_resample_patients_and_not_images() -> None:
+def test_intervals_resample_patients_instead_of_images() -> None:
     rng = np.random.default_rng(0)
     each = rng.integers(1, 50, (12, 2, 2))
     groups = np.array([f"p{i}" for i in range(12)])
     one = {(r.metric, r.class_name, r.averaging): r for r in score_masks(each, groups, "xy", "y", 200)}
     ten = score_masks(np.repeat(each, 10, axis=0), np.repeat(groups, 10), "xy", "y", 200)
-    for row in ten:  # ten copies of each image of a patient tell nothing more
+    for row in ten:  # copies of a patient's images add no information
         same = one[row.metric, row.class_name, row.averaging]
         assert (row.value, row.low, row.high) == pytest.approx((same.value, same.low, same.high))
         assert row.metric == FALSE_AREA or row.low < row.value < row.high
 
 
-def test_the_floor_of_one_class_everywhere_has_the_dice_of_its_share() -> None:
+def test_dice_of_a_single_class_everywhere_follows_from_its_share() -> None:
     present = np.array([[12, 4], [0, 16], [8, 8]])
     counts = all_one_class(present, 1)
     share = present[:, 1] / 16
@@ -107,47 +107,47 @@ def test_the_floor_of_one_class_everywhere_has_the_dice_of_its_share() -> None:
     assert counts.sum(axis=2).tolist() == present.tolist()
 
 
-def test_majority_answers_give_each_tile_the_class_of_most_of_its_pixels() -> None:
+def test_majority_class_of_each_tile() -> None:
     truth = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [-1, -1, 1, 1, 1], [-1, 1, 0, 1, 1]])
-    found = majority_class(truth, 2, 2)
-    assert found.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    predicted = majority_class(truth, 2, 2)
+    assert predicted.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
     for code in (0, 1):
         assert best_dice_tiles(truth, 1, code)[truth >= 0].tolist() == truth[truth >= 0].tolist()
     assert majority_class(truth, 1, 2)[truth >= 0].tolist() == truth[truth >= 0].tolist()
 
 
-def test_the_best_answers_have_the_highest_dice_of_all_answers_per_tile() -> None:
+def test_best_dice_tiles_match_an_exhaustive_search() -> None:
     rng = np.random.default_rng(0)
     for trial in range(12):
         truth = (rng.random((6, 5)) < rng.random((6, 5)).round() * 0.5 + 0.25).astype(int)
         truth[rng.random(truth.shape) < 0.1] = -1
         code = trial % 2
         best = mask_scores(count_pixels(best_dice_tiles(truth, 2, code), truth, 2))["dice"][code]
-        every = []
+        all_scores = []
         for number in range(2**9):
             tiles = (number >> np.arange(9) & 1).reshape(3, 3).repeat(2, axis=0).repeat(2, axis=1)[:, :5]
-            every.append(mask_scores(count_pixels(tiles, truth, 2))["dice"][code])
-        assert best == pytest.approx(np.nanmax(every))
+            all_scores.append(mask_scores(count_pixels(tiles, truth, 2))["dice"][code])
+        assert best == pytest.approx(np.nanmax(all_scores))
 
 
-def test_the_majority_can_have_a_lower_dice_than_one_class_everywhere() -> None:
-    # One tile with 90% of foreground, four with 40%.
+def test_majority_class_can_have_a_lower_dice_than_a_single_class() -> None:
+    # One tile with 90% foreground, four with 40%.
     truth = np.repeat([[1] * 9 + [0], *[[1] * 4 + [0] * 6] * 4], 10, axis=0)
     dice = [
-        mask_scores(count_pixels(found, truth, 2))["dice"][1]
-        for found in (majority_class(truth, 10, 2), best_dice_tiles(truth, 10, 1), np.ones_like(truth))
+        mask_scores(count_pixels(predicted, truth, 2))["dice"][1]
+        for predicted in (majority_class(truth, 10, 2), best_dice_tiles(truth, 10, 1), np.ones_like(truth))
     ]
     assert dice == pytest.approx([180 / 350, 500 / 750, 500 / 750])
 
 
-def test_an_image_without_the_class_gets_none_of_it() -> None:
+def test_best_dice_tiles_of_an_absent_class_are_empty() -> None:
     assert (best_dice_tiles(np.zeros((4, 4), int), 2, 1) == 0).all()
 
 
-def test_blue_nuclei_on_pink_stroma_exceed_the_threshold_of_haematoxylin() -> None:
+def test_haematoxylin_mask_contains_blue_nuclei() -> None:
     image = np.full((8, 8, 3), (235, 170, 200), np.uint8)
     image[2:5, 3:6] = (80, 60, 140)
-    found = haematoxylin_mask(image, 0)
-    assert found[2:5, 3:6].all() and found.sum() == 9
-    image[3, 4] = (235, 170, 200)  # a gap between nuclei, which smoothing closes
+    predicted = haematoxylin_mask(image, 0)
+    assert predicted[2:5, 3:6].all() and predicted.sum() == 9
+    image[3, 4] = (235, 170, 200)  # smoothing closes this gap
     assert not haematoxylin_mask(image, 0)[3, 4] and haematoxylin_mask(image, 1.0)[3, 4]

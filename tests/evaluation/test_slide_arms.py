@@ -1,4 +1,4 @@
-"""Comparison of arms on slide labels: means, paired differences, choice of the pooling, and what cannot be paired."""
+"""Tests of the comparison of arms on slide labels."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ def slides_table(validation: int = 20) -> pd.DataFrame:
 
 
 def scores(seed: int, gain: float, best: str = "top5") -> pd.DataFrame:
-    """Noisy scores, better by one pooling method."""
+    """Noisy slide scores, in which one pooling method is the best."""
     generator = np.random.default_rng(seed)
     pooled = {}
     for i in range(N):
@@ -52,18 +52,18 @@ def tables() -> SlideTables:
     }
 
 
-def line(table: pd.DataFrame, arm: str, metric: str, level: str = "slide") -> pd.Series:
-    found = table.query("arm == @arm and metric == @metric and level == @level")
-    assert len(found) == 1
-    return found.iloc[0]
+def select_row(table: pd.DataFrame, arm: str, metric: str, level: str = "slide") -> pd.Series:
+    rows = table.query("arm == @arm and metric == @metric and level == @level")
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
-def test_every_arm_is_compared_by_the_pooling_chosen_on_validation_slides(tables: SlideTables) -> None:
+def test_each_arm_uses_the_pooling_chosen_on_validation_slides(tables: SlideTables) -> None:
     compared = compare_slide_arms(tables, slides_table(), CLASSES, "image_only", resamples=40)
     assert compared.choices["text"].key == PoolingKey("mean", False)
     assert compared.choices["image_only"].key == PoolingKey("top5", False)
     assert set(compared.table["split"]) == {"test"}
-    row = line(compared.table, "text", "accuracy")
+    row = select_row(compared.table, "text", "accuracy")
     assert (row["pooling"], row["seeds"], row["labelled"], row["patients"]) == ("mean", 5, 40, 20)
     single = [
         evaluate_slides(table, slides_table(), CLASSES, resamples=0)
@@ -74,22 +74,22 @@ def test_every_arm_is_compared_by_the_pooling_chosen_on_validation_slides(tables
     assert row["mean"] == pytest.approx(np.mean(single)) and row["sd"] == pytest.approx(np.std(single, ddof=1))
 
 
-def test_controls_have_no_p_value_and_do_not_count_in_the_correction(tables: SlideTables) -> None:
+def test_controls_have_no_p_value_and_are_not_corrected_for(tables: SlideTables) -> None:
     sets = {
         arm: {seed: collect_slides(table, slides_table(), CLASSES) for seed, table in by_seed.items()}
         for arm, by_seed in tables.items()
     }
     choices = {arm: choose_pooling(*by_seed.values()) for arm, by_seed in sets.items()}
-    every = compare_slide_sets(sets, choices, "image_only", resamples=0).table
-    alone = compare_slide_sets(sets, choices, "image_only", resamples=0, controls=["prompts"]).table
-    text = line(alone, "text", "accuracy")
-    assert text["p_holm"] == text["p"] < line(every, "text", "accuracy")["p_holm"]
-    prompts = line(alone, "prompts", "accuracy")
+    without_controls = compare_slide_sets(sets, choices, "image_only", resamples=0).table
+    with_controls = compare_slide_sets(sets, choices, "image_only", resamples=0, controls=["prompts"]).table
+    text = select_row(with_controls, "text", "accuracy")
+    assert text["p_holm"] == text["p"] < select_row(without_controls, "text", "accuracy")["p_holm"]
+    prompts = select_row(with_controls, "prompts", "accuracy")
     assert (pd.isna(prompts["p"]), pd.isna(prompts["p_holm"]), prompts["p_reason"]) == (True, True, "control")
-    assert prompts["difference"] == line(every, "prompts", "accuracy")["difference"]
+    assert prompts["difference"] == select_row(without_controls, "prompts", "accuracy")["difference"]
 
 
-def test_differences_intervals_and_p_values_are_those_of_the_project_s_tests(tables: SlideTables) -> None:
+def test_differences_intervals_and_p_values_match_the_generic_functions(tables: SlideTables) -> None:
     compared = compare_slide_arms(tables, slides_table(), CLASSES, "image_only", resamples=40, seed=3)
     sets = {
         arm: [collect_slides(table, slides_table(), CLASSES) for table in by_seed.values()]
@@ -98,9 +98,12 @@ def test_differences_intervals_and_p_values_are_those_of_the_project_s_tests(tab
     base = [each.predictions(PoolingKey("top5", False), "patient", "test") for each in sets["image_only"]]
     text = [each.predictions(PoolingKey("mean", False), "patient", "test") for each in sets["text"]]
     drawn = paired_bootstrap(list(zip(base, text, strict=True)), ("auroc",), 40, 3)["auroc"]
-    row = line(compared.table, "text", "auroc", "patient")
+    row = select_row(compared.table, "text", "auroc", "patient")
     assert (row["difference"], row["low"], row["high"]) == (drawn.value, drawn.interval.low, drawn.interval.high)
-    means = line(compared.table, "text", "auroc", "patient"), line(compared.table, "image_only", "auroc", "patient")
+    means = (
+        select_row(compared.table, "text", "auroc", "patient"),
+        select_row(compared.table, "image_only", "auroc", "patient"),
+    )
     assert row["difference"] == pytest.approx(means[0]["mean"] - means[1]["mean"])
     gains = [paired_bootstrap([pair], ("auroc",), 0)["auroc"].value or 0.0 for pair in zip(base, text, strict=True)]
     interval = t_interval(gains)
@@ -109,33 +112,33 @@ def test_differences_intervals_and_p_values_are_those_of_the_project_s_tests(tab
     assert pd.isna(means[1]["difference"])
 
 
-def test_an_arm_with_one_seed_is_paired_with_every_seed_of_the_reference(tables: SlideTables) -> None:
+def test_arm_with_a_single_seed_is_paired_with_each_seed_of_the_reference(tables: SlideTables) -> None:
     compared = compare_slide_arms(tables, slides_table(), CLASSES, "image_only", resamples=0)
-    row, base = line(compared.table, "prompts", "accuracy"), line(compared.table, "image_only", "accuracy")
+    row, base = select_row(compared.table, "prompts", "accuracy"), select_row(compared.table, "image_only", "accuracy")
     assert row["difference"] == pytest.approx(row["mean"] - base["mean"])
     assert row["seeds"] == 1 and pd.isna(row["sd"]) and row["reason"] == "no resamples requested"
-    turned = compare_slide_arms(tables, slides_table(), CLASSES, "prompts", resamples=0)
-    assert line(turned.table, "image_only", "accuracy")["difference"] == pytest.approx(-row["difference"])
+    reversed_roles = compare_slide_arms(tables, slides_table(), CLASSES, "prompts", resamples=0)
+    assert select_row(reversed_roles.table, "image_only", "accuracy")["difference"] == pytest.approx(-row["difference"])
 
 
-def test_without_validation_slides_the_arms_are_compared_by_every_pooling(tables: SlideTables) -> None:
+def test_all_poolings_are_compared_without_validation_slides(tables: SlideTables) -> None:
     compared = compare_slide_arms(tables, slides_table(validation=0), CLASSES, "image_only", resamples=0)
     rows = compared.table.query("arm == 'text' and metric == 'accuracy' and level == 'slide'")
     assert rows["pooling"].tolist() == ["top1", "top5", "mean"]
     assert compared.choices["text"].key is None
 
 
-def test_few_patients_give_a_difference_without_an_interval(tables: SlideTables) -> None:
+def test_difference_of_few_patients_has_no_interval(tables: SlideTables) -> None:
     slides = slides_table().assign(group=[f"p{i % 3}" for i in range(N)])
-    row = line(compare_slide_arms(tables, slides, CLASSES, "image_only", resamples=40).table, "text", "accuracy")
+    row = select_row(compare_slide_arms(tables, slides, CLASSES, "image_only", resamples=40).table, "text", "accuracy")
     assert row["difference"] is not None and pd.isna(row["low"])
     assert row["reason"] == f"3 independent units to resample; a 95% interval needs {MIN_UNITS}"
 
 
-def test_the_table_shows_means_differences_intervals_and_p_values(tables: SlideTables) -> None:
+def test_table_shows_means_differences_intervals_and_p_values(tables: SlideTables) -> None:
     compared = compare_slide_arms(tables, slides_table(), CLASSES, "image_only", resamples=40)
     base, text, prompts = slide_arms_table(compared, "test", "accuracy").rows
-    row = line(compared.table, "text", "accuracy")
+    row = select_row(compared.table, "text", "accuracy")
     assert base[-3:] == ["", "", ""]
     assert text[:3] == ["text", "mean", 5] and text[3] == f"{row['mean']:.3f} ± {row['sd']:.3f}"
     assert text[4] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
@@ -149,7 +152,7 @@ def test_the_table_shows_means_differences_intervals_and_p_values(tables: SlideT
     assert f"(no interval: 3 independent units to resample; a 95% interval needs {MIN_UNITS})" in str(rows[1][4])
 
 
-def test_arms_that_cannot_be_compared_are_refused(tables: SlideTables) -> None:
+def test_incompatible_arms_raise_an_error(tables: SlideTables) -> None:
     with pytest.raises(DataError, match="unknown reference arm baseline"):
         compare_slide_arms(tables, slides_table(), CLASSES, "baseline")
     fewer = {**tables, "text": {seed: table[3:] for seed, table in tables["text"].items()}}

@@ -1,4 +1,4 @@
-"""Evaluation of slide scores: scikit-learn as oracle, patients, choice of a pooling method, and what is left out."""
+"""Tests of slide-level and patient-level evaluation."""
 
 import numpy as np
 import pandas as pd
@@ -15,14 +15,14 @@ CLASSES = ("normal", "adenoma", "tumour")
 
 
 def pooled(scores: dict[str, list[float]], tiles: int = 200) -> list[PooledScore]:
-    """Unsmoothed scores of a slide by pooling."""
+    """Unsmoothed scores of a slide for each pooling method."""
     return [
         PooledScore(name, False, tiles, tiles, np.array(values, dtype=np.float32)) for name, values in scores.items()
     ]
 
 
 def random_slides(n: int, seed: int = 0, patients: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores by every pooling method, and the table of slides: half validation, half test."""
+    """Scores of all pooling methods and a slide table with one half validation and one half test slides."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     names = [f"slide{i:03}" for i in range(n)]
@@ -41,7 +41,7 @@ def random_slides(n: int, seed: int = 0, patients: int | None = None) -> tuple[p
     return slide_table(table, CLASSES), slides
 
 
-def value(evaluation: SlideEvaluation, metric: str, pooling: str = "mean", **where: str) -> pd.Series:
+def select_score(evaluation: SlideEvaluation, metric: str, pooling: str = "mean", **where: str) -> pd.Series:
     rows = evaluation.scores.query("metric == @metric and pooling == @pooling and not smoothed")
     for column, wanted in where.items():
         rows = rows[rows[column] == wanted]
@@ -50,14 +50,14 @@ def value(evaluation: SlideEvaluation, metric: str, pooling: str = "mean", **whe
 
 
 def two_class_slides(rows: list[tuple[str, str, str, str, dict[str, list[float]]]]) -> SlideEvaluation:
-    """Evaluate slides given as (slide, patient, label, split, scores by pooling)."""
+    """Evaluate slides given as (slide, patient, label, split, scores for each pooling method)."""
     table = slide_table({slide: pooled(scores) for slide, _, _, _, scores in rows}, ("a", "b"))
     columns = {"slide": 0, "group": 1, "label": 2, "split": 3}
     slides = pd.DataFrame({name: [row[i] for row in rows] for name, i in columns.items()})
     return evaluate_slides(table, slides, ("a", "b"), resamples=0)
 
 
-def test_metrics_are_those_of_scikit_learn() -> None:
+def test_metrics_match_scikit_learn() -> None:
     table, slides = random_slides(60)
     evaluation = evaluate_slides(table, slides, CLASSES, resamples=0)
     test = slides[slides.split == "test"]
@@ -74,13 +74,13 @@ def test_metrics_are_those_of_scikit_learn() -> None:
         "auroc": np.mean([metrics.roc_auc_score(truth == c, relative[:, c]) for c in range(3)]),
     }
     for metric in SLIDE_METRICS:
-        found = value(evaluation, metric, "top5", split="test", level="slide")
-        assert found["value"] == pytest.approx(expected[metric]), metric
-        assert found["labelled"] == 30
+        row = select_score(evaluation, metric, "top5", split="test", level="slide")
+        assert row["value"] == pytest.approx(expected[metric]), metric
+        assert row["labelled"] == 30
 
 
-def test_auroc_of_two_classes_ranks_slides_by_the_difference_of_their_scores() -> None:
-    # All similarities of the first slide are high: its own highest class counts, not the level.
+def test_binary_auroc_ranks_slides_by_the_difference_of_their_scores() -> None:
+    # All similarities of the first slide are high, but only the difference between classes matters.
     evaluation = two_class_slides(
         [
             ("s1", "p1", "a", "test", {"mean": [0.60, 0.50]}),
@@ -88,11 +88,11 @@ def test_auroc_of_two_classes_ranks_slides_by_the_difference_of_their_scores() -
             ("s3", "p3", "b", "test", {"mean": [0.20, 0.40]}),
         ]
     )
-    assert value(evaluation, "auroc", level="slide")["value"] == 1.0
-    assert value(evaluation, "accuracy", level="slide")["value"] == 1.0
+    assert select_score(evaluation, "auroc", level="slide")["value"] == 1.0
+    assert select_score(evaluation, "accuracy", level="slide")["value"] == 1.0
 
 
-def test_the_score_of_a_patient_is_the_mean_of_the_slides() -> None:
+def test_patient_score_is_the_mean_of_the_slides() -> None:
     evaluation = two_class_slides(
         [
             ("s1", "p1", "a", "test", {"mean": [0.9, 0.1]}),
@@ -103,38 +103,38 @@ def test_the_score_of_a_patient_is_the_mean_of_the_slides() -> None:
             ("s6", "", "b", "test", {"mean": [0.8, 0.2]}),
         ]
     )
-    per_slide = value(evaluation, "accuracy", level="slide")
-    per_patient = value(evaluation, "accuracy", level="patient")
+    per_slide = select_score(evaluation, "accuracy", level="slide")
+    per_patient = select_score(evaluation, "accuracy", level="patient")
     assert per_slide["value"] == pytest.approx(3 / 6) and per_slide["labelled"] == 6
-    # p1 has a mean of (0.567, 0.433): correct. The slides of unknown patients stay apart.
+    # p1 has a mean of (0.567, 0.433), which is correct. Slides of unknown patients are not grouped.
     assert per_patient["value"] == pytest.approx(3 / 4) and per_patient["labelled"] == 4
     assert any("unknown patients, each counted as a separate patient: 2." in note for note in evaluation.notes)
 
 
-def test_patients_with_slides_of_different_classes_are_evaluated_per_slide_only() -> None:
+def test_patients_with_several_classes_are_evaluated_per_slide_only() -> None:
     rows = [
         ("s1", "p1", "a", "test", {"mean": [0.9, 0.1]}),
         ("s2", "p1", "b", "test", {"mean": [0.1, 0.9]}),
         ("s3", "p2", "b", "test", {"mean": [0.1, 0.9]}),
     ]
     evaluation = two_class_slides(rows)
-    assert value(evaluation, "accuracy", level="slide")["labelled"] == 3
-    assert value(evaluation, "accuracy", level="patient")["labelled"] == 1
+    assert select_score(evaluation, "accuracy", level="slide")["labelled"] == 3
+    assert select_score(evaluation, "accuracy", level="patient")["labelled"] == 1
     assert any("different classes, not evaluated per patient: 1." in note for note in evaluation.notes)
 
 
-def test_intervals_resample_patients_and_are_refused_for_few() -> None:
+def test_intervals_resample_patients_and_need_enough_of_them() -> None:
     table, slides = random_slides(120, patients=4)
     few = evaluate_slides(table, slides, CLASSES, resamples=50)
-    row = value(few, "accuracy", "top1", split="test", level="slide")
+    row = select_score(few, "accuracy", "top1", split="test", level="slide")
     assert row["value"] is not None and row["low"] is None
     assert f"4 independent units to resample; a 95% interval needs {MIN_UNITS}" in row["reason"]
     many = evaluate_slides(*random_slides(120), CLASSES, resamples=50)
-    row = value(many, "accuracy", "top1", split="test", level="slide")
+    row = select_score(many, "accuracy", "top1", split="test", level="slide")
     assert row["low"] < row["value"] < row["high"] and row["patients"] == 20
 
 
-def test_the_pooling_is_chosen_on_validation_slides_and_ties_go_to_the_smaller_k() -> None:
+def test_pooling_is_chosen_on_validation_slides() -> None:
     right, wrong = [0.9, 0.1], [0.1, 0.9]
     rows = [
         ("v1", "p1", "a", "validation", {"top1": wrong, "top5": right, "top10": right, "mean": wrong}),
@@ -147,12 +147,12 @@ def test_the_pooling_is_chosen_on_validation_slides_and_ties_go_to_the_smaller_k
     assert "balanced accuracy of 1.000 on 2 validation slides" in evaluation.choice.sentence
     assert "2 pooling methods tie; fewer tiles and no smoothing are preferred" in evaluation.choice.sentence
     assert set(evaluation.scores.query("chosen")["pooling"]) == {"top5"}
-    # The choice is bad on the test slide, and still evaluated there.
-    assert value(evaluation, "accuracy", "top5", split="test", level="slide")["value"] == 0.5
+    # The chosen pooling is evaluated on test slides even though others score higher there.
+    assert select_score(evaluation, "accuracy", "top5", split="test", level="slide")["value"] == 0.5
     assert evaluation.slides.set_index("slide").loc["t1", "predicted"] == "b"
 
 
-def test_without_validation_slides_all_poolings_are_shown_and_none_is_chosen() -> None:
+def test_no_pooling_is_chosen_without_validation_slides() -> None:
     table, slides = random_slides(30)
     evaluation = evaluate_slides(table, slides.drop(columns="split"), CLASSES, resamples=0)
     assert evaluation.choice.key is None and "no labelled validation slides" in evaluation.choice.sentence
@@ -161,7 +161,7 @@ def test_without_validation_slides_all_poolings_are_shown_and_none_is_chosen() -
     assert set(POOLINGS) <= set(evaluation.slides.columns)
 
 
-def test_validation_slides_of_one_class_choose_nothing() -> None:
+def test_no_pooling_is_chosen_on_validation_slides_of_a_single_class() -> None:
     table, slides = random_slides(30)
     slides.loc[slides.split == "validation", "label"] = "normal"
     choice = choose_pooling(collect_slides(table, slides, CLASSES))
@@ -188,29 +188,29 @@ def test_slides_without_scores_are_listed_with_the_reason() -> None:
     assert any("excluded from every metric: 2." in note for note in evaluation.notes)
 
 
-def test_unlabelled_slides_are_listed_and_not_evaluated() -> None:
+def test_unlabelled_slides_are_listed_but_not_evaluated() -> None:
     table, slides = random_slides(30)
     slides.loc[slides.slide == "slide029", "label"] = None
     evaluation = evaluate_slides(table, slides, CLASSES, resamples=0)
-    assert value(evaluation, "accuracy", "top1", split="test", level="slide")["labelled"] == 14
+    assert select_score(evaluation, "accuracy", "top1", split="test", level="slide")["labelled"] == 14
     assert evaluation.slides.set_index("slide").loc["slide029", "label"] == ""
 
 
-def test_a_class_without_slides_leaves_the_auroc_undefined_with_a_reason() -> None:
+def test_auroc_is_undefined_for_a_class_without_slides() -> None:
     table, slides = random_slides(30)
     kept = slides[(slides.split == "test") & (slides.label != "adenoma")]
     evaluation = evaluate_slides(table[table.slide.isin(kept.slide)], kept, CLASSES, resamples=0)
-    assert value(evaluation, "auroc", "top1", level="slide")["reason"] == "no slide of class adenoma"
-    assert "no slide of adenoma" in value(evaluation, "balanced_accuracy", "top1", level="slide")["over"]
+    assert select_score(evaluation, "auroc", "top1", level="slide")["reason"] == "no slide of class adenoma"
+    assert "no slide of adenoma" in select_score(evaluation, "balanced_accuracy", "top1", level="slide")["over"]
 
 
-def test_patients_in_several_splits_are_pointed_out() -> None:
+def test_patients_in_several_splits_are_noted() -> None:
     table, slides = random_slides(30, patients=2)
     evaluation = evaluate_slides(table, slides, CLASSES, resamples=0)
     assert any("Patients with slides in several splits" in note and note.endswith(": 2.") for note in evaluation.notes)
 
 
-def test_tables_that_do_not_match_are_refused() -> None:
+def test_mismatched_tables_raise_an_error() -> None:
     table, slides = random_slides(6)
     with pytest.raises(DataError, match="missing from the table of slides: slide005"):
         collect_slides(table, slides[:5], CLASSES)
@@ -224,7 +224,7 @@ def test_tables_that_do_not_match_are_refused() -> None:
         evaluate_slides(table, slides, ("normal",))
 
 
-def test_the_order_of_slides_changes_nothing() -> None:
+def test_slide_order_does_not_matter() -> None:
     table, slides = random_slides(40, patients=15)
     shuffled = table.sample(frac=1, random_state=0), slides.sample(frac=1, random_state=1)
     one, other = (evaluate_slides(*each, CLASSES, resamples=30) for each in ((table, slides), shuffled))
@@ -232,7 +232,7 @@ def test_the_order_of_slides_changes_nothing() -> None:
     pd.testing.assert_frame_equal(one.slides, other.slides)
 
 
-def test_a_table_without_slides_gives_no_scores() -> None:
+def test_empty_table_gives_no_scores() -> None:
     evaluation = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
     assert evaluation.scores.empty and evaluation.failed["slide"].tolist() == ["a"]
     assert isinstance(collect_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": []}), CLASSES), SlideSet)

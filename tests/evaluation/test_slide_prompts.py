@@ -1,4 +1,4 @@
-"""Zero-shot slide scores with ensembles and draws of prompts, on embeddings whose answers are known."""
+"""Tests of zero-shot slide scores with prompt ensembles and sampled prompts."""
 
 import numpy as np
 import pandas as pd
@@ -19,19 +19,19 @@ CELLS = np.stack([np.arange(8) // 4, np.arange(8) % 4], axis=1)
 
 
 def slide_tiles(label: int) -> np.ndarray:
-    """Eight tiles of noise around the vector of the class, of any length."""
+    """Eight noisy embeddings around the class vector, with random lengths."""
     generator = np.random.default_rng(label)
     tiles = np.eye(3)[[label] * 8] + 0.2 * generator.normal(size=(8, 3))
     return (tiles * generator.uniform(0.5, 2, (8, 1))).astype(np.float32)
 
 
 def similarities(tiles: np.ndarray, classifiers: np.ndarray) -> np.ndarray:
-    """Cosines of tiles and classes [n, N, C]; the class vectors have length 1."""
+    """Cosine similarities [tiles, classifiers, classes]; class vectors have unit norm."""
     unit = tiles / np.linalg.norm(tiles, axis=1, keepdims=True)
     return np.einsum("nd,kcd->nkc", unit, classifiers).astype(np.float32)
 
 
-def test_similarities_are_cosines_pooled_for_each_classifier() -> None:
+def test_cosine_similarities_are_pooled_for_each_classifier() -> None:
     classifiers = np.array([[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [1, 0, 0]]], dtype=np.float32)
     tiles = slide_tiles(0)
     first, second = pool_prompts(similarities(tiles, classifiers), CELLS)
@@ -43,7 +43,7 @@ def test_similarities_are_cosines_pooled_for_each_classifier() -> None:
 
 @pytest.fixture(scope="module")
 def scored() -> pd.DataFrame:
-    """Four slides of four patients, classified by one good ensemble and three draws, one of them reversed."""
+    """Scores of four slides with a correct ensemble and three prompt draws, one with swapped classes."""
     good = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
     kinds = {ENSEMBLE: good[None], PUBLISHED_DRAWS: np.stack([good, good, good[::-1]])}
     slides = {f"s{i}": slide_tiles(i % 2) for i in range(4)}
@@ -62,18 +62,20 @@ def test_draws_are_summarised_by_their_median_and_quartiles(scored: pd.DataFrame
     rows = scored.query("level == 'slide' and pooling == 'top5' and metric == 'balanced_accuracy'")
     ensemble, draws = rows.iloc[0], rows.iloc[1]
     assert (ensemble["prompts"], ensemble["median"], ensemble["draws"]) == (ENSEMBLE, 1.0, 1)
-    # Two draws are right on every slide, the reversed one on none.
+    # Two draws are correct on all slides, the swapped one on none.
     assert (draws["median"], draws["lower"], draws["upper"]) == (1.0, 0.5, 1.0)
     assert (draws["draws"], draws["labelled"], draws["patients"]) == (3, 4, 4)
 
 
-def test_the_table_has_prompts_by_pooling_and_published_scores_marked_with_their_source(scored: pd.DataFrame) -> None:
+def test_table_lists_prompts_poolings_and_published_scores(scored: pd.DataFrame) -> None:
     (table,) = subtyping_tables(scored, CLASSES, "tiny VLM")
-    own = [row for row in table.rows if row[-1] == "this evaluation"]
-    assert len(own) == 2 * 7 and ["tiny VLM, ensemble", "top1", "1.000", "1.000", 4, "this evaluation"] in own
-    assert own[7][0] == "tiny VLM, 3 published draws" and own[7][2] == "1.000 [0.500, 1.000]"
+    evaluated = [row for row in table.rows if row[-1] == "this evaluation"]
+    assert (
+        len(evaluated) == 2 * 7 and ["tiny VLM, ensemble", "top1", "1.000", "1.000", 4, "this evaluation"] in evaluated
+    )
+    assert evaluated[7][0] == "tiny VLM, 3 published draws" and evaluated[7][2] == "1.000 [0.500, 1.000]"
     published = [row for row in table.rows if str(row[-1]).startswith("published: ")]
-    assert len(own) + len(published) == len(table.rows)
+    assert len(evaluated) + len(published) == len(table.rows)
     assert [row[0] for row in published if row[2] == "0.902"] == ["KEEP"]
     assert [row[0] for row in published if row[2] == "0.907 (accuracy)"] == ["CONCH"]
     assert any("published: KEEP (arXiv 2412.13126)" in str(row[-1]) for row in published)
@@ -82,13 +84,13 @@ def test_the_table_has_prompts_by_pooling_and_published_scores_marked_with_their
     assert subtyping_tables(scored[scored.draws == 1], ("a", "b"), "tiny VLM") == []
 
 
-def test_published_scores_are_shown_for_their_own_classes_only() -> None:
+def test_published_scores_are_shown_only_for_their_classes() -> None:
     assert published_subtyping(("normal", "tumour")) == []
     rcc = published_subtyping(("PRCC", "CHRCC", "CCRCC"))
     assert {entry.task for entry in rcc} == {"RCC"} and len(rcc) == 9
     assert all(0 < entry.score < 1 and entry.source for entry in PUBLISHED)
 
 
-def test_a_kind_without_scores_is_refused() -> None:
+def test_prompts_without_scores_raise_an_error() -> None:
     with pytest.raises(DataError, match="no slide scores for ensemble"):
         score_prompts({ENSEMBLE: []}, pd.DataFrame({"slide": []}), CLASSES)

@@ -1,4 +1,4 @@
-"""Zero-shot: the order of operations, against a slow reference; and the linear probe."""
+"""Tests of zero-shot classification and the linear probe."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ PROMPTS = PromptSet(
 
 
 def encode(texts: Sequence[str]) -> np.ndarray:
-    """Some vector per text, of different lengths."""
+    """Deterministic vectors of different lengths, one per text."""
     rows = [np.random.default_rng(sum(map(ord, text))).normal(size=6) * len(text) + 2 for text in texts]
     return np.array(rows, dtype=np.float32)
 
@@ -27,18 +27,18 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mean", [None, np.linspace(-0.2, 0.5, 6)])
-def test_order_of_operations(mean: np.ndarray | None) -> None:
-    found = prompt_embeddings(PROMPTS, encode, mean)
+def test_prompts_are_normalised_centred_and_averaged_in_this_order(mean: np.ndarray | None) -> None:
+    embeddings = prompt_embeddings(PROMPTS, encode, mean)
     for row, name in enumerate(("a", "b")):
         vectors = [unit(encode([text])[0]) for text in PROMPTS.texts(name)]
         if mean is not None:
             vectors = [unit(vector - mean) for vector in vectors]
-        np.testing.assert_allclose(found[row], unit(np.mean(vectors, axis=0)), atol=1e-6)
-    logits_first = unit(np.mean([encode([text])[0] for text in PROMPTS.texts("a")], axis=0))
-    assert np.abs(found[0] - logits_first).max() > 1e-3
+        np.testing.assert_allclose(embeddings[row], unit(np.mean(vectors, axis=0)), atol=1e-6)
+    normalised_last = unit(np.mean([encode([text])[0] for text in PROMPTS.texts("a")], axis=0))
+    assert np.abs(embeddings[0] - normalised_last).max() > 1e-3
 
 
-def test_rows_follow_the_tiles_class_order() -> None:
+def test_rows_follow_the_given_class_order() -> None:
     np.testing.assert_array_equal(
         prompt_embeddings(PROMPTS, encode, classes=["b", "a"]), prompt_embeddings(PROMPTS, encode)[::-1]
     )
@@ -46,7 +46,7 @@ def test_rows_follow_the_tiles_class_order() -> None:
         prompt_embeddings(PROMPTS, encode, classes=["a", "c"])
 
 
-def test_embeddings_without_direction_are_refused_and_named() -> None:
+def test_invalid_embeddings_raise_an_error_with_the_text() -> None:
     def broken(texts: Sequence[str]) -> np.ndarray:
         rows = encode(texts)
         rows[3] = np.nan
@@ -59,11 +59,11 @@ def test_embeddings_without_direction_are_refused_and_named() -> None:
 def test_probabilities_are_the_softmax_of_scaled_cosines() -> None:
     generator = np.random.default_rng(0)
     images, classes = generator.normal(size=(7, 5)), generator.normal(size=(3, 5))
-    found = zero_shot_probabilities(images, classes, 10.0)
+    probabilities = zero_shot_probabilities(images, classes, 10.0)
     cosines = np.array([[unit(i) @ unit(c) for c in classes] for i in images])
     expected = np.exp(10 * cosines) / np.exp(10 * cosines).sum(1, keepdims=True)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.testing.assert_allclose(zero_shot_probabilities(images * 50, classes, 10.0), found, atol=1e-6)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(zero_shot_probabilities(images * 50, classes, 10.0), probabilities, atol=1e-6)
     assert np.isfinite(zero_shot_probabilities(images, classes, 5000.0)).all()
 
 
@@ -75,7 +75,7 @@ def clusters(n: int, n_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_probe_equals_scikit_learn_at_the_chosen_strength(n_classes: int) -> None:
+def test_probe_matches_scikit_learn_at_the_chosen_penalty(n_classes: int) -> None:
     train, valid, test = (clusters(n, n_classes, seed) for n, seed in ((120, 0), (80, 1), (100, 2)))
     labels = train[1].copy()
     labels[:10] = -1
@@ -92,7 +92,7 @@ def test_probe_equals_scikit_learn_at_the_chosen_strength(n_classes: int) -> Non
     assert (probe.probabilities(test[0]).argmax(1) == test[1]).mean() > 1.2 / n_classes
 
 
-def test_probe_with_a_class_that_has_no_label() -> None:
+def test_probe_gives_unseen_classes_probability_zero() -> None:
     features, labels = clusters(100, 4, 0)
     seen = labels != 2
     probe = linear_probe(features[seen], labels[seen], features, labels, 4)

@@ -144,8 +144,10 @@ def test_freed_memory_is_reused_unless_the_user_sets_malloc_thresholds() -> None
     def pages(**variables: str) -> list[int]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         command = [sys.executable, "-c", _FRESH_PAGES]  # not forked: glibc reads the variables at process start
-        done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=True)
-        return [int(line) for line in done.stdout.split()]
+        completed = subprocess.run(
+            command, env={**environment, **variables}, capture_output=True, text=True, check=True
+        )
+        return [int(line) for line in completed.stdout.split()]
 
     first, *later = pages()
     assert first > 20_000 and sum(later) < first, "in pages of 4 KB"

@@ -615,17 +615,17 @@ def test_doctor_script(
             runpy.run_path(str(ROOT / "scripts" / "doctor.py"), run_name="__main__")
         except SystemExit as end:
             status[name] = end.code
-    shown = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (int(status["one"]), status["wrong"]) == (1, 2) and "models" not in status
-    assert "FAIL  tiles" in shown.out and "PASS  vlm" in shown.out and "\033[" not in shown.out
-    assert "configuration keys need --config" in shown.err
-    announcements = [line for line in shown.err.splitlines() if line.endswith(" ...")]
+    assert "FAIL  tiles" in printed.out and "PASS  vlm" in printed.out and "\033[" not in printed.out
+    assert "configuration keys need --config" in printed.err
+    announcements = [line for line in printed.err.splitlines() if line.endswith(" ...")]
     assert announcements[0] == "starting ..." and announcements[-1] == "checking this machine ..."
     assert (
         f"checking {path}: its models, tiles, reports, prompts and memory ..." in announcements
-        and "checking" not in shown.out
+        and "checking" not in printed.out
     )
-    assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out
+    assert "MahmoodLab/UNI2-h" in printed.out and "quiltnet-b-32" in printed.out
 
 
 def test_tiles_without_a_train_split_fail(configure: MakeConfig, tmp_path: Path) -> None:

@@ -187,8 +187,11 @@ def test_mismatched_torch_and_torchvision_are_named_even_behind_transformers(
             raise RuntimeError("operator torchvision::nms does not exist")
         except RuntimeError as error:
             raise ModuleNotFoundError("Could not import module 'CLIPImageProcessor'.") from error
-    shown = capsys.readouterr().err
-    assert "torch and torchvision do not match" in shown and "--index-url https://download.pytorch.org/whl/cpu" in shown
+    printed = capsys.readouterr().err
+    assert (
+        "torch and torchvision do not match" in printed
+        and "--index-url https://download.pytorch.org/whl/cpu" in printed
+    )
     with pytest.raises(ModuleNotFoundError), user_errors():
         raise ModuleNotFoundError("No module named 'absent'")
 

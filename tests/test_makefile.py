@@ -25,17 +25,17 @@ def checkout(tmp_path: Path) -> Path:
 def dry_run(checkout: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Dry run of make with the given variables, without those that make itself inherits."""
     make_variables = {"EXTRA", "CONSTRAINTS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
-    kept = {name: value for name, value in os.environ.items() if name not in make_variables}
+    environment = {name: value for name, value in os.environ.items() if name not in make_variables}
     return subprocess.run(
-        ["make", "-n", target], cwd=checkout, env=kept | variables, capture_output=True, text=True, check=False
+        ["make", "-n", target], cwd=checkout, env=environment | variables, capture_output=True, text=True, check=False
     )
 
 
 @pytest.mark.parametrize(("extra", "constrained"), [("cpu", True), ("gpu", False)])
 def test_new_environment_has_the_requested_extra(checkout: Path, extra: str, constrained: bool) -> None:
-    shown = dry_run(checkout, "demo", EXTRA=extra).stdout
-    assert f".[{extra},dev]" in shown and f"touch .venv/.ready-{extra}" in shown
-    assert ("PIP_CONSTRAINT=constraints/cpu.txt" in shown) == constrained
+    printed = dry_run(checkout, "demo", EXTRA=extra).stdout
+    assert f".[{extra},dev]" in printed and f"touch .venv/.ready-{extra}" in printed
+    assert ("PIP_CONSTRAINT=constraints/cpu.txt" in printed) == constrained
 
 
 def test_default_extra_is_cpu(checkout: Path) -> None:
@@ -44,18 +44,18 @@ def test_default_extra_is_cpu(checkout: Path) -> None:
 
 def test_environment_keeps_its_extra(checkout: Path) -> None:
     (checkout / ".venv" / ".ready-gpu").touch()
-    shown = dry_run(checkout, "test")
-    assert shown.returncode == 0 and "pip install" not in shown.stdout
+    result = dry_run(checkout, "test")
+    assert result.returncode == 0 and "pip install" not in result.stdout
     os.utime(checkout / ".venv" / ".ready-gpu", (0, 0))  # older than pyproject.toml: packages are updated
-    shown = dry_run(checkout, "test")
-    assert ".[gpu,dev]" in shown.stdout and "PIP_CONSTRAINT" not in shown.stdout
+    result = dry_run(checkout, "test")
+    assert ".[gpu,dev]" in result.stdout and "PIP_CONSTRAINT" not in result.stdout
 
 
 def test_different_extra_raises_an_error(checkout: Path) -> None:
     (checkout / ".venv" / ".ready-gpu").touch()
-    shown = dry_run(checkout, "test", EXTRA="cpu")
-    assert shown.returncode != 0 and not shown.stdout
-    assert ".venv was created with EXTRA=gpu, not cpu" in shown.stderr
+    result = dry_run(checkout, "test", EXTRA="cpu")
+    assert result.returncode != 0 and not result.stdout
+    assert ".venv was created with EXTRA=gpu, not cpu" in result.stderr
     assert dry_run(checkout, "clean", EXTRA="cpu").returncode == 0
 
 

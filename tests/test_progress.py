@@ -55,8 +55,8 @@ def test_terminal_shows_a_bar_with_elapsed_time(
     with progress("embedding tiles", 10) as advance:
         advance(4, "note")
         time.sleep(0.3)
-    shown = capsys.readouterr().err
-    assert "embedding tiles" in shown and "4/10" in shown and "0:00:0" in shown and "note" in shown
+    printed = capsys.readouterr().err
+    assert "embedding tiles" in printed and "4/10" in printed and "0:00:0" in printed and "note" in printed
 
 
 @pytest.mark.parametrize(

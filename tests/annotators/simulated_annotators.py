@@ -49,15 +49,15 @@ def simulate_votes(
 def votes_of(rows: Sequence[Sequence[int]], classes: int) -> Votes:
     """Votes from a matrix of labels (annotators x items, -1 for missing); items without a label are dropped."""
     table = np.asarray(rows).T
-    kept = np.flatnonzero((table >= 0).any(axis=1))
-    item, annotator = np.nonzero(table[kept] >= 0)
+    labelled = np.flatnonzero((table >= 0).any(axis=1))
+    item, annotator = np.nonzero(table[labelled] >= 0)
     return Votes(
-        tuple(f"tile-{row}" for row in kept),
+        tuple(f"tile-{row}" for row in labelled),
         tuple("ABCDEFGH"[: table.shape[1]]),
         tuple(f"class-{code}" for code in range(classes)),
         item.astype(np.int64),
         annotator.astype(np.int64),
-        table[kept][item, annotator].astype(np.int64),
+        table[labelled][item, annotator].astype(np.int64),
         np.ones(len(item), dtype=np.int64),
     )
 

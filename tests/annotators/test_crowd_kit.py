@@ -20,13 +20,13 @@ def test_dawid_skene_matches_crowd_kit() -> None:
             "label": [votes.classes[c] for c in votes.label],
         }
     )
-    theirs = aggregation.DawidSkene(n_iter=100, tol=1e-9).fit(table)
+    expected = aggregation.DawidSkene(n_iter=100, tol=1e-9).fit(table)
     ours = dawid_skene(votes, smoothing=0.0, tolerance=1e-12)
-    posteriors = theirs.probas_.loc[list(votes.items), list(votes.classes)].to_numpy()
+    posteriors = expected.probas_.loc[list(votes.items), list(votes.classes)].to_numpy()
     assert np.abs(ours.posteriors - posteriors).max() < 0.01
     assert (ours.posteriors.argmax(axis=1) == posteriors.argmax(axis=1)).all()
-    assert np.abs(ours.priors - theirs.priors_[list(votes.classes)].to_numpy()).max() < 1e-3
+    assert np.abs(ours.priors - expected.priors_[list(votes.classes)].to_numpy()).max() < 1e-3
     for number, name in enumerate(votes.annotators):
         # crowd-kit's matrices have labels as rows and true classes as columns, without labels that do not occur
-        errors = theirs.errors_.loc[name].reindex(list(votes.classes))[list(votes.classes)].fillna(0).to_numpy()
+        errors = expected.errors_.loc[name].reindex(list(votes.classes))[list(votes.classes)].fillna(0).to_numpy()
         assert np.abs(ours.confusions[number].T - errors).max() < 0.01, name

@@ -98,8 +98,8 @@ def test_ties_are_broken_at_random_by_tile_id() -> None:
     first = majority(counts, ids)
     assert first.tied.all() and set(first.labels.tolist()) == {0, 1}
     assert 60 < (first.labels == 0).sum() < 140
-    again = majority(counts[::-1], ids[::-1])
-    assert (again.labels[::-1] == first.labels).all(), "depends on the order of the tiles"
+    reordered = majority(counts[::-1], ids[::-1])
+    assert (reordered.labels[::-1] == first.labels).all(), "depends on the order of the tiles"
     assert majority(np.zeros((1, 2), dtype=np.int64), ["x"]).labels.tolist() == [-1]
 
 

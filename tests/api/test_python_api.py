@@ -234,15 +234,15 @@ def test_path_like_objects_and_numpy_numbers_are_converted(tmp_path: Path) -> No
     def argument_types(
         path: str | Path, listed: str | Path | Sequence[str | Path], size: int, share: float
     ) -> list[type]:
-        return [type(path), *({type(each) for each in listed} if isinstance(listed, list) else ()), type(size)]
+        return [type(path), *({type(item) for item in listed} if isinstance(listed, list) else ()), type(size)]
 
     (tmp_path / "a.png").write_bytes(b"")
     entries = list(os.scandir(tmp_path))
     assert argument_types(entries[0], entries, np.int64(3), np.float32(0.5)) == [type(tmp_path), type(tmp_path), int]
     config = tmp_path / "own.yaml"
     config.write_text("tiles: {source: table, path: tiles.csv}\n", encoding="utf-8")
-    (entry,) = (each for each in os.scandir(tmp_path) if each.name == "own.yaml")
-    (other,) = (each for each in os.scandir(tmp_path) if each.name == "a.png")
+    (entry,) = (item for item in os.scandir(tmp_path) if item.name == "own.yaml")
+    (other,) = (item for item in os.scandir(tmp_path) if item.name == "a.png")
     run = clipit.load_config(entry, {"prompts": other, "comparison.seeds": np.arange(2)}).run
     assert run.prompts == str(tmp_path / "a.png")
 

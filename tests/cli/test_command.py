@@ -234,8 +234,8 @@ def test_bash_completes_commands_options_keys_and_configurations() -> None:
     ]
     script = "\n".join([completion_script("bash"), *lines])
     completed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    shown = [{*line.split()} for line in completed.stdout.splitlines()]
-    assert dict(zip(COMPLETED, shown, strict=True)) == COMPLETED
+    completions = [{*line.split()} for line in completed.stdout.splitlines()]
+    assert dict(zip(COMPLETED, completions, strict=True)) == COMPLETED
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def test_installed_command_finds_its_files(installed: Path, tmp_path: Path) -> N
     assert imported.stdout.startswith(str(installed))
     assert {*command_names()} <= {*clipit(installed, tmp_path, "--help").stdout.split()}
     assert (installed / "bin/clipit").is_file()
-    shown = clipit(installed, tmp_path, "init", "own_table")
-    assert shown.stdout == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
+    printed = clipit(installed, tmp_path, "init", "own_table")
+    assert printed.stdout == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
     result = clipit(installed, tmp_path, "world", "--output", "small", "--cases", "--variant", "nothing=1")
     assert result.returncode == 2 and "error: invalid variant of the reports" in result.stderr
     assert not (tmp_path / "small").exists(), "the arguments must be validated before anything is written"

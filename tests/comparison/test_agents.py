@@ -86,9 +86,9 @@ def test_agent_trains_the_same_runs_as_one_process(small: ConfigFile, tmp_path: 
     single, single_runs = with_run(small, output=tmp_path / "own"), tmp_path / "own" / "runs" / small.run.name
     compare(single.run, single.comparison)
     for folder in runs.values():
-        shared, alone = (read_run_predictions(root) for root in (folder, single_runs / folder.name))
-        assert shared.ids.tolist() == alone.ids.tolist()
-        np.testing.assert_allclose(shared.probabilities, alone.probabilities, atol=1e-5)  # numbers of threads differ
+        shared, expected = (read_run_predictions(root) for root in (folder, single_runs / folder.name))
+        assert shared.ids.tolist() == expected.ids.tolist()
+        np.testing.assert_allclose(shared.probabilities, expected.probabilities, atol=1e-5)  # numbers of threads differ
 
 
 @pytest.mark.usefixtures("forked")

@@ -27,9 +27,9 @@ def test_first_cosines_follow_the_pairing_rules(configure: MakeConfig) -> None:
     np.testing.assert_allclose(first_cosines(plain, ids), all_pairs.max(axis=1), atol=1e-3)
     np.testing.assert_allclose(first_cosines(plain, ids[::-1]), all_pairs.max(axis=1)[::-1], atol=1e-3)
 
-    middle = float(np.median(all_pairs.max(axis=1)))
-    thresholded = first_cosines(Workspace(configure({"pairing.threshold": middle})), ids)
-    assert np.isnan(thresholded).sum() == (all_pairs.max(axis=1) < middle).sum() > 0
+    median = float(np.median(all_pairs.max(axis=1)))
+    thresholded = first_cosines(Workspace(configure({"pairing.threshold": median})), ids)
+    assert np.isnan(thresholded).sum() == (all_pairs.max(axis=1) < median).sum() > 0
 
     rules = {"pairing.k": 3, "pairing.mutual": True, "pairing.mutual_neighbours": 3, "pairing.block": 7}
     cosines = first_cosines(Workspace(configure(rules)), ids)
@@ -69,8 +69,8 @@ def test_published_scores_are_shown_only_for_their_metric(
     labels = config.tiles.labels.model_copy(update={"kind": "all"})
     tiles = config.tiles.model_copy(update={"source": source, "labels": labels})
     plan = Plan("d", "uni", planned.config.model_copy(update={"tiles": tiles}), file.comparison, planned.arms)
-    known, notes = collect_published([plan], metric)
-    assert list(known.values()) == ([published_score(source, "uni", arm) for arm in plan.arms] if shown else [])
+    published, notes = collect_published([plan], metric)
+    assert list(published.values()) == ([published_score(source, "uni", arm) for arm in plan.arms] if shown else [])
     assert bool(notes) is not shown
     assert all(f"not {metric.replace('_', ' ')}" in note for note in notes)
 
@@ -85,5 +85,5 @@ def test_published_scores_are_matched_by_recipe_not_by_name(configure_file: Make
     labels = planned.config.tiles.labels.model_copy(update={"kind": "all"})
     tiles = planned.config.tiles.model_copy(update={"source": "pcam", "labels": labels})
     plan = Plan("d", "uni", planned.config.model_copy(update={"tiles": tiles}), file.comparison, planned.arms)
-    known, _ = collect_published([plan], "accuracy")
-    assert known == {("d", "uni", "image_only"): "94.24", ("d", "uni", "ours"): "95.49"}
+    published, _ = collect_published([plan], "accuracy")
+    assert published == {("d", "uni", "image_only"): "94.24", ("d", "uni", "ours"): "95.49"}

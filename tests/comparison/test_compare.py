@@ -67,8 +67,8 @@ def test_result_table_equals_the_exported_numbers(compared: tuple[ConfigFile, Pa
         assert row["mean"] == line["mean"] and row["reference"] == line["reference"]
         seeds, tiles = line["over_seeds"] or {}, line["over_tiles"] or {}
         expected = [line["difference"], seeds.get("low"), seeds.get("high"), tiles.get("low"), tiles.get("high")]
-        shown = row[["difference", "low", "high", "tiles_low", "tiles_high"]]
-        assert [None if np.isnan(value) else value for value in shown] == expected
+        actual = row[["difference", "low", "high", "tiles_low", "tiles_high"]]
+        assert [None if np.isnan(value) else value for value in actual] == expected
     assert not np.isnan(table.loc[("test", "clip_it_all"), "difference"])
     assert table.loc[("test", "image_only")].isna()["difference"], "the baseline"
     assert result.verdict == saved.get("verdict", "")
@@ -117,9 +117,9 @@ def test_demo_table_lists_both_parts(compared: tuple[ConfigFile, Path]) -> None:
     parts = dict.fromkeys(("of other patients", "of the same patients"), (file.run, file.comparison))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in demo_table(parts).splitlines()[2:]]
     table = CompareResult(folder).table.query("test_set == 'test' and not reference")
-    shown = [[arm, f"{100 * mean:.1f}"] for arm, mean in zip(table["arm"], table["mean"], strict=True)]
-    assert [[line[2], line[3].split(" ± ")[0]] for line in lines] == shown + shown
-    assert [line[0] for line in lines] == [part for part in parts for _ in shown]
+    expected = [[arm, f"{100 * mean:.1f}"] for arm, mean in zip(table["arm"], table["mean"], strict=True)]
+    assert [[line[2], line[3].split(" ± ")[0]] for line in lines] == expected + expected
+    assert [line[0] for line in lines] == [part for part in parts for _ in expected]
     gained = table["difference"].dropna().iloc[0]
     assert lines[1][4] == f"{100 * gained:+.1f}" and lines[0][4:] == ["", "", ""]
 

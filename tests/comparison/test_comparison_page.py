@@ -59,9 +59,9 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
     for arm in names:
         logits = np.eye(len(classes))[labels] * 2 + generator.normal(size=(n, len(classes)))
         ids = np.array([f"{HOSTILE}{i:03d}" for i in range(n)])
-        found = Predictions(ids, np.full(n, "test"), labels, np.full(n, ""), classes, softmax(logits))
+        predictions = Predictions(ids, np.full(n, "test"), labels, np.full(n, ""), classes, softmax(logits))
         run = folder / "runs" / arm
-        write_predictions(run / "predictions.parquet", found)
+        write_predictions(run / "predictions.parquet", predictions)
         log = [{"step": s, "loss": 2.0 / s, "validation_accuracy": 1 - 1 / s} for s in range(1, 302, 10)]
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
         (run / "report.html").write_text("a run's page")
@@ -221,8 +221,8 @@ def test_mean_curves_cover_the_steps_common_to_all_seeds() -> None:
 
 def test_main_arms_start_with_the_judged_arm_and_its_control() -> None:
     def contrast(role: str, control: str | None) -> Contrast:
-        none = Significance(None, "not tested")
-        return Contrast(role, control, {}, Interval(None, None, ""), none, none)
+        untested = Significance(None, "not tested")
+        return Contrast(role, control, {}, Interval(None, None, ""), untested, untested)
 
     comparison = ComparisonConfig(arms=("image_only", "a", "as_text", "b", "mine", "c"))
     contrasts = (contrast("baseline", "image_only"), contrast("image embedding", "as_text"))
@@ -277,7 +277,7 @@ def test_only_existing_pages_are_linked(configure: MakeConfig, tmp_path: Path) -
         path.write_text("")
     (section,) = link_sections(config, [], results, folder)
     runs, pages = (part for part in section.parts if isinstance(part, Links))
-    assert [(name, len(found)) for name, found in runs.rows] == [("image_only", 1), ("bags", 1)]
+    assert [(name, len(links)) for name, links in runs.rows] == [("image_only", 1), ("bags", 1)]
     assert dict(pages.rows) == {
         "pairs: c": [("pairs.html", "../../pairings/c/pairs.html")],
         "robustness: c": [("robustness.html", "../../robustness/c/robustness.html")],
@@ -340,11 +340,11 @@ def test_comparison_is_rebuilt_without_training(
 
     for damage, error, match in damages():
         path = moved / "comparisons" / "small" / "comparison.json"
-        kept = path.read_text(encoding="utf-8")
+        original = path.read_text(encoding="utf-8")
         damage(path)
         with pytest.raises(error, match=match):
             rebuild_comparison(validate(values, "test"))
-        path.write_text(kept, encoding="utf-8")
+        path.write_text(original, encoding="utf-8")
 
 
 def damages() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
@@ -353,10 +353,10 @@ def damages() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
     def editing(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
 
         def damage(path: Path) -> None:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found.pop("checksum")  # absent in files of earlier versions
-            change(found)
-            path.write_text(json.dumps(found), encoding="utf-8")
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values.pop("checksum")  # absent in files of earlier versions
+            change(values)
+            path.write_text(json.dumps(values), encoding="utf-8")
 
         return damage
 
@@ -368,18 +368,22 @@ def damages() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
             ArtifactError,
             "has changed since it was written",
         ),
-        (editing(lambda found: found.update(rows=3)), ArtifactError, "missing or invalid: rows"),
-        (editing(lambda found: found.pop("findings")), ArtifactError, "missing or invalid: findings"),
-        (editing(lambda found: found["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
+        (editing(lambda values: values.update(rows=3)), ArtifactError, "missing or invalid: rows"),
+        (editing(lambda values: values.pop("findings")), ArtifactError, "missing or invalid: findings"),
+        (editing(lambda values: values["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
         (
-            editing(lambda found: found["rows"][0].update(tiles_fingerprint="0")),
+            editing(lambda values: values["rows"][0].update(tiles_fingerprint="0")),
             ArtifactError,
             "tiles of .* have changed",
         ),
         (
-            editing(lambda found: found["rows"][0].update(predictions_sha256="0")),
+            editing(lambda values: values["rows"][0].update(predictions_sha256="0")),
             ArtifactError,
             "predictions have changed",
         ),
-        (editing(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "file does not exist"),
+        (
+            editing(lambda values: values["rows"][0].update(predictions="gone.parquet")),
+            DataError,
+            "file does not exist",
+        ),
     ]

@@ -84,8 +84,8 @@ def test_reference_row_has_a_deviation_only_if_it_depends_on_the_seed() -> None:
         kind: [replace(row, predictions=Path(files[row.seed])) for row in rows(name, {0: 1.0, 1: 1.0})]
         for kind, files in paths.items()
     }
-    shown = {kind: cells(compute_results(score_rows[kind], "base", lambda *_: None)[0])[4] for kind in score_rows}
-    assert shown == {"probe": "100.0 ± 0.0", "zero-shot": "100.0"}
+    scores = {kind: cells(compute_results(score_rows[kind], "base", lambda *_: None)[0])[4] for kind in score_rows}
+    assert scores == {"probe": "100.0 ± 0.0", "zero-shot": "100.0"}
 
 
 def test_tables() -> None:

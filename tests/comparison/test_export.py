@@ -26,13 +26,13 @@ from clipit.evaluation.intervals import Estimate, Interval, paired_bootstrap
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.evaluation.score_row import ScoreRow
 
-Found = dict[str, Any]
+Values = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def compared(
     world: dict[str, Any], shared_output: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Found, list[str]]:
+) -> tuple[Path, Values, list[str]]:
     """Folder, comparison.json and log of a small comparison with a shifted set and a control."""
     from clipit.config.load import merge, nested, validate_file
 
@@ -54,12 +54,12 @@ def compared(
     return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), log_lines
 
 
-def select_line(found: Found, arm: str, test_set: str = "test") -> Found:
-    (line,) = [line for line in found["lines"] if (line["arm"], line["test_set"]) == (arm, test_set)]
+def select_line(numbers: Values, arm: str, test_set: str = "test") -> Values:
+    (line,) = [line for line in numbers["lines"] if (line["arm"], line["test_set"]) == (arm, test_set)]
     return dict(line)
 
 
-def scores(line: Found) -> list[float]:
+def scores(line: Values) -> list[float]:
     """Accuracy of each seed, computed from its predictions."""
     predictions = [read_predictions(Path(row["predictions"])).select("test") for row in line["seeds"]]
     return [float((t.probabilities.argmax(axis=1) == t.labels)[t.labels >= 0].mean()) for t in predictions]
@@ -67,17 +67,17 @@ def scores(line: Found) -> list[float]:
 
 @pytest.mark.slow
 def test_means_differences_and_intervals_can_be_recomputed(
-    compared: tuple[Path, Found, list[str]],
+    compared: tuple[Path, Values, list[str]],
 ) -> None:
-    folder, found, _ = compared
-    resamples, markdown = found["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
-    assert len({(line["arm"], line["test_set"]) for line in found["lines"]}) == 2 * 5, (
+    folder, numbers, _ = compared
+    resamples, markdown = numbers["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
+    assert len({(line["arm"], line["test_set"]) for line in numbers["lines"]}) == 2 * 5, (
         "two arms and three references on two test sets"
     )
     for test_set in ("test", "centre 2"):
-        base = select_line(found, "image_only", test_set)
+        base = select_line(numbers, "image_only", test_set)
         old = scores(base)
-        for line in (line for line in found["lines"] if line["test_set"] == test_set):
+        for line in (line for line in numbers["lines"] if line["test_set"] == test_set):
             new = scores(line)
             assert [row["score"] for row in line["seeds"]] == pytest.approx(new, abs=1e-12)
             assert line["mean"] == pytest.approx(fmean(new)) and line["sd"] == pytest.approx(stdev(new))
@@ -107,15 +107,18 @@ def test_means_differences_and_intervals_can_be_recomputed(
 
 @pytest.mark.slow
 def test_predictions_of_reference_rows_are_in_the_comparison_folder(
-    compared: tuple[Path, Found, list[str]],
+    compared: tuple[Path, Values, list[str]],
 ) -> None:
-    folder, found, _ = compared
-    kept = folder / "predictions" / "small"
-    probe, zero_shot = select_line(found, "reference: VLM linear probe"), select_line(found, "reference: VLM zero-shot")
+    folder, numbers, _ = compared
+    predictions = folder / "predictions" / "small"
+    probe, zero_shot = (
+        select_line(numbers, "reference: VLM linear probe"),
+        select_line(numbers, "reference: VLM zero-shot"),
+    )
     assert [row["predictions"] for row in probe["seeds"]] == [
-        str(kept / f"vlm-linear-probe-seed{seed}-test.parquet") for seed in (1, 2)
+        str(predictions / f"vlm-linear-probe-seed{seed}-test.parquet") for seed in (1, 2)
     ]
-    assert {row["predictions"] for row in zero_shot["seeds"]} == {str(kept / "vlm-zero-shot-test.parquet")}
+    assert {row["predictions"] for row in zero_shot["seeds"]} == {str(predictions / "vlm-zero-shot-test.parquet")}
     assert zero_shot["reference"] and zero_shot["over_tiles"]["low"] is not None
     assert zero_shot["p_holm"]["reason"] == "reference row"
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
@@ -123,9 +126,9 @@ def test_predictions_of_reference_rows_are_in_the_comparison_folder(
 
 
 @pytest.mark.slow
-def test_analysis_values_can_be_recomputed_from_their_files(compared: tuple[Path, Found, list[str]]) -> None:
-    _, found, _ = compared
-    findings = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
+def test_analysis_values_can_be_recomputed_from_their_files(compared: tuple[Path, Values, list[str]]) -> None:
+    _, numbers, _ = compared
+    findings = {finding["heading"].partition(" (")[0]: finding for finding in numbers["findings"]}
     for row in findings["Complementarity: correct where vision is wrong"]["values"]:
         vision, other = (read_predictions(Path(row[side])).select("test") for side in ("vision", "predictions"))
         recomputed = complementarity(vision, other, 0, 1)
@@ -171,11 +174,11 @@ def is_correct(table: Predictions) -> np.ndarray:
     return 1.0 * (table.probabilities.argmax(axis=1) == table.labels)
 
 
-def class_index(table: Predictions, row: Found) -> int:
+def class_index(table: Predictions, row: Values) -> int:
     return table.classes.index(row["class"])
 
 
-def prediction_pairs(row: Found) -> list[tuple[Predictions, Predictions]]:
+def prediction_pairs(row: Values) -> list[tuple[Predictions, Predictions]]:
     """Test predictions of the arm and the baseline for each seed."""
     sides = [[read_predictions(Path(file)).select("test") for file in row[key]] for key in ("predictions", "baseline")]
     return list(zip(*sides, strict=True))
@@ -183,11 +186,11 @@ def prediction_pairs(row: Found) -> list[tuple[Predictions, Predictions]]:
 
 @pytest.mark.slow
 def test_points_of_scatter_plots_are_written_with_ids(
-    compared: tuple[Path, Found, list[str]], world: dict[str, Any]
+    compared: tuple[Path, Values, list[str]], world: dict[str, Any]
 ) -> None:
-    folder, found, _ = compared
-    (number,) = [i for i, finding in enumerate(found["findings"]) if finding["points"]]
-    finding = found["findings"][number]
+    folder, numbers, _ = compared
+    (number,) = [i for i, finding in enumerate(numbers["findings"]) if finding["points"]]
+    finding = numbers["findings"][number]
     assert finding["points"] == f"plane-{number}.parquet" and finding["points"] in finding["source"]
     assert (folder / f"plane-{number}.png").is_file()
     points = pq.read_table(folder / finding["points"])
@@ -212,12 +215,12 @@ def test_points_of_scatter_plots_are_written_with_ids(
 
 @pytest.mark.slow
 def test_rows_have_provenance_and_hashes_of_their_predictions(
-    compared: tuple[Path, Found, list[str]],
+    compared: tuple[Path, Values, list[str]],
 ) -> None:
-    folder, found, _ = compared
+    folder, numbers, _ = compared
     provenance = {
         row["arm"].removeprefix("reference: VLM "): (bool(row["prompts_hash"]), bool(row["index"]))
-        for row in found["rows"]
+        for row in numbers["rows"]
         if row["run"] is None
     }
     assert provenance == {
@@ -225,9 +228,9 @@ def test_rows_have_provenance_and_hashes_of_their_predictions(
         "zero-shot": (True, False),
         "zero-shot, centred": (True, True),
     }
-    labels = {row["arm"]: row["training_labels"] for row in found["rows"] if row["run"] is None}
+    labels = {row["arm"]: row["training_labels"] for row in numbers["rows"] if row["run"] is None}
     assert labels["reference: VLM zero-shot"] == 0 and labels["reference: VLM linear probe"] == 12
-    for row in found["rows"]:
+    for row in numbers["rows"]:
         assert row["predictions_sha256"] == hashlib.sha256(Path(row["predictions"]).read_bytes()).hexdigest()
         assert (row["searched"] is None) == (row["run"] is None)
         if row["searched"]:
@@ -236,7 +239,7 @@ def test_rows_have_provenance_and_hashes_of_their_predictions(
     for key in ("lines", "against.clip_it_all", "findings[0].values"):
         assert f"comparison.json: {key}, computed from" in page
     assert "of small/image_only-seed1, small/image_only-seed2" in page and str(folder / "predictions") in page
-    assert all(note in page for note in found["notes"]) and found["notes"]
+    assert all(note in page for note in numbers["notes"]) and numbers["notes"]
 
 
 def score_rows(arm: str, values: list[float | None], predictions: Path | None = None) -> list[ScoreRow]:
@@ -256,23 +259,23 @@ def score_rows(arm: str, values: list[float | None], predictions: Path | None = 
     ]
 
 
-def exported(results: list[ArmResult], **against: list[ArmResult]) -> Found:
+def exported(results: list[ArmResult], **against: list[ArmResult]) -> Values:
     return export_numbers(ComparisonResults((), results, against), [])
 
 
 def test_missing_statistics_have_a_reason() -> None:
     rows = score_rows("base", [0.5] * 5) + score_rows("same", [0.6] * 5) + score_rows("gap", [0.5, None, 0.5, 0.5, 0.5])
-    found = exported(compute_results(rows, "base", lambda old, new: None))
-    same, gap = select_line(found, "same"), select_line(found, "gap")
+    numbers = exported(compute_results(rows, "base", lambda old, new: None))
+    same, gap = select_line(numbers, "same"), select_line(numbers, "gap")
     assert same["difference"] == pytest.approx(0.1)
     assert same["over_seeds"] == {"low": None, "high": None, "reason": "no spread over seeds"}
     assert same["p_holm"] == {"value": None, "reason": "no spread over seeds"}
-    moved = (
+    varied = (
         score_rows("base", [0.5] * 5)
         + score_rows("a", [0.6, 0.5, 0.7, 0.6, 0.8])
         + score_rows("b", [0.4, 0.6, 0.5, 0.5, 0.6])
     )
-    tested = exported(compute_results(moved, "base", lambda old, new: None))
+    tested = exported(compute_results(varied, "base", lambda old, new: None))
     a, b = select_line(tested, "a"), select_line(tested, "b")
     gains = np.array([0.1, 0.0, 0.2, 0.1, 0.3])
     bounds = student.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / 5**0.5)
@@ -282,17 +285,17 @@ def test_missing_statistics_have_a_reason() -> None:
     assert same["costs"]["steps"] == 30 and same["costs"]["seconds"] is None
     one = exported(compute_results(score_rows("base", [0.5]) + score_rows("a", [0.6]), "base", lambda old, new: None))
     assert select_line(one, "a")["over_seeds"]["reason"] == "only one seed" and select_line(one, "a")["sd"] is None
-    json.dumps(found, allow_nan=False)
+    json.dumps(numbers, allow_nan=False)
 
 
 def test_interval_over_tiles_is_exported_with_its_reason() -> None:
     rows = score_rows("base", [0.5, 0.4], Path("file")) + score_rows("a", [0.6, 0.7], Path("file"))
     drawn = Estimate(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
     results = compute_results(rows, "base", lambda old, new: drawn)
-    found = exported(results, base=results)
+    numbers = exported(results, base=results)
     expected = {"value": 0.2, "low": None, "high": None, "reason": "1 independent unit to resample; 2 are needed"}
-    assert select_line(found, "a")["over_tiles"] == expected
-    assert found["against"]["base"] == found["lines"]
+    assert select_line(numbers, "a")["over_tiles"] == expected
+    assert numbers["against"]["base"] == numbers["lines"]
 
 
 def test_point_files_are_numbered_by_analysis(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ FINDINGS = {f"train-{number}": CLASSES[number % 3] for number in range(14)}  # 4
 
 
 @pytest.fixture
-def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
+def own_config(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     """A comparison with reports of 14 training patients, one test patient and one patient without tiles."""
     path = tmp_path / "own.jsonl"
     with path.open("w", encoding="utf-8") as stream:
@@ -63,15 +63,17 @@ def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     ],
 )
 def test_reports_are_checked_before_the_first_run(
-    own: ConfigFile, tmp_path: Path, section: str, keys: dict[str, str], message: str
+    own_config: ConfigFile, tmp_path: Path, section: str, keys: dict[str, str], message: str
 ) -> None:
-    changed = getattr(own.run, section).model_copy(update=keys)
+    changed = getattr(own_config.run, section).model_copy(update=keys)
     with pytest.raises(DataError, match=message):
-        compare(own.run.model_copy(update={section: changed}), own.comparison)
+        compare(own_config.run.model_copy(update={section: changed}), own_config.comparison)
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_seed_dependent_labels_are_checked_for_each_seed(own: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seed_dependent_labels_are_checked_for_each_seed(
+    own_config: ConfigFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checked: list[tuple[str | None, int]] = []
 
     def labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> None:
@@ -82,21 +84,21 @@ def test_seed_dependent_labels_are_checked_for_each_seed(own: ConfigFile, monkey
 
     monkeypatch.setattr("clipit.comparison.compare.own_report_labels", labels)
     with pytest.raises(DataError, match="that is all"):
-        compare(own.run, own.comparison)
+        compare(own_config.run, own_config.comparison)
     assert checked == [("own_label", 1), ("own_case", 1), ("own_case", 2)]
 
 
-def test_reports_of_shifted_patients_are_a_warning(own: ConfigFile, tmp_path: Path) -> None:
+def test_reports_of_shifted_patients_are_a_warning(own_config: ConfigFile, tmp_path: Path) -> None:
     log_lines = capture_log()
-    table = Path(own.run.tiles.path)
+    table = Path(own_config.run.tiles.path)
     rows = [row for row in table.read_text(encoding="utf-8").splitlines() if ",test," in row][:8]
     rows = [row.rpartition(",")[0] + ",elsewhere" for row in rows]
     (tmp_path / "far.csv").write_text("\n".join(["path,label,split,group", *rows]) + "\n", encoding="utf-8")
-    far = own.run.tiles.model_copy(update={"path": str(tmp_path / "far.csv"), "images": str(table.parent)})
-    changes = {"arms": ("image_only", "own_snippet"), "shifted": {"far": far}}
-    leaks = own.run.leaks.model_copy(update={"pixels": "off"})
-    comparison = own.comparison.model_copy(update=changes)
-    (plan,) = plan_comparison(own.run.model_copy(update={"leaks": leaks}), comparison)
+    shifted = own_config.run.tiles.model_copy(update={"path": str(tmp_path / "far.csv"), "images": str(table.parent)})
+    changes = {"arms": ("image_only", "own_snippet"), "shifted": {"far": shifted}}
+    leaks = own_config.run.leaks.model_copy(update={"pixels": "off"})
+    comparison = own_config.comparison.model_copy(update=changes)
+    (plan,) = plan_comparison(own_config.run.model_copy(update={"leaks": leaks}), comparison)
     _check_reports(plan, Workspace(plan.config))
     warning = "own_snippet may retrieve snippets from 1 report of patients in the shifted set far"
     assert any(warning in line for line in log_lines)
@@ -110,12 +112,12 @@ def vectors(workspace: Workspace, split: str) -> np.ndarray:
 def propagate_report_labels(workspace: Workspace, seed: int) -> np.ndarray:
     """Label of each tile, or the finding of its patient if the tile is unlabelled."""
     train = workspace.tiles(seed).of_split("train")
-    found = [CLASSES.index(FINDINGS[group]) if group in FINDINGS else -1 for group in train.groups.tolist()]
-    return np.where(train.labels >= 0, train.labels, found)
+    report_labels = [CLASSES.index(FINDINGS[group]) if group in FINDINGS else -1 for group in train.groups.tolist()]
+    return np.where(train.labels >= 0, train.labels, report_labels)
 
 
-def test_report_probe_is_fitted_on_tile_and_report_labels(own: ConfigFile, tmp_path: Path) -> None:
-    (plan,) = plan_comparison(own.run, own.comparison)
+def test_report_probe_is_fitted_on_tile_and_report_labels(own_config: ConfigFile, tmp_path: Path) -> None:
+    (plan,) = plan_comparison(own_config.run, own_config.comparison)
     workspace = Workspace(plan.config)
     rows = score_report_probes(plan, workspace, tmp_path / "predictions")
     assert [(row.arm, row.seed) for row in rows] == [("reference: VLM probe on labels of own_label", s) for s in (1, 2)]
@@ -132,8 +134,8 @@ def test_report_probe_is_fitted_on_tile_and_report_labels(own: ConfigFile, tmp_p
     assert (provenance.training_labels, provenance.validation_labels, provenance.training_tiles) == (12, 12, 72)
 
 
-def test_probes_without_tile_labels(own: ConfigFile, configure_file: MakeFile, tmp_path: Path) -> None:
-    values = {**own.run.model_dump(mode="json"), "comparison": {"arms": ["own_label"], "baseline": "own_label"}}
+def test_probes_without_tile_labels(own_config: ConfigFile, configure_file: MakeFile, tmp_path: Path) -> None:
+    values = {**own_config.run.model_dump(mode="json"), "comparison": {"arms": ["own_label"], "baseline": "own_label"}}
     file = configure_file(values, **{"tiles.labels.kind": "none"})
     (plan,) = plan_comparison(file.run, file.comparison)
     workspace = Workspace(plan.config)
@@ -149,8 +151,8 @@ def test_probes_without_tile_labels(own: ConfigFile, configure_file: MakeFile, t
 
 
 @pytest.mark.slow
-def test_comparison_with_own_reports_has_references_and_verdicts(own: ConfigFile) -> None:
-    folder = compare(own.run, own.comparison)
+def test_comparison_with_own_reports_has_references_and_verdicts(own_config: ConfigFile) -> None:
+    folder = compare(own_config.run, own_config.comparison)
     name = "reference: VLM probe on labels of own_label"
     rows = [row for row in pq.read_table(folder / "comparison.parquet").to_pylist() if row["arm"] == name]
     assert [row["seed"] for row in rows] == [1, 2] and all(row["predictions_sha256"] for row in rows)
@@ -177,11 +179,11 @@ def test_comparison_with_own_reports_has_references_and_verdicts(own: ConfigFile
     assert "Verdicts</h2>" in texts["html"] and name in texts["html"]
     for kind in ("md", "tex", "html"):
         (folder / f"comparison.{kind}").unlink()
-    rebuild_comparison(own.run)
+    rebuild_comparison(own_config.run)
     assert texts == {kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in texts}
 
 
-def test_comparison_without_report_labels_has_no_report_probes(own: ConfigFile, tmp_path: Path) -> None:
-    comparison = own.comparison.model_copy(update={"arms": ("image_only", "clip_it_all", "own_case")})
-    (plan,) = plan_comparison(own.run, comparison)
+def test_comparison_without_report_labels_has_no_report_probes(own_config: ConfigFile, tmp_path: Path) -> None:
+    comparison = own_config.comparison.model_copy(update={"arms": ("image_only", "clip_it_all", "own_case")})
+    (plan,) = plan_comparison(own_config.run, comparison)
     assert score_report_probes(plan, Workspace(plan.config), tmp_path) == [] and not any(tmp_path.glob("*.parquet"))

@@ -53,9 +53,9 @@ def check_file(file: ConfigFile) -> None:
 
 
 def test_arm_without_the_searched_terms_gets_more_learning_rates(grid: ConfigFile) -> None:
-    alone = grid_points(grid.run, grid.comparison, "image_only")
-    assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in alone)
-    rates = [trial["training.learning_rate"] for trial in alone]
+    without_terms = grid_points(grid.run, grid.comparison, "image_only")
+    assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in without_terms)
+    rates = [trial["training.learning_rate"] for trial in without_terms]
     assert rates == [0.001, 0.0014, 0.0019, 0.0027, 0.0037, 0.0052, 0.0072, 0.01], (
         "additional rates must lie between the configured ones"
     )

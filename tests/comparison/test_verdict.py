@@ -218,8 +218,8 @@ def test_section_escapes_names_and_is_omitted_without_arms(make_plan: Any) -> No
     heading, *verdicts, table, rule = verdict_markdown(verdict_list)
     assert heading == "## Verdicts" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
     assert table.count("\n") == 2 + 14 - 1 and "+20.0" in table
-    shown = re.sub("</?code>", "`", html.replace("&#39;", "'").replace("&#34;", '"'))
-    assert rule in shown
+    text = re.sub("</?code>", "`", html.replace("&#39;", "'").replace("&#34;", '"'))
+    assert rule in text
     assert verdict_sections([]) == verdict_markdown([]) == []
 
 
@@ -261,8 +261,10 @@ def test_headline_names_the_control_that_explains_the_gain(make_plan: Any) -> No
     means = {**EQUAL, "clip_it_all": 0.8, "image_embedding": 0.85}
     headline = judge_comparison([plan], results(plan, means), "accuracy").headline
     assert "-5.0 points" in headline and "against image_embedding (the VLM's embedding of the tile" in headline
-    alone = make_plan(CLIP_IT[:2])
-    headline = judge_comparison([alone], results(alone, {"image_only": 0.5, "clip_it_all": 0.8}), "accuracy").headline
+    without_controls = make_plan(CLIP_IT[:2])
+    headline = judge_comparison(
+        [without_controls], results(without_controls, {"image_only": 0.5, "clip_it_all": 0.8}), "accuracy"
+    ).headline
     assert (
         headline.startswith("clip_it_all: no gain from text shown") and "not compared with image_embedding" in headline
     )
@@ -316,8 +318,10 @@ def test_arms_without_text_are_compared_with_the_baseline_only(make_plan: Any) -
         ("self_training", "helps"), ("image_embedding", "no gain")
     ]  # fmt: skip
     assert verdict.headline.startswith("self_training helps: accuracy +30.0 points")
-    alone = make_plan(("image_only",))
-    assert judge_comparison([alone], results(alone, {"image_only": 0.5}), "accuracy").headline.startswith("Nothing is")
+    baseline_only = make_plan(("image_only",))
+    assert judge_comparison(
+        [baseline_only], results(baseline_only, {"image_only": 0.5}), "accuracy"
+    ).headline.startswith("Nothing is")
 
 
 def test_headline_of_a_single_seed_has_no_verdict(make_plan: Any) -> None:

@@ -110,9 +110,9 @@ def test_fingerprint_lists_differences(configure: Callable[..., RunConfig]) -> N
     assert same.value == first.value and same.differences(record) == []
     other = fingerprint_of(**{"lora.rank": 3, "tiles.labels.seed": 5})
     assert other.value != first.value
-    shown = other.differences(record)
-    assert shown[:2] == ["lora.rank: 4 in the folder, 3 now", "tiles.labels.seed: 0 in the folder, 5 now"]
-    assert shown[2].startswith("labels of tiles: ") and len(shown) == 3
+    differences = other.differences(record)
+    assert differences[:2] == ["lora.rank: 4 in the folder, 3 now", "tiles.labels.seed: 0 in the folder, 5 now"]
+    assert differences[2].startswith("labels of tiles: ") and len(differences) == 3
 
 
 def test_keys_of_approximate_indexes_do_not_change_fingerprints_of_flat_indexes(

@@ -203,10 +203,10 @@ def test_wandb_command_gives_the_same_trial(path: Path, monkeypatch: pytest.Monk
         arguments = {"args": {key: {"value": value} for key, value in trial.values.items()}}
         flags = utils.create_sweep_command_args(arguments)["args"]
         command = [part for part in values["command"] if part.startswith("--") and part != "--trial"]
-        theirs = make_trial(sweep, parse_options([*command, *flags])).config
-        assert theirs.tracking.tracker == "wandb"
-        assert theirs.name == trial.config.name and theirs.lora == trial.config.lora
-        assert theirs.seed == trial.config.seed and theirs.arm == trial.config.arm
+        config = make_trial(sweep, parse_options([*command, *flags])).config
+        assert config.tracking.tracker == "wandb"
+        assert config.name == trial.config.name and config.lora == trial.config.lora
+        assert config.seed == trial.config.seed and config.arm == trial.config.arm
 
 
 def test_accelerate_launcher_is_installed() -> None:

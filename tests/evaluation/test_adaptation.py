@@ -66,10 +66,10 @@ def test_feature_statistics_undo_a_shift() -> None:
     training = rng.normal(2.0, 3.0, (500, 6)).astype(np.float32)
     training[:, 5] = 1.0
     shifted = training * 0.5 - 4.0
-    moved = align_statistics(shifted, compute_feature_statistics(shifted), compute_feature_statistics(training))
-    np.testing.assert_allclose(moved, training, atol=1e-3)
-    same = compute_feature_statistics(training)
-    np.testing.assert_allclose(align_statistics(training, same, same), training, atol=1e-5)
+    aligned = align_statistics(shifted, compute_feature_statistics(shifted), compute_feature_statistics(training))
+    np.testing.assert_allclose(aligned, training, atol=1e-3)
+    statistics = compute_feature_statistics(training)
+    np.testing.assert_allclose(align_statistics(training, statistics, statistics), training, atol=1e-5)
 
 
 def test_few_tiles_and_zero_vectors_raise_an_error() -> None:

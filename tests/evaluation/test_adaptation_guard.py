@@ -30,8 +30,10 @@ def guard_table(*cases: tuple[bool, float, float | None, float | None]) -> pd.Da
 
 def accuracy_gain(origin: Origin, labels: np.ndarray, vectors: np.ndarray) -> float:
     """Change in accuracy after aligning feature statistics."""
-    moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(origin.training))
-    before, after = (origin.probabilities(found).argmax(axis=1) == labels for found in (vectors, moved))
+    aligned = align_statistics(
+        vectors, compute_feature_statistics(vectors), compute_feature_statistics(origin.training)
+    )
+    before, after = (origin.probabilities(x).argmax(axis=1) == labels for x in (vectors, aligned))
     return float(after.mean() - before.mean())
 
 

@@ -36,9 +36,9 @@ def test_independent_errors_have_no_excess() -> None:
     assert result.only_other > 300, "R is large even for independent classifiers"
     assert result.intervals["excess"].low < 0 < result.intervals["excess"].high
     assert abs(result.excess) < 0.02
-    twin = complementarity(vision, vision, 50)
-    assert twin.only_other == 0
-    assert twin.intervals["excess"].high < 0, "identical errors have a negative excess"
+    identical = complementarity(vision, vision, 50)
+    assert identical.only_other == 0
+    assert identical.intervals["excess"].high < 0, "identical errors have a negative excess"
 
 
 def test_unlabelled_tiles_are_dropped_and_perfect_vision_has_no_share_of_errors() -> None:

@@ -26,8 +26,8 @@ def test_all_tiles_as_shots_equals_simple_shot() -> None:
     rows = np.concatenate([np.flatnonzero(train.labels == c)[:20] for c in range(3)])
     balanced = train.take(rows)
     result = few_shot(balanced, test, 3, 20, 3, metric="accuracy")
-    whole = simple_shot(balanced, 3).probabilities(test.vectors)
-    assert result.mean == pytest.approx(compute_metrics(test.labels, whole)["accuracy"])
+    expected = simple_shot(balanced, 3).probabilities(test.vectors)
+    assert result.mean == pytest.approx(compute_metrics(test.labels, expected)["accuracy"])
     assert result.spread == pytest.approx((result.mean, result.mean))
 
 

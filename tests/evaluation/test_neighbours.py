@@ -78,8 +78,8 @@ def test_simple_shot_matches_the_published_algorithm() -> None:
     mean = train.vectors.astype(float).mean(axis=0)
 
     def cl2n(vectors: np.ndarray) -> np.ndarray:
-        moved = vectors.astype(float) - mean
-        return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+        centred = vectors.astype(float) - mean
+        return centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
     prototypes = np.stack([cl2n(train.vectors[train.labels == c]).mean(axis=0) for c in range(3)])
     squared = ((cl2n(test.vectors)[:, None] - prototypes) ** 2).sum(axis=2)

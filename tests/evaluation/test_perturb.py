@@ -48,15 +48,15 @@ def test_jpeg_error_grows_with_compression() -> None:
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_perturbation_depends_only_on_tile_id_and_seed(name: str) -> None:
     level = {"jpeg": 40, "blur": 1.5, "magnification": 0.7, "macenko": 0.3, "hed": 0.3}.get(name, 1.3)
-    whole = perturb(BATCH, name, level, KEYS, seed=1).pixels
-    mixed = perturb(BATCH[::-1].copy(), name, level, KEYS[::-1].copy(), seed=1).pixels[::-1]
-    alone = perturb(BATCH[1:2], name, level, KEYS[1:2], seed=1).pixels[0]
-    assert (whole == mixed).all()
-    assert (whole[1] == alone).all()
-    assert whole.dtype == np.uint8 and whole.shape == BATCH.shape
-    assert not (whole == BATCH).all()
+    expected = perturb(BATCH, name, level, KEYS, seed=1).pixels
+    reordered = perturb(BATCH[::-1].copy(), name, level, KEYS[::-1].copy(), seed=1).pixels[::-1]
+    single = perturb(BATCH[1:2], name, level, KEYS[1:2], seed=1).pixels[0]
+    assert (expected == reordered).all()
+    assert (expected[1] == single).all()
+    assert expected.dtype == np.uint8 and expected.shape == BATCH.shape
+    assert not (expected == BATCH).all()
     other = perturb(BATCH, name, level, KEYS, seed=2).pixels
-    assert (other == whole).all() == (name not in ("macenko", "hed"))
+    assert (other == expected).all() == (name not in ("macenko", "hed"))
 
 
 def test_macenko_recovers_the_stains() -> None:

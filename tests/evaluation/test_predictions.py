@@ -147,9 +147,9 @@ def test_tiles_without_a_group_are_not_counted_as_groups() -> None:
     groups = example_predictions().groups.copy()
     groups[groups == "p3"] = ""
     predictions = dataclasses.replace(example_predictions(), groups=groups)
-    alone = int(((groups == "") & (predictions.splits == "test") & (predictions.labels >= 0)).sum())
+    ungrouped = int(((groups == "") & (predictions.splits == "test") & (predictions.labels >= 0)).sum())
     results = evaluate_predictions(predictions, ["test"], 50)
-    assert results["splits"]["test"]["resampled"] == f"9 groups and {alone} tiles"
+    assert results["splits"]["test"]["resampled"] == f"9 groups and {ungrouped} tiles"
 
 
 def test_without_groups_tiles_are_resampled() -> None:
@@ -213,9 +213,9 @@ def test_predictions_changed_after_scoring_raise_an_error(
 def test_flipped_bit_raises_an_error_without_a_recorded_hash(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     write_predictions(path, example_predictions())
-    whole = path.read_bytes()
+    content = path.read_bytes()
     start = pq.read_metadata(path).row_group(0).column(4).data_page_offset  # probabilities of the first class
-    path.write_bytes(whole[: start + 60] + bytes([whole[start + 60] ^ 1]) + whole[start + 61 :])
+    path.write_bytes(content[: start + 60] + bytes([content[start + 60] ^ 1]) + content[start + 61 :])
     with pytest.raises(DataError, match=r"(?s)unreadable predictions.*p\.parquet"):
         read_predictions(path)
 

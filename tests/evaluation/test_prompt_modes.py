@@ -154,26 +154,26 @@ def test_screening_matches_a_plain_loop() -> None:
     np.testing.assert_allclose(screening_scores(embedded, rows, images, 10.0), expected, atol=1e-6)
     best = sorted(range(18), key=lambda place: -expected[place])[:5]  # 0.3 of 18
     means = [unit(sum(embedded.vectors[rows[place][c]].astype(float) for place in best)) for c in range(3)]
-    kept = screened_prompts(embedded, images, np.full(40, "train"), share=0.3, limit=100, seed=0, logit_scale=10.0)
-    np.testing.assert_allclose(kept, means, atol=1e-6)
+    screened = screened_prompts(embedded, images, np.full(40, "train"), share=0.3, limit=100, seed=0, logit_scale=10.0)
+    np.testing.assert_allclose(screened, means, atol=1e-6)
 
 
 def test_screening_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     embedded, images = embed_texts(), random_tiles(41)
-    whole = screening_scores(embedded, candidate_classifiers(embedded, 100, 0), images, 10.0)
+    expected = screening_scores(embedded, candidate_classifiers(embedded, 100, 0), images, 10.0)
     monkeypatch.setattr("clipit.evaluation.prompt_modes._BLOCK", 7)
     np.testing.assert_allclose(
-        screening_scores(embedded, candidate_classifiers(embedded, 100, 0), images, 10.0), whole, atol=1e-12
+        screening_scores(embedded, candidate_classifiers(embedded, 100, 0), images, 10.0), expected, atol=1e-12
     )
 
 
 def test_ties_prefer_the_earlier_candidate() -> None:
     embedded = embed_texts()
     identical = TextVectors(**(embedded.__dict__ | {"vectors": np.repeat(embedded.vectors[:1], 18, axis=0)}))
-    kept = screened_prompts(
+    screened = screened_prompts(
         identical, random_tiles(9), np.full(9, "train"), share=1e-6, limit=100, seed=0, logit_scale=10.0
     )
-    np.testing.assert_allclose(kept, identical.vectors[candidate_classifiers(identical, 100, 0)[0]], atol=1e-6)
+    np.testing.assert_allclose(screened, identical.vectors[candidate_classifiers(identical, 100, 0)[0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
@@ -198,12 +198,14 @@ def test_screening_prefers_discriminative_prompts() -> None:
     """Of two templates, one matches the two clusters of tiles and the other barely differs between classes."""
     directions = {"good a": [1, 0.0, 0], "good b": [0, 1, 0], "bad a": [0, 0.1, 1], "bad b": [0, -0.1, 1]}
     prompts = PromptSet("p", "1", ("bad {}", "good {}"), {"a": ("a",), "b": ("b",)})
-    embedded = embed_prompt_set(prompts, lambda asked: np.array([directions[text] for text in asked], dtype=np.float32))
+    embedded = embed_prompt_set(
+        prompts, lambda requested: np.array([directions[text] for text in requested], dtype=np.float32)
+    )
     labels = np.arange(30) % 2
     images = (np.eye(3)[labels] + np.random.default_rng(0).normal(size=(30, 3)) * 0.1).astype(np.float32)
-    kept = screened_prompts(embedded, images, np.full(30, "train"), share=0.5, limit=9, seed=0, logit_scale=10.0)
-    np.testing.assert_allclose(kept, np.eye(3)[:2], atol=1e-6)
-    assert compute_metrics(labels, zero_shot_probabilities(images, kept, 10.0))["accuracy"] == 1
+    screened = screened_prompts(embedded, images, np.full(30, "train"), share=0.5, limit=9, seed=0, logit_scale=10.0)
+    np.testing.assert_allclose(screened, np.eye(3)[:2], atol=1e-6)
+    assert compute_metrics(labels, zero_shot_probabilities(images, screened, 10.0))["accuracy"] == 1
     assert compute_metrics(labels, zero_shot_probabilities(images, single_prompt(embedded), 10.0))["accuracy"] < 0.5
 
 

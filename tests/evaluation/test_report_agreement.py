@@ -17,13 +17,13 @@ def test_scores_match_scikit_learn_with_other_predictions_as_errors() -> None:
     agreement = measure_agreement("t", labels, predictions, classes, np.arange(200).astype(str), resamples=50)
     known = labels >= 0
     truth = [classes[number] for number in labels[known]]
-    given = [name for name, kept in zip(predictions, known, strict=True) if kept]
-    assert agreement.scores["accuracy"] == pytest.approx(accuracy_score(truth, given))
-    expected = f1_score(truth, given, labels=classes, average="macro")
+    predicted = [name for name, kept in zip(predictions, known, strict=True) if kept]
+    assert agreement.scores["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    expected = f1_score(truth, predicted, labels=classes, average="macro")
     assert agreement.scores["macro_f1"] == pytest.approx(expected)
-    covered = [name in classes for name in given]
+    covered = [name in classes for name in predicted]
     assert agreement.scores["coverage"] == pytest.approx(np.mean(covered))
-    right = [a == b for a, b, kept in zip(truth, given, covered, strict=True) if kept]
+    right = [a == b for a, b, kept in zip(truth, predicted, covered, strict=True) if kept]
     assert agreement.scores["covered_accuracy"] == pytest.approx(np.mean(right))
     assert agreement.predictions == ("a", "b", "c", "both", "none")
     assert agreement.counts.sum() == known.sum() == agreement.groups

@@ -51,8 +51,8 @@ def test_recall_of_single_partners_is_the_hit_rate() -> None:
         hits += (7 * q) % 50 in order[:10]
     assert score.value == pytest.approx(hits / 20)
     assert score.queries == 20
-    none = recall_at(queries, gallery, [], (10,))[0]
-    assert (none.value, none.enrichment, none.reason) == (None, None, "no true pairs")
+    without_pairs = recall_at(queries, gallery, [], (10,))[0]
+    assert (without_pairs.value, without_pairs.enrichment, without_pairs.reason) == (None, None, "no true pairs")
 
 
 def test_pairs_with_unknown_or_shared_ids_raise_an_error() -> None:

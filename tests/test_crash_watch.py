@@ -57,7 +57,7 @@ def test_crash_names_the_images_being_read_by_all_threads(tmp_path: Path) -> Non
         "with user_errors():\n    read('a.png', lambda: 1 / 0)",
         "read('a.png', die)",
     ],
-    ids=["end", "crash after reading", "exception", "outside a command"],
+    ids=["normal exit", "crash after reading", "exception", "outside a command"],
 )
 def test_other_exits_do_not_print_the_crash_message(tmp_path: Path, body: str) -> None:
     assert "while it read" not in run(tmp_path, body).stderr

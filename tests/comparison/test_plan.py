@@ -23,22 +23,22 @@ def test_plans_have_different_folders() -> None:
     assert [plan.config.name for plan in planned] == ["demo-a-b-x", "demo-a-b-y", "demo-c-x", "demo-c-y"]
 
 
-@pytest.mark.parametrize(("pages", "drawn"), [("first_seed", [3]), ("all", [3, 1]), ("none", [])])
-def test_only_selected_runs_have_a_page(pages: str, drawn: list[int]) -> None:
+@pytest.mark.parametrize(("pages", "expected"), [("first_seed", [3]), ("all", [3, 1]), ("none", [])])
+def test_only_selected_runs_have_a_page(pages: str, expected: list[int]) -> None:
     [plan] = plans(seeds=[3, 1], run_pages=pages)
-    assert [seed for seed in (3, 1) if plan.run_config("image_only", seed).evaluation.page] == drawn
+    assert [seed for seed in (3, 1) if plan.run_config("image_only", seed).evaluation.page] == expected
 
 
 @pytest.mark.parametrize(
-    ("comparison", "named"),
+    ("comparison", "message"),
     [
         ({"data_sets": {"a b": {}, "a-b": {}}}, r"'a b' on .*'a-b' on .*folder demo-a-b"),
         ({"data_sets": {"a": {}, "a-b": {}}, "backbones": ["b-c", "c"]}, r"'a' on 'b-c', 'a-b' on 'c'"),
         ({"backbones": ["hub:a", "hub/a"]}, r"'hub:a', 'demo' on 'hub/a'"),
     ],
 )
-def test_plans_that_would_share_a_folder_raise_an_error(comparison: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=f"would share a folder: .*{named}"):
+def test_plans_that_would_share_a_folder_raise_an_error(comparison: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"would share a folder: .*{message}"):
         plans(**comparison)
 
 

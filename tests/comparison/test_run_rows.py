@@ -28,7 +28,7 @@ def read(folder: Path, metric: str) -> list[ScoreRow]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "metric", "named"),
+    ("changes", "metric", "message"),
     [
         ({}, "accuracy", "no 'accuracy' in splits.test.metrics.*its keys are balanced_accuracy"),
         ({"splits": {"val": {"metrics": {}}}}, "balanced_accuracy", "no 'test' in splits"),
@@ -36,10 +36,10 @@ def read(folder: Path, metric: str) -> list[ScoreRow]:
     ],
 )
 def test_missing_key_in_results_raises_an_error(
-    tmp_path: Path, changes: dict[str, Any], metric: str, named: str
+    tmp_path: Path, changes: dict[str, Any], metric: str, message: str
 ) -> None:
     write_json(tmp_path / "results.json", results(**changes))
-    with pytest.raises(ArtifactError, match=rf"(?s){named}.*where: .*results\.json.*fix: delete this file and run"):
+    with pytest.raises(ArtifactError, match=rf"(?s){message}.*where: .*results\.json.*fix: delete this file and run"):
         read(tmp_path, metric)
 
 

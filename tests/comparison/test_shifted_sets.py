@@ -76,15 +76,15 @@ def test_copies_of_training_tiles_raise_an_error(
         shifted_tiles(workspace, shifted_section)
 
 
-@pytest.mark.parametrize(("policy", "left"), [("exclude", 23), ("note", 24), ("off", 24)])
+@pytest.mark.parametrize(("policy", "remaining"), [("exclude", 23), ("note", 24), ("off", 24)])
 def test_copies_are_dropped_or_counted_by_policy(
-    configure: MakeConfig, shifted_section: dict[str, str], tmp_path: Path, policy: str, left: int
+    configure: MakeConfig, shifted_section: dict[str, str], tmp_path: Path, policy: str, remaining: int
 ) -> None:
     log_lines = capture_log()
     config = configure({"output": str(tmp_path / "out")}, **{"leaks.policy": policy})
     workspace = Workspace(config)
     tiles = shifted_tiles(workspace, shifted_section)
-    assert (len(tiles), "images/test-003.png" in tiles.ids.tolist()) == (left, left == 24)
+    assert (len(tiles), "images/test-003.png" in tiles.ids.tolist()) == (remaining, remaining == 24)
     assert len(workspace.all_tiles) == 120, "additional test sets must not change the training tiles"
     leak_messages = [line for line in log_lines if "1 of 24 shifted tiles" in line]
     assert len(leak_messages) == (policy != "off") == len(tiles.notes)

@@ -478,15 +478,15 @@ def test_unparsable_value_is_named(file: Callable[..., str], broken: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "duplicate"),
     [
         ("seed: 1\ntraining: {steps: 5}\nlora: {}\ntraining: {patience: 2}\n", r"'training' \(line 5\)"),
         ("lora:\n  rank: 2\n  rank: 4\n", r"'rank' \(line 4\)"),
         ("arms: {own: {lora.rank: 1, 'lora.rank': 2}}\n", r"'lora\.rank' \(line 2\)"),
     ],
 )
-def test_duplicate_key_in_the_file_raises_an_error(file: Callable[..., str], text: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)key once\): {named}\n.*keep each key once"):
+def test_duplicate_key_in_the_file_raises_an_error(file: Callable[..., str], text: str, duplicate: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)key once\): {duplicate}\n.*keep each key once"):
         read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
 
 
@@ -610,7 +610,7 @@ def test_path_keys_are_validated_and_expand_the_home_folder(
 
 
 def test_home_keys_are_complete() -> None:
-    """All keys with the name of a path are in `HOME_KEYS`."""
+    """Keys whose last part is the name of a path must be in `HOME_KEYS`."""
     path_keys = [key for key in all_keys() if key.rpartition(".")[2] in ("path", "images", "output", "dictionary")]
     assert set(path_keys) <= {*HOME_KEYS}
 
@@ -702,7 +702,7 @@ def test_values_of_a_wrong_type_raise_an_error(file: Callable[..., str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "meant"),
+    ("key", "suggestion"),
     [
         ("training.lr", "training.learning_rate"),
         ("lr", "training.learning_rate"),
@@ -712,8 +712,8 @@ def test_values_of_a_wrong_type_raise_an_error(file: Callable[..., str]) -> None
         ("batch_size", "training.tiles_per_step"),
     ],
 )
-def test_common_abbreviations_are_suggested(file: Callable[..., str], key: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=rf"unknown key '{key}' \(did you mean '{meant}'\?\)"):
+def test_common_abbreviations_are_suggested(file: Callable[..., str], key: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}' \(did you mean '{suggestion}'\?\)"):
         read_command("", [file(), f"--{key}=1"])
 
 

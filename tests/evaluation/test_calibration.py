@@ -18,11 +18,11 @@ def sample_predictions(n: int, temperature: float, seed: int, n_classes: int = 4
     return labels.astype(np.int64), softmax(logits * temperature + rng.normal(size=(n, 1)))
 
 
-@pytest.mark.parametrize("known", [0.4, 1.0, 3.0])
-def test_known_temperature_is_recovered(known: float) -> None:
-    labels, probabilities = sample_predictions(6000, known, 0)
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_known_temperature_is_recovered(temperature: float) -> None:
+    labels, probabilities = sample_predictions(6000, temperature, 0)
     fitted = fit_temperature(labels, probabilities)
-    assert fitted.value == pytest.approx(known, rel=0.06)
+    assert fitted.value == pytest.approx(temperature, rel=0.06)
     assert fitted.after <= fitted.before
     grid = [
         log_loss(labels, with_temperature(probabilities, fitted.value * factor), labels=range(4))

@@ -17,7 +17,9 @@ def test_episodes_depend_on_the_seed_but_not_on_row_order() -> None:
     first, second = few_shot(train, test, 3, 2, 20, 5), few_shot(permuted, test, 3, 2, 20, 5)
     assert first == second
     assert first.scores != few_shot(train, test, 3, 2, 20, 6).scores
-    assert few_shot(train, test, 3, 2, 8, 5).scores == first.scores[:8], "episodes must not depend on their number"
+    assert few_shot(train, test, 3, 2, 8, 5).scores == first.scores[:8], (
+        "the first episodes must not depend on the number of episodes"
+    )
     assert len(set(first.scores)) > 5
 
 

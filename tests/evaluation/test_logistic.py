@@ -1,3 +1,5 @@
+"""Tests of the number of threads of logistic regression."""
+
 import numpy as np
 import pytest
 from scipy import sparse

@@ -61,7 +61,7 @@ def test_smoothing_of_a_small_slide() -> None:
 def test_tile_without_neighbours_keeps_its_scores() -> None:
     cells = np.array(
         [[0, 2], [1, 0], [5, 5]], dtype=np.int64
-    )  # the first two are adjacent in memory, but in different rows
+    )  # the end of a row and the start of the next are not neighbours
     np.testing.assert_array_equal(smooth_scores(SCORES[:3], cells), SCORES[:3].astype(np.float64))
 
 

@@ -110,7 +110,7 @@ def _no_comparison_plots() -> None:
 
 
 @contextmanager
-def drawn_once() -> Iterator[None]:
+def draw_each_plot_once() -> Iterator[None]:
     """Draw one plot of each kind and reuse it for the others; a page of 28 arms has about eighty."""
     drawn: dict[str, Markup] = {}
 
@@ -136,7 +136,7 @@ def drawn_once() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("big")
-    with drawn_once():
+    with draw_each_plot_once():
         return big_page(folder, validate({**world, "output": folder}, "test"), 28)
 
 
@@ -201,7 +201,7 @@ def test_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @in_browser
 def test_link_unfolds_its_section(configure: MakeConfig, tmp_path: Path) -> None:
-    with drawn_once():
+    with draw_each_plot_once():
         text = big_page(tmp_path, configure(), 4)
     number = re.search(r'href="#(s\d+)">Comparison with image_only', text)
     assert number
@@ -333,7 +333,7 @@ def test_comparison_is_rebuilt_without_training(
     leftovers = [json_file.parent / f"{folder}.x.png.999999999.tmp" for folder in ("", "predictions/small/")]
     for leftover in leftovers:
         leftover.write_text("of a killed process", encoding="utf-8")
-    with drawn_once():
+    with draw_each_plot_once():
         rebuild_comparison(validate(values, "test"))
     assert not any(leftover.exists() for leftover in leftovers)
     assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "notes must be recomputed"

@@ -27,8 +27,8 @@ LOW = dict.fromkeys([*ARMS, REPORT_PROBE, TILE_PROBE], 0.5)
 
 @pytest.fixture
 def make_plan(configure_file: MakeFile) -> Any:
-    def make(compared: tuple[str, ...] = ARMS, **keys: Any) -> Plan:
-        file = configure_file({"comparison.arms": compared, "comparison.seeds": list(range(5)), **keys})
+    def make(arms: tuple[str, ...] = ARMS, **keys: Any) -> Plan:
+        file = configure_file({"comparison.arms": arms, "comparison.seeds": list(range(5)), **keys})
         (plan,) = plan_comparison(file.run, file.comparison)
         return plan
 
@@ -52,7 +52,7 @@ def results(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> list[
     return compute_results(rows, plan.comparison.baseline, lambda *_: None)
 
 
-def compared(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> ArmVerdict:
+def judge_single_arm(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> ArmVerdict:
     (result,) = judge_arms([plan], results(plan, means, seeds))
     return result
 
@@ -87,12 +87,12 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
 
 @pytest.mark.parametrize(("changes", "verdict"), VERDICTS)
 def test_verdict_of_each_rule(make_plan: Any, changes: dict[str, float | None], verdict: str) -> None:
-    assert compared(make_plan(), {**LOW, **changes}).verdict.startswith(verdict)
+    assert judge_single_arm(make_plan(), {**LOW, **changes}).verdict.startswith(verdict)
 
 
 def test_verdict_names_the_controls_that_are_not_exceeded(make_plan: Any) -> None:
     means = {**LOW, "own_label": 0.8, REPORT_PROBE: 0.9, "own_case": 0.85, TILE_PROBE: None}
-    assert compared(make_plan(), means).verdict.endswith(
+    assert judge_single_arm(make_plan(), means).verdict.endswith(
         "at most speed and independence from the VLM. Not better than own_case (tile labels propagated within "
         "each patient, without text). Not tested against the VLM's linear probe on the tile labels."
     )
@@ -108,12 +108,12 @@ def test_verdict_names_the_controls_that_are_not_exceeded(make_plan: Any) -> Non
 
 def test_single_seed_gives_no_verdict(make_plan: Any) -> None:
     plan = make_plan(**{"comparison.seeds": [0]})
-    assert compared(plan, {**LOW, "own_label": 0.9}, seeds=1).verdict == "Not decided: one seed."
+    assert judge_single_arm(plan, {**LOW, "own_label": 0.9}, seeds=1).verdict == "Not decided: one seed."
 
 
 def test_missing_controls_are_named(make_plan: Any) -> None:
     means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}
-    verdict = compared(make_plan(("image_only", "own_label", "own_case")), means | {"own_case": 0.5}).verdict
+    verdict = judge_single_arm(make_plan(("image_only", "own_label", "own_case")), means | {"own_case": 0.5}).verdict
     assert verdict.startswith("Text from the patients' own reports adds information: better than image_only, own_case")
     for name in ("image_embedding", "own_shuffled", "other_snippet or clip_it_all", "tile labels"):
         assert name in verdict.partition("Not tested against")[2]
@@ -122,10 +122,12 @@ def test_missing_controls_are_named(make_plan: Any) -> None:
 def test_text_is_not_credited_without_a_control_that_tests_it(make_plan: Any) -> None:
     means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: 0.5}
     for control in ({}, {"image_embedding": 0.5}, {"clip_it_all": 0.5}):
-        verdict = compared(make_plan(("image_only", "own_label", *control)), means | control).verdict
+        verdict = judge_single_arm(make_plan(("image_only", "own_label", *control)), means | control).verdict
         assert verdict.startswith("Better than image_only, but the gain is not shown to be due to text"), control
         assert "own_case" in verdict.partition("Not tested against")[2]
-    verdict = compared(make_plan(("image_only", "own_label", "own_shuffled")), means | {"own_shuffled": 0.5}).verdict
+    verdict = judge_single_arm(
+        make_plan(("image_only", "own_label", "own_shuffled")), means | {"own_shuffled": 0.5}
+    ).verdict
     assert verdict.startswith("Text from the patients' own reports adds information")
 
 
@@ -204,7 +206,7 @@ def test_baseline_is_compared_once(make_plan: Any) -> None:
     controls = own_report_arms(plan)["own_label"]
     assert controls["baseline"] == "own_case" and "case" not in controls
     plan = make_plan(**{"comparison.baseline": "own_label"})
-    assert compared(plan, LOW).verdict == "Not decided: this arm is the baseline."
+    assert judge_single_arm(plan, LOW).verdict == "Not decided: this arm is the baseline."
 
 
 def test_section_escapes_names_and_is_omitted_without_arms(make_plan: Any) -> None:

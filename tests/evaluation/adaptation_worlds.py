@@ -62,7 +62,7 @@ class Origin:
         return labels, self.means[labels] + rng.normal(size=(n, self.means.shape[1]))
 
 
-def an_origin(rng: np.random.Generator, n_classes: int = 4, dim: int = 16, training: int = 600) -> Origin:
+def make_origin(rng: np.random.Generator, n_classes: int = 4, dim: int = 16, training: int = 600) -> Origin:
     """Origin with overlapping, equally frequent classes."""
     means = 2.2 * rng.normal(size=(n_classes, dim)) / np.sqrt(dim / 4)
     empty = Origin(means, means, np.empty((0, dim)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from adaptation_worlds import Origin, an_origin
+from adaptation_worlds import Origin, make_origin
 from scipy.stats import multivariate_normal
 
 from clipit.errors import DataError
@@ -44,7 +44,7 @@ def change_images(origin: Origin, rng: np.random.Generator, vectors: np.ndarray)
 def test_misfit_equals_its_definition() -> None:
     """The reference uses scipy's densities and a plain EM loop for the class shares."""
     rng = np.random.default_rng(0)
-    origin = an_origin(rng, 3, 5)
+    origin = make_origin(rng, 3, 5)
     vectors = origin.draw(rng, 60)[1] + 0.7
     mixture = fit_origin_mixture(origin)
     covariance = np.linalg.inv(mixture.whitening @ mixture.whitening.T)
@@ -68,7 +68,7 @@ def test_misfit_is_about_1_for_any_class_proportions(shares: list[float] | None,
     rng = np.random.default_rng(n)
     misfits = []
     for _ in range(20):
-        origin = an_origin(rng, training=training)
+        origin = make_origin(rng, training=training)
         vectors = origin.draw(rng, n, None if shares is None else np.array(shares))[1]
         misfits.append(judge_adaptation(fit_origin_mixture(origin), vectors).misfit)
     assert 0.3 < float(np.mean(misfits)) < 2.5 and np.mean(np.array(misfits) >= MIN_MISFIT) <= 0.05
@@ -77,7 +77,7 @@ def test_misfit_is_about_1_for_any_class_proportions(shares: list[float] | None,
 def test_shifted_class_proportions_are_rejected() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        origin = an_origin(rng)
+        origin = make_origin(rng)
         labels, vectors = origin.draw(rng, 200, np.array([0.9, 0.1, 0, 0]))
         verdict = judge_adaptation(fit_origin_mixture(origin), vectors)
         assert accuracy_gain(origin, labels, vectors) < -0.05
@@ -87,7 +87,7 @@ def test_shifted_class_proportions_are_rejected() -> None:
 def test_shifted_images_are_accepted() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        origin = an_origin(rng)
+        origin = make_origin(rng)
         labels, vectors = origin.draw(rng, 200)
         vectors = change_images(origin, rng, vectors)
         verdict = judge_adaptation(fit_origin_mixture(origin), vectors)
@@ -99,7 +99,7 @@ def test_guard_improves_the_mean_gain_over_simulated_targets() -> None:
     """Class proportions, images or both are shifted; adaptation gains more with the guard than without."""
     rng, cases = np.random.default_rng(3), []
     for _ in range(150):
-        origin = an_origin(rng, int(rng.integers(2, 7)))
+        origin = make_origin(rng, int(rng.integers(2, 7)))
         shares = rng.dirichlet(np.full(len(origin.means), rng.choice([0.3, 1.0, 50.0])))
         labels, vectors = origin.draw(rng, int(rng.choice([30, 100, 300])), shares)
         if rng.random() < 0.5:
@@ -117,7 +117,7 @@ def test_guard_improves_the_mean_gain_over_simulated_targets() -> None:
 
 def test_small_shift_is_rejected_even_for_many_tiles() -> None:
     rng = np.random.default_rng(1)
-    origin = an_origin(rng)
+    origin = make_origin(rng)
     _, vectors = origin.draw(rng, 20_000)
     mixture = fit_origin_mixture(origin)
     assert not judge_adaptation(mixture, vectors + 0.03).accepted
@@ -129,7 +129,7 @@ def test_small_shift_is_rejected_even_for_many_tiles() -> None:
 
 def test_constant_features_rare_classes_and_few_tiles() -> None:
     rng = np.random.default_rng(2)
-    origin = an_origin(rng)
+    origin = make_origin(rng)
     constant = np.concatenate([origin.training, np.ones((len(origin.training), 3))], axis=1)
     predicted = origin.probabilities(origin.training)
     predicted[predicted.argmax(axis=1) == 2] = [0.9, 0.05, 0, 0.05]

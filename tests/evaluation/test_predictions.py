@@ -220,7 +220,7 @@ def test_flipped_bit_raises_an_error_without_a_recorded_hash(tmp_path: Path) -> 
         read_predictions(path)
 
 
-def tiles_of(predictions: Predictions) -> TileSet:
+def to_tileset(predictions: Predictions) -> TileSet:
     n = len(predictions.ids)
     return TileSet(
         ids=predictions.ids,
@@ -252,7 +252,7 @@ def test_predictions_of_different_tiles_raise_an_error(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     run, predictions = finished_run(tmp_path)
-    tiles = tiles_of(example_predictions())
+    tiles = to_tileset(example_predictions())
     assert read_run_predictions(run, tiles).ids.tolist() == predictions.ids.tolist()
     with pytest.raises(DataError, match=rf"(?s){message}.*predictions\.parquet"):
         read_run_predictions(run, dataclasses.replace(tiles, **changes))  # type: ignore[arg-type]

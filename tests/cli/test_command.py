@@ -246,15 +246,15 @@ def test_completion_offers_the_options_in_the_help(
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(monkeypatch, *name.split(), "--help")
-    shown = {*re.findall(r"(?m)^ {1,8}(?:-\w, )?--([\w.-]*\w)", capsys.readouterr().out)}
+    listed = {*re.findall(r"(?m)^ {1,8}(?:-\w, )?--([\w.-]*\w)", capsys.readouterr().out)}
     keys = {*all_keys()}
     read = READS_KEYS.get(name, ())
     own_options = {option.removeprefix("--") for option in OWN_OPTIONS.get(name, ())} | (
         {"config"} if name in READS_KEYS else set()
     )
-    parsed = "lora.rank" in shown  # a few commands accept configuration keys without listing them
-    assert shown - keys == (own_options | {"help"} | ({"help-keys"} if parsed else set())) - keys
-    assert {key.partition(".")[0] for key in shown & keys} & {*SECTIONS} == ({*read} if parsed else set())
+    parsed = "lora.rank" in listed  # a few commands accept configuration keys without listing them
+    assert listed - keys == (own_options | {"help"} | ({"help-keys"} if parsed else set())) - keys
+    assert {key.partition(".")[0] for key in listed & keys} & {*SECTIONS} == ({*read} if parsed else set())
     assert name in READS_KEYS or not parsed
 
 

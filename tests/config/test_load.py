@@ -539,32 +539,41 @@ def test_script_options(file: Callable[..., str]) -> None:
     assert options.fast
 
 
-def shown_help(capsys: pytest.CaptureFixture[str], option: str, sections: Sequence[str] = ()) -> str:
+def read_help(capsys: pytest.CaptureFixture[str], option: str, sections: Sequence[str] = ()) -> str:
     with pytest.raises(SystemExit, match="0"):
         read_file_command("what it does", sections, [option], {"--fast": {"help": "be fast"}})
     return " ".join(capsys.readouterr().out.split())
 
 
 def test_help_lists_own_options_and_the_most_common_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = shown_help(capsys, "--help")
-    assert "what it does" in shown and "--config" in shown and "--fast" in shown and "--help-keys list all" in shown
-    assert "--lora.rank VALUE Rank of the adapters. (integer, default `8`)" in shown
-    assert "--lora.alpha" not in shown and "--comparison" not in shown
+    help_text = read_help(capsys, "--help")
+    assert (
+        "what it does" in help_text
+        and "--config" in help_text
+        and "--fast" in help_text
+        and "--help-keys list all" in help_text
+    )
+    assert "--lora.rank VALUE Rank of the adapters. (integer, default `8`)" in help_text
+    assert "--lora.alpha" not in help_text and "--comparison" not in help_text
 
 
 def test_help_lists_all_keys_of_the_sections_that_a_command_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = shown_help(capsys, "--help", ["comparison"])
-    assert "--lora.alpha" not in shown
-    assert "--comparison.bar" not in shown and "--comparison.seeds VALUE" in shown and "--comparison.shifted" in shown
+    help_text = read_help(capsys, "--help", ["comparison"])
+    assert "--lora.alpha" not in help_text
+    assert (
+        "--comparison.bar" not in help_text
+        and "--comparison.seeds VALUE" in help_text
+        and "--comparison.shifted" in help_text
+    )
 
 
 def test_help_keys_lists_all_keys_and_sections(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = shown_help(capsys, "--help-keys", ["comparison"])
+    help_text = read_help(capsys, "--help-keys", ["comparison"])
     expected = {key for key in all_keys() if key.partition(".")[0] not in {*SECTIONS} - {"comparison"}}
-    absent = {key for key in expected if f"--{key} VALUE" not in shown and f" {key}: " not in shown}
+    absent = {key for key in expected if f"--{key} VALUE" not in help_text and f" {key}: " not in help_text}
     described_elsewhere = {"comparison.shifted", *(key for key in expected if key.startswith("second_vlm."))}
     assert absent == described_elsewhere
-    assert "--comparison.shifted.<name> VALUE" in shown and "--second_vlm VALUE" in shown
+    assert "--comparison.shifted.<name> VALUE" in help_text and "--second_vlm VALUE" in help_text
 
 
 HOME_KEYS = (

@@ -27,8 +27,8 @@ LOW = dict.fromkeys([*ARMS, REPORT_PROBE, TILE_PROBE], 0.5)
 
 @pytest.fixture
 def make_plan(configure_file: MakeFile) -> Any:
-    def make(arms: tuple[str, ...] = ARMS, **keys: Any) -> Plan:
-        file = configure_file({"comparison.arms": arms, "comparison.seeds": list(range(5)), **keys})
+    def make(compared_arms: tuple[str, ...] = ARMS, **keys: Any) -> Plan:
+        file = configure_file({"comparison.arms": compared_arms, "comparison.seeds": list(range(5)), **keys})
         (plan,) = plan_comparison(file.run, file.comparison)
         return plan
 

@@ -1,4 +1,4 @@
-"""Sweeps without wandb's server: all trials are checked first, agents share them, validation chooses."""
+"""Sweeps without wandb's server: validation of the sweep file, trials shared by agents, and selection on validation."""
 
 import csv
 import json
@@ -42,13 +42,13 @@ WriteSweep = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots, which one test draws."""
+    """Skip the plots; one test draws them."""
     leave_out_plots(monkeypatch, SWEEP_PLOTS)
 
 
 @pytest.fixture
 def write_sweep(write_config: WriteConfig, shared_output: Path, tmp_path: Path) -> WriteSweep:
-    """A sweep over the small world; keys of the file can be changed."""
+    """Return a function that writes a sweep file for the small world, with changed keys."""
 
     def write(changes: dict[str, Any] | None = None, keys: dict[str, Any] | None = None) -> Path:
         config = write_config(
@@ -77,7 +77,7 @@ def all_trials(path: Path, options: dict[str, str] | None = None, **keywords: An
     return list(plan_of(path, options, **keywords).trials)
 
 
-# The file ---------------------------------------------------------------------------------------------------------
+# Sweep file -------------------------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_every_combination_in_order(write_sweep: WriteSweep) -> None:
@@ -90,18 +90,18 @@ def test_a_grid_is_every_combination_in_order(write_sweep: WriteSweep) -> None:
     assert [t.config.lora.rank for t in all_trials(twice)] == [2, 4]
 
 
-def test_options_win_over_the_file_and_trackers_stay_off(write_sweep: WriteSweep) -> None:
+def test_options_override_the_file_and_trackers_stay_off(write_sweep: WriteSweep) -> None:
     path = write_sweep()
-    values = yaml.safe_load(path.read_text())
-    values["command"][-1:] = ["--tracking.tracker=wandb", "--training.steps=5", "${args}"]
-    values["parameters"]["lora.alpha"] = {"value": 3}
-    path.write_text(yaml.safe_dump(values))
+    content = yaml.safe_load(path.read_text())
+    content["command"][-1:] = ["--tracking.tracker=wandb", "--training.steps=5", "${args}"]
+    content["parameters"]["lora.alpha"] = {"value": 3}
+    path.write_text(yaml.safe_dump(content))
     config = all_trials(path)[0].config
     assert (config.training.steps, config.lora.alpha, config.tracking.tracker) == (5, 3.0, "none")
     assert all_trials(path, {"training.steps": "7"})[0].config.training.steps == 7
 
 
-def test_a_swept_value_wins_over_the_arm(write_sweep: WriteSweep) -> None:
+def test_a_swept_value_overrides_the_arm(write_sweep: WriteSweep) -> None:
     from clipit.training.arms import resolve_arm
 
     swept = {"parameters": {"distillation.tiles": {"values": ["labelled", "all"]}}}
@@ -109,7 +109,7 @@ def test_a_swept_value_wins_over_the_arm(write_sweep: WriteSweep) -> None:
     assert [resolve_arm(t.config).distillation.tiles for t in trials] == ["labelled", "all"]
 
 
-def test_unknown_keys_are_all_listed(write_sweep: WriteSweep) -> None:
+def test_all_unknown_keys_are_listed(write_sweep: WriteSweep) -> None:
     parameters = {
         "lora.rnak": {"values": [1]}, "training.learning_rat": {"values": [1]}, "qqqq": {"value": 1},
         "lora": {"value": 1}, "seed": {"values": [0]}, "lora.alpha": {"parameters": {"x": {}}},
@@ -126,7 +126,7 @@ def test_unknown_keys_are_all_listed(write_sweep: WriteSweep) -> None:
         assert part in text
 
 
-def test_invalid_values_are_all_listed_before_any_trial_runs(write_sweep: WriteSweep, tmp_path: Path) -> None:
+def test_all_invalid_values_are_listed_before_any_trial_runs(write_sweep: WriteSweep, tmp_path: Path) -> None:
     parameters = {"lora.rank": {"values": [2, 0, "many"]}, "training.precision": {"values": ["no", "bf61"]}}
     with pytest.raises(ConfigError) as error:
         all_trials(write_sweep({"parameters": parameters}))
@@ -135,7 +135,7 @@ def test_invalid_values_are_all_listed_before_any_trial_runs(write_sweep: WriteS
     assert not (tmp_path / "out").exists()
 
 
-def test_values_that_contradict_the_arm_are_refused(write_sweep: WriteSweep) -> None:
+def test_values_that_conflict_with_the_arm_are_refused(write_sweep: WriteSweep) -> None:
     parameters = {"bags.weight": {"values": [0.0, 0.5]}, "pairing.k": {"values": [1, 5]}}
     with pytest.raises(ConfigError, match=r"1 problem in the sweep(?s:.*)pairs per tile, but pairing\.k is 1"):
         all_trials(write_sweep({"parameters": parameters}))
@@ -169,7 +169,7 @@ def test_invalid_files_are_refused(write_sweep: WriteSweep, changes: dict[str, A
         all_trials(write_sweep(changes))
 
 
-def test_random_values_repeat_for_a_seed_and_do_not_depend_on_the_count(write_sweep: WriteSweep) -> None:
+def test_random_values_depend_on_the_seed_but_not_on_the_count(write_sweep: WriteSweep) -> None:
     parameters = {
         "lora.rank": {"min": 2, "max": 64},
         "training.learning_rate": {"min": 1e-4, "max": 1e-2, "distribution": "log_uniform_values"},
@@ -184,11 +184,11 @@ def test_random_values_repeat_for_a_seed_and_do_not_depend_on_the_count(write_sw
     for values in many:
         assert 2 <= values["lora.rank"] <= 64 and isinstance(values["lora.rank"], int)
         assert 1e-4 <= values["training.learning_rate"] <= 1e-2 and 1 <= values["lora.alpha"] <= 2
-    two = write_sweep({"method": "random", "run_cap": 5, "parameters": {"lora.rank": {"values": [2, 4]}}})
-    assert sorted(t.config.lora.rank for t in all_trials(two)) == [2, 4], "no combination twice"
+    exhausted = write_sweep({"method": "random", "run_cap": 5, "parameters": {"lora.rank": {"values": [2, 4]}}})
+    assert sorted(t.config.lora.rank for t in all_trials(exhausted)) == [2, 4], "no combination is repeated"
 
 
-def test_a_seed_out_of_range_is_refused_and_missing_combinations_are_noted(write_sweep: WriteSweep) -> None:
+def test_an_out_of_range_seed_is_refused_and_too_few_combinations_are_noted(write_sweep: WriteSweep) -> None:
     path = write_sweep({"method": "random"})
     for seed in (-1, 2**32):
         with pytest.raises(ConfigError, match=r"--draws-seed"):
@@ -197,8 +197,8 @@ def test_a_seed_out_of_range_is_refused_and_missing_combinations_are_noted(write
     assert plan_of(path, count=9).sweep.notes == ("only 4 of 9 trials can be run: there are no more combinations",)
 
 
-def test_limits_in_scientific_notation_are_numbers(write_sweep: WriteSweep) -> None:
-    limits = {"min": "1e-4", "max": "1e-2", "distribution": "log_uniform_values"}  # as YAML reads them without quotes
+def test_limits_in_scientific_notation_are_parsed_as_numbers(write_sweep: WriteSweep) -> None:
+    limits = {"min": "1e-4", "max": "1e-2", "distribution": "log_uniform_values"}  # as YAML parses unquoted 1e-4
     parameters = {"training.learning_rate": limits}
     for trial in all_trials(write_sweep({"method": "random", "run_cap": 3, "parameters": parameters})):
         assert 1e-4 <= trial.config.training.learning_rate <= 1e-2
@@ -212,7 +212,7 @@ def test_options_are_parsed_with_or_without_an_equals_sign() -> None:
         parse_options(["--a=1", "stray"])
 
 
-def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: WriteSweep) -> None:
+def test_a_trial_with_a_missing_value_or_an_explicit_name_is_refused(write_sweep: WriteSweep) -> None:
     sweep = read_sweep(write_sweep())
     with pytest.raises(ConfigError, match=r"a value for seed(?s:.*)--seed=\.\.\."):
         make_trial(sweep, {"lora.rank": "2"})
@@ -231,7 +231,7 @@ def test_values_with_special_characters_give_distinct_names(write_sweep: WriteSw
     assert [t.config.lora.targets for t in trials] == [("qkv",), ("mlp",), ("mlp",)]
 
 
-def test_a_key_that_changes_no_run_is_refused(write_sweep: WriteSweep) -> None:
+def test_a_swept_key_without_effect_is_refused(write_sweep: WriteSweep) -> None:
     frozen = {"backbone.tuning": "frozen"}
     with pytest.raises(ConfigError, match=r"lora\.rank has no effect on any run"):
         all_trials(write_sweep(keys=frozen))
@@ -239,8 +239,8 @@ def test_a_key_that_changes_no_run_is_refused(write_sweep: WriteSweep) -> None:
         all_trials(write_sweep({"parameters": {"pairing.k": {"values": [1, 5]}}}, {"arm": "image_only"}))
     with pytest.raises(ConfigError, match=r"distillation\.weight has no effect on any run"):
         all_trials(write_sweep({"parameters": {"distillation.weight": {"values": [1, 5]}}}, {"arm": "image_only"}))
-    some = {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}
-    assert len(all_trials(write_sweep({"parameters": some}))) == 4
+    partly_effective = {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}
+    assert len(all_trials(write_sweep({"parameters": partly_effective}))) == 4
     assert len(all_trials(write_sweep({"parameters": {"bags.weight": {"values": [0.0]}}}))) == 1
 
 
@@ -248,8 +248,8 @@ def test_a_key_that_changes_no_run_is_refused(write_sweep: WriteSweep) -> None:
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Trainings that only write what the tables need; their order."""
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace training by a stub that only writes what the tables need, and return the order of the runs."""
     order: list[str] = []
 
     def train(config: Any, workspace: Any) -> Path:
@@ -268,21 +268,21 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def hold(trial: Trial, search: SharedSearch) -> ExitStack:
-    """Another agent's claim of a trial."""
+    """Claim a trial as another agent would."""
     held = ExitStack()
     assert search._claim(lambda study: [trial], set(), held) is not None
     return held
 
 
-def test_validation_chooses_and_the_test_score_does_not(
-    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+def test_selection_uses_the_validation_score_and_not_the_test_score(
+    write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
     path = write_sweep({"early_terminate": {"type": "hyperband", "min_iter": 1}})
     folder = run_sweep(plan_of(path))
-    assert pretended == ["2/0", "2/1", "4/0", "4/1"]
+    assert trained == ["2/0", "2/1", "4/0", "4/1"]
     facts = json.loads((folder / "sweep.json").read_text())
-    assert facts["chosen"] == "lora.rank 4", "the best on validation is the worst on the test split here"
+    assert facts["chosen"] == "lora.rank 4", "the best value on validation is the worst on the test split"
     text = (folder / "sweep.md").read_text()
     assert "| lora.rank 4 (chosen)" in text and "77.5 ± 3.5" in text and "nothing was selected on test scores" in text
     assert "early_terminate has no effect" in text
@@ -296,7 +296,7 @@ def test_validation_chooses_and_the_test_score_does_not(
 
 
 def test_a_trial_that_diverges_does_not_stop_the_sweep(
-    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+    write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
     train = sweep_module.train_run
@@ -308,10 +308,10 @@ def test_a_trial_that_diverges_does_not_stop_the_sweep(
 
     monkeypatch.setattr(sweep_module, "train_run", diverge)
     path = write_sweep()
-    log = capture_log()
+    log_lines = capture_log()
     folder = run_sweep(plan_of(path))
-    assert any("lora.rank 4, seed 0: training diverged" in line for line in log)
-    assert pretended == ["2/0", "2/1", "4/1"]
+    assert any("lora.rank 4, seed 0: training diverged" in line for line in log_lines)
+    assert trained == ["2/0", "2/1", "4/1"]
     text = (folder / "sweep.md").read_text()
     assert "lora.rank 2 (chosen)" in text and "Training diverged for at least one seed of: lora.rank 4." in text
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
@@ -322,15 +322,15 @@ def test_a_trial_that_diverges_does_not_stop_the_sweep(
 
 
 @pytest.mark.parametrize("launch", [None, "launcher"])
-def test_a_sweep_in_which_every_trial_diverges_is_an_error(
-    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch, launch: str | None
+def test_a_sweep_with_only_diverging_trials_raises_an_error(
+    write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch, launch: str | None
 ) -> None:
-    """With --launch, the trials run in other processes, which here are this process."""
+    """With --launch, trials run in other processes; this test runs them in its own."""
     monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
-    started: list[str] = []
+    started_ranks: list[str] = []
 
     def diverge(config: Any, workspace: Any = None) -> Path:
-        started.append(str(config.lora.rank))
+        started_ranks.append(str(config.lora.rank))
         make_folder(run_folder(config))
         raise DivergenceError("training diverged: the loss in step 1 is infinite or not a number")
 
@@ -345,18 +345,18 @@ def test_a_sweep_in_which_every_trial_diverges_is_an_error(
     path = write_sweep({"parameters": {"lora.rank": {"values": [2, 4]}}})
     with pytest.raises(DivergenceError, match=r"every trial failed; reason for .*: .* the loss in step 1") as error:
         run_sweep(plan_of(path), launch)
-    assert started == ["2", "4"]
+    assert started_ranks == ["2", "4"]
     text = Path(str(error.value).split("where: ")[1].splitlines()[0]).read_text()
     assert "Nothing was chosen, because training diverged for at least one seed of every value." in text
 
 
-def test_the_only_value_of_a_sweep_is_not_called_chosen(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_a_single_value_is_not_marked_as_chosen(write_sweep: WriteSweep, trained: list[str]) -> None:
     path = write_sweep({"parameters": {"lora.rank": {"values": [2]}, "seed": {"values": [0, 1]}}})
     text = (run_sweep(plan_of(path)) / "sweep.md").read_text()
     assert "| lora.rank 2 " in text and "(chosen)" not in text and "Nothing was chosen: only lora.rank 2" in text
 
 
-def test_a_sweep_whose_inputs_cannot_be_used_leaves_no_folder(write_sweep: WriteSweep, tmp_path: Path) -> None:
+def test_a_sweep_with_unusable_inputs_leaves_no_folder(write_sweep: WriteSweep, tmp_path: Path) -> None:
     plan = plan_of(write_sweep(keys={"reports.path": str(tmp_path / "absent.txt")}))
     with pytest.raises(ClipitError, match="no such report file or folder"):
         run_sweep(plan)
@@ -364,13 +364,13 @@ def test_a_sweep_whose_inputs_cannot_be_used_leaves_no_folder(write_sweep: Write
 
 
 def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
-    write_sweep: WriteSweep, pretended: list[str]
+    write_sweep: WriteSweep, trained: list[str]
 ) -> None:
     path = write_sweep()
     folder = run_sweep(plan_of(path))
     before = (folder / "sweep.md").read_text()
     other = {"lora.alpha": {"values": [1, 2]}, "lora.rank": {"values": [2]}}
-    for changes, given, what in (
+    for changes, options, difference in (
         ({"parameters": other}, {}, r"lora\.alpha: \(absent\) in the folder, 1, 2 now\n +lora\.rank: .*\n +seed: .*"),
         (
             {"parameters": {"lora.rank": {"values": [4]}, "seed": {"values": [0, 1]}}},
@@ -380,8 +380,8 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
         ({}, {"training.steps": "3"}, r"training\.steps: .* in the folder, 3 now"),
     ):
         path = write_sweep(changes)
-        with pytest.raises(ConfigError, match=rf"a different sweep named 'ranks'.*; differences:\n +{what}\n"):
-            run_sweep(plan_of(path, given))
+        with pytest.raises(ConfigError, match=rf"a different sweep named 'ranks'.*; differences:\n +{difference}\n"):
+            run_sweep(plan_of(path, options))
         assert (folder / "sweep.md").read_text() == before
     more = {"lora.rank": {"values": [4, 2]}, "seed": {"values": [0, 1, 2]}}
     path = write_sweep({"parameters": more})
@@ -389,8 +389,8 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
     assert (folder / "sweep.md").read_text() != before
 
 
-def test_a_sweep_is_the_same_whatever_path_names_its_configuration(
-    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_sweep_does_not_depend_on_the_path_to_its_configuration(
+    write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plan = plan_of(write_sweep())
     folder, config = run_sweep(plan), Path(plan.sweep.options["config"])
@@ -413,7 +413,7 @@ def test_a_sweep_does_not_read_its_configuration_from_a_pipe(write_sweep: WriteS
         plan_of(write_sweep(), {"config": str(tmp_path / "pipe.yaml")})
 
 
-def test_the_example_of_a_missing_command_can_be_used(write_sweep: WriteSweep) -> None:
+def test_the_command_suggested_for_a_missing_one_is_valid(write_sweep: WriteSweep) -> None:
     path = write_sweep()
     values = yaml.safe_load(path.read_text())
     del values["command"]
@@ -425,20 +425,22 @@ def test_the_example_of_a_missing_command_can_be_used(write_sweep: WriteSweep) -
     assert read_sweep(path).options["config"] == "study.yaml"
 
 
-def test_trials_that_are_the_same_run_are_logged(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_trials_that_share_a_run_are_logged(write_sweep: WriteSweep, trained: list[str]) -> None:
     path = write_sweep(
         {"parameters": {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}}
     )
-    lines = capture_log()
+    log_lines = capture_log()
     run_sweep(plan_of(path))
-    (note,) = [line for line in lines if line.startswith("note")]
+    (note,) = [line for line in log_lines if line.startswith("note")]
     assert note == (
         "note: these trials are the same run: backbone.tuning frozen, lora.rank 2; backbone.tuning frozen, lora.rank 4"
     )
 
 
 def test_the_best_group_has_the_highest_mean_over_all_seeds() -> None:
-    assert best_group({"a": [0.5, 0.6], "b": [0.7, None], "c": [0.6, 0.5]}) == "a", "undefined never wins, ties: first"
+    assert best_group({"a": [0.5, 0.6], "b": [0.7, None], "c": [0.6, 0.5]}) == "a", (
+        "undefined scores never win, and the first of equal scores does"
+    )
     assert best_group({"a": [None]}) is None
     assert (
         format_values({"lora.rank": 2, "seed": 1}, without="seed") == "lora.rank 2"
@@ -447,23 +449,23 @@ def test_the_best_group_has_the_highest_mean_over_all_seeds() -> None:
     assert mean_per_value([(2.0, 1.0), (1.0, 5.0), (2.0, 3.0)]) == [(1.0, 5.0), (2.0, 2.0)]
 
 
-def test_a_trial_that_another_agent_runs_comes_last(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_a_trial_claimed_by_another_agent_comes_last(write_sweep: WriteSweep, trained: list[str]) -> None:
     plan = plan_of(write_sweep())
     other = hold(plan.trials[0], SharedSearch(plan.trials[0].config.output / "sweeps" / "ranks" / "search"))
 
     def release(line: str) -> None:
-        """The other agent ends when this one has begun to wait."""
+        """Let the other agent end once this one waits."""
         if line.startswith("waiting"):
             other.close()
 
-    lines = capture_log(release)
+    log_lines = capture_log(release)
     run_sweep(plan)
-    assert pretended == ["2/1", "4/0", "4/1", "2/0"]
-    waiting = [line for line in lines if line.startswith("waiting")]
+    assert trained == ["2/1", "4/0", "4/1", "2/0"]
+    waiting = [line for line in log_lines if line.startswith("waiting")]
     assert waiting == ["waiting: other agents are running the last 1 trial"]
 
 
-def test_the_trial_of_a_killed_agent_is_taken_over(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_the_trial_of_a_killed_agent_is_taken_over(write_sweep: WriteSweep, trained: list[str]) -> None:
     path = write_sweep()
     plan = plan_of(path)
     code = """
@@ -486,7 +488,7 @@ with ExitStack() as held:
     while agent.running() and agent.printed() != "held\n":
         time.sleep(0.02)
     assert agent.running(), agent.printed("stderr")
-    begun = time.monotonic()
+    started = time.monotonic()
 
     def kill(line: str) -> None:
         if line.startswith("waiting"):
@@ -495,11 +497,11 @@ with ExitStack() as held:
     capture_log(kill)
     run_sweep(plan)
     assert agent.wait().returncode == -signal.SIGKILL
-    assert pretended[-1] == "2/0" and len(pretended) == 4 and time.monotonic() - begun < 30
+    assert trained[-1] == "2/0" and len(trained) == 4 and time.monotonic() - started < 30
 
 
-def test_finished_trials_are_verified_and_a_stopped_one_is_resumed(
-    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+def test_finished_trials_are_verified_and_an_interrupted_one_is_resumed(
+    write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(write_sweep())
     train_run = sweep_module.train_run
@@ -513,12 +515,12 @@ def test_finished_trials_are_verified_and_a_stopped_one_is_resumed(
         patch.setattr(sweep_module, "train_run", stop)
         with pytest.raises(LaunchError, match="stopped"):
             run_sweep(plan)
-    assert pretended == ["2/0", "2/1"]
+    assert trained == ["2/0", "2/1"]
     run_sweep(plan)
-    assert pretended[2:] == ["2/0", "2/1", "4/0", "4/1"]
+    assert trained[2:] == ["2/0", "2/1", "4/0", "4/1"]
 
 
-def test_a_damaged_journal_is_refused(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_a_damaged_journal_is_refused(write_sweep: WriteSweep, trained: list[str]) -> None:
     plan = plan_of(write_sweep())
     journal = run_sweep(plan) / "search" / "trials.journal"
     for damage in ("not JSON\n", "{}\n", "[1]\n"):
@@ -529,14 +531,14 @@ def test_a_damaged_journal_is_refused(write_sweep: WriteSweep, pretended: list[s
     run_sweep(plan)
 
 
-def test_bayes_proposes_from_earlier_scores(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_bayes_proposes_from_earlier_scores(write_sweep: WriteSweep, trained: list[str]) -> None:
     parameters = {"lora.rank": {"values": [2, 4]}, "training.learning_rate": {"min": 0.001, "max": 0.1}}
     path = write_sweep({"method": "bayes", "run_cap": 24, "parameters": parameters})
     plan = plan_of(path)
     assert plan.count == 24
     assert [tuple(trial.values.values()) for trial in plan.trials] == [(2, 0.001), (4, 0.001), (2, 0.1)]
     table = pd.read_parquet(run_sweep(plan_of(path, count=7)) / "trials.parquet")
-    assert len(table) == 7 and len(pretended) == 7
+    assert len(table) == 7 and len(trained) == 7
     table = pd.read_parquet(run_sweep(plan) / "trials.parquet")
     assert len(table) == 24 and table["training.learning_rate"].between(0.001, 0.1).all()
     assert (table["lora.rank"].tail(10) == 4).sum() >= 8, "rank 4 scores higher"
@@ -544,27 +546,27 @@ def test_bayes_proposes_from_earlier_scores(write_sweep: WriteSweep, pretended: 
         plan_of(write_sweep({"method": "bayes", "run_cap": 1, "parameters": {"lora.rank": {"values": [2, 0]}}}))
 
 
-def test_bayes_skips_values_that_contradict_each_other(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_bayes_skips_conflicting_values(write_sweep: WriteSweep, trained: list[str]) -> None:
     parameters = {"bags.weight": {"values": [0.0, 0.5]}, "pairing.k": {"values": [5, 1]}}
     path = write_sweep({"method": "bayes", "run_cap": 20, "parameters": parameters}, {"lora.rank": 2})
-    lines = capture_log()
+    log_lines = capture_log()
     table = pd.read_parquet(run_sweep(plan_of(path)) / "trials.parquet")
     assert {*zip(table["bags.weight"], table["pairing.k"], strict=True)} == {(0.0, 5), (0.0, 1), (0.5, 5)}
-    assert any(line.startswith("note: skipped {'bags.weight': 0.5, 'pairing.k': 1}") for line in lines)
+    assert any(line.startswith("note: skipped {'bags.weight': 0.5, 'pairing.k': 1}") for line in log_lines)
 
 
-def test_one_process_trains_with_one_precision(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_sweeping_the_precision_requires_launched_trials(write_sweep: WriteSweep, trained: list[str]) -> None:
     path = write_sweep({"parameters": {"training.precision": {"values": ["no", "bf16"]}}})
     with pytest.raises(ConfigError, match="--launch"):
         run_sweep(plan_of(path))
-    assert pretended == []
+    assert trained == []
 
 
 @pytest.mark.slow
 def test_launched_trials_get_their_options_and_are_not_repeated(
     write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The very commands that --launch gives, run here instead of by a launcher; the second start skips all."""
+    """Run the commands of --launch in this process; a second start skips all of them."""
     commands: list[list[str]] = []
 
     def run(command: list[str], check: bool) -> SimpleNamespace:
@@ -584,9 +586,9 @@ def test_launched_trials_get_their_options_and_are_not_repeated(
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     ranks = []
     for row in rows:
-        run_of = folder.parents[1] / row["run"]
-        config = yaml.safe_load((run_of / "config.yaml").read_text())
-        ranks.append((row["lora.rank"], config["lora"]["rank"], config["lora"]["alpha"], len(losses(run_of))))
+        trial_folder = folder.parents[1] / row["run"]
+        config = yaml.safe_load((trial_folder / "config.yaml").read_text())
+        ranks.append((row["lora.rank"], config["lora"]["rank"], config["lora"]["alpha"], len(losses(trial_folder))))
     assert ranks == [(2, 2, 4.0, 2), (4, 4, 4.0, 2)]
     run_sweep(plan_of(path, {"lora.alpha": "4"}), launch)
     assert len(commands) == 2
@@ -614,7 +616,7 @@ def test_two_agents_share_the_trials(write_sweep: WriteSweep) -> None:
     head = summary[: summary.index("One seed per row")].strip()
     assert head in done.stdout and "| lora.rank 4" in head and "![scores]" not in done.stdout
     for trial in all_trials(path):
-        assert len(losses(run_folder(trial.config))) == 2, "trained once"
+        assert len(losses(run_folder(trial.config))) == 2, "each run is trained once"
 
 
 def test_the_script_prints_errors_without_a_traceback(
@@ -627,18 +629,18 @@ def test_the_script_prints_errors_without_a_traceback(
     assert issubclass(ConfigError, ClipitError)
 
 
-def test_a_search_opens_at_once_after_a_kill_in_the_middle_of_an_entry(tmp_path: Path) -> None:
+def test_a_search_opens_without_delay_after_a_kill_during_a_write(tmp_path: Path) -> None:
     SharedSearch(tmp_path).study.add_trial(optuna.trial.create_trial(value=0.5))
     journal = tmp_path / "trials.journal"
-    (tmp_path / "trials.journal.lock").touch()  # Optuna's own lock, which a killed process leaves
+    (tmp_path / "trials.journal.lock").touch()  # Optuna's lock file, which a killed process leaves behind
     with journal.open("a", encoding="utf-8") as stream:
         stream.write('{"op_code": 4, "worker')
-    begun = time.monotonic()
+    started = time.monotonic()
     for number in (1, 2):
         study = SharedSearch(tmp_path).study
         assert [trial.value for trial in study.trials] == [0.5] * number
         study.add_trial(optuna.trial.create_trial(value=0.5))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
@@ -650,7 +652,9 @@ def test_a_search_opens_at_once_after_a_kill_in_the_middle_of_an_entry(tmp_path:
         ('{"op_code":4', '[{"op_code":4'),
     ],
 )
-def test_a_damaged_journal_is_an_error_that_names_it(old: str, new: str, configure: MakeConfig, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_journal_names_the_file(
+    old: str, new: str, configure: MakeConfig, tmp_path: Path
+) -> None:
     SharedSearch(tmp_path)._start(Trial({"lora.rank": 2}, configure()))
     journal = tmp_path / "trials.journal"
     content = journal.read_text(encoding="utf-8")
@@ -661,18 +665,18 @@ def test_a_damaged_journal_is_an_error_that_names_it(old: str, new: str, configu
 
 
 def test_a_changed_score_in_the_journal_is_warned_about(configure: MakeConfig, tmp_path: Path) -> None:
-    """The scores of the result are those of the runs, but a sampler proposes trials by the journal."""
+    """The reported scores come from the runs, but the sampler uses the scores in the journal."""
     trials = [Trial({"lora.rank": rank}, configure()) for rank in (2, 4)]
-    lines = capture_log()
+    log_lines = capture_log()
     SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
     SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
     SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"] - 1e-12)
-    assert not lines, "the same score, and one that differs by rounding"
+    assert not log_lines, "equal scores, up to rounding"
     journal = tmp_path / "trials.journal"
     content = journal.read_text(encoding="utf-8")
     journal.write_text(content.replace('"values":[0.5]', '"values":[0.75]'), encoding="utf-8")
     SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
-    assert len(lines) == 1 and "the score of trial 0 is 0.75, but the score of its run is 0.5" in lines[0]
+    assert len(log_lines) == 1 and "the score of trial 0 is 0.75, but the score of its run is 0.5" in log_lines[0]
 
 
 def test_the_configuration_may_precede_the_sweep_file(
@@ -681,5 +685,5 @@ def test_the_configuration_may_precede_the_sweep_file(
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--config", "absent.yaml", str(write_sweep({}))])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
-    shown = capsys.readouterr().err
-    assert "no such configuration file" in shown and "absent.yaml" in shown
+    errors = capsys.readouterr().err
+    assert "no such configuration file" in errors and "absent.yaml" in errors

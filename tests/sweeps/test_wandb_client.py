@@ -1,6 +1,6 @@
-"""The shipped sweep of LoRA ranks with the real wandb client, offline: what its agent gives, and what is recorded.
+"""The shipped LoRA rank sweep with the real wandb client in offline mode: agent arguments and recorded values.
 
-Only `wandb sweep`, which registers the file with a server, and the agent's loop are not tried here.
+Not covered: `wandb sweep`, which registers the file with a server, and the agent's loop.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SHIPPED = Path(__file__).parents[2] / "configs" / "sweeps" / "lora_rank.yaml"
 
 
-def test_a_trial_of_the_shipped_sweep_is_recorded_as_the_agent_starts_it(
+def test_a_trial_started_by_an_agent_is_recorded(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
@@ -27,7 +27,7 @@ def test_a_trial_of_the_shipped_sweep_is_recorded_as_the_agent_starts_it(
     values = {"lora.rank": {"value": 4}, "seed": {"value": 1}}
     parameters = tmp_path / "sweep-parameters.yaml"
     parameters.write_text(yaml.safe_dump({"wandb_version": 1, **values}), encoding="utf-8")
-    wandb.teardown()  # the client reads its environment once
+    wandb.teardown()  # the client reads environment variables only once
     for name, value in {
         "WANDB_SWEEP_ID": "ranks123", "WANDB_SWEEP_PARAM_PATH": str(parameters), "WANDB_RUN_ID": "trial001",
         "WANDB_SILENT": "true", "WANDB_MODE": "offline",
@@ -35,10 +35,10 @@ def test_a_trial_of_the_shipped_sweep_is_recorded_as_the_agent_starts_it(
         monkeypatch.setenv(name, value)
     command = [part for part in yaml.safe_load(SHIPPED.read_text())["command"] if part.startswith("--")]
     replaced = ("--trial", "--config=demo", "--tracking.wandb_mode=online")
-    given = [part for part in command if part not in replaced]
+    arguments = [part for part in command if part not in replaced]
     flags = utils.create_sweep_command_args({"args": values})["args"]
     offline = [f"--config={config}", "--tracking.wandb_mode=offline"]
-    trial = make_trial(sweep, parse_options([*given, *offline, *flags]))
+    trial = make_trial(sweep, parse_options([*arguments, *offline, *flags]))
     assert trial.config.tracking.tracker == "wandb" and trial.config.tracking.group == "lora_rank"
     folder = train_run(trial.config)
     wandb.teardown()

@@ -1,4 +1,4 @@
-"""Case worlds: tiles and reports of one patient agree, shares are met, variants are nested, the words are new."""
+"""Case worlds: consistency of tiles and reports, configured shares, nested variants and unseen status terms."""
 
 import csv
 import hashlib
@@ -31,7 +31,7 @@ COMMON = {
     *("a", "absence", "an", "be", "by", "cannot", "could", "for", "in", "is", "identified", "loss"),
     *("lost", "negative", "no", "not", "of", "shows", "the", "there", "throughout", "to", "tumour", "with"),
 }
-"""Words of the status sentences that other sentences contain, or any text might."""
+"""Common words of the status sentences, which other sentences may contain."""
 
 OTHER_SENTENCE = re.compile(
     "|".join(
@@ -39,7 +39,7 @@ OTHER_SENTENCE = re.compile(
         + [rf"\b{name}\b(?! necrosis)" for name in vocabulary.TUMOUR_NAMES + vocabulary.HELD_OUT_TUMOUR_NAMES]
     )
 )
-"""Sentences about attributes alone, or about a tumour."""
+"""Matches sentences about attributes only or about a tumour."""
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def words_of(texts: object) -> set[str]:
     return set(re.findall(r"[a-z][a-z0-9]*", str(texts).lower()))
 
 
-def test_same_seed_same_bytes_and_another_seed_other_draws(world: Path, tmp_path: Path) -> None:
+def test_a_world_is_reproducible_and_depends_on_the_seed(world: Path, tmp_path: Path) -> None:
     def digests(folder: Path) -> dict[str, str]:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
@@ -89,7 +89,7 @@ def test_same_seed_same_bytes_and_another_seed_other_draws(world: Path, tmp_path
     assert changed == {name for name in digests(world) if not name.endswith(".yaml")}
 
 
-def test_a_world_is_written_once_and_another_one_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_world_is_written_once_and_a_different_one_is_refused(world: Path, tmp_path: Path) -> None:
     folder = ensure_case_world(tmp_path / "world", SMALL)
     before = (folder / "world.json").stat().st_mtime_ns
     assert ensure_case_world(folder, SMALL) == folder
@@ -99,12 +99,12 @@ def test_a_world_is_written_once_and_another_one_is_refused(world: Path, tmp_pat
         ensure_case_world(folder, SMALL.model_copy(update={"shows": 0.5}))
 
 
-def test_tiles_have_the_status_and_the_grade_of_their_case(world: Path) -> None:
-    owners = {case.name: case for part in SMALL.splits for case in draw_cases(SMALL, part)}
+def test_tiles_have_the_status_and_grade_of_their_case(world: Path) -> None:
+    cases_by_name = {case.name: case for part in SMALL.splits for case in draw_cases(SMALL, part)}
     table = rows(world) + rows(world, "tiles_shift")
     assert len(table) == (12 + 4 + 6 + 4) * SMALL.tiles_per_case
     for row in table:
-        case = owners[row["group"]]
+        case = cases_by_name[row["group"]]
         if row["label"].startswith("tumour"):
             assert (row["status"], row["grade"]) == (case.status, case.grade)
             assert row["label"] == f"tumour_{case.grade}_grade"
@@ -116,7 +116,7 @@ def test_tiles_have_the_status_and_the_grade_of_their_case(world: Path) -> None:
     assert {row["centre"] for row in rows(world, "tiles_shift")} <= {"8", "9"}
 
 
-def test_the_status_changes_the_pixels_of_the_tiles_that_show_it_and_of_no_others(world: Path, tmp_path: Path) -> None:
+def test_the_status_changes_only_the_tiles_that_show_it(world: Path, tmp_path: Path) -> None:
     write_case_world(tmp_path, SMALL.model_copy(update={"shows": 0.0}))
     assert {row["shows"] for row in rows(tmp_path)} == {"0"}
     assert [row["status"] for row in rows(tmp_path)] == [row["status"] for row in rows(world)]
@@ -126,7 +126,7 @@ def test_the_status_changes_the_pixels_of_the_tiles_that_show_it_and_of_no_other
         assert {path for path in first.namelist() if first.read(path) != second.read(path)} == shown
 
 
-def test_shares_are_met(cases: dict[str, Case], reports: list[dict[str, str]]) -> None:
+def test_shares_match_the_configuration(cases: dict[str, Case], reports: list[dict[str, str]]) -> None:
     train = [case for case in cases.values() if case.name.startswith("train")]
     tumours = [case for case in train if case.tumour]
     mutated = [case for case in tumours if case.status == "mutated"]
@@ -157,10 +157,10 @@ def test_every_report_agrees_with_its_case(cases: dict[str, Case], reports: list
         assert (report["diagnosis"], report["grade"], report["organ"]) == (case.diagnosis, case.grade, case.organ)
         diagnosis, comment = section(report, "FINAL DIAGNOSIS"), section(report, "COMMENT")
         assert named_class(diagnosis) == named[case.grade]
-        found = [
+        statuses = [
             status for sentence, status in stated.items() if re.search(f"(?<!No ){sentence}", f"{diagnosis} {comment}")
         ]
-        assert found == ([report["status"]] if report["status"] else []), report["text"]
+        assert statuses == ([report["status"]] if report["status"] else []), report["text"]
         micro = section(report, "MICROSCOPIC DESCRIPTION")
         assert not re.search("qld3|quoldin", micro, re.IGNORECASE)
         sentences = [text for text in re.split(r"(?<=\.) ", micro) if not OTHER_SENTENCE.search(text)]
@@ -170,7 +170,7 @@ def test_every_report_agrees_with_its_case(cases: dict[str, Case], reports: list
             assert not re.search("qld3|quoldin", report["text"], re.IGNORECASE)
 
 
-def test_own_reports_come_first_and_an_earlier_biopsy_states_nothing(reports: list[dict[str, str]]) -> None:
+def test_external_reports_come_last_and_an_earlier_biopsy_states_no_status(reports: list[dict[str, str]]) -> None:
     external = [report["group"].startswith(EXTERNAL) for report in reports]
     assert external == sorted(external)
     assert len({report["id"] for report in reports}) == len(reports)
@@ -186,8 +186,8 @@ def test_own_reports_come_first_and_an_earlier_biopsy_states_nothing(reports: li
         assert not re.search("resection|excision|polypectomy", section(first, "FINAL DIAGNOSIS"))
 
 
-def test_variants_are_nested_and_leave_unchanged_reports_alone(tmp_path: Path) -> None:
-    ways: dict[str, dict[str, Any]] = {
+def test_variants_are_nested_and_keep_unaffected_reports_identical(tmp_path: Path) -> None:
+    variants: dict[str, dict[str, Any]] = {
         "full": {},
         "half": {"reported": 0.5},
         "quarter": {"reported": 0.25},
@@ -195,7 +195,7 @@ def test_variants_are_nested_and_leave_unchanged_reports_alone(tmp_path: Path) -
         "silent": {"silent": 0.5, "wrong": 0.0},
     }
     written = {}
-    for name, changes in ways.items():
+    for name, changes in variants.items():
         write_case_reports(tmp_path / name, MEDIUM.model_copy(update=changes))
         written[name] = {report["id"]: report for report in lines(tmp_path / name)}
     full = written["full"]
@@ -208,21 +208,21 @@ def test_variants_are_nested_and_leave_unchanged_reports_alone(tmp_path: Path) -
         same = [key for key in full if full[key]["status"] == written[name][key]["status"]]
         assert 0.3 < len(same) / len(full) < 0.9
         assert all(full[key] == written[name][key] for key in same)
-    wrongly = [key for key, report in full.items() if report["status"] != written["wrong"][key]["status"]]
-    assert all(written["wrong"][key]["status"] for key in wrongly)
+    changed_keys = [key for key, report in full.items() if report["status"] != written["wrong"][key]["status"]]
+    assert all(written["wrong"][key]["status"] for key in changed_keys)
 
 
-def test_a_variant_is_written_beside_the_world_and_a_bad_one_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_variant_is_written_next_to_the_world_and_an_invalid_one_is_refused(world: Path, tmp_path: Path) -> None:
     (path,) = add_variants(tmp_path, SMALL, [["reported=0.5", "wrong=0.4"]])
     assert path.name == "reports_reported0.5_wrong0.4.jsonl"
     assert len({line["group"] for line in lines(path) if line["group"].startswith("train")}) == 6
-    for bad in ("shows=0.5", "reported=2", "reported", "wrong=many"):
+    for invalid in ("shows=0.5", "reported=2", "reported", "wrong=many"):
         with pytest.raises(ConfigError, match="invalid variant"):
-            add_variants(tmp_path, SMALL, [[bad]])
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+            add_variants(tmp_path, SMALL, [[invalid]])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_words_of_the_status_are_new() -> None:
+def test_status_terms_occur_nowhere_else() -> None:
     stated = [*status_words.STATUS_SENTENCES.values(), *status_words.STATUS_CAPTIONS.values()]
     new = words_of([*stated, status_words.UNCERTAIN_SENTENCES]) - COMMON
     others = {name: value for name, value in vars(vocabulary).items() if name.isupper()}
@@ -232,12 +232,12 @@ def test_the_words_of_the_status_are_new() -> None:
     assert {"qld3", "quoldin", "mutant", "retained"} <= new
 
 
-def test_rules_find_most_of_what_the_reports_state(world: Path, reports: list[dict[str, str]]) -> None:
+def test_rules_find_most_stated_statuses(world: Path, reports: list[dict[str, str]]) -> None:
     rules = load_rules(world / "status_rules.yaml")
     predictions = [(label_report(report["text"], rules).class_name, report["status"]) for report in reports]
     stating = [(predicted, status) for predicted, status in predictions if status]
     right = np.mean([predicted == status for predicted, status in stating])
-    assert 0.7 < right < 0.97  # some wordings are not in the rules
+    assert 0.7 < right < 0.97  # the rules lack some wordings
     assert np.mean([predicted in ("none", status) for predicted, status in stating]) > 0.97
     assert np.mean([predicted == "none" for predicted, status in predictions if not status]) > 0.97
 
@@ -248,7 +248,7 @@ def test_prompt_sets_name_the_classes_of_the_table(world: Path) -> None:
     assert set(load_prompts(world / "grade_prompts.yaml").classes) == {"low grade", "high grade"}
 
 
-def test_captions_name_the_status_as_often_as_their_wording_says() -> None:
+def test_captions_name_the_status_with_the_configured_probability() -> None:
     tiles = draw_tiles(100, "captions", 800, (0, 1), mutated=0.5)
     tumour = np.isin(tiles.latents.tissue, (LOW, HIGH))
     shown = np.asarray(tiles.latents.status)
@@ -267,7 +267,7 @@ def test_captions_name_the_status_as_often_as_their_wording_says() -> None:
         assert np.mean(named) == pytest.approx(chance, abs=0.08)
 
 
-def test_without_mutated_tiles_a_draw_is_as_before() -> None:
+def test_only_tumour_tiles_change_when_mutated() -> None:
     plain, mutated = (draw_tiles(100, "draw", 64, (0, 1), mutated=share) for share in (0.0, 1.0))
     tumour = np.isin(plain.latents.tissue, (LOW, HIGH))
     changed = (plain.images != mutated.images).any(axis=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""The case corpus: what belongs together in a report, where the grade stands, and an organ in words of its own."""
+"""The case corpus: structure of reports, where the grade is stated, and the vocabulary of a second organ."""
 
 import json
 import re
@@ -26,13 +26,13 @@ EMPTY_WORDS = {"a", "an", "in", "of", "the", "with", "no", "to"}
 
 @pytest.fixture(scope="module")
 def cases() -> list[CaseReport]:
-    """Many cases without misread letters."""
+    """Reports of many cases without OCR noise."""
     return list(draw_case_reports(stream(11, "cases"), 600, noise=0.0))
 
 
 @pytest.fixture(scope="module")
 def others() -> list[CaseReport]:
-    """Reports of the other organ."""
+    """Reports of the second organ."""
     return list(draw_other_organ(stream(11, "other"), 80, noise=0.0))
 
 
@@ -44,7 +44,7 @@ def content(texts: object) -> set[str]:
     return set(re.findall(r"[a-z]+", str(texts).lower())) - EMPTY_WORDS
 
 
-def test_the_same_stream_gives_the_same_cases_and_patients_of_their_own() -> None:
+def test_cases_are_reproducible_and_organs_share_no_patients() -> None:
     first, again = (list(draw_case_reports(stream(1, "cases"), 40)) for _ in range(2))
     assert first == again
     assert first != list(draw_case_reports(stream(2, "cases"), 40))
@@ -54,7 +54,7 @@ def test_the_same_stream_gives_the_same_cases_and_patients_of_their_own() -> Non
     assert {report.group[0] for report in both} == {"C", "B"}
 
 
-def test_the_grade_stands_in_the_label_and_in_the_diagnosis_line_only(cases: list[CaseReport]) -> None:
+def test_the_grade_is_stated_only_in_the_label_and_the_diagnosis(cases: list[CaseReport]) -> None:
     named = {"low": LOW, "high": HIGH, "none": -1}
     for report in cases:
         assert named_class(section(report, "FINAL DIAGNOSIS")) == named[report.grade]
@@ -65,18 +65,20 @@ def test_the_grade_stands_in_the_label_and_in_the_diagnosis_line_only(cases: lis
     assert all((report.grade == "none") == (DIAGNOSES[report.diagnosis].low is None) for report in cases)
 
 
-def test_tumours_are_spoken_of_where_there_is_one(cases: list[CaseReport]) -> None:
+def test_only_reports_of_tumours_mention_a_tumour(cases: list[CaseReport]) -> None:
     names = [*words.TUMOUR_NAMES, *words.HELD_OUT_TUMOUR_NAMES]
     for report in cases:
         text = section(report, "MICROSCOPIC DESCRIPTION").replace("tumour necrosis", "necrosis")
         text = text.replace("non neoplastic crypts", "crypts")
         if report.grade == "none":
             assert not any(name in text for name in names), text
-    spoken = [any(name in section(r, "MICROSCOPIC DESCRIPTION") for name in names) for r in cases if r.grade != "none"]
-    assert np.mean(spoken) > 0.95  # now and then only "elsewhere we note ..."
+    mentioned = [
+        any(name in section(r, "MICROSCOPIC DESCRIPTION") for name in names) for r in cases if r.grade != "none"
+    ]
+    assert np.mean(mentioned) > 0.95  # a few reports refer to the tumour only indirectly
 
 
-def test_diagnoses_come_as_often_as_stated(cases: list[CaseReport]) -> None:
+def test_diagnoses_have_the_configured_frequencies(cases: list[CaseReport]) -> None:
     count = Counter(report.diagnosis for report in cases)
     for name, diagnosis in DIAGNOSES.items():
         spread = (diagnosis.share * (1 - diagnosis.share) / len(cases)) ** 0.5
@@ -86,7 +88,7 @@ def test_diagnoses_come_as_often_as_stated(cases: list[CaseReport]) -> None:
 
 
 def chance_of(tissue: int, name: str, draws: int) -> float:
-    """By listing all ordered draws without replacement: that the tissue is among them."""
+    """Probability that a tissue is among some draws without replacement, by enumeration."""
     beside = DIAGNOSES[name].adjacent
     total = 0.0
     for drawn in permutations(beside, draws):
@@ -97,30 +99,30 @@ def chance_of(tissue: int, name: str, draws: int) -> float:
     return total
 
 
-def test_necrosis_goes_with_high_grade_as_stated(cases: list[CaseReport]) -> None:
+def test_necrosis_accompanies_high_grade_at_the_configured_rate(cases: list[CaseReport]) -> None:
     names = words.SHARED_NAMES["necrosis"] + words.HELD_OUT_NAMES["necrosis"]
     lead = re.compile("|".join(rf"(?:show|reveals|of|is|contains|discloses|areas|up of|,) {n}" for n in names), re.I)
-    found = {}
+    observed = {}
     for name in ("low_grade_tumour", "high_grade_tumour"):
         texts = [section(report, "MICROSCOPIC DESCRIPTION") for report in cases if report.diagnosis == name]
-        found[name] = float(np.mean([bool(lead.search(text)) for text in texts]))
-        # Three findings leave room for one tissue beside the tumour, four and five for two.
+        observed[name] = float(np.mean([bool(lead.search(text)) for text in texts]))
+        # A report of three findings has one tissue besides the tumour, a report of four or five has two.
         expected = (chance_of(NECROSIS, name, 1) + 2 * chance_of(NECROSIS, name, 2)) / 3
-        assert abs(found[name] - expected) < 0.12, (name, expected)
-    assert found["high_grade_tumour"] > 0.35 > 0.15 > found["low_grade_tumour"]
+        assert abs(observed[name] - expected) < 0.12, (name, expected)
+    assert observed["high_grade_tumour"] > 0.35 > 0.15 > observed["low_grade_tumour"]
 
 
-def test_nuclei_of_tumours_are_those_of_tiles_of_this_grade(cases: list[CaseReport]) -> None:
+def test_nuclear_descriptions_match_tiles_of_the_same_grade(cases: list[CaseReport]) -> None:
     tiles = draw_latents(stream(5, "tiles"), 8000)
     for grade, tissue in (("low", LOW), ("high", HIGH)):
         text = " ".join(section(report, "MICROSCOPIC DESCRIPTION") for report in cases if report.grade == grade)
-        said = np.array([sum(text.count(phrase) for phrase in PLEO[value]) for value in range(3)])
+        observed = np.array([sum(text.count(phrase) for phrase in PLEO[value]) for value in range(3)])
         expected = np.bincount(tiles.pleo[tiles.tissue == tissue], minlength=3)
-        assert said.sum() > 200
-        assert np.abs(said / said.sum() - expected / expected.sum()).max() < 0.1
+        assert observed.sum() > 200
+        assert np.abs(observed / observed.sum() - expected / expected.sum()).max() < 0.1
 
 
-def test_neutral_names_clash_with_no_class_prompt_or_bag() -> None:
+def test_neutral_names_do_not_overlap_with_classes_prompts_or_bags() -> None:
     neutral = [*words.TUMOUR_NAMES, *words.HELD_OUT_TUMOUR_NAMES]
     assert [name for name in neutral if named_class(name) >= 0 or GRADE.search(name)] == []
     prompts = {
@@ -133,12 +135,12 @@ def test_neutral_names_clash_with_no_class_prompt_or_bag() -> None:
     )
 
 
-def test_the_other_organ_has_words_of_its_own(others: list[CaseReport]) -> None:
-    diagnoses = [called for _, called, _ in words.OTHER_DIAGNOSES.values()]
-    own = content([words.OTHER_TISSUES.values(), words.OTHER_PHRASES, diagnoses])
+def test_the_second_organ_has_a_separate_vocabulary(others: list[CaseReport]) -> None:
+    diagnoses = [name for _, name, _ in words.OTHER_DIAGNOSES.values()]
+    vocabulary = content([words.OTHER_TISSUES.values(), words.OTHER_PHRASES, diagnoses])
     tiles = content([words.SHARED_NAMES, words.HELD_OUT_NAMES, words.SHARED_PHRASES, words.HELD_OUT_PHRASES])
     tiles |= content([words.TUMOUR_NAMES, words.HELD_OUT_TUMOUR_NAMES, words.PROMPT_NAMES, words.PROMPT_TEMPLATES])
-    assert own & tiles == set()
+    assert vocabulary & tiles == set()
     for report in others:
         assert (report.organ, report.grade) == (words.OTHER_ORGAN, "")
         assert report.organ not in words.ORGANS
@@ -147,8 +149,8 @@ def test_the_other_organ_has_words_of_its_own(others: list[CaseReport]) -> None:
         assert "{" not in report.text
 
 
-def test_the_file_reads_as_reports_with_organs_and_grades(tmp_path: Path) -> None:
-    add_cases(tmp_path, SMALL)  # as to a world of an earlier version
+def test_the_written_file_is_read_with_organs_and_grades(tmp_path: Path) -> None:
+    add_cases(tmp_path, SMALL)  # like a world written by an earlier version
     text = (tmp_path / CASES).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     assert set(rows[0]) == {"id", "text", "organ", "group", "diagnosis", "grade"}
@@ -161,18 +163,18 @@ def test_the_file_reads_as_reports_with_organs_and_grades(tmp_path: Path) -> Non
     assert {report.label for report in read if report.organ in words.ORGANS} == set(GRADES)
 
 
-def test_prompts_by_grade_alone_hold_no_word_of_glands_or_nuclei(tmp_path: Path) -> None:
+def test_grade_prompts_contain_no_words_for_glands_or_nuclei(tmp_path: Path) -> None:
     add_cases(tmp_path, SMALL)
     prompts = load_prompts(str(tmp_path / GRADE_PROMPTS))
     phrases = [*words.SHARED_PHRASES["gland"], *words.SHARED_PHRASES["pleo"]]
-    spoken = {word for options in phrases for phrase in options for word in phrase.split()}
+    attribute_words = {word for options in phrases for phrase in options for word in phrase.split()}
     assert set(prompts.classes) == {"low grade", "high grade"}
     for label in prompts.classes:
-        asked = {word for name in prompts.classes[label] for word in name.split()}
-        assert "grade" in asked and not asked & (spoken | {"differentiated", "gland", "solid"})
+        prompt_words = {word for name in prompts.classes[label] for word in name.split()}
+        assert "grade" in prompt_words and not prompt_words & (attribute_words | {"differentiated", "gland", "solid"})
 
 
-def test_cases_that_are_there_are_left_alone(tmp_path: Path) -> None:
+def test_existing_cases_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / CASES).write_text("somebody's own\n", encoding="utf-8")
     add_cases(tmp_path, SMALL)
     assert (tmp_path / CASES).read_text(encoding="utf-8") == "somebody's own\n"

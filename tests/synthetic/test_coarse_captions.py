@@ -1,4 +1,4 @@
-"""Coarse captions: no grade is named, nuclei and glands are; graded ones and the first corpus are as they were."""
+"""Coarse captions name nuclei and glands but no grade, and leave other captions and reports unchanged."""
 
 import hashlib
 import re
@@ -18,8 +18,8 @@ def sha256(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def test_what_was_drawn_before_is_drawn_still() -> None:
-    """Recorded before there were cases and coarse captions; another NumPy may draw otherwise."""
+def test_captions_and_reports_match_recorded_hashes() -> None:
+    """Hashes recorded before cases and coarse captions were added; they may change with the version of NumPy."""
     assert sha256(draw_captions(100, "vlm", LATENTS, 2)) == CAPTIONS
     assert sha256([vars(report) for report in draw_reports(stream(0, "world/reports"), 100)]) == REPORTS
 
@@ -32,16 +32,16 @@ def test_coarse_captions_name_no_grade() -> None:
     assert sum(bool(GRADE.search(text)) for text in graded) > 250
 
 
-def test_coarse_captions_still_tell_of_nuclei_and_glands() -> None:
+def test_coarse_captions_describe_nuclei_and_glands() -> None:
     captions = draw_captions(100, "vlm", LATENTS, 2, "coarse")
-    of = {k: " ".join(" ".join(captions[row]) for row in (LATENTS.tissue == k).nonzero()[0]) for k in (LOW, HIGH)}
+    text = {k: " ".join(" ".join(captions[row]) for row in (LATENTS.tissue == k).nonzero()[0]) for k in (LOW, HIGH)}
     for attribute, value, grade, other in (("pleo", 2, HIGH, LOW), ("gland", 2, LOW, HIGH), ("pleo", 0, LOW, HIGH)):
         for phrase in words.SHARED_PHRASES[attribute][value]:
-            assert phrase in of[grade]
-            assert phrase not in of[other]
+            assert phrase in text[grade]
+            assert phrase not in text[other]
 
 
-def test_both_grades_are_called_alike_and_all_else_as_ever() -> None:
+def test_coarse_names_merge_the_two_grades_only() -> None:
     low, high = CLASSES[LOW], CLASSES[HIGH]
     assert words.COARSE_NAMES[low] == words.COARSE_NAMES[high] == words.TUMOUR_NAMES
     changed = {name for name in CLASSES if words.COARSE_NAMES[name] != words.SHARED_NAMES[name]}

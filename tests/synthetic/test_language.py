@@ -1,4 +1,4 @@
-"""The words: two disjoint pools, and reports that look like reports."""
+"""Vocabulary of captions and reports: two disjoint pools, and reports in the usual form."""
 
 import re
 
@@ -29,11 +29,11 @@ def test_captions_and_reports_share_no_sentence_and_no_tile() -> None:
     }
     vlm = {image.tobytes() for image in draw_tiles(100, "vlm", 128, (0, 1)).images}
     assert not vlm & {image.tobytes() for image in draw_tiles(0, "world/train", 128, (6, 7)).images}
-    # the same seed gives other tiles under a different name, too
+    # Tiles also depend on the name of the draw, not only on the seed.
     assert not vlm & {image.tobytes() for image in draw_tiles(100, "world/train", 128, (0, 1)).images}
 
 
-def test_held_out_words_occur_in_reports_only() -> None:
+def test_held_out_words_occur_only_in_reports() -> None:
     captions = " | ".join(
         text
         for each in draw_captions(100, "vlm", draw_latents(stream(100, "vlm", "latents"), 3000), 2)
@@ -51,17 +51,17 @@ def test_template_pools_are_disjoint() -> None:
     assert not {text.lower().strip(".") for text in captions} & {text.lower().strip(".") for text in reports}
 
 
-def test_prompts_use_only_names_the_vlm_was_taught() -> None:
+def test_prompts_use_only_names_the_vlm_was_trained_on() -> None:
     assert set(words.PROMPT_NAMES) == set(CLASSES)
     for label, names in words.PROMPT_NAMES.items():
         assert set(names) <= set(words.SHARED_NAMES[label])
 
 
-def test_filter_bags_are_not_the_generators_phrases() -> None:
-    own = [*words.CAPTION_BOILERPLATE, *words.REPORT_CLINICAL, *words.REPORT_GROSS, *words.REPORT_CLOSING]
-    own += [name for names in (*words.SHARED_NAMES.values(), *words.HELD_OUT_NAMES.values()) for name in names]
+def test_filter_bags_contain_no_phrases_of_the_generator() -> None:
+    phrases = [*words.CAPTION_BOILERPLATE, *words.REPORT_CLINICAL, *words.REPORT_GROSS, *words.REPORT_CLOSING]
+    phrases += [name for names in (*words.SHARED_NAMES.values(), *words.HELD_OUT_NAMES.values()) for name in names]
     assert not {text.lower() for text in (*words.MORPHOLOGY_BAG, *words.BOILERPLATE_BAG)} & {
-        text.lower() for text in own
+        text.lower() for text in phrases
     }
 
 
@@ -95,6 +95,6 @@ def test_a_garbled_name_is_still_recognised() -> None:
     assert named_class("Controls stained appropriately.") == -1
 
 
-def test_an_attribute_is_not_taken_for_the_class() -> None:
+def test_an_attribute_is_not_mistaken_for_the_class() -> None:
     assert CLASSES[named_class("Sections show fibrous stroma, a little extracellular mucin.")] == "stroma"
     assert CLASSES[named_class("The tissue consists of tumour necrosis.")] == "necrosis"

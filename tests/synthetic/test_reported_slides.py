@@ -1,4 +1,4 @@
-"""Synthetic slides with reports: masks, table and reports agree, and nothing else of the slides changes."""
+"""Synthetic slides with reports: masks, table and reports agree, and slides are otherwise unchanged."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_mutated_tumour_shows_its_status_in_part_and_nothing_else_does(world: Path) -> None:
+def test_only_part_of_a_mutated_tumour_shows_its_status(world: Path) -> None:
     assert {row["status"] for row in rows(world)} == {"mutated", "wild_type"}
     for row in rows(world):
         labels, status = (np.asarray(Image.open(world / row[column])) for column in ("mask", "status_mask"))
@@ -61,7 +61,7 @@ def test_a_mutated_tumour_shows_its_status_in_part_and_nothing_else_does(world: 
         assert abs(share - (CONFIG.shows if row["status"] == "mutated" else 0)) < 0.02
 
 
-def test_a_slide_without_the_morphology_is_that_of_a_world_without_reports() -> None:
+def test_slides_that_do_not_show_the_status_equal_those_of_a_world_without_reports() -> None:
     plain = SlideWorldConfig(seed=4, size=256)
     first = draw_slide(plain, "one", LOW, 6)
     second = draw_slide(ReportedSlidesConfig(seed=4, size=256), "one", LOW, 6, shows=0.0)
@@ -72,28 +72,28 @@ def test_a_slide_without_the_morphology_is_that_of_a_world_without_reports() -> 
     assert changed[mutated.status].mean() > 0.9
 
 
-def test_the_report_of_a_patient_states_the_status_of_the_slides(world: Path) -> None:
+def test_reports_state_the_status_of_the_slides(world: Path) -> None:
     rules = load_rules(str(world / "status_rules.yaml"))
     status = {row["group"]: row["status"] for row in rows(world)}
     reports = lines(world / "reports.jsonl")
     assert {report["group"] for report in reports} == set(status)
-    read = 0
+    detected = 0
     for report in reports:
         early = report["id"].endswith("biopsy")
         assert report["status"] == ("" if early else status[report["group"]])
         class_name = label_report(report["text"], rules).class_name
         assert class_name in (report["status"], "none", "uncertain")
-        read += class_name == status[report["group"]]
-    assert read > 0
+        detected += class_name == status[report["group"]]
+    assert detected > 0
 
 
-def test_a_report_states_the_grade_of_the_slides(world: Path) -> None:
+def test_reports_state_the_grade_of_the_slides(world: Path) -> None:
     grade = {CLASSES[LOW]: "low", CLASSES[HIGH]: "high"}
     expected = {row["group"]: grade[row["label"]] for row in rows(world)}
     assert all(report["grade"] == expected[report["group"]] for report in lines(world / "reports.jsonl"))
 
 
-def test_variants_change_the_stated_status_and_nothing_else(world: Path) -> None:
+def test_variants_change_only_the_stated_status(world: Path) -> None:
     (path,) = add_slide_variants(world, CONFIG, [["wrong=1", "earlier=0"]])
     assert path.name == "reports_wrong1_earlier0.jsonl"
     stated = {report["group"]: report["status"] for report in lines(world / "reports.jsonl") if report["status"]}
@@ -105,7 +105,7 @@ def test_variants_change_the_stated_status_and_nothing_else(world: Path) -> None
     assert again.read_bytes() == (world / "reports.jsonl").read_bytes()
 
 
-def test_foci_are_contiguous_and_have_their_share() -> None:
+def test_foci_are_contiguous_and_cover_the_configured_share() -> None:
     labels = np.full((640, 640), LOW + 1, dtype=np.uint8)
     labels[:, :100] = 1
     status = draw_status(stream(0, "foci"), labels, 0.25)

@@ -1,4 +1,4 @@
-"""Synthetic slides: openslide reads them, masks agree with the pixels, and the bundled VLM reads their tiles."""
+"""Synthetic slides: openslide reads them, masks match the pixels, and the bundled VLM classifies their tiles."""
 
 import csv
 import hashlib
@@ -61,7 +61,7 @@ def masks(world: Path, row: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(Image.open(path)), np.asarray(Image.open(path.with_stem(f"{path.stem}_artefacts")))
 
 
-def test_openslide_opens_a_pyramid_of_one_micrometre_per_pixel(world: Path) -> None:
+def test_openslide_reads_a_pyramid_with_one_micrometre_per_pixel(world: Path) -> None:
     for row in rows(world):
         with openslide.OpenSlide(world / row["path"]) as slide:
             assert slide.properties["openslide.vendor"] == "generic-tiff"
@@ -71,7 +71,7 @@ def test_openslide_opens_a_pyramid_of_one_micrometre_per_pixel(world: Path) -> N
             assert not slide.associated_images
 
 
-def test_the_smaller_level_is_the_average_of_the_finest(world: Path) -> None:
+def test_the_second_level_averages_the_first(world: Path) -> None:
     with openslide.OpenSlide(world / rows(world)[0]["path"]) as slide:
         fine, coarse = (
             np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"), dtype=np.float64)
@@ -80,7 +80,7 @@ def test_the_smaller_level_is_the_average_of_the_finest(world: Path) -> None:
     assert np.abs(fine.reshape(160, 2, 160, 2, 3).mean((1, 3)) - coarse).max() <= 0.5
 
 
-def test_the_pixels_of_the_file_are_those_drawn(world: Path) -> None:
+def test_the_file_contains_the_drawn_pixels(world: Path) -> None:
     row = rows(world)[0]
     facts = json.loads((world / "masks/train-S000.json").read_text())
     drawn = draw_slide(SMALL, row["slide"], CLASSES.index(row["label"]), facts["centres"][0])
@@ -90,7 +90,7 @@ def test_the_pixels_of_the_file_are_those_drawn(world: Path) -> None:
     assert np.array_equal(masks(world, row)[1], drawn.artefacts)
 
 
-def test_areas_are_as_stated_and_the_label_is_the_tumour_found(world: Path) -> None:
+def test_areas_match_the_metadata_and_the_label_matches_the_tumour(world: Path) -> None:
     for row in rows(world):
         facts = json.loads((world / row["mask"]).with_suffix(".json").read_text())
         labels, artefacts = masks(world, row)
@@ -104,7 +104,7 @@ def test_areas_are_as_stated_and_the_label_is_the_tumour_found(world: Path) -> N
         assert labels.max() <= len(CLASSES) and 0.2 < (labels > 0).mean() < 0.7
 
 
-def test_glass_is_bright_and_tissue_and_artefacts_are_where_the_masks_say(world: Path) -> None:
+def test_glass_tissue_and_artefacts_match_their_masks(world: Path) -> None:
     for row in rows(world):
         labels, artefacts = masks(world, row)
         with openslide.OpenSlide(world / row["path"]) as slide:
@@ -113,27 +113,27 @@ def test_glass_is_bright_and_tissue_and_artefacts_are_where_the_masks_say(world:
         glass = image[(labels == GLASS) & clean]
         assert np.quantile(glass.min(1), 0.02) > 190
         for k, name in enumerate(CLASSES):
-            here = (labels == k + 1) & clean
-            if name != "adipose" and here.sum() > 500:
-                assert image[here].mean() < glass.mean() - 15
+            region = (labels == k + 1) & clean
+            if name != "adipose" and region.sum() > 500:
+                assert image[region].mean() < glass.mean() - 15
         assert image[artefacts == PEN].mean() < 130
         folded = (artefacts == FOLD) & (labels > 0)
         assert (folded == (artefacts == FOLD)).all()
 
 
-def test_a_fold_doubles_the_tissue_and_a_blurred_patch_loses_its_detail() -> None:
-    with_them = draw_slide(SMALL, "one", LOW, 6)
+def test_folds_darken_the_tissue_and_blur_removes_detail() -> None:
+    with_artefacts = draw_slide(SMALL, "one", LOW, 6)
     without = draw_slide(SMALL.model_copy(update={"artefacts": False}), "one", LOW, 6)
-    assert np.array_equal(with_them.labels, without.labels) and not without.artefacts.any() and without.ink == ""
-    fold, patch = with_them.artefacts == FOLD, with_them.artefacts == BLUR
-    assert with_them.image[fold].mean() < without.image[fold].mean() - 10
-    steps = [np.abs(np.diff(slide.image.astype(float).mean(-1), axis=1)) for slide in (with_them, without)]
+    assert np.array_equal(with_artefacts.labels, without.labels) and not without.artefacts.any() and without.ink == ""
+    fold, patch = with_artefacts.artefacts == FOLD, with_artefacts.artefacts == BLUR
+    assert with_artefacts.image[fold].mean() < without.image[fold].mean() - 10
+    steps = [np.abs(np.diff(slide.image.astype(float).mean(-1), axis=1)) for slide in (with_artefacts, without)]
     assert steps[0][patch[:, 1:]].mean() < 0.6 * steps[1][patch[:, 1:]].mean()
-    untouched = with_them.artefacts == 0
-    assert (np.abs(with_them.image.astype(int) - without.image)[untouched] > 30).mean() < 0.01
+    untouched = with_artefacts.artefacts == 0
+    assert (np.abs(with_artefacts.image.astype(int) - without.image)[untouched] > 30).mean() < 0.01
 
 
-def test_a_pen_mark_lies_on_glass_and_on_tissue() -> None:
+def test_a_pen_mark_covers_glass_and_tissue() -> None:
     for seed in range(20):
         layout = draw_layout(stream(seed, "layout"), 256, 1 + seed % 2, LOW, (0, 1))
         pen = draw_artefacts(stream(seed, "artefacts"), layout).mask == PEN
@@ -145,12 +145,12 @@ def test_two_pieces_may_have_two_stains() -> None:
     config = ONE.model_copy(update={"second_stain": 1.0, "artefacts": False})
     slides = {name: draw_slide(config, name, LOW, 6).centres for name in ("a", "b", "c", "d", "e", "f")}
     assert set(slides.values()) == {(6,), (6, 7)}
-    two = next(name for name, centres in slides.items() if len(centres) == 2)
-    assert draw_slide(config.model_copy(update={"second_stain": 0.0}), two, LOW, 6).centres == (6, 6)
-    assert draw_slide(config.model_copy(update={"centres": (6,)}), two, LOW, 6).centres == (6, 6)
+    two_stains = next(name for name, centres in slides.items() if len(centres) == 2)
+    assert draw_slide(config.model_copy(update={"second_stain": 0.0}), two_stains, LOW, 6).centres == (6, 6)
+    assert draw_slide(config.model_copy(update={"centres": (6,)}), two_stains, LOW, 6).centres == (6, 6)
 
 
-def test_slides_of_a_patient_share_split_and_label_and_labels_alternate(world: Path) -> None:
+def test_slides_of_a_patient_share_split_and_label(world: Path) -> None:
     table = rows(world)
     assert list(table[0]) == ["slide", "path", "label", "split", "group", "mpp", "mask"]
     assert {row["mpp"] for row in table} == {"1.0"}
@@ -159,10 +159,10 @@ def test_slides_of_a_patient_share_split_and_label_and_labels_alternate(world: P
     patients: dict[str, set[tuple[str, str]]] = {}
     for row in table:
         patients.setdefault(row["group"], set()).add((row["split"], row["label"]))
-    assert len(patients) == 5 and all(len(found) == 1 for found in patients.values())
+    assert len(patients) == 5 and all(len(pairs) == 1 for pairs in patients.values())
 
 
-def test_same_seed_same_bytes_and_more_slides_leave_the_others_alone(world: Path, tmp_path: Path) -> None:
+def test_slides_are_reproducible_and_do_not_depend_on_the_count(world: Path, tmp_path: Path) -> None:
     write_slides(tmp_path, SMALL.model_copy(update={"validation": 0, "test": 1}))
     again, first = digests(tmp_path), digests(world)
     shared = {name for name in again if name.startswith(("slides/", "masks/"))}
@@ -172,7 +172,7 @@ def test_same_seed_same_bytes_and_more_slides_leave_the_others_alone(world: Path
     assert not np.array_equal(*seeds)
 
 
-def test_a_finished_world_is_kept_and_another_one_refused(world: Path, tmp_path: Path) -> None:
+def test_a_finished_world_is_kept_and_a_different_one_is_refused(world: Path, tmp_path: Path) -> None:
     before = digests(world)
     assert ensure_slides(world, SMALL) == world and digests(world) == before
     with pytest.raises(ArtifactError, match="size"):
@@ -182,7 +182,7 @@ def test_a_finished_world_is_kept_and_another_one_refused(world: Path, tmp_path:
         ensure_slides(tmp_path, SMALL)
 
 
-def test_leftovers_of_a_killed_attempt_are_no_part_of_the_world(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_attempt_are_removed(tmp_path: Path) -> None:
     leftover = tmp_path / "world.partial" / "slides" / "test-S009.tif"
     leftover.parent.mkdir(parents=True)
     leftover.write_text("cut off")
@@ -191,7 +191,7 @@ def test_leftovers_of_a_killed_attempt_are_no_part_of_the_world(tmp_path: Path) 
     assert not leftover.parent.parent.exists()
 
 
-def test_errors_name_what_is_wrong(
+def test_invalid_options_and_a_missing_package_raise_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(ValidationError, match="used to train the bundled VLM"):
@@ -214,8 +214,8 @@ def test_errors_name_what_is_wrong(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_pixel_of_tissue_has_stain_and_glass_has_none() -> None:
-    """Tissue at the slide's edges and corners, too: no field of the mosaic is missing."""
+def test_all_tissue_is_stained_and_glass_is_not() -> None:
+    """The mosaic covers the whole slide, including edges and corners."""
     labels = np.full((256, 256), NECROSIS + 1, dtype=np.uint8)
     labels[100:120] = GLASS
     _, eosin = draw_stains(stream(0, "mosaic"), labels)
@@ -223,30 +223,30 @@ def test_every_pixel_of_tissue_has_stain_and_glass_has_none() -> None:
     assert (eosin[labels > GLASS] != 0).all()
 
 
-def test_strips_of_noise_join_without_a_step() -> None:
+def test_strips_of_noise_join_seamlessly() -> None:
     noise = SmoothNoise.draw(stream(0, "noise"), 100, 7.5)
     whole = noise.rows(0, 100)
     assert np.array_equal(np.concatenate([noise.rows(0, 33), noise.rows(33, 100)]), whole)
     assert np.abs(np.diff(whole, axis=0)).max() < 1.5 and 0.3 < whole.std() < 1.0
 
 
-def test_a_given_direction_turns_fibres_and_changes_no_other_draw() -> None:
-    """Worlds of tiles, whose fibres have random directions, keep their bytes."""
+def test_a_fixed_direction_rotates_fibres_and_changes_no_other_draw() -> None:
+    """Tile worlds, whose fibres have random directions, must stay byte-identical."""
     tissue = np.full(4, CLASSES.index("stroma"))
     plain = Latents(tissue, np.full(4, -1), np.zeros(4), **attributes(stream(0, "a"), tissue))
-    along = Latents(
+    directed = Latents(
         tissue, plain.second, plain.share, **attributes(stream(0, "a"), tissue), direction=np.zeros(4, np.float32)
     )
     first, second = stream(0, "b"), stream(0, "b")
-    turned, free = draw_tissue(first, along), draw_tissue(second, plain)
-    assert not np.array_equal(turned.eosin, free.eosin)
+    fixed, random = draw_tissue(first, directed), draw_tissue(second, plain)
+    assert not np.array_equal(fixed.eosin, random.eosin)
     assert first.random() == second.random()
-    steps = [np.abs(np.diff(turned.eosin, axis=axis)).mean() for axis in (1, 2)]
+    steps = [np.abs(np.diff(fixed.eosin, axis=axis)).mean() for axis in (1, 2)]
     assert steps[0] > 1.5 * steps[1]
 
 
-def test_the_embedded_vlm_reads_tiles_of_the_mosaic(world: Path) -> None:
-    """Fields and seams look like the world's tiles; independent directions of fibres gave .5 for stroma."""
+def test_the_embedded_vlm_classifies_tiles_of_the_mosaic(world: Path) -> None:
+    """Fields and seams must resemble tiles; with independent fibre directions, accuracy on stroma was 0.5."""
     labels = np.repeat(np.arange(1, 9, dtype=np.uint8), 64 * 512).reshape(512, 512)
     haematoxylin, eosin = draw_stains(stream(0, "bands"), labels)
     layout = SlideLayout(labels, np.ones_like(labels), np.zeros((1, 4)))

@@ -1,4 +1,4 @@
-"""The world's files: the same bytes for the same seed, whole counts, no overlap, ordinary formats."""
+"""Files of tile worlds: reproducible, with the configured counts, disjoint splits and standard formats."""
 
 import csv
 import hashlib
@@ -50,19 +50,19 @@ def digests(world: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in world.iterdir()}
 
 
-def test_same_seed_same_bytes(world: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_identical_files(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path, SMALL)
     assert digests(tmp_path) == digests(world)
     assert set(digests(world)) == FILES
 
 
-def test_other_seed_other_draws(world: Path, tmp_path: Path) -> None:
+def test_a_different_seed_gives_different_files(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path, SMALL.model_copy(update={"seed": 4}))
     changed = {name for name, digest in digests(tmp_path).items() if digests(world)[name] != digest}
     assert changed == {name for name in FILES if not name.endswith(".yaml")}
 
 
-def test_more_test_tiles_leave_the_training_tiles_alone(world: Path, tmp_path: Path) -> None:
+def test_training_tiles_do_not_depend_on_the_number_of_test_tiles(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path, SMALL.model_copy(update={"test": 40}))
     with zipfile.ZipFile(world / "tiles.zip") as first, zipfile.ZipFile(tmp_path / "tiles.zip") as second:
         assert first.read("train/train-00007.png") == second.read("train/train-00007.png")
@@ -79,7 +79,7 @@ def test_counts_and_classes(world: Path) -> None:
     assert facts["counts"]["train"] == dict.fromkeys(CLASSES, 8)
 
 
-def test_ids_are_unique_and_images_are_there(world: Path) -> None:
+def test_ids_are_unique_and_images_exist(world: Path) -> None:
     for name in ("tiles", "tiles_shift"):
         table = rows(world, name)
         assert len({row["id"] for row in table}) == len(table)
@@ -89,7 +89,7 @@ def test_ids_are_unique_and_images_are_there(world: Path) -> None:
             assert (image.mode, image.size) == ("RGB", (64, 64))
 
 
-def test_no_tile_twice_and_no_group_in_two_splits(world: Path) -> None:
+def test_tiles_are_unique_and_groups_do_not_cross_splits(world: Path) -> None:
     images = []
     for name in ("tiles", "tiles_shift"):
         with zipfile.ZipFile(world / f"{name}.zip") as archive:
@@ -101,11 +101,11 @@ def test_no_tile_twice_and_no_group_in_two_splits(world: Path) -> None:
     for row in table:
         splits.setdefault(row["group"], set()).add(row["split"])
         centres.setdefault(row["group"], set()).add(row["centre"])
-    assert all(len(found) == 1 for found in splits.values())
-    assert all(len(found) == 1 for found in centres.values())
+    assert all(len(values) == 1 for values in splits.values())
+    assert all(len(values) == 1 for values in centres.values())
 
 
-def test_centres(world: Path) -> None:
+def test_centres_of_the_shifted_set_and_of_the_bundled_vlm_are_separate(world: Path) -> None:
     assert {row["centre"] for row in rows(world)} <= {"6", "7"}
     assert {row["centre"] for row in rows(world, "tiles_shift")} <= {"8", "9"}
     with pytest.raises(ValidationError, match="must not share"):
@@ -114,7 +114,7 @@ def test_centres(world: Path) -> None:
         WorldConfig(centres=(VLM_CENTRES[0],))
 
 
-def test_prompts_have_the_tables_classes(world: Path) -> None:
+def test_prompts_have_the_classes_of_the_table(world: Path) -> None:
     prompts = yaml.safe_load((world / "prompts.yaml").read_text())
     assert set(prompts["classes"]) == {row["label"] for row in rows(world)}
     assert all(template.count("{}") == 1 for template in prompts["templates"])
@@ -122,19 +122,21 @@ def test_prompts_have_the_tables_classes(world: Path) -> None:
         assert set(yaml.safe_load((world / f"{bag}.yaml").read_text())) == {"name", "version", "texts"}
 
 
-def test_two_prompt_sets_ask_for_the_grades_alone(world: Path) -> None:
+def test_two_prompt_sets_contain_only_the_grades(world: Path) -> None:
     all_classes = yaml.safe_load((world / "prompts.yaml").read_text())
-    alone, every = (yaml.safe_load((world / f"grade_prompts{of}.yaml").read_text()) for of in ("", "_all_names"))
-    for asked in (alone, every):
-        assert list(asked["classes"]) == ["low grade", "high grade"]
-        assert asked["templates"] == all_classes["templates"]
-    for ours, label in (("low grade", "tumour_low_grade"), ("high grade", "tumour_high_grade")):
-        assert every["classes"][ours] == all_classes["classes"][label]
-        assert all(name.startswith(ours) for name in alone["classes"][ours])
-    assert len({alone["name"], every["name"], all_classes["name"]}) == 3
+    grades_only, all_names = (
+        yaml.safe_load((world / f"grade_prompts{suffix}.yaml").read_text()) for suffix in ("", "_all_names")
+    )
+    for prompts in (grades_only, all_names):
+        assert list(prompts["classes"]) == ["low grade", "high grade"]
+        assert prompts["templates"] == all_classes["templates"]
+    for grade, label in (("low grade", "tumour_low_grade"), ("high grade", "tumour_high_grade")):
+        assert all_names["classes"][grade] == all_classes["classes"][label]
+        assert all(name.startswith(grade) for name in grades_only["classes"][grade])
+    assert len({grades_only["name"], all_names["name"], all_classes["name"]}) == 3
 
 
-def test_what_a_world_holds_already_is_left_alone(world: Path, tmp_path: Path) -> None:
+def test_existing_files_of_a_world_are_not_overwritten(world: Path, tmp_path: Path) -> None:
     (tmp_path / "grade_prompts.yaml").write_text("the user's own\n", encoding="utf-8")
     add_cases(tmp_path, SMALL)
     assert (tmp_path / "grade_prompts.yaml").read_text(encoding="utf-8") == "the user's own\n"
@@ -142,8 +144,8 @@ def test_what_a_world_holds_already_is_left_alone(world: Path, tmp_path: Path) -
         assert (tmp_path / name).read_bytes() == (world / name).read_bytes()
 
 
-def test_classes_look_different() -> None:
-    """A nearest-mean rule on five colour and texture statistics beats chance by far, and is far from perfect."""
+def test_classes_are_separable_but_not_trivially() -> None:
+    """A nearest-mean classifier on five colour and texture statistics is far above chance and far from perfect."""
     draw = draw_tiles(5, "look", 400, (6, 7))
     pixels = draw.images.astype(np.float64)
     grey = pixels.mean(-1)

@@ -1,4 +1,4 @@
-"""The shipped weights: unchanged since they were recorded, small, opened by the ordinary libraries offline."""
+"""The shipped weights match their recorded hashes, are small and load offline with plain timm and transformers."""
 
 import json
 import os
@@ -33,11 +33,11 @@ print(tuple(backbone(torch.zeros(1, 3, 64, 64)).shape))
 """
 
 
-def test_hashes_are_the_recorded_ones() -> None:
+def test_hashes_match_the_recorded_ones() -> None:
     assert hash_models(EMBEDDED) == json.loads((EMBEDDED / SUMS).read_text())
 
 
-def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_weight_changes_the_hash(tmp_path: Path) -> None:
     for part in ("vlm", "backbone"):
         (tmp_path / part).mkdir()
         for path in (EMBEDDED / part).iterdir():
@@ -48,28 +48,28 @@ def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
     assert hash_models(tmp_path) != hash_models(EMBEDDED)
 
 
-def test_small_and_nothing_pickled() -> None:
+def test_files_are_small_and_not_pickled() -> None:
     files = [path for part in ("vlm", "backbone") for path in (EMBEDDED / part).iterdir()]
     assert sum(path.stat().st_size for path in files) <= 10 * 2**20
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
 
 
-def test_opened_by_plain_transformers_and_timm_offline() -> None:
+def test_plain_transformers_and_timm_load_the_weights_offline() -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PLAIN_TIMM_AND_TRANSFORMERS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split("\n")[:2] == ["(3, 2)", "(1, 128)"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split("\n")[:2] == ["(3, 2)", "(1, 128)"]
 
 
-def test_scores_were_measured_and_pass_the_gate() -> None:
+def test_recorded_scores_pass_the_gate() -> None:
     card = json.loads((EMBEDDED / MEASURED).read_text())
     assert card["scores"]["zero_shot_test"] >= GATE
     assert card["scores"]["backbone_probe"]["test"] < card["scores"]["vlm_probe"]["test"]
     assert set(card["world"]["centres"]).isdisjoint({0, 1, 2, 3, 4, 5})
 
 
-def test_towers_know_their_size_and_their_words() -> None:
+def test_input_sizes_and_tokenizer_of_the_shipped_models() -> None:
     vlm, backbone = load_vlm(VLMConfig()), load_backbone(BackboneConfig())
     assert (vlm.preprocess.size, vlm.joint_dim, vlm.expected_mpp) == (64, 64, MPP)
     assert (backbone.preprocess.size, backbone.dim, backbone.expected_mpp) == (64, 128, MPP)
@@ -78,12 +78,12 @@ def test_towers_know_their_size_and_their_words() -> None:
     assert max(vlm.count_tokens(names)) <= 12
     counts = vlm.count_tokens(["", "Ωmega"])
     assert counts[0] == 2
-    assert counts[1] > 3  # bytes, not an unknown token that could be taken for the end
+    assert counts[1] > 3  # byte-level tokens, not an unknown token that could pass for the end of text
     vectors = torch.nn.functional.normalize(vlm.encode_texts(names), dim=1)
     assert float((vectors @ vectors.T - 2 * torch.eye(len(names))).max()) < 0.95
 
 
-def test_image_statistics() -> None:
+def test_image_statistics_are_finite_and_invariant_to_flips() -> None:
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     values = image_statistics(images)
     assert values.shape == (4, 38)
@@ -93,7 +93,7 @@ def test_image_statistics() -> None:
     assert torch.allclose(values, flipped, atol=1e-4)
 
 
-def test_help_shows_the_options() -> None:
-    done = run_program("-m", "tools.embedded.make_weights", "--help")
-    assert done.returncode == 0
-    assert "--world-seed" in done.stdout
+def test_help_lists_the_options() -> None:
+    result = run_program("-m", "tools.embedded.make_weights", "--help")
+    assert result.returncode == 0
+    assert "--world-seed" in result.stdout

@@ -1,4 +1,4 @@
-"""The search of the site, in pages that are opened from disk."""
+"""Search of the documentation site when pages are opened from disk."""
 
 import shutil
 from pathlib import Path
@@ -20,13 +20,13 @@ WORKER = """addEventListener("message", async (event) => {
 """
 
 
-def test_the_site_replaces_the_script_that_a_server_would_have_to_give() -> None:
+def test_the_site_ships_its_worker_polyfill() -> None:
     scripts = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.SafeLoader)["extra"]["polyfills"]
     assert scripts == ["iframe-worker.js"] and (ROOT / "docs" / scripts[0]).is_file()
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
-def test_a_worker_runs_in_a_page_from_disk(tmp_path: Path) -> None:
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_a_worker_runs_in_a_page_opened_from_disk(tmp_path: Path) -> None:
     shutil.copy(ROOT / "docs/iframe-worker.js", tmp_path)
     (tmp_path / "factor.js").write_text("self.factor = 2;\n", encoding="utf-8")
     (tmp_path / "double.js").write_text(WORKER, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The notebook of the Python API, as it is run for the site."""
+"""Rendering of the Python API notebook for the documentation site."""
 
 import re
 import tempfile
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_tables_and_pictures() -> None:
-    rendered = rendered_notebook(ROOT / "docs/tutorial_python.py", CACHE)  # not run again after `make docs`
+def test_the_notebook_runs_and_contains_tables_and_figures() -> None:
+    rendered = rendered_notebook(ROOT / "docs/tutorial_python.py", CACHE)  # cached after `make docs`
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", rendered.markdown)
     assert links == [*rendered.pictures] and len(links) == 3
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 3000 for picture in rendered.pictures.values())
@@ -33,7 +33,7 @@ def test_cells_share_names_and_an_error_names_its_cell(tmp_path: Path) -> None:
         render_notebook(path)
 
 
-def test_a_rendering_is_kept_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rendering_is_cached_until_an_input_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cache, root = tmp_path / "small.py", tmp_path / "cache", tmp_path / "root"
     (root / "clipit").mkdir(parents=True)
     code = root / "clipit/code.py"

@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones."""
+"""Fixtures and helpers for tests of tiles: small images, tables and tile sets."""
 
 import csv
 import os
@@ -16,15 +16,15 @@ from clipit.tiles.tileset import TileSet
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with real tiles; tests that need it are skipped without it."""
-    place = os.environ.get("CLIPIT_TEST_DATA")
-    if not place:
-        pytest.skip("CLIPIT_TEST_DATA is not set: no real tiles to test with")
-    return Path(place)
+    """Folder with real tiles, from CLIPIT_TEST_DATA; skip the test if it is not set."""
+    folder = os.environ.get("CLIPIT_TEST_DATA")
+    if not folder:
+        pytest.skip("CLIPIT_TEST_DATA is not set")
+    return Path(folder)
 
 
 def paint(path: Path, value: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
-    """Write an image of noise that `value` decides."""
+    """Write an image of random noise with `value` as the seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -32,7 +32,7 @@ def paint(path: Path, value: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
-    """Write rows as csv."""
+    """Write rows as a CSV file."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -41,7 +41,7 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
 
 
 def painted_tiles(folder: Path, count: int) -> TileSet:
-    """Write and load images of noise with a table: the first is for validation, the others for training."""
+    """Load a table of noise images: the first is a validation tile, the others are training tiles."""
     rows: list[dict[str, object]] = [
         {"path": paint(folder / f"{n}.png", n).name, "label": n % 2, "split": "train" if n else "validation"}
         for n in range(count)
@@ -56,7 +56,7 @@ def channels_first(image: Image.Image) -> np.ndarray:
 
 
 class NoReader:
-    """For tests that never look at an image."""
+    """Reader for tests that need no images."""
 
     def read(self, row: int) -> Image.Image:
         raise OSError("no images here")
@@ -67,13 +67,13 @@ class NoReader:
 
 @pytest.fixture
 def make_tiles() -> Callable[..., TileSet]:
-    """Build a `TileSet` from labels, splits and groups."""
+    """Return a function that builds a `TileSet` from labels, splits and groups."""
 
     def build(labels: Sequence[int], splits: Sequence[str], groups: Sequence[str] | None = None) -> TileSet:
         n = len(labels)
         truth = np.asarray(labels, dtype=np.int64)
         return TileSet(
-            ids=np.asarray([f"t{place:04d}" for place in range(n)], dtype=object),
+            ids=np.asarray([f"t{number:04d}" for number in range(n)], dtype=object),
             labels=truth.copy(),
             truth=truth,
             splits=np.asarray(splits, dtype="<U10"),

@@ -1,4 +1,4 @@
-"""A small file server that breaks off, goes on, or knows no ranges."""
+"""A local file server that can drop connections or ignore range requests."""
 
 import functools
 import http.server
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves files of a folder, with ranges unless told otherwise."""
+    """Serve the files of a folder, with range requests unless the state disables them."""
 
     def __init__(self, state: "State", *rest: object) -> None:
         self.state = state
@@ -18,13 +18,14 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         file = self.state.folder / self.path.lstrip("/")
-        asked = self.headers.get("Range")
-        self.state.asked.append(asked)
+        requested = self.headers.get("Range")
+        self.state.requested.append(requested)
         if not file.is_file():
             self.send_error(404)
             return
         data = file.read_bytes()
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.state.ranges else 0  # type: ignore[index]
+        first = re.fullmatch(r"bytes=(\d+)-", requested or "") if self.state.ranges else None
+        start = int(first[1]) if first else 0
         if start >= len(data):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
@@ -38,15 +39,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data[start : start + self.state.breaks_after])
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the log."""
 
 
 class State:
-    """What the server should do, and what it was asked."""
+    """Behaviour of the server and the ranges requested from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.asked: list[str | None] = []
+        self.requested: list[str | None] = []
         self.ranges = True
         self.breaks_after = 10**9
         self.url = ""
@@ -54,15 +55,15 @@ class State:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[State]:
-    """Serve a folder until the block ends."""
+    """Serve a folder for the duration of the context."""
     state = State(folder)
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state))
-    state.url = f"http://127.0.0.1:{running.server_address[1]}"
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, state))
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield state
     finally:
-        running.shutdown()
-        running.server_close()
+        server.shutdown()
+        server.server_close()
         thread.join()

@@ -1,4 +1,4 @@
-"""Tiles labelled by several annotators: modes, splits, notes, and what is wrong in the annotation table."""
+"""Tiles labelled by several annotators: label modes, splits, notes and invalid annotation tables."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 CLASSES = ("benign", "tumour")
-# Tile -> labels of ann, ben, cleo, dora; "" for none. Ann and ben are right, cleo is right in half of the tiles.
+# Correct class of each tile. Cleo labels half of the tiles correctly; ann, ben and dora label all correctly.
 TRUTH = [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
 SPLIT = ["train"] * 6 + ["validation"] * 2 + ["test"] * 4
 Table = Callable[..., dict[str, Any]]
@@ -36,7 +36,7 @@ def write(path: Path, rows: Sequence[str]) -> str:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
-    """Twelve tiles without a label column, and an annotation table; the values of section `tiles`."""
+    """Write twelve tiles without labels and an annotation table; return a function that gives the section `tiles`."""
     for tile in range(len(TRUTH)):
         Image.new("RGB", (8, 8), (tile, 0, 0)).save(tmp_path / f"t{tile}.png")
     paths = [f"t{tile}.png,{split}" for tile, split in enumerate(SPLIT)]
@@ -68,12 +68,14 @@ def test_annotators_label_the_tiles_of_a_table_without_labels(table: Table, mode
     tiles = load(table(labels=mode))
     assert tiles.classes == CLASSES and tiles.labels.tolist() == TRUTH == tiles.truth.tolist()
     assert tiles.annotations is not None
-    found = tiles.annotations.posteriors(["t0.png", "t8.png"])
-    assert found[0].argmax() == 0 and found[0].sum() == pytest.approx(1) and not found[1].any(), "no test tile"
+    posteriors = tiles.annotations.posteriors(["t0.png", "t8.png"])
+    assert posteriors[0].argmax() == 0 and posteriors[0].sum() == pytest.approx(1) and not posteriors[1].any(), (
+        "training posteriors do not cover test tiles"
+    )
     assert any(note.startswith("training labels:") for note in tiles.notes)
 
 
-def test_the_test_labels_come_from_other_annotators_or_a_warning_says_so(table: Table) -> None:
+def test_test_labels_come_from_other_annotators_or_a_warning_is_given(table: Table) -> None:
     same = load(table())
     assert any(note.startswith("WARNING: the annotators of the test labels also label") for note in same.notes)
     assert same.annotations is not None and same.annotations.independent == "no"
@@ -85,25 +87,27 @@ def test_the_test_labels_come_from_other_annotators_or_a_warning_says_so(table: 
     assert other.of_split("train").labels.tolist() == TRUTH[:6]
     assert other.annotations.training.votes.annotators == ("ann", "ben", "dora")
     assert any("none of them labels a training tile" in note for note in other.notes)
-    # Ben labels the test tiles and no other one, without being named in test_annotators.
+    # Ben labels only the test tiles, although test_annotators does not name him.
     rows = [f"t{t}.png,{'ben' if t > 7 else name},{CLASSES[TRUTH[t]]}" for t in range(12) for name in ("ann", "cleo")]
-    apart = load(table(sorted(set(rows)))).annotations
-    assert apart is not None and apart.independent == "yes" and apart.shared == ()
+    disjoint = load(table(sorted(set(rows)))).annotations
+    assert disjoint is not None and disjoint.independent == "yes" and disjoint.shared == ()
 
 
-def test_the_labels_of_one_annotator_or_of_the_best_one(table: Table) -> None:
+def test_labels_of_a_named_annotator_or_of_the_most_accurate_one(table: Table) -> None:
     cleo = load(table(labels="annotator", annotator="cleo"))
     assert cleo.of_split("train").labels.tolist() == [1, 0, 0, 1, 1, 0]
     best = load(table(labels="annotator"))
     assert best.of_split("train").labels.tolist() == TRUTH[:6]
     assert any("the most accurate one" in note for note in best.notes)
-    assert cleo.of_split("test").labels.tolist() == best.of_split("test").labels.tolist(), "one test for all arms"
+    assert cleo.of_split("test").labels.tolist() == best.of_split("test").labels.tolist(), (
+        "test labels do not depend on the arm"
+    )
 
 
-def test_test_labels_of_the_source(table: Table) -> None:
+def test_test_labels_can_come_from_the_source(table: Table) -> None:
     tiles = load(table(source_labels=True, test_labels="source"))
     assert tiles.of_split("test").labels.tolist() == [1 - label for label in TRUTH[8:]]
-    assert tiles.of_split("train").labels.tolist() == TRUTH[:6], "not those of the source"
+    assert tiles.of_split("train").labels.tolist() == TRUTH[:6], "training labels come from the annotators"
 
 
 @pytest.mark.parametrize(
@@ -119,65 +123,69 @@ def test_independence_of_source_labels_is_as_configured(table: Table, origin: st
     ceiling = human_ceiling(tests)
     assert ceiling is not None and ceiling["independent"] == independent
     assert any(note in line for line in tests.notes)
-    shown = explain_ceiling(ceiling) + ceiling_note(ceiling, "accuracy")
-    assert "the others" not in shown and "too low" not in shown, "the labels of the source are the reference"
-    assert ("too high" in shown) == (independent != "yes") and ("unknown" in shown) == (independent == "unknown")
+    text = explain_ceiling(ceiling) + ceiling_note(ceiling, "accuracy")
+    assert "the others" not in text and "too low" not in text, (
+        "the reference is the source's labels, not the other annotators"
+    )
+    assert ("too high" in text) == (independent != "yes") and ("unknown" in text) == (independent == "unknown")
 
 
 @pytest.mark.parametrize("test_labels", ["source", "consensus"])
-def test_labels_of_mhist_are_not_independent_of_its_votes(table: Table, test_labels: str) -> None:
+def test_mhist_labels_are_not_independent_of_its_votes(table: Table, test_labels: str) -> None:
     rows = [f"t{tile}.png,{6 if label else 1}" for tile, label in enumerate(TRUTH)]
     keys = {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign", "test_labels": test_labels}
     values = table(rows, source_labels=True, **keys)
     tiles, config = load(values), validate({"tiles": values | {"source": "mhist"}}, "test").tiles
     joined = join_annotators(replace(tiles, annotations=None), read_annotators(config), config)[1]
     assert joined is not None
-    (found, other) = (joined.label(tiles).annotations, tiles.annotations)
-    assert found is not None and found.independent == "no" and other is not None and other.independent == "unknown"
+    (mhist, other) = (joined.label(tiles).annotations, tiles.annotations)
+    assert mhist is not None and mhist.independent == "no" and other is not None and other.independent == "unknown"
 
 
-def test_all_kinds_of_labels_keep_the_same_labelled_tiles(table: Table) -> None:
-    def kept(**keys: Any) -> list[str]:
+def test_every_label_mode_keeps_the_same_labelled_tiles(table: Table) -> None:
+    def labelled_ids(**keys: Any) -> list[str]:
         tiles = load(table(**keys), labels={"kind": "per_class", "value": 2})
         return tiles.ids[(tiles.splits != "test") & (tiles.labels >= 0)].tolist()
 
-    drawn = kept(labels="majority")
-    assert drawn == kept(labels="posterior") == kept(labels="annotator", annotator="cleo"), "cleo errs in half of them"
-    # Dora labels two training tiles only: the tiles are the same, but some remain without a label.
+    expected = labelled_ids(labels="majority")
+    assert expected == labelled_ids(labels="posterior") == labelled_ids(labels="annotator", annotator="cleo"), (
+        "cleo mislabels half of them"
+    )
+    # Dora labels only two training tiles, so some of the same tiles have no label.
     rows = [f"t{t}.png,{name},{label}" for t in range(12) for name, label in labels_of(t).items()
             if name != "dora" or t in (0, 1)]  # fmt: skip
-    few = load(table(rows, labels="annotator", annotator="dora"), labels={"kind": "per_class", "value": 2})
-    labelled = few.ids[(few.splits == "train") & (few.labels >= 0)].tolist()
-    assert set(labelled) == {"t0.png", "t1.png"} & set(drawn)
-    assert any("have no label from the chosen annotator" in n for n in few.notes)
+    sparse = load(table(rows, labels="annotator", annotator="dora"), labels={"kind": "per_class", "value": 2})
+    labelled = sparse.ids[(sparse.splits == "train") & (sparse.labels >= 0)].tolist()
+    assert set(labelled) == {"t0.png", "t1.png"} & set(expected)
+    assert any("have no label from the chosen annotator" in n for n in sparse.notes)
 
 
-def test_no_label_of_an_annotator_is_read_without_labels(table: Table) -> None:
+def test_training_annotations_are_not_read_without_labels(table: Table) -> None:
     values = table() | {"labels": {"kind": "none"}}
     tiles = load(values)
     assert (tiles.of_split("train").truth == -1).all() and tiles.of_split("test").truth.tolist() == TRUTH[8:]
 
 
-def test_cuts_are_the_same_for_every_kind_of_labels(table: Table) -> None:
+def test_splits_are_the_same_for_every_label_mode(table: Table) -> None:
     def splits(**keys: Any) -> list[str]:
         values = table(**keys)
         path = Path(values["path"])
         path.write_text("path\n" + "\n".join(f"t{tile}.png" for tile in range(len(TRUTH))), encoding="utf-8")
         return load(values, test_fraction=0.4).splits.tolist()
 
-    cut = splits(labels="majority")
-    assert cut == splits(labels="posterior") == splits(labels="annotator", annotator="cleo")
-    assert set(cut) == {"train", "validation", "test"}
+    expected = splits(labels="majority")
+    assert expected == splits(labels="posterior") == splits(labels="annotator", annotator="cleo")
+    assert set(expected) == {"train", "validation", "test"}
 
 
-def test_votes_per_class_as_mhist_publishes_them(table: Table) -> None:
+def test_vote_counts_per_class_as_published_by_mhist(table: Table) -> None:
     rows = [f"t{tile}.png,{5 + tile % 3 if label else tile % 3}" for tile, label in enumerate(TRUTH)]
     keys = {"counts": {"tumour": "Tumour (Out of 7)"}, "voters": 7, "rest": "benign", "columns": {"tile": "Image"}}
     tiles = load(table(rows, header="Image,Tumour (Out of 7)", **keys))
     assert tiles.labels.tolist() == TRUTH and tiles.annotations is not None
     assert tiles.annotations.votes.counts()[:2].tolist() == [[7, 0], [1, 6]]
     assert any(note.startswith("WARNING: annotators are not named") for note in tiles.notes)
-    # Of the votes on test tiles 8 to 11 (2, 5, 1, 7 for tumour), each against the majority of the other six.
+    # Test tiles 8 to 11 have 2, 5, 1 and 7 votes for tumour; each vote is compared with the majority of the other six.
     ceiling = human_ceiling(tiles.of_split("test"))
     assert ceiling is not None and ceiling["mean"]["accuracy"] == pytest.approx((5 + 5 + 6 + 7) / 28)
     assert ceiling["labels_per_tile"] == 7.0 and "same weight" not in explain_ceiling(ceiling)
@@ -187,22 +195,22 @@ def test_the_human_ceiling_compares_each_annotator_with_the_others(table: Table)
     tests = load(table()).of_split("test")
     ceiling = human_ceiling(tests)
     assert ceiling is not None and ceiling["independent"] == "no"
-    of = {record["annotator"]: record for record in ceiling["annotators"]}
-    assert of["ann"]["metrics"]["accuracy"] == 1.0 and of["cleo"]["metrics"]["accuracy"] == 0.5
-    assert of["cleo"]["tiles"] == 4 and "3 others" in of["cleo"]["reference"]
+    by_annotator = {record["annotator"]: record for record in ceiling["annotators"]}
+    assert by_annotator["ann"]["metrics"]["accuracy"] == 1.0 and by_annotator["cleo"]["metrics"]["accuracy"] == 0.5
+    assert by_annotator["cleo"]["tiles"] == 4 and "3 others" in by_annotator["cleo"]["reference"]
     assert ceiling["mean"]["accuracy"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     text = explain_ceiling(ceiling)
     assert "too low, especially for tiles with few labels (here, 4.0 per tile on average)" in text
     assert "every annotator the same weight" in text
     panel = human_ceiling(load(table(test_annotators=["ann", "cleo", "dora"], labels="majority")).of_split("test"))
-    assert panel is not None and panel["labels_per_tile"] == 3.0, "ben labels no test tile that counts"
-    # Against a reference standard, everybody is wrong here.
-    against = human_ceiling(load(table(source_labels=True, test_labels="source")).of_split("test"))
-    assert against is not None and against["mean"]["accuracy"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
+    assert panel is not None and panel["labels_per_tile"] == 3.0, "ben is not a test annotator"
+    # The source's labels are inverted, so against them every correct label is an error.
+    with_reference = human_ceiling(load(table(source_labels=True, test_labels="source")).of_split("test"))
+    assert with_reference is not None and with_reference["mean"]["accuracy"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
     assert human_ceiling(tests.select([])) is None
 
 
-def test_rows_that_do_not_count_are_listed(table: Table) -> None:
+def test_dropped_rows_are_listed(table: Table) -> None:
     rows = [f"t{tile}.png,{name},{label}" for tile in range(12) for name, label in labels_of(tile).items()]
     extra = ["elsewhere.png,ann,tumour", "t0.png,ann,benign", "t1.png,eve,"]
     notes = " ".join(load(table([*rows, *extra])).notes)
@@ -219,7 +227,7 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     assert mapped.labels.tolist() == TRUTH
 
 
-def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
+def test_minus_one_among_integers_is_not_a_class(table: Table) -> None:
     rows = [
         f"t{tile}.png,{name},{CLASSES.index(label)}" for tile in range(12) for name, label in labels_of(tile).items()
     ]
@@ -229,8 +237,8 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         assert tiles.classes == expected.classes == ("0", "1")
         assert tiles.labels.tolist() == expected.labels.tolist()
         assert "dropped 2 rows without a label from the annotation table" in tiles.notes
-    named = load(table([*rows, "t0.png,eve,-1"], labels="majority"), classes=["-1", "0", "1"])
-    assert not any("without a label" in note for note in named.notes)
+    configured = load(table([*rows, "t0.png,eve,-1"], labels="majority"), classes=["-1", "0", "1"])
+    assert not any("without a label" in note for note in configured.notes)
     with pytest.raises(DataError, match="-1 may be a class or mark missing labels"):
         load(table([row for row in rows if row.endswith("1")] + ["t0.png,eve,-1"]))
 
@@ -270,7 +278,9 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         ),
     ],
 )
-def test_a_table_of_annotators_that_is_wrong(table: Table, rows: list[str], keys: dict[str, Any], message: str) -> None:
+def test_invalid_annotation_tables_are_errors(
+    table: Table, rows: list[str], keys: dict[str, Any], message: str
+) -> None:
     section = {"classes": keys.pop("classes")} if "classes" in keys else {}
     values = table(rows, **keys)
     with pytest.raises(DataError) as error:
@@ -298,12 +308,12 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
         ({"counts": {"T": "t", "H": "tile"}}, "named more than once: tile"),
     ],
 )
-def test_keys_that_contradict_each_other(keys: dict[str, Any], message: str) -> None:
+def test_conflicting_keys_are_errors(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate({"tiles": {"source": "table", "path": "t.csv", "annotations": {"path": "a.csv", **keys}}}, "test")
 
 
-def test_posteriors_are_the_same_for_every_order_of_rows(table: Table) -> None:
+def test_posteriors_do_not_depend_on_row_order(table: Table) -> None:
     rows = [f"t{tile}.png,{name},{label}" for tile in range(12) for name, label in labels_of(tile).items()]
     first, second = load(table(rows)).annotations, load(table(rows[::-1])).annotations
     assert first is not None and second is not None
@@ -311,22 +321,22 @@ def test_posteriors_are_the_same_for_every_order_of_rows(table: Table) -> None:
     assert np.allclose(first.posteriors(ids), second.posteriors(ids), atol=1e-9)
 
 
-def test_paths_of_tiles_may_be_written_in_other_ways(table: Table) -> None:
+def test_tile_paths_are_normalised(table: Table) -> None:
     expected = load(table())
     rows = [
         f"{spelling}t{tile}.png,{name},{label}"
         for tile, spelling in zip(range(12), ("", "./", ".\\") * 4, strict=True)
         for name, label in labels_of(tile).items()
     ]
-    found = load(table(rows))
-    assert found.labels.tolist() == expected.labels.tolist() and found.notes == expected.notes
+    tiles = load(table(rows))
+    assert tiles.labels.tolist() == expected.labels.tolist() and tiles.notes == expected.notes
     with pytest.raises(DataError, match=r"1 tile name is written in more than one way: t1\.png"):
         load(table([*rows, "t1.png,eve,benign"]))
 
 
 @pytest.mark.parametrize("column", ["tile", "annotator"])
-def test_rounded_names_of_tiles_and_annotators_are_errors(table: Table, column: str) -> None:
-    """A spreadsheet program writes two long numbers as one, and equal rows would be dropped as repeated."""
+def test_rounded_tile_and_annotator_names_are_errors(table: Table, column: str) -> None:
+    """Spreadsheet programs round long numbers, so different rows become equal and would be dropped as duplicates."""
     row = {"tile": "1.2E+11,ann,benign", "annotator": "t0.png,1.2E+11,benign"}[column]
     with pytest.raises(DataError, match=rf"changed 2 values in column {column}: .*in line 3, .*in line 4"):
         load(table(["t1.png,ann,benign", row, row]))

@@ -16,7 +16,7 @@ def batch(count: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-def test_a_tile_fares_the_same_in_any_batch() -> None:
+def test_augmentation_does_not_depend_on_the_batch() -> None:
     pixels, keys = batch(32), tile_keys([f"t{place}" for place in range(32)])
     whole = augment(pixels, keys, 3, 7, BOTH)
     order = np.random.default_rng(0).permutation(32)
@@ -26,7 +26,7 @@ def test_a_tile_fares_the_same_in_any_batch() -> None:
         assert torch.equal(augment(pixels[place : place + 1], keys[place : place + 1], 3, 7, BOTH)[0], whole[place])
 
 
-def test_seed_step_and_id_each_matter() -> None:
+def test_augmentation_depends_on_seed_step_and_id() -> None:
     pixels, keys = batch(1).repeat(8, 1, 1, 1), tile_keys([f"t{place}" for place in range(8)])
     first = augment(pixels, keys, 0, 0, BOTH)
     assert not torch.equal(first, augment(pixels, keys, 1, 0, BOTH))
@@ -35,7 +35,7 @@ def test_seed_step_and_id_each_matter() -> None:
     assert torch.equal(first, augment(pixels, keys, 0, 0, BOTH))
 
 
-def test_the_eight_moves_are_distinct_permutations_of_pixels() -> None:
+def test_the_eight_symmetries_are_distinct_permutations_of_pixels() -> None:
     pixels = batch(1)
     moved = [apply_dihedral(pixels, number) for number in range(8)]
     assert len({tile.contiguous().numpy().tobytes() for tile in moved}) == 8
@@ -45,7 +45,7 @@ def test_the_eight_moves_are_distinct_permutations_of_pixels() -> None:
     assert set(turned) < {tile.contiguous().numpy().tobytes() for tile in moved}
 
 
-def test_all_moves_are_used_and_oblong_tiles_keep_their_shape() -> None:
+def test_all_symmetries_occur_and_rectangular_tiles_keep_their_shape() -> None:
     keys = tile_keys([f"t{place}" for place in range(400)])
     for shape, expected in (((16, 16), 8), ((16, 8), 4)):
         moved = augment(batch(1, *shape).repeat(400, 1, 1, 1), keys, 0, 0, MOVES)
@@ -54,7 +54,7 @@ def test_all_moves_are_used_and_oblong_tiles_keep_their_shape() -> None:
         assert counts.min() > 0.5 * 400 / expected
 
 
-def test_stain_jitter_is_mild_and_grows_with_its_spread() -> None:
+def test_stain_jitter_grows_with_its_spread() -> None:
     pixels, keys = torch.full((64, 3, 8, 8), 0, dtype=torch.uint8), tile_keys([f"t{place}" for place in range(64)])
     pixels[:] = torch.tensor([180, 110, 170], dtype=torch.uint8)[None, :, None, None]
     changes = []
@@ -67,7 +67,7 @@ def test_stain_jitter_is_mild_and_grows_with_its_spread() -> None:
 
 
 def test_stain_jitter_follows_the_formula() -> None:
-    """A slow reference: concentrations by the inverse stain matrix, scaled and shifted, back to intensities."""
+    """Slow reference: unmix with the inverse stain matrix, scale and shift the concentrations, and remix."""
     pixels, keys = batch(3, 4, 4), tile_keys(["a", "b", "c"])
     draws = 0.1 * (2 * uniform(keys, 5, 9)[:, 1:] - 1)
     stains = np.asarray([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -79,11 +79,11 @@ def test_stain_jitter_follows_the_formula() -> None:
                 density = -np.log((pixels[tile, :, y, x].numpy() + 1.0) / 256)
                 concentration = density @ np.linalg.inv(stains) * (1 + draws[tile, :3]) + draws[tile, 3:]
                 expected[tile, :, y, x] = 256 * np.exp(-concentration @ stains) - 1
-    found = augment(pixels, keys, 5, 9, STAIN).numpy()
-    assert np.abs(found - np.clip(expected, 0, 255)).max() <= 0.51
+    augmented = augment(pixels, keys, 5, 9, STAIN).numpy()
+    assert np.abs(augmented - np.clip(expected, 0, 255)).max() <= 0.51
 
 
-def test_numbers_are_uniform_and_uncorrelated() -> None:
+def test_random_numbers_are_uniform_and_uncorrelated() -> None:
     draws = uniform(tile_keys([f"t{place}" for place in range(4000)]), 0, 0)
     assert draws.min() >= 0
     assert draws.max() < 1
@@ -93,12 +93,12 @@ def test_numbers_are_uniform_and_uncorrelated() -> None:
     assert np.abs(np.corrcoef(steps[1:].ravel(), steps[:-1].ravel())[0, 1]) < 0.04
 
 
-def test_off_means_untouched_and_negative_seeds_are_refused() -> None:
+def test_disabled_augmentation_is_the_identity_and_negative_seeds_are_refused() -> None:
     pixels, keys = batch(2), tile_keys(["a", "b"])
     assert augment(pixels, keys, 0, 0, AugmentationConfig(dihedral=False, stain=0)) is pixels
     with pytest.raises(DataError, match="negative"):
         augment(pixels, keys, -1, 0, BOTH)
 
 
-def test_keys_do_not_depend_on_the_machine() -> None:
+def test_keys_do_not_depend_on_the_platform() -> None:
     assert tile_keys(["train/a.png", "b"]).tolist()[0] == 18100138848260977147

@@ -1,4 +1,4 @@
-"""Train on one centre and test on others; two data sets with a mapping of their classes."""
+"""Training on one centre and testing on others, and class maps that join two data sets."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from .conftest import paint, write_table
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 tiles of centre A, 8 of B, 6 of C and one of no known centre, in three classes."""
+    """Write 40 tiles of centre A, 8 of B, 6 of C and one of an unknown centre, in three classes."""
     root = tmp_path_factory.mktemp("centres")
     centres = ["A"] * 40 + ["B"] * 8 + ["C"] * 6 + [""]
     rows: list[dict[str, object]] = []
@@ -43,14 +43,14 @@ def test_train_on_one_centre_and_test_on_another(table: Path) -> None:
     assert tiles.read(len(tiles) - 1).size == (8, 8)
 
 
-def test_a_third_centre_is_a_test_set_of_its_own(table: Path) -> None:
+def test_a_third_centre_can_be_a_separate_test_set(table: Path) -> None:
     tiles = read_tiles(centres(table, splits={"test": "C"}, other_parts="ignore"))
     assert set(tiles.splits) == {"test"}
     assert len(tiles) == 6
     assert tiles.classes == ("mucus", "normal", "tumour")
 
 
-def test_other_centres_are_an_error_unless_they_are_to_be_ignored(table: Path) -> None:
+def test_other_centres_are_errors_unless_ignored(table: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)unknown split values: C.*tiles.other_parts: ignore"):
         read_tiles(centres(table, splits={"train": "A", "test": "B"}))
     with pytest.raises(DataError, match=r"tiles\.splits has names that do not occur: D"):
@@ -59,30 +59,30 @@ def test_other_centres_are_an_error_unless_they_are_to_be_ignored(table: Path) -
         read_tiles(centres(table, other_parts="ignore"))
 
 
-def test_a_patient_of_two_centres_is_still_found(table: Path) -> None:
+def test_a_patient_in_two_centres_is_an_error(table: Path) -> None:
     crossing = centres(table, splits={"train": "A", "test": "B"}, other_parts="ignore")
     columns = {"split": "centre", "group": "label"}
     with pytest.raises(DataError, match="groups are in more than one split"):
         read_tiles(crossing.model_copy(update={"columns": columns}))
 
 
-def test_labels_are_mapped_and_the_rest_is_left_out_and_counted(table: Path) -> None:
+def test_labels_are_mapped_and_unmapped_ones_are_dropped_and_counted(table: Path) -> None:
     mapping = {"tumour": "cancer", "normal": "healthy"}
     tiles = read_tiles(centres(table, splits={"train": "A", "test": "B"}, other_parts="ignore", class_map=mapping))
     assert tiles.classes == ("cancer", "healthy")
     before = read_tiles(centres(table, splits={"train": "A", "test": "B"}, other_parts="ignore"))
     names = np.array([*before.classes, ""])[before.truth]
-    kept = dict(zip(before.ids[names != "mucus"], names[names != "mucus"], strict=True))
+    labels = dict(zip(before.ids[names != "mucus"], names[names != "mucus"], strict=True))
     assert {name: ("", *tiles.classes)[code + 1] for name, code in zip(tiles.ids, tiles.truth, strict=True)} == {
-        name: mapping.get(label, "") for name, label in kept.items()
+        name: mapping.get(label, "") for name, label in labels.items()
     }
-    assert (tiles.truth == -1).sum() == 1, "a tile without a label stays"
+    assert (tiles.truth == -1).sum() == 1, "tiles without a label are kept"
     assert any(
         note.startswith("dropped 17 tiles with labels outside tiles.class_map (mucus: 17)") for note in tiles.notes
     )
 
 
-def test_two_labels_may_become_one_class_among_more(table: Path) -> None:
+def test_two_labels_can_be_mapped_to_one_class(table: Path) -> None:
     keys = {"splits": {"train": "A", "test": "B"}, "other_parts": "ignore"}
     mapping = {"tumour": "AC", "normal": "H", "mucus": "AC"}
     tiles = read_tiles(centres(table, **keys, class_map=mapping, classes=("AC", "H", "V")))
@@ -94,17 +94,17 @@ def test_two_labels_may_become_one_class_among_more(table: Path) -> None:
         read_tiles(centres(table, **keys, class_map={"tumor": "AC"}))
 
 
-def test_a_published_set_keeps_its_order_of_classes(tmp_path: Path) -> None:
+def test_a_published_set_keeps_its_class_order(tmp_path: Path) -> None:
     for name in ("colon_aca", "colon_n"):
         for number in range(10):
             paint(tmp_path / name / f"{name}{number}.jpeg", number)
-    asked = {"source": "lc25000_colon", "path": str(tmp_path), "check_counts": False}
+    keys = {"source": "lc25000_colon", "path": str(tmp_path), "check_counts": False}
     mapping = {"colon_n": "H", "colon_aca": "AC"}
-    tiles = read_tiles(TilesConfig.model_validate(asked | {"class_map": mapping}))
+    tiles = read_tiles(TilesConfig.model_validate(keys | {"class_map": mapping}))
     assert tiles.classes == ("AC", "H")
     first = str(tiles.ids[tiles.truth == 0][0])
     assert "colon_aca" in first
-    wide = read_tiles(TilesConfig.model_validate(asked | {"class_map": mapping, "classes": ["H", "AC", "V"]}))
+    wide = read_tiles(TilesConfig.model_validate(keys | {"class_map": mapping, "classes": ["H", "AC", "V"]}))
     assert wide.classes == ("H", "AC", "V")
     folders = {"source": "folders", "path": str(tmp_path), "class_map": {"colon_n": "H"}, "classes": ["H", "AC"]}
     assert len(read_tiles(TilesConfig.model_validate(folders))) == 10
@@ -117,10 +117,10 @@ def test_real_colon_tiles_of_two_sources_share_two_classes(real_data: Path) -> N
         return TilesConfig.model_validate({**keys, "class_map": mapping, "classes": classes})
 
     polito = read_tiles(read("crc_polito5", {"AC": "AC", "H": "H"}))
-    there = read_tiles(read("lc25000_colon", {"colon_aca": "AC", "colon_n": "H"}))
-    assert polito.classes == there.classes == ("AC", "H")
+    lc25000 = read_tiles(read("lc25000_colon", {"colon_aca": "AC", "colon_n": "H"}))
+    assert polito.classes == lc25000.classes == ("AC", "H")
     assert polito.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
-    assert there.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
+    assert lc25000.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
     assert any(
         "dropped 960 tiles with labels outside tiles.class_map (S: 320, T: 320, V: 320)" in n for n in polito.notes
     )

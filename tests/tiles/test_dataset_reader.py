@@ -1,4 +1,4 @@
-"""Published data sets in small trees of their published layout."""
+"""Published data sets, as small folders in their published layout."""
 
 import csv
 import dataclasses
@@ -32,7 +32,7 @@ def label_of(tiles: TileSet) -> dict[str, str]:
 
 
 def breakhis(root: Path) -> Path:
-    """Ten slides of each class, two magnifications, three tiles each, as BreaKHis_v1.tar.gz unpacks."""
+    """Write ten slides per class, two magnifications and three tiles each, in the layout of BreaKHis_v1.tar.gz."""
     base = root / "BreaKHis_v1" / "histology_slides" / "breast"
     kinds = (("benign", "adenosis", "SOB_B_A"), ("malignant", "ductal_carcinoma", "SOB_M_DC"))
     for kind, folder, code in kinds:
@@ -46,7 +46,7 @@ def breakhis(root: Path) -> Path:
     return root
 
 
-def test_breakhis_slides_stay_together(tmp_path: Path) -> None:
+def test_breakhis_slides_do_not_cross_splits(tmp_path: Path) -> None:
     tiles = read("breakhis", breakhis(tmp_path))
     assert tiles.classes == ("benign", "malignant")
     assert len(tiles) == 120
@@ -72,7 +72,7 @@ def test_breakhis_magnification_and_types(tmp_path: Path) -> None:
         read("kather2016", tmp_path, magnification="40X")
 
 
-def test_counts_that_are_not_the_published_ones(tmp_path: Path) -> None:
+def test_counts_that_differ_from_the_published_ones_are_errors(tmp_path: Path) -> None:
     breakhis(tmp_path)
     with pytest.raises(DataError, match=r"(?s)benign 30 instead of 625 \(short by 595\).*check_counts: false.*CC BY"):
         read_tiles(config("breakhis", tmp_path, magnification="40X"))
@@ -83,7 +83,7 @@ def test_counts_that_are_not_the_published_ones(tmp_path: Path) -> None:
         read_tiles(config("folders", tmp_path, check_counts=False))
 
 
-def test_the_published_counts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_counts_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = dataclasses.replace(DATASETS["breakhis"], counts=(("", "benign", 60), ("", "malignant", 60)))
     monkeypatch.setitem(DATASETS, "breakhis", row)
     tiles = read_tiles(config("breakhis", breakhis(tmp_path)))
@@ -91,7 +91,7 @@ def test_the_published_counts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not any("not as published" in note for note in tiles.notes)
 
 
-def test_wrong_folders_say_where_to_get_it(tmp_path: Path) -> None:
+def test_errors_for_wrong_folders_name_the_source_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)Kather 2016.* is missing.*zenodo.org/records/53169.*CC BY 4.0"):
         read("kather2016", tmp_path / "nowhere")
     paint(tmp_path / "a.png")
@@ -132,7 +132,7 @@ def test_lc25000_lung_and_colon(tmp_path: Path) -> None:
     assert set(label_of(read("lc25000_colon", tmp_path)).values()) == {"colon_aca", "colon_n"}
 
 
-def test_pannuke_as_plip_names_it_or_in_folders(tmp_path: Path) -> None:
+def test_pannuke_in_the_layout_of_plip_or_in_folders(tmp_path: Path) -> None:
     for kind in ("benign", "malignant"):
         for place in range(10):
             paint(tmp_path / "plip" / "images" / f"adrenal gland_{kind}_{place:04d}.png", place)
@@ -144,7 +144,7 @@ def test_pannuke_as_plip_names_it_or_in_folders(tmp_path: Path) -> None:
         assert all(label in name for name, label in label_of(tiles).items())
 
 
-def test_digestpath_keeps_a_source_image_on_one_side(tmp_path: Path) -> None:
+def test_digestpath_keeps_crops_of_an_image_in_one_split(tmp_path: Path) -> None:
     for kind in ("negative", "positive"):
         for source in range(6):
             for place in range(4):
@@ -156,7 +156,7 @@ def test_digestpath_keeps_a_source_image_on_one_side(tmp_path: Path) -> None:
     assert all(("positive" in name) == (label == "malignant") for name, label in label_of(tiles).items())
 
 
-def test_wsss4luad_is_tumour_when_the_tumour_bit_is_set(tmp_path: Path) -> None:
+def test_wsss4luad_labels_follow_the_tumour_bit(tmp_path: Path) -> None:
     bits = ("[1, 0, 0]", "[1, 1, 0]", "[0, 1, 0]", "[0, 0, 1]")
     for slide in (436219, 1031280, 1040001, 1040002, 1040003, 1040004):
         for place, bit in enumerate(bits):
@@ -175,7 +175,7 @@ def kimia(root: Path, scans: int) -> Path:
     return root
 
 
-def test_kimia_path24c_keeps_its_test_part(tmp_path: Path) -> None:
+def test_kimia_path24c_keeps_its_test_split(tmp_path: Path) -> None:
     tiles = read("kimia_path24c", kimia(tmp_path, 24))
     assert len(tiles.classes) == 24
     assert Counter(tiles.splits.tolist()) == {"train": 96, "validation": 24, "test": 24}
@@ -183,7 +183,7 @@ def test_kimia_path24c_keeps_its_test_part(tmp_path: Path) -> None:
     assert any("Test-patches 24 instead of 1325" in note for note in tiles.notes)
 
 
-def test_kimia_path24c_with_another_name_for_train_or_too_few_scans(tmp_path: Path) -> None:
+def test_kimia_path24c_with_a_renamed_training_folder_or_missing_scans(tmp_path: Path) -> None:
     kimia(tmp_path, 3)
     assert any("3 classes instead of 24" in note for note in read("kimia_path24c", tmp_path).notes)
     (tmp_path / "train").rename(tmp_path / "Big-scans")
@@ -223,20 +223,20 @@ def test_mhist_reads_its_annotations(tmp_path: Path) -> None:
         read("mhist", tmp_path)
 
 
-def test_sicapv2_in_folders_by_its_partition(tmp_path: Path) -> None:
+def test_sicapv2_folders_follow_the_published_partition(tmp_path: Path) -> None:
     for part, slides in (("train", 8), ("test", 2)):
         for slide in range(slides):
             for name in ("NC", "G3", "G4", "G5"):
                 file = f"{part}{slide}_Block_Region_1_0_{slide}_xini_6803_yini_59786.jpg"
                 paint(tmp_path / part / name / file, slide)
-    tiles = read_tiles(config("sicapv2", tmp_path))  # no counts are known, so none are checked
+    tiles = read_tiles(config("sicapv2", tmp_path))  # there are no published counts to check
     assert tiles.classes == ("NC", "G3", "G4", "G5")
     assert set(tiles.groups) == {f"train{n}" for n in range(8)} | {"test0", "test1"}
     assert (tiles.splits == "test").sum() == 8
     assert not any("test: 0.3" in note for note in tiles.notes)
 
 
-def test_a_group_on_both_sides_of_a_published_split_is_an_error(tmp_path: Path) -> None:
+def test_a_group_in_both_parts_of_a_published_split_is_an_error(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for name in ("NC", "G3", "G4", "G5"):
             paint(tmp_path / part / name / f"16B0001851_Block_Region_1_0_{name}_xini_1_yini_{len(part)}.jpg")
@@ -244,7 +244,7 @@ def test_a_group_on_both_sides_of_a_published_split_is_an_error(tmp_path: Path) 
         read_tiles(config("sicapv2", tmp_path))
 
 
-def test_rows_are_found_by_name(tmp_path: Path) -> None:
+def test_data_sets_are_looked_up_by_name(tmp_path: Path) -> None:
     assert DATASETS["mhist"].name == "mhist"
     with pytest.raises(DataError, match="MHIST is missing"):
         load_tiles(config("mhist", tmp_path / "no"), seed=0)
@@ -278,7 +278,7 @@ def test_real_lc25000_in_its_own_split(real_data: Path, tmp_path: Path) -> None:
     assert test == {name for name, row in known.items() if row["split"] == "test"}
 
 
-def test_real_pcam_tiles_in_a_smaller_copy(real_data: Path, tmp_path: Path) -> None:
+def test_a_smaller_copy_of_real_pcam_tiles(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "pcam_kaggle"
     table = {"source": "table", "path": str(folder / "labels.csv"), "images": str(folder / "pcam_tiles.zip")}
     tiles = read_tiles(TilesConfig.model_validate(table))

@@ -1,4 +1,4 @@
-"""The table of published data sets, and their data cards."""
+"""The registry of published data sets and their data cards."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ SECTIONS = (
 NAMES = sorted({row.card for row in DATASETS.values()} | {"tcga_reports"})
 
 
-def test_every_source_of_the_configuration_is_read_by_someone() -> None:
+def test_every_configurable_source_has_a_reader() -> None:
     assert set(get_args(TileSource)) == set(SOURCES) | set(DATASETS)
     for name, row in DATASETS.items():
         assert (row.reader == "own") == (name in SOURCES), name
@@ -37,11 +37,11 @@ def test_every_source_of_the_configuration_is_read_by_someone() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
-def test_row_agrees_with_itself(name: str) -> None:
+def test_rows_are_consistent(name: str) -> None:
     row = DATASETS[name]
     assert {label for _, label, _ in row.counts if label} <= set(row.classes)
     assert set(row.labels.values()) <= set(row.classes)
-    assert row.files or row.access, "neither a download nor a word on how to get it"
+    assert row.files or row.access, "the row has neither a download nor instructions"
     assert all(re.fullmatch("[0-9a-f]{32}", remote.md5) and remote.url.startswith("https://") for remote in row.files)
     assert row.page.startswith("https://") and row.layout and row.citation and row.licence
     assert bool(row.classes) != (row.class_count is not None)
@@ -50,7 +50,7 @@ def test_row_agrees_with_itself(name: str) -> None:
         assert bool(row.counts_at) == ("magnification" in re.compile(row.pattern).groupindex)
 
 
-def test_breakhis_magnifications_add_up() -> None:
+def test_breakhis_counts_add_up_over_magnifications() -> None:
     for name in ("breakhis", "breakhis_types"):
         row = DATASETS[name]
         for part, label, number in row.counts:
@@ -60,14 +60,14 @@ def test_breakhis_magnifications_add_up() -> None:
     ]  # fmt: skip
 
 
-def test_a_misspelt_source_is_one_error_with_the_right_name() -> None:
+def test_a_misspelt_source_gives_one_error_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"1 configuration error:\n.*did you mean 'breakhis'\?.*sicapv2"):
         validate({"tiles": {"source": "brekhis", "path": "x"}}, "test")
     assert validate({"tiles": {"source": "breakhis", "path": "x"}}, "test").tiles.source == "breakhis"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_card_has_the_form_of_hugging_face_and_answers_the_questions(name: str) -> None:
+def test_cards_follow_the_hugging_face_format_and_have_all_sections(name: str) -> None:
     _, head, body = (CARDS / f"{name}.md").read_text(encoding="utf-8").split("---\n", 2)
     front = yaml.safe_load(head)
     assert {"pretty_name", "license", "task_categories", "size_categories", "tags"} <= set(front)
@@ -76,7 +76,7 @@ def test_card_has_the_form_of_hugging_face_and_answers_the_questions(name: str) 
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
-def test_card_says_what_the_row_says(name: str) -> None:
+def test_cards_agree_with_the_registry(name: str) -> None:
     row = DATASETS[name]
     text = (CARDS / f"{row.card}.md").read_text(encoding="utf-8")
     assert row.page in text

@@ -1,4 +1,4 @@
-"""A whole data set from a server of our own: licence, files, checksums, folders."""
+"""Downloading a whole data set from a local server: licence, files, checksums and folders."""
 
 import dataclasses
 import gzip
@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "download.py"
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
-    """Kather 2016 as a small zip and a gzipped file at the server."""
+    """Serve Kather 2016 as a small zip and a gzipped file."""
     folder = tmp_path / "served"
     folder.mkdir()
     with zipfile.ZipFile(folder / "set.zip", "w") as archive:
@@ -41,30 +41,30 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
 
 
 def run(folder: Path, *, yes: bool = True) -> list[str]:
-    said = capture_log()
+    log_lines = capture_log()
     download("kather2016", folder, accept=lambda: yes)
-    return said
+    return log_lines
 
 
 def test_everything_is_fetched_once(served: State, tmp_path: Path) -> None:
-    said = run(tmp_path / "data")
+    log_lines = run(tmp_path / "data")
     assert (tmp_path / "data" / "Tiles" / "01_TUMOR" / "1.tif").read_text() == "a tile"
     assert (tmp_path / "data" / "labels.h5").read_bytes() == b"labels"
-    assert "CC BY 4.0" in said[0] and "https://zenodo.org/records/53169" in said[0]
+    assert "CC BY 4.0" in log_lines[0] and "https://zenodo.org/records/53169" in log_lines[0]
     assert not list((tmp_path / "data").glob("*.zip")) and not list((tmp_path / "data").glob("*.gz"))
-    again = run(tmp_path / "data")
-    assert len(served.asked) == 2
-    assert "Tiles: exists, with all 1 file" in again
-    assert "labels.h5: exists, not verified" in again
+    repeated_lines = run(tmp_path / "data")
+    assert len(served.requested) == 2
+    assert "Tiles: exists, with all 1 file" in repeated_lines
+    assert "labels.h5: exists, not verified" in repeated_lines
 
 
 def test_nothing_is_fetched_before_the_licence_is_accepted(served: State, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="licence was not accepted"):
         run(tmp_path / "data", yes=False)
-    assert not served.asked and not (tmp_path / "data").exists()
+    assert not served.requested and not (tmp_path / "data").exists()
 
 
-def test_a_wrong_file_is_not_unpacked_and_the_next_start_goes_on(served: State, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_not_unpacked_and_the_next_start_resumes(served: State, tmp_path: Path) -> None:
     good = (served.folder / "labels.h5.gz").read_bytes()
     (served.folder / "labels.h5.gz").write_bytes(gzip.compress(b"other!"))
     with pytest.raises(DataError, match=r"labels.h5.gz.bad"):
@@ -77,27 +77,27 @@ def test_a_wrong_file_is_not_unpacked_and_the_next_start_goes_on(served: State, 
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in DATASETS.items() if not row.files))
-def test_other_sets_say_where_to_get_them(name: str, tmp_path: Path) -> None:
-    said = capture_log()
+def test_sets_without_a_download_name_their_page(name: str, tmp_path: Path) -> None:
+    log_lines = capture_log()
     with pytest.raises(DataError, match=rf"(?s)no public download with a checksum.*tiles.source to {name}"):
         download(name, tmp_path, accept=lambda: True)
-    assert DATASETS[name].page in said[0] and DATASETS[name].licence in said[0]
+    assert DATASETS[name].page in log_lines[0] and DATASETS[name].licence in log_lines[0]
 
 
-def test_terms_name_faults_and_card() -> None:
+def test_terms_name_known_problems_and_the_data_card() -> None:
     assert "augmented copies" in terms("lc25000") and "data_cards/lc25000.md" in terms("lc25000")
 
 
-def test_script_asks_and_takes_silence_for_no(tmp_path: Path) -> None:
+def test_the_script_asks_for_the_licence_and_treats_no_answer_as_refusal(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "bach", "--to", str(tmp_path / "data")]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "CC BY-NC-ND 4.0" in done.stdout and "Do you accept" in done.stdout
-    assert "pass --accept-licence" in done.stderr and "Traceback" not in done.stderr
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "CC BY-NC-ND 4.0" in result.stdout and "Do you accept" in result.stdout
+    assert "pass --accept-licence" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_that_lost_files_is_not_taken_for_whole(served: State, tmp_path: Path) -> None:
+def test_a_folder_with_missing_files_is_refused(served: State, tmp_path: Path) -> None:
     run(tmp_path)
     (tmp_path / "Tiles" / "01_TUMOR" / "1.tif").unlink()
     with pytest.raises(
@@ -106,12 +106,12 @@ def test_a_folder_that_lost_files_is_not_taken_for_whole(served: State, tmp_path
         run(tmp_path)
 
 
-def test_a_folder_of_somebody_else_is_not_called_verified(served: State, tmp_path: Path) -> None:
+def test_a_folder_from_another_source_is_not_reported_as_verified(served: State, tmp_path: Path) -> None:
     (tmp_path / "Tiles").mkdir()
     assert "Tiles: exists, but was not unpacked by this command: not verified" in run(tmp_path)
 
 
-def test_an_unpacked_file_is_compared_with_its_own_checksum(
+def test_an_unpacked_file_is_verified_with_its_own_checksum(
     served: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = DATASETS["kather2016"]
@@ -125,7 +125,7 @@ def test_an_unpacked_file_is_compared_with_its_own_checksum(
         run(tmp_path)
 
 
-def test_all_of_pcams_unpacked_files_have_a_checksum() -> None:
+def test_all_unpacked_pcam_files_have_a_checksum() -> None:
     sums = {remote.unpacked_md5 for remote in DATASETS["pcam"].files}
     assert len(sums) == 6 and all(len(value) == 32 for value in sums)
 

@@ -46,7 +46,7 @@ def test_splits_and_classes_come_from_the_folders(tree: Path) -> None:
     assert "groups unknown" in tiles.describe()
 
 
-def test_without_split_folders_all_is_train_and_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
+def test_without_split_folders_all_tiles_are_training_and_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
     for place in range(5):
         paint(tmp_path / "a" / "slide1" / f"{place}.jpg", place)
         paint(tmp_path / "b" / f"{place}.tif", place)
@@ -64,22 +64,22 @@ def test_split_names_are_mapped(tree: Path) -> None:
     assert (tiles.splits == "train").sum() == 16
 
 
-def test_the_same_part_for_two_splits_is_refused(tree: Path) -> None:
+def test_mapping_one_folder_to_two_splits_is_refused(tree: Path) -> None:
     with pytest.raises(ConfigError, match="same name"):
         load_tiles(config(tree, splits={"train": "train", "validation": "train"}), seed=0)
 
 
-def test_a_split_that_is_asked_for_but_absent(tree: Path) -> None:
+def test_a_configured_split_that_does_not_exist_is_an_error(tree: Path) -> None:
     with pytest.raises(DataError, match=r"do not occur: held_out; the source has: test, train"):
         load_tiles(config(tree, splits={"validation": "held_out"}), seed=0)
 
 
-def test_unknown_and_missing_class_folders(tree: Path) -> None:
+def test_unknown_and_missing_class_folders_are_errors(tree: Path) -> None:
     with pytest.raises(DataError, match=r"unknown class folders: tumour; no images for the classes: tumor"):
         load_tiles(config(tree, classes=("stroma", "tumor")), seed=0)
 
 
-def test_class_order_is_the_configured_one(tree: Path) -> None:
+def test_class_order_follows_the_configuration(tree: Path) -> None:
     tiles = load_tiles(config(tree, classes=("tumour", "stroma")), seed=0)
     assert tiles.truth[tiles.ids.tolist().index("test/tumour/0.png")] == 0
 
@@ -93,7 +93,7 @@ def test_unlabelled_folder_has_no_labels_and_stays_in_train(tree: Path) -> None:
     assert tiles.counts()["validation"] == {"stroma": 2, "tumour": 2, "(no label)": 0}
 
 
-def test_loose_images_empty_and_absent_folders(tmp_path: Path) -> None:
+def test_loose_images_and_empty_or_missing_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         load_tiles(config(tmp_path / "nowhere"), seed=0)
     with pytest.raises(DataError, match="no images in class folders"):
@@ -135,12 +135,12 @@ def test_images_in_hidden_folders_are_counted_unless_a_link_leads_to_them(tree: 
     assert not any("/." in f"/{name}" for name in tiles.ids)
 
 
-def test_options_of_other_sources_are_refused_together(tree: Path) -> None:
+def test_options_of_other_sources_are_reported_together(tree: Path) -> None:
     with pytest.raises(ConfigError, match=r"tiles.images.*tiles.columns.*tiles.photos"):
         load_tiles(config(tree, images="x.zip", columns={"label": "y"}, photos="crops"), seed=0)
 
 
-def test_labels_are_hidden_and_mpp_filled_in(tree: Path) -> None:
+def test_labels_are_hidden_and_mpp_is_set(tree: Path) -> None:
     labels = LabelsConfig(kind="per_class", value=1)
     tiles = load_tiles(config(tree, mpp=0.5, labels=labels.model_dump()), seed=3)
     assert (tiles.mpp == 0.5).all()
@@ -163,7 +163,7 @@ def test_a_link_to_a_folder_that_is_also_read_elsewhere_is_refused_at_every_leve
     for link, target in (
         ("train/necrosis", elsewhere),  # a class
         ("train/stroma/p1", elsewhere / "slide"),  # a folder in a class: contradictory labels
-        ("train/a", elsewhere / "slide"),  # listed before the folder that contains it
+        ("train/a", elsewhere / "slide"),  # sorts before the folder that contains it
         ("validation", tree / "test"),  # a split
         ("train/stroma/parent", tree),
     ):
@@ -186,7 +186,7 @@ def test_links_to_missing_images_are_errors_or_quarantined(tree: Path) -> None:
         load_tiles(config(tree, unreadable="quarantine"), seed=0)
 
 
-def test_file_names_that_are_not_utf8(tree: Path) -> None:
+def test_file_names_that_are_not_utf8_are_errors(tree: Path) -> None:
     shutil.copy(tree / "train" / "stroma" / "0.png", os.fsencode(tree / "train" / "stroma") + b"/\xff.png")
     with pytest.raises(DataError, match=r"1 file has a name that is not UTF-8: .*\\udcff\.png"):
         load_tiles(config(tree), seed=0)
@@ -205,9 +205,9 @@ def test_a_folder_without_permission_is_an_error(tree: Path, monkeypatch: pytest
         load_tiles(config(tree), seed=0)
 
 
-def test_split_folders_under_other_names_are_no_classes(tree: Path) -> None:
-    for ours, theirs in (("train", "Trainset"), ("test", "Testset")):
-        (tree / ours).rename(tree / theirs)
+def test_renamed_split_folders_are_not_classes(tree: Path) -> None:
+    for split, folder in (("train", "Trainset"), ("test", "Testset")):
+        (tree / split).rename(tree / folder)
     with pytest.raises(
         DataError, match=r"(?s)Testset, Trainset contain no images, only .*stroma, tumour.*tiles\.splits"
     ):
@@ -220,7 +220,7 @@ def test_split_folders_under_other_names_are_no_classes(tree: Path) -> None:
         load_tiles(config(tree), seed=0)
 
 
-def test_patients_below_the_classes_may_have_tiles_of_both(tmp_path: Path) -> None:
+def test_patient_folders_may_occur_in_several_classes(tmp_path: Path) -> None:
     for number, classes in enumerate((("benign", "malignant"), ("strain_1", "strain_2"))):
         folder = tmp_path / str(number)
         for name, first in zip(classes, (0, 4), strict=True):
@@ -240,14 +240,14 @@ def test_patients_below_the_classes_may_have_tiles_of_both(tmp_path: Path) -> No
         ["TileTrain/tumour", "TileHoldout/tumour"],
     ],
 )
-def test_split_folders_whose_subfolders_differ_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+def test_split_folders_with_different_subfolders_are_not_classes(tmp_path: Path, folders: list[str]) -> None:
     for number, name in enumerate(folders):
         paint(tmp_path / name / "a.png", number)
     with pytest.raises(DataError, match=r"(?s)contain no images, only the subfolders .*like splits.*tiles\.splits"):
         load_tiles(config(tmp_path), seed=0)
 
 
-def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
+def test_split_folders_inside_class_folders_are_refused(tmp_path: Path) -> None:
     for place in range(8):
         for name in ("stroma", "tumour"):
             paint(tmp_path / name / ("train" if place < 6 else "test") / f"{place}.png", place)
@@ -255,7 +255,7 @@ def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
         load_tiles(config(tmp_path), seed=0)
 
 
-def test_classes_that_differ_in_letter_case(tree: Path) -> None:
+def test_classes_that_differ_only_in_case_are_errors(tree: Path) -> None:
     paint(tree / "train" / "Tumour" / "a.png", 700)
     with pytest.raises(DataError, match=r"(?s)almost the same name: 'Tumour' and 'tumour'.*tiles\.class_map"):
         load_tiles(config(tree), seed=0)
@@ -265,7 +265,7 @@ def test_classes_that_differ_in_letter_case(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nan", "None", "-1"])
-def test_class_folders_that_programs_name_after_missing_labels(tree: Path, name: str) -> None:
+def test_class_folders_named_like_missing_labels_are_errors(tree: Path, name: str) -> None:
     paint(tree / "train" / name / "a.png", 700)
     with pytest.raises(DataError, match=rf"(?s)1 tile has the label '{name}', which marks a missing.*`unlabelled`"):
         load_tiles(config(tree), seed=0)
@@ -274,7 +274,7 @@ def test_class_folders_that_programs_name_after_missing_labels(tree: Path, name:
     assert dropped.classes == ("stroma", "tumour")
 
 
-def test_a_class_of_files_that_are_not_read(tree: Path, tmp_path: Path) -> None:
+def test_a_class_folder_without_readable_images_is_an_error(tree: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tree / split / "mucin").mkdir()
         (tree / split / "mucin" / "1.svs").write_bytes(b"x")
@@ -293,10 +293,11 @@ def test_a_class_of_files_that_are_not_read(tree: Path, tmp_path: Path) -> None:
     assert "class folders without images: mucin" in load_tiles(config(tree), seed=0).notes
     (tree / "val" / "tumour").mkdir(parents=True)
     (tree / "val" / "tumour" / "1.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"can read: val/tumour \(1 \.heic\)"):  # else a validation split is held out
+    # Without this error, a validation split would be held out.
+    with pytest.raises(DataError, match=r"can read: val/tumour \(1 \.heic\)"):
         load_tiles(config(tree), seed=0)
     (tree / "val" / "tumour" / "1.heic").unlink()
-    (tree / "train" / "mucin" / "annotations.XML").write_bytes(b"x")  # describes images, so this is no lost class
+    (tree / "train" / "mucin" / "annotations.XML").write_bytes(b"x")  # annotations are not images, so no class is lost
     assert "class folders without images: mucin" in load_tiles(config(tree), seed=0).notes
 
 
@@ -307,20 +308,20 @@ def test_classes_without_a_training_label_are_named(tree: Path, caplog: pytest.L
     assert "no training tile is labelled mucin" in caplog.text
 
 
-def test_images_beside_the_split_folders_are_errors(tree: Path) -> None:
+def test_images_next_to_split_folders_are_errors(tree: Path) -> None:
     paint(tree / "loose.png")
     with pytest.raises(DataError, match=r"1 image is outside class folders: loose\.png"):
         load_tiles(config(tree), seed=0)
 
 
 @pytest.mark.parametrize("keys", [{"classes": [0, 1]}, {"classes": [True]}, {"class_map": {0: "a"}}])
-def test_names_that_yaml_reads_as_numbers(tree: Path, keys: dict[str, object]) -> None:
+def test_class_names_that_yaml_parses_as_numbers_are_errors(tree: Path, keys: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="write them in quotes"):
         config(tree, **keys)
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])
-def test_other_spellings_of_the_unlabelled_folder(tree: Path, name: str) -> None:
+def test_other_spellings_of_the_unlabelled_folder_are_accepted(tree: Path, name: str) -> None:
     for place in range(4):
         paint(tree / "train" / name / f"{place}.png", place)
     tiles = load_tiles(config(tree), seed=0)
@@ -350,17 +351,17 @@ def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("page", "folder"), [("gbk", "肿瘤"), ("cp932", "腫瘍"), ("cp1251", "Опухоль"), ("cp1252", "Größe")]
 )
-def test_names_in_another_code_page_are_named_in_the_error(page: str, folder: str, tmp_path: Path) -> None:
-    class Named(zipfile.ZipInfo):  # as a program of Windows writes names, without marking them as UTF-8
+def test_the_error_for_names_in_another_code_page_names_the_code_page(page: str, folder: str, tmp_path: Path) -> None:
+    class Named(zipfile.ZipInfo):  # Windows programs write names in a code page, without the UTF-8 flag
         def _encodeFilenameFlags(self) -> tuple[bytes, int]:
             return self.filename.encode("cp437"), self.flag_bits
 
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "PNG")
     names = [f"{folder}/{number}.png" for number in range(4)]
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
         for name in names:
-            archive.writestr(Named(name.encode(page).decode("cp437")), picture.getvalue())
+            archive.writestr(Named(name.encode(page).decode("cp437")), image.getvalue())
     rows = "".join(f"{name},{'ab'[number % 2]},test\n" for number, name in enumerate(names))
     (tmp_path / "tiles.csv").write_text("path,label,split\n" + rows, encoding="utf-8")
     keys = {"source": "table", "path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "tiles.zip")}
@@ -368,20 +369,23 @@ def test_names_in_another_code_page_are_named_in_the_error(page: str, folder: st
         read_tiles(TilesConfig.model_validate(keys))
 
 
-def test_no_member_of_a_zip_is_passed_over_because_of_its_path(tree: Path, tmp_path: Path) -> None:
+def test_zip_members_with_unusual_paths_are_not_skipped(tree: Path, tmp_path: Path) -> None:
     names = [str(path.relative_to(tree)) for path in sorted(tree.rglob("*.png"))]
-    for odd, message in (("../train/stroma/0.png", "1 path outside its folder"), (f"./{names[1]}", "the same name")):
+    for unusual, message in (
+        ("../train/stroma/0.png", "1 path outside its folder"),
+        (f"./{names[1]}", "the same name"),
+    ):
         archive = tmp_path / "tiles.zip"
         with zipfile.ZipFile(archive, "w") as writer:
             for name in names:
                 writer.write(tree / name, name)
-            writer.writestr(odd, (tree / names[0]).read_bytes())  # unlike `write`, it keeps the path as it is
+            writer.writestr(unusual, (tree / names[0]).read_bytes())  # unlike `write`, this does not normalise the path
         with pytest.raises(DataError, match=message):
             load_tiles(config(archive), seed=0)
 
 
 def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str = "csv") -> None:
-    """Paint images, and write the metadata file of a Hugging Face image folder beside them."""
+    """Write images and a Hugging Face metadata file for them."""
     for place, name in enumerate(names):
         paint(folder / name, place)
     cells = [
@@ -395,22 +399,22 @@ def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str 
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_labels_in_the_metadata_of_an_image_folder_are_not_passed_over(tmp_path: Path, suffix: str) -> None:
+def test_labels_in_image_folder_metadata_are_not_ignored(tmp_path: Path, suffix: str) -> None:
     names = [f"{'xy'[place % 2]}/{place}.png" for place in range(10)]
     with_metadata(tmp_path / "train", names, "file_name,label", suffix=suffix)
-    wrong = rf"(?s)train/metadata.{suffix} describes the images.*columns file_name, label.*tiles.source: huggingface"
+    message = rf"(?s)train/metadata.{suffix} describes the images.*columns file_name, label.*tiles.source: huggingface"
     for path in (tmp_path, tmp_path / "train"):
-        with pytest.raises(DataError, match=wrong.replace("train/", "")):
+        with pytest.raises(DataError, match=message.replace("train/", "")):
             load_tiles(config(path), seed=0)
     assert load_tiles(config(tmp_path, classes=["x", "y"]), seed=0).classes == ("x", "y")
     archive = Path(shutil.make_archive(str(tmp_path / "tiles"), "zip", tmp_path, "train"))
     with pytest.raises(DataError, match=rf"(?s)train/metadata.{suffix} describes the images.*unpack the zip"):
         load_tiles(config(archive), seed=0)
-    read = load_tiles(config(tmp_path, source="huggingface"), seed=0)
-    assert read.classes == ("a", "b") and len(read) == 10
+    tiles = load_tiles(config(tmp_path, source="huggingface"), seed=0)
+    assert tiles.classes == ("a", "b") and len(tiles) == 10
 
 
-def test_columns_of_a_large_metadata_file_in_a_zip_take_little_memory(tmp_path: Path) -> None:
+def test_reading_columns_of_a_large_zipped_metadata_file_takes_little_memory(tmp_path: Path) -> None:
     with_metadata(tmp_path / "train", [f"{'ab'[place % 2]}/{place}.png" for place in range(20)], "file_name,age")
     with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for file in (tmp_path / "train").rglob("*.*"):
@@ -425,7 +429,7 @@ def test_columns_of_a_large_metadata_file_in_a_zip_take_little_memory(tmp_path: 
     assert any("train/metadata.csv is not read (columns file_name, age)" in note for note in tiles.notes)
 
 
-def test_images_beside_their_metadata_are_an_error_that_names_it_and_captions_are_a_note(tmp_path: Path) -> None:
+def test_label_metadata_next_to_images_is_an_error_and_captions_are_noted(tmp_path: Path) -> None:
     with_metadata(tmp_path / "flat", [f"{place}.png" for place in range(8)], "file_name,grade,patient")
     with pytest.raises(DataError, match=r"(?s)metadata.csv describes.*columns: \{label: COLUMN\}.*path: file_name"):
         load_tiles(config(tmp_path / "flat"), seed=0)
@@ -434,11 +438,12 @@ def test_images_beside_their_metadata_are_an_error_that_names_it_and_captions_ar
         load_tiles(TilesConfig.model_validate(table), seed=0)
     with_metadata(tmp_path / "captions", [f"{'xy'[place % 2]}/{place}.png" for place in range(10)], "file_name,text")
     assert "metadata.csv is not read (columns file_name, text)" in load_tiles(config(tmp_path / "captions"), 0).notes[0]
-    (tmp_path / "captions/metadata.csv").write_text("slide,stain\n1,HE\n", encoding="utf-8")  # describes other things
+    # Metadata that do not describe images are not mentioned.
+    (tmp_path / "captions/metadata.csv").write_text("slide,stain\n1,HE\n", encoding="utf-8")
     assert "metadata" not in load_tiles(config(tmp_path / "captions"), 0).notes[0]
 
 
-def test_files_next_to_class_folders_and_masks_next_to_images_are_noted(tmp_path: Path) -> None:
+def test_other_files_and_masks_next_to_images_are_noted(tmp_path: Path) -> None:
     for name in ("a/1.png", "a/1_mask.png", "b/x (2).png", "b/x (2)_mask_1.png", "b/3_label.png"):
         paint(tmp_path / name, len(name))
     for name in ("c.zip", "d.tar.gz", "README", "README.md", "table.csv", "metadata.csv"):

@@ -13,9 +13,9 @@ from .conftest import NoReader, paint, write_table
 
 
 def source(ids: list[str], **more: object) -> SourceTiles:
-    nothing = [""] * len(ids)
-    made = SourceTiles(ids, nothing, nothing, nothing, [float("nan")] * len(ids), nothing, NoReader(), "here")
-    return replace(made, **more)  # type: ignore[arg-type]
+    empty = [""] * len(ids)
+    tiles = SourceTiles(ids, empty, empty, empty, [float("nan")] * len(ids), empty, NoReader(), "here")
+    return replace(tiles, **more)  # type: ignore[arg-type]
 
 
 def test_a_pattern_finds_the_groups_in_ids_or_paths() -> None:
@@ -25,11 +25,11 @@ def test_a_pattern_finds_the_groups_in_ids_or_paths() -> None:
     assert add_groups(tiles, None) is tiles
 
 
-def test_tiles_without_a_match_are_noted_and_no_match_at_all_is_an_error() -> None:
+def test_tiles_without_a_match_are_noted_and_a_pattern_without_matches_is_an_error() -> None:
     tiles = source(["HE12_1", "HE12_2", "blank"])
-    found = add_groups(tiles, r"HE\d+")
-    assert found.groups == ["HE12", "HE12", ""]
-    assert found.notes == ("1 tile without a group: tiles.group_pattern does not match blank",)
+    grouped = add_groups(tiles, r"HE\d+")
+    assert grouped.groups == ["HE12", "HE12", ""]
+    assert grouped.notes == ("1 tile without a group: tiles.group_pattern does not match blank",)
     with pytest.raises(DataError, match=r"matches no tile; tile ids: HE12_1"):
         add_groups(tiles, r"HE-\d+")
     with pytest.raises(DataError, match="already has groups"):
@@ -38,12 +38,12 @@ def test_tiles_without_a_match_are_noted_and_no_match_at_all_is_an_error() -> No
 
 def test_advice_names_the_best_column_and_its_key() -> None:
     columns = {"slide": ["s1", "s2", "s3", "s3"], "Patient ID": ["p1", "p1", "p2", "p2"]}
-    told = group_advice(source(["a", "b", "c", "d"], columns=columns))
-    assert told == (
+    advice = group_advice(source(["a", "b", "c", "d"], columns=columns))
+    assert advice == (
         "the column Patient ID identifies 2 patients or slides, but is not used: set --tiles.columns.group='Patient ID'"
     )
-    alone = {"case": ["1", "2", "3", "4"]}
-    assert group_advice(source(["a", "b", "c", "d"], columns=alone)) == "", "no two tiles share a case"
+    unique = {"case": ["1", "2", "3", "4"]}
+    assert group_advice(source(["a", "b", "c", "d"], columns=unique)) == "", "no two tiles share a case"
 
 
 @pytest.mark.parametrize(
@@ -55,28 +55,26 @@ def test_advice_names_the_best_column_and_its_key() -> None:
         (["train/slide12_0", "train/slide12_1", "train/slide13_1"], [], "slide"),
     ],
 )
-def test_barcodes_in_ids_or_paths_are_advised_as_a_pattern_that_works(
-    ids: list[str], paths: list[str], pattern: str
-) -> None:
+def test_advice_gives_a_working_pattern_for_barcodes(ids: list[str], paths: list[str], pattern: str) -> None:
     tiles = source(ids, paths=paths)
-    told = group_advice(tiles)
-    key, _, advised = told.partition("--tiles.group_pattern=")
-    assert key and pattern in advised and "contain 2 " in told
-    assert len(set(add_groups(tiles, advised.strip("'")).groups)) == 2
-    assert group_advice(add_groups(tiles, advised.strip("'"))) == ""
+    advice = group_advice(tiles)
+    key, _, suggested = advice.partition("--tiles.group_pattern=")
+    assert key and pattern in suggested and "contain 2 " in advice
+    assert len(set(add_groups(tiles, suggested.strip("'")).groups)) == 2
+    assert group_advice(add_groups(tiles, suggested.strip("'"))) == ""
 
 
-def test_no_advice_where_ids_name_the_patient_already_or_nothing_does() -> None:
+def test_no_advice_if_ids_are_unique_per_patient_or_contain_no_patient() -> None:
     assert group_advice(source(["TCGA-A6-2671-01_1", "TCGA-A6-2671-01_2", "TCGA-A6-2672-01_1"])) == ""
     assert group_advice(source(["image_0_label_0", "image_1_label_0", "colonca12"])) == ""
 
 
-def test_a_table_with_patients_but_no_groups_gets_advice_that_helps(tmp_path: Path) -> None:
+def test_advice_for_a_table_with_a_patient_column_but_no_groups(tmp_path: Path) -> None:
     for place in range(8):
         paint(tmp_path / f"{place}.png", place)
     rows = [{"path": f"{place}.png", "label": place % 2, "patient_id": f"p{place // 2}"} for place in range(8)]
     table = str(write_table(tmp_path / "t.csv", rows))
-    unaware = read_tiles(TilesConfig(source="table", path=table))
-    assert unaware.advice.endswith("set --tiles.columns.group=patient_id")
-    aware = read_tiles(TilesConfig(source="table", path=table, columns={"group": "patient_id"}))
-    assert aware.advice == "" and set(aware.groups) == {"p0", "p1", "p2", "p3"}
+    ungrouped = read_tiles(TilesConfig(source="table", path=table))
+    assert ungrouped.advice.endswith("set --tiles.columns.group=patient_id")
+    grouped = read_tiles(TilesConfig(source="table", path=table, columns={"group": "patient_id"}))
+    assert grouped.advice == "" and set(grouped.groups) == {"p0", "p1", "p2", "p3"}

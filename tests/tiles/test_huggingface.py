@@ -28,7 +28,7 @@ def config(path: Path | str, **more: object) -> TilesConfig:
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set with class names, two mapped splits and one more, written by the library itself."""
+    """Save a data set with class names, two mapped splits and an additional one."""
     import datasets
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -70,27 +70,29 @@ def test_a_saved_data_set_is_read(saved: Path) -> None:
     assert pickle.loads(pickle.dumps(tiles)).read(place).tobytes() == tiles.read(place).tobytes()
 
 
-def test_parts_and_columns_that_are_not_there(saved: Path) -> None:
+def test_missing_splits_and_columns_are_errors(saved: Path) -> None:
     with pytest.raises(DataError, match="unknown split values: extra"):
         load_tiles(config(saved), seed=0)
     with pytest.raises(DataError, match="no split val; the data set has: train, test, extra"):
         load_tiles(config(saved, splits={"validation": "val"}), seed=0)
-    wanted = {"train": "train", "test": "test"}
+    splits = {"train": "train", "test": "test"}
     with pytest.raises(DataError, match="missing columns: diagnosis; split train has: image, label, patient"):
-        load_tiles(config(saved, splits=wanted, columns={"label": "diagnosis"}), seed=0)
+        load_tiles(config(saved, splits=splits, columns={"label": "diagnosis"}), seed=0)
     with pytest.raises(DataError, match=r"column patient contains .* not images"):
-        load_tiles(config(saved, splits=wanted, columns={"path": "patient"}), seed=0)
+        load_tiles(config(saved, splits=splits, columns={"path": "patient"}), seed=0)
 
 
-def test_a_data_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load this data set"):
         load_tiles(config(tmp_path / "empty"), seed=0)
 
 
-def test_the_reason_is_named_if_a_data_set_cannot_be_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The datasets package takes the name of a zip for a class."""
+def test_the_error_gives_the_reason_if_a_data_set_cannot_be_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The datasets package uses the name of the zip as a class."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "PNG")
@@ -103,7 +105,7 @@ def test_the_reason_is_named_if_a_data_set_cannot_be_generated(tmp_path: Path, m
 
 
 def plain(folder: Path, labels: Sequence[object], **columns: Sequence[object]) -> Path:
-    """Save a data set without class names: its label column holds plain values."""
+    """Save a data set whose label column holds plain values instead of class names."""
     import datasets
 
     stream = io.BytesIO()
@@ -114,7 +116,7 @@ def plain(folder: Path, labels: Sequence[object], **columns: Sequence[object]) -
     return folder
 
 
-def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> None:
+def test_labels_are_stripped_and_missing_ones_are_not_a_class(tmp_path: Path) -> None:
     tiles = load_tiles(config(plain(tmp_path / "a", ["mucin", " mucin ", "stroma", "stroma", None] * 2)), seed=0)
     assert tiles.classes == ("mucin", "stroma")
     assert (tiles.truth == -1).sum() == 2
@@ -132,7 +134,7 @@ def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("value", ["0.5 um", "0", "-1", "inf", "5e-07", "500", "1,000"])
-def test_mpp_is_a_positive_number_in_micrometres(tmp_path: Path, value: str) -> None:
+def test_mpp_must_be_a_plausible_number_of_micrometres(tmp_path: Path, value: str) -> None:
     path = plain(tmp_path / "a", ["a", "b"] * 5, mpp=["0.5", value] * 5)
     with pytest.raises(DataError, match=f"invalid mpp '{value}' in train/000001"):
         load_tiles(config(path), seed=0)
@@ -155,7 +157,7 @@ def test_damaged_arrow_files_are_errors_or_unreadable_images(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("splits", [False, True])
-def test_images_of_a_folder_that_are_not_in_the_data_set_are_named(
+def test_images_that_the_data_set_lacks_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: bool
 ) -> None:
     import datasets
@@ -191,8 +193,8 @@ def test_an_image_folder_that_lists_a_file_twice_is_refused(tmp_path: Path, stre
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_saved_image_folder_may_repeat_file_names(tmp_path: Path, streaming: bool) -> None:
-    """`save_to_disk` stores the images, and of each path only the file name."""
+def test_a_saved_image_folder_may_contain_equal_file_names(tmp_path: Path, streaming: bool) -> None:
+    """`save_to_disk` stores the images but only the file name of each path."""
     import datasets
 
     for place in ("train/a", "train/b"):
@@ -204,8 +206,8 @@ def test_a_saved_image_folder_may_repeat_file_names(tmp_path: Path, streaming: b
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_path: Path, streaming: bool) -> None:
-    """The datasets package reads the indices of all files by the names of one."""
+def test_parquet_files_with_different_class_orders_are_refused(tmp_path: Path, streaming: bool) -> None:
+    """The datasets package applies the class names of one file to all files."""
     import datasets
 
     folder = tmp_path / "set"
@@ -223,8 +225,8 @@ def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_pat
 
     write("train", ["benign", "tumour"])
     write("test", ["tumour", "benign"])
-    words = r"(?s)classes of the column label are benign, tumour, but tumour, benign in test.parquet.*train.parquet"
-    with pytest.raises(DataError, match=words):
+    message = r"(?s)classes of the column label are benign, tumour, but tumour, benign in test.parquet.*train.parquet"
+    with pytest.raises(DataError, match=message):
         read()
     write("test", ["benign", "tumour"])
     assert read().classes == ("benign", "tumour")
@@ -232,7 +234,7 @@ def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_pat
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("damage", "words"), [("cut", "cannot|magic bytes"), ("empty", "a parquet file has no rows")])
-def test_the_parquet_file_that_cannot_be_read_is_named(
+def test_an_unreadable_parquet_file_is_named(
     tmp_path: Path, streaming: bool, damage: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     import datasets
@@ -257,12 +259,12 @@ def test_the_parquet_file_that_cannot_be_read_is_named(
     assert not caplog.records
 
 
-def test_patients_that_are_stored_as_class_indices_have_their_names(tmp_path: Path) -> None:
+def test_patients_stored_as_class_indices_get_their_names(tmp_path: Path) -> None:
     import datasets
 
     def part(first: int, names: list[str], codes: list[int]) -> datasets.Dataset:
-        pictures = [Image.fromarray(np.full((8, 8, 3), first + code, np.uint8)) for code in codes]
-        columns = {"image": pictures, "label": [code % 2 for code in codes], "group": codes}
+        images = [Image.fromarray(np.full((8, 8, 3), first + code, np.uint8)) for code in codes]
+        columns = {"image": images, "label": [code % 2 for code in codes], "group": codes}
         kinds = {"label": datasets.ClassLabel(names=["a", "b"]), "group": datasets.ClassLabel(names=names)}
         return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), **kinds}))
 
@@ -285,8 +287,8 @@ def test_unfinished_and_copied_parquet_files_are_reported(tmp_path: Path) -> Non
     datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "set/train.parquet"))
     part = tmp_path / "set/more.parquet.part"
     part.write_bytes(b"x")
-    told = f"WARNING: 1 compressed or unfinished file is not read: {part}"
-    assert read_huggingface(config(tmp_path / "set")).notes == (told,)
+    warning = f"WARNING: 1 compressed or unfinished file is not read: {part}"
+    assert read_huggingface(config(tmp_path / "set")).notes == (warning,)
     shutil.copy(tmp_path / "set/train.parquet", tmp_path / "set/train-2.parquet")
     with pytest.raises(DataError, match=r"1 data file is a copy: \S*train-2.parquet = \S*train.parquet"):
         read_huggingface(config(tmp_path / "set"))
@@ -303,12 +305,12 @@ _TYPED_ROWS = (
     ("a.png", "None", "007"), ("b.png", "None", "08"), ("c.png", "true", "1e3"), ("d.png", "true", "1000"),
     ("e.png", "", "9"), ("f.png", "true", ""),
 )  # fmt: skip
-"""Rows of a metadata file that pandas and pyarrow change: file, label and group."""
+"""File, label and group in rows whose values pandas and pyarrow would convert."""
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_cells_of_a_metadata_file_are_text(tmp_path: Path, form: str, streaming: bool) -> None:
+def test_cells_of_a_metadata_file_are_read_as_text(tmp_path: Path, form: str, streaming: bool) -> None:
     import datasets
     import pandas as pd
 
@@ -342,7 +344,7 @@ def test_cells_of_a_metadata_file_are_text(tmp_path: Path, form: str, streaming:
         ("file_name,label\n0.png,a\n1.png,\"b\nc\"\n", "row 1 contains a line break"),
     ],
 )  # fmt: skip
-def test_a_metadata_file_with_an_error_is_refused(tmp_path: Path, text: str, words: str, streaming: bool) -> None:
+def test_an_invalid_metadata_file_is_refused(tmp_path: Path, text: str, words: str, streaming: bool) -> None:
     folder = tmp_path / "set"
     _image_folder(folder, ["0.png", "1.png"])
     (folder / "metadata.csv").write_text(text, encoding="utf-8")
@@ -350,7 +352,7 @@ def test_a_metadata_file_with_an_error_is_refused(tmp_path: Path, text: str, wor
         read_tiles(config(folder, streaming=streaming), root=tmp_path / "kept")
 
 
-def test_metadata_files_of_several_folders_and_splits(tmp_path: Path) -> None:
+def test_metadata_files_of_several_folders_and_splits_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for part in ("train/x", "train/y", "test"):
         _image_folder(folder / part, ["sub/0.png", "1.png"])
@@ -368,8 +370,8 @@ def test_a_replaced_file_with_the_same_modification_time_is_read_again(tmp_path:
 
     def write(file: Path, content: str | bytes) -> TileSet:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-        for each in folder.iterdir():
-            os.utime(each, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
+        for path in folder.iterdir():
+            os.utime(path, ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
         return read_tiles(config(folder), hold_out=False)
 
     _image_folder(folder, ["0.png", "1.png"])
@@ -382,7 +384,7 @@ def test_a_replaced_file_with_the_same_modification_time_is_read_again(tmp_path:
 def test_a_replaced_parquet_file_with_the_same_modification_time_is_read_again(tmp_path: Path) -> None:
     import datasets
 
-    found = []
+    versions = []
     for number in range(2):
         stream = io.BytesIO()
         Image.new("RGB", (8, 8), (number, 0, 0)).save(stream, "PNG")
@@ -394,13 +396,13 @@ def test_a_replaced_parquet_file_with_the_same_modification_time_is_read_again(t
         (tmp_path / "set").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "set/train.parquet"))
         os.utime(tmp_path / "set/train.parquet", ns=(1_600_000_000_000_000_000, 1_600_000_000_000_000_000))
-        found.append(read_tiles(config(tmp_path / "set"), hold_out=False))
-    assert [tiles.classes for tiles in found] == [("a", "b"), ("a", "b", "c")]
-    assert not set(found[0].stamps.tolist()) & set(found[1].stamps.tolist())
+        versions.append(read_tiles(config(tmp_path / "set"), hold_out=False))
+    assert [tiles.classes for tiles in versions] == [("a", "b"), ("a", "b", "c")]
+    assert not set(versions[0].stamps.tolist()) & set(versions[1].stamps.tolist())
 
 
 @pytest.mark.parametrize("kind", ["parquet", "zip"])
-def test_a_moved_folder_is_the_same_set(tmp_path: Path, kind: str) -> None:
+def test_the_fingerprint_does_not_depend_on_the_folder(tmp_path: Path, kind: str) -> None:
     import datasets
 
     stream = io.BytesIO()
@@ -423,22 +425,24 @@ def test_a_moved_folder_is_the_same_set(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Path, streaming: bool) -> None:
-    """Texts such as None are still lost, hence the warning."""
+    """Values such as None are still lost, hence the warning."""
     _image_folder(tmp_path / "files", ["0.png", "1.png"])
     (tmp_path / "files/metadata.csv").write_text("file_name,label,group\n0.png,01,007\n1.png,2,08\n", encoding="utf-8")
     (tmp_path / "set").mkdir()
     with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
         for file in (tmp_path / "files").iterdir():
             archive.write(file, file.name)
-    said = capture_log()
+    log_lines = capture_log()
     tiles = read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
     assert tiles.classes == ("01", "2") and tiles.groups.tolist() == ["007", "08"]
-    assert any("the datasets package read the metadata file of this image folder" in n for n in (*tiles.notes, *said))
+    assert any(
+        "the datasets package read the metadata file of this image folder" in n for n in (*tiles.notes, *log_lines)
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_stray_quotation_mark_in_zipped_metadata(tmp_path: Path, streaming: bool) -> None:
-    """pandas reads joined rows as one."""
+def test_a_stray_quotation_mark_in_zipped_metadata_is_an_error(tmp_path: Path, streaming: bool) -> None:
+    """pandas merges the rows between two quotation marks without an error."""
     names = [f"{number}.png" for number in range(6)]
     _image_folder(tmp_path / "files", names)
     rows = [f"{name},{'ab'[number % 2]},fine" for number, name in enumerate(names)]
@@ -453,7 +457,7 @@ def test_a_stray_quotation_mark_in_zipped_metadata(tmp_path: Path, streaming: bo
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_links_that_the_datasets_package_skips(tmp_path: Path, streaming: bool) -> None:
+def test_links_that_the_datasets_package_skips_are_errors(tmp_path: Path, streaming: bool) -> None:
     for number, name in enumerate(("set/a/0.png", "set/b/0.png", "elsewhere/0.png")):
         paint(tmp_path / name, number)
     section, link = config(tmp_path / "set", streaming=streaming), tmp_path / "set/b/1.png"
@@ -494,7 +498,7 @@ def test_class_names_are_stripped_and_compared_like_labels(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("extra", ["tumour/sub/x.png", "stray.png", "eval/x.png", "stroma/biopsy_test_1.png"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_class_folders_from_which_datasets_takes_no_labels(
+def test_class_folders_that_datasets_does_not_use_as_labels_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str, streaming: bool
 ) -> None:
     import datasets

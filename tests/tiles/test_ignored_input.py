@@ -1,4 +1,4 @@
-"""Input that would be ignored or read wrongly without a word: columns, shards, damaged images, masks."""
+"""Input that would otherwise be ignored or misread silently: columns, shards, damaged images and masks."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def renamed(rows: "list[dict[str, str]]", old: str, new: str) -> "list[dict[str,
 
 
 @pytest.mark.parametrize(("old", "new"), [("split", "Split"), ("group", "GROUP"), ("split", "\u200bsplit")])
-def test_a_column_spelt_almost_as_one_of_ours_is_an_error(tmp_path: Path, old: str, new: str) -> None:
+def test_a_misspelt_column_is_an_error(tmp_path: Path, old: str, new: str) -> None:
     config = table(tmp_path, renamed(ROWS, old, new))
     with pytest.raises(DataError, match=rf"no column {old}; (.|\n)*tiles\.columns\.{old}"):
         read_tiles(config)
@@ -54,18 +54,18 @@ def test_a_column_spelt_almost_as_one_of_ours_is_an_error(tmp_path: Path, old: s
     assert (tiles.splits == "test").sum() == 4 and "p3" in tiles.groups
 
 
-def test_beside_the_right_column_another_spelling_is_allowed(tmp_path: Path) -> None:
+def test_a_misspelt_column_next_to_the_correct_one_is_accepted(tmp_path: Path) -> None:
     tiles = read_tiles(table(tmp_path, [{**row, "Split": "test"} for row in ROWS]))
     assert (tiles.splits == "test").sum() == 4
 
 
-def test_a_column_of_splits_under_another_name_is_noted(tmp_path: Path) -> None:
+def test_an_unread_column_of_splits_is_noted(tmp_path: Path) -> None:
     tiles = read_tiles(table(tmp_path, renamed(ROWS, "split", "partition")))
     assert any("column partition contains splits but is not read" in note for note in tiles.notes)
     assert not any("contains splits" in note for note in read_tiles(table(tmp_path, ROWS)).notes)
 
 
-def test_a_column_that_is_not_read_may_contain_dates_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unread_column_may_contain_invalid_dates(tmp_path: Path) -> None:
     config = table(tmp_path, renamed(ROWS, "split", "partition"))
     columns: dict[str, Any] = {name: [row[name] for row in ROWS] for name in ("path", "label", "group")}
     columns["set_date"] = pa.array([10_000_000] * len(ROWS), pa.int32()).cast(pa.date32())
@@ -74,30 +74,30 @@ def test_a_column_that_is_not_read_may_contain_dates_that_cannot_be_read(tmp_pat
 
 
 @pytest.mark.parametrize("other", ["a\u200b", "a\u200f", "\u2060a"])
-def test_a_class_with_an_invisible_character_is_not_another_class(tmp_path: Path, other: str) -> None:
+def test_classes_that_differ_only_in_an_invisible_character_are_errors(tmp_path: Path, other: str) -> None:
     rows = [*ROWS[:-1], {**ROWS[-1], "label": f"b{other}b"}, {"path": "x.png", "label": "bab", "split": "test"}]
     config = table(tmp_path, [{"group": "", **row} for row in rows])
     with pytest.raises(DataError, match="classes with almost the same name"):
         read_tiles(config)
 
 
-def test_marks_of_direction_around_a_cell_are_not_part_of_it(tmp_path: Path) -> None:
+def test_direction_marks_around_a_cell_are_stripped(tmp_path: Path) -> None:
     tiles = read_tiles(table(tmp_path, [{**ROWS[0], "group": "\u200ep0\u200f"}, *ROWS[1:]]))
     assert sorted(set(tiles.groups)) == sorted(row["group"] for row in ROWS)
 
 
-def test_thumbnails_of_a_network_drive_are_not_tiles(tmp_path: Path) -> None:
+def test_thumbnails_of_a_network_drive_are_not_read_as_tiles(tmp_path: Path) -> None:
     for place in range(8):
         paint(tmp_path / "ab"[place % 2] / f"{place}.png", place)
     paint(tmp_path / "a" / "@eaDir" / "0.png" / "SYNOPHOTO_THUMB_M.jpg", 9)
     assert len(read_tiles(TilesConfig(source="folders", path=str(tmp_path)))) == 8
 
 
-def test_thumbnails_of_a_network_drive_in_a_zip_are_not_images(tmp_path: Path) -> None:
-    picture = paint(tmp_path / "0.png", 0)
+def test_thumbnails_of_a_network_drive_in_a_zip_are_skipped(tmp_path: Path) -> None:
+    image = paint(tmp_path / "0.png", 0)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("a/0.png", "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.png"):
-            archive.write(picture, name)
+            archive.write(image, name)
     images = open_images(tmp_path / "a.zip")
     assert list(images.ids) == ["a/0.png"]
     assert "a.zip: skipped 2 hidden images: $RECYCLE.BIN/1.png, a/@eaDir/" in images.notes[0]
@@ -120,13 +120,13 @@ def shards(path: Path) -> TilesConfig:
     return TilesConfig(source="webdataset", path=str(path))
 
 
-def test_shards_that_were_joined_are_an_error(tmp_path: Path) -> None:
-    one, other = shard(tmp_path / "1.tar", range(5)), shard(tmp_path / "2.tar", range(5, 10))
+def test_concatenated_shards_are_an_error(tmp_path: Path) -> None:
+    first, second = shard(tmp_path / "1.tar", range(5)), shard(tmp_path / "2.tar", range(5, 10))
     joined = tmp_path / "joined.tar"
-    joined.write_bytes(one.read_bytes() + other.read_bytes())
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
     with pytest.raises(DataError, match=r"data follow the end-of-archive marker at byte"):
         read_tiles(shards(joined))
-    joined.write_bytes(one.read_bytes() + bytes(30_000))  # longer padding is harmless
+    joined.write_bytes(first.read_bytes() + bytes(30_000))  # longer padding is harmless
     assert len(read_tiles(shards(joined))) == 5
 
 
@@ -136,7 +136,7 @@ def test_a_sample_with_two_labels_is_an_error(tmp_path: Path) -> None:
         read_tiles(shards(path))
 
 
-def test_a_field_spelt_almost_as_one_of_ours_is_an_error(tmp_path: Path) -> None:
+def test_a_misspelt_field_is_an_error(tmp_path: Path) -> None:
     path = shard(tmp_path / "1.tar", range(4), '{"label": "a", "Split": "test"}')
     with pytest.raises(DataError, match="no column split; 'Split' would be ignored"):
         read_tiles(shards(path))
@@ -149,7 +149,7 @@ def encoded(kind: str, **options: Any) -> bytes:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_file_whose_end_was_never_written_is_damaged(progressive: bool) -> None:
+def test_an_incomplete_jpeg_file_is_an_error(progressive: bool) -> None:
     data = encoded("JPEG", quality=90, progressive=progressive)
     assert decode(io.BytesIO(data + b"more")).size == (48, 48)
     half = len(data) // 2
@@ -157,22 +157,22 @@ def test_a_jpeg_file_whose_end_was_never_written_is_damaged(progressive: bool) -
         decode(io.BytesIO(data[:half] + bytes(len(data) - half)))
 
 
-def test_a_jpeg_file_that_ends_in_zeros_is_damaged_though_every_block_can_be_decoded() -> None:
+def test_a_jpeg_file_padded_with_zeros_is_an_error_even_if_all_blocks_decode() -> None:
     data = encoded("JPEG", quality=90)
     start = len(data) * 8 // 10
     with pytest.raises(ImageError, match="end of the JPEG file is missing"):
         decode(io.BytesIO(data[:start] + bytes(len(data) - start)))
 
 
-def test_a_jpeg_file_with_its_end_that_makes_libjpeg_warn_is_refused() -> None:
+def test_a_jpeg_file_that_triggers_a_libjpeg_warning_is_refused() -> None:
     data = encoded("JPEG", quality=90)
-    odd = io.BytesIO(data[:-30] + data[-2:])
+    damaged = io.BytesIO(data[:-30] + data[-2:])
     with pytest.raises(ImageError, match=r"damaged.*premature end of data segment"):
-        decode(odd)
+        decode(damaged)
 
 
 def png(values: "np.ndarray[Any, Any]", bits: int) -> bytes:
-    """A grey PNG with 1 to 8 bits."""
+    """Return a greyscale PNG with 1 to 8 bits per pixel."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -190,7 +190,7 @@ MASK = np.kron(np.array([[0, 3], [2, 1]], dtype=np.uint8), np.ones((8, 8), dtype
 CLASSES = MaskClasses(("none", "gland", "stroma", "tumour"), {0: 0, 1: 1, 2: 2, 3: 3})
 
 
-def test_a_flipped_bit_in_a_png_is_found_wherever_it_is() -> None:
+def test_any_flipped_bit_in_a_png_is_detected() -> None:
     data = png(MASK, 8)
     for place in range(data.index(b"IDAT"), data.index(b"IEND") - 4):
         damaged = bytearray(data)
@@ -200,11 +200,11 @@ def test_a_flipped_bit_in_a_png_is_found_wherever_it_is() -> None:
         with pytest.raises(ImageError):
             decode(io.BytesIO(bytes(damaged)))
         with pytest.raises((ImageError, OSError, SyntaxError)), Image.open(io.BytesIO(bytes(damaged))) as opened:
-            to_rgb(opened)  # as for images that a program passes to a classifier
+            to_rgb(opened)  # the path of images that a user passes to a classifier
 
 
 def png_of(stream: bytes, width: int, height: int, bits: int, colour: int, interlacing: int = 0) -> bytes:
-    """Return a PNG of a pixel stream, with the right checksums."""
+    """Return a PNG with the given pixel stream and valid checksums."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlacing)
     chunks = [(b"IHDR", header), (b"PLTE", bytes(range(48))), (b"IDAT", zlib.compress(stream)), (b"IEND", b"")]
     if colour != 3:
@@ -218,7 +218,7 @@ def png_of(stream: bytes, width: int, height: int, bits: int, colour: int, inter
 @pytest.mark.parametrize(
     ("bits", "colour", "row"), [(8, 2, 1 + 15), (8, 0, 1 + 5), (1, 0, 1 + 1), (4, 3, 1 + 3), (8, 6, 1 + 20)]
 )
-def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
+def test_a_png_with_missing_pixels_but_valid_checksums_is_an_error(
     bits: int, colour: int, row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipit.images.png._UNPACKED_BYTES", 7)
@@ -231,8 +231,8 @@ def test_a_png_whose_pixels_end_early_although_its_checksums_are_right(
                 read(io.BytesIO(data))
 
 
-def test_an_interlaced_png_whose_pixels_end_early() -> None:
-    passes = [(1, 1), (1, 1), (2, 1), (1, 2), (3, 2), (3, 4), (6, 3)]  # columns and rows
+def test_an_interlaced_png_with_missing_pixels_is_an_error() -> None:
+    passes = [(1, 1), (1, 1), (2, 1), (1, 2), (3, 2), (3, 4), (6, 3)]  # columns and rows of each pass
     stream = b"".join((b"\0" + b"\7" * 3 * columns) * rows for columns, rows in passes)
     assert (np.asarray(decode(io.BytesIO(png_of(stream, 6, 7, 8, 2, 1)))) == 7).all()
     for rows in (1, 3):
@@ -241,7 +241,7 @@ def test_an_interlaced_png_whose_pixels_end_early() -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("BMP", {}), ("WEBP", {}), ("WEBP", {"lossless": True})])
-def test_bytes_inserted_into_a_bmp_or_webp_file(kind: str, options: "dict[str, Any]") -> None:
+def test_bytes_inserted_into_a_bmp_or_webp_file_are_detected(kind: str, options: "dict[str, Any]") -> None:
     stream = io.BytesIO()
     Image.fromarray(NOISE[:47, :47]).save(stream, kind, **options)
     data = stream.getvalue()
@@ -251,7 +251,7 @@ def test_bytes_inserted_into_a_bmp_or_webp_file(kind: str, options: "dict[str, A
         decode(io.BytesIO(damaged))
 
 
-def test_pixels_of_a_bmp_file_that_start_within_its_header() -> None:
+def test_a_bmp_file_whose_pixels_start_within_its_header_is_an_error() -> None:
     stream = io.BytesIO()
     Image.fromarray(NOISE).save(stream, "BMP")
     data = stream.getvalue()
@@ -260,7 +260,7 @@ def test_pixels_of_a_bmp_file_that_start_within_its_header() -> None:
 
 
 @pytest.mark.parametrize("stated", [0, 54, 48 * 48 * 3])
-def test_bmp_files_of_programs_that_write_another_size(stated: int) -> None:
+def test_bmp_files_with_a_common_wrong_size_field_are_read(stated: int) -> None:
     stream = io.BytesIO()
     Image.fromarray(NOISE).save(stream, "BMP")
     data = stream.getvalue()
@@ -271,7 +271,7 @@ def test_bmp_files_of_programs_that_write_another_size(stated: int) -> None:
     ("kind", "options"),
     [("JPEG", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_adobe_deflate"}), ("TIFF", {"compression": "raw"})],
 )
-def test_images_that_a_program_has_loaded_are_taken_as_they_are(
+def test_loaded_images_are_converted_without_reading_their_file(
     kind: str, options: "dict[str, Any]", tmp_path: Path
 ) -> None:
     path = tmp_path / f"a.{kind.lower()}"
@@ -280,7 +280,7 @@ def test_images_that_a_program_has_loaded_are_taken_as_they_are(
         loaded = Image.open(stream)
         loaded.load()
         assert to_rgb(loaded).tobytes() == decode(path).tobytes()
-    assert to_rgb(loaded).size == (48, 48), "although its file is closed"
+    assert to_rgb(loaded).size == (48, 48), "the file is already closed"
     with Image.open(path) as opened:
         assert to_rgb(opened).size == to_rgb(opened).size == (48, 48)
     assert to_rgb(opened).size == (48, 48)
@@ -293,7 +293,7 @@ def tiff(pixels: np.ndarray, **options: Any) -> bytes:
 
 
 def compressed_bytes(data: bytes) -> list[int]:
-    """Positions of the compressed pixels of a TIFF."""
+    """Return the byte positions of the compressed pixels of a TIFF."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         parts = zip(page.dataoffsets, page.databytecounts, strict=True)
@@ -305,27 +305,27 @@ def compressed_bytes(data: bytes) -> list[int]:
     [{"rowsperstrip": 16}, {"tile": (16, 16)}, {"predictor": True}, {"bigtiff": True}, {"byteorder": ">"}],
     ids=str,
 )
-def test_a_flipped_bit_in_a_tiff_is_found_wherever_it_is(options: "dict[str, Any]") -> None:
-    """libtiff does not compare the checksum of each strip or tile, and decodes other pixels."""
+def test_any_flipped_bit_in_a_tiff_is_detected(options: "dict[str, Any]") -> None:
+    """libtiff does not verify the checksums of strips and tiles, and decodes different pixels instead."""
     smooth = np.sort(NOISE, axis=0) // 8
     data = tiff(smooth, photometric="rgb", **options)
     assert (np.asarray(decode(io.BytesIO(data))) == smooth).all()
     places = compressed_bytes(data)
     tried = places[:: len(places) // 60]
-    found = 0
+    detected = 0
     for place in tried:
         damaged = bytearray(data)
         damaged[place] ^= 4
         try:
             decoded = decode(io.BytesIO(bytes(damaged)))
         except ImageError:
-            found += 1
-        else:  # a bit that the stream does not use
+            detected += 1
+        else:  # the stream does not use this bit
             assert (np.asarray(decoded) == smooth).all()
-    assert found >= len(tried) - 3
+    assert detected >= len(tried) - 3
 
 
-def test_a_flipped_bit_in_a_tiff_mask_is_found_wherever_it_is() -> None:
+def test_any_flipped_bit_in_a_tiff_mask_is_detected() -> None:
     data = tiff(MASK, tile=(16, 16))
     for place in compressed_bytes(data):
         damaged = bytearray(data)
@@ -346,8 +346,8 @@ def fax_mask(compression: str, tags: "dict[int, int]") -> tuple[bytes, np.ndarra
 
 
 @pytest.mark.parametrize(("compression", "tags"), FAX)
-def test_a_fax_compressed_mask_is_read_right_or_refused(compression: str, tags: "dict[int, int]") -> None:
-    """libtiff fills the rows that it cannot decode, and reports a success."""
+def test_a_fax_compressed_mask_is_read_correctly_or_refused(compression: str, tags: "dict[int, int]") -> None:
+    """libtiff fills rows that it cannot decode and reports no error."""
     data, mask = fax_mask(compression, tags)
     assert (decode_values(io.BytesIO(data)) == mask).all()
     assert (np.asarray(decode(io.BytesIO(data))) == 255 * mask[..., None]).all()
@@ -359,17 +359,17 @@ def test_a_fax_compressed_mask_is_read_right_or_refused(compression: str, tags: 
         for read in (decode_values, decode):
             with pytest.raises(ImageError, match="strip or tile 0 of the TIFF are damaged"):
                 read(io.BytesIO(damaged))
-    found = 0
+    harmless = 0
     for place in range(start, stop):
         try:
             values = decode_values(io.BytesIO(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]))
-            found += bool((values == mask).all())
+            harmless += bool((values == mask).all())
         except ImageError:
-            found += 1
-    assert found >= 0.8 * (stop - start), "some flipped bits give the codes of another mask"
+            harmless += 1
+    assert harmless >= 0.8 * (stop - start), "some flipped bits encode a different valid mask"
 
 
-def test_a_fax_compressed_file_that_is_cut_off_is_refused() -> None:
+def test_a_truncated_fax_compressed_file_is_refused() -> None:
     data, mask = fax_mask("group4", {})
     with Image.open(io.BytesIO(data)) as image:
         stored: Any = getattr(image, "tag_v2", {})
@@ -382,15 +382,15 @@ def test_a_fax_compressed_file_that_is_cut_off_is_refused() -> None:
             decode_values(io.BytesIO(whole[:-lost]))
 
 
-def test_a_tiff_strip_that_unpacks_to_more_than_any_image_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiff_strip_that_decompresses_to_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.images.deflate._MAX_BYTES", 1000)
     monkeypatch.setattr("clipit.images.deflate._CHUNK_BYTES", 100)
     with pytest.raises(ImageError, match="more than 0 GiB when decompressed"):
         decode(io.BytesIO(tiff(NOISE, photometric="rgb")))
 
 
-def test_strips_are_read_whatever_follows_their_checksum() -> None:
-    """Some programs pad strips; others store tiles without data, or pack bits in another order."""
+def test_bytes_after_the_checksum_of_a_strip_are_ignored() -> None:
+    """Some programs pad strips, others write tiles without data or reverse the bit order."""
     stream = zlib.compress(bytes(100))
     assert find_deflate_damage(stream) == find_deflate_damage(stream + b"padding") == ""
     assert find_deflate_damage(stream[:-1]) == "the end is missing"
@@ -408,7 +408,7 @@ def test_strips_are_read_whatever_follows_their_checksum() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_masks_of_few_bits_keep_their_values(bits: int) -> None:
+def test_masks_with_few_bits_keep_their_values(bits: int) -> None:
     np.testing.assert_array_equal(decode_mask(io.BytesIO(png(MASK, bits)), "m.png", (16, 16), CLASSES), MASK)
 
 
@@ -419,7 +419,7 @@ def test_tiff_masks_keep_their_values(tmp_path: Path, photometric: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("WEBP", {"quality": 80}), ("JPEG2000", {}), ("MPO", {})])
-def test_masks_with_a_lossy_compression_are_refused(kind: str, options: "dict[str, Any]") -> None:
+def test_masks_with_lossy_compression_are_refused(kind: str, options: "dict[str, Any]") -> None:
     stream = io.BytesIO()
     Image.fromarray(np.repeat(MASK[..., None], 3, axis=2)).save(stream, kind, **options)
     with pytest.raises(ImageError, match="compression changes the values"):

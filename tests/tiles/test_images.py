@@ -35,7 +35,7 @@ def cut(path: Path, share: float = 0.6) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "bmp"])
-def test_a_cut_off_image_is_an_error_that_names_it(
+def test_the_error_for_a_truncated_image_names_the_file(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{place}.{suffix}" for place in range(8)]
@@ -43,7 +43,7 @@ def test_a_cut_off_image_is_an_error_that_names_it(
         paint(tmp_path / name, place, size=(64, 64))
     cut(tmp_path / names[3])
     tiles = load_tiles(table_of(tmp_path, names), seed=0)
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as another package may have left it
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # other packages may set this
     with pytest.raises(DataError, match=rf"(?s)tile 3.{suffix} cannot be decoded.*where: .*3.{suffix}.*quarantine"):
         tiles.read(3)
     assert tiles.read(4).size == (64, 64)
@@ -51,7 +51,7 @@ def test_a_cut_off_image_is_an_error_that_names_it(
         tiles.select([5, 3]).read(1)
 
 
-def test_quarantine_counts_and_lists(tmp_path: Path) -> None:
+def test_quarantined_images_are_counted_and_listed(tmp_path: Path) -> None:
     names = [f"{place}.tif" for place in range(12)]
     for place, name in enumerate(names):
         paint(tmp_path / name, place, size=(32, 32))
@@ -80,7 +80,7 @@ def test_images_are_not_quarantined_for_lack_of_memory(
         config = config.model_copy(update={"images": str(tmp_path / "tiles.zip")})
 
     def fail(self: ImageFile.ImageFile) -> None:
-        raise OSError("out of memory when reading image file")  # as Pillow does, without a code
+        raise OSError("out of memory when reading image file")  # as Pillow raises it, without an errno
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(MemoryError, match="out of memory"):
@@ -91,7 +91,7 @@ def test_images_are_not_quarantined_for_lack_of_memory(
         decode_values(tmp_path / names[0])
 
 
-def test_quarantine_of_a_whole_split_is_an_error(tmp_path: Path) -> None:
+def test_quarantining_a_whole_split_is_an_error(tmp_path: Path) -> None:
     for place in range(6):
         paint(tmp_path / f"{place}.png", place, size=(32, 32))
     for name in ("3.png", "4.png"):
@@ -104,7 +104,7 @@ def test_quarantine_of_a_whole_split_is_an_error(tmp_path: Path) -> None:
         load_tiles(config, seed=0)
 
 
-def test_quarantine_of_everything_is_an_error(tmp_path: Path) -> None:
+def test_quarantining_all_images_is_an_error(tmp_path: Path) -> None:
     names = ["a.png", "b.png"]
     for name in names:
         (tmp_path / name).write_bytes(b"nothing")
@@ -112,7 +112,7 @@ def test_quarantine_of_everything_is_an_error(tmp_path: Path) -> None:
         load_tiles(table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"}), seed=0)
 
 
-def test_a_file_that_vanished_is_not_taken_for_a_broken_image(tmp_path: Path) -> None:
+def test_a_deleted_file_is_not_treated_as_an_unreadable_image(tmp_path: Path) -> None:
     names = [f"{place}.png" for place in range(8)]
     for place, name in enumerate(names):
         paint(tmp_path / name, place)
@@ -122,13 +122,13 @@ def test_a_file_that_vanished_is_not_taken_for_a_broken_image(tmp_path: Path) ->
         tiles.try_read(2)
 
 
-def test_a_damaged_zip_member(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_zip_member_names_it(tmp_path: Path) -> None:
     names = [f"{place}.bmp" for place in range(8)]
     with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
         for place, name in enumerate(names):
             archive.write(paint(tmp_path / "x" / name, place), name)
     data = bytearray((tmp_path / "t.zip").read_bytes())
-    data[120] ^= 255  # a pixel of the first member: only the checksum tells
+    data[120] ^= 255  # a pixel of the first member, which only the checksum reveals
     (tmp_path / "t.zip").write_bytes(data)
     tiles = load_tiles(table_of(tmp_path, names).model_copy(update={"images": str(tmp_path / "t.zip")}), seed=0)
     with pytest.raises(DataError, match=r"(?s)Bad CRC.*t.zip!0.bmp"):
@@ -137,7 +137,7 @@ def test_a_damaged_zip_member(tmp_path: Path) -> None:
 
 
 def zip_of(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, TilesConfig]:
-    """Eight images in a zip, and the table of them."""
+    """Write eight images into a zip, and a table that lists them."""
     names = [f"{place}.bmp" for place in range(8)]
     with zipfile.ZipFile(folder / "t.zip", "w", method) as archive:
         for place, name in enumerate(names):
@@ -146,7 +146,7 @@ def zip_of(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, Tile
 
 
 def alter_entry(path: Path, number: int, offset: int, value: int) -> None:
-    """Change two bytes of an entry of the zip's directory: at 6 the version needed, 8 the flags, 10 the method."""
+    """Change two bytes of a central directory entry; offset 6 is the version needed, 8 the flags, 10 the method."""
     data = bytearray(path.read_bytes())
     start = -1
     for _ in range(number + 1):
@@ -167,7 +167,7 @@ def alter_entry(path: Path, number: int, offset: int, value: int) -> None:
     ],
 )
 @pytest.mark.parametrize("policy", ["error", "quarantine"])
-def test_zips_that_could_never_be_read_are_refused_at_once(
+def test_unsupported_zips_are_refused_when_opened(
     tmp_path: Path, offset: int, value: int, message: str, policy: str
 ) -> None:
     path, config = zip_of(tmp_path)
@@ -177,7 +177,7 @@ def test_zips_that_could_never_be_read_are_refused_at_once(
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_every_method_that_python_knows_is_read(tmp_path: Path, method: int) -> None:
+def test_all_compression_methods_of_python_are_read(tmp_path: Path, method: int) -> None:
     path, config = zip_of(tmp_path, method)
     tiles = load_tiles(config, seed=0)
     assert tiles.read(5).tobytes() == decode(tmp_path / "x" / "5.bmp").tobytes()
@@ -192,7 +192,7 @@ def test_every_method_that_python_knows_is_read(tmp_path: Path, method: int) -> 
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_other_modes_become_rgb(mode: str) -> None:
+def test_other_modes_are_converted_to_rgb(mode: str) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), (204, 204, 204)).convert(mode).save(stream, "TIFF")
     stream.seek(0)
@@ -202,7 +202,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
 
 
 def raw_png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> bytes:
-    """A PNG of any header, also of one that does not fit its pixels."""
+    """Return a PNG with any header, which may contradict the pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -216,13 +216,13 @@ def raw_png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> 
 
 
 def deep_png(channels: int) -> bytes:
-    """A 4 x 4 PNG with 16 bits per channel, which Pillow cannot write for several channels."""
+    """Return a 4 x 4 PNG with 16 bits per channel; Pillow cannot write several such channels."""
     line = b"\0" + struct.pack(">H", 3000) * channels * 4
     return raw_png(4, 4, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], line * 4)
 
 
 def deep_tiff(bits: int, channels: int) -> bytes:
-    """An uncompressed 4 x 4 TIFF of unsigned integers."""
+    """Return an uncompressed 4 x 4 TIFF of unsigned integers."""
     data = bytes(4 * 4 * channels * bits // 8)
     depth_at, pixels_at = 8 + 2 + 9 * 12 + 4, 8 + 2 + 9 * 12 + 4 + 2 * channels
     tags = [(256, 4), (257, 4), (258, bits if channels == 1 else depth_at), (259, 1), (262, 2 if channels > 1 else 1),
@@ -247,7 +247,7 @@ DEEP = {
 }  # fmt: skip
 
 
-def test_signed_integers_are_refused() -> None:
+def test_signed_integer_tiffs_are_refused() -> None:
     content = deep_tiff(8, 1).replace(struct.pack("<HHII", 259, 3, 1, 1), struct.pack("<HHII", 339, 3, 1, 2))
     with pytest.raises(ImageError, match="signed integer channels"):
         decode(io.BytesIO(content))
@@ -255,7 +255,7 @@ def test_signed_integers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("scale", [257, 1])
-def test_a_tiff_palette_of_8_bits_is_refused_because_pillow_reads_it_as_black(scale: int) -> None:
+def test_an_8_bit_tiff_palette_that_pillow_reads_as_black_is_refused(scale: int) -> None:
     stream = io.BytesIO()
     colours = np.tile(np.arange(256, dtype=np.uint16) * scale, (3, 1))
     tifffile.imwrite(stream, np.full((4, 4), 200, np.uint8), photometric="palette", colormap=colours)
@@ -277,30 +277,30 @@ def test_more_than_8_bits_are_refused_by_training_and_prediction(tmp_path: Path,
         open_picture(opened, 0)
 
 
-def test_8_bits_of_the_same_formats_are_read() -> None:
+def test_8_bit_images_of_the_same_formats_are_read() -> None:
     assert decode(io.BytesIO(deep_tiff(8, 3))).size == (4, 4)
     assert decode(io.BytesIO(b"P6 2 2 255\n" + bytes(12))).size == (2, 2)
     assert decode(io.BytesIO(written(Image.new("RGB", (4, 4)), "JPEG2000"))).size == (4, 4)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
-def test_transparent_pixels_are_shown_over_white(mode: str) -> None:
+def test_transparent_pixels_are_composited_over_white(mode: str) -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (40, 40, 40, 255))
     image = image.convert("LA").convert(mode) if mode.startswith("L") else image.convert(mode)
     assert np.asarray(to_rgb(image)).tolist() == [[[255] * 3, [40] * 3]]
 
 
-def test_a_transparent_colour_of_a_png_is_shown_over_white(tmp_path: Path) -> None:
+def test_a_transparent_png_colour_is_composited_over_white(tmp_path: Path) -> None:
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (9, 8, 7))
     image.save(tmp_path / "a.png", transparency=(1, 2, 3))
-    wanted = [[[255, 255, 255], [9, 8, 7]]]
-    assert np.asarray(decode(tmp_path / "a.png")).tolist() == wanted
-    assert np.asarray(open_picture(str(tmp_path / "a.png"), 0)).tolist() == wanted
+    expected = [[[255, 255, 255], [9, 8, 7]]]
+    assert np.asarray(decode(tmp_path / "a.png")).tolist() == expected
+    assert np.asarray(open_picture(str(tmp_path / "a.png"), 0)).tolist() == expected
 
 
-def test_prediction_refuses_truncated_images_whatever_another_package_has_set(
+def test_prediction_refuses_truncated_images_even_if_pillow_is_set_to_accept_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut(paint(tmp_path / "a.png", size=(64, 64)))
@@ -311,7 +311,7 @@ def test_prediction_refuses_truncated_images_whatever_another_package_has_set(
 
 
 def two_pages(first: Image.Image, second: Image.Image, **options: Any) -> bytes:
-    """A TIFF whose second page has further tags."""
+    """Return a TIFF with two pages; options apply to the second."""
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as pages:
         pages.write(np.asarray(first), photometric="rgb", metadata=None)
@@ -320,7 +320,7 @@ def two_pages(first: Image.Image, second: Image.Image, **options: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("channels", "refused"), [(3, False), (4, False), (5, True)])
-def test_a_tiff_with_several_channels_without_a_colour_is_refused(channels: int, refused: bool) -> None:
+def test_a_tiff_with_several_extra_channels_is_refused(channels: int, refused: bool) -> None:
     stream = io.BytesIO()
     extra = (0,) * (channels - 3)
     pixels = np.full((8, 8, channels), 100, np.uint8)
@@ -330,7 +330,7 @@ def test_a_tiff_with_several_channels_without_a_colour_is_refused(channels: int,
         assert decode(stream).size == (8, 8)
 
 
-def test_one_channel_without_a_colour_is_ignored_and_noted_if_the_others_are_rgb(
+def test_a_single_extra_channel_besides_rgb_is_ignored_and_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("clipit.images.decode._noted_ignored_channel", False)
@@ -359,8 +359,8 @@ def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:
         decode(io.BytesIO(stack))
 
 
-def test_a_smaller_page_that_shows_something_else_is_not_lost_silently(tmp_path: Path) -> None:
-    """Of 60 x 60 pixels, as a tile and a detail of another one; pages marked or named as thumbnails may show it."""
+def test_a_smaller_page_with_different_content_is_an_error(tmp_path: Path) -> None:
+    """Pages that are marked or named as thumbnails may differ from the first page."""
     random = np.random.default_rng(0)
     tile, other = (
         Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((120, 120)) for _ in range(2)
@@ -378,7 +378,7 @@ def test_a_smaller_page_that_shows_something_else_is_not_lost_silently(tmp_path:
 
 
 def evenly_stained(width: int, height: int, seed: int) -> Image.Image:
-    """Noise of several scales around one colour, darker towards the edges, as in a microscope."""
+    """Return noise at several scales around one colour, with vignetting as in a microscope."""
     random = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), (190.0, 140.0, 175.0))
     for scale in (2, 6, 20):
@@ -389,7 +389,7 @@ def evenly_stained(width: int, height: int, seed: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [(500, 500), (511, 511), (256, 256), (128, 128), (48, 48)])
-def test_tissue_that_is_stained_like_the_first_page_is_not_a_copy(size: tuple[int, int]) -> None:
+def test_a_page_with_similarly_stained_tissue_is_not_a_copy(size: tuple[int, int]) -> None:
     first = evenly_stained(512, 512, 1)
     with pytest.raises(ImageError, match="not a smaller copy"):
         decode(io.BytesIO(two_pages(first, evenly_stained(*size, seed=2))))
@@ -397,21 +397,23 @@ def test_tissue_that_is_stained_like_the_first_page_is_not_a_copy(size: tuple[in
         decode(io.BytesIO(two_pages(first, evenly_stained(512, 512, 3).resize(size))))
     for method in Image.Resampling:
         assert decode(io.BytesIO(two_pages(first, first.resize(size, method)))).size == (512, 512)
-    saved = written(first.resize(size), "JPEG", quality=30)
-    assert decode(io.BytesIO(two_pages(first, Image.open(io.BytesIO(saved))))).size == (512, 512)
+    jpeg = written(first.resize(size), "JPEG", quality=30)
+    assert decode(io.BytesIO(two_pages(first, Image.open(io.BytesIO(jpeg))))).size == (512, 512)
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
     [((256, 128), (256, 256)), ((128, 256), (256, 128)), ((256, 256), (256, 255)), ((256, 256), (128, 100))],
 )
-def test_a_copy_is_smaller_by_one_factor(first: tuple[int, int], second: tuple[int, int]) -> None:
+def test_a_copy_must_be_smaller_by_the_same_factor_in_both_directions(
+    first: tuple[int, int], second: tuple[int, int]
+) -> None:
     image = evenly_stained(*first, seed=1)
     with pytest.raises(ImageError, match="not a smaller copy"):
         decode(io.BytesIO(two_pages(image, image.resize(second))))
 
 
-def test_pyramids_with_rounded_edges_and_uniform_images_are_copies() -> None:
+def test_pyramids_with_rounded_sizes_and_of_uniform_images_are_copies() -> None:
     first = evenly_stained(1001, 333, 1)
     for factor in (2, 4, 8, 16):
         for edge in (np.floor, np.ceil):
@@ -424,7 +426,7 @@ def test_pyramids_with_rounded_edges_and_uniform_images_are_copies() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif", "bmp", "jp2", "gif"])
-def test_damaged_bytes_are_an_image_or_unreadable(suffix: str) -> None:
+def test_damaged_bytes_give_an_image_or_are_unreadable(suffix: str) -> None:
     kinds = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     whole = written(Image.fromarray(noise), kinds.get(suffix, suffix.upper()))
@@ -437,7 +439,7 @@ def test_damaged_bytes_are_an_image_or_unreadable(suffix: str) -> None:
         assert isinstance(result, Image.Image | Unreadable)
 
 
-def test_a_zip_member_of_an_enormous_declared_size_is_not_read(tmp_path: Path) -> None:
+def test_a_zip_member_with_an_enormous_declared_size_is_not_read(tmp_path: Path) -> None:
     path, config = zip_of(tmp_path)
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
@@ -450,13 +452,13 @@ def test_a_zip_member_of_an_enormous_declared_size_is_not_read(tmp_path: Path) -
 
 def test_an_image_that_declares_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = raw_png(20_000, 20_000, 8, 0, bytes(99))
-    for limit in (Image.MAX_IMAGE_PIXELS, None):  # other packages turn Pillow's own limit off
+    for limit in (Image.MAX_IMAGE_PIXELS, None):  # other packages disable Pillow's limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ImageError, match="declares more than 179 million pixels: cut it into tiles"):
             decode(io.BytesIO(data))
 
 
-def test_damaged_zips_are_errors_or_lists_of_unreadable_images(tmp_path: Path) -> None:
+def test_damaged_zips_raise_errors_or_give_unreadable_images(tmp_path: Path) -> None:
     path, config = zip_of(tmp_path)
     whole = path.read_bytes()
     for seed in range(80):
@@ -472,14 +474,14 @@ def test_damaged_zips_are_errors_or_lists_of_unreadable_images(tmp_path: Path) -
             assert all(isinstance(tiles.try_read(row), Image.Image | Unreadable) for row in range(8))
 
 
-def test_a_member_without_a_name(tmp_path: Path) -> None:
+def test_a_zip_member_without_a_name_is_an_error(tmp_path: Path) -> None:
     path, config = zip_of(tmp_path)
-    alter_entry(path, 2, 28, 0)  # length of its name
+    alter_entry(path, 2, 28, 0)  # length of the name
     with pytest.raises(DataError, match=r"not a readable zip"):
         load_tiles(config, seed=0)
 
 
-def test_pictures_of_equal_size_in_one_jpeg_are_not_one_image(tmp_path: Path) -> None:
+def test_a_jpeg_with_several_pictures_of_equal_size_is_refused(tmp_path: Path) -> None:
     first = Image.new("RGB", (64, 64), "red")
     for others, equal in (([(64, 64)], 2), ([(32, 32)], 1), ([], 1)):
         more = [Image.new("RGB", size, "blue") for size in others]
@@ -493,7 +495,7 @@ def test_pictures_of_equal_size_in_one_jpeg_are_not_one_image(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["PNG", "GIF", "WEBP"])
-def test_an_animation_is_not_one_image(name: str) -> None:
+def test_an_animation_is_refused(name: str) -> None:
     stream = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
     frames[0].save(stream, name, save_all=True, append_images=frames[1:])
@@ -503,7 +505,7 @@ def test_an_animation_is_not_one_image(name: str) -> None:
 
 CORNERS = np.zeros((20, 30, 3), np.uint8)
 CORNERS[:8, :8], CORNERS[:8, -8:] = (250, 20, 20), (20, 250, 20)
-STORED = {  # by orientation: the operation by which the file's pixels become `CORNERS`, as the EXIF standard states it
+STORED = {  # by EXIF orientation: the operation that gives the stored pixels of `CORNERS`
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -537,11 +539,11 @@ def test_the_orientation_of_a_file_is_applied_in_every_format(
             for image in (decode(path), decode(io.BytesIO(path.read_bytes())), to_rgb(opened), open_picture(path, 0)):
                 assert np.abs(np.asarray(image).astype(int) - CORNERS).max() < 40
     kept = keep_image(path.read_bytes(), KeptSize(pixels=10, quality=None))
-    turned = np.asarray(decode(io.BytesIO(kept.data))).astype(int)  # not turned a second time
-    assert turned.shape == (10, 15, 3) and turned[1, 1].argmax() == 0 and turned[1, -2].argmax() == 1
+    rotated = np.asarray(decode(io.BytesIO(kept.data))).astype(int)  # not rotated a second time
+    assert rotated.shape == (10, 15, 3) and rotated[1, 1].argmax() == 0 and rotated[1, -2].argmax() == 1
 
 
-def test_transparent_images_with_an_orientation_and_damaged_metadata(tmp_path: Path) -> None:
+def test_transparent_images_with_an_orientation_and_damaged_metadata_are_read(tmp_path: Path) -> None:
     rgba = np.dstack([CORNERS, np.full((20, 30), 255, np.uint8)])
     assert np.array_equal(np.asarray(decode(with_orientation(tmp_path / "a.png", 6, rgba))), CORNERS)
     Image.fromarray(CORNERS).save(tmp_path / "b.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff", quality=95)
@@ -550,8 +552,8 @@ def test_transparent_images_with_an_orientation_and_damaged_metadata(tmp_path: P
 
 @pytest.mark.parametrize("alpha", [0, 1])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "premultiplied TIFF", "deflated premultiplied TIFF"])
-def test_an_image_that_is_transparent_everywhere_must_not_have_colours(kind: str, alpha: int, tmp_path: Path) -> None:
-    """Some programs write the unused fourth byte of a pixel as transparency; the colours would be shown as white."""
+def test_a_fully_transparent_image_must_not_have_varying_colours(kind: str, alpha: int, tmp_path: Path) -> None:
+    """Some programs write an unused fourth byte as transparency, which would turn the whole image white."""
     colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     for name, rgb in (("noise", colours), ("plain", np.full_like(colours, 7))):
         rgba, path = np.dstack([rgb, np.full((16, 16), alpha, np.uint8)]), tmp_path / f"{name}.tif"
@@ -569,7 +571,7 @@ def test_an_image_that_is_transparent_everywhere_must_not_have_colours(kind: str
 
 
 def test_a_cmyk_jpeg_must_state_whether_its_colours_are_inverted() -> None:
-    """Pillow assumes inverted colours, as Adobe's programs write them; others do so only with Adobe's marker."""
+    """Pillow assumes inverted colours as in Adobe files; other programs invert them only with Adobe's marker."""
     data = written(Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK"), "JPEG")
     assert decode(io.BytesIO(data)).getpixel((8, 8)) == pytest.approx((200, 30, 90), abs=4)
     start = data.index(b"\xff\xee")

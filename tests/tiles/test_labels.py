@@ -13,12 +13,12 @@ Make = Callable[..., TileSet]
 
 @pytest.fixture
 def tiles(make_tiles: Make) -> TileSet:
-    """Train 40 + 20, validation 30 + 30, test 10 + 10."""
+    """Tiles of two classes: 40 + 20 for training, 30 + 30 for validation and 10 + 10 for testing."""
     labels = [0] * 40 + [1] * 20 + [0] * 30 + [1] * 30 + [0] * 10 + [1] * 10
     return make_tiles(labels, ["train"] * 60 + ["validation"] * 60 + ["test"] * 20)
 
 
-def kept(tiles: TileSet, split: str) -> tuple[int, ...]:
+def visible_counts(tiles: TileSet, split: str) -> tuple[int, ...]:
     return tuple(int((tiles.labels[tiles.splits == split] == code).sum()) for code in range(len(tiles.classes)))
 
 
@@ -35,27 +35,27 @@ def kept(tiles: TileSet, split: str) -> tuple[int, ...]:
         (LabelsConfig(kind="per_class", value=5, validation="all"), (5, 5), (30, 30)),
     ],
 )
-def test_what_is_kept(
+def test_number_of_visible_labels(
     tiles: TileSet, config: LabelsConfig, train: tuple[int, ...], validation: tuple[int, ...]
 ) -> None:
     hidden = hide_labels(tiles, config, seed=0)
-    assert kept(hidden, "train") == train
-    assert kept(hidden, "validation") == validation
-    assert kept(hidden, "test") == (10, 10)
+    assert visible_counts(hidden, "train") == train
+    assert visible_counts(hidden, "validation") == validation
+    assert visible_counts(hidden, "test") == (10, 10)
     np.testing.assert_array_equal(hidden.truth, tiles.truth)
-    shown = hidden.labels >= 0
-    np.testing.assert_array_equal(hidden.labels[shown], tiles.truth[shown])
+    visible = hidden.labels >= 0
+    np.testing.assert_array_equal(hidden.labels[visible], tiles.truth[visible])
 
 
-def test_all_with_a_larger_validation_part_is_cut_down_to_train(make_tiles: Make) -> None:
+def test_validation_labels_are_limited_to_the_number_of_training_labels(make_tiles: Make) -> None:
     tiles = make_tiles([0] * 4 + [0] * 6 + [1] * 6, ["train"] * 4 + ["validation"] * 12)
-    assert kept(hide_labels(tiles, LabelsConfig(), 0), "validation") == (2, 2)
+    assert visible_counts(hide_labels(tiles, LabelsConfig(), 0), "validation") == (2, 2)
 
 
-def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
+def test_draws_are_nested_seeded_and_independent_of_row_order(tiles: TileSet) -> None:
     def drawn(source: TileSet, value: float, run_seed: int, **more: int) -> set[str]:
-        found = hide_labels(source, LabelsConfig(kind="per_class", value=value, **more), run_seed)
-        return set(found.ids[(found.splits == "train") & (found.labels >= 0)])
+        hidden = hide_labels(source, LabelsConfig(kind="per_class", value=value, **more), run_seed)
+        return set(hidden.ids[(hidden.splits == "train") & (hidden.labels >= 0)])
 
     assert drawn(tiles, 3, 0) < drawn(tiles, 8, 0)
     assert drawn(tiles, 8, 0) != drawn(tiles, 8, 1)
@@ -64,8 +64,8 @@ def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
     assert drawn(tiles.select(order), 8, 0) == drawn(tiles, 8, 0)
 
 
-def test_impossible_requests(tiles: TileSet) -> None:
-    without = tiles.select(tiles.splits != "train")  # what needs training tiles says that there are none
+def test_impossible_requests_are_errors(tiles: TileSet) -> None:
+    without = tiles.select(tiles.splits != "train")  # missing training tiles are reported elsewhere
     assert (
         hide_labels(without, LabelsConfig(kind="per_class", value=30), 0).labels[without.splits == "test"] >= 0
     ).all()

@@ -15,40 +15,42 @@ from clipit.tiles.load_tiles import load_tiles, read_tiles
 from .conftest import paint, write_table
 
 
-def test_what_is_read_once_serves_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hiding_labels_of_read_tiles_equals_loading_for_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = [
         {"path": f"{place}.png", "label": place % 2, "split": "train" if place < 9 else "test"} for place in range(12)
     ]
     for row in table:
         paint(tmp_path / str(row["path"]))
     (tmp_path / "10.png").write_bytes(b"no image")
-    asked = TilesConfig(
+    section = TilesConfig(
         source="table",
         path=str(write_table(tmp_path / "t.csv", table)),
         labels=LabelsConfig(kind="per_class", value=1),
         unreadable="quarantine",
     )
-    everything = read_tiles(asked)
-    np.testing.assert_array_equal(everything.labels, everything.truth)
-    assert (everything.truth >= 0).all()
-    assert set(everything.splits) == {"train", "validation", "test"}
-    assert everything.quarantined == ("10.png",)
+    all_tiles = read_tiles(section)
+    np.testing.assert_array_equal(all_tiles.labels, all_tiles.truth)
+    assert (all_tiles.truth >= 0).all()
+    assert set(all_tiles.splits) == {"train", "validation", "test"}
+    assert all_tiles.quarantined == ("10.png",)
     for seed in range(4):
-        again, hidden = load_tiles(asked, seed), hide_labels(everything, asked.labels, seed)
-        assert ((again.labels >= 0) & (again.splits == "train")).sum() == 2
+        loaded, hidden = load_tiles(section, seed), hide_labels(all_tiles, section.labels, seed)
+        assert ((loaded.labels >= 0) & (loaded.splits == "train")).sum() == 2
         for column in ("ids", "labels", "truth", "splits", "groups", "rows"):
-            np.testing.assert_array_equal(getattr(again, column), getattr(hidden, column))
-        assert (again.fingerprint, again.notes, again.quarantined) == (
+            np.testing.assert_array_equal(getattr(loaded, column), getattr(hidden, column))
+        assert (loaded.fingerprint, loaded.notes, loaded.quarantined) == (
             hidden.fingerprint,
             hidden.notes,
             hidden.quarantined,
         )
-    monkeypatch.setattr(FileReader, "read", None)  # hiding looks at no image
-    hide_labels(everything, asked.labels, 9)
+    monkeypatch.setattr(FileReader, "read", None)  # hiding labels reads no image
+    hide_labels(all_tiles, section.labels, 9)
 
 
 def bare_table(folder: Path, splits: list[str] | None = None) -> str:
-    """A table of 40 tiles in two classes, without groups, and without splits unless given."""
+    """Write a table of 40 tiles in two classes without groups, and without splits by default."""
     rows: list[dict[str, object]] = []
     for place in range(40):
         paint(folder / f"{place}.png", place)
@@ -57,21 +59,21 @@ def bare_table(folder: Path, splits: list[str] | None = None) -> str:
     return str(write_table(folder / "bare.csv", rows))
 
 
-def test_a_bare_table_gets_a_test_part_or_folds_on_request(tmp_path: Path) -> None:
-    bare = bare_table(tmp_path)
-    assert set(read_tiles(TilesConfig(source="table", path=bare)).splits) == {"train", "validation"}
-    cut = read_tiles(TilesConfig(source="table", path=bare, test_fraction=0.25))
-    assert cut.counts()["test"] == {"0": 5, "1": 5, "(no label)": 0}
-    assert cut.counts()["validation"] == {"0": 3, "1": 3, "(no label)": 0}
-    other = read_tiles(TilesConfig(source="table", path=bare, test_fraction=0.25, split_seed=1))
-    assert set(other.ids[other.splits == "test"]) != set(cut.ids[cut.splits == "test"])
-    folds = [read_tiles(TilesConfig(source="table", path=bare, folds=4, fold=fold)) for fold in range(4)]
+def test_a_table_without_splits_gets_a_test_split_or_folds_on_request(tmp_path: Path) -> None:
+    table = bare_table(tmp_path)
+    assert set(read_tiles(TilesConfig(source="table", path=table)).splits) == {"train", "validation"}
+    with_test = read_tiles(TilesConfig(source="table", path=table, test_fraction=0.25))
+    assert with_test.counts()["test"] == {"0": 5, "1": 5, "(no label)": 0}
+    assert with_test.counts()["validation"] == {"0": 3, "1": 3, "(no label)": 0}
+    other = read_tiles(TilesConfig(source="table", path=table, test_fraction=0.25, split_seed=1))
+    assert set(other.ids[other.splits == "test"]) != set(with_test.ids[with_test.splits == "test"])
+    folds = [read_tiles(TilesConfig(source="table", path=table, folds=4, fold=fold)) for fold in range(4)]
     tested = [name for tiles in folds for name in tiles.ids[tiles.splits == "test"]]
-    assert sorted(tested) == sorted(cut.ids), "each tile once"
+    assert sorted(tested) == sorted(with_test.ids), "each tile is tested once"
     assert all(set(tiles.splits) == {"train", "validation", "test"} for tiles in folds)
 
 
-def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
+def test_a_second_test_split_is_not_held_out(tmp_path: Path) -> None:
     table = bare_table(tmp_path, ["labelled"] * 20 + ["unlabelled"] * 10 + ["test"] * 10)
     keys: dict[str, Any] = {"source": "table", "path": table, "splits": {"train": ["labelled", "unlabelled"]}}
     assert (read_tiles(TilesConfig(**keys)).splits == "test").sum() == 10
@@ -83,7 +85,7 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"fold": 1}, "fold requires the key folds"),
         ({"folds": 3, "fold": 3}, "no fold 3: the 3 folds are numbered from 0 to 2"),
@@ -93,30 +95,30 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
         ({"group_pattern": "("}, "not a valid regular expression"),
     ],
 )
-def test_contradicting_keys_of_splits_are_refused(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_conflicting_split_keys_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         TilesConfig.model_validate({"source": "table", "path": "t.csv", **keys})
 
 
 @pytest.mark.parametrize("source", ["folders", "table", "huggingface", "slides", "webdataset", "pcam", "bach", "mhist"])
-def test_what_exists_is_shown_if_the_path_does_not(tmp_path: Path, source: Any) -> None:
+def test_the_error_for_a_missing_path_shows_what_exists(tmp_path: Path, source: Any) -> None:
     (tmp_path / "Tiles").mkdir()
     for path, words in (("tiles", "contains Tiles"), (r"C:\tiles", "Windows path"), ("https://host/tiles", "a URL")):
         if source == "webdataset" and path.startswith("https"):
-            continue  # shards at a URL have their own error
-        place = str(tmp_path / path) if path == "tiles" else path
+            continue  # URLs of shards have a separate error
+        missing = str(tmp_path / path) if path == "tiles" else path
         with pytest.raises(DataError, match=words):
-            read_tiles(TilesConfig(source=source, path=place))
+            read_tiles(TilesConfig(source=source, path=missing))
 
 
-def test_what_exists_is_shown_if_the_images_of_a_table_do_not(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_image_folder_shows_what_exists(tmp_path: Path) -> None:
     paint(tmp_path / "Images" / "a.png")
     table = write_table(tmp_path / "t.csv", [{"path": "a.png", "label": "a", "split": "train"}])
     with pytest.raises(DataError, match=r"images does not exist(?s:.*)contains Images"):
         read_tiles(TilesConfig(source="table", path=str(table), images=str(tmp_path / "images")))
 
 
-def test_what_a_folder_contains_is_shown_if_a_published_set_is_not_there(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_published_set_shows_what_the_folder_contains(tmp_path: Path) -> None:
     (tmp_path / "NCT").mkdir()
     with pytest.raises(DataError, match=r"NCT-CRC-HE-100K is missing; .* contains NCT"):
         read_tiles(TilesConfig(source="nct_crc", path=str(tmp_path)))
@@ -124,7 +126,7 @@ def test_what_a_folder_contains_is_shown_if_a_published_set_is_not_there(tmp_pat
 
 @pytest.mark.parametrize("keys", [{"classes": ["a\0", "b"]}, {"class_map": {"0": "\0dropped", "1": "b"}},
                                   {"class_map": {"0": "two\nlines"}}, {"classes": ["a", " "]}])  # fmt: skip
-def test_configured_classes_are_visible_and_on_one_line(keys: dict[str, Any]) -> None:
+def test_class_names_must_be_visible_and_on_one_line(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="empty or contain a control character"):
         TilesConfig(source="table", path="t.csv", **keys)
     with pytest.raises(ValidationError, match=r"empty or contain a control character: 'a\\x85b'"):

@@ -1,4 +1,4 @@
-"""Masks beside the images of a table: formats, values, sizes, and what is wrong with them."""
+"""Masks of the images of a table: formats, values, sizes and errors."""
 
 import io
 import json
@@ -26,7 +26,7 @@ CODES = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, -1]]
 
 
 def table(folder: Path, masks: "dict[str, Any]", zipped: bool = False, **keys: Any) -> MaskSet:
-    """The masks of a table with one image per mask: an array, an image, JSON, bytes, or None for an empty cell."""
+    """Write one mask per image (an array, an image, JSON, bytes, or None for an empty cell) and open the masks."""
     images = folder / "files"
     images.mkdir(parents=True)
     lines = ["path,split,group,mask"]
@@ -63,7 +63,7 @@ def polygon(name: str, *corners: "tuple[float, float]") -> "dict[str, Any]":
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_formats_of_masks_give_the_same_classes(tmp_path: Path, zipped: bool) -> None:
+def test_all_mask_formats_give_the_same_classes(tmp_path: Path, zipped: bool) -> None:
     palette = Image.frombytes("P", (4, 3), MASK.tobytes())
     palette.putpalette([7, 7, 7] * 256)
     shapes = [
@@ -80,50 +80,50 @@ def test_formats_of_masks_give_the_same_classes(tmp_path: Path, zipped: bool) ->
         "rgb.png": np.repeat(MASK[..., None], 3, axis=2),
         "drawn.geojson": {"type": "FeatureCollection", "features": shapes},
     }
-    found = check_masks(table(tmp_path, masks, zipped), "error")
+    checked = check_masks(table(tmp_path, masks, zipped), "error")
     for index, name in enumerate(masks):
-        assert found.read(index)[1].tolist() == CODES, name
-    assert found.counts.tolist() == [[6, 5]] * len(masks)
-    assert found.of_split("test").tiles.ids.tolist() == ["0.png"]
+        assert checked.read(index)[1].tolist() == CODES, name
+    assert checked.counts.tolist() == [[6, 5]] * len(masks)
+    assert checked.of_split("test").tiles.ids.tolist() == ["0.png"]
 
 
-def test_one_bit_and_empty_drawings_are_masks(tmp_path: Path) -> None:
+def test_one_bit_images_and_empty_drawings_are_valid_masks(tmp_path: Path) -> None:
     bits = Image.fromarray(MASK == 1)
-    found = check_masks(table(tmp_path, {"bits.png": bits, "none.geojson": []}), "error")
-    assert found.counts.tolist() == [[7, 5], [12, 0]]
+    checked = check_masks(table(tmp_path, {"bits.png": bits, "none.geojson": []}), "error")
+    assert checked.counts.tolist() == [[7, 5], [12, 0]]
 
 
 @pytest.mark.parametrize(
     "content",
     [b"P5 2 2 3\n\0\1\2\3", b"P2 2 2 3\n0 1 2 3\n", b"P5 2 2 1000\n\0\0\0\1\0\2\0\3", b"P5 2 2 255\n\0\1\2\3"],
 )
-def test_values_of_a_pgm_are_those_in_the_file(content: bytes) -> None:
+def test_pgm_values_are_read_unscaled(content: bytes) -> None:
     assert decode_values(io.BytesIO(content)).tolist() == [[0, 1], [2, 3]]
 
 
-def test_images_and_masks_are_turned_by_their_own_orientation(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[274] = 6
-    found = table(tmp_path, {"upright.png": MASK, "stored.png": MASK})
+def test_images_and_masks_are_rotated_by_their_own_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    masks = table(tmp_path, {"upright.png": MASK, "stored.png": MASK})
     for name in ("0.png", "1.png"):
-        Image.new("RGB", (3, 4)).save(tmp_path / "files" / name, exif=turned)
-    Image.fromarray(np.ascontiguousarray(np.rot90(MASK))).save(tmp_path / "files/stored.png", exif=turned)
-    assert [found.read(index)[1].tolist() for index in (0, 1)] == [CODES, CODES]
-    assert found.read(0)[0].size == (4, 3)
+        Image.new("RGB", (3, 4)).save(tmp_path / "files" / name, exif=exif)
+    Image.fromarray(np.ascontiguousarray(np.rot90(MASK))).save(tmp_path / "files/stored.png", exif=exif)
+    assert [masks.read(index)[1].tolist() for index in (0, 1)] == [CODES, CODES]
+    assert masks.read(0)[0].size == (4, 3)
     Image.fromarray(np.ascontiguousarray(np.rot90(MASK))).save(tmp_path / "files/stored.png")
     with pytest.raises(DataError, match="its image 4 x 3; images are rotated according to their EXIF orientation"):
-        found.read(1)
+        masks.read(1)
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A TIFF of a few hundred bytes that declares many pixels."""
+    """Return a TIFF of a few hundred bytes that declares many pixels."""
     stream = io.BytesIO()
     Image.new("L", (64, 64)).save(stream, "TIFF", compression="tiff_lzw")
     data = bytearray(stream.getvalue())
     start = struct.unpack_from("<I", data, 4)[0]
     for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
         tag = struct.unpack_from("<H", data, entry)[0]
-        if tag in (256, 257, 278):  # width, height, rows of a strip
+        if tag in (256, 257, 278):  # width, height, rows per strip
             struct.pack_into("<HHII", data, entry, tag, 4, 1, width if tag == 256 else height)
     return bytes(data)
 
@@ -135,7 +135,7 @@ def gif(*frames: "np.ndarray[Any, Any]") -> bytes:
     return stream.getvalue()
 
 
-WRONG: "dict[str, tuple[Any, str]]" = {
+INVALID: "dict[str, tuple[Any, str]]" = {
     "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
     "claims.tif": (claiming(12000, 12000), "the mask has 12000 x 12000 pixels, its image 4 x 3"),
     "bomb.tif": (claiming(60000, 60000), "declares more than 179 million pixels"),
@@ -155,42 +155,45 @@ WRONG: "dict[str, tuple[Any, str]]" = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_mask_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path, name: str) -> None:
-    mask, reason = WRONG[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_the_error_for_an_invalid_mask_names_it_and_the_reason(tmp_path: Path, name: str) -> None:
+    mask, reason = INVALID[name]
     with pytest.raises(DataError, match=reason) as error:
         check_masks(table(tmp_path, {"good.png": MASK, name: mask}), "error")
     assert name in str(error.value) and "Traceback" not in str(error.value)
 
 
-def test_all_masks_that_cannot_be_used_are_listed_or_left_out(tmp_path: Path) -> None:
-    masks = {"good.png": MASK, "big.png": WRONG["big.png"][0], "seven.png": WRONG["seven.png"][0]}
-    found = table(tmp_path, masks)
+def test_all_invalid_masks_are_listed_or_dropped(tmp_path: Path) -> None:
+    files = {"good.png": MASK, "big.png": INVALID["big.png"][0], "seven.png": INVALID["seven.png"][0]}
+    masks = table(tmp_path, files)
     with pytest.raises(DataError, match="2 of 3 masks cannot be used") as error:
-        check_masks(found, "error")
+        check_masks(masks, "error")
     assert "8 x 6 pixels" in str(error.value) and "not classes: 7" in str(error.value)
-    kept = check_masks(found, "quarantine")
+    kept = check_masks(masks, "quarantine")
     assert kept.tiles.ids.tolist() == ["0.png"]
     assert "dropped 2 masks (cannot be used): 1.png" in kept.notes[0]
 
 
-def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Path) -> None:
-    found = table(tmp_path, {"a.png": MASK, "b.png": None, "c.png": np.full((3, 4), 255, np.uint8)})
-    assert found.notes == ("1 of 3 tiles has no mask",) and len(found) == 2
-    kept = check_masks(found, "error")
+def test_tiles_without_a_mask_and_masks_without_pixels_are_counted(tmp_path: Path) -> None:
+    masks = table(tmp_path, {"a.png": MASK, "b.png": None, "c.png": np.full((3, 4), 255, np.uint8)})
+    assert masks.notes == ("1 of 3 tiles has no mask",) and len(masks) == 2
+    kept = check_masks(masks, "error")
     assert kept.tiles.ids.tolist() == ["0.png"] and "1 mask was dropped, because every pixel" in kept.notes[1]
 
 
-def test_ignored_pixels_are_counted_and_masks_that_write_a_class_so_are_warned_of(tmp_path: Path) -> None:
-    several = np.array([[0, 1, 1, 0]] * 3, np.uint8)
-    alike = check_masks(table(tmp_path / "alike", {"a.png": several, "b.png": several}), "error")
-    assert not alike.notes
-    unlike = check_masks(table(tmp_path / "unlike", {"a.png": several, "b.png": several * 255}), "error")
-    assert unlike.notes[0] == "1 of 2 masks contains ignored pixels (255), 25.00% of all mask pixels"
-    assert unlike.notes[1].startswith("WARNING: 1 of 2 masks contains only one class") and "1.png" in unlike.notes[1]
+def test_ignored_pixels_are_counted_with_a_warning_if_they_may_be_a_class(tmp_path: Path) -> None:
+    mask = np.array([[0, 1, 1, 0]] * 3, np.uint8)
+    consistent = check_masks(table(tmp_path / "alike", {"a.png": mask, "b.png": mask}), "error")
+    assert not consistent.notes
+    inconsistent = check_masks(table(tmp_path / "unlike", {"a.png": mask, "b.png": mask * 255}), "error")
+    assert inconsistent.notes[0] == "1 of 2 masks contains ignored pixels (255), 25.00% of all mask pixels"
+    assert (
+        inconsistent.notes[1].startswith("WARNING: 1 of 2 masks contains only one class")
+        and "1.png" in inconsistent.notes[1]
+    )
 
 
-def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(tmp_path: Path) -> None:
+def test_fully_ignored_masks_and_absent_classes_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="every pixel is ignored"):
         check_masks(table(tmp_path, {"a.png": np.full((3, 4), 255, np.uint8)}), "error")
     (tmp_path / "wrong").mkdir()
@@ -218,22 +221,22 @@ def test_missing_files_columns_and_other_sources_are_errors(tmp_path: Path) -> N
 
 
 def test_the_fingerprint_changes_with_a_mask(tmp_path: Path) -> None:
-    found = table(tmp_path, {"a.png": MASK})
+    masks = table(tmp_path, {"a.png": MASK})
     (tmp_path / "files/a.png").touch()
     os.utime(tmp_path / "files/a.png", ns=(1, 1))
     config = TilesConfig(
         source="table", path=str(tmp_path / "tiles.csv"), images=str(tmp_path / "files"), labels={"kind": "none"}
     )
-    assert open_masks(config, found.tiles, CLASSES).fingerprint != found.fingerprint
+    assert open_masks(config, masks.tiles, CLASSES).fingerprint != masks.fingerprint
 
 
-def test_values_of_classes_are_checked() -> None:
+def test_class_values_are_validated() -> None:
     section = SegmentationConfig(classes={"stroma": 0, "gland": (1, 2)})
     assert section.class_of == {0: 0, 1: 1, 2: 1} and section.averaged == ("gland",)
     assert SegmentationConfig(classes={"a": 3, "b": 4}).averaged == ("a", "b")
-    for wrong in ({"a": 0, "b": 0}, {"a": 0}, {"a": 0, "b": ()}, {"a": 0, "b": 255}, {"a": 0, "b": -1}):
+    for invalid in ({"a": 0, "b": 0}, {"a": 0}, {"a": 0, "b": ()}, {"a": 0, "b": 255}, {"a": 0, "b": -1}):
         with pytest.raises(ValueError, match=r"."):
-            SegmentationConfig(classes=wrong)
+            SegmentationConfig(classes=invalid)
     with pytest.raises(ValueError, match="not among classes: tumour"):
         SegmentationConfig(classes={"a": 0, "b": 1}, foreground=("tumour",))
 
@@ -241,13 +244,13 @@ def test_values_of_classes_are_checked() -> None:
 REAL = os.environ.get("CLIPIT_TEST_DATA")
 
 
-@pytest.mark.skipif(not REAL, reason="no real masks: set CLIPIT_TEST_DATA")
-def test_real_masks_of_glands_lie_in_a_zip_beside_their_images() -> None:
+@pytest.mark.skipif(not REAL, reason="CLIPIT_TEST_DATA is not set")
+def test_real_gland_masks_are_read_from_the_zip_of_their_images() -> None:
     folder = Path(str(REAL)) / "glas_half"
     config = TilesConfig(source="table", path=str(folder / "glas.csv"), images=str(folder / "glas_half.zip"))
     config = config.model_copy(update={"splits": {"train": ("train", "testA", "testB")}})
     tiles = read_tiles(config, hold_out=False).select(range(3))
-    found = check_masks(open_masks(config, tiles, MaskClasses(("stroma", "gland"), {0: 0, 1: 1})), "error")
-    image, mask = found.read(0)
+    masks = check_masks(open_masks(config, tiles, MaskClasses(("stroma", "gland"), {0: 0, 1: 1})), "error")
+    image, mask = masks.read(0)
     assert image.size == (387, 261) == mask.shape[::-1] and tiles.mpp[0] == 1.24
-    assert found.counts[0].tolist() == [14217, 86790] and (found.counts > 0).all()
+    assert masks.counts[0].tolist() == [14217, 86790] and (masks.counts > 0).all()

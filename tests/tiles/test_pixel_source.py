@@ -1,4 +1,4 @@
-"""Batches of resized tiles: reading ahead, the copies to a device, and the time spent waiting."""
+"""Batches of resized tiles: read-ahead, copies to a device, and time spent waiting."""
 
 import os
 import time
@@ -28,22 +28,22 @@ def tiles(tmp_path: Path) -> TileSet:
 
 
 @pytest.mark.parametrize("cache", ["auto", "memory", "disk", "none"])
-def test_every_way_of_reading_gives_the_same_pixels(tiles: TileSet, cache: str) -> None:
+def test_all_caches_give_the_same_pixels(tiles: TileSet, cache: str) -> None:
     source = PixelSource(tiles, channels_first, cache, threads=2)
-    wanted = [np.stack([channels_first(tiles.read(row)) for row in rows]) for rows in BATCHES]
-    for _ in range(2):  # the second time from the cache, if there is one
-        found = list(source.on_device(BATCHES, torch.device("cpu")))
-        assert all(rows is given for (rows, _), given in zip(found, BATCHES, strict=True))
+    expected = [np.stack([channels_first(tiles.read(row)) for row in rows]) for rows in BATCHES]
+    for _ in range(2):  # the second pass reads from the cache, if any
+        batches = list(source.on_device(BATCHES, torch.device("cpu")))
+        assert all(rows is batch_rows for (rows, _), batch_rows in zip(batches, BATCHES, strict=True))
         assert all(
-            np.array_equal(pixels.numpy(), pixels_wanted)
-            for (_, pixels), pixels_wanted in zip(found, wanted, strict=True)
+            np.array_equal(pixels.numpy(), expected_pixels)
+            for (_, pixels), expected_pixels in zip(batches, expected, strict=True)
         )
-        assert all(np.array_equal(a, b) for (_, a), b in zip(source.ahead(BATCHES), wanted, strict=True))
+        assert all(np.array_equal(a, b) for (_, a), b in zip(source.ahead(BATCHES), expected, strict=True))
     source.use_resized(np.full((6, 3, 8, 8), 7, dtype=np.uint8))
     assert (source.batch(BATCHES[0]) == 7).all()
 
 
-def test_the_tile_that_cannot_be_resized_is_named(tiles: TileSet) -> None:
+def test_the_error_names_a_tile_that_cannot_be_resized(tiles: TileSet) -> None:
     broken = tiles.read(2).tobytes()
 
     def fail(image: Image.Image) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_the_tile_that_cannot_be_resized_is_named(tiles: TileSet) -> None:
         next(batches)
 
 
-def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_read_ahead_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.images.read_ahead._MAX_BYTES", 2000)
     started = []
 
@@ -69,10 +69,10 @@ def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: 
         stream = read_ahead([[item] for item in range(20)], read, pool, depth=6)
         seen = [(batch[0], len(started)) for batch, _ in stream]
     assert [item for item, _ in seen] == list(range(20))
-    assert max(ahead - item for item, ahead in seen) <= 3, "the batch itself and two ahead of it"
+    assert max(ahead - item for item, ahead in seen) <= 3, "at most the batch itself and two more"
 
 
-def test_what_limits_reading_is_named_with_what_to_do_where_the_loop_waits_for_more_than_a_tenth() -> None:
+def test_the_bottleneck_of_reading_is_named_if_more_than_a_tenth_of_the_time_is_waiting() -> None:
     def text(*, cached: bool = False, waited: float = 5.0, computing: float = 1.0, **more: Any) -> str:
         start = time.perf_counter() - 10
         clock = ReadingClock(start, waited, 1000, reading=8.0, computing=computing, threads=1, **more)
@@ -100,23 +100,23 @@ def test_the_clock_counts_waiting_reading_and_computing() -> None:
 
 def test_the_clock_counts_waiting_for_a_core() -> None:
     if not Path("/proc/thread-self/schedstat").exists():
-        pytest.skip("this system does not count the time that threads wait for a core")
+        pytest.skip("the system does not record how long threads wait for a core")
     allowed = os.sched_getaffinity(0)
 
     def work(_: int) -> None:
         os.sched_setaffinity(0, {min(allowed)})
         end = time.perf_counter() + 0.3
         while time.perf_counter() < end:
-            sha256(bytes(2**20)).digest()  # without Python's global lock
+            sha256(bytes(2**20)).digest()  # hashing releases the global interpreter lock
 
     clock = ReadingClock()
     with reading_threads(2) as pool:
         list(read_ahead([[0, 1]], work, pool, clock=clock))
-    assert clock.queued > 0.1, "two threads share one core for 0.3 seconds"
+    assert clock.queued > 0.1, "two threads share one core for 0.3 s"
     assert clock.computing + clock.queued <= clock.reading + 0.05
 
 
-def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert available_cores() == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -124,8 +124,8 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert reading_threads()._max_workers == 3
 
 
-def test_a_batch_without_tiles_keeps_its_place() -> None:
+def test_an_empty_batch_keeps_its_position() -> None:
     pixels = [np.ones((3, 2, 2), dtype=np.uint8)]
     device = torch.device("cpu")
-    found = list(copy_ahead([("a", stack([], device)), ("b", stack(pixels, device))], device))
-    assert [(key, len(batch)) for key, batch in found] == [("a", 0), ("b", 1)]
+    batches = list(copy_ahead([("a", stack([], device)), ("b", stack(pixels, device))], device))
+    assert [(key, len(batch)) for key, batch in batches] == [("a", 0), ("b", 1)]

@@ -44,7 +44,7 @@ def _bytes(tiles: TileSet, index: int) -> bytes:
     return tiles.read(index).tobytes()
 
 
-def test_pcam_has_the_official_parts(pcam_folder: Path) -> None:
+def test_pcam_has_the_official_splits(pcam_folder: Path) -> None:
     tiles = load_tiles(config("pcam", pcam_folder), seed=0)
     assert tiles.classes == ("no_tumor", "tumor")
     assert Counter(tiles.splits.tolist()) == {"train": 12, "validation": 4, "test": 6}
@@ -58,14 +58,14 @@ def test_pcam_has_the_official_parts(pcam_folder: Path) -> None:
 
 def test_pcam_is_read_in_spawned_and_forked_processes(pcam_folder: Path) -> None:
     tiles = load_tiles(config("pcam", pcam_folder), seed=0)
-    processes = _bytes(tiles, 15)  # opens the file in this process before the other starts
+    processes = _bytes(tiles, 15)  # opens the file before the other process starts
     for method in ("spawn", "fork"):
         with get_context(method).Pool(1) as pool:
             assert pool.apply(_bytes, (tiles, 15)) == processes
     assert _bytes(pickle.loads(pickle.dumps(tiles)), 15) == processes
 
 
-def test_pcam_parts_can_be_mapped(pcam_folder: Path) -> None:
+def test_pcam_splits_can_be_mapped(pcam_folder: Path) -> None:
     tiles = load_tiles(config("pcam", pcam_folder, splits={"test": "valid"}, validation_fraction=0.5), seed=0)
     assert Counter(tiles.splits.tolist()) == {"train": 6, "validation": 6, "test": 4}
     assert all(name.startswith("valid/") for name in tiles.of_split("test").ids)
@@ -73,18 +73,18 @@ def test_pcam_parts_can_be_mapped(pcam_folder: Path) -> None:
         load_tiles(config("pcam", pcam_folder, splits={"test": "val"}), seed=0)
 
 
-def test_pcam_errors_say_what_is_expected(pcam_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pcam_errors_state_what_is_expected(pcam_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"(?s)nowhere.*zenodo.org/records/2546921.*CC0"):
         load_tiles(config("pcam", pcam_folder / "nowhere"), seed=0)
     x_file = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_x.h5"
-    kept = x_file.read_bytes()
-    x_file.write_bytes(kept[:1000])
+    content = x_file.read_bytes()
+    x_file.write_bytes(content[:1000])
     with pytest.raises(DataError, match="not readable as PatchCamelyon"):
         load_tiles(config("pcam", pcam_folder), seed=0)
     x_file.rename(x_file.with_name(x_file.name + ".gz"))
     with pytest.raises(DataError, match=r"(?s)valid_x.h5 is missing.*gunzip"):
         load_tiles(config("pcam", pcam_folder), seed=0)
-    x_file.write_bytes(kept)
+    x_file.write_bytes(content)
     monkeypatch.setitem(pcam.COUNTS, "test", 7)
     with pytest.raises(DataError, match=r"expected 7 tiles of 96 x 96 x 3 uint8, found uint8 \[6, 96, 96, 3\]"):
         load_tiles(config("pcam", pcam_folder), seed=0)
@@ -106,7 +106,7 @@ def nct_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_nct_crc_tests_on_the_7k_and_cuts_validation_out_of_the_100k(nct_folder: Path) -> None:
+def test_nct_crc_tests_on_the_7k_and_holds_out_validation_from_the_100k(nct_folder: Path) -> None:
     tiles = load_tiles(config("nct_crc", nct_folder), seed=0)
     assert tiles.classes == DATASETS["nct_crc"].classes
     assert Counter(tiles.splits.tolist()) == {"train": 36, "validation": 9, "test": 18}
@@ -117,7 +117,7 @@ def test_nct_crc_tests_on_the_7k_and_cuts_validation_out_of_the_100k(nct_folder:
     assert (tiles.mpp == 0.5).all()
 
 
-def test_nct_crc_errors(nct_folder: Path) -> None:
+def test_nct_crc_errors_name_missing_folders_and_counts(nct_folder: Path) -> None:
     (nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif").unlink()
     with pytest.raises(DataError, match=r"(?s)expected 5 .tif files, found 4.*TUM.*1214456.*CC BY 4.0"):
         load_tiles(config("nct_crc", nct_folder), seed=0)
@@ -131,7 +131,7 @@ def test_nct_crc_errors(nct_folder: Path) -> None:
         load_tiles(config("nct_crc", nct_folder), seed=0)
 
 
-def test_smaller_copies_are_read_when_the_user_says_so(
+def test_smaller_copies_are_read_if_counts_are_not_checked(
     nct_folder: Path, pcam_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif").unlink()
@@ -153,17 +153,17 @@ def bach_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_bach_split_is_the_one_of_the_protocols() -> None:
+def test_bach_splits_match_published_protocols() -> None:
     rows = bach.bach_splits()
     assert len({row["file"] for row in rows}) == 400
-    found = {
+    counts = {
         split: Counter(row["class"] for row in rows if row["split"] == split)
         for split in ("train", "validation", "test")
     }
-    assert [found["train"][name] for name in DATASETS["bach"].classes] == [42, 60, 59, 57]
-    assert [found["validation"][name] for name in DATASETS["bach"].classes] == [10, 10, 10, 20]
-    assert [found["test"][name] for name in DATASETS["bach"].classes] == [48, 30, 31, 23]
-    # eva numbers the micrographs by class and file name; its reported part is these ranges.
+    assert [counts["train"][name] for name in DATASETS["bach"].classes] == [42, 60, 59, 57]
+    assert [counts["validation"][name] for name in DATASETS["bach"].classes] == [10, 10, 10, 20]
+    assert [counts["test"][name] for name in DATASETS["bach"].classes] == [48, 30, 31, 23]
+    # eva sorts the micrographs by class and file name and reports scores on these ranges.
     reported = [
         place
         for first, last in ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
@@ -173,17 +173,17 @@ def test_bach_split_is_the_one_of_the_protocols() -> None:
     assert [place for place, row in enumerate(ordered) if row["split"] == "test"] == reported
 
 
-def test_bach_names_are_the_published_ones(real_data: Path) -> None:
+def test_bach_names_match_the_published_ones(real_data: Path) -> None:
     lines = (real_data / "prompts" / "kep_bach_test_filelist.csv").read_text().splitlines()[1:]
     published = {(line.split("\t")[0], line.split("\t")[-1]) for line in lines}
     assert len(published) == 399
     assert published < {(row["file"], row["class"]) for row in bach.bach_splits()}
 
 
-def test_bach_7k_counts_are_the_published_ones(real_data: Path) -> None:
+def test_nct_crc_7k_counts_match_the_published_ones(real_data: Path) -> None:
     lines = (real_data / "prompts" / "kep_kather_test_filelist.csv").read_text().splitlines()[1:]
-    found = Counter(line.split(",")[2] for line in lines)
-    assert {("CRC-VAL-HE-7K", name): count for name, count in found.items()} == {
+    counts = Counter(line.split(",")[2] for line in lines)
+    assert {("CRC-VAL-HE-7K", name): count for name, count in counts.items()} == {
         key: count for key, count in nct_crc.COUNTS.items() if key[0] == "CRC-VAL-HE-7K"
     }
 
@@ -205,14 +205,14 @@ def test_bach_photos_and_crops(bach_folder: Path) -> None:
     assert pickle.loads(pickle.dumps(crops)).read(place).size == (512, 512)
 
 
-def test_bach_photos_of_another_size_have_no_crops(bach_folder: Path) -> None:
+def test_bach_photos_of_another_size_cannot_be_cropped(bach_folder: Path) -> None:
     paint(bach_folder / "Photos" / "InSitu" / "is007.tif", size=(1024, 768))
     crops = load_tiles(config("bach", bach_folder, photos="crops"), seed=0)
     with pytest.raises(DataError, match=r"1024 x 768 pixels; published micrographs have 2048 x 1536"):
         crops.read(crops.ids.tolist().index("is007.tif#2,3"))
 
 
-def test_bach_errors(bach_folder: Path) -> None:
+def test_bach_errors_name_missing_and_unexpected_files(bach_folder: Path) -> None:
     (bach_folder / "Photos" / "Benign" / "b101.tif").write_bytes(b"")
     assert any("b101.tif" in note for note in load_tiles(config("bach", bach_folder), seed=0).notes)
     (bach_folder / "Photos" / "Benign" / "b010.tif").unlink()
@@ -222,13 +222,15 @@ def test_bach_errors(bach_folder: Path) -> None:
         load_tiles(config("bach", bach_folder / "elsewhere"), seed=0)
 
 
-def test_a_smaller_pcam_is_told_the_key_that_allows_it(pcam_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_smaller_pcam_names_the_key_that_allows_it(
+    pcam_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pcam, "COUNTS", {"train": 13, "valid": 4, "test": 6})
     with pytest.raises(DataError, match=r"(?s)expected 13 tiles.*tiles.check_counts: false"):
         load_tiles(config("pcam", pcam_folder), seed=0)
 
 
-def test_flat_sicapv2_says_that_nothing_is_left_for_testing(tmp_path: Path) -> None:
+def test_flat_sicapv2_notes_the_missing_test_split(tmp_path: Path) -> None:
     for name in ("NC", "G3", "G4", "G5"):
         (tmp_path / name).mkdir()
         for number in range(5):
@@ -239,7 +241,7 @@ def test_flat_sicapv2_says_that_nothing_is_left_for_testing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", [0.7, float("nan"), 2])
-def test_pcam_labels_that_are_neither_0_nor_1(pcam_folder: Path, value: float) -> None:
+def test_pcam_labels_other_than_0_and_1_are_errors(pcam_folder: Path, value: float) -> None:
     file_name = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_y.h5"
     with h5py.File(file_name, "w") as file:
         file["y"] = np.asarray([0, 1, value, 0]).reshape(4, 1, 1, 1)
@@ -247,7 +249,7 @@ def test_pcam_labels_that_are_neither_0_nor_1(pcam_folder: Path, value: float) -
         load_tiles(config("pcam", pcam_folder), seed=0)
 
 
-def test_damaged_pcam_files_are_errors_that_name_them(pcam_folder: Path) -> None:
+def test_errors_for_damaged_pcam_files_name_them(pcam_folder: Path) -> None:
     file_name = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_x.h5"
     whole = file_name.read_bytes()
     tiles = None
@@ -261,7 +263,7 @@ def test_damaged_pcam_files_are_errors_that_name_them(pcam_folder: Path) -> None
             tiles.try_read(tiles.ids.tolist().index("valid/000001"))
         except DataError as error:
             assert "split_valid_" in str(error)
-    del tiles  # its reader keeps the file open
+    del tiles  # the reader keeps the file open
     with h5py.File(pcam_folder / "x.h5", "w") as file:
         file.create_group("x")
     (pcam_folder / "x.h5").replace(file_name)
@@ -272,7 +274,7 @@ def test_damaged_pcam_files_are_errors_that_name_them(pcam_folder: Path) -> None
         load_tiles(config("pcam", pcam_folder), seed=0)
 
 
-def test_pcam_is_found_behind_links(pcam_folder: Path, tmp_path: Path) -> None:
+def test_pcam_is_read_through_links(pcam_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pcam").symlink_to(pcam_folder / "pcam")
     assert len(load_tiles(config("pcam", tmp_path / "data"), seed=0)) == 22

@@ -1,4 +1,4 @@
-"""Real tiles, as published by others, through the sources that a user would choose."""
+"""Real published tiles, read through the sources that a user would choose."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ def config(folder: Path, images: str, **more: object) -> TilesConfig:
     )
 
 
-def test_colorectal_tiles(real_data: Path) -> None:
+def test_colorectal_tiles_are_read_from_a_table(real_data: Path) -> None:
     tiles = load_tiles(config(real_data / "crc_polito5", "crc_polito5_tiles.zip"), seed=0)
     assert tiles.classes == ("AC", "H", "S", "T", "V")
-    assert {split: sum(found.values()) for split, found in tiles.counts().items()} == {
+    assert {split: sum(counts.values()) for split, counts in tiles.counts().items()} == {
         "train": 960,
         "validation": 240,
         "test": 400,
@@ -28,9 +28,9 @@ def test_colorectal_tiles(real_data: Path) -> None:
     assert tiles.read(700).size == (224, 224)
 
 
-def test_pcam_kaggle_names_its_validation_part_valid(real_data: Path) -> None:
+def test_pcam_kaggle_names_its_validation_split_valid(real_data: Path) -> None:
     tiles = load_tiles(config(real_data / "pcam_kaggle", "pcam_tiles.zip", unreadable="quarantine"), seed=0)
-    assert {split: sum(found.values()) for split, found in tiles.counts().items()} == {
+    assert {split: sum(counts.values()) for split, counts in tiles.counts().items()} == {
         "train": 1200,
         "validation": 300,
         "test": 274,
@@ -39,7 +39,7 @@ def test_pcam_kaggle_names_its_validation_part_valid(real_data: Path) -> None:
     assert tiles.read(0).size == (96, 96)
 
 
-def test_lc25000_groups_never_cross(real_data: Path) -> None:
+def test_lc25000_groups_do_not_cross_splits(real_data: Path) -> None:
     tiles = load_tiles(config(real_data / "lc25000_colon", "lc25000_colon_tiles.zip"), seed=0)
     groups = {split: set(tiles.groups[tiles.splits == split]) for split in ("train", "validation", "test")}
     assert not groups["train"] & groups["validation"]

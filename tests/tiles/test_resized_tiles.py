@@ -1,4 +1,4 @@
-"""The cache of resized tiles on disk."""
+"""The disk cache of resized tiles."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -48,19 +48,19 @@ def test_an_interrupted_cache_resumes_with_the_missing_blocks(tiles: TileSet, tm
     assert isinstance(pixels, np.memmap) and np.array_equal(
         pixels, np.stack([channels_first(image) for image in images])
     )
-    assert [read[image.tobytes()] for image in images[:8]] == [1] * 8, "complete blocks are not read again"
+    assert [read[image.tobytes()] for image in images[:8]] == [1] * 8, "finished blocks are not read again"
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "pixels.npy"]
     before = read.total()
     assert np.array_equal(resize_tiles(tmp_path / "out", tiles, counting, 8, "hash"), pixels)
-    assert read.total() == before, "an existing cache is opened"
+    assert read.total() == before, "an existing cache is reused"
 
 
-def test_a_disk_that_is_too_small_is_an_error_before_any_tile_is_read(
+def test_insufficient_disk_space_is_an_error_before_any_tile_is_read(
     tiles: TileSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resized_tiles, "_free", lambda _: 1000)
     with pytest.raises(ArtifactError, match=r"(?s)resized tiles takes 0\.0 GB; .*training\.cache_tiles=none"):
-        resize_tiles(tmp_path / "out", tiles, lambda _: pytest.fail("read"), 8, "hash")
+        resize_tiles(tmp_path / "out", tiles, lambda _: pytest.fail("a tile was read"), 8, "hash")
 
 
 def test_a_damaged_cache_is_an_error(tiles: TileSet, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_damaged_cache_is_an_error(tiles: TileSet, tmp_path: Path) -> None:
         resize_tiles(tmp_path / "out", tiles, channels_first, 8, "hash")
 
 
-def test_auto_caches_sets_that_fit_the_budget_but_not_the_memory_and_are_read_twice(
+def test_auto_caches_sets_that_are_read_twice_and_fit_the_budget_but_not_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resized_tiles, "_free", lambda _: 10**11)
@@ -81,24 +81,22 @@ def test_auto_caches_sets_that_fit_the_budget_but_not_the_memory_and_are_read_tw
         return worth_caching(count, total, 224, reads=reads, gigabytes=gigabytes, folder=folder)
 
     assert cached()
-    assert not cached(count=10_000), "these fit the memory"
-    assert not cached(gigabytes=18.0), "all tiles count towards the budget"
+    assert not cached(count=10_000), "the tiles fit in memory"
+    assert not cached(gigabytes=18.0), "the budget applies to all tiles"
     assert not cached(reads=1.9)
     monkeypatch.setattr(resized_tiles, "_free", lambda _: 10**10)
-    assert not cached(), "the disk has too little space"
+    assert not cached(), "there is not enough disk space"
     (tmp_path / "resized_tiles-0.partial").mkdir()
-    assert cached(), "a cache that was begun is finished"
+    assert cached(), "a partial cache is completed"
 
 
-def test_a_training_reads_its_tiles_from_the_disk_if_the_configuration_says_so(
-    configure: MakeConfig, tmp_path: Path
-) -> None:
+def test_training_reads_its_tiles_from_disk_if_configured(configure: MakeConfig, tmp_path: Path) -> None:
     preprocess = Preprocess(16, 16, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
     workspace = Workspace(configure(output=tmp_path, **{"leaks.policy": "off"}))
     rows = np.array([0, 3])
-    wanted = workspace.pixels("train", preprocess).batch(rows)
+    expected = workspace.pixels("train", preprocess).batch(rows)
     for mode, caches in (("auto", 0), ("none", 0), ("disk", 1)):
         training = workspace.config.training.model_copy(update={"cache_tiles": mode})
         workspace.cache_pixels("train", preprocess, training, reads=100.0)
         assert len(list((tmp_path / "artefacts").glob("resized_tiles-*/manifest.json"))) == caches
-        assert np.array_equal(workspace.pixels("train", preprocess).batch(rows), wanted)
+        assert np.array_equal(workspace.pixels("train", preprocess).batch(rows), expected)

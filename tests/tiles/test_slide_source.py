@@ -1,4 +1,4 @@
-"""Slides as a source of tiles: tables and folders of slides, labels and splits per slide, bad slides listed."""
+"""Slides as a source of tiles: tables and folders of slides, labels and splits per slide, unusable slides."""
 
 import os
 from pathlib import Path
@@ -53,12 +53,12 @@ def test_tiles_have_the_label_split_and_patient_of_their_slide(tmp_path: Path) -
     }  # fmt: skip
     assert tiles.lone_slides == {"c"}
     assert set(tiles.mpp.tolist()) == {1.0} and tiles.read(0).size == (64, 64)
-    # At 0.5 um, a tile of 64 um is 128 pixels of level 0.
+    # At 0.5 um per pixel, a tile of 64 um covers 128 pixels of level 0.
     assert tiles.ids[of_slide["d"][0]].endswith(",128") and tiles.ids[0].endswith(",64")
     assert len({*tiles.stamps}) == 4
 
 
-def test_slides_of_a_doubtful_resolution_are_named(tmp_path: Path) -> None:
+def test_slides_with_a_doubtful_resolution_are_named(tmp_path: Path) -> None:
     write_slides(tmp_path / "slides", good=1.0, coarse=5.0)
     coarse = SlidesConfig(mpp=2.0, pixels=64, grids=str(tmp_path / "grids"))
     labels = LabelsConfig(kind="none")
@@ -67,7 +67,7 @@ def test_slides_of_a_doubtful_resolution_are_named(tmp_path: Path) -> None:
     assert "1 of 2 slides may be wrong" in warning and "coarse: 5 µm per pixel: coarser" in warning
 
 
-def test_slides_with_a_channel_that_is_not_read_are_counted(tmp_path: Path) -> None:
+def test_slides_with_an_ignored_channel_are_counted(tmp_path: Path) -> None:
     write_slides(tmp_path / "slides", plain=1.0, other=1.0)
     pixels = np.concatenate([picture(), np.zeros((400, 600, 1), np.uint8)], axis=-1)
     tifffile.imwrite(
@@ -79,7 +79,7 @@ def test_slides_with_a_channel_that_is_not_read_are_counted(tmp_path: Path) -> N
     assert "1 of 3 slides has content that is not read: four: a fourth channel without a stated meaning" in tiles.notes
 
 
-def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> None:
+def test_unusable_slides_are_errors_or_listed(tmp_path: Path) -> None:
     write_slides(tmp_path, a=1.0, silent=None)
     (tmp_path / "empty.svs").write_bytes(b"")
     rows = [{"slide": name, "label": "x", "split": "test"} for name in ("a", "silent", "empty")]
@@ -90,11 +90,11 @@ def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> 
     tiles = read_tiles(section(table, unreadable="quarantine"))
     assert {name.split("@")[0] for name in tiles.ids} == {"a"}
     assert any(note.startswith("dropped 2 of 3 slides (cannot be used): silent:") for note in tiles.notes)
-    # tiles.mpp speaks of the slides, not of the tiles.
+    # tiles.mpp is the resolution of the slides, not of the tiles.
     assert len(read_tiles(section(table, unreadable="quarantine", mpp=1.0))) == 2 * len(tiles)
 
 
-def test_tables_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+def test_inconsistent_tables_are_refused(tmp_path: Path) -> None:
     write_slides(tmp_path, a=1.0, b=1.0)
     columns = ("slide", "label", "split", "group")
 
@@ -138,7 +138,7 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
 
 
-def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
+def test_the_files_of_a_dicom_series_form_one_slide(tmp_path: Path) -> None:
     for case in ("A", "B"):
         (tmp_path / case).mkdir()
         for number, level in enumerate(levels_of(picture(), 2)):
@@ -154,20 +154,20 @@ def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
         list_slides(section(table, labels=unlabelled))
 
 
-def test_options_of_slides_apply_to_slides_only(tmp_path: Path) -> None:
+def test_slide_options_are_refused_for_other_sources(tmp_path: Path) -> None:
     config = TilesConfig(source="folders", path=str(tmp_path), slides=SlidesConfig())
     with pytest.raises(ConfigError, match=r"tiles.slides \(slides only\)"):
         read_tiles(config)
 
 
-def test_a_folder_is_one_of_slides_if_all_its_tiffs_have_levels(tmp_path: Path) -> None:
+def test_a_folder_counts_as_slides_if_all_its_tiffs_have_levels(tmp_path: Path) -> None:
     write_slides(tmp_path / "slides", a=1.0, b=1.0)
     assert is_slide_input(tmp_path / "slides") and is_slide_input(tmp_path / "slides/a.tiff")
     write_slide(tmp_path / "slides/flat.tiff", picture(), levels=1)
     assert not is_slide_input(tmp_path / "slides") and not is_slide_input(tmp_path / "slides/flat.tiff")
 
 
-def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Path) -> None:
+def test_unused_columns_are_noted_and_missing_ones_named(tmp_path: Path) -> None:
     write_slides(tmp_path, a=1.0)
     table = write_table(tmp_path / "slides.csv", [{"slide": "a", "labels": "x", "mask": "m.png"}])
     unlabelled = LabelsConfig(kind="none")
@@ -180,7 +180,7 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
         list_slides(section(table, labels=unlabelled))
 
 
-def test_a_column_of_patients_in_a_table_of_slides_is_named(tmp_path: Path) -> None:
+def test_an_unused_patient_column_in_a_slide_table_is_named(tmp_path: Path) -> None:
     write_slides(tmp_path, a=1.0, b=1.0, c=1.0)
     rows: list[dict[str, object]] = [{"slide": name, "label": "x", "case_id": f"P{name == 'c'}"} for name in "abc"]
     table = write_table(tmp_path / "slides.csv", rows)
@@ -192,7 +192,7 @@ def test_a_column_of_patients_in_a_table_of_slides_is_named(tmp_path: Path) -> N
     assert list_slides(section(table, columns={"group": "case_id"})).notes == ()
 
 
-def test_slides_that_are_coarser_than_their_tiles_are_noted(tmp_path: Path) -> None:
+def test_slides_coarser_than_their_tiles_are_noted(tmp_path: Path) -> None:
     write_slides(tmp_path, fine=1.0, coarse=2.0)
     notes = read_tiles(section(tmp_path, labels=LabelsConfig(kind="none"))).notes
     (note,) = [note for note in notes if "enlarged" in note]

@@ -35,7 +35,7 @@ def config(path: Path | str, **more: object) -> TilesConfig:
 
 
 def rows(first: int, count: int) -> list[dict[str, Any]]:
-    """Rows with a missing label, a damaged image and a large one."""
+    """Return rows that include a missing label, a damaged image and a large one."""
     table = []
     for number in range(first, first + count):
         data = picture(number, size=(40, 30) if number == 3 else (8, 8))
@@ -47,7 +47,7 @@ def rows(first: int, count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of three files of training rows and one of test rows, written by the library itself."""
+    """Write a data set with three files of training rows and one of test rows."""
     import datasets
 
     folder = tmp_path_factory.mktemp("set")
@@ -65,7 +65,7 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_streamed_set_gives_what_the_downloaded_one_does(parquet: Path, tmp_path: Path) -> None:
+def test_a_streamed_set_equals_the_downloaded_one(parquet: Path, tmp_path: Path) -> None:
     whole = read_tiles(config(parquet))
     streamed = read_tiles(config(parquet, streaming=True), root=tmp_path)
     for name in ("ids", "labels", "splits", "groups", "mpp"):
@@ -73,13 +73,13 @@ def test_a_streamed_set_gives_what_the_downloaded_one_does(parquet: Path, tmp_pa
     assert streamed.classes == whole.classes
     assert (whole.truth == -1).sum() == 1
     for row in range(len(whole)):
-        one, other = whole.try_read(row), streamed.try_read(row)
-        if isinstance(one, Unreadable):
-            assert isinstance(other, Unreadable)
-            assert one.reason == other.reason
+        expected, actual = whole.try_read(row), streamed.try_read(row)
+        if isinstance(expected, Unreadable):
+            assert isinstance(actual, Unreadable)
+            assert expected.reason == actual.reason
         else:
-            assert not isinstance(other, Unreadable)
-            assert one.tobytes() == other.tobytes()
+            assert not isinstance(actual, Unreadable)
+            assert expected.tobytes() == actual.tobytes()
     assert isinstance(whole.try_read(whole.ids.tolist().index("train/000005")), Unreadable)
     quarantined = read_tiles(config(parquet, streaming=True, unreadable="quarantine"), root=tmp_path)
     assert quarantined.quarantined == ("train/000005",)
@@ -88,7 +88,7 @@ def test_a_streamed_set_gives_what_the_downloaded_one_does(parquet: Path, tmp_pa
     ]  # fmt: skip
 
 
-def test_large_tiles_are_resized_and_their_mpp_with_them(parquet: Path, tmp_path: Path) -> None:
+def test_large_tiles_are_resized_and_their_mpp_is_scaled(parquet: Path, tmp_path: Path) -> None:
     tiles = read_tiles(config(parquet, streaming=True, keep_pixels=16, keep_quality=None), root=tmp_path)
     row = tiles.ids.tolist().index("train/000003")
     with Image.open(io.BytesIO(picture(3, size=(40, 30)))) as image:
@@ -100,15 +100,13 @@ def test_large_tiles_are_resized_and_their_mpp_with_them(parquet: Path, tmp_path
     assert tiles.fingerprint != read_tiles(config(parquet, streaming=True), root=tmp_path).fingerprint
 
 
-def test_a_set_that_was_read_is_not_opened_again(
-    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cached_set_is_not_opened_again(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = config(parquet, streaming=True)
     first = read_tiles(section, root=tmp_path)
     opened: list[str] = []
-    real = streaming._open_set
+    open_set = streaming._open_set
     monkeypatch.setattr(
-        streaming, "_open_set", lambda config, revision: opened.append(config.path) or real(config, revision)
+        streaming, "_open_set", lambda config, revision: opened.append(config.path) or open_set(config, revision)
     )
     assert read_tiles(section, root=tmp_path).fingerprint == first.fingerprint
     other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path, hold_out=False)
@@ -116,7 +114,9 @@ def test_a_set_that_was_read_is_not_opened_again(
     assert not opened
 
 
-def test_the_refusals_of_the_downloaded_set(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_raises_the_same_errors_as_downloading(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         streaming, "_set_blocks", lambda *_: pytest.fail("tiles are read before the columns are checked")
     )
@@ -142,7 +142,7 @@ def test_the_refusals_of_the_downloaded_set(parquet: Path, tmp_path: Path, monke
         read_tiles(config(parquet, keep_pixels=32))
 
 
-def test_a_set_written_by_save_to_disk_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_saved_with_save_to_disk_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     table = [{"image": {"bytes": picture(n), "path": None}, "label": "ab"[n % 2], "patient": f"p{n}"} for n in range(7)]
@@ -165,28 +165,26 @@ def test_a_set_on_the_hub_is_read_from_one_revision(
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=f"{name}@{next(newest)}")
     )
-    load, asked = datasets.load_dataset, list[object]()
+    load, revisions = datasets.load_dataset, list[object]()
 
     def load_dataset(name: str, revision: object = None, **options: Any) -> Any:
-        asked.append(revision)
+        revisions.append(revision)
         return load(str(parquet), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(streaming, "hub_parquet", lambda name, revision: [])
     section = config("hf:lab/tiles", streaming=True)
     tiles = read_tiles(section, root=tmp_path)
-    assert len(asked) == 2  # to describe the splits, and to read them
-    assert set(asked) == {"lab/tiles@a"}
+    assert len(revisions) == 2  # once to describe the splits and once to read them
+    assert set(revisions) == {"lab/tiles@a"}
     assert read_tiles(section, root=tmp_path).fingerprint == tiles.fingerprint
     for folder in tmp_path.glob("streamed_set-*"):
         shutil.rmtree(folder)
     read_tiles(section, root=tmp_path)
-    assert asked[2:] == ["lab/tiles@b"] * 2  # tiles of another revision are not mixed with those that are kept
+    assert revisions[2:] == ["lab/tiles@b"] * 2  # cached tiles are not mixed with those of another revision
 
 
-def test_files_on_the_hub_that_number_their_classes_differently_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_files_with_different_class_orders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     import fsspec
     import huggingface_hub
@@ -208,15 +206,17 @@ def test_files_on_the_hub_that_number_their_classes_differently_are_refused(
         return SimpleNamespace(config=SimpleNamespace(data_files=files))
 
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
-    words = r"(?s)classes of the column label are benign, tumour, but tumour, benign in test.parquet.*abc/train.parquet"
-    with pytest.raises(DataError, match=words):
+    message = (
+        r"(?s)classes of the column label are benign, tumour, but tumour, benign in test.parquet.*abc/train.parquet"
+    )
+    with pytest.raises(DataError, match=message):
         read_tiles(config("hf:lab/tiles", columns={}, streaming=True), root=tmp_path)
     files["train"].append(f"{root}/gone.parquet")
     with pytest.raises(DataError, match="FileNotFoundError"):
         read_tiles(config("hf:lab/tiles", columns={}, streaming=True), root=tmp_path)
 
 
-def test_without_a_network_the_cached_revision_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cached_revision_is_used_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -231,7 +231,7 @@ def test_without_a_network_the_cached_revision_is_used(monkeypatch: pytest.Monke
         hub_revision("hf:lab/tiles", "tiles.path")
 
 
-def test_a_missing_image_file_is_an_error_as_in_the_downloaded_set(tmp_path: Path) -> None:
+def test_a_missing_image_file_is_an_error_with_and_without_streaming(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -261,7 +261,7 @@ def numbered_blocks(skips: list[int], broken: int | None = None) -> list[Block]:
     return [Block(f"block {block}", lambda skipped, block=block: read(block, skipped)) for block in range(2)]
 
 
-def test_an_interrupted_stream_goes_on_after_the_last_whole_shard(
+def test_an_interrupted_stream_resumes_after_the_last_complete_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_tiles, "_SHARD", 4)
@@ -279,7 +279,7 @@ def test_an_interrupted_stream_goes_on_after_the_last_whole_shard(
 
 
 class OneOfTwo(Processes):
-    """A process of two, which run one after the other here."""
+    """One of two processes, which this test runs one after the other."""
 
     def barrier(self) -> None:
         pass
@@ -288,22 +288,22 @@ class OneOfTwo(Processes):
         return value
 
 
-def test_two_processes_keep_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_store_the_same_tiles_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     size, skips = KeptSize(None, 95), list[int]()
-    one = keep_tiles(tmp_path / "one", {}, lambda: numbered_blocks([]), ["row"], size, "set")
+    single = keep_tiles(tmp_path / "one", {}, lambda: numbered_blocks([]), ["row"], size, "set")
     for rank in (1, 0):
         process = OneOfTwo(rank, 2, torch.device("cpu"))
         for module in (distributed, kept_tiles):
             monkeypatch.setattr(module, "get_processes", lambda process=process: process)
         with pytest.raises(ArtifactError, match="no complete kept_tiles") if rank else nullcontext():
-            two = keep_tiles(tmp_path / "two", {}, lambda: numbered_blocks(skips), ["row"], size, "set")
-    assert skips == [0, 0]  # each block was read by one of them
-    assert two.artifact.manifest.files == one.artifact.manifest.files
+            shared = keep_tiles(tmp_path / "two", {}, lambda: numbered_blocks(skips), ["row"], size, "set")
+    assert skips == [0, 0]  # each block is read by one process only
+    assert shared.artifact.manifest.files == single.artifact.manifest.files
 
 
-def test_a_damaged_kept_image_is_unreadable(tmp_path: Path) -> None:
+def test_a_damaged_stored_image_is_unreadable(tmp_path: Path) -> None:
     kept = keep_tiles(tmp_path, {}, lambda: numbered_blocks([]), ["row"], KeptSize(None, 95), "set")
     (shard, _) = sorted(kept.artifact.folder.glob("*.tar"))
     data = bytearray(shard.read_bytes())
@@ -314,7 +314,7 @@ def test_a_damaged_kept_image_is_unreadable(tmp_path: Path) -> None:
     assert kept.reader().content(1) == picture(1, "PNG")
 
 
-def test_only_images_that_are_too_large_are_written_again() -> None:
+def test_only_images_that_are_too_large_are_re_encoded() -> None:
     small, broken = picture(1, size=(16, 40)), picture(1, size=(40, 40))[:300]
     for data in (small, broken, b"", b"no image"):
         kept = keep_image(data, KeptSize(16, 95))
@@ -327,7 +327,7 @@ def test_only_images_that_are_too_large_are_written_again() -> None:
     assert keep_image(deep.getvalue(), KeptSize(16, 95)).data == deep.getvalue()
 
 
-def test_streamed_webdataset_shards_give_what_plain_ones_do(tmp_path: Path) -> None:
+def test_streamed_webdataset_shards_equal_plain_ones(tmp_path: Path) -> None:
     import webdataset as wds
 
     folder = tmp_path / "shards"
@@ -348,5 +348,5 @@ def test_streamed_webdataset_shards_give_what_plain_ones_do(tmp_path: Path) -> N
     assert streamed.read(resized).size == (16, 16)
     others = [row for row in range(8) if row != resized]
     assert [streamed.read(row).tobytes() for row in others] == [tiles.read(row).tobytes() for row in others]
-    described = json.loads(next(tmp_path.glob("kept_tiles-*/manifest.json")).read_text())["facts"]
-    assert described == {"tiles": 8, "resized": 1, "blocks": 3}
+    facts = json.loads(next(tmp_path.glob("kept_tiles-*/manifest.json")).read_text())["facts"]
+    assert facts == {"tiles": 8, "resized": 1, "blocks": 3}

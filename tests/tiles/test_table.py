@@ -27,11 +27,11 @@ def config(path: Path, **more: object) -> TilesConfig:
 
 
 def rows(folder: Path, count: int = 12) -> list[dict[str, object]]:
-    """Files in `folder/img` and the rows that name them: two classes, patients of two tiles each."""
-    found: list[dict[str, object]] = []
+    """Write images in `folder/img` and return their rows: two classes, and patients with two tiles each."""
+    table: list[dict[str, object]] = []
     for place in range(count):
         paint(folder / "img" / f"{place}.png", place)
-        found.append(
+        table.append(
             {
                 "path": f"img/{place}.png",
                 "label": place % 2,
@@ -40,7 +40,7 @@ def rows(folder: Path, count: int = 12) -> list[dict[str, object]]:
                 "mpp": 0.5,
             }
         )
-    return found
+    return table
 
 
 def test_csv_and_parquet_give_the_same_tiles(tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_csv_and_parquet_give_the_same_tiles(tmp_path: Path) -> None:
     assert (from_csv.mpp == 0.5).all()
 
 
-def test_the_validation_cut_keeps_groups_whole(tmp_path: Path) -> None:
+def test_the_validation_split_keeps_groups_together(tmp_path: Path) -> None:
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", rows(tmp_path)), validation_fraction=0.25), seed=0)
     validation = set(tiles.groups[tiles.splits == "validation"])
     assert len(validation) == 1
     assert not validation & set(tiles.groups[tiles.splits == "train"])
 
 
-def test_split_values_in_other_words_are_listed_with_their_meaning(tmp_path: Path) -> None:
+def test_other_spellings_of_splits_are_listed_with_their_meaning(tmp_path: Path) -> None:
     table = rows(tmp_path)
     for row in table:
         row["split"] = {"train": "Training", "test": "TEST"}[str(row["split"])]
@@ -74,7 +74,7 @@ def test_split_values_in_other_words_are_listed_with_their_meaning(tmp_path: Pat
 
 
 @pytest.mark.parametrize("unreadable", ["error", "quarantine"])
-def test_pipes_that_a_table_lists_are_refused_before_anything_waits_for_them(tmp_path: Path, unreadable: str) -> None:
+def test_pipes_listed_in_a_table_are_refused_without_blocking(tmp_path: Path, unreadable: str) -> None:
     table = rows(tmp_path)
     (tmp_path / "img/3.png").unlink()
     os.mkfifo(tmp_path / "img/3.png")
@@ -82,7 +82,7 @@ def test_pipes_that_a_table_lists_are_refused_before_anything_waits_for_them(tmp
         load_tiles(config(write_table(tmp_path / "t.csv", table), unreadable=unreadable), seed=0)
 
 
-def test_zip_and_folder_hold_the_same_pixels(tmp_path: Path) -> None:
+def test_zip_and_folder_give_the_same_pixels(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
         for place in range(12):
@@ -94,13 +94,13 @@ def test_zip_and_folder_hold_the_same_pixels(tmp_path: Path) -> None:
         assert folder.read(place).tobytes() == packed.read(place).tobytes()
 
 
-def test_missing_columns_are_named_beside_the_existing_ones(tmp_path: Path) -> None:
+def test_errors_for_missing_columns_list_the_existing_ones(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     with pytest.raises(DataError, match=r"missing columns: diagnosis, slide; the table has: path, label, split, group"):
         load_tiles(config(path, columns={"label": "diagnosis", "group": "slide"}), seed=0)
 
 
-def test_a_table_without_header_and_a_workbook_are_explained(tmp_path: Path) -> None:
+def test_a_table_without_a_header_and_a_workbook_are_errors(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
     with pytest.raises(DataError, match=r"(?s)missing columns: label, path.*the first row is not a header"):
@@ -111,7 +111,7 @@ def test_a_table_without_header_and_a_workbook_are_explained(tmp_path: Path) -> 
         load_tiles(config(workbook), seed=0)
 
 
-def test_a_label_column_is_needed_unless_no_labels_are_asked_for(tmp_path: Path) -> None:
+def test_a_label_column_is_required_unless_labels_are_disabled(tmp_path: Path) -> None:
     table = [{"path": row["path"]} for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
     with pytest.raises(DataError, match=r"(?s)missing columns: label.*if no tile is labelled"):
@@ -122,14 +122,14 @@ def test_a_label_column_is_needed_unless_no_labels_are_asked_for(tmp_path: Path)
     assert set(tiles.splits) == {"train", "validation"}
 
 
-def test_a_file_named_twice(tmp_path: Path) -> None:
+def test_a_file_listed_twice_is_an_error(tmp_path: Path) -> None:
     table = rows(tmp_path)
     table.append(table[2] | {"path": "./img/2.png"})
     with pytest.raises(DataError, match=r"img/2.png \(record 3 \(line 4\), record 13 \(line 14\)\)"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
-def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
+def test_missing_files_are_counted(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     for place in (3, 5):
         (tmp_path / "img" / f"{place}.png").unlink()
@@ -151,26 +151,26 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
         (1, {"label": "9"}, "unknown classes 9 in 1 tile: img/1.png"),
         (1, {"mpp": "half"}, r"invalid mpp 'half' in record 2 \(line 3\)"),
         (1, {"mpp": "-1"}, "invalid mpp '-1'"),
-        (1, {"mpp": "1,000"}, "invalid mpp '1,000'"),  # 1 with a decimal comma, or a thousand nanometres
+        (1, {"mpp": "1,000"}, "invalid mpp '1,000'"),  # ambiguous: a decimal comma or a thousands separator
         (1, {"mpp": 5e-07}, "(?s)invalid mpp '5e-07'.*not metres or nanometres"),
         (1, {"mpp": 500}, "(?s)invalid mpp '500.*from 0.01 to 100"),
         (1, {"path": ""}, "1 row has no file name; the first is record 2"),
     ],
 )
-def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:
+def test_inconsistent_rows_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:
     table = rows(tmp_path)
     table[place] = table[place] | change
     with pytest.raises(DataError, match=message):
         load_tiles(config(write_table(tmp_path / "t.csv", table), classes=("0", "1")), seed=0)
 
 
-def test_markers_of_missing_values_are_not_ids(tmp_path: Path) -> None:
+def test_missing_value_markers_are_not_ids(tmp_path: Path) -> None:
     table = [{**row, "id": "nan" if place == 1 else f"tile {place}"} for place, row in enumerate(rows(tmp_path))]
     with pytest.raises(DataError, match=r"tiles without an id: record 2 \(line 3\)"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
-def test_unreadable_tables(tmp_path: Path) -> None:
+def test_unreadable_tables_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     with pytest.raises(DataError, match="does not exist"):
         load_tiles(config(path), seed=0)
@@ -194,14 +194,14 @@ def test_unreadable_tables(tmp_path: Path) -> None:
         load_tiles(config(tmp_path / "t.xlsx"), seed=0)
 
 
-def test_a_source_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_table_from_which_no_validation_split_can_be_held_out(tmp_path: Path) -> None:
     table = [row | {"group": "p0"} for row in rows(tmp_path) if row["split"] == "train"]
     path = write_table(tmp_path / "t.csv", table)
     with pytest.raises(DataError, match=r"(?s)no validation tiles can be held out.*where: .*t\.csv"):
         load_tiles(config(path), seed=0)
 
 
-def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
+def test_ids_in_a_separate_column_must_be_unique(tmp_path: Path) -> None:
     table = [row | {"name": f"n{min(place, 10)}"} for place, row in enumerate(rows(tmp_path))]
     path = write_table(tmp_path / "t.csv", table)
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
         load_tiles(config(path, columns={"id": "name"}), seed=0)
 
 
-def test_ids_that_a_spreadsheet_program_rounded(tmp_path: Path) -> None:
+def test_ids_rounded_by_a_spreadsheet_program_are_errors(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", [{**row, "id": f"{n}.2E+11"} for n, row in enumerate(rows(tmp_path, 3), 1)])
     with pytest.raises(DataError, match=r"a spreadsheet program has probably changed 3 values in column id"):
         load_tiles(config(table), seed=0)
@@ -236,31 +236,31 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
     assert load_tiles(config(path), seed=0).fingerprint != before
 
 
-def test_a_world_that_is_not_written_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_demo_world_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = "outputs/demo/world/tiles.csv"
     with pytest.raises(DataError, match=r"(?s)the tile table does not exist.*clipit demo writes this file"):
         load_tiles(TilesConfig.model_validate({"source": "table", "path": path}), seed=0)
 
 
-def test_names_that_are_equal_but_for_spaces(tmp_path: Path) -> None:
+def test_column_names_that_differ_only_in_spaces_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("path,label,split,group, label\n1.png,a,train,p,b\n")
     with pytest.raises(DataError, match="several columns have the same name: label"):
         load_tiles(config(path), seed=0)
-    twice = pa.table([["1.png"], ["a"], ["b"]], names=["path", "label", "label "])
-    pq.write_table(twice, tmp_path / "t.parquet")
+    duplicated = pa.table([["1.png"], ["a"], ["b"]], names=["path", "label", "label "])
+    pq.write_table(duplicated, tmp_path / "t.parquet")
     with pytest.raises(DataError, match="several columns have the same name: label"):
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
 
 
-def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
+def test_columns_without_a_name_are_ignored(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     path.write_text("".join(f"{line},,\n" for line in path.read_text().splitlines()))
     assert len(load_tiles(config(path), seed=0)) == 12
 
 
-def test_a_table_with_semicolons_and_decimal_commas_as_excel_writes_it_in_much_of_europe(tmp_path: Path) -> None:
+def test_semicolons_and_decimal_commas_of_european_spreadsheets_are_read(tmp_path: Path) -> None:
     table = rows(tmp_path)
     plain = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
     lines = [";".join(table[0]), *(";".join(str(cell).replace("0.5", "0,5") for cell in row.values()) for row in table)]
@@ -290,7 +290,7 @@ def test_rows_without_a_value_are_skipped_and_counted(
 
 
 @pytest.mark.parametrize("lines", ["1.png;a;train\n2.png;b", "1.png;a,b;train\n2.png;a;b;train", "1.png"])
-def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -> None:
+def test_a_table_with_semicolons_in_only_some_rows_is_an_error(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(f"path;label;split\n{lines}\n")
     with pytest.raises(DataError, match=r"one column that contains ';': save the table as comma-separated \.csv"):
@@ -305,7 +305,7 @@ def test_a_table_with_semicolons_in_some_rows_only(tmp_path: Path, lines: str) -
         ("", "the table has no rows"),
     ],
 )
-def test_one_row_of_a_table_with_semicolons_is_wrong(tmp_path: Path, lines: str, message: str) -> None:
+def test_invalid_rows_of_a_table_with_semicolons_are_errors(tmp_path: Path, lines: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(f"path;label;split\n{lines}\n")
     with pytest.raises(DataError, match=message):
         load_tiles(config(tmp_path / "t.csv"), seed=0)
@@ -314,7 +314,7 @@ def test_one_row_of_a_table_with_semicolons_is_wrong(tmp_path: Path, lines: str,
 @pytest.mark.parametrize(
     ("first", "rest"), [("sep=;", ""), ("sep=,", ""), ("sep=|", ", and save the table as comma-separated .csv")]
 )
-def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, rest: str) -> None:
+def test_a_first_line_that_declares_the_delimiter_is_an_error(tmp_path: Path, first: str, rest: str) -> None:
     (tmp_path / "t.csv").write_text(f"{first}\npath{first[-1]}label\n1.png{first[-1]}a\n")
     with pytest.raises(DataError, match=rf"the first line declares a delimiter: remove this line{rest}(,|$)") as error:
         load_tiles(config(tmp_path / "t.csv"), seed=0)
@@ -332,13 +332,15 @@ def test_a_first_line_that_declares_the_delimiter(tmp_path: Path, first: str, re
         ("path,label", {"mpp": "um"}, "columns.mpp=NAME"),
     ],
 )
-def test_the_example_names_a_missing_column(tmp_path: Path, header: str, columns: dict[str, str], example: str) -> None:
+def test_the_suggested_option_names_a_missing_column(
+    tmp_path: Path, header: str, columns: dict[str, str], example: str
+) -> None:
     (tmp_path / "t.csv").write_text(f"{header}\n1,a\n")
     with pytest.raises(DataError, match=rf"missing columns: (.|\n)*e\.g\. --tiles\.{example} "):
         load_tiles(config(tmp_path / "t.csv", columns=columns), seed=0)
 
 
-def test_a_stray_quotation_mark_in_a_table_with_semicolons(tmp_path: Path) -> None:
+def test_a_stray_quotation_mark_in_a_table_with_semicolons_is_an_error(tmp_path: Path) -> None:
     rows(tmp_path)
     path = tmp_path / "t.csv"
     path.write_text('path;label;note\nimg/0.png;a;"x\nimg/1.png;b;"\nimg/2.png;b;z\n')
@@ -346,7 +348,7 @@ def test_a_stray_quotation_mark_in_a_table_with_semicolons(tmp_path: Path) -> No
         load_tiles(config(path), seed=0)
 
 
-def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
+def test_line_numbers_match_those_of_a_text_editor(tmp_path: Path) -> None:
     rows(tmp_path)
     path = tmp_path / "t.csv"
     head = 'path,label,split,mpp,note\n\nimg/0.png,a,train,0.5,"two\nlines"\n\n\n'
@@ -362,7 +364,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["img/" + "x" * 300 + ".png", "img/0.png/1.png"])
-def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+def test_impossible_file_names_are_reported_as_missing(tmp_path: Path, name: str) -> None:
     table = rows(tmp_path)
     table[1] = table[1] | {"path": name}
     with pytest.raises(DataError, match="1 of 12 files in the table is missing"):
@@ -370,7 +372,7 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["path", "label", "split", "group", "mpp"])
-def test_a_quote_that_joins_rows_is_an_error_that_names_the_row(tmp_path: Path, column: str) -> None:
+def test_the_error_for_a_quotation_mark_that_joins_rows_names_the_row(tmp_path: Path, column: str) -> None:
     table = [row | {"note": "ok"} for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
     lines = path.read_text().splitlines()
@@ -381,13 +383,13 @@ def test_a_quote_that_joins_rows_is_an_error_that_names_the_row(tmp_path: Path, 
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=rf"record 3 \(line 4\) .*(line break|additional rows).* in column {column}"):
         load_tiles(config(path), seed=0)
-    lines[8] = lines[8].replace('"', "")  # never closed
+    lines[8] = lines[8].replace('"', "")  # leave the quotation mark unclosed
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=r"(?s)malformed row: .* on line \d+.*t\.csv, row that starts on line 4"):
         load_tiles(config(path), seed=0)
 
 
-def test_a_line_break_in_parquet_is_an_error_that_names_the_row(tmp_path: Path) -> None:
+def test_the_error_for_a_line_break_in_parquet_names_the_row(tmp_path: Path) -> None:
     table = [row | {"label": "a\nb" if place == 4 else "a"} for place, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"row 5 contains a line break .* in column label"):
@@ -395,7 +397,7 @@ def test_a_line_break_in_parquet_is_an_error_that_names_the_row(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", ["NA", "nan", "None", "NULL", "#N/A", "#REF!", "#NAME?"])
-def test_texts_for_missing_values_are_neither_a_class_nor_a_patient(tmp_path: Path, text: str) -> None:
+def test_missing_value_markers_are_neither_classes_nor_patients(tmp_path: Path, text: str) -> None:
     table = rows(tmp_path)
     for column in ("label", "group"):
         changed = [row | ({column: text} if place in (1, 3) else {}) for place, row in enumerate(table)]
@@ -409,7 +411,7 @@ def test_texts_for_missing_values_are_neither_a_class_nor_a_patient(tmp_path: Pa
     assert (tiles.truth == 2).sum() == 2
 
 
-def test_groups_that_stand_for_an_unknown_patient_are_named(tmp_path: Path) -> None:
+def test_groups_that_may_denote_an_unknown_patient_are_named(tmp_path: Path) -> None:
     texts = {0: "Unknown", 1: "Unknown", 2: "Unknown", 3: "-", 4: "-", 5: "?"}
     table = [
         row | {"split": "train", "group": texts.get(place, f"p{place}")} for place, row in enumerate(rows(tmp_path))
@@ -421,12 +423,12 @@ def test_groups_that_stand_for_an_unknown_patient_are_named(tmp_path: Path) -> N
     ]
 
 
-def test_none_in_lower_case_is_a_class(tmp_path: Path) -> None:
+def test_lower_case_none_is_a_class(tmp_path: Path) -> None:
     table = [row | ({"label": "none"} if place in (1, 3) else {}) for place, row in enumerate(rows(tmp_path))]
     assert "none" in load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0).classes
 
 
-def test_null_nan_and_bytes_in_parquet(tmp_path: Path) -> None:
+def test_null_nan_and_bytes_in_parquet_labels(tmp_path: Path) -> None:
     table = rows(tmp_path)
     numbers = [row | {"label": float("nan") if place < 2 else float(place % 2)} for place, row in enumerate(table)]
     pq.write_table(pa.Table.from_pylist(numbers), tmp_path / "t.parquet")
@@ -445,7 +447,7 @@ def test_null_nan_and_bytes_in_parquet(tmp_path: Path) -> None:
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
 
 
-def test_parquet_text_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
+def test_the_error_for_parquet_text_that_is_not_utf8_names_the_row(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(rows(tmp_path))
     labels = pa.array([b"a"] * 6 + [b"\xe4"] + [b"b"] * 5, pa.binary())
     invalid = pa.StringArray.from_buffers(12, labels.buffers()[1], labels.buffers()[2])
@@ -455,17 +457,17 @@ def test_parquet_text_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
 
 
-def test_minus_one_among_integers_is_no_class(tmp_path: Path) -> None:
+def test_minus_one_among_integers_is_not_a_class(tmp_path: Path) -> None:
     table = [row | {"label": -1 if place in (0, 5) else place % 2} for place, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert tiles.classes == ("0", "1")
     assert (tiles.truth == -1).sum() == 2
     assert any("2 tiles with the label -1 treated as unlabelled" in note for note in tiles.notes)
-    kept = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "0", "1")), seed=0)
-    assert (kept.truth == 0).sum() == 2
-    two = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]
-    pq.write_table(pa.Table.from_pylist(two), tmp_path / "t.parquet")
+    configured = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "0", "1")), seed=0)
+    assert (configured.truth == 0).sum() == 2
+    two_classes = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]
+    pq.write_table(pa.Table.from_pylist(two_classes), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="-1 may be a class or mark unlabelled tiles"):
         load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert (
@@ -484,32 +486,32 @@ def test_minus_one_and_signed_one_may_be_classes(tmp_path: Path) -> None:
     assert load_tiles(config(path, classes=("-1", "+1")), seed=0).classes == ("-1", "+1")
 
 
-def test_minus_one_among_integers_is_no_patient(tmp_path: Path) -> None:
+def test_minus_one_among_integers_is_not_a_patient(tmp_path: Path) -> None:
     table = [row | {"group": -1 if place % 6 == 0 else place // 2} for place, row in enumerate(rows(tmp_path))]
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
     assert (tiles.groups == "").sum() == 2
     assert any("2 tiles with the group -1" in note for note in tiles.notes)
 
 
-def test_patients_that_another_program_wrote_as_decimals(tmp_path: Path) -> None:
+def test_integer_patients_stored_as_decimals_are_read_as_integers(tmp_path: Path) -> None:
     numbers = [None if place % 6 == 0 else float(place // 2) for place in range(12)]
     table = [row | {"group": number} for row, number in zip(rows(tmp_path), numbers, strict=True)]
-    wanted = ["" if number is None else f"{number:.0f}" for number in numbers]
+    patients_of_rows = ["" if number is None else f"{number:.0f}" for number in numbers]
     write_table(tmp_path / "t.csv", table)
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     for name in ("t.csv", "t.parquet"):
         tiles = load_tiles(config(tmp_path / name), seed=0)
-        order = [wanted[int(name.split("/")[-1].removesuffix(".png"))] for name in tiles.ids.tolist()]
-        assert tiles.groups.tolist() == order
+        expected = [patients_of_rows[int(name.split("/")[-1].removesuffix(".png"))] for name in tiles.ids.tolist()]
+        assert tiles.groups.tolist() == expected
 
 
-def test_a_folder_in_place_of_a_table(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)the table path is a folder.*tiles\.source=huggingface"):
         load_tiles(config(tmp_path), seed=0)
 
 
 def packed(folder: Path, rename: Callable[[str], str]) -> str:
-    """Zip the files of `rows` under other names."""
+    """Zip the images of `rows` with renamed members."""
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
         for file in sorted((folder / "img").iterdir()):
             archive.writestr(rename(f"img/{file.name}"), file.read_bytes())
@@ -563,7 +565,7 @@ def test_missing_files_are_compared_with_those_that_exist(
         load_tiles(config(path, images=str(tmp_path / "folder")), seed=0)
 
 
-def test_files_of_operating_systems_are_not_listed_as_examples(tmp_path: Path) -> None:
+def test_operating_system_files_are_not_listed_as_examples(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", [row | {"path": f"x/{row['path']}"} for row in rows(tmp_path)])
     archive = packed(tmp_path, str)
     with zipfile.ZipFile(archive, "a") as writer:
@@ -579,7 +581,7 @@ def test_files_of_operating_systems_are_not_listed_as_examples(tmp_path: Path) -
         load_tiles(config(path, images=str(tmp_path / "folder")), seed=0)
 
 
-def test_files_of_two_folders_that_are_listed_without_their_folder(tmp_path: Path) -> None:
+def test_ambiguous_file_names_without_their_folder_are_errors(tmp_path: Path) -> None:
     for place, name in enumerate(("A/1.png", "B/1.png")):
         paint(tmp_path / "img" / name, place)
     path = write_table(tmp_path / "t.csv", [{"path": "1.png", "label": label} for label in "ab"])
@@ -598,7 +600,7 @@ def test_archives_among_the_files_are_named(tmp_path: Path) -> None:
         load_tiles(config(path, images=str(tmp_path / "outer.zip")), seed=0)
 
 
-def test_one_long_cell_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+def test_one_long_cell_does_not_increase_the_memory_of_other_rows(tmp_path: Path) -> None:
     table = [row | {"id": "i" * 4000 if place == 3 else f"i{place}"} for place, row in enumerate(rows(tmp_path))]
     table[5]["group"] = "g" * 4000
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table), validation_fraction=0.4), seed=0)
@@ -623,7 +625,7 @@ def test_links_to_missing_images_are_errors_or_quarantined(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("closed", [4, 9])
-def test_quotes_that_join_rows_in_another_column(tmp_path: Path, closed: int) -> None:
+def test_quotation_marks_that_join_rows_in_an_unread_column_are_errors(tmp_path: Path, closed: int) -> None:
     path = write_table(tmp_path / "t.csv", [row | {"note": "fine, really\nyes"} for row in rows(tmp_path)])
     assert len(load_tiles(config(path), seed=0)) == 12
     write_table(path, [row | {"note": "fine"} for row in rows(tmp_path)])
@@ -636,7 +638,7 @@ def test_quotes_that_join_rows_in_another_column(tmp_path: Path, closed: int) ->
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_quotes_that_join_rows_in_an_unread_column_before_the_others(tmp_path: Path, place: int) -> None:
+def test_quotation_marks_that_join_rows_in_a_leading_unread_column_are_errors(tmp_path: Path, place: int) -> None:
     table = [dict([*list(row.items())[:place], ("note", "fine"), *list(row.items())[place:]]) for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
     lines = path.read_text().splitlines()
@@ -648,9 +650,7 @@ def test_quotes_that_join_rows_in_an_unread_column_before_the_others(tmp_path: P
 
 
 @pytest.mark.parametrize("change", [{"\n": "\n\n"}, {"\n": "\r"}, {"img/5.png,": "img/5.png,x,"}])
-def test_rows_that_a_quote_joins_are_found_between_empty_and_longer_lines(
-    tmp_path: Path, change: dict[str, str]
-) -> None:
+def test_joined_rows_are_detected_among_empty_and_longer_lines(tmp_path: Path, change: dict[str, str]) -> None:
     path = write_table(tmp_path / "t.csv", [row | {"note": "fine"} for row in rows(tmp_path)])
     lines = path.read_text().splitlines()
     lines[3], lines[9] = lines[3].replace("fine", '"fine'), lines[9].replace("fine", 'fine"')
@@ -663,7 +663,7 @@ def test_rows_that_a_quote_joins_are_found_between_empty_and_longer_lines(
 
 
 @pytest.mark.parametrize("columns", [["path", "label", "group"], ["path", "label", "note"], ["label", "path"]])
-def test_a_quote_in_the_header_that_joins_rows(tmp_path: Path, columns: list[str]) -> None:
+def test_a_quotation_mark_in_the_header_that_joins_rows_is_an_error(tmp_path: Path, columns: list[str]) -> None:
     table = [{name: (row | {"note": "fine"})[name] for name in columns} for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
     lines = path.read_text().splitlines()
@@ -686,14 +686,14 @@ def test_a_quote_in_the_header_that_joins_rows(tmp_path: Path, columns: list[str
         (["path", "label", "group"], "Report\none, two, three, four"),
     ],
 )
-def test_texts_with_line_breaks_and_commas_are_not_joined_rows(tmp_path: Path, columns: list[str], note: str) -> None:
+def test_texts_with_line_breaks_and_commas_are_accepted(tmp_path: Path, columns: list[str], note: str) -> None:
     table = [{name: row[name] for name in columns} | {"note": note} for row in rows(tmp_path)]
     section = config(write_table(tmp_path / "t.csv", table), labels={"kind": "none"})
     assert len(read_tiles(section, hold_out=False)) == 12
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_quotes_that_join_rows_of_two_columns(tmp_path: Path, place: int) -> None:
+def test_quotation_marks_that_join_rows_of_a_two_column_table_are_errors(tmp_path: Path, place: int) -> None:
     names = [row["path"] for row in rows(tmp_path)]
     section = config(tmp_path / "t.csv", labels={"kind": "none"})
 
@@ -715,7 +715,7 @@ def test_quotes_that_join_rows_of_two_columns(tmp_path: Path, place: int) -> Non
 
 @pytest.mark.parametrize("value", ["NAN", "Null", "na", "#NV", "-1", "-1.0"])
 @pytest.mark.parametrize("kind", ["label", "group"])
-def test_other_spellings_of_missing_values_among_names(tmp_path: Path, value: str, kind: str) -> None:
+def test_other_missing_value_markers_among_names_are_errors(tmp_path: Path, value: str, kind: str) -> None:
     table = [row | {"label": "ab"[number % 2]} for number, row in enumerate(rows(tmp_path))]
     for number in (0, 5):
         table[number][kind] = value
@@ -726,7 +726,7 @@ def test_other_spellings_of_missing_values_among_names(tmp_path: Path, value: st
         assert load_tiles(config(path, classes=["a", "b", value]), seed=0).classes == ("a", "b", value)
 
 
-def test_a_column_of_decimals_marks_unlabelled_tiles_with_minus_one_as_well(tmp_path: Path) -> None:
+def test_minus_one_among_decimals_is_not_a_class(tmp_path: Path) -> None:
     table = [row | {"label": -1.0 if place in (0, 5) else float(place % 2)} for place, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
@@ -738,14 +738,14 @@ def test_a_column_of_decimals_marks_unlabelled_tiles_with_minus_one_as_well(tmp_
     ("key", "one", "other"),
     [("label", "1", "1.0"), ("label", "a", '"a"'), ("group", "P9", "p9"), ("group", "9", "9.0")],
 )
-def test_one_class_or_patient_has_one_spelling(tmp_path: Path, key: str, one: str, other: str) -> None:
+def test_different_spellings_of_a_class_or_patient_are_errors(tmp_path: Path, key: str, one: str, other: str) -> None:
     table = rows(tmp_path)
     table[0][key], table[11][key] = one, other
     with pytest.raises(DataError, match=f"almost the same name: .*{one}.*"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
-def test_patients_that_differ_in_the_sign_before_a_number_may_be_different(tmp_path: Path) -> None:
+def test_groups_that_differ_only_in_separators_give_a_warning(tmp_path: Path) -> None:
     table = rows(tmp_path)
     for place, row in enumerate(table):
         row["group"] = f"A{'-' * (place % 4 < 2)}{place // 4}"
@@ -773,7 +773,7 @@ def test_a_control_character_in_a_cell_is_an_error(tmp_path: Path, key: str, val
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
-def test_two_files_of_one_name_in_a_zip_are_an_error(tmp_path: Path) -> None:
+def test_two_zip_members_with_the_same_name_are_an_error(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         for place in [*range(12), 5]:
@@ -782,7 +782,7 @@ def test_two_files_of_one_name_in_a_zip_are_an_error(tmp_path: Path) -> None:
         load_tiles(config(path, images=str(tmp_path / "tiles.zip")), seed=0)
 
 
-def test_patients_that_a_spreadsheet_changed_are_refused(tmp_path: Path) -> None:
+def test_patients_changed_by_a_spreadsheet_program_are_refused(tmp_path: Path) -> None:
     table = rows(tmp_path)
     table[2]["group"], table[5]["group"] = "1.2E+12", "3-Mar"
     with pytest.raises(DataError, match=r"2 values in column group: '1\.2E\+12' in .*line 4\), '3-Mar' in .*line 7\)"):
@@ -790,7 +790,7 @@ def test_patients_that_a_spreadsheet_changed_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("kind", "first"), [("float16", 2048), ("float32", 2**24), ("float64", 2**53)])
-def test_groups_in_a_column_of_rounded_numbers_are_refused(tmp_path: Path, kind: str, first: int) -> None:
+def test_groups_in_a_column_of_inexact_floats_are_refused(tmp_path: Path, kind: str, first: int) -> None:
     import datasets
 
     for number in range(4):
@@ -819,7 +819,7 @@ def test_groups_in_a_column_of_rounded_numbers_are_refused(tmp_path: Path, kind:
                     read_tiles(section, hold_out=False, root=tmp_path / "kept")
 
 
-def test_absolute_paths_are_refused_if_a_folder_of_images_is_configured(tmp_path: Path) -> None:
+def test_absolute_paths_are_refused_if_an_image_folder_is_configured(tmp_path: Path) -> None:
     table = rows(tmp_path / "old")
     for row in table:
         row["path"] = str(tmp_path / "old" / str(row["path"]))
@@ -831,7 +831,7 @@ def test_absolute_paths_are_refused_if_a_folder_of_images_is_configured(tmp_path
 
 
 @pytest.mark.parametrize("label", ["2-Mar", "02.03.2024", "2024-03-02", "1.20E+11", "03:04:00"])
-def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Path, label: str) -> None:
+def test_labels_changed_by_a_spreadsheet_program_are_refused(tmp_path: Path, label: str) -> None:
     table = rows(tmp_path)
     for row in table[::2]:
         row["label"] = label

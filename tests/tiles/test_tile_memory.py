@@ -1,4 +1,4 @@
-"""Memory that a table of tiles holds, and what its compact parts must still do."""
+"""Memory use of a table of tiles, and the behaviour of its compact parts."""
 
 import gc
 import tracemalloc
@@ -21,7 +21,7 @@ from .conftest import paint, write_table
 COUNT = 4000
 
 
-def test_a_tile_in_a_zip_holds_less_than_300_bytes(tmp_path: Path) -> None:
+def test_a_tile_in_a_zip_takes_less_than_300_bytes(tmp_path: Path) -> None:
     names = [f"tiles/slide_{row // 100:03d}/tile_{row:06d}.jpg" for row in range(COUNT)]
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
         for name in names:
@@ -38,21 +38,21 @@ def test_a_tile_in_a_zip_holds_less_than_300_bytes(tmp_path: Path) -> None:
     def open_tiles() -> TileSet:
         tiles = load_tiles(config, seed=0)
         with pytest.raises(DataError, match="cannot be decoded"):
-            tiles.read(COUNT - 1)  # opens the zip
+            tiles.read(COUNT - 1)  # open the zip
         gc.collect()
         return tiles
 
-    open_tiles()  # what is imported and cached once does not count
+    open_tiles()  # exclude one-time imports and caches
     tracemalloc.start()
     try:
         tiles = open_tiles()
-        held = tracemalloc.get_traced_memory()[0]
+        allocated = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert len(tiles) == COUNT and held / COUNT < 300
+    assert len(tiles) == COUNT and allocated / COUNT < 300
 
 
-def test_tiles_of_a_group_share_its_name(tmp_path: Path) -> None:
+def test_tiles_of_a_group_share_one_string(tmp_path: Path) -> None:
     for row in range(8):
         paint(tmp_path / f"{row}.png", row)
     rows = [{"path": f"{row}.png", "label": row % 2, "group": f"patient {row // 4}"} for row in range(8)]

@@ -19,9 +19,9 @@ def test_select_by_mask_and_by_indices(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1, 0, 1], ["train", "train", "test", "test"])
     masked = tiles.select(tiles.truth == 1)
     assert masked.ids.tolist() == ["t0001", "t0003"]
-    again = masked.select(np.asarray([1, 0]))
-    assert again.ids.tolist() == ["t0003", "t0001"]
-    assert again.rows.tolist() == [3, 1]  # still rows of the source
+    reordered = masked.select(np.asarray([1, 0]))
+    assert reordered.ids.tolist() == ["t0003", "t0001"]
+    assert reordered.rows.tolist() == [3, 1]  # rows still refer to the source
     assert len(tiles.select([])) == 0
     assert tiles.among(["t0003", "t0001", "other"]).tolist() == [False, True, False, True]
     assert tiles.of_split("test").ids.tolist() == ["t0002", "t0003"]
@@ -30,7 +30,7 @@ def test_select_by_mask_and_by_indices(make_tiles: Make) -> None:
         tiles.of_split("val")
 
 
-def test_fingerprint_follows_ids_splits_and_content_only(make_tiles: Make) -> None:
+def test_the_fingerprint_depends_only_on_ids_splits_and_content(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1, 0, 1], ["train", "train", "test", "test"])
     assert replace(tiles, labels=np.full(4, -1, dtype=np.int64)).fingerprint == tiles.fingerprint
     assert pickle.loads(pickle.dumps(tiles)).fingerprint == tiles.fingerprint
@@ -42,7 +42,7 @@ def test_fingerprint_follows_ids_splits_and_content_only(make_tiles: Make) -> No
     assert len({tiles.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
-def test_what_it_refuses(make_tiles: Make) -> None:
+def test_invalid_tile_sets_are_errors(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1], ["train", "test"])
     with pytest.raises(DataError, match=r"1 tile id occurs more than once: a \(.*, .*\)"):
         replace(tiles, ids=np.asarray(["a", "a"]))
@@ -59,7 +59,7 @@ def test_mpp_warning(make_tiles: Make) -> None:
     assert warning is not None
     assert "M expects 0.5" in warning
     assert "1 of 3 tiles" in warning
-    assert mpp_warning(tiles.select([0]), 0.5, "M", resize=224 / 96) is None  # 0.97 seen at 0.42
+    assert mpp_warning(tiles.select([0]), 0.5, "M", resize=224 / 96) is None  # resizing changes 0.97 um to 0.42 um
     assert mpp_warning(tiles.select([2]), 0.5, "M") is None
 
 
@@ -85,7 +85,7 @@ def test_view_warning(edge: int, mpp: float, pixels: int | None, expected: float
     assert warnings == [] if text is None else text.replace("40", "15") in warnings[0]
 
 
-def test_images_that_are_not_square_are_counted() -> None:
+def test_non_square_images_are_counted() -> None:
     def read(row: int) -> Image.Image | Unreadable:
         return Unreadable("damaged") if row == 0 else Image.new("RGB", (700, 460) if row % 2 else (700, 680))
 
@@ -95,8 +95,8 @@ def test_images_that_are_not_square_are_counted() -> None:
     assert "34% of their pixels are lost" in warning and "clipit slides tile" in warning
     mpps = np.full(9, np.nan)
     for crops in (True, False):
-        found = view_warnings(read, mpps, pixels=None, expected=None, model="M", crops=crops)
-        assert found == ([warning] if crops else [])
+        warnings = view_warnings(read, mpps, pixels=None, expected=None, model="M", crops=crops)
+        assert warnings == ([warning] if crops else [])
     assert crop_warning([(700, 680), (64, 64)]) is None and crop_warning([]) is None
 
 

@@ -1,4 +1,4 @@
-"""Archives that are whole, damaged, or want to write elsewhere."""
+"""Unpacking complete, damaged and malicious archives."""
 
 import gzip
 import stat
@@ -18,9 +18,9 @@ def pack(path: Path, members: dict[str, str]) -> Path:
     return path
 
 
-def test_a_zip_appears_whole(tmp_path: Path) -> None:
+def test_a_zip_is_unpacked_atomically(tmp_path: Path) -> None:
     archive = pack(tmp_path / "set.zip", {"./": "", "Set/A/1.png": "one", "Set/B/2.png": "two", "__MACOSX/x": "no"})
-    (tmp_path / ".Set.unpacking").mkdir()  # left over from a killed attempt
+    (tmp_path / ".Set.unpacking").mkdir()  # left by a killed attempt
     (tmp_path / ".Set.unpacking" / "old").write_text("old")
     folder = unpack(archive, "Set")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} == {"A/1.png", "B/2.png"}
@@ -30,7 +30,7 @@ def test_a_zip_appears_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../evil.txt", "Set/../../evil.txt", "/evil.txt", "C:/evil.txt", "Set\\..\\..\\evil.txt"]
 )
-def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     archive = pack(inner / "set.zip", {"Set/1.png": "one", name: "evil"})
@@ -49,7 +49,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "Set").exists()
 
 
-def test_another_content_or_a_damaged_zip(tmp_path: Path) -> None:
+def test_a_zip_with_unexpected_content_or_damage_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the zip contains Other, not the folder Set"):
         unpack(pack(tmp_path / "set.zip", {"Other/1.png": "one"}), "Set")
     whole = pack(tmp_path / "set.zip", {"Set/1.png": "one" * 100}).read_bytes()
@@ -59,7 +59,7 @@ def test_another_content_or_a_damaged_zip(tmp_path: Path) -> None:
     assert not (tmp_path / "Set").exists()
 
 
-def test_a_gzipped_file_appears_whole(tmp_path: Path) -> None:
+def test_a_gzipped_file_is_unpacked_atomically(tmp_path: Path) -> None:
     packed = gzip.compress(b"tiles" * 1000)
     (tmp_path / "x.h5.gz").write_bytes(packed)
     assert unpack(tmp_path / "x.h5.gz", "x.h5").read_bytes() == b"tiles" * 1000

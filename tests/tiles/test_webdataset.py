@@ -51,7 +51,7 @@ def samples(first: int, count: int, split: str = "") -> list[Sample]:
 
 
 def write_shards(folder: Path, name: str, rows: Sequence[Sample], most: int = 100) -> None:
-    """Write samples as the webdataset package does."""
+    """Write samples with the webdataset package."""
     import webdataset as wds
 
     folder.mkdir(exist_ok=True, parents=True)
@@ -77,13 +77,13 @@ def config(path: Path | str, **more: object) -> TilesConfig:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three shards of training samples and one of test samples."""
+    """Write three shards of training samples and one of test samples."""
     write_shards(tmp_path / "set", "train-%03d.tar", samples(0, 10, "train"), most=4)
     write_shards(tmp_path / "set", "test-%03d.tar", samples(10, 4, "test"))
     return tmp_path / "set"
 
 
-def test_samples_of_the_real_writer_are_read_as_its_own_reader_does(shards: Path) -> None:
+def test_samples_are_read_like_the_webdataset_package_reads_them(shards: Path) -> None:
     import webdataset as wds
 
     tiles = read_tiles(config(shards))
@@ -94,20 +94,20 @@ def test_samples_of_the_real_writer_are_read_as_its_own_reader_does(shards: Path
         "train-002.tar",
     ]
     pattern = f"{shards}/{{test-000,train-{{000..002}}}}.tar"
-    theirs = list(wds.WebDataset(pattern, shardshuffle=False, empty_check=False))
-    assert [name.partition("/")[2] for name in tiles.ids] == [sample["__key__"] for sample in theirs]
+    expected = list(wds.WebDataset(pattern, shardshuffle=False, empty_check=False))
+    assert [name.partition("/")[2] for name in tiles.ids] == [sample["__key__"] for sample in expected]
     assert tiles.ids[-1] == "train-002/case4_0009"
-    for row, sample in enumerate(theirs):
-        said = json.loads(sample["json"])
-        assert tiles.classes[tiles.truth[row]] == said["label"]
-        assert (tiles.groups[row], tiles.mpp[row]) == (said["patient"], 0.5)
+    for row, sample in enumerate(expected):
+        fields = json.loads(sample["json"])
+        assert tiles.classes[tiles.truth[row]] == fields["label"]
+        assert (tiles.groups[row], tiles.mpp[row]) == (fields["patient"], 0.5)
         with Image.open(io.BytesIO(sample["png"])) as image:
             assert tiles.read(row).tobytes() == image.tobytes()
     assert (tiles.splits == "test").sum() == 4
     named = read_tiles(config(pattern))
     assert named.fingerprint == tiles.fingerprint
-    again = pickle.loads(pickle.dumps(tiles))
-    assert again.read(3).tobytes() == tiles.read(3).tobytes() == pixels(13)
+    unpickled = pickle.loads(pickle.dumps(tiles))
+    assert unpickled.read(3).tobytes() == tiles.read(3).tobytes() == pixels(13)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_braces_expand_as_in_webdataset(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["a-{0..3.tar", "a-{0.tar}", "{0..99999999}", "{0..9999}{0..9999}"])
-def test_braces_that_are_wrong(pattern: str) -> None:
+def test_invalid_braces_are_errors(pattern: str) -> None:
     with pytest.raises(DataError):
         expand_braces(pattern)
 
@@ -148,13 +148,13 @@ def test_missing_shards_are_listed(shards: Path) -> None:
         with pytest.raises(DataError, match=rf"links to missing files.*{name}"):
             list_shards(str(empty))
         (empty / name).unlink()
-    for split in ("train", "test"):  # the path of a shard states its split
+    for split in ("train", "test"):  # the folders would give the same shards two splits
         (empty / split).symlink_to(shards)
     with pytest.raises(DataError, match=r"links to folders that are also read elsewhere: train"):
         list_shards(str(empty))
 
 
-def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_cached_until_a_shard_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[str] = []
     scan = tar_index._index_shard
 
@@ -184,7 +184,7 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, mon
         (("1_0.5mpp_a.json", b'{"label": "gland"}'), ("1_0.5mpp_b.json", b'{"label": "stroma"}')),
     ],
 )
-def test_members_of_a_sample_that_contradict_each_other(
+def test_conflicting_members_of_a_sample_are_errors(
     tmp_path: Path, first: tuple[str, bytes], second: tuple[str, bytes]
 ) -> None:
     for number, members in enumerate([(first, second), (second, first)]):
@@ -197,7 +197,7 @@ def test_members_of_a_sample_that_contradict_each_other(
     assert tiles.labels.tolist() == [0, 1]
 
 
-def test_labels_in_cls_splits_in_names_and_images_by_suffix(tmp_path: Path) -> None:
+def test_labels_from_cls_splits_from_names_and_images_by_suffix(tmp_path: Path) -> None:
     rows = [
         {"__key__": f"{n:03d}", "img.png": picture(n), "mask.png": picture(0), "cls": n % 2, "txt": "a b", "npy": b"x"}
         for n in range(6)
@@ -219,7 +219,7 @@ def test_labels_in_cls_splits_in_names_and_images_by_suffix(tmp_path: Path) -> N
         read_tiles(config(tmp_path / "s", columns={"path": "img.png", "label": "diagnosis"}))
 
 
-def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
+def test_the_split_is_taken_from_the_folder_of_the_shards(tmp_path: Path) -> None:
     rows = [{"__key__": f"k{n}", "png": picture(n), "cls": n % 2} for n in range(4)]
     write_shards(tmp_path / "set" / "test", "%03d.tar", rows, most=2)
     for path in (tmp_path / "set" / "test", tmp_path / "set" / "test" / "{000..001}.tar"):
@@ -227,12 +227,12 @@ def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
         assert (tiles.splits == "test").all()
         assert tiles.ids[0] == "000/k0"
     write_shards(tmp_path / "set" / "train", "%03d.tar", rows)
-    both = read_tiles(config(tmp_path / "set", columns={}), hold_out=False)
-    assert both.ids[[0, -1]].tolist() == ["test/000/k0", "train/000/k3"]
+    all_tiles = read_tiles(config(tmp_path / "set", columns={}), hold_out=False)
+    assert all_tiles.ids[[0, -1]].tolist() == ["test/000/k0", "train/000/k3"]
     assert [_split_in(*names) for names in (("val-0", "train"), ("a", "b"), ("a", "train_test"))] == ["val", "", ""]
 
 
-def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:
+def test_labels_in_two_fields_are_refused_unless_one_is_configured(tmp_path: Path) -> None:
     rows = [{"__key__": "0", "png": picture(0), "cls": 1}, *samples(0, 3)]
     write_shards(tmp_path / "s", "%d.tar", rows)
     with pytest.raises(DataError, match="1 of 4 samples has a field 'cls' but no field 'label': 0/0"):
@@ -242,7 +242,7 @@ def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -
     assert len(read_tiles(config(tmp_path / "s", labels={"kind": "none"}), hold_out=False)) == 4
 
 
-def test_labels_that_contradict_those_of_another_field(tmp_path: Path) -> None:
+def test_labels_that_conflict_with_another_field_are_errors(tmp_path: Path) -> None:
     def shards(name: str, classes: Sequence[int]) -> Path:
         rows = [{**row, "cls": number} for row, number in zip(samples(0, 6), classes, strict=True)]
         write_shards(tmp_path / name, "%d.tar", rows)
@@ -294,7 +294,7 @@ def test_damaged_shards_are_refused(tmp_path: Path, damage: Callable[[bytes], by
         shard_images(path)
 
 
-def test_shards_that_readers_take_differently_are_refused(tmp_path: Path) -> None:
+def test_shards_that_readers_interpret_differently_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are not consecutive"):
         shard_images(write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("2.png", b"x"), ("1.json", b"{}")]))
     with pytest.raises(DataError, match="two members have the name"):
@@ -311,8 +311,8 @@ def test_shards_that_readers_take_differently_are_refused(tmp_path: Path) -> Non
         shard_images(tmp_path / "e.tar")
 
 
-def test_hidden_members_of_any_folder_are_not_read(tmp_path: Path) -> None:
-    """The tar program of macOS writes a hidden member next to each file with extended attributes."""
+def test_hidden_members_are_not_read(tmp_path: Path) -> None:
+    """On macOS, tar writes a hidden member for each file with extended attributes."""
     attributes = b"\0\5\x16\7\0\2\0\0Mac OS X        "
     members = [("./d/.DS_Store", attributes), ("__MACOSX/d/._c.png", attributes), (".old/d.png", picture(9))]
     for number, label in enumerate("ab"):
@@ -329,10 +329,10 @@ def test_hidden_members_of_any_folder_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"no samples; unread members, by suffix: hidden png \(1\)"):
             read()
     path = write_tar(tmp_path / "train.tar", [("../d/a.png", picture(0))])
-    assert list(shard_images(path).ids) == ["train/../d/a"], "a folder above is not hidden"
+    assert list(shard_images(path).ids) == ["train/../d/a"], "a parent folder is not hidden"
 
 
-def test_bad_cells_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
+def test_invalid_values_are_errors_only_in_used_fields(tmp_path: Path) -> None:
     rows = [
         {"__key__": str(n), "png": picture(n), "json": {"label": "a", "group": ["x"], "mpp": "wide"}} for n in range(3)
     ]
@@ -343,7 +343,7 @@ def test_bad_cells_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
         read_tiles(config(tmp_path / "s", columns={"group": "label"}))
 
 
-def test_a_shard_that_shrinks_after_it_was_indexed_gives_unreadable_images(tmp_path: Path) -> None:
+def test_a_shard_truncated_after_indexing_gives_unreadable_images(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [(f"{n}.png", picture(n)) for n in range(3)])
     images = shard_images(path)
     path.write_bytes(path.read_bytes()[:900])

@@ -1,4 +1,4 @@
-"""Objectives for bags and prompts against plain loops, CLIP's loss and torch's own functions."""
+"""Losses for bags and prompts, compared with plain loops, the CLIP loss and PyTorch functions."""
 
 import math
 
@@ -27,7 +27,7 @@ def slow_many_to_many(
     same: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> tuple[float, int]:
-    """The formula in plain loops."""
+    """Reference implementation of the many-to-many loss with plain loops."""
     w = torch.ones(v.shape[:2]) if weights is None else weights
     usable = [i for i in range(len(u)) if u_mask[i].any() and (v_mask[i] & (w[i] > 0)).any()]
     score = {}
@@ -53,7 +53,7 @@ def slow_many_to_many(
 
 @pytest.mark.parametrize("m", [1, 2, 5])
 @pytest.mark.parametrize("n", [1, 3, 5])
-def test_many_to_many_is_the_plain_loop_for_any_size_and_mask(m: int, n: int) -> None:
+def test_many_to_many_matches_the_reference_for_any_size_and_mask(m: int, n: int) -> None:
     generator = torch.Generator().manual_seed(10 * m + n)
     u, v = torch.randn(6, m, 4, generator=generator), torch.randn(6, n, 4, generator=generator)
     u_mask, v_mask = torch.rand(6, m, generator=generator) < 0.6, torch.rand(6, n, generator=generator) < 0.6
@@ -66,7 +66,7 @@ def test_many_to_many_is_the_plain_loop_for_any_size_and_mask(m: int, n: int) ->
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3), (5, 5)])
-def test_bags_that_are_no_negatives_and_weighted_texts_are_the_plain_loop(m: int, n: int) -> None:
+def test_excluded_negatives_and_text_weights_match_the_reference(m: int, n: int) -> None:
     generator = torch.Generator().manual_seed(m)
     u, v = torch.randn(7, m, 4, generator=generator), torch.randn(7, n, 4, generator=generator)
     u_mask, v_mask = torch.rand(7, m, generator=generator) < 0.7, torch.rand(7, n, generator=generator) < 0.7
@@ -79,10 +79,12 @@ def test_bags_that_are_no_negatives_and_weighted_texts_are_the_plain_loop(m: int
     weights[2, 1:] = 0
     masks = (u, u_mask, v, v_mask, 0.2)
     double = (u.double(), u_mask, v.double(), v_mask, 0.2)
-    for given in ({"same": same}, {"weights": weights}, {"same": same, "weights": weights}):
-        ours = {"weights": "text_weights"}
-        loss, count = many_to_many_sum(*masks, **{ours.get(name, name): value for name, value in given.items()})
-        expected, expected_count = slow_many_to_many(*double, **given)
+    for options in ({"same": same}, {"weights": weights}, {"same": same, "weights": weights}):
+        argument_names = {"weights": "text_weights"}
+        loss, count = many_to_many_sum(
+            *masks, **{argument_names.get(name, name): value for name, value in options.items()}
+        )
+        expected, expected_count = slow_many_to_many(*double, **options)
         assert count == expected_count and 3 <= count < 7
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert loss.item() != pytest.approx(slow_many_to_many(*double)[0], rel=1e-3) or (m, n) == (1, 1)
@@ -90,31 +92,33 @@ def test_bags_that_are_no_negatives_and_weighted_texts_are_the_plain_loop(m: int
     assert sum(part.item() for part in parts) == pytest.approx(expected, rel=1e-5)
 
 
-def test_equal_weights_are_no_weights_and_their_sum_does_not_matter() -> None:
+def test_weights_are_normalised_and_equal_weights_have_no_effect() -> None:
     torch.manual_seed(7)
     u, v = torch.randn(5, 2, 4), torch.randn(5, 3, 4)
-    there, texts = torch.ones(5, 2, dtype=torch.bool), torch.rand(5, 3) < 0.7
-    plain = many_to_many_sum(u, there, v, texts, 0.1)
-    equal = many_to_many_sum(u, there, v, texts, 0.1, text_weights=torch.full((5, 3), 0.2))
+    image_mask, text_mask = torch.ones(5, 2, dtype=torch.bool), torch.rand(5, 3) < 0.7
+    plain = many_to_many_sum(u, image_mask, v, text_mask, 0.1)
+    equal = many_to_many_sum(u, image_mask, v, text_mask, 0.1, text_weights=torch.full((5, 3), 0.2))
     assert equal[0].item() == pytest.approx(plain[0].item(), rel=1e-6) and equal[1] == plain[1]
     weights = torch.rand(5, 3) + 0.1
-    one = many_to_many_sum(u, there, v, texts, 0.1, text_weights=weights)[0]
-    assert many_to_many_sum(u, there, v, texts, 0.1, text_weights=9 * weights)[0].item() == pytest.approx(one.item())
+    weighted = many_to_many_sum(u, image_mask, v, text_mask, 0.1, text_weights=weights)[0]
+    assert many_to_many_sum(u, image_mask, v, text_mask, 0.1, text_weights=9 * weights)[0].item() == pytest.approx(
+        weighted.item()
+    )
 
 
-def test_weights_of_absent_members_may_be_anything_and_gradients_stay_finite() -> None:
+def test_weights_of_absent_members_are_ignored_and_gradients_are_finite() -> None:
     torch.manual_seed(8)
     u, v = torch.randn(4, 2, 5, dtype=torch.float64, requires_grad=True), torch.randn(4, 2, 5, dtype=torch.float64)
-    there, texts = torch.ones(4, 2, dtype=torch.bool), torch.tensor([[True, False]] * 3 + [[True, True]])
-    weights = torch.where(texts, torch.rand(4, 2), torch.tensor(math.nan))
+    image_mask, text_mask = torch.ones(4, 2, dtype=torch.bool), torch.tensor([[True, False]] * 3 + [[True, True]])
+    weights = torch.where(text_mask, torch.rand(4, 2), torch.tensor(math.nan))
     same = torch.eye(4, dtype=torch.bool)
     same[0, 1] = same[1, 0] = True
-    loss, count = many_to_many_sum(u, there, v, texts, 0.1, same=same, text_weights=weights)
+    loss, count = many_to_many_sum(u, image_mask, v, text_mask, 0.1, same=same, text_weights=weights)
     loss.backward()
     assert count == 4 and torch.isfinite(loss) and u.grad is not None and torch.isfinite(u.grad).all()
 
 
-def test_a_batch_of_tiles_that_share_their_text_has_nothing_to_tell_apart() -> None:
+def test_a_batch_without_negatives_has_zero_loss() -> None:
     u, v = torch.randn(3, 1, 4, requires_grad=True), torch.randn(3, 2, 4)
     same = torch.ones(3, 3, dtype=torch.bool)
     loss, count = many_to_many_sum(
@@ -124,27 +128,27 @@ def test_a_batch_of_tiles_that_share_their_text_has_nothing_to_tell_apart() -> N
     assert (loss.item(), count) == (0.0, 3) and u.grad is not None and u.grad.abs().max() < 1e-6
 
 
-def test_many_to_many_of_single_members_is_clips_loss() -> None:
+def test_many_to_many_of_single_members_is_the_clip_loss() -> None:
     torch.manual_seed(0)
-    u, v, there = torch.randn(8, 1, 5), torch.randn(8, 1, 5), torch.ones(8, 1, dtype=torch.bool)
+    u, v, mask = torch.randn(8, 1, 5), torch.randn(8, 1, 5), torch.ones(8, 1, dtype=torch.bool)
     logits = functional.normalize(u[:, 0], dim=1) @ functional.normalize(v[:, 0], dim=1).T / 0.07
     clip = (functional.cross_entropy(logits, torch.arange(8)) + functional.cross_entropy(logits.T, torch.arange(8))) / 2
-    loss, count = many_to_many_sum(u, there, v, there, 0.07)
+    loss, count = many_to_many_sum(u, mask, v, mask, 0.07)
     assert loss.item() / count == pytest.approx(clip.item(), rel=1e-5)
 
 
-def test_copies_of_a_member_change_nothing() -> None:
+def test_copies_of_a_member_do_not_change_the_loss() -> None:
     torch.manual_seed(1)
     u, v = torch.randn(4, 1, 5), torch.randn(4, 2, 5)
     once = torch.tensor([[True, False, False, False]] * 4)
     several = torch.tensor([[True, False, False, False], [True] * 4, [True, True, False, False], [True] * 4])
-    texts = torch.ones(4, 2, dtype=torch.bool)
+    text_mask = torch.ones(4, 2, dtype=torch.bool)
     copied = u.expand(-1, 4, -1)
-    one = many_to_many_sum(copied, once, v, texts, 0.1)[0]
-    assert many_to_many_sum(copied, several, v, texts, 0.1)[0].item() == pytest.approx(one.item(), rel=1e-5)
+    expected = many_to_many_sum(copied, once, v, text_mask, 0.1)[0]
+    assert many_to_many_sum(copied, several, v, text_mask, 0.1)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_rows_of_several_processes_add_up_to_the_whole() -> None:
+def test_losses_and_gradients_of_processes_add_up() -> None:
     torch.manual_seed(2)
     u, v = torch.randn(7, 3, 4, requires_grad=True), torch.randn(7, 2, 4)
     u_mask, v_mask = torch.rand(7, 3) < 0.8, torch.rand(7, 2) < 0.8
@@ -153,12 +157,12 @@ def test_rows_of_several_processes_add_up_to_the_whole() -> None:
     parts = [many_to_many_sum(u, u_mask, v, v_mask, 0.1, rows=part) for part in (slice(0, 3), slice(3, 6), slice(6, 7))]
     assert sum(number for _, number in parts) == count
     assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-5)
-    alone = torch.autograd.grad(whole, u, retain_graph=True)[0]
-    together = sum(torch.autograd.grad(loss, u, retain_graph=True)[0] for loss, _ in parts)
-    assert torch.allclose(alone, together, atol=1e-5)
+    expected = torch.autograd.grad(whole, u, retain_graph=True)[0]
+    summed = sum(torch.autograd.grad(loss, u, retain_graph=True)[0] for loss, _ in parts)
+    assert torch.allclose(expected, summed, atol=1e-5)
 
 
-def test_gradients_reach_members_and_temperature_but_nothing_masked_out() -> None:
+def test_gradients_reach_members_and_temperature_but_not_masked_members() -> None:
     torch.manual_seed(3)
     u = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     v = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
@@ -174,24 +178,24 @@ def test_gradients_reach_members_and_temperature_but_nothing_masked_out() -> Non
     assert v.grad is not None and torch.isfinite(v.grad).all() and torch.isfinite(dirty.grad).all()
 
 
-def test_a_batch_without_a_pair_of_bags_is_zero_with_a_gradient() -> None:
-    u, there = torch.randn(3, 2, 4, requires_grad=True), torch.ones(3, 2, dtype=torch.bool)
-    loss, count = many_to_many_sum(u, there, torch.randn(3, 1, 4), torch.zeros(3, 1, dtype=torch.bool), 0.1)
+def test_a_batch_without_pairs_of_bags_has_zero_loss_and_gradient() -> None:
+    u, mask = torch.randn(3, 2, 4, requires_grad=True), torch.ones(3, 2, dtype=torch.bool)
+    loss, count = many_to_many_sum(u, mask, torch.randn(3, 1, 4), torch.zeros(3, 1, dtype=torch.bool), 0.1)
     loss.backward()
     assert (loss.item(), count) == (0.0, 0)
     assert u.grad is not None and (u.grad == 0).all()
 
 
-def test_half_precision_and_a_small_temperature_stay_finite() -> None:
+def test_half_precision_and_a_small_temperature_give_finite_values() -> None:
     torch.manual_seed(4)
-    u, there = torch.randn(4, 2, 8).bfloat16().requires_grad_(), torch.ones(4, 2, dtype=torch.bool)
-    loss, _ = many_to_many_sum(u, there, torch.randn(4, 2, 8).bfloat16(), there, 1e-3)
+    u, mask = torch.randn(4, 2, 8).bfloat16().requires_grad_(), torch.ones(4, 2, dtype=torch.bool)
+    loss, _ = many_to_many_sum(u, mask, torch.randn(4, 2, 8).bfloat16(), mask, 1e-3)
     loss.backward()
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
     assert u.grad is not None and torch.isfinite(u.grad).all()
 
 
-def test_soft_cross_entropy_agrees_with_torch_and_leaves_out_weightless_rows() -> None:
+def test_soft_cross_entropy_matches_torch_and_ignores_rows_with_zero_weight() -> None:
     torch.manual_seed(5)
     logits, target = torch.randn(5, 3), torch.softmax(torch.randn(5, 3), dim=1)
     weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0])
@@ -210,7 +214,7 @@ def test_prototype_logits_are_cosines_over_the_temperature() -> None:
     assert torch.allclose(prototype_logits(7 * projected, prototypes, 0.05), expected, atol=1e-4)
 
 
-def test_sharpening_by_hand() -> None:
+def test_sharpening_matches_hand_computed_values() -> None:
     p = torch.tensor([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]])
     squares = torch.tensor([[0.36, 0.09, 0.01]]) / 0.46
     assert torch.allclose(sharpen(p, 0.5)[:1], squares, atol=1e-6)
@@ -218,14 +222,14 @@ def test_sharpening_by_hand() -> None:
     assert torch.allclose(sharpen(p, 1.0), p, atol=1e-6)
 
 
-def test_prior_correction_by_hand() -> None:
+def test_prior_correction_matches_hand_computed_values() -> None:
     p, prior = torch.tensor([[0.6, 0.4], [0.5, 0.5]]), torch.tensor([0.75, 0.25])
     assert torch.allclose(correct_prior(p, prior), torch.tensor([[1 / 3, 2 / 3], [0.25, 0.75]]))
     assert torch.allclose(correct_prior(p, prior, 0.0), p)
     assert torch.isfinite(correct_prior(p, torch.tensor([1.0, 0.0]))).all()
 
 
-def test_consistency_by_hand_and_only_where_asked() -> None:
+def test_consistency_matches_hand_computed_values_and_ignores_masked_rows() -> None:
     a, b = torch.tensor([[0.0, 0.0], [math.nan, 1.0]]), torch.tensor([[math.log(3), 0.0], [2.0, 1.0]])
     a.requires_grad_()
     loss = consistency_sum(a, b, torch.tensor([True, False]))

@@ -1,4 +1,4 @@
-"""The many-to-many term of a batch: members from stores, weights, shared texts, and several processes."""
+"""The many-to-many term of a batch: members from stores, weights, shared texts and several processes."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def vectors(n: int, seed: int) -> np.ndarray:
 
 
 def make_contrast_bags(root: Path, *, prompts: bool = True) -> ContrastBags:
-    """Tiles with 0 to 3 snippets, with two prompts each when asked for, and two neighbours."""
+    """Return bags of tiles with up to three snippets, optionally two prompts, and two neighbouring tiles."""
     draws = np.random.default_rng(5)
     texts = write_store(root, [f"s{i}" for i in range(SNIPPETS)], vectors(SNIPPETS, 0))
     tiles = write_store(root, [f"t{i}" for i in range(TILES)], vectors(TILES, 1), kind="tile_store")
@@ -38,7 +38,7 @@ def make_contrast_bags(root: Path, *, prompts: bool = True) -> ContrastBags:
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
     more = PromptMembers(
         vectors=vectors(5, 2),
-        codes=np.array([0, 1, 2, 0, 3]),  # the first and the fourth are the same text
+        codes=np.array([0, 1, 2, 0, 3]),  # the first and fourth prompts have the same text
         rows=np.stack([draws.permutation(5)[:2] for _ in range(TILES)]),
         exists=draws.random((TILES, 2)) < 0.7,
     )
@@ -62,7 +62,7 @@ def loss(
     student: torch.nn.Module | None = None,
     processes: Processes = ALONE,
 ) -> torch.Tensor:
-    """The term of these projections; a process gives those of its own rows, and all rows."""
+    """Loss for given projections; a process passes its own rows and all rows."""
     labels = torch.full((len(projected),), -1)
     local = rows[processes.rank :: processes.count]
     logits = (torch.zeros(len(projected), 2),)
@@ -71,19 +71,19 @@ def loss(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_bags_that_share_a_text_are_those_of_a_plain_loop(seed: int) -> None:
+def test_bags_that_share_a_text_match_a_plain_loop(seed: int) -> None:
     members = np.random.default_rng(seed).integers(-1, 12, size=(8, 3))
-    held = [set(row.tolist()) - {-1} for row in members]
-    assert share_text(members).tolist() == [[bool(one & other) for other in held] for one in held]
+    bags = [set(row.tolist()) - {-1} for row in members]
+    assert share_text(members).tolist() == [[bool(bag & other) for other in bags] for bag in bags]
 
 
-def test_bags_of_many_equal_members_and_of_none(tmp_path: Path) -> None:
+def test_shared_texts_of_bags_with_many_equal_members_and_of_empty_bags(tmp_path: Path) -> None:
     assert share_text(np.tile(np.arange(300), (2, 1))).all()
     assert not share_text(np.full((3, 2), -1)).any()
     assert share_text(np.empty((2, 0), dtype=np.int64)).shape == (2, 2)
 
 
-def test_texts_are_told_apart_by_snippet_and_by_text_of_the_prompt(tmp_path: Path) -> None:
+def test_text_ids_distinguish_snippets_and_prompt_texts(tmp_path: Path) -> None:
     bags = make_contrast_bags(tmp_path)
     rows = np.arange(TILES)
     ids = bags.text_ids(rows)
@@ -94,18 +94,18 @@ def test_texts_are_told_apart_by_snippet_and_by_text_of_the_prompt(tmp_path: Pat
     assert np.array_equal(ids[:, 3:], np.where(bags.prompts.exists, codes, -1))
 
 
-def test_weights_are_1_on_average_and_1_for_prompts(tmp_path: Path) -> None:
+def test_snippet_weights_average_to_1_and_prompts_have_weight_1(tmp_path: Path) -> None:
     bags = make_contrast_bags(tmp_path)
-    found = bags.text_weights(np.arange(TILES))
-    assert found is not None and bags.prompts is not None and bags.weights is not None
-    there = (bags.texts.members >= 0).sum(axis=1)
-    assert np.allclose(found[:, :3].sum(axis=1), there)
-    assert np.allclose(found[:, :3], bags.weights * there[:, None])
-    assert np.array_equal(found[:, 3:], bags.prompts.exists.astype(np.float32))
+    weights = bags.text_weights(np.arange(TILES))
+    assert weights is not None and bags.prompts is not None and bags.weights is not None
+    counts = (bags.texts.members >= 0).sum(axis=1)
+    assert np.allclose(weights[:, :3].sum(axis=1), counts)
+    assert np.allclose(weights[:, :3], bags.weights * counts[:, None])
+    assert np.array_equal(weights[:, 3:], bags.prompts.exists.astype(np.float32))
 
 
 @pytest.mark.parametrize("prompts", [True, False])
-def test_the_term_is_the_mean_over_the_bags_that_have_texts(tmp_path: Path, prompts: bool) -> None:
+def test_the_term_is_the_mean_over_bags_with_texts(tmp_path: Path, prompts: bool) -> None:
     bags = make_contrast_bags(tmp_path, prompts=prompts)
     projected = torch.from_numpy(vectors(6, 3)).requires_grad_()
     rows = np.array([0, 4, 4, 2, 7, 2])
@@ -121,13 +121,13 @@ def test_the_term_is_the_mean_over_the_bags_that_have_texts(tmp_path: Path, prom
         expected, count = many_to_many_sum(
             images, image_mask, texts, mask, 0.07, same=same, text_weights=torch.from_numpy(weights)
         )
-        found = loss(BagsConfig(weight=1, shared_negatives=shared), bags, projected, rows)
-        assert found.item() == pytest.approx(expected.item() / count, rel=1e-6)
+        actual = loss(BagsConfig(weight=1, shared_negatives=shared), bags, projected, rows)
+        assert actual.item() == pytest.approx(expected.item() / count, rel=1e-6)
     with_all = loss(BagsConfig(weight=1), bags, projected, rows)
-    assert found.item() < with_all.item(), "fewer negatives"
+    assert actual.item() < with_all.item(), "excluding shared texts leaves fewer negatives"
 
 
-def test_copies_of_a_tile_are_no_negatives_of_each_other_unless_asked_for(tmp_path: Path) -> None:
+def test_copies_of_a_tile_are_not_negatives_of_each_other_by_default(tmp_path: Path) -> None:
     bags = make_contrast_bags(tmp_path, prompts=False)
     projected, rows = torch.from_numpy(vectors(2, 3)), np.array([2, 2])
     assert loss(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0
@@ -145,14 +145,14 @@ def warm_student(temperature: float) -> Student:
     )
 
 
-def test_a_learnt_temperature_is_held_and_can_rise_again(tmp_path: Path) -> None:
+def test_a_learnt_temperature_is_clamped_and_can_rise_again(tmp_path: Path) -> None:
     student, bags, rows = warm_student(0.001), make_contrast_bags(tmp_path), np.arange(6)
     term, temperature = bags_term(BagsConfig(weight=1), bags), student.loss_parameters["bags_log_temperature"]
     term.after_update(student)
     assert temperature.exp().item() == pytest.approx(MIN_TEMPERATURE)
     with torch.no_grad():
-        temperature.sub_(1e-6)  # a rounding below the bound must not stop it
-    projected = torch.from_numpy(vectors(6, 3))  # of no tile in particular: a higher temperature loses less
+        temperature.sub_(1e-6)  # a value slightly below the bound must still get a gradient
+    projected = torch.from_numpy(vectors(6, 3))  # random projections, for which a higher temperature lowers the loss
     loss(BagsConfig(weight=1), bags, projected, rows, student).backward()
     assert temperature.grad is not None and temperature.grad.item() < 0
     warm = warm_student(0.2)
@@ -191,9 +191,9 @@ def test_two_processes_share_the_term_and_its_gradient(tmp_path: Path) -> None:
     script.write_text(TWO_PROCESSES.format(tests=str(ROOT / "tests"), training=str(Path(__file__).parent)))
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
-    both = [start(script, rank, tmp_path) for rank in ("0", "1")]
-    done = [program.wait() for program in both]
-    assert [program.returncode for program in done] == [0, 0], done
+    programs = [start(script, rank, tmp_path) for rank in ("0", "1")]
+    results = [program.wait() for program in programs]
+    assert [program.returncode for program in results] == [0, 0], results
     rows, projected = np.array([0, 4, 1, 2, 7, 2, 8]), torch.from_numpy(vectors(7, 3)).requires_grad_()
     (tmp_path / "alone").mkdir()
     whole = loss(BagsConfig(weight=1, shared_negatives=False), make_contrast_bags(tmp_path / "alone"), projected, rows)

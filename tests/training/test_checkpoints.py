@@ -1,4 +1,4 @@
-"""Checkpoints: whole, of this student, and the newest one."""
+"""Saving, verifying and resuming from checkpoints."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def test_going_on_equals_never_stopping(tmp_path: Path) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     for _ in range(3):
         step(model, optimizer)
@@ -45,20 +45,20 @@ def test_going_on_equals_never_stopping(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, saved, model, optimizer)
     other, other_optimizer = model_and_optimizer()
     assert load_checkpoint(tmp_path, other, other_optimizer) == saved
-    for one, state in ((model, optimizer), (other, other_optimizer)):
+    for trained, state in ((model, optimizer), (other, other_optimizer)):
         for _ in range(2):
-            step(one, state)
+            step(trained, state)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
-def test_only_trainable_weights_are_kept(tmp_path: Path) -> None:
+def test_only_trainable_weights_are_saved(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     save_weights(tmp_path / "w", model_and_optimizer()[0])
     assert set(load_file(tmp_path / "w")) == {"0.weight", "1.weight", "1.bias"}
 
 
-def test_the_newest_whole_one_counts(tmp_path: Path) -> None:
+def test_the_latest_complete_checkpoint_is_used(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     assert latest_checkpoint(tmp_path) is None
     assert load_checkpoint(tmp_path, model, optimizer) == Progress()
@@ -73,7 +73,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_checkpoints_are_kept_with_their_best_weights(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_with_their_best_weights(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     for number, best in ((3, 2), (5, 4), (7, 6), (9, 6)):
         digest = save_weights(best_file(tmp_path, best), model)
@@ -84,19 +84,19 @@ def test_two_checkpoints_are_kept_with_their_best_weights(tmp_path: Path) -> Non
     assert files(tmp_path) == [best_file(tmp_path, 6).name, "step-00000007", "step-00000009"]
 
 
-def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+def test_file_permissions_follow_the_umask(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
-    earlier = os.umask(0o027)
+    old_umask = os.umask(0o027)
     try:
         save_weights(best_file(tmp_path, 2), model)
         save_checkpoint(tmp_path, Progress(step=4), model, optimizer)
     finally:
-        os.umask(earlier)
+        os.umask(old_umask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
     assert set(modes.values()) == {0o640}, modes
 
 
-def test_the_best_weights_are_verified_before_they_are_used(tmp_path: Path) -> None:
+def test_the_best_weights_are_verified_when_loaded(tmp_path: Path) -> None:
     model, _ = model_and_optimizer()
     path = best_file(tmp_path, 2)
     digest = save_weights(path, model)
@@ -113,7 +113,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def two_checkpoints(folder: Path) -> tuple[Progress, dict[int, list[torch.Tensor]]]:
-    """Write checkpoints of steps 4 and 8 that share their best weights; return the state of the first, and weights."""
+    """Save checkpoints at steps 4 and 8; return the progress of the first and the weights of both by step."""
     model, optimizer = model_and_optimizer()
     digest = save_weights(best_file(folder, 2), model)
     first, weights = Progress(step=4, best_step=2, best_sha256=digest, best_score=0.5), {}
@@ -126,7 +126,9 @@ def two_checkpoints(folder: Path) -> tuple[Progress, dict[int, list[torch.Tensor
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
 @pytest.mark.parametrize("damage", ["flip", "delete"])
-def test_the_previous_checkpoint_replaces_a_damaged_one(tmp_path: Path, name: str, damage: str) -> None:
+def test_training_resumes_from_the_previous_checkpoint_if_the_latest_is_damaged(
+    tmp_path: Path, name: str, damage: str
+) -> None:
     first, weights = two_checkpoints(tmp_path)
     path = tmp_path / "step-00000008" / name
     if damage == "delete":
@@ -134,17 +136,17 @@ def test_the_previous_checkpoint_replaces_a_damaged_one(tmp_path: Path, name: st
     else:
         flip_a_bit(path)
     model, optimizer = model_and_optimizer()
-    said = capture_log()
+    log_lines = capture_log()
     assert load_checkpoint(tmp_path, model, optimizer) == first
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[4], strict=True))
-    assert any("damaged" in line and "step-00000008" in line for line in said)
-    assert any("resumes from the previous checkpoint, step 4" in line for line in said)
-    # Training goes on, and the damaged folder is replaced.
+    assert any("damaged" in line and "step-00000008" in line for line in log_lines)
+    assert any("resumes from the previous checkpoint, step 4" in line for line in log_lines)
+    # The next checkpoint replaces the damaged folder.
     save_checkpoint(tmp_path, Progress(step=6), model, optimizer)
     assert files(tmp_path) == ["best-00000002.safetensors", "step-00000004", "step-00000006"]
 
 
-def test_two_damaged_checkpoints_are_an_error_about_the_newest(tmp_path: Path) -> None:
+def test_the_error_for_two_damaged_checkpoints_names_the_latest(tmp_path: Path) -> None:
     two_checkpoints(tmp_path)
     for number in (4, 8):
         flip_a_bit(tmp_path / f"step-0000000{number}" / "weights.safetensors")
@@ -174,24 +176,24 @@ def test_two_damaged_checkpoints_are_an_error_about_the_newest(tmp_path: Path) -
         {"validations_without_gain": 3},
     ],
 )
-def test_impossible_progress_is_damage(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_checkpoint_with_invalid_progress_is_treated_as_damaged(tmp_path: Path, changes: dict[str, object]) -> None:
     first, _ = two_checkpoints(tmp_path)
     path = tmp_path / "step-00000008" / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     assert load_checkpoint(tmp_path, *model_and_optimizer()) == first
 
 
-def test_files_are_on_disk_before_they_get_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss of power leaves either the old checkpoint or the whole new one."""
-    done: list[tuple[str, int]] = []  # flush or rename, inode of the file or folder
+def test_files_are_flushed_to_disk_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure, either the old checkpoint or the complete new one exists."""
+    operations: list[tuple[str, int]] = []  # "flush" or "rename", and the inode of the file or folder
     fsync, replace, rename = os.fsync, Path.replace, Path.rename
 
     def flush(handle: int) -> None:
         fsync(handle)
-        done.append(("flush", os.fstat(handle).st_ino))
+        operations.append(("flush", os.fstat(handle).st_ino))
 
     def move(self: Path, target: Path, how: Callable[[Path, Path], Path]) -> Path:
-        done.append(("rename", self.stat().st_ino))
+        operations.append(("rename", self.stat().st_ino))
         return how(self, target)
 
     monkeypatch.setattr(os, "fsync", flush)
@@ -201,23 +203,23 @@ def test_files_are_on_disk_before_they_get_their_names(tmp_path: Path, monkeypat
     step(model, optimizer)
     digest = save_weights(best_file(tmp_path, 2), model)
     save_checkpoint(tmp_path, Progress(step=4, best_step=2, best_sha256=digest), model, optimizer)
-    renamed = [inode for kind, inode in done if kind == "rename"]
+    renamed = [inode for kind, inode in operations if kind == "rename"]
     checkpoint = tmp_path / "step-00000004"
-    assert len(renamed) == 4 and renamed[-1] == checkpoint.stat().st_ino  # two files of weights, optimiser, folder
+    assert len(renamed) == 4 and renamed[-1] == checkpoint.stat().st_ino  # three files and the folder
     for inode in renamed:
-        assert done.index(("flush", inode)) < done.index(("rename", inode))
+        assert operations.index(("flush", inode)) < operations.index(("rename", inode))
     progress = (checkpoint / "progress.json").stat().st_ino
-    assert done.index(("flush", progress)) < done.index(("rename", renamed[-1]))
-    assert done[-1] == ("flush", tmp_path.stat().st_ino), "the new name as well"
+    assert operations.index(("flush", progress)) < operations.index(("rename", renamed[-1]))
+    assert operations[-1] == ("flush", tmp_path.stat().st_ino), "the rename itself is flushed"
 
 
-def test_weights_of_another_student(tmp_path: Path) -> None:
+def test_weights_of_a_different_student_are_an_error(tmp_path: Path) -> None:
     save_weights(tmp_path / "w", model_and_optimizer(3)[0])
     with pytest.raises(ArtifactError, match=r"a different student.*\n +\S+: .* in the file, .* now"):
         load_weights(tmp_path / "w", model_and_optimizer(4)[0])
 
 
-def test_checkpoints_of_another_run_of_the_same_student(tmp_path: Path) -> None:
+def test_checkpoints_of_a_different_run_of_the_same_student_are_an_error(tmp_path: Path) -> None:
     for run in ("one", "other"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "run.json").write_text(json.dumps({"fingerprint": run}))
@@ -229,10 +231,10 @@ def test_checkpoints_of_another_run_of_the_same_student(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"(?s)a different run: its fingerprint is other.*step-00000008"):
         load_checkpoint(copied, *model_and_optimizer())
     (tmp_path / "one" / "run.json").unlink()
-    assert load_checkpoint(copied, *model_and_optimizer()).step == 8, "as those without a recorded run"
+    assert load_checkpoint(copied, *model_and_optimizer()).step == 8, "checkpoints without a recorded run are accepted"
 
 
-def test_a_kill_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = model_and_optimizer()
     save_checkpoint(tmp_path, Progress(step=4), model, optimizer)
 
@@ -259,7 +261,9 @@ def test_a_kill_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: p
         ("best-00000002.safetensors", 100),
     ],
 )
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str, content: int | str | None) -> None:
+def test_the_error_for_a_damaged_checkpoint_names_the_file(
+    tmp_path: Path, file: str, content: int | str | None
+) -> None:
     model, optimizer = model_and_optimizer()
     step(model, optimizer)
     digest = save_weights(best_file(tmp_path, 2), model)

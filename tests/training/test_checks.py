@@ -1,4 +1,4 @@
-"""Keys that contradict each other, of bags; and the line that describes what a student learns from."""
+"""Validation of keys that conflict with each other, and the description of a student's training signal."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,16 @@ from clipit.training.config_checks import check_keys
 from clipit.training.terms import bags
 from clipit.training.terms.term_table import describe_terms
 
-LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  # 6 x 5 members: 0.47 GiB once
+LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  # 6 x 5 members take 0.47 GiB per copy
 
 
-def test_the_bound_counts_all_that_a_step_holds(configure: Callable[..., RunConfig]) -> None:
-    check_keys(resolve_arm(configure(LARGE, arm="bags")))  # 2.8 GiB
+def test_the_memory_limit_of_bags_counts_all_copies_of_a_step(configure: Callable[..., RunConfig]) -> None:
+    check_keys(resolve_arm(configure(LARGE, arm="bags")))  # needs 2.8 GiB
     with pytest.raises(ConfigError, match=r"6 tiles and 5 texts need about 4\.2 GiB in a step of 2,048 tiles"):
         check_keys(resolve_arm(configure({**LARGE, "bags.learn_temperature": True}, arm="bags")))
 
 
-def test_processes_share_what_a_step_holds(
+def test_processes_share_the_memory_of_bags(
     configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -33,27 +33,29 @@ def test_processes_share_what_a_step_holds(
     check_keys(config)
 
 
-def test_a_learnt_temperature_starts_where_it_may_stay(configure: Callable[..., RunConfig]) -> None:
+def test_the_initial_value_of_a_learnt_temperature_must_be_within_its_bounds(
+    configure: Callable[..., RunConfig],
+) -> None:
     check_keys(resolve_arm(configure({"bags.temperature": 0.005}, arm="bags")))
     with pytest.raises(ConfigError, match=r"bags\.learn_temperature(?s:.*)bags\.temperature=0\.01 or more"):
         check_keys(resolve_arm(configure({"bags.temperature": 0.005, "bags.learn_temperature": True}, arm="bags")))
 
 
-def test_bags_need_their_pairs_and_the_whole_batch(configure: Callable[..., RunConfig]) -> None:
+def test_bags_need_enough_pairs_and_the_whole_batch(configure: Callable[..., RunConfig]) -> None:
     config = configure({"pairing.k": 2, "bags.weight": 1.0, "training.accumulation": 2})
     with pytest.raises(ConfigError, match=r"bags\.snippets=5(?s:.*)training\.accumulation=1"):
         check_keys(config)
 
 
-def test_what_is_taught_names_every_source(configure: Callable[..., RunConfig]) -> None:
+def test_the_description_of_terms_names_every_source(configure: Callable[..., RunConfig]) -> None:
     arms = {"two": {"base": "clip_it_all", "second_vlm": {"name": "other"}}}
-    described = {
+    descriptions = {
         arm: describe_terms(resolve_arm(configure(arm=arm, arms=arms)))
         for arm in ("clip_it_all", "report_labels", "text_adapter", "text_lora", "two")
     }
-    assert "reports' own labels" in described["report_labels"]
-    assert "adapter on the text embeddings, fitted to the tiles' labels" in described["text_adapter"]
-    assert "LoRA in the text tower, fitted to the tiles' labels" in described["text_lora"]
-    assert "each of two VLMs" in described["two"] and "other" in described["two"]
-    plain = described["clip_it_all"]
+    assert "reports' own labels" in descriptions["report_labels"]
+    assert "adapter on the text embeddings, fitted to the tiles' labels" in descriptions["text_adapter"]
+    assert "LoRA in the text tower, fitted to the tiles' labels" in descriptions["text_lora"]
+    assert "each of two VLMs" in descriptions["two"] and "other" in descriptions["two"]
+    plain = descriptions["clip_it_all"]
     assert not any(word in plain for word in ("reports' own labels", "adapter", "LoRA", "two VLMs"))

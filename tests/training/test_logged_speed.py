@@ -1,4 +1,4 @@
-"""What a run logs of its speed: time waiting for tiles, and compilation of the backbone."""
+"""Logging of the time spent waiting for tiles and compiling the backbone."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from clipit.training import train_student
 WAITING = r"{}: [\d,]+ tiles/s, \d+% of the time waiting for tiles"
 
 
-def test_embedding_training_and_prediction_print_the_time_waiting_and_a_compiled_step_its_seconds(
+def test_waiting_time_and_compilation_time_are_logged(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs: list[torch.fx.GraphModule] = []
@@ -32,12 +32,14 @@ def test_embedding_training_and_prediction_print_the_time_waiting_and_a_compiled
         lambda backbone, enabled: compiled_backbone(backbone, enabled, backend=eager),
     )
     monkeypatch.setattr(read_ahead, "_MIN_SECONDS", 0.0)
-    lines = capture_log()
+    log_lines = capture_log()
     keys = {"training.compile": True, "training.steps": 2, "training.evaluate_every": 2}
     run = train_run(configure({**keys, "output": str(tmp_path), "arm": "clip_it_all"}))
-    assert graphs, "the backbone was compiled"
+    assert graphs, "the backbone was not compiled"
     assert json.loads((run / "training.json").read_text())["compile_seconds"] > 0
-    assert [line for line in lines if re.fullmatch(r"note: the first step took \d+ s, because it compiled .*", line)]
+    assert [
+        line for line in log_lines if re.fullmatch(r"note: the first step took \d+ s, because it compiled .*", line)
+    ]
 
     for title in ("embedding tiles", "training", "predicting test"):
-        assert [line for line in lines if re.match(WAITING.format(title), line)], title
+        assert [line for line in log_lines if re.match(WAITING.format(title), line)], title

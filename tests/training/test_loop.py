@@ -1,4 +1,4 @@
-"""The loop's parts that need no run."""
+"""Parts of the training loop that can be tested without a run."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from clipit.training.loop import _check_finite, _record_score, warmup_cosine
 MakeConfig = Callable[..., RunConfig]
 
 
-def test_warmup_rises_to_one_and_the_cosine_ends_near_zero() -> None:
+def test_warmup_rises_to_one_and_the_cosine_decays_to_almost_zero() -> None:
     rates = [warmup_cosine(step, 100, 0.1) for step in range(100)]
     assert rates[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
     assert max(rates) == 1 and rates[10] == 1
@@ -32,7 +32,7 @@ def test_warmup_rises_to_one_and_the_cosine_ends_near_zero() -> None:
 
 
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
-def test_no_warmup_and_nothing_else(warmup: float) -> None:
+def test_the_schedule_is_finite_without_warmup_and_with_warmup_only(warmup: float) -> None:
     rates = [warmup_cosine(step, 5, warmup) for step in range(5)]
     assert all(0 < rate <= 1 and math.isfinite(rate) for rate in rates)
 
@@ -53,19 +53,19 @@ def test_the_best_step_is_the_earliest_of_equal_scores(tmp_path: Path) -> None:
     assert best_file(tmp_path, 2).is_file() and not best_file(tmp_path, 4).exists()
 
 
-def test_patience_stops_after_so_many_scores_without_a_gain(tmp_path: Path) -> None:
+def test_patience_is_the_number_of_scores_without_improvement(tmp_path: Path) -> None:
     progress = validate(tmp_path, [0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2)
     assert (progress.step, progress.best_step, progress.stopped) == (5, 3, True)
 
 
-def test_an_undefined_score_counts_neither_as_gain_nor_as_failure(tmp_path: Path) -> None:
+def test_undefined_scores_neither_improve_nor_use_up_patience(tmp_path: Path) -> None:
     progress = validate(tmp_path, [None, None, None], 2)
     assert (progress.best_step, progress.stopped) == (0, False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_training_that_diverges_stops_and_says_so(configure: MakeConfig, tuning: str) -> None:
+def test_diverging_training_stops_with_an_error(configure: MakeConfig, tuning: str) -> None:
     keys = {"training.learning_rate": 1e9, "training.warmup": 0.0, "training.log_every": 3, "training.steps": 30}
     config = configure({**keys, "backbone.tuning": tuning}, name=f"diverged-{tuning}")
     with pytest.raises(ModelError, match=r"(?s)(diverged|updates).*lower training\.learning_rate"):
@@ -75,7 +75,7 @@ def test_a_training_that_diverges_stops_and_says_so(configure: MakeConfig, tunin
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_losses_that_are_no_numbers_name_their_steps(loss: float) -> None:
+def test_the_error_for_non_finite_losses_names_the_steps(loss: float) -> None:
     _check_finite(torch.tensor(3.0), 5, 10, get_processes(), "training.learning_rate")
     with pytest.raises(ModelError, match=r"the loss in steps 6 to 10 is infinite or not a number"):
         _check_finite(torch.tensor(loss), 5, 10, get_processes(), "training.learning_rate")

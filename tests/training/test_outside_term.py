@@ -1,4 +1,4 @@
-"""A loss term from outside the package: named in the YAML, with keys of its own."""
+"""A custom loss term from a user's module, named in the YAML, with its own keys."""
 
 import json
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_trains_with_it_and_its_keys_are_given_in_the_file_and_on_the_command_line(
+def test_a_run_trains_with_a_custom_term_and_its_keys(
     write_config: Callable[..., Path],
 ) -> None:
     keys = {"terms": {"entropy": {**NAMED["entropy"], "weight": 0.5}}, "training.steps": 3, "arm": "image_only"}
@@ -73,7 +73,7 @@ def test_a_run_trains_with_it_and_its_keys_are_given_in_the_file_and_on_the_comm
     assert "entropy (weight 0.3)" in facts["terms"]
 
 
-def test_its_weight_enters_the_fingerprint(configure: MakeConfig) -> None:
+def test_the_weight_of_a_custom_term_is_part_of_the_fingerprint(configure: MakeConfig) -> None:
     def fingerprint(weight: float) -> str:
         config = configure({"terms": {"entropy": {**NAMED["entropy"], "weight": weight}}, "arm": "image_only"})
         return run_fingerprint(resolve_arm(config), Workspace(config), "backbone").value
@@ -81,15 +81,15 @@ def test_its_weight_enters_the_fingerprint(configure: MakeConfig) -> None:
     assert fingerprint(0.1) == fingerprint(0.1) != fingerprint(0.2)
 
 
-def test_an_arm_can_set_its_keys_and_turn_it_off(configure: MakeConfig) -> None:
+def test_an_arm_can_set_the_keys_of_a_custom_term_and_disable_it(configure: MakeConfig) -> None:
     arms = {"calm": {"base": "image_only", "terms.entropy.weight": 0.0}}
-    on = resolve_arm(configure({"terms": NAMED}, arm="image_only"))
-    off = resolve_arm(configure({"terms": NAMED}, arm="calm", arms=arms))
-    assert [term.name for term in active_terms(on)] == ["cross_entropy", "entropy"]
-    assert [term.name for term in active_terms(off)] == ["cross_entropy"]
-    assert "entropy (weight 0.1)" in describe_terms(on) and "entropy (weight" not in describe_terms(off)
-    assert uses_key(on, "terms.entropy.weight") and not uses_key(off, "terms.entropy.weight")
-    assert "terms.entropy.weight" not in unused_keys(off), "it turns the term on"
+    enabled = resolve_arm(configure({"terms": NAMED}, arm="image_only"))
+    disabled = resolve_arm(configure({"terms": NAMED}, arm="calm", arms=arms))
+    assert [term.name for term in active_terms(enabled)] == ["cross_entropy", "entropy"]
+    assert [term.name for term in active_terms(disabled)] == ["cross_entropy"]
+    assert "entropy (weight 0.1)" in describe_terms(enabled) and "entropy (weight" not in describe_terms(disabled)
+    assert uses_key(enabled, "terms.entropy.weight") and not uses_key(disabled, "terms.entropy.weight")
+    assert "terms.entropy.weight" not in unused_keys(disabled), "this key enables the term"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_arm_can_set_its_keys_and_turn_it_off(configure: MakeConfig) -> None:
         ({"bags": NAMED["entropy"]}, r"already has a loss term 'bags'"),
     ],
 )
-def test_a_term_that_cannot_be_used_is_refused(
+def test_invalid_custom_terms_are_refused(
     configure: MakeConfig, terms: dict[str, dict[str, object]], match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):

@@ -1,4 +1,4 @@
-"""Targets from_reports from what the reports know beside the snippet, and how many tiles have none."""
+"""Distillation targets from the other snippets and labels of a report, and the count of tiles without such a target."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,45 +29,45 @@ def paired(*positions: list[int]) -> PairedSnippets:
     return PairedSnippets(table, np.ones(table.shape, dtype=np.float32))
 
 
-def test_context_is_the_rest_of_the_reports(workspace: Workspace) -> None:
+def test_context_is_the_mean_of_the_other_snippets(workspace: Workspace) -> None:
     store = workspace.index.store
-    own = stored_vectors(store, workspace.index)
+    embeddings = stored_vectors(store, workspace.index)
     ids = store.ids[:5]
-    # Reports: A holds 0, 1, 2 (1 twice); B holds 2, 3; C holds 4 alone.
+    # Report A contains snippets 0, 1 (twice) and 2; B contains 2 and 3; C contains only 4.
     snippets = np.array([ids[0], ids[1], ids[1], ids[2], ids[2], ids[3], ids[4]])
     reports = np.array(["A", "A", "A", "A", "B", "B", "C"])
     rows = store.positions(ids)
-    vectors = own(rows)
-    found = report_context(store, snippets, reports, own).vectors(rows)
-    assert np.allclose(found[0], unit(vectors[1] + vectors[2]), atol=1e-5)
-    assert np.allclose(found[2], unit(vectors[0] + vectors[1] + vectors[3]), atol=1e-5)
-    assert np.allclose(found[4], vectors[4], atol=1e-5)  # alone: itself
+    vectors = embeddings(rows)
+    context = report_context(store, snippets, reports, embeddings).vectors(rows)
+    assert np.allclose(context[0], unit(vectors[1] + vectors[2]), atol=1e-5)
+    assert np.allclose(context[2], unit(vectors[0] + vectors[1] + vectors[3]), atol=1e-5)
+    assert np.allclose(context[4], vectors[4], atol=1e-5)  # the only snippet of its report keeps its own embedding
 
 
-def test_context_of_some_sections_only(workspace: Workspace) -> None:
+def test_context_from_selected_sections(workspace: Workspace) -> None:
     store = workspace.index.store
-    own = stored_vectors(store, workspace.index)
+    embeddings = stored_vectors(store, workspace.index)
     ids = store.ids[:4]
-    # Report A holds 0 and 1, and 2 as its diagnosis; B holds 3 as its diagnosis and nothing else.
+    # Report A contains snippets 0 and 1, and 2 in its diagnosis; B contains only 3, in its diagnosis.
     snippets, reports = np.array(ids), np.array(["A", "A", "A", "B"])
     rows = store.positions(ids)
-    vectors = own(rows)
+    vectors = embeddings(rows)
     in_context = np.array([False, False, True, True])
-    from_reports = report_context(store, snippets, reports, own, in_context)
+    from_reports = report_context(store, snippets, reports, embeddings, in_context)
     context = from_reports.vectors(rows)
     assert np.allclose(context[0], vectors[2], atol=1e-5) and np.allclose(context[1], vectors[2], atol=1e-5)
     assert np.allclose(context[2], vectors[2], atol=1e-5) and np.allclose(context[3], vectors[3], atol=1e-5)
-    assert from_reports.fell_back[rows].tolist() == [False, False, True, True], "a diagnosis is no context of itself"
+    assert from_reports.fell_back[rows].tolist() == [False, False, True, True], "a diagnosis is not its own context"
 
 
-def test_a_section_that_no_report_has_is_named(configure: Callable[..., RunConfig]) -> None:
+def test_the_error_names_a_section_that_no_report_has(configure: Callable[..., RunConfig]) -> None:
     config = resolve_arm(configure({"distillation.sections": ["diagnoses"]}, arm="report_context"))
     workspace = Workspace(config)
     with pytest.raises(DataError, match=r"(?s)section named diagnoses.*distillation\.sections.*unknown"):
         make_targets(config, workspace, workspace.tiles(config.seed))
 
 
-def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(workspace: Workspace) -> None:
+def test_report_labels_give_class_means_without_the_label_of_the_snippets_own_report(workspace: Workspace) -> None:
     store = workspace.index.store
     n = len(store.ids)
     draws = np.random.default_rng(0)
@@ -78,13 +78,15 @@ def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_l
     table = unit(clear.astype(np.float32))
     labels = np.where(sides == 0, "low", "high")
     groups = np.array([f"P{i}" for i in range(n)])
-    found = report_label_vectors(store, store.ids, labels, groups, lambda rows: table[rows]).vectors(np.arange(n))
-    assert (np.sign(found[:, 0]) == np.where(sides == 0, 1, -1)).all()
-    # The label of one snippet's own report is turned: it must not matter, for it is not in the fit that judges it.
-    turned = labels.copy()
-    turned[0] = "high" if labels[0] == "low" else "low"
-    again = report_label_vectors(store, store.ids, turned, groups, lambda rows: table[rows]).vectors(np.arange(n))
-    assert np.sign(again[0, 0]) == np.sign(found[0, 0])
+    targets = report_label_vectors(store, store.ids, labels, groups, lambda rows: table[rows]).vectors(np.arange(n))
+    assert (np.sign(targets[:, 0]) == np.where(sides == 0, 1, -1)).all()
+    # Flipping the label of a snippet's own report has no effect, because that report is excluded from the fit.
+    flipped = labels.copy()
+    flipped[0] = "high" if labels[0] == "low" else "low"
+    flipped_targets = report_label_vectors(store, store.ids, flipped, groups, lambda rows: table[rows]).vectors(
+        np.arange(n)
+    )
+    assert np.sign(flipped_targets[0, 0]) == np.sign(targets[0, 0])
     with pytest.raises(DataError, match=r"reports\.label_column"):
         report_label_vectors(store, store.ids, np.full(n, "low"), groups, lambda rows: table[rows])
 
@@ -92,9 +94,9 @@ def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_l
 def test_tiles_that_fall_back_to_their_snippet_are_counted(workspace: Workspace) -> None:
     store = workspace.index.store
     ids = store.ids[:4]
-    own = stored_vectors(store, workspace.index)
-    # A holds 0 and 1; B holds 2 alone; 3 stands in C and D, alone in each.
-    from_reports = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), own)
+    embeddings = stored_vectors(store, workspace.index)
+    # Report A contains snippets 0 and 1, B contains only 2, and C and D contain only 3.
+    from_reports = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), embeddings)
     rows = store.positions(ids)
     assert from_reports.fell_back[rows].tolist() == [False, False, True, True]
     pairs = paired([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
@@ -104,41 +106,44 @@ def test_tiles_that_fall_back_to_their_snippet_are_counted(workspace: Workspace)
     )
 
 
-def test_tiles_whose_reports_cannot_be_judged_are_counted(workspace: Workspace) -> None:
+def test_tiles_whose_reports_cannot_be_classified_are_counted(workspace: Workspace) -> None:
     store = workspace.index.store
-    own = stored_vectors(store, workspace.index)
-    few = store.ids[:6]
-    # Two groups: without the first only "high" is known, without the second only "low".
+    embeddings = stored_vectors(store, workspace.index)
+    ids = store.ids[:6]
+    # Leaving out either of the two groups leaves only one label.
     labels, groups = np.array(["low", "low", "low", "high", "high", ""]), np.array(["P"] * 3 + ["Q"] * 3)
-    from_reports = report_label_vectors(store, few, labels, groups, own)
-    rows = store.positions(few)
-    assert from_reports.fell_back.all() and np.allclose(from_reports.vectors(rows), own(rows), atol=1e-6)
+    from_reports = report_label_vectors(store, ids, labels, groups, embeddings)
+    rows = store.positions(ids)
+    assert from_reports.fell_back.all() and np.allclose(from_reports.vectors(rows), embeddings(rows), atol=1e-6)
     assert from_reports.unlabelled is not None and from_reports.unlabelled[rows].tolist() == [False] * 5 + [True]
-    told = from_reports.describe_fallbacks(paired([rows[0]], [rows[5]], [-1]))
+    message = from_reports.describe_fallbacks(paired([rows[0]], [rows[5]], [-1]))
     assert (
-        told.startswith("2 of 2 tiles fell back") and "1 of 2 tiles has only snippets from unlabelled reports" in told
+        message.startswith("2 of 2 tiles fell back")
+        and "1 of 2 tiles has only snippets from unlabelled reports" in message
     )
 
 
-def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> None:
+def test_snippets_with_equal_embeddings_share_their_reports(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32))
     vectors[2] = vectors[0]
     index = build_index(tmp_path, write_store(tmp_path, ["a", "b", "twin of a", "c"], vectors), centring=False)
-    own = stored_vectors(index.store, index)
-    named = np.array(["a", "b", "twin of a", "c", "a"])
-    reports = np.array(["A", "A", "B", "B", "B"])  # B holds both, which are one
-    standing = index.ids[representative_rows(index)[index.store.positions(named)]]
-    assert standing.tolist() == ["a", "b", "a", "c", "a"]
-    from_reports = report_context(index.store, standing, reports, own)
-    stored = own(np.arange(4))
+    embeddings = stored_vectors(index.store, index)
+    snippets = np.array(["a", "b", "twin of a", "c", "a"])
+    reports = np.array(["A", "A", "B", "B", "B"])  # report B contains both twins
+    representatives = index.ids[representative_rows(index)[index.store.positions(snippets)]]
+    assert representatives.tolist() == ["a", "b", "a", "c", "a"]
+    from_reports = report_context(index.store, representatives, reports, embeddings)
+    stored = embeddings(np.arange(4))
     assert np.allclose(from_reports.vectors(np.array([0]))[0], unit(stored[1] + stored[3]), atol=1e-5)
-    assert np.allclose(from_reports.vectors(np.array([3]))[0], unit(stored[:1])[0], atol=1e-5), "the twins count once"
+    assert np.allclose(from_reports.vectors(np.array([3]))[0], unit(stored[:1])[0], atol=1e-5), "twins are counted once"
 
 
 @pytest.mark.parametrize("target", ["report_context", "report_labels"])
-def test_the_sources_of_twins_are_joined_in_a_run(configure: Callable[..., RunConfig], target: str) -> None:
+def test_the_reports_of_twins_are_merged_in_a_run(configure: Callable[..., RunConfig], target: str) -> None:
     config = configure({"distillation.target": target}, arm="clip_it_all")
     workspace = Workspace(config)
-    assert len(workspace.index.ids) < len(workspace.index.store.ids), "this world has snippets of equal embedding"
+    assert len(workspace.index.ids) < len(workspace.index.store.ids), (
+        "the small world must have snippets with equal embeddings"
+    )
     targets, facts = make_targets(config, workspace, workspace.tiles(0))
     assert "of 72 tiles fell back" in facts["fallbacks"] and targets.valid.all()

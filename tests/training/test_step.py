@@ -1,4 +1,4 @@
-"""One training step: what a loss term receives of each view."""
+"""One training step: the inputs that a loss term receives for each view."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 class Corners(nn.Module):
-    """A student whose logits are two corners of a tile, and whose projection is its first row."""
+    """Student whose logits are two corner pixels of a tile and whose projection is the first row."""
 
     def __init__(self, *, projector: bool) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Corners(nn.Module):
 
 
 class Views(ConsistencyTerm):
-    """Pulls the projections of two views together, and records the batch."""
+    """Consistency term that pulls the projections of two views together and records the batch."""
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
         self.batch = batch
@@ -49,7 +49,7 @@ def record(configure: MakeConfig, *, projector: bool) -> MicroBatch:
     rows, labels = np.arange(6), np.full(6, -1)
     term = Views(config)
     term.labels = labels
-    unread = PixelSource.__new__(PixelSource)  # the batches are given
+    unread = PixelSource.__new__(PixelSource)  # never read, since the batches are passed in
     data = TrainingData(BatchPlan(rows, rows[:0], 6, 0, seed=0), unread, labels, tile_keys("abcdef"), [term])
     images = torch.arange(6 * 3 * 8 * 8).reshape(6, 3, 8, 8).to(torch.uint8)
     accelerator: Any = SimpleNamespace(autocast=nullcontext, backward=lambda loss: loss.backward())

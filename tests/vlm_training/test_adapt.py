@@ -1,4 +1,4 @@
-"""Adaptations on the small world: whole, resumed, and as their folder opens."""
+"""Adapting a VLM to the small world: training, resuming and exporting."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def section(**keys: Any) -> AdaptConfig:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of three sentences for each patient of the small world."""
+    """Write a report of three sentences for each patient of the small world."""
     path = tmp_path_factory.mktemp("own") / "reports.jsonl"
     rows = []
     for split, count in (("train", 18), ("validation", 6), ("test", 12)):
@@ -62,8 +62,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(configure: MakeConfig, reports: Path, tmp_path: Path) -> RunConfig:
     keys = {"reports.path": str(reports), "reports.group_column": "group", "reports.label_column": None}
-    made = configure({**keys, "pairing.reports": "own"}, name="adapted")
-    return made.model_copy(update={"output": tmp_path})
+    run_config = configure({**keys, "pairing.reports": "own"}, name="adapted")
+    return run_config.model_copy(update={"output": tmp_path})
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def weights_of(folder: Path) -> Mapping[str, Tensor]:
     return load_file(folder / "checkpoints" / "step-00000009" / "weights.safetensors")
 
 
-def test_an_adapted_vlm_opens_and_a_killed_adaptation_goes_on_bit_by_bit(
+def test_an_adapted_vlm_loads_and_a_resumed_adaptation_is_bit_identical(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(config)
@@ -95,7 +95,9 @@ def test_an_adapted_vlm_opens_and_a_killed_adaptation_goes_on_bit_by_bit(
     assert after.logit_scale == pytest.approx(facts["logit_scale"][1], rel=1e-5)
     assert "Case train" not in (folder / "vlm" / "README.md").read_text(encoding="utf-8")
     assert not torch.equal(after.encode_texts(["tumour with mucin"]), before)
-    assert torch.equal(workspace.vlm.encode_texts(["tumour with mucin"]), before), "the workspace's VLM is unchanged"
+    assert torch.equal(workspace.vlm.encode_texts(["tumour with mucin"]), before), (
+        "the VLM of the workspace must not change"
+    )
 
     recorded = validate_file(read_yaml(folder / "config.yaml"), "config.yaml")
     assert recorded.run == config and recorded.adapt.learning_rate == 3e-3
@@ -126,25 +128,25 @@ def test_an_adapted_vlm_opens_and_a_killed_adaptation_goes_on_bit_by_bit(
         adapt(config, section(), "text", 3, workspace)
     assert not is_adapted(folder)
     adapt(config, section(), "text", 3, workspace)
-    assert calls == 7 + 5, "two steps since the last checkpoint are repeated"
+    assert calls == 7 + 5, "the two steps after the last checkpoint are repeated"
     assert rows_of(folder) == rows
     for name, value in weights_of(folder).items():
         assert torch.equal(value, weights[name]), name
     assert read_json(folder / "training.json", "")["adapted_fingerprint"] == facts["adapted_fingerprint"]
 
 
-def test_test_patients_whose_data_adapted_the_vlm_are_a_warning(config: RunConfig, tmp_path: Path) -> None:
+def test_a_vlm_adapted_to_data_of_test_patients_gives_a_warning(config: RunConfig, tmp_path: Path) -> None:
     folder = adapt(config, section(steps=2), "text", 0, Workspace(config))
     files = [file for name in ("vlm", "adapter") for file in (folder / name).rglob("*") if file.is_file()]
-    assert not any(b"train-1" in file.read_bytes() for file in files), "the exported folders name no patients"
+    assert not any(b"train-1" in file.read_bytes() for file in files), "exported folders must not name patients"
 
     def warnings(vlm: VLMConfig, **tiles: Any) -> list[str]:
         changed = config.model_copy(update={"vlm": vlm, "tiles": config.tiles.model_copy(update=tiles)})
         lines, workspace = capture_log(), Workspace(changed)
-        found = [note for note in workspace.all_tiles.notes if "was adapted to data" in note]
-        assert [note for note in workspace.tiles(0).notes if "was adapted to data" in note] == found
-        assert all(sum(note in line for line in lines) == 1 for note in found)
-        return found
+        notes = [note for note in workspace.all_tiles.notes if "was adapted to data" in note]
+        assert [note for note in workspace.tiles(0).notes if "was adapted to data" in note] == notes
+        assert all(sum(note in line for line in lines) == 1 for note in notes)
+        return notes
 
     exchanged = {"splits": {"train": "test", "validation": "validation", "test": "train"}}
     merged = adapted_vlm(config.vlm, folder)
@@ -159,12 +161,14 @@ def test_test_patients_whose_data_adapted_the_vlm_are_a_warning(config: RunConfi
     copied = shutil.copytree(folder / "vlm", tmp_path / "copied" / "vlm")
     (note,) = warnings(VLMConfig(name=str(copied)))
     assert "copied/vlm was adapted to data of patients, which cannot be compared" in note
-    again = config.model_copy(update={"vlm": VLMConfig(name=str(copied)), "name": "again"})
-    (note,) = warnings(adapted_vlm(again.vlm, adapt(again, section(steps=2), "text", 0, Workspace(again))))
+    second_config = config.model_copy(update={"vlm": VLMConfig(name=str(copied)), "name": "again"})
+    (note,) = warnings(
+        adapted_vlm(second_config.vlm, adapt(second_config, section(steps=2), "text", 0, Workspace(second_config)))
+    )
     assert "18 known patients and others, which cannot be compared" in note
 
 
-def test_images_alone_train_only_the_image_tower(config: RunConfig) -> None:
+def test_the_images_arm_trains_only_the_image_tower(config: RunConfig) -> None:
     workspace = Workspace(config)
     folder = adapt(config, section(steps=3, lora={}), "images", 0, workspace)
     after = load_vlm(adapted_vlm(config.vlm, folder))
@@ -173,7 +177,7 @@ def test_images_alone_train_only_the_image_tower(config: RunConfig) -> None:
         adapt(config, section(towers=["text"]), "images", 0, workspace)
 
 
-def test_texts_of_a_frozen_text_tower_are_encoded_once_and_a_resumed_training_ends_alike(
+def test_a_frozen_text_tower_encodes_texts_once_and_training_resumes_identically(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(config)
@@ -187,7 +191,7 @@ def test_texts_of_a_frozen_text_tower_are_encoded_once_and_a_resumed_training_en
 
     monkeypatch.setattr(ContrastStep, "_encode_texts", counted)
     folder = adapt(config, section(**keys), "text", 1, workspace)
-    assert sorted(encoded) == list(range(54)), "each text of the training split once, in 9 steps of 8 bags"
+    assert sorted(encoded) == list(range(54)), "each training text is encoded once in 9 steps of 8 bags"
     facts, weights = read_json(folder / "training.json", ""), weights_of(folder)
     assert facts["chosen_step"] == 9 and np.isfinite(facts["validation_loss"])
     assert {"examples", "validation examples"} <= read_json(folder / "run.json", "")["inputs"].keys()
@@ -199,29 +203,29 @@ def test_texts_of_a_frozen_text_tower_are_encoded_once_and_a_resumed_training_en
 
 def test_a_started_adaptation_keeps_its_precision(config: RunConfig, tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"keys": {"adapt.precision": "bf16", "training.precision": "fp16"}})
-    assert _resolve_precision(config, section(), tmp_path).precision == "no", "it has not started"
+    assert _resolve_precision(config, section(), tmp_path).precision == "no", "the adaptation has not started"
     (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000004" / "progress.json").write_text("{}")
     assert _resolve_precision(config, section(), tmp_path).precision == "bf16"
     assert _resolve_precision(config, section(precision="no"), tmp_path).precision == "no"
 
 
-def test_steps_in_bf16_round_differently_and_keep_float32_weights(config: RunConfig) -> None:
+def test_bf16_steps_change_the_loss_slightly_and_keep_float32_weights(config: RunConfig) -> None:
     workspace, losses = Workspace(config), {}
     for precision in ("no", "bf16"):
-        named = config.model_copy(update={"name": precision})
+        run_config = config.model_copy(update={"name": precision})
         keys = {"precision": precision, "steps": 2, "lora": {}, "validate_every": 100}
-        folder = adapt(named, section(**keys), "text", 0, workspace)
+        folder = adapt(run_config, section(**keys), "text", 0, workspace)
         assert read_json(folder / "run.json", "")["keys"]["adapt.precision"] == precision
         losses[precision] = [row["loss"] for row in rows_of(folder)]
         trained = load_file(folder / "checkpoints" / "step-00000002" / "weights.safetensors")
         assert {value.dtype for value in trained.values()} == {torch.float32}
         assert np.isfinite(load_vlm(adapted_vlm(config.vlm, folder)).encode_texts(["mucin"]).numpy()).all()
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
-    assert all(one != other for one, other in zip(losses["bf16"], losses["no"], strict=True))
+    assert all(low != full for low, full in zip(losses["bf16"], losses["no"], strict=True))
 
 
-def test_a_lack_of_memory_names_the_key_that_bounds_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_out_of_memory_error_names_the_micro_batch_key(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(config)
 
     def exhausted(*_: Any) -> Tensor:
@@ -233,7 +237,7 @@ def test_a_lack_of_memory_names_the_key_that_bounds_it(config: RunConfig, monkey
     assert not is_adapted(adaptation_folder(config, "text", 5))
 
 
-def test_bags_are_mined_again_and_a_resumed_adaptation_reads_them(
+def test_bags_are_re_mined_and_a_resumed_adaptation_loads_them(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure({"pairing.k": 2}, name="mined").model_copy(update={"output": tmp_path})
@@ -246,18 +250,18 @@ def test_bags_are_mined_again_and_a_resumed_adaptation_reads_them(
     shutil.rmtree(folder / "checkpoints" / "step-00000006")
     (folder / "training.json").unlink()
     adapt(config, section(**keys), "text", 0, workspace)
-    again = load_file(folder / "checkpoints" / "step-00000006" / "weights.safetensors")
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    resumed = load_file(folder / "checkpoints" / "step-00000006" / "weights.safetensors")
+    assert all(torch.equal(first[name], resumed[name]) for name in first)
     assert np.isfinite([row["loss"] for row in rows_of(folder)]).all()
 
 
-def test_a_tracker_gets_the_losses_the_temperature_and_the_final_scores(config: RunConfig) -> None:
+def test_a_tracker_receives_losses_temperature_and_final_scores(config: RunConfig) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tracker": "tensorboard"})})
-    lines = capture_log()
+    log_lines = capture_log()
     workspace = Workspace(tracked)
     folder = adapt(tracked, section(steps=3), "text", 0, workspace, lambda folder: {"test_zero_shot_auroc": 0.75})
-    assert f"to open the tracker: tensorboard --logdir {folder.parent}" in lines
+    assert f"to open the tracker: tensorboard --logdir {folder.parent}" in log_lines
     events = accumulator.EventAccumulator(str(folder / "clipit")).Reload()
     (score,) = events.Scalars("test_zero_shot_auroc")
     assert (score.step, score.value) == (3, 0.75)
@@ -266,4 +270,4 @@ def test_a_tracker_gets_the_losses_the_temperature_and_the_final_scores(config: 
         assert len(logged) == rows and [event.value for event in events.Scalars(name)] == pytest.approx(logged)
     shutil.rmtree(folder / "clipit")
     adapt(tracked, section(steps=3), "text", 0, workspace)
-    assert not (folder / "clipit").exists(), "nothing was trained"
+    assert not (folder / "clipit").exists(), "a finished adaptation logs nothing"

@@ -1,4 +1,4 @@
-"""Examples from bags: mined with the VLM before the adaptation, and again with changed weights."""
+"""Training examples from bags, mined with the VLM before adaptation and again with updated weights."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def config(configure: MakeConfig) -> RunConfig:
 
 
 def bags(examples: BagExamples, tile: int) -> tuple[list[str], list[str]]:
-    """Ids of the tiles and texts in the bags of an example."""
+    """Return the ids of the tiles and the texts in the bags of an example."""
     tiles = [examples.tile_ids[row] for row in examples.tiles_of[tile]]
     return tiles, [examples.texts[row] for row in examples.texts_of[tile]]
 
@@ -42,7 +42,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def nearest_by_hand(vlm: VLM, workspace: Workspace) -> tuple[list[set[str]], list[set[str]]]:
-    """The two nearest tiles of other patients, and the two nearest snippets, of each training tile."""
+    """Two nearest tiles of other patients and two nearest snippets of each training tile, by brute force."""
     tiles = workspace.all_tiles.of_split("train")
     pixels = torch.from_numpy(np.stack([vlm.preprocess.pixels(tiles.read(row)) for row in range(len(tiles))]))
     texts = sorted(set(workspace.snippet_texts().values()))
@@ -55,14 +55,14 @@ def nearest_by_hand(vlm: VLM, workspace: Workspace) -> tuple[list[set[str]], lis
 
 
 def agreement(examples: BagExamples, best_tiles: list[set[str]], best_texts: list[set[str]]) -> tuple[float, float]:
-    """Shares of the tiles whose mined tiles and snippets are the nearest; snippets with equal embeddings may differ."""
-    found = [bags(examples, tile) for tile in range(len(examples))]
-    same_tiles = [set(tiles[1:]) == best for (tiles, _), best in zip(found, best_tiles, strict=True)]
-    same_texts = [bool(set(texts) & best) for (_, texts), best in zip(found, best_texts, strict=True)]
+    """Shares of tiles with the correct mined tiles and snippets; one snippet suffices, as embeddings may be tied."""
+    mined = [bags(examples, tile) for tile in range(len(examples))]
+    same_tiles = [set(tiles[1:]) == best for (tiles, _), best in zip(mined, best_tiles, strict=True)]
+    same_texts = [bool(set(texts) & best) for (_, texts), best in zip(mined, best_texts, strict=True)]
     return float(np.mean(same_tiles)), float(np.mean(same_texts))
 
 
-def test_bags_have_the_nearest_tiles_snippets_and_prompts(config: RunConfig) -> None:
+def test_bags_contain_the_nearest_tiles_snippets_and_prompts(config: RunConfig) -> None:
     workspace = Workspace(config)
     examples = make_examples(config, SECTION, "text", 0, "train", workspace)
     assert len(examples) == 72 and min(agreement(examples, *nearest_by_hand(workspace.vlm, workspace))) > 0.95
@@ -75,17 +75,17 @@ def test_bags_have_the_nearest_tiles_snippets_and_prompts(config: RunConfig) -> 
         tiles, texts = bags(examples, tile)
         assert tiles[0] == examples.tile_ids[tile] and len(tiles) == 3
         assert [text in snippets for text in texts[:2]] == [True, True] and texts[2] in terms and texts[3] in prompts
-    assert examples.summary["texts_like_prompts"] > 0, "class prompts are in the bags on purpose"
+    assert examples.summary["texts_like_prompts"] > 0, "bags contain class prompts by configuration"
     entry_of = {text: name for name in dictionary.entries for text in dictionary.texts(name)}
     members = SECTION.bags.model_copy(update={"whole_entries": True})
     whole = make_examples(config, SECTION.model_copy(update={"bags": members}), "text", 0, "train", workspace)
     for tile in range(72):
         term = bags(examples, tile)[1][2]
         assert set(bags(whole, tile)[1]) == {*bags(examples, tile)[1], *dictionary.bag(entry_of[term])}
-    assert ((whole.batch(0).other_members >= 0).sum(axis=1) > 4).all(), "a step draws whole bags"
+    assert ((whole.batch(0).other_members >= 0).sum(axis=1) > 4).all(), "a step uses whole bags"
 
 
-def test_bags_that_share_a_tile_or_text_are_no_negatives(config: RunConfig) -> None:
+def test_bags_that_share_a_tile_or_text_are_not_negatives(config: RunConfig) -> None:
     section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"class_prompts": 0, "prompts": 0})})
     workspace = Workspace(config)
     examples = make_examples(config, section, "text", 0, "train", workspace)
@@ -106,7 +106,7 @@ def test_bags_that_share_a_tile_or_text_are_no_negatives(config: RunConfig) -> N
     assert not any(a & b for a, b in zip(left, right, strict=True))
 
 
-def test_mining_follows_the_weights_and_is_read_again(
+def test_mining_uses_the_current_weights_and_is_loaded_on_resume(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     workspace = Workspace(config)
@@ -125,7 +125,7 @@ def test_mining_follows_the_weights_and_is_read_again(
     with torch.no_grad():
         for weight in vlm.towers.module.parameters():
             weight.add_(torch.randn_like(weight) * weight.std(correction=0))
-    waited: list[bool] = []  # whether the embeddings existed when this process waited for the others
+    waited: list[bool] = []  # whether the embeddings existed at each barrier
     stores = tmp_path / "mined" / "step-00000001"
     monkeypatch.setattr("clipit.distributed.Processes.barrier", lambda self: waited.append(stores.is_dir()))
     mined = mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run")
@@ -139,10 +139,10 @@ def test_mining_follows_the_weights_and_is_read_again(
         mining._save(copy, mining._load(file, identity, ()), identity)
         assert copy.read_bytes() == file.read_bytes()
 
-    monkeypatch.setattr(mining, "mine_bags", lambda *_: pytest.fail("bags are re-mined"))
+    monkeypatch.setattr(mining, "mine_bags", lambda *_: pytest.fail("bags were mined again"))
     faster = section.model_copy(update={"micro_batch": 3, "log_every": 1, "arms": ("text",)})
-    again = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", due=False)
-    assert [bags(again, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]
+    loaded = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", due=False)
+    assert [bags(loaded, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]
     with pytest.raises(ArtifactError, match="bags belong to a different adaptation"):
         mine(section, "text", examples, vlm, workspace, tmp_path, 1, "a different run")
     (tmp_path / "mined" / "step-00000001.safetensors").write_bytes(b"x" * 40)
@@ -166,27 +166,25 @@ def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> N
     assert [bags(mined, tile) for tile in range(72)] == [bags(examples, tile) for tile in range(72)]
 
 
-def test_tiles_without_a_pair_are_counted_and_without_any_text_there_is_no_bag(
-    configure: MakeConfig, config: RunConfig
-) -> None:
+def test_tiles_without_a_pair_are_counted_and_empty_bags_are_errors(configure: MakeConfig, config: RunConfig) -> None:
     members = {"snippets": 1, "tiles": 1}
     section = AdaptConfig.model_validate({"data": "bags", "batch_size": 8, "bags": members})
     best = Workspace(config).pairs.table.to_pandas().query("rank == 0").set_index("tile_id")["score"]
     threshold = float(best.median())
-    few = Workspace(configure({"pairing.k": 2, "pairing.threshold": threshold}))
-    examples = make_examples(few.config, section, "text", 0, "train", few)
+    sparse = Workspace(configure({"pairing.k": 2, "pairing.threshold": threshold}))
+    examples = make_examples(sparse.config, section, "text", 0, "train", sparse)
     paired = set(best.index[best >= threshold])
     assert {examples.tile_ids[rows[0]] for rows in map(examples.tiles_of.__getitem__, range(len(examples)))} == paired
     assert 0 < len(paired) < 72 and examples.summary["tiles_without_text"] == 72 - len(paired)
     assert examples.summary["empty_text_bags"] == 72 - len(paired)
-    none = Workspace(configure({"pairing.k": 2, "pairing.threshold": 0.999}))
+    empty = Workspace(configure({"pairing.k": 2, "pairing.threshold": 0.999}))
     with pytest.raises(DataError, match=r"(?s)drop all 144 candidate pairs.*set pairing\.threshold to"):
-        make_examples(none.config, section, "text", 0, "train", none)
+        make_examples(empty.config, section, "text", 0, "train", empty)
     with pytest.raises(ValidationError, match=r"text bags would be empty: set bags\.snippets"):
         AdaptConfig.model_validate({"data": "bags", "bags": {"snippets": 0}})
 
 
-def test_wrong_options_and_other_splits_are_errors(config: RunConfig) -> None:
+def test_invalid_options_and_other_splits_are_errors(config: RunConfig) -> None:
     workspace = Workspace(config)
     with pytest.raises(DataError, match="only 72 training examples, fewer than a batch of 73"):
         make_examples(config, SECTION.model_copy(update={"batch_size": 73}), "text", 0, "train", workspace)

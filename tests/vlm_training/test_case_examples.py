@@ -1,4 +1,4 @@
-"""Examples from cases: tiles of a patient with the snippets of the patient's own reports."""
+"""Training examples from cases: tiles of a patient with snippets of the patient's own reports."""
 
 import json
 from dataclasses import replace
@@ -18,12 +18,12 @@ from clipit.workspace.workspace import Workspace
 
 SECTION = AdaptConfig.model_validate({"batch_size": 12, "cases": {"tiles": 2, "snippets": 3}})
 COMMON = "Margins are free."
-"""A sentence of several reports."""
+"""A sentence that occurs in several reports."""
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report for each patient of the small world but one; every sentence names a number of the patient."""
+    """Write a report for all but one training patient; each sentence contains the number of its patient."""
     path = tmp_path_factory.mktemp("own") / "reports.jsonl"
     rows = []
     for split, count in (("train", 18), ("validation", 6), ("test", 12)):
@@ -43,7 +43,7 @@ def config(configure: MakeConfig, reports: Path) -> RunConfig:
 
 
 def patients_of(examples: BagExamples, batch: ContrastBatch) -> list[set[str]]:
-    """The patient of each bag's tiles."""
+    """Return the patients of the tiles of each bag."""
     numbers = [
         [int(examples.tile_ids[batch.tiles[m]].split("-")[1][:3]) // 4 for m in row if m >= 0]
         for row in batch.image_members
@@ -59,22 +59,22 @@ def owner(text: str) -> str:
     return text.split()[1].removeprefix("train")
 
 
-def test_bags_hold_tiles_and_sentences_of_one_patient(config: RunConfig) -> None:
+def test_bags_contain_tiles_and_sentences_of_one_patient(config: RunConfig) -> None:
     examples = make_examples(config, SECTION, "text", 0, "train", Workspace(config))
     seen: set[str] = set()
     for step in range(3):
         batch = examples.batch(step)
         for patients, texts in zip(patients_of(examples, batch), texts_of(examples, batch), strict=True):
-            assert len(texts) == 3 == len(set(texts)), "the report of a patient has at least three sentences"
+            assert len(texts) == 3 == len(set(texts)), "bags have three different sentences"
             assert {owner(text) for text in texts if COMMON not in text} == patients
             seen |= patients
         assert (batch.image_members >= 0).sum() == 24
         assert len(set(batch.tiles.tolist())) == len(batch.tiles)
-    assert seen == {str(number) for number in range(17)}, "all patients with a report, within two rounds"
+    assert seen == {str(number) for number in range(17)}, "three steps cover all patients with a report"
     assert examples.summary["tiles_without_text"] == 4 and examples.summary["examples"] == 17
 
 
-def test_bags_of_one_patient_or_with_a_common_sentence_are_no_negatives(config: RunConfig) -> None:
+def test_bags_with_a_common_patient_or_sentence_are_not_negatives(config: RunConfig) -> None:
     examples = make_examples(config, SECTION, "text", 0, "train", Workspace(config))
     batch = replace(examples, batch_size=40).batch(0)
     patients, texts = patients_of(examples, batch), texts_of(examples, batch)
@@ -85,11 +85,11 @@ def test_bags_of_one_patient_or_with_a_common_sentence_are_no_negatives(config: 
     assert any(COMMON in texts[i] and COMMON in texts[j] for i in range(40) for j in range(i))
 
 
-def test_in_the_control_no_text_is_from_the_own_patient_and_no_own_text_is_a_negative(config: RunConfig) -> None:
+def test_shuffled_texts_come_from_other_patients_and_own_texts_are_not_negatives(config: RunConfig) -> None:
     examples = make_examples(config, SECTION, "shuffled_text", 0, "train", Workspace(config))
     batch = replace(examples, batch_size=34).batch(0)
-    patients = [each.pop() for each in patients_of(examples, batch)]
-    owners = [{owner(text) for text in each if COMMON not in text}.pop() for each in texts_of(examples, batch)]
+    patients = [items.pop() for items in patients_of(examples, batch)]
+    owners = [{owner(text) for text in items if COMMON not in text}.pop() for items in texts_of(examples, batch)]
     assert all(a != b for a, b in zip(patients, owners, strict=True))
     assert sorted(set(owners), key=int) == sorted(set(patients), key=int)
     assert all(batch.same[i, j] and batch.same[j, i] for i in range(34) for j in range(34) if patients[i] == owners[j])
@@ -105,16 +105,16 @@ def test_images_are_contrasted_with_other_tiles_of_the_patient(config: RunConfig
         assert not set(batch.tiles[left[left >= 0]]) & set(batch.others[right[right >= 0]])
 
 
-def test_a_batch_depends_on_seed_and_step_only(config: RunConfig) -> None:
-    first, again = (make_examples(config, SECTION, "text", 3, "train", Workspace(config)) for _ in range(2))
-    again.batch(0)
-    a, b = first.batch(5), again.batch(5)
+def test_a_batch_depends_only_on_seed_and_step(config: RunConfig) -> None:
+    first, repeated = (make_examples(config, SECTION, "text", 3, "train", Workspace(config)) for _ in range(2))
+    repeated.batch(0)
+    a, b = first.batch(5), repeated.batch(5)
     assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ContrastBatch.__dataclass_fields__)
     other = make_examples(config, SECTION, "text", 4, "train", Workspace(config)).batch(5)
     assert not np.array_equal(a.tiles, other.tiles)
 
 
-def test_validation_takes_the_reports_of_its_own_patients(config: RunConfig) -> None:
+def test_validation_uses_reports_of_validation_patients(config: RunConfig) -> None:
     workspace = Workspace(config)
     examples = validation_examples(config, SECTION, "text", 0, workspace)
     assert examples is not None and examples.summary["examples"] == 6 and examples.batch_size == 12
@@ -139,15 +139,15 @@ def test_a_batch_larger_than_the_data_is_an_error(config: RunConfig, keys: dict[
         make_examples(config, section, "text", 0, "train", Workspace(config))
 
 
-def test_a_single_patient_has_no_negatives(config: RunConfig, tmp_path: Path) -> None:
+def test_a_single_patient_is_an_error_for_lack_of_negatives(config: RunConfig, tmp_path: Path) -> None:
     assert config.reports is not None
     first = Path(config.reports.path).read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "one.jsonl").write_text(first + "\n", encoding="utf-8")
-    alone = config.model_copy(
+    single = config.model_copy(
         update={"reports": config.reports.model_copy(update={"path": str(tmp_path / "one.jsonl")})}
     )
     section = AdaptConfig.model_validate({"batch_size": 4})
     with pytest.raises(DataError, match="no bag in a batch has a negative"):
-        make_examples(alone, section, "text", 0, "train", Workspace(alone))
+        make_examples(single, section, "text", 0, "train", Workspace(single))
     with pytest.raises(DataError, match="only one patient"):
-        make_examples(alone, section, "shuffled_text", 0, "train", Workspace(alone))
+        make_examples(single, section, "shuffled_text", 0, "train", Workspace(single))

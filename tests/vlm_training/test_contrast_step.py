@@ -1,4 +1,4 @@
-"""Gradients of a contrastive step: cached ones equal those of the whole batch, and two processes equal one."""
+"""Gradients of a contrastive step: cached gradients equal direct ones, and two processes equal one."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from clipit.vlm_training.contrastive_step import ContrastStep, ScaleWatch
 
 
 class Noise(PixelSource):
-    """Random tiles."""
+    """Source of random tiles."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ class Noise(PixelSource):
 def make_step(
     folder: Path, processes: Processes, micro_batch: int, dropout: float = 0.0, texts_per_bag: int = 2
 ) -> ContrastStep:
-    """A step of 7 bags in float64: tiles and texts are shared between bags, and two bags are no negatives."""
+    """Return a step of 7 bags in float64; some bags share tiles or texts, and two bags are not negatives."""
     torch.manual_seed(0)
     towers = load_vlm(VLMConfig(name=str(folder))).towers
     towers.module.double()
@@ -50,7 +50,7 @@ def make_step(
     towers = replace(towers, image=lambda pixels: image(pixels.double()))
     adapted = adapt_towers(towers, "lora", ("image", "text"), LoraConfig(dropout=dropout), True).double()
     with torch.no_grad():
-        for weight in adapted.trainable().values():  # updates are zero at first, with no gradient of one factor
+        for weight in adapted.trainable().values():  # LoRA updates start at zero, where one factor has no gradient
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
     tiles = [[0, 1], [2], [3, 4], [5, 6], [7, 8], [1, 9], [10, 11]]
     texts = [[0, 1], [2], [3, 4], [0], [1, 2], [4], [3]]
@@ -78,28 +78,28 @@ def gradients_of(adapted: AdaptedTowers) -> dict[str, Tensor]:
 
 
 def direct_gradients(contrast: ContrastStep, step: int) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of the whole batch with all activations; dropout draws as it does by micro-batch."""
+    """Loss and gradients of the whole batch without caching; dropout is seeded per micro-batch as in the step."""
     batch = contrast.examples.batch(step)
     contrast.adapted.train()
     parts = list(contrast._read(batch, step, contrast.pixels(range(step, step + 1))))
     outputs = [contrast._encode(part, step, number) for number, part in enumerate(parts)]
     vectors = {
-        kind: torch.cat(own)
+        kind: torch.cat(kind_outputs)
         for kind in ("tiles", "texts", "others")
-        if (own := [output for part, output in zip(parts, outputs, strict=True) if part.kind == kind])
+        if (kind_outputs := [output for part, output in zip(parts, outputs, strict=True) if part.kind == kind])
     }
-    members = [torch.from_numpy(each) for each in (batch.image_members, batch.other_members)]
+    members = [torch.from_numpy(indices) for indices in (batch.image_members, batch.other_members)]
     sides = [vectors["tiles"], vectors["texts"] if "texts" in vectors else vectors["others"]]
-    images, others = (side[each.clamp(min=0)] for side, each in zip(sides, members, strict=True))
+    images, others = (side[indices.clamp(min=0)] for side, indices in zip(sides, members, strict=True))
     temperature = torch.exp(-contrast.adapted.logit_scale)
     loss, count = many_to_many_sum(
         images, members[0] >= 0, others, members[1] >= 0, temperature, same=torch.from_numpy(batch.same)
     )
     (loss / count).backward()
-    found = gradients_of(contrast.adapted)
+    gradients = gradients_of(contrast.adapted)
     for weight in contrast.adapted.parameters():
         weight.grad = None
-    return float(loss.detach()) / count, found
+    return float(loss.detach()) / count, gradients
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +108,16 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("micro_batch", [2, 100])
-@pytest.mark.parametrize("texts_per_bag", [2, 0], ids=["texts", "images alone"])
+@pytest.mark.parametrize("texts_per_bag", [2, 0], ids=["texts", "images only"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_cached_gradients_equal_those_of_the_whole_batch(
     vlm_folder: Path, micro_batch: int, texts_per_bag: int, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contrast = make_step(vlm_folder, get_processes(), micro_batch, dropout, texts_per_bag)
     loss, expected = direct_gradients(contrast, 1)
-    monkeypatch.setattr(step_module, "_BLOCK", 60)  # blocks of two bags
-    found = contrast(1, contrast.pixels(range(1, 2)))["loss"]
-    assert float(found) == pytest.approx(loss, abs=1e-6)
+    monkeypatch.setattr(step_module, "_BLOCK", 60)  # a block contains two bags
+    cached_loss = contrast(1, contrast.pixels(range(1, 2)))["loss"]
+    assert float(cached_loss) == pytest.approx(loss, abs=1e-6)
     gradients = gradients_of(contrast.adapted)
     assert gradients.keys() == expected.keys()
     assert any("text" in name for name in expected) == bool(texts_per_bag)
@@ -126,7 +126,7 @@ def test_cached_gradients_equal_those_of_the_whole_batch(
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-9)
 
 
-def test_micro_batches_are_encoded_twice_but_for_the_last_two_of_a_tower(
+def test_all_but_the_last_two_micro_batches_of_a_tower_are_encoded_twice(
     vlm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contrast = make_step(vlm_folder, get_processes(), 2)
@@ -148,17 +148,19 @@ def test_micro_batches_are_encoded_twice_but_for_the_last_two_of_a_tower(
 
 
 @pytest.mark.parametrize("trained", ["image", "text"])
-def test_a_tower_that_is_not_trained_is_encoded_without_dropout(
+def test_a_frozen_tower_is_encoded_without_dropout(
     vlm_folder: Path, trained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contrast = make_step(vlm_folder, get_processes(), 5)
     monkeypatch.setattr(contrast.adapted, "trained_towers", (trained,))
     modes: dict[str, set[bool]] = {"image": set(), "text": set()}
-    for name, found in modes.items():
+    for name, training_modes in modes.items():
         original = getattr(AdaptedTowers, name)
 
-        def encode(self: AdaptedTowers, inputs: Any, original: Any = original, found: set[bool] = found) -> Tensor:
-            found.add(self.training)
+        def encode(
+            self: AdaptedTowers, inputs: Any, original: Any = original, training_modes: set[bool] = training_modes
+        ) -> Tensor:
+            training_modes.add(self.training)
             return original(self, inputs)  # type: ignore[no-any-return]
 
         monkeypatch.setattr(AdaptedTowers, name, encode)
@@ -167,7 +169,7 @@ def test_a_tower_that_is_not_trained_is_encoded_without_dropout(
     assert contrast.adapted.training
 
 
-def test_a_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_logit_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapted = make_step(vlm_folder, get_processes(), 5).adapted
     scales: list[float] = []
 
@@ -196,11 +198,11 @@ def test_a_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pyte
 
 def test_two_processes_give_the_gradients_of_one(vlm_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     script.write_text(
         f"""
 import sys
-sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]
+sys.path[:0] = [{str(folder)!r}, {str(folder.parent)!r}]
 from pathlib import Path
 import torch
 from test_contrast_step import direct_gradients, gradients_of, make_step
@@ -218,6 +220,6 @@ print("equal", get_processes().rank)
 """,
         encoding="utf-8",
     )
-    done = run_two(script)
-    assert done.returncode == 0, done.stderr
-    assert "equal 0" in done.stdout and "equal 1" in done.stdout
+    result = run_two(script)
+    assert result.returncode == 0, result.stderr
+    assert "equal 0" in result.stdout and "equal 1" in result.stdout

@@ -1,4 +1,4 @@
-"""A study of adapted VLMs that dies without clean-up while it mines bags, exports and scores, and goes on."""
+"""A study of adapted VLMs resumes after being killed while mining bags, exporting and scoring."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from clipit.output_files.artifacts import file_sha256
 
 pytestmark = pytest.mark.slow
 
-# Dies without any clean-up when the n-th file (from 0) whose path contains a text is about to get its final name, once
-# another file exists.
+# Exits without clean-up before the n-th file (from 0) whose path contains a text is renamed, once another file exists.
 DYING = """
 import os, runpy, sys
 from pathlib import Path
@@ -39,12 +38,12 @@ KEYS = {
 
 
 def files_of(study: Path) -> dict[str, str]:
-    """Hashes of what the training leaves: weights, mined bags, the merged model."""
-    found = (path for kind in ("checkpoints", "mined", "vlm") for path in (study / "text-seed0" / kind).rglob("*"))
-    return {str(path.relative_to(study)): file_sha256(path) for path in found if path.suffix == ".safetensors"}
+    """Return hashes of the files that training leaves: weights, mined bags and the merged model."""
+    paths = (path for kind in ("checkpoints", "mined", "vlm") for path in (study / "text-seed0" / kind).rglob("*"))
+    return {str(path.relative_to(study)): file_sha256(path) for path in paths if path.suffix == ".safetensors"}
 
 
-def test_a_study_that_dies_while_mining_exporting_and_scoring_ends_as_one_that_does_not(
+def test_a_study_killed_while_mining_exporting_and_scoring_gives_the_same_results(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     script = tmp_path / "dying.py"
@@ -53,24 +52,26 @@ def test_a_study_that_dies_while_mining_exporting_and_scoring_ends_as_one_that_d
     study = tmp_path / "out" / "adapt" / "small"
     folder = study / "text-seed0"
     for text, first, number in (
-        ("/step-00000003/", "/", 1),  # the second file of the embeddings with the weights of the third step
+        ("/step-00000003/", "/", 1),  # second file of the embeddings after step 3
         ("/training.json", folder / "vlm", 0),
-        ("/out/", folder / "training.json", 1),  # the second file of what the adapted VLM is scored by
+        ("/out/", folder / "training.json", 1),  # second file written while scoring the adapted VLM
     ):
         command = [ROOT / "scripts" / "adapt_vlm.py", f"--config={config}"]
-        done = run_program(script, text, str(first), str(number), *command)
-        assert done.returncode == 9, done.stderr
+        result = run_program(script, text, str(first), str(number), *command)
+        assert result.returncode == 9, result.stderr
         mined, exported, scored = (
             (folder / name).exists() for name in ("mined/step-00000003.safetensors", "vlm", "training.json")
         )
         assert [mined, exported, scored] == [number == 0 or scored, text != "/step-00000003/", text == "/out/"]
         assert not (study / "adapt.json").exists()
-    again = clipit.adapt_vlm(config)
-    assert again.folder == study
-    straight = clipit.adapt_vlm(write_config(KEYS, tmp_path / "straight"))
-    assert files_of(again.folder) == files_of(straight.folder) and len(files_of(study)) >= 3
+    resumed = clipit.adapt_vlm(config)
+    assert resumed.folder == study
+    uninterrupted = clipit.adapt_vlm(write_config(KEYS, tmp_path / "straight"))
+    assert files_of(resumed.folder) == files_of(uninterrupted.folder) and len(files_of(study)) >= 3
     columns = ["task", "arm", "seed", "metric", "value"]
-    pd.testing.assert_frame_equal(again.rows[columns], straight.rows[columns])
-    left = [path.name for path in (tmp_path / "out").rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))]
-    assert not left and not (folder / "mined" / "step-00000003").exists()
+    pd.testing.assert_frame_equal(resumed.rows[columns], uninterrupted.rows[columns])
+    leftovers = [
+        path.name for path in (tmp_path / "out").rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))
+    ]
+    assert not leftovers and not (folder / "mined" / "step-00000003").exists()
     assert json.loads((folder / "training.json").read_text())["steps"] == 5

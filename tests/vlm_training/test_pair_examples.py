@@ -1,4 +1,4 @@
-"""Examples from pairs: tables and shards of images with texts, and what is wrong with them."""
+"""Training examples from pairs: tables and shards of images with texts, and their errors."""
 
 import csv
 import json
@@ -21,11 +21,11 @@ from clipit.vlm_training.pair_sources import read_captioned
 from clipit.workspace.workspace import Workspace
 
 Row = tuple[str, str, str]
-"""Path, text and group."""
+"""Path, text and group of an image."""
 
 
 def rows(count: int = 24) -> list[Row]:
-    """One text for each of some training images, four images per patient."""
+    """Return one text for each of some training images, with four images per patient."""
     return [
         (f"images/train-{n:03d}.png", f"{WORDS[n % 19]} with {WORDS[n % 13 + 3]} {n}", f"train-{n // 4}")
         for n in range(count)
@@ -54,28 +54,28 @@ def make(
 
 
 def paired(examples: BagExamples, steps: int = 6) -> set[tuple[str, str]]:
-    """Ids of images with their texts in the first batches."""
-    found = set()
+    """Return the ids of images and their texts in the first batches."""
+    pairs = set()
     for step in range(steps):
         batch = examples.batch(step)
         for tile, text in zip(batch.image_members[:, 0], batch.other_members[:, 0], strict=True):
-            found.add((examples.tile_ids[batch.tiles[tile]], examples.texts[batch.texts[text]]))
-    return found
+            pairs.add((examples.tile_ids[batch.tiles[tile]], examples.texts[batch.texts[text]]))
+    return pairs
 
 
-def test_missing_values_are_no_texts(config: RunConfig, tmp_path: Path) -> None:
+def test_missing_values_are_not_texts(config: RunConfig, tmp_path: Path) -> None:
     content = [*rows(), ("images/train-003.png", "nan", "train-0"), ("images/train-004.png", "NULL", "train-1")]
     section = write_table(tmp_path / "pairs.csv", config, content)
     assert {"nan", "NULL"}.isdisjoint(make(config, section).texts)
 
 
-def test_each_image_meets_its_texts_and_groups_stay_together(config: RunConfig, tmp_path: Path) -> None:
+def test_every_image_is_paired_with_its_texts_and_groups_do_not_cross_splits(config: RunConfig, tmp_path: Path) -> None:
     content = [*rows(), ("images/train-003.png", "a second text", "train-0")]
     section = write_table(tmp_path / "pairs.csv", config, content)
     workspace = Workspace(config)
     train = make_examples(config, section, "text", 0, "train", workspace)
     held_out = validation_examples(config, section, "text", 0, workspace)
-    assert held_out is not None and len(held_out) == 4, "one of six patients"
+    assert held_out is not None and len(held_out) == 4, "one of six patients is held out"
     expected = {(path, text) for path, text, _ in content}
     assert paired(train, 8) | paired(held_out, 8) == expected
     assert not set(train.tile_ids) & set(held_out.tile_ids)
@@ -84,13 +84,13 @@ def test_each_image_meets_its_texts_and_groups_stay_together(config: RunConfig, 
     assert train.summary["tiles"] + held_out.summary["tiles"] == 24
 
 
-def test_a_column_of_patients_that_is_not_used_is_named(config: RunConfig, tmp_path: Path) -> None:
+def test_an_unused_patient_column_is_named(config: RunConfig, tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     section = write_table(path, config, rows())
     path.write_text(path.read_text(encoding="utf-8").replace("user", "patient_id"), encoding="utf-8")
     pairs = section.pairs.model_copy(update={"columns": {"path": "filepath", "text": "title"}})
-    told = "the column patient_id identifies 6 patients or slides, but is not used: set --adapt.pairs.columns.group"
-    assert told in " ".join(read_captioned(pairs, tmp_path).tiles.notes)
+    note = "the column patient_id identifies 6 patients or slides, but is not used: set --adapt.pairs.columns.group"
+    assert note in " ".join(read_captioned(pairs, tmp_path).tiles.notes)
 
 
 def test_texts_are_split_dropped_and_counted(config: RunConfig, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_texts_are_split_dropped_and_counted(config: RunConfig, tmp_path: Path) 
     assert sorted(split) == sorted(f"{sentence.rstrip('.')}." for sentence in long.split(". "))
 
 
-def test_equal_texts_and_equal_pixels_are_no_negatives(config: RunConfig, tmp_path: Path) -> None:
+def test_equal_texts_and_equal_pixels_are_not_negatives(config: RunConfig, tmp_path: Path) -> None:
     content = [(path, "mild atypia" if n < 8 else text, group) for n, (path, text, group) in enumerate(rows())]
     source = Path(config.tiles.path).parent
     (tmp_path / "images").mkdir()
@@ -128,28 +128,26 @@ def test_equal_texts_and_equal_pixels_are_no_negatives(config: RunConfig, tmp_pa
     assert set(names) >= twins
 
 
-def test_in_the_control_texts_come_from_other_patients(config: RunConfig, tmp_path: Path) -> None:
+def test_shuffled_texts_come_from_other_patients(config: RunConfig, tmp_path: Path) -> None:
     section = write_table(tmp_path / "pairs.csv", config, rows())
     examples = make(config, section, "shuffled_text")
     group_of = {path: group for path, _, group in rows()}
     owner = {text: group for _, text, group in rows()}
-    found = paired(examples, 5)
-    assert len(found) == 20 == len({text for _, text in found}), "each image gives its text once"
-    assert all(group_of[name] != owner[text] for name, text in found)
+    pairs = paired(examples, 5)
+    assert len(pairs) == 20 == len({text for _, text in pairs}), "every text is used once"
+    assert all(group_of[name] != owner[text] for name, text in pairs)
     images = make(config, section, "images").batch(0)
     assert np.array_equal(images.tiles, images.others) and np.array_equal(images.image_members, images.other_members)
 
 
-def test_other_groups_other_partners_and_other_equal_pixels_are_other_examples(
-    config: RunConfig, tmp_path: Path
-) -> None:
+def test_the_fingerprint_depends_on_groups_partners_and_equal_pixels(config: RunConfig, tmp_path: Path) -> None:
     section = write_table(tmp_path / "pairs.csv", config, rows())
     workspace = Workspace(config)
     texts, images = (make_examples(config, section, arm, 0, "train", workspace) for arm in ("text", "shuffled_text"))
     assert texts.fingerprints["pairs"] == images.fingerprints["pairs"]
     assert texts.fingerprints["examples"] != images.fingerprints["examples"]
-    again = make(config, section).fingerprints
-    assert again == texts.fingerprints
+    repeated = make(config, section).fingerprints
+    assert repeated == texts.fingerprints
     twins = np.zeros_like(texts.pixel_codes)
     assert examples_content(replace(texts, pixel_codes=twins)) != texts.fingerprints["examples"]
     assert examples_content(replace(texts, groups=twins)) != texts.fingerprints["examples"]
@@ -159,7 +157,7 @@ def test_texts_are_shuffled_even_if_one_patient_has_most_images() -> None:
     owners = np.asarray(["a"] * 7 + ["b", "", ""], dtype=object)
     for seed in range(3):
         partners = draw_partners(owners, seed)
-        assert all(mine == "" or mine != other for mine, other in zip(owners, owners[partners], strict=True))
+        assert all(owner == "" or owner != other for owner, other in zip(owners, owners[partners], strict=True))
         assert (partners != np.arange(10)).all()
     with pytest.raises(DataError, match="belong to one patient"):
         draw_partners(np.asarray(["a", "a"], dtype=object), 0)
@@ -176,7 +174,7 @@ def write_shard(path: Path, config: RunConfig, content: Sequence[Row]) -> None:
             writer.write({"__key__": f"{number:05d}", "png": image, "txt": text, "json": json.dumps(more).encode()})
 
 
-def test_shards_give_texts_of_members_or_of_json(config: RunConfig, tmp_path: Path) -> None:
+def test_shards_give_texts_from_members_or_json(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "shards" / "pairs-000.tar", config, rows())
     section = AdaptConfig.model_validate(
@@ -187,26 +185,26 @@ def test_shards_give_texts_of_members_or_of_json(config: RunConfig, tmp_path: Pa
     section = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": columns})})
     examples = make(config, section)
     assert examples.texts_of.lengths.tolist() == [2] * 20 and examples.summary["patients"] == 5
-    wrong = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": {"text": "title"}})})
+    invalid = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": {"text": "title"}})})
     with pytest.raises(DataError, match=r"(?s)no sample has the text field title.*adapt\.pairs\.columns\.text"):
-        make(config, wrong)
+        make(config, invalid)
 
 
 @pytest.mark.parametrize("kind", ["patient", "pixels"])
 def test_evaluated_patients_and_images_among_the_pairs_are_leaks(config: RunConfig, tmp_path: Path, kind: str) -> None:
-    bad = ("images/train-030.png", "mild", "test-3") if kind == "patient" else ("images/test-007.png", "mild", "x")
-    section = write_table(tmp_path / "pairs.csv", config, [*rows(), bad, ("images/train-031.png", "mild", "y")])
-    words = "patient test-3 of test tile" if kind == "patient" else "copy of test tile images/test-007.png"
-    with pytest.raises(DataError, match=f"(?s)1 of 26 images.*{words}"):
+    leak = ("images/train-030.png", "mild", "test-3") if kind == "patient" else ("images/test-007.png", "mild", "x")
+    section = write_table(tmp_path / "pairs.csv", config, [*rows(), leak, ("images/train-031.png", "mild", "y")])
+    message = "patient test-3 of test tile" if kind == "patient" else "copy of test tile images/test-007.png"
+    with pytest.raises(DataError, match=f"(?s)1 of 26 images.*{message}"):
         make(config, section)
-    keep = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
-    examples = make(keep, section)
-    assert examples.summary["leaking_tiles"] == 1 and bad[0] not in examples.tile_ids
+    excluding = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
+    examples = make(excluding, section)
+    assert examples.summary["leaking_tiles"] == 1 and leak[0] not in examples.tile_ids
 
 
-@pytest.mark.parametrize("split", ["cut here", "of the table"])
+@pytest.mark.parametrize("split", ["held out", "from the table"])
 def test_copies_of_held_out_images_are_not_trained_on(config: RunConfig, tmp_path: Path, split: str) -> None:
-    """Every image of six patients occurs a second time under a different name, of a patient of its own."""
+    """Every image of six patients also occurs under another name and patient."""
     source = Path(config.tiles.path).parent
     (tmp_path / "images").mkdir()
     twins = [(path, path.replace("train", "copy"), text, group) for path, text, group in rows()]
@@ -218,7 +216,7 @@ def test_copies_of_held_out_images_are_not_trained_on(config: RunConfig, tmp_pat
     section = write_table(tmp_path / "pairs.csv", config, content)
     pairs = section.pairs.model_copy(update={"images": str(tmp_path), "validation_fraction": 0.2})
     section = section.model_copy(update={"pairs": pairs})
-    if split == "of the table":
+    if split == "from the table":
         table = (tmp_path / "pairs.csv").read_text(encoding="utf-8").splitlines()
         parts = ["split", *["validation" if n < 8 else "train" for n in range(48)]]
         lines = [f"{line},{part}" for line, part in zip(table, parts, strict=True)]
@@ -234,7 +232,7 @@ def test_copies_of_held_out_images_are_not_trained_on(config: RunConfig, tmp_pat
     assert len(held_out) >= 8 and dropped == train.summary["copies_of_held_out_tiles"] > 0
 
 
-def test_texts_that_are_prompts_are_counted(
+def test_texts_equal_to_prompts_are_counted(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = [
@@ -257,7 +255,7 @@ def test_texts_that_are_prompts_are_counted(
         ([(path, text, "one") for path, text, _ in rows()], r"no validation tiles.*split column.*adapt\.pairs\.valid"),
     ],
 )  # fmt: skip
-def test_wrong_pairs_are_errors(config: RunConfig, tmp_path: Path, content: list[Row], message: str) -> None:
+def test_invalid_pairs_are_errors(config: RunConfig, tmp_path: Path, content: list[Row], message: str) -> None:
     section = write_table(tmp_path / "pairs.csv", config, content)
     with pytest.raises(DataError, match=f"(?s){message}"):
         make(config, section)
@@ -266,11 +264,11 @@ def test_wrong_pairs_are_errors(config: RunConfig, tmp_path: Path, content: list
 def test_missing_columns_small_sets_and_damaged_images_are_reported(config: RunConfig, tmp_path: Path) -> None:
     section = write_table(tmp_path / "pairs.csv", config, rows())
     columns = {**section.pairs.columns, "text": "caption"}
-    wrong = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": columns})})
+    invalid = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": columns})})
     with pytest.raises(
         DataError, match=r"(?s)missing columns: caption; the table has: filepath.*adapt\.pairs\.columns"
     ):
-        make(config, wrong)
+        make(config, invalid)
     table = tmp_path / "pairs.csv"
     content = table.read_text()
     table.write_text(content.replace("\n", ",Split\n", 1).replace("\n", ",train\n").replace("Split,train", "Split"))

@@ -1,4 +1,4 @@
-"""Examples written for open_clip's trainer, read by its own code."""
+"""Examples written for the open_clip trainer, read with open_clip's own code."""
 
 import logging
 from argparse import Namespace
@@ -44,7 +44,7 @@ def examples_of(tiles: TileSet, texts: list[str], texts_of: list[list[int]]) -> 
 
 
 TEXTS = ['Mild "atypia"\tand é', "Severe, with necrosis", "None", "1.0"]
-"""Texts that a careless table would change."""
+"""Texts that careless CSV reading or writing would change."""
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def distance(image: Image.Image, tile: Image.Image) -> float:
 
 def test_the_table_is_read_by_open_clip(parts: dict[str, BagExamples], tiles: TileSet, tmp_path: Path) -> None:
     assert write_pairs(parts, tmp_path / "pairs", "csv") == {"train": 5, "validation": 1}
-    read = data.CsvDataset(
+    dataset = data.CsvDataset(
         str(tmp_path / "pairs" / "train.csv"), lambda image: image, "filepath", "title", tokenizer=lambda texts: texts
     )
-    found = [read[number] for number in range(len(read))]
-    owners = {TEXTS[0]: [0], TEXTS[1]: [0, 1], "None.": [2], TEXTS[3]: [3]}
-    assert Counter(text for _, text in found) == Counter([*owners, TEXTS[1]])
-    assert all(min(distance(image, tiles.read(row)) for row in owners[text]) < 12 for image, text in found)
+    samples = [dataset[number] for number in range(len(dataset))]
+    tiles_of_text = {TEXTS[0]: [0], TEXTS[1]: [0, 1], "None.": [2], TEXTS[3]: [3]}
+    assert Counter(text for _, text in samples) == Counter([*tiles_of_text, TEXTS[1]])
+    assert all(min(distance(image, tiles.read(row)) for row in tiles_of_text[text]) < 12 for image, text in samples)
     assert len(list((tmp_path / "pairs" / "images").glob("train-*.jpg"))) == 4
     assert f'--train-data "{tmp_path / "pairs" / "train"}.csv"' in (tmp_path / "pairs" / "README.txt").read_text()
 
@@ -89,18 +89,18 @@ def test_the_shards_are_read_by_open_clip(
     assert Counter(texts) == Counter([*TEXTS, TEXTS[1]]) and not caplog.records
 
 
-def test_captions_follow_the_kind_of_examples(tiles: TileSet) -> None:
+def test_captions_depend_on_the_kind_of_examples(tiles: TileSet) -> None:
     single = examples_of(tiles, TEXTS, [[0, 1, 2]])
     assert single.captions(0) == [(0, 0), (0, 1), (0, 2)]
     case = BagExamples(**{**vars(single), "tiles_of": Members.of([[0, 1, 2, 3]]), "texts_per_bag": 2})
-    found = case.captions(0)
-    assert Counter(tile for tile, _ in found) == dict.fromkeys(range(4), 2)
-    assert {text for _, text in found} == {0, 1, 2} and len(set(found)) == 8
+    captions = case.captions(0)
+    assert Counter(tile for tile, _ in captions) == dict.fromkeys(range(4), 2)
+    assert {text for _, text in captions} == {0, 1, 2} and len(set(captions)) == 8
     bag = BagExamples(**{**vars(case), "neighbours": True})
     assert bag.captions(0) == single.captions(0)
 
 
-def test_a_folder_with_files_is_kept(parts: dict[str, BagExamples], tmp_path: Path) -> None:
+def test_a_non_empty_folder_is_not_overwritten(parts: dict[str, BagExamples], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ArtifactError, match="the folder is not empty"):
         write_pairs(parts, tmp_path, "csv")

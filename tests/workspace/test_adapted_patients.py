@@ -1,4 +1,4 @@
-"""Test patients are compared with those whose data a VLM was adapted to, or a backbone was trained on."""
+"""Overlap of test patients with those whose data adapted a VLM or trained a backbone."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SHARED = "data of test patients, so its scores on them may be too high"
 
 @pytest.fixture
 def adapted(world: dict[str, Any], tmp_path: Path) -> Path:
-    """An adaptation of the small VLM to three patients: its folder `vlm`."""
+    """Write a small VLM adapted to three patients and return its folder `vlm`."""
     folder = Path(shutil.copytree(world["vlm"]["name"].removeprefix("clip:"), tmp_path / "text-seed0" / "vlm"))
     description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**description, "adapted_from": "embedded"}), encoding="utf-8")
@@ -50,7 +50,7 @@ def write_tiles(folder: Path) -> TilesConfig:
     return TilesConfig.model_validate({"source": "table", "path": str(folder / "tiles.csv")})
 
 
-def test_shifted_sets_are_compared(configure: MakeConfig, adapted: Path, tmp_path: Path) -> None:
+def test_patients_of_shifted_sets_are_compared(configure: MakeConfig, adapted: Path, tmp_path: Path) -> None:
     config = configure({"output": str(tmp_path / "out")}).model_copy(update={"vlm": VLMConfig(name=f"clip:{adapted}")})
     workspace = Workspace(config)
     assert not any("adapted" in note for note in workspace.all_tiles.notes)
@@ -58,7 +58,7 @@ def test_shifted_sets_are_compared(configure: MakeConfig, adapted: Path, tmp_pat
     assert note.endswith("2 of 4 labelled 'far' tiles belong to 1 such patient (P1)")
 
 
-def test_slides_are_compared_with_the_vlm_and_with_the_models_of_runs(adapted: Path, tmp_path: Path) -> None:
+def test_patients_of_slides_are_compared_with_those_of_the_vlm(adapted: Path, tmp_path: Path) -> None:
     for number in (2, 3):
         Image.new("RGB", (64, 64)).save(tmp_path / f"s{number}.tiff")
     table = "slide,label,split,group\ns2.tiff,a,test,P2\ns3.tiff,b,test,P3\n"
@@ -68,7 +68,7 @@ def test_slides_are_compared_with_the_vlm_and_with_the_models_of_runs(adapted: P
     assert f"the VLM text-seed0/vlm was adapted to {SHARED}: 1 of 2 test slides belongs to 1 such patient (P2)" in note
 
 
-def test_backbones_from_adapted_vlms_and_from_runs_are_compared(adapted: Path, tmp_path: Path) -> None:
+def test_patients_of_adapted_and_trained_backbones_are_compared(adapted: Path, tmp_path: Path) -> None:
     tower = adapted.parent / "image_tower"
     tower.mkdir()
     (note,) = adaptation_notes(compared("P9", "P5"), [BackboneConfig(name=str(tower))], "test tile", "mine-seed0")

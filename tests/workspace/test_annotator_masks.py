@@ -1,4 +1,4 @@
-"""Masks by several annotators: hand-made masks of four by four pixels, and files that segmentation reads."""
+"""Masks by several annotators: consensus of hand-made 4 x 4 masks, and files that segmentation can read."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import open_masks
 
-# The gland is the left half; cleo draws it one column too wide, and dan has drawn the first tile only.
+# The gland is the left half. Cleo draws it one column too wide, and dan only annotates the first tile.
 TRUTH = np.tile(np.array([1, 1, 0, 0], dtype=np.uint8), (4, 1))
 WIDE = np.tile(np.array([1, 1, 1, 0], dtype=np.uint8), (4, 1))
 DRAWN = {"ann": TRUTH, "ben": TRUTH, "cleo": WIDE}
@@ -33,7 +33,7 @@ Make = Callable[..., tuple[ConfigFile, Path]]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Three tiles of four by four pixels with masks by three or four annotators; the masks of tile b are 16 bits."""
+    """Write three 4 x 4 tiles with masks by three or four annotators; the masks of tile b have 16 bits."""
     (tmp_path / "masks").mkdir()
     rows = []
     for tile in ("a", "b", "c/d"):
@@ -66,46 +66,50 @@ def make(tmp_path: Path) -> Make:
 
 def read_png(path: Path) -> list[list[int]]:
     with Image.open(path) as image:
-        found: list[list[int]] = np.asarray(image).tolist()
-        return found
+        values: list[list[int]] = np.asarray(image).tolist()
+        return values
 
 
-def test_the_consensus_of_hand_made_masks_outvotes_the_annotator_who_draws_too_wide(make: Make) -> None:
+def test_the_consensus_outvotes_an_annotator_with_wide_masks(make: Make) -> None:
     file, table = make()
     leftover = file.run.output / "annotators" / file.run.name / "masks" / ".masks.json.99999999.tmp"
     leftover.parent.mkdir(parents=True)
     leftover.touch()
     merged: MergedMasksResult = clipit.merge_masks(file, table)
-    assert not leftover.exists(), "left by a killed process"
+    assert not leftover.exists(), "leftovers of a killed process are deleted"
     (first,) = (merged.folder / "consensus").glob("a-*.png")
     assert read_png(first) == TRUTH.tolist()
     record = merged.record
     assert record["facts"]["labelled pixels"] == 48 and record["facts"]["masks"] == 10
-    # Of each annotator's labels: both classes, in the two patterns with and without dan, and cleo's column apart.
+    # Training pixels have three patterns (both classes, and cleo's extra column), each with and without dan.
     training, test = record["parts"]
     assert (training["tiles"], training["patterns"], test["tiles"], test["patterns"]) == (2, 6, 1, 3)
-    assert [each["annotator"] for each in test["annotators"]] == ["ann", "ben", "cleo"] == record["shared_annotators"]
+    assert (
+        [annotator["annotator"] for annotator in test["annotators"]]
+        == ["ann", "ben", "cleo"]
+        == record["shared_annotators"]
+    )
     assert "WARNING: annotators of the test tiles also annotated" in " ".join(record["notes"])
-    of = {each["annotator"]: each for each in training["annotators"]}
-    assert of["ann"]["dice"] == {"stroma": 1.0, "gland": 1.0} and of["dan"]["pixels"] == 16
-    # Cleo: 24 gland and 8 stroma pixels of the training tiles, of which 16 and 8 are those of the others.
-    assert of["cleo"]["dice"]["gland"] == pytest.approx(2 * 16 / (24 + 16))
-    assert of["cleo"]["dice"]["stroma"] == pytest.approx(2 * 8 / (8 + 16))
-    assert of["cleo"]["confusion"][0][1] == pytest.approx(0.5, abs=0.05)
+    by_annotator = {annotator["annotator"]: annotator for annotator in training["annotators"]}
+    assert by_annotator["ann"]["dice"] == {"stroma": 1.0, "gland": 1.0} and by_annotator["dan"]["pixels"] == 16
+    # Cleo labels 24 gland and 8 stroma training pixels, of which 16 and 8 agree with the others.
+    assert by_annotator["cleo"]["dice"]["gland"] == pytest.approx(2 * 16 / (24 + 16))
+    assert by_annotator["cleo"]["dice"]["stroma"] == pytest.approx(2 * 8 / (8 + 16))
+    assert by_annotator["cleo"]["confusion"][0][1] == pytest.approx(0.5, abs=0.05)
     assert "cleo: probability of each label" in merged.page.read_text(encoding="utf-8")
 
 
 def test_masks_of_test_tiles_do_not_change_those_of_training_tiles(make: Make, tmp_path: Path) -> None:
     file, table = make()
 
-    def written() -> bytes:
+    def training_posteriors() -> bytes:
         merged = clipit.merge_masks(file, table)
         return b"".join(path.read_bytes() for path in sorted((merged.folder / "posterior").glob("[ab]-*.npy")))
 
-    before = written()
+    expected = training_posteriors()
     Image.fromarray(1 - TRUTH).save(tmp_path / "masks/c_d-ann.png")
-    assert written() == before
-    # Eve alone labels the test tile: her mask is the consensus there, and she is independent.
+    assert training_posteriors() == expected
+    # Only eve labels the test tile, so her mask is the consensus, and she is independent.
     rows = [row for row in table.read_text(encoding="utf-8").splitlines() if "c/d" not in row]
     table.write_text("\n".join([*rows, "c/d.png,eve,masks/c_d-cleo.png"]) + "\n", encoding="utf-8")
     merged = clipit.merge_masks(file, table)
@@ -114,7 +118,7 @@ def test_masks_of_test_tiles_do_not_change_those_of_training_tiles(make: Make, t
     assert "no pixel has labels from two annotators" in merged.page.read_text(encoding="utf-8")
 
 
-def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:
+def test_segmentation_reads_the_consensus_masks(make: Make) -> None:
     file, table = make()
     merged = clipit.merge_masks(file, table, confidence=1.0)
     keys = {"path": str(merged.table), "images": str(merged.images), "columns": {"mask": "mask_consensus"}}
@@ -122,14 +126,14 @@ def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:
     classes = MaskClasses(("stroma", "gland"), {0: 0, 1: 1})
     masks = open_masks(config, read_tiles(config, hold_out=False), classes)
     assert len(masks) == 3 and all((masks.read(row)[1] == TRUTH).all() for row in range(3))
-    # No posterior is 1, so that every pixel of the confident masks is ignored.
+    # No posterior reaches 1, so every pixel of the confident masks is ignored.
     confident = config.model_copy(update={"columns": {"mask": "mask_confident"}})
     assert (open_masks(confident, read_tiles(config, hold_out=False), classes).read(0)[1] == -1).all()
     posterior = np.load(next((merged.folder / "posterior").glob("a-*.npy")), allow_pickle=False)
     assert posterior.shape == (2, 4, 4) and np.allclose(posterior.astype(float).sum(axis=0), 1, atol=1e-3)
 
 
-def test_masks_of_images_in_a_zip_are_named_relative_to_their_own_folder(
+def test_mask_paths_are_relative_to_their_folder_if_images_are_zipped(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     file, table = make()
@@ -148,7 +152,7 @@ def test_masks_of_images_in_a_zip_are_named_relative_to_their_own_folder(
     assert rows[1].split(",")[3].startswith("consensus/a-")
 
 
-def test_pixels_that_nobody_labelled_are_ignored(make: Make, tmp_path: Path) -> None:
+def test_unlabelled_pixels_are_ignored(make: Make, tmp_path: Path) -> None:
     for path in (tmp_path / "masks").glob("a-*.png"):
         Image.fromarray(np.where(np.arange(4) == 3, 255, np.asarray(Image.open(path))).astype(np.uint8)).save(path)
     merged = clipit.merge_masks(*make())
@@ -162,7 +166,7 @@ def test_pixels_with_equally_probable_classes_are_counted(make: Make, tmp_path: 
     file, table = make()
     rows = [line for line in table.read_text(encoding="utf-8").splitlines() if not line.startswith("a.png,dan")]
     table.write_text("\n".join(row for row in rows if ",ben," not in row) + "\n", encoding="utf-8")
-    for path in (tmp_path / "masks").glob("*-cleo.png"):  # ann and cleo disagree in opposite directions equally often
+    for path in (tmp_path / "masks").glob("*-cleo.png"):  # ann and cleo disagree equally often in both directions
         Image.fromarray(np.tile(np.array([0, 1, 1, 0], dtype=np.uint8), (4, 1))).save(path)
     merged = clipit.merge_masks(file, table)
     note = "training and validation tiles: several classes are equally probable on 16 pixels (50.0%), whose consensus"
@@ -170,16 +174,16 @@ def test_pixels_with_equally_probable_classes_are_counted(make: Make, tmp_path: 
     assert [part["ties"] for part in merged.record["parts"]] == [16, 8]
 
 
-def test_patterns_count_pixels_however_many_there_are() -> None:
+def test_patterns_count_pixels_of_any_number_of_images() -> None:
     patterns = PixelPatterns(("a", "b", "c"), ("x", "y"))
     rng = np.random.default_rng(0)
     for _ in range(3):
         patterns.add(patterns.encode(rng.integers(-1, 2, size=(3, 64, 64)).astype(np.int16)))
-    found = patterns.consensus()
-    assert len(found.votes) == 3**3 - 1 and found.pixels.sum() == pytest.approx(3 * 64 * 64 * 26 / 27, rel=0.02)
+    consensus = patterns.consensus()
+    assert len(consensus.votes) == 3**3 - 1 and consensus.pixels.sum() == pytest.approx(3 * 64 * 64 * 26 / 27, rel=0.02)
     labels = np.array([[[1]], [[-1]], [[0]]], dtype=np.int16)
-    (row,) = np.flatnonzero(np.asarray(found.votes.items) == str(patterns.encode(labels)[0, 0]))
-    assert found.votes.table()[row].tolist() == [1, -1, 0]
+    (row,) = np.flatnonzero(np.asarray(consensus.votes.items) == str(patterns.encode(labels)[0, 0]))
+    assert consensus.votes.table()[row].tolist() == [1, -1, 0]
     with pytest.raises(DataError, match="too many label patterns"):
         PixelPatterns([str(n) for n in range(40)], ("x", "y"))
 
@@ -199,7 +203,9 @@ def test_patterns_count_pixels_however_many_there_are() -> None:
         ([("a.png", "eve", "masks/seven.png"), ("b.png", "eve", "masks/small.png")], "2 tiles have masks that cannot"),
     ],
 )
-def test_masks_that_cannot_be_used(make: Make, tmp_path: Path, more: list[tuple[str, str, str]], message: str) -> None:
+def test_invalid_annotator_masks_are_errors(
+    make: Make, tmp_path: Path, more: list[tuple[str, str, str]], message: str
+) -> None:
     Image.new("L", (2, 2)).save(tmp_path / "masks/small.png")
     Image.new("L", (4, 4), 7).save(tmp_path / "masks/seven.png")
     with pytest.raises(DataError) as error:
@@ -207,7 +213,7 @@ def test_masks_that_cannot_be_used(make: Make, tmp_path: Path, more: list[tuple[
     assert message in str(error.value) and "fix:" in str(error.value)
 
 
-def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: Path) -> None:
+def test_one_annotator_per_tile_is_an_error_and_masks_of_unknown_tiles_are_noted(make: Make, tmp_path: Path) -> None:
     file, table = make([("elsewhere.png", "ann", "masks/b-ann.png")])
     assert "dropped masks for 1 tile outside the data set: elsewhere.png" in " ".join(
         clipit.merge_masks(file, table).record["notes"]
@@ -221,14 +227,14 @@ def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: P
         clipit.merge_masks(*make(), confidence=2.0)
 
 
-def test_labels_that_the_consensus_overrules_and_repeated_mask_files_are_listed(make: Make, tmp_path: Path) -> None:
-    # Ben and cleo agree on a wide gland everywhere but in tile b, where ann and ben agree.
+def test_overruled_labels_and_repeated_mask_files_are_listed(make: Make, tmp_path: Path) -> None:
+    # Ann labels half of the pixels stroma, which ben and cleo label gland.
     counter = PixelPatterns(("ann", "ben", "cleo"), ("stroma", "gland"))
     ann, ben, cleo = (np.array([pattern], dtype=np.int16) for pattern in ([0] * 8 + [1] * 8, [1] * 16, [1] * 16))
     counter.add(counter.encode(np.stack([ann, ben, cleo])))
-    found = replace(counter.consensus(), probabilities=np.array([[0.9, 0.1], [0.0, 1.0]]))
-    assert found.overruled() == [(8, "stroma by ann (consensus); gland by ben, cleo")]
-    assert replace(found, probabilities=np.array([[0.1, 0.9], [0.0, 1.0]])).overruled() == []
+    consensus = replace(counter.consensus(), probabilities=np.array([[0.9, 0.1], [0.0, 1.0]]))
+    assert consensus.overruled() == [(8, "stroma by ann (consensus); gland by ben, cleo")]
+    assert replace(consensus, probabilities=np.array([[0.1, 0.9], [0.0, 1.0]])).overruled() == []
     file, table = make([("a.png", "eve", "masks/b-ann.png")])
     merged = clipit.merge_masks(file, table)
     assert "WARNING: 1 mask file is given for several tiles or annotators" in " ".join(merged.record["notes"])
@@ -236,7 +242,7 @@ def test_labels_that_the_consensus_overrules_and_repeated_mask_files_are_listed(
     assert [part["overruled"] for part in merged.record["parts"]] == [[], []]
 
 
-def test_a_mask_file_of_several_tiles_is_noted(make: Make, tmp_path: Path) -> None:
+def test_a_mask_file_used_for_several_tiles_is_noted(make: Make, tmp_path: Path) -> None:
     rows = ["path,mask", "a.png,../masks/a-ann.png", "b.png,../masks/a-ann.png", "c/d.png,../masks/c_d-ann.png"]
     (tmp_path / "tiles.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     config = make()[0].run.tiles

@@ -1,4 +1,4 @@
-"""Leaks in a whole job: training stops, leaves out or says; the command lists; what is clean stays as it was."""
+"""Leaks in a whole job: each policy's effect on training, the report of the command, and unchanged clean data."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ Leaky = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def leaky(world: dict[str, Any], tmp_path: Path) -> Leaky:
-    """Keys of the small world with a leak of each kind put in, in a folder of the test's own."""
+    """Return a function that copies the small world with one leak of each kind and gives its keys."""
 
     def make(groups: bool = True, pixels: bool = True, reports: bool = True) -> dict[str, Any]:
         source = Path(world["tiles"]["path"])
@@ -61,40 +61,40 @@ def leaky(world: dict[str, Any], tmp_path: Path) -> Leaky:
     return make
 
 
-def workspace(config: RunConfig) -> tuple[Workspace, list[str]]:
-    said = capture_log()
-    return Workspace(config), said
+def open_workspace(config: RunConfig) -> tuple[Workspace, list[str]]:
+    log_lines = capture_log()
+    return Workspace(config), log_lines
 
 
-def test_tiles_of_a_test_patient_stop_the_training(configure: MakeConfig, leaky: Leaky) -> None:
-    made, _ = workspace(configure(leaky()))
+def test_tiles_of_a_test_patient_stop_training(configure: MakeConfig, leaky: Leaky) -> None:
+    workspace, _ = open_workspace(configure(leaky()))
     with pytest.raises(
         DataError, match=r"2 train tiles of a patient (?s:.*)1 group: test-0(?s:.*)leaks\.policy=exclude"
     ):
-        made.tiles(0)
+        workspace.tiles(0)
 
 
-def test_reports_of_test_patients_stop_the_training(configure: MakeConfig, leaky: Leaky) -> None:
-    made, _ = workspace(configure(leaky(groups=False)))
+def test_reports_of_test_patients_stop_training(configure: MakeConfig, leaky: Leaky) -> None:
+    workspace, _ = open_workspace(configure(leaky(groups=False)))
     with pytest.raises(DataError, match=r"2 reports of patients with validation or test tiles \(r3, r4"):
-        made.reports  # noqa: B018
+        workspace.reports  # noqa: B018
 
 
 @pytest.mark.parametrize(("pixels", "stopped"), [("off", False), (None, True), ("exact", True), ("near", True)])
-def test_copies_stop_the_training_unless_nobody_shall_look(
+def test_copies_stop_training_unless_the_search_is_disabled(
     configure: MakeConfig, leaky: Leaky, pixels: str | None, stopped: bool
 ) -> None:
     keys = leaky(groups=False) | ({} if pixels is None else {"leaks.pixels": pixels})
-    made, _ = workspace(configure(keys))
+    workspace, _ = open_workspace(configure(keys))
     if not stopped:
-        assert len(made.tiles(0)) == 120
+        assert len(workspace.tiles(0)) == 120
         return
     with pytest.raises(DataError, match=r"1 train tile with the same pixels .*images/train-005\.png"):
-        made.tiles(0)
+        workspace.tiles(0)
 
 
 @pytest.mark.parametrize("job", ["train", "compare", "tune"])
-def test_a_planted_copy_stops_every_job(configure_file: MakeFile, leaky: Leaky, job: str, tmp_path: Path) -> None:
+def test_a_copied_test_tile_stops_every_job(configure_file: MakeFile, leaky: Leaky, job: str, tmp_path: Path) -> None:
     from clipit.comparison.compare import compare
     from clipit.comparison.tune import tune
     from clipit.runs.train import train_run
@@ -110,7 +110,7 @@ def test_a_planted_copy_stops_every_job(configure_file: MakeFile, leaky: Leaky, 
     assert not list((tmp_path / "out").rglob("classifier"))
 
 
-def test_what_is_known_of_patients_is_said(configure: MakeConfig, tmp_path: Path) -> None:
+def test_missing_patients_of_published_sets_are_reported(configure: MakeConfig, tmp_path: Path) -> None:
     for split in ("train", "test"):
         for number, name in enumerate(("NC", "G3", "G4", "G5") * 4):
             file = tmp_path / "set" / split / name / f"{split}{number}_Block_Region_1.jpg"
@@ -118,86 +118,92 @@ def test_what_is_known_of_patients_is_said(configure: MakeConfig, tmp_path: Path
             pixels = np.random.default_rng([number, split == "test"]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(file)
     keys = {"tiles.source": "sicapv2", "tiles.path": str(tmp_path / "set"), "tiles.images": None}
-    said = capture_log()
+    log_lines = capture_log()
     check_leaks(configure(keys, output=str(tmp_path / "out")), "exact")
-    assert "not checked: patients: SICAPv2 names only the slide of a tile, which is used as its group" in said[-1]
+    assert "not checked: patients: SICAPv2 names only the slide of a tile, which is used as its group" in log_lines[-1]
 
 
-def test_digests_alone_are_those_of_the_perceptual_hashes(configure: MakeConfig, tmp_path: Path) -> None:
+def test_digests_equal_those_of_the_perceptual_hashes(configure: MakeConfig, tmp_path: Path) -> None:
     tiles = read_tiles(configure().tiles)
-    alone = tile_digests(tmp_path / "a", tiles)
-    assert alone.any(axis=1).all() and (alone == tile_hashes(tmp_path / "b", tiles).digests).all()
+    digests = tile_digests(tmp_path / "a", tiles)
+    assert digests.any(axis=1).all() and (digests == tile_hashes(tmp_path / "b", tiles).digests).all()
     assert tile_digests(tmp_path / "a", tiles.select([])).shape == (0, 16)
 
 
-def test_copies_are_looked_for_once_per_data_set(
+def test_copies_are_searched_once_per_data_set(
     configure: MakeConfig, leaky: Leaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = leaky(groups=False, pixels=False)
-    assert len(workspace(configure(keys))[0].tiles(0)) == 120
+    assert len(open_workspace(configure(keys))[0].tiles(0)) == 120
 
     def again(self: TileSet, index: int) -> None:
         raise AssertionError(index)
 
     monkeypatch.setattr(TileSet, "read", again)
-    assert len(workspace(configure(keys, seed=1))[0].tiles(1)) == 120
+    assert len(open_workspace(configure(keys, seed=1))[0].tiles(1)) == 120
 
 
 def test_excluded_tiles_and_reports_are_counted_and_listed(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
     keys = leaky()
-    made, said = workspace(configure(keys, **{"leaks.policy": "exclude", "leaks.pixels": "exact"}))
-    tiles, reports = made.tiles(0), made.reports
-    everything = read_tiles(made.config.tiles, check=False)
-    out = {"images/train-000.png", "images/train-001.png", "images/train-005.png"}
-    assert set(everything.ids.tolist()) - set(tiles.ids.tolist()) == out
+    workspace, log_lines = open_workspace(configure(keys, **{"leaks.policy": "exclude", "leaks.pixels": "exact"}))
+    tiles, reports = workspace.tiles(0), workspace.reports
+    all_tiles = read_tiles(workspace.config.tiles, check=False)
+    excluded = {"images/train-000.png", "images/train-001.png", "images/train-005.png"}
+    assert set(all_tiles.ids.tolist()) - set(tiles.ids.tolist()) == excluded
     assert {split: int((tiles.splits == split).sum()) for split in ("train", "validation", "test")} == {
         "train": 69, "validation": 24, "test": 24,
     }  # fmt: skip
-    assert tiles.fingerprint != everything.fingerprint
+    assert tiles.fingerprint != all_tiles.fingerprint
     assert len(reports.reports) == 58 and not {"r3", "r4"} & {report.report_id for report in reports.reports}
     listed = json.loads((tmp_path / "out" / "leaks" / "small" / "tiles.json").read_text())
-    assert {leak["id"] for leak in listed["leaks"]} == out
-    assert any("dropped: 2 train tiles" in line for line in said) and any("dropped: 2 reports" in line for line in said)
+    assert {leak["id"] for leak in listed["leaks"]} == excluded
+    assert any("dropped: 2 train tiles" in line for line in log_lines) and any(
+        "dropped: 2 reports" in line for line in log_lines
+    )
     assert any("dropped" in note for note in tiles.notes) and any("dropped" in line for line in reports.problems)
-    sources = pq.read_table(made.snippets.file("snippet_sources.parquet")).column("report_id").to_pylist()
+    sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet")).column("report_id").to_pylist()
     assert "r2" in sources and "r3" not in sources
 
 
 @pytest.mark.parametrize("policy", ["note", "off"])
-def test_nothing_changes_when_leaks_are_kept(configure: MakeConfig, leaky: Leaky, policy: str) -> None:
-    made, said = workspace(configure(leaky(), **{"leaks.policy": policy}))
-    assert len(made.tiles(0)) == 120 and len(made.reports.reports) == 60
-    assert len([line for line in said if line.startswith("leaks, kept on request")]) == (2 if policy == "note" else 0)
+def test_kept_leaks_change_no_data(configure: MakeConfig, leaky: Leaky, policy: str) -> None:
+    workspace, log_lines = open_workspace(configure(leaky(), **{"leaks.policy": policy}))
+    assert len(workspace.tiles(0)) == 120 and len(workspace.reports.reports) == 60
+    assert len([line for line in log_lines if line.startswith("leaks, kept on request")]) == (
+        2 if policy == "note" else 0
+    )
 
 
 def test_clean_data_have_the_same_artefacts_under_every_policy(configure: MakeConfig) -> None:
-    found = set()
+    artefacts = set()
     for policy in ("error", "exclude", "note", "off"):
-        made, said = workspace(configure(**{"leaks.policy": policy}))
-        found.add((made.tiles(0).fingerprint, made.reports.fingerprint, str(made.pairs.artifact.folder)))
-        assert not any("leak" in line for line in said)
-    assert len(found) == 1
+        workspace, log_lines = open_workspace(configure(**{"leaks.policy": policy}))
+        artefacts.add(
+            (workspace.tiles(0).fingerprint, workspace.reports.fingerprint, str(workspace.pairs.artifact.folder))
+        )
+        assert not any("leak" in line for line in log_lines)
+    assert len(artefacts) == 1
 
 
-def test_arms_with_other_policies_do_not_share_tiles(configure: MakeConfig, leaky: Leaky) -> None:
+def test_arms_with_different_policies_do_not_share_tiles(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky()
-    made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
-    other = made.for_config(configure(keys, **{"leaks.policy": "off"}))
-    assert (len(made.tiles(0)), len(other.tiles(0))) == (117, 120)
+    workspace, _ = open_workspace(configure(keys, **{"leaks.policy": "exclude"}))
+    other = workspace.for_config(configure(keys, **{"leaks.policy": "off"}))
+    assert (len(workspace.tiles(0)), len(other.tiles(0))) == (117, 120)
 
 
-def test_arms_with_other_labels_share_what_was_found(configure: MakeConfig, leaky: Leaky) -> None:
+def test_arms_with_different_labels_share_the_leaks(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky() | {"leaks.policy": "exclude"}
-    made, said = workspace(configure(keys, **{"tiles.labels": {"kind": "per_class", "value": 5}}))
-    assert made.tiles(0) and made.reports
-    for own in ({}, {"pairing.reports": "own_then_any"}):
-        other = made.for_config(configure(keys, **{"tiles.labels": {"kind": "none"}}, **own))
+    workspace, log_lines = open_workspace(configure(keys, **{"tiles.labels": {"kind": "per_class", "value": 5}}))
+    assert workspace.tiles(0) and workspace.reports
+    for pairing in ({}, {"pairing.reports": "own_then_any"}):
+        other = workspace.for_config(configure(keys, **{"tiles.labels": {"kind": "none"}}, **pairing))
         assert len(other.tiles(0)) == 117 and len(other.reports.reports) == 58
         assert not (other.tiles(0).of_split("train").labels >= 0).any()
-    assert len([line for line in said if line.startswith("leaks, dropped")]) == 2
+    assert len([line for line in log_lines if line.startswith("leaks, dropped")]) == 2
 
 
-def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:
+def test_a_split_with_only_leaks_is_an_error(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky()
     table = Path(keys["tiles.path"])
     table.write_text(
@@ -205,35 +211,35 @@ def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:
             "split,one", "split,group"
         )
     )
-    made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
+    workspace, _ = open_workspace(configure(keys, **{"leaks.policy": "exclude"}))
     with pytest.raises(DataError, match=r"dropping leaks leaves no tiles in train, validation(?s:.*)by patient"):
-        made.tiles(0)
+        workspace.tiles(0)
 
 
-def test_only_the_patients_reports_are_left(configure: MakeConfig, leaky: Leaky) -> None:
+def test_dropping_all_reports_is_an_error(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky(groups=False)
     path = Path(keys["reports.path"])
     path.write_text(path.read_text().splitlines()[3] + "\n")
-    made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
+    workspace, _ = open_workspace(configure(keys, **{"leaks.policy": "exclude"}))
     with pytest.raises(DataError, match=r"no reports remain(?s:.*)reports\.jsonl"):
-        made.reports  # noqa: B018
+        workspace.reports  # noqa: B018
 
 
-def test_reports_that_name_nobody_need_no_tiles(configure: MakeConfig, tmp_path: Path) -> None:
-    made, _ = workspace(configure(**{"tiles.path": str(tmp_path / "nowhere.csv")}))
-    assert len(made.reports.reports) == 60
+def test_reports_without_patients_need_no_tiles(configure: MakeConfig, tmp_path: Path) -> None:
+    workspace, _ = open_workspace(configure(**{"tiles.path": str(tmp_path / "nowhere.csv")}))
+    assert len(workspace.reports.reports) == 60
     with pytest.raises(DataError, match="nowhere"):
-        made.tiles(0)
+        workspace.tiles(0)
 
 
-def test_hashes_are_made_once_and_go_on_after_a_kill(
+def test_hashes_are_cached_and_resume_after_a_kill(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import clipit.workspace.tile_hashes as module
 
     tiles = read_tiles(configure().tiles)
-    whole = tile_hashes(tmp_path / "a", tiles)
-    original, left = module._hash_table, 2
+    expected = tile_hashes(tmp_path / "a", tiles)
+    original, left = module._fingerprint_table, 2
 
     def dying(*arguments: Any) -> Any:
         nonlocal left
@@ -246,59 +252,62 @@ def test_hashes_are_made_once_and_go_on_after_a_kill(
     monkeypatch.setattr(module, "_hash_table", dying)
     with pytest.raises(KeyboardInterrupt):
         tile_hashes(tmp_path / "b", tiles)
-    left = 1  # of three blocks two are there
-    again = tile_hashes(tmp_path / "b", tiles)
+    left = 1  # two of the three blocks exist
+    resumed = tile_hashes(tmp_path / "b", tiles)
     left = 0
-    opened = tile_hashes(tmp_path / "b", tiles)
-    assert list((tmp_path / "b").glob("*/prints.parquet"))  # the name that artefacts of earlier versions have
-    for hashes in (again, opened):
-        assert np.array_equal(hashes.hashes, whole.hashes) and np.array_equal(hashes.digests, whole.digests)
-        assert np.array_equal(hashes.thumbnails, whole.thumbnails)
+    cached = tile_hashes(tmp_path / "b", tiles)
+    for prints in (resumed, cached):
+        assert np.array_equal(prints.hashes, expected.hashes) and np.array_equal(prints.digests, expected.digests)
+        assert np.array_equal(prints.thumbnails, expected.thumbnails)
 
 
-def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
-    said = capture_log()
+def test_the_command_lists_every_kind_of_leak(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
+    log_lines = capture_log()
     path, leaking, compared, _ = check_leaks(configure(leaky()), "exact")
-    found = json.loads(path.read_text())
+    result = json.loads(path.read_text())
     assert leaking == 5 and compared
-    assert found["checked"][0].startswith("patients or slides of ") and "identical images among" in found["checked"][1]
-    assert found["leaks"] == {"group": 2, "exact": 1, "report": 2}
-    assert found["thresholds"] == {"pixels": "exact", "distance": 7, "similarity": 0.9, "spread": 6.0}
-    assert found["not_checked"] == ["near-duplicates: leaks.pixels is exact"]
+    assert (
+        result["checked"][0].startswith("patients or slides of ") and "identical images among" in result["checked"][1]
+    )
+    assert result["leaks"] == {"group": 2, "exact": 1, "report": 2}
+    assert result["thresholds"] == {"pixels": "exact", "distance": 7, "similarity": 0.9, "spread": 6.0}
+    assert result["not_checked"] == ["near-duplicates: leaks.pixels is exact"]
     table = pq.read_table(path.with_suffix(".parquet"))
-    assert table.to_pylist() == found["found"]
-    assert "| exact  | train   | test" in said[-1]
-    lines = [[cell.strip() for cell in line.split("|")] for line in said[-1].splitlines() if line.startswith("| ")]
+    assert table.to_pylist() == result["found"]
+    assert "| exact  | train   | test" in log_lines[-1]
+    lines = [[cell.strip() for cell in line.split("|")] for line in log_lines[-1].splitlines() if line.startswith("| ")]
     cells = {line[1]: line[4:6] for line in lines}
     groups = Counter(row["group"] for row in csv.DictReader((tmp_path / "tiles.csv").read_text().splitlines()))
-    assert cells["group"] == ["2", str(groups["test-0"] - 2)], "all test tiles of the patient, not only the one listed"
+    assert cells["group"] == ["2", str(groups["test-0"] - 2)], "all test tiles of the patient are counted"
 
 
-def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(configure: MakeConfig) -> None:
+def test_patients_in_both_published_splits_of_glas_are_named(configure: MakeConfig) -> None:
     glas = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "glas_half"
     if not glas.is_dir():
-        pytest.skip("CLIPIT_TEST_DATA is not set: no real masks to test with")
+        pytest.skip("CLIPIT_TEST_DATA is not set")
     with (glas / "glas.csv").open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    both = {row["group"] for row in rows if row["split"] == "train"} & {
+    shared = {row["group"] for row in rows if row["split"] == "train"} & {
         row["group"] for row in rows if row["split"] != "train"
     }
     splits = {"train": "train", "test": ["testA", "testB"]}
     keys = {"tiles.path": f"{glas}/glas.csv", "tiles.images": f"{glas}/glas_half.zip", "tiles.splits": splits}
-    said = capture_log()
+    log_lines = capture_log()
     path, leaking, *_ = check_leaks(configure(keys, reports=None, prompts=None), "off")
-    named = [line.partition("): ")[2] for line in said[-1].splitlines() if line.startswith("patients or slides in")]
-    assert {name for names in named for name in names.split(", ")} == both
-    assert len(both) == 8 and {row["group"] for row in json.loads(path.read_text())["found"]} == both
+    named = [
+        line.partition("): ")[2] for line in log_lines[-1].splitlines() if line.startswith("patients or slides in")
+    ]
+    assert {name for names in named for name in names.split(", ")} == shared
+    assert len(shared) == 8 and {row["group"] for row in json.loads(path.read_text())["found"]} == shared
     assert leaking > 50
 
 
-def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
-    said = capture_log()
+def test_the_command_lists_what_it_cannot_check(configure: MakeConfig) -> None:
+    log_lines = capture_log()
     _, leaking, compared, _ = check_leaks(configure(), "off", ["elsewhere"])
-    assert leaking == 0 and compared and "no leaks found" in said[-1]
-    assert "not checked: patients of 60 of 60 reports" in said[-1]
-    assert "not checked: comparison.shifted: elsewhere" in said[-1]
+    assert leaking == 0 and compared and "no leaks found" in log_lines[-1]
+    assert "not checked: patients of 60 of 60 reports" in log_lines[-1]
+    assert "not checked: comparison.shifted: elsewhere" in log_lines[-1]
 
 
 @pytest.mark.parametrize(("spread", "similar"), [(0, True), (120, False)])
@@ -306,15 +315,15 @@ def test_nearly_empty_tiles_are_not_counted_as_compared(
     configure: MakeConfig, leaky: Leaky, spread: float, similar: bool
 ) -> None:
     path, _, _, compared = check_leaks(configure(leaky() | {"leaks.spread": spread}), "near")
-    found = json.loads(path.read_text())
+    result = json.loads(path.read_text())
     assert compared == similar
-    assert any(line.startswith("identical images among") for line in found["checked"])
-    assert any(line.startswith("near-duplicates among") for line in found["checked"]) == similar
-    assert any(line.startswith("near-duplicates among") for line in found["not_checked"]) != similar
+    assert any(line.startswith("identical images among") for line in result["checked"])
+    assert any(line.startswith("near-duplicates among") for line in result["checked"]) == similar
+    assert any(line.startswith("near-duplicates among") for line in result["not_checked"]) != similar
 
 
-def test_tiles_of_a_single_colour_are_no_silent_success(tmp_path: Path) -> None:
-    """No two of them are compared, since all of them would match."""
+def test_tiles_of_a_single_colour_are_reported_as_not_compared(tmp_path: Path) -> None:
+    """They would all match each other, so none are compared."""
     path = tmp_path / "plain.csv"
     rows = ["path,label,split,group"]
     for number in range(12):
@@ -324,14 +333,14 @@ def test_tiles_of_a_single_colour_are_no_silent_success(tmp_path: Path) -> None:
     tiles = {"source": "table", "path": str(path)}
     config = RunConfig.model_validate({"tiles": tiles, "output": str(tmp_path / "out"), "arm": "image_only"})
     for pixels, complete in (("near", False), ("exact", False), ("off", True)):
-        found = check_leaks(config, pixels)
-        assert (found.leaking, found.compared_patients, found.compared_images) == (0, True, complete)
-        record = json.loads(found.path.read_text())
+        check = check_leaks(config, pixels)
+        assert (check.leaking, check.compared_patients, check.compared_images) == (0, True, complete)
+        record = json.loads(check.path.read_text())
         assert not any("images" in line for line in record["checked"])
         assert any("12 tiles of a single colour" in line for line in record["not_checked"]) != complete
 
 
-def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky: Leaky) -> None:
+def test_tiles_without_groups_are_reported_as_not_compared(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky(groups=False, pixels=False, reports=False)
     path = Path(keys["tiles.path"])
     with path.open(encoding="utf-8", newline="") as stream:
@@ -340,17 +349,19 @@ def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    said = capture_log()
+    log_lines = capture_log()
     _, leaking, compared, _ = check_leaks(configure(keys), "off")
     assert (leaking, compared) == (0, False)
-    assert "\nchecked: nothing" in said[-1], "neither patients nor images were compared"
-    (line,) = [line for line in said[-1].splitlines() if line.startswith("not checked: patients and slides")]
+    assert "\nchecked: nothing" in log_lines[-1], "neither patients nor images can be compared"
+    (line,) = [line for line in log_lines[-1].splitlines() if line.startswith("not checked: patients and slides")]
     assert "tiles: not named in the data; name the patient or slide of each tile in a `group` column" in line
-    assert "fewer than two splits" not in said[-1] and "not checked: patients of" not in said[-1], "said once"
+    assert "fewer than two splits" not in log_lines[-1] and "not checked: patients of" not in log_lines[-1], (
+        "each reason is given once"
+    )
 
 
 @pytest.mark.slow
-def test_the_script_ends_with_1_when_there_are_leaks(write_config: Callable[..., Path], leaky: Leaky) -> None:
-    done = run_program(ROOT / "scripts/check_leaks.py", "--config", write_config(leaky(groups=False, reports=False)))
-    assert done.returncode == 1, done.stderr
-    assert "1 tile or report leaks" in done.stdout
+def test_the_script_exits_with_1_if_there_are_leaks(write_config: Callable[..., Path], leaky: Leaky) -> None:
+    result = run_program(ROOT / "scripts/check_leaks.py", "--config", write_config(leaky(groups=False, reports=False)))
+    assert result.returncode == 1, result.stderr
+    assert "1 tile or report leaks" in result.stdout

@@ -1,4 +1,4 @@
-"""Checks that come before a model is loaded, an image decoded or a text embedded."""
+"""Input checks that run before loading models, decoding images and embedding texts."""
 
 import os
 from collections.abc import Callable
@@ -27,8 +27,8 @@ COMMANDS = ("train", "evaluate", "compare", "tune", "probe", "prompts study", "r
 
 
 @pytest.fixture
-def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail as soon as a model is loaded, or images are hashed."""
+def forbid_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a model is loaded or images are hashed."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("too early")
@@ -42,7 +42,7 @@ def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_command(configure_file: MakeFile, tmp_path: Path) -> Callable[..., None]:
-    """Run a command of the package with changed keys, in an output folder of its own."""
+    """Return a function that runs a command with changed keys in a separate output folder."""
 
     def run(command: str, **keys: Any) -> None:
         file = configure_file({"output": tmp_path / "out", "arm": "clip_it_all", **keys})
@@ -61,9 +61,9 @@ def run_command(configure_file: MakeFile, tmp_path: Path) -> Callable[..., None]
     return run
 
 
-@pytest.mark.usefixtures("nothing_heavy")
+@pytest.mark.usefixtures("forbid_heavy_work")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_checks_its_input_before_anything_heavy(
+def test_every_command_validates_its_input_before_heavy_work(
     command: str, run_command: Callable[..., None], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="without prompts: gland"):
@@ -79,14 +79,14 @@ def test_every_command_checks_its_input_before_anything_heavy(
         run_command(command, output=tmp_path / "file")
 
 
-@pytest.mark.usefixtures("nothing_heavy")
+@pytest.mark.usefixtures("forbid_heavy_work")
 @pytest.mark.parametrize("command", ["train", "evaluate", "compare", "tune", "probe"])
-def test_the_name_of_the_backbone_is_checked_early(command: str, run_command: Callable[..., None]) -> None:
+def test_the_backbone_name_is_validated_before_heavy_work(command: str, run_command: Callable[..., None]) -> None:
     with pytest.raises(ModelError, match="unknown backbone"):
         run_command(command, **{"backbone.name": "vit_tiny_patch17"})
 
 
-@pytest.mark.usefixtures("nothing_heavy")
+@pytest.mark.usefixtures("forbid_heavy_work")
 def test_independent_problems_are_reported_together(configure: MakeConfig) -> None:
     models = {"vlm.name": "plipp", "backbone.name": "resnet5"}
     for keys, parts in (
@@ -98,44 +98,44 @@ def test_independent_problems_are_reported_together(configure: MakeConfig) -> No
     ):
         with pytest.raises(ClipitError) as caught:
             check_inputs(Workspace(configure(keys)), ["vlm", "backbone"], reports=True)
-        told = str(caught.value)
-        assert told.startswith("2 problems:") and all(part in told for part in parts)
+        message = str(caught.value)
+        assert message.startswith("2 problems:") and all(part in message for part in parts)
     with pytest.raises(ConfigError, match="needs reports"):
         check_inputs(Workspace(configure(reports=None)), reports=True)
 
 
-def test_further_classes_of_a_prompt_set_are_noted_and_left_out(
+def test_additional_classes_of_a_prompt_set_are_noted_and_ignored(
     configure: MakeConfig, world: dict[str, Any], tmp_path: Path
 ) -> None:
     prompts = yaml.safe_load(Path(world["prompts"]).read_text(encoding="utf-8"))
     more = {"adipose": ["adipose tissue"], **prompts["classes"], "mucin": ["mucin"]}
     path = tmp_path / "more.yaml"
     path.write_text(yaml.safe_dump({**prompts, "classes": more}, sort_keys=False), encoding="utf-8")
-    said = capture_log()
+    log_lines = capture_log()
     wide, narrow = Workspace(configure(prompts=str(path))), Workspace(configure())
     check_inputs(wide, ["vlm"])
     check_inputs(wide, ["vlm"])
-    assert [line for line in said if "ignoring classes" in line] == [
+    assert [line for line in log_lines if "ignoring classes" in line] == [
         "note: ignoring classes of the prompt set small that no tile has: adipose, mucin"
     ]
-    ours, theirs = wide.class_embeddings(), narrow.class_embeddings()
-    assert ours is not None and theirs is not None and (ours == theirs).all()
+    actual, expected = wide.class_embeddings(), narrow.class_embeddings()
+    assert actual is not None and expected is not None and (actual == expected).all()
 
 
-def test_the_overview_comes_once_and_before_the_images(configure: MakeConfig, tmp_path: Path) -> None:
+def test_the_overview_is_logged_once_before_images_are_read(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure({"output": tmp_path, "tiles.unreadable": "quarantine"})
-    said = capture_log()
+    log_lines = capture_log()
     workspace = Workspace(config)
     check_inputs(workspace)
-    told = [line for line in said if line.startswith("tiles: table")]
-    assert len(told) == 1 and "120 tiles, 3 classes: gland 40, stroma 40, tumour 40" in told[0]
-    assert "labels used: 4 of each class" in told[0]
+    overviews = [line for line in log_lines if line.startswith("tiles: table")]
+    assert len(overviews) == 1 and "120 tiles, 3 classes: gland 40, stroma 40, tumour 40" in overviews[0]
+    assert "labels used: 4 of each class" in overviews[0]
     assert not tmp_path.joinpath("artefacts").exists()
     _ = workspace.tiles(0), workspace.for_config(config.model_copy(update={"seed": 1})).tiles(1)
     unlabelled = config.tiles.labels.model_copy(update={"kind": "none"})
-    blind = config.model_copy(update={"tiles": config.tiles.model_copy(update={"labels": unlabelled})})
-    _ = workspace.for_config(blind).all_tiles
-    assert sum(line.startswith("tiles: table") for line in said) == 1
+    unlabelled_config = config.model_copy(update={"tiles": config.tiles.model_copy(update={"labels": unlabelled})})
+    _ = workspace.for_config(unlabelled_config).all_tiles
+    assert sum(line.startswith("tiles: table") for line in log_lines) == 1
 
 
 def test_output_folders_are_checked_without_creating_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +145,12 @@ def test_output_folders_are_checked_without_creating_them(tmp_path: Path, monkey
     with pytest.raises(ArtifactError, match=r"no permission .*folder, in which the output folder .* would be created"):
         check_output(tmp_path / "new" / "folder")
     with pytest.raises(ArtifactError, match=r"no permission to write to this folder\n"):
-        check_output(tmp_path)  # an empty folder, which is not created again
+        check_output(tmp_path)  # an empty folder needs to be written to
     (tmp_path / "run").mkdir()
-    check_output(tmp_path)  # it may hold finished runs, which can be read
+    check_output(tmp_path)  # the folder may contain finished runs, which only need to be read
 
 
-def test_an_index_needs_no_tiles(
+def test_building_an_index_needs_no_tiles(
     world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {name: world[name] for name in ("name", "reports", "vlm")}
@@ -162,11 +162,11 @@ def test_an_index_needs_no_tiles(
     assert "distinct snippets in the index" in first and "without tiles" in first
     assert first.count("reports read") == first.count("reports:") or "with text" in first
     index_command.main()
-    again = capsys.readouterr().out
-    assert "distinct snippets in the index" in again and "with text" in again, "the summary is printed again"
+    second = capsys.readouterr().out
+    assert "distinct snippets in the index" in second and "with text" in second, "the summary is printed again"
 
 
-def test_studies_of_zero_shot_build_no_index_unless_centred(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_zero_shot_studies_build_no_index_unless_centred(configure_file: MakeFile, tmp_path: Path) -> None:
     keys = {"output": tmp_path, "probing.probes": [], "probing.shots": [], "probing.shares": []}
     keys |= {
         "prompt_study.draws": 2,

@@ -1,4 +1,4 @@
-"""Labels of a corpus of reports: what is counted, compared, left out, sampled and written."""
+"""Labels of a corpus of reports: counts, comparisons, dropped reports, samples and written files."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write_files(tmp_path: Path) -> Write:
-    """A corpus of 60 reports with labels, and a configuration without tiles; additional keys may be changed."""
+    """Return a function that writes 60 labelled reports and a configuration without tiles, with changed keys."""
 
     def write(**changes: Any) -> Path:
         with (tmp_path / "reports.jsonl").open("w", encoding="utf-8") as stream:
@@ -78,7 +78,7 @@ def label(path: Path, **options: Any) -> CorpusLabels:
     return label_corpus(config, tiles=tiles, **options)
 
 
-def test_the_classes_given_by_the_rules_are_counted_and_compared_with_the_labels(write_files: Write) -> None:
+def test_classes_from_rules_are_counted_and_compared_with_the_labels(write_files: Write) -> None:
     labels = label(write_files())
     assert [label.class_name for label in labels.by_rules[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
     assert [label.uncertain_only for label in labels.by_rules[:6]] == [False] * 4 + [True, False]
@@ -88,11 +88,11 @@ def test_the_classes_given_by_the_rules_are_counted_and_compared_with_the_labels
     assert rules.counts.tolist() == [[10, 0, 0, 10], [0, 20, 10, 0]]
     assert rules.scores["accuracy"] == pytest.approx(0.6)
     assert rules.scores["covered_accuracy"] == 1
-    assert text.scores["accuracy"] == 1  # each text has one label
+    assert text.scores["accuracy"] == 1  # each text has a single label
     assert text.groups == rules.groups == 30
 
 
-def test_the_configuration_needs_no_tiles_but_reports_and_rules_or_labels(write_files: Write) -> None:
+def test_the_configuration_needs_reports_and_rules_or_labels_but_no_tiles(write_files: Write) -> None:
     config, tiles, _ = read_reports_command("", ["--config", str(write_files())])
     assert not tiles
     with pytest.raises(ConfigError, match="needs rules, report labels or"):
@@ -117,7 +117,7 @@ def test_without_labels_only_the_rules_are_shown(write_files: Write) -> None:
     assert measure_labels(labels) == []
 
 
-def test_labels_that_are_no_class_are_refused_if_there_is_no_other(write_files: Write) -> None:
+def test_report_labels_without_any_class_are_refused(write_files: Write) -> None:
     with pytest.raises(DataError, match="labels: instable, not done, stable; classes: MSI-H, MSS"):
         label(write_files(own_report__class_map=None))
 
@@ -128,9 +128,7 @@ def test_a_classifier_that_cannot_be_fitted_is_noted(write_files: Write) -> None
     assert any(note.startswith("text classifier not fitted: a text classifier needs") for note in labels.notes)
 
 
-def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
-    write_files: Write, tmp_path: Path
-) -> None:
+def test_unused_classes_and_ambiguous_phrases_are_noted(write_files: Write, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(
         "name: x\nclasses: {high: [MSI-H], any: ['/MSI-H|MSI-L/'], low: [MSI-L], never: [zebra]}\n", encoding="utf-8"
@@ -142,7 +140,7 @@ def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
     assert "the rules assign the class never to no report" in labels.notes
 
 
-def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tmp_path: Path) -> None:
+def test_reports_of_patients_with_test_tiles_are_dropped(write_files: Write, tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{split}.png")
     table = tmp_path / "tiles.csv"
@@ -189,7 +187,7 @@ def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(
         label(write_files(own_report__features="vlm"))
 
 
-def test_the_sample_has_reports_of_every_class_and_depends_on_the_seed(write_files: Write) -> None:
+def test_the_sample_contains_every_class_and_depends_on_the_seed(write_files: Write) -> None:
     labels = label(write_files(), classifier=False)
     sample = sample_reports(labels, 3, seed=0)
     names = ["uncertain" if s.label.uncertain_only else s.label.class_name for s in sample]
@@ -199,10 +197,10 @@ def test_the_sample_has_reports_of_every_class_and_depends_on_the_seed(write_fil
     assert ids != [s.report_id for s in sample_reports(labels, 3, seed=1)]
 
 
-def test_a_report_without_a_phrase_is_shown_in_the_sections_that_the_rules_read(
+def test_reports_without_a_match_are_shown_with_the_sections_that_the_rules_read(
     write_files: Write, tmp_path: Path
 ) -> None:
-    """Else a missed statement at the end of a long report could not be seen on the page."""
+    """Otherwise the page would not show a missed statement at the end of a long report."""
     rules = tmp_path / "rules.yaml"
     rules.write_text("name: r\nsections: [diagnosis]\nclasses: {MSI-H: [MSI-H], MSS: [MSS]}\n", encoding="utf-8")
     path = write_files(own_report__rules=str(rules))
@@ -217,12 +215,14 @@ def test_a_report_without_a_phrase_is_shown_in_the_sections_that_the_rules_read(
     mss, a, b = sample_reports(labels, 3, seed=0)
     assert (mss.report_id, a.report_id, b.report_id) == ("c-P2", "a", "b")
     assert "Mismatch repair is deficient." in a.text and "nodule" not in a.text and b.text == ""
-    assert [sample.facts.get("patient") for sample in (mss, a, b)] == [None, "P1", None], "c-P2 names its patient"
+    assert [sample.facts.get("patient") for sample in (mss, a, b)] == [None, "P1", None], (
+        "the id c-P2 already names the patient"
+    )
     page = write_report_labels(config, labels).read_text(encoding="utf-8")
     assert "Mismatch repair is deficient." in page and "no text in the sections that are read" in page
 
 
-def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_reports(
+def test_written_files_highlight_matches_and_escape_markup_of_reports(
     write_files: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["report_labels.py", "--config", str(write_files()), "--per-answer", "2"])
@@ -259,7 +259,7 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
 
 @pytest.fixture
 def labelled_tiles(tmp_path: Path) -> dict[str, Any]:
-    """Tiles of the patients of reports, three each, two of which have the label of most; one patient is a test one."""
+    """Write three tiles per patient of the reports, two of which have the patient's majority label."""
     lines = ["path,label,split,group"]
     for patient in range(30):
         for number in range(3):
@@ -278,11 +278,11 @@ def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
     path = write_files(tiles=labelled_tiles)
     config, tiles, _ = read_reports_command("", ["--config", str(path)])
     labels = label_corpus(config, tiles=tiles, classifier=False)
-    # Reports 2 p and 2 p + 1 belong to patient p; most tiles of every third patient are MSI-H.
+    # Reports 2 p and 2 p + 1 belong to patient p, and most tiles of every third patient are MSI-H.
     expected = [int(number // 2 % 3 != 0) for number in range(56)]
     assert labels.tile_labels.tolist() == expected
-    own, with_tiles = measure_labels(labels)
-    assert own.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the tile labels"
+    with_labels, with_tiles = measure_labels(labels)
+    assert with_labels.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the tile labels"
     predictions = [label.class_name for label in labels.by_rules]
     right = np.mean([name == labels.classes[k] for name, k in zip(predictions, expected, strict=True)])
     assert with_tiles.scores["accuracy"] == pytest.approx(right)
@@ -290,17 +290,17 @@ def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
     leftover.parent.mkdir(parents=True)
     leftover.touch()
     page = write_report_labels(config, labels)
-    assert not leftover.exists(), "left by a killed process"
+    assert not leftover.exists(), "leftovers of a killed process are deleted"
     assert "Rules and the tile labels</h2>" in page.read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot draw -1 reports"):
         write_report_labels(config, labels, per_answer=-1)
 
 
-def test_without_rules_and_labels_of_reports_the_classifier_learns_from_the_tiles(
+def test_without_rules_and_report_labels_the_classifier_is_fitted_to_tile_labels(
     write_files: Write, labelled_tiles: dict[str, Any]
 ) -> None:
-    nothing = {"reports.label_column": None, "own_report.rules": None}
-    labels = label(write_files(tiles=labelled_tiles, **nothing, **{"own_report.class_map": None}))
+    no_sources = {"reports.label_column": None, "own_report.rules": None}
+    labels = label(write_files(tiles=labelled_tiles, **no_sources, **{"own_report.class_map": None}))
     assert labels.classes == ("MSI-H", "MSS") and not labels.by_rules and labels.probabilities is not None
     (agreement,) = measure_labels(labels)
     assert agreement.title == "Text classifier and the tile labels" and "fitted on these labels" in agreement.note
@@ -311,8 +311,8 @@ REPORTS, WORKBOOK = DATA / "tcga_prad_reports_denoised.zip", DATA / "tcga_prad_g
 COLON = DATA / "tcga_colon_reports_clipit.txt"
 
 
-@pytest.mark.skipif(not WORKBOOK.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
-def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_reports(tmp_path: Path) -> None:
+@pytest.mark.skipif(not WORKBOOK.is_file(), reason="CLIPIT_TEST_DATA is not set")
+def test_the_gleason_rules_agree_with_the_published_grades(tmp_path: Path) -> None:
     table = tmp_path / "grades.csv"
     write_grade_groups(WORKBOOK, table)
     values = {
@@ -326,17 +326,18 @@ def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_repor
     }
     (tmp_path / "prostate.yaml").write_text(yaml.safe_dump(nested(values)), encoding="utf-8")
     labels = label(tmp_path / "prostate.yaml", classifier=False)
-    held_out = sorted(set(labels.patients[labels.own >= 0].tolist()))[1::2]  # the rules were written on the others
-    own = np.where(np.isin(labels.patients, held_out), labels.own, -1)
+    # The rules were developed on the other half of the patients.
+    held_out = sorted(set(labels.patients[labels.own >= 0].tolist()))[1::2]
+    held_out_labels = np.where(np.isin(labels.patients, held_out), labels.own, -1)
     predictions = [label.class_name for label in labels.by_rules]
-    agreement = measure_agreement("held out", own, predictions, labels.classes, labels.patients)
+    agreement = measure_agreement("held out", held_out_labels, predictions, labels.classes, labels.patients)
     assert agreement.counts.sum() == 198
     assert (agreement.scores["macro_f1"] or 0) > 0.88
     assert (agreement.scores["covered_accuracy"] or 0) > 0.97
     assert (agreement.scores["coverage"] or 0) > 0.8
 
 
-@pytest.mark.skipif(not REPORTS.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+@pytest.mark.skipif(not REPORTS.is_file(), reason="CLIPIT_TEST_DATA is not set")
 def test_the_recipe_for_tcga_joins_tiles_and_real_reports_by_barcode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,13 +370,15 @@ def test_the_recipe_for_tcga_joins_tiles_and_real_reports_by_barcode(
     )
     run = resolve_arm(config.run.model_copy(update={"arm": "own_rules"}))
     workspace = Workspace(run)
-    found = own_report_labels(run, workspace, workspace.tiles(0))
-    account = found.facts["cases"]
-    assert (account["cases_with_report"], account["later_splits"], account["external"]) == (48, 32, 324)
-    assert 36 <= found.facts["labelled_cases"] == found.facts["unlabelled_tiles"] <= 46, "some state several grades"
+    labels = own_report_labels(run, workspace, workspace.tiles(0))
+    cases = labels.facts["cases"]
+    assert (cases["cases_with_report"], cases["later_splits"], cases["external"]) == (48, 32, 324)
+    assert 36 <= labels.facts["labelled_cases"] == labels.facts["unlabelled_tiles"] <= 46, (
+        "some reports state several grades"
+    )
 
 
-@pytest.mark.skipif(not COLON.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+@pytest.mark.skipif(not COLON.is_file(), reason="CLIPIT_TEST_DATA is not set")
 def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
     reports = read_reports(ReportsConfig(path=str(COLON))).reports
     rules = load_rules("msi")
@@ -384,7 +387,7 @@ def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
 
 
 def write_grade_groups(workbook: Path, table: Path) -> None:
-    """Write the ISUP grade group of each patient, as docs/results_own_reports.md does."""
+    """Write the ISUP grade group of each patient with the code in docs/results_own_reports.md."""
     recipe = (Path(__file__).parents[2] / "docs" / "results_own_reports.md").read_text(encoding="utf-8")
     code = next(block for block in re.findall(r"```python\n(.*?)```", recipe, flags=re.DOTALL) if "grades.csv" in block)
     code = code.replace('"tcga_prad_gleason_labels.xlsx"', repr(str(workbook))).replace(

@@ -17,7 +17,7 @@ from clipit.workspace.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def shards(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiles of the small world in shards, with their ids."""
+    """Write the tiles of the small world into shards, with their ids."""
     import webdataset as wds
 
     folder = tmp_path_factory.mktemp("shards")
@@ -33,40 +33,40 @@ def shards(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_pairs_and_leaks_of_a_streamed_set_are_those_of_its_files(
+def test_a_streamed_set_gives_the_same_pairs_and_leaks_as_its_files(
     configure: MakeConfig, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"tiles.source": "webdataset", "tiles.path": str(shards), "tiles.columns": {"id": "id"}}
     streamed = configure(**keys, **{"tiles.streaming": True, "output": str(tmp_path)})
-    own, other = Workspace(configure()), Workspace(streamed)
+    expected, actual = Workspace(configure()), Workspace(streamed)
     for name in ("ids", "truth", "splits", "groups"):
-        assert getattr(other.all_tiles, name).tolist() == getattr(own.all_tiles, name).tolist(), name
-    assert other.pairs.table.equals(own.pairs.table)
+        assert getattr(actual.all_tiles, name).tolist() == getattr(expected.all_tiles, name).tolist(), name
+    assert actual.pairs.table.equals(expected.pairs.table)
     assert check_leaks(streamed, "exact")[1] == check_leaks(configure(output=str(tmp_path / "own")), "exact")[1]
     fresh = streamed.model_copy(update={"output": tmp_path / "fresh"})
     assert [check.status for check in check_tiles("tiles", fresh.tiles, fresh)] == ["PASS"]
     assert not fresh.output.exists()
     stored = streamed.tiles.model_copy(update={"keep_pixels": 64, "keep_quality": 80})
     assert [check.status for check in check_tiles("tiles", stored, fresh)] == ["PASS"]
-    with monkeypatch.context() as patch:  # the index that is kept is used
-        patch.setattr(tar_index, "_index_shard", lambda *_: pytest.fail("shards are indexed again"))
+    with monkeypatch.context() as patch:  # the cached index is used
+        patch.setattr(tar_index, "_index_shard", lambda *_: pytest.fail("shards were indexed again"))
         (check,) = check_tiles("tiles", streamed.tiles, streamed)
         assert check.status == "PASS", check
 
 
-def test_the_kept_size_is_the_largest_input_of_the_models(configure: MakeConfig) -> None:
+def test_the_stored_size_is_the_largest_input_size_of_the_models(configure: MakeConfig) -> None:
     section = TilesConfig.model_validate({"source": "webdataset", "path": "x.tar", "streaming": True})
-    own = configure()
-    pixels = {input_pixels(own.vlm), input_pixels(own.backbone)}
-    vlm, backbone = Workspace(own).vlm, own.backbone
-    assert input_pixels(own.vlm) == vlm.preprocess.size
-    assert with_kept_size(section, own).keep_pixels == max(size for size in pixels if size is not None)
-    larger = own.model_copy(update={"backbone": backbone.model_copy(update={"pixels": 448})})
+    config = configure()
+    pixels = {input_pixels(config.vlm), input_pixels(config.backbone)}
+    vlm, backbone = Workspace(config).vlm, config.backbone
+    assert input_pixels(config.vlm) == vlm.preprocess.size
+    assert with_kept_size(section, config).keep_pixels == max(size for size in pixels if size is not None)
+    larger = config.model_copy(update={"backbone": backbone.model_copy(update={"pixels": 448})})
     assert with_kept_size(section, larger).keep_pixels == 448
     assert input_pixels(BackboneConfig(name="uni")) == 224
     assert input_pixels(BackboneConfig()) == input_pixels(VLMConfig()) == 64
-    unknown = own.model_copy(update={"vlm": VLMConfig(name="python:module:function")})
+    unknown = config.model_copy(update={"vlm": VLMConfig(name="python:module:function")})
     with pytest.raises(ConfigError, match="the input size of python:module:function is known only after loading"):
         with_kept_size(section, unknown)
-    kept = section.model_copy(update={"keep_pixels": 100})
-    assert with_kept_size(kept, unknown) == kept
+    explicit = section.model_copy(update={"keep_pixels": 100})
+    assert with_kept_size(explicit, unknown) == explicit

@@ -17,7 +17,7 @@ from clipit.workspace.workspace import Workspace
 MakeConfig = Callable[..., RunConfig]
 
 
-def test_the_summary_belongs_to_the_reports_that_were_read(configure: MakeConfig, tmp_path: Path) -> None:
+def test_the_snippet_summary_describes_the_configured_reports(configure: MakeConfig, tmp_path: Path) -> None:
     texts = ["Glands invade the muscularis.", "Margins are free of tumor."]
     (tmp_path / "first.jsonl").write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(texts)))
     (tmp_path / "second.jsonl").write_text((tmp_path / "first.jsonl").read_text() + '{"id": 2, "text": " "}\n')
@@ -40,7 +40,7 @@ def test_the_summary_belongs_to_the_reports_that_were_read(configure: MakeConfig
     assert "first.jsonl" not in summary
 
 
-def test_reports_that_cannot_be_read_fail_before_tiles_are_embedded(configure: MakeConfig, tmp_path: Path) -> None:
+def test_unreadable_reports_fail_before_tiles_are_embedded(configure: MakeConfig, tmp_path: Path) -> None:
     reports = tmp_path / "reports.jsonl"
     reports.write_bytes(b'{"id": "a", "text": "45 \xb5m of mucosa."}\n')
     workspace = Workspace(configure({"reports": {"path": str(reports)}, "output": str(tmp_path / "out")}))
@@ -49,7 +49,7 @@ def test_reports_that_cannot_be_read_fail_before_tiles_are_embedded(configure: M
     assert not list(tmp_path.glob("out/artefacts/tile_store*"))
 
 
-def test_a_flipped_bit_in_any_artefact_is_an_error_that_names_its_file(configure: MakeConfig, tmp_path: Path) -> None:
+def test_the_error_for_a_flipped_bit_in_an_artefact_names_the_file(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure({"output": str(tmp_path / "out")})
     first = Workspace(config)
 
@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_any_artefact_is_an_error_that_names_its_file(configure
         largest.write_bytes(content)
 
 
-def test_classes_about_as_many_as_tiles_are_noted(configure: MakeConfig, tmp_path: Path) -> None:
+def test_almost_as_many_classes_as_tiles_are_noted(configure: MakeConfig, tmp_path: Path) -> None:
     def workspace(tiles_per_class: int) -> Workspace:
         folder = tmp_path / str(tiles_per_class)
         for number in range(24 * tiles_per_class):
@@ -88,7 +88,7 @@ def test_classes_about_as_many_as_tiles_are_noted(configure: MakeConfig, tmp_pat
     assert not any("labelled tiles" in note for note in workspace(3).all_tiles.notes)
 
 
-def test_tiles_of_slides_are_embedded_hashed_and_paired_like_others(configure: MakeConfig, tmp_path: Path) -> None:
+def test_tiles_of_slides_are_embedded_and_paired(configure: MakeConfig, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for name, split in (("a", "train"), ("b", "validation"), ("c", "test")):
@@ -99,8 +99,8 @@ def test_tiles_of_slides_are_embedded_hashed_and_paired_like_others(configure: M
     slides = {"mpp": 1.0, "pixels": 32, "grids": str(tmp_path / "grids")}
     tiles = {"source": "slides", "path": str(tmp_path / "slides.csv"), "images": None, "slides": slides}
     workspace = Workspace(configure(**{f"tiles.{key}": value for key, value in tiles.items()}, output=tmp_path))
-    found = workspace.all_tiles
-    train = found.of_split("train")
-    assert {name.split("@")[0] for name in train.ids} == {"a"} and set(found.groups) == {"P-a", "P-b", "P-c"}
+    all_tiles = workspace.all_tiles
+    train = all_tiles.of_split("train")
+    assert {name.split("@")[0] for name in train.ids} == {"a"} and set(all_tiles.groups) == {"P-a", "P-b", "P-c"}
     assert workspace.tile_store("train").ids.tolist() == train.ids.tolist()
     assert set(workspace.pairs.table["tile_id"].to_pylist()) == set(train.ids)

@@ -80,14 +80,14 @@ def all_trials(path: Path, options: dict[str, str] | None = None, **keywords: An
 # Sweep file -------------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_is_every_combination_in_order(write_sweep: WriteSweep) -> None:
+def test_a_grid_contains_every_combination_in_order(write_sweep: WriteSweep) -> None:
     trials = all_trials(write_sweep())
     assert [(t.config.lora.rank, t.config.seed) for t in trials] == [(2, 0), (2, 1), (4, 0), (4, 1)]
     assert [t.config.name for t in trials] == ["ranks-lora.rank_2"] * 2 + ["ranks-lora.rank_4"] * 2
     assert len({run_folder(t.config) for t in trials}) == 4
     assert len(all_trials(write_sweep({"run_cap": 3}))) == 3
-    twice = write_sweep({"parameters": {"lora.rank": {"values": [2, "2", 4]}}})
-    assert [t.config.lora.rank for t in all_trials(twice)] == [2, 4]
+    duplicated = write_sweep({"parameters": {"lora.rank": {"values": [2, "2", 4]}}})
+    assert [t.config.lora.rank for t in all_trials(duplicated)] == [2, 4]
 
 
 def test_options_override_the_file_and_trackers_stay_off(write_sweep: WriteSweep) -> None:
@@ -611,10 +611,10 @@ def test_two_agents_share_the_trials(write_sweep: WriteSweep) -> None:
     other = start(ROOT / "scripts" / "sweep.py", path)
     folder = run_sweep(plan_of(path))
     summary = (folder / "sweep.md").read_text()
-    done = other.wait()
-    assert done.returncode == 0, done.stderr
-    head = summary[: summary.index("One seed per row")].strip()
-    assert head in done.stdout and "| lora.rank 4" in head and "![scores]" not in done.stdout
+    result = other.wait()
+    assert result.returncode == 0, result.stderr
+    table = summary[: summary.index("One seed per row")].strip()
+    assert table in result.stdout and "| lora.rank 4" in table and "![scores]" not in result.stdout
     for trial in all_trials(path):
         assert len(losses(run_folder(trial.config))) == 2, "each run is trained once"
 

@@ -151,7 +151,7 @@ def test_shares_match_the_configuration(cases: dict[str, Case], reports: list[di
 
 def test_every_report_agrees_with_its_case(cases: dict[str, Case], reports: list[dict[str, str]]) -> None:
     named = {"low": LOW, "high": HIGH, "none": -1}
-    stated = {sentence: status for status, of in status_words.STATUS_SENTENCES.items() for sentence in of}
+    stated = {sentence: status for status, wordings in status_words.STATUS_SENTENCES.items() for sentence in wordings}
     for report in reports:
         case = cases[report["group"]]
         assert (report["diagnosis"], report["grade"], report["organ"]) == (case.diagnosis, case.grade, case.organ)

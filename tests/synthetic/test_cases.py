@@ -45,13 +45,13 @@ def content(texts: object) -> set[str]:
 
 
 def test_cases_are_reproducible_and_organs_share_no_patients() -> None:
-    first, again = (list(draw_case_reports(stream(1, "cases"), 40)) for _ in range(2))
-    assert first == again
+    first, repeated = (list(draw_case_reports(stream(1, "cases"), 40)) for _ in range(2))
+    assert first == repeated
     assert first != list(draw_case_reports(stream(2, "cases"), 40))
-    both = [*first, *draw_other_organ(stream(1, "cases"), 40)]
-    assert len({report.id for report in both}) == 80
-    assert len({report.group for report in both}) == 64
-    assert {report.group[0] for report in both} == {"C", "B"}
+    all_reports = [*first, *draw_other_organ(stream(1, "cases"), 40)]
+    assert len({report.id for report in all_reports}) == 80
+    assert len({report.group for report in all_reports}) == 64
+    assert {report.group[0] for report in all_reports} == {"C", "B"}
 
 
 def test_the_grade_is_stated_only_in_the_label_and_the_diagnosis(cases: list[CaseReport]) -> None:
@@ -89,13 +89,13 @@ def test_diagnoses_have_the_configured_frequencies(cases: list[CaseReport]) -> N
 
 def chance_of(tissue: int, name: str, draws: int) -> float:
     """Probability that a tissue is among some draws without replacement, by enumeration."""
-    beside = DIAGNOSES[name].adjacent
+    shares = DIAGNOSES[name].adjacent
     total = 0.0
-    for drawn in permutations(beside, draws):
-        left, chance = 1.0, 1.0
-        for one in drawn:
-            chance, left = chance * beside[one] / left, left - beside[one]
-        total += chance * (tissue in drawn)
+    for draw in permutations(shares, draws):
+        remaining, chance = 1.0, 1.0
+        for item in draw:
+            chance, remaining = chance * shares[item] / remaining, remaining - shares[item]
+        total += chance * (tissue in draw)
     return total
 
 

@@ -25,8 +25,8 @@ def test_captions_and_reports_match_recorded_hashes() -> None:
 
 
 def test_coarse_captions_name_no_grade() -> None:
-    coarse = [text for each in draw_captions(100, "vlm", LATENTS, 2, "coarse") for text in each]
-    graded = [text for each in draw_captions(100, "vlm", LATENTS, 2) for text in each]
+    coarse = [text for captions in draw_captions(100, "vlm", LATENTS, 2, "coarse") for text in captions]
+    graded = [text for captions in draw_captions(100, "vlm", LATENTS, 2) for text in captions]
     assert len(coarse) == len(graded)
     assert [text for text in coarse if GRADE.search(text)] == []
     assert sum(bool(GRADE.search(text)) for text in graded) > 250

@@ -100,9 +100,9 @@ def test_variants_change_only_the_stated_status(world: Path) -> None:
     other = {"mutated": "wild_type", "wild_type": "mutated"}
     varied = {report["group"]: report["status"] for report in lines(path) if report["status"]}
     assert varied == {group: other[status] for group, status in stated.items()}
-    again = world / "again.jsonl"
-    write_slide_reports(again, CONFIG)
-    assert again.read_bytes() == (world / "reports.jsonl").read_bytes()
+    rewritten = world / "again.jsonl"
+    write_slide_reports(rewritten, CONFIG)
+    assert rewritten.read_bytes() == (world / "reports.jsonl").read_bytes()
 
 
 def test_foci_are_contiguous_and_cover_the_configured_share() -> None:

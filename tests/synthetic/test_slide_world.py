@@ -164,10 +164,10 @@ def test_slides_of_a_patient_share_split_and_label(world: Path) -> None:
 
 def test_slides_are_reproducible_and_do_not_depend_on_the_count(world: Path, tmp_path: Path) -> None:
     write_slides(tmp_path, SMALL.model_copy(update={"validation": 0, "test": 1}))
-    again, first = digests(tmp_path), digests(world)
-    shared = {name for name in again if name.startswith(("slides/", "masks/"))}
+    smaller, original = digests(tmp_path), digests(world)
+    shared = {name for name in smaller if name.startswith(("slides/", "masks/"))}
     assert len(shared) == 4 * 2
-    assert all(again[name] == first[name] for name in shared)
+    assert all(smaller[name] == original[name] for name in shared)
     seeds = [draw_slide(ONE.model_copy(update={"seed": seed}), "test-S000", NORMAL, 6).labels for seed in (2, 3)]
     assert not np.array_equal(*seeds)
 

@@ -68,13 +68,13 @@ def test_training_tiles_do_not_depend_on_the_number_of_test_tiles(world: Path, t
         assert first.read("train/train-00007.png") == second.read("train/train-00007.png")
 
 
-def test_counts_and_classes(world: Path) -> None:
+def test_classes_are_balanced_in_every_split(world: Path) -> None:
     table = rows(world)
     assert [sum(row["split"] == split for row in table) for split in ("train", "validation", "test")] == [64, 16, 24]
     assert len(rows(world, "tiles_shift")) == 16
-    for split, each in (("train", 8), ("validation", 2), ("test", 3)):
+    for split, count in (("train", 8), ("validation", 2), ("test", 3)):
         labels = [row["label"] for row in table if row["split"] == split]
-        assert {label: labels.count(label) for label in CLASSES} == dict.fromkeys(CLASSES, each)
+        assert {label: labels.count(label) for label in CLASSES} == dict.fromkeys(CLASSES, count)
     facts = json.loads((world / "world.json").read_text())
     assert facts["counts"]["train"] == dict.fromkeys(CLASSES, 8)
 

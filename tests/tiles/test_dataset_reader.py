@@ -118,7 +118,7 @@ def test_kather2016_groups_by_slide(tmp_path: Path) -> None:
     assert set(tiles.splits) == {"train", "validation", "test"}
 
 
-def test_lc25000_lung_and_colon(tmp_path: Path) -> None:
+def test_lc25000_is_read_as_a_whole_or_by_organ(tmp_path: Path) -> None:
     for organ, names in (("lung", ("lung_aca", "lung_n", "lung_scc")), ("colon", ("colon_aca", "colon_n"))):
         for name in names:
             for place in range(10):

@@ -115,7 +115,7 @@ def test_images_and_masks_are_rotated_by_their_own_orientation(tmp_path: Path) -
         masks.read(1)
 
 
-def claiming(width: int, height: int) -> bytes:
+def tiff_declaring(width: int, height: int) -> bytes:
     """Return a TIFF of a few hundred bytes that declares many pixels."""
     stream = io.BytesIO()
     Image.new("L", (64, 64)).save(stream, "TIFF", compression="tiff_lzw")
@@ -137,8 +137,8 @@ def gif(*frames: "np.ndarray[Any, Any]") -> bytes:
 
 INVALID: "dict[str, tuple[Any, str]]" = {
     "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
-    "claims.tif": (claiming(12000, 12000), "the mask has 12000 x 12000 pixels, its image 4 x 3"),
-    "bomb.tif": (claiming(60000, 60000), "declares more than 179 million pixels"),
+    "claims.tif": (tiff_declaring(12000, 12000), "the mask has 12000 x 12000 pixels, its image 4 x 3"),
+    "bomb.tif": (tiff_declaring(60000, 60000), "declares more than 179 million pixels"),
     "still.gif": (gif(MASK), "a GIF image, in which programs renumber the values of a mask: save masks as PNG, TIFF"),
     "moving.gif": (gif(MASK, 1 - MASK), "a GIF image"),
     "targa.tga": (MASK, "a TGA image: save masks as PNG, TIFF, BMP, PGM or lossless WebP"),
@@ -169,16 +169,16 @@ def test_all_invalid_masks_are_listed_or_dropped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 of 3 masks cannot be used") as error:
         check_masks(masks, "error")
     assert "8 x 6 pixels" in str(error.value) and "not classes: 7" in str(error.value)
-    kept = check_masks(masks, "quarantine")
-    assert kept.tiles.ids.tolist() == ["0.png"]
-    assert "dropped 2 masks (cannot be used): 1.png" in kept.notes[0]
+    remaining = check_masks(masks, "quarantine")
+    assert remaining.tiles.ids.tolist() == ["0.png"]
+    assert "dropped 2 masks (cannot be used): 1.png" in remaining.notes[0]
 
 
 def test_tiles_without_a_mask_and_masks_without_pixels_are_counted(tmp_path: Path) -> None:
     masks = table(tmp_path, {"a.png": MASK, "b.png": None, "c.png": np.full((3, 4), 255, np.uint8)})
     assert masks.notes == ("1 of 3 tiles has no mask",) and len(masks) == 2
-    kept = check_masks(masks, "error")
-    assert kept.tiles.ids.tolist() == ["0.png"] and "1 mask was dropped, because every pixel" in kept.notes[1]
+    remaining = check_masks(masks, "error")
+    assert remaining.tiles.ids.tolist() == ["0.png"] and "1 mask was dropped, because every pixel" in remaining.notes[1]
 
 
 def test_ignored_pixels_are_counted_with_a_warning_if_they_may_be_a_class(tmp_path: Path) -> None:

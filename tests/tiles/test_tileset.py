@@ -15,7 +15,7 @@ from clipit.tiles.view_warnings import mpp_warning, sample_sizes, view_warnings
 Make = Callable[..., TileSet]
 
 
-def test_select_by_mask_and_by_indices(make_tiles: Make) -> None:
+def test_tiles_are_selected_by_mask_and_by_indices(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1, 0, 1], ["train", "train", "test", "test"])
     masked = tiles.select(tiles.truth == 1)
     assert masked.ids.tolist() == ["t0001", "t0003"]
@@ -52,7 +52,7 @@ def test_invalid_tile_sets_are_errors(make_tiles: Make) -> None:
         replace(tiles, labels=np.asarray([0, 2], dtype=np.int64))
 
 
-def test_mpp_warning(make_tiles: Make) -> None:
+def test_warning_for_tiles_with_an_unexpected_resolution(make_tiles: Make) -> None:
     tiles = replace(make_tiles([0, 1, 0], ["train"] * 3), mpp=np.asarray([0.97, 0.5, np.nan]))
     assert mpp_warning(tiles, None, "M") is None
     warning = mpp_warning(tiles, 0.5, "M")
@@ -76,7 +76,9 @@ def test_mpp_warning(make_tiles: Make) -> None:
         (256, np.nan, None, 0.5, None),
     ],
 )
-def test_view_warning(edge: int, mpp: float, pixels: int | None, expected: float | None, text: str | None) -> None:
+def test_warning_for_images_with_an_unexpected_field_of_view(
+    edge: int, mpp: float, pixels: int | None, expected: float | None, text: str | None
+) -> None:
     def read(row: int) -> Image.Image | Unreadable:
         return Unreadable("damaged") if row == 0 else Image.new("RGB", (edge + row % 2, edge))
 

@@ -65,9 +65,9 @@ def test_baselines_of_bags_and_soft_labels_differ_in_one_term(configure: Callabl
     assert top5 == bags and resolved["top5"].pairing.k == 5
     assert (resolved["top5"].bags.weight, resolved["bags"].bags.weight) == (0.0, 0.5)
     # Both arms use the same soft labels, with and without retrieved text.
-    both, labels = resolved["soft_labels_and_text"], resolved["zero_shot_labels"]
-    assert both.soft_labels == labels.soft_labels and labels.distillation.tiles == "none"
-    assert both.distillation == resolved["clip_it_all"].distillation and both.distillation.tiles == "all"
+    combined, labels = resolved["soft_labels_and_text"], resolved["zero_shot_labels"]
+    assert combined.soft_labels == labels.soft_labels and labels.distillation.tiles == "none"
+    assert combined.distillation == resolved["clip_it_all"].distillation and combined.distillation.tiles == "all"
 
 
 def test_a_custom_arm_extends_its_base(configure: Callable[..., RunConfig]) -> None:

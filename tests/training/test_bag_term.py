@@ -127,7 +127,7 @@ def test_the_term_is_the_mean_over_bags_with_texts(tmp_path: Path, prompts: bool
     assert actual.item() < with_all.item(), "excluding shared texts leaves fewer negatives"
 
 
-def test_copies_of_a_tile_are_not_negatives_of_each_other_by_default(tmp_path: Path) -> None:
+def test_copies_of_a_tile_are_negatives_only_with_shared_negatives(tmp_path: Path) -> None:
     bags = make_contrast_bags(tmp_path, prompts=False)
     projected, rows = torch.from_numpy(vectors(2, 3)), np.array([2, 2])
     assert loss(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0

@@ -133,7 +133,7 @@ def make_estimate(supported: bool = True) -> MemoryEstimate:
         ({}, 900, (False, 1, 760)),  # 100 + 20 + 64 x 10
         ({}, 800, (True, 1, 268)),  # 760 exceeds nine tenths of 800, so checkpoint: 100 + 20 + 20 + 64 x 2
         ({"gradient_checkpointing": "always"}, 900, (True, 1, 268)),
-        ({"gradient_checkpointing": "never", "accumulation": "auto"}, 800, (False, 2, 450)),  # and old gradients
+        ({"gradient_checkpointing": "never", "accumulation": "auto"}, 800, (False, 2, 450)),  # plus gradients
         ({"accumulation": "auto"}, 800, (False, 2, 450)),
         ({"accumulation": "auto"}, 200, (True, 5, 176)),  # without checkpointing, at most 3 tiles would fit
         ({"accumulation": 4}, 400, (False, 4, 290)),

@@ -123,7 +123,7 @@ def test_missing_patients_of_published_sets_are_reported(configure: MakeConfig, 
     assert "not checked: patients: SICAPv2 names only the slide of a tile, which is used as its group" in log_lines[-1]
 
 
-def test_digests_equal_those_of_the_perceptual_hashes(configure: MakeConfig, tmp_path: Path) -> None:
+def test_digests_computed_alone_equal_those_of_tile_hashes(configure: MakeConfig, tmp_path: Path) -> None:
     tiles = read_tiles(configure().tiles)
     digests = tile_digests(tmp_path / "a", tiles)
     assert digests.any(axis=1).all() and (digests == tile_hashes(tmp_path / "b", tiles).digests).all()
@@ -136,10 +136,10 @@ def test_copies_are_searched_once_per_data_set(
     keys = leaky(groups=False, pixels=False)
     assert len(open_workspace(configure(keys))[0].tiles(0)) == 120
 
-    def again(self: TileSet, index: int) -> None:
+    def fail(self: TileSet, index: int) -> None:
         raise AssertionError(index)
 
-    monkeypatch.setattr(TileSet, "read", again)
+    monkeypatch.setattr(TileSet, "read", fail)
     assert len(open_workspace(configure(keys, seed=1))[0].tiles(1)) == 120
 
 

@@ -57,13 +57,10 @@ class PredictResult(ResultFiles):
         Raises:
             ArtifactError: The table is missing, unreadable, or does not match the SHA-256 in the summary.
         """
-        from clipit.output_files.artifacts import file_sha256, reading
+        from clipit.output_files.artifacts import reading
 
         with reading(self.table, _AGAIN):
-            if self.summary.get("sha256") not in (None, file_sha256(self.table)):
-                raise ArtifactError(
-                    "the predictions have changed since they were written", where=self.table, fix=_AGAIN
-                )
+            _check_unchanged(self.table, self.summary.get("sha256"))
             if self.table.suffix.lower() == ".parquet":
                 return pd.read_parquet(self.table)
             texts = {"id": str, "predicted": str, "zero_shot": str}
@@ -71,10 +68,26 @@ class PredictResult(ResultFiles):
 
     @cached_property
     def unreadable(self) -> pd.DataFrame:
-        """Unreadable images: id, file and reason."""
+        """Unreadable images: id, file and reason.
+
+        Raises:
+            ArtifactError: The list is missing, unreadable, or does not match the SHA-256 in the summary.
+        """
+        from clipit.output_files.artifacts import reading
+        from clipit.runs.prediction_files import UNREADABLE_SHA256
+
         if self.unreadable_file is None:
             return pd.DataFrame(columns=["id", "file", "reason"], dtype=str)
-        return pd.read_csv(self.unreadable_file, dtype=str, keep_default_na=False)
+        with reading(self.unreadable_file, _AGAIN):
+            _check_unchanged(self.unreadable_file, self.summary.get(UNREADABLE_SHA256))
+            return pd.read_csv(self.unreadable_file, dtype=str, keep_default_na=False)
+
+
+def _check_unchanged(path: Path, sha256: str | None) -> None:
+    from clipit.output_files.artifacts import file_sha256
+
+    if sha256 not in (None, file_sha256(path)):
+        raise ArtifactError("this file has changed since it was written", where=path, fix=_AGAIN)
 
 
 @public

@@ -20,6 +20,7 @@ def main() -> None:
             if run.results["note"]:
                 print(f"\nnote: {run.results['note']}")
             print(
-                f"\n{metrics_table(run.results)}\n\nsummary: {run.summary}\npage: {run.page}\n"
-                f"classifier: {run.classifier}\n{read_spec(run.classifier).export_note}"
+                f"\n{metrics_table(run.results)}\n\nsummary: {run.summary}\n"
+                + (f"page: {run.page}\n" if run.page.is_file() else "page: not written; clipit pages writes it\n")
+                + f"classifier: {run.classifier}\n{read_spec(run.classifier).export_note}"
             )

@@ -19,7 +19,14 @@ from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_text
 from clipit.reporting.prediction_page import prediction_page
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts, read_chunks, write_chunks
-from clipit.runs.prediction_files import BATCH_SIZE, PredictionPaths, different_keys, list_unreadable, write_table
+from clipit.runs.prediction_files import (
+    BATCH_SIZE,
+    UNREADABLE_SHA256,
+    PredictionPaths,
+    different_keys,
+    list_unreadable,
+    write_table,
+)
 from clipit.runs.prediction_inputs import ZeroShotClasses
 from clipit.tiles.view_warnings import view_warnings
 
@@ -173,7 +180,9 @@ def _finish(
         unreadable,
     )
     write_text(paths.page, page)
-    write_record(paths.summary, summary | {"sha256": file_sha256(paths.table), "inputs": dict(inputs)})
+    hashes = {"sha256": file_sha256(paths.table)}
+    hashes |= {UNREADABLE_SHA256: file_sha256(paths.unreadable)} if unreadable else {}
+    write_record(paths.summary, {**summary, **hashes, "inputs": dict(inputs)})
 
 
 def _describe_classifier(classifier: "Classifier") -> dict[str, object]:

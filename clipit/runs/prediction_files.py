@@ -21,6 +21,8 @@ from clipit.runs.prediction_chunks import REASON
 FORMATS = (".csv", ".parquet")
 BATCH_SIZE = "batch_size"
 """Recorded input that determines the chunks; a resumed command may have a different batch size."""
+UNREADABLE_SHA256 = "unreadable_sha256"
+"""Key of the summary; present if there are unreadable images, but not in summaries of earlier versions."""
 _DIGITS = 6  # significant digits of the probabilities in a CSV table
 _OTHER_FILES = "delete these files, or choose a different --out"
 
@@ -80,22 +82,25 @@ class PredictionPaths:
         present = [path for path in (self.table, self.summary, self.unreadable, self.page) if path.exists()]
         if not present:
             return False
+        problem = f"belong to a different command or have changed: {shortlist(present)}"
         if self.table.is_file() and self.summary.is_file():
             summary = read_json(self.summary, _OTHER_FILES)
             differing = different_keys(summary.get("inputs", {}), inputs)
-            if not differing and summary.get("sha256") == file_sha256(self.table):
-                return True
             if differing:
                 raise ArtifactError(
                     f"these predictions were made with other inputs or options: {shortlist(differing)}",
                     where=self.table,
                     fix=_OTHER_FILES,
                 )
-        raise ArtifactError(
-            f"these files exist, but belong to a different command or have changed: {shortlist(present)}",
-            where=self.table,
-            fix=_OTHER_FILES,
-        )
+            needed = [self.page, *([self.unreadable] if summary.get("unreadable") else [])]
+            missing = [path for path in needed if not path.is_file()]
+            listed = file_sha256(self.unreadable) if self.unreadable.is_file() else None
+            is_same = summary.get("sha256") == file_sha256(self.table)
+            if is_same and not missing and summary.get(UNREADABLE_SHA256, listed) == listed:
+                return True
+            if missing:
+                problem = f"are incomplete: {shortlist(missing)} is missing"
+        raise ArtifactError(f"these files exist, but {problem}", where=self.table, fix=_OTHER_FILES)
 
 
 def different_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

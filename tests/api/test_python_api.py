@@ -351,6 +351,10 @@ def test_command_prints_the_paths_of_the_result(
     train_command()
     printed = capsys.readouterr().out
     assert f"classifier: {result.classifier}" in printed and f"page: {result.page}" in printed
+    result.page.rename(result.folder / "kept.html")
+    train_command()
+    assert "page: not written; clipit pages writes it" in capsys.readouterr().out
+    (result.folder / "kept.html").rename(result.page)
 
 
 @pytest.mark.slow

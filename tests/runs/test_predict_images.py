@@ -289,6 +289,29 @@ def test_finished_files_are_kept_and_never_overwritten_by_another_command(
         predict_images(classifier, open_images(tiles), tmp_path / "mine.csv", options=SMALL)
 
 
+@pytest.mark.parametrize("suffix", [".unreadable.csv", ".html"])
+def test_missing_files_of_a_finished_command_are_an_error(
+    classifier: Classifier, tiles: Path, tmp_path: Path, suffix: str
+) -> None:
+    predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+    (tmp_path / f"p{suffix}").unlink()
+    with pytest.raises(ArtifactError, match=rf"are incomplete: .*p{suffix} is missing"):
+        predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+
+
+@pytest.mark.parametrize("content", [b"", b"id,file,reason\n", b"\xff\xfe\x00"])
+def test_changed_lists_of_unreadable_images_are_an_error(
+    classifier: Classifier, tiles: Path, tmp_path: Path, content: bytes
+) -> None:
+    result = clipit.predict(classifier, tiles, tmp_path / "p.csv", batch_size=4)
+    assert len(result.unreadable) == 3 and result.unreadable_file is not None
+    result.unreadable_file.write_bytes(content)
+    with pytest.raises(ArtifactError, match="has changed since it was written"):
+        replace(result).unreadable  # noqa: B018 (a new object has read nothing yet)
+    with pytest.raises(ArtifactError, match=r"have changed: .*p\.unreadable\.csv"):
+        predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+
+
 def test_nothing_is_left_if_no_image_can_be_read(classifier: Classifier, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for name in ("a.png", "b.png"):
@@ -454,7 +477,7 @@ def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: 
         changed = bytearray(result.table.read_bytes())
         changed[len(changed) // 2] ^= 1
         result.table.write_bytes(bytes(changed))
-        with pytest.raises(ArtifactError, match="have changed since they were written"):
+        with pytest.raises(ArtifactError, match="has changed since it was written"):
             replace(result).predictions  # noqa: B018 (a new object has read nothing yet)
     whole = clipit.predict(classifier, str(tiles / "case 2/02.png"), tmp_path / "c/p.csv")
     assert whole.unreadable_file is None and whole.unreadable.empty and list(whole.predictions["id"]) == ["02.png"]

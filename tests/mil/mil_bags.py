@@ -1,4 +1,4 @@
-"""Small bags with known truth: the class of a bag shows in a few of its instances."""
+"""Small synthetic bags whose class is visible in a few instances only."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from clipit.tiles.tileset import TileSet
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Features in memory.
+    """Reader of features held in memory.
 
     Attributes:
         arrays: Features of each bag, all of the same dimension.
@@ -53,7 +53,7 @@ class ArrayReader:
 
 
 def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 0, share: float = 0.15) -> MilBags:
-    """Two classes; in a bag of class c, some instances have 4 added in dimension c; one patient per two bags."""
+    """Bags of two classes, two per patient: a `share` of the instances of class c is shifted by 4 in dimension c."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) // 2 % 2
     arrays, names = [], []
@@ -75,7 +75,7 @@ def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 
 
 
 def write_features(path: Path, features: np.ndarray) -> Path:
-    """A feature file as TRIDENT writes it."""
+    """Write a feature file in TRIDENT's format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["features"] = features
@@ -84,7 +84,7 @@ def write_features(path: Path, features: np.ndarray) -> Path:
 
 
 def tiles_of(ids: list[str], groups: list[str], labels: list[int], splits: list[str]) -> TileSet:
-    """Tiles of three classes, without images."""
+    """Tile set of three classes without images."""
     return TileSet(
         ids=np.array(ids, dtype=object),
         labels=np.array(labels),

@@ -1,4 +1,4 @@
-"""Maps of instances against masks, with floor and ceiling."""
+"""Test scores of instance maps against masks, with floor and ceiling."""
 
 import io
 from dataclasses import replace
@@ -29,7 +29,7 @@ from clipit.slides.grid import SlideGrid
 
 
 def grid(columns: int = 2, rows: int = 2, edge: int = 8) -> SlideGrid:
-    """Tiles side by side over the whole slide."""
+    """Grid of adjacent tiles that cover the whole slide."""
     places = np.arange(columns * rows)
     x, y = (places % columns * edge).astype(np.int32), (places // columns * edge).astype(np.int32)
     whole = np.ones(len(places), dtype=np.float32)
@@ -38,7 +38,7 @@ def grid(columns: int = 2, rows: int = 2, edge: int = 8) -> SlideGrid:
 
 @pytest.fixture
 def truth(tmp_path: Path) -> SlideTruth:
-    """Class 7 covers the upper left tile and half of the upper right one; a quarter of the lower right is ignored."""
+    """Mask with class 7 in the upper left tile and half of the upper right one; a quarter of the last is ignored."""
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[:8, :12] = 7
     mask[12:, 12:] = 255
@@ -46,22 +46,22 @@ def truth(tmp_path: Path) -> SlideTruth:
     return read_truth(tmp_path / "s.png", grid(), 1, 7)
 
 
-def test_a_mask_is_read_at_the_pixels_of_the_map(truth: SlideTruth) -> None:
-    expected = np.zeros((8, 8), dtype=int)  # 2 pixels of the slide per pixel of the map
+def test_masks_are_resampled_to_the_pixels_of_the_map(truth: SlideTruth) -> None:
+    expected = np.zeros((8, 8), dtype=int)  # a pixel of the map is 2 x 2 pixels of the slide
     expected[:4, :6] = 1
     expected[6:, 6:] = -1
     assert truth.cell == 2 and np.array_equal(truth.truth, expected)
-    assert truth.tiles.tolist() == [1, 0, 0, 0]  # of two halves the first class, 0, is taken
+    assert truth.tiles.tolist() == [1, 0, 0, 0]  # ties go to the first class, 0
 
 
 def test_masks_without_their_class_and_unlisted_values_are_counted(tmp_path: Path) -> None:
     def truths(*masks: dict[int, int]) -> dict[str, SlideTruth]:
-        found = {}
+        truth_by_slide = {}
         for number, shares in enumerate(masks):
             rows = [value for value, count in shares.items() for _ in range(count)]
             Image.fromarray(np.array(rows, np.uint8).repeat(16).reshape(16, 16)).save(tmp_path / f"s{number}.png")
-            found[f"s{number}"] = read_truth(tmp_path / f"s{number}.png", grid(), 1, 1)
-        return found
+            truth_by_slide[f"s{number}"] = read_truth(tmp_path / f"s{number}.png", grid(), 1, 1)
+        return truth_by_slide
 
     assert check_values(truths({0: 8, 1: 8}, {0: 4, 1: 12}), ("a", "b"), tmp_path) == []
     mixed = " ".join(check_values(truths({0: 8, 1: 8}, {0: 8, 255: 8}), ("a", "b"), tmp_path))
@@ -73,50 +73,50 @@ def test_masks_without_their_class_and_unlisted_values_are_counted(tmp_path: Pat
         check_values(truths({0: 8, 255: 8}, {0: 16}), ("a", "b"), tmp_path)
 
 
-def test_dice_of_maps_floor_and_ceiling_equal_hand_counts(truth: SlideTruth) -> None:
-    # 24 of 60 labelled pixels show the class; the map calls the two upper tiles, 32 pixels, by it
+def test_dice_of_maps_floor_and_ceiling_on_a_small_example(truth: SlideTruth) -> None:
+    # 24 of 60 labelled pixels have the class; the map predicts it for the two upper tiles, 32 pixels
     probabilities = np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32)
     assert map_agreement(truth, class_scores(probabilities, 1)).dice[1] == pytest.approx(2 * 24 / (24 + 32))
-    attention = np.array([0.6, 0.2, 0.15, 0.05], dtype=np.float32)  # only the first is above the mean weight
+    attention = np.array([0.6, 0.2, 0.15, 0.05], dtype=np.float32)  # only the first tile is above the mean weight
     assert map_agreement(truth, attention_scores(attention)).dice[1] == pytest.approx(2 * 16 / (24 + 16))
-    found = {name: agreement.dice[1] for name, agreement in reference_maps(truth)}
-    assert found[FLOOR] == pytest.approx(2 * 24 / (24 + 60))  # 2 p / (1 + p) with p = 24 / 60
-    assert found[CEILING] == pytest.approx(2 * 16 / (24 + 16))
+    dice = {name: agreement.dice[1] for name, agreement in reference_maps(truth)}
+    assert dice[FLOOR] == pytest.approx(2 * 24 / (24 + 60))  # 2 p / (1 + p) with p = 24 / 60
+    assert dice[CEILING] == pytest.approx(2 * 16 / (24 + 16))
 
 
-def test_auroc_of_tiles_ranks_the_class_and_is_undefined_for_one_kind_of_tile(truth: SlideTruth) -> None:
+def test_auroc_of_tiles_is_undefined_if_all_tiles_have_one_class(truth: SlideTruth) -> None:
     scores = np.array([[0.2, 0.8], [0.1, 0.9], [0.7, 0.3], [0.9, 0.1]], dtype=np.float32)
     assert tile_auroc(truth, class_scores(scores, 1)) == pytest.approx(2 / 3)
-    alike = replace(truth, tiles=np.ones(4, dtype=np.int64))
-    assert tile_auroc(alike, class_scores(scores, 1)) is None
+    one_class = replace(truth, tiles=np.ones(4, dtype=np.int64))
+    assert tile_auroc(one_class, class_scores(scores, 1)) is None
 
 
-def test_scores_of_maps_are_listed_by_arm_and_seed_before_floor_and_ceiling(truth: SlideTruth) -> None:
+def test_map_scores_are_listed_by_arm_and_seed_before_floor_and_ceiling(truth: SlideTruth) -> None:
     scores = class_scores(np.array([[0.1, 0.9]] * 4, dtype=np.float32), 1)
     maps = {("mean", "instance logits", 3): scores}
-    found = score_slide(truth, maps, "s", "p") + score_slide(truth, maps, "t", "q")
-    table = score_table(found, 10)
+    slide_scores = score_slide(truth, maps, "s", "p") + score_slide(truth, maps, "t", "q")
+    table = score_table(slide_scores, 10)
     assert table[["arm", "map", "slides", "auroc_slides"]].to_numpy().tolist() == [
         ["mean", "instance logits", 2, 2], ["", FLOOR, 2, 0], ["", CEILING, 2, 0],
     ]  # fmt: skip
     assert table["dice"][0] == pytest.approx(table["dice"][1])
     assert table["dice_low"].isna().all() and table["reason"].str.startswith("2 independent units").all()
-    slides = slide_score_table(found)
+    slides = slide_score_table(slide_scores)
     assert slides[["slide", "patient", "map"]].to_numpy().tolist()[:2] == [
         ["s", "p", "instance logits"], ["s", "p", FLOOR],
     ]  # fmt: skip
 
 
 def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth) -> None:
-    """Eleven patients with a good and a bad map each time: the interval is that of the pooled pixels."""
+    """Pixels are pooled over 11 patients of which half have good and half have bad maps."""
     good = class_scores(np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32), 1)
     bad = class_scores(np.array([[0.9, 0.1], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]], dtype=np.float32), 1)
-    found = []
+    slide_scores = []
     for number in range(22):
         first = good if number < 11 else bad
         maps = {("mean", "instance logits", 0): first, ("mean", "instance logits", 1): good}
-        found += score_slide(truth, maps, f"s{number}", f"p{number // 2}")
-    table = score_table(found, 200)
+        slide_scores += score_slide(truth, maps, f"s{number}", f"p{number // 2}")
+    table = score_table(slide_scores, 200)
     rows = table[table["arm"] == "mean"]
     best, worst = map_agreement(truth, good), map_agreement(truth, bad)
     pooled = best.plus(worst)
@@ -126,32 +126,34 @@ def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth
     assert (worst.dice[1] + best.dice[1]) / 2 < low < rows["dice"].mean() < high < best.dice[1]
     assert rows["auroc_low"].iloc[0] < rows["auroc"].mean() < rows["auroc_high"].iloc[0]
     ceiling = table[table["map"] == CEILING].iloc[0]
-    assert np.isnan([ceiling["dice_low"], ceiling["dice_high"]]).all()  # the same for all patients: no interval
+    assert np.isnan([ceiling["dice_low"], ceiling["dice_high"]]).all()  # no interval if all patients are equal
 
 
 def test_the_page_counts_the_slides_that_have_an_auroc(truth: SlideTruth) -> None:
     scores = class_scores(np.array([[0.1, 0.9]] * 4, dtype=np.float32), 1)
     maps = {("mean", "instance logits", 0): scores}
-    alike = replace(truth, tiles=np.ones_like(truth.tiles))
-    whole, part = (score_table(score_slide(truth, maps, "s", "p") + score_slide(other, maps, "t", "q"), 0)
-                   for other in (truth, alike))  # fmt: skip
-    cells = [mil_page._map_table(table)[1][0] for table in (whole, part)]
+    one_class = replace(truth, tiles=np.ones_like(truth.tiles))
+    complete, partial = (
+        score_table(score_slide(truth, maps, "s", "p") + score_slide(other, maps, "t", "q"), 0)
+        for other in (truth, one_class)
+    )
+    cells = [mil_page._map_table(table)[1][0] for table in (complete, partial)]
     assert [row[2] for row in cells] == [2, 2]
     assert [str(row[4]).endswith(" (1 slide)") for row in cells] == [False, True]
 
 
-def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_masks_that_do_not_match_the_slide_are_rejected(tmp_path: Path) -> None:
     Image.new("L", (16, 8)).save(tmp_path / "flat.png")
     with pytest.raises(DataError, match=r"16 x 8 pixels\) does not have the aspect ratio of the slide \(16 x 16\)"):
         read_truth(tmp_path / "flat.png", grid(), 0, 1)
-    cut = io.BytesIO()  # the shape is compared before the pixels are decoded
-    Image.new("L", (3000, 2000)).save(cut, "PNG")
-    (tmp_path / "cut.png").write_bytes(cut.getvalue()[:60])
+    truncated = io.BytesIO()  # shapes are compared before pixels are decoded
+    Image.new("L", (3000, 2000)).save(truncated, "PNG")
+    (tmp_path / "cut.png").write_bytes(truncated.getvalue()[:60])
     with pytest.raises(DataError, match=r"3000 x 2000 pixels\) does not have the aspect ratio"):
         read_truth(tmp_path / "cut.png", grid(), 0, 1)
-    turned = Image.Exif()
-    turned[274] = 6
-    Image.new("L", (16, 8), 1).save(tmp_path / "turned.png", exif=turned)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("L", (16, 8), 1).save(tmp_path / "turned.png", exif=exif)
     assert read_truth(tmp_path / "turned.png", grid(columns=1), 0, 1).tiles.tolist() == [1, 1]
     Image.new("L", (16, 16), 255).save(tmp_path / "ignored.png")
     with pytest.raises(DataError, match="no labelled pixel"):

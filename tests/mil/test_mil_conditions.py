@@ -1,4 +1,4 @@
-"""Arms that learn from reports, compared with their controls in several conditions."""
+"""Test the comparison of arms that learn from reports with their controls under several conditions."""
 
 import json
 from pathlib import Path
@@ -63,22 +63,20 @@ def test_one_command_compares_the_arms_in_every_condition(
     table = result.table
     assert set(table["condition"]) == {"few labels", "all labels"}
     contrasts = pd.read_csv(result.folder / "contrasts.csv")
-    few = contrasts[contrasts["condition"] == "few labels"]
-    assert {*zip(few["arm"], few["control"], strict=True)} == {
+    few_labels = contrasts[contrasts["condition"] == "few labels"]
+    assert {*zip(few_labels["arm"], few_labels["control"], strict=True)} == {
         ("report_labels", "attention"),
         ("report_labels", "predicted_labels"),
         ("report", "attention"),
         ("report", "predicted_labels"),
         ("report", "image_embedding"),
     }
-    assert (few["difference"] != 0).any()
-    everything = contrasts[contrasts["condition"] == "all labels"]
-    assert everything["difference"].tolist() == [0.0], (
-        "with all labels, there is no bag whose label a report could give"
-    )
+    assert (few_labels["difference"] != 0).any()
+    all_labels = contrasts[contrasts["condition"] == "all labels"]
+    assert all_labels["difference"].tolist() == [0.0], "with all labels, no bag is left for a report to label"
     text = result.report.read_text(encoding="utf-8")
     assert "AUROC in %" in text and "balanced accuracy in %" in text and "balanced_accuracy" not in text
-    assert "auroc" not in result.page.read_text(encoding="utf-8"), "scores have the names of other pages"
+    assert "auroc" not in result.page.read_text(encoding="utf-8"), "metrics have the same names as on other pages"
     assert "| report_labels |" in text and "few labels" in text
     page = (result.folder.parent / "small-few-labels" / "mil.html").read_text(encoding="utf-8")
     assert " of 12 unlabelled training bags get a label from a report" in page
@@ -118,7 +116,7 @@ def test_arms_that_learn_from_reports_need_reports(configure_file: MakeFile, stu
         mil_study(file.run.model_copy(update={"reports": None}), file.mil)
 
 
-def test_all_invalid_conditions_are_named_together(configure_file: MakeFile, study_keys: dict[str, object]) -> None:
+def test_all_invalid_conditions_are_reported_together(configure_file: MakeFile, study_keys: dict[str, object]) -> None:
     twice = {"mil.labels_per_class": 2, "mil": {"labels_per_class": 3}}
     wrong = {"a": {"mil.labels": 4}, "b": {"output": "elsewhere"}, "c 1": {}, "c/1": {}, "?": {}, "d": twice}
     with pytest.raises(ConfigError) as caught:
@@ -127,7 +125,7 @@ def test_all_invalid_conditions_are_named_together(configure_file: MakeFile, stu
         assert part in str(caught.value)
 
 
-def test_scores_of_seeds_are_those_of_the_labelled_test_bags() -> None:
+def test_scores_per_seed_use_labelled_test_bags_only() -> None:
     scores = np.array([0.9, 0.2, 0.6, 0.4, 0.5, 0.1])
     table = pd.DataFrame(
         {
@@ -142,7 +140,7 @@ def test_scores_of_seeds_are_those_of_the_labelled_test_bags() -> None:
     assert score_seeds(table, "auroc") == {"attention": {3: pytest.approx(roc_auc_score([1, 0, 0, 1], scores[:4]))}}
 
 
-def test_cosine_similarities_are_scored_relative_to_those_of_the_other_classes() -> None:
+def test_cosine_similarities_are_scored_relative_to_the_other_classes() -> None:
     first, second = np.array([0.3, 0.5, 0.7, 0.4]), np.array([0.2, 0.6, 0.9, 0.35])
     table = pd.DataFrame(
         {"arm": "zero_shot", "seed": 0, "split": "test", "label": list("abba"), "score_a": first, "score_b": second}
@@ -159,10 +157,10 @@ def test_contrasts_are_paired_by_seed_and_corrected_over_all_conditions() -> Non
     first, second = find_contrasts({"one": arms, "two": {"attention": base, "report_labels": similar}})
     assert first.control == "attention" and np.allclose(first.differences, [0.2, 0.21, 0.22, 0.23, 0.24])
     assert first.test.p is not None and second.test.p is not None and first.test.p < 0.05 < second.test.p
-    alone = find_contrasts({"one": arms})[0].test.p
-    assert alone is not None and first.test.p == pytest.approx(2 * alone)
+    uncorrected = find_contrasts({"one": arms})[0].test.p
+    assert uncorrected is not None and first.test.p == pytest.approx(2 * uncorrected)
 
 
-def test_controls_are_arms_without_own_reports() -> None:
+def test_controls_read_no_reports_of_the_same_patients() -> None:
     controls = {name for arm in ARMS.values() for name in arm.controls}
     assert controls and all(ARMS[name].shuffled_reports or not ARMS[name].reads_reports for name in controls)

@@ -1,4 +1,4 @@
-"""The study of slide and patient labels: from slides with masks, and from feature files by the command."""
+"""Test MIL studies on slides with masks, and on feature files through the command."""
 
 import sys
 from collections.abc import Callable
@@ -27,7 +27,7 @@ TRAINING = {"hidden": 16, "attention": 8, "epochs": 2}
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two slides per class and split with masks, of which the last has none."""
+    """Folder with two slides per class and split; all but the last have a mask."""
     root = tmp_path_factory.mktemp("slides")
     generator, rows = np.random.default_rng(0), []
     for number in range(12):
@@ -46,7 +46,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def values(slides: Path, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Values of a configuration over these slides."""
+    """Configuration values for these slides."""
     root = tmp_path_factory.mktemp("study")
     prompts = root / "prompts.yaml"
     text = {"name": "two", "version": 1, "templates": ["{}."], "classes": {name: [name] for name in CLASSES}}
@@ -68,13 +68,12 @@ def values(slides: Path, world: dict[str, Any], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def study(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> MilResult:
-    """The finished study."""
     path = tmp_path_factory.mktemp("config") / "slides.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return clipit.train_mil(path)
 
 
-def test_every_arm_is_compared_on_the_test_slides_with_its_floor(study: MilResult) -> None:
+def test_all_arms_and_the_floor_are_compared_on_the_test_slides(study: MilResult) -> None:
     rows = study.table.query("split == 'test' and level == 'slide' and metric == 'balanced_accuracy'")
     arms = ["attention", "mean", "max", "zero_shot", "shuffled_labels", "class frequencies"]
     assert rows["arm"].tolist() == arms
@@ -82,7 +81,7 @@ def test_every_arm_is_compared_on_the_test_slides_with_its_floor(study: MilResul
     assert rows["mean"].iloc[-1] == 0.5
     assert set(study.table["split"]) == {"test"}
     scores = study.scores
-    assert len(scores) == 12 * (4 * 2 + 2)  # all slides: four trained arms of two seeds, zero-shot and the floor
+    assert len(scores) == 12 * (4 * 2 + 2)  # all slides: four trained arms with two seeds each, zero-shot and the floor
     trained = scores[scores["arm"] == "attention"]
     assert np.allclose(trained["score_gland"] + trained["score_stroma"], 1, atol=1e-5)
 
@@ -98,7 +97,7 @@ def test_maps_are_scored_between_their_floor_and_ceiling(study: MilResult) -> No
     assert 0 < floor < ceiling and scores["dice"].max() <= ceiling
 
 
-def test_the_page_shows_maps_attended_tiles_and_what_was_left_out(study: MilResult) -> None:
+def test_the_page_shows_maps_attended_tiles_and_missing_masks(study: MilResult) -> None:
     page = study.page.read_text(encoding="utf-8")
     for text in (
         "Maps compared with masks",
@@ -120,26 +119,26 @@ def test_the_page_shows_maps_attended_tiles_and_what_was_left_out(study: MilResu
     assert (study.folder / "maps" / "s02" / "attention.png").is_file()
 
 
-def test_trained_models_are_kept_and_bags_by_patient_give_scores_per_patient(
+def test_trained_models_are_reused_and_patient_bags_give_patient_scores(
     study: MilResult, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "slides.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    trained: list[int] = []
+    trained_seeds: list[int] = []
     fit = train_network._fit
 
     def counted(*arguments: Any) -> Any:
-        trained.append(arguments[2])
+        trained_seeds.append(arguments[2])
         return fit(*arguments)
 
     monkeypatch.setattr(train_network, "_fit", counted)
     before = study.scores
     again = clipit.train_mil(clipit.load_config(path, {"mil.maps": 0, "mil.masks": None, "mil.mask_values": {}}))
-    assert trained == [] and again.scores.equals(before)
+    assert trained_seeds == [] and again.scores.equals(before)
     keys = {"mil.bags": "patient", "mil.features": "backbone", "mil.arms": ["mean"], "mil.seeds": [0], "name": "p"}
     keys |= {"mil.masks": None, "mil.mask_values": {}, "mil.maps": 1}
     patients = clipit.train_mil(clipit.load_config(path, keys))
-    assert set(patients.table["level"]) == {"patient"} and trained == [0]
+    assert set(patients.table["level"]) == {"patient"} and trained_seeds == [0]
     assert "of 4 patients" not in patients.report.read_text(encoding="utf-8")
     assert len(patients.map_scores) == 0
 
@@ -161,33 +160,33 @@ def test_bags_of_a_trained_student_are_scored_and_mapped_against_masks(
     assert set(maps.query("arm == 'attention'")["map"]) >= {"attention"}
 
 
-def test_masks_are_read_before_the_training(
+def test_masks_are_validated_before_training(
     study: MilResult, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "slides.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    trained: list[Any] = []
-    monkeypatch.setattr(train_network, "_fit", lambda *arguments: trained.append(arguments))
+    fit_calls: list[Any] = []
+    monkeypatch.setattr(train_network, "_fit", lambda *arguments: fit_calls.append(arguments))
     missing = {"mil.masks": str(tmp_path / "none"), "mil.seeds": [7]}
     with pytest.raises(ConfigError, match=r"the mask folder .* does not exist(?s:.*)contains slides.yaml"):
         clipit.train_mil(clipit.load_config(path, missing))
     masks = tmp_path / "masks"
     masks.mkdir()
-    kept = {"mil.masks": str(masks), "mil.maps": 0, "mil.arms": ["mean"], "mil.seeds": [0], "name": "none"}
-    without = clipit.train_mil(clipit.load_config(path, kept))
-    assert "No test slide has both a mask" in without.report.read_text(encoding="utf-8") and without.map_scores.empty
-    misspelt = {**kept, "mil.mask_values": {"glands": 3, "stroma": 4}}
+    keys = {"mil.masks": str(masks), "mil.maps": 0, "mil.arms": ["mean"], "mil.seeds": [0], "name": "none"}
+    unmasked = clipit.train_mil(clipit.load_config(path, keys))
+    assert "No test slide has both a mask" in unmasked.report.read_text(encoding="utf-8") and unmasked.map_scores.empty
+    misspelt = {**keys, "mil.mask_values": {"glands": 3, "stroma": 4}}
     with pytest.raises(ConfigError, match=r"labels that no bag has: glands; the labels are gland, stroma"):
         clipit.train_mil(clipit.load_config(path, misspelt))
     Image.new("L", (100, 10)).save(masks / "s02.png")
     with pytest.raises(DataError, match="does not have the aspect ratio of the slide"):
-        clipit.train_mil(clipit.load_config(path, {**kept, "mil.seeds": [7]}))
-    assert not trained
+        clipit.train_mil(clipit.load_config(path, {**keys, "mil.seeds": [7]}))
+    assert not fit_calls
 
 
 @pytest.fixture
 def feature_files(tmp_path: Path) -> dict[str, Any]:
-    """A configuration without tiles: the bags with a signal as files of TRIDENT."""
+    """Configuration values without tiles, for synthetic bags stored as TRIDENT files."""
     bags, rows = bags_with_signal(36), []
     for bag, name in enumerate(bags.names.tolist()):
         write_features(tmp_path / "h5" / f"{name}.h5", bags.features(bag))
@@ -199,7 +198,7 @@ def feature_files(tmp_path: Path) -> dict[str, Any]:
     return {"name": "files", "output": str(tmp_path / "out"), "mil": section}
 
 
-def test_the_command_learns_from_files_of_features_without_tiles(
+def test_the_command_trains_on_feature_files_without_tiles(
     feature_files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipit.cli.mil import main
@@ -217,10 +216,10 @@ def test_the_command_learns_from_files_of_features_without_tiles(
     assert pd.read_csv(record)["arm"].nunique() == 3
 
 
-def test_a_configuration_that_cannot_be_studied_is_refused(
+def test_invalid_study_configurations_are_rejected(
     feature_files: dict[str, Any], tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
-    tiles = {"tiles": {"source": "table", "path": NO_TILES}}  # as the command fills it in
+    tiles = {"tiles": {"source": "table", "path": NO_TILES}}  # the command's default
     path = tmp_path / "files.yaml"
     path.write_text(yaml.safe_dump({**feature_files, **tiles}), encoding="utf-8")
 
@@ -233,8 +232,8 @@ def test_a_configuration_that_cannot_be_studied_is_refused(
     refused(ConfigError, "h5 and slides are read only", {"mil.features": "vlm"})
     masks = {"mil.masks": str(tmp_path), "mil.mask_values": {"benign": 1}}
     refused(ConfigError, "only maps of slides", {**masks, "mil.arms": ["mean"]})
-    without = {**feature_files["mil"], "features": "vlm", "h5": None, "slides": None}
-    refused(ConfigError, "no tiles are configured", {"mil": without})
+    without_files = {**feature_files["mil"], "features": "vlm", "h5": None, "slides": None}
+    refused(ConfigError, "no tiles are configured", {"mil": without_files})
     table = pd.read_csv(tmp_path / "slides.csv")
     table.assign(label=table["label"].where(table["split"] != "test")).to_csv(tmp_path / "slides.csv", index=False)
     refused(DataError, r"(?s)no test bag has a label.*mil\.test_fraction", {})

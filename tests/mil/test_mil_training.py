@@ -1,4 +1,4 @@
-"""Networks of bags and their training."""
+"""Test MIL networks and their training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_gated_attention_equals_torchmil_with_the_same_weights() -> None:
         theirs.pool.fc1.module.load_state_dict(ours.attention_tanh.state_dict())
         theirs.pool.fc_gated.module.load_state_dict(ours.attention_gate.state_dict())
         theirs.pool.fc2.load_state_dict(ours.attention_weight.state_dict())
-        # their one logit is the difference of our two
+        # torchmil's single logit is the difference of clipit's two
         theirs.classifier.module.weight.copy_(ours.classifier.weight[1:] - ours.classifier.weight[:1])
         theirs.classifier.module.bias.copy_(ours.classifier.bias[1:] - ours.classifier.bias[:1])
         bag = torch.randn(11, 6)
@@ -41,13 +41,13 @@ def test_gated_attention_equals_torchmil_with_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
-def test_logits_of_a_bag_are_those_of_its_instances_pooled(pooling: str) -> None:
+def test_logits_of_a_bag_are_the_pooled_logits_of_its_instances(pooling: str) -> None:
     torch.manual_seed(1)
     network = MilNetwork(4, 3, OPTIONS.model_copy(update={"pooling": pooling})).eval()
     network.standardise(torch.full((4,), 0.5), torch.full((4,), 2.0))
     with torch.no_grad():
         output = network(torch.randn(7, 4))
-        alone = network(torch.ones(1, 4))
+        single = network(torch.ones(1, 4))
     pooled = {
         "attention": output.attention @ output.instance_logits,
         "mean": output.instance_logits.mean(0),
@@ -55,12 +55,12 @@ def test_logits_of_a_bag_are_those_of_its_instances_pooled(pooling: str) -> None
     }[pooling]
     assert torch.allclose(output.logits, pooled, atol=1e-6)
     assert output.attention.sum() == pytest.approx(1, abs=1e-6) and output.attention.min() >= 0
-    assert torch.allclose(alone.logits, alone.instance_logits[0], atol=1e-6)
+    assert torch.allclose(single.logits, single.instance_logits[0], atol=1e-6)
     hidden = torch.relu(network.embed((torch.ones(1, 4) - 0.5) / 2))
-    assert torch.allclose(alone.representation, hidden[0], atol=1e-6)
+    assert torch.allclose(single.representation, hidden[0], atol=1e-6)
 
 
-def test_attention_finds_the_few_instances_that_show_the_class() -> None:
+def test_attention_is_highest_for_the_instances_that_show_the_class() -> None:
     bags = bags_with_signal()
     model = train_bag_network(bags, OPTIONS, 0)
     test = bags.of_split("test")
@@ -73,7 +73,7 @@ def test_attention_finds_the_few_instances_that_show_the_class() -> None:
     assert (logits[:3, label] - logits[:3, 1 - label]).min() > (logits[3:, label] - logits[3:, 1 - label]).mean()
 
 
-def test_labels_of_the_test_bags_do_not_change_the_model() -> None:
+def test_test_labels_do_not_affect_training() -> None:
     bags = bags_with_signal(24)
     labels = np.where(bags.splits == "test", 1 - bags.labels, bags.labels)
     one, other = train_bag_network(bags, OPTIONS, 3), train_bag_network(replace(bags, labels=labels), OPTIONS, 3)
@@ -83,7 +83,7 @@ def test_labels_of_the_test_bags_do_not_change_the_model() -> None:
 
 def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bags = bags_with_signal(24)
-    whole = train_bag_network(bags, OPTIONS, 0)
+    uninterrupted = train_bag_network(bags, OPTIONS, 0)
     monkeypatch.setattr(train_network, "_CHECKPOINT_SECONDS", 0.0)
     original, epochs = train_network.train_epoch, []
 
@@ -98,16 +98,16 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
         train_bag_network(bags, OPTIONS, 0, root=tmp_path)
     resumed = train_bag_network(bags, OPTIONS, 0, root=tmp_path)
     assert epochs[:9] == [*range(8), 7]
-    assert resumed.losses == whole.losses and resumed.epoch == whole.epoch
-    assert np.array_equal(resumed.predict(bags), whole.predict(bags))
+    assert resumed.losses == uninterrupted.losses and resumed.epoch == uninterrupted.epoch
+    assert np.array_equal(resumed.predict(bags), uninterrupted.predict(bags))
     before = len(epochs)
-    kept = train_bag_network(bags, OPTIONS, 0, root=tmp_path)
-    assert len(epochs) == before and np.array_equal(kept.predict(bags), whole.predict(bags))
+    cached = train_bag_network(bags, OPTIONS, 0, root=tmp_path)
+    assert len(epochs) == before and np.array_equal(cached.predict(bags), uninterrupted.predict(bags))
     files = sorted(path.name for path in next(tmp_path.glob("mil_model-*")).iterdir() if path.suffix != ".lock")
     assert files == ["manifest.json", "model.json", "model.safetensors"]
 
 
-def test_checkpoints_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_of_a_different_network_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bags = bags_with_signal(24)
     monkeypatch.setattr(train_network, "_CHECKPOINT_SECONDS", 0.0)
     original = train_network.train_epoch
@@ -122,15 +122,15 @@ def test_checkpoints_of_another_network_are_refused(tmp_path: Path, monkeypatch:
         for seed in (0, 1):
             with pytest.raises(KeyboardInterrupt):
                 train_bag_network(bags, OPTIONS, seed, root=tmp_path)
-    one, other = (path / "checkpoints" for path in tmp_path.glob("mil_model-*.partial"))
-    for folder, source in ((one, tmp_path / "kept"), (other, one), (tmp_path / "kept", other)):
-        folder.rename(source)  # exchange the two folders
+    first, second = (path / "checkpoints" for path in tmp_path.glob("mil_model-*.partial"))
+    for folder, source in ((first, tmp_path / "kept"), (second, first), (tmp_path / "kept", second)):
+        folder.rename(source)  # swap the two folders
     for seed in (0, 1):
         with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run: its fing.*delete the folder"):
             train_bag_network(bags, OPTIONS, seed, root=tmp_path)
 
 
-def test_bags_that_cannot_be_learned_from_are_refused_with_all_reasons() -> None:
+def test_bags_without_enough_labels_are_rejected_with_all_reasons() -> None:
     bags = bags_with_signal(24)
     one_class = replace(bags, labels=np.where(bags.labels == 1, -1, 0))
     with pytest.raises(DataError, match=r"no training bag is labelled malignant\n.*one class, benign"):
@@ -142,14 +142,14 @@ def test_bags_that_cannot_be_learned_from_are_refused_with_all_reasons() -> None
         train_bag_network(bags.of_split("validation"), OPTIONS, 0)
 
 
-def test_features_of_another_dimension_are_refused() -> None:
+def test_features_of_a_different_dimension_are_rejected() -> None:
     bags = bags_with_signal(24)
     model = train_bag_network(bags, OPTIONS.model_copy(update={"epochs": 1}), 0)
     with pytest.raises(DataError, match="5 dimensions; the model was trained on 8"):
         model.predict(bags_with_signal(24, dim=5))
 
 
-def test_invalid_bags_are_refused_with_all_problems() -> None:
+def test_invalid_bags_are_rejected_with_all_problems() -> None:
     bags = bags_with_signal(6)
     with pytest.raises(DataError, match=r"1 bag occurs more than once: bag000(.|\n)*label is out of(.|\n)*a \(test"):
         replace(
@@ -167,7 +167,7 @@ def test_invalid_bags_are_refused_with_all_problems() -> None:
         broken.features(1)
 
 
-def test_kept_labels_are_nested_and_those_of_the_test_stay() -> None:
+def test_kept_labels_are_nested_and_test_labels_unchanged() -> None:
     bags = bags_with_signal(36)
     few, more = keep_labels(bags, 2, 5), keep_labels(bags, 4, 5)
     assert few.counts()["train"] == {"benign": 2, "malignant": 2, "(no label)": 8}
@@ -176,7 +176,7 @@ def test_kept_labels_are_nested_and_those_of_the_test_stay() -> None:
     assert set(few.names[few.labels >= 0]) != set(keep_labels(bags, 2, 6).names[keep_labels(bags, 2, 6).labels >= 0])
 
 
-def test_shuffled_labels_keep_their_frequencies_and_the_test() -> None:
+def test_shuffling_keeps_class_frequencies_and_test_labels() -> None:
     bags = bags_with_signal(60)
     shuffled = shuffle_labels(bags, 0)
     assert shuffled.counts() == bags.counts()
@@ -186,10 +186,8 @@ def test_shuffled_labels_keep_their_frequencies_and_the_test() -> None:
 
 
 @pytest.mark.parametrize(("per_class", "share"), [(1, 0.0), (2, 0.5), (4, 0.5), (5, 0.4), (None, 0.5)])
-def test_shuffled_labels_stay_in_place_as_often_as_by_chance_for_every_seed(
-    per_class: int | None, share: float
-) -> None:
-    """One label per class is right or exchanged; five give 4 or 6 of 10, of which fewer are kept."""
+def test_shuffled_labels_agree_with_the_originals_as_often_as_by_chance(per_class: int | None, share: float) -> None:
+    """With five labels per class, 4 or 6 of 10 can stay unchanged; the smaller number is used."""
     bags = bags_with_signal(60)
     for seed in range(8):
         kept = keep_labels(bags, per_class, seed)
@@ -199,17 +197,17 @@ def test_shuffled_labels_stay_in_place_as_often_as_by_chance_for_every_seed(
     assert len(drawn) == 8
 
 
-def test_rare_classes_are_shuffled_like_frequent_ones() -> None:
+def test_rare_classes_are_shuffled_as_well() -> None:
     bags = bags_with_signal(60)
     labels = np.where(np.arange(60) % 10 == 0, 1, 0)
     rare = replace(bags, labels=labels)
     train = rare.splits == "train"
     shuffled = shuffle_labels(rare, 0)
-    assert ((shuffled.labels != labels) & train).sum() == 4  # both bags of the class with two others
+    assert ((shuffled.labels != labels) & train).sum() == 4  # both bags of the rare class are swapped with two others
     assert unchanged_shares(rare, shuffled)["train"] == (0.8, pytest.approx(0.82))
 
 
-def test_the_control_notes_how_many_labels_it_keeps_and_when_they_are_too_few() -> None:
+def test_the_shuffled_control_notes_unchanged_labels_and_small_classes() -> None:
     bags = bags_with_signal(60)
     assert ARMS["attention"].notes(bags, 1, 0) == []
     notes = ARMS["shuffled_labels"].notes(bags, 1, 0)
@@ -218,7 +216,7 @@ def test_the_control_notes_how_many_labels_it_keeps_and_when_they_are_too_few() 
     assert len(ARMS["shuffled_labels"].notes(bags, 4, 0)) == 1
 
 
-def test_the_floor_is_that_of_the_labels_that_are_kept() -> None:
+def test_class_frequencies_are_those_of_the_kept_labels() -> None:
     bags = bags_with_signal(60)
     uneven = replace(bags, labels=np.where(np.arange(60) % 10 == 0, 1, 0))
     assert np.allclose(class_frequencies(uneven, None, 0), [[0.9, 0.1]] * 60)

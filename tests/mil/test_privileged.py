@@ -1,4 +1,4 @@
-"""Targets of bags from the reports of the same patients: right ones, swapped ones, never those of held-out splits."""
+"""Test targets of bags from reports of the same patients: matched, shuffled, and never from held-out splits."""
 
 import json
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from clipit.mil.targets import BagTargets
 from clipit.workspace.workspace import Workspace
 
 PATIENTS = 18
-"""Training patients of the small world, with one bag each; the last three have no report."""
+"""Number of training patients, each with one bag; the last three have no report."""
 FEATURES = np.ones((1, 4), dtype=np.float32)
 
 
 def make_contrast_bags(labelled: int = 6) -> MilBags:
-    """One bag per patient; bag g of a split has the class g % 3, and the first training bags are labelled."""
+    """Make one bag per patient; bag g of a split has class g % 3, and the first training bags are labelled."""
     owners = [
         (split, g) for split, count in (("train", PATIENTS), ("validation", 6), ("test", 6)) for g in range(count)
     ]
@@ -43,10 +43,10 @@ BAGS = make_contrast_bags()
 
 @pytest.fixture
 def make_workspace(configure: MakeConfig, tmp_path: Path) -> Callable[..., tuple[RunConfig, Workspace]]:
-    """`make_workspace(change)`: reports of all patients but three, each changed by a function of split and row."""
+    """Factory of workspaces with reports of all but three patients; `change(split, row)` may edit each report."""
     rules = {"name": "small", "classes": {name: [name] for name in CLASSES}}
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
-    made = iter(range(9))
+    numbers = iter(range(9))
 
     def make(
         change: Callable[[str, dict[str, Any]], None] = lambda split, row: None, **keys: Any
@@ -60,7 +60,7 @@ def make_workspace(configure: MakeConfig, tmp_path: Path) -> Callable[..., tuple
                 row |= {"organ": "colon"}
                 change(split, row)
                 lines.append(json.dumps(row) + "\n")
-        path = tmp_path / f"reports{next(made)}.jsonl"
+        path = tmp_path / f"reports{next(numbers)}.jsonl"
         path.write_text("".join(lines), encoding="utf-8")
         changes = {
             "reports.path": str(path),
@@ -79,7 +79,7 @@ def make_workspace(configure: MakeConfig, tmp_path: Path) -> Callable[..., tuple
 Make = Callable[..., tuple[RunConfig, Workspace]]
 
 
-def both(
+def report_targets(
     config: RunConfig, workspace: Workspace, bags: MilBags = BAGS, **options: bool
 ) -> tuple[BagTargets, BagTargets]:
     return tuple(make(config, workspace, bags, 0, **options) for make in (report_labels, report_embeddings))  # type: ignore[return-value]
@@ -87,78 +87,78 @@ def both(
 
 def test_a_report_labels_the_unlabelled_bags_of_its_patient(make_workspace: Make) -> None:
     targets = report_labels(*make_workspace(), BAGS, 0)
-    patient = np.arange(PATIENTS)
-    given = (patient >= 6) & (patient < PATIENTS - 3) & (patient != 9)
-    assert targets.weights.tolist() == given.astype(float).tolist()
-    assert (targets.probabilities[given].argmax(axis=1) == patient[given] % 3).all()
-    assert np.allclose(targets.probabilities[~given], 1 / 3)
+    patients = np.arange(PATIENTS)
+    labelled = (patients >= 6) & (patients < PATIENTS - 3) & (patients != 9)
+    assert targets.weights.tolist() == labelled.astype(float).tolist()
+    assert (targets.probabilities[labelled].argmax(axis=1) == patients[labelled] % 3).all()
+    assert np.allclose(targets.probabilities[~labelled], 1 / 3)
     text = "\n".join(targets.notes)
     assert "8 of 12 unlabelled training bags get a label" in text and "6 of 6 labels from reports agree" in text
     assert "12 from patients with validation or test tiles (never read for training)" in text
 
 
-def test_a_report_embedding_is_a_target_of_labelled_bags_too(make_workspace: Make) -> None:
+def test_report_embeddings_are_targets_of_labelled_bags_too(make_workspace: Make) -> None:
     targets = report_embeddings(*make_workspace(), BAGS, 0)
     assert targets.distilled.tolist() == [g < PATIENTS - 3 for g in range(PATIENTS)]
     assert np.allclose(np.linalg.norm(targets.vectors[targets.distilled], axis=1), 1, atol=1e-3)
-    alike = targets.vectors[:15] @ targets.vectors[:15].T
+    similarity = targets.vectors[:15] @ targets.vectors[:15].T
     same = np.arange(15)[:, None] % 3 == np.arange(15) % 3
     same[9] = same[:, 9] = False
     other = np.arange(15)[:, None] % 3 != np.arange(15) % 3
-    assert alike[same].min() > 0.999 > alike[other].max()
+    assert similarity[same].min() > 0.999 > similarity[other].max()
 
 
-def test_exchanged_reports_are_those_of_other_patients(make_workspace: Make) -> None:
+def test_shuffled_reports_come_from_other_patients(make_workspace: Make) -> None:
     config, workspace = make_workspace()
-    right, wrong = both(config, workspace), both(config, workspace, shuffled=True)
-    assert np.array_equal(right[1].distilled, wrong[1].distilled)
-    assert not np.array_equal(right[1].vectors, wrong[1].vectors)
-    assert np.allclose(np.sort(right[1].vectors, axis=0), np.sort(wrong[1].vectors, axis=0))
-    assert right[0].fingerprint != wrong[0].fingerprint
-    assert "6 of 6 labels from reports agree" in "\n".join(wrong[0].notes), "before shuffling"
-    assert all(any("reports were shuffled" in note for note in each.notes) for each in wrong)
-    assert not any("shuffl" in note for each in right for note in each.notes)
-    configured = both(*make_workspace(**{"own_report.shuffled": True}))
-    assert [each.fingerprint for each in configured] == [each.fingerprint for each in wrong]
+    matched, shuffled = report_targets(config, workspace), report_targets(config, workspace, shuffled=True)
+    assert np.array_equal(matched[1].distilled, shuffled[1].distilled)
+    assert not np.array_equal(matched[1].vectors, shuffled[1].vectors)
+    assert np.allclose(np.sort(matched[1].vectors, axis=0), np.sort(shuffled[1].vectors, axis=0))
+    assert matched[0].fingerprint != shuffled[0].fingerprint
+    assert "6 of 6 labels from reports agree" in "\n".join(shuffled[0].notes), "agreement is computed before shuffling"
+    assert all(any("reports were shuffled" in note for note in targets.notes) for targets in shuffled)
+    assert not any("shuffl" in note for targets in matched for note in targets.notes)
+    configured = report_targets(*make_workspace(**{"own_report.shuffled": True}))
+    assert [targets.fingerprint for targets in configured] == [targets.fingerprint for targets in shuffled]
 
 
-def test_reports_of_validation_and_test_patients_change_nothing(make_workspace: Make) -> None:
-    """Not even through the means, the rules' counts or the fingerprints that a model is kept under."""
+def test_reports_of_validation_and_test_patients_have_no_effect(make_workspace: Make) -> None:
+    """Neither means, counts of the rules nor fingerprints of models may depend on held-out reports."""
 
     def change(split: str, row: dict[str, Any]) -> None:
         if split != "train":
             row |= {"text": f"FINAL DIAGNOSIS:\nTumour with atypia in {row['id']}.", "organ": "liver"}
 
-    before, after = both(*make_workspace()), both(*make_workspace(change))
+    before, after = report_targets(*make_workspace()), report_targets(*make_workspace(change))
     for first, second in zip(before, after, strict=True):
         assert first.fingerprint == second.fingerprint and first.notes == second.notes
     assert before[0].names.tolist() == BAGS.of_split("train").names.tolist()
 
 
-def test_reports_of_training_patients_do_change_the_targets(make_workspace: Make) -> None:
+def test_reports_of_training_patients_change_the_targets(make_workspace: Make) -> None:
     def change(split: str, row: dict[str, Any]) -> None:
         if row["id"] == "train-8":
             row["text"] = "FINAL DIAGNOSIS:\nThere is gland."
 
-    before, after = both(*make_workspace()), both(*make_workspace(change))
+    before, after = report_targets(*make_workspace()), report_targets(*make_workspace(change))
     assert all(first.fingerprint != second.fingerprint for first, second in zip(before, after, strict=True))
 
 
-def test_a_text_classifier_labels_bags_from_the_reports_of_labelled_ones(make_workspace: Make) -> None:
+def test_a_text_classifier_trained_on_labelled_bags_labels_the_others(make_workspace: Make) -> None:
     config, workspace = make_workspace(**{"own_report.labels": "text"})
     targets = report_labels(config, workspace, make_contrast_bags(labelled=12), 0)
     assert targets.weights.tolist() == [float(12 <= g < 15) for g in range(PATIENTS)]
     assert (targets.probabilities[12:15].argmax(axis=1) == np.arange(12, 15) % 3).all()
 
 
-def test_reports_that_say_nothing_or_belong_to_others_are_errors(make_workspace: Make, configure: MakeConfig) -> None:
+def test_reports_without_labels_or_training_patients_are_errors(make_workspace: Make, configure: MakeConfig) -> None:
     def silence(split: str, row: dict[str, Any]) -> None:
         row["text"] = "Nothing is said."
 
     with pytest.raises(DataError, match="no report yields a label"):
         report_labels(*make_workspace(silence), BAGS, 0)
     with pytest.raises(DataError, match="no training patient has a report"):
-        both(*make_workspace(lambda split, row: row.update(patient=f"other {row['id']}")))
+        report_targets(*make_workspace(lambda split, row: row.update(patient=f"other {row['id']}")))
     config = configure({"reports": None})
     with pytest.raises(ConfigError, match="none are configured"):
         report_labels(config, Workspace(config), BAGS, 0)

@@ -1,4 +1,4 @@
-"""The prompt dictionary: what ships, what a bag holds, and what a wrong file is told."""
+"""Test the prompt dictionary: packaged entries, the bag of texts per entry, and validation errors."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_the_packaged_dictionary() -> None:
     assert all("in the style of CPLIP's dictionary, which is not public" in head for head in heads)
 
 
-def test_a_bag_has_each_text_of_an_entry_once(tmp_path: Path) -> None:
+def test_a_bag_contains_each_text_of_an_entry_once(tmp_path: Path) -> None:
     full = ENTRY | {"findings": ["rim of nuclei", "fat"], "causes": ["food"]}
     dictionary = load_dictionary(write(tmp_path / "d.yaml", full))
     assert dictionary.bag("e1") == ["fat", "adipose tissue", "fat tissue", "rim of nuclei", "food"]
@@ -41,13 +41,13 @@ def test_a_bag_has_each_text_of_an_entry_once(tmp_path: Path) -> None:
         dictionary.bag("e11")
 
 
-def test_hash_follows_the_texts(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_texts_only(tmp_path: Path) -> None:
     first = load_dictionary(write(tmp_path / "d.yaml", ENTRY)).hash
     assert load_dictionary(write(tmp_path / "d.yaml", ENTRY, name="another")).hash == first
     assert load_dictionary(write(tmp_path / "d.yaml", ENTRY | {"term": "lard"})).hash != first
 
 
-def test_all_problems_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_dictionary_are_reported_together(tmp_path: Path) -> None:
     path = write(
         tmp_path / "d.yaml",
         ENTRY,
@@ -77,7 +77,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-def test_chapters_belong_together(tmp_path: Path) -> None:
+def test_chapters_are_merged_and_must_share_their_version(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", ENTRY)
     write(tmp_path / "b.yaml", ENTRY | {"id": "e2", "term": "muscle", "variants": ["muscle tissue", "muscle cells"]})
     assert list(load_dictionary(tmp_path).entries) == ["e1", "e2"]
@@ -86,6 +86,6 @@ def test_chapters_belong_together(tmp_path: Path) -> None:
         load_dictionary(tmp_path)
 
 
-def test_no_such_dictionary(tmp_path: Path) -> None:
+def test_an_unknown_dictionary_lists_the_packaged_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one of: histology"):
         load_dictionary(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Prompt files with wrong keys are refused before anything that takes seconds is imported."""
+"""Prompt files with invalid keys are rejected before any slow import."""
 
 import importlib
 import sys
@@ -30,7 +30,7 @@ def wrong(tmp_path: Path) -> Path:
 
 
 CONFIG = ["--config=own_table", "--tiles.path=tiles.csv", "--reports.path=reports.txt"]
-COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first package of seconds that the command imports
+COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first slow module that the command imports
     "train": (CONFIG, "clipit.api.runs"),
     "evaluate": (CONFIG, "clipit.api.runs"),
     "evaluate --run": (["--run=outputs/runs/a"], "clipit.runs.evaluate"),
@@ -54,14 +54,14 @@ COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first package of 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_checks_the_keys_of_a_prompt_file_first(
+def test_every_command_validates_prompt_files_before_slow_imports(
     name: str, wrong: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, slow = COMMANDS[name]
     command, *sub = name.split()
     (tmp_path / "sweep.yaml").write_text(SWEEP, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, slow, None)  # its import would fail
+    monkeypatch.setitem(sys.modules, slow, None)  # importing it would fail
     options = [word for word in sub if not word.startswith("--")]
     monkeypatch.setattr(sys, "argv", ["clipit", *options, *arguments, f"--prompts={wrong}"])
     with pytest.raises(SystemExit) as stop:
@@ -81,7 +81,7 @@ def test_every_command_checks_the_keys_of_a_prompt_file_first(
         {"comparison": {"data_sets": {"a": {"prompts": "WRONG"}, "b": {}}}},
     ],
 )
-def test_every_key_that_names_a_prompt_file_is_checked(keys: "dict[str, Any]", wrong: Path) -> None:
+def test_the_file_of_every_prompt_key_is_validated(keys: "dict[str, Any]", wrong: Path) -> None:
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: filled(inner) for key, inner in value.items()}
@@ -89,4 +89,4 @@ def test_every_key_that_names_a_prompt_file_is_checked(keys: "dict[str, Any]", w
 
     with pytest.raises(DataError, match="templets: unknown key"):
         check_prompt_files(ConfigFile.model_validate(filled({**RUN, **keys})))
-    check_prompt_files(ConfigFile.model_validate({**RUN, "prompts": "not/there.yaml"}))  # checked where it is used
+    check_prompt_files(ConfigFile.model_validate({**RUN, "prompts": "not/there.yaml"}))  # reported where it is used

@@ -1,4 +1,4 @@
-"""Prompt sets: what ships, what a wrong file is told, and which texts come out."""
+"""Test prompt sets: packaged sets, validation errors, and the texts of each class."""
 
 import json
 import os
@@ -11,7 +11,9 @@ from clipit.prompts.prompt_set import check_classes, load_prompt_bag, load_promp
 from clipit.tiles.datasets import DATASETS
 
 DATA = os.environ.get("CLIPIT_TEST_DATA")
-needs_data = pytest.mark.skipif(not DATA, reason="CLIPIT_TEST_DATA is not set: no published prompt files here")
+needs_data = pytest.mark.skipif(
+    not DATA, reason="CLIPIT_TEST_DATA is not set: published prompt files are not available"
+)
 
 GOOD = """
 name: two
@@ -29,7 +31,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def refused(path: Path) -> str:
+def load_error(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         load_prompts(path)
     assert str(path) in str(caught.value)
@@ -37,7 +39,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_each_name_goes_into_each_template(tmp_path: Path) -> None:
+def test_every_name_is_inserted_into_every_template(tmp_path: Path) -> None:
     prompts = load_prompts(write(tmp_path, GOOD))
     assert prompts.texts("a") == [
         "an image of adenoma.",
@@ -50,7 +52,7 @@ def test_each_name_goes_into_each_template(tmp_path: Path) -> None:
         prompts.texts("c")
 
 
-def test_hash_follows_the_texts_and_not_the_name(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_texts_but_not_on_the_name(tmp_path: Path) -> None:
     first = load_prompts(write(tmp_path, GOOD)).hash
     assert load_prompts(write(tmp_path, GOOD.replace("name: two", "name: other"))).hash == first
     assert load_prompts(write(tmp_path, GOOD.replace("normal mucosa", "healthy mucosa"))).hash != first
@@ -75,7 +77,7 @@ def test_packaged_sets(name: str, classes: str, texts_of_first: int) -> None:
 
 
 @needs_data
-def test_crc_is_the_published_list() -> None:
+def test_crc_matches_the_published_prompts() -> None:
     assert DATA is not None
     published = json.loads((Path(DATA) / "prompts/conch_crc100k_prompts_all_per_class.json").read_text())["0"]
     prompts = load_prompts("crc")
@@ -84,7 +86,7 @@ def test_crc_is_the_published_list() -> None:
 
 
 @needs_data
-def test_bach_has_the_published_names() -> None:
+def test_bach_contains_the_published_names() -> None:
     assert DATA is not None
     draws = json.loads((Path(DATA) / "prompts/kep_bach_prompts_100.json").read_text())
     for name, names in load_prompts("bach").classes.items():
@@ -122,21 +124,21 @@ PUBLISHED_CLASSES = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED_CLASSES)
-def test_classes_are_those_of_the_data_sets(name: str) -> None:
+def test_classes_of_published_sets_are_those_of_their_data_sets(name: str) -> None:
     prompts = load_prompts(name)
     assert sorted(prompts.classes) == PUBLISHED_CLASSES[name].split()
     assert prompts.name == name and prompts.source and prompts.version == "1"
 
 
 @pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.classes])
-def test_every_data_set_has_a_prompt_set_of_its_classes(name: str) -> None:
+def test_every_data_set_has_a_prompt_set_with_its_classes(name: str) -> None:
     prompts = load_prompts({"nct_crc": "crc"}.get(name, name))
     assert set(prompts.classes) == set(DATASETS[name].classes)
 
 
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "file", "left_out"),
+    ("name", "file", "dropped"),
     [
         ("crc_kep", "kep_kather_prompts_100.json", ()),
         ("bach", "kep_bach_prompts_100.json", ()),
@@ -144,19 +146,19 @@ def test_every_data_set_has_a_prompt_set_of_its_classes(name: str) -> None:
         ("wsss4luad_kep", "kep_wsss4luad_prompts_100.json", ()),
     ],
 )
-def test_synonym_sets_hold_what_kep_draws_from(name: str, file: str, left_out: tuple[str, ...]) -> None:
+def test_synonym_sets_contain_the_names_that_kep_draws_from(name: str, file: str, dropped: tuple[str, ...]) -> None:
     assert DATA is not None
     draws = list(json.loads((Path(DATA) / "prompts" / file).read_text()).values())
     published = {key: {draw["classnames"][key] for draw in draws} for key in draws[0]["classnames"]}
     prompts = load_prompts(name)
     assert {key: set(names) for key, names in prompts.classes.items()} == {
-        key: names for key, names in published.items() if key not in left_out
+        key: names for key, names in published.items() if key not in dropped
     }
     assert {draw["templates"].replace("CLASSNAME", "{}") for draw in draws} <= set(prompts.templates)
 
 
 @needs_data
-def test_bach_keep_is_the_published_prompt() -> None:
+def test_bach_keep_matches_the_published_prompt() -> None:
     assert DATA is not None
     published = json.loads((Path(DATA) / "prompts/keep_bach_prompt.json").read_text())["0"]
     prompts = load_prompts("bach_keep")
@@ -166,8 +168,8 @@ def test_bach_keep_is_the_published_prompt() -> None:
     assert prompts.templates == (published["templates"].replace("CLASSNAME", "{}"),)
 
 
-def test_all_problems_at_once(tmp_path: Path) -> None:
-    message = refused(
+def test_all_problems_of_a_prompt_set_are_reported_together(tmp_path: Path) -> None:
+    message = load_error(
         write(
             tmp_path,
             """
@@ -199,27 +201,27 @@ classes:
     assert "11 problems" in message
 
 
-def test_a_class_given_twice_is_not_silently_the_last_one(tmp_path: Path) -> None:
-    assert "b (line 8): is given twice" in refused(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
+def test_a_repeated_class_is_an_error(tmp_path: Path) -> None:
+    assert "b (line 8): is given twice" in load_error(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
 
 
 @pytest.mark.parametrize("missing", ["name", "version", "templates"])
-def test_missing_keys(tmp_path: Path, missing: str) -> None:
+def test_missing_keys_are_reported_with_an_example(tmp_path: Path, missing: str) -> None:
     lines = [line for line in GOOD.splitlines() if not line.startswith(missing)]
-    message = refused(write(tmp_path, "\n".join(lines)))
+    message = load_error(write(tmp_path, "\n".join(lines)))
     assert f"{missing}: is missing" in message and "'an image of {}.'" in message
-    assert "'an image of {}.'" not in refused(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
+    assert "'an image of {}.'" not in load_error(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
 
 
 @pytest.mark.parametrize("text", ["", "just a sentence", "- a\n- b\n", "a: [b\nc: }"])
-def test_not_a_prompt_file(tmp_path: Path, text: str) -> None:
-    assert "fix:" in refused(write(tmp_path, text))
+def test_other_yaml_content_is_an_error(tmp_path: Path, text: str) -> None:
+    assert "fix:" in load_error(write(tmp_path, text))
 
 
-def test_not_utf8(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("name: é".encode("latin-1"))
-    assert "UTF-8" in refused(path)
+    assert "UTF-8" in load_error(path)
 
 
 def test_a_misspelled_set_or_path_comes_with_a_suggestion(tmp_path: Path) -> None:
@@ -230,12 +232,12 @@ def test_a_misspelled_set_or_path_comes_with_a_suggestion(tmp_path: Path) -> Non
         load_prompts(tmp_path / "mine.jsn")
 
 
-def test_no_such_set_names_those_that_exist() -> None:
+def test_an_unknown_set_lists_the_packaged_ones() -> None:
     with pytest.raises(DataError, match="crc_plip"):
         load_prompts("crc_typo")
 
 
-def test_classes_must_be_those_of_the_tiles() -> None:
+def test_classes_must_match_those_of_the_tiles() -> None:
     prompts = load_prompts("pcam")
     check_classes(prompts, ["tumor", "no_tumor"])
     check_classes(prompts, ["tumor"])
@@ -246,7 +248,7 @@ def test_classes_must_be_those_of_the_tiles() -> None:
     assert "without tiles: no_tumor" in str(caught.value)
 
 
-def test_bags(tmp_path: Path) -> None:
+def test_prompt_bags(tmp_path: Path) -> None:
     morphology, boilerplate = load_prompt_bag("morphology"), load_prompt_bag("boilerplate")
     assert len(morphology.texts) >= 20 and len(boilerplate.texts) >= 20
     assert not set(morphology.texts) & set(boilerplate.texts)
@@ -261,7 +263,7 @@ def test_bags(tmp_path: Path) -> None:
 def test_control_characters_are_refused_in_classes_names_and_templates(tmp_path: Path) -> None:
     text = """{"name": "x", "version": "1", "templates": ["a {} \\u0007"],
     "classes": {"a": ["tumour\\u0000", "two\\nlines"], "b\\nc": ["stroma"], "tab\\there": ["mucus", " spaced "]}}"""
-    message = refused(write(tmp_path, text))
+    message = load_error(write(tmp_path, text))
     for place in ("templates[0]: 'a {} \\x07'", "classes.a[0]: 'tumour\\x00'", "classes.a[1]: 'two\\nlines'",
                   "classes: 'b\\nc'", "classes: 'tab\\there'"):  # fmt: skip
         assert place in message

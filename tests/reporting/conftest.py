@@ -1,8 +1,8 @@
-"""Tests of pages and plots draw the plots of runs."""
+"""Draw the plots of runs in the tests of pages and plots."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_run_plots() -> None:
-    """Override the fixture of all tests."""
+    """Override the fixture that replaces plots with empty images."""

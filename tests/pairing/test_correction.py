@@ -1,4 +1,4 @@
-"""Corrections against dense formulas, whatever the block and the number of processes."""
+"""Test hubness corrections against dense formulas, for several block sizes and numbers of processes."""
 
 from pathlib import Path
 
@@ -36,13 +36,13 @@ def index(tmp_path: Path) -> Index:
 
 @pytest.fixture
 def cosines(index: Index, tiles: Store) -> np.ndarray:
-    """All of them, tiles by snippets, in double precision."""
+    """Cosine similarities of all tiles (rows) and snippets (columns) in double precision."""
     queries = centred(tiles.rows(np.arange(TILES)), tiles.mean())
     return queries.astype(np.float64) @ index.vectors(np.arange(SNIPPETS)).astype(np.float64).T
 
 
 def ranking(correction: str, cos: np.ndarray) -> np.ndarray:
-    """The published score of every tile with every snippet, or its logarithm."""
+    """Published score of every tile with every snippet, or its logarithm."""
     if correction == "csls":
         r_tile = -np.sort(-cos, axis=1)[:, :10].mean(axis=1)
         r_snippet = -np.sort(-cos, axis=0)[:10].mean(axis=0)
@@ -50,7 +50,7 @@ def ranking(correction: str, cos: np.ndarray) -> np.ndarray:
     powers = np.exp(cos / T)
     if correction == "inverted_softmax":
         return np.log(powers / powers.sum(axis=0))
-    for _ in range(10):  # rows, then columns
+    for _ in range(10):  # normalise rows, then columns
         powers /= powers.sum(axis=1, keepdims=True) * TILES
         powers /= powers.sum(axis=0, keepdims=True) * SNIPPETS
     return np.log(powers)
@@ -58,7 +58,7 @@ def ranking(correction: str, cos: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("correction", ["csls", "inverted_softmax", "sinkhorn"])
 @pytest.mark.parametrize("block", [7, 4096])
-def test_pairs_are_those_of_the_published_score(
+def test_pairs_have_the_highest_published_scores(
     tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, correction: str, block: int
 ) -> None:
     rules = PairingConfig(correction=correction, correction_temperature=T)  # type: ignore[arg-type]
@@ -66,10 +66,10 @@ def test_pairs_are_those_of_the_published_score(
     best = np.argsort(-ranking(correction, cosines), axis=1)[:, :3]
     assert table.column("snippet_id").to_pylist() == index.ids[best.reshape(-1)].tolist()
     assert np.allclose(table.column("score"), np.take_along_axis(cosines, best, 1).reshape(-1), atol=1e-5)
-    assert (best != np.argsort(-cosines, axis=1)[:, :3]).any(), "nothing was corrected"
+    assert (best != np.argsort(-cosines, axis=1)[:, :3]).any(), "the correction changed no pair"
 
 
-def test_sinkhorn_gives_every_snippet_the_same_mass(index: Index, tiles: Store, cosines: np.ndarray) -> None:
+def test_sinkhorn_gives_all_snippets_equal_mass(index: Index, tiles: Store, cosines: np.ndarray) -> None:
     blocks = TileBlocks(tiles, tiles.mean(), 16)
     biases = sinkhorn_biases(index.stored(), blocks, T, 200, quiet)
     powers = np.exp((cosines - biases) / T)
@@ -84,28 +84,28 @@ def test_a_small_temperature_does_not_underflow(index: Index, tiles: Store, cosi
 
 
 def quiet(units: int = 1, note: str = "") -> None:
-    """No bar."""
+    """Report no progress."""
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of 32 rows, of which two are in memory at a time."""
+    """Use shards of 32 rows and keep at most two in memory."""
     for name in ("stores.embed", "pairing.correction"):
         monkeypatch.setattr(f"clipit.{name}.SHARD", 32)
     monkeypatch.setattr("clipit.stores.exact.values_per_pass", lambda: 2 * 32 * DIM)
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 16), (3, 16), (2, 4096), (4, 35)])
-def test_several_processes_find_the_same_statistics(
+def test_several_processes_compute_the_same_statistics(
     small_shards: None, index: Index, tiles: Store, count: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By blocks of tiles while there are enough, else by shards of snippets."""
+    """Processes share the blocks of tiles, or the shards of snippets if there are too few blocks."""
     snippets, blocks = index.stored(), TileBlocks(tiles, tiles.mean(), size)
 
     def statistics() -> list[np.ndarray]:
         near = np.empty((SNIPPETS, 5))
-        for rows, some in nearest_tiles(snippets, blocks, 5, quiet):
-            near[rows] = some
+        for rows, rows_nearest in nearest_tiles(snippets, blocks, 5, quiet):
+            near[rows] = rows_nearest
         return [near, inverted_softmax_biases(snippets, blocks, T, quiet)]
 
     def run_as(processes: Processes) -> list[np.ndarray]:
@@ -113,9 +113,9 @@ def test_several_processes_find_the_same_statistics(
             monkeypatch.setattr(f"{name}.get_processes", lambda: processes)
         return statistics()
 
-    alone = statistics()
+    expected = statistics()
     parts: list[list[np.ndarray]] = []
-    for rank in range(count):  # what each one would send ...
+    for rank in range(count):  # record what each process sends
         sent: list[np.ndarray] = []
 
         class Recording(Processes):
@@ -128,16 +128,16 @@ def test_several_processes_find_the_same_statistics(
     assert not np.array_equal(parts[0][0], parts[1][0])
     calls = iter(range(len(parts[0])))
 
-    class Joining(Processes):
+    class Joining(Processes):  # returns what all processes sent
         def gather(self, value: np.ndarray) -> list[np.ndarray]:  # type: ignore[override]
             place = next(calls)
             return [part[place] for part in parts]
 
-    for together, whole in zip(run_as(Joining(0, count, torch.device("cpu"))), alone, strict=True):  # ... put together
-        assert np.array_equal(together, whole)
+    for joined, single in zip(run_as(Joining(0, count, torch.device("cpu"))), expected, strict=True):
+        assert np.array_equal(joined, single)
 
 
-def test_sinkhorn_of_snippets_that_do_not_fit_is_the_same(
+def test_sinkhorn_gives_equal_biases_if_snippets_do_not_fit_in_memory(
     small_shards: None, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets, blocks = index.stored(), TileBlocks(tiles, tiles.mean(), 16)
@@ -148,11 +148,11 @@ def test_sinkhorn_of_snippets_that_do_not_fit_is_the_same(
     assert np.abs(streamed).max() > 0.01
 
 
-def test_nearest_over_shards_is_a_plain_search(small_shards: None, index: Index) -> None:
+def test_nearest_over_shards_matches_a_dense_search(small_shards: None, index: Index) -> None:
     queries, bias = vectors(9, 3), np.random.default_rng(0).random(SNIPPETS) / 5
     owners = np.arange(SNIPPETS) % 9
     bias[5] = np.inf
-    found = nearest(queries, np.arange(9), Keys(index.stored(), bias, owners), 4, block=2)
+    rows = nearest(queries, np.arange(9), Keys(index.stored(), bias, owners), 4, block=2)
     scores = queries @ index.vectors(np.arange(SNIPPETS)).T - bias
     scores[np.arange(9)[:, None] == owners] = -np.inf
-    assert np.array_equal(np.sort(found), np.sort(np.argsort(-scores, axis=1)[:, :4]))
+    assert np.array_equal(np.sort(rows), np.sort(np.argsort(-scores, axis=1)[:, :4]))

@@ -1,4 +1,4 @@
-"""Leaks: found in every orientation and after the changes that copies go through; nothing found that is not one."""
+"""Test leak detection: altered copies in every orientation are found, without false alarms."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ NEAR = LeaksConfig(pixels="near")
 
 class NoReader:
     def read(self, row: int) -> Image.Image:
-        raise OSError("no images here")
+        raise OSError("no image available")
 
     def where(self, row: int) -> str:
         return f"row {row}"
@@ -50,7 +50,7 @@ def tile_set(ids: Sequence[str], splits: Sequence[str], groups: Sequence[str] | 
 
 
 def picture(seed: int, side: int = 96) -> Image.Image:
-    """Soft blobs, as tissue has."""
+    """Make an image of random soft blobs."""
     noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -68,54 +68,55 @@ def pairs(leaks: Sequence[Leak]) -> list[tuple[str, str]]:
 # Hashes -----------------------------------------------------------------------------------------------------------
 
 
-def test_each_orientation_has_the_hash_of_the_turned_picture() -> None:
+def test_hashes_of_orientations_match_those_of_the_rotated_image() -> None:
     grey = np.random.default_rng(0).random((5, 32, 32)).astype(np.float32)
     hashes = dihedral_hashes(grey)
     seen = set()
     for orientation in range(8):
-        turned = np.ascontiguousarray(oriented((grey * 255).astype(np.uint8), orientation))
-        seen.add(turned[0].tobytes())
-        again = dihedral_hashes(np.ascontiguousarray(oriented_floats(grey, orientation)))
-        assert np.bitwise_count(again[:, 0] ^ hashes[:, orientation]).max() <= 1  # a sign at zero may fall either way
+        rotated = np.ascontiguousarray(oriented((grey * 255).astype(np.uint8), orientation))
+        seen.add(rotated[0].tobytes())
+        rotated_hashes = dihedral_hashes(np.ascontiguousarray(oriented_floats(grey, orientation)))
+        different_bits = np.bitwise_count(rotated_hashes[:, 0] ^ hashes[:, orientation])
+        assert different_bits.max() <= 1  # a coefficient near zero may change sign
     assert len(seen) == 8
 
 
 def oriented_floats(grey: np.ndarray, orientation: int) -> np.ndarray:
-    """A slow reference in other words than the package's."""
-    turned = np.stack([picture.T for picture in grey]) if orientation & 4 else grey
-    turned = np.stack([np.flipud(picture) for picture in turned]) if orientation & 1 else turned
-    return np.stack([np.fliplr(picture) for picture in turned]) if orientation & 2 else turned
+    """Reference implementation with NumPy's own functions."""
+    rotated = np.stack([picture.T for picture in grey]) if orientation & 4 else grey
+    rotated = np.stack([np.flipud(picture) for picture in rotated]) if orientation & 1 else rotated
+    return np.stack([np.fliplr(picture) for picture in rotated]) if orientation & 2 else rotated
 
 
-def test_unrelated_pictures_differ_in_about_half_of_the_bits() -> None:
+def test_hashes_of_unrelated_images_differ_in_about_half_of_the_bits() -> None:
     hashes = perceptual_hashes([picture(seed) for seed in range(40)]).hashes
     distances = np.bitwise_count(hashes[:, None, 0] ^ hashes[None, :, 0])[np.triu_indices(40, 1)]
     assert 28 < distances.mean() < 36 and distances.min() > 12
 
 
 @pytest.mark.parametrize("distance", [0, 3, 4, 7, 9])
-def test_near_hashes_are_those_of_a_search_through_all(distance: int) -> None:
+def test_near_hashes_match_an_exhaustive_search(distance: int) -> None:
     rng = np.random.default_rng(distance)
     base = rng.integers(0, 2**63, 400, dtype=np.uint64)
     flips = [sum(1 << int(bit) for bit in rng.choice(64, size=k % 13, replace=False)) for k in range(200)]
     queries = base[:200] ^ np.asarray(flips, dtype=np.uint64)
-    base[300:] = base[:100]  # the same hash several times
-    found = [
-        hit for rows, asked, bits in near_hashes(base, queries, distance) for hit in zip(rows, asked, bits, strict=True)
+    base[300:] = base[:100]  # repeated hashes
+    hits = [
+        hit for rows, query_rows, bits in near_hashes(base, queries, distance) for hit in zip(rows, query_rows, bits, strict=True)
     ]
-    slow = [
+    distances = [
         (row, query, int(base[row] ^ queries[query]).bit_count()) for row in range(400) for query in range(200)
     ]  # fmt: skip
-    assert sorted(map(tuple, found)) == [hit for hit in slow if hit[2] <= distance]
-    assert len(found) > 20
+    assert sorted(map(tuple, hits)) == [hit for hit in distances if hit[2] <= distance]
+    assert len(hits) > 20
 
 
-def test_hashes_are_found_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_searched_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.pairing.leaks._MAX_CANDIDATES", 7)
     same = np.full(30, 5, dtype=np.uint64)
-    found = [np.stack([rows, asked]) for rows, asked, _ in near_hashes(same, same[:11], 2)]
-    assert len(found) > 10
-    assert {tuple(hit) for part in found for hit in part.T.tolist()} == {(a, b) for a in range(30) for b in range(11)}
+    portions = [np.stack([rows, query_rows]) for rows, query_rows, _ in near_hashes(same, same[:11], 2)]
+    assert len(portions) > 10
+    assert {tuple(hit) for portion in portions for hit in portion.T.tolist()} == {(a, b) for a in range(30) for b in range(11)}
 
 
 # Pixels -----------------------------------------------------------------------------------------------------------
@@ -132,37 +133,37 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
-def test_changed_copies_are_found_and_nothing_else(change: str) -> None:
+def test_only_altered_copies_are_found(change: str) -> None:
     images = [picture(seed) for seed in range(60)]
     hashes = perceptual_hashes([*images, *(CHANGES[change](image) for image in images[:20])])
     ids = [f"a{k:02d}" for k in range(60)] + [f"b{k:02d}" for k in range(20)]
     tiles = tile_set(ids, ["train"] * 60 + ["test"] * 20)
-    found = near_leaks(tiles, hashes, NEAR)
-    assert pairs(found) == [(f"a{k:02d}", f"b{k:02d}") for k in range(20)]
-    assert all(leak.distance is not None and leak.distance <= 7 for leak in found)
-    assert all(leak.similarity is not None and leak.similarity >= 0.9 for leak in found)
-    assert {(leak.kind, leak.split, leak.other_split) for leak in found} == {("near", "train", "test")}
+    leaks = near_leaks(tiles, hashes, NEAR)
+    assert pairs(leaks) == [(f"a{k:02d}", f"b{k:02d}") for k in range(20)]
+    assert all(leak.distance is not None and leak.distance <= 7 for leak in leaks)
+    assert all(leak.similarity is not None and leak.similarity >= 0.9 for leak in leaks)
+    assert {(leak.kind, leak.split, leak.other_split) for leak in leaks} == {("near", "train", "test")}
 
 
-def test_equal_pixels_in_another_file_format_and_nothing_of_the_same_split() -> None:
+def test_equal_pixels_are_found_across_file_formats_and_splits_only() -> None:
     first, second = picture(0), picture(1)
     stream = io.BytesIO()
     first.save(stream, "BMP")
     images = [first, second, Image.open(stream).convert("RGB"), second, first]
     tiles = tile_set(["d", "c", "b", "a", "e"], ["test", "train", "train", "train", "validation"])
-    found = exact_leaks(tiles, perceptual_hashes(images).digests)
-    assert pairs(found) == [("b", "d"), ("b", "e"), ("e", "d")]  # "a" and "c" are of one split
+    leaks = exact_leaks(tiles, perceptual_hashes(images).digests)
+    assert pairs(leaks) == [("b", "d"), ("b", "e"), ("e", "d")]  # "a" and "c" are in the same split
     assert {leak.kind for leak in find_leaks(tiles, NEAR, perceptual_hashes(images))} == {"exact"}
 
 
-def test_size_is_part_of_the_content() -> None:
+def test_digests_depend_on_the_shape_of_an_image() -> None:
     wide = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(2, 8, 3))
     tall = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(8, 2, 3))
     assert wide.tobytes() == tall.tobytes()
     assert pixel_digest(wide).tolist() != pixel_digest(tall).tolist()
 
 
-def test_empty_background_is_no_duplicate() -> None:
+def test_empty_background_is_not_a_duplicate() -> None:
     rng = np.random.default_rng(0)
     white = [Image.new("RGB", (96, 96), (240, 240, 240))] * 4
     dusty = [Image.fromarray((240 + rng.integers(0, 3, (96, 96, 3))).astype(np.uint8)) for _ in range(4)]
@@ -172,8 +173,8 @@ def test_empty_background_is_no_duplicate() -> None:
     assert not hashes.digests[:4].any() and hashes.digests[4:].any(axis=1).all()
 
 
-def test_the_light_of_the_microscope_makes_no_duplicates() -> None:
-    shade = np.asarray(picture(7)).astype(np.int16) // 30  # faint, and the same in both
+def test_faint_shading_of_the_background_is_not_a_duplicate() -> None:
+    shade = np.asarray(picture(7)).astype(np.int16) // 30  # faint and equal in both images
     rng = np.random.default_rng(0)
     views = [Image.fromarray((230 + shade + rng.integers(0, 2, shade.shape)).astype(np.uint8)) for _ in range(2)]
     tiles, hashes = tile_set(["a", "b"], ["train", "test"]), perceptual_hashes(views)
@@ -181,17 +182,17 @@ def test_the_light_of_the_microscope_makes_no_duplicates() -> None:
     assert pairs(near_leaks(tiles, hashes, NEAR.model_copy(update={"spread": 0.0}))) == [("a", "b")]
 
 
-def test_every_tile_of_a_large_heap_of_copies_is_named_in_few_rows() -> None:
+def test_many_copies_of_one_image_are_all_reported_in_few_rows() -> None:
     image = picture(3)
     copies = [jpeg(image, quality) for quality in range(30, 90)]
     tiles = tile_set([f"t{k:02d}" for k in range(60)], ["train", "validation", "test"] * 20)
-    found = near_leaks(tiles, perceptual_hashes(copies), NEAR)
-    assert {leak.id for leak in found} == set(tiles.ids[tiles.splits != "test"].tolist())
-    assert {leak.other_id for leak in found} >= set(tiles.ids[tiles.splits == "test"].tolist())
-    assert len(found) <= 2 * 60
+    leaks = near_leaks(tiles, perceptual_hashes(copies), NEAR)
+    assert {leak.id for leak in leaks} == set(tiles.ids[tiles.splits != "test"].tolist())
+    assert {leak.other_id for leak in leaks} >= set(tiles.ids[tiles.splits == "test"].tolist())
+    assert len(leaks) <= 2 * 60
 
 
-def test_pixels_are_compared_only_when_asked_for() -> None:
+def test_pixels_are_compared_only_on_request() -> None:
     tiles = tile_set(["a", "b"], ["train", "test"])
     hashes = perceptual_hashes([picture(0), picture(0)])
     kinds = {
@@ -200,7 +201,7 @@ def test_pixels_are_compared_only_when_asked_for() -> None:
     assert kinds == {"off": [], "exact": ["exact"]}
 
 
-def test_no_tiles_at_all() -> None:
+def test_an_empty_tile_set_has_no_leaks() -> None:
     assert find_leaks(tile_set([], []), NEAR, perceptual_hashes([])) == []
 
 
@@ -227,7 +228,7 @@ def test_patient_of_a_group(group: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "expected"),
     [
         ("images/TCGA-A6-2671-01Z_12_40.png", "TCGA-A6-2671"),
         ("TCGA-A6-2671-01Z-00-DX1/12_40.png", "TCGA-A6-2671"),
@@ -237,33 +238,33 @@ def test_patient_of_a_group(group: str, name: str) -> None:
         ("train/000001", ""),
     ],
 )
-def test_patient_in_the_name_of_a_tile(name: str, found: str) -> None:
-    assert patient_in(name) == found
+def test_patient_in_the_name_of_a_tile(name: str, expected: str) -> None:
+    assert patient_in(name) == expected
 
 
-def test_slides_of_one_patient_stay_together_when_validation_is_cut() -> None:
+def test_slides_of_one_patient_stay_together_in_the_validation_split() -> None:
     slides = [f"TCGA-AA-{number // 4:04d}-01Z-00-DX{number % 4}" for number in range(120)]
     tiles = tile_set([f"t{number:03d}" for number in range(120)], ["train"] * 120, slides)
-    cut = hold_out_validation(tiles, 0.2, seed=0)
-    assert (cut.splits == "validation").sum() == 24
-    assert group_leaks(cut) == []
+    held_out = hold_out_validation(tiles, 0.2, seed=0)
+    assert (held_out.splits == "validation").sum() == 24
+    assert group_leaks(held_out) == []
     with pytest.raises(DataError, match="TCGA-AA-0000"):
         check_groups(tile_set(["a", "b"], ["train", "test"], slides[:2]))
 
 
-def test_groups_in_two_splits_leak_from_the_earlier_one() -> None:
+def test_groups_in_two_splits_are_leaks_from_the_earlier_split() -> None:
     tiles = tile_set(
         ["a", "b", "c", "d", "e", "f"],
         ["train", "validation", "test", "train", "train", "test"],
         ["TCGA-A6-2671-01Z-00-DX1", "TCGA-A6-2671-11A", "TCGA-A6-2671", "p", "", ""],
     )
-    found = group_leaks(tiles)
-    assert pairs(found) == [("a", "c"), ("b", "c")]
-    assert {leak.group for leak in found} == {"TCGA-A6-2671"}
+    leaks = group_leaks(tiles)
+    assert pairs(leaks) == [("a", "c"), ("b", "c")]
+    assert {leak.group for leak in leaks} == {"TCGA-A6-2671"}
     assert group_leaks(tiles.select(tiles.splits == "train")) == []
 
 
-def test_barcodes_in_names_count_where_the_group_is_empty() -> None:
+def test_barcodes_in_names_are_used_if_the_group_is_empty() -> None:
     names = ["a/TCGA-A6-2671-01Z_1.png", "b/TCGA-A6-2671-01Z_2.png", "TCGA-A6-2671_3.png", "d", "e"]
     tiles = tile_set(names, ["train", "test", "train", "test", "train"], ["", "", "other", "", ""])
     (leak,) = group_leaks(tiles)
@@ -273,27 +274,27 @@ def test_barcodes_in_names_count_where_the_group_is_empty() -> None:
         check_groups(tiles)
 
 
-def test_barcodes_in_names_keep_patients_together_when_validation_is_cut() -> None:
+def test_barcodes_in_names_keep_patients_together_in_the_validation_split() -> None:
     names = [f"TCGA-AA-{number // 4:04d}-01Z_{number}.png" for number in range(120)]
-    cut = hold_out_validation(tile_set(names, ["train"] * 120, [""] * 120), 0.2, seed=0)
-    assert (cut.splits == "validation").sum() == 24 and group_leaks(cut) == []
-    assert not any("groups unknown" in note for note in cut.notes)
+    held_out = hold_out_validation(tile_set(names, ["train"] * 120, [""] * 120), 0.2, seed=0)
+    assert (held_out.splits == "validation").sum() == 24 and group_leaks(held_out) == []
+    assert not any("groups unknown" in note for note in held_out.notes)
 
 
-def test_reports_of_validation_and_test_patients() -> None:
+def test_reports_of_validation_and_test_patients_are_leaks() -> None:
     tiles = tile_set(
         ["a", "b", "c", "d"], ["train", "validation", "test", "test"], ["TCGA-AA-0001", "17", "TCGA-AA-0003-01Z", "9"]
     )
     reports = [
-        Report("TCGA-AA-0001.x", "text"),  # a training patient's own report may be used
+        Report("TCGA-AA-0001.x", "text"),  # reports of training patients may be used
         Report("r17", "text", group="17"),
         Report("r170", "text", group="170"),
         Report("TCGA-AA-0003.9f1c", "text"),
-        Report("9", "text"),  # an id is a patient only when it is a barcode
+        Report("9", "text"),  # an id identifies a patient only if it is a barcode
         Report("r3", "text", group="tcga-aa-0003-11"),
     ]
-    found = report_leaks(reports, tiles)
-    assert [(leak.id, leak.other_id, leak.other_split) for leak in found] == [
+    leaks = report_leaks(reports, tiles)
+    assert [(leak.id, leak.other_id, leak.other_split) for leak in leaks] == [
         ("TCGA-AA-0003.9f1c", "c", "test"),
         ("r17", "b", "validation"),
         ("r3", "c", "test"),
@@ -305,11 +306,11 @@ def test_reports_of_validation_and_test_patients() -> None:
 
 @pytest.fixture(scope="module")
 def lc25000() -> tuple[list[str], list[str], PerceptualHashes]:
-    """Ids, groups (copies of one original, turned and mirrored by LC25000's authors) and hashes."""
-    place = os.environ.get("CLIPIT_TEST_DATA")
-    if not place:
-        pytest.skip("CLIPIT_TEST_DATA is not set: no real tiles to test with")
-    folder = Path(place) / "lc25000_colon"
+    """Ids, groups and hashes of tiles; a group contains the augmented copies of one image in LC25000."""
+    data = os.environ.get("CLIPIT_TEST_DATA")
+    if not data:
+        pytest.skip("CLIPIT_TEST_DATA is not set: real tiles are not available")
+    folder = Path(data) / "lc25000_colon"
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     with zipfile.ZipFile(folder / "lc25000_colon_tiles.zip") as archive:
@@ -317,16 +318,16 @@ def lc25000() -> tuple[list[str], list[str], PerceptualHashes]:
     return [row["path"] for row in rows], [row["group"] for row in rows], perceptual_hashes(images)
 
 
-def test_a_random_split_of_real_augmented_tiles_leaks(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
+def test_a_random_split_of_real_augmented_tiles_has_leaks(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
     ids, groups, hashes = lc25000
     splits = ["test" if k % 3 == 0 else "train" for k in range(len(ids))]
-    found = near_leaks(tile_set(ids, splits), hashes, NEAR)
+    leaks = near_leaks(tile_set(ids, splits), hashes, NEAR)
     group_of = dict(zip(ids, groups, strict=True))
-    assert len(found) >= 20
-    assert all(group_of[leak.id] == group_of[leak.other_id] for leak in found)  # no false alarm
+    assert len(leaks) >= 20
+    assert all(group_of[leak.id] == group_of[leak.other_id] for leak in leaks)  # no false alarms
 
 
-def test_the_clean_split_of_the_same_tiles_does_not(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
+def test_a_grouped_split_of_real_augmented_tiles_has_no_leaks(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
     ids, groups, hashes = lc25000
     names = sorted(set(groups))
     splits = ["test" if names.index(group) % 3 == 0 else "train" for group in groups]

@@ -1,4 +1,4 @@
-"""Cases: training tiles and the reports of the same patients."""
+"""Test cases: training tiles joined with the reports of the same patients."""
 
 import re
 import time
@@ -13,17 +13,17 @@ from clipit.tiles.tileset import TileSet
 
 
 class NoImages:
-    """A reader of tiles whose images are never read."""
+    """Reader that fails if an image is read."""
 
     def read(self, row: int) -> None:
-        raise AssertionError("no image is needed")
+        raise AssertionError("images should not be read")
 
     def where(self, row: int) -> str:
         return f"row {row}"
 
 
 def tiles(*rows: tuple[str, str]) -> TileSet:
-    """Tiles from (split, group)."""
+    """Make a tile set from tuples of split and group."""
     n = len(rows)
     return TileSet(
         ids=np.array([f"t{i}" for i in range(n)], dtype=object),
@@ -50,7 +50,7 @@ TILES = tiles(
 )  # fmt: skip
 
 
-def test_barcodes_are_cut_to_the_patient_and_every_report_is_accounted_for() -> None:
+def test_barcodes_are_truncated_to_patients_and_all_reports_are_counted() -> None:
     cases = join_cases(
         [
             report("late", "TCGA-AA-0001", "2021-01-01"),
@@ -63,7 +63,7 @@ def test_barcodes_are_cut_to_the_patient_and_every_report_is_accounted_for() -> 
         TILES,
     )
     assert cases.names == ("TCGA-AA-0001",)
-    assert [r.report_id for r in cases.reports[0]] == ["early", "late"], "by date"
+    assert [r.report_id for r in cases.reports[0]] == ["early", "late"], "reports are sorted by date"
     assert cases.case_of.tolist() == [0, 0, -1, -1, -1]
     counts = cases.counts
     assert (counts.cases, counts.cases_with_report, counts.cases_with_several) == (3, 1, 1)
@@ -72,25 +72,25 @@ def test_barcodes_are_cut_to_the_patient_and_every_report_is_accounted_for() -> 
     assert "1 of 3 training patients has a report of their own (2 reports; 1 patient has several)" in counts.text()
 
 
-def test_reports_of_later_splits_do_not_enter_the_fingerprint() -> None:
-    own = report("own", "TCGA-AA-0001")
-    first = join_cases([own, report("v", "TCGA-AA-0004"), report("x", "Z")], TILES)
-    other = join_cases([own, report("w", "TCGA-AA-0004", label="b"), report("both", "TCGA-AA-0003")], TILES)
+def test_reports_of_held_out_splits_do_not_affect_the_fingerprint() -> None:
+    training = report("own", "TCGA-AA-0001")
+    first = join_cases([training, report("v", "TCGA-AA-0004"), report("x", "Z")], TILES)
+    other = join_cases([training, report("w", "TCGA-AA-0004", label="b"), report("both", "TCGA-AA-0003")], TILES)
     assert first.fingerprint == other.fingerprint
     assert first.fingerprint != join_cases([report("own", "TCGA-AA-0001", label="b")], TILES).fingerprint
 
 
-def test_the_latest_report_needs_dates() -> None:
+def test_the_latest_report_requires_unambiguous_dates() -> None:
     dated = [report("a", "TCGA-AA-0001", "2021-01-01"), report("b", "TCGA-AA-0001", "2020-12-31")]
     latest = join_cases(dated, TILES).latest()
     assert [r.report_id for r in latest.reports[0]] == ["a"]
     for date in (None, "2021-01-01"):
-        unclear = [dated[0], report("b", "TCGA-AA-0001", date)]
+        ambiguous = [dated[0], report("b", "TCGA-AA-0001", date)]
         with pytest.raises(DataError, match=r"(?s)1 patient has several reports.*TCGA-AA-0001.*date_column"):
-            join_cases(unclear, TILES).latest()
+            join_cases(ambiguous, TILES).latest()
 
 
-def test_dates_are_compared_as_dates() -> None:
+def test_dates_in_different_formats_are_compared() -> None:
     for early, late in (
         ("2020-12-31", "20210101"),
         ("20201231", "2021-01-01"),
@@ -107,7 +107,7 @@ def test_all_patients_include_those_without_a_report() -> None:
 
 
 def test_time_is_linear_in_the_number_of_patients() -> None:
-    n = 20_000  # several seconds if the patients were collected again for every report
+    n = 20_000  # quadratic time would take several seconds
     many = tiles(*(("train", f"P{i}") for i in range(n)))
     reports = [report(f"r{i}", f"P{i + 1}") for i in range(n)]
     start = time.process_time()
@@ -131,28 +131,28 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
         (("P1", "P2"), ("Q1", "Q2"), "no simple spelling change would produce a match"),
     ],
 )
-def test_groups_that_never_meet(groups: tuple[str, ...], names: tuple[str, ...], hint: str) -> None:
+def test_groups_without_a_match_give_a_hint(groups: tuple[str, ...], names: tuple[str, ...], hint: str) -> None:
     with pytest.raises(DataError) as error:
         join_cases([report(f"r{name}", name) for name in names], tiles(*(("train", group) for group in groups)))
     message = str(error.value)
     assert hint in message and all(name in message for name in (*groups, *names)), message
 
 
-def test_of_many_groups_that_never_meet_three_are_shown() -> None:
+def test_at_most_three_unmatched_groups_are_shown() -> None:
     with pytest.raises(DataError) as error:
         join_cases([report(f"r{i}", f"Q{i}") for i in range(9)], tiles(*(("train", f"P{i}") for i in range(9))))
     shown = re.findall(r"\b[PQ]\d\b", str(error.value))
     assert sorted(shown) == ["P0", "P1", "P2", "Q0", "Q1", "Q2"], error.value
 
 
-def test_no_groups_on_one_side() -> None:
+def test_tiles_or_reports_without_groups_are_errors() -> None:
     with pytest.raises(DataError, match="the training tiles have no groups"):
         join_cases([report("a", "P1")], tiles(("train", ""), ("test", "P1")))
     with pytest.raises(DataError, match=r"(?s)the reports have no groups.*reports\.metadata"):
         join_cases([report("a", None)], tiles(("train", "P1")))
 
 
-def test_only_test_patients_have_reports() -> None:
+def test_reports_of_held_out_patients_only_are_an_error() -> None:
     with pytest.raises(DataError, match="1 report belongs to patients with validation or test tiles"):
         join_cases([report("a", "P2")], tiles(("train", "P1"), ("test", "P2")))
     with pytest.raises(DataError, match="1 training patient also has tiles in a held-out split"):

@@ -1,4 +1,4 @@
-"""The table of pairing rules: which lines it has, and that each is the pairing that it names."""
+"""Test the table of pairing rules: its rows, and that each row matches a pairing with the same rules."""
 
 import json
 import runpy
@@ -48,7 +48,7 @@ def tiles(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def sources() -> pa.Table:
-    """Colon has most snippets, then stomach, liver, lung; skin has one, some have no organ. Groups are the tiles'."""
+    """Sources of snippets from six organs with different frequencies, some without an organ, and tiles' groups."""
     numbers = range(SNIPPETS)
     shares = {"Colon": range(0, 12), " colon": range(12, 20), "stomach": range(20, 32), "liver": range(32, 40)}
     shares |= {"lung": range(40, 48), "skin": range(48, 49)}
@@ -66,68 +66,72 @@ def sources() -> pa.Table:
 GROUPS = {f"t{i:03d}": f"p{i % 4}" for i in range(TILES)}
 
 
-def by_name(options: list[Option]) -> dict[str, Option]:
-    named = {option.name: option for option in options}
-    assert len(named) == len(options)
-    return named
+def options_by_name(options: list[Option]) -> dict[str, Option]:
+    option_of = {option.name: option for option in options}
+    assert len(option_of) == len(options)
+    return option_of
 
 
-def test_every_line_is_the_pairing_of_its_rules(
+def test_every_row_matches_a_pairing_with_its_rules(
     tmp_path: Path, index: Index, texts: Store, tiles: Store, sources: pa.Table
 ) -> None:
     plain_index = build_index(tmp_path, texts, centring=False)
-    found = by_name(
+    option_of = options_by_name(
         compare_options(index, tiles, RULES, sources=sources, groups=GROUPS, other=(plain_index, None), thresholds=[])
     )
-    margins = [name for name in found if "margin" in name]
+    margins = [name for name in option_of if "margin" in name]
     corrections = ("none", "csls", "inverted_softmax", "sinkhorn")
-    assert list(found) == [
+    assert list(option_of) == [
         "none", "none, mutual 3", *margins,
-        *(name for c in corrections[1:] for name in (c, f"{c}, mutual 3")),
+        *(name for correction in corrections[1:] for name in (correction, f"{correction}, mutual 3")),
         "none, organs colon", "none, organs stomach", "none, organs liver", "none, organs lung",
         "none, excluding own group", "none, not centred",
     ]  # fmt: skip
-    for name, option in found.items():
-        searched = index if option.rules.centring else plain_index
-        made = pair_tiles(tmp_path, searched, tiles, block=16, rules=option.rules, sources=sources, groups=GROUPS)
-        assert dict(option.summary) == made.summary, name
-    assert [found[name].statistic("without_pair") for name in margins] == pytest.approx([0.25, 0.5], abs=0.03)
-    assert found["none, not centred"].rules == RULES.model_copy(update={"centring": False})
-    lines = options_text(list(found.values())).splitlines()
+    for name, option in option_of.items():
+        index_of_option = index if option.rules.centring else plain_index
+        pairs = pair_tiles(
+            tmp_path, index_of_option, tiles, block=16, rules=option.rules, sources=sources, groups=GROUPS
+        )
+        assert dict(option.summary) == pairs.summary, name
+    assert [option_of[name].statistic("without_pair") for name in margins] == pytest.approx([0.25, 0.5], abs=0.03)
+    assert option_of["none, not centred"].rules == RULES.model_copy(update={"centring": False})
+    lines = options_text(list(option_of.values())).splitlines()
     assert lines[0].split()[:2] == ["rules", "no"] and "hubness" in lines[0] and "snippets used" in lines[0]
 
 
-def test_margins_are_quantiles_of_what_the_best_exceeds_the_next_outside_the_bag_by(index: Index, tiles: Store) -> None:
+def test_margins_are_quantiles_of_the_gap_to_the_best_snippet_outside_the_bag(index: Index, tiles: Store) -> None:
     rules = RULES.model_copy(update={"k": 3, "correction": "csls", "correction_neighbours": 5})
-    found = by_name(compare_options(index, tiles, rules, thresholds=[]))
-    tried = [option.rules.margin for name, option in found.items() if "margin" in name]
-    assert all(name.startswith("csls") for name in found if "margin" in name)
-    # the slow way: cosine less half of the mean of the snippet's five nearest tiles
+    option_of = options_by_name(compare_options(index, tiles, rules, thresholds=[]))
+    margins = [option.rules.margin for name, option in option_of.items() if "margin" in name]
+    assert all(name.startswith("csls") for name in option_of if "margin" in name)
+    # dense CSLS: cosine minus half the mean over the five nearest tiles of the snippet
     centred = [unit(x - x.mean(axis=0)) for x in (tiles.rows(np.arange(TILES)), index.store.rows(np.arange(SNIPPETS)))]
     cosines = centred[0] @ centred[1].T
     scores = np.sort(cosines - np.sort(cosines, axis=0)[-5:].mean(axis=0) / 2, axis=1)[:, ::-1]
-    assert tried == pytest.approx(np.quantile(scores[:, 0] - scores[:, 3], (0.25, 0.5)), rel=0.01, abs=1e-4)
+    assert margins == pytest.approx(np.quantile(scores[:, 0] - scores[:, 3], (0.25, 0.5)), rel=0.01, abs=1e-4)
 
 
-def test_what_is_configured_is_turned_round(index: Index, tiles: Store, sources: pa.Table) -> None:
+def test_configured_rules_are_switched_off_one_at_a_time(index: Index, tiles: Store, sources: pa.Table) -> None:
     changes = {"organs": ("colon", "liver", "lung"), "exclude_same_group": True, "margin": 0.02, "threshold": 0.5}
     rules = RULES.model_copy(update=changes)
-    found = by_name(compare_options(index, tiles, rules, sources=sources, groups=GROUPS))
-    start = "none, 3 organs, excluding own group"
+    option_of = options_by_name(compare_options(index, tiles, rules, sources=sources, groups=GROUPS))
+    baseline = "none, 3 organs, excluding own group"
     assert {
-        start,
-        f"{start}, threshold 0.5",
-        f"{start}, margin 0.02",
+        baseline,
+        f"{baseline}, threshold 0.5",
+        f"{baseline}, margin 0.02",
         "none, excluding own group",
         "none, 3 organs",
-    } <= set(found)
-    assert not [name for name in found if "threshold 0.5, margin" in name or "organs colon" in name]
-    assert found["none, excluding own group"].rules.organs == ()
-    assert not found["none, 3 organs"].rules.exclude_same_group
+    } <= set(option_of)
+    assert not [name for name in option_of if "threshold 0.5, margin" in name or "organs colon" in name]
+    assert option_of["none, excluding own group"].rules.organs == ()
+    assert not option_of["none, 3 organs"].rules.exclude_same_group
 
 
 @pytest.mark.parametrize("missing", ["tiles' groups", "reports' groups", "sources", "organs"])
-def test_what_is_not_known_has_no_line(index: Index, tiles: Store, sources: pa.Table, missing: str) -> None:
+def test_rules_that_need_missing_columns_have_no_row(
+    index: Index, tiles: Store, sources: pa.Table, missing: str
+) -> None:
     groups, known = dict(GROUPS), sources
     if missing == "tiles' groups":
         groups = dict.fromkeys(groups, "")
@@ -135,21 +139,23 @@ def test_what_is_not_known_has_no_line(index: Index, tiles: Store, sources: pa.T
         known = sources.set_column(2, "group", pa.array([""] * SNIPPETS))
     if missing == "organs":
         known = sources.set_column(1, "organ", pa.array([None] * SNIPPETS, pa.string()))
-    given = None if missing == "sources" else known
-    found = by_name(compare_options(index, tiles, RULES, thresholds=[], margins=[], sources=given, groups=groups))
-    assert ("none, excluding own group" in found) == (missing == "organs")
-    assert ("none, organs colon" in found) == (missing in ("tiles' groups", "reports' groups"))
+    known_or_none = None if missing == "sources" else known
+    option_of = options_by_name(
+        compare_options(index, tiles, RULES, thresholds=[], margins=[], sources=known_or_none, groups=groups)
+    )
+    assert ("none, excluding own group" in option_of) == (missing == "organs")
+    assert ("none, organs colon" in option_of) == (missing in ("tiles' groups", "reports' groups"))
 
 
-def test_no_margin_where_every_snippet_is_in_the_bag(tmp_path: Path, tiles: Store) -> None:
-    few = build_index(tmp_path, write_store(tmp_path, ["s0", "s1"], vectors(2, 3)))
-    names = by_name(compare_options(few, tiles, RULES.model_copy(update={"k": 2}), thresholds=[]))
+def test_there_is_no_margin_if_the_bag_contains_every_snippet(tmp_path: Path, tiles: Store) -> None:
+    small_index = build_index(tmp_path, write_store(tmp_path, ["s0", "s1"], vectors(2, 3)))
+    names = options_by_name(compare_options(small_index, tiles, RULES.model_copy(update={"k": 2}), thresholds=[]))
     assert "none" in names and not [name for name in names if "margin" in name]
 
 
 @pytest.fixture
 def known_reports(tmp_path: Path, world: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a configuration whose reports have organs, and the groups of tiles."""
+    """Configuration keys of reports with organs and with the groups of the tiles."""
     path = tmp_path / "reports.jsonl"
     rows = [json.loads(line) for line in Path(world["reports"]["path"]).read_text().splitlines()]
     for number, row in enumerate(rows):
@@ -158,31 +164,33 @@ def known_reports(tmp_path: Path, world: dict[str, Any]) -> dict[str, Any]:
     return {"reports.path": str(path), "reports.organ_column": "organ", "reports.group_column": "group"}
 
 
-def test_the_tiny_world_s_table(configure: Callable[..., Any], known_reports: dict[str, Any]) -> None:
+def test_compare_pairing_rules(configure: Callable[..., Any], known_reports: dict[str, Any]) -> None:
     workspace = Workspace(configure(known_reports))
     before = {path.name for path in workspace.root.glob("pairs-*")}
     text = compare_pairing_rules(workspace)
     assert {path.name for path in workspace.root.glob("pairs-*")} == before
     names = [line.partition("  ")[0] for line in text.splitlines()]
-    wanted = {
+    expected = {
         "none, organs colon",
         "none, organs lung",
         "none, excluding own group",
         "none, not centred",
         "csls, mutual 10",
     }
-    assert wanted <= set(names) and sum(name.startswith("none, margin ") for name in names) == 2
-    head = text.splitlines()[0]
+    assert expected <= set(names) and sum(name.startswith("none, margin ") for name in names) == 2
+    header = text.splitlines()[0]
     assert all(
-        word in head for word in ("no pair", "snippets used", "skewness", "neighbour accuracy", "zero-shot accuracy")
+        word in header for word in ("no pair", "snippets used", "skewness", "neighbour accuracy", "zero-shot accuracy")
     )
-    plain, other = (next(row for row in text.splitlines() if row.startswith(name)) for name in ("none ", "none, not c"))
-    assert plain.split()[1:] != other.split()[3:]
+    centred_row, uncentred_row = (
+        next(row for row in text.splitlines() if row.startswith(name)) for name in ("none ", "none, not c")
+    )
+    assert centred_row.split()[1:] != uncentred_row.split()[3:]
     assert "pairing.correction, centring, organs" in text
 
 
 @pytest.mark.slow
-def test_the_script_shows_the_table(
+def test_the_script_prints_the_table(
     write_config: Callable[..., Path],
     shared_output: Path,
     known_reports: dict[str, Any],

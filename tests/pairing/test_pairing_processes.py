@@ -1,4 +1,4 @@
-"""Two real processes make the same pairs and bags as one."""
+"""Test that two processes compute the same pairs and bags as one."""
 
 from pathlib import Path
 
@@ -44,19 +44,19 @@ except DataError as error:
 """
 
 
-def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+def test_two_processes_write_the_same_files_as_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    made = [unit(rng.normal(size=(n, 8)).astype(np.float32) + 0.5) for n in (9000, 90)]
-    texts = write_store(tmp_path, [f"s{i:04d}" for i in range(9000)], made[0])
-    tiles = write_store(tmp_path, [f"t{i:03d}" for i in range(90)], made[1], kind="tile_store")
+    embeddings = [unit(rng.normal(size=(n, 8)).astype(np.float32) + 0.5) for n in (9000, 90)]
+    texts = write_store(tmp_path, [f"s{i:04d}" for i in range(9000)], embeddings[0])
+    tiles = write_store(tmp_path, [f"t{i:03d}" for i in range(90)], embeddings[1], kind="tile_store")
     build_index(tmp_path, texts)
     script = tmp_path / "make.py"
     script.write_text(MAKE)
     for name, run_in in {"one": run_program, "two": run_two}.items():
         (tmp_path / name).mkdir()
-        done = run_in(script, texts.artifact.folder, tiles.artifact.folder, tmp_path / name)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("refused: the rules drop all 90") == {"one": 1, "two": 2}[name]
+        result = run_in(script, texts.artifact.folder, tiles.artifact.folder, tmp_path / name)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert result.stdout.count("refused: the rules drop all 90") == {"one": 1, "two": 2}[name]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
     files += sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("summary.json"))
     files = [file for file in files if not any(part.endswith(".partial") for part in file.parts)]

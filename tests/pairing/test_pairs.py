@@ -1,4 +1,4 @@
-"""Pairs: by id, the same for any block and after a kill, never between different encoders."""
+"""Test pairs: nearest snippets, independence of block size and interruptions, and mismatched encoders."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ def file_hash(pairs: Pairs) -> str:
     return pairs.artifact.manifest.files["pairs.parquet"]
 
 
-def test_pairs_are_the_nearest_around_both_means(tmp_path: Path, index: Index, texts: Store, tiles: Store) -> None:
+def test_pairs_are_the_nearest_snippets_after_centring(
+    tmp_path: Path, index: Index, texts: Store, tiles: Store
+) -> None:
     table = pair_tiles(tmp_path, index, tiles, k=3).table
     a, b = tiles.rows(np.arange(TILES)), texts.rows(np.arange(SNIPPETS))
     cosines = centred(a, a.mean(axis=0)) @ centred(b, b.mean(axis=0)).T
@@ -62,31 +64,33 @@ def test_without_centring_there_is_no_mean(tmp_path: Path, texts: Store, tiles: 
 
 
 @pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
-def test_pairs_of_other_lists_are_other_pairs(tmp_path: Path, texts: Store, tiles: Store) -> None:
-    made = {
-        n: pair_tiles(tmp_path, build_index(tmp_path, texts, key="IVF16,Flat", search=SearchSettings(nprobe=n)), tiles)
-        for n in (1, 16)
+def test_pairs_of_different_search_settings_are_stored_separately(tmp_path: Path, texts: Store, tiles: Store) -> None:
+    pairs = {
+        nprobe: pair_tiles(
+            tmp_path, build_index(tmp_path, texts, key="IVF16,Flat", search=SearchSettings(nprobe=nprobe)), tiles
+        )
+        for nprobe in (1, 16)
     }
-    assert made[1].artifact.folder != made[16].artifact.folder
-    assert file_hash(made[1]) != file_hash(made[16])
-    assert file_hash(made[16]) == file_hash(pair_tiles(tmp_path, build_index(tmp_path, texts), tiles))
+    assert pairs[1].artifact.folder != pairs[16].artifact.folder
+    assert file_hash(pairs[1]) != file_hash(pairs[16])
+    assert file_hash(pairs[16]) == file_hash(pair_tiles(tmp_path, build_index(tmp_path, texts), tiles))
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_the_block_does_not_matter(tmp_path: Path, index: Index, tiles: Store, block: int) -> None:
-    whole = pair_tiles(tmp_path / "a", index, tiles, k=2)
-    assert file_hash(pair_tiles(tmp_path / "b", index, tiles, k=2, block=block)) == file_hash(whole)
+def test_pairs_do_not_depend_on_the_block_size(tmp_path: Path, index: Index, tiles: Store, block: int) -> None:
+    expected = pair_tiles(tmp_path / "a", index, tiles, k=2)
+    assert file_hash(pair_tiles(tmp_path / "b", index, tiles, k=2, block=block)) == file_hash(expected)
 
 
 @pytest.mark.parametrize("blocks_done", [0, 1, 4])
 @pytest.mark.parametrize("next_block", [10, 16])
-def test_killed_pairing_ends_with_the_same_pairs(
+def test_a_resumed_pairing_gives_the_same_pairs(
     tmp_path: Path, index: Index, tiles: Store, blocks_done: int, next_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10)
+    expected = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10)
     searched = 0
 
-    def dying(*arguments: Any, **keys: Any) -> object:
+    def interrupted(*arguments: Any, **keys: Any) -> object:
         nonlocal searched
         if searched == blocks_done:
             raise KeyboardInterrupt
@@ -95,23 +99,23 @@ def test_killed_pairing_ends_with_the_same_pairs(
 
     original = module.search
     monkeypatch.setattr(module, "blocks_per_pass", lambda block, dim: 1)
-    monkeypatch.setattr(module, "search", dying)
+    monkeypatch.setattr(module, "search", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pair_tiles(tmp_path / "b", index, tiles, k=2, block=10)
     monkeypatch.setattr(module, "search", original)
-    again = pair_tiles(tmp_path / "b", index, tiles, k=2, block=next_block)
-    assert file_hash(again) == file_hash(whole)
-    assert not list(again.artifact.folder.glob(".*"))
+    resumed = pair_tiles(tmp_path / "b", index, tiles, k=2, block=next_block)
+    assert file_hash(resumed) == file_hash(expected)
+    assert not list(resumed.artifact.folder.glob(".*"))
 
 
-def test_fewer_snippets_than_wanted(tmp_path: Path, tiles: Store) -> None:
-    few = build_index(tmp_path, write_store(tmp_path, ["b", "a"], vectors(2, 3)))
-    table = pair_tiles(tmp_path, few, tiles, k=5).table
+def test_fewer_snippets_than_requested(tmp_path: Path, tiles: Store) -> None:
+    small_index = build_index(tmp_path, write_store(tmp_path, ["b", "a"], vectors(2, 3)))
+    table = pair_tiles(tmp_path, small_index, tiles, k=5).table
     assert table.num_rows == 2 * TILES
     assert set(table.column("rank").to_pylist()) == {0, 1}
 
 
-def test_different_encoders_are_both_named(tmp_path: Path, index: Index) -> None:
+def test_different_encoders_are_an_error_that_names_both(tmp_path: Path, index: Index) -> None:
     other = write_store(tmp_path, ["t"], vectors(1, 1), vlm="encoder-b", kind="tile_store")
     with pytest.raises(ArtifactError, match=r"name of encoder-a \(encoder-a\).*name of encoder-b \(encoder-b\)"):
         pair_tiles(tmp_path, index, other)
@@ -128,7 +132,9 @@ def test_summary_counts_tiles_and_hubs(tmp_path: Path, index: Index, tiles: Stor
     assert summary["score_quantiles"]["0.5"] == pytest.approx(np.median(first.column("score")))
     text = summary_text(summary, dict.fromkeys(texts.ids.tolist(), "a text"))
     assert f"{TILES} tiles paired; {len(names)} of {SNIPPETS} snippets used as first snippet" in text
-    assert len(set(pairs.table.column("snippet_id").to_pylist())) > len(names), "the second snippets are not counted"
+    assert len(set(pairs.table.column("snippet_id").to_pylist())) > len(names), (
+        "second snippets are not counted as used"
+    )
     assert "have one of the 3 most used snippets (1%) as their first snippet; skewness" in text
     assert "(all pairs)" in text
     assert "most used as first snippet:" in text
@@ -142,7 +148,7 @@ def test_summary_of_no_pairs(tmp_path: Path, index: Index, tiles: Store) -> None
 @pytest.mark.parametrize(
     "name", ["emb-00000.npy", "ids-00000.parquet", "mean.npy", "rows.npy", "positions.npy", "pairs.parquet"]
 )
-def test_a_flipped_bit_in_a_large_file(
+def test_a_flipped_bit_in_a_large_file_is_an_error(
     tmp_path: Path, index: Index, texts: Store, tiles: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     pair_tiles(tmp_path, index, tiles)
@@ -157,7 +163,7 @@ def test_a_flipped_bit_in_a_large_file(
         assert pair_tiles(tmp_path, build_index(tmp_path, stores[0]), stores[1]).table.num_rows
 
 
-def test_a_damaged_part_of_a_killed_attempt(
+def test_a_damaged_part_of_an_interrupted_pairing_is_an_error(
     tmp_path: Path, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(*_: object) -> None:
@@ -176,7 +182,7 @@ def test_a_damaged_part_of_a_killed_attempt(
 
 
 @pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
-def test_an_index_that_finds_too_few_is_noted(
+def test_an_index_that_returns_too_few_candidates_is_logged(
     tmp_path: Path, texts: Store, tiles: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = capture_log()

@@ -1,4 +1,4 @@
-"""Recall of approximate indexes: the settings that are chosen, the figures of the summary, the warning."""
+"""Test recall of approximate indexes: automatic settings, the summary, and the warning."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ DIM, SNIPPETS, TILES, K = 32, 6000, 400, 3
 
 
 def clustered(n: int, seed: int, noise: float) -> np.ndarray:
-    """Vectors around common centres, the tiles further from these than the snippets."""
+    """Draw unit vectors around 100 common centres."""
     centres = np.random.default_rng(0).normal(size=(100, DIM))
     rng = np.random.default_rng(seed)
     return unit((centres[rng.integers(0, 100, n)] + noise * rng.normal(size=(n, DIM))).astype(np.float32))
@@ -46,28 +46,28 @@ def exact(root: Path, texts: Store, tiles: Store) -> Pairs:
     return pair_tiles(root, build_index(root, texts), tiles, k=K)
 
 
-def found(pairs: Pairs, exact: Pairs) -> float:
-    """The share of the exact pairs that were found, over all tiles."""
-    rows = [set(zip(*(p.table.column(name).to_pylist() for name in ("tile_id", "snippet_id")), strict=True))
-            for p in (pairs, exact)]  # fmt: skip
+def measured_recall(pairs: Pairs, exact: Pairs) -> float:
+    """Share of the exact pairs that were found, over all tiles."""
+    rows = [set(zip(*(table_pairs.table.column(name).to_pylist() for name in ("tile_id", "snippet_id")), strict=True))
+            for table_pairs in (pairs, exact)]  # fmt: skip
     return len(rows[0] & rows[1]) / len(rows[1])
 
 
 @pytest.mark.parametrize("key", ["IVF128,Flat", "HNSW16", "IVF32,PQ8x4fs", "PQ8x4fs,RFlat", "IVF64_HNSW16,SQ8"])
-def test_settings_that_are_not_given_reach_the_target(
+def test_automatic_settings_reach_the_target_recall(
     root: Path, texts: Store, tiles: Store, exact: Pairs, key: str
 ) -> None:
     pairs = pair_tiles(root, build_index(root, texts, key=key), tiles, k=K)
     figures = pairs.summary["recall"]
     assert figures["recall"] >= 0.97 and figures["advice"] is None, figures
-    assert abs(found(pairs, exact) - figures["recall"]) < 0.02, "the sample stands for all tiles"
+    assert abs(measured_recall(pairs, exact) - figures["recall"]) < 0.02, "the sample should represent all tiles"
     assert figures["tiles"] == TILES // 2 and figures["k"] == K and figures["index"] == key
     chosen = [figures["nprobe"] if "IVF" in key else figures["ef_search"], figures["candidates"]]
     powers = [value for value in chosen if value is not None]
     assert len(powers) == 1 + ("IVF" in key or "HNSW" in key) and all(value & (value - 1) == 0 for value in powers)
 
 
-def test_no_fewer_lists_reach_the_target(root: Path, texts: Store, tiles: Store, exact: Pairs) -> None:
+def test_fewer_lists_than_chosen_miss_the_target_recall(root: Path, texts: Store, tiles: Store, exact: Pairs) -> None:
     def recall(nprobe: int | None) -> Any:
         index = build_index(root, texts, key="IVF128,Flat", search=SearchSettings(nprobe=nprobe, candidates=8))
         return pair_tiles(root, index, tiles, k=K).summary["recall"]
@@ -85,7 +85,7 @@ def test_no_fewer_lists_reach_the_target(root: Path, texts: Store, tiles: Store,
         ("HNSW16", {"ef_search": 1}, r"raise pairing\.ef_search from 1 to \d+"),
     ],
 )
-def test_a_low_recall_is_warned_of_with_the_keys_that_raise_it(
+def test_a_low_recall_gives_a_warning_with_keys_that_raise_it(
     root: Path, texts: Store, tiles: Store, key: str, given: dict[str, int], advice: str
 ) -> None:
     import re
@@ -101,17 +101,19 @@ def test_a_low_recall_is_warned_of_with_the_keys_that_raise_it(
     assert [figures["advice"] in line for line in log].count(True) == 1
     name, raised = re.findall(r"pairing\.(\w+) from \d+ to (\d+)", figures["advice"])[0]
     better = build_index(root, texts, key=key, search=SearchSettings(**(given | {name: int(raised)})))
-    assert pair_tiles(root, better, tiles, k=K).summary["recall"]["recall"] >= 0.95, "the advice helps"
+    assert pair_tiles(root, better, tiles, k=K).summary["recall"]["recall"] >= 0.95, (
+        "following the advice should raise the recall"
+    )
 
 
-def test_codes_that_are_too_coarse_are_told_apart_from_settings(root: Path, tiles: Store) -> None:
+def test_the_advice_for_coarse_codes_is_another_index(root: Path, tiles: Store) -> None:
     texts = write_store(root, [f"u{i:04d}" for i in range(SNIPPETS)], clustered(SNIPPETS, 3, 3.0))
     figures = pair_tiles(root, build_index(root, texts, key="PQ2x4fs"), tiles, k=K).summary["recall"]
     assert figures["recall"] < 0.95 and "no setting of this index gives a higher recall" in figures["advice"]
     assert "pairing.index=Flat" in figures["advice"]
 
 
-def test_pairs_give_the_settings_that_they_were_found_with(root: Path, texts: Store, tiles: Store) -> None:
+def test_pairs_record_their_search_settings(root: Path, texts: Store, tiles: Store) -> None:
     index = build_index(root, texts, key="IVF128,Flat")
     pairs = pair_tiles(root, index, tiles, k=K)
     figures = pairs.summary["recall"]
@@ -121,7 +123,7 @@ def test_pairs_give_the_settings_that_they_were_found_with(root: Path, texts: St
     assert pair_tiles(root, flat, tiles, k=K).as_searched(flat) is flat
 
 
-def test_one_tile_is_a_sample_of_its_own(root: Path, texts: Store) -> None:
+def test_recall_is_measured_for_a_single_tile(root: Path, texts: Store) -> None:
     one = write_store(root, ["t"], clustered(1, 5, 0.5), kind="tile_store")
     index = build_index(root, texts, key="IVF128,Flat", centring=False)
     assert pair_tiles(root, index, one, k=K).summary["recall"]["tiles"] == 1

@@ -1,4 +1,4 @@
-"""JSON files of earlier versions, which lack keys."""
+"""Test errors for keys that are missing from JSON files of earlier versions."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def record(tmp_path: Path) -> JsonRecord:
     return read_json(tmp_path / "results.json", FIX)
 
 
-def test_a_missing_key_names_file_place_and_remedy(record: JsonRecord, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_key_names_file_key_and_fix(record: JsonRecord, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         record["splits"]["test"]["metrics"]["macro_f1"]
     text = str(caught.value)
@@ -44,7 +44,7 @@ def test_a_missing_key_names_file_place_and_remedy(record: JsonRecord, tmp_path:
         JsonRecord({}, tmp_path, FIX)["x"]
 
 
-def test_a_dataclass_that_holds_it_becomes_a_dict(record: JsonRecord) -> None:
+def test_a_record_in_a_dataclass_is_converted_to_a_dict(record: JsonRecord) -> None:
     @dataclass
     class Holder:
         facts: dict[str, Any]
@@ -53,7 +53,7 @@ def test_a_dataclass_that_holds_it_becomes_a_dict(record: JsonRecord) -> None:
     assert copy.deepcopy(record) == record == pickle.loads(pickle.dumps(record))
 
 
-def test_it_is_an_ordinary_dict_otherwise(record: JsonRecord) -> None:
+def test_a_record_otherwise_behaves_like_a_dict(record: JsonRecord) -> None:
     assert record == RESULTS and json.loads(json.dumps(record)) == RESULTS
     assert record.get("arms") is None and "arms" not in record and record.get("arms", 3) == 3
     assert type(record | {"arms": 1}) is dict and {**record} == RESULTS
@@ -63,12 +63,12 @@ def test_it_is_an_ordinary_dict_otherwise(record: JsonRecord) -> None:
         copy["provenance"]["x"]
 
 
-def test_results_of_a_run_without_a_metric(record: JsonRecord, tmp_path: Path) -> None:
+def test_a_metric_missing_from_results_is_an_error(record: JsonRecord, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"(?s)no 'auroc'.*results\.json.*run clipit train again"):
         read_results(tmp_path)["splits"]["test"]["metrics"]["auroc"]
 
 
-def test_facts_of_a_training_with_nested_values(tmp_path: Path) -> None:
+def test_training_facts_may_contain_nested_values(tmp_path: Path) -> None:
     write_json(tmp_path / "training.json", {"steps": 3, "sections": {"Snippets": "12 kept"}, "notes": []})
     assert read_training(tmp_path, "steps")["sections"] == {"Snippets": "12 kept"}
     write_json(tmp_path / "training.json", {"steps": 3, "sections": "12 kept"})

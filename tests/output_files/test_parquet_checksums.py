@@ -1,4 +1,4 @@
-"""Parquet files whose pages have checksums, as Spark writes them: changed bytes are an error, not other values."""
+"""Test that changed bytes in Parquet files with page checksums, as written by Spark, are errors."""
 
 from pathlib import Path
 
@@ -18,40 +18,40 @@ from clipit.workspace.adapted_patients import TRAINING_TILES
 
 
 def damage(path: Path, old: bytes, new: bytes) -> None:
-    """Replace bytes of a value."""
+    """Replace bytes in a file."""
     content = path.read_bytes()
     assert old in content
     path.write_bytes(content.replace(old, new))
 
 
-def table_of_tiles(folder: Path) -> TilesConfig:
-    for place in range(4):
-        Image.new("RGB", (8, 8), (place, 0, 0)).save(folder / f"{place}.png")
+def write_tile_table(folder: Path) -> TilesConfig:
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
     columns = {
-        "path": [f"{place}.png" for place in range(4)],
+        "path": [f"{number}.png" for number in range(4)],
         "label": ["stroma", "tumour", "stroma", "tumour"],
         "split": ["train", "train", "validation", "validation"],
         "group": ["patient-1", "patient-2", "patient-3", "patient-4"],
     }
-    write_plainly(pa.table(columns), folder / "tiles.parquet")
+    write_uncompressed(pa.table(columns), folder / "tiles.parquet")
     return TilesConfig(source="table", path=str(folder / "tiles.parquet"))
 
 
-def write_plainly(table: pa.Table, path: Path) -> None:
+def write_uncompressed(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
 
 
-def test_a_changed_table_of_tiles_is_refused(tmp_path: Path) -> None:
-    config = table_of_tiles(tmp_path)
+def test_a_changed_tile_table_is_an_error(tmp_path: Path) -> None:
+    config = write_tile_table(tmp_path)
     assert read_tiles(config).classes == ("stroma", "tumour")
     damage(tmp_path / "tiles.parquet", b"\x06\0\0\0stroma\x06\0\0\0tumour", b"\x06\0\0\0stroma\x06\0\0\0tumoux")
     with pytest.raises(DataError, match=r"not a readable parquet file: .*CRC"):
         read_tiles(config)
 
 
-def test_changed_reports_are_refused(tmp_path: Path) -> None:
-    texts = [f"Adenocarcinoma of the colon, grade {place}." for place in range(3)]
-    write_plainly(pa.table({"text": texts}), tmp_path / "reports.parquet")
+def test_changed_reports_are_an_error(tmp_path: Path) -> None:
+    texts = [f"Adenocarcinoma of the colon, grade {grade}." for grade in range(3)]
+    write_uncompressed(pa.table({"text": texts}), tmp_path / "reports.parquet")
     config = ReportsConfig(path=str(tmp_path / "reports.parquet"))
     assert len(read_reports(config).reports) == 3
     damage(tmp_path / "reports.parquet", b"grade 1.", b"grade 9.")
@@ -59,8 +59,8 @@ def test_changed_reports_are_refused(tmp_path: Path) -> None:
         read_reports(config)
 
 
-def test_a_changed_record_of_training_tiles_hides_no_patient(tmp_path: Path) -> None:
-    tiles = read_tiles(table_of_tiles(tmp_path))
+def test_a_changed_record_of_training_tiles_is_an_error(tmp_path: Path) -> None:
+    tiles = read_tiles(write_tile_table(tmp_path))
     write_training_tiles(tmp_path, tiles, "fingerprint")
     with pytest.raises(DataError, match="4 of 4 test tiles belong to 4 patients"):
         check_test_patients(tmp_path, tiles, LeaksConfig())
@@ -69,7 +69,7 @@ def test_a_changed_record_of_training_tiles_hides_no_patient(tmp_path: Path) -> 
         check_test_patients(tmp_path, tiles, LeaksConfig())
 
 
-def test_a_changed_block_of_an_interrupted_computation_is_not_continued(tmp_path: Path) -> None:
+def test_a_changed_block_of_an_interrupted_computation_is_an_error(tmp_path: Path) -> None:
     files = write_blocks(
         tmp_path, 4, 2, "blocks", lambda rows: pa.table({"name": [f"row number {row}" for row in rows]})
     )

@@ -1,4 +1,4 @@
-"""Images of files, folders and zips: ids, order, what is refused; and reading ahead."""
+"""Test images from files, folders and zips (ids, order, errors), and reading ahead."""
 
 import shutil
 import threading
@@ -22,7 +22,7 @@ def save(path: Path, value: int = 0) -> Path:
     return path
 
 
-def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: Path) -> None:
+def test_ids_are_sorted_paths_relative_to_the_folder_or_zip(tmp_path: Path) -> None:
     folder = tmp_path / "tiles"
     for value, name in enumerate(("b/2.png", "a.png", "b/1.jpg", ".hidden.png")):
         save(folder / name, value * 10)
@@ -35,8 +35,8 @@ def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: 
         assert list(source.ids) == ["a.png", "b/1.jpg", "b/2.png"]
         assert np.asarray(source.read(0)).max() == 10 and np.asarray(source.read(2)).max() == 0
         assert "1 file in" in source.notes[0] and "notes.txt" in source.notes[0]
-    one = open_images(folder / "b/2.png")
-    assert list(one.ids) == ["2.png"] and one.notes == ()
+    single = open_images(folder / "b/2.png")
+    assert list(single.ids) == ["2.png"] and single.notes == ()
 
 
 def test_broken_links_are_unreadable_images(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_hidden_images_are_skipped_with_a_note(tmp_path: Path) -> None:
         assert images.notes == (f"{path}: skipped 4 hidden images: ._a.png, .old/1.png, b/.old/2.png and 1 more",)
 
 
-def test_a_zip_that_was_made_on_windows_has_the_ids_of_its_folder(tmp_path: Path) -> None:
+def test_a_zip_written_on_windows_has_the_same_ids_as_its_folder(tmp_path: Path) -> None:
     for value, name in enumerate(("b/1.png", "a/2.png")):
         save(tmp_path / "tiles" / name, value * 10)
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
@@ -99,7 +99,7 @@ def test_names_in_decomposed_unicode_are_noted(tmp_path: Path) -> None:
     assert "notes.txt" in skipped and note.startswith("1 image name in")
 
 
-def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> None:
+def test_joined_sets_keep_their_order_and_must_not_share_ids(tmp_path: Path) -> None:
     sets = [open_images(save(tmp_path / name, value)) for name, value in (("z/1.png", 1), ("a/2.png", 2))]
     joined = join_images(sets)
     assert list(joined.ids) == ["1.png", "2.png"]
@@ -113,7 +113,7 @@ def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> No
         join_images([*sets, open_images(tmp_path / "b")])
 
 
-def test_advice_for_equal_ids_in_zips_names_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_for_equal_ids_in_zips_is_to_unpack_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
         archive.write(save(tmp_path / "1.png"), "1.png")
     monkeypatch.chdir(tmp_path)
@@ -126,25 +126,25 @@ def test_advice_for_equal_ids_in_zips_names_a_folder(tmp_path: Path, monkeypatch
     ("name", "words"),
     [("gone", "no such file"), ("a.txt", "neither an image file in a supported format"), ("empty", "no images found")],
 )
-def test_paths_without_images_are_refused(name: str, words: str, tmp_path: Path) -> None:
+def test_paths_without_images_are_errors(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=words):
         open_images(tmp_path / name)
 
 
-def test_damaged_images_and_links_without_target_are_unreadable_rather_than_errors(tmp_path: Path) -> None:
+def test_damaged_images_and_broken_links_are_unreadable(tmp_path: Path) -> None:
     data = save(tmp_path / "whole.png", 7).read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
     source = open_images(tmp_path)
-    found = [source.try_read(row) for row in range(3)]
-    assert [isinstance(image, Unreadable) for image in found] == [True, True, False]
+    images = [source.try_read(row) for row in range(3)]
+    assert [isinstance(image, Unreadable) for image in images] == [True, True, False]
     with pytest.raises(DataError, match=r"cut\.png cannot be decoded"):
         source.read(0)
 
 
-def test_batches_are_read_ahead_in_order_and_only_a_few_of_them() -> None:
+def test_a_limited_number_of_batches_is_read_ahead_in_order() -> None:
     started: list[int] = []
     lock = threading.Lock()
 
@@ -156,11 +156,11 @@ def test_batches_are_read_ahead_in_order_and_only_a_few_of_them() -> None:
     with reading_threads(2) as pool:
         stream = read_ahead([range(i, i + 2) for i in range(0, 40, 2)], read, pool, depth=3)
         assert next(stream) == (range(0, 2), [0, 10])
-        assert max(started) < 8, "one batch is yielded, three are read ahead"
+        assert max(started) < 8, "only three batches should be read ahead of the first"
         assert [results[0] for _, results in stream] == list(range(20, 400, 20))
 
 
-def test_an_error_of_a_reader_appears_at_its_batch() -> None:
+def test_an_error_of_a_reader_is_raised_for_its_batch() -> None:
     def read(item: int) -> int:
         if item == 3:
             raise DataError("item 3")
@@ -173,7 +173,7 @@ def test_an_error_of_a_reader_appears_at_its_batch() -> None:
             next(stream)
 
 
-def test_a_zip_that_lacks_bytes_is_damaged_and_not_replaced(tmp_path: Path) -> None:
+def test_an_image_in_a_zip_with_missing_bytes_is_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
         for name in ("a.png", "b.png"):
             archive.write(save(tmp_path / name, 50), name)
@@ -184,7 +184,7 @@ def test_a_zip_that_lacks_bytes_is_damaged_and_not_replaced(tmp_path: Path) -> N
         images.reader.read(0)
 
 
-def test_a_file_in_two_inputs_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_two_inputs_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "all/part").mkdir(parents=True)
     for name in ("all/a.png", "all/part/b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)

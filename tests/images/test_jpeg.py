@@ -14,7 +14,7 @@ simplejpeg = pytest.importorskip("simplejpeg")
 
 
 @pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+def _clear_cache() -> Iterator[None]:
     jpeg.find_decoder.cache_clear()
     yield
     jpeg.find_decoder.cache_clear()
@@ -22,21 +22,21 @@ def forget() -> Iterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Files that the fast library is given."""
-    jpeg.find_decoder()  # compares it with Pillow
-    given: list[bytes] = []
+    """Encoded images that were passed to simplejpeg."""
+    jpeg.find_decoder()  # compares simplejpeg with Pillow
+    decoded: list[bytes] = []
     original = simplejpeg.decode_jpeg
 
-    def count(data: bytes, *arguments: object, **options: object) -> np.ndarray:
-        given.append(data)
+    def record(data: bytes, *arguments: object, **options: object) -> np.ndarray:
+        decoded.append(data)
         pixels: np.ndarray = original(data, *arguments, **options)
         return pixels
 
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", count)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", record)
     jpeg.find_decoder.cache_clear()
     jpeg.find_decoder()
-    given.clear()
-    return given
+    decoded.clear()
+    return decoded
 
 
 def picture(width: int = 61, height: int = 45, mode: str = "RGB") -> Image.Image:
@@ -57,7 +57,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_plain_files_are_decoded_by_the_fast_library_to_the_same_pixels(
+def test_common_files_are_decoded_by_simplejpeg_to_equal_pixels(
     sampling: str, calls: list[bytes], tmp_path: Path
 ) -> None:
     files = [encoded(picture(61, height), subsampling=sampling, quality=q) for height, q in ((45, 95), (8, 30))]
@@ -69,17 +69,17 @@ def test_plain_files_are_decoded_by_the_fast_library_to_the_same_pixels(
     assert calls == [*files, files[0]]
 
 
-def test_other_kinds_of_files_are_left_to_pillow(calls: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_kinds_of_files_are_decoded_by_pillow(calls: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     rgb = picture()
     rotated = bytearray(encoded(rgb))
     frame = rotated.index(b"\xff\xc0")
-    rotated[frame + 11] = 0x12  # luma sampled 1 x 2, which is not compared with Pillow
+    rotated[frame + 11] = 0x12  # luma sampled 1 x 2, a layout that is not compared with Pillow
     png = io.BytesIO()
     rgb.save(png, "PNG")
     for data in (encoded(picture(mode="L")), encoded(picture(mode="CMYK")), bytes(rotated), png.getvalue()):
         result = attempt(lambda data=data: decode(io.BytesIO(data)), tile_id="a", where="b")  # type: ignore[misc]
         assert isinstance(result, Image.Image | Unreadable)
-    assert len(calls) == 3, "decoded again for the warnings of libjpeg"
+    assert len(calls) == 3, "files should be decoded again for the warnings of libjpeg"
     calls.clear()
     monkeypatch.setattr(jpeg, "_MAX_PIXELS", 100)
     for data in (encoded(rgb), encoded(picture(mode="L"))):
@@ -87,7 +87,7 @@ def test_other_kinds_of_files_are_left_to_pillow(calls: list[bytes], monkeypatch
     assert not calls
 
 
-def test_damaged_files_give_what_pillow_gives_or_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_are_decoded_like_pillow_or_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encoded(picture(40, 40), quality=85)
 
     def outcome(data: bytes) -> str | bytes:
@@ -103,16 +103,16 @@ def test_damaged_files_give_what_pillow_gives_or_are_reported(monkeypatch: pytes
     assert jpeg.find_decoder() is not None
     fast = [outcome(data) for data in damaged]
     monkeypatch.setattr(jpeg, "find_decoder", lambda: None)
-    slow = [outcome(data) for data in damaged]
+    pillow = [outcome(data) for data in damaged]
     reported = [isinstance(text, str) and "some of its pixels are wrong" in text for text in fast]
     assert sum(reported) > 50
-    for before, after, new in zip(slow, fast, reported, strict=True):
-        assert isinstance(before, bytes) if new else before == after
-    assert len({text for text in slow if isinstance(text, str)}) > 1
+    for with_pillow, with_simplejpeg, is_reported in zip(pillow, fast, reported, strict=True):
+        assert isinstance(with_pillow, bytes) if is_reported else with_pillow == with_simplejpeg
+    assert len({text for text in pillow if isinstance(text, str)}) > 1
     assert any(isinstance(text, bytes) for text in fast)
 
 
-def test_damage_in_the_middle_of_a_file_is_reported_and_padding_before_its_end_is_not() -> None:
+def test_damaged_pixels_are_reported_but_not_padding_at_the_end() -> None:
     whole = encoded(picture(200, 200), quality=85)
     middle = len(whole) // 2
     zeros = whole[:middle] + bytes(300) + whole[middle + 300 :]
@@ -126,9 +126,9 @@ def test_damage_in_the_middle_of_a_file_is_reported_and_padding_before_its_end_i
         assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
 
 
-def test_bytes_repeated_in_a_table_are_reported_and_bytes_after_a_comment_are_not() -> None:
+def test_repeated_bytes_are_reported_in_tables_but_not_after_comments() -> None:
     whole = encoded(picture(200, 200), comment=b"a comment")
-    table = whole.index(b"\xff\xc4\x00\xb5")  # Huffman table of 181 bytes
+    table = whole.index(b"\xff\xc4\x00\xb5")  # Huffman table (181 bytes)
     for place in range(table + 30, table + 180, 10):
         with pytest.raises(ImageError, match=r"some of its pixels are wrong|broken data stream"):
             decode(io.BytesIO(whole[:place] + whole[place : place + 4] + whole[place:]))
@@ -137,8 +137,8 @@ def test_bytes_repeated_in_a_table_are_reported_and_bytes_after_a_comment_are_no
     assert np.array_equal(np.asarray(decode(io.BytesIO(longer))), by_pillow(whole))
 
 
-def sampled(image: Image.Image) -> bytes:
-    """A JPEG whose luma is sampled 1 x 2, by twice as high a luma in a frame of its own kind."""
+def with_1x2_sampling(image: Image.Image) -> bytes:
+    """Encode an image, and change the sampling of luma in the header to 1 x 2."""
     data = bytearray(encoded(image, subsampling="4:2:2"))
     data[data.index(b"\xff\xc0") + 11] = 0x12
     return bytes(data)
@@ -155,15 +155,14 @@ def in_tiff(image: Image.Image, **options: object) -> bytes:
     [
         encoded(picture(200, 200, "L")),
         encoded(picture(200, 200, "CMYK")),
-        sampled(picture(200, 200)),
+        with_1x2_sampling(picture(200, 200)),
         in_tiff(picture(200, 200)),
         in_tiff(picture(200, 200, "L")),
         in_tiff(picture(200, 200), strip_size=200 * 3 * 64),
     ],
     ids=["grey", "CMYK", "1x2", "TIFF", "grey TIFF", "strips"],
 )
-def test_damage_in_a_jpeg_that_pillow_decodes_is_reported(whole: bytes) -> None:
-    """Pillow returns shifted or grey blocks for each of these without a warning."""
+def test_damage_that_pillow_decodes_without_a_warning_is_reported(whole: bytes) -> None:
     assert np.array_equal(np.asarray(decode(io.BytesIO(whole))), by_pillow(whole))
     middle = whole.index(b"\xff\xda") + 400
     repeated = whole[:middle] + whole[middle - 200 : middle] + whole[middle + 200 :]
@@ -172,7 +171,7 @@ def test_damage_in_a_jpeg_that_pillow_decodes_is_reported(whole: bytes) -> None:
 
 
 @pytest.mark.parametrize("options", [{"restart_marker_rows": 1}, {"progressive": True}], ids=str)
-def test_damage_before_a_marker_within_the_pixels_is_reported_and_padding_is_not(options: dict[str, bool]) -> None:
+def test_damage_before_a_marker_is_reported_but_not_padding(options: dict[str, bool]) -> None:
     whole = encoded(picture(200, 200), **options)
     start = jpeg._first_scan(whole) + 2
     marker = next(place for place in range(start, len(whole)) if whole[place] == 0xFF and whole[place + 1])
@@ -183,31 +182,35 @@ def test_damage_before_a_marker_within_the_pixels_is_reported_and_padding_is_not
     assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
     table = whole.index(b"\xff\xdb")
     odd = whole[:table] + rest + whole[table:]
-    assert np.array_equal(np.asarray(decode(io.BytesIO(odd))), by_pillow(whole)), "no pixel is concerned"
+    assert np.array_equal(np.asarray(decode(io.BytesIO(odd))), by_pillow(whole)), (
+        "the additional bytes should not affect pixels"
+    )
 
 
 def test_a_missing_scan_is_reported() -> None:
-    """The scans after it refine values that were never given."""
+    """Later scans refine coefficients of the missing one."""
     whole = encoded(picture(200, 200), progressive=True)
     scans = [match.start() for match in re.finditer(b"\xff\xda", whole)]
     first = scans[2]  # first scan of the higher frequencies of a colour channel
-    assert whole[first + 7 : first + 10] == bytes([1, 63, 1]), "all bits of coefficients 1 to 63 but the last"
-    tables = whole.index(b"\xff\xc4", first)  # of the next scan
+    assert whole[first + 7 : first + 10] == bytes([1, 63, 1]), (
+        "expected the scan of coefficients 1 to 63 without the last bit"
+    )
+    tables = whole.index(b"\xff\xc4", first)  # Huffman tables of the next scan
     with pytest.raises(ImageError, match=r"some of its pixels are wrong .*Inconsistent progression sequence"):
         decode(io.BytesIO(whole[:first] + whole[tables:]))
-    unrefined = whole[: scans[-1]] + whole[-2:]  # the standard permits fewer scans at the end
+    unrefined = whole[: scans[-1]] + whole[-2:]  # the last scans are optional
     assert decode(io.BytesIO(unrefined)).size == (200, 200)
 
 
-def test_a_strip_without_its_end_is_complete() -> None:
-    """Some programs omit the marker, and libtiff does not need it."""
+def test_a_strip_without_an_end_marker_is_complete() -> None:
+    """Some programs omit the marker, and libtiff does not require it."""
     whole = in_tiff(picture(64, 64), strip_size=2**20)
     end = whole.rindex(b"\xff\xd9")
     omitted = whole[:end] + b"\0\0" + whole[end + 2 :]
     assert np.array_equal(np.asarray(decode(io.BytesIO(omitted))), by_pillow(whole))
 
 
-def test_a_library_that_differs_from_pillow_by_one_level_is_not_used(
+def test_simplejpeg_is_not_used_if_its_pixels_differ_from_pillow(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original: Callable[..., np.ndarray] = simplejpeg.decode_jpeg
@@ -225,7 +228,7 @@ def test_a_library_that_differs_from_pillow_by_one_level_is_not_used(
     assert np.array_equal(np.asarray(decode(io.BytesIO(data))), by_pillow(data))
 
 
-def test_without_the_package_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_is_used_if_simplejpeg_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "simplejpeg", None)
     assert jpeg.find_decoder() is None
     data = encoded(picture())

@@ -19,19 +19,19 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 
 def encoded(pixels: np.ndarray, *boxes: bytes, colour: Sequence[bytes] = (SRGB,)) -> io.BytesIO:
-    """Encode pixels without loss, and replace the boxes that follow the size in the header."""
+    """Encode pixels losslessly, and replace all header boxes but the image size."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG2000", irreversible=False, mct=0)
     data = stream.getvalue()
     start = data.index(b"jp2h") - 4
     stop = start + int.from_bytes(data[start : start + 4])
     size = data[start + 8 : start + 8 + 22]
-    header = size + b"".join([*(box(b"colr", each) for each in colour), *boxes])
+    header = size + b"".join([*(box(b"colr", box_content) for box_content in colour), *boxes])
     return io.BytesIO(data[:start] + box(b"jp2h", header) + data[stop:])
 
 
 def channels(entries: Sequence[tuple[int, int, int]]) -> bytes:
-    return box(b"cdef", struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHH", *each) for each in entries))
+    return box(b"cdef", struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHH", *entry) for entry in entries))
 
 
 def profile(space: bytes, method: int = 2, size: int = 200) -> bytes:
@@ -40,8 +40,10 @@ def profile(space: bytes, method: int = 2, size: int = 200) -> bytes:
 
 def palette(colours: Sequence[Sequence[int]], order: Sequence[int] = (0, 1, 2), bits: int = 8) -> bytes:
     values = b"".join(value.to_bytes(bits // 8) for colour in colours for value in colour)
-    head = struct.pack(">HB", len(colours), len(order)) + bytes([bits - 1] * len(order))
-    return box(b"pclr", head + values) + box(b"cmap", b"".join(struct.pack(">HBB", 0, 1, each) for each in order))
+    header = struct.pack(">HB", len(colours), len(order)) + bytes([bits - 1] * len(order))
+    return box(b"pclr", header + values) + box(
+        b"cmap", b"".join(struct.pack(">HBB", 0, 1, channel) for channel in order)
+    )
 
 
 COLOURS = [(200, 10, 20), (30, 210, 40), (50, 60, 220), (7, 8, 9)]
@@ -64,7 +66,7 @@ COLOURS = [(200, 10, 20), (30, 210, 40), (50, 60, 220), (7, 8, 9)]
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
-def test_channels_that_pillow_would_misread_are_refused(stream: io.BytesIO, problem: str) -> None:
+def test_channels_that_pillow_would_misread_are_errors(stream: io.BytesIO, problem: str) -> None:
     with pytest.raises(ImageError, match=f"a JPEG 2000 file .*{problem}.*: convert the image to RGB"):
         decode(stream)
 
@@ -78,18 +80,18 @@ def test_channels_that_pillow_would_misread_are_refused(stream: io.BytesIO, prob
         encoded(NOISE[..., :3], colour=[CIELAB, SRGB]),
     ],
 )
-def test_usual_channels_are_read(stream: io.BytesIO) -> None:
+def test_common_channel_layouts_are_decoded(stream: io.BytesIO) -> None:
     assert np.array_equal(np.asarray(decode(stream)), NOISE[..., :3])
 
 
-def test_palettes_and_transparency_are_read() -> None:
+def test_palettes_and_opaque_transparency_are_decoded() -> None:
     padded = [*COLOURS, (0, 0, 0), (0, 0, 0)]
     assert np.array_equal(np.asarray(decode(encoded(INDICES, palette(padded)))), np.array(COLOURS)[INDICES])
     opaque = np.concatenate([NOISE[..., :3], np.full((16, 16, 1), 255, np.uint8)], axis=2)
     assert np.array_equal(np.asarray(decode(encoded(opaque, channels([*RED_GREEN_BLUE, (3, 1, 0)])))), NOISE[..., :3])
 
 
-def test_a_depth_behind_a_large_colour_profile_is_read() -> None:
+def test_the_bit_depth_is_found_after_a_large_colour_profile() -> None:
     stream = encoded(NOISE[..., :3], colour=[profile(b"RGB ", size=100_000)])
     data = stream.getvalue()
     start = data.index(b"\xff\x4f\xff\x51") + 42  # depth of the first component

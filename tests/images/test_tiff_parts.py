@@ -1,4 +1,4 @@
-"""TIFF files whose compression tag is wrong are rejected, and valid files without compression are not."""
+"""Test that TIFF files with a wrong compression tag are rejected, and valid uncompressed files are not."""
 
 import io
 import struct
@@ -19,17 +19,17 @@ SMOOTH = (np.add.outer(np.arange(70), np.arange(50))[..., None] + RNG.integers(0
 
 
 def with_tag(data: bytes, tag: int, value: int) -> bytes:
-    """Change a tag of a little-endian TIFF."""
+    """Change the value of a tag in a little-endian TIFF."""
     (start,) = struct.unpack("<I", data[4:8])
     (count,) = struct.unpack("<H", data[start : start + 2])
     entries = range(start + 2, start + 2 + 12 * count, 12)
-    (entry,) = (each for each in entries if struct.unpack("<H", data[each : each + 2]) == (tag,))
+    (entry,) = (offset for offset in entries if struct.unpack("<H", data[offset : offset + 2]) == (tag,))
     return data[: entry + 8] + struct.pack("<H", value) + data[entry + 10 :]
 
 
 @pytest.mark.parametrize("pixels", [NOISE, SMOOTH], ids=["noise", "smooth"])
 @pytest.mark.parametrize("value", [1, 32773], ids=["uncompressed", "PackBits"])
-def test_lzw_with_one_flipped_bit_in_the_compression_tag_is_no_image(pixels: np.ndarray, value: int) -> None:
+def test_lzw_data_with_a_wrong_compression_tag_is_an_error(pixels: np.ndarray, value: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "TIFF", compression="tiff_lzw")
     assert np.array_equal(np.asarray(decode(io.BytesIO(buffer.getvalue()))), pixels)
@@ -42,18 +42,18 @@ def test_lzw_with_one_flipped_bit_in_the_compression_tag_is_no_image(pixels: np.
     [{}, {"rowsperstrip": 16}, {"tile": (32, 32)}, {"planarconfig": "separate", "rowsperstrip": 16}, {"bits": 16}],
     ids=["strip", "strips", "tiles", "planes", "16 bits"],
 )
-def test_valid_files_without_compression_pass(options: dict[str, Any], tmp_path: Path) -> None:
+def test_valid_uncompressed_files_are_accepted(options: dict[str, Any], tmp_path: Path) -> None:
     pixels = SMOOTH[..., 0].astype(np.uint16) if options.get("bits") else SMOOTH
     pixels = np.moveaxis(pixels, 2, 0) if "planarconfig" in options else pixels
     photometric = "minisblack" if pixels.ndim == 2 else "rgb"
-    given = {name: value for name, value in options.items() if name != "bits"}
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, **given)
+    tags = {name: value for name, value in options.items() if name != "bits"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, **tags)
     with Image.open(tmp_path / "a.tif") as image:
         check_bytes(image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "I;16"])
-def test_valid_packbits_files_pass(mode: str) -> None:
+def test_valid_packbits_files_are_accepted(mode: str) -> None:
     buffer = io.BytesIO()
     pixels = SMOOTH[..., 0].astype(np.uint16) if mode == "I;16" else SMOOTH
     image = Image.fromarray(pixels) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
@@ -63,7 +63,7 @@ def test_valid_packbits_files_pass(mode: str) -> None:
         check_bytes(opened)
 
 
-def test_packbits_are_checked_in_the_stated_order_of_bits() -> None:
+def test_packbits_data_is_checked_in_the_bit_order_of_the_file() -> None:
     buffer = io.BytesIO()
     Image.fromarray(SMOOTH).save(buffer, "TIFF", compression="packbits", tiffinfo={266: 1, 278: 70})
     with Image.open(buffer) as opened:
@@ -77,7 +77,7 @@ def test_packbits_are_checked_in_the_stated_order_of_bits() -> None:
         assert np.array_equal(np.asarray(opened), SMOOTH)
 
 
-def test_a_big_endian_bigtiff_is_named(tmp_path: Path) -> None:
+def test_a_big_endian_bigtiff_is_an_error(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", bigtiff=True, byteorder=">")
     for source in (tmp_path / "a.tif", io.BytesIO((tmp_path / "a.tif").read_bytes())):
         with pytest.raises(ImageError, match="cannot read a big-endian BigTIFF; save it"):

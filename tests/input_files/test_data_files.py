@@ -1,4 +1,4 @@
-"""Listing of folders: links, loops, permissions, names."""
+"""Test reading data files: listing folders, Hugging Face data sets, and advice for missing files."""
 
 import gzip
 import importlib
@@ -25,13 +25,13 @@ from clipit.slides.opening import open_slide
 from clipit.tiles.table import open_table
 
 
-def _write(path: Path) -> Path:
+def _write_file(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return path
 
 
-def test_formulas_that_protect_zeros_become_their_text() -> None:
+def test_formulas_of_constant_text_are_replaced_by_the_text() -> None:
     assert [cell_text(cell) for cell in ('="007"', ' ="A 1" ', "=1+1", '="a"&"b"')] == [
         "007",
         "A 1",
@@ -40,7 +40,7 @@ def test_formulas_that_protect_zeros_become_their_text() -> None:
     ]
 
 
-def test_byte_order_marks_are_no_part_of_a_cell() -> None:
+def test_byte_order_marks_are_removed_from_cells() -> None:
     assert [cell_text(cell) for cell in ("\ufeffgland", " gland\u200b ", "\ufeff", "\u200bgl\u00e4nd")] == [
         "gland",
         "gland",
@@ -49,48 +49,48 @@ def test_byte_order_marks_are_no_part_of_a_cell() -> None:
     ]
 
 
-def test_follows_links_and_enters_each_folder_once(tmp_path: Path) -> None:
-    outside = _write(tmp_path / "outside" / "deep" / "b.png").parent.parent
+def test_links_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> None:
+    outside = _write_file(tmp_path / "outside" / "deep" / "b.png").parent.parent
     data = tmp_path / "data"
-    real = _write(data / "z" / "a.png")
+    real = _write_file(data / "z" / "a.png")
     (data / "again").symlink_to(outside)
     (data / "twice").symlink_to(outside)
     (data / "a_link_to_z").symlink_to(data / "z")
     (data / "z" / "up").symlink_to(data)
     (data / "loop").symlink_to(data / "loop")
     (data / "file_link.png").symlink_to(real)
-    found = list_files(data, lambda path: path.suffix == ".png")
-    assert found.files == [data / "again/deep/b.png", data / "file_link.png", data / "z/a.png"]
-    assert found.dangling == [data / "loop"] and found.undecodable == []
+    listing = list_files(data, lambda path: path.suffix == ".png")
+    assert listing.files == [data / "again/deep/b.png", data / "file_link.png", data / "z/a.png"]
+    assert listing.dangling == [data / "loop"] and listing.undecodable == []
 
 
-def test_does_not_enter_hidden_and_system_folders(tmp_path: Path) -> None:
-    _write(tmp_path / ".cache" / "real" / "a.png")
-    _write(tmp_path / "lost+found" / "b.png")
+def test_hidden_and_system_folders_are_skipped(tmp_path: Path) -> None:
+    _write_file(tmp_path / ".cache" / "real" / "a.png")
+    _write_file(tmp_path / "lost+found" / "b.png")
     (tmp_path / "tumour").symlink_to(tmp_path / ".cache" / "real")
     assert list_files(tmp_path).files == [tmp_path / "tumour" / "a.png"]
 
 
-def test_names_dangling_links_and_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_dangling_links_and_undecodable_names_are_listed(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    _write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
-    _write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9p/fine.png")))
-    found = list_files(tmp_path)
-    assert found.files == []
-    assert found.dangling == [tmp_path / "gone.png"]
-    assert [path.name.isascii() for path in found.undecodable] == [False, True]
+    _write_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
+    _write_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9p/fine.png")))
+    listing = list_files(tmp_path)
+    assert listing.files == []
+    assert listing.dangling == [tmp_path / "gone.png"]
+    assert [path.name.isascii() for path in listing.undecodable] == [False, True]
     for name in ("gone_folder", "gone.txt", ".gone"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
-    found = list_files(tmp_path, lambda path: path.suffix == ".png")
-    assert found.dangling == [tmp_path / "gone.png", tmp_path / "gone_folder"], "the latter may have been a folder"
+    listing = list_files(tmp_path, lambda path: path.suffix == ".png")
+    assert listing.dangling == [tmp_path / "gone.png", tmp_path / "gone_folder"], "gone_folder may have been a folder"
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(tmp_path / "closed" / "a.png")
+    _write_file(tmp_path / "closed" / "a.png")
     scan = os.scandir
 
     def denied(path: Path) -> object:
-        if Path(path).name == "closed":  # permissions do not stop root
+        if Path(path).name == "closed":  # permissions do not apply to root
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
@@ -99,27 +99,27 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
         list_files(tmp_path)
 
 
-def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_prefix_requests_a_data_set_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    asked: list[str] = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: asked.append(name))
+    requested: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: requested.append(name))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"(?s)no such folder.*dta/reports.*correct a\.path.*hf:owner/name"):
         load_huggingface("dta/reports", "a.path")
     with pytest.raises(DataError, match="is a file, not the folder of a data set"):
-        load_huggingface(str(_write(tmp_path / "set.parquet")), "a.path")
+        load_huggingface(str(_write_file(tmp_path / "set.parquet")), "a.path")
     load_huggingface("hf:owner/name", "a.path")
-    _write(tmp_path / "owner" / "name" / "train.parquet")
+    _write_file(tmp_path / "owner" / "name" / "train.parquet")
     load_huggingface("owner/name", "a.path")
-    assert asked == ["owner/name", "owner/name"]
+    assert requested == ["owner/name", "owner/name"]
     with pytest.raises(DataError, match=r"(?s)owner/name is a local folder.*remove hf: from a\.path"):
         load_huggingface("hf:owner/name", "a.path")
     with pytest.raises(DataError, match="is a local folder"):
         load_huggingface(f"hf:{tmp_path}", "a.path")
 
 
-def _in_cache(hub: Path, revision: str, orders: Sequence[Sequence[str]]) -> list[str]:
-    """Parquet files of lab/tiles in the Hub's cache, one for each order of the classes; their addresses on the Hub."""
+def _write_to_cache(hub: Path, revision: str, orders: Sequence[Sequence[str]]) -> list[str]:
+    """Write a Parquet file of lab/tiles for each order of classes to the Hub's cache, and return their URLs."""
     import datasets
 
     snapshot = hub / "datasets--lab--tiles" / "snapshots" / revision
@@ -132,15 +132,13 @@ def _in_cache(hub: Path, revision: str, orders: Sequence[Sequence[str]]) -> list
     return [f"hf://datasets/lab/tiles@{revision}/train-{number}.parquet" for number in range(len(orders))]
 
 
-def test_classes_of_files_from_the_hub_are_compared_in_its_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classes_of_cached_files_from_the_hub_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets, constants = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: name)
     orders = {"a" * 40: [["x", "y"], ["x", "y"]], "b" * 40: [["x", "y"], ["y", "x"]]}
     for revision, order in orders.items():
-        config = SimpleNamespace(data_files={"train": _in_cache(tmp_path, revision, order)})
+        config = SimpleNamespace(data_files={"train": _write_to_cache(tmp_path, revision, order)})
         monkeypatch.setattr(
             datasets, "load_dataset_builder", lambda name, config=config, **options: SimpleNamespace(config=config)
         )
@@ -154,7 +152,7 @@ def test_classes_of_files_from_the_hub_are_compared_in_its_cache(
 
 
 def test_csv_files_from_the_hub_are_read_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pandas would read the id 007 as 7."""
+    """Ids such as 007 keep their leading zeros."""
     datasets = pytest.importorskip("datasets")
     (tmp_path / "reports.csv").write_text("id,text,size\n007,one,2\n07,two,3\n", encoding="utf-8")
     load = datasets.load_dataset
@@ -164,20 +162,24 @@ def test_csv_files_from_the_hub_are_read_as_text(tmp_path: Path, monkeypatch: py
     assert rows["id"][:] == ["007", "07"] and rows["size"][:] == [2, 3]
 
 
-def test_files_below_outputs_name_the_command_that_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advice_for_missing_outputs_names_the_command_that_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("reports.jsonl", "prompts.yaml"):
-        near = similar_names(f"outputs/demo/world/{name}")
-        assert "clipit demo writes this file; clipit world --output outputs/demo/world" in near
+        advice = similar_names(f"outputs/demo/world/{name}")
+        assert "clipit demo writes this file; clipit world --output outputs/demo/world" in advice
     assert "first run the command at the top of the configuration" in similar_names("outputs/cases/0/tiles.csv")
     (tmp_path / "outputs" / "cases" / "0").mkdir(parents=True)
-    assert similar_names("outputs/cases/0/tiles.csv") == "outputs/cases/0 is empty", "written, but without this file"
-    assert "clipit" not in similar_names("data/outputs/tiles.csv"), "a folder of the user's own"
+    assert similar_names("outputs/cases/0/tiles.csv") == "outputs/cases/0 is empty", (
+        "the folder exists without this file"
+    )
+    assert "clipit" not in similar_names("data/outputs/tiles.csv"), "this is not the folder of outputs"
 
 
-def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
+def test_advice_for_a_missing_file_lists_similar_names(tmp_path: Path) -> None:
     for name in ("Reports.CSV", "tiles.csv", "caf\u0065\u0301.txt"):
-        _write(tmp_path / name)
+        _write_file(tmp_path / name)
     assert similar_names(str(tmp_path / "reports.csv")).endswith("contains Reports.CSV")
     assert similar_names(str(tmp_path / "tiles.parquet")).endswith("contains tiles.csv")
     assert similar_names(str(tmp_path / "caf\u00e9.txt")).endswith("contains caf\u0065\u0301.txt")
@@ -187,32 +189,30 @@ def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
     assert similar_names(r"C:\data\reports.csv") == "this is a Windows path"
     (tmp_path / "empty").mkdir()
     assert similar_names(str(tmp_path / "empty" / "x")) == f"{tmp_path / 'empty'} is empty"
-    _write(tmp_path / "some" / ".hidden")
-    _write(tmp_path / "some" / "file")
+    _write_file(tmp_path / "some" / ".hidden")
+    _write_file(tmp_path / "some" / "file")
     for path in (tmp_path / "some", tmp_path / "some" / "x"):
         assert similar_names(str(path)) == f"{tmp_path / 'some'} contains file"
 
 
-def test_a_first_line_that_names_the_delimiter() -> None:
+def test_a_first_line_that_declares_the_delimiter_is_recognised() -> None:
     assert "remove this line" in layout_hint(["sep=;"])
     assert "remove this line" in layout_hint(["sep=", ""])
     assert layout_hint(["sep", "text"]) == ""
 
 
-def test_a_circle_of_links_is_dangling(tmp_path: Path) -> None:
+def test_circular_links_are_dangling(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "c").symlink_to(tmp_path / "file" / "c")
     (tmp_path / "d").symlink_to("d" * 300)
     (tmp_path / "file").touch()
-    found = list_files(tmp_path)
-    assert found.dangling == [tmp_path / name for name in "abcd"] and found.files == [tmp_path / "file"]
+    listing = list_files(tmp_path)
+    assert listing.dangling == [tmp_path / name for name in "abcd"] and listing.files == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "folder"])
-def test_an_arrow_stream_that_ends_between_two_batches_is_truncated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
-) -> None:
+def test_a_truncated_arrow_stream_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -235,12 +235,12 @@ def test_an_arrow_stream_that_ends_between_two_batches_is_truncated(
                 load_huggingface(str(tmp_path / "set"), "tiles.path", streaming=streaming)
     with pa.OSFile(str(arrow), "wb") as sink, pa.ipc.new_file(sink, rows.data.schema) as writer:
         writer.write_table(rows.data.table)
-    if not saved:  # the datasets package saves streams
+    if not saved:  # save_to_disk writes streams, not Arrow files
         assert len(load_huggingface(str(tmp_path / "set"), "tiles.path")["train"]) == 2500
 
 
 @pytest.mark.parametrize("form", ["saved", "saved splits", "arrow", "parquet"])
-def test_a_description_that_lists_the_classes_of_the_files_in_another_order_is_refused(
+def test_a_different_class_order_in_the_description_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     import datasets
@@ -266,10 +266,10 @@ def test_a_description_that_lists_the_classes_of_the_files_in_another_order_is_r
             info.write_text(json.dumps(content))
             return
         entries = "".join(f"          '{number}': {name}\n" for number, name in enumerate(listed))
-        head = "dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
-        (folder / "README.md").write_text(f"---\n{head}{entries}---\n")
+        header = "dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+        (folder / "README.md").write_text(f"---\n{header}{entries}---\n")
 
-    for listed in (["normal", "stroma", "cancer"], ["Gewebe", "Stroma", "Tumor"]):  # new names
+    for listed in (["normal", "stroma", "cancer"], ["Gewebe", "Stroma", "Tumor"]):  # classes may be renamed
         describe(listed)
         loaded = load_huggingface(str(folder), "tiles.path")
         assert (loaded["train"] if isinstance(loaded, dict) else loaded).features["label"].names == listed
@@ -282,7 +282,7 @@ def test_a_description_that_lists_the_classes_of_the_files_in_another_order_is_r
                 load_huggingface(str(folder), "tiles.path", streaming=streaming)
 
 
-def test_several_configurations_without_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_configurations_without_a_default_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -302,15 +302,15 @@ def test_several_configurations_without_a_default(tmp_path: Path, monkeypatch: p
     assert load_huggingface(str(tmp_path / "set"), "tiles.path")["train"]["id"][:] == ["two"]
 
 
-def test_links_to_folders_of_data_are_not_followed(tmp_path: Path) -> None:
-    _write(tmp_path / "data" / "train.csv")
+def test_links_to_folders_of_data_are_an_error(tmp_path: Path) -> None:
+    _write_file(tmp_path / "data" / "train.csv")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train").symlink_to(tmp_path / "data")
     with pytest.raises(DataError, match="does not follow links to folders"):
         load_huggingface(str(tmp_path / "set"), "tiles.path")
 
 
-def test_splits_in_different_formats(tmp_path: Path) -> None:
+def test_splits_in_different_formats_are_an_error(tmp_path: Path) -> None:
     import datasets
 
     datasets.Dataset.from_dict({"id": [1]}).to_parquet(tmp_path / "train.parquet")
@@ -331,7 +331,7 @@ def test_splits_in_different_formats(tmp_path: Path) -> None:
         ("no route to host", "check the spelling of the id"),
     ],
 )
-def test_a_set_on_the_hub_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, message: str, fix: str) -> None:
+def test_errors_of_the_hub_have_advice(monkeypatch: pytest.MonkeyPatch, message: str, fix: str) -> None:
     import datasets
 
     def fail(name: str, **options: object) -> None:
@@ -344,13 +344,13 @@ def test_a_set_on_the_hub_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("method", ["gzip", "bz2", "lzma", ""])
-def test_compression_is_recognised_by_more_than_a_few_letters(method: str) -> None:
+def test_text_that_starts_like_a_compressed_file_is_not_compressed(method: str) -> None:
     text = b"BZh is a clinic; its reports begin with its name"
     data = importlib.import_module(method).compress(text) if method else text
     assert compression(data) == {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz", "": ""}[method]
 
 
-def test_compressed_files_are_named_by_every_reader_of_tables(tmp_path: Path) -> None:
+def test_all_table_readers_name_compressed_files(tmp_path: Path) -> None:
     readers: dict[str, Callable[[Path], object]] = {
         "reports": lambda path: read_reports(ReportsConfig(path=str(path))),
         "tiles": open_table,
@@ -375,7 +375,7 @@ def test_compressed_files_are_named_by_every_reader_of_tables(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("end", [b"\x1a", b"\n\x1a", b"\n\x1a\x1a\r\n", b"\r\n\x1a"])
-def test_the_end_mark_of_dos_is_no_part_of_a_table(tmp_path: Path, end: bytes) -> None:
+def test_the_dos_end_of_file_mark_is_ignored(tmp_path: Path, end: bytes) -> None:
     table, lines, reports = tmp_path / "t.csv", tmp_path / "r.txt", tmp_path / "r.jsonl"
     table.write_bytes(b"path,label,text\na.png,b,First report.\nb.png,c,Second report." + end)
     lines.write_bytes(b"First report.\nSecond report." + end)
@@ -389,7 +389,7 @@ def test_the_end_mark_of_dos_is_no_part_of_a_table(tmp_path: Path, end: bytes) -
     assert read_reports(ReportsConfig(path=str(tmp_path / "one"))).reports[0].text.strip() == texts[0]
 
 
-def test_columns_of_one_name_in_parquet_are_named(tmp_path: Path) -> None:
+def test_repeated_column_names_in_parquet_are_an_error(tmp_path: Path) -> None:
     cells = [pa.array(["a.png"]), pa.array(["A report."]), pa.array(["b"])]
     pq.write_table(pa.table(cells, names=["path", "text", "text"]), tmp_path / "t.parquet")
     for read in (open_table, lambda path: read_reports(ReportsConfig(path=str(path)))):

@@ -1,4 +1,4 @@
-"""Git LFS pointers in place of data: every reader says what they are and what to do."""
+"""Test errors for Git LFS pointers in place of data files."""
 
 import io
 import zipfile
@@ -43,13 +43,13 @@ def tiles(source: str) -> Callable[[Path], object]:
         ("b.png", lambda path: decode(io.BytesIO(path.read_bytes()))),
     ],
 )
-def test_every_reader_says_what_to_do(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+def test_all_readers_recognise_git_lfs_pointers(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     (tmp_path / name).write_text(POINTER)
     with pytest.raises((ClipitError, ValueError), match=r"(?s)is a Git LFS pointer, not the .*run git lfs pull"):
         read(tmp_path / name)
 
 
-def test_data_that_mention_git_lfs_are_no_pointers(tmp_path: Path) -> None:
+def test_files_that_contain_the_text_of_a_pointer_are_not_pointers(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"Notes on {POINTER}")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("a.txt", POINTER)

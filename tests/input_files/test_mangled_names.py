@@ -1,4 +1,4 @@
-"""Names that a spreadsheet program has changed, and names that only look a little like it."""
+"""Test the detection of names that were changed by a spreadsheet program."""
 
 import pytest
 
@@ -43,13 +43,13 @@ def test_ordinary_names_are_accepted(names: list[str]) -> None:
         "12:30:00",
     ],
 )
-def test_changed_names_are_errors_that_name_the_row(name: str) -> None:
+def test_changed_names_are_errors_with_the_row(name: str) -> None:
     with pytest.raises(DataError, match=r"(?s)1 value in column patient: .*in row 2.*format the column as text"):
         check(["p1", "p2", name])
 
 
-def test_rounded_names_are_errors_and_names_like_dates_are_not() -> None:
-    """Of names of tiles and annotators, several would become one; dates stay different."""
+def test_rounded_numbers_are_errors_but_not_dates() -> None:
+    """Rounding may merge several names of tiles or annotators, but dates remain distinct."""
     check_rounded(["2-Sep", "p1", "p2", "1E10", "a1.2E+11"], "tile", str, "tiles.csv")
     for name in ("1.2E+11", "-1,20E+11", "1E+20", "####"):
         with pytest.raises(DataError, match=r"1 value in column tile: .* in 1\n"):
@@ -61,7 +61,7 @@ ANONYMOUS = ["\\N", ".", "*", "N.A.", "(null)", "[NULL]", "TBD", "undefined", "U
 
 
 @pytest.mark.parametrize("name", ANONYMOUS)
-def test_the_largest_group_is_named_if_it_is_written_unlike_the_others(name: str) -> None:
+def test_a_large_group_with_a_placeholder_name_gives_a_warning(name: str) -> None:
     [note] = placeholder_notes({**PATIENTS, "": 7, name: 5}, "tile")
     assert note.startswith(f"WARNING: 5 tiles with the group {name!r} count as one patient")
     assert not placeholder_notes({**PATIENTS, name: 1}, "tile")
@@ -76,12 +76,12 @@ def test_the_largest_group_is_named_if_it_is_written_unlike_the_others(name: str
         ["Smith", "O'Neil", "van der Berg"],
         ["S24-1", "S24-12-A", "S24-3"],
         ["TCGA-AA-3500", "TCGA-AB-A0SB"],
-        ["QWERT", "A1B2C", "7ABCD", "XY12Z"],  # random
+        ["QWERT", "A1B2C", "7ABCD", "XY12Z"],  # random identifiers
         ["deadbeef", "0a1b2c3d", "12345678", "ffff0000"],
         ["-5", "-4", "3"],
         ["A", "12"],
     ],
 )
-def test_ordinary_groups_are_not_named(names: list[str]) -> None:
+def test_ordinary_groups_give_no_warning(names: list[str]) -> None:
     for largest in names:
         assert not placeholder_notes({**dict.fromkeys(names, 2), largest: 5}, "tile")

@@ -1,4 +1,4 @@
-"""Gaps in numbered files."""
+"""Test the detection of gaps in numbered files."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from clipit.reports.readers import read_reports
     ],
     ids=str,
 )
-def test_gaps_are_named(names: "tuple[str, ...]", missing: "list[str]", tmp_path: Path) -> None:
+def test_missing_numbers_are_listed(names: "tuple[str, ...]", missing: "list[str]", tmp_path: Path) -> None:
     note = missing_parts([tmp_path / name for name in names])
     assert [name for name in missing if f"{tmp_path / name}" in note] == missing
     assert bool(note) == bool(missing)
@@ -43,7 +43,7 @@ def test_hidden_data_files_are_counted(tmp_path: Path) -> None:
     for name in ("a-00000.parquet", "a-00001.parquet", "._a-00001.parquet", ".cache/b.parquet", ".cache/b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"text": [f"Report {name}."]}), tmp_path / name)
-    (tmp_path / ".snapshot" / "daily").mkdir(parents=True)  # earlier versions of all files; not searched
+    (tmp_path / ".snapshot" / "daily").mkdir(parents=True)  # snapshots of earlier versions are not searched
     (tmp_path / ".snapshot" / "daily" / "a.parquet").write_bytes(b"")
     note = "skipped 2 hidden data files: ._a-00001.parquet, .cache/b.parquet"
     for format_name in ("parquet", "huggingface"):

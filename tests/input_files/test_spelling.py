@@ -1,4 +1,4 @@
-"""Names that differ only in spelling: what counts as the same, and what honest users have that does not."""
+"""Test which names are considered different spellings of the same name."""
 
 import pytest
 
@@ -8,22 +8,22 @@ from clipit.input_files.spelling import format_pairs, spelled_alike, spelled_dif
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("Pat-1", "Pat\u20131"),  # the dash that a word processor makes
+        ("Pat-1", "Pat\u20131"),  # an en dash, as inserted by word processors
         ("-1", "\u22121"),
         ("Barrett's", "Barrett\u2019s"),
         ("AC", "\u0410C"),  # a Cyrillic A
         ("P\u04301", "Pa1"),
         ("\u039aI", "KI"),  # a Greek K
-        ("\u041d\u0415\u0422", "\u043d\u0435\u0442"),  # a Russian word in two letter cases
+        ("\u041d\u0415\u0422", "\u043d\u0435\u0442"),  # a Russian word in upper and lower case
         ("007", "7.0"),
         ("stroma ", "Stroma"),
-        ("2019-02-17", "2019-02-17 00:00:00"),  # as pandas and Excel write a date
+        ("2019-02-17", "2019-02-17 00:00:00"),  # a date as written by pandas and Excel
         ("2019-02-17T00:00:00.000", "2019-02-17 00:00:00"),
         ("P001", "P-001"),
         ("P_001", "P 1"),
         ("Pat.007", "pat 7"),
         ("site-A_12", "Site-A012"),
-        ("S24-00123", "S24-123"),  # an accession number, whose zeros a spreadsheet dropped
+        ("S24-00123", "S24-123"),  # an accession number without its leading zeros
         ("S24-123", "s24_00123"),
         ("TCGA_02_0001", "TCGA-02-0001"),
         ("2024/00123", "2024-123"),
@@ -56,23 +56,23 @@ def test_spellings_of_one_name(first: str, second: str) -> None:
         ("P0", "P"),
         ("S24-123", "S24123"),
         ("S24-123", "S24-1230"),
-        ("1.05", "1.5"),  # the zero of a decimal is not a leading zero
+        ("1.05", "1.5"),  # zeros after a decimal point are not leading zeros
         ("P1.05", "P1.5"),
         ("ER/PR", "ER-PR"),
         ("3+4", "3-4"),
         ("HER2-", "HER2"),
     ],
 )
-def test_names_of_different_things(first: str, second: str) -> None:
+def test_different_names(first: str, second: str) -> None:
     assert not spelled_alike([first, second])
     assert not spelled_differently([first], [second])
 
 
-def test_letters_before_a_number_can_be_compared_with_their_sign() -> None:
+def test_prefixes_of_numbers_can_be_compared_with_punctuation() -> None:
     assert spelled_alike(["A1", "A-1", "A01", "a1"], numbered=False) == ["'A1' and 'a1'"]
     assert not spelled_alike(["S24-00123", "S24-123", "S24_123"], numbered=False)
 
 
-def test_a_letter_that_looks_like_another_is_named_by_its_code() -> None:
+def test_look_alike_letters_are_shown_with_their_code_point() -> None:
     assert spelled_alike(["AC", "\u0410C"]) == ["'AC' and '\u0410C' (\u0410 is U+0410)"]
     assert format_pairs(spelled_differently(["pat-1", "Pat-2"], ["Pat-1", "Pat-2"])) == ["'pat-1' and 'Pat-1'"]

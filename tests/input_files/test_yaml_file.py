@@ -1,4 +1,4 @@
-"""YAML files: plain data only, within bounds, and errors that name file and line."""
+"""Test the YAML reader: plain data only, size limits, and errors with file and line."""
 
 import re
 import time
@@ -36,7 +36,7 @@ def write(folder: Path, text: str | bytes) -> Path:
         ("", None),
     ],
 )
-def test_plain_data(tmp_path: Path, text: str, value: object) -> None:
+def test_plain_data_is_loaded(tmp_path: Path, text: str, value: object) -> None:
     assert load_yaml(write(tmp_path, text)) == (value, [])
 
 
@@ -69,7 +69,7 @@ def test_plain_data(tmp_path: Path, text: str, value: object) -> None:
         ("a: 1\n---\nb: 2", 2, "single document"),
     ],
 )
-def test_anything_else_is_refused_with_its_line(tmp_path: Path, text: str | bytes, line: int, problem: str) -> None:
+def test_other_content_is_an_error_with_its_line(tmp_path: Path, text: str | bytes, line: int, problem: str) -> None:
     path, start = write(tmp_path, text), time.monotonic()
     for kind in (ConfigError, DataError):
         with pytest.raises(kind, match=re.escape(problem)) as error:
@@ -86,30 +86,30 @@ def test_two_merge_keys_in_one_mapping_are_duplicates(tmp_path: Path) -> None:
         read_yaml(write(tmp_path, text))
 
 
-def test_large_files_are_not_read(tmp_path: Path) -> None:
+def test_large_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="more than 8 MiB"):
         load_yaml(write(tmp_path, b"#" * (8 * 2**20 + 1)))
 
 
-def test_all_yaml_is_read_by_this_reader() -> None:
+def test_no_other_module_loads_yaml() -> None:
     root = Path(__file__).parents[2]
     files = [path for folder in ("clipit", "scripts", "benchmarks", "tools") for path in (root / folder).rglob("*.py")]
     others = [path.name for path in files if re.search(r"yaml\.(\w*load|compose|parse)", path.read_text("utf-8"))]
     assert others == []
 
 
-def test_a_file_that_is_read_again_is_parsed_once_and_changes_of_its_values_stay_outside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parsed_files_are_cached_without_sharing_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "a: &a [1, 2]\nb: *a\na: [3]")
     first, repeated = load_yaml(path)
     first["a"].append(4)
     first["b"].append(5)
     repeated.clear()
-    parsed: list[str] = []
-    monkeypatch.setattr(yaml_file, "_parse", lambda text: parsed.append(text) or (None, []))
-    assert load_yaml(path) == ({"a": [3], "b": [1, 2]}, [("a", 3)]) and not parsed
-    assert load_yaml(write(tmp_path, "a: [6]")) == (None, []) and parsed == ["a: [6]"], "another content"
+    parsed_texts: list[str] = []
+    monkeypatch.setattr(yaml_file, "_parse", lambda text: parsed_texts.append(text) or (None, []))
+    assert load_yaml(path) == ({"a": [3], "b": [1, 2]}, [("a", 3)]) and not parsed_texts
+    assert load_yaml(write(tmp_path, "a: [6]")) == (None, []) and parsed_texts == ["a: [6]"], (
+        "changed content should be parsed again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_file_that_is_read_again_is_parsed_once_and_changes_of_its_values_stay
     [("README.md", b"# Title\nkey: a\n- b\n"), ("tiles.zip", b"PK\x03\x04\xff"), ("notes.txt", b"a: \x00"),
      ("table.csv", b"path,label\na.png,b\n")],
 )  # fmt: skip
-def test_a_file_that_was_never_yaml_is_told_so_first(tmp_path: Path, name: str, content: bytes) -> None:
+def test_files_of_other_formats_are_recognised_before_parsing(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"(?s)^not a YAML file\n.*fix: choose a YAML file; if this is one, "):

@@ -1,4 +1,4 @@
-"""Tests of `clipit.input_files.zip_files`, and of the files that are opened with it."""
+"""Test damaged and unusual zip files in all readers that open them."""
 
 import zipfile
 from pathlib import Path
@@ -13,23 +13,23 @@ from clipit.reports.readers import read_reports
 from clipit.reports.workbooks import read_workbook
 
 
-def packed(path: Path, *names: str) -> bytes:
-    """Return the bytes of a zip of small files."""
+def write_zip(path: Path, *names: str) -> bytes:
+    """Write a zip of small files, and return its bytes."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(name, "Colon.")
     return path.read_bytes()
 
 
-def damages(folder: Path) -> dict[str, bytes]:
-    """Return zips of which zipfile reads only some files, by the message about them."""
-    first, second = packed(folder / "1", "a.txt", "b.txt"), packed(folder / "2", "c.txt")
+def damaged_zips(folder: Path) -> dict[str, bytes]:
+    """Make zips from which zipfile reads only some files, by the expected error message."""
+    first, second = write_zip(folder / "1", "a.txt", "b.txt"), write_zip(folder / "2", "c.txt")
     start = first.index(b"PK\1\2")
     hidden = bytearray(first)
     hidden[start + 32 : start + 34] = (46 + 5).to_bytes(2, "little")  # a comment that hides the second entry
     many = bytearray(first)
     many[-12:-10] = b"\3\0"
-    large = packed(folder / "3", *(f"{number}.txt" for number in range(1000)))
+    large = write_zip(folder / "3", *(f"{number}.txt" for number in range(1000)))
     return {
         "1 file found, 2 expected": bytes(hidden),
         "2 files found, 3 expected": bytes(many),
@@ -48,8 +48,8 @@ def damages(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("number", range(9))
-def test_zips_whose_directory_does_not_list_all_files(tmp_path: Path, number: int) -> None:
-    message, content = list(damages(tmp_path).items())[number]
+def test_zips_with_unlisted_files_are_errors(tmp_path: Path, number: int) -> None:
+    message, content = list(damaged_zips(tmp_path).items())[number]
     for name in ("c.zip", "c.xlsx"):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"not a readable zip: {message}"):
@@ -61,8 +61,8 @@ def test_zips_whose_directory_does_not_list_all_files(tmp_path: Path, number: in
 
 
 @pytest.mark.parametrize("comment", [b"", b"Exported from the archive.\0"])
-def test_zips_with_other_data_around_them(tmp_path: Path, comment: bytes) -> None:
-    packed(tmp_path / "a.zip", "a.txt", "b.txt")
+def test_zips_with_data_before_or_after_them_can_be_read(tmp_path: Path, comment: bytes) -> None:
+    write_zip(tmp_path / "a.zip", "a.txt", "b.txt")
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.comment = comment
     content = (tmp_path / "a.zip").read_bytes()
@@ -72,8 +72,8 @@ def test_zips_with_other_data_around_them(tmp_path: Path, comment: bytes) -> Non
             assert archive.namelist() == ["a.txt", "b.txt"]
 
 
-def test_zips_with_more_files_than_the_end_record_can_count(tmp_path: Path) -> None:
-    content = packed(tmp_path / "a.zip", *(f"{number}" for number in range(2**16 + 1)))
+def test_zip64_file_counts_are_checked(tmp_path: Path) -> None:
+    content = write_zip(tmp_path / "a.zip", *(f"{number}" for number in range(2**16 + 1)))
     with open_zip(tmp_path / "a.zip") as archive:
         assert len(archive.namelist()) == 2**16 + 1
     total = content.rindex(b"PK\6\6") + 32
@@ -86,14 +86,14 @@ def test_zips_with_more_files_than_the_end_record_can_count(tmp_path: Path) -> N
     ("encoding", "read_as", "is_noted"),
     [("utf-8", "Drüse", False), ("cp437", "Drüse", True), ("cp1252", "Drⁿse", True)],
 )
-def test_names_that_do_not_state_their_encoding(
+def test_names_without_a_stated_encoding(
     tmp_path: Path, encoding: str, read_as: str, is_noted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`zip` of macOS writes UTF-8 without marking it, older Windows programs another encoding."""
+    """macOS writes UTF-8 without the flag, and old Windows programs use other encodings."""
     letters = "ü".encode(encoding)
     for name, content in (("a.zip", "png"), ("b.zip", "txt")):
         placeholder = f"Dr{'_' * len(letters)}se"
-        packed(tmp_path / name, f"{placeholder}/1.{content}", f"x/2.{content}")
+        write_zip(tmp_path / name, f"{placeholder}/1.{content}", f"x/2.{content}")
         data = (tmp_path / name).read_bytes().replace(placeholder.encode(), b"Dr" + letters + b"se")
         (tmp_path / name).write_bytes(data)
     images = open_images(tmp_path / "a.zip")

@@ -1,4 +1,4 @@
-"""Records: every row of a study as CSV that can be read back, without a path of the machine that wrote it."""
+"""Test the CSV export of studies: all rows and columns, without local paths."""
 
 import csv
 import json
@@ -27,13 +27,13 @@ ROWS = [
 
 
 def study(folder: Path) -> Path:
-    """A study's folder with these rows."""
+    """Write a study folder with these rows."""
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(ROWS), folder / "probing.parquet")
     return folder
 
 
-def test_a_study_is_written_row_by_row_with_all_columns(tmp_path: Path) -> None:
+def test_all_rows_and_columns_of_a_study_are_exported(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.csv"
     export_study(study(tmp_path / "study"), "probing", path)
     with path.open(encoding="utf-8", newline="") as stream:
@@ -45,16 +45,16 @@ def test_a_study_is_written_row_by_row_with_all_columns(tmp_path: Path) -> None:
     assert (first["template"], second["template"]) == (ROWS[0]["template"], "two\nlines")
 
 
-def test_no_folder_of_the_machine_is_written(tmp_path: Path) -> None:
+def test_local_folders_are_removed_from_paths(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     export_study(study(tmp_path / "study"), "probing", path)
     with path.open(encoding="utf-8", newline="") as stream:
         first, second = csv.DictReader(stream)
     assert first["model"] == "vlm" and first["command"] == "scripts/probe.py --run=a-seed0"
-    assert second["model"] == "outputs/runs/b", "a relative path belongs to no machine"
+    assert second["model"] == "outputs/runs/b", "relative paths should be kept"
 
 
-def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_exporting_a_study_twice_gives_equal_bytes(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
     for name in ("a.csv", "b.csv"):
         export_study(folder, "probing", tmp_path / name)
@@ -62,7 +62,7 @@ def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
     assert b"\r" not in (tmp_path / "a.csv").read_bytes()
 
 
-def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+def test_invalid_export_targets_are_errors(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
     with pytest.raises(ArtifactError, match=r"(?s)not a file.*fix: set --record"):
         export_study(folder, "probing", folder)
@@ -73,8 +73,8 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "few.csv").read_text(encoding="utf-8") == "a,b\n,1\n"
 
 
-def test_a_finished_study_says_where_it_lies_with_and_without_a_record(tmp_path: Path) -> None:
-    folder, lines = study(tmp_path / "study"), capture_log()
+def test_the_summary_of_a_finished_study_lists_its_files(tmp_path: Path) -> None:
+    folder, log_lines = study(tmp_path / "study"), capture_log()
     rows = [f"| {number} |" for number in range(40)]
     blocks = [
         "# Title",
@@ -86,24 +86,24 @@ def test_a_finished_study_says_where_it_lies_with_and_without_a_record(tmp_path:
     ]
     (folder / "probing.md").write_text("\n\n".join([*blocks, "Text", "| second |"]) + "\n")
     finish_study(folder, "probing", None)
-    listed = f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"
+    file_list = f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"
     table = "\n".join(["| a |", "|--|", *rows[:30]])
-    head = f"Title\n\nnote: Only a proof.\n\nNo gain.\n\n{table}\n\nand 10 more rows\n\nand 1 more table"
-    assert lines == [f"\n{head}\n\n{listed}"]
+    summary = f"Title\n\nnote: Only a proof.\n\nNo gain.\n\n{table}\n\nand 10 more rows\n\nand 1 more table"
+    assert log_lines == [f"\n{summary}\n\n{file_list}"]
     assert first_table("# Title\n\nNothing to tabulate.\n") == "Title"
     assert not list(tmp_path.glob("*.csv"))
     finish_study(folder, "probing", tmp_path / "rows.csv")
-    assert (tmp_path / "rows.csv").is_file() and len(lines) == 2
+    assert (tmp_path / "rows.csv").is_file() and len(log_lines) == 2
 
 
 @pytest.mark.parametrize("script", [["probe.py"], ["robustness.py"], ["prompts.py", "study"]])
-def test_a_record_that_cannot_be_written_stops_a_script_before_it_measures(
+def test_an_invalid_record_path_stops_a_script_before_it_runs(
     script: list[str], tmp_path: Path, world: dict[str, object]
 ) -> None:
     import yaml
 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**world, "output": str(tmp_path / "out")}), encoding="utf-8")
-    done = run_program(ROOT / "scripts" / script[0], *script[1:], "--config", config, "--record", tmp_path)
-    assert done.returncode == 2 and "not a file" in done.stderr and "Traceback" not in done.stderr
+    result = run_program(ROOT / "scripts" / script[0], *script[1:], "--config", config, "--record", tmp_path)
+    assert result.returncode == 2 and "not a file" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()

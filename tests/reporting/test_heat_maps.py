@@ -1,4 +1,4 @@
-"""Heat maps as arrays, as pictures over the overview, and as OME-TIFF."""
+"""Test heat maps as arrays, as overlays on the overview, and as OME-TIFF files."""
 
 import errno
 import re
@@ -34,14 +34,14 @@ def full_grid(columns: int, rows: int, edge: int = 100) -> SlideGrid:
 def test_a_map_without_overlap_has_the_score_of_each_tile() -> None:
     grid = grid_of([0, 20], [0, 10], 10, 10.0, (35, 25))
     means = heat_map(grid, np.array([[0.25, 0.75], [1.0, 0.0]]), 5.0)
-    wanted = np.full((5, 7), np.nan)
-    wanted[:2, :2], wanted[2:4, 4:6] = 0.25, 1.0
-    np.testing.assert_array_equal(means[0], wanted)
-    np.testing.assert_array_equal(means[1], 1 - wanted)
+    expected = np.full((5, 7), np.nan)
+    expected[:2, :2], expected[2:4, 4:6] = 0.25, 1.0
+    np.testing.assert_array_equal(means[0], expected)
+    np.testing.assert_array_equal(means[1], 1 - expected)
     assert means.dtype == np.float32
 
 
-def test_overlapping_tiles_are_averaged_as_by_a_slow_loop() -> None:
+def test_averages_of_overlapping_tiles_match_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 90, (60, 2))
     grid = grid_of(corners[:, 0].tolist(), corners[:, 1].tolist(), 23, 10.0, (100, 110))
@@ -58,7 +58,7 @@ def test_overlapping_tiles_are_averaged_as_by_a_slow_loop() -> None:
 
 
 def test_rounded_corners_leave_no_gap_between_tiles() -> None:
-    step = 22.4  # of tiles whose edge is rounded to 22 pixels
+    step = 22.4  # the edge of a tile is rounded to 22 pixels
     x = np.rint(np.arange(40) * step).astype(int).tolist()
     grid = grid_of(x, [0] * 40, 22, step, (int(40 * step), 22))
     assert not np.isnan(heat_map(grid, np.ones((40, 1)), 1.0)).any()
@@ -67,12 +67,12 @@ def test_rounded_corners_leave_no_gap_between_tiles() -> None:
         heat_map(grid, np.ones((40, 1)), 23.0)
 
 
-def test_the_map_is_transparent_where_there_is_no_tile() -> None:
+def test_the_map_is_transparent_outside_tiles() -> None:
     means = np.array([[[0.0, np.nan]], [[1.0, np.nan]]], dtype=np.float32)
     assert best_class_colours(means, ["#010203", "#0a0b0c"])[0].tolist() == [[10, 11, 12, 255], [0, 0, 0, 0]]
 
 
-def test_classes_have_the_colours_of_all_plots_then_tints() -> None:
+def test_class_colours_start_with_the_plot_palette_and_are_unique() -> None:
     colours = class_colours(30)
     assert colours[:6] == [colour.lower() for colour in COLOURS[:6]]
     assert len(set(colours)) == 30 and class_colours(31)[30] == colours[0]
@@ -80,7 +80,7 @@ def test_classes_have_the_colours_of_all_plots_then_tints() -> None:
 
 
 @pytest.mark.parametrize(("width", "length"), [(10_000, 2_000), (9_999, 1_000), (26_000, 5_000), (48.0, 5), (4.9, 0.5)])
-def test_the_scale_bar_is_a_round_length_of_at_most_a_fifth(width: float, length: float) -> None:
+def test_the_scale_bar_is_a_round_length_up_to_a_fifth_of_the_width(width: float, length: float) -> None:
     assert scale_bar(float(width)) == pytest.approx(length)
 
 
@@ -88,20 +88,22 @@ def test_overlays_show_the_overview_and_the_map(tmp_path: Path) -> None:
     grid = full_grid(4, 3)
     scores = np.tile([1.0, 0.0], (12, 1))
     overview = Image.new("RGB", (400, 300), "white")
-    (tmp_path / ".attention.png.99999999.tmp").touch()  # of a killed process
+    (tmp_path / ".attention.png.99999999.tmp").touch()  # left by a killed process
     paths = write_overlays(tmp_path, overview, grid, ["tumour", "a/b <c>"], scores, ["#ff0000", "#00ff00"])
     assert {name: path.name for name, path in paths.items()} == {
         "": "classes.png", "tumour": "00_tumour.png", "a/b <c>": "01_a_b_c.png",
     }  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths.values())
-    middle = {}
+    centre_colours = {}
     for name, path in paths.items():
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        middle[name] = pixels[pixels.shape[0] // 2, pixels.shape[1] // 3].tolist()
-    assert middle[""] == pytest.approx([255, 115, 115], abs=2), "red over white"
-    assert middle["tumour"][2] < 140 < middle["tumour"][0], "yellow, the end of the scale"
-    assert middle["a/b <c>"][1] < 140 < middle["a/b <c>"][2], "violet, its beginning"
+        centre_colours[name] = pixels[pixels.shape[0] // 2, pixels.shape[1] // 3].tolist()
+    assert centre_colours[""] == pytest.approx([255, 115, 115], abs=2), "should be red over white"
+    assert centre_colours["tumour"][2] < 140 < centre_colours["tumour"][0], "should be yellow, the maximum of the scale"
+    assert centre_colours["a/b <c>"][1] < 140 < centre_colours["a/b <c>"][2], (
+        "should be violet, the minimum of the scale"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def tiff(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SlideGrid, np.
     return path, grid, scores
 
 
-def test_the_tiff_has_a_channel_per_class_and_smaller_levels(tiff: tuple[Path, SlideGrid, np.ndarray]) -> None:
+def test_the_tiff_has_a_channel_per_class_and_pyramid_levels(tiff: tuple[Path, SlideGrid, np.ndarray]) -> None:
     import tifffile
 
     path, _, scores = tiff
@@ -129,7 +131,7 @@ def test_the_tiff_has_a_channel_per_class_and_smaller_levels(tiff: tuple[Path, S
     np.testing.assert_allclose(half[:, 0, -1], full[:, :2, -1].mean(axis=1), rtol=1e-6)
 
 
-def test_the_tiff_lies_over_the_slide_by_its_pixel_size(tiff: tuple[Path, SlideGrid, np.ndarray]) -> None:
+def test_the_tiff_records_its_pixel_size(tiff: tuple[Path, SlideGrid, np.ndarray]) -> None:
     import xml.etree.ElementTree as ET
 
     import tifffile
@@ -146,7 +148,7 @@ def test_the_tiff_lies_over_the_slide_by_its_pixel_size(tiff: tuple[Path, SlideG
     assert 1e4 / (numerator / denominator) == pytest.approx(10 * grid.mpp, rel=1e-6)
 
 
-def test_the_same_map_gives_the_same_file(tiff: tuple[Path, SlideGrid, np.ndarray], tmp_path: Path) -> None:
+def test_writing_a_map_twice_gives_equal_files(tiff: tuple[Path, SlideGrid, np.ndarray], tmp_path: Path) -> None:
     path, grid, scores = tiff
     write_heat_map_tiff(tmp_path / "again.ome.tif", grid, ["tumour", "<stroma & fat>", "débris"], scores)
     assert (tmp_path / "again.ome.tif").read_bytes() == path.read_bytes()
@@ -162,7 +164,7 @@ def test_pixels_without_a_tile_are_nan_in_all_levels(tmp_path: Path) -> None:
     assert half.reshape(-1)[0] == 0.25 and half.reshape(-1)[-1] == 1.0 and np.isnan(half).sum() == half.size - 2
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile = pytest.importorskip("tifffile")
 
     def full(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""The pages as text: nothing unescaped, nothing from outside, every figure to be found where its source says."""
+"""Test the HTML of pages: escaping, no external resources, and correct sources of all numbers."""
 
 import json
 import re
@@ -55,8 +55,8 @@ VOID = {"meta", "img", "input", "br", "line", "path", "rect", "circle"}
 MakeConfig = Callable[..., RunConfig]
 
 
-class Reader(HTMLParser):
-    """What a browser would see: texts, elements with their attributes, and whether all of them are closed in order."""
+class PageParser(HTMLParser):
+    """Parser that collects texts and elements, and checks that tags are closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -78,12 +78,12 @@ class Reader(HTMLParser):
         if tag in VOID:
             return
         if self.open.pop() != tag:
-            raise AssertionError(f"</{tag}> closes something else")
+            raise AssertionError(f"</{tag}> does not match the open tag")
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
 
-    def named(self, tag: str) -> list[dict[str, str | None]]:
+    def attributes_of(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
 
@@ -103,9 +103,9 @@ def example(n: int = 120, classes: tuple[str, ...] = ("adipose", "stroma", "tumo
 
 
 def results_of(predictions: Predictions, **more: Any) -> dict[str, Any]:
-    found = evaluate_predictions(predictions, ["validation", "test"], 20)
+    evaluation = evaluate_predictions(predictions, ["validation", "test"], 20)
     provenance = {"command": "scripts/train.py --config x.yaml", "commit": "abc", "versions": {"numpy": "2.0"}}
-    return json.loads(json.dumps(found | {"provenance": provenance} | more))
+    return json.loads(json.dumps(evaluation | {"provenance": provenance} | more))
 
 
 def look_up(results: Any, keys: str) -> Any:
@@ -114,7 +114,7 @@ def look_up(results: Any, keys: str) -> Any:
     return results
 
 
-def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
+def test_all_text_is_escaped_and_nothing_external_is_loaded() -> None:
     parts = [
         Text(HOSTILE),
         Text(HOSTILE, preformatted=True),
@@ -130,26 +130,26 @@ def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
         Passages([Passage(HOSTILE, HOSTILE, [Quote(HOSTILE, [(HOSTILE, HOSTILE), (HOSTILE, "")])], HOSTILE)]),
     ]
     text = page(HOSTILE, HOSTILE, [PageSection(HOSTILE, parts), PageSection("end", [], folded=True)])
-    seen = Reader(text)
-    assert not seen.open
-    assert sum(HOSTILE in part for part in seen.texts) >= 25
-    assert all((image["src"] or "").startswith("data:") for image in seen.named("img"))
-    assert len(seen.named("script")) == 1 and len(seen.named("b")) == 0
-    assert not [a for _, a in seen.elements if any(key.startswith("on") for key in a)]
-    outside = [value for _, a in seen.elements for key, value in a.items() if key in ("src", "href")]
-    assert all(value and value.startswith(("data:", "#", "%3C/script%3E")) for value in outside)
+    parsed = PageParser(text)
+    assert not parsed.open
+    assert sum(HOSTILE in part for part in parsed.texts) >= 25
+    assert all((image["src"] or "").startswith("data:") for image in parsed.attributes_of("img"))
+    assert len(parsed.attributes_of("script")) == 1 and len(parsed.attributes_of("b")) == 0
+    assert not [attributes for _, attributes in parsed.elements if any(key.startswith("on") for key in attributes)]
+    links = [value for _, attributes in parsed.elements for key, value in attributes.items() if key in ("src", "href")]
+    assert all(value and value.startswith(("data:", "#", "%3C/script%3E")) for value in links)
 
 
-def test_markup_that_is_not_from_a_plot_is_escaped() -> None:
+def test_only_markup_of_plots_is_not_escaped() -> None:
     figure = Figure(Markup("<svg></svg>"), "caption")
-    object.__setattr__(figure, "picture", HOSTILE)  # a plain text where only the SVG of a plot belongs
-    seen = Reader(page("t", "", [PageSection("s", [figure])]))
-    assert HOSTILE in "".join(seen.texts) and not seen.named("img")
+    object.__setattr__(figure, "picture", HOSTILE)  # plain text instead of the SVG of a plot
+    parsed = PageParser(page("t", "", [PageSection("s", [figure])]))
+    assert HOSTILE in "".join(parsed.texts) and not parsed.attributes_of("img")
     with pytest.raises(TemplateNotFound):
         page("t", "", [PageSection("s", [Include("/etc/passwd")])])
 
 
-def test_json_in_a_script_element_ends_nothing_and_stays_itself() -> None:
+def test_json_in_a_script_element_is_escaped_without_changing_its_value() -> None:
     value = {"text": [HOSTILE, "\u2028\u2029", "é ü"], HOSTILE: 1}
     text = page("t", "", [], data=value).split('id="data">')[1].split("</script>")[0]
     assert not re.search("[<>&\u2028\u2029]", text)
@@ -158,21 +158,23 @@ def test_json_in_a_script_element_ends_nothing_and_stays_itself() -> None:
         page("t", "", [], data=[float("nan")])
 
 
-def test_tables_have_scopes_reasons_and_sources() -> None:
+def test_tables_have_scopes_and_sources() -> None:
     table = Table(("arm", "score"), [("a", 0.25), ("b", None)], traces=["x.parquet: 1", "x.parquet: 2"], caption="c")
-    seen = Reader(page("t", "", [PageSection("s", [table])]))
-    assert [cell.get("scope") for cell in seen.named("th")] == ["col", "col", "row", "row"]
-    assert "n/a" in seen.texts and "0.25" in seen.texts and "x.parquet: 2" in seen.texts
+    parsed = PageParser(page("t", "", [PageSection("s", [table])]))
+    assert [cell.get("scope") for cell in parsed.attributes_of("th")] == ["col", "col", "row", "row"]
+    assert "n/a" in parsed.texts and "0.25" in parsed.texts and "x.parquet: 2" in parsed.texts
     common = {"data_set": "d", "backbone": "b", "test_set": "test", "seed": 0, "metric": "accuracy"}
     rows = [ScoreRow(arm="a", score=1.0, **common), ScoreRow(arm="b", score=None, **common)]
     folded, raw = row_section(rows).parts
     assert isinstance(folded, Folded) and isinstance(folded.parts[0], Table) and isinstance(raw, Rows)
-    assert [tuple(row) for row in folded.parts[0].rows] == [*common.items()], "what all rows share is shown once"
+    assert [tuple(row) for row in folded.parts[0].rows] == [*common.items()], (
+        "values shared by all rows should be shown once"
+    )
     assert list(raw.header) == ["arm", "score"]
     assert [list(row) for row in raw.rows] == [["a", 1.0], ["b", None]]
 
 
-def test_each_score_of_a_run_is_where_its_source_says() -> None:
+def test_each_score_of_a_run_matches_its_stated_source() -> None:
     results = results_of(example())
     text = run_page(
         "a run",
@@ -196,22 +198,22 @@ def test_each_score_of_a_run_is_where_its_source_says() -> None:
             assert cell == with_interval(score["value"], score["low"], score["high"]), key
     for keys in re.findall(r"from results\.json: ([\w.]+)<", text):
         assert look_up(results, keys)
-    seen = Reader(text)
-    assert not seen.open
+    parsed = PageParser(text)
+    assert not parsed.open
     for row in results["splits"]["test"]["confusion"]:
-        assert all(str(count) in seen.texts for count in row)
-    assert "400 <b>" in seen.texts and "abc" in seen.texts and "version of numpy" in seen.texts
-    assert len(seen.named("svg")) == 3 and all(picture["aria-label"] for picture in seen.named("svg"))
+        assert all(str(count) in parsed.texts for count in row)
+    assert "400 <b>" in parsed.texts and "abc" in parsed.texts and "version of numpy" in parsed.texts
+    assert len(parsed.attributes_of("svg")) == 3 and all(picture["aria-label"] for picture in parsed.attributes_of("svg"))
 
 
-def test_tiles_without_a_group_are_not_said_to_come_from_the_groups() -> None:
+def test_tiles_without_a_group_are_mentioned_separately() -> None:
     predictions = replace(example(), groups=np.full(len(example().ids), "p1"))
     assert "labelled tiles from 1 group;" in run_page("a run", results_of(predictions), predictions)
     predictions.groups[:20] = ""
     assert "labelled tiles from 1 group, others unknown;" in run_page("a run", results_of(predictions), predictions)
 
 
-def test_what_is_not_defined_is_said_to_be() -> None:
+def test_undefined_scores_are_explained() -> None:
     predictions = example()
     predictions.labels[predictions.labels == 1] = 0
     text = run_page("a run", results_of(predictions, note="only a proof"), predictions)
@@ -224,26 +226,28 @@ def test_what_is_not_defined_is_said_to_be() -> None:
     assert len(reasons) == 1 and reasons[0].startswith("accuracy, balanced accuracy, ")
 
 
-def test_extreme_tiles_are_those_of_a_slow_search() -> None:
+def test_extreme_tiles_match_an_exhaustive_search() -> None:
     predictions = example(300, seed=3)
     predictions.probabilities[:40] = predictions.probabilities[0]  # ties
     rows = range(299, -1, -1)
-    sure = {i: float(predictions.probabilities[i].max()) for i in rows}
-    said = {i: int(predictions.probabilities[i].argmax()) for i in rows}
-    in_order = sorted((i for i in rows if predictions.labels[i] >= 0), key=lambda i: (-sure[i], predictions.ids[i]))
-    wrong, right = extreme_tiles(predictions, 9)
-    assert wrong.tolist() == [i for i in in_order if said[i] != predictions.labels[i]][:9]
-    assert right.tolist() == [i for i in in_order if said[i] == predictions.labels[i]][:9]
+    confidence = {i: float(predictions.probabilities[i].max()) for i in rows}
+    predicted = {i: int(predictions.probabilities[i].argmax()) for i in rows}
+    in_order = sorted(
+        (i for i in rows if predictions.labels[i] >= 0), key=lambda i: (-confidence[i], predictions.ids[i])
+    )
+    wrong, correct = extreme_tiles(predictions, 9)
+    assert wrong.tolist() == [i for i in in_order if predicted[i] != predictions.labels[i]][:9]
+    assert correct.tolist() == [i for i in in_order if predicted[i] == predictions.labels[i]][:9]
 
 
-def test_plots_in_a_page_show_values_under_the_pointer_and_follow_its_colours() -> None:
+def test_plots_in_a_page_have_tooltips_and_inherit_colours() -> None:
     bins = [{"low": 0.0, "high": 1.0, "n": 5, "accuracy": 0.5, "confidence": 0.75}]
     text = inline_svg(plot_reliability(bins), "label")
-    assert text == inline_svg(plot_reliability(bins), "label"), "the same plot gives the same text"
+    assert text == inline_svg(plot_reliability(bins), "label"), "equal plots should give equal SVG"
     assert text.count("<title>confidence 0.00 to 1.00: 5 tiles, accuracy 0.500, mean confidence 0.750</title>") == 3
     assert "currentColor" in text and "#000000" not in text and "metadata" not in text
     ids, others = (re.findall(r' id="([^"]+)"', svg) for svg in (text, inline_svg(plot_reliability(bins), "other")))
-    assert len(ids) == len(set(ids)) and not set(ids) & set(others), "ids are unique within a page"
+    assert len(ids) == len(set(ids)) and not set(ids) & set(others), "ids should be unique within a page"
 
 
 def pairs_table(n: int, k: int = 2) -> pa.Table:
@@ -252,17 +256,17 @@ def pairs_table(n: int, k: int = 2) -> pa.Table:
     return pa.table({"tile_id": tile_ids, "rank": pa.array(ranks, pa.int16()), "snippet_id": snippets, "score": scores})
 
 
-def test_a_page_of_fewer_tiles_spreads_them_over_the_scores() -> None:
+def test_tiles_of_a_limited_page_are_spread_over_the_scores() -> None:
     table = pairs_table(1000)
     assert choose_tiles(table, 1000) == [f"t{i:04d}" for i in range(1000)]
-    some = choose_tiles(table, 11)
-    places = [int(tile_id[1:]) for tile_id in some]
+    chosen = choose_tiles(table, 11)
+    places = [int(tile_id[1:]) for tile_id in chosen]
     assert places[0] == 0 and places[-1] == 999 and set(np.diff(places)) <= {99, 100}
     order = np.random.default_rng(0).permutation(table.num_rows)
-    assert choose_tiles(table.take(order), 11) == some, "the order of the rows does not matter"
+    assert choose_tiles(table.take(order), 11) == chosen, "the order of the rows should not matter"
 
 
-def test_pairing_data_holds_the_pairs_and_counts_all_tiles() -> None:
+def test_pairing_data_contains_the_pairs_and_counts_all_tiles() -> None:
     table = pairs_table(70)
     texts = {f"s{i}": f"{HOSTILE} {i}" for i in range(7)}
     shown = choose_tiles(table, 10)
@@ -277,7 +281,9 @@ def test_pairing_data_holds_the_pairs_and_counts_all_tiles() -> None:
         i = int(tile_id[1:])
         assert [data["snippets"]["id"][s] for s in pairs[::2]] == [f"s{i % 7}", f"s{(i + 1) % 7}"]
         assert pairs[1::2] == [pytest.approx(i / 70, abs=1e-4), pytest.approx(i / 70 - 0.1, abs=1e-4)]
-    assert data["snippets"]["tiles"] == [20] * len(data["snippets"]["id"]), "of all tiles, not of those shown"
+    assert data["snippets"]["tiles"] == [20] * len(data["snippets"]["id"]), (
+        "all tiles should be counted, not only those shown"
+    )
     assert "10 of 70 paired tiles are on this page" in text
     assert text.count("</script>") == 2 and "<img" not in text
 
@@ -292,7 +298,7 @@ def test_thumbnails_are_small_jpegs() -> None:
 
 
 def fake_run(config: RunConfig, workspace: Workspace, splits: tuple[str, ...]) -> Path:
-    """A finished run's files, without a training."""
+    """Write the files of a finished run without training."""
     tiles = workspace.tiles(config.seed)
     tiles = tiles.select(np.isin(tiles.splits, splits))
     chance = np.random.default_rng(0).normal(size=(len(tiles), len(tiles.classes)))
@@ -323,9 +329,9 @@ def test_pages_of_a_run_and_its_pairing(configure: MakeConfig) -> None:
     text = report.read_text(encoding="utf-8")
     assert "as told" in text and text.count("data:image/jpeg;base64,") >= 24 and "no picture" not in text
     data = json.loads(pairs.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
-    known = dict(zip(workspace.all_tiles.ids.tolist(), workspace.all_tiles.truth.tolist(), strict=True))
+    truth = dict(zip(workspace.all_tiles.ids.tolist(), workspace.all_tiles.truth.tolist(), strict=True))
     assert len(data["tiles"]["id"]) == 72 and min(data["tiles"]["predicted"]) >= 0
-    assert data["tiles"]["label"] == [known[tile_id] for tile_id in data["tiles"]["id"]]
+    assert data["tiles"]["label"] == [truth[tile_id] for tile_id in data["tiles"]["id"]]
     assert all(data["tiles"]["picture"]) and set(data["snippets"]["text"]) <= set(workspace.snippet_texts().values())
     results = json.loads((folder / "results.json").read_text())
     results["provenance"]["tiles"] = "0123456789abcdef"
@@ -334,7 +340,7 @@ def test_pages_of_a_run_and_its_pairing(configure: MakeConfig) -> None:
         write_pages(config, workspace)
 
 
-def test_a_run_without_predictions_of_training_tiles_is_told_how_to_get_them(configure: MakeConfig) -> None:
+def test_a_run_without_training_predictions_explains_how_to_get_them(configure: MakeConfig) -> None:
     config = configure(name="without", arm="clip_it_all")
     workspace = Workspace(config)
     _, pairs = write_pages(config, workspace) if fake_run(config, workspace, ("test",)) else []
@@ -342,7 +348,7 @@ def test_a_run_without_predictions_of_training_tiles_is_told_how_to_get_them(con
     assert "evaluation.splits that include train" in text and '"predicted":false' in text
 
 
-def test_what_cannot_be_made_is_explained(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_cannot_be_written_are_errors(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(reports=None, arm="image_only", name="nothing")
     with pytest.raises(DataError, match="no finished run"):
         write_pages(config, Workspace(config))
@@ -355,7 +361,7 @@ def test_what_cannot_be_made_is_explained(configure: MakeConfig, monkeypatch: py
         write_pages(config, Workspace(config))
 
 
-def test_the_script_answers_for_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_prints_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["pages.py", "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pages.py"), run_name="__main__")

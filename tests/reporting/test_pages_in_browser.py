@@ -1,4 +1,4 @@
-"""The pages in a real headless browser (Debian's chromium), opened from disk."""
+"""Test the pages in a headless browser (Chromium), opened from disk."""
 
 import base64
 import csv
@@ -22,12 +22,15 @@ from clipit.reporting.thumbnails import encode_jpeg
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser"),
+    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"),
 ]
 
 
 def pairs_page(n: int, k: int = 2, run: bool = True) -> str:
-    """Tile i: label i % 3 (2 is none), prediction i % 2, snippets i % 7 and the next, of scores i / n and 0.01 less."""
+    """Build a page on which tile i has label i % 3 (2: unlabelled), prediction i % 2, and snippets i % 7 and i % 7 + 1.
+
+    The score of the first snippet is i / n, that of the next is lower by 0.01.
+    """
     ids = [f"tile-{i:05d}" for i in range(n)]
     rows = [(ids[i], rank, f"s{i % 7 + rank}", i / n - 0.01 * rank) for i in range(n) for rank in range(k)]
     tile_ids, ranks, snippets, scores = zip(*rows, strict=True)
@@ -46,11 +49,11 @@ def pairs_page(n: int, k: int = 2, run: bool = True) -> str:
 
 
 def rows_of(dom: str) -> list[str]:
-    """Ids of the tiles that are shown."""
+    """Return the ids of the tiles that are shown."""
     return re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', dom)
 
 
-def test_three_thousand_tiles_are_usable_and_hostile_text_stays_text(tmp_path: Path) -> None:
+def test_a_page_of_3000_tiles_loads_and_hostile_text_is_not_executed(tmp_path: Path) -> None:
     text = pairs_page(3000)
     started = time.perf_counter()
     dom = opened(text, tmp_path)
@@ -59,15 +62,17 @@ def test_three_thousand_tiles_are_usable_and_hostile_text_stays_text(tmp_path: P
           f"{time.perf_counter() - started:.1f} s with the browser's start")  # fmt: skip
     assert rows_of(dom) == [f"tile-{i:05d}" for i in range(2999, 2899, -1)]
     assert "tiles 1 to 100 of 3000 (" in dom
-    assert len(re.findall(r'<img [^>]*alt="tile tile-\d+"', dom)) == 100, "pictures of the rows shown, no more"
+    assert len(re.findall(r'<img [^>]*alt="tile tile-\d+"', dom)) == 100, (
+        "only pictures of the shown rows should be decoded"
+    )
     assert "<title>pairs</title>" in dom and "onerror" not in re.sub('&lt;.*?&gt;|id="data">.*?</script>', "", dom)
     assert dom.count("&lt;/script&gt;&lt;img src=x onerror=") >= 200
 
 
-def test_hostile_text_does_not_run_without_the_policy_either(tmp_path: Path) -> None:
+def test_hostile_text_adds_no_images(tmp_path: Path) -> None:
     dom = opened(pairs_page(30), tmp_path, then="document.body.dataset.seen = document.images.length")
     assert "<title>pairs</title>" in dom
-    assert 'data-seen="30"' in dom, "no picture but the tiles'"
+    assert 'data-seen="30"' in dom, "the page should contain only the pictures of the tiles"
 
 
 FILTERS: dict[str, Callable[[int], bool]] = {
@@ -87,7 +92,7 @@ FILTERS: dict[str, Callable[[int], bool]] = {
 }
 
 
-def test_filters_keep_what_a_slow_search_keeps(tmp_path: Path) -> None:
+def test_filters_match_an_exhaustive_search(tmp_path: Path) -> None:
     visit = """
     for (const filter of %s) {
       history.replaceState(null, "", "#" + filter + "&order=id");
@@ -98,13 +103,13 @@ def test_filters_keep_what_a_slow_search_keeps(tmp_path: Path) -> None:
     }"""
     dom = opened(pairs_page(60), tmp_path, then=visit % json.dumps(list(FILTERS)))
     lines = [html.unescape(line) for line in re.findall("<samp>(.*?)</samp>", dom)]
-    found = dict(line.split(": ") for line in lines)
-    wanted = {filter: [f"tile-{i:05d}" for i in range(60) if keeps(i)] for filter, keeps in FILTERS.items()}
-    assert {filter: ids.split() for filter, ids in found.items()} == wanted
+    shown = dict(line.split(": ") for line in lines)
+    expected = {filter: [f"tile-{i:05d}" for i in range(60) if keeps(i)] for filter, keeps in FILTERS.items()}
+    assert {filter: ids.split() for filter, ids in shown.items()} == expected
     assert "no tiles match these filters" in dom
 
 
-def test_without_a_run_there_is_nothing_about_predictions(tmp_path: Path) -> None:
+def test_a_page_without_a_run_shows_no_predictions(tmp_path: Path) -> None:
     visible = (
         "document.body.dataset.predictions = ['for-predicted', 'head-predicted'].map((id) => at(id).checkVisibility())"
     )
@@ -113,10 +118,10 @@ def test_without_a_run_there_is_nothing_about_predictions(tmp_path: Path) -> Non
     assert 'data-predictions="false,false"' in dom and len(rows_of(dom)) == 5
 
 
-def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> None:
-    click = "document.querySelectorAll('#list .snippet')[1].click();"  # the second one of the tile of the best score
+def test_clicks_on_snippets_and_page_buttons(tmp_path: Path) -> None:
+    click = "document.querySelectorAll('#list .snippet')[1].click();"  # second snippet of the best tile
     dom = opened(pairs_page(700), tmp_path, then=click)
-    shown = [int(tile_id[5:]) for tile_id in rows_of(dom)]  # tile 699 has snippets 6 and 7; 7 is nobody's first
+    shown = [int(tile_id[5:]) for tile_id in rows_of(dom)]  # tile 699 has snippets 6 and 7
     assert shown == [i for i in range(699, -1, -1) if i % 7 == 6][:100]
     assert "paired tiles in total: 100" in dom
     dom = opened(
@@ -129,7 +134,7 @@ def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> 
     assert "tiles 201 to 250 of 250 (" in dom
 
 
-def test_a_click_enlarges_a_tile_and_its_picture_is_decoded_only_then(tmp_path: Path) -> None:
+def test_a_click_enlarges_a_tile_and_decodes_its_picture(tmp_path: Path) -> None:
     click = """
     document.body.dataset.before = at("viewer").open + " " + document.images.length;
     document.querySelector("#list .enlarge").click();
@@ -162,10 +167,10 @@ at("rated").dispatchEvent(new Event("input"));
 """
 
 
-def test_ratings_are_there_when_the_page_is_opened_again_and_are_saved_as_csv(tmp_path: Path) -> None:
+def test_ratings_are_restored_and_can_be_saved_as_csv(tmp_path: Path) -> None:
     text = pairs_page(12)
     assert "2 pairs rated" in opened(text, tmp_path, "#order=low", then=RATE)
-    dom = opened(text, tmp_path, "#order=low", then=SAVE)  # another start of the browser
+    dom = opened(text, tmp_path, "#order=low", then=SAVE)  # new browser session
     assert 'data-kept="good"' in dom and "2 pairs rated" in dom
     (saved,) = json.loads(html.unescape(re.findall("<samp>(.*?)</samp>", dom)[0]))
     rows = list(csv.DictReader(io.StringIO(saved)))
@@ -173,8 +178,8 @@ def test_ratings_are_there_when_the_page_is_opened_again_and_are_saved_as_csv(tm
         ("tile-00000", "s0", "0", "good", ""),
         ("tile-00000", "s1", "1", "wrong", 'no, "glands", here'),
     ]
-    assert rows_of(dom) == ["tile-00000"], "the filter of ratings"
-    assert "Words" not in saved, "no text of a report leaves the page"
+    assert rows_of(dom) == ["tile-00000"], "only tiles with this rating should be shown"
+    assert "Words" not in saved, "texts of reports should not be exported"
 
 
 def test_raw_rows_of_a_comparison_are_filtered(tmp_path: Path) -> None:
@@ -182,8 +187,8 @@ def test_raw_rows_of_a_comparison_are_filtered(tmp_path: Path) -> None:
     text = page("c", "", [PageSection("Rows", [Rows(("arm", "seed", "text"), rows, "All rows")])])
     dom = opened(text, tmp_path)
     assert "<title>c</title>" in dom and dom.count("<tr hidden") == 0
-    typed = (
+    script = (
         "const it = document.querySelector('.filter input'); it.value = 'clip 2'; it.dispatchEvent(new Event('input'))"
     )
-    dom = opened(text, tmp_path, then=typed)
+    dom = opened(text, tmp_path, then=script)
     assert dom.count("<tr hidden") == 5 and "1 of 6 rows" in dom

@@ -1,4 +1,4 @@
-"""Plots: what is drawn and where, what is left out, and names that are no formula."""
+"""Test plots: drawn values, gaps, and names that must not be parsed as formulas."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from clipit.reporting.score_plots import (
 )
 
 
-def test_points_are_means_over_seeds_and_undefined_shares_have_none() -> None:
+def test_points_are_means_over_seeds_without_undefined_values() -> None:
     points = [(1.0, 0.9), (0.01, None), (0.1, 0.5), (0.01, 0.4), (0.1, 0.7), (1.0, 0.9)]
     assert summarise_shares(points) == [(0.1, 0.6, 0.5, 0.7), (1.0, 0.9, 0.9, 0.9)]
     assert summarise_shares([(0.5, None)]) == []
 
 
-def test_the_plot_is_the_same_for_the_same_scores_and_other_for_others(tmp_path: Path) -> None:
+def test_equal_scores_give_equal_plots(tmp_path: Path) -> None:
     series = {"arm a": [(0.01, None), (0.1, 0.5), (1.0, 0.8)], "arm b": [(0.01, 0.3), (0.1, 0.4), (1.0, 0.8)]}
     for name, drawn in (("a", series), ("b", series), ("c", {"arm a": series["arm a"]})):
         plot = plot_label_efficiency(drawn, metric="balanced_accuracy", title="labels")
@@ -36,30 +36,30 @@ def test_the_plot_is_the_same_for_the_same_scores_and_other_for_others(tmp_path:
         assert picture.width > 600
 
 
-def test_an_arm_without_labels_is_a_level_line_and_not_on_the_axis() -> None:
+def test_an_arm_without_labels_is_a_horizontal_line() -> None:
     series = {"image_only": [(0.01, 0.6), (1.0, 0.8)], "zero_label": [(0.0, 0.7), (0.0, 0.8)]}
     (axes,) = plot_label_efficiency(series, metric="accuracy").axes
     assert axes.get_xlim()[0] > 0.1 and list(axes.get_xticks()) == [1, 100]
-    (level,) = [line for line in axes.get_lines() if line.get_label() == "zero_label (no labels)"]
-    assert np.asarray(level.get_ydata())[0] == pytest.approx(0.75)
+    (horizontal,) = [line for line in axes.get_lines() if line.get_label() == "zero_label (no labels)"]
+    assert np.asarray(horizontal.get_ydata())[0] == pytest.approx(0.75)
 
 
-def test_seed_scores_are_dots_with_their_mean_and_undefined_ones_are_counted() -> None:
+def test_seed_scores_are_dots_with_a_mean_and_undefined_ones_are_counted() -> None:
     figure = plot_seed_scores({"a": {"0": 1.0, "1": 3.0, "2": None}, "b": {}}, x_label="x", baseline="a")
     (axes,) = figure.axes
-    drawn = [(line.get_label(), np.asarray(line.get_xdata()).tolist()) for line in axes.get_lines()]
-    dots = [x for label, x in drawn if label != "mean"]
-    assert [x for label, x in drawn if label == "mean"] == [[2.0, 2.0]], "b has no mean"
-    assert dots == [[1.0], [3.0], [2.0, 2.0]], "two dots and the dashed line of the baseline"
+    lines = [(line.get_label(), np.asarray(line.get_xdata()).tolist()) for line in axes.get_lines()]
+    dots = [x for label, x in lines if label != "mean"]
+    assert [x for label, x in lines if label == "mean"] == [[2.0, 2.0]], "b should have no mean"
+    assert dots == [[1.0], [3.0], [2.0, 2.0]], "should be two dots and the dashed baseline"
     assert [text.get_text() for text in axes.texts] == ["1 n/a"]
     assert "<title>a, 1: 3</title>" in inline_svg(figure, "label")
 
 
 def test_lines_have_gaps_where_a_value_is_not_finite() -> None:
     (axes,) = plot_lines({"loss": ([1, 2, 3, 4], [1.0, float("nan"), 2.0, 3.0])}, y_label="y").axes
-    line, alone = axes.get_lines()
+    line, dot = axes.get_lines()
     assert np.isnan(np.asarray(line.get_ydata())).tolist() == [False, True, False, False]
-    assert np.asarray(alone.get_xdata()).tolist() == [1.0], "a value without neighbours is a dot"
+    assert np.asarray(dot.get_xdata()).tolist() == [1.0], "an isolated value should be a dot"
     (axes,) = plot_lines({"loss": ([1], [float("nan")])}, y_label="y").axes
     assert axes.texts[0].get_text() == "no finite values were logged"
 
@@ -72,13 +72,13 @@ def test_long_lines_are_thinned_and_losses_can_be_logarithmic() -> None:
     figure = plot_lines({"loss": ([1, 2, 3], [0.1, 1.0, 10.0])}, y_label="y", logarithmic=True)
     assert figure.axes[0].get_yscale() == "log"
     svg = inline_svg(figure, "label")
-    assert all(f">{tick}</text>" in svg for tick in ("0.1", "0.5", "1", "5", "10")), "plain numbers, no formulas"
+    assert all(f">{tick}</text>" in svg for tick in ("0.1", "0.5", "1", "5", "10")), "ticks should be plain numbers"
     for values in ([0.0, 1.0, 2.0], [2.0, 2.0, 2.0]):
         (axes,) = plot_lines({"loss": ([1, 2, 3], values)}, y_label="y", logarithmic=True).axes
         assert axes.get_yscale() == "linear"
 
 
-def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+def test_a_name_with_dollar_signs_is_not_a_formula(tmp_path: Path) -> None:
     name = "50$ \\frac{ 60$"
     figures = [
         plot_confusion([[1, 0], [0, 1]], (name, "b"), title=name),
@@ -93,14 +93,14 @@ def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
         assert f">{name}</text>" in inline_svg(figure, name)
 
 
-def test_a_name_that_begins_with_an_underscore_is_in_the_legend() -> None:
+def test_a_name_with_a_leading_underscore_is_in_the_legend() -> None:
     figure = plot_lines({"_own": ([1, 2], [0.1, float("nan")]), "b": ([1, 2], [0.3, 0.4])}, y_label="loss")
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["_own", "b"]
 
 
-def test_a_plot_that_fails_is_a_note(tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_drawn_is_replaced_by_a_note(tmp_path: Path) -> None:
     log = capture_log()
     figure = plot_confusion([[1, 0], [0, 1]], ["a", "b"])
     figure.text(0.5, 0.5, "$\\frac{$", parse_math=True)  # a formula that matplotlib cannot parse

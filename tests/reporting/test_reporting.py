@@ -1,4 +1,4 @@
-"""Tables, summaries and plots."""
+"""Test Markdown tables, summaries of runs and plots."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def example(classes: tuple[str, ...] = CRC) -> Predictions:
     )
 
 
-def test_words_for_numbers() -> None:
+def test_formatting_of_numbers() -> None:
     assert tables.with_interval(0.91234, 0.9, 0.925) == "0.912 [0.900, 0.925]"
     assert tables.with_interval(0.91234, None, None) == "0.912"
     assert tables.with_interval(None, None, None) == "n/a"
@@ -54,24 +54,31 @@ def test_markdown_table_is_aligned_and_escaped() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
-EVIL = ("<img src=x onerror=alert(1)>", "![](https://example.org/a.png)", "a|b\\|c", "[x][y]", "</script>", "p < 0.05")
+HOSTILE_NAMES = (
+    "<img src=x onerror=alert(1)>",
+    "![](https://example.org/a.png)",
+    "a|b\\|c",
+    "[x][y]",
+    "</script>",
+    "p < 0.05",
+)
 
 
-def active(text: str) -> list[str]:
-    """HTML tags, and links and images other than to the run's own plots."""
+def find_markup(text: str) -> list[str]:
+    """Find HTML tags, and links and images other than those of the run's plots."""
     return re.findall(r"<[A-Za-z/!?]|(?<!\\)(?:\\\\)*\](?:\((?!confusion)|\[|:)", text)
 
 
 @pytest.mark.parametrize("backslashes", range(4))
 def test_a_backslash_before_a_bracket_does_not_undo_its_escape(backslashes: int) -> None:
     link = "![x" + "\\" * backslashes + "](https://example.org/a.png)"
-    assert not active(tables.markdown_text(link)) and not active(tables.markdown_table(("name",), [(link,)]))
+    assert not find_markup(tables.markdown_text(link)) and not find_markup(tables.markdown_table(("name",), [(link,)]))
 
 
 def test_backslashes_are_escaped_in_linear_time() -> None:
     start = time.process_time()
     tables.markdown_text("\\" * 100_000)
-    assert time.process_time() - start < 5  # quadratic time: 20 seconds
+    assert time.process_time() - start < 5  # quadratic time would take 20 seconds
 
 
 @pytest.mark.parametrize("resamples", [0, 20])
@@ -81,25 +88,25 @@ def test_the_interval_of_the_calibration_error_is_explained(resamples: int) -> N
 
 
 def test_class_names_and_notes_are_not_markup() -> None:
-    predictions = example(EVIL)
+    predictions = example(HOSTILE_NAMES)
     predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 0, -1, predictions.labels))
     results = evaluate_predictions(predictions, ["test"], 0)
     text = run_summary(
-        f"run {EVIL[0]}",
+        f"run {HOSTILE_NAMES[0]}",
         results,
-        {"command": EVIL[1]},
-        note=f"{EVIL[1]} {EVIL[3]}\n\n[y]: https://example.org/a.png",
-        sections={"Tiles": f"{EVIL[0]}\n```\n{EVIL[1]}"},
+        {"command": HOSTILE_NAMES[1]},
+        note=f"{HOSTILE_NAMES[1]} {HOSTILE_NAMES[3]}\n\n[y]: https://example.org/a.png",
+        sections={"Tiles": f"{HOSTILE_NAMES[0]}\n```\n{HOSTILE_NAMES[1]}"},
         plots=["confusion_test.png"],
     )
     outside, inside, after = text.split("````")
-    assert active(text) and not active(outside + after) and EVIL[0] in inside
+    assert find_markup(text) and not find_markup(outside + after) and HOSTILE_NAMES[0] in inside
     assert "&lt;img src=x" in text and "p < 0.05" in text and "[confusion test](confusion_test.png)" in text
     rows = [line for line in text.splitlines() if line.startswith("| a\\|b")]
     assert len(rows) == 2 and all("a\\|b\\&#124;c" in row for row in rows)
 
 
-def test_summary_holds_scores_reasons_and_provenance() -> None:
+def test_the_summary_contains_scores_reasons_and_provenance() -> None:
     predictions = example()
     predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 4, -1, predictions.labels))
     results = evaluate_predictions(predictions, ["test"], 100, 7)
@@ -126,8 +133,8 @@ def test_summary_holds_scores_reasons_and_provenance() -> None:
 
 def test_a_reason_shared_by_all_intervals_is_listed_once() -> None:
     predictions = example()
-    few = dataclasses.replace(predictions, groups=np.array([f"g{i % 3}" for i in range(180)]))
-    results = evaluate_predictions(few, ["test"], 20)
+    few_groups = dataclasses.replace(predictions, groups=np.array([f"g{i % 3}" for i in range(180)]))
+    results = evaluate_predictions(few_groups, ["test"], 20)
     reason = "3 independent units to resample; a 95% interval needs 10"
     assert list_undefined(results) == [f"test, all intervals: {reason}"]
     results["splits"]["test"]["metrics"]["kappa"].pop("reason")
@@ -135,7 +142,7 @@ def test_a_reason_shared_by_all_intervals_is_listed_once() -> None:
     assert line.startswith("test, interval of accuracy, interval of balanced accuracy, ") and "kappa" not in line
 
 
-def test_plots_are_pictures_and_repeat(tmp_path: Path) -> None:
+def test_plots_are_reproducible_images(tmp_path: Path) -> None:
     for classes in (CRC, ("no_tumor", "tumor")):
         of_split = evaluate_predictions(example(classes), ["test"], 0)["splits"]["test"]
         for name in ("first", "second"):
@@ -155,7 +162,7 @@ def test_confusion_plot_of_an_empty_class(tmp_path: Path) -> None:
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
-def test_curves_survive_resume_and_kill(tmp_path: Path) -> None:
+def test_curves_of_a_resumed_run_use_the_latest_values(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "loss": 1.0 / (s + 1), "tiles_per_second": 9, "split": "x"} for s in (0, 1, 2, 3)]
     rows += [{"step": 2, "loss": 0.5}, {"step": 3, "validation/accuracy": 0.7, "learning_rate": 1e-3}]
@@ -174,7 +181,7 @@ def test_curves_survive_resume_and_kill(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000
 
 
-def test_damaged_log_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_log_is_an_error(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     with pytest.raises(DataError, match="the training log is missing"):
         read_curves(log)
@@ -185,8 +192,8 @@ def test_damaged_log_is_named(tmp_path: Path) -> None:
         read_curves(log)
 
 
-def test_signs_that_the_font_lacks_are_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_characters_missing_from_the_font_give_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     figure = plots.plot_confusion([[1, 0], [0, 1]], ("\U0001f9a0 cells", "stroma"), title="\U0001f9a0")
     plots.save_plot(figure, tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
-    assert not [str(found.message) for found in recwarn]
+    assert not [str(warning.message) for warning in recwarn]

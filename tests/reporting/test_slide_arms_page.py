@@ -1,4 +1,4 @@
-"""The verdict of arms compared on slides needs both intervals; published scores are marked; names are escaped."""
+"""Test the page of arms compared on slides: the verdict, published scores and escaped names."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,8 +24,8 @@ def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str,
     kinds = [{"level": level, "metric": metric} for level in LEVELS for metric in SLIDE_METRICS]
     rows = [base | kind | {"arm": "image_only"} for kind in kinds]
     for arm, changes in arms.items():
-        given = better | {"p": 0.01, "p_holm": 0.02, "p_reason": ""} | changes
-        rows += [base | given | kind | {"arm": arm} for kind in kinds]
+        values = better | {"p": 0.01, "p_holm": 0.02, "p_reason": ""} | changes
+        rows += [base | values | kind | {"arm": arm} for kind in kinds]
     choices = dict.fromkeys(["image_only", *arms], choice)
     rows = [row | {"seeds": seeds} if row["arm"] == "image_only" else row for row in rows]
     return SlideComparison("image_only", choices, pd.DataFrame(rows, columns=_COLUMNS))
@@ -73,7 +73,7 @@ def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str,
         ({"low": None, "high": None, "reason": "one patient"}, "not decided: text (one patient)."),
     ],
 )
-def test_an_arm_is_better_only_if_both_intervals_say_so(changes: dict[str, Any], sentence: str) -> None:
+def test_an_arm_is_better_only_if_both_intervals_exclude_zero(changes: dict[str, Any], sentence: str) -> None:
     verdict = slide_verdict(comparison(text=changes))
     assert verdict == f"Balanced accuracy on 40 test slides of 30 patients: {sentence}"
 
@@ -84,34 +84,34 @@ def test_one_seed_of_both_arms_decides_nothing() -> None:
 
 
 def test_slides_of_unknown_patients_are_not_called_patients() -> None:
-    shown = replace(comparison(text={}), unknown={"train": 3, "test": 10})
-    assert slide_verdict(shown).startswith(
+    arms = replace(comparison(text={}), unknown={"train": 3, "test": 10})
+    assert slide_verdict(arms).startswith(
         "Balanced accuracy on 40 test slides of 20 patients and of unknown patients (10 slides): better"
     )
-    assert slide_verdict(shown, "patient").startswith(
+    assert slide_verdict(arms, "patient").startswith(
         "Balanced accuracy on 30 test patients and 10 slides of unknown patients: better"
     )
-    text = slide_arms_summary("", shown, ("a", "b"), [], [], {})
+    text = slide_arms_summary("", arms, ("a", "b"), [], [], {})
     assert "40 slides of 20 patients and of unknown patients (10 slides); mean" in text
     assert "Slides of unknown patients, each counted as a separate patient: 13." in text
 
 
 def test_nothing_is_decided_without_a_chosen_pooling() -> None:
-    found = slide_verdict(comparison(OPEN, text={}))
-    assert found == "Not decided: no pooling method was chosen, because there are no labelled validation slides."
+    verdict = slide_verdict(comparison(OPEN, text={}))
+    assert verdict == "Not decided: no pooling method was chosen, because there are no labelled validation slides."
 
 
-def test_published_scores_of_the_same_classes_stand_beside_and_names_are_escaped() -> None:
+def test_published_scores_of_the_same_classes_are_shown_and_names_escaped() -> None:
     runs = [ComparedRun("a<b>", 0, "outputs/run", "224 px", "runs/a/slides.html")]
-    shown = comparison(text={})
-    arguments = ("", shown, ("LUAD", "LUSC"), runs, [("s<u>", "the file is empty")], {"commit": "abc"})
+    arms = comparison(text={})
+    arguments = ("", arms, ("LUAD", "LUSC"), runs, [("s<u>", "the file is empty")], {"commit": "abc"})
     page, text = slide_arms_page(*arguments), slide_arms_summary(*arguments)
-    for each in (page, text):
+    for output in (page, text):
         assert (
-            "published: CONCH" in each
-            and "not as a baseline" in each
-            and "one slide accounts for 2.5 percentage points" in each
+            "published: CONCH" in output
+            and "not as a baseline" in output
+            and "one slide accounts for 2.5 percentage points" in output
         )
-        assert "a<b>" not in each and "s<u>" not in each
-    plain = slide_arms_page("", shown, ("gland", "stroma"), runs, [], {})
-    assert "published" not in plain.lower()
+        assert "a<b>" not in output and "s<u>" not in output
+    other_classes = slide_arms_page("", arms, ("gland", "stroma"), runs, [], {})
+    assert "published" not in other_classes.lower()

@@ -1,4 +1,4 @@
-"""The page of a slide: its content, and the map in a real headless browser."""
+"""Test the page of a slide: its content, and the map in a headless browser."""
 
 import base64
 import io
@@ -52,14 +52,14 @@ def text() -> str:
     return slide_page(content())
 
 
-def test_all_facts_scores_and_texts_are_on_the_page(text: str) -> None:
+def test_the_page_shows_all_facts_scores_and_texts(text: str) -> None:
     shown = unescape(re.sub("<script>.*?</script>", "", text, flags=re.DOTALL))
-    for wanted in (
+    for expected in (
         f"Slide {SLIDE}", "1,600 x 1,200 pixels (0.80 x 0.60 mm)", "0.5 µm per pixel", "192; edge 50 µm, step 50 µm",
         "runs/x/classifier", "mean of the top 5 tiles", "0.750", "n/a", "glands & <b>stroma</b>", "0.312", "report-7-2",
         "Nearest snippets", "Research use only.", "most probable class", "no picture",
     ):  # fmt: skip
-        assert wanted in shown, wanted
+        assert expected in shown, expected
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
     assert headings[:2] == ["Slide scores", "Map"]
     assert text.count('class="go"') == 9 and len(re.findall('class="layer"', text)) == 4
@@ -69,7 +69,7 @@ def test_the_page_links_back_to_all_slides() -> None:
     assert '<a href="../../slides.html">all slides</a>' in slide_page(replace(content(), index="../../slides.html"))
 
 
-def test_texts_are_escaped_and_nothing_is_loaded(text: str) -> None:
+def test_texts_are_escaped_and_nothing_external_is_loaded(text: str) -> None:
     body = re.sub("<script>.*</script>", "", text, flags=re.DOTALL)
     assert HOSTILE not in text and "<b>stroma" not in body and "<i>" not in body and "<script" not in body
     assert text.count("</script>") == 1 and text.count("<script") == 1
@@ -91,7 +91,7 @@ def layer_of(text: str, number: int) -> np.ndarray:
         return np.asarray(picture.convert("RGBA"))
 
 
-def test_a_layer_has_its_class_colour_and_is_as_opaque_as_the_probability() -> None:
+def test_a_layer_has_its_class_colour_and_the_probability_as_opacity() -> None:
     slide = content(8, 6)
     keep = np.arange(1, 48)
     grid = replace(slide.grid, x=slide.grid.x[keep], y=slide.grid.y[keep], tissue=slide.grid.tissue[keep])
@@ -99,14 +99,16 @@ def test_a_layer_has_its_class_colour_and_is_as_opaque_as_the_probability() -> N
     text = slide_page(replace(slide, grid=grid, scores=slide.scores[keep], top=[[], [], []], colours=colours))
     assert "No top tiles were selected." in text
     layer, best = layer_of(text, 1), layer_of(text, 0)
-    assert layer.shape == (6, 8, 4) and layer[0, 0, 3] == 0 and best[0, 0, 3] == 0, "the cell without a tile"
+    assert layer.shape == (6, 8, 4) and layer[0, 0, 3] == 0 and best[0, 0, 3] == 0, (
+        "a cell without a tile should be transparent"
+    )
     np.testing.assert_allclose(layer.reshape(-1, 4)[keep, 3] / 255, slide.scores[keep, 0], atol=0.02)
     assert (layer[..., :3] == [10, 20, 30]).all()
-    wanted = [list(bytes.fromhex(colours[i][1:])) for i in slide.scores[keep].argmax(axis=1)]
-    np.testing.assert_array_equal(best.reshape(-1, 4)[keep, :3], wanted)
+    expected = [list(bytes.fromhex(colours[i][1:])) for i in slide.scores[keep].argmax(axis=1)]
+    np.testing.assert_array_equal(best.reshape(-1, 4)[keep, :3], expected)
 
 
-def test_pictures_are_made_smaller_until_they_keep_to_their_share_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_reduced_to_the_size_limits_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.reporting.slide_page._LAYER_BYTES", 12_000)
     monkeypatch.setattr("clipit.reporting.slide_page._OVERVIEW_BYTES", 20_000)
     rng = np.random.default_rng(0)
@@ -116,29 +118,29 @@ def test_pictures_are_made_smaller_until_they_keep_to_their_share_of_the_page(mo
     text = slide_page(replace(content(), grid=grid, scores=scores, overview=overview, top=[[], [], []]))
     encoded = re.findall(r'src="data:image/(?:png|jpeg);base64,([^"]*)"', text)
     assert len(encoded[0]) <= 27_000 and sum(map(len, encoded[1:])) <= 12_000
-    assert layer_of(text, 1).shape[1] in (13, 26, 52), "cells were averaged"
+    assert layer_of(text, 1).shape[1] in (13, 26, 52), "cells should be averaged"
     across = float(re.findall(r'data-across="([^"]*)"', text)[0])
-    assert 1 <= across < 1.1, "the map still covers the slide"
+    assert 1 <= across < 1.1, "the map should still cover the slide"
 
 
-def test_a_slide_without_a_tile_has_a_page() -> None:
+def test_a_page_is_written_for_a_slide_without_tiles() -> None:
     slide = content(8, 6)
-    none = np.zeros(0, dtype=np.int32)
-    grid = replace(slide.grid, x=none, y=none, tissue=none.astype(np.float32))
+    empty = np.zeros(0, dtype=np.int32)
+    grid = replace(slide.grid, x=empty, y=empty, tissue=empty.astype(np.float32))
     scores = np.zeros((0, 3), dtype=np.float32)
     assert top_rows(grid, scores, 3) == [[], [], []]
     text = slide_page(replace(slide, grid=grid, scores=scores, top=[[], [], []], tissue=[]))
     assert "No top tiles were selected." in text and (layer_of(text, 0)[..., 3] == 0).all()
 
 
-def test_top_tiles_do_not_overlap_and_come_in_order() -> None:
+def test_top_tiles_do_not_overlap_and_are_sorted() -> None:
     grid = grid_of(5, 1, edge=100, step=50)
     scores = np.array([[0.9, 0.1], [0.95, 0.2], [0.5, 0.3], [0.4, 0.4], [0.3, 0.5]])
     assert top_rows(grid, scores, 3) == [[1, 3], [4, 2, 0]]
     assert top_rows(grid, scores, 1) == [[1], [4]]
 
 
-def test_an_outline_is_rounded_to_its_unit_and_tiny_rings_are_left_out() -> None:
+def test_outlines_are_rounded_to_their_unit_and_tiny_rings_dropped() -> None:
     mask = np.zeros((12, 12), dtype=bool)
     mask[2:10, 2:10], mask[0, 0] = True, True
     assert outline_path(trace(mask, 10.0), 10.0) == "M1 0L1 1L0 1L0 0ZM10 2L10 10L2 10L2 2Z"
@@ -183,24 +185,24 @@ viewer.addOnceHandler("open", () => setTimeout(() => steps(100), 500));
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 def test_layers_opacity_pointer_and_top_tiles_work_in_a_browser(text: str, tmp_path: Path) -> None:
     dom = opened(text, tmp_path, then=STEPS, milliseconds=20_000)
     seen = json.loads(unescape(re.findall("<samp>(.*?)</samp>", dom)[0]))
     assert seen["first"] == [True, False, False, False] and seen["outline"] and not seen["stage"]
-    assert seen["colour"] == pytest.approx([0xEE, 0xD0, 0xE0, 255], abs=3), "the overview is drawn"
+    assert seen["colour"] == pytest.approx([0xEE, 0xD0, 0xE0, 255], abs=3), "the overview should be drawn"
     assert seen["where"].startswith("centre of the view: x 800, y 600 pixels of level 0 (400.0, 300.0")
     assert seen["second"] == [False, False, True, False] and not seen["noOutline"]
     assert seen["opacity"] == "0.2"
     assert seen["pointer"].startswith("pointer: x 800, y 400 pixels of level 0 (400.0, 200.0")
     assert seen["centre"] == pytest.approx([seen["tile"][0] + 50, seen["tile"][1] + 50], abs=1)
-    assert seen["mark"] and seen["focus"], "the tile is marked, and keys move the map"
+    assert seen["mark"] and seen["focus"], "the tile should be marked, and the map focused"
     assert seen["zoomed"] > 1.3 and seen["home"] == seen["again"] == pytest.approx(1)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
-def test_the_map_opens_under_the_policy_of_the_page(text: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_the_map_opens_with_the_content_security_policy(text: str, tmp_path: Path) -> None:
     dom = opened(text, tmp_path, milliseconds=5_000)
     assert re.search('<body data-ready="[0-9]+"', dom) and 'aria-label="Map of the slide: arrow keys' in dom
     assert f"<title>Slide {SLIDE.replace('<', '&lt;').replace('>', '&gt;')}</title>" in dom

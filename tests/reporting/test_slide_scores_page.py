@@ -1,4 +1,4 @@
-"""Page and summary of slide scores: the chosen pooling method, all methods, failed slides, and escaped names."""
+"""Test the page and summary of slide scores: pooling methods, failed slides and escaped names."""
 
 import re
 from dataclasses import replace
@@ -43,10 +43,11 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
     assert evaluation.choice.key is not None and evaluation.choice.sentence in text
     assert f"Pooled by {evaluation.choice.key.title}:" in text and "top5 (smoothed)" not in text
     assert "test, per slide: 32 labelled slides of 32 patients" in text
-    same = "no known patient has several slides, so scores per patient are the same as scores per slide."
-    assert f"validation, test: {same}" in text and "test, per patient" not in text
-    mixed = slide_scores_summary("Slides", "", evaluated(patients=20), FACTS)  # the first 16 are the validation slides
-    assert f"validation: {same}" in mixed and "test, per patient" in mixed
+    note = "no known patient has several slides, so scores per patient are the same as scores per slide."
+    assert f"validation, test: {note}" in text and "test, per patient" not in text
+    # The first 16 of 48 slides are for validation, so only test patients have several slides.
+    repeated = slide_scores_summary("Slides", "", evaluated(patients=20), FACTS)
+    assert f"validation: {note}" in repeated and "test, per patient" in repeated
     assert "95% percentile bootstrap intervals over patients, 40 resamples, seed 0" in text
     assert "test: one slide accounts for 3.1 percentage points of accuracy." in text
     assert "no tissue was found" in text and "> **Note.** Synthetic slides." in text
@@ -56,7 +57,7 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
     assert f"Balanced accuracy {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] on 32 test slides" in text
 
 
-def test_without_a_choice_no_pooling_is_called_the_score() -> None:
+def test_all_poolings_are_listed_if_none_was_chosen() -> None:
     evaluation = evaluated(validation=False)
     text = slide_scores_summary("Slides", "", evaluation, FACTS)
     assert "No pooling method was chosen" in text and ", chosen" not in text and "pooled by" not in text
@@ -73,15 +74,17 @@ def test_the_table_of_slides_links_to_their_pages() -> None:
     assert f'<a href="slides/a%201/index.html">{name}</a>' in page
 
 
-def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
+def test_missing_intervals_are_explained_by_too_few_patients() -> None:
     text = slide_scores_summary("Slides", "", evaluated(patients=3), FACTS)
     reason = "no interval: 3 independent units to resample; a 95% interval needs 10."
     assert f"- test per slide: {reason}" in text and "percentile bootstrap" not in text
     page = slide_scores_page("Slides", "", evaluated(patients=3), FACTS)
-    assert f"validation per slide, test per slide: {reason}" in page, "below the table of all pooling methods"
+    assert f"validation per slide, test per slide: {reason}" in page, (
+        "the reason should be below the table of all pooling methods"
+    )
 
 
-def test_published_scores_stand_in_a_section_of_their_own() -> None:
+def test_published_scores_are_in_a_separate_section() -> None:
     table = Table(("prompts or model", "source"), [["KEEP", "published: elsewhere"]], caption="test slides")
     evaluation = evaluated(validation=False)
     text = slide_scores_summary("Slides", "", evaluation, FACTS, [table])
@@ -94,14 +97,14 @@ def test_published_scores_stand_in_a_section_of_their_own() -> None:
 def test_slides_without_labels_are_listed_without_metrics() -> None:
     evaluation = evaluated(4)
     table = slide_table({"a": pool_slide(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.int64))}, CLASSES)
-    bare = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
-    text = slide_scores_summary("Slides", "", bare, FACTS)
+    unlabelled = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
+    text = slide_scores_summary("Slides", "", unlabelled, FACTS)
     assert "No slide has a label, so nothing is evaluated and no pooling method is chosen." in text
     assert "no score" not in text and "several slides" not in text and "unknown patients" not in text
     assert re.search(r"\| slide +\| tiles +\| class \(mean over tiles\) \|\n.*\n\| a +\| +2 +\| +normal \|", text)
-    nothing = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
-    assert "No slide has scores." in slide_scores_page("Slides", "", nothing, FACTS)
-    page = slide_scores_page("Slides", "", bare, FACTS)
+    unscored = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
+    assert "No slide has scores." in slide_scores_page("Slides", "", unscored, FACTS)
+    page = slide_scores_page("Slides", "", unlabelled, FACTS)
     columns = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index("Class predicted by each pooling method") :])
     assert columns[:3] == ["slide", "tiles", "mean"] and "split" not in columns
     assert ">a</th>" in page and ">label</th>" not in page and ">patient</th>" not in page
@@ -110,8 +113,8 @@ def test_slides_without_labels_are_listed_without_metrics() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser")
-def test_the_page_opens_in_a_browser_with_names_escaped(tmp_path: Path) -> None:
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_the_page_in_a_browser_has_escaped_names(tmp_path: Path) -> None:
     evaluation = evaluated(12, name=f"slide {HOSTILE}")
     links = {str(evaluation.slides["slide"].iloc[0]): "maps/slide 0.html"}
     dom = opened(slide_scores_page("Scores of slides", "", evaluation, FACTS, links), tmp_path)
@@ -120,24 +123,25 @@ def test_the_page_opens_in_a_browser_with_names_escaped(tmp_path: Path) -> None:
     assert "no tissue was found" in dom and dom.count("<img") == 0
 
 
-def test_gaps_of_other_poolings_are_not_told_of_the_chosen_one() -> None:
+def test_missing_intervals_of_other_poolings_are_not_in_the_summary() -> None:
     evaluation = evaluated()
     other, smoothed = (key for key in evaluation.choice.scores if key != evaluation.choice.key and "mean" in key.title)
     scores, reason = evaluation.scores.copy(), "the same in all resamples"
     for key in (other, smoothed):
         rows = (scores["pooling"] == key.pooling) & (scores["smoothed"] == key.smoothed) & (scores["split"] == "test")
         scores.loc[rows & (scores["metric"] == "auroc"), ["low", "high", "reason"]] = [None, None, reason]
-    told = f"test per slide with {other.title}, {smoothed.title}: no interval for AUROC: {reason}."
+    note = f"test per slide with {other.title}, {smoothed.title}: no interval for AUROC: {reason}."
     changed = replace(evaluation, scores=scores)
-    assert told in slide_scores_page("Slides", "", changed, FACTS)
+    assert note in slide_scores_page("Slides", "", changed, FACTS)
     assert "no interval" not in slide_scores_summary("Slides", "", changed, FACTS)
     unchosen = replace(changed, choice=PoolingChoice(None, "None was chosen.", {}))
-    assert f"- {told}" in slide_scores_summary("Slides", "", unchosen, FACTS)
+    assert f"- {note}" in slide_scores_summary("Slides", "", unchosen, FACTS)
 
 
-def test_averages_cover_the_classes_that_have_slides_whatever_is_predicted() -> None:
+def test_class_averages_cover_only_classes_with_slides() -> None:
     classes = ("normal", "tumour", "mucin")
-    tiles = np.array([[0.6, 0.1, 0.0], [0.6, 0.1, 0.0], [0.0, 0.1, 0.9]], dtype=np.float32)  # only top1 predicts mucin
+    # Mucin is predicted by the pooling method top1 only.
+    tiles = np.array([[0.6, 0.1, 0.0], [0.6, 0.1, 0.0], [0.0, 0.1, 0.9]], dtype=np.float32)
     cells = np.array([[0, 0], [0, 9], [9, 9]], dtype=np.int64)
     table = slide_table({name: pool_slide(tiles, cells) for name in ("a", "b")}, classes)
     slides = pd.DataFrame({"slide": ["a", "b"], "label": ["normal", "tumour"], "split": ["test", "test"]})

@@ -1,4 +1,4 @@
-"""Card of an adapted VLM: its facts, and nothing of the reports."""
+"""Test the model card of an adapted VLM, which must not reveal reports or patients."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ FACTS = AdaptationFacts(
 )  # fmt: skip
 
 
-def test_the_card_states_base_data_and_scores() -> None:
+def test_the_card_contains_the_base_model_and_facts() -> None:
     vlm = load_vlm(VLMConfig(name="embedded"))
     card = vlm_card(vlm, FACTS)
     _, front, body = card.split("---\n", 2)
@@ -35,10 +35,10 @@ def test_the_card_states_base_data_and_scores() -> None:
     assert "Jane" not in card and "P-17" not in card and "Ok" not in body
     assert "control" not in body
     control = vlm_card(vlm, replace(FACTS, arm="images"))
-    assert "is a control in a study" in control and "340" not in control, "no text was used"
+    assert "is a control in a study" in control and "340" not in control, "no texts were used"
 
 
-def test_an_adapted_embedded_vlm_keeps_the_note_on_synthetic_tiles(tmp_path: Path) -> None:
+def test_the_note_on_synthetic_tiles_is_kept_after_adaptation(tmp_path: Path) -> None:
     note = compose_note("", vlms=["embedded"])
     assert compose_note("", vlms=[str(tmp_path)]) == ""
     (tmp_path / "config.json").write_text(json.dumps({"adapted_from": "embedded"}))
@@ -46,7 +46,7 @@ def test_an_adapted_embedded_vlm_keeps_the_note_on_synthetic_tiles(tmp_path: Pat
     assert "synthetic" in vlm_card(replace(load_vlm(VLMConfig(name="embedded")), name=str(tmp_path)), FACTS)
 
 
-def test_the_card_of_a_licence_without_derivatives_offers_the_adapter_only() -> None:
+def test_a_licence_without_derivatives_allows_only_the_adapter() -> None:
     vlm = replace(load_vlm(VLMConfig(name="embedded")), name="conch")
     card = vlm_card(vlm, FACTS)
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-nc-nd-4.0"

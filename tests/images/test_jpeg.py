@@ -88,7 +88,7 @@ def test_other_kinds_of_files_are_decoded_by_pillow(calls: list[bytes], monkeypa
 
 
 def test_damaged_files_are_decoded_like_pillow_or_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encoded(picture(40, 40), quality=85)
+    intact = encoded(picture(40, 40), quality=85)
 
     def outcome(data: bytes) -> str | bytes:
         result = attempt(lambda: decode(io.BytesIO(data)), tile_id="a", where="b")
@@ -97,7 +97,7 @@ def test_damaged_files_are_decoded_like_pillow_or_reported(monkeypatch: pytest.M
     damaged = []
     for seed in range(400):
         random = np.random.default_rng(seed)
-        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data = np.frombuffer(intact, dtype=np.uint8).copy()
         data[random.integers(2, len(data), 2)] = random.integers(0, 256, 2)
         damaged.append(data.tobytes()[: len(data) if seed % 3 else int(random.integers(2, len(data)))])
     assert jpeg.find_decoder() is not None
@@ -113,28 +113,28 @@ def test_damaged_files_are_decoded_like_pillow_or_reported(monkeypatch: pytest.M
 
 
 def test_damaged_pixels_are_reported_but_not_padding_at_the_end() -> None:
-    whole = encoded(picture(200, 200), quality=85)
-    middle = len(whole) // 2
-    zeros = whole[:middle] + bytes(300) + whole[middle + 300 :]
-    repeated = whole[:middle] + whole[middle + 200 : middle + 400] + whole[middle + 200 :]
+    intact = encoded(picture(200, 200), quality=85)
+    middle = len(intact) // 2
+    zeros = intact[:middle] + bytes(300) + intact[middle + 300 :]
+    repeated = intact[:middle] + intact[middle + 200 : middle + 400] + intact[middle + 200 :]
     for data in (zeros, repeated):
         assert by_pillow(data).shape == (200, 200, 3)
         with pytest.raises(ImageError, match=r"some of its pixels are wrong .*Corrupt JPEG data"):
             decode(io.BytesIO(data))
     for padding in (bytes(20), b"\xff" * 7):
-        padded = whole[:-2] + padding + whole[-2:] + b"trailing"
-        assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
+        padded = intact[:-2] + padding + intact[-2:] + b"trailing"
+        assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(intact))
 
 
 def test_repeated_bytes_are_reported_in_tables_but_not_after_comments() -> None:
-    whole = encoded(picture(200, 200), comment=b"a comment")
-    table = whole.index(b"\xff\xc4\x00\xb5")  # Huffman table (181 bytes)
+    intact = encoded(picture(200, 200), comment=b"a comment")
+    table = intact.index(b"\xff\xc4\x00\xb5")  # Huffman table (181 bytes)
     for place in range(table + 30, table + 180, 10):
         with pytest.raises(ImageError, match=r"some of its pixels are wrong|broken data stream"):
-            decode(io.BytesIO(whole[:place] + whole[place : place + 4] + whole[place:]))
-    comment = whole.index(b"a comment") + len(b"a comment")
-    longer = whole[:comment] + b"\x01\x02" + whole[comment:]
-    assert np.array_equal(np.asarray(decode(io.BytesIO(longer))), by_pillow(whole))
+            decode(io.BytesIO(intact[:place] + intact[place : place + 4] + intact[place:]))
+    comment = intact.index(b"a comment") + len(b"a comment")
+    longer = intact[:comment] + b"\x01\x02" + intact[comment:]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(longer))), by_pillow(intact))
 
 
 def with_1x2_sampling(image: Image.Image) -> bytes:
@@ -151,7 +151,7 @@ def in_tiff(image: Image.Image, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "whole",
+    "intact",
     [
         encoded(picture(200, 200, "L")),
         encoded(picture(200, 200, "CMYK")),
@@ -162,52 +162,52 @@ def in_tiff(image: Image.Image, **options: object) -> bytes:
     ],
     ids=["grey", "CMYK", "1x2", "TIFF", "grey TIFF", "strips"],
 )
-def test_damage_that_pillow_decodes_without_a_warning_is_reported(whole: bytes) -> None:
-    assert np.array_equal(np.asarray(decode(io.BytesIO(whole))), by_pillow(whole))
-    middle = whole.index(b"\xff\xda") + 400
-    repeated = whole[:middle] + whole[middle - 200 : middle] + whole[middle + 200 :]
+def test_damage_that_pillow_decodes_without_a_warning_is_reported(intact: bytes) -> None:
+    assert np.array_equal(np.asarray(decode(io.BytesIO(intact))), by_pillow(intact))
+    middle = intact.index(b"\xff\xda") + 400
+    repeated = intact[:middle] + intact[middle - 200 : middle] + intact[middle + 200 :]
     with pytest.raises(ImageError, match=r"damaged.*Corrupt JPEG data"):
         decode(io.BytesIO(repeated))
 
 
 @pytest.mark.parametrize("options", [{"restart_marker_rows": 1}, {"progressive": True}], ids=str)
 def test_damage_before_a_marker_is_reported_but_not_padding(options: dict[str, bool]) -> None:
-    whole = encoded(picture(200, 200), **options)
-    start = jpeg._first_scan(whole) + 2
-    marker = next(place for place in range(start, len(whole)) if whole[place] == 0xFF and whole[place + 1])
+    intact = encoded(picture(200, 200), **options)
+    start = jpeg._first_scan(intact) + 2
+    marker = next(place for place in range(start, len(intact)) if intact[place] == 0xFF and intact[place + 1])
     rest = bytes(range(1, 40))
     with pytest.raises(ImageError, match=r"some of its pixels are wrong .*3\d extraneous bytes before marker"):
-        decode(io.BytesIO(whole[:marker] + rest + whole[marker:]))
-    padded = whole[:marker] + bytes(20) + whole[marker:]
-    assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
-    table = whole.index(b"\xff\xdb")
-    odd = whole[:table] + rest + whole[table:]
-    assert np.array_equal(np.asarray(decode(io.BytesIO(odd))), by_pillow(whole)), (
+        decode(io.BytesIO(intact[:marker] + rest + intact[marker:]))
+    padded = intact[:marker] + bytes(20) + intact[marker:]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(intact))
+    table = intact.index(b"\xff\xdb")
+    odd = intact[:table] + rest + intact[table:]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(odd))), by_pillow(intact)), (
         "the additional bytes should not affect pixels"
     )
 
 
 def test_a_missing_scan_is_reported() -> None:
     """Later scans refine coefficients of the missing one."""
-    whole = encoded(picture(200, 200), progressive=True)
-    scans = [match.start() for match in re.finditer(b"\xff\xda", whole)]
+    intact = encoded(picture(200, 200), progressive=True)
+    scans = [match.start() for match in re.finditer(b"\xff\xda", intact)]
     first = scans[2]  # first scan of the higher frequencies of a colour channel
-    assert whole[first + 7 : first + 10] == bytes([1, 63, 1]), (
+    assert intact[first + 7 : first + 10] == bytes([1, 63, 1]), (
         "expected the scan of coefficients 1 to 63 without the last bit"
     )
-    tables = whole.index(b"\xff\xc4", first)  # Huffman tables of the next scan
+    tables = intact.index(b"\xff\xc4", first)  # Huffman tables of the next scan
     with pytest.raises(ImageError, match=r"some of its pixels are wrong .*Inconsistent progression sequence"):
-        decode(io.BytesIO(whole[:first] + whole[tables:]))
-    unrefined = whole[: scans[-1]] + whole[-2:]  # the last scans are optional
+        decode(io.BytesIO(intact[:first] + intact[tables:]))
+    unrefined = intact[: scans[-1]] + intact[-2:]  # the last scans are optional
     assert decode(io.BytesIO(unrefined)).size == (200, 200)
 
 
 def test_a_strip_without_an_end_marker_is_complete() -> None:
     """Some programs omit the marker, and libtiff does not require it."""
-    whole = in_tiff(picture(64, 64), strip_size=2**20)
-    end = whole.rindex(b"\xff\xd9")
-    omitted = whole[:end] + b"\0\0" + whole[end + 2 :]
-    assert np.array_equal(np.asarray(decode(io.BytesIO(omitted))), by_pillow(whole))
+    intact = in_tiff(picture(64, 64), strip_size=2**20)
+    end = intact.rindex(b"\xff\xd9")
+    omitted = intact[:end] + b"\0\0" + intact[end + 2 :]
+    assert np.array_equal(np.asarray(decode(io.BytesIO(omitted))), by_pillow(intact))
 
 
 def test_simplejpeg_is_not_used_if_its_pixels_differ_from_pillow(

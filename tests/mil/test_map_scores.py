@@ -32,13 +32,13 @@ def grid(columns: int = 2, rows: int = 2, edge: int = 8) -> SlideGrid:
     """Grid of adjacent tiles that cover the whole slide."""
     places = np.arange(columns * rows)
     x, y = (places % columns * edge).astype(np.int32), (places // columns * edge).astype(np.int32)
-    whole = np.ones(len(places), dtype=np.float32)
-    return SlideGrid("s", columns * edge, rows * edge, 1.0, edge, float(edge), x, y, whole)
+    tissue = np.ones(len(places), dtype=np.float32)
+    return SlideGrid("s", columns * edge, rows * edge, 1.0, edge, float(edge), x, y, tissue)
 
 
 @pytest.fixture
 def truth(tmp_path: Path) -> SlideTruth:
-    """Mask with class 7 in the upper left tile and half of the upper right one; a quarter of the last is ignored."""
+    """Mask with class 7 in the upper left tile and half of the upper right; a quarter of the lower right is ignored."""
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[:8, :12] = 7
     mask[12:, 12:] = 255

@@ -1,4 +1,4 @@
-"""Tiny random models in the real formats, written by the real libraries."""
+"""Fixtures with tiny random models, written by the original libraries in their formats."""
 
 import json
 import os
@@ -39,7 +39,7 @@ WORDS = [
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for a network, whichever test imported the Hub's client first."""
+    """Keep the Hub's client offline, also if it was imported before HF_HUB_OFFLINE was set."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -47,7 +47,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def traceable() -> Iterator[None]:
-    """Without checks of shapes at run time, which torch.compile and torch.export would trace as part of the model."""
+    """Disable jaxtyping's run-time checks, which torch.compile and torch.export would trace as part of the model."""
     import jaxtyping
 
     jaxtyping.config.update("jaxtyping_disable", True)
@@ -126,7 +126,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="session")
 def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One tiny random model per family of backbones, as its own library writes it."""
+    """Folders of tiny random models, one for each family of backbones."""
     root = tmp_path_factory.mktemp("vision")
     save_hibou(root / "hibou")
     return {
@@ -137,7 +137,7 @@ def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "Dinov2": save_vit(root / "dinov2", "Dinov2"),
         "Dinov2WithRegisters": save_vit(root / "dinov2_registers", "Dinov2WithRegisters"),
         "DeiT": save_vit(root / "deit", "DeiT"),
-        "Beit": save_vit(root / "beit", "Beit"),  # its classifier reads the pooled patch tokens
+        "Beit": save_vit(root / "beit", "Beit"),  # its classifier uses the pooled patch tokens
         "Hibou": root / "hibou",
         "Dinov2 without SwiGLU": save_vit(root / "dinov2_mlp", "Dinov2", use_swiglu_ffn=False),
     }
@@ -145,6 +145,6 @@ def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def remote_code_folder(vision_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A vision model that is defined by Python code in its folder."""
+    """Folder of a vision model that is defined by Python code in this folder."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     return save_own_code(tmp_path / "own", vision_folders["Dinov2WithRegisters"])

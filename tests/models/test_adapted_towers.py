@@ -1,4 +1,4 @@
-"""Weights of a VLM that are trained: which ones, in every family, and what stays as it is."""
+"""Test which weights of a VLM are trained in each family and tuning mode."""
 
 import copy
 from collections.abc import Callable
@@ -35,8 +35,8 @@ def adapted(name: str, tuning: Tuning = "lora", which: tuple[Tower, ...] = BOTH)
     return adapt_towers(load_vlm(VLMConfig(name=name)).towers, tuning, which, LoraConfig(rank=2), True)
 
 
-def shake(module: AdaptedTowers, std: float = 0.1) -> None:
-    """Move the trained weights away from their start."""
+def randomise(module: AdaptedTowers, std: float = 0.1) -> None:
+    """Add noise to the trained weights."""
     for name, weight in module.trainable().items():
         if name != "logit_scale" and not name.endswith(".logit_scale"):
             weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * std
@@ -51,13 +51,13 @@ def embeddings(towers: Towers | AdaptedTowers) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-def test_lora_reaches_both_towers_and_is_merged(vlm_name: str) -> None:
+def test_lora_adapts_both_towers_and_can_be_merged(vlm_name: str) -> None:
     before = embeddings(load_vlm(VLMConfig(name=vlm_name)).towers)
     model = adapted(vlm_name)
     torch.testing.assert_close(embeddings(model), before)
     assert {"image" if ".vis" in name else "text" for name in model.trainable() if "lora_" in name} == set(BOTH)
     assert all("lora_" in name or name.endswith("logit_scale") for name in model.trainable())
-    shake(model)
+    randomise(model)
     model.logit_scale.data += 0.5
     changed = embeddings(model)
     assert all((a - b).abs().max() > 1e-2 for a, b in zip(changed, before, strict=True))
@@ -78,10 +78,10 @@ def test_lora_reaches_both_towers_and_is_merged(vlm_name: str) -> None:
     [("open_clip_folder", "lora"), ("bert_folder", "projection"), ("clip_folder", "full")],
     indirect=["vlm_name"],
 )
-def test_the_other_tower_keeps_its_weights(vlm_name: str, tuning: Tuning) -> None:
+def test_towers_that_are_not_adapted_keep_their_embeddings(vlm_name: str, tuning: Tuning) -> None:
     image, text = embeddings(load_vlm(VLMConfig(name=vlm_name)).towers)
     model = adapted(vlm_name, tuning, ("text",))
-    shake(model)
+    randomise(model)
     new_image, new_text = embeddings(model)
     torch.testing.assert_close(new_image, image)
     assert (new_text - text).abs().max() > 1e-3
@@ -95,13 +95,15 @@ def test_the_other_tower_keeps_its_weights(vlm_name: str, tuning: Tuning) -> Non
         ("clip_folder", {"visual_projection.weight", "text_projection.weight"}),
     ],
 )
-def test_projections_of_each_family(family: str, names: set[str], request: pytest.FixtureRequest) -> None:
+def test_projection_tuning_trains_the_projections_only(
+    family: str, names: set[str], request: pytest.FixtureRequest
+) -> None:
     model = adapted(str(request.getfixturevalue(family)), "projection")
     assert {name.removeprefix("network.") for name in model.trainable()} - {"logit_scale"} == names
 
 
-class Plain(nn.Module):
-    """Towers without any layer that LoRA, or the table of projections, applies to."""
+class PlainTowers(nn.Module):
+    """Towers without layers that LoRA or projection tuning can adapt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class Plain(nn.Module):
 
 
 def plain_towers() -> Towers:
-    module = Plain()
+    module = PlainTowers()
     return Towers(
         module=module,
         preprocess=Preprocess(
@@ -127,14 +129,14 @@ def plain_towers() -> Towers:
     )
 
 
-def test_towers_out_of_reach_name_what_to_do() -> None:
+def test_errors_for_towers_that_cannot_be_adapted_suggest_another_tuning() -> None:
     with pytest.raises(ModelError, match=r"(?s)no layer of the image and the text tower.*adapt.tuning: projection"):
         adapt_towers(plain_towers(), "lora", BOTH, LoraConfig(), True)
     with pytest.raises(ModelError, match=r"(?s)image tower has no known projection.*adapt.tuning: full"):
         adapt_towers(plain_towers(), "projection", BOTH, LoraConfig(), True)
 
 
-def test_full_tuning_of_own_towers_switches_dropout_but_not_batch_statistics() -> None:
+def test_full_tuning_enables_dropout_but_not_batch_statistics() -> None:
     model = adapt_towers(plain_towers(), "full", BOTH, LoraConfig(), True)
     assert set(model.trainable()) == {
         "logit_scale", *(f"network.{name}" for name in ("image_weight", "text_weight", "norm.weight", "norm.bias"))
@@ -144,7 +146,7 @@ def test_full_tuning_of_own_towers_switches_dropout_but_not_batch_statistics() -
     assert model.merge().logit_scale == pytest.approx(20.0)
 
 
-def test_dropout_of_frozen_towers_stays_off(open_clip_folder: Path) -> None:
+def test_dropout_of_frozen_layers_stays_off(open_clip_folder: Path) -> None:
     towers = load_vlm(VLMConfig(name=str(open_clip_folder))).towers
     model = adapt_towers(towers, "lora", BOTH, LoraConfig(rank=2, dropout=0.5), False).train()
     active = {name for name, part in model.network.named_modules() if part.training}
@@ -152,7 +154,7 @@ def test_dropout_of_frozen_towers_stays_off(open_clip_folder: Path) -> None:
     assert not any(name.endswith("logit_scale") for name in model.trainable())
 
 
-def test_with_full_tuning_dropout_is_on_in_the_trained_tower_only(clip_folder: Path, open_clip_folder: Path) -> None:
+def test_full_tuning_enables_dropout_in_the_trained_tower_only(clip_folder: Path, open_clip_folder: Path) -> None:
     towers = load_vlm(VLMConfig(name=str(clip_folder))).towers
     towers.module.vision_model.encoder.add_module("drop", nn.Dropout(0.5))  # type: ignore[union-attr, operator]
     towers.module.text_model.encoder.add_module("drop", nn.Dropout(0.5))  # type: ignore[union-attr, operator]
@@ -165,7 +167,7 @@ def test_with_full_tuning_dropout_is_on_in_the_trained_tower_only(clip_folder: P
     assert inside and all(name.startswith("visual.") for name in inside)
 
 
-def test_layers_that_do_not_reach_an_embedding_are_left_out(clip_folder: Path) -> None:
+def test_layers_that_do_not_affect_embeddings_are_not_adapted(clip_folder: Path) -> None:
     towers = load_vlm(VLMConfig(name=str(clip_folder))).towers
     towers.module.add_module("attention", nn.ModuleDict({"query": nn.Linear(4, 4)}))
     idle: Callable[[Tensor], Tensor] = lambda pixels: towers.module.attention["query"](pixels[..., :4])  # noqa: E731
@@ -182,23 +184,23 @@ def test_layers_that_do_not_reach_an_embedding_are_left_out(clip_folder: Path) -
         )
 
 
-def test_frozen_layers_keep_no_activations(clip_folder: Path) -> None:
-    """Autograd saves the inputs of the projections alone, whose trunks are frozen."""
+def test_frozen_layers_save_no_activations(clip_folder: Path) -> None:
+    """If the trunks are frozen, autograd saves only the inputs of the projections."""
     model = adapted(str(clip_folder), "projection")
     saved: list[int] = []
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         saved.append(tensor.numel())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         model.image(torch.randn(5, 3, 32, 32))
         model.text(model.towers.tokenise(["a tumour"] * 5))
-    assert sum(saved) <= 2 * 5 * 32  # five pooled features of both towers
+    assert sum(saved) <= 2 * 5 * 32  # five pooled feature vectors per tower
 
 
 class Encoder(nn.Module):
-    """A text tower of PyTorch's own layers, whose fast path reads the weights without calling a layer."""
+    """Text tower of PyTorch's encoder layers, whose fast path bypasses the forward methods of sublayers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,15 +208,15 @@ class Encoder(nn.Module):
         self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
 
 
-def test_layers_of_a_fast_path_are_out_of_reach_unless_it_is_off() -> None:
+def test_layers_bypassed_by_the_fast_path_cannot_be_adapted() -> None:
     def adapt() -> AdaptedTowers:
         module = Encoder()
 
         def text(tokens: Tokens) -> Tensor:
             return module.layers(module.words(tokens["ids"][:, None]))[:, 0]
 
-        own = replace(plain_towers(), module=module, text=text, image=lambda x: x.mean((2, 3)) @ module.image_weight)
-        return adapt_towers(own, "lora", ("text",), LoraConfig(targets=("linear1",)), True)
+        towers = replace(plain_towers(), module=module, text=text, image=lambda x: x.mean((2, 3)) @ module.image_weight)
+        return adapt_towers(towers, "lora", ("text",), LoraConfig(targets=("linear1",)), True)
 
     with pytest.raises(ModelError, match=r"(?s)does not affect any embedding.*set_fastpath_enabled\(False\)"):
         adapt()
@@ -225,7 +227,7 @@ def test_layers_of_a_fast_path_are_out_of_reach_unless_it_is_off() -> None:
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-def test_training_diverged(clip_folder: Path) -> None:
+def test_merging_weights_that_are_not_finite_is_an_error(clip_folder: Path) -> None:
     model = adapted(str(clip_folder))
     next(iter(model.trainable().values())).data.fill_(float("nan"))
     with pytest.raises(ModelError, match="finite"):

@@ -19,24 +19,24 @@ from clipit.models.timm_backbones import build_named, build_timm, load_timm
 from clipit.models.trunks import TokenPool
 
 PREFIX = {"uni2-h": 9, "virchow2": 5, "h-optimus-0": 5, "h-optimus-1": 5, "h0-mini": 5, "kaiko-vitl14": 5}
-"""Tokens before the patches, where they are more than the class token; published by the models' pages."""
+"""Number of prefix tokens, if not 1, as published on the models' pages."""
 
 MILLIONS = {
     "uni": 303.4, "uni2-h": 681.4, "virchow": 631, "virchow2": 631, "h-optimus-0": 1130, "h0-mini": 85.7,
     "prov-gigapath": 1130, "lunit-vit-s": 21.7, "kaiko-vitb8": 86, "kaiko-vitl14": 304,
 }  # fmt: skip
-"""Published numbers of weights: a check of the arguments that does not come from the table."""
+"""Published numbers of parameters, an independent check of the arguments in the table."""
 
 TIMM = [spec for spec in BACKBONES.values() if spec.family == "timm"]
 
 
-def test_the_table_holds_what_the_papers_use() -> None:
-    wanted = {
+def test_the_table_contains_common_backbones() -> None:
+    expected = {
         "uni", "uni2-h", "virchow", "virchow2", "phikon", "phikon-v2", "h-optimus-0", "h-optimus-1", "h0-mini",
         "prov-gigapath", "hibou-b", "hibou-l", "midnight", "lunit-vit-s", "kaiko-vits16", "kaiko-vits8", "kaiko-vitb16",
         "kaiko-vitb8", "kaiko-vitl14", "dinov2-vits14", "dinov2-reg-vitg14", "imagenet-vits16",
     }  # fmt: skip
-    assert wanted <= set(BACKBONES)
+    assert expected <= set(BACKBONES)
     for name, spec in BACKBONES.items():
         assert name == spec.name and spec.kind == "backbone" and spec.page.startswith("https://huggingface.co/")
         assert spec.family in ("timm", "transformers") and name not in timm.list_models()
@@ -44,20 +44,20 @@ def test_the_table_holds_what_the_papers_use() -> None:
 
 
 @pytest.mark.parametrize("spec", TIMM, ids=lambda spec: spec.name)
-def test_architecture_without_weights(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Drawing weights that have no values takes longer than building the model.
+def test_architectures_match_the_table(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Skip the slow initialisation, which has no effect on the meta device.
     monkeypatch.setattr("timm.models.vision_transformer.trunc_normal_", lambda weight, **_: weight)
     with torch.device("meta"):
         module = build_named(spec).eval()
-        whole = module
+        pooled = module
         if spec.pooling == "cls":
             module.reset_classifier(0, "token")
         if spec.pooling == "cls_mean":
-            whole = TokenPool(module, "timm", module.num_prefix_tokens, "cls_mean")
+            pooled = TokenPool(module, "timm", module.num_prefix_tokens, "cls_mean")
         weights = sum(weight.numel() for weight in module.parameters()) / 1e6
-        module.blocks = module.blocks[:2]  # the others are the same
+        module.blocks = module.blocks[:2]  # the other blocks are equal
         with torch.no_grad():
-            features = whole(torch.zeros(1, 3, spec.pixels, spec.pixels))
+            features = pooled(torch.zeros(1, 3, spec.pixels, spec.pixels))
     assert features.shape == (1, spec.dim)
     registers = 5 if "-reg-" in spec.name else 1
     assert module.num_prefix_tokens == PREFIX.get(spec.name, registers)
@@ -70,18 +70,20 @@ def test_architecture_without_weights(spec: ModelSpec, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["uni2-h", "virchow", "h0-mini"])
-def test_architecture_is_exported_by_numbers_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_architectures_can_be_rebuilt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         trunk = load_timm(BackboneConfig(name=name, pretrained=False), BACKBONES[name], "cls", BACKBONES)
-        again = build_timm(trunk.timm, 3)
+        rebuilt = build_timm(trunk.timm, 3)
     shapes = {key: value.shape for key, value in trunk.module.state_dict().items()}
-    assert {key: value.shape for key, value in again.state_dict().items() if not key.startswith("head.")} == shapes
-    assert trunk.plain_head and again.get_classifier().in_features == BACKBONES[name].dim // (2 if "vir" in name else 1)
+    assert {key: value.shape for key, value in rebuilt.state_dict().items() if not key.startswith("head.")} == shapes
+    assert trunk.plain_head and rebuilt.get_classifier().in_features == BACKBONES[name].dim // (
+        2 if "vir" in name else 1
+    )
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """`tiny-virchow2` in the table, and the folder of its files in timm's format."""
+    """Add `tiny-virchow2` to the table, and return a folder with its weights in timm's format."""
     arguments = {**TINY, "reg_tokens": 4, "mlp_ratio": 5.3375, "init_values": 1e-5, "global_pool": ""}
     swiglu = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
     spec = ModelSpec(
@@ -96,7 +98,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     model = timm.create_model(
         "vit_huge_patch14_224", num_classes=0, pretrained_cfg_overlay=data, **arguments, **classes
     )
-    model._model_args = arguments  # timm refuses to write classes; pages of such models were written without them
+    model._model_args = arguments  # timm cannot serialise classes as arguments
     timm.models.save_for_hf(model, str(tmp_path), model_args=arguments, safe_serialization="both")
     return tmp_path
 
@@ -107,7 +109,7 @@ def tiny_backbone(path: Path | None, **changes: object) -> Backbone:
     )
 
 
-def test_a_name_with_local_files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_named_backbone_is_loaded_from_local_files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     backbone = tiny_backbone(tiny)
     assert (backbone.dim, backbone.expected_mpp, backbone.pooling, backbone.plain_head) == (64, 0.5, "cls_mean", False)
     pixels = torch.randn(2, 3, 32, 32)
@@ -115,7 +117,7 @@ def test_a_name_with_local_files(tiny: Path, tmp_path_factory: pytest.TempPathFa
         features = backbone.module(pixels)
         tokens = backbone.module.trunk.forward_features(pixels)
     assert tokens.shape == (2, 1 + 4 + 16, 32)
-    for row in range(2):  # the slow way: the class token beside the mean of the last 16 tokens
+    for row in range(2):  # class token followed by the mean of the 16 patch tokens
         mean = torch.stack([tokens[row, place] for place in range(5, 21)]).mean(dim=0)
         torch.testing.assert_close(features[row], torch.cat([tokens[row, 0], mean]))
     cls = tiny_backbone(tiny, pooling="cls")
@@ -123,17 +125,17 @@ def test_a_name_with_local_files(tiny: Path, tmp_path_factory: pytest.TempPathFa
         torch.testing.assert_close(cls.module(pixels), tokens[:, 0])
     assert cls.dim == 32 and cls.plain_head and cls.fingerprint != backbone.fingerprint
 
-    alone = tmp_path_factory.mktemp("alone") / "weights.bin"
-    torch.save(load_file(tiny / "model.safetensors"), alone)
-    for place in (alone, tiny / "pytorch_model.bin"):
-        again = tiny_backbone(place)
-        assert (again.preprocess.mean, again.preprocess.size, again.preprocess.resize_to) == (HALF, 32, 32)
+    weights_file = tmp_path_factory.mktemp("alone") / "weights.bin"
+    torch.save(load_file(tiny / "model.safetensors"), weights_file)
+    for place in (weights_file, tiny / "pytorch_model.bin"):
+        loaded = tiny_backbone(place)
+        assert (loaded.preprocess.mean, loaded.preprocess.size, loaded.preprocess.resize_to) == (HALF, 32, 32)
         with torch.no_grad():
-            torch.testing.assert_close(again.module(pixels), features)
+            torch.testing.assert_close(loaded.module(pixels), features)
     assert tiny_backbone(None, pretrained=False).dim == 64
 
 
-def test_a_name_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
+def test_errors_for_missing_weights_and_unknown_names(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"(?s)Hub cannot be reached.*https://huggingface\.co/someone/tiny"):
         tiny_backbone(None)
     (tmp_path / "empty").mkdir()
@@ -147,7 +149,9 @@ def test_a_name_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
         load_backbone(BackboneConfig(name="hf-hub:paige-ai/Virchow2"))
 
 
-def test_files_of_another_model(tiny: Path, vision_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_different_model_are_errors(
+    tiny: Path, vision_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = load_file(tiny / "model.safetensors")
     weights["norm.weight"] = torch.ones(31)
     save_file(weights, tiny / "model.safetensors")
@@ -160,16 +164,18 @@ def test_files_of_another_model(tiny: Path, vision_folders: dict[str, Path], mon
     with pytest.raises(
         ModelError, match=r"(?s)mean is \(0\.25, 0\.25, 0\.25\), but the table says \(0\.5, 0\.5, 0\.5\)"
     ):
-        (tiny / "model.safetensors").unlink()  # the .bin beside it is whole
+        (tiny / "model.safetensors").unlink()  # pytorch_model.bin is intact
         tiny_backbone(tiny)
 
 
-def test_transformers_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_named_transformers_backbone_is_checked_against_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shared = {"kind": "backbone", "family": "transformers", "source": "someone/vit", "pixels": 32, "expected_mpp": 0.5}
     page = "https://huggingface.co/someone/vit"
-    right = ModelSpec(name="tiny-phikon", dim=32, mean=HALF, std=HALF, pooling="cls", page=page, **shared)  # type: ignore[arg-type]
+    correct = ModelSpec(name="tiny-phikon", dim=32, mean=HALF, std=HALF, pooling="cls", page=page, **shared)  # type: ignore[arg-type]
     wrong = ModelSpec(name="tiny-wrong", dim=48, mean=HALF, std=(0.2, 0.2, 0.2), page=page, **shared)  # type: ignore[arg-type]
-    for spec in (right, wrong):
+    for spec in (correct, wrong):
         monkeypatch.setitem(BACKBONES, spec.name, spec)  # type: ignore[attr-defined]
     folder = save_vit(tmp_path / "vit", "ViT")
     backbone = load_backbone(BackboneConfig(name="tiny-phikon", path=str(folder)))

@@ -17,7 +17,7 @@ from clipit.models.timm_backbones import build_timm
 from clipit.models.trunks import cpu_parts
 
 
-def test_folder(timm_folder: Path) -> None:
+def test_a_timm_folder_gives_the_features_of_timm(timm_folder: Path) -> None:
     backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
     reference = timm.create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=0).eval()
     pixels = torch.randn(2, 3, 32, 32)
@@ -29,7 +29,7 @@ def test_folder(timm_folder: Path) -> None:
     assert build_timm(backbone.timm, 5).get_classifier().out_features == 5
 
 
-def test_random_weights_follow_the_seed() -> None:
+def test_random_weights_depend_on_the_seed() -> None:
     config = BackboneConfig(name="test_vit", pretrained=False)
     torch.manual_seed(3)
     first = load_backbone(config)
@@ -39,14 +39,16 @@ def test_random_weights_follow_the_seed() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit3"])
-def test_other_families(name: str) -> None:
+def test_other_timm_families_can_be_loaded(name: str) -> None:
     backbone = load_backbone(BackboneConfig(name=name, pretrained=False))
     size = backbone.preprocess.size
     assert backbone.plain_head
     assert backbone.module(torch.zeros(2, 3, size, size)).shape == (2, backbone.dim)
 
 
-def test_errors(timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
+def test_errors_for_unusable_backbones(
+    timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match="vit_small_patch16_224"):
         load_backbone(BackboneConfig(name="vit_smal_patch16_224"))
     with pytest.raises(ModelError, match="image-text model"):
@@ -70,8 +72,8 @@ def test_errors(timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tm
         load_backbone(BackboneConfig(name=str(copy)))
 
 
-@pytest.mark.skipif(not (EMBEDDED / "backbone" / "config.json").is_file(), reason="the bundled backbone is not there")
-def test_position_embeddings_that_timm_would_resample(timm_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not (EMBEDDED / "backbone" / "config.json").is_file(), reason="the bundled backbone is missing")
+def test_position_embeddings_are_not_resampled_silently(timm_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(timm_folder, tmp_path / "timm"))
     config = json.loads((folder / "config.json").read_text())
     config["model_args"]["img_size"] = 64
@@ -83,12 +85,12 @@ def test_position_embeddings_that_timm_would_resample(timm_folder: Path, tmp_pat
     assert load_backbone(BackboneConfig(name=str(timm_folder), pixels=64)).preprocess.size == 64
 
 
-def test_embedded() -> None:
+def test_the_bundled_backbone() -> None:
     assert load_backbone(BackboneConfig()).plain_head
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Dinov2WithRegisters"])
-def test_transformers_folder(vision_folders: dict[str, Path], kind: str) -> None:
+def test_a_transformers_folder_gives_the_tokens_of_transformers(vision_folders: dict[str, Path], kind: str) -> None:
     import transformers
 
     folder = vision_folders[kind]
@@ -98,7 +100,7 @@ def test_transformers_folder(vision_folders: dict[str, Path], kind: str) -> None
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         tokens = reference(pixel_values=pixels).last_hidden_state
-        patches = tokens[:, -16:]  # registers lie before them
+        patches = tokens[:, -16:]  # registers come before the patches
         torch.testing.assert_close(backbone.module(pixels), tokens[:, 0])
         torch.testing.assert_close(both.module(pixels), torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1))
     assert (backbone.dim, both.dim, backbone.timm, backbone.plain_head) == (32, 64, None, False)
@@ -106,7 +108,7 @@ def test_transformers_folder(vision_folders: dict[str, Path], kind: str) -> None
     assert backbone.fingerprint != both.fingerprint and not backbone.remote_code
 
 
-def test_pooling_of_timm_models(vision_folders: dict[str, Path]) -> None:
+def test_class_token_pooling_of_timm_models(vision_folders: dict[str, Path]) -> None:
     name = str(vision_folders["tokens"])
     with pytest.raises(ModelError, match=r"backbone\.pooling: cls or cls_mean"):
         load_backbone(BackboneConfig(name=name))
@@ -121,7 +123,7 @@ def test_pooling_of_timm_models(vision_folders: dict[str, Path]) -> None:
             load_backbone(BackboneConfig(name=other, pretrained=False, pooling="cls_mean"))
 
 
-def test_transformers_errors(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_errors_for_damaged_transformers_folders(vision_folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"(?s)Hub cannot be reached.*https://huggingface\.co/owkin/phikon"):
         load_backbone(BackboneConfig(name="transformers:owkin/phikon"))
     copy = Path(shutil.copytree(vision_folders["Dinov2"], tmp_path / "copy"))
@@ -141,7 +143,7 @@ def test_transformers_errors(vision_folders: dict[str, Path], tmp_path: Path) ->
         load_backbone(BackboneConfig(name=str(wrong_size)))
 
 
-def test_a_text_model_is_no_backbone(tmp_path: Path) -> None:
+def test_a_text_model_is_not_a_backbone(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
@@ -150,7 +152,7 @@ def test_a_text_model_is_no_backbone(tmp_path: Path) -> None:
         load_backbone(BackboneConfig(name=str(tmp_path)))
 
 
-def test_code_of_its_own_runs_on_request_only(remote_code_folder: Path) -> None:
+def test_remote_code_runs_on_request_only(remote_code_folder: Path) -> None:
     name = str(remote_code_folder)
     with pytest.raises(ModelError, match=r"backbone\.trust_remote_code: true"):
         load_backbone(BackboneConfig(name=name))
@@ -162,7 +164,7 @@ def test_code_of_its_own_runs_on_request_only(remote_code_folder: Path) -> None:
         load_backbone(BackboneConfig(name=name))
 
 
-def test_parts_of_a_batch_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_are_divided_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.arange(300.0).view(300, 1, 1, 1).expand(300, 3, 64, 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert [len(part) for part in cpu_parts(pixels)] == [60] * 5

@@ -1,4 +1,4 @@
-"""Gradient checkpointing and compilation of backbones, through pooling and LoRA."""
+"""Test gradient checkpointing and compilation of backbones with pooling and LoRA."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def with_lora(module: nn.Module) -> nn.Module:
     return adapted
 
 
-def backbone_of(kind: str, folder: Path) -> nn.Module:
+def make_backbone(kind: str, folder: Path) -> nn.Module:
     if kind == "timm":
         return timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
     name = str(save_vit(folder / kind, "Dinov2"))
@@ -37,41 +37,45 @@ def gradients(module: nn.Module) -> tuple[dict[str, torch.Tensor], torch.Tensor]
     module.zero_grad(set_to_none=True)
     torch.manual_seed(1)
     module(PIXELS).square().sum().backward()
-    found = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
-    return found, torch.rand(3)
+    grads = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+    return grads, torch.rand(3)
 
 
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
-def test_gradients_and_random_numbers_with_dropout_are_those_without_checkpointing(kind: str, tmp_path: Path) -> None:
-    module = with_lora(backbone_of(kind, tmp_path))
-    plain, next_numbers = gradients(module)
-    kept: list[torch.Tensor] = []
+def test_checkpointing_does_not_change_gradients_or_random_numbers(kind: str, tmp_path: Path) -> None:
+    module = with_lora(make_backbone(kind, tmp_path))
+    expected, next_numbers = gradients(module)
+    saved: list[torch.Tensor] = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
         return tensor
 
-    def count_kept() -> int:
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def count_saved() -> int:
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             module(PIXELS)
-        return len(kept)
+        return len(saved)
 
-    all_kept = count_kept()
+    saved_without_checkpointing = count_saved()
     assert set_checkpointing(module, True)
-    assert count_kept() < all_kept / 4
-    again, numbers_after = gradients(module)
-    assert plain and all(torch.equal(plain[name], again[name]) for name in plain) and plain.keys() == again.keys()
+    assert count_saved() < saved_without_checkpointing / 4
+    checkpointed, numbers_after = gradients(module)
+    assert (
+        expected
+        and all(torch.equal(expected[name], checkpointed[name]) for name in expected)
+        and expected.keys() == checkpointed.keys()
+    )
     assert torch.equal(next_numbers, numbers_after)
-    assert set_checkpointing(module, False) and count_kept() == all_kept
+    assert set_checkpointing(module, False) and count_saved() == saved_without_checkpointing
 
 
-def test_a_model_without_checkpointing_is_reported_and_unchanged() -> None:
+def test_set_checkpointing_returns_false_for_unsupported_models() -> None:
     assert not set_checkpointing(nn.Linear(2, 2), True)
 
 
-def test_a_compiled_backbone_keeps_its_names_and_can_be_undone() -> None:
-    module = with_lora(backbone_of("timm", Path())).eval()
+def test_compilation_keeps_parameter_names_and_is_undone() -> None:
+    module = with_lora(make_backbone("timm", Path())).eval()
     names, expected = list(module.state_dict()), module(PIXELS)
     calls: list[int] = []
 
@@ -87,8 +91,8 @@ def test_a_compiled_backbone_keeps_its_names_and_can_be_undone() -> None:
     assert torch.equal(module(PIXELS), expected) and not calls
 
 
-def test_a_failure_to_compile_is_an_error_in_evaluation_too_and_the_backbone_is_uncompiled_and_plain_again() -> None:
-    module = with_lora(backbone_of("timm", Path()))
+def test_the_backbone_is_restored_after_a_failed_compilation() -> None:
+    module = with_lora(make_backbone("timm", Path()))
     torch._dynamo.reset()
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> object:

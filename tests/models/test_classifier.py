@@ -43,8 +43,8 @@ def vlm(clip_folder: Path) -> VLM:
     return load_vlm(VLMConfig(name=str(clip_folder)))
 
 
-def trained(folder: Path | str, config: StudentConfig, tuning: str = "lora") -> tuple[Student, Backbone]:
-    """A student whose LoRA weights and heads are no longer at their start."""
+def perturbed_student(folder: Path | str, config: StudentConfig, tuning: str = "lora") -> tuple[Student, Backbone]:
+    """Build a student with noise added to its LoRA weights and heads."""
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=str(folder), pretrained=isinstance(folder, Path)))
     student = build_student(backbone, config, LoraConfig(rank=2), tuning, n_classes=3, joint_dim=24)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def export(
     folder: Path, timm_folder: Path | str, config: StudentConfig, vlm: VLM, **more: object
 ) -> tuple[Student, Backbone, Classifier]:
-    student, backbone = trained(timm_folder, config)
+    student, backbone = perturbed_student(timm_folder, config)
     rng = np.random.default_rng(0)
     text = {}
     if config.projector_layers:
@@ -92,7 +92,7 @@ def forward(
         StudentConfig(head="late_fusion", projector_layers=2),
     ],
 )
-def test_round_trip(
+def test_an_exported_classifier_gives_the_outputs_of_the_student(
     tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image], config: StudentConfig
 ) -> None:
     student, backbone, classifier = export(tmp_path / "c", timm_folder, config, vlm)
@@ -109,11 +109,11 @@ def test_round_trip(
     prompts.normal(size=24)
     embeddings = prompts.normal(size=(3, 24)).astype(np.float32)
     scores = vlm.logit_scale * unit(projected.double().numpy()) @ unit(embeddings.astype(float)).T
-    wanted = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    np.testing.assert_allclose(classifier.zero_shot(pictures), wanted, atol=1e-4)
+    expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    np.testing.assert_allclose(classifier.zero_shot(pictures), expected, atol=1e-4)
 
 
-def test_opens_in_plain_timm_and_transformers(
+def test_a_classifier_can_be_opened_in_timm_and_transformers(
     tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]
 ) -> None:
     from transformers import pipeline
@@ -128,14 +128,14 @@ def test_opens_in_plain_timm_and_transformers(
     with torch.no_grad():
         torch.testing.assert_close(model(torch.stack([transform(p) for p in pictures])), logits, atol=1e-4, rtol=1e-4)
     square = pictures[2]
-    found = {row["label"]: row["score"] for row in pipeline("image-classification", model=str(tmp_path / "c"))(square)}
-    wanted = dict(zip(CLASSES, forward(student, backbone, [square])[0].softmax(1)[0].tolist(), strict=True))
-    assert found == pytest.approx(wanted, abs=1e-4)
+    scores = {row["label"]: row["score"] for row in pipeline("image-classification", model=str(tmp_path / "c"))(square)}
+    expected = dict(zip(CLASSES, forward(student, backbone, [square])[0].softmax(1)[0].tolist(), strict=True))
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
-def test_other_families_fully_tuned(tmp_path: Path, vlm: VLM, name: str) -> None:
-    student, backbone = trained(name, LINEAR, "full")
+def test_fully_tuned_convolutional_networks_can_be_opened_in_timm(tmp_path: Path, vlm: VLM, name: str) -> None:
+    student, backbone = perturbed_student(name, LINEAR, "full")
     export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info=vlm.describe())
     model = timm.create_model(f"local-dir:{tmp_path / 'c'}", pretrained=True).eval()
     pixels = torch.randn(2, 3, backbone.preprocess.size, backbone.preprocess.size)
@@ -143,17 +143,17 @@ def test_other_families_fully_tuned(tmp_path: Path, vlm: VLM, name: str) -> None
         torch.testing.assert_close(model(pixels), student(pixels).logits, atol=1e-3, rtol=1e-3)
 
 
-def test_linear_head_over_a_backbone_without_a_plain_one(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+def test_a_linear_head_is_stored_separately_for_other_backbones(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
     from dataclasses import replace
 
-    student, backbone = trained(timm_folder, LINEAR)
+    student, backbone = perturbed_student(timm_folder, LINEAR)
     export_classifier(
         student, replace(backbone, plain_head=False), tmp_path / "c", classes=CLASSES, vlm_info=vlm.describe()
     )
     assert set(load_file(tmp_path / "c" / "heads.safetensors")) == {"image_head.weight", "image_head.bias"}
 
 
-def test_the_folder_holds_what_it_should_and_no_more(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+def test_files_of_an_exported_classifier(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
     import peft
 
     folder = tmp_path / "c"
@@ -179,14 +179,14 @@ def test_the_folder_holds_what_it_should_and_no_more(tmp_path: Path, timm_folder
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
+def test_zero_shot_with_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
     export(tmp_path / "c", timm_folder, LINEAR, vlm)
     classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name)
     texts = {"fat": ["adipose tissue", "an image of adipose tissue"], "slime": "mucin"}
     mean = load_file(tmp_path / "c" / "zero_shot.safetensors")["text_mean"].numpy()
     raw = {name: vlm.encode_texts([t] if isinstance(t, str) else t).numpy() for name, t in texts.items()}
-    wanted = np.stack([unit(unit(unit(v) - mean).mean(0)) for v in raw.values()])
-    np.testing.assert_allclose(classifier.prompt_embeddings(texts), wanted, atol=1e-5)
+    expected = np.stack([unit(unit(unit(vectors) - mean).mean(0)) for vectors in raw.values()])
+    np.testing.assert_allclose(classifier.prompt_embeddings(texts), expected, atol=1e-5)
     from_texts = classifier.zero_shot(pictures, texts)
     assert from_texts.shape == (4, 2)
     arrays = {name: np.array([text] if isinstance(text, str) else text) for name, text in texts.items()}
@@ -199,7 +199,7 @@ def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list
     with pytest.raises(DataError, match="24 dimensions"):
         classifier.zero_shot(pictures, {"a": np.zeros(5)})
     with pytest.raises(DataError, match=r"(?s)not a string.*prompts\['classes'\].*prompt file by its path"):
-        # `__wrapped__` is the function without the type checks of the tests
+        # `__wrapped__` bypasses jaxtyping's run-time checks.
         Classifier._embed_class.__wrapped__(classifier, "classes", {"tumour": ["carcinoma"]})
     for value in (0, np.nan):
         with pytest.raises(DataError, match="zero or not finite"):
@@ -208,7 +208,7 @@ def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list
         classifier.zero_shot(pictures, {"a": []})
 
 
-def test_prompts_that_are_truncated_are_counted(
+def test_truncated_prompts_are_counted(
     tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image], caplog: pytest.LogCaptureFixture
 ) -> None:
     export(tmp_path / "c", timm_folder, LINEAR, vlm)
@@ -223,24 +223,24 @@ def test_prompts_that_are_truncated_are_counted(
     ]
 
 
-def test_absent_and_foreign_vlm(
+def test_a_missing_or_different_vlm_is_an_error(
     tmp_path: Path, timm_folder: Path, open_clip_folder: Path, vlm: VLM, pictures: list[Image.Image]
 ) -> None:
     export(tmp_path / "c", timm_folder, LINEAR, vlm)
     texts = {"fat": ["adipose"], "slime": ["mucin"]}
-    absent = clipit.load_classifier(tmp_path / "c", "cpu")
-    assert absent.zero_shot(pictures).shape == (4, 3)
+    without_vlm = clipit.load_classifier(tmp_path / "c", "cpu")
+    assert without_vlm.zero_shot(pictures).shape == (4, 3)
     with pytest.raises(ModelError, match="vlm=NAME_OR_FOLDER"):
-        absent.zero_shot(pictures, texts)
-    gone = clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(tmp_path / "gone"))
+        without_vlm.zero_shot(pictures, texts)
+    with_missing_vlm = clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(tmp_path / "gone"))
     with pytest.raises(ModelError, match=r"(?s)gone, which cannot be loaded.*vlm=NAME_OR_FOLDER"):
-        gone.zero_shot(pictures, texts)
+        with_missing_vlm.zero_shot(pictures, texts)
     with pytest.raises(ModelError, match="is not the VLM used in training"):
         clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(open_clip_folder)).zero_shot(pictures, texts)
     assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name).zero_shot(pictures, texts).shape == (4, 2)
 
 
-def test_new_prompts_get_the_gelu_of_the_training(
+def test_new_prompts_use_the_gelu_of_training(
     tmp_path: Path, timm_folder: Path, open_clip_folder: Path, pictures: list[Image.Image]
 ) -> None:
     quick = load_vlm(VLMConfig(name=str(open_clip_folder), quick_gelu=True))
@@ -250,10 +250,12 @@ def test_new_prompts_get_the_gelu_of_the_training(
     export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info=quick.describe())
     classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=quick.name)
     scores = classifier.zero_shot(pictures, {"a": "mucin", "b": "stroma"})
-    assert scores.shape == (4, 2)  # of another GELU the fingerprint is another, which is refused
+    assert scores.shape == (4, 2)  # with a different GELU, the fingerprint would differ and be rejected
 
 
-def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
+def test_images_may_be_paths_arrays_or_pillow_images(
+    tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]
+) -> None:
     _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
     picture = pictures[2]
     picture.save(tmp_path / "a.png")
@@ -261,23 +263,23 @@ def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures
     rows = classifier.predict_proba(mixed)
     assert np.abs(rows - rows[0]).max() < 1e-6
     assert classifier.predict_proba([]).shape == (0, 3)
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    for bad, words in [
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    for invalid, words in [
         (tmp_path / "cut.png", r"cut\.png"),
         (tmp_path / "gone.png", r"gone\.png"),
         (np.zeros((4, 4)), r"images\[1\]"),
     ]:
         with pytest.raises(DataError, match=words):
-            classifier.predict([picture, bad])
+            classifier.predict([picture, invalid])
     with Image.open(tmp_path / "cut.png") as opened, pytest.raises(DataError, match=r"cut\.png"):
         classifier.predict([opened])
     with pytest.raises(DataError, match="list"):
         classifier.predict(str(tmp_path / "a.png"))  # type: ignore[arg-type]
 
 
-def test_arguments_of_another_type_are_named() -> None:
-    # `__wrapped__` is the function without the type checks of the tests
+def test_arguments_of_the_wrong_type_are_errors() -> None:
+    # `__wrapped__` bypasses jaxtyping's run-time checks.
     pixels = np.zeros((2, 3, 32, 32), dtype=np.float32)
     assert require_pixels(torch.from_numpy(pixels)).shape == (2, 3, 32, 32)
     for wrong in (pixels, torch.zeros(3, 32, 32), [pixels], "a.png", None, {"pixels": pixels}):
@@ -290,17 +292,17 @@ def test_arguments_of_another_type_are_named() -> None:
             parse_dtype.__wrapped__(value)
 
 
-def test_series_and_generators_are_read_in_their_order(pictures: list[Image.Image]) -> None:
+def test_series_and_iterators_are_read_in_order(pictures: list[Image.Image]) -> None:
     for images in (pd.Series(pictures[:3], index=[2, 0, 1]), iter(pictures[:3])):
         count, read = open_pictures(images)
         assert count == 3
         assert [read(row).tobytes() for row in range(3)] == [p.convert("RGB").tobytes() for p in pictures[:3]]
 
 
-def test_an_image_that_was_loaded_before_is_judged_by_its_file(
+def test_images_that_are_already_loaded_are_validated_from_their_file(
     tmp_path: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow forgets the bit depth of an image that it has loaded, and missing data that a package let it skip."""
+    """Loaded Pillow images no longer have the bit depth of the file, or may have skipped missing data."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     pictures[0].convert("RGB").resize((200, 200)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-2000])
@@ -321,18 +323,18 @@ def test_an_image_that_was_loaded_before_is_judged_by_its_file(
 
 
 @pytest.mark.parametrize("images", [{"a": "a.png"}, {"a.png", "b.png"}])
-def test_images_without_an_order_or_in_a_mapping_are_refused(images: Any) -> None:
+def test_sets_and_mappings_of_images_are_errors(images: Any) -> None:
     with pytest.raises(DataError, match="expected a list of images"):
         open_pictures(images)
 
 
 @pytest.mark.parametrize("empty", [np.zeros((0, 4, 3), np.uint8), Image.new("RGB", (4, 0))])
-def test_an_image_without_pixels_is_refused(empty: Any) -> None:
+def test_an_image_without_pixels_is_an_error(empty: Any) -> None:
     with pytest.raises(DataError, match=r"shape \(0, 4, 3\)|no pixels \(4 x 0\)"):
         open_pictures([empty])[1](0)
 
 
-def test_empty_prompts_are_refused(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
+def test_empty_prompts_are_errors(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
     export(tmp_path / "c", timm_folder, LINEAR, vlm)
     classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name)
     for texts in ("", ["gland", " "]):
@@ -340,7 +342,7 @@ def test_empty_prompts_are_refused(tmp_path: Path, timm_folder: Path, vlm: VLM, 
             classifier.zero_shot(pictures, {"gland": texts, "stroma": ["x"]})
 
 
-def test_folders_and_zips_are_read_in_the_order_of_their_paths(
+def test_folders_and_zips_are_read_in_sorted_order(
     tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]
 ) -> None:
     _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
@@ -358,27 +360,27 @@ def test_folders_and_zips_are_read_in_the_order_of_their_paths(
         assert classifier.predict(source) == classifier.predict(listed)
 
 
-def test_slides_are_refused_with_the_function_that_reads_them(tmp_path: Path) -> None:
+def test_slides_are_errors_with_advice(tmp_path: Path) -> None:
     slide = tmp_path / "a.svs"
     slide.touch()
-    for given in (slide, str(slide), [slide], tmp_path):
+    for images in (slide, str(slide), [slide], tmp_path):
         with pytest.raises(DataError, match=r"(?s)be classified as one image: a.svs.*clipit.predict\(classifier"):
-            open_pictures(given)
+            open_pictures(images)
     with pytest.raises(DataError, match="does not exist"):
         open_pictures(tmp_path / "absent.svs")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    assert open_pictures(tmp_path)[0] == 1, "a slide beside images is skipped as other files are"
+    assert open_pictures(tmp_path)[0] == 1, "a slide among images should be skipped"
     write_slide(tmp_path / "p.tif", picture())
     write_ome(tmp_path / "o.tif", picture())
     write_slide(tmp_path / "flat.tif", picture(), levels=1)
-    for given in ([tmp_path / "b.png", tmp_path / "p.tif", tmp_path / "o.tif"], tmp_path):
+    for images in ([tmp_path / "b.png", tmp_path / "p.tif", tmp_path / "o.tif"], tmp_path):
         with pytest.raises(DataError, match=r"cannot be classified as one image: (p|o).tif, (p|o).tif"):
-            open_pictures(given)
+            open_pictures(images)
     assert open_pictures([tmp_path / "b.png", tmp_path / "flat.tif"])[0] == 2
 
 
-def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
-    student, backbone = trained(timm_folder, LINEAR)
+def test_inconsistent_exports_are_errors(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    student, backbone = perturbed_student(timm_folder, LINEAR)
     with pytest.raises(ModelError, match="2 class names"):
         export_classifier(student, backbone, tmp_path / "c", classes=("a", "b"))
     with pytest.raises(ModelError, match="prompt set x"):
@@ -397,8 +399,8 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_exporting_again_replaces_and_leaves_the_student_alone(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
-    student, backbone = trained(timm_folder, LINEAR)
+def test_exporting_again_replaces_the_folder_and_keeps_the_student(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    student, backbone = perturbed_student(timm_folder, LINEAR)
     student.train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     for _ in range(2):
@@ -408,7 +410,7 @@ def test_exporting_again_replaces_and_leaves_the_student_alone(tmp_path: Path, t
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_importing_clipit_stays_light() -> None:
+def test_importing_clipit_does_not_import_torch() -> None:
     code = "import clipit, sys; clipit.errors if hasattr(clipit, 'errors') else 0; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert "load_classifier" in dir(clipit)
@@ -439,12 +441,12 @@ def test_importing_clipit_stays_light() -> None:
         ("Hibou", "cls", "late_fusion", False),
     ],
 )
-def test_every_family_goes_through(
+def test_every_family_can_be_adapted_exported_and_loaded(
     tmp_path: Path, vision_folders: dict[str, Path], family: str, pooling: str, head: str, plain: bool
 ) -> None:
-    """Load, add LoRA, one step, export, reload: equal logits, without a network.
+    """Logits are unchanged after one training step, export and reload, without a network.
 
-    transformers' pipeline gives the same classes, or does not open the folder.
+    The pipeline of transformers gives equal scores, or rejects the folder.
     """
     import transformers
     from transformers import pipeline
@@ -461,25 +463,25 @@ def test_every_family_goes_through(
     check_gradients(student.backbone)
     optimizer.step()
     with torch.no_grad():
-        wanted = student(pixels)
-    assert not torch.allclose(before, wanted.logits, atol=1e-3)
+        trained = student(pixels)
+    assert not torch.allclose(before, trained.logits, atol=1e-3)
     folder = export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
     classifier = clipit.load_classifier(folder, device="cpu")
     logits, projected = classifier.forward(pixels)
-    torch.testing.assert_close(logits, wanted.logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(projected, wanted.projected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, trained.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(projected, trained.projected, atol=1e-4, rtol=1e-4)
     spec = classifier.spec
     assert spec.plain == plain and (folder / "heads.safetensors").exists() != plain
     assert spec.loader == ("timm" if family in ("fused", "registers", "tokens") else "transformers")
-    differs = (family, pooling) in (("ViT", "cls_mean"), ("Beit", "cls"))  # from transformers' classifier
+    differs = (family, pooling) in (("ViT", "cls_mean"), ("Beit", "cls"))  # transformers pools differently
     opens = head == "linear" and (plain or spec.loader == "transformers") and not differs
     assert ("load_classifier" not in spec.export_note) == opens and spec.loader in spec.export_note
     if opens:
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
         rows = pipeline("image-classification", model=str(folder))(picture)
-        found = {row["label"]: row["score"] for row in rows}
+        scores = {row["label"]: row["score"] for row in rows}
         expected = dict(zip(CLASSES, classifier.predict_proba([picture])[0].tolist(), strict=True))
-        assert found == pytest.approx(expected, abs=1e-3)
+        assert scores == pytest.approx(expected, abs=1e-3)
     else:
         reason = "no classifier head" if spec.loader == "timm" else r"model type .open with clipit\.load_classifier."
         with pytest.raises(ValueError, match=reason):
@@ -490,7 +492,7 @@ def test_every_family_goes_through(
     if plain:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         with torch.no_grad():
-            torch.testing.assert_close(model(pixels), wanted.logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(model(pixels), trained.logits, atol=1e-4, rtol=1e-4)
     elif spec.loader == "transformers":
         name = type(inner).__name__
         assert opens or f"transformers.{name}.from_pretrained(FOLDER) loads only the adapted" in spec.export_note
@@ -498,11 +500,11 @@ def test_every_family_goes_through(
         with torch.no_grad():
             tokens = inner(pixel_values=pixels).last_hidden_state
             torch.testing.assert_close(model(pixel_values=pixels).last_hidden_state, tokens, atol=1e-4, rtol=1e-4)
-        again = load_backbone(BackboneConfig(name=str(folder)))
-        assert again.preprocess == backbone.preprocess
+        reloaded = load_backbone(BackboneConfig(name=str(folder)))
+        assert reloaded.preprocess == backbone.preprocess
 
 
-def test_no_path_of_this_machine_and_modes_by_the_umask(
+def test_exports_contain_no_local_paths_and_respect_the_umask(
     tmp_path: Path, vision_folders: dict[str, Path], clip_folder: Path, vlm: VLM
 ) -> None:
     for family, name in (("fused", "{}"), ("ViT", "transformers:{}"), ("Dinov2", "{}")):
@@ -533,7 +535,7 @@ def test_public_names(name: str, public: str) -> None:
     assert public_name(name) == public
 
 
-def test_code_of_its_own_is_exported_and_asked_for(tmp_path: Path, remote_code_folder: Path) -> None:
+def test_remote_code_is_exported_and_requires_trust(tmp_path: Path, remote_code_folder: Path) -> None:
     from transformers import pipeline
 
     torch.manual_seed(0)
@@ -545,7 +547,8 @@ def test_code_of_its_own_is_exported_and_asked_for(tmp_path: Path, remote_code_f
     folder = export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
     with pytest.raises(ModelError, match="trust_remote_code=True"):
         clipit.load_classifier(folder, device="cpu")
-    with pytest.raises(ValueError, match="Unrecognized configuration class"):  # no classifier with a random head
+    # An error is better than a classifier with a random head.
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
         pipeline("image-classification", model=str(folder), trust_remote_code=True)
     shutil.rmtree(remote_code_folder)
     pixels = torch.randn(2, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""A loaded classifier on a different device, in bfloat16, and compiled: it predicts as before."""
+"""Test that predictions are unchanged on another device, in bfloat16 and after compilation."""
 
 from pathlib import Path
 
@@ -29,11 +29,11 @@ def folder(
     return export_classifier(student.eval(), backbone, tmp_path_factory.mktemp("c") / "c", classes=("a", "b", "c"))
 
 
-def test_bfloat16_halves_the_backbone_and_keeps_the_probabilities(folder: Path, pictures: list[Image.Image]) -> None:
+def test_bfloat16_gives_similar_probabilities(folder: Path, pictures: list[Image.Image]) -> None:
     exact, half = clipit.load_classifier(folder, "cpu"), clipit.load_classifier(folder, "cpu", dtype="bf16")
     assert exact.dtype == torch.float32 and half.dtype == torch.bfloat16
-    probabilities, wanted = half.predict_proba(pictures), exact.predict_proba(pictures)
-    assert 0 < np.abs(probabilities - wanted).max() < 0.02
+    probabilities, expected = half.predict_proba(pictures), exact.predict_proba(pictures)
+    assert 0 < np.abs(probabilities - expected).max() < 0.02
     logits, projected = half.forward(torch.zeros(2, 3, 32, 32))
     assert logits.dtype == torch.float32 and projected is not None and projected.dtype == torch.float32
     np.testing.assert_array_equal(exact.to(dtype=torch.bfloat16).predict_proba(pictures), probabilities)
@@ -41,21 +41,21 @@ def test_bfloat16_halves_the_backbone_and_keeps_the_probabilities(folder: Path, 
         exact.to(dtype="float16")
 
 
-def test_another_device_and_back(folder: Path, pictures: list[Image.Image]) -> None:
+def test_a_classifier_can_be_moved_between_devices(folder: Path, pictures: list[Image.Image]) -> None:
     classifier = clipit.load_classifier(folder, "cpu")
-    wanted = classifier.predict_proba(pictures)
+    expected = classifier.predict_proba(pictures)
     assert classifier.to("meta").device == torch.device("meta")
     assert {tensor.device.type for tensor in classifier.network.parameters()} == {"meta"}
     with pytest.raises(ModelError, match="device cannot be used"):
         classifier.to("cuda:99")
     if torch.cuda.is_available():
         moved = clipit.load_classifier(folder, "cpu").to("cuda")
-        np.testing.assert_allclose(moved.predict_proba(pictures), wanted, atol=1e-3)
-        np.testing.assert_allclose(moved.to("cpu").predict_proba(pictures), wanted, atol=1e-6)
+        np.testing.assert_allclose(moved.predict_proba(pictures), expected, atol=1e-3)
+        np.testing.assert_allclose(moved.to("cpu").predict_proba(pictures), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("folder", ["timm"], indirect=True)
-def test_compiled_it_predicts_the_same_for_any_batch(
+def test_a_compiled_classifier_gives_equal_probabilities(
     folder: Path, pictures: list[Image.Image], traceable: None
 ) -> None:
     plain, compiled = clipit.load_classifier(folder, "cpu"), clipit.load_classifier(folder, "cpu")
@@ -64,7 +64,7 @@ def test_compiled_it_predicts_the_same_for_any_batch(
 
 
 @pytest.mark.parametrize("folder", ["timm"], indirect=True)
-def test_a_failure_of_the_compiler_is_explained_and_leaves_the_classifier_usable(
+def test_a_classifier_remains_usable_after_a_failed_compilation(
     folder: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compiled(_: torch.Tensor) -> None:

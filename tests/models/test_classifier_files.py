@@ -1,4 +1,4 @@
-"""Damaged, mislabelled and outdated classifier folders: one clear error each."""
+"""Test errors for damaged, inconsistent and outdated classifier folders."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ CLASSES = ("adipose", "mucin", "tumour")
 
 @pytest.fixture(scope="module")
 def exported(timm_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A plain classifier with prompts, and one with late fusion."""
+    """Exported classifiers with prompts, one with a linear head and one with late fusion."""
     folders = {}
     vlm = load_vlm(VLMConfig(name=str(clip_folder)))
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def load(folder: Path) -> None:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change `clipit.json`, with a digest that fits."""
+    """Change `clipit.json` and update its digest."""
     values = json.loads((folder / "clipit.json").read_text())
     change(values)
     values.pop("sha256", None)
@@ -73,20 +73,20 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def rewrite(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change a file of weights, with a checksum that fits."""
+    """Change a weights file and update its checksum."""
     tensors = load_file(folder / name)
     change(tensors)
     save_file(tensors, folder / name)
     write_spec(folder, replace(read_spec(folder)))
 
 
-def test_untouched(folder: Path) -> None:
+def test_an_intact_folder_can_be_loaded(folder: Path) -> None:
     load(folder)
-    shutil.rmtree(folder / "adapter")  # only for peft
+    shutil.rmtree(folder / "adapter")  # used by peft only
     load(folder)
 
 
-def test_a_flipped_bit_in_any_file(folder: Path) -> None:
+def test_a_flipped_bit_in_any_file_is_an_error(folder: Path) -> None:
     for path in [path for path in folder.iterdir() if path.is_file()]:
         content = path.read_bytes()
         for position in (len(content) // 3, len(content) // 2, len(content) - 40):
@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_any_file(folder: Path) -> None:
     load(folder)
 
 
-def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
+def test_missing_and_replaced_files_are_errors(plain: Path, timm_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"clipit\.json is missing"):
         load(timm_folder)
     (plain / "zero_shot.safetensors").rename(plain / "other")
@@ -160,20 +160,20 @@ def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
         (lambda v: v["files"].update({"../../x": "0"}), "outside the folder"),
     ],
 )
-def test_every_field_is_checked(folder: Path, change: Callable[[dict[str, Any]], object], words: str) -> None:
+def test_every_field_is_validated(folder: Path, change: Callable[[dict[str, Any]], object], words: str) -> None:
     edit(folder, change)
     with pytest.raises(ModelError, match=words):
         load(folder)
 
 
-def test_an_input_size_that_the_backbone_does_not_accept(folder: Path) -> None:
+def test_an_input_size_that_the_backbone_does_not_support_is_an_error(folder: Path) -> None:
     classifier = clipit.load_classifier(folder, "cpu")
     spec = replace(classifier.spec, preprocess=classifier.spec.preprocess.at(1))
     with pytest.raises(ModelError, match="does not map images of 1 x 1 pixels to 32 features"):
         check_network(spec, classifier.network, folder)
 
 
-def test_classes_in_another_order(plain: Path, exported: dict[str, Path], tmp_path: Path) -> None:
+def test_a_changed_class_order_is_an_error(plain: Path, exported: dict[str, Path], tmp_path: Path) -> None:
     edit(plain, lambda values: values.update(classes=list(reversed(CLASSES))))
     with pytest.raises(ModelError, match=r"classes are tumour, mucin, adipose in clipit\.json, but adipose"):
         load(plain)
@@ -189,22 +189,25 @@ def test_classes_in_another_order(plain: Path, exported: dict[str, Path], tmp_pa
     [("model.safetensors", "head.bias"), ("zero_shot.safetensors", "projector.weight"),
      ("zero_shot.safetensors", "text_mean")],
 )  # fmt: skip
-def test_weights_that_are_not_finite(plain: Path, name: str, key: str) -> None:
+def test_weights_that_are_not_finite_are_an_error(plain: Path, name: str, key: str) -> None:
     rewrite(plain, name, lambda tensors: tensors[key].view(-1)[0].fill_(float("nan")))
     with pytest.raises(ModelError, match=f"not finite: {key}"):
         load(plain)
 
 
-def test_heads_of_another_size(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_a_head_of_a_different_shape_is_an_error(exported: dict[str, Path], tmp_path: Path) -> None:
     other = Path(shutil.copytree(exported["late_fusion"], tmp_path / "d"))
     rewrite(other, "heads.safetensors", lambda tensors: tensors.update({"image_head.weight": torch.zeros(4, 32)}))
     with pytest.raises(ModelError, match=r"image_head\.weight is \(4, 32\), not \(3, 32\)"):
         load(other)
 
 
-def test_another_format(plain: Path) -> None:
-    for found, words in ((1, r"format 1; it was written before.*export or train it again"), (None, "format None")):
-        edit(plain, lambda values, found=found: values.update(format=found))
+def test_an_unknown_or_damaged_format_is_an_error(plain: Path) -> None:
+    for format_number, words in (
+        (1, r"format 1; it was written before.*export or train it again"),
+        (None, "format None"),
+    ):
+        edit(plain, lambda values, format_number=format_number: values.update(format=format_number))
         with pytest.raises(ModelError, match=f"(?s){words}"):
             load(plain)
     for content in ("[", "[" * 100_000):
@@ -213,7 +216,7 @@ def test_another_format(plain: Path) -> None:
             load(plain)
 
 
-def test_a_device_that_is_not_there(plain: Path) -> None:
+def test_an_unavailable_device_is_an_error(plain: Path) -> None:
     for device in ("cuda:7", "gpu", "meta:x"):
         with pytest.raises(ModelError, match=f"(?s)device cannot be used.*device='{device}'.*use one of: cpu"):
             clipit.load_classifier(plain, device)

@@ -1,4 +1,4 @@
-"""CONCH and MUSK: with their packages when they can be imported, and the errors when they cannot."""
+"""Test CONCH and MUSK against their packages, and the errors if these are not installed."""
 
 import copy
 import importlib.util
@@ -25,7 +25,7 @@ from clipit.models.vlm_specs import VLMS
 needs_conch = pytest.mark.skipif(importlib.util.find_spec("conch") is None, reason="the package conch is not installed")
 needs_musk = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("musk", "fairscale", "einops", "sentencepiece")),
-    reason="the package musk or what it needs is not installed",
+    reason="the package musk or one of its dependencies is not installed",
 )
 LONG = "well differentiated adenocarcinoma of the colon " * 40
 
@@ -39,13 +39,13 @@ def load(name: str, path: Path | None = None) -> VLM:
     [("conch", "conch", "git+https://github.com/mahmoodlab/CONCH.git"),
      ("musk", "musk", "git+https://github.com/lilab-stanford/MUSK.git")],
 )  # fmt: skip
-def test_without_the_package(name: str, package: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error(name: str, package: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == package else find(wanted))
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None if module == package else find(module))
     with pytest.raises(ModelError, match="not installed") as caught:
         load(name)
     assert address in str(caught.value) and VLMS[name].page in str(caught.value)
-    with pytest.raises(ModelError, match="not installed"):  # before data are read
+    with pytest.raises(ModelError, match="not installed"):  # before any data is read
         check_vlm_name(VLMConfig(name=name))
 
 
@@ -57,7 +57,7 @@ def conch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @needs_conch
-def test_conch_equals_its_package(conch_folder: Path, pictures: list[Image.Image]) -> None:
+def test_conch_gives_the_embeddings_of_its_package(conch_folder: Path, pictures: list[Image.Image]) -> None:
     factory = optional_module("conch.open_clip_custom")
     file = conch_folder / "pytorch_model.bin"
     model, transform = factory.create_model_from_pretrained(copy.deepcopy(CONCH), str(file))
@@ -66,22 +66,22 @@ def test_conch_equals_its_package(conch_folder: Path, pictures: list[Image.Image
     assert (vlm.joint_dim, vlm.raw_dim, vlm.context_length, vlm.expected_mpp) == (16, 16, 127, 0.5)
     assert load("conch", file).fingerprint == vlm.fingerprint
     pixels = torch.from_numpy(np.stack([vlm.preprocess.pixels(picture) for picture in pictures]))
-    theirs = torch.stack([transform(picture) for picture in pictures])
-    torch.testing.assert_close(vlm.preprocess.normalise(pixels), theirs, atol=1e-5, rtol=0)
+    expected_pixels = torch.stack([transform(picture) for picture in pictures])
+    torch.testing.assert_close(vlm.preprocess.normalise(pixels), expected_pixels, atol=1e-5, rtol=0)
     unit = torch.nn.functional.normalize
     with torch.no_grad():
-        joint = model.encode_image(theirs, proj_contrast=True, normalize=True)
-        raw = model.encode_image(theirs, proj_contrast=False, normalize=False)
+        joint = model.encode_image(expected_pixels, proj_contrast=True, normalize=True)
+        raw = model.encode_image(expected_pixels, proj_contrast=False, normalize=False)
         texts = model.encode_text(token_ids(conch_tokenizer(), ["adenocarcinoma", LONG], 128), normalize=True)
     torch.testing.assert_close(unit(vlm.encode_images(pixels), dim=1), joint, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(vlm.encode_images(pixels, space="raw"), raw, atol=1e-5, rtol=1e-4)
-    found = vlm.encode_texts(["adenocarcinoma", LONG], truncate=True)
-    torch.testing.assert_close(unit(found, dim=1), texts, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(found.norm(dim=1), torch.ones(2), atol=1e-3)
+    embeddings = vlm.encode_texts(["adenocarcinoma", LONG], truncate=True)
+    torch.testing.assert_close(unit(embeddings, dim=1), texts, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-3)
 
 
 @needs_conch
-def test_conch_tokens(conch_folder: Path) -> None:
+def test_token_counts_of_conch(conch_folder: Path) -> None:
     vlm = load("conch", conch_folder)
     tokenizer = conch_tokenizer()
     ids = token_ids(tokenizer, ["adenocarcinoma", LONG], 128)
@@ -95,13 +95,13 @@ def test_conch_tokens(conch_folder: Path) -> None:
 
 
 @needs_conch
-def test_conch_files_that_do_not_fit(conch_folder: Path, tmp_path: Path) -> None:
+def test_incomplete_or_different_conch_files_are_errors(conch_folder: Path, tmp_path: Path) -> None:
     file = conch_folder / "pytorch_model.bin"
     weights = torch.load(file, weights_only=True)
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "wrapped.pt")
     assert load("conch", tmp_path / "wrapped.pt").fingerprint == load("conch", file).fingerprint
-    lacking = {name: value for name, value in weights.items() if name != "visual.proj_contrast"}
-    torch.save(lacking, tmp_path / "lacking.pt")
+    incomplete = {name: value for name, value in weights.items() if name != "visual.proj_contrast"}
+    torch.save(incomplete, tmp_path / "lacking.pt")
     with pytest.raises(ModelError, match=r"visual\.proj_contrast is missing"):
         load("conch", tmp_path / "lacking.pt")
     torch.save({**weights, "text.ln_final.weight": torch.zeros(5)}, tmp_path / "shapes.pt")
@@ -113,7 +113,7 @@ def test_conch_files_that_do_not_fit(conch_folder: Path, tmp_path: Path) -> None
 
 
 @needs_conch
-def test_conch_as_published_is_what_the_table_says() -> None:
+def test_the_published_conch_matches_the_table() -> None:
     from clipit.models.conch_vlm import _config
 
     config = _config(VLMS["conch"].loader["config"])
@@ -127,7 +127,7 @@ def test_conch_as_published_is_what_the_table_says() -> None:
 
 @pytest.fixture
 def musk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """A small model of the package, whose weights are in `tmp_path`."""
+    """Build a small model with the package, and write its weights to `tmp_path`."""
     from safetensors.torch import save_file
     from timm.models import register_model
 
@@ -150,7 +150,9 @@ def musk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
 
 
 @needs_musk
-def test_musk_equals_its_package(tmp_path: Path, musk: torch.nn.Module, pictures: list[Image.Image]) -> None:
+def test_musk_gives_the_embeddings_of_its_package(
+    tmp_path: Path, musk: torch.nn.Module, pictures: list[Image.Image]
+) -> None:
     model, vlm = musk, load("musk", tmp_path)
     assert (vlm.joint_dim, vlm.raw_dim, vlm.context_length) == (16, 16, 100)
     pixels = torch.from_numpy(np.stack([vlm.preprocess.pixels(picture) for picture in pictures]))
@@ -170,19 +172,19 @@ def test_musk_equals_its_package(tmp_path: Path, musk: torch.nn.Module, pictures
 
 @needs_conch
 @pytest.mark.parametrize("tuning", ["lora", "projection"])
-def test_an_adapter_of_conch(conch_folder: Path, tuning: Tuning) -> None:
+def test_an_adapter_of_conch_can_be_written_and_loaded(conch_folder: Path, tuning: Tuning) -> None:
     check_adapter(VLMConfig(name="conch", path=str(conch_folder)), conch_folder, tuning)
 
 
 @needs_musk
 @pytest.mark.usefixtures("musk")
 @pytest.mark.parametrize("tuning", ["lora", "projection"])
-def test_an_adapter_of_musk(tmp_path: Path, tuning: Tuning) -> None:
+def test_an_adapter_of_musk_can_be_written_and_loaded(tmp_path: Path, tuning: Tuning) -> None:
     check_adapter(VLMConfig(name="musk", path=str(tmp_path)), tmp_path, tuning)
 
 
 def check_adapter(config: VLMConfig, folder: Path, tuning: Tuning) -> None:
-    """Both towers change, and the written adapter gives the same embeddings; no merged copy is written."""
+    """Check that both towers are adapted, and that only an adapter is written that gives equal embeddings."""
     vlm = load_vlm(config)
     pixels = torch.randn(2, 3, vlm.preprocess.size, vlm.preprocess.size)
 
@@ -195,7 +197,7 @@ def check_adapter(config: VLMConfig, folder: Path, tuning: Tuning) -> None:
     for weight in adapted.trainable().values():
         weight.data += torch.randn_like(weight) * 0.05
     expected = embed(vlm.towers)
-    assert all((one - other).abs().max() > 1e-3 for one, other in zip(expected, before, strict=True))
+    assert all((embedding - other).abs().max() > 1e-3 for embedding, other in zip(expected, before, strict=True))
     written = export_vlm(vlm, config, adapted, folder / "adapted")
     assert written.merged is None
     torch.testing.assert_close(embed(load_vlm(written.config).towers), expected, atol=1e-5, rtol=1e-5)

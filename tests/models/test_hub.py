@@ -1,4 +1,4 @@
-"""Loading from a Hub that does not answer: one short question, one error, no lines about retries."""
+"""Test loading from an unreachable Hub: one short request, one error, and no messages about retries."""
 
 import logging
 import socket
@@ -19,7 +19,7 @@ from clipit.models.vlm import load_vlm
 
 @pytest.fixture(autouse=True)
 def online(offline: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing keeps the client from asking but the address, on this machine, where nobody answers."""
+    """Switch the client online, with a local endpoint that refuses connections."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     loading.hub_is_reachable.cache_clear()
@@ -28,7 +28,7 @@ def online(offline: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["phikon", "h-optimus-0", "test_vit"])
-def test_a_backbone_without_a_network(
+def test_loading_a_backbone_without_a_network_is_an_error(
     name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = time.monotonic()
@@ -39,19 +39,19 @@ def test_a_backbone_without_a_network(
     assert constants.HF_HUB_OFFLINE is False
 
 
-def test_a_vlm_without_a_network() -> None:
+def test_loading_a_vlm_without_a_network_is_an_error() -> None:
     before = time.monotonic()
     with pytest.raises(ModelError, match=r"Hub cannot be reached"):
         load_vlm(VLMConfig(name="plip"))
     assert time.monotonic() - before < 30
 
 
-def test_the_question_is_asked_once_and_any_status_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_hub_is_requested_once_and_any_status_counts_as_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = []
 
     class Refuse(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(403)
 
         def log_message(self, *_: object) -> None:
@@ -68,12 +68,12 @@ def test_the_question_is_asked_once_and_any_status_is_an_answer(monkeypatch: pyt
     finally:
         server.shutdown()
         server.server_close()
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
-def test_a_hub_that_keeps_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+def test_a_hub_that_does_not_respond_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(loading, "_HUB_TIMEOUT_S", 0.2)
         before = time.monotonic()
         with loading.hub_access():

@@ -1,4 +1,4 @@
-"""Upload of classifiers to the Hub and download from it, against a local server that answers as the Hub does."""
+"""Test uploading classifiers to the Hub and downloading them, with a local server that imitates the Hub."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ from clipit.models.student import build_student
 
 @dataclass
 class Hub:
-    """The requests and files of the stand-in."""
+    """Requests and files of the imitated Hub."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     created: list[dict[str, Any]] = field(default_factory=list)
@@ -142,28 +142,30 @@ def push(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> None:
     main()
 
 
-def test_pushed_and_loaded_by_name_it_predicts_the_same(
+def test_a_pushed_classifier_can_be_loaded_by_name(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "notes.txt").write_text("patient-17")
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     push(monkeypatch, folder, "--private", "--i-have-permission")
-    shown = capsys.readouterr().out
-    assert "licence of the VLM conch: CC-BY-NC-ND-4.0" in shown and "(private, if it is new)" in shown
-    assert "model.safetensors" in shown and "notes.txt" not in shown
+    printed = capsys.readouterr().out
+    assert "licence of the VLM conch: CC-BY-NC-ND-4.0" in printed and "(private, if it is new)" in printed
+    assert "model.safetensors" in printed and "notes.txt" not in printed
     assert [entry["name"] for entry in hub.created] == ["tiles"] and hub.created[0]["visibility"] == "private"
-    listed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"notes.txt"}
-    assert {name for name in hub.files if name != ".gitattributes"} == listed
-    assert all(hub.files[name] == (folder / name).read_bytes() for name in listed)
+    expected_files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+        "notes.txt"
+    }
+    assert {name for name in hub.files if name != ".gitattributes"} == expected_files
+    assert all(hub.files[name] == (folder / name).read_bytes() for name in expected_files)
 
     hub.files |= {"weights.bin": b"not of the classifier"}
     pixels = torch.randn(2, 3, 32, 32)
-    wanted = clipit.load_classifier(folder, "cpu").forward(pixels)[0]
+    expected = clipit.load_classifier(folder, "cpu").forward(pixels)[0]
     for revision in (None, "main"):
-        found = clipit.load_classifier("me/tiles", "cpu", revision=revision).forward(pixels)[0]
-        torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+        logits = clipit.load_classifier("me/tiles", "cpu", revision=revision).forward(pixels)[0]
+        torch.testing.assert_close(logits, expected, atol=0, rtol=0)
     assert not any("weights.bin" in request for request in hub.requests)
-    # A folder of that name takes precedence.
+    # A local folder with the same name takes precedence.
     shutil.copytree(folder, Path("me/tiles"))
     before = len(hub.requests)
     clipit.load_classifier("me/tiles", "cpu")
@@ -172,7 +174,7 @@ def test_pushed_and_loaded_by_name_it_predicts_the_same(
         clipit.load_classifier("me/tiles", "cpu", revision="main")
 
 
-def test_the_folder_of_a_run_stands_for_its_classifier(
+def test_the_folder_of_a_run_can_be_used_for_its_classifier(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = folder.parent
@@ -193,7 +195,7 @@ def test_the_folder_of_a_run_stands_for_its_classifier(
     assert clipit.export_program(run, str(run / "model.pt2"), "torch_export").path == run / "model.pt2"
 
 
-def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, folder: Path) -> None:
+def test_other_models_and_changed_files_of_a_repository_are_errors(hub: Hub, folder: Path) -> None:
     hub.files["README.md"] = b"a different model"
     with pytest.raises(ModelError, match=r"no classifier in this repository: clipit\.json is missing"):
         clipit.load_classifier("me/tiles", "cpu")
@@ -207,17 +209,17 @@ def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, f
         clipit.load_classifier("me/tiles", "cpu")
 
 
-def test_a_damaged_file_for_peft_is_not_uploaded(hub: Hub, folder: Path) -> None:
+def test_a_damaged_peft_adapter_is_not_uploaded(hub: Hub, folder: Path) -> None:
     weights = folder / "adapter" / "adapter_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    clipit.load_classifier(folder, "cpu")  # does not read it
+    clipit.load_classifier(folder, "cpu")  # does not read the adapter
     with pytest.raises(ModelError, match=r"damaged or changed files: adapter/adapter_model\.safetensors"):
         clipit.push_classifier(folder, "me/tiles", permitted=True)
     assert not hub.files
 
 
-def test_a_repository_that_is_not_there_and_a_hub_that_is_not_there(
+def test_missing_repositories_and_an_unreachable_hub_are_errors(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
@@ -240,7 +242,7 @@ def test_a_repository_that_is_not_there_and_a_hub_that_is_not_there(
     assert "the Hub rejected the upload" in error and "hf auth login" in error
 
 
-def test_a_licence_that_forbids_derivatives_is_named_and_stops_the_push(
+def test_a_licence_that_forbids_derivatives_prevents_the_push(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

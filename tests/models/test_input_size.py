@@ -1,4 +1,4 @@
-"""`backbone.pixels`: the same backbone over tiles of a different size, from loading to an exported classifier."""
+"""Test `backbone.pixels`: backbones with a different input size, from loading to export."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def load(name: object, pixels: int | None = None, **more: Any) -> backbones.Back
     return load_backbone(BackboneConfig(name=str(name), pixels=pixels, **more))
 
 
-def test_the_view_stays_and_the_hash_does_not() -> None:
+def test_a_different_input_size_scales_the_preprocessing() -> None:
     small = SHRINK.at(112)
     assert (small.size, small.resize_to) == (112, 128)
     assert SHRINK.at(224) == SHRINK and small.hash != SHRINK.hash
@@ -40,9 +40,9 @@ def test_the_view_stays_and_the_hash_does_not() -> None:
 
 
 @pytest.mark.parametrize("pixels", [16, 48])
-def test_a_timm_transformer_equals_the_one_that_timm_loads_at_this_size(timm_folder: Path, pixels: int) -> None:
+def test_timm_transformers_match_those_that_timm_loads_at_this_size(timm_folder: Path, pixels: int) -> None:
     backbone = load(timm_folder, pixels)
-    # timm's other way: it resamples the position embeddings while it loads
+    # timm resamples the position embeddings while loading.
     reference = timm.create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=0, img_size=pixels).eval()
     images = torch.randn(2, 3, pixels, pixels)
     with torch.no_grad():
@@ -51,42 +51,42 @@ def test_a_timm_transformer_equals_the_one_that_timm_loads_at_this_size(timm_fol
     assert backbone.timm is not None and backbone.timm.model_args["img_size"] == pixels
 
 
-def test_the_model_s_own_size_changes_nothing(timm_folder: Path, vision_folders: dict[str, Path]) -> None:
+def test_the_default_input_size_changes_nothing(timm_folder: Path, vision_folders: dict[str, Path]) -> None:
     for name in (timm_folder, vision_folders["ViT"]):
-        own, named, other = (load(name, pixels) for pixels in (None, 32, 16))
-        assert (own.fingerprint, own.preprocess) == (named.fingerprint, named.preprocess)
-        assert other.fingerprint != own.fingerprint and other.preprocess.hash != own.preprocess.hash
+        default, explicit, other = (load(name, pixels) for pixels in (None, 32, 16))
+        assert (default.fingerprint, default.preprocess) == (explicit.fingerprint, explicit.preprocess)
+        assert other.fingerprint != default.fingerprint and other.preprocess.hash != default.preprocess.hash
 
 
-def test_the_embedded_backbone_at_half_its_size() -> None:
+def test_the_bundled_backbone_at_half_its_size() -> None:
     backbone = load("embedded", 32)
     assert (backbone.preprocess.size, backbone.preprocess.resize_to, backbone.plain_head) == (32, 32, True)
     assert backbone.module(torch.zeros(2, 3, 32, 32)).shape == (2, backbone.dim)
-    assert backbone.module.pos_embed.shape[1] == 1 + 2 * 2  # class token, and a patch of 16 pixels each
+    assert backbone.module.pos_embed.shape[1] == 1 + 2 * 2  # class token, and 2 x 2 patches of 16 pixels
     assert backbone.expected_mpp == load("embedded").expected_mpp == 1.0
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "test_efficientnet"])
-def test_a_convolutional_network_stays_as_it_is(name: str) -> None:
-    small, own = load(name, 64, pretrained=False), load(name, pretrained=False)
+def test_convolutional_networks_are_unchanged(name: str) -> None:
+    small, default = load(name, 64, pretrained=False), load(name, pretrained=False)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(small.module(images), own.module(images))
-    assert (small.preprocess.size, own.preprocess.size) == (64, 160)
-    assert small.preprocess.resize_to == int(64 / 0.95)  # their crop_pct
+        torch.testing.assert_close(small.module(images), default.module(images))
+    assert (small.preprocess.size, default.preprocess.size) == (64, 160)
+    assert small.preprocess.resize_to == int(64 / 0.95)  # crop_pct of these models
     assert small.timm is not None and "img_size" not in small.timm.model_args
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Dinov2WithRegisters"])
 @pytest.mark.parametrize("pixels", [16, 40])
-def test_a_transformers_model_equals_its_own_interpolation(
+def test_transformers_models_match_their_own_interpolation(
     vision_folders: dict[str, Path], kind: str, pixels: int
 ) -> None:
     import transformers
 
     reference = getattr(transformers, f"{kind}Model").from_pretrained(vision_folders[kind]).eval()
     images = torch.randn(2, 3, pixels, pixels)
-    options = {"interpolate_pos_encoding": True} if kind == "ViT" else {}  # DINOv2 does so unasked
+    options = {"interpolate_pos_encoding": True} if kind == "ViT" else {}  # DINOv2 always interpolates
     cls, both = (load(vision_folders[kind], pixels, pooling=pooling) for pooling in ("cls", "cls_mean"))
     with torch.no_grad():
         tokens = reference(pixel_values=images, **options).last_hidden_state
@@ -95,11 +95,11 @@ def test_a_transformers_model_equals_its_own_interpolation(
         torch.testing.assert_close(both.module(images), torch.cat([tokens[:, 0], patches], dim=1))
 
 
-def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_path: Path) -> None:
+def test_dinov2_trained_at_a_larger_size_than_that_of_its_processor(tmp_path: Path) -> None:
     folder = save_vit(tmp_path / "dinov2", "Dinov2", image_size=64)
     images = torch.randn(2, 3, 16, 16)
-    wanted = load(folder).module.trunk(pixel_values=images).last_hidden_state[:, 0]
-    torch.testing.assert_close(load(folder, 16).module(images), wanted)
+    expected = load(folder).module.trunk(pixel_values=images).last_hidden_state[:, 0]
+    torch.testing.assert_close(load(folder, 16).module(images), expected)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_pa
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
-def test_sizes_that_a_timm_model_does_not_take(name: str, pixels: int, message: str) -> None:
+def test_unsupported_sizes_of_timm_models_are_errors(name: str, pixels: int, message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         load(name, pixels, pretrained=False)
     assert f"backbone.pixels, for {name}" in str(caught.value)
 
 
-def test_sizes_that_a_transformers_model_does_not_take(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_unsupported_sizes_of_transformers_models_are_errors(vision_folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import BeitConfig, BeitModel
 
     with pytest.raises(ModelError, match="20 is not a multiple of the patch size of 8 pixels"):
@@ -128,12 +128,13 @@ def test_sizes_that_a_transformers_model_does_not_take(vision_folders: dict[str,
         load(vision_folders["Dinov2"], 4)
     folder = save_vit(tmp_path / "beit", "ViT")
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BeitModel(BeitConfig(image_size=32, patch_size=8, **small)).save_pretrained(folder)  # no absolute positions
+    # BEiT has no absolute position embeddings.
+    BeitModel(BeitConfig(image_size=32, patch_size=8, **small)).save_pretrained(folder)
     with pytest.raises(ModelError, match=r"(?s)of a kind that clipit cannot resample.*remove backbone\.pixels"):
         load(folder, 16)
 
 
-def test_a_name_of_the_table_is_still_checked_at_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_models_are_checked_at_their_default_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec(
         name="tiny-vit", kind="backbone", family="transformers", source="someone/vit", dim=32, pixels=32, mean=HALF,
         std=HALF, expected_mpp=0.5, pooling="cls",
@@ -157,7 +158,7 @@ def test_a_name_of_the_table_is_still_checked_at_its_own_size(tmp_path: Path, mo
         ("Dinov2WithRegisters", 40, "cls_mean"),
     ],
 )
-def test_an_export_gives_the_same_logits_wherever_it_is_opened(
+def test_an_export_gives_equal_logits_in_clipit_timm_and_transformers(
     tmp_path: Path, vision_folders: dict[str, Path], pictures: list[Image.Image], family: str, pixels: int, pooling: str
 ) -> None:
     from transformers import pipeline
@@ -171,25 +172,25 @@ def test_an_export_gives_the_same_logits_wherever_it_is_opened(
     for weight in student.parameters():
         if weight.requires_grad:
             weight.data.add_(0.1 * torch.randn_like(weight))
-    read = np.stack([backbone.preprocess.pixels(picture) for picture in pictures])
-    inputs = backbone.preprocess.normalise(torch.from_numpy(read))
+    tiles = np.stack([backbone.preprocess.pixels(picture) for picture in pictures])
+    inputs = backbone.preprocess.normalise(torch.from_numpy(tiles))
     assert inputs.shape[2:] == (pixels, pixels)
     with torch.no_grad():
-        wanted = student.eval()(inputs).logits
+        expected = student.eval()(inputs).logits
     folder = export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
     classifier = clipit.load_classifier(folder, device="cpu")
     assert classifier.spec.preprocess == backbone.preprocess
-    torch.testing.assert_close(classifier.forward(inputs)[0], wanted, atol=1e-4, rtol=1e-4)
-    probabilities = wanted.double().softmax(1).numpy()
+    torch.testing.assert_close(classifier.forward(inputs)[0], expected, atol=1e-4, rtol=1e-4)
+    probabilities = expected.double().softmax(1).numpy()
     np.testing.assert_allclose(classifier.predict_proba(pictures), probabilities, atol=1e-4)
-    # Opened as a backbone of its own, for frozen features: already at its size.
-    again = load(folder, pooling=classifier.spec.pooling)
-    assert again.preprocess.hash == backbone.preprocess.hash
+    # Loaded as a frozen backbone, it already has this input size.
+    reloaded = load(folder, pooling=classifier.spec.pooling)
+    assert reloaded.preprocess.hash == backbone.preprocess.hash
     if classifier.spec.plain:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         with torch.no_grad():
-            torch.testing.assert_close(model(inputs), wanted, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(model(inputs), expected, atol=1e-4, rtol=1e-4)
         assert timm.data.resolve_model_data_config(model)["input_size"][-1] == pixels
         answers = pipeline("image-classification", model=str(folder))(pictures[:1], top_k=3)[0]
-        found = {answer["label"]: answer["score"] for answer in answers}
-        np.testing.assert_allclose([found[name] for name in CLASSES], probabilities[0], atol=1e-3)
+        scores = {answer["label"]: answer["score"] for answer in answers}
+        np.testing.assert_allclose([scores[name] for name in CLASSES], probabilities[0], atol=1e-3)

@@ -1,4 +1,4 @@
-"""Export as ONNX and torch.export: the same logits outside of clipit, for any batch size."""
+"""Test export to ONNX and torch.export: equal logits outside clipit for any batch size."""
 
 import importlib.util
 import json
@@ -36,20 +36,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("traceable")]
 
 @pytest.fixture(scope="module")
 def folders(vision_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
+    exported = {}
     for family, head in (("fused", "linear"), ("Dinov2", "late_fusion")):
         torch.manual_seed(0)
         backbone = load_backbone(BackboneConfig(name=str(vision_folders[family])))
         config = StudentConfig(head=head)  # type: ignore[arg-type]
         student = build_student(backbone, config, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
         folder = tmp_path_factory.mktemp(family) / "classifier"
-        made[family] = export_classifier(student.eval(), backbone, folder, classes=CLASSES)
-    return made
+        exported[family] = export_classifier(student.eval(), backbone, folder, classes=CLASSES)
+    return exported
 
 
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     start = time.monotonic()
-    while not true():
+    while not condition():
         assert time.monotonic() - start < 120
         time.sleep(0.05)
 
@@ -59,7 +59,7 @@ def normalised(classifier: Classifier, pictures: list[Image.Image]) -> torch.Ten
     return preprocess.normalise(torch.from_numpy(np.stack([preprocess.pixels(picture) for picture in pictures])))
 
 
-def test_onnxruntime_gives_the_same_logits_for_any_batch(
+def test_onnxruntime_gives_equal_logits_for_any_batch_size(
     folders: dict[str, Path], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
     classifier = clipit.load_classifier(folders["fused"], "cpu")
@@ -72,31 +72,31 @@ def test_onnxruntime_gives_the_same_logits_for_any_batch(
         np.testing.assert_allclose(logits, classifier.forward(pixels)[0].numpy(), atol=1e-4)
     assert sorted(path.name for path in exported.path.parent.glob("[!.]*")) == ["model.onnx", "model.onnx.json"]
     properties = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
-    described = json.loads(exported.description.read_text())
-    for values in (json.loads(properties["preprocess"]), described["preprocess"]):
+    description = json.loads(exported.description.read_text())
+    for values in (json.loads(properties["preprocess"]), description["preprocess"]):
         assert values["size"] == 32 and values["resize_to"] == classifier.spec.preprocess.resize_to
         assert tuple(values["mean"]) == classifier.spec.preprocess.mean
         assert tuple(values["std"]) == classifier.spec.preprocess.std
-    assert json.loads(properties["classes"]) == described["classes"] == list(CLASSES)
-    assert described["largest_differences"] == exported.differences
+    assert json.loads(properties["classes"]) == description["classes"] == list(CLASSES)
+    assert description["largest_differences"] == exported.differences
     assert str(folders["fused"].parent) not in exported.description.read_text() + str(properties)
 
 
 @pytest.mark.parametrize(("format", "name"), [("onnx", "model.onnx"), ("torch_export", "model.pt2")])
-def test_a_program_contains_no_path_of_this_machine(
+def test_programs_contain_no_local_paths(
     folders: dict[str, Path], tmp_path: Path, format: interchange.Format, name: str
 ) -> None:
-    """Both exporters record the call stack of every operation."""
+    """By default, both exporters record the call stack of every operation."""
     file = export_program(clipit.load_classifier(folders["Dinov2"], "cpu"), tmp_path / name, format).path
     parts = [file.read_bytes()]
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as opened:
             parts += map(opened.read, opened.namelist())
-    places = [str(Path(module.__file__ or "").parent).encode() for module in (clipit, torch)]
-    assert not [place for place in places for part in parts if place in part]
+    folders_of_packages = [str(Path(module.__file__ or "").parent).encode() for module in (clipit, torch)]
+    assert not [folder for folder in folders_of_packages for part in parts if folder in part]
 
 
-def test_a_torch_program_gives_the_same_logits_and_contains_the_classes(
+def test_a_torch_program_gives_equal_logits_and_contains_the_classes(
     folders: dict[str, Path], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
     classifier = clipit.load_classifier(folders["Dinov2"], "cpu")
@@ -109,7 +109,7 @@ def test_a_torch_program_gives_the_same_logits_and_contains_the_classes(
     assert json.loads(extra["clipit.json"])["classes"] == list(CLASSES)
 
 
-def test_a_difference_above_the_tolerance_is_refused_and_leaves_no_file(
+def test_a_difference_above_the_tolerance_is_an_error_and_leaves_no_file(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = clipit.load_classifier(folders["fused"], "cpu")
@@ -129,7 +129,7 @@ def test_a_difference_above_the_tolerance_is_refused_and_leaves_no_file(
     assert (tmp_path / "model.onnx").read_text() == "earlier"
 
 
-def test_what_cannot_be_exported_is_explained(
+def test_exports_that_are_not_possible_are_errors(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match=r"must end in \.onnx"):
@@ -168,15 +168,15 @@ def test_a_second_export_to_the_same_file_waits_for_the_first(
 ) -> None:
     path, write, second = tmp_path / "model.pt2", interchange._write_torch, []
 
-    def meet(*arguments: Any) -> None:
-        if not second:  # the first export is half done
+    def write_slowly(*arguments: Any) -> None:
+        if not second:  # start the second export during the first
             other = clipit.load_classifier(folders["Dinov2"], "cpu")
             second.append(Thread(target=export_program, args=(other, path, "torch_export")))
             second[0].start()
             wait_until(lambda: "waiting" in caplog.text or not second[0].is_alive())
         write(*arguments)
 
-    monkeypatch.setattr(interchange, "_write_torch", meet)
+    monkeypatch.setattr(interchange, "_write_torch", write_slowly)
     with caplog.at_level(logging.INFO, "clipit"):
         exported = export_program(clipit.load_classifier(folders["fused"], "cpu"), path, "torch_export")
         second[0].join()

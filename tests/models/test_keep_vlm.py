@@ -1,4 +1,4 @@
-"""KEEP's code replaces a class of timm; a small model with code that does the same."""
+"""Test that loading KEEP, whose code replaces a class of timm, leaves timm unchanged."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,13 +40,15 @@ class KeepModel("""
 
 
 @pytest.fixture(autouse=True)
-def original() -> Iterator[type]:
+def original_layer_scale() -> Iterator[type]:
     before = vision_transformer.LayerScale
     yield before
     vision_transformer.LayerScale = before
 
 
-def test_timm_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, original: type) -> None:
+def test_loading_keep_does_not_change_timm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, original_layer_scale: type
+) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     (tmp_path / "keep_scales").mkdir()
     folder = save_keep(tmp_path / "keep_scales")
@@ -61,9 +63,9 @@ def test_timm_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(VLMS, "keep", replace(VLMS["keep"], dim=16, raw_dim=20, pixels=32, context_length=24))
 
     config = VLMConfig(name="keep", path=str(folder), trust_remote_code=True)
-    first, second = load_vlm(config), load_vlm(config)  # transformers imports the code only once
+    first, second = load_vlm(config), load_vlm(config)  # transformers imports the code once
     assert first.fingerprint == second.fingerprint
     assert first.towers.module.state_dict()["visual.blocks.0.ls1.weight"].tolist() == [0.5] * 20
-    assert vision_transformer.LayerScale is original
+    assert vision_transformer.LayerScale is original_layer_scale
     other = timm.create_model("vit_tiny_patch16_224", init_values=1e-5, **_TOWER)
     assert "blocks.0.ls1.gamma" in other.state_dict()

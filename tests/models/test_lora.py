@@ -25,14 +25,14 @@ def trunk(folder: Path) -> torch.nn.Module:
     return load_backbone(BackboneConfig(name=str(folder))).module
 
 
-def shake(module: torch.nn.Module) -> None:
-    """Move the LoRA weights away from their start, where the update is zero."""
+def randomise(module: torch.nn.Module) -> None:
+    """Draw random LoRA weights; the initial update is zero."""
     for name, weight in module.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.1)
 
 
-def test_targets_by_kind_and_name(timm_folder: Path) -> None:
+def test_targets_are_selected_by_kind_or_name(timm_folder: Path) -> None:
     vit = trunk(timm_folder)
     assert target_modules(vit, ("qkv",)) == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
     assert target_modules(vit, ("projection",)) == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
@@ -41,13 +41,13 @@ def test_targets_by_kind_and_name(timm_folder: Path) -> None:
     assert target_modules(vit, ("blocks.1.attn.qkv",)) == ["blocks.1.attn.qkv"]
 
 
-def test_kinds_of_other_families() -> None:
+def test_target_kinds_of_other_timm_families() -> None:
     swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(2, 2))
-    found = {name.rpartition(".")[2] for name in target_modules(swin, ("qkv", "projection", "mlp", "patch_embed"))}
-    assert found == {"qkv", "proj", "fc1", "fc2"}
+    endings = {name.rpartition(".")[2] for name in target_modules(swin, ("qkv", "projection", "mlp", "patch_embed"))}
+    assert endings == {"qkv", "proj", "fc1", "fc2"}
     eva = timm.create_model("eva02_base_patch14_224", embed_dim=64, num_heads=2, depth=1, num_classes=0)
-    found = {name.rpartition(".")[2] for name in target_modules(eva, ("qkv", "mlp"))}
-    assert found >= {"q_proj", "k_proj", "v_proj", "fc1_g", "fc1_x", "fc2"}
+    endings = {name.rpartition(".")[2] for name in target_modules(eva, ("qkv", "mlp"))}
+    assert endings >= {"q_proj", "k_proj", "v_proj", "fc1_g", "fc1_x", "fc2"}
 
 
 ALL_KINDS = ("qkv", "projection", "mlp", "patch_embed")
@@ -64,7 +64,9 @@ ALL_KINDS = ("qkv", "projection", "mlp", "patch_embed")
         ("Dinov2 without SwiGLU", {"q_proj", "o_proj", "fc1", "fc2", "projection"}, 13),
     ],
 )
-def test_every_family_learns(vision_folders: dict[str, Path], family: str, endings: set[str], count: int) -> None:
+def test_every_family_receives_gradients(
+    vision_folders: dict[str, Path], family: str, endings: set[str], count: int
+) -> None:
     adapted = add_lora(trunk(vision_folders[family]), LoraConfig(rank=2, targets=ALL_KINDS))
     names = adapted.peft_config["default"].target_modules
     assert len(names) == count and endings <= {name.rpartition(".")[2] for name in names}
@@ -72,7 +74,7 @@ def test_every_family_learns(vision_folders: dict[str, Path], family: str, endin
     check_gradients(adapted)
 
 
-def test_swiglu_with_two_layers() -> None:
+def test_swiglu_with_separate_input_layers_receives_gradients() -> None:
     eva = timm.create_model("eva02_base_patch14_224", img_size=28, embed_dim=64, num_heads=2, depth=1, num_classes=0)
     adapted = add_lora(eva, LoraConfig(rank=2, targets=ALL_KINDS))
     assert {"fc1_g", "fc1_x", "fc2"} <= {n.rpartition(".")[2] for n in adapted.peft_config["default"].target_modules}
@@ -81,7 +83,7 @@ def test_swiglu_with_two_layers() -> None:
 
 
 class NamedAsInTransformers4(torch.nn.Module):
-    """One layer with the names that transformers 4, and remote code written for it, give to its parts."""
+    """Layer with the module names of transformers 4, which remote code still uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,16 +92,16 @@ class NamedAsInTransformers4(torch.nn.Module):
             "attention.output.dense", "intermediate.dense", "output.dense", "mlp.weights_in", "mlp.weights_out",
             "pooler.dense",
         ):  # fmt: skip
-            place: torch.nn.Module = self
+            module: torch.nn.Module = self
             *parents, last = path.split(".")
             for parent in parents:
-                if not hasattr(place, parent):
-                    place.add_module(parent, torch.nn.Module())
-                place = getattr(place, parent)
-            place.add_module(last, torch.nn.Linear(4, 4))
+                if not hasattr(module, parent):
+                    module.add_module(parent, torch.nn.Module())
+                module = getattr(module, parent)
+            module.add_module(last, torch.nn.Linear(4, 4))
 
 
-def test_names_of_transformers_4() -> None:
+def test_targets_with_names_of_transformers_4() -> None:
     layer = NamedAsInTransformers4()
     assert target_modules(layer, ("qkv",)) == [f"attention.attention.{part}" for part in ("query", "key", "value")]
     assert target_modules(layer, ("projection",)) == ["attention.output.dense"]
@@ -109,19 +111,19 @@ def test_names_of_transformers_4() -> None:
 
 
 @pytest.mark.parametrize("target", ["nonsense", "norm1", "blocks.7.attn.qkv", ""])
-def test_target_without_match(timm_folder: Path, target: str) -> None:
+def test_an_unknown_target_lists_the_kinds_of_the_backbone(timm_folder: Path, target: str) -> None:
     with pytest.raises(ModelError, match=r"qkv \(2\).*mlp \(4\)"):
         add_lora(trunk(timm_folder), LoraConfig(targets=(target,)))
 
 
-def test_kind_that_the_backbone_lacks() -> None:
+def test_kinds_without_layers_and_no_targets_are_errors() -> None:
     with pytest.raises(ModelError, match="'qkv' matches no"):
         add_lora(timm.create_model("test_resnet", num_classes=0), LoraConfig(targets=("qkv",)))
     with pytest.raises(ModelError, match="no LoRA targets"):
         add_lora(timm.create_model("test_resnet", num_classes=0), LoraConfig(targets=()))
 
 
-def test_only_lora_is_trainable_and_starts_as_nothing(timm_folder: Path) -> None:
+def test_only_lora_is_trainable_and_the_initial_update_is_zero(timm_folder: Path) -> None:
     plain = trunk(timm_folder)
     adapted = add_lora(copy.deepcopy(plain), LoraConfig(rank=2, targets=("qkv", "patch_embed"))).eval()
     trainable = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
@@ -130,11 +132,11 @@ def test_only_lora_is_trainable_and_starts_as_nothing(timm_folder: Path) -> None
     torch.testing.assert_close(adapted(pixels), plain(pixels))
 
 
-def test_merged_equals_unmerged(timm_folder: Path) -> None:
+def test_merging_does_not_change_the_output(timm_folder: Path) -> None:
     adapted = add_lora(
         trunk(timm_folder), LoraConfig(rank=2, targets=("qkv", "projection", "mlp", "patch_embed"))
     ).eval()
-    shake(adapted)
+    randomise(adapted)
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         before = adapted(pixels)
@@ -144,10 +146,10 @@ def test_merged_equals_unmerged(timm_folder: Path) -> None:
     assert set(merged.state_dict()) == set(trunk(timm_folder).state_dict())
 
 
-def test_updates_that_are_merged_for_a_while_leave_the_weights_as_they_were(timm_folder: Path) -> None:
+def test_temporary_merging_restores_the_weights(timm_folder: Path) -> None:
     targets = ("qkv", "projection", "mlp", "patch_embed")
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2, targets=targets)).eval()
-    shake(adapted)
+    randomise(adapted)
     pixels = torch.randn(2, 3, 32, 32)
     values = {name: weight.clone() for name, weight in adapted.named_parameters()}
     with torch.no_grad():
@@ -165,17 +167,17 @@ def test_updates_that_are_merged_for_a_while_leave_the_weights_as_they_were(timm
 
 
 @pytest.mark.parametrize(("dropout", "dtype"), [(0.5, torch.float32), (0.0, torch.bfloat16)])
-def test_updates_with_dropout_or_in_half_precision_are_not_merged(
+def test_updates_are_not_merged_with_dropout_or_in_half_precision(
     timm_folder: Path, dropout: float, dtype: torch.dtype
 ) -> None:
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2, dropout=dropout)).to(dtype).train()
-    shake(adapted)
+    randomise(adapted)
     values = {name: weight.clone() for name, weight in adapted.named_parameters()}
     with merged_lora(adapted):
         assert all(torch.equal(weight, values[name]) for name, weight in adapted.named_parameters())
 
 
-def test_gradients(timm_folder: Path) -> None:
+def test_check_gradients(timm_folder: Path) -> None:
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2))
     with pytest.raises(ModelError, match="16 of 16"):
         check_gradients(adapted)
@@ -187,7 +189,7 @@ def test_gradients(timm_folder: Path) -> None:
         save_adapter(trunk(timm_folder), timm_folder)
 
 
-def test_a_layer_that_is_never_called_is_found(timm_folder: Path) -> None:
+def test_an_unused_layer_is_named(timm_folder: Path) -> None:
     plain = trunk(timm_folder)
     plain.unused_mlp = torch.nn.ModuleDict({"fc1": torch.nn.Linear(4, 4)})
     adapted = add_lora(plain, LoraConfig(rank=2, targets=("mlp",)))
@@ -196,25 +198,27 @@ def test_a_layer_that_is_never_called_is_found(timm_folder: Path) -> None:
         check_gradients(adapted)
 
 
-def test_peft_reads_the_adapter_back(timm_folder: Path, tmp_path: Path) -> None:
+def test_peft_can_load_the_adapter(timm_folder: Path, tmp_path: Path) -> None:
     import peft
 
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2), base_name="tiny")
-    shake(adapted)
+    randomise(adapted)
     save_adapter(adapted, tmp_path)
-    again = peft.PeftModel.from_pretrained(trunk(timm_folder), tmp_path).eval()
+    loaded = peft.PeftModel.from_pretrained(trunk(timm_folder), tmp_path).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(again(pixels), adapted.eval()(pixels))
-    assert set(peft.get_peft_model_state_dict(adapted)) == set(peft.get_peft_model_state_dict(again))
+        torch.testing.assert_close(loaded(pixels), adapted.eval()(pixels))
+    assert set(peft.get_peft_model_state_dict(adapted)) == set(peft.get_peft_model_state_dict(loaded))
     description = json.loads((tmp_path / "adapter_config.json").read_text())
     assert description["base_model_name_or_path"] == "tiny"
-    assert not (tmp_path / "README.md").exists(), "peft's card is an empty template"
-    assert description["target_modules"] == sorted(description["target_modules"]), "the same file in every process"
+    assert not (tmp_path / "README.md").exists(), "the empty model card of peft should be removed"
+    assert description["target_modules"] == sorted(description["target_modules"]), (
+        "the file should not depend on the order of a set"
+    )
     assert len(description["target_modules"]) > 6
 
 
-def test_updates_that_are_no_numbers(timm_folder: Path) -> None:
+def test_merging_updates_that_are_not_finite_is_an_error(timm_folder: Path) -> None:
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
@@ -223,7 +227,7 @@ def test_updates_that_are_no_numbers(timm_folder: Path) -> None:
         merge_lora(adapted)
 
 
-def grouped(name: str) -> torch.nn.Module:
+def make_timm_model(name: str) -> torch.nn.Module:
     return timm.create_model(name, num_classes=0).eval()
 
 
@@ -236,32 +240,32 @@ def grouped(name: str) -> torch.nn.Module:
         ("nf_resnet26", "conv1", "a ScaledStdConv2d"),
     ],
 )
-def test_layers_that_cannot_be_merged_are_refused_before_training(name: str, target: str, words: str) -> None:
+def test_layers_that_cannot_be_merged_are_errors(name: str, target: str, words: str) -> None:
     with pytest.raises(ModelError, match=f"(?s)could not be exported: .*{words}.*select other layers, or use kinds"):
-        target_modules(grouped(name), (target,))
+        target_modules(make_timm_model(name), (target,))
 
 
 @pytest.mark.parametrize(
     ("name", "kinds"), [("test_resnet", {"conv"}), ("test_convnext", {"mlp"}), ("test_efficientnet", {"conv"})]
 )
 def test_default_targets_of_convolutional_networks(name: str, kinds: set[str]) -> None:
-    """They can be adapted and merged, so that the student can be exported."""
-    model = grouped(name)
+    """Default targets of convolutional networks can be adapted and merged."""
+    model = make_timm_model(name)
     names = target_modules(model, LoraConfig().targets)
     assert names == [name for kind in kinds for name in target_modules(model, (kind,))]
     assert all(getattr(model.get_submodule(name), "groups", 1) == 1 for name in names)
     adapted = add_lora(model, LoraConfig(rank=2)).eval()
-    shake(adapted)
+    randomise(adapted)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        wanted = adapted(pixels)
-        torch.testing.assert_close(merge_lora(adapted)(pixels), wanted, atol=1e-3, rtol=1e-3)
+        expected = adapted(pixels)
+        torch.testing.assert_close(merge_lora(adapted)(pixels), expected, atol=1e-3, rtol=1e-3)
     with pytest.raises(ModelError, match=r"(?s)'qkv' matches no .*use a kind of layer \((conv|mlp)"):
-        target_modules(grouped(name), ("qkv",))
+        target_modules(make_timm_model(name), ("qkv",))
 
 
 @pytest.mark.parametrize("kind", ["CLIPVision", "DINOv3ViT"])
-def test_patch_embedding_of_transformers(kind: str) -> None:
+def test_patch_embeddings_of_transformers_models(kind: str) -> None:
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
@@ -275,7 +279,7 @@ def test_patch_embedding_of_transformers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["ViT", "Dinov2WithRegisters", "tokens"])
-def test_plain_peft_opens_an_adapter_of_pooled_tokens(
+def test_peft_can_load_adapters_of_backbones_with_token_pooling(
     vision_folders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     import peft
@@ -284,24 +288,24 @@ def test_plain_peft_opens_an_adapter_of_pooled_tokens(
     folder = vision_folders[family]
     pooled = load_backbone(BackboneConfig(name=str(folder), pooling="cls_mean")).module
     adapted = add_lora(pooled, LoraConfig(rank=2))
-    shake(adapted)
+    randomise(adapted)
     save_adapter(adapted.eval(), tmp_path)
     pixels = torch.randn(2, 3, 32, 32)
     if family == "tokens":
-        plain: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        base: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     else:
-        plain = AutoModel.from_pretrained(folder)
-    again = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+        base = AutoModel.from_pretrained(folder)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     with torch.no_grad():
         if family == "tokens":
-            tokens = again.get_base_model().forward_features(pixels)
+            tokens = loaded.get_base_model().forward_features(pixels)
         else:
-            tokens = again(pixel_values=pixels).last_hidden_state
+            tokens = loaded(pixel_values=pixels).last_hidden_state
         torch.testing.assert_close(tokens[:, 0], adapted(pixels)[:, :32])
     assert "trunk" not in (tmp_path / "adapter_config.json").read_text()
 
 
-def test_a_quantised_adapter_is_refused(timm_folder: Path, tmp_path: Path) -> None:
+def test_a_quantised_adapter_is_an_error(timm_folder: Path, tmp_path: Path) -> None:
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2))
     save_adapter(adapted, tmp_path)
     file = tmp_path / "adapter_model.safetensors"

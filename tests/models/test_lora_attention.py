@@ -1,4 +1,4 @@
-"""LoRA of PyTorch's packed attention: the same as an attention with the sums of weights and updates."""
+"""Test LoRA of packed attention against attention with the updates added to the weights."""
 
 import copy
 from typing import Any
@@ -35,7 +35,9 @@ class Layer(nn.Module):
         (True, {}),
     ],
 )
-def test_adapted_and_merged_attention_are_the_sum(batch_first: bool, options: dict[str, Any]) -> None:
+def test_adapted_and_merged_attention_match_attention_with_summed_weights(
+    batch_first: bool, options: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
     plain = Layer(batch_first).double().eval()
     adapted = add_lora(copy.deepcopy(plain), LoraConfig(rank=2, targets=("qkv",))).eval()
@@ -63,7 +65,7 @@ def test_adapted_and_merged_attention_are_the_sum(batch_first: bool, options: di
     ("options", "mask"),
     [({"qk_norm": True, "scale_heads": True}, None), ({"inner_norm": True, "qkv_bias": False}, CAUSAL)],
 )
-def test_the_attention_of_open_clip_is_adapted_whole(options: dict[str, Any], mask: Tensor | None) -> None:
+def test_attention_of_open_clip_is_adapted(options: dict[str, Any], mask: Tensor | None) -> None:
     attention = pytest.importorskip("open_clip.transformer").Attention
     torch.manual_seed(0)
     plain = nn.ModuleDict({"attn": attention(16, 2, norm_layer=nn.LayerNorm, **options)}).double().eval()
@@ -76,13 +78,13 @@ def test_the_attention_of_open_clip_is_adapted_whole(options: dict[str, Any], ma
     for weight in factors.values():
         nn.init.normal_(weight, std=0.3)
     layer, tokens = adapted.base_model.model.attn, torch.randn(3, 5, 16, dtype=torch.float64)
-    untouched = plain.attn(tokens, attn_mask=mask)
+    before = plain.attn(tokens, attn_mask=mask)
     with torch.no_grad():
         plain.attn.in_proj_weight += layer.get_delta_weight("default")
         plain.attn.out_proj.weight += layer.base_layer.out_proj.get_delta_weight("default")
     output = layer(tokens, attn_mask=mask)
     torch.testing.assert_close(output, plain.attn(tokens, attn_mask=mask))
-    assert (output - untouched).abs().max() > 1e-2
+    assert (output - before).abs().max() > 1e-2
     output.square().sum().backward()
     assert all(weight.grad is not None and bool(weight.grad.any()) for weight in factors.values())
     merged = merge_lora(adapted)

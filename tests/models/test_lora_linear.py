@@ -15,22 +15,22 @@ def _pair(bias: bool = True, dropout: float = 0.0) -> tuple[nn.Module, nn.Module
     """Return a small model adapted by clipit, and the same model adapted by peft."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(12, 20, bias=bias), nn.GELU(), nn.Linear(20, 6, bias=bias))
-    ours = add_lora(copy.deepcopy(plain), LoraConfig(rank=4, alpha=8, dropout=dropout, targets=("0", "2")))
+    adapted = add_lora(copy.deepcopy(plain), LoraConfig(rank=4, alpha=8, dropout=dropout, targets=("0", "2")))
     settings = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["0", "2"])
-    theirs = peft.get_peft_model(copy.deepcopy(plain), settings)
-    for name, weight in ours.named_parameters():
+    peft_model = peft.get_peft_model(copy.deepcopy(plain), settings)
+    for name, weight in adapted.named_parameters():
         if "lora_" in name:
             nn.init.normal_(weight, std=0.3)
-    theirs.load_state_dict(ours.state_dict())
-    assert sum(isinstance(layer, LoraLinear) for layer in ours.modules()) == 2
-    assert not any(isinstance(layer, LoraLinear) for layer in theirs.modules())
-    assert sum(isinstance(layer, Linear) for layer in theirs.modules()) == 2
-    return ours.train(), theirs.train()
+    peft_model.load_state_dict(adapted.state_dict())
+    assert sum(isinstance(layer, LoraLinear) for layer in adapted.modules()) == 2
+    assert not any(isinstance(layer, LoraLinear) for layer in peft_model.modules())
+    assert sum(isinstance(layer, Linear) for layer in peft_model.modules()) == 2
+    return adapted.train(), peft_model.train()
 
 
 def _step(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
     x = x.clone().requires_grad_()
-    torch.manual_seed(1)  # of the dropout
+    torch.manual_seed(1)  # for dropout
     output = model(x)
     output.float().square().sum().backward()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
@@ -41,29 +41,32 @@ def _step(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 4), (0, 7)])
-def test_output_and_gradients_are_those_of_peft(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
-    ours, theirs = _pair(bias, dropout)
+def test_output_and_gradients_match_those_of_peft(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
+    model, peft_model = _pair(bias, dropout)
     x = torch.randn(*shape, 12)
-    (output, gradients, of_x), (expected, their_gradients, of_their_x) = _step(ours, x), _step(theirs, x)
+    (output, gradients, input_gradient), (expected, expected_gradients, expected_input_gradient) = (
+        _step(model, x),
+        _step(peft_model, x),
+    )
     torch.testing.assert_close(output, expected)
-    assert len(gradients) == len(their_gradients) == 4
-    for gradient, their in zip(gradients, their_gradients, strict=True):
-        torch.testing.assert_close(gradient, their, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(of_x, of_their_x, rtol=1e-4, atol=1e-5)
+    assert len(gradients) == len(expected_gradients) == 4
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(input_gradient, expected_input_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_mixed_precision_is_as_exact_as_that_of_peft() -> None:
-    ours, theirs = _pair()
+def test_mixed_precision_is_as_accurate_as_that_of_peft() -> None:
+    model, peft_model = _pair()
     x = torch.randn(64, 12)
-    exact = _step(theirs, x)
-    theirs.zero_grad()
+    exact = _step(peft_model, x)
+    peft_model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        mixed, their_mixed = _step(ours, x), _step(theirs, x)
-    assert mixed[0].dtype == their_mixed[0].dtype == torch.bfloat16
-    for got, their, true in zip(
-        [mixed[0], *mixed[1]], [their_mixed[0], *their_mixed[1]], [exact[0], *exact[1]], strict=True
+        mixed, peft_mixed = _step(model, x), _step(peft_model, x)
+    assert mixed[0].dtype == peft_mixed[0].dtype == torch.bfloat16
+    for value, peft_value, reference in zip(
+        [mixed[0], *mixed[1]], [peft_mixed[0], *peft_mixed[1]], [exact[0], *exact[1]], strict=True
     ):
-        assert got.float().sub(true).norm() <= 1.5 * their.float().sub(true).norm() + 1e-6
+        assert value.float().sub(reference).norm() <= 1.5 * peft_value.float().sub(reference).norm() + 1e-6
     assert all(gradient.dtype == torch.float32 for gradient in mixed[1])
 
 
@@ -74,7 +77,7 @@ def test_gradients_match_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *v: lora_linear(v[0], weight, bias, v[1], v[2], scale=1.7), (x, down, up))
 
 
-def test_layers_that_compute_something_else_are_called() -> None:
+def test_the_forward_method_of_subclasses_is_called() -> None:
     class Doubled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)

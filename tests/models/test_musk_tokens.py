@@ -1,4 +1,4 @@
-"""Literal special tokens in a text, without MUSK's package."""
+"""Test literal special tokens in texts for MUSK, without its package."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from clipit.models.musk_vlm import text_ids
 
 
 class Pieces:
-    """A sentencepiece processor whose pieces are words; unknown words have id 0."""
+    """Replacement for a sentencepiece processor with words as pieces; unknown words have id 0."""
 
     words = ("<unk>", "mucin", "and", "tumour")
 

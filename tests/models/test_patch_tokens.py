@@ -1,4 +1,4 @@
-"""Patch tokens against the packages that compute them, and their place in the image."""
+"""Test patch tokens against the original packages, and their position in the image."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from clipit.models.trunks import inner_model
 from clipit.models.vlm import load_vlm
 
 
-def test_tokens_of_a_timm_vit_are_its_forward_features(timm_folder: Path) -> None:
+def test_tokens_of_a_timm_vit_match_forward_features(timm_folder: Path) -> None:
     backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
     tokens = backbone_tokens(backbone)
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
@@ -34,7 +34,7 @@ def test_tokens_of_a_timm_vit_are_its_forward_features(timm_folder: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit4"])
-def test_mean_of_the_tokens_of_a_mean_pooling_model_is_its_pooled_feature(name: str) -> None:
+def test_the_mean_of_the_tokens_matches_mean_pooling(name: str) -> None:
     options = {"fc_norm": False} if name == "test_vit4" else {}
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0, global_pool="avg", **options).eval()
@@ -44,7 +44,7 @@ def test_mean_of_the_tokens_of_a_mean_pooling_model_is_its_pooled_feature(name: 
         torch.testing.assert_close(grid.mean(dim=(1, 2)), model(pixels), rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_of_a_backbone_of_transformers_are_its_hidden_states(tmp_path: Path) -> None:
+def test_tokens_of_a_transformers_backbone_match_its_hidden_states(tmp_path: Path) -> None:
     backbone = load_backbone(BackboneConfig(name=str(save_vit(tmp_path, "ViT"))))
     tokens = backbone_tokens(backbone)
     pixels = torch.randint(0, 256, (2, 3, backbone.preprocess.size, backbone.preprocess.size), dtype=torch.uint8)
@@ -54,7 +54,7 @@ def test_tokens_of_a_backbone_of_transformers_are_its_hidden_states(tmp_path: Pa
     torch.testing.assert_close(tokens.encode(pixels).flatten(1, 2), hidden, rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_of_a_clip_model_are_projected_as_its_class_token_is(clip_folder: Path) -> None:
+def test_tokens_of_a_clip_model_are_projected_like_its_class_token(clip_folder: Path) -> None:
     vlm = load_vlm(VLMConfig(name=str(clip_folder)))
     tokens = vlm_tokens(vlm)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -67,7 +67,7 @@ def test_tokens_of_a_clip_model_are_projected_as_its_class_token_is(clip_folder:
     assert (tokens.side, tokens.dim) == (4, 24)
 
 
-def test_embedded_models_give_tokens_in_the_order_of_their_patches() -> None:
+def test_tokens_of_bundled_models_are_in_the_order_of_the_patches() -> None:
     for tokens in (vlm_tokens(load_vlm(VLMConfig())), backbone_tokens(load_backbone(BackboneConfig(name="embedded")))):
         size, side = tokens.preprocess.size, tokens.side
         plain = torch.full((1, 3, size, size), 230, dtype=torch.uint8)
@@ -97,17 +97,17 @@ def test_open_clip_towers_project_every_token(pool: str) -> None:
             torch.testing.assert_close(tokens.mean(dim=(1, 2)), visual(pixels), rtol=1e-4, atol=1e-4)
 
 
-def test_pooling_of_one_token_is_that_of_an_image_of_equal_tokens() -> None:
+def test_pooling_one_token_matches_pooling_an_image_of_equal_tokens() -> None:
     torch.manual_seed(0)
     for pool in ("token", "avg", "map"):
         model = timm.create_model("test_vit", num_classes=5, global_pool=pool).eval()
         token = torch.randn(1, 1, 1, model.embed_dim)
-        everywhere = token.reshape(1, 1, -1).expand(1, 17, -1)
+        repeated = token.reshape(1, 1, -1).expand(1, 17, -1)
         with torch.no_grad():
-            torch.testing.assert_close(pool_each(model, token)[0, 0], model.forward_head(everywhere))
+            torch.testing.assert_close(pool_each(model, token)[0, 0], model.forward_head(repeated))
 
 
-def test_a_timm_tower_of_open_clip_projects_a_feature_map() -> None:
+def test_timm_towers_of_open_clip_project_a_feature_map() -> None:
     from open_clip.timm_model import TimmModel
 
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_a_timm_tower_of_open_clip_projects_a_feature_map() -> None:
         torch.testing.assert_close(compute(pixels).mean(dim=(1, 2)), visual(pixels), rtol=1e-4, atol=1e-4)
 
 
-def test_conch_attends_to_one_token_at_a_time() -> None:
+def test_attention_pooling_of_conch_is_applied_to_single_tokens() -> None:
     torch.manual_seed(0)
     trunk = timm.create_model("test_vit", num_classes=0, global_pool="").eval()
     attention = nn.MultiheadAttention(trunk.embed_dim, 2, batch_first=True).eval()
@@ -141,7 +141,7 @@ def test_conch_attends_to_one_token_at_a_time() -> None:
     torch.testing.assert_close(tokens[1, -1, -1], expected[0], rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_of_a_classifier_are_those_of_its_adapted_backbone(tmp_path: Path) -> None:
+def test_tokens_of_a_classifier_match_its_adapted_backbone(tmp_path: Path) -> None:
     classifier = load_classifier(save_classifier(tmp_path) / "run/classifier", "cpu")
     tokens = classifier_tokens(classifier)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -152,7 +152,7 @@ def test_tokens_of_a_classifier_are_those_of_its_adapted_backbone(tmp_path: Path
     assert (tokens.kind, tokens.side, tokens.mpp) == ("classifier", 4, 1.0)
 
 
-def test_models_without_a_grid_and_images_of_another_size_are_refused(clip_folder: Path) -> None:
+def test_models_without_a_token_grid_and_wrong_image_sizes_are_errors(clip_folder: Path) -> None:
     vlm = load_vlm(VLMConfig(name=str(clip_folder)))
     with pytest.raises(ModelError, match="no patch tokens: its pooling"):
         vlm_tokens(replace(vlm, towers=replace(vlm.towers, tokens=None)))

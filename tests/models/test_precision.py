@@ -1,4 +1,4 @@
-"""Floating-point formats by device, without a GPU: faked compute capability, and TF32 products."""
+"""Test automatic precision and TF32 with a mocked GPU."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(("major", "expected"), [(7, "no"), (8, "bf16"), (9, "bf16")])
-def test_automatic_precision_is_bf16_on_gpus_that_compute_in_it(
+def test_automatic_precision_is_bf16_on_gpus_that_support_it(
     configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, major: int, expected: str
 ) -> None:
     monkeypatch.setattr("clipit.training.auto_precision.get_processes", lambda: Processes(0, 1, CUDA))
@@ -24,7 +24,7 @@ def test_automatic_precision_is_bf16_on_gpus_that_compute_in_it(
     assert resolve_precision(configure(), recorded="no").training.precision == "no"
 
 
-def test_gpus_of_different_kinds_use_no_mixed_precision(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_requires_support_on_all_gpus(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.training.auto_precision.get_processes", lambda: Processes(0, 2, CUDA))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9))
     monkeypatch.setattr(Processes, "broadcast", lambda _, value: value)
@@ -34,7 +34,7 @@ def test_gpus_of_different_kinds_use_no_mixed_precision(configure: MakeConfig, m
     assert resolve_precision(configure()).training.precision == "bf16"
 
 
-def test_tf32_is_allowed_inside_the_block_alone() -> None:
+def test_tf32_is_allowed_only_inside_the_context() -> None:
     original = torch.get_float32_matmul_precision()
     try:
         for before in ("highest", "medium"):

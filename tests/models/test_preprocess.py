@@ -20,14 +20,16 @@ from clipit.models.preprocess import (
 OPENAI = {"image_mean": (0.48, 0.46, 0.41), "image_std": (0.27, 0.26, 0.28)}
 
 
-def ours(preprocess: Preprocess, image: Image.Image) -> torch.Tensor:
+def preprocess_image(preprocess: Preprocess, image: Image.Image) -> torch.Tensor:
     return preprocess.normalise(torch.from_numpy(preprocess.pixels(image))[None])[0]
 
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
-def test_equals_timm(pictures: list[Image.Image], crop_pct: float, crop_mode: str, interpolation: str) -> None:
+def test_preprocessing_matches_timm(
+    pictures: list[Image.Image], crop_pct: float, crop_mode: str, interpolation: str
+) -> None:
     config: dict[str, Any] = {
         "input_size": (3, 32, 32), "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation,
         "mean": (0.7, 0.6, 0.5), "std": (0.2, 0.25, 0.3),
@@ -35,43 +37,45 @@ def test_equals_timm(pictures: list[Image.Image], crop_pct: float, crop_mode: st
     transform = create_transform(**config, is_training=False)
     preprocess = preprocess_from_timm(config, "x")
     for picture in pictures:
-        torch.testing.assert_close(ours(preprocess, picture), transform(picture), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(preprocess_image(preprocess, picture), transform(picture), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_equals_open_clip(pictures: list[Image.Image], mode: str) -> None:
+def test_preprocessing_matches_open_clip(pictures: list[Image.Image], mode: str) -> None:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = PreprocessCfg(size=32, mean=(0.7, 0.6, 0.5), std=(0.2, 0.25, 0.3), resize_mode=mode)
     transform = image_transform_v2(config, is_train=False)
     preprocess = preprocess_from_open_clip(vars(config), "x")
     for picture in [*pictures, pictures[1].convert("L"), pictures[1].convert("RGBA")]:
-        wanted = transform(picture)
-        # open_clip resizes a grey or transparent picture before it becomes RGB: one level of rounding
+        expected = transform(picture)
+        # open_clip resizes grey and transparent images before converting them to RGB, which changes rounding.
         exact = picture.mode == "RGB"
-        torch.testing.assert_close(ours(preprocess, picture), wanted, atol=1e-6 if exact else 0.03, rtol=1e-6)
+        torch.testing.assert_close(
+            preprocess_image(preprocess, picture), expected, atol=1e-6 if exact else 0.03, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 40}, {"height": 36, "width": 36}])
-def test_near_transformers(pictures: list[Image.Image], size: dict[str, int]) -> None:
+def test_preprocessing_is_close_to_transformers(pictures: list[Image.Image], size: dict[str, int]) -> None:
     from transformers import CLIPImageProcessor
 
     processor = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}, **OPENAI)
     preprocess = preprocess_from_transformers(processor.to_dict(), "x")
     for picture in pictures:
         smooth = picture.filter(ImageFilter.GaussianBlur(2))
-        wanted = processor(smooth, return_tensors="pt")["pixel_values"][0]
-        # transformers resizes tensors: at most 2 of 255 levels apart
-        assert float((ours(preprocess, smooth) - wanted).abs().max()) <= 2 / 255 / 0.26 + 1e-5
+        expected = processor(smooth, return_tensors="pt")["pixel_values"][0]
+        # transformers resizes tensors, which may differ by 2 of 255 levels.
+        assert float((preprocess_image(preprocess, smooth) - expected).abs().max()) <= 2 / 255 / 0.26 + 1e-5
 
 
-def test_right_size_is_left_alone(pictures: list[Image.Image]) -> None:
+def test_images_of_the_input_size_are_not_resized(pictures: list[Image.Image]) -> None:
     preprocess = Preprocess(32, 32, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert np.array_equal(preprocess.pixels(pictures[0]), np.asarray(pictures[0]).transpose(2, 0, 1))
     assert float(preprocess.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).max()) == 1.0
 
 
-def test_hash_covers_every_field() -> None:
+def test_the_hash_depends_on_every_field() -> None:
     from dataclasses import replace
 
     base = Preprocess(32, 36, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -80,7 +84,7 @@ def test_hash_covers_every_field() -> None:
         replace(base, interpolation="bilinear"), replace(base, mean=(0.5, 0.5, 0.6)),
         replace(base, std=(0.5, 0.5, 0.6)),
     ]  # fmt: skip
-    assert len({p.hash for p in [base, *others]}) == 7
+    assert len({preprocess.hash for preprocess in [base, *others]}) == 7
     assert "(shortest edge resized to 36," in base.describe()
     assert "(both edges resized to 36," in replace(base, mode="squash").describe()
 
@@ -103,7 +107,7 @@ def test_hash_covers_every_field() -> None:
         (preprocess_from_timm, {"std": (58.4, 57.1, 57.4)}),
     ],
 )
-def test_what_is_not_reproduced_is_refused(make: Callable[..., Preprocess], change: dict[str, Any]) -> None:
+def test_unsupported_preprocessing_of_timm_is_an_error(make: Callable[..., Preprocess], change: dict[str, Any]) -> None:
     config = {
         "input_size": (3, 32, 32), "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic",
         "mean": (0.5,) * 3, "std": (0.5,) * 3,
@@ -112,7 +116,7 @@ def test_what_is_not_reproduced_is_refused(make: Callable[..., Preprocess], chan
         make({**config, **change}, "x")
 
 
-def test_switched_off_steps_are_refused(clip_folder: Path) -> None:
+def test_disabled_steps_are_errors(clip_folder: Path) -> None:
     import json
 
     config = json.loads((clip_folder / "preprocessor_config.json").read_text())
@@ -148,7 +152,7 @@ def test_switched_off_steps_are_refused(clip_folder: Path) -> None:
         {"crop_size": [[32], 32]},
     ],
 )
-def test_preprocessing_of_transformers_that_is_not_reproduced_is_refused(change: dict[str, Any]) -> None:
+def test_unsupported_preprocessing_of_transformers_is_an_error(change: dict[str, Any]) -> None:
     config = {
         "size": 32, "crop_size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": "bilinear",
         "do_pad": False,
@@ -159,20 +163,20 @@ def test_preprocessing_of_transformers_that_is_not_reproduced_is_refused(change:
 
 
 @pytest.mark.parametrize("kind", ["ViT", "DeiT", "Beit", "DINOv3ViT", "CLIP", "Bit", "Siglip"])
-def test_defaults_of_image_processors_are_those_of_transformers(kind: str) -> None:
+def test_defaults_of_image_processors_match_transformers(kind: str) -> None:
     import transformers
 
     processor = getattr(transformers, f"{kind}ImageProcessor")(size=32)
     short = {"size": 32, "crop_size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     for name in (f"{kind}ImageProcessor", f"{kind}ImageProcessorFast", f"{kind}FeatureExtractor"):
         key = "feature_extractor_type" if name.endswith("Extractor") else "image_processor_type"
-        ours = preprocess_from_transformers({**short, key: name}, "x")
-        assert ours.interpolation == {2: "bilinear", 3: "bicubic"}[int(processor.resample)]
-        assert (ours.mode == "squash") == (processor.size.height == 32), processor.size
+        preprocess = preprocess_from_transformers({**short, key: name}, "x")
+        assert preprocess.interpolation == {2: "bilinear", 3: "bicubic"}[int(processor.resample)]
+        assert (preprocess.mode == "squash") == (processor.size.height == 32), processor.size
 
 
 @pytest.mark.parametrize("shape", [(40, 45), (45, 40), (63, 40), (64, 97)])
-def test_odd_margins_are_cropped_as_by_each_library(shape: tuple[int, int]) -> None:
+def test_odd_margins_are_cropped_like_transformers(shape: tuple[int, int]) -> None:
     from transformers import CLIPImageProcessor
 
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -180,18 +184,18 @@ def test_odd_margins_are_cropped_as_by_each_library(shape: tuple[int, int]) -> N
     sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 33, "width": 33}}
     processor = CLIPImageProcessor(**sizes, **OPENAI)
     preprocess = preprocess_from_transformers(processor.to_dict(), "x")
-    wanted = processor(picture, return_tensors="pt")["pixel_values"][0]
-    difference = (ours(preprocess, picture) - wanted).abs()
-    assert float(difference.mean()) < 0.02  # a crop that is one pixel off differs by about 1
+    expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+    difference = (preprocess_image(preprocess, picture) - expected).abs()
+    assert float(difference.mean()) < 0.02  # shifting the crop by one pixel gives a difference of about 1
 
 
-def test_the_hash_of_torchvision_crops_is_unchanged() -> None:
+def test_the_hash_is_stable_across_versions() -> None:
     base = Preprocess(32, 36, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert base.hash == "f3d62556e32d298b"
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (10, 300)])
-def test_extreme_shapes_are_resized_only_where_they_are_kept(size: tuple[int, int]) -> None:
+def test_extreme_aspect_ratios_are_resized_only_inside_the_crop(size: tuple[int, int]) -> None:
     preprocess = Preprocess(64, 72, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     gradient = np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[1], size[0])
     picture = Image.fromarray(np.repeat(gradient[..., None], 3, axis=2))
@@ -199,8 +203,8 @@ def test_extreme_shapes_are_resized_only_where_they_are_kept(size: tuple[int, in
     pixels = preprocess.pixels(picture)
     assert time.monotonic() - started < 1
     assert pixels.shape == (3, 64, 64)
-    if max(size) < 1000:  # small enough to resize completely
-        whole = picture.resize((72, 2160) if size[0] < size[1] else (2160, 72), Image.Resampling.BICUBIC)
-        left, top = (round((edge - 64) / 2) for edge in whole.size)
-        wanted = np.asarray(whole.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1)
-        assert np.abs(pixels.astype(int) - wanted.astype(int)).max() <= 1
+    if max(size) < 1000:  # small enough to resize the complete image
+        resized = picture.resize((72, 2160) if size[0] < size[1] else (2160, 72), Image.Resampling.BICUBIC)
+        left, top = (round((edge - 64) / 2) for edge in resized.size)
+        expected = np.asarray(resized.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1)
+        assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1

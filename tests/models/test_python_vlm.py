@@ -1,4 +1,4 @@
-"""A VLM from a function outside the package, named in the configuration."""
+"""Test VLMs from a user's Python function that is named in the configuration."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def nothing():
 """
 
 
-def test_a_function_of_the_user_gives_the_vlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vlm_from_a_python_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_clip(tmp_path / "clip")
     (tmp_path / "outside_vlm.py").write_text(CODE.format(folder=str(folder)), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    check_vlm_name(VLMConfig(name="python:outside_vlm:load"))  # before a command works
+    check_vlm_name(VLMConfig(name="python:outside_vlm:load"))  # run before a command starts
     vlm = load_vlm(VLMConfig(name="python:outside_vlm:load"))
     assert vlm.fingerprint == load_vlm(VLMConfig(name=str(folder))).fingerprint
     assert vlm.encode_texts(["a gland"]).shape == (1, vlm.joint_dim)

@@ -1,4 +1,4 @@
-"""Code in a model's own files never runs unless it is trusted, whatever options the files hold."""
+"""Test that code in model files runs only if it is trusted, regardless of options in these files."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 
 
 def save_with_code(folder: Path, marker: Path, options: Mapping[str, Any], own_class: bool = True) -> Path:
-    """An open_clip folder whose tokeniser writes a file when its Python runs."""
+    """Write an open_clip folder with a tokeniser whose Python code creates the file `marker`."""
     save_open_clip_bert(folder)
     (folder / "own.py").write_text(_TOKENISER.format(marker=str(marker)))
     rules = json.loads((folder / "tokenizer_config.json").read_text())
@@ -50,7 +50,7 @@ def save_with_code(folder: Path, marker: Path, options: Mapping[str, Any], own_c
 
 
 @pytest.fixture(autouse=True)
-def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_options_that_run_code_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_options_that_run_code_are_errors(folder: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     name = str(save_with_code(folder, marker, {"trust_remote_code": True}))
     with pytest.raises(ModelError, match=r"(?s)may run code: trust_remote_code.*vlm\.trust_remote_code: true"):
@@ -71,7 +71,7 @@ def test_options_that_run_code_are_refused(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"tokenizer_type": "bert"}, {"code_revision": "main"}, {"gguf_file": "x"}])
-def test_no_question_on_the_terminal_and_no_other_option(
+def test_there_is_no_prompt_on_the_terminal_and_other_options_are_errors(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any]
 ) -> None:
     marker = tmp_path / "ran"
@@ -82,7 +82,7 @@ def test_no_question_on_the_terminal_and_no_other_option(
     assert not marker.exists()
 
 
-def test_harmless_options_are_kept(folder: Path) -> None:
+def test_harmless_options_are_passed_on(folder: Path) -> None:
     save_open_clip_bert(folder)
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
@@ -90,7 +90,7 @@ def test_harmless_options_are_kept(folder: Path) -> None:
     assert load_vlm(VLMConfig(name=str(folder))).count_tokens(["Mucin."]) == [3]
 
 
-def test_a_hub_id_is_checked_before_the_library_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_hub_models_are_checked_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, marker = tmp_path / "hub", tmp_path / "ran"
     snapshot = cache / "models--somebody--clip" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_a_hub_id_is_checked_before_the_library_reads_it(tmp_path: Path, monkeyp
     assert not marker.exists()
 
 
-def test_kernels_and_modules_are_refused_whoever_asks() -> None:
+def test_kernels_and_modules_are_blocked_for_all_callers() -> None:
     from transformers import dynamic_module_utils
     from transformers.integrations import hub_kernels
 
@@ -116,10 +116,10 @@ def test_kernels_and_modules_are_refused_whoever_asks() -> None:
         assert dynamic_module_utils.get_class_in_module.__module__ == "transformers.dynamic_module_utils"
 
 
-def test_the_vlm_named_by_a_classifiers_file_is_not_loaded(
+def test_a_vlm_named_only_in_a_classifier_file_is_not_loaded(
     tmp_path: Path, timm_folder: Path, clip_folder: Path, pictures: list[Image.Image], folder: Path
 ) -> None:
-    """Only the bundled VLM, those of the table, and what the caller passes."""
+    """Only the bundled VLM, those of the table, and those passed by the caller are loaded."""
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
     student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=2, joint_dim=24)
@@ -128,30 +128,30 @@ def test_the_vlm_named_by_a_classifiers_file_is_not_loaded(
     export_classifier(student, backbone, tmp_path / "c", classes=("a", "b"), vlm_info=info)
     with pytest.raises(ModelError, match=r"(?s)is not loaded.*load_classifier\(\.\.\., vlm="):
         clipit.load_classifier(tmp_path / "c", "cpu").zero_shot(pictures, texts)
-    passed = clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(clip_folder))
-    assert passed.zero_shot(pictures, texts).shape == (4, 2)
+    classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(clip_folder))
+    assert classifier.zero_shot(pictures, texts).shape == (4, 2)
     config = VLMConfig(name=str(clip_folder))
     assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=config).zero_shot(pictures, texts).shape == (4, 2)
 
     marker = tmp_path / "ran"
-    strange = save_with_code(folder, marker, {"trust_remote_code": True})
-    export_classifier(student, backbone, tmp_path / "d", classes=("a", "b"), vlm_info={**info, "name": str(strange)})
+    untrusted = save_with_code(folder, marker, {"trust_remote_code": True})
+    export_classifier(student, backbone, tmp_path / "d", classes=("a", "b"), vlm_info={**info, "name": str(untrusted)})
     with pytest.raises(ModelError, match="is not loaded"):
         clipit.load_classifier(tmp_path / "d", "cpu").zero_shot(pictures, texts)
     export_classifier(student, backbone, tmp_path / "e", classes=("a", "b"), vlm_info={**info, "name": "plip"})
-    with pytest.raises(ModelError, match="vinid/plip"):  # of the table, so the loader tries it
+    with pytest.raises(ModelError, match="vinid/plip"):  # loading is attempted for VLMs of the table
         clipit.load_classifier(tmp_path / "e", "cpu").zero_shot(pictures, texts)
     assert not marker.exists()
 
 
-def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_commands_pass_on_trust_settings_of_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from clipit.config.load import validate
     from clipit.runs.predict_tiles import open_classifier
 
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def load(*_: object, **keys: Any) -> Any:
-        found.update(keys)
+        arguments.update(keys)
         return SimpleNamespace(spec=SimpleNamespace(provenance={}))
 
     monkeypatch.setattr("clipit.models.inference.load_classifier", load)
@@ -160,4 +160,4 @@ def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.Monk
         {"tiles": {"source": "table", "path": "x"}, "vlm": vlm, "backbone": {"trust_remote_code": True}}, "test"
     )
     open_classifier(config, tmp_path)
-    assert found == {"vlm": VLMConfig(**vlm), "trust_remote_code": True}
+    assert arguments == {"vlm": VLMConfig(**vlm), "trust_remote_code": True}

@@ -16,7 +16,9 @@ HEADS = [
 ]
 
 
-def make(folder: Path | str, config: StudentConfig, tuning: str = "lora", *, pretrained: bool = True) -> Student:
+def make_student(
+    folder: Path | str, config: StudentConfig, tuning: str = "lora", *, pretrained: bool = True
+) -> Student:
     torch.manual_seed(5)
     backbone = load_backbone(BackboneConfig(name=str(folder), pretrained=pretrained))
     torch.manual_seed(5)
@@ -24,52 +26,52 @@ def make(folder: Path | str, config: StudentConfig, tuning: str = "lora", *, pre
 
 
 @pytest.mark.parametrize("config", HEADS)
-def test_shapes(timm_folder: Path, config: StudentConfig) -> None:
-    output = make(timm_folder, config)(torch.randn(2, 3, 32, 32))
+def test_output_shapes(timm_folder: Path, config: StudentConfig) -> None:
+    output = make_student(timm_folder, config)(torch.randn(2, 3, 32, 32))
     assert output.logits.shape == (2, 3) and output.features.shape == (2, 32)
     assert (output.projected is None) == (config.projector_layers == 0)
     if output.projected is not None:
         assert output.projected.shape == (2, 7)
 
 
-def test_linear_head_by_hand(timm_folder: Path) -> None:
-    student = make(timm_folder, HEADS[1])
+def test_the_linear_head_matches_its_formula(timm_folder: Path) -> None:
+    student = make_student(timm_folder, HEADS[1])
     output = student(torch.randn(2, 3, 32, 32))
     z, p, h, t = output.features, student.projector, student.image_head, student.text_head
-    wanted = z @ h.weight.T + h.bias + (z @ p.weight.T + p.bias) @ t.weight.T
-    torch.testing.assert_close(output.logits, wanted)
+    expected = z @ h.weight.T + h.bias + (z @ p.weight.T + p.bias) @ t.weight.T
+    torch.testing.assert_close(output.logits, expected)
     weight, bias = collapse_linear(student)
     torch.testing.assert_close(z @ weight.T + bias, output.logits, atol=1e-5, rtol=1e-5)
 
 
-def test_late_fusion_by_hand(timm_folder: Path) -> None:
-    student = make(timm_folder, HEADS[2])
+def test_late_fusion_matches_its_formula(timm_folder: Path) -> None:
+    student = make_student(timm_folder, HEADS[2])
     output = student(torch.randn(2, 3, 32, 32))
     first, _, last = student.text_head
     hidden = first(student.projector(output.features))
     text = last(torch.where(hidden > 0, hidden, 0.1 * hidden))
-    wanted = student.fusion(torch.cat([student.image_head(output.features), text], dim=1))
-    torch.testing.assert_close(output.logits, wanted)
+    expected = student.fusion(torch.cat([student.image_head(output.features), text], dim=1))
+    torch.testing.assert_close(output.logits, expected)
     with pytest.raises(ModelError, match="cannot be collapsed"):
         collapse_linear(student)
 
 
-def test_arms_of_a_seed_start_alike(timm_folder: Path) -> None:
-    image_only, with_text = make(timm_folder, HEADS[0]), make(timm_folder, HEADS[1])
+def test_arms_with_the_same_seed_have_equal_initial_weights(timm_folder: Path) -> None:
+    image_only, with_text = make_student(timm_folder, HEADS[0]), make_student(timm_folder, HEADS[1])
     assert torch.equal(image_only.image_head.weight, with_text.image_head.weight)
     first, second = image_only.backbone.state_dict(), with_text.backbone.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(("tuning", "trainable"), [("lora", "lora_"), ("frozen", None), ("full", "")])
-def test_what_is_trainable(timm_folder: Path, tuning: str, trainable: str | None) -> None:
-    student = make(timm_folder, HEADS[1], tuning)
+def test_trainable_parameters_of_each_tuning(timm_folder: Path, tuning: str, trainable: str | None) -> None:
+    student = make_student(timm_folder, HEADS[1], tuning)
     for name, weight in student.named_parameters():
         in_trunk = name.startswith("backbone.")
         assert weight.requires_grad == (not in_trunk or (trainable is not None and trainable in name)), name
 
 
-def test_batch_norm_keeps_its_statistics() -> None:
+def test_batch_norm_statistics_are_not_updated() -> None:
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name="test_resnet", pretrained=False))
     student = build_student(backbone, HEADS[0], LoraConfig(), "full", n_classes=3, joint_dim=None)
@@ -81,12 +83,12 @@ def test_batch_norm_keeps_its_statistics() -> None:
     assert student.training and student.image_head.training
 
 
-def test_frozen_backbone_stays_in_evaluation_mode(timm_folder: Path) -> None:
-    assert not make(timm_folder, HEADS[1], "frozen").train().backbone.training
-    assert make(timm_folder, HEADS[1], "lora").train().backbone.training
+def test_a_frozen_backbone_stays_in_evaluation_mode(timm_folder: Path) -> None:
+    assert not make_student(timm_folder, HEADS[1], "frozen").train().backbone.training
+    assert make_student(timm_folder, HEADS[1], "lora").train().backbone.training
 
 
-def test_errors(timm_folder: Path) -> None:
+def test_invalid_students_are_errors(timm_folder: Path) -> None:
     backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
     with pytest.raises(ModelError, match="dimension of the VLM's joint space"):
         build_student(backbone, HEADS[1], LoraConfig(), "frozen", n_classes=3, joint_dim=None)

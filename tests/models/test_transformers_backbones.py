@@ -1,4 +1,4 @@
-"""Backbones of transformers that differ from a ViT in tokens, positions or files: CLIP, DINOv3 and Hibou."""
+"""Test transformers backbones that differ from ViT in tokens, position embeddings or files: CLIP, DINOv3, Hibou."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def save(folder: Path, kind: str, **changes: Any) -> Path:
     config = getattr(transformers, f"{kind}Config")(image_size=32, patch_size=8, **SIZES, **changes)
     model = getattr(transformers, f"{kind}Model")(config)
     for name, weight in model.named_parameters():
-        if "norm" in name:  # they start as the identity
+        if "norm" in name:  # initialised as the identity
             torch.nn.init.normal_(weight, mean=1)
     model.save_pretrained(folder)
     transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
@@ -36,8 +36,8 @@ def save(folder: Path, kind: str, **changes: Any) -> Path:
     return folder
 
 
-def exported(backbone: Backbone, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a student and of its exported classifier."""
+def logits_before_and_after_export(backbone: Backbone, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of a student and of its exported classifier."""
     student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=8)
     export_classifier(student.eval(), backbone, folder, classes=("a", "b", "c"))
     pixels = torch.randn(2, 3, backbone.preprocess.size, backbone.preprocess.size)
@@ -46,7 +46,7 @@ def exported(backbone: Backbone, folder: Path) -> tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize("pooling", ["default", "cls_mean"])
-def test_clips_vision_model_normalises_its_tokens(tmp_path: Path, pooling: str) -> None:
+def test_tokens_of_clip_vision_models_are_normalised(tmp_path: Path, pooling: str) -> None:
     folder = save(tmp_path / "clip", "CLIPVision")
     backbone = load_backbone(BackboneConfig(name=str(folder), pooling=pooling))  # type: ignore[arg-type]
     model, pixels = AutoModel.from_pretrained(folder).eval(), torch.randn(2, 3, 32, 32)
@@ -56,11 +56,11 @@ def test_clips_vision_model_normalises_its_tokens(tmp_path: Path, pooling: str) 
         if pooling == "cls_mean":
             means = model.post_layernorm(output.last_hidden_state)[:, 1:].mean(1)
             torch.testing.assert_close(features[:, 32:], means)
-    student, classifier = exported(backbone, tmp_path / "c")
+    student, classifier = logits_before_and_after_export(backbone, tmp_path / "c")
     torch.testing.assert_close(classifier, student, atol=1e-4, rtol=1e-4)
 
 
-def test_other_models_normalise_their_tokens_once(vision_folders: dict[str, Path]) -> None:
+def test_tokens_of_other_models_are_normalised_once(vision_folders: dict[str, Path]) -> None:
     for family in ("ViT", "Dinov2"):
         module = load_backbone(BackboneConfig(name=str(vision_folders[family]))).module
         assert module.normalise is False
@@ -69,28 +69,28 @@ def test_other_models_normalise_their_tokens_once(vision_folders: dict[str, Path
             torch.testing.assert_close(module(pixels), model(pixel_values=pixels).last_hidden_state[:, 0])
 
 
-def test_dinov3_takes_other_sizes(tmp_path: Path) -> None:
+def test_dinov3_supports_other_input_sizes(tmp_path: Path) -> None:
     folder = save(tmp_path / "dinov3", "DINOv3ViT", num_register_tokens=2)
     backbone = load_backbone(BackboneConfig(name=str(folder), pixels=48))
     model, pixels = AutoModel.from_pretrained(folder).eval(), torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(backbone.module(pixels), model(pixel_values=pixels).last_hidden_state[:, 0])
-    student, classifier = exported(backbone, tmp_path / "c")
+    student, classifier = logits_before_and_after_export(backbone, tmp_path / "c")
     torch.testing.assert_close(classifier, student, atol=1e-4, rtol=1e-4)
     assert load_backbone(BackboneConfig(name=str(tmp_path / "c"))).preprocess.size == 48
     with pytest.raises(ModelError, match="not a multiple of the patch size"):
         load_backbone(BackboneConfig(name=str(folder), pixels=50))
 
 
-def test_hibou_without_its_code(tmp_path: Path) -> None:
+def test_hibou_is_loaded_without_its_code(tmp_path: Path) -> None:
     timm_model, folder = save_hibou(tmp_path / "hibou"), str(tmp_path / "hibou")
     for pixels in (None, 48):
         backbone = load_backbone(BackboneConfig(name=folder, pooling="cls_mean", pixels=pixels))
         images = torch.randn(2, 3, pixels or 32, pixels or 32)
         with torch.no_grad():
             tokens = timm_model.forward_features(images)
-            wanted = torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=1)
-            torch.testing.assert_close(backbone.module(images), wanted, atol=1e-5, rtol=1e-4)
+            expected = torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=1)
+            torch.testing.assert_close(backbone.module(images), expected, atol=1e-5, rtol=1e-4)
     assert (backbone.remote_code, backbone.preprocess.mean) == (False, (0.7068, 0.5755, 0.722))
 
 
@@ -105,12 +105,14 @@ def test_hibou_without_its_code(tmp_path: Path) -> None:
         ("", {"interpolate_antialias": False}, "position embeddings are of a kind"),
     ],
 )
-def test_hibou_with_other_files(tmp_path: Path, renamed: str, change: dict[str, Any], message: str) -> None:
+def test_inconsistent_hibou_files_are_errors(
+    tmp_path: Path, renamed: str, change: dict[str, Any], message: str
+) -> None:
     folder = tmp_path / "hibou"
     save_hibou(folder)
     config = {**json.loads((folder / "config.json").read_text()), **change}
-    kept = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(kept))
+    remaining = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(remaining))
     weights = load_file(folder / "model.safetensors")
     names = {name: "renamed" if name == renamed else name for name in weights}
     save_file({names[name]: weights[name] for name in weights}, folder / "model.safetensors", {"format": "pt"})
@@ -118,17 +120,21 @@ def test_hibou_with_other_files(tmp_path: Path, renamed: str, change: dict[str, 
         load_backbone(BackboneConfig(name=str(folder), pixels=48))
 
 
-def test_a_description_that_lacks_a_key(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_key_in_the_preprocessor_configuration_is_an_error(
+    vision_folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "vit"))
     file = folder / "preprocessor_config.json"
-    written = json.loads(file.read_text())
+    config = json.loads(file.read_text())
     for key in ("image_mean", "size"):
-        file.write_text(json.dumps({name: value for name, value in written.items() if name != key}))
+        file.write_text(json.dumps({name: value for name, value in config.items() if name != key}))
         with pytest.raises(ModelError, match=rf"(?s)no '{key}' in this file; its keys are .*preprocessor_config\.json"):
             load_backbone(BackboneConfig(name=str(folder)))
 
 
-def test_a_configuration_with_fewer_layers_than_the_weights(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_configuration_with_fewer_layers_than_the_weights_is_an_error(
+    vision_folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "vit"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))

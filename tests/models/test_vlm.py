@@ -22,7 +22,7 @@ def stack(vlm: VLM, pictures: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([vlm.preprocess.pixels(picture) for picture in pictures]))
 
 
-def test_transformers_folder(clip_folder: Path, pictures: list[Image.Image]) -> None:
+def test_a_clip_folder_gives_the_embeddings_of_transformers(clip_folder: Path, pictures: list[Image.Image]) -> None:
     from transformers import CLIPModel
 
     vlm = load(clip_folder)
@@ -45,7 +45,9 @@ def test_transformers_folder(clip_folder: Path, pictures: list[Image.Image]) -> 
     assert not words.requires_grad and not words.is_inference()
 
 
-def test_open_clip_folder(open_clip_folder: Path, pictures: list[Image.Image]) -> None:
+def test_an_open_clip_folder_gives_the_embeddings_of_open_clip(
+    open_clip_folder: Path, pictures: list[Image.Image]
+) -> None:
     import open_clip
 
     vlm = load(open_clip_folder)
@@ -57,14 +59,14 @@ def test_open_clip_folder(open_clip_folder: Path, pictures: list[Image.Image]) -
     assert vlm.count_tokens(texts) == [int((row > 0).sum()) for row in tokens]
     assert vlm.count_tokens(["mucin " * 30]) == [2 + 30 * (vlm.count_tokens(["mucin"])[0] - 2)]
     with torch.no_grad():
-        wanted_images = model.encode_image(torch.stack([transform(p) for p in pictures]))
-        wanted_texts = model.encode_text(tokens)
-    torch.testing.assert_close(vlm.encode_images(stack(vlm, pictures)), wanted_images, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(vlm.encode_texts(texts), wanted_texts, atol=1e-5, rtol=1e-4)
+        expected_images = model.encode_image(torch.stack([transform(p) for p in pictures]))
+        expected_texts = model.encode_text(tokens)
+    torch.testing.assert_close(vlm.encode_images(stack(vlm, pictures)), expected_images, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(vlm.encode_texts(texts), expected_texts, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["clip_folder", "open_clip_folder"])
-def test_budget_and_bad_calls(kind: str, request: pytest.FixtureRequest) -> None:
+def test_token_budget_and_invalid_inputs(kind: str, request: pytest.FixtureRequest) -> None:
     vlm = load(request.getfixturevalue(kind))
     long = "tumour " * 40
     with pytest.raises(ModelError, match="more than"):
@@ -80,15 +82,15 @@ def test_budget_and_bad_calls(kind: str, request: pytest.FixtureRequest) -> None
         vlm.encode_images(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))
 
 
-def test_precision_changes_values_only_a_little(clip_folder: Path) -> None:
+def test_half_precision_gives_similar_embeddings(clip_folder: Path) -> None:
     full = load(clip_folder)
     half = load_vlm(VLMConfig(name=str(clip_folder), precision="bf16"))
-    a, b = full.encode_texts(["mucin"]), half.encode_texts(["mucin"])
-    assert b.dtype == torch.float32 and full.fingerprint == half.fingerprint
-    assert 0 < float((a - b).abs().max()) < 0.05 * float(a.abs().max())
+    exact, rounded = full.encode_texts(["mucin"]), half.encode_texts(["mucin"])
+    assert rounded.dtype == torch.float32 and full.fingerprint == half.fingerprint
+    assert 0 < float((exact - rounded).abs().max()) < 0.05 * float(exact.abs().max())
 
 
-def test_fingerprint_follows_the_whole_vocabulary(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_vocabulary(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "clip"
     shutil.copytree(clip_folder, copy)
     file = copy / "tokenizer.json"
@@ -99,7 +101,7 @@ def test_fingerprint_follows_the_whole_vocabulary(clip_folder: Path, open_clip_f
     assert load(open_clip_folder).towers.vocabulary
 
 
-def test_fingerprint_follows_weights_and_preprocessing(clip_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_weights_and_preprocessing(clip_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     original = load(clip_folder).fingerprint
@@ -114,7 +116,7 @@ def test_fingerprint_follows_weights_and_preprocessing(clip_folder: Path, tmp_pa
     assert len({original, changed, load(copy).fingerprint}) == 3
 
 
-def test_a_processor_as_transformers_5_saves_it(clip_folder: Path, tmp_path: Path) -> None:
+def test_processors_saved_by_transformers_5_can_be_read(clip_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
@@ -129,7 +131,7 @@ def test_a_processor_as_transformers_5_saves_it(clip_folder: Path, tmp_path: Pat
     (tmp_path / "saved").mkdir()
     save(tmp_path / "saved")
     assert load(tmp_path / "saved").fingerprint == model.fingerprint
-    # As in transformers, this file takes precedence
+    # The file takes precedence, as in transformers.
     (copy / "preprocessor_config.json").write_text("{}")
     assert load(copy).fingerprint == model.fingerprint
     (copy / "preprocessor_config.json").unlink()
@@ -138,7 +140,7 @@ def test_a_processor_as_transformers_5_saves_it(clip_folder: Path, tmp_path: Pat
         load(copy)
 
 
-def test_an_image_tower_that_returns_tokens(open_clip_folder: Path, tmp_path: Path) -> None:
+def test_an_image_tower_that_returns_tokens_is_an_error(open_clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(open_clip_folder, tmp_path / "copy"))
     config = json.loads((copy / "open_clip_config.json").read_text())
     config["model_cfg"]["vision_cfg"]["output_tokens"] = True
@@ -147,7 +149,7 @@ def test_an_image_tower_that_returns_tokens(open_clip_folder: Path, tmp_path: Pa
         load(copy)
 
 
-def test_a_processor_for_another_input_size(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_processor_for_a_different_input_size_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
     config = json.loads((copy / "preprocessor_config.json").read_text())
     sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}
@@ -156,7 +158,9 @@ def test_a_processor_for_another_input_size(clip_folder: Path, tmp_path: Path) -
         load(copy)
 
 
-def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path) -> None:
+def test_errors_for_incomplete_folders(
+    clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match=r"open_clip_config\.json"):
         load(tmp_path)
     with pytest.raises(ModelError, match="vit_tiny_patch16_224"):
@@ -178,7 +182,9 @@ def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: P
         load(copy)
 
 
-def test_a_clone_without_git_lfs(clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path) -> None:
+def test_git_lfs_pointers_are_recognised(
+    clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path
+) -> None:
     from clipit.config.run import BackboneConfig
     from clipit.models.backbones import load_backbone
 
@@ -197,7 +203,7 @@ def test_a_clone_without_git_lfs(clip_folder: Path, open_clip_folder: Path, timm
             opener(copy)
 
 
-def test_weights_that_do_not_fit_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_not_initialised_randomly(clip_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
@@ -208,7 +214,7 @@ def test_weights_that_do_not_fit_are_not_made_up(clip_folder: Path, tmp_path: Pa
         load(copy)
 
 
-def test_weights_that_the_configuration_does_not_use(
+def test_unused_weights_are_errors_or_logged(
     clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -216,8 +222,8 @@ def test_weights_that_the_configuration_does_not_use(
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
     for tower in ("vision_config", "text_config"):
-        fewer = {**config[tower], "num_hidden_layers": config[tower]["num_hidden_layers"] - 1}
-        (copy / "config.json").write_text(json.dumps({**config, tower: fewer}))
+        shallow = {**config[tower], "num_hidden_layers": config[tower]["num_hidden_layers"] - 1}
+        (copy / "config.json").write_text(json.dumps({**config, tower: shallow}))
         with pytest.raises(ModelError, match=rf"do not match a CLIP.* {tower[:4]}.* is not in the model of"):
             load(copy)
     (copy / "config.json").write_text(json.dumps(config))
@@ -232,7 +238,7 @@ def test_weights_that_the_configuration_does_not_use(
         load(copy)
 
 
-def test_a_folder_that_states_no_normalisation(
+def test_missing_normalisation_constants_are_logged(
     open_clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(open_clip_folder)
@@ -244,7 +250,7 @@ def test_a_folder_that_states_no_normalisation(
     assert "preprocess_cfg contains no mean and no std; open_clip's default is used" in caplog.text
 
 
-def test_position_embeddings_that_open_clip_would_resample(open_clip_folder: Path, tmp_path: Path) -> None:
+def test_position_embeddings_of_open_clip_are_not_resampled_silently(open_clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(open_clip_folder, tmp_path / "copy"))
     file = copy / "open_clip_config.json"
     written = json.loads(file.read_text())
@@ -270,12 +276,12 @@ def test_position_embeddings_that_open_clip_would_resample(open_clip_folder: Pat
         ("clip:vinid/plip", "https://huggingface.co/vinid/plip"),
     ],
 )
-def test_names_without_weights_here(name: str, words: str) -> None:
+def test_names_without_local_weights_are_errors(name: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         load(name)
 
 
-@pytest.mark.skipif(not (EMBEDDED / "vlm" / "config.json").is_file(), reason="the bundled VLM is not there")
-def test_embedded() -> None:
+@pytest.mark.skipif(not (EMBEDDED / "vlm" / "config.json").is_file(), reason="the bundled VLM is missing")
+def test_the_bundled_vlm() -> None:
     vlm = load("embedded")
     assert vlm.encode_texts(["adipose tissue"]).shape == (1, vlm.joint_dim)

@@ -1,4 +1,4 @@
-"""Adapted VLMs as files: the merged folder in the original library, and the adapter on the VLM."""
+"""Test exported VLMs: merged folders opened in the original library, and adapters added to the VLM."""
 
 import json
 import logging
@@ -48,45 +48,47 @@ def pixels_of(size: int) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for actual_value, expected_value in zip(actual, expected, strict=True):
+        torch.testing.assert_close(actual_value, expected_value, atol=1e-5, rtol=1e-5)
 
 
-def of_towers(towers: Any, size: int) -> list[Tensor]:
+def embeddings_of(towers: Any, size: int) -> list[Tensor]:
     inner = towers.towers if isinstance(towers, AdaptedTowers | VLM) else towers
     with torch.no_grad():
         return [inner.image(pixels_of(size)), inner.text(inner.tokenise(TEXTS))]
 
 
-def test_open_clip_opens_the_merged_folder(open_clip_folder: Path, tmp_path: Path) -> None:
+def test_open_clip_can_open_the_merged_folder(open_clip_folder: Path, tmp_path: Path) -> None:
     written, adapted = adapt_and_export(VLMConfig(name=str(open_clip_folder)), tmp_path)
     assert written.merged is not None
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{written.merged}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{written.merged}")
     model.eval()
     with torch.no_grad():
-        same([model.encode_image(pixels_of(32)), model.encode_text(tokenizer(TEXTS))], of_towers(adapted, 32))
+        assert_all_close(
+            [model.encode_image(pixels_of(32)), model.encode_text(tokenizer(TEXTS))], embeddings_of(adapted, 32)
+        )
     assert transform.transforms[-1].mean == pytest.approx((0.7, 0.6, 0.7))
     assert float(model.logit_scale.detach()) == pytest.approx(float(adapted.logit_scale.detach()))
     added = load_vlm(VLMConfig(name=str(open_clip_folder), adapter=str(written.adapter)))
-    assert added.fingerprint == written.fingerprint  # the adapter on the VLM is the merged one
+    assert added.fingerprint == written.fingerprint  # the VLM with the adapter is equivalent
 
 
-def test_open_clip_opens_a_merged_folder_with_a_text_tower_of_transformers(bert_folder: Path, tmp_path: Path) -> None:
+def test_open_clip_can_open_a_merged_folder_with_a_transformers_text_tower(bert_folder: Path, tmp_path: Path) -> None:
     written, adapted = adapt_and_export(VLMConfig(name=str(bert_folder)), tmp_path)
     assert written.merged is not None
-    described = json.loads((written.merged / "open_clip_config.json").read_text())["model_cfg"]
-    assert described["text_cfg"]["hf_model_name"] == "somebody/some-bert"  # on the Hub, as in the original
-    text = {**described["text_cfg"], "hf_model_name": str(written.merged)}
+    model_config = json.loads((written.merged / "open_clip_config.json").read_text())["model_cfg"]
+    assert model_config["text_cfg"]["hf_model_name"] == "somebody/some-bert"  # unchanged id on the Hub
+    text = {**model_config["text_cfg"], "hf_model_name": str(written.merged)}
     model = open_clip.create_model(f"local-dir:{written.merged}", text_cfg=text).eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{written.merged}")(TEXTS)
     with torch.no_grad():
-        same([model.encode_image(pixels_of(160)), model.encode_text(tokens)], of_towers(adapted, 160))
+        assert_all_close([model.encode_image(pixels_of(160)), model.encode_text(tokens)], embeddings_of(adapted, 160))
 
 
 @pytest.mark.parametrize("name", ["clip_folder", "embedded"])
-def test_transformers_opens_the_merged_folder(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_transformers_can_open_the_merged_folder(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = name if name == "embedded" else str(request.getfixturevalue(name))
     written, adapted = adapt_and_export(VLMConfig(name=source), tmp_path)
     assert written.merged is not None
@@ -94,15 +96,18 @@ def test_transformers_opens_the_merged_folder(name: str, tmp_path: Path, request
     model = CLIPModel.from_pretrained(written.merged)
     tokens = AutoTokenizer.from_pretrained(written.merged)(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        found = [model.get_image_features(pixel_values=pixels_of(size)), model.get_text_features(**tokens)]
-    same([part if isinstance(part, Tensor) else part.pooler_output for part in found], of_towers(adapted, size))
+        outputs = [model.get_image_features(pixel_values=pixels_of(size)), model.get_text_features(**tokens)]
+    assert_all_close(
+        [output if isinstance(output, Tensor) else output.pooler_output for output in outputs],
+        embeddings_of(adapted, size),
+    )
     assert load_vlm(written.config).expected_mpp == load_vlm(VLMConfig(name=source)).expected_mpp
     assert base_of_adapted(written.config.name) == public_name(source)
     assert (written.merged / "README.md").read_text() == "A card."
 
 
 @pytest.mark.parametrize(("family", "tuning"), [("bert_folder", "projection"), ("clip_folder", "full")])
-def test_the_adapter_on_the_vlm_is_the_merged_one(
+def test_a_vlm_with_the_adapter_matches_the_merged_vlm(
     family: str, tuning: Tuning, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = VLMConfig(name=str(request.getfixturevalue(family)))
@@ -111,16 +116,18 @@ def test_the_adapter_on_the_vlm_is_the_merged_one(
     base, drawn = load_vlm(config), torch.rand(1)
     torch.manual_seed(5)
     added = load_vlm(config.model_copy(update={"adapter": str(written.adapter)}))
-    assert torch.rand(1) == drawn  # whoever trains after loading draws the same numbers with an adapter as without
+    assert torch.rand(1) == drawn  # loading an adapter should not change the random state
     merged = load_vlm(adapted_vlm(config, tmp_path))
     size = merged.preprocess.size
-    same(of_towers(added, size), of_towers(merged, size))
+    assert_all_close(embeddings_of(added, size), embeddings_of(merged, size))
     assert added.fingerprint == merged.fingerprint == written.fingerprint != base.fingerprint
     assert added.logit_scale == pytest.approx(merged.logit_scale)
     assert added.describe()["adapter"]["tuning"] == tuning and "adapter" not in merged.describe()
 
 
-def test_wrong_adapters_are_refused(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
+def test_adapters_of_other_vlms_and_damaged_ones_are_errors(
+    clip_folder: Path, open_clip_folder: Path, tmp_path: Path
+) -> None:
     config = VLMConfig(name=str(clip_folder))
     adapter = adapt_and_export(config, tmp_path)[0].adapter
 
@@ -141,20 +148,20 @@ def test_wrong_adapters_are_refused(clip_folder: Path, open_clip_folder: Path, t
     refused("missing: weights.safetensors", broken)
 
 
-def test_an_adapter_of_another_adaptation_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_in_the_folder_of_a_different_run_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
     config = VLMConfig(name=str(clip_folder))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_record(tmp_path / name / "run.json", {"fingerprint": name})
     adapter = adapt_and_export(config, tmp_path / "a")[0].adapter
-    alone, other = (shutil.copytree(adapter, tmp_path / place / adapter.name) for place in ("alone", "b"))
-    for folder in (adapter, alone):
+    separate, other = (shutil.copytree(adapter, tmp_path / parent / adapter.name) for parent in ("alone", "b"))
+    for folder in (adapter, separate):
         load_vlm(config.model_copy(update={"adapter": str(folder)}))
     with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run: its fingerprint is a, .*adapt again"):
         load_vlm(config.model_copy(update={"adapter": str(other)}))
 
 
-def test_licences_without_derivatives_and_own_towers_give_an_adapter_only(
+def test_only_an_adapter_is_written_if_the_licence_forbids_derivatives(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConfigError, match=r"(?s)forbids derivatives.*lora or projection"):
@@ -170,65 +177,65 @@ def test_licences_without_derivatives_and_own_towers_give_an_adapter_only(
         written, adapted = adapt_and_export(config, tmp_path)
     assert written.merged is None and "forbids derivatives" in written.reason and not (tmp_path / "vlm").exists()
     assert written.config == adapted_vlm(config, tmp_path)
-    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+    assert_all_close(embeddings_of(load_vlm(written.config), 32), embeddings_of(adapted, 32))
 
 
 def test_a_changed_file_of_a_merged_folder_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
     written, adapted = adapt_and_export(VLMConfig(name=str(clip_folder)), tmp_path)
     assert written.merged is not None
     (written.merged / "README.md").write_text("another card", encoding="utf-8")
-    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+    assert_all_close(embeddings_of(load_vlm(written.config), 32), embeddings_of(adapted, 32))
     weights, record = written.merged / "model.safetensors", written.merged / "clipit_files.json"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     with pytest.raises(ModelError, match=r"missing or have changed: model\.safetensors[\s\S]*copy the folder again"):
         load_vlm(written.config)
-    weights.write_bytes(whole)
+    weights.write_bytes(content)
     for damaged in ('{"files": 3}', "[]", "{"):
         record.write_text(damaged, encoding="utf-8")
         with pytest.raises(ModelError, match="the list of file hashes is damaged"):
             load_vlm(written.config)
-    record.unlink()  # a model that was changed on purpose, or of an earlier version
-    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+    record.unlink()  # changed on purpose, or written by an earlier version
+    assert_all_close(embeddings_of(load_vlm(written.config), 32), embeddings_of(adapted, 32))
 
 
-def test_a_second_adaptation_needs_a_format_that_the_first_can_be_merged_in(
+def test_a_second_adaptation_requires_that_the_first_can_be_merged(
     clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     towers = load_vlm(VLMConfig(name=str(clip_folder))).towers
-    own = VLMConfig(name="python:hospital.models:towers", adapter="adapter")
+    python_vlm = VLMConfig(name="python:hospital.models:towers", adapter="adapter")
     monkeypatch.setattr("clipit.models.vlm_export.python_towers", lambda path: replace(towers, save=None))
-    for config in (own, VLMConfig(name="conch", adapter="adapter")):
+    for config in (python_vlm, VLMConfig(name="conch", adapter="adapter")):
         with pytest.raises(ConfigError, match=r"(?s)already has an adapter.*remove vlm\.adapter"):
             check_adaptable(config, "lora")
-    check_adaptable(own.model_copy(update={"adapter": None}), "lora")
+    check_adaptable(python_vlm.model_copy(update={"adapter": None}), "lora")
     monkeypatch.setattr("clipit.models.vlm_export.python_towers", lambda path: towers)
-    check_adaptable(own, "lora")
+    check_adaptable(python_vlm, "lora")
 
 
-def test_a_folder_that_gives_another_model_is_not_kept(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_merged_folder_that_gives_different_embeddings_is_deleted(clip_folder: Path, tmp_path: Path) -> None:
     config = VLMConfig(name=str(clip_folder))
     vlm = load_vlm(config)
     save = vlm.towers.save
     assert save is not None
 
-    def wrong(folder: Path) -> None:
+    def save_wrongly(folder: Path) -> None:
         save(folder)
         values = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps({**values, "image_mean": [0.1, 0.1, 0.1]}))
 
-    towers = replace(vlm.towers, save=wrong)
+    towers = replace(vlm.towers, save=save_wrongly)
     adapted = adapt_towers(towers, "projection", ("image", "text"), LoraConfig(), True)
     with pytest.raises(ModelError, match=r"(?s)differ when it is read again.*vlm\.adapter"):
         export_vlm(vlm, config, adapted, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_keep_is_written_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_keep_contains_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setitem(VLMS, "keep", replace(VLMS["keep"], dim=16, raw_dim=20, pixels=32, context_length=24))
     (tmp_path / "keep_written").mkdir()
     config = VLMConfig(name="keep", path=str(save_keep(tmp_path / "keep_written")), trust_remote_code=True)
     written, adapted = adapt_and_export(config, tmp_path / "out")
     assert written.merged is not None and written.config.path == str(written.merged)
-    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+    assert_all_close(embeddings_of(load_vlm(written.config), 32), embeddings_of(adapted, 32))

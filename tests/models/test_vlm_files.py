@@ -1,4 +1,4 @@
-"""VLM folders that lack tokeniser files or belong to another family; the GELU that is asked for."""
+"""Test VLM folders: incomplete tokeniser files, other model families, and the GELU option."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ def load(name: str, **keys: Any) -> VLM:
     return load_vlm(VLMConfig(name=name, **keys))
 
 
-def copied(folder: Path, to: Path) -> Path:
+def copy_folder(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
 
-def test_a_folder_without_the_tokenisers_rules(clip_folder: Path, tmp_path: Path) -> None:
-    clip = copied(clip_folder, tmp_path / "clip")
+def test_a_missing_tokeniser_configuration_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
+    clip = copy_folder(clip_folder, tmp_path / "clip")
     (tmp_path / "bert").mkdir()
     bert = save_open_clip_bert(tmp_path / "bert")
     for folder in (clip, bert):
@@ -33,8 +33,8 @@ def test_a_folder_without_the_tokenisers_rules(clip_folder: Path, tmp_path: Path
             load(str(folder))
 
 
-def test_a_tokeniser_that_fails_on_a_text(clip_folder: Path, tmp_path: Path) -> None:
-    folder = copied(clip_folder, tmp_path / "clip")
+def test_a_tokeniser_that_fails_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copy_folder(clip_folder, tmp_path / "clip")
     rules = json.loads((folder / "tokenizer_config.json").read_text())
     del rules["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(rules))
@@ -42,7 +42,7 @@ def test_a_tokeniser_that_fails_on_a_text(clip_folder: Path, tmp_path: Path) -> 
         load(str(folder))
 
 
-def test_a_folder_of_another_family_is_not_keep(
+def test_a_folder_of_another_model_family_is_not_loaded_as_keep(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match=r"not keep: .*auto_map.*model type is clip"):
@@ -56,17 +56,17 @@ def test_a_folder_of_another_family_is_not_keep(
         load("keep", path=str(folder), trust_remote_code=True)
 
 
-def test_quick_gelu_as_asked(open_clip_folder: Path, tmp_path: Path) -> None:
+def test_the_quick_gelu_option(open_clip_folder: Path, tmp_path: Path) -> None:
     name = str(open_clip_folder)
     plain, quick = load(name), load(name, quick_gelu=True)
     assert load(name, quick_gelu=False).fingerprint == plain.fingerprint != quick.fingerprint
     gelu = plain.towers.module.transformer.resblocks[0].mlp.gelu  # type: ignore[union-attr, index]
-    fast = quick.towers.module.transformer.resblocks[0].mlp.gelu  # type: ignore[union-attr, index]
+    quick_gelu = quick.towers.module.transformer.resblocks[0].mlp.gelu  # type: ignore[union-attr, index]
     x = torch.linspace(-3, 3, 7)
     torch.testing.assert_close(gelu(x), x * torch.special.ndtr(x))
-    torch.testing.assert_close(fast(x), x * torch.sigmoid(1.702 * x))
+    torch.testing.assert_close(quick_gelu(x), x * torch.sigmoid(1.702 * x))
     assert (plain.describe()["quick_gelu"], quick.describe()["quick_gelu"]) == (None, True)
-    folder = copied(open_clip_folder, tmp_path / "quick")
+    folder = copy_folder(open_clip_folder, tmp_path / "quick")
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["quick_gelu"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -74,18 +74,22 @@ def test_quick_gelu_as_asked(open_clip_folder: Path, tmp_path: Path) -> None:
     assert load(str(folder), quick_gelu=False).fingerprint == plain.fingerprint
 
 
-def test_quick_gelu_where_it_means_nothing(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quick_gelu_option_is_an_error_for_other_families(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in (str(clip_folder), "plip", "conch", "clip:vinid/plip"):
         with pytest.raises(ConfigError, match=r"vlm\.quick_gelu applies only to models that open_clip loads"):
             load(name, quick_gelu=False)
 
 
-def test_a_folder_behind_the_hubs_prefix(open_clip_folder: Path, clip_folder: Path) -> None:
+def test_prefixes_before_a_local_folder(open_clip_folder: Path, clip_folder: Path) -> None:
     assert load(f"hf-hub:{open_clip_folder}").fingerprint == load(str(open_clip_folder)).fingerprint
     assert load(f"hf-hub:{clip_folder}").source == load(f"clip:{clip_folder}").source == str(clip_folder)
 
 
-def test_what_a_manifest_says_of_a_named_model(open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_description_of_a_named_model_contains_its_note(
+    open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     from clipit.models.vlm_specs import VLMS
@@ -99,16 +103,16 @@ def test_what_a_manifest_says_of_a_named_model(open_clip_folder: Path, monkeypat
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("highest_pad", [False, True])
 @pytest.mark.parametrize("end", [2, 3])
-def test_a_text_embeds_alike_alone_and_in_a_batch(
+def test_text_embeddings_do_not_depend_on_the_batch(
     clip_folder: Path, tmp_path: Path, side: str, highest_pad: bool, end: int
 ) -> None:
-    """Whatever the padding side, with padding ids above that of the end token, and both rules that find the end."""
-    folder = copied(clip_folder, tmp_path / "clip")
+    """Test both padding sides, padding ids above the end token, and both rules that locate the end token."""
+    folder = copy_folder(clip_folder, tmp_path / "clip")
     rules = json.loads((folder / "tokenizer_config.json").read_text()) | {"padding_side": side}
     if highest_pad:
-        rules["pad_token"] = "grade"  # the last word but one
+        rules["pad_token"] = "grade"  # the second highest id
     (folder / "tokenizer_config.json").write_text(json.dumps(rules))
-    if end != 2:  # the id that ends a text, and the newer rule of transformers, which looks for it
+    if end != 2:  # transformers searches for this id; if it is 2, the token with the highest id ends the text
         config = json.loads((folder / "config.json").read_text())
         config["text_config"]["eos_token_id"] = end
         (folder / "config.json").write_text(json.dumps(config))
@@ -117,37 +121,37 @@ def test_a_text_embeds_alike_alone_and_in_a_batch(
         tokeniser["post_processor"]["special_tokens"]["</s>"]["ids"] = [end]
         (folder / "tokenizer.json").write_text(json.dumps(tokeniser))
     vlm = load(str(folder))
-    alone = vlm.encode_texts(["mucin"])
-    beside = vlm.encode_texts(["mucin", "tumour glands with necrosis and lymphocytes"])[:1]
-    torch.testing.assert_close(alone, beside, atol=1e-6, rtol=1e-5)
+    single = vlm.encode_texts(["mucin"])
+    in_batch = vlm.encode_texts(["mucin", "tumour glands with necrosis and lymphocytes"])[:1]
+    torch.testing.assert_close(single, in_batch, atol=1e-6, rtol=1e-5)
 
 
-def test_a_tokeniser_that_returns_no_mask_by_default(clip_folder: Path, tmp_path: Path) -> None:
-    folder = copied(clip_folder, tmp_path / "clip")
+def test_tokenisers_without_a_mask_by_default_are_supported(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copy_folder(clip_folder, tmp_path / "clip")
     rules = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(rules))
     texts = ["mucin", "tumour glands with necrosis"]
     torch.testing.assert_close(load(str(folder)).encode_texts(texts), load(str(clip_folder)).encode_texts(texts))
 
 
-def test_a_text_that_depends_on_its_batch_is_refused(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_that_depend_on_the_batch_are_an_error(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipit.models import clip_vlm
 
-    def tokenise_to_the_left(tokenizer: Any, context_length: int) -> Any:
+    def tokenise_with_left_padding(tokenizer: Any, context_length: int) -> Any:
         def tokenise(texts: Any) -> Any:
             tokenizer.padding_side = "left"
             return dict(tokenizer(list(texts), padding=True, truncation=True, max_length=16, return_tensors="pt"))
 
         return tokenise
 
-    monkeypatch.setattr(clip_vlm, "transformers_tokenise", tokenise_to_the_left)
+    monkeypatch.setattr(clip_vlm, "transformers_tokenise", tokenise_with_left_padding)
     with pytest.raises(ModelError, match="depends on the other texts in its batch"):
         load(str(clip_folder))
 
 
-@pytest.mark.parametrize("end", [1, 49407])  # the begin token, and an id that the tokeniser does not have
-def test_a_text_tower_that_finds_no_end_token_is_refused(clip_folder: Path, tmp_path: Path, end: int) -> None:
-    folder = copied(clip_folder, tmp_path / "clip")
+@pytest.mark.parametrize("end", [1, 49407])  # the begin token, and an id outside the vocabulary
+def test_a_text_tower_that_finds_no_end_token_is_an_error(clip_folder: Path, tmp_path: Path, end: int) -> None:
+    folder = copy_folder(clip_folder, tmp_path / "clip")
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["eos_token_id"] = end
     (folder / "config.json").write_text(json.dumps(config))
@@ -155,8 +159,8 @@ def test_a_text_tower_that_finds_no_end_token_is_refused(clip_folder: Path, tmp_
         load(str(folder))
 
 
-def test_a_token_that_the_text_tower_does_not_embed_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    folder = copied(clip_folder, tmp_path / "clip")
+def test_a_token_without_an_embedding_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copy_folder(clip_folder, tmp_path / "clip")
     rules = json.loads((folder / "tokenizer.json").read_text())
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     rules["added_tokens"].append({"id": len(rules["model"]["vocab"]), "content": "xyzzy", **added})

@@ -1,4 +1,4 @@
-"""Names of the table, with and without local files; the raw space; tokens that are cut."""
+"""Test named VLMs with and without local files, the raw space, and truncation of texts."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_open_clip_bert(tmp_path_factory.mktemp("bert"))
 
 
-def test_a_named_model_from_a_folder(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_models_are_checked_against_the_table(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="dim is 24, but the table says 512") as caught:
         load("plip", clip_folder)
     assert "raw_dim is 32, but the table says 768" in str(caught.value)
@@ -47,32 +47,34 @@ def test_a_named_model_from_a_folder(clip_folder: Path, monkeypatch: pytest.Monk
     assert named.fingerprint == plain.fingerprint
 
 
-def test_quick_gelu_of_a_name_applies_to_local_files(open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_of_a_named_model_use_its_quick_gelu(
+    open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = replace(VLMS["clip-vit-b-32"], dim=20, raw_dim=64, pixels=32, context_length=20)
     spec = replace(spec, mean=(0.7, 0.6, 0.7), std=(0.2, 0.25, 0.2))
     monkeypatch.setitem(VLMS, "clip-vit-b-32", spec)
     quick, plain = load("clip-vit-b-32", open_clip_folder), load(str(open_clip_folder))
-    kinds = [type(v.towers.module.visual.transformer.resblocks[0].mlp.gelu).__name__ for v in (quick, plain)]  # type: ignore[union-attr, index]
+    kinds = [type(vlm.towers.module.visual.transformer.resblocks[0].mlp.gelu).__name__ for vlm in (quick, plain)]  # type: ignore[union-attr, index]
     assert kinds == ["QuickGELU", "GELU"]
     assert not torch.allclose(quick.encode_texts(["mucin"]), plain.encode_texts(["mucin"]), atol=1e-5)
 
 
 @pytest.mark.parametrize(("architecture", "quick"), [("ViT-B-32/openai", True), ("ViT-B-32/laion2b_e16", False)])
-def test_openai_weights_get_the_quick_gelu(architecture: str, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+def test_openai_weights_use_quick_gelu(architecture: str, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, Any] = {}
 
-    def remember(*names: object, **keys: object) -> None:
-        asked.update(keys)
-        raise RuntimeError("no weights here")
+    def record(*names: object, **keys: object) -> None:
+        arguments.update(keys)
+        raise RuntimeError("no weights available")
 
-    monkeypatch.setattr("open_clip.create_model", remember)
-    with pytest.raises(ModelError, match="no weights here"):
+    monkeypatch.setattr("open_clip.create_model", record)
+    with pytest.raises(ModelError, match="no weights available"):
         open_clip_vlm.builtin_towers(architecture)
-    assert asked.get("force_quick_gelu", False) is quick
+    assert arguments.get("force_quick_gelu", False) is quick
 
 
 @pytest.mark.parametrize("kind", ["clip_folder", "open_clip_folder", "bert_folder"])
-def test_raw_space_is_what_the_projection_takes(
+def test_the_raw_space_is_the_input_of_the_projection(
     kind: str, request: pytest.FixtureRequest, pictures: list[Image.Image]
 ) -> None:
     vlm = load(str(request.getfixturevalue(kind)))
@@ -89,7 +91,9 @@ def test_raw_space_is_what_the_projection_takes(
     torch.testing.assert_close(raw @ projection, joint, atol=1e-5, rtol=1e-4)
 
 
-def test_no_raw_space_where_pooling_and_projection_are_one(open_clip_folder: Path, pictures: list[Image.Image]) -> None:
+def test_models_without_a_separate_projection_have_no_raw_space(
+    open_clip_folder: Path, pictures: list[Image.Image]
+) -> None:
     import open_clip
 
     resnet = open_clip.modified_resnet.ModifiedResNet((1, 1, 1, 1), 16, 4, image_size=32, width=8)
@@ -100,7 +104,7 @@ def test_no_raw_space_where_pooling_and_projection_are_one(open_clip_folder: Pat
         vlm.encode_images(stack(vlm, pictures), space="raw")
 
 
-def test_cut_tokens(clip_folder: Path, bert_folder: Path) -> None:
+def test_truncated_texts_and_tokens_are_counted(clip_folder: Path, bert_folder: Path) -> None:
     for folder, budget in ((clip_folder, 16), (bert_folder, 24)):
         vlm = load(str(folder))
         texts = ["mucin", "mucin " * (budget - 2), "mucin " * budget, "mucin " * (budget + 10)]
@@ -109,19 +113,19 @@ def test_cut_tokens(clip_folder: Path, bert_folder: Path) -> None:
         assert vlm.count_truncated([]) == (0, 0)
 
 
-def test_text_tower_files_beside_the_weights_are_enough(bert_folder: Path, tmp_path: Path) -> None:
-    vlm = load(str(bert_folder))  # its configuration names a Hub id, and there is no network
+def test_the_text_tower_is_loaded_from_files_in_the_folder(bert_folder: Path, tmp_path: Path) -> None:
+    vlm = load(str(bert_folder))  # although its configuration contains a Hub id
     assert vlm.encode_texts(["necrosis of tissue"]).shape == (1, 12)
-    bare = Path(shutil.copytree(bert_folder, tmp_path / "bare"))
-    (bare / "config.json").unlink()
+    incomplete = Path(shutil.copytree(bert_folder, tmp_path / "bare"))
+    (incomplete / "config.json").unlink()
     with pytest.raises(ModelError, match=r"config\.json of somebody/some-bert: copy that file into this folder"):
-        load(str(bare))
-    (bare / "tokenizer.json").unlink()
+        load(str(incomplete))
+    (incomplete / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="missing: tokeniser of somebody/some-bert"):
-        load(str(bare))
+        load(str(incomplete))
 
 
-def test_weights_of_other_shapes(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_different_shapes_are_errors(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(open_clip_folder, tmp_path / "open_clip"))
     config = json.loads((copy / "open_clip_config.json").read_text())
     config["model_cfg"]["embed_dim"] = 28
@@ -136,7 +140,7 @@ def test_weights_of_other_shapes(clip_folder: Path, open_clip_folder: Path, tmp_
         load(str(copy))
 
 
-def test_all_missing_parts_are_one_error(clip_folder: Path, tmp_path: Path) -> None:
+def test_all_missing_files_are_reported_together(clip_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
     (copy / "tokenizer.json").unlink()
     (copy / "model.safetensors").unlink()
@@ -162,7 +166,7 @@ def test_all_missing_parts_are_one_error(clip_folder: Path, tmp_path: Path) -> N
         ("keep", "timm", ModelError, "trust_remote_code: true"),
     ],
 )
-def test_what_cannot_be_loaded(
+def test_errors_for_names_that_cannot_be_loaded(
     name: str, path: str | None, kind: type[ClipitError], words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "timm").mkdir()
@@ -171,7 +175,7 @@ def test_what_cannot_be_loaded(
         load(name, None if path is None else tmp_path / path)
 
 
-def test_a_gated_model_names_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_gated_model_names_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import GatedRepoError
 
     def refuse(*names: object, **keys: object) -> None:
@@ -182,11 +186,11 @@ def test_a_gated_model_names_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
         load("pathgen-clip-l-14")
     assert VLMS["pathgen-clip-l-14"].page in str(caught.value) and "hf auth login" in str(caught.value)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(GatedRepoError):  # not taken for a file that the repository lacks
+    with pytest.raises(GatedRepoError):  # not treated as a missing file
         hub_file("somebody/something", ("a.safetensors", "b.bin"))
 
 
-def test_the_first_file_that_a_repository_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_existing_file_of_a_repository_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def only_second(hub_id: str, name: str) -> str:
@@ -200,7 +204,7 @@ def test_the_first_file_that_a_repository_has(monkeypatch: pytest.MonkeyPatch) -
         hub_file("somebody/something", ("a.safetensors", "c.bin"))
 
 
-def test_keep_runs_its_own_code_when_allowed(
+def test_keep_runs_its_code_if_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[Image.Image]
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -213,8 +217,8 @@ def test_keep_runs_its_own_code_when_allowed(
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     pixels = stack(vlm, pictures)
     raw = vlm.encode_images(pixels, space="raw")
-    wanted = torch.nn.functional.linear(raw, weights["visual_head.weight"], weights["visual_head.bias"])
-    torch.testing.assert_close(vlm.encode_images(pixels), torch.nn.functional.normalize(wanted, dim=1))
+    expected = torch.nn.functional.linear(raw, weights["visual_head.weight"], weights["visual_head.bias"])
+    torch.testing.assert_close(vlm.encode_images(pixels), torch.nn.functional.normalize(expected, dim=1))
     assert vlm.encode_texts(["mucin", "mucin " * 40], truncate=True).shape == (2, 16)
     assert vlm.count_truncated(["mucin " * 40]) == (1, 18)
     del weights["visual_head.weight"]

@@ -1,4 +1,4 @@
-"""The table of VLMs against what can be known of them without their weights."""
+"""Test the table of VLMs against facts that are known without their weights."""
 
 import open_clip
 import pytest
@@ -11,8 +11,8 @@ from clipit.models.specs import COLUMNS, LICENCE_NOTE, check_spec, similar_model
 from clipit.models.vlm_specs import VLMS
 
 BUILT_IN = ("clip-vit-b-32", "clip-vit-l-14", "pathgen-clip-b-16")
-"""open_clip knows these by name. QuiltNet, BiomedCLIP and BioCLIP bring their configuration from the Hub: it is
-compared with the table when they are loaded, and cannot be compared here."""
+"""Architectures that are defined in open_clip. The configurations of QuiltNet, BiomedCLIP and BioCLIP are on the Hub
+and compared with the table when they are loaded."""
 
 
 def test_every_entry_is_complete() -> None:
@@ -26,7 +26,7 @@ def test_every_entry_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_architectures_are_what_the_table_says(name: str) -> None:
+def test_architectures_of_open_clip_match_the_table(name: str) -> None:
     spec = VLMS[name]
     architecture, _, tag = spec.source.partition("/")
     with torch.device("meta"):
@@ -37,12 +37,12 @@ def test_built_in_architectures_are_what_the_table_says(name: str) -> None:
     assert model.visual.proj.shape == (spec.raw_dim, spec.dim)
     assert model.visual.image_size == (spec.pixels, spec.pixels)
     assert open_clip.get_tokenizer(architecture).context_length == spec.context_length
-    rules = dict(model.visual.preprocess_cfg)
+    preprocessing = dict(model.visual.preprocess_cfg)
     if tag:
         published = open_clip.get_pretrained_cfg(architecture, tag)
         assert published["quick_gelu"] and open_clip.get_model_config(architecture)["quick_gelu"]
-        rules |= published
-    check_spec(spec, {key: rules[key] for key in ("mean", "std", "interpolation")}, name)
+        preprocessing |= published
+    check_spec(spec, {key: preprocessing[key] for key in ("mean", "std", "interpolation")}, name)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_built_in_architectures_are_what_the_table_says(name: str) -> None:
     [("biomedclip", "vit_base_patch16_224"), ("quiltnet-b-16-pmb", "vit_base_patch16_224"),
      ("keep", "vit_large_patch16_224")],
 )  # fmt: skip
-def test_raw_dimension_of_timm_trunks(name: str, trunk: str) -> None:
+def test_raw_dimensions_of_timm_trunks(name: str, trunk: str) -> None:
     with torch.device("meta"):
         assert timm.create_model(trunk, num_classes=0).num_features == VLMS[name].raw_dim
 
 
-def test_a_difference_is_named_with_both_values() -> None:
+def test_differences_from_the_table_are_errors_with_both_values() -> None:
     spec = VLMS["plip"]
     check_spec(spec, {"dim": 512, "mean": (0.4814547, 0.4578275, 0.4082107), "raw_dim": 768}, "here")
     with pytest.raises(ModelError, match=r"dim is 768, but the table says 512; mean is \(0\.5") as caught:
@@ -63,7 +63,7 @@ def test_a_difference_is_named_with_both_values() -> None:
     assert "huggingface.co/vinid/plip" in str(caught.value) and "pixels" not in str(caught.value)
 
 
-def test_printed_table() -> None:
+def test_the_printed_table() -> None:
     rows = spec_rows(VLMS.values())
     assert len(rows) == len(VLMS) and {len(row) for row in rows} == {len(COLUMNS)}
     assert rows[list(VLMS).index("conch")][:6] == ("conch", "conch", "MahmoodLab/conch", "512", "448", "0.5")

@@ -1,4 +1,4 @@
-"""Files of weights that are not the model's: none may leave a part of it random."""
+"""Test errors for weights files that do not match the model, which must never be partly random."""
 
 import json
 import re
@@ -25,8 +25,8 @@ Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Weights:
-    """`tiny-uni` in the table, and weights that are its own."""
+def tiny_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Weights:
+    """Add `tiny-uni` to the table, and return weights for it."""
     spec = ModelSpec(
         name="tiny-uni", kind="backbone", family="timm", source="someone/uni", dim=32, pixels=32, mean=HALF, std=HALF,
         page="https://huggingface.co/someone/uni",
@@ -46,50 +46,54 @@ def load(name: str, path: Path | None = None) -> Any:
     return load_backbone(BackboneConfig(name=name, path=None if path is None else str(path)))
 
 
-def test_a_file_with_all_weights_and_a_classifier(named: Weights, tmp_path: Path) -> None:
+def test_classifier_weights_in_a_file_are_ignored(tiny_weights: Weights, tmp_path: Path) -> None:
     classes = {"head.weight": torch.zeros(5, 32), "head.bias": torch.zeros(5)}
-    backbone = load("tiny-uni", save(tmp_path / "f.bin", named | classes))
+    backbone = load("tiny-uni", save(tmp_path / "f.bin", tiny_weights | classes))
     for key, value in backbone.module.state_dict().items():
-        assert torch.equal(value, named[key])
+        assert torch.equal(value, tiny_weights[key])
 
 
-def test_a_file_of_foreign_tensors(named: Weights, tmp_path: Path) -> None:
+def test_a_file_of_other_tensors_is_an_error(tiny_weights: Weights, tmp_path: Path) -> None:
     file = save(tmp_path / "f.bin", {"foo": torch.zeros(1)})
     with pytest.raises(ModelError, match=r"(?s)30 missing: .*blocks\.0.* 1 unexpected: foo.*where: .*f\.bin"):
         load("tiny-uni", file)
 
 
-def test_one_tensor_short_or_too_many(named: Weights, tmp_path: Path) -> None:
-    short = {key: value for key, value in named.items() if key != "blocks.1.mlp.fc1.bias"}
+def test_missing_and_unexpected_tensors_are_errors(tiny_weights: Weights, tmp_path: Path) -> None:
+    short = {key: value for key, value in tiny_weights.items() if key != "blocks.1.mlp.fc1.bias"}
     with pytest.raises(ModelError, match=r"1 missing: blocks\.1\.mlp\.fc1\.bias\n"):
         load("tiny-uni", save(tmp_path / "short.bin", short))
-    save_file(named | {"blocks.2.norm1.bias": torch.zeros(32)}, tmp_path / "deep.safetensors")
+    save_file(tiny_weights | {"blocks.2.norm1.bias": torch.zeros(32)}, tmp_path / "deep.safetensors")
     with pytest.raises(ModelError, match=r"(?s)1 unexpected: blocks\.2\.norm1\.bias.*deep\.safetensors"):
         load("tiny-uni", tmp_path / "deep.safetensors")
 
 
-def test_prefixes_and_wrapped_checkpoints(named: Weights, tmp_path: Path) -> None:
-    prefixed = {f"encoder.{key}": value for key, value in named.items()}
+def test_prefixed_and_wrapped_checkpoints_are_errors(tiny_weights: Weights, tmp_path: Path) -> None:
+    prefixed = {f"encoder.{key}": value for key, value in tiny_weights.items()}
     with pytest.raises(ModelError, match=r"unexpected: encoder\.blocks\.0"):
         load("tiny-uni", save(tmp_path / "prefixed.bin", prefixed))
-    for wrapper in ({"teacher": named, "student": named}, {"state_dict": named}, {"model": named, "epoch": 3}):
+    for wrapper in (
+        {"teacher": tiny_weights, "student": tiny_weights},
+        {"state_dict": tiny_weights},
+        {"model": tiny_weights, "epoch": 3},
+    ):
         file = save(tmp_path / "wrapped.bin", wrapper)
         with pytest.raises(ModelError, match=rf"(?s)contains more than tensors: {next(iter(wrapper))}.*wrapped\.bin"):
             load("tiny-uni", file)
 
 
 @pytest.mark.parametrize("suffix", ["bin", "safetensors", "old"])
-def test_shapes_of_a_file(named: Weights, tmp_path: Path, suffix: str) -> None:
+def test_tensor_shapes_of_each_file_format(tiny_weights: Weights, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"weights.{suffix}"
     if suffix == "safetensors":
-        save_file(named, file)
+        save_file(tiny_weights, file)
     else:
-        torch.save(named, file, _use_new_zipfile_serialization=suffix == "bin")
-    assert tensor_shapes(file) == {key: tuple(value.shape) for key, value in named.items()}
+        torch.save(tiny_weights, file, _use_new_zipfile_serialization=suffix == "bin")
+    assert tensor_shapes(file) == {key: tuple(value.shape) for key, value in tiny_weights.items()}
 
 
-def test_a_folder_whose_configuration_counts_classes(timm_folder: Path, tmp_path: Path) -> None:
-    """timm is not strict when the numbers of classes differ."""
+def test_weights_are_checked_if_the_number_of_classes_differs(timm_folder: Path, tmp_path: Path) -> None:
+    """timm loads weights without strict checks if the number of classes differs."""
     folder = Path(shutil.copytree(timm_folder, tmp_path / "copy"))
     config = json.loads((folder / "config.json").read_text())
     config["num_classes"] = 5
@@ -102,23 +106,25 @@ def test_a_folder_whose_configuration_counts_classes(timm_folder: Path, tmp_path
         load(str(folder))
 
 
-def test_patches_of_another_size_are_not_resized(named: Weights, tmp_path: Path) -> None:
+def test_patch_embeddings_of_a_different_size_are_an_error(tiny_weights: Weights, tmp_path: Path) -> None:
     torch.manual_seed(6)
     other = timm.create_model("vit_tiny_patch16_224", num_classes=0, **{**TINY, "patch_size": 16})
     with pytest.raises(ModelError, match=r"(?s)patches of \(16, 16\) pixels in the file, but \(8, 8\) in the model"):
         load("tiny-uni", save(tmp_path / "other.bin", dict(other.state_dict())))
 
 
-def test_a_folder_of_another_architecture(named: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    own = {key: value for key, value in TINY.items() if key != "patch_size"}
-    spec = replace(BACKBONES["tiny-uni"], loader={"architecture": "vit_small_patch16_224", **own})
+def test_a_folder_of_a_different_architecture_is_an_error(
+    tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = {key: value for key, value in TINY.items() if key != "patch_size"}
+    spec = replace(BACKBONES["tiny-uni"], loader={"architecture": "vit_small_patch16_224", **arguments})
     monkeypatch.setitem(BACKBONES, "tiny-16", spec)  # type: ignore[attr-defined]
     overlay = {"input_size": (3, 32, 32), "mean": HALF, "std": HALF}
-    for architecture, fits in (("vit_small_patch16_224", True), ("vit_small_patch32_224", False)):
+    for architecture, matches in (("vit_small_patch16_224", True), ("vit_small_patch32_224", False)):
         folder = tmp_path / architecture
-        model = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=overlay, **own)
+        model = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=overlay, **arguments)
         timm.models.save_for_hf(model, str(folder), safe_serialization=True)
-        if fits:
+        if matches:
             assert load("tiny-16", folder).dim == 32
             continue
         with pytest.raises(
@@ -127,18 +133,24 @@ def test_a_folder_of_another_architecture(named: Weights, monkeypatch: pytest.Mo
             load("tiny-16", folder)
 
 
-def test_other_heads_of_attention(named: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    own: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1}  # the architecture has 3 heads
-    loader = {"architecture": "vit_tiny_patch16_224", **own}
+def test_a_different_number_of_attention_heads_is_an_error(
+    tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1}  # 3 heads by default
+    loader = {"architecture": "vit_tiny_patch16_224", **arguments}
     monkeypatch.setitem(BACKBONES, "tiny-uni", replace(BACKBONES["tiny-uni"], dim=48, loader=loader))  # type: ignore[attr-defined]
     data = {"input_size": (3, 32, 32)}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, num_heads=2, pretrained_cfg_overlay=data, **own)
-    timm.models.save_for_hf(model, str(tmp_path), model_args={**own, "num_heads": 2}, safe_serialization=True)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, num_heads=2, pretrained_cfg_overlay=data, **arguments
+    )
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**arguments, "num_heads": 2}, safe_serialization=True)
     with pytest.raises(ModelError, match=r"blocks\.0\.attn\.num_heads is \(2,\), but \(3,\) in the table"):
         load("tiny-uni", tmp_path)
 
 
-def test_facts_of_a_transformers_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_transformers_configurations_are_checked_against_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     facts = {"model_type": "vit", "num_hidden_layers": 2, "patch_size": 8}
     spec = replace(BACKBONES["phikon"], dim=32, pixels=32, mean=HALF, std=HALF, loader={"facts": facts})
     monkeypatch.setitem(BACKBONES, "phikon", spec)  # type: ignore[attr-defined]
@@ -148,7 +160,9 @@ def test_facts_of_a_transformers_model(monkeypatch: pytest.MonkeyPatch, tmp_path
         load("phikon", shallow)
 
 
-def test_transformers_shapes_that_do_not_fit_are_named(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_tensors_of_different_shapes_are_named_for_transformers(
+    vision_folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "copy"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
@@ -158,7 +172,7 @@ def test_transformers_shapes_that_do_not_fit_are_named(vision_folders: dict[str,
     assert "intermediate" in str(caught.value) or "fc1" in str(caught.value)
 
 
-def test_paths_that_are_not_there_or_damaged(named: Weights, tmp_path: Path) -> None:
+def test_missing_paths_and_damaged_files_are_errors(tiny_weights: Weights, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"(?s)backbone\.path does not exist.*gone"):
         load("tiny-uni", tmp_path / "gone")
     (tmp_path / "f.safetensors").write_bytes(b"not tensors")
@@ -166,13 +180,13 @@ def test_paths_that_are_not_there_or_damaged(named: Weights, tmp_path: Path) -> 
         load("tiny-uni", tmp_path / "f.safetensors")
 
 
-def test_a_folder_behind_the_hubs_prefix(timm_folder: Path) -> None:
+def test_the_hub_prefix_before_a_local_folder(timm_folder: Path) -> None:
     backbone = load(f"hf-hub:{timm_folder}")
     assert backbone.fingerprint == load(str(timm_folder)).fingerprint
     assert backbone.public_name == "vit_tiny_patch16_224"
 
 
-def test_unexpected_weights_are_one_error_without_a_warning_of_timm(
+def test_unexpected_weights_are_an_error_without_warnings_of_timm(
     timm_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(timm_folder, tmp_path / "timm"))
@@ -184,7 +198,7 @@ def test_unexpected_weights_are_one_error_without_a_warning_of_timm(
 
 
 @pytest.mark.parametrize("kind", ["timm", "vit", "clip"])
-def test_weights_that_are_not_finite_are_refused(
+def test_weights_that_are_not_finite_are_errors(
     kind: str, timm_folder: Path, clip_folder: Path, vision_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     source = {"timm": timm_folder, "clip": clip_folder, "vit": vision_folders["ViT"]}[kind]
@@ -196,7 +210,7 @@ def test_weights_that_are_not_finite_are_refused(
         _ = load_vlm(VLMConfig(name=str(folder))) if kind == "clip" else load_backbone(BackboneConfig(name=str(folder)))
 
 
-def test_a_temperature_that_is_not_finite_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_logit_scale_that_is_not_finite_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
     weights = load_file(folder / "model.safetensors")
     weights["logit_scale"] = torch.tensor(1000.0)
@@ -206,13 +220,13 @@ def test_a_temperature_that_is_not_finite_is_refused(clip_folder: Path, tmp_path
 
 
 def quantised(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Quantise a tensor as bitsandbytes does, without keeping the scale."""
+    """Quantise a tensor like bitsandbytes, without the scale."""
     return tensor.to(dtype) if dtype.is_floating_point else (tensor / tensor.abs().max() * 127).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
 @pytest.mark.parametrize("kind", ["timm", "vit", "clip", "open_clip"])
-def test_quantised_weights_are_refused(
+def test_quantised_weights_are_errors(
     kind: str,
     dtype: torch.dtype,
     timm_folder: Path,
@@ -234,15 +248,15 @@ def test_quantised_weights_are_refused(
             load_backbone(BackboneConfig(name=str(folder)))
 
 
-def test_a_quantised_weights_file_is_refused(named: Weights, tmp_path: Path) -> None:
+def test_a_quantised_weights_file_is_an_error(tiny_weights: Weights, tmp_path: Path) -> None:
     name = "blocks.0.attn.qkv.weight"
-    file = save(tmp_path / "f.bin", named | {name: quantised(named[name], torch.int8)})
+    file = save(tmp_path / "f.bin", tiny_weights | {name: quantised(tiny_weights[name], torch.int8)})
     with pytest.raises(ModelError, match=rf"(?s)quantised.*: {name} is torch\.int8\n.*where: .*f\.bin"):
         load("tiny-uni", file)
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip"])
-def test_a_quantised_configuration_is_refused(
+def test_a_quantised_configuration_is_an_error(
     kind: str, clip_folder: Path, vision_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(clip_folder if kind == "clip" else vision_folders["ViT"], tmp_path / kind))

@@ -190,9 +190,9 @@ def test_an_index_that_returns_too_few_candidates_is_logged(
     assert pair_tiles(tmp_path, index, tiles, k=100).table.num_rows == 100 * TILES
     assert not any("fewer candidates" in line for line in log)
 
-    def few(self: Index, queries: np.ndarray, k: int, needed: int) -> np.ndarray:
+    def find_one(self: Index, queries: np.ndarray, k: int, needed: int) -> np.ndarray:
         return np.pad(np.zeros((len(queries), 1), dtype=np.int64), ((0, 0), (0, k - 1)), constant_values=-1)
 
-    monkeypatch.setattr(Index, "candidates", few)
+    monkeypatch.setattr(Index, "candidates", find_one)
     assert pair_tiles(tmp_path, index, tiles, k=2).table.num_rows == TILES
     assert any(f"returned {TILES} fewer candidates than requested (2 per tile)" in line for line in log)

@@ -104,9 +104,9 @@ def test_equally_near_members_are_sorted_by_id(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [1, 7])
 def test_bags_do_not_depend_on_the_block_size(tmp_path: Path, tiles: Store, block: int) -> None:
-    whole, parts = tile_bags(tmp_path / "a", tiles, 996), tile_bags(tmp_path / "b", tiles, 996, block=block)
-    assert whole.table.num_rows == TILES * (TILES - 1)
-    assert parts.artifact.manifest.files == whole.artifact.manifest.files
+    single, divided = tile_bags(tmp_path / "a", tiles, 996), tile_bags(tmp_path / "b", tiles, 996, block=block)
+    assert single.table.num_rows == TILES * (TILES - 1)
+    assert divided.artifact.manifest.files == single.artifact.manifest.files
 
 
 def test_text_bags_contain_the_pairs_and_their_weights(index: Index, tiles: Store, pairs: Pairs) -> None:

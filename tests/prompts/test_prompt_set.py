@@ -260,7 +260,7 @@ def test_prompt_bags(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-def test_control_characters_are_refused_in_classes_names_and_templates(tmp_path: Path) -> None:
+def test_control_characters_in_names_and_templates_are_errors(tmp_path: Path) -> None:
     text = """{"name": "x", "version": "1", "templates": ["a {} \\u0007"],
     "classes": {"a": ["tumour\\u0000", "two\\nlines"], "b\\nc": ["stroma"], "tab\\there": ["mucus", " spaced "]}}"""
     message = load_error(write(tmp_path, text))

@@ -203,7 +203,9 @@ def test_each_score_of_a_run_matches_its_stated_source() -> None:
     for row in results["splits"]["test"]["confusion"]:
         assert all(str(count) in parsed.texts for count in row)
     assert "400 <b>" in parsed.texts and "abc" in parsed.texts and "version of numpy" in parsed.texts
-    assert len(parsed.attributes_of("svg")) == 3 and all(picture["aria-label"] for picture in parsed.attributes_of("svg"))
+    assert len(parsed.attributes_of("svg")) == 3 and all(
+        picture["aria-label"] for picture in parsed.attributes_of("svg")
+    )
 
 
 def test_tiles_without_a_group_are_mentioned_separately() -> None:

@@ -13,7 +13,7 @@ from clipit.evaluation.slide_sets import LEVELS, PoolingKey
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 
 CHOSEN = PoolingChoice(PoolingKey("top5", False), "The pooling method top5 was chosen.", {})
-OPEN = PoolingChoice(None, "No pooling method was chosen, because there are no labelled validation slides.", {})
+UNDECIDED = PoolingChoice(None, "No pooling method was chosen, because there are no labelled validation slides.", {})
 
 
 def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str, Any]) -> SlideComparison:
@@ -97,7 +97,7 @@ def test_slides_of_unknown_patients_are_not_called_patients() -> None:
 
 
 def test_nothing_is_decided_without_a_chosen_pooling() -> None:
-    verdict = slide_verdict(comparison(OPEN, text={}))
+    verdict = slide_verdict(comparison(UNDECIDED, text={}))
     assert verdict == "Not decided: no pooling method was chosen, because there are no labelled validation slides."
 
 

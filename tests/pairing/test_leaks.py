@@ -102,7 +102,9 @@ def test_near_hashes_match_an_exhaustive_search(distance: int) -> None:
     queries = base[:200] ^ np.asarray(flips, dtype=np.uint64)
     base[300:] = base[:100]  # repeated hashes
     hits = [
-        hit for rows, query_rows, bits in near_hashes(base, queries, distance) for hit in zip(rows, query_rows, bits, strict=True)
+        hit
+        for rows, query_rows, bits in near_hashes(base, queries, distance)
+        for hit in zip(rows, query_rows, bits, strict=True)
     ]
     distances = [
         (row, query, int(base[row] ^ queries[query]).bit_count()) for row in range(400) for query in range(200)
@@ -116,7 +118,9 @@ def test_hashes_are_searched_in_portions(monkeypatch: pytest.MonkeyPatch) -> Non
     same = np.full(30, 5, dtype=np.uint64)
     portions = [np.stack([rows, query_rows]) for rows, query_rows, _ in near_hashes(same, same[:11], 2)]
     assert len(portions) > 10
-    assert {tuple(hit) for portion in portions for hit in portion.T.tolist()} == {(a, b) for a in range(30) for b in range(11)}
+    assert {tuple(hit) for portion in portions for hit in portion.T.tolist()} == {
+        (a, b) for a in range(30) for b in range(11)
+    }
 
 
 # Pixels -----------------------------------------------------------------------------------------------------------
@@ -318,7 +322,9 @@ def lc25000() -> tuple[list[str], list[str], PerceptualHashes]:
     return [row["path"] for row in rows], [row["group"] for row in rows], perceptual_hashes(images)
 
 
-def test_a_random_split_of_real_augmented_tiles_has_leaks(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
+def test_a_random_split_of_real_augmented_tiles_has_leaks(
+    lc25000: tuple[list[str], list[str], PerceptualHashes],
+) -> None:
     ids, groups, hashes = lc25000
     splits = ["test" if k % 3 == 0 else "train" for k in range(len(ids))]
     leaks = near_leaks(tile_set(ids, splits), hashes, NEAR)
@@ -327,7 +333,9 @@ def test_a_random_split_of_real_augmented_tiles_has_leaks(lc25000: tuple[list[st
     assert all(group_of[leak.id] == group_of[leak.other_id] for leak in leaks)  # no false alarms
 
 
-def test_a_grouped_split_of_real_augmented_tiles_has_no_leaks(lc25000: tuple[list[str], list[str], PerceptualHashes]) -> None:
+def test_a_grouped_split_of_real_augmented_tiles_has_no_leaks(
+    lc25000: tuple[list[str], list[str], PerceptualHashes],
+) -> None:
     ids, groups, hashes = lc25000
     names = sorted(set(groups))
     splits = ["test" if names.index(group) % 3 == 0 else "train" for group in groups]

@@ -101,7 +101,7 @@ def test_cycle_is_found() -> None:
     assert _find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
-def test_the_package_contains_no_assert() -> None:
+def test_package_contains_no_assert() -> None:
     """`python -O` removes assertions, and an AssertionError does not tell users what to do."""
     asserts = [
         f"{name}:{node.lineno}"
@@ -178,7 +178,7 @@ def test_nothing_suggests_installing_the_package_from_an_index() -> None:
     assert len(files) > 300 and [path for path in files if advice in path.read_text(encoding="utf-8")] == []
 
 
-def test_the_table_of_artefacts_lists_every_kind() -> None:
+def test_table_of_artefacts_is_complete() -> None:
     kinds = {"tile_hashes", "tile_digests"}  # named in a loop
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -189,7 +189,7 @@ def test_the_table_of_artefacts_lists_every_kind() -> None:
     assert len(kinds) > 15 and kinds - listed == set()
 
 
-def test_every_file_in_the_tables_of_changes_exists() -> None:
+def test_files_in_the_tables_of_changes_exist() -> None:
     page = PAGE.read_text(encoding="utf-8")
     table = page[page.index("## Where a change belongs") : page.index("## Subpackages")]
     missing, named = [], 0
@@ -218,12 +218,12 @@ def test_markdown_table_rows_are_complete() -> None:
     assert rows > 900 and broken == []
 
 
-def test_the_page_of_commands_lists_every_command() -> None:
+def test_commands_page_lists_all_commands() -> None:
     page = (PACKAGE.parent / "docs/commands.md").read_text(encoding="utf-8")
     commands = {name for group in COMMANDS.values() for name in group}
     assert commands - set(re.findall(r"`clipit ([\w-]+)", page)) == set()
 
 
-def test_the_readme_can_be_read_in_two_minutes() -> None:
+def test_readme_can_be_read_in_two_minutes() -> None:
     text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 800 and len(text.splitlines()) <= 105

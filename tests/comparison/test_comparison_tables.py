@@ -88,7 +88,7 @@ def test_reference_row_has_a_deviation_only_if_it_depends_on_the_seed() -> None:
     assert scores == {"probe": "100.0 ± 0.0", "zero-shot": "100.0"}
 
 
-def test_tables() -> None:
+def test_main_paper_and_latex_tables() -> None:
     results = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
     text = main_table(results, {("crc", "uni", "text"): "95.92"})
     assert text.splitlines()[0].split("|")[1].strip() == "arm" and "95.92" in text

@@ -1,4 +1,4 @@
-"""Controls of a comparison must not read reports through a loss term that is enabled for every arm."""
+"""Tests that controls of a comparison do not read reports through a loss term that is enabled for all arms."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_a_text_term_enabled_for_every_arm_is_an_error_in_a_control_without_text(
+def test_text_term_in_a_control_without_text_raises_an_error(
     configure_file: MakeFile, keys: dict[str, Any], control: str
 ) -> None:
     file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], "terms": ON, **keys})
@@ -91,7 +91,7 @@ def test_a_text_term_enabled_for_every_arm_is_an_error_in_a_control_without_text
         {**BASELINE, "terms": ON, "comparison.arms": ("plain", "image_only")},
     ],
 )
-def test_terms_without_text_and_terms_that_an_arm_enables_are_accepted(
+def test_terms_without_text_and_terms_of_single_arms_are_accepted(
     configure_file: MakeFile, keys: dict[str, Any]
 ) -> None:
     file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], **keys})

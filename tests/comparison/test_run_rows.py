@@ -43,7 +43,7 @@ def test_missing_key_in_results_raises_an_error(
         read(tmp_path, metric)
 
 
-def test_complete_results(tmp_path: Path) -> None:
+def test_complete_results_give_a_score_row(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", results())
     (row,) = read(tmp_path, "balanced_accuracy")
     assert (row.score, row.steps, row.test_set) == (0.5, 10, "test")

@@ -545,7 +545,7 @@ def read_help(capsys: pytest.CaptureFixture[str], option: str, sections: Sequenc
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_help_lists_own_options_and_the_most_common_keys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_command_options_and_common_keys(capsys: pytest.CaptureFixture[str]) -> None:
     help_text = read_help(capsys, "--help")
     assert (
         "what it does" in help_text
@@ -557,7 +557,7 @@ def test_help_lists_own_options_and_the_most_common_keys(capsys: pytest.CaptureF
     assert "--lora.alpha" not in help_text and "--comparison" not in help_text
 
 
-def test_help_lists_all_keys_of_the_sections_that_a_command_reads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_keys_of_the_sections_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     help_text = read_help(capsys, "--help", ["comparison"])
     assert "--lora.alpha" not in help_text
     assert (

@@ -14,7 +14,7 @@ def grid(x: list[int], y: list[int], edge: int, step: float) -> SlideGrid:
     return SlideGrid("a", 4, 4, 1.0, edge, step, *places, np.ones(len(x), np.float32))
 
 
-def test_small_map() -> None:
+def test_scores_of_a_small_map() -> None:
     truth = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [-1, -1, 1, 1]])
     mapped = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [-1, 1, 1, 1], [0, 0, 1, 1]])
     agreement = score_map(mapped, truth, 2)

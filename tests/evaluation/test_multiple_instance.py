@@ -34,7 +34,7 @@ def test_positive_bags_have_a_positive_tile_even_without_signal() -> None:
     assert all(assigned[bags == bag].any() for bag in np.flatnonzero(labels == 1))
 
 
-def test_several_findings() -> None:
+def test_tiles_of_several_findings_are_found() -> None:
     features, bags, labels, shows = simulate_bags()
     three = np.where(labels == 1, 1 + (np.arange(30) % 4 == 1), 0).astype(np.int64)
     features = features + 4.0 * ((three[bags] == 2) & (shows == 1))[:, None] * np.eye(5)[1]

@@ -20,7 +20,7 @@ TRUTH = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [-1, -1, 1, 1]])
 PREDICTED = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
 
 
-def test_small_mask() -> None:
+def test_scores_of_a_small_mask() -> None:
     counts = count_pixels(PREDICTED, TRUTH, 2)
     # Of 5 pixels of class 0, one is predicted as 1; of 9 of class 1, one is predicted as 0; 2 are ignored.
     assert counts.tolist() == [[4, 1], [1, 8]]

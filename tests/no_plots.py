@@ -23,7 +23,7 @@ ROBUSTNESS_PLOTS = {"clipit.studies.robustness.robustness_plots": ("save_plot",)
 """Plotting functions of the robustness study."""
 PROMPT_PLOTS = {"clipit.studies.prompt_wording.prompt_plots": ("save_plot",)}
 """Plotting functions of the prompt study."""
-SWEEP_PLOTS = {"clipit.sweeps.sweep_report": ("save_plot",)}
+SWEEP_PLOTS = {"clipit.sweeps.sweep_page": ("save_plot",)}
 """Plotting functions of sweeps."""
 
 

@@ -238,7 +238,7 @@ def score_slides(
     """
     from clipit.runs.prediction_chunks import PredictionOptions
     from clipit.slide_tasks.output_folder import output_folder
-    from clipit.slide_tasks.score import RECORD, write_slide_report
+    from clipit.slide_tasks.score import RECORD, write_slide_scores
     from clipit.slide_tasks.score import score_slides as score
     from clipit.slide_tasks.slide_inputs import list_inputs
     from clipit.slide_tasks.slide_runs import check_patients, run_of_classifier
@@ -260,8 +260,8 @@ def score_slides(
 
             texts = None if snippets is None else _snippets(snippets, scorer)
             pages = map_slides(scored, scorer, folder, MapOptions(top, texts))
-        report = write_slide_report(scored, scorer, folder, pages, notes)
-    return SlidesResult(folder, report.text, report.page)
+        summary = write_slide_scores(scored, scorer, folder, pages, notes)
+    return SlidesResult(folder, summary.text, summary.page)
 
 
 @public
@@ -349,8 +349,8 @@ def compare_slides(
         check_resolution(compared, scorer)
     options = ComparisonOptions(reference, PredictionOptions(batch_size, workers), device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
-        report = compare(listed, compared, scorer, grid, stated, folder, options, leaks)
-    return SlideCompareResult(folder, report.text, report.page)
+        summary = compare(listed, compared, scorer, grid, stated, folder, options, leaks)
+    return SlideCompareResult(folder, summary.text, summary.page)
 
 
 def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":

@@ -136,7 +136,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
         ClipitError: The tiles, the reports or the VLM cannot be used; the message states what to do.
     """
     from clipit.distributed import get_processes
-    from clipit.workspace.pairing_report import write_pairs_page
+    from clipit.workspace.pairs_page import write_pairs_page
     from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
 

@@ -23,13 +23,13 @@ def main() -> None:
         from clipit.distributed import get_processes
         from clipit.workspace.check_leaks import check_leaks
 
-        report = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
+        result = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
             leaking = (
-                counted(report.leaking, "tile or report leaks", "tiles or reports leak") + " into a held-out split"
+                counted(result.leaking, "tile or report leaks", "tiles or reports leak") + " into a held-out split"
             )
-            incomplete = "" if report.compared_patients else "; the splits may share patients or slides"
-            incomplete += "" if report.compared_images else "; images could not be compared across splits"
-            print(f"\n{leaking}{incomplete}: {report.path} (and .parquet)")
-        complete = report.compared_patients and report.compared_images
-        raise SystemExit(1 if report.leaking else 0 if complete else _NOT_COMPARED)
+            incomplete = "" if result.compared_patients else "; the splits may share patients or slides"
+            incomplete += "" if result.compared_images else "; images could not be compared across splits"
+            print(f"\n{leaking}{incomplete}: {result.path} (and .parquet)")
+        complete = result.compared_patients and result.compared_images
+        raise SystemExit(1 if result.leaking else 0 if complete else _NOT_COMPARED)

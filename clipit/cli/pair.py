@@ -28,7 +28,7 @@ def main() -> None:
         check_prompt_files(config)
         from clipit.api.texts import pair
         from clipit.distributed import get_processes
-        from clipit.workspace.pairing_report import compare_pairing_rules
+        from clipit.workspace.pairs_page import compare_pairing_rules
         from clipit.workspace.preflight import check_inputs
         from clipit.workspace.workspace import Workspace
 

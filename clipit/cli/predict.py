@@ -30,7 +30,7 @@ def main() -> None:
         from clipit.distributed import get_processes
 
         if get_processes().main:
-            print(_report(result))
+            print(_summary(result))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(result: "PredictResult") -> str:
+def _summary(result: "PredictResult") -> str:
     """Summarise the predictions and list their files."""
     from clipit.reporting.prediction_page import SHARES_HEADER, shares_rows
     from clipit.reporting.tables import markdown_table, number

@@ -51,7 +51,7 @@ def main() -> None:
         check_run_prompts(plan.trials[0].config)
         from clipit.distributed import get_processes
         from clipit.sweeps.run_sweep import run_sweep
-        from clipit.sweeps.sweep_report import read_sweep_head
+        from clipit.sweeps.sweep_page import read_sweep_head
 
         folder = run_sweep(plan, arguments.launch)
         if get_processes().main:

@@ -1,4 +1,4 @@
-"""Compare arms over seeds, data sets and backbones: plan, train, collect scores, compute statistics, report."""
+"""Compare arms over seeds, data sets and backbones: plan, train, collect scores, compute statistics, write pages."""
 
 import glob
 import logging

@@ -10,7 +10,7 @@ from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.model_comparison import ModelDifference, Subject, SubjectScore
 from clipit.reporting.adapt_facts import fact_label, fact_text
 from clipit.reporting.html import Rows, Table, Text, facts_table
-from clipit.reporting.study_report import Chapter, Plot
+from clipit.reporting.study_page import Chapter, Plot
 from clipit.reporting.tables import LABELS, difference, interval, number
 from clipit.reporting.training_curves import Series
 

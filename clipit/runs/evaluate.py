@@ -75,7 +75,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
     described = replace(tiles, notes=tuple(dict.fromkeys([*tiles.notes, *facts.get("notes", [])]))).describe()
     texts = {"Tiles": described} | facts.pop("sections", {})
-    return _write_report(config, folder, tiles, _provenance(config, classifier, workspace.prompts) | facts, texts)
+    return _write_results(config, folder, tiles, _provenance(config, classifier, workspace.prompts) | facts, texts)
 
 
 def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -187,7 +187,7 @@ def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet 
     }
 
 
-def _write_report(
+def _write_results(
     config: RunConfig, folder: Path, tiles: TileSet, provenance: dict[str, Any], texts: dict[str, str]
 ) -> dict[str, Any]:
     """Score the predictions in a folder, and write plots, summary, page, card and, last of all, results.json."""

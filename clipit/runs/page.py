@@ -19,7 +19,7 @@ from clipit.reporting.training_curves import read_curves
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder, run_lock
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.term_table import loss_columns
-from clipit.workspace.pairing_report import write_pairs_page
+from clipit.workspace.pairs_page import write_pairs_page
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import pandas as pd
 from clipit.errors import counted
 from clipit.evaluation.segmentation_scores import FALSE_AREA, MEAN, MaskScore
 from clipit.reporting.html import Table, Text, facts_table
-from clipit.reporting.study_report import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
+from clipit.reporting.study_page import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
 from clipit.reporting.tables import mean_sd, number, with_interval
 
 _LABELS = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall"}

@@ -22,7 +22,7 @@ from clipit.progress import progress
 from clipit.reporting.csv_export import export_study
 from clipit.reporting.mask_overlays import plot_segmentation
 from clipit.reporting.plots import save_plot
-from clipit.reporting.study_report import Plot, add_provenance, collect_provenance, study_note, write_study
+from clipit.reporting.study_page import Plot, add_provenance, collect_provenance, study_note, write_study
 from clipit.runs.training_tiles import check_test_patients
 from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter

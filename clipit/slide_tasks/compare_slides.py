@@ -21,7 +21,7 @@ from clipit.runs.predict_tiles import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.score import PAGE as SCORES_PAGE
-from clipit.slide_tasks.score import ScoredSlides, SlideReport, caution, score_slides, write_slide_report
+from clipit.slide_tasks.score import ScoredSlides, SlideSummary, caution, score_slides, write_slide_scores
 from clipit.slide_tasks.slide_runs import ZERO_SHOT, SlideRun
 from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_table
 from clipit.slides.prepare import FailedSlide
@@ -72,7 +72,7 @@ def compare_slides(
     out: Path,
     options: ComparisonOptions,
     notes: Sequence[str] = (),
-) -> SlideReport:
+) -> SlideSummary:
     """Score slides with every run and compare the arms; called by all processes, which share the slides.
 
     Writes `runs/<arm>-seed<seed>/` with the scores of each run, as `clipit slides score` does, and `slides.csv`,
@@ -96,7 +96,7 @@ def compare_slides(
             logger.info(f"{name}:")
         scorer, scores_folder = open_scorer(), out / RUNS / name
         scored = score_slides(listed, scorer, requested, stated, scores_folder, options.scoring)
-        write_slide_report(scored, scorer, scores_folder)
+        write_slide_scores(scored, scorer, scores_folder)
         run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
         if arms:  # tile positions are needed only once, not for each run
             scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))
@@ -143,7 +143,7 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
 
 def _write_comparison(
     listed: SlideList, arms: Sequence[_ScoredArm], classes: Sequence[str], out: Path, options: ComparisonOptions
-) -> SlideReport:
+) -> SlideSummary:
     """Compare the scores and write tables, page and record.
 
     Must be called by all processes; only the main one writes.
@@ -174,7 +174,7 @@ def _write_comparison(
         write_text(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
         write_record(out / RECORD, _record(comparison, arms, outcome, options))
     processes.barrier()
-    return SlideReport(
+    return SlideSummary(
         f"{console_summary(text, '## Runs')}\n\npage: {out / PAGE}\ntables: {out / TABLE}, {out / SCORES}", out / PAGE
     )
 

@@ -57,8 +57,8 @@ class ScoredSlides:
 
 
 @dataclass(frozen=True)
-class SlideReport:
-    """Report on scored slides: text for the console, and the page."""
+class SlideSummary:
+    """Summary of scored slides: text for the console, and the page."""
 
     text: str
     page: Path
@@ -141,13 +141,13 @@ def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | Non
     return choose_pooling(collect_slides(scored.table, known, scorer.classes)).key
 
 
-def write_slide_report(
+def write_slide_scores(
     scored: ScoredSlides,
     scorer: TileScorer,
     out: Path,
     pages: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
-) -> SlideReport:
+) -> SlideSummary:
     """Write tables, summary and page of all slides. Must be called by all processes; only the main one writes.
 
     Writes `slides.csv`, `slide_scores.csv`, `slide_metrics.csv` (if labels are known), `summary.md`, `slides.html` and
@@ -190,7 +190,7 @@ def write_slide_report(
     shown = console_summary(text)
     if damaged := scored.facts.get("unreadable tiles"):
         shown += f"\n\nnote: unreadable tiles: {damaged}"
-    return SlideReport(f"{shown}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
+    return SlideSummary(f"{shown}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
 
 
 def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:

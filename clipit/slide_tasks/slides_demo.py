@@ -21,7 +21,7 @@ from clipit.runs.predict_tiles import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer, vlm_scorer
 from clipit.slide_tasks.map import PAGE, MapOptions, map_slides
-from clipit.slide_tasks.score import score_slides, write_slide_report
+from clipit.slide_tasks.score import score_slides, write_slide_scores
 from clipit.slide_tasks.slide_inputs import list_inputs
 from clipit.slide_tasks.tile_scores import read_scores
 from clipit.slides.prepare import PreparedSlide
@@ -60,7 +60,7 @@ def demo_slides(run: Path, out: Path, config: RunConfig) -> str:
         folder = out / name
         scored = score_slides(listed, scorer, tiling, (), folder, PredictionOptions())
         pages = map_slides(replace(scored, prepared=scored.prepared[:1]), scorer, folder, MapOptions())
-        write_slide_report(scored, scorer, folder, pages)
+        write_slide_scores(scored, scorer, folder, pages)
         agreement = _agreement(scored.prepared, scorer, folder, world)
         if not rows:
             rows += [_row("most frequent tissue everywhere", agreement["floor"])]

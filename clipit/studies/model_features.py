@@ -11,7 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.models.classifier_spec import read_spec
-from clipit.reporting.study_report import PromptColumns
+from clipit.reporting.study_page import PromptColumns
 from clipit.runs.feature_stores import (
     FeatureStores,
     backbone_stores,

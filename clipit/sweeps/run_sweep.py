@@ -20,7 +20,7 @@ from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.sweep_file import Sweep
-from clipit.sweeps.sweep_report import format_values, write_sweep_report
+from clipit.sweeps.sweep_page import format_values, write_sweep_page
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import models_of, uses_reports
@@ -87,8 +87,8 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)
     reasons = search.reasons()
     if processes.main:
-        with locked(folder):  # another agent may be writing the same report
-            write_sweep_report(plan, trials, reasons, folder)
+        with locked(folder):  # another agent may be writing the same page
+            write_sweep_page(plan, trials, reasons, folder)
     processes.barrier()
     if processes.broadcast(all(trial.key in reasons for trial in trials)):
         raise DivergenceError(

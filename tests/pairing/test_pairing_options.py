@@ -18,7 +18,7 @@ from clipit.pairing.pairs import pair_tiles
 from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index
 from clipit.vectors import unit
-from clipit.workspace.pairing_report import compare_pairing_rules
+from clipit.workspace.pairs_page import compare_pairing_rules
 from clipit.workspace.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]

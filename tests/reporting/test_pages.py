@@ -47,7 +47,7 @@ from clipit.reporting.tables import with_interval
 from clipit.reporting.thumbnails import encode_jpeg
 from clipit.runs.folder import run_folder
 from clipit.runs.page import write_pages
-from clipit.workspace.pairing_report import write_pairs_page
+from clipit.workspace.pairs_page import write_pairs_page
 from clipit.workspace.workspace import Workspace
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>&amp;'\u2028{{body}}"

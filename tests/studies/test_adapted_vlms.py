@@ -27,7 +27,7 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.vlm_export import adapted_vlm
 from clipit.reporting.adapt_facts import training_counts
 from clipit.reporting.adapt_page import AdaptContent, adapt_chapters, adapt_verdict
-from clipit.reporting.study_report import render_markdown
+from clipit.reporting.study_page import render_markdown
 from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms import adaptation_study
 from clipit.studies.adapted_vlms.measure import measure_tiles, worse_than_chance

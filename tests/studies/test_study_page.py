@@ -1,4 +1,4 @@
-"""Reports of the studies: the same content in Markdown and HTML, and provenance in every row."""
+"""Pages of the studies: the same content in Markdown and HTML, and provenance in every row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from clipit.reporting.html import Rows, Table, Text
-from clipit.reporting.study_report import (
+from clipit.reporting.study_page import (
     PROVENANCE,
     Chapter,
     Plot,

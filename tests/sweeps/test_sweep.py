@@ -33,7 +33,7 @@ from clipit.runs.folder import run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.sweeps.run_sweep import run_sweep
 from clipit.sweeps.sweep_file import parse_options, read_sweep
-from clipit.sweeps.sweep_report import best_group, format_values
+from clipit.sweeps.sweep_page import best_group, format_values
 from clipit.sweeps.trials import SweepPlan, make_trial, plan_sweep
 
 WriteConfig = Callable[..., Path]
@@ -277,7 +277,7 @@ def hold(trial: Trial, search: SharedSearch) -> ExitStack:
 def test_selection_uses_the_validation_score_and_not_the_test_score(
     write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
+    monkeypatch.setattr("clipit.sweeps.sweep_page.save_plot", save_plot)
     path = write_sweep({"early_terminate": {"type": "hyperband", "min_iter": 1}})
     folder = run_sweep(plan_of(path))
     assert trained == ["2/0", "2/1", "4/0", "4/1"]
@@ -298,7 +298,7 @@ def test_selection_uses_the_validation_score_and_not_the_test_score(
 def test_a_trial_that_diverges_does_not_stop_the_sweep(
     write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
+    monkeypatch.setattr("clipit.sweeps.sweep_page.save_plot", save_plot)
     train = sweep_module.train_run
 
     def diverge(config: Any, workspace: Any) -> Path:
@@ -326,7 +326,7 @@ def test_a_sweep_with_only_diverging_trials_raises_an_error(
     write_sweep: WriteSweep, trained: list[str], monkeypatch: pytest.MonkeyPatch, launch: str | None
 ) -> None:
     """With --launch, trials run in other processes; this test runs them in its own."""
-    monkeypatch.setattr("clipit.sweeps.sweep_report.save_plot", save_plot)
+    monkeypatch.setattr("clipit.sweeps.sweep_page.save_plot", save_plot)
     started_ranks: list[str] = []
 
     def diverge(config: Any, workspace: Any = None) -> Path:

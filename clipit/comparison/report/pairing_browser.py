@@ -12,7 +12,7 @@ from clipit.reporting.pairing_page import choose_tiles
 from clipit.runs.predict_tiles import open_classifier
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.term_table import uses_reports
-from clipit.workspace.pairing_report import TilePredictions, write_pairs_page
+from clipit.workspace.pairs_page import TilePredictions, write_pairs_page
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)

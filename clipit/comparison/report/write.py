@@ -1,4 +1,4 @@
-"""Write the report of a comparison: comparison.md, comparison.tex and comparison.html."""
+"""Write the results of a comparison: comparison.md, comparison.tex and comparison.html."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

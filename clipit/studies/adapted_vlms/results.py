@@ -30,7 +30,7 @@ from clipit.reporting.adapt_page import (
 from clipit.reporting.page_note import compose_note
 from clipit.reporting.plots import plot_lines, save_plot
 from clipit.reporting.score_plots import plot_seed_scores
-from clipit.reporting.study_report import (
+from clipit.reporting.study_page import (
     StudyRow,
     add_provenance,
     collect_provenance,

@@ -25,7 +25,7 @@ from clipit.output_files.artifacts import locked, write_json
 from clipit.output_files.whole_files import text_array, write_rows, write_text
 from clipit.patients import patients
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
-from clipit.reporting.study_report import collect_provenance, describe_model, study_note
+from clipit.reporting.study_page import collect_provenance, describe_model, study_note
 from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.label_issues.verified import read_verified, score_verified

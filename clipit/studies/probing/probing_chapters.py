@@ -1,4 +1,4 @@
-"""Build the sections of the probing report."""
+"""Sections of the probing page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from clipit.config.studies import ProbingConfig
 from clipit.errors import counted
 from clipit.reporting.html import Table, Text, facts_table
-from clipit.reporting.study_report import (
+from clipit.reporting.study_page import (
     Chapter,
     Plot,
     describe_model,

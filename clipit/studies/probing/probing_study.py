@@ -28,7 +28,7 @@ from clipit.output_files.artifacts import locked, write_json
 from clipit.progress import progress
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_label_efficiency
-from clipit.reporting.study_report import (
+from clipit.reporting.study_page import (
     StudyRow,
     add_provenance,
     collect_provenance,

@@ -1,4 +1,4 @@
-"""Build the sections of the prompt study's report."""
+"""Sections of the prompt study's page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 
 from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.reporting.html import Rows, Table, Text, facts_table
-from clipit.reporting.study_report import Chapter, Plot, iter_groups, iter_rows, pivot_cells
+from clipit.reporting.study_page import Chapter, Plot, iter_groups, iter_rows, pivot_cells
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
 
 AXES = ("template", "organ", "magnification", "stain")

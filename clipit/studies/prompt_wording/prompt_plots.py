@@ -8,7 +8,7 @@ import pandas as pd
 from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.prompts.prompt_grid import fill_template
 from clipit.reporting.plots import COLOURS, in_style, new_figure, save_plot
-from clipit.reporting.study_report import iter_groups
+from clipit.reporting.study_page import iter_groups
 from clipit.reporting.tables import LABELS
 
 _BOXES = {"draw": (COLOURS[5], -0.18, "random draws"), "cell": (COLOURS[4], 0.18, "grid of wordings")}

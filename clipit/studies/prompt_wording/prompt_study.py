@@ -23,7 +23,7 @@ from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompt_s
 from clipit.output_files.artifacts import locked, write_json
 from clipit.prompts.prompt_grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, load_prompts
-from clipit.reporting.study_report import (
+from clipit.reporting.study_page import (
     StudyRow,
     add_provenance,
     collect_provenance,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from clipit.reporting.study_report import iter_groups
+from clipit.reporting.study_page import iter_groups
 from clipit.studies.robustness.scores import RobustnessRow
 
 UNPERTURBED = "test and shifted sets"

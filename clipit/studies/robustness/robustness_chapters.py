@@ -1,4 +1,4 @@
-"""Sections of the robustness report."""
+"""Sections of the robustness page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from clipit.config.studies import RobustnessConfig
 from clipit.errors import counted
 from clipit.evaluation.adaptation_guard import MIN_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
-from clipit.reporting.study_report import (
+from clipit.reporting.study_page import (
     Chapter,
     Plot,
     iter_groups,

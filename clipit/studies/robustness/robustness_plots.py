@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from clipit.reporting.plots import COLOURS, in_style, legend_beside, line_style, new_figure, save_plot
-from clipit.reporting.study_report import iter_groups, iter_rows
+from clipit.reporting.study_page import iter_groups, iter_rows
 from clipit.reporting.tables import LABELS
 
 _MAX_BANDS = 6  # more would overlap; the table has all intervals

@@ -16,7 +16,7 @@ from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.evaluation.metrics import describe_coverage
 from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.output_files.artifacts import locked, write_json
-from clipit.reporting.study_report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
+from clipit.reporting.study_page import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.runs.folder import explaining_differences
 from clipit.studies.model_features import run_prompts
 from clipit.studies.robustness.adaptation_gain import adaptation_rows, fit_reference

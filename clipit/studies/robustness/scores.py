@@ -14,7 +14,7 @@ from clipit.evaluation.calibration import MEASURES, fit_temperature, measure_cal
 from clipit.evaluation.intervals import Estimate, Interval, estimate
 from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
 from clipit.evaluation.predictions import Predictions, read_run_predictions
-from clipit.reporting.study_report import StudyRow
+from clipit.reporting.study_page import StudyRow
 from clipit.studies.robustness.measured_models import HEAD, ZERO_SHOT_OUTPUT, MeasuredModel, Vectors, compute_vectors
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace

@@ -61,7 +61,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Section of a report: a heading with its content, rendered both in the Markdown and on the page."""
+    """Section of a study: a heading with its content, rendered both in the Markdown and on the page."""
 
     heading: str
     parts: Sequence[Text | Table | Rows | Plot]

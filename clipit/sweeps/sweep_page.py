@@ -1,4 +1,4 @@
-"""Report the results of a sweep: one row per trial, means over seeds, selection on validation, and a plot."""
+"""Page of a sweep: one row per trial, means over seeds, selection on validation, and a plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from clipit.versions import git_commit, versions
 _PERCENT = 100.0
 
 
-def write_sweep_report(plan: SweepPlan, trials: Sequence[Trial], reasons: Mapping[TrialKey, str], folder: Path) -> None:
+def write_sweep_page(plan: SweepPlan, trials: Sequence[Trial], reasons: Mapping[TrialKey, str], folder: Path) -> None:
     """Write sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials.
 
     Args:

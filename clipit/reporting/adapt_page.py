@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -9,8 +10,7 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.model_comparison import ModelDifference, Subject, SubjectScore
 from clipit.reporting.adapt_facts import fact_label, fact_text
-from clipit.reporting.html import Rows, Table, Text, facts_table
-from clipit.reporting.study_page import Chapter, Plot
+from clipit.reporting.html import Figure, PageSection, Part, Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, difference, interval, number
 from clipit.reporting.training_curves import Series
 
@@ -193,23 +193,23 @@ def _forgotten(content: AdaptContent) -> str:
     return f"Worse on other sets: {'; '.join(worse)}." if worse else ""
 
 
-def adapt_chapters(content: AdaptContent) -> list[Chapter]:
+def adapt_sections(content: AdaptContent) -> list[PageSection]:
     """Build the sections of the page and the Markdown."""
     controls = [Text(_CONTROLS_TEXT)] if any(content.score(ZERO_SHOT, arm) for arm in _CONTROLS) else []
-    chapters = [Chapter("Before and after", [*_score_parts(content), *controls, *map(Text, content.notes)])]
+    sections = [PageSection("Before and after", [*_score_parts(content), *controls, *map(Text, content.notes)])]
     differences = _difference_tables(content, (ZERO_SHOT, PROBE))
     if differences:
-        chapters.append(Chapter("Differences", [*differences, Text(_COMPARED)]))
+        sections.append(PageSection("Differences", [*differences, Text(_COMPARED)]))
     if content.directions or content.class_match:
         explained = [] if differences or not content.directions else [Text(_COMPARED)]
-        chapters.append(Chapter("Retrieval", [*_retrieval_parts(content), *explained]))
+        sections.append(PageSection("Retrieval", [*_retrieval_parts(content), *explained]))
     if content.forgetting:
         tasks = [forgetting_task(name) for name in content.forgetting]
         parts = [_model_table(content, tasks), *_difference_tables(content, tasks), Text(_FORGETTING)]
-        chapters.append(Chapter("Forgetting", parts))
-    training: list[Plot | Table] = []
+        sections.append(PageSection("Forgetting", parts))
+    training: list[Part] = []
     if content.curves:
-        training.append(Plot(CURVES, "Contrastive loss by step", "metrics.jsonl of each adaptation"))
+        training.append(Figure(Path(CURVES), "Contrastive loss by step", source="metrics.jsonl of each adaptation"))
     for caption, rows in (
         ("Training data of each arm", content.examples),
         ("Adaptations", content.training),
@@ -217,18 +217,18 @@ def adapt_chapters(content: AdaptContent) -> list[Chapter]:
         if rows:
             training.append(_transposed(caption, rows))
     if training:
-        chapters.append(Chapter("Training", training))
-    return [*chapters, Chapter("Provenance", [facts_table(content.facts)])]
+        sections.append(PageSection("Training", training))
+    return [*sections, PageSection("Provenance", [facts_table(content.facts)])]
 
 
-def _score_parts(content: AdaptContent) -> list[Table | Text | Plot]:
+def _score_parts(content: AdaptContent) -> list[Part]:
     tasks = [task for task in (ZERO_SHOT, PROBE) if any(each.subject.task == task for each in content.scores)]
     if not tasks:
         return [Text("Classification was not evaluated: this needs labelled test tiles.")]
-    parts: list[Table | Text | Plot] = [_model_table(content, tasks)]
+    parts: list[Part] = [_model_table(content, tasks)]
     if seed_scores(content):
         caption = "Zero-shot balanced accuracy: one dot per seed; dashed line: before adaptation"
-        parts.append(Plot(SEED_SCORES, caption, "adapt.json: scores"))
+        parts.append(Figure(Path(SEED_SCORES), caption, source="adapt.json: scores"))
     models = dict.fromkeys(each.subject.model for each in content.scores)
     models_text = "Models: " + ", ".join(f"`{model}` ({MODELS[model]})" for model in models) + "."
     return [*parts, Text(models_text), Text(_TILES)]

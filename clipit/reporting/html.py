@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -89,12 +90,13 @@ class Figure:
     """A picture with a caption.
 
     Attributes:
-        picture: SVG from `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
+        picture: SVG from `plots.inline_svg`, which has its own alternative text, the bytes of a PNG, or the path of a
+            PNG, which the page embeds; in a study, it is relative to the study's folder.
         alt: Alternative text of a PNG; by default, the caption.
         source: File and key of the data, shown in a collapsed element below the figure.
     """
 
-    picture: Markup | bytes
+    picture: Markup | bytes | Path
     caption: str
     alt: str = ""
     source: str = ""
@@ -103,7 +105,8 @@ class Figure:
     @property
     def png(self) -> str:
         """Base64 text of the PNG; empty for an SVG."""
-        return base64.b64encode(self.picture).decode() if isinstance(self.picture, bytes) else ""
+        picture = self.picture.read_bytes() if isinstance(self.picture, Path) else self.picture
+        return base64.b64encode(picture).decode() if isinstance(picture, bytes) else ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,7 +13,7 @@ from clipit.config.run import RunConfig
 from clipit.output_files.leftovers import delete_leftovers
 from clipit.output_files.whole_files import write_parquet, write_text
 from clipit.prompts.prompt_set import PromptSet
-from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page
+from clipit.reporting.html import Figure, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.page_note import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 from clipit.versions import command_line, git_commit, versions
@@ -48,23 +48,6 @@ class StudyRow:
     prompts_hash: str | None = None
     index: str | None = None
     tiles_fingerprint: str | None = None
-
-
-@dataclass(frozen=True)
-class Plot:
-    """PNG file in the study's folder, linked from the Markdown and embedded in the page."""
-
-    file: str
-    caption: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """Section of a study: a heading with its content, rendered both in the Markdown and on the page."""
-
-    heading: str
-    parts: Sequence[Text | Table | Rows | Plot]
 
 
 def collect_provenance() -> dict[str, str]:
@@ -165,17 +148,17 @@ def study_note(config: RunConfig, *remarks: str) -> str:
 
 
 def write_study(
-    folder: Path, name: str, title: str, note: str, chapters: Sequence[Chapter], frame: pd.DataFrame,
+    folder: Path, name: str, title: str, note: str, sections: Sequence[PageSection], frame: pd.DataFrame,
     schema: pa.Schema | None = None, verdict: str = "",
 ) -> None:  # fmt: skip
     """Write the study as <name>.parquet, <name>.md and <name>.html.
 
     Args:
-        folder: Output folder, which already contains the plots.
+        folder: Output folder, which already contains the files of the figures.
         name: Name of the files, without suffix.
         title: Heading of the page and the Markdown.
         note: Note shown at the top; "" for none.
-        chapters: Content of the Markdown and the page; the page also lists every row.
+        sections: Content of the Markdown and the page; the page also lists every row.
         frame: Table from `add_provenance`.
         schema: Schema of the Parquet table; inferred if None.
         verdict: Main result in one sentence, shown under the title; "" for none.
@@ -183,27 +166,25 @@ def write_study(
     columns = schema.names if schema else [str(name) for name in frame.columns]
     records = frame[columns].to_dict("records")
     write_parquet(folder / f"{name}.parquet", pa.Table.from_pylist(records, schema=schema), checksums=True)
-    write_text(folder / f"{name}.md", render_markdown(title, note, chapters, verdict))
-    sections = [
-        PageSection(
-            chapter.heading, [_embed(part, folder) if isinstance(part, Plot) else part for part in chapter.parts]
-        )
-        for chapter in (*chapters, all_rows_chapter(frame, f"{name}.parquet"))
+    write_text(folder / f"{name}.md", render_markdown(title, note, sections, verdict))
+    embedded = [
+        replace(section, parts=[_in_folder(part, folder) for part in section.parts])
+        for section in (*sections, all_rows_section(frame, f"{name}.parquet"))
     ]
-    write_text(folder / f"{name}.html", page(title, note, sections, verdict=verdict))
+    write_text(folder / f"{name}.html", page(title, note, embedded, verdict=verdict))
     delete_leftovers(folder)
 
 
-def render_markdown(title: str, note: str, chapters: Sequence[Chapter], verdict: str = "") -> str:
+def render_markdown(title: str, note: str, sections: Sequence[PageSection], verdict: str = "") -> str:
     """Render the sections as Markdown; plots are links to files in the same folder."""
     parts = [f"# {markdown_line(title)}", *([f"**{markdown_line(verdict)}**"] if verdict else [])]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []
-    for chapter in chapters:
-        parts += [f"## {markdown_line(chapter.heading)}", *map(_render_part, chapter.parts)]
+    for section in sections:
+        parts += [f"## {markdown_line(section.heading)}", *map(_render_part, section.parts)]
     return "\n\n".join(parts) + "\n"
 
 
-def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
+def all_rows_section(frame: pd.DataFrame, source: str) -> PageSection:
     """Build the section with all rows: constant columns once, the others as a filterable table.
 
     Args:
@@ -211,7 +192,7 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
         source: Name of the Parquet file.
     """
     if frame.empty:
-        return Chapter("All rows", [Text("There are no rows.")])
+        return PageSection("All rows", [Text("There are no rows.")])
     columns = [key for key in frame.columns if not any(isinstance(value, list | dict) for value in frame[key])]
     constant = {key: frame[key].iloc[0] for key in columns if frame[key].nunique(dropna=False) == 1}
     # Provenance is long, so it comes after the scores.
@@ -221,7 +202,7 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
     shown = {key: value for key, value in constant.items() if value not in (None, "")}
     table = facts_table(shown, f"{source}: columns that are the same in every row")
     rows = frame[varying].to_numpy().tolist()
-    return Chapter("All rows", [table, Rows(varying, rows, "All rows, without constant columns", source)])
+    return PageSection("All rows", [table, Rows(varying, rows, "All rows, without constant columns", source)])
 
 
 def long_table(
@@ -237,23 +218,27 @@ def long_table(
     return Table(header, rows, caption=caption, source=source, left=left)
 
 
-def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[Chapter]:
+def undefined_section(reasons: Sequence[tuple[str, str]], source: str) -> list[PageSection]:
     """Build the section on undefined values and their reasons, without duplicates; empty if there are none."""
     if not reasons:
         return []
     table = long_table(("value", "reason"), sorted(set(reasons)), "Undefined values", source, left=2)
-    return [Chapter("Undefined values", [table])]
+    return [PageSection("Undefined values", [table])]
 
 
-def _embed(plot: Plot, folder: Path) -> Figure:
-    return Figure((folder / plot.file).read_bytes(), plot.caption, alt=plot.caption, source=plot.source)
+def _in_folder(part: Part, folder: Path) -> Part:
+    if isinstance(part, Figure) and isinstance(part.picture, Path):
+        return replace(part, picture=folder / part.picture)
+    return part
 
 
-def _render_part(part: Text | Table | Rows | Plot) -> str:
+def _render_part(part: Part) -> str:
     if isinstance(part, Text):
         return markdown_text(part.text)
-    if isinstance(part, Plot):
-        return f"![{markdown_line(part.caption)}]({part.file})"
+    if isinstance(part, Figure) and isinstance(part.picture, Path):
+        return f"![{markdown_line(part.caption)}]({part.picture})"
+    if not isinstance(part, Table | Rows):
+        raise TypeError(f"{type(part).__name__} cannot be written as Markdown")
     cells = [[UNDEFINED if value is None else value for value in row] for row in part.rows]
     table = markdown_table(part.header, cells, left=part.left if isinstance(part, Table) else 1)
     return f"**{markdown_line(part.caption)}**\n\n{table}" if part.caption else table

@@ -20,15 +20,16 @@ from clipit.output_files.artifacts import locked, make_folder, write_json
 from clipit.output_files.whole_files import write_parquet
 from clipit.progress import progress
 from clipit.reporting.csv_export import export_study
+from clipit.reporting.html import Figure
 from clipit.reporting.mask_overlays import plot_segmentation
 from clipit.reporting.plots import save_plot
-from clipit.reporting.study_page import Plot, add_provenance, collect_provenance, study_note, write_study
+from clipit.reporting.study_page import add_provenance, collect_provenance, study_note, write_study
 from clipit.runs.training_tiles import check_test_patients
 from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import select_methods
 from clipit.segmentation.references import reference_counts
-from clipit.segmentation.segmentation_chapters import SegmentationRow, study_chapters, without_seed
+from clipit.segmentation.segmentation_sections import SegmentationRow, segmentation_sections, without_seed
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
 from clipit.workspace.preflight import check_inputs
@@ -240,8 +241,8 @@ def _write(
         "run": None if inputs.run is None else str(inputs.run),
     }
     write_json(folder / f"{NAME}.json", provenance)
-    chapters = study_chapters(frame, provenance, plots)
-    write_study(folder, NAME, f"{config.name}: segmentation", study_note(config), chapters, frame)
+    sections = segmentation_sections(frame, provenance, plots)
+    write_study(folder, NAME, f"{config.name}: segmentation", study_note(config), sections, frame)
     export_study(folder, NAME, folder / f"{NAME}.csv")
 
 
@@ -277,7 +278,7 @@ def _plot_examples(
     foreground: Sequence[int],
     options: SegmentationConfig,
     folder: Path,
-) -> list[Plot]:
+) -> list[Figure]:
     """Draw the images with the best, the median and the worst Dice score."""
     values = dice[each.segmenter.name]
     order = [int(i) for i in np.argsort(-values, kind="stable") if np.isfinite(values[i])]
@@ -296,7 +297,7 @@ def _plot_examples(
             file = f"{_file_name(each.segmenter.name)}_{kind}_{number}.png"
             figure = plot_segmentation(image, truth, predicted, test.classes.names, foreground, caption)
             save_plot(figure, folder / file)
-            plots.append(Plot(file, caption, f"images.parquet: {each.segmenter.name}"))
+            plots.append(Figure(Path(file), caption, source=f"images.parquet: {each.segmenter.name}"))
     return plots
 
 

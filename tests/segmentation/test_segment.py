@@ -25,7 +25,7 @@ from clipit.segmentation.decision import DecisionSearch
 from clipit.segmentation.mask_draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS, select_methods
-from clipit.segmentation.segmentation_chapters import _explanation
+from clipit.segmentation.segmentation_sections import _explanation
 from clipit.segmentation.segmentation_study import _segment, read_study_masks, segment
 from clipit.workspace.adapted_patients import TRAINING_TILES
 from clipit.workspace.workspace import Workspace

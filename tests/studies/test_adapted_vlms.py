@@ -26,7 +26,7 @@ from clipit.evaluation.significance import Significance
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.vlm_export import adapted_vlm
 from clipit.reporting.adapt_facts import training_counts
-from clipit.reporting.adapt_page import AdaptContent, adapt_chapters, adapt_verdict
+from clipit.reporting.adapt_page import AdaptContent, adapt_sections, adapt_verdict
 from clipit.reporting.study_page import render_markdown
 from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms import adaptation_study
@@ -233,7 +233,7 @@ def test_what_no_arm_could_be_trained_on_is_found_before_the_vlm_is_measured(
 
 def test_without_test_tiles_the_page_says_what_is_missing_and_nothing_about_them() -> None:
     content = AdaptContent([], [], examples={"images": training_counts({"tiles": 30, "texts": 9, "own": 3}, "images")})
-    text = render_markdown("x", "", adapt_chapters(content), adapt_verdict(content))
+    text = render_markdown("x", "", adapt_sections(content), adapt_verdict(content))
     assert "could not be evaluated without labelled test tiles" in text
     assert "on the test tiles" not in text and "Differences" not in text and "controls" not in text
     assert "images" in text and "distinct texts" not in text and "reports used (of patients" in text

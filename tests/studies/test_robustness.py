@@ -32,7 +32,7 @@ from clipit.runs.train import train_run
 from clipit.studies.robustness.adaptation_gain import draw_batches
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardErrors, GuardSummary, summarise_guard
 from clipit.studies.robustness.measured_models import compute_vectors, load_run_model, sample_tiles
-from clipit.studies.robustness.robustness_chapters import _guard_benefit
+from clipit.studies.robustness.robustness_sections import _guard_benefit
 from clipit.studies.robustness.robustness_study import MAX_TRAINING_TILES, measure_robustness
 from clipit.tiles.augment import tile_keys
 from clipit.workspace.workspace import Workspace

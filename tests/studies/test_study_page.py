@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
-from clipit.reporting.html import Rows, Table, Text
+from clipit.reporting.html import Cards, Figure, PageSection, Rows, Table, Text
 from clipit.reporting.study_page import (
     PROVENANCE,
-    Chapter,
-    Plot,
     StudyRow,
     add_provenance,
-    all_rows_chapter,
+    all_rows_section,
     collect_provenance,
     pivot_cells,
     prompt_columns,
-    undefined_chapter,
+    render_markdown,
+    undefined_section,
     write_study,
 )
 
@@ -46,13 +46,13 @@ def test_values_of_a_row_precede_those_of_its_model_and_of_the_study() -> None:
 
 
 def test_constant_columns_are_shown_once() -> None:
-    chapter = all_rows_chapter(table(), "x.parquet")
-    constant, rows = chapter.parts
+    section = all_rows_section(table(), "x.parquet")
+    constant, rows = section.parts
     assert isinstance(constant, Table) and isinstance(rows, Rows)
     assert ("split", "test") in [tuple(row) for row in constant.rows] and "metric" not in str(constant.rows)
     assert list(rows.header) == ["subject", "value", "model", "seed"], "columns of lists stay in the file"
     assert rows.rows == [["a", 0.5, "m", 1], ["b", None, "n", 7]]
-    assert all_rows_chapter(table().iloc[:0], "x.parquet").parts == [Text("There are no rows.")]
+    assert all_rows_section(table().iloc[:0], "x.parquet").parts == [Text("There are no rows.")]
 
 
 def test_cells_are_pivoted_in_order_of_appearance_and_missing_ones_are_empty() -> None:
@@ -62,18 +62,23 @@ def test_cells_are_pivoted_in_order_of_appearance_and_missing_ones_are_empty() -
 
 
 def test_undefined_values_are_listed_once_or_not_at_all() -> None:
-    assert undefined_chapter([], "x") == []
-    (chapter,) = undefined_chapter([("b", "y"), ("a", "x"), ("b", "y")], "x")
-    (table,) = chapter.parts
+    assert undefined_section([], "x") == []
+    (section,) = undefined_section([("b", "y"), ("a", "x"), ("b", "y")], "x")
+    (table,) = section.parts
     assert isinstance(table, Table) and list(table.rows) == [("a", "x"), ("b", "y")]
 
 
 def test_markdown_page_and_table_have_the_same_content(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
     scores = Table(("model", "score"), [("<b>", None), ("c | d", "0.5")], caption="Scores", source="x.parquet: value")
-    parts = [Text("Words."), scores, Plot("dot.png", "A dot", "x.parquet: dot"), Text("![](https://a.b/c.png)")]
+    parts = [
+        Text("Words."),
+        scores,
+        Figure(Path("dot.png"), "A dot", source="x.parquet: dot"),
+        Text("![](https://a.b/c.png)"),
+    ]
     (leftover := tmp_path / ".x.md.999999999.tmp").write_text("of a killed process", encoding="utf-8")
-    write_study(tmp_path, "x", "Title", "Beware.", [Chapter("First", parts)], table())
+    write_study(tmp_path, "x", "Title", "Beware.", [PageSection("First", parts)], table())
     assert not leftover.exists()
     markdown = (tmp_path / "x.md").read_text(encoding="utf-8")
     assert markdown.startswith("# Title\n\n> **Note.** Beware.\n\n## First\n\nWords.\n\n**Scores**\n\n| model")
@@ -91,3 +96,8 @@ def test_markdown_page_and_table_have_the_same_content(tmp_path: Path) -> None:
         assert piece in page
     assert "dot.png" not in page and "<b>" not in page
     assert pq.read_table(tmp_path / "x.parquet").num_rows == 2
+
+
+def test_a_part_that_markdown_cannot_show_is_an_error() -> None:
+    with pytest.raises(TypeError, match="Cards cannot be written as Markdown"):
+        render_markdown("Title", "", [PageSection("Tiles", [Cards([])])])

@@ -23,7 +23,7 @@ from clipit.reporting.adapt_page import (
     TEXT,
     ZERO_SHOT,
     AdaptContent,
-    adapt_chapters,
+    adapt_sections,
     adapt_verdict,
     seed_scores,
 )
@@ -157,7 +157,7 @@ def write_results(
     title = f"{config.name}: a VLM before and after its adaptation"
     note = compose_note(config.note, vlms=[config.vlm.name])
     _write_scores(content, results)
-    write_study(folder, "adapt", title, note, adapt_chapters(content), frame, verdict=verdict)
+    write_study(folder, "adapt", title, note, adapt_sections(content), frame, verdict=verdict)
 
 
 def _content(

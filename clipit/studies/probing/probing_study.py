@@ -46,7 +46,7 @@ from clipit.studies.model_features import (
     run_prompts,
     vlm_features,
 )
-from clipit.studies.probing.probing_chapters import probing_chapters
+from clipit.studies.probing.probing_sections import probing_sections
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred
@@ -327,10 +327,10 @@ def _write(
     if plot:
         figure = plot_label_efficiency(_curve_series(curves), metric=probing.metric, title=config.name)
         save_plot(figure, folder / plot)
-    chapters = probing_chapters(probing, config.seed, frame, provenance, plot)
+    sections = probing_sections(probing, config.seed, frame, provenance, plot)
     coverage = describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split")
     note = study_note(config, coverage, *adapted_vlm_notes(tiles.notes))
-    write_study(folder, "probing", f"{config.name}: probes of frozen features", note, chapters, frame)
+    write_study(folder, "probing", f"{config.name}: probes of frozen features", note, sections, frame)
 
 
 def _curve_series(curves: pd.DataFrame) -> dict[str, list[tuple[float, float | None]]]:

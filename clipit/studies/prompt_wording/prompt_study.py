@@ -33,8 +33,8 @@ from clipit.reporting.study_page import (
     write_study,
 )
 from clipit.runs.folder import explaining_differences
-from clipit.studies.prompt_wording.prompt_chapters import PromptDifference, prompt_chapters
 from clipit.studies.prompt_wording.prompt_plots import plot_grid, plot_spread
+from clipit.studies.prompt_wording.prompt_sections import PromptDifference, prompt_sections
 from clipit.studies.prompt_wording.zero_shot_models import (
     ZeroShotModel,
     count_truncated_tokens,
@@ -264,7 +264,7 @@ def _write(
     }
     undefined = explain_undefined(metric, test.labels, test.classes) if frame[metric].isna().any() else ""
     shown = [difference for difference in differences if difference.metric == metric]
-    chapters = prompt_chapters(frame, metric, undefined, shown, provenance)
+    sections = prompt_sections(frame, metric, undefined, shown, provenance)
     coverage = describe_coverage(test.labels, test.classes, "the test split")
     note = study_note(config, coverage, *adapted_vlm_notes(test.notes))
-    write_study(folder, "prompts", f"Prompt study: {config.name}", note, chapters, frame, SCHEMA)
+    write_study(folder, "prompts", f"Prompt study: {config.name}", note, sections, frame, SCHEMA)

@@ -30,8 +30,8 @@ from clipit.studies.robustness.measured_models import (
     sample_tiles,
 )
 from clipit.studies.robustness.perturbation_curves import UNPERTURBED, curve_rows
-from clipit.studies.robustness.robustness_chapters import robustness_chapters
 from clipit.studies.robustness.robustness_plots import plot_calibration, plot_curve
+from clipit.studies.robustness.robustness_sections import robustness_sections
 from clipit.studies.robustness.scores import (
     RobustnessRow,
     SetVectors,
@@ -183,12 +183,12 @@ def _write(
     }
     write_json(folder / "robustness.json", provenance)
     plots = _write_plots(robustness, frame, folder)
-    chapters = robustness_chapters(robustness, frame, guard, provenance, plots)
+    sections = robustness_sections(robustness, frame, guard, provenance, plots)
     note = study_note(
         config,
         *(describe_coverage(each.labels, each.classes, _set_name(name)) for name, each in test_sets.items()),
     )
-    write_study(folder, "robustness", f"{config.name}: robustness", note, chapters, frame)
+    write_study(folder, "robustness", f"{config.name}: robustness", note, sections, frame)
 
 
 def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> RobustnessRow:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from clipit.errors import counted
 from clipit.evaluation.segmentation_scores import FALSE_AREA, MEAN, MaskScore
-from clipit.reporting.html import Table, Text, facts_table
-from clipit.reporting.study_page import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
+from clipit.reporting.html import Figure, PageSection, Table, Text, facts_table
+from clipit.reporting.study_page import StudyRow, iter_rows, undefined_section
 from clipit.reporting.tables import mean_sd, number, with_interval
 
 _LABELS = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall"}
@@ -60,9 +60,9 @@ class SegmentationRow(StudyRow):
         )  # fmt: skip
 
 
-def study_chapters(
-    frame: pd.DataFrame, provenance: Mapping[str, Any], plots: Mapping[str, Sequence[Plot]]
-) -> list[Chapter]:
+def segmentation_sections(
+    frame: pd.DataFrame, provenance: Mapping[str, Any], plots: Mapping[str, Sequence[Figure]]
+) -> list[PageSection]:
     """Build the sections: all methods alongside floors and ceilings, then each method with its pictures.
 
     Args:
@@ -70,8 +70,8 @@ def study_chapters(
     """
     order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])
-    chapters = [
-        Chapter(
+    sections = [
+        PageSection(
             "Scores",
             [
                 Text(_explanation(provenance)),
@@ -84,7 +84,7 @@ def study_chapters(
     ]
     for subject in subjects:
         if subject in plots:
-            chapters.append(Chapter(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
+            sections.append(PageSection(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
     reasons = [
         (f"{row.subject}: {_LABELS.get(row.metric, row.metric)} of {row.class_name}", str(row.reason))
         for row in iter_rows(frame[frame.metric != FALSE_AREA])
@@ -93,7 +93,7 @@ def study_chapters(
     common = [reason for reason, count in Counter(reason for _, reason in reasons).items() if count > len(frame) / 2]
     undefined = [("intervals for all defined scores", reason) for reason in common]
     undefined += [(value, reason) for value, reason in reasons if reason not in common]
-    return chapters + undefined_chapter(undefined, f"{_SOURCE}: reason")
+    return sections + undefined_section(undefined, f"{_SOURCE}: reason")
 
 
 def _explanation(provenance: Mapping[str, Any]) -> str:

@@ -1,21 +1,20 @@
 """Sections of the probing page."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from clipit.config.studies import ProbingConfig
 from clipit.errors import counted
-from clipit.reporting.html import Table, Text, facts_table
+from clipit.reporting.html import Figure, PageSection, Table, Text, facts_table
 from clipit.reporting.study_page import (
-    Chapter,
-    Plot,
     describe_model,
     iter_groups,
     iter_rows,
     pivot_cells,
-    undefined_chapter,
+    undefined_section,
 )
 from clipit.reporting.tables import LABELS, mean_sd, number, with_interval
 
@@ -29,9 +28,9 @@ _SAW_LABELS = (
 )
 
 
-def probing_chapters(
+def probing_sections(
     probing: ProbingConfig, seed: int, frame: pd.DataFrame, provenance: Mapping[str, Any], plot: str | None
-) -> list[Chapter]:
+) -> list[PageSection]:
     """Build the sections on probes, few-shot episodes, label efficiency, retrieval, and provenance.
 
     Args:
@@ -40,8 +39,8 @@ def probing_chapters(
     """
     curves, few_shot = frame[frame.share.notna()], frame[frame.task == "few_shot"]
     scored = frame[frame.metric.isin(list(LABELS)) & (frame.task != "few_shot") & frame.share.isna()]
-    chapters = [
-        Chapter(
+    sections = [
+        PageSection(
             "Probes",
             [
                 Text(
@@ -58,7 +57,7 @@ def probing_chapters(
                 *_probe_tables(scored),
             ],
         ),
-        Chapter(
+        PageSection(
             f"Few-shot classification ({LABELS[probing.metric]})",
             [
                 Text(
@@ -73,8 +72,8 @@ def probing_chapters(
     ]
     if len(curves):
         source = f"{FILE}: columns share and value, task = curve ..."
-        chapters.append(
-            Chapter(
+        sections.append(
+            PageSection(
                 f"Label efficiency ({LABELS[probing.metric]})",
                 [
                     Text(
@@ -84,13 +83,13 @@ def probing_chapters(
                         "a class would have no label."
                     ),
                     _curve_table(curves),
-                    *([Plot(plot, "Label efficiency; bands: range over seeds", source)] if plot else []),
+                    *([Figure(Path(plot), "Label efficiency; bands: range over seeds", source=source)] if plot else []),
                 ],
             )
         )
     own_group = "Tiles of the query's own group (where known) are excluded. " if probing.exclude_groups else ""
-    chapters += [
-        Chapter(
+    sections += [
+        PageSection(
             "Retrieval",
             [
                 Text(
@@ -107,10 +106,10 @@ def probing_chapters(
                 ),
             ],
         ),
-        Chapter("Provenance", [facts_table(_facts(provenance), "probing.json")]),
+        PageSection("Provenance", [facts_table(_facts(provenance), "probing.json")]),
     ]
     reasons = [(f"{row.subject}, {row.task}", row.reason) for row in iter_rows(frame) if row.reason]
-    return chapters + undefined_chapter(reasons, f"{FILE}: column reason")
+    return sections + undefined_section(reasons, f"{FILE}: column reason")
 
 
 def _probe_tables(scored: pd.DataFrame) -> list[Table]:

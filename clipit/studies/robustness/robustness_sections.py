@@ -1,6 +1,7 @@
 """Sections of the robustness page."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,15 +9,13 @@ import pandas as pd
 from clipit.config.studies import RobustnessConfig
 from clipit.errors import counted
 from clipit.evaluation.adaptation_guard import MIN_MISFIT
-from clipit.reporting.html import Rows, Table, Text, facts_table
+from clipit.reporting.html import Figure, PageSection, Part, Rows, Table, Text, facts_table
 from clipit.reporting.study_page import (
-    Chapter,
-    Plot,
     iter_groups,
     iter_rows,
     long_table,
     pivot_cells,
-    undefined_chapter,
+    undefined_section,
 )
 from clipit.reporting.tables import ECE_INTERVAL, LABELS, UNDEFINED, difference, number, with_interval
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardSummary
@@ -67,47 +66,48 @@ _ROUNDED = 0.0005
 """Mean changes in score below this are reported as neither gain nor loss."""
 
 
-def robustness_chapters(
+def robustness_sections(
     robustness: RobustnessConfig,
     frame: pd.DataFrame,
     guard: Sequence[GuardSummary],
     provenance: Mapping[str, Any],
     plots: Sequence[str],
-) -> list[Chapter]:
+) -> list[PageSection]:
     """Build the sections: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance."""
     metric = LABELS[robustness.metric]
     curves, adapted = frame[frame.analysis == "curve"], frame[frame.analysis == "adaptation"]
-    curve_parts: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]
+    curve_parts: list[Part] = [Text(_TEST), Text(_PERTURBED)]
     for name in robustness.perturbations:
         if name in set(curves.perturbation):
             curve_parts.append(_curve_table(curves, name))
         if f"curve_{name}.png" in plots:
             source = f"{FILE}: columns level, value, low, high, analysis = curve, perturbation = {name} or none"
             caption = f"{name}: {metric} by level; bands: 95% interval; dotted: unperturbed tiles"
-            curve_parts.append(Plot(f"curve_{name}.png", caption, source))
-    calibration: list[Text | Table | Plot] = [
+            curve_parts.append(Figure(Path(f"curve_{name}.png"), caption, source=source))
+    calibration: list[Part] = [
         Text(_CALIBRATED), *_calibration_tables(frame[frame.analysis == "calibration"])
     ]  # fmt: skip
     if "calibration.png" in plots:
         source = f"{FILE}: column reliability, analysis = calibration, metric = ece"
-        calibration.append(Plot("calibration.png", "Reliability before and after temperature scaling", source))
-    chapters = [
-        Chapter(f"Perturbations ({metric})", curve_parts),
-        Chapter(f"Shifted sets ({metric})", [_shifted_table(frame[frame.analysis == "shifted"])]),
-        Chapter("Calibration on all test tiles", calibration),
+        caption = "Reliability before and after temperature scaling"
+        calibration.append(Figure(Path("calibration.png"), caption, source=source))
+    sections = [
+        PageSection(f"Perturbations ({metric})", curve_parts),
+        PageSection(f"Shifted sets ({metric})", [_shifted_table(frame[frame.analysis == "shifted"])]),
+        PageSection("Calibration on all test tiles", calibration),
     ]
     if len(adapted):
         table = _adaptation_table(adapted[adapted.perturbation.isna()])
-        chapters.append(Chapter(f"Test-time adaptation ({metric})", [Text(_ADAPTED), table]))
+        sections.append(PageSection(f"Test-time adaptation ({metric})", [Text(_ADAPTED), table]))
     if guard:
         parts: list[Text | Table] = [Text(_GUARD), _guard_table(guard), *_guard_benefit(guard)]
-        chapters.append(Chapter("Errors of the guard", parts))
-    chapters.append(Chapter("Provenance", [facts_table(_facts(provenance), "robustness.json")]))
+        sections.append(PageSection("Errors of the guard", parts))
+    sections.append(PageSection("Provenance", [facts_table(_facts(provenance), "robustness.json")]))
     notes = [Text(f"{name}: {note}") for name, lines in provenance["notes"].items() for note in lines]
-    chapters += [Chapter("Notes on the tiles", notes)] if notes else []
+    sections += [PageSection("Notes on the tiles", notes)] if notes else []
     undefined = frame[(frame.analysis != "batch") & frame.reason.astype(bool)]
     reasons = [(_describe(row), row.reason) for row in iter_rows(undefined)]
-    return chapters + undefined_chapter(reasons, f"{FILE}: column reason")
+    return sections + undefined_section(reasons, f"{FILE}: column reason")
 
 
 def _describe(row: Any) -> str:

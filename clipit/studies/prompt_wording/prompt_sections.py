@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import pandas as pd
 
 from clipit.evaluation.prompt_modes import summarise_scores
-from clipit.reporting.html import Rows, Table, Text, facts_table
-from clipit.reporting.study_page import Chapter, Plot, iter_groups, iter_rows, pivot_cells
+from clipit.reporting.html import Figure, PageSection, Part, Rows, Table, Text, facts_table
+from clipit.reporting.study_page import iter_groups, iter_rows, pivot_cells
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
 
 AXES = ("template", "organ", "magnification", "stain")
@@ -45,13 +46,13 @@ class PromptDifference:
     seed: int
 
 
-def prompt_chapters(
+def prompt_sections(
     frame: pd.DataFrame,
     metric: str,
     undefined: str,
     differences: Sequence[PromptDifference],
     provenance: Mapping[str, object],
-) -> list[Chapter]:
+) -> list[PageSection]:
     """Build the sections on prompt modes, simple and rich prompts, the grid of wordings, truncation, and provenance.
 
     Args:
@@ -65,12 +66,8 @@ def prompt_chapters(
         *([Text(f"{LABELS[metric]} is undefined for some rows: {undefined}.")] if undefined else []),
     ]
     spread_source = f"{column} by subject, prompts, kind, mode"
-    chapters = [
-        Chapter(
-            "Prompt modes",
-            [*intro, _mode_table(scores, metric), Plot("prompts_spread.png", "Scores by prompt mode", spread_source)],
-        )
-    ]
+    spread = Figure(Path("prompts_spread.png"), "Scores by prompt mode", source=spread_source)
+    sections = [PageSection("Prompt modes", [*intro, _mode_table(scores, metric), spread])]
     if differences:
         first = differences[0]
         method = Text(
@@ -78,19 +75,19 @@ def prompt_chapters(
             f"{first.resamples} resamples, seed {first.seed}. Variance between training runs is not included. All "
             "scores, unrounded: prompts.json, differences."
         )
-        chapters.append(Chapter("Simple versus rich prompts", [_difference_table(differences, metric), method]))
+        sections.append(PageSection("Simple versus rich prompts", [_difference_table(differences, metric), method]))
     cells = scores[scores.kind == "cell"]
-    sensitivity: list[Table | Rows | Plot] = [
+    sensitivity: list[Part] = [
         _grid_summary(cells, column),
         _word_table(cells, column),
-        Plot("prompts_grid.png", "Score of every cell in the grid", f"{column}, kind = cell"),
+        Figure(Path("prompts_grid.png"), "Score of every cell in the grid", source=f"{column}, kind = cell"),
         _cell_rows(cells, column),
     ]
     return [
-        *chapters,
-        Chapter("Sensitivity to the wording", sensitivity),
-        Chapter("Truncated texts", [_truncation_table(frame)]),
-        Chapter("Provenance", [facts_table(provenance, FILE)]),
+        *sections,
+        PageSection("Sensitivity to the wording", sensitivity),
+        PageSection("Truncated texts", [_truncation_table(frame)]),
+        PageSection("Provenance", [facts_table(provenance, FILE)]),
     ]
 
 

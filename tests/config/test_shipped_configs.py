@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -224,3 +225,14 @@ def test_configurations_with_published_results_disable_text_checks(path: Path) -
     reports = read_values(path).get("reports")
     if reports is not None:
         assert reports["text_checks"] is None and "morphology_prompts" in reports
+
+
+def test_recorded_results_name_the_data_sets_of_their_configuration() -> None:
+    compared = 0
+    for path in RUNS:
+        record = CONFIGS.parent / "results" / f"{path.stem}.csv"
+        names = set(file_of(path).comparison.data_sets)
+        if names and record.is_file():
+            compared += 1
+            assert set(pd.read_csv(record, usecols=["data_set"]).data_set) == names, path.stem
+    assert compared > 5

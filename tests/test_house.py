@@ -227,3 +227,10 @@ def test_commands_page_lists_all_commands() -> None:
 def test_readme_can_be_read_in_two_minutes() -> None:
     text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 800 and len(text.splitlines()) <= 105
+
+
+def test_the_contents_of_the_site_list_every_document() -> None:
+    root = PACKAGE.parent
+    contents = re.findall(r": (\w+\.md)$", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    documents = {path.name for path in [*root.glob("*.md"), *root.glob("docs/*.md")]} - {"README.md"}
+    assert documents - set(contents) == set()

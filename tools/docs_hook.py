@@ -1,4 +1,4 @@
-"""MkDocs hook that adds README, CONTRIBUTING, data cards and result tables, which lie outside docs/, to the site.
+"""MkDocs hook that adds what lies outside docs/: README, CONTRIBUTING, CHANGELOG, data cards and result tables.
 
 The tutorial's notebook is shown with its outputs; it is run only if its last rendering is out of date. Links in the
 Markdown files are written for the repository; the hook rewrites them for the site.
@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 _RENAMED = {"README.md": "index.md"}
-_ADDED = ("README.md", "CONTRIBUTING.md", "data_cards/*.md", "results/*.csv", "results/README.md", "results/tuning/*")
+_ADDED = ("*.md", "data_cards/*.md", "results/*.csv", "results/README.md", "results/tuning/*")
 _NOTEBOOK = "tutorial_python.py"
 _SOURCE_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*((?:clipit|configs|scripts|tests|tools)/[^)]*)\)")
 
@@ -39,7 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite links between docs/ and the root of the repository; replace links to source files with their paths."""
     markdown = _SOURCE_LINK.sub(r"\1 (`\2`)", markdown)
-    if page.file.src_uri == "index.md" or page.file.src_uri == "CONTRIBUTING.md":
+    if page.file.src_uri in ("index.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         markdown = re.sub(r"(\]\(|!\[[^\]]*\]\()docs/", r"\1", markdown)
         markdown = re.sub(r"\]\((data_cards|results)/?\)", r"](\1/README.md)", markdown)
         return markdown.replace("](README.md)", "](index.md)")

@@ -82,11 +82,11 @@ def slides_of_patients(names: Iterable[str], others: Iterable[str]) -> dict[str,
     first, second = set(names) - {""}, set(others) - {""}
     joined: dict[str, str] = {}
     for slides, owners in ((first, second), (second, first)):
-        found = _beginnings(slides, owners)
-        count = len(set(found.values()))
-        most = 2 * len(found) > len(slides) or 2 * count > len(owners)
-        if most and count > 1 and len(found) <= _MAX_SLIDES * count:
-            joined |= found
+        matches = _beginnings(slides, owners)
+        count = len(set(matches.values()))
+        most = 2 * len(matches) > len(slides) or 2 * count > len(owners)
+        if most and count > 1 and len(matches) <= _MAX_SLIDES * count:
+            joined |= matches
     return joined
 
 
@@ -116,12 +116,12 @@ def similar_slides(names: Iterable[str], others: Iterable[str]) -> dict[str, str
 
 def _beginnings(names: set[str], others: set[str]) -> dict[str, str]:
     """Map each name that is not in `others` to the longest of the others that is its prefix, up to a separator."""
-    found = {}
+    matches = {}
     for name in names - others:
         starts = [name[: separator.start()] for separator in _SEPARATOR.finditer(name)]
         if owner := next((start for start in reversed(starts) if start in others), ""):
-            found[name] = owner
-    return found
+            matches[name] = owner
+    return matches
 
 
 def _split_ending(name: str, parts: int) -> tuple[str, str] | None:

@@ -24,13 +24,13 @@ def versions() -> dict[str, str]:
 
 def installed(names: Collection[str]) -> dict[str, str]:
     """Return the versions of the named distributions; those that are not installed are omitted."""
-    found = {}
+    versions_of = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_of[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions_of
 
 
 def package_version() -> str:

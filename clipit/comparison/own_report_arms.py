@@ -84,11 +84,11 @@ def find_control(
         excluded: Arms that cannot be controls.
     """
     candidates = [name for name in configs if name not in (arm, *excluded) and serves(configs[name], role)]
-    own = recipe(plan, configs[arm])
+    arm_recipe = recipe(plan, configs[arm])
 
     def rank(name: str) -> tuple[bool, int]:
         other_patients = role == "snippet" and configs[name].pairing.exclude_same_group
-        return not other_patients, len(own - recipe(plan, configs[name]))
+        return not other_patients, len(arm_recipe - recipe(plan, configs[name]))
 
     return min(candidates, key=rank, default=None)
 

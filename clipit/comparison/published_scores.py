@@ -78,6 +78,6 @@ def _built_in(plan: Plan, arm: str) -> str:
     """Return the built-in arm with published scores whose recipe equals this arm's; "" if there is none."""
     if arm not in plan.comparison.arms:
         return ""
-    own = recipe(plan, resolve_plan_arm(plan, arm))
+    arm_recipe = recipe(plan, resolve_plan_arm(plan, arm))
     published = [plan.config.model_copy(update={"arm": name, "arms": {}}) for name in (*_PAIR, *_ABLATIONS)]
-    return next((str(config.arm) for config in published if recipe(plan, resolve_arm(config)) == own), "")
+    return next((str(config.arm) for config in published if recipe(plan, resolve_arm(config)) == arm_recipe), "")

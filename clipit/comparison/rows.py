@@ -39,8 +39,8 @@ def cropped_set_notes(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]
     if run is None or not plan.comparison.shifted:
         return []
     sets = {name: workspace.shifted_tiles(name, section) for name, section in plan.comparison.shifted.items()}
-    found = cropped_sets(sets, workspace.cached, read_spec(run / "classifier").preprocess)
-    notes = [f"{CROPPED_SET}{name}: {warning}" for name, warning in found.items()]
+    warnings = cropped_sets(sets, workspace.cached, read_spec(run / "classifier").preprocess)
+    notes = [f"{CROPPED_SET}{name}: {warning}" for name, warning in warnings.items()]
     for note in notes:
         workspace.log_once(note)
     return notes

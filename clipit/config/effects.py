@@ -98,14 +98,14 @@ def is_within(key: str, names: Collection[str]) -> bool:
 
 def _later_defaults(config: BaseModel, prefix: str = "") -> set[str]:
     """List the keys with the marker `LaterKey` that have their default value."""
-    found = set()
+    defaults = set()
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            found |= _later_defaults(value, f"{prefix}{name}.")
+            defaults |= _later_defaults(value, f"{prefix}{name}.")
         elif any(isinstance(marker, LaterKey) for marker in field.metadata) and value == field.get_default():
-            found.add(prefix + name)
-    return found
+            defaults.add(prefix + name)
+    return defaults
 
 
 def field_effect(model: type[BaseModel], name: str, section: Effect = "results") -> Effect:

@@ -83,7 +83,7 @@ def _faiss_kernels() -> set[str]:
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     libraries = [library for library in threadpool_info() if library.get("internal_api") == "openblas"]
-    return {str(found.get("architecture")) for found in libraries if "faiss" in Path(found["filepath"]).parent.name}
+    return {str(blas.get("architecture")) for blas in libraries if "faiss" in Path(blas["filepath"]).parent.name}
 
 
 def check_disk(output: Path) -> list[Check]:

@@ -51,14 +51,14 @@ def _check_weights(
     with record_error(section, checks):
         if hub_id is None:
             load(config)
-            found = "can be loaded"
+            state = "can be loaded"
         elif cached_bytes(hub_id):
-            found = f"({hub_id}) is in the local cache"
+            state = f"({hub_id}) is in the local cache"
         else:
             key = "path" if config.name in specs else "name"
             ask_hub(config.name, hub_id, f"A folder with its files is read with --{section}.{key}=FOLDER.")
-            found = f"({hub_id}) is downloaded on first use"
-        checks.append(Check("PASS", section, f"{config.name} {found}"))
+            state = f"({hub_id}) is downloaded on first use"
+        checks.append(Check("PASS", section, f"{config.name} {state}"))
     return checks
 
 

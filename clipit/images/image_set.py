@@ -211,9 +211,9 @@ def _nonempty_set(
         DataError: There are no images.
     """
     if not names:
-        found = [*hidden, *([f"other files: {shortlist(others, 3)}"] if others else [])]
+        details = [*hidden, *([f"other files: {shortlist(others, 3)}"] if others else [])]
         raise DataError(
-            "; ".join(["no images found", *found]),
+            "; ".join(["no images found", *details]),
             where=path,
             fix=f"use files with the suffixes {', '.join(sorted(SUFFIXES))}",
         )

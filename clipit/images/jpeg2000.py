@@ -29,7 +29,7 @@ def read_bits(image: Any) -> int:
 def find_misread_channels(image: Any) -> str:
     """Describe why Pillow would misread the channels of a JPEG 2000 file that it has opened; "" if it would not."""
     spaces: list[str] = []
-    found = ""
+    problem = ""
     for kind, start, end in _boxes(image.fp) if image.fp is not None else ():
         if kind == b"jp2c":
             break
@@ -37,17 +37,17 @@ def find_misread_channels(image: Any) -> str:
         if kind == b"colr":
             spaces.append(_other_space(content))
         elif kind == b"cdef":
-            found = found or _channel_problem(content)
+            problem = problem or _channel_problem(content)
         elif kind == b"pclr":
-            found = found or _palette_problem(content, image.mode)
+            problem = problem or _palette_problem(content, image.mode)
         elif kind == b"cmap" and any(
             direct_use and column != channel
             for channel, (_, direct_use, column) in enumerate(struct.iter_unpack(">HBB", content[: len(content) & ~3]))
         ):
-            found = found or "whose palette is not in the order red, green, blue"
+            problem = problem or "whose palette is not in the order red, green, blue"
     if spaces and all(spaces):  # several specifications describe the same colours
         return f"in the colour space {spaces[0]}"
-    return found
+    return problem
 
 
 def _other_space(content: bytes) -> str:

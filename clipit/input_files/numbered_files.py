@@ -153,11 +153,11 @@ def _missing_by_set(files: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
     """Return the missing files of each set of numbered files."""
     numbers_of: dict[tuple[str, ...], dict[int, str]] = {}
     for path in files:
-        found = _OF_TOTAL.fullmatch(path.name) or _NUMBERED.fullmatch(path.name)
-        if found is not None:
-            width = str(len(found["number"]))
-            key = (str(path.parent), found["head"], width, found["of"], found["total"], found["tail"])
-            numbers_of.setdefault(key, {})[int(found["number"])] = path.name
+        match = _OF_TOTAL.fullmatch(path.name) or _NUMBERED.fullmatch(path.name)
+        if match is not None:
+            width = str(len(match["number"]))
+            key = (str(path.parent), match["head"], width, match["of"], match["total"], match["tail"])
+            numbers_of.setdefault(key, {})[int(match["number"])] = path.name
     return {key: gaps for key, numbers in numbers_of.items() if (gaps := _gaps(key, set(numbers)))}
 
 

@@ -102,12 +102,12 @@ def cached_parquet(name: str, revision: str | None) -> list[Path]:
         urls = hub_parquet(name, revision)
     except Exception:  # the data set is already loaded, so a failure of this second request does not matter
         return []
-    found = []
+    files = []
     for url in urls:
         if match := _URL.fullmatch(url):
             file = try_to_load_from_cache(match["name"], match["file"], revision=match["revision"], repo_type="dataset")
-            found += [Path(file)] if isinstance(file, str) else []
-    return found
+            files += [Path(file)] if isinstance(file, str) else []
+    return files
 
 
 def _class_names(path: str) -> dict[str, list[str]]:

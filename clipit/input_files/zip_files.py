@@ -154,12 +154,12 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
         follows_zip = first > 0 and (signature == _START or _has_end(stream, first))
     start = tail.rfind(_END, 0, len(tail) - _END_RECORD.size + len(_END))
     _, count, _, comment = _END_RECORD.unpack_from(tail, start)
-    found = len(members) & 0xFFFF
+    listed = len(members) & 0xFFFF
     if tail[max(start - _END64_BYTES, 0) :].startswith(_END64):
-        found, (_, count) = len(members), _END64_RECORD.unpack_from(tail, start - _END64_BYTES)
+        listed, (_, count) = len(members), _END64_RECORD.unpack_from(tail, start - _END64_BYTES)
     elif count == 0xFFFF:  # too many for the end record
-        count = found
-    if count != found:
+        count = listed
+    if count != listed:
         raise zipfile.BadZipFile(f"{counted(len(members), 'file')} found, {count:,} expected")
     if cut := [info.filename for info in members if "\0" in info.orig_filename]:  # zipfile truncates the name there
         raise zipfile.BadZipFile(f"null character in the name of a file: {cut[0]!r}")

@@ -111,9 +111,9 @@ def check_values(truths: Mapping[str, SlideTruth], classes: Sequence[str], where
     """
     names = list(truths)
     counts = [
-        [sum(each.pixels.values()) - own - ignored, own, ignored]
+        [sum(each.pixels.values()) - class_pixels - ignored_pixels, class_pixels, ignored_pixels]
         for each in truths.values()
-        for own, ignored in [(each.pixels.get(each.value, 0), each.pixels.get(IGNORED_VALUE, 0))]
+        for class_pixels, ignored_pixels in [(each.pixels.get(each.value, 0), each.pixels.get(IGNORED_VALUE, 0))]
     ]
     pixels = np.array(counts, dtype=np.int64).reshape(-1, 3)  # other classes, the slide's class, ignored
     without = [name for name, row in zip(names, pixels, strict=True) if not row[1]]

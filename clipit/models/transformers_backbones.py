@@ -350,8 +350,8 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
         )
         for name in IMAGE_PROCESSOR_FILES
     ]  # fmt: skip
-    found = [Path(file).parent for file in files if file is not None]  # all in the folder of this revision
-    return read_image_processor(found[0]) if found else None
+    folders = [Path(file).parent for file in files if file is not None]  # all in the folder of this revision
+    return read_image_processor(folders[0]) if folders else None
 
 
 def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: str) -> TokenPool:

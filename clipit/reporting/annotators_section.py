@@ -39,10 +39,10 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     records, consensus = ceiling["annotators"], ""
     if any(record["reference"] != SOURCE_LABELS for record in records):
         per_tile = ceiling.get("labels_per_tile")  # unknown in results of earlier versions
-        here = "" if per_tile is None else f" (here, {per_tile:.1f} per tile on average)"
+        average = "" if per_tile is None else f" (here, {per_tile:.1f} per tile on average)"
         consensus = (
             "The labels of the others contain errors too. The scores are therefore too low, especially for tiles with "
-            f"few labels{here}. "
+            f"few labels{average}. "
         )
     equal_weight = ""
     if len(records) > 1:

@@ -33,12 +33,12 @@ def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
     parts: list[Part] = []
     new = results["splits"][name]
     for key, title in (("", "the classifier's head"), ("zero_shot", "zero-shot with the class prompts")):
-        scores, own = (new[key], (run_results or {}).get(key)) if key in new else (new, run_results)
-        if own is None or (key and key not in new):
+        scores, run_scores = (new[key], (run_results or {}).get(key)) if key in new else (new, run_results)
+        if run_scores is None or (key and key not in new):
             continue
         rows = []
         for metric, score in scores["metrics"].items():
-            other = own["metrics"][metric]
+            other = run_scores["metrics"][metric]
             cells = [[number(each["value"]), interval(each["low"], each["high"])] for each in (score, other)]
             rows.append((LABELS.get(metric, metric), *cells[0], *cells[1]))
         header = ("score", name, "95% interval", OWN, "95% interval")

@@ -167,8 +167,8 @@ def _passage(report: SampledReport) -> Passage:
     if not mentions:
         text = " ".join(report.text.split())
         shown = text if len(text) <= _BEGINNING else f"{text[:_BEGINNING]} ..."
-        found = "no phrase found in the text that the rules read" if text else "no text in the sections that are read"
-        quotes = [Quote(found, [(shown, "")])]
+        reason = "no phrase found in the text that the rules read" if text else "no text in the sections that are read"
+        quotes = [Quote(reason, [(shown, "")])]
     hidden = len(mentions) - _MENTIONS
     more = f"and {counted(hidden, 'more mention')}" if hidden > 0 else ""
     return Passage(report.report_id, "; ".join(facts), quotes, more)

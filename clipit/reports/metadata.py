@@ -92,9 +92,9 @@ class Metadata:
                 name: value for name, value in self.rows.get(key, {}).items() if value is not None
             }
             for field, value in changes.items():
-                own = getattr(report, field)
-                if own not in (None, value, *MISSING_VALUES):
-                    shown = f"{report.report_id or report.where}: {own!r} by {value!r}"
+                previous = getattr(report, field)
+                if previous not in (None, value, *MISSING_VALUES):
+                    shown = f"{report.report_id or report.where}: {previous!r} by {value!r}"
                     replaced.setdefault(field, []).append(shown)
             added.append(report._replace(**changes))
         for field, cases in replaced.items():

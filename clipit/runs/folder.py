@@ -292,8 +292,8 @@ def copy_run(other: Path, folder: Path, config: RunConfig, facts: Mapping[str, A
             copy = shutil.copytree if (other / name).is_dir() else shutil.copy2
             copy(other / name, partial / name)
         _write_config(partial, config, {})
-        own = {**facts, "sections": sections} if sections else facts
-        write_run_json(partial / "training.json", {**training, **own}, partial)
+        run_facts = {**facts, "sections": sections} if sections else facts
+        write_run_json(partial / "training.json", {**training, **run_facts}, partial)
     logger.info(f"copied from {other.parent.name}/{other.name}, which has the same configuration and inputs")
 
 

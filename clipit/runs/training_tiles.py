@@ -189,10 +189,10 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
     with reading(path, _REREAD):
         table = read_training_table(path, _REREAD)
         columns = [np.asarray(table[name].to_pylist(), dtype=object) for name in _COLUMNS]
-        found = int((columns[1] == "train").sum())
-        if expected not in (None, found):
+        count = int((columns[1] == "train").sum())
+        if expected not in (None, count):
             raise ArtifactError(
-                f"{counted(found, 'training tile')} instead of {expected:,}: the file has changed",
+                f"{counted(count, 'training tile')} instead of {expected:,}: the file has changed",
                 where=path,
                 fix=_REREAD,
             )

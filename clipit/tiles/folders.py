@@ -146,9 +146,9 @@ def _source(
 ) -> SourceTiles:
     """Build the source, with labels and splits from the ids; `others` are non-image files in class folders."""
     if not ids:
-        found = f"; found {shortlist(others)}" if others else ""
+        non_images = f"; found {shortlist(others)}" if others else ""
         raise DataError(
-            f"no images in class folders{found}",
+            f"no images in class folders{non_images}",
             where=root,
             fix="unpack archives, and put the images into <split>/<class>/ or <class>/ folders",
         )

@@ -235,10 +235,10 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         DataError: There are no slides, two slides have the same name, a link to a slide is broken, or a name is not
             UTF-8.
     """
-    found = list_files(folder, lambda file: not file.name.startswith("."))
-    lost = [file for file in found.dangling if is_slide(file) or not file.suffix]  # without a suffix, maybe a folder
-    reject_unlisted([*lost, *filter(is_slide, found.undecodable)], folder)
-    present = found.files
+    listing = list_files(folder, lambda file: not file.name.startswith("."))
+    lost = [file for file in listing.dangling if is_slide(file) or not file.suffix]  # without a suffix, maybe a folder
+    reject_unlisted([*lost, *filter(is_slide, listing.undecodable)], folder)
+    present = listing.files
     listed = sorted(file for file in present if is_slide(file))
     files = one_per_slide(listed)
     if not files:
@@ -262,7 +262,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     notes = []
     if others:
         notes.append(f"{counted(len(others), 'file')} skipped (not slides): {shortlist([f.name for f in others], 3)}")
-    notes += hidden_note(hidden_names(found, folder, lambda file: file.suffix.lower() in SLIDE_SUFFIXES), "slide")
+    notes += hidden_note(hidden_names(listing, folder, lambda file: file.suffix.lower() in SLIDE_SUFFIXES), "slide")
     if len(files) < len(listed):
         notes.append(f"additional levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
     empty = [""] * len(slides)

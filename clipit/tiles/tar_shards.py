@@ -102,12 +102,12 @@ def list_shards(path: str) -> list[Path]:
         )
     folder = Path(path).expanduser()
     if folder.is_dir():
-        found = list_files(folder, lambda file: file.suffix.lower() == ".tar" and not file.name.startswith("."))
-        reject_unlisted([*found.dangling, *found.undecodable], folder)
-        reject_repeated(found.repeated, folder)
-        if not found.files:
+        listing = list_files(folder, lambda file: file.suffix.lower() == ".tar" and not file.name.startswith("."))
+        reject_unlisted([*listing.dangling, *listing.undecodable], folder)
+        reject_repeated(listing.repeated, folder)
+        if not listing.files:
             raise DataError("no .tar files in this folder", where=path, fix="correct tiles.path")
-        return found.files
+        return listing.files
     shards = [Path(name).expanduser() for text in path.split("::") for name in expand_braces(text)]
     missing = [str(shard) for shard in shards if not shard.is_file()]
     if missing:

@@ -108,11 +108,11 @@ def _compare(tests: TileSet | SeenTiles, history: str, names: list[str], problem
     shared = find_shared_patients(tests, SeenTiles(seen, np.full(len(seen), "train", dtype=object), seen))
     notes = []
     if shared:
-        found = sorted({leak.group for leak in shared.values()})
+        shared_groups = sorted({leak.group for leak in shared.values()})
         count = counted_of(len(shared), len(tests), f"{unit} belongs", f"{unit}s belong")
         notes.append(
             f"{history} data of test patients, so its scores on them may be too high: {count} to "
-            f"{counted(len(found), 'such patient')} ({shortlist(found)})"
+            f"{counted(len(shared_groups), 'such patient')} ({shortlist(shared_groups)})"
         )
     if not problem:
         problem = _known(patients(tests.groups, tests.ids).tolist(), f"{unit} has", f"{unit}s have")[1]

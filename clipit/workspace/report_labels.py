@@ -117,7 +117,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)
     if not classes and tile_set is not None:
         classes = tile_set.classes
-    own = _class_numbers(reports, mapped, classes, notes)
+    own_labels = _class_numbers(reports, mapped, classes, notes)
     tile_labels = np.full(len(reports), -1, dtype=np.int64)
     if tile_set is not None:
         tile_labels = _tile_labels(reports, tile_set, classes, notes)
@@ -129,7 +129,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
                 advance()
         notes += _rule_notes(rules, labelled)
     probabilities = None
-    targets = own if (own >= 0).any() else tile_labels
+    targets = own_labels if (own_labels >= 0).any() else tile_labels
     if classifier and (targets >= 0).any():
         groups = text_array(patient_of(report) for report in reports)
         try:
@@ -142,7 +142,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     return CorpusLabels(
         tuple(reports),
         classes,
-        own,
+        own_labels,
         tile_labels,
         rules,
         tuple(labelled),
@@ -276,12 +276,12 @@ def _class_numbers(
 ) -> Int64[np.ndarray, " n"]:
     """Return the class index of each report's own label, and add a note on labels that are not classes."""
     numbers = {name: number for number, name in enumerate(classes)}
-    own = np.array([numbers.get(name or "", -1) for name in mapped], dtype=np.int64)
+    own_labels = np.array([numbers.get(name or "", -1) for name in mapped], dtype=np.int64)
     labelled = [report.label for report in reports if report.label is not None]
     other = Counter(
-        report.label for report, number in zip(reports, own.tolist(), strict=True) if report.label and number < 0
+        report.label for report, number in zip(reports, own_labels.tolist(), strict=True) if report.label and number < 0
     )
-    if labelled and not (own >= 0).any():
+    if labelled and not (own_labels >= 0).any():
         raise DataError(
             "none of the reports' labels is one of the classes; "
             f"labels: {shortlist(sorted(other))}; classes: {shortlist(classes)}",
@@ -291,4 +291,4 @@ def _class_numbers(
     if other:
         listed = shortlist([f"{label}: {count}" for label, count in other.most_common()])
         notes.append(f"{counted(sum(other.values()), 'report')} with labels that are not among the classes ({listed})")
-    return own
+    return own_labels

@@ -169,8 +169,8 @@ def tile_sizes(tiles: TileSet, cached: Cache) -> list[tuple[int, int]]:
 
 def cropped_sets(sets: Mapping[str, TileSet], cached: Cache, preprocess: "Preprocess") -> dict[str, str]:
     """Return a warning for each set whose tiles a model crops, by name of the set."""
-    found = {name: crop_warning(tile_sizes(tiles, cached)) for name, tiles in sets.items() if preprocess.crops}
-    return {name: warning for name, warning in found.items() if warning}
+    warnings = {name: crop_warning(tile_sizes(tiles, cached)) for name, tiles in sets.items() if preprocess.crops}
+    return {name: warning for name, warning in warnings.items() if warning}
 
 
 def tile_warnings(

@@ -16,7 +16,7 @@ def read(path: Path, **keys: Any) -> Reports:
     return read_reports(ReportsConfig(path=str(path), **keys))
 
 
-def facts(reports: Reports) -> list[tuple[str | None, str | None]]:
+def groups_and_organs(reports: Reports) -> list[tuple[str | None, str | None]]:
     return [(report.group, report.organ) for report in reports.reports]
 
 
@@ -30,9 +30,9 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def test_names_of_a_zip_give_patients_and_their_folder_the_organ(archive: Path) -> None:
+def test_zip_members_yield_patients_and_organs(archive: Path) -> None:
     reports = read(archive)
-    assert facts(reports) == [("TCGA-AB-1234", "prostate"), ("TCGA-AB-1235", None), (None, None)]
+    assert groups_and_organs(reports) == [("TCGA-AB-1234", "prostate"), ("TCGA-AB-1235", None), (None, None)]
     assert reports.reports[0].report_id == "TCGA-PRAD/report_TCGA-AB-1234-01Z-00-DX1"
     (note,) = reports.notes
     assert (
@@ -50,41 +50,41 @@ def test_a_folder_is_read_like_a_zip(archive: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "unpacked").reports == read(archive).reports
 
 
-def test_off_by_a_key(archive: Path) -> None:
+def test_barcodes_can_be_disabled(archive: Path) -> None:
     reports = read(archive, tcga_barcodes=False)
-    assert facts(reports) == [(None, None)] * 3 and reports.notes == ()
+    assert groups_and_organs(reports) == [(None, None)] * 3 and reports.notes == ()
 
 
-def test_any_column_of_a_table(tmp_path: Path) -> None:
+def test_barcodes_in_any_column_of_a_table(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text(
         "bcr_patient_barcode,project_id,text\nTCGA-AB-1234-01A,TCGA-COAD,A tumour.\nTCGA-AB-1235,OV,As TCGA-AB-0000.\n"
         ",,A tumour like TCGA-AB-0001.\n"
     )
-    assert facts(read(path)) == [("TCGA-AB-1234", "colon"), ("TCGA-AB-1235", "ovary"), (None, None)]
+    assert groups_and_organs(read(path)) == [("TCGA-AB-1234", "colon"), ("TCGA-AB-1235", "ovary"), (None, None)]
     lines = [{"text": "A tumour.", "slide": "TCGA-AB-1234-01A", "n": 3}, {"text": "B.", "slide": None, "n": 4}]
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert facts(read(tmp_path / "r.jsonl")) == [("TCGA-AB-1234", None), (None, None)]
+    assert groups_and_organs(read(tmp_path / "r.jsonl")) == [("TCGA-AB-1234", None), (None, None)]
 
 
-def test_groups_and_organs_of_the_source_are_kept(tmp_path: Path) -> None:
+def test_configured_group_and_organ_columns_take_precedence(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("id,patient,organ,text\nTCGA-AB-1234,P1,skin,A tumour.\n")
     reports = read(path, id_column="id", group_column="patient", organ_column="organ")
-    assert facts(reports) == [("P1", "skin")] and reports.notes == ()
+    assert groups_and_organs(reports) == [("P1", "skin")] and reports.notes == ()
 
 
-def test_several_patients_in_a_row_are_none(tmp_path: Path) -> None:
+def test_rows_with_barcodes_of_several_patients_have_no_group(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("a,b,text\nTCGA-AB-1234,TCGA-AB-1235,A tumour.\nTCGA-AB-1234,TCGA-AB-1234-01,A tumour.\n")
     reports = read(path)
-    assert facts(reports) == [(None, None), ("TCGA-AB-1234", None)]
+    assert groups_and_organs(reports) == [(None, None), ("TCGA-AB-1234", None)]
     assert any("1 report has barcodes of several TCGA patients" in problem for problem in reports.problems)
 
 
-def test_cancer_types_give_the_organ_in_any_format(archive: Path, tmp_path: Path) -> None:
+def test_organs_from_cancer_types_in_any_format(archive: Path, tmp_path: Path) -> None:
     types = tmp_path / "types.csv"
     types.write_text("patient_id,cancer_type\nTCGA-AB-1234,KIRC\n")
     reports = read(archive, cancer_types=str(types))
-    assert facts(reports) == [("TCGA-AB-1234", "kidney"), ("TCGA-AB-1235", None), (None, None)]
+    assert groups_and_organs(reports) == [("TCGA-AB-1234", "kidney"), ("TCGA-AB-1235", None), (None, None)]
     assert any("no cancer type for 1 patient (TCGA-AB-1235)" in problem for problem in reports.problems)

@@ -1,4 +1,4 @@
-"""From reports to tables: merging, sources, filters and the summary."""
+"""Building snippet tables from reports: merging, sources, filters and the summary."""
 
 import hashlib
 import json
@@ -30,15 +30,15 @@ REPORTS = Reports(
 )
 
 
-def words_and_two(texts: Sequence[str]) -> list[int]:
-    """A token for each word, and two special ones."""
+def count_toy_tokens(texts: Sequence[str]) -> list[int]:
+    """One token per word, plus two special tokens."""
     return [2 + len(text.split()) for text in texts]
 
 
 def build(similarity: Any = None, budget: int = 60, **keys: Any) -> Snippets:
-    """Snippets without text checks and without prompt bags, unless `keys` ask for them."""
+    """Build snippets; text checks and the prompt filter are off unless `keys` enable them."""
     keys = {"text_checks": None, "morphology_prompts": None, **keys}
-    return build_snippets(REPORTS, ReportsConfig(path="corpus.txt", **keys), words_and_two, budget, similarity)
+    return build_snippets(REPORTS, ReportsConfig(path="corpus.txt", **keys), count_toy_tokens, budget, similarity)
 
 
 def texts(snippets: Snippets) -> set[str]:
@@ -51,7 +51,7 @@ def test_duplicates_are_merged_and_keep_every_source() -> None:
     assert [row["snippet_id"] for row in rows] == sorted(
         hashlib.sha256(row["text"].encode()).hexdigest()[:16] for row in rows
     )
-    assert all(row["n_tokens"] == words_and_two([row["text"]])[0] for row in rows)
+    assert all(row["n_tokens"] == count_toy_tokens([row["text"]])[0] for row in rows)
     free = next(row["snippet_id"] for row in rows if row["text"] == FREE)
     sources = [row for row in built.sources.to_pylist() if row["snippet_id"] == free]
     assert sources == [
@@ -62,7 +62,7 @@ def test_duplicates_are_merged_and_keep_every_source() -> None:
     assert built.summary.duplicates == 1
 
 
-def test_summary_adds_up_and_can_be_read() -> None:
+def test_summary_counts_add_up_and_survive_serialisation() -> None:
     summary = build(budget=15).summary
     assert summary.pieces - summary.duplicates - sum(d.count for d in summary.dropped.values()) == summary.kept
     assert (summary.reports, summary.split_sentences) == (3, 1)
@@ -99,16 +99,16 @@ def test_terms_are_whole_words_in_any_case() -> None:
     assert FREE in texts(build(exclude_terms=("tum",)))
 
 
-def test_similarity_is_asked_last_and_only_for_the_rest() -> None:
-    asked: list[str] = []
+def test_similarity_is_computed_last_and_only_for_the_remaining_snippets() -> None:
+    compared: list[str] = []
 
     def similarity(batch: Sequence[str]) -> np.ndarray:
-        asked.extend(batch)
+        compared.extend(batch)
         return np.array([0.5 if "Glands" in text else 0.1 for text in batch], dtype=np.float32)
 
     built = build(similarity, exclude_terms=("doctor",), morphology_margin=0.2)
     assert texts(built) == {"Glands invade the muscularis."}
-    assert "Please call the doctor." not in asked
+    assert "Please call the doctor." not in compared
     assert next(d.count for name, d in built.summary.dropped.items() if name.startswith("similarity")) == 2
     with pytest.raises(ConfigError, match="similarity filter did not return one finite value"):
         build(lambda batch: np.zeros(1, dtype=np.float32))
@@ -117,16 +117,16 @@ def test_similarity_is_asked_last_and_only_for_the_rest() -> None:
 
 
 def test_result_does_not_depend_on_the_order_of_reports() -> None:
-    turned = Reports(REPORTS.reports[::-1], (), "corpus.txt")
+    reversed_reports = Reports(REPORTS.reports[::-1], (), "corpus.txt")
     plain = ReportsConfig(path="corpus.txt", morphology_prompts=None, text_checks=None)
-    other = build_snippets(turned, plain, words_and_two, 60)
+    other = build_snippets(reversed_reports, plain, count_toy_tokens, 60)
     assert other.snippets.equals(build().snippets)
 
 
 def test_long_words_are_counted_and_listed() -> None:
     picture = "data:image/png;base64," + "iVBORw0KGgoAAAANSUhEUg" * 4000
     reports = Reports((Report("r1", f"Glands invade the muscularis. {picture} Margins are free of tumor."),), (), "x")
-    built = build_snippets(reports, ReportsConfig(path="x", morphology_prompts=None), words_and_two, 60)
+    built = build_snippets(reports, ReportsConfig(path="x", morphology_prompts=None), count_toy_tokens, 60)
     assert texts(built) == {"Glands invade the muscularis.", FREE}
     assert built.summary.long_words == 1
     shown = built.summary.text(reports)
@@ -148,18 +148,18 @@ CHECKED = Reports(
 
 
 def build_checked(similarity: Any = None, **keys: Any) -> Snippets:
-    """Snippets of reports with everything that the text checks look for."""
+    """Build snippets of reports that trigger every text check."""
     keys = {"morphology_prompts": None, **keys}
-    return build_snippets(CHECKED, ReportsConfig(path="corpus.txt", **keys), words_and_two, 60, similarity)
+    return build_snippets(CHECKED, ReportsConfig(path="corpus.txt", **keys), count_toy_tokens, 60, similarity)
 
 
-def test_text_checks_drop_headings_and_wrecks_and_keep_short_diagnoses() -> None:
+def test_text_checks_drop_headings_and_garbled_text_and_keep_short_diagnoses() -> None:
     built = build_checked()
     assert "DIAGNOSIS: Adenocarcinoma." in texts(built)
     dropped = {name.split()[0]: tally for name, tally in built.summary.dropped.items()}
     assert "GROSS AND MICROSCOPIC DESCRIPTION:" in dropped["headings"].examples
     assert any("NVAS" in text for text in dropped["unreadable"].examples)
-    assert not any("Melanoma" in text for text in texts(built)), "a short diagnosis of the clinical history is dropped"
+    assert not any("Melanoma" in text for text in texts(built)), "short diagnoses in the clinical history are dropped"
     summary = built.summary
     assert summary.kept_short is not None and summary.kept_short.examples == ["DIAGNOSIS: Adenocarcinoma."]
     assert summary.pieces - summary.duplicates - sum(d.count for d in summary.dropped.values()) == summary.kept
@@ -184,12 +184,12 @@ def test_damaged_ligatures_are_repaired_before_duplicates_are_merged() -> None:
         ({}, {"short_diagnoses": False}, "DIAGNOSIS: Adenocarcinoma."),
     ],
 )
-def test_each_text_check_can_be_turned_off(check: dict[str, Any], opposite: dict[str, Any], present: str) -> None:
+def test_each_text_check_can_be_disabled(check: dict[str, Any], opposite: dict[str, Any], present: str) -> None:
     assert present in texts(build_checked(text_checks=check))
     assert present not in texts(build_checked(text_checks=opposite))
 
 
-def test_without_text_checks_snippets_are_those_of_earlier_versions() -> None:
+def test_without_text_checks_snippets_match_earlier_versions() -> None:
     built = build_checked(text_checks=None)
     summary = {key: value for key, value in built.summary.as_dict().items() if key != "section_reports"}
     content = json.dumps([built.snippets.to_pylist(), built.sources.to_pylist(), summary])
@@ -216,14 +216,14 @@ def test_microscopy_and_diagnoses_rank_before_gross_descriptions() -> None:
         "x",
     )
     config = ReportsConfig(path="x", text_checks={"section_weight": 2.0})
-    built = build_snippets(reports, config, words_and_two, 60, similarity)
+    built = build_snippets(reports, config, count_toy_tokens, 60, similarity)
     assert texts(built) == {
         "Atypical glands invade the fat.", "Tumor cells form many nests.", "DIAGNOSIS: Adenocarcinoma."
     }  # fmt: skip
     (name,) = [name for name in built.summary.dropped if name.startswith("similarity")]
     assert "to disable, set reports.morphology_prompts=null" in name and built.summary.dropped[name].count == 3
     for off in ({"morphology_prompts": None}, {"boilerplate_prompts": None}):
-        everything = build_snippets(reports, ReportsConfig(path="x", **off), words_and_two, 60)
+        everything = build_snippets(reports, ReportsConfig(path="x", **off), count_toy_tokens, 60)
         assert "The fat was not inked at all." in texts(everything)
     with pytest.raises(ConfigError, match=r"needs a VLM(.|\n)*reports.morphology_prompts to null"):
-        build_snippets(reports, ReportsConfig(path="x"), words_and_two, 60)
+        build_snippets(reports, ReportsConfig(path="x"), count_toy_tokens, 60)

@@ -1,4 +1,4 @@
-"""Cleaning: noise goes, letters and digits stay."""
+"""Text cleaning removes noise and keeps all letters and digits."""
 
 import textwrap
 
@@ -10,13 +10,13 @@ from clipit.reports.cleaning import clean_text, compound_words, drop_long_words,
 from clipit.reports.sentences import split_sentences
 
 LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\uf06d": "\u00b5"}
+# Noisy text has runs of characters because cleaning shortens runs of anything but letters and digits.
 NOISE = list("aZeé0159 \t\n\r\f.,;:-_|=*()!ﬁ\u00ad\u200b\u2022\u2014ßµ")
 NOISY = st.lists(st.builds(str.__mul__, st.sampled_from(NOISE), st.integers(1, 4)), max_size=40).map("".join)
-"""Runs of characters: what cleaning shortens must not be letters or digits."""
 
 
 def letters(text: str) -> str:
-    """All letters and digits, ligatures written out."""
+    """All letters and digits, with ligatures expanded."""
     text = "".join(LIGATURES.get(char, char) for char in text)
     return "".join(char for char in text if char.isalnum())
 
@@ -24,16 +24,16 @@ def letters(text: str) -> str:
 @given(st.one_of(st.text(max_size=80), NOISY))
 @example("non -poly\u00adposis 2 .5 cm carci-\nnoma")
 def test_no_letter_or_digit_is_lost(text: str) -> None:
-    assume("\\" not in text)  # line ends that are written out
+    assume("\\" not in text)  # a backslash may start an escaped line break
     assert letters(clean_text(text)) == letters(text)
 
 
-def test_line_ends_that_are_written_out() -> None:
+def test_escaped_line_breaks_are_decoded() -> None:
     text = r"Gross: Brown tissue.\nDiagnosis: Adenoma.\r\n- Polyp in \tC:\new"
     assert clean_text(text) == "Gross: Brown tissue.\nDiagnosis: Adenoma.\n- Polyp in C:\\new"
 
 
-def test_line_ends_as_excel_stores_them() -> None:
+def test_line_breaks_escaped_by_excel_are_decoded() -> None:
     text = "Negative for_x000D_\nDysplasia_x000d_Diagnosis: Adenoma._x000A_- Polyp"
     assert clean_text(text) == "Negative for Dysplasia\nDiagnosis: Adenoma.\n- Polyp"
 
@@ -89,11 +89,11 @@ def test_output_is_tidy(text: str) -> None:
         ("", ""),
     ],
 )
-def test_examples(noisy: str, clean: str) -> None:
+def test_clean_text(noisy: str, clean: str) -> None:
     assert clean_text(noisy) == clean
 
 
-def test_other_reports_tell_whether_a_word_is_a_compound() -> None:
+def test_hyphens_of_broken_words_follow_other_reports() -> None:
     reports = ["cyst-\nadenoma, non-\r\nneoplastic, T-cell", "A Cystadenoma.", "nonneoplastic", "an adenoma"]
     assert clean_text(reports[0], compound_words(reports)) == "cystadenoma, nonneoplastic, T-cell"
     assert clean_text(reports[0], compound_words([reports[0], reports[3]])) == "cyst-adenoma, non-neoplastic, T-cell"
@@ -151,7 +151,7 @@ def test_a_decimal_point_without_a_zero_is_kept() -> None:
 
 
 @pytest.mark.parametrize("width", [35, 45, 55, 65, 80])
-def test_lines_of_any_width_are_joined_before_capitals_and_numbers(width: int) -> None:
+def test_wrapped_lines_are_joined_before_capitals_and_numbers(width: int) -> None:
     text = (
         "Sections of the colon show an adenocarcinoma of moderate differentiation. PCR on block A3 did not show "
         "MSI-H in the tumour, and HER2 was not amplified in Block A4. The cells express PD-L1 in 40 percent, "
@@ -160,6 +160,6 @@ def test_lines_of_any_width_are_joined_before_capitals_and_numbers(width: int) -
     assert clean_text(textwrap.fill(text, width)) == text
 
 
-def test_the_lines_of_a_form_stay_apart() -> None:
+def test_lines_of_a_form_are_not_joined() -> None:
     form = "Specimen: colon, right hemicolectomy\nTumour of 3 cm\nMSI-H\nInvasion into subserosa and\nthe fat\n2 nodes"
     assert clean_text(form) == form.replace("and\nthe", "and the")

@@ -1,4 +1,4 @@
-"""Sections of reports in other languages than English."""
+"""Section headings of reports in languages other than English."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_sections(language: str) -> None:
     assert sections(REPORTS[language]) == ["clinical", "gross", "microscopic", "diagnosis"]
 
 
-def test_headings_without_accents_in_capitals_and_without_a_colon() -> None:
+def test_headings_in_capitals_without_accents_or_colon() -> None:
     assert sections("DESCRIPCION MACROSCOPICA Fragmento de 2 cm.\nDIAGNOSTICO\nAdenoma tubular.") == [
         "gross",
         "diagnosis",
@@ -41,10 +41,10 @@ def test_headings_without_accents_in_capitals_and_without_a_colon() -> None:
     "text",
     ["Die makroskopische Beurteilung war erschwert.", "La conclusion est réservée.", "Il materiale è scarso oggi."],
 )
-def test_the_same_words_in_a_sentence_are_no_headings(text: str) -> None:
+def test_the_same_words_in_a_sentence_are_not_headings(text: str) -> None:
     assert split_sentences(clean_text(text)) == [("unknown", text)]
 
 
-def test_an_english_heading_that_contains_one() -> None:
+def test_english_headings_that_contain_a_foreign_heading() -> None:
     text = "PRE-OP DIAGNOSI: Carcinoma of the colon\nDiagnostic comment: Seen by two pathologists."
     assert sections(text) == ["clinical", "comment"]

@@ -1,4 +1,4 @@
-"""Headings that stand alone, and text that OCR has wrecked."""
+"""Detection of bare headings and of text garbled by OCR."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def test_bare_headings(text: str) -> None:
         "Carcinoma in situ:", "The following structures are seen in the submitted tissue:", "Gleason 3 + 4 = 7",
     ],
 )  # fmt: skip
-def test_text_that_is_no_bare_heading(text: str) -> None:
+def test_other_text_is_not_a_bare_heading(text: str) -> None:
     assert not is_bare_heading(text)
 
 
@@ -43,7 +43,7 @@ def test_text_that_is_no_bare_heading(text: str) -> None:
         "Crrnr wlt tnhQ rrstvd zxk",
     ],
 )  # fmt: skip
-def test_wrecks(text: str) -> None:
+def test_garbled_text_is_unreadable(text: str) -> None:
     assert readability(text) < 0.5
 
 
@@ -65,7 +65,7 @@ def test_codes_genes_stages_and_other_languages_are_readable(text: str) -> None:
     assert readability(text) > 0.7
 
 
-def test_words_of_the_corpus_are_readable_however_they_look() -> None:
+def test_words_of_the_vocabulary_are_readable() -> None:
     texts = ["qRtpcr xcel"] * 5
     assert readability(texts[0]) < 0.5 < readability(texts[0], learn_vocabulary(texts))
     assert readability("") == readability("--- ...") == 1.0
@@ -75,19 +75,19 @@ def pieces(report: str) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"[.;:\n]+", report) if 20 <= len(part) <= 400]
 
 
-def mix(text: str, draw: random.Random) -> str:
-    """Mix the letters of each word with those of the next, as text extraction does with lines that overlap."""
+def interleave(text: str, draw: random.Random) -> str:
+    """Interleave the letters of neighbouring words, as text extraction does with overlapping lines."""
     words, mixed = text.split(), []
     for first, second in zip(words[::2], words[1::2], strict=False):
         order = [0] * len(first) + [1] * len(second)
         draw.shuffle(order)
         letters = [iter(first), iter(second)]
-        whole = "".join(next(letters[which]) for which in order)
-        mixed += [whole[: len(first)], whole[len(first) :]]
+        merged = "".join(next(letters[which]) for which in order)
+        mixed += [merged[: len(first)], merged[len(first) :]]
     return " ".join(mixed)
 
 
-def test_mixed_letters_of_real_reports_are_unreadable_and_other_text_stays_readable() -> None:
+def test_interleaved_words_of_real_reports_are_unreadable_and_other_text_stays_readable() -> None:
     source = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports/tcga_colon_reports_clipit.txt"
     if not source.is_file():
         pytest.skip("CLIPIT_TEST_DATA is not set: no real reports to test with")
@@ -98,20 +98,20 @@ def test_mixed_letters_of_real_reports_are_unreadable_and_other_text_stays_reada
     assert readability("ISlo oglcai plltlem", vocabulary) == 0 < 0.5 < readability("ISlo oglcai plltlem", plain)
     clean = [text for text in texts if readability(text, plain) > 0.9 and len(text.split()) > 3]
     draw = random.Random(0)
-    wrecks = [mix(text, draw) for text in draw.sample(clean, 400)]
-    found = [sum(readability(text, known) < 0.5 for text in wrecks) / 400 for known in (plain, vocabulary)]
-    assert found[0] < 0.1 and found[1] > 0.5
-    lost = [text for text in texts if readability(text, vocabulary) < 0.5 <= readability(text, plain)]
-    assert len(lost) <= 12, "of 8,633 pieces; one of them, a heading of a form, is no wreck"
+    garbled = [interleave(text, draw) for text in draw.sample(clean, 400)]
+    shares = [sum(readability(text, known) < 0.5 for text in garbled) / 400 for known in (plain, vocabulary)]
+    assert shares[0] < 0.1 and shares[1] > 0.5
+    rejected = [text for text in texts if readability(text, vocabulary) < 0.5 <= readability(text, plain)]
+    assert len(rejected) <= 12, "out of 8,633 pieces; one of them, a form heading, is not garbled"
     for text in ("Guz o średnicy około 3 cm, rak gruczołowy", "Größe 3 cm, mäßig differenziert", "pT3a pN1b M0"):
         assert readability(text, vocabulary) > 0.7
 
 
-def test_few_words_do_not_show_which_letter_sequences_a_language_has() -> None:
+def test_small_corpora_yield_no_trigrams() -> None:
     assert not learn_vocabulary(["adenocarcinoma of the colon"] * 5).trigrams
 
 
-def test_diagnoses() -> None:
+def test_names_diagnosis() -> None:
     for text in ("Adenocarcinoma", "Tubular adenomas.", "No metastasis", "Chronic colitis", "Benign."):
         assert names_diagnosis(text)
     for text in ("Desmoplastic stroma", "Final diagnosis", "Carcinoma:", "Prognosis", "The wall of the bowel"):
@@ -119,7 +119,7 @@ def test_diagnoses() -> None:
 
 
 @pytest.mark.parametrize("unit", ["NVAS:i:ONt ltO ", "A. ", "x:", "MICROSCOPIC DESCRIPTION: ", "l1"])
-def test_the_time_is_linear_in_the_length(unit: str) -> None:
+def test_time_is_linear_in_the_text_length(unit: str) -> None:
     start = time.process_time()
     text = unit * (400_000 // len(unit))
     readability(text)

@@ -1,4 +1,4 @@
-"""Words with a damaged ligature, which only the vocabulary of their own corpus mends."""
+"""Repair of words with damaged ligatures, based on the vocabulary of the corpus."""
 
 from collections import Counter
 
@@ -35,7 +35,7 @@ def test_unambiguous_words_are_repaired(damaged: str, whole: str) -> None:
         "pT3a pTis BRAF KRas eGFR mTOR HercepTest ProExC NFkB CDKN2A c-Met pMMR dMMR",
         "McDonald and DeFries saw Fred in the Fall; Fat is firm.",
         "TTF1 intesF2nal F4ssue INTESFNAL",
-        "fFon",  # fiction, friction do not result, and no other word does
+        "fFon",  # no replacement of F yields a word of the vocabulary
     ],
 )
 def test_genes_codes_names_and_uncertain_words_are_left_alone(text: str) -> None:
@@ -43,13 +43,13 @@ def test_genes_codes_names_and_uncertain_words_are_left_alone(text: str) -> None
     assert repair(text, damage, Counter()) == text
 
 
-def test_two_candidates_are_none() -> None:
-    both = ["affirm stiffing attest affest"] * 3
-    assert find_repairs([*both, "aHest"]) == {}
-    assert find_repairs([*both, "aHest", "stiHing"]) == {"stiHing": "stiffing"}
+def test_ambiguous_words_are_not_repaired() -> None:
+    ambiguous = ["affirm stiffing attest affest"] * 3
+    assert find_repairs([*ambiguous, "aHest"]) == {}
+    assert find_repairs([*ambiguous, "aHest", "stiHing"]) == {"stiHing": "stiffing"}
 
 
 def test_without_a_vocabulary_nothing_is_repaired() -> None:
     assert find_repairs(["intesFnal Fssue", "intestinal tissue"]) == {}
-    assert find_repairs(["Fssue", *VOCABULARY]) == {}, "no damage inside of a word shows that F is one"
+    assert find_repairs(["Fssue", *VOCABULARY]) == {}, "F never occurs within a word, so it is not a damaged ligature"
     assert repair("intesFnal", {}, Counter()) == "intesFnal"

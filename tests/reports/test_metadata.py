@@ -1,4 +1,4 @@
-"""Labels, groups and dates of reports from a csv file beside them."""
+"""Labels, groups and dates of reports from a separate metadata table."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from clipit.reports.readers import read_reports
 
 
 def texts(folder: Path, *names: str) -> Path:
-    """A folder with one text file per name."""
+    """Create a folder with one text file per name."""
     folder.mkdir()
     for name in names:
         (folder / f"{name}.txt").write_text(f"Report {name}. Adenocarcinoma.", encoding="utf-8")
@@ -27,30 +27,30 @@ def table(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def test_facts_by_report(tmp_path: Path) -> None:
+def test_metadata_by_report(tmp_path: Path) -> None:
     folder = texts(tmp_path / "texts", "a", "b", "c")
     metadata = table(
         tmp_path / "m.csv", "report_id,group,status,signed", "a,P1,mutated,2024-05-31", "b,P2,NA,", "x,P9,wild,"
     )
     config = ReportsConfig(path=str(folder), metadata=metadata, label_column="status", date_column="signed")
     reports = read_reports(config)
-    facts = [(r.report_id, r.group, r.label, r.date) for r in reports.reports]
-    assert facts == [("a", "P1", "mutated", "2024-05-31"), ("b", "P2", None, None), ("c", None, None, None)]
+    values = [(r.report_id, r.group, r.label, r.date) for r in reports.reports]
+    assert values == [("a", "P1", "mutated", "2024-05-31"), ("b", "P2", None, None), ("c", None, None, None)]
     assert any("no row for 1 report (c)" in problem for problem in reports.problems)
     assert any("1 row without a report (x)" in problem for problem in reports.problems)
 
 
-def test_a_column_that_neither_the_table_nor_text_files_have_is_an_error(tmp_path: Path) -> None:
+def test_columns_missing_from_reports_and_metadata_are_an_error(tmp_path: Path) -> None:
     folder = texts(tmp_path / "texts", "a", "b")
     metadata = table(tmp_path / "m.csv", "report_id,patient,Label", "a,P1,x", "b,P2,y")
     config = ReportsConfig(path=str(folder), metadata=metadata, group_column="patient", label_column="label")
     with pytest.raises(DataError, match=r"does not have these columns: label \(reports.label_column\)"):
         read_reports(config)
-    right = config.model_copy(update={"label_column": "Label"})
-    assert [(each.group, each.label) for each in read_reports(right).reports] == [("P1", "x"), ("P2", "y")]
+    corrected = config.model_copy(update={"label_column": "Label"})
+    assert [(each.group, each.label) for each in read_reports(corrected).reports] == [("P1", "x"), ("P2", "y")]
 
 
-def test_facts_by_patient_match_tcga_barcodes_of_any_length(tmp_path: Path) -> None:
+def test_metadata_by_patient_matches_tcga_barcodes_of_any_length(tmp_path: Path) -> None:
     path = tmp_path / "reports.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("d/TCGA-AB-1234.0F.txt", "Gleason 3+3.")
@@ -122,7 +122,7 @@ def test_columns_with_other_names_and_file_names_without_folder(tmp_path: Path) 
         read_reports(config.model_copy(update={"metadata_id_column": "name"}))
 
 
-def test_patients_of_several_reports_and_rows_that_repeat(tmp_path: Path) -> None:
+def test_patients_with_several_reports_and_duplicate_rows(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("patient,text\nP1,A tumour.\nP1,Another tumour.\nP3,Benign.\n", encoding="utf-8")
     metadata = table(tmp_path / "m.csv", "who,slide,status", "P1,s1,wild", "P1,s2,wild", "P2,s3,mutated")
@@ -138,7 +138,7 @@ def test_patients_of_several_reports_and_rows_that_repeat(tmp_path: Path) -> Non
         read_reports(config)
 
 
-def test_the_only_column_of_barcodes_is_the_patient(tmp_path: Path) -> None:
+def test_the_only_column_of_barcodes_is_the_patient_column(tmp_path: Path) -> None:
     folder = texts(tmp_path / "texts", "TCGA-AB-1234.x", "TCGA-AB-1235.x")
     metadata = table(tmp_path / "m.csv", "n,barcode,gleason", "1,TCGA-AB-1234,6", "2,TCGA-AB-1235,[Not Available]")
     config = ReportsConfig(path=str(folder), metadata=metadata, label_column="gleason")
@@ -166,7 +166,7 @@ def test_gleason_scores_of_an_xlsx_join_the_prostate_reports() -> None:
     assert any("96 rows without a report (TCGA-EJ-7218" in problem for problem in reports.problems)
 
 
-def test_a_missing_file_and_a_date_that_is_none(tmp_path: Path) -> None:
+def test_missing_file_and_invalid_date(tmp_path: Path) -> None:
     folder = texts(tmp_path / "texts", "a")
     with pytest.raises(DataError, match="no such file"):
         read_reports(ReportsConfig(path=str(folder), metadata=str(tmp_path / "m.csv"), label_column="s"))
@@ -176,7 +176,7 @@ def test_a_missing_file_and_a_date_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "folder"])
-def test_own_values_stay_where_the_table_has_none_and_others_are_counted(tmp_path: Path, suffix: str) -> None:
+def test_metadata_replaces_values_of_reports_and_replacements_are_counted(tmp_path: Path, suffix: str) -> None:
     rows = [{"id": f"S{n}", "text": "Adenoma.", "label": f"old{n}", "organ": "colon"} for n in range(4)]
     path = tmp_path / f"r.{suffix}"
     match suffix:
@@ -191,15 +191,15 @@ def test_own_values_stay_where_the_table_has_none_and_others_are_counted(tmp_pat
             pd.DataFrame(rows).to_csv(path / "r.csv", index=False)
     metadata = table(tmp_path / "m.csv", "report_id,label,signed", "S0,new,2024-01-02", "S1,,2024-01-03", "S2,old2,")
     columns = {"id_column": "id", "label_column": "label", "organ_column": "organ", "date_column": "signed"}
-    found = read_reports(ReportsConfig(path=str(path), metadata=metadata, **columns))
-    assert [report.label for report in found.reports] == ["new", "old1", "old2", "old3"]
-    assert [(report.organ, report.date) for report in found.reports] == [
+    corpus = read_reports(ReportsConfig(path=str(path), metadata=metadata, **columns))
+    assert [report.label for report in corpus.reports] == ["new", "old1", "old2", "old3"]
+    assert [(report.organ, report.date) for report in corpus.reports] == [
         ("colon", "2024-01-02"),
         ("colon", "2024-01-03"),
         ("colon", None),
         ("colon", None),
     ]
-    replaced = [problem for problem in found.problems if "replaced" in problem]
+    replaced = [problem for problem in corpus.problems if "replaced" in problem]
     assert replaced == [f"{metadata}: 1 report has a different label, which is replaced (S0: 'old0' by 'new')"]
     with pytest.raises(DataError, match="no column 'site'"):
         read_reports(ReportsConfig(path=str(path), metadata=metadata, **{**columns, "organ_column": "site"}))

@@ -1,4 +1,4 @@
-"""Reports as other programs export them: patients as decimals, misread UTF-8, escape sequences, truncated texts."""
+"""Reports exported by other programs: patients as decimals, misread UTF-8, escape sequences, truncated texts."""
 
 import json
 import time
@@ -59,18 +59,18 @@ def test_misread_utf8_is_a_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "count", "found"), [(4000, 1, True), (300, 3, True), (300, 2, False), (90, 5, False)]
+    ("length", "count", "detected"), [(4000, 1, True), (300, 3, True), (300, 2, False), (90, 5, False)]
 )
-def test_reports_of_one_length_that_end_within_a_sentence_are_a_problem(
-    tmp_path: Path, length: int, count: int, found: bool
+def test_truncated_reports_of_equal_length_are_a_problem(
+    tmp_path: Path, length: int, count: int, detected: bool
 ) -> None:
     texts = [f"Report {number}. " + "Sections show glands and stroma. " * 200 for number in range(count)]
     rows = [text[: length - 1] + "x" for text in texts]
     (tmp_path / "r.csv").write_text("text\nAdenoma of the colon.\n" + "\n".join(rows) + "\n")
     problems = read_reports(ReportsConfig(path=str(tmp_path / "r.csv"))).problems
     listed = [problem for problem in problems if "truncated" in problem]
-    assert len(listed) == found
-    if found:
+    assert len(listed) == detected
+    if detected:
         assert listed[0].startswith(f"{count} report")
         assert f"{length:,} characters" in listed[0]
 
@@ -91,20 +91,20 @@ def test_escape_sequences_of_other_formats_are_a_problem(tmp_path: Path, text: s
     assert problem.startswith(f"1 report contains escape sequences such as {shown}:")
 
 
-def test_an_xml_document_is_refused(tmp_path: Path) -> None:
+def test_xml_documents_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text('<?xml version="1.0"?><ClinicalDocument><text>Adenoma</text></ClinicalDocument>\n')
     with pytest.raises(DataError, match="an XML document, not plain text"):
         read_reports(ReportsConfig(path=str(tmp_path / "r.txt")))
 
 
-def test_lost_letters_are_a_problem(tmp_path: Path) -> None:
+def test_replacement_characters_are_a_problem(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text("Mucosa \ufffdber dem Pr\ufffdparat.\nSkin nevus.\n", encoding="utf-8")
     [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
     assert problem.startswith("1 report contains replacement characters (U+FFFD) such as \ufffdber: ")
 
 
 def test_lone_surrogates_are_a_problem(tmp_path: Path) -> None:
-    """Python writes them for bytes that it read with errors="surrogateescape"."""
+    """Python produces them for undecodable bytes with errors="surrogateescape"."""
     texts = ["Mucosa \udcfcber dem Pr\udce4parat.", "Skin nevus \ud83d", "Polyp \U0001f600."]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.jsonl"))).problems
@@ -140,7 +140,7 @@ def test_control_characters_of_a_wrong_encoding_are_a_problem(tmp_path: Path) ->
         ("Reste bénin — “café”", "utf-8", "--reports.encoding=utf-8"),
     ],
 )
-def test_the_advised_encoding_keeps_all_letters(tmp_path: Path, text: str, encoding: str, hint: str) -> None:
+def test_the_suggested_encoding_keeps_all_letters(tmp_path: Path, text: str, encoding: str, hint: str) -> None:
     (tmp_path / "r.txt").write_bytes(f"{text}\nAdenoma\n".encode(encoding))
     with pytest.raises(DataError) as error:
         read_reports(ReportsConfig(path=str(tmp_path / "r.txt"), encoding="utf-8" if encoding != "utf-8" else "ascii"))
@@ -148,7 +148,7 @@ def test_the_advised_encoding_keeps_all_letters(tmp_path: Path, text: str, encod
     assert "latin-1" not in error.value.fix
 
 
-def test_a_stray_quotation_mark_in_a_first_column_of_texts(tmp_path: Path) -> None:
+def test_a_stray_quotation_mark_in_the_first_column(tmp_path: Path) -> None:
     rows = 'text,id\n"Skin nevus,A\nColon polyp,B\nLung 3",C\n"Tumor 1,5 cm\nbenign",D\n"Skin, arm\nNevus",E\n'
     (tmp_path / "r.csv").write_text(rows)
     [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.csv"), id_column="id")).problems
@@ -184,7 +184,7 @@ def test_tables_in_txt_files_are_errors(tmp_path: Path, content: str, message: s
             read_reports(ReportsConfig(path=str(tmp_path)))
 
 
-def test_texts_that_look_a_little_like_tables_are_read(tmp_path: Path) -> None:
+def test_texts_that_resemble_tables_are_read(tmp_path: Path) -> None:
     lines = [
         "Skin, arm, benign nevus",
         "Site:\tcolon",
@@ -200,7 +200,7 @@ def test_texts_that_look_a_little_like_tables_are_read(tmp_path: Path) -> None:
         assert len(read_reports(ReportsConfig(path=str(tmp_path))).reports) == 1
 
 
-def test_the_search_for_undecodable_characters_takes_time_linear_in_long_words() -> None:
+def test_search_for_undecodable_characters_takes_linear_time_in_long_words() -> None:
     for describe, character in (
         (describe_replaced, "\ufffd"),
         (describe_surrogates, "\udcfc"),
@@ -209,4 +209,4 @@ def test_the_search_for_undecodable_characters_takes_time_linear_in_long_words()
         texts = ["a" * 400_000, "a" * 30 + character]
         start = time.process_time()
         assert describe(texts).startswith("1 report contains")
-        assert time.process_time() - start < 5, "minutes if each letter starts a search for the end of the word"
+        assert time.process_time() - start < 5, "quadratic time would take minutes"

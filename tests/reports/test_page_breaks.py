@@ -28,27 +28,27 @@ def paged(header: str, number: str, separator: str = "\n") -> str:
 @pytest.mark.parametrize(
     "number", ["Page {} of 3", "Page: {}/3", "SEITE {} VON 3", "Página {} de 3", "\f", "- page {} -"]
 )
-def test_a_header_between_the_parts_of_a_sentence(number: str) -> None:
+def test_header_within_a_sentence(number: str) -> None:
     text = paged(HEADER, number)
     assert text.count("ROE") == 3
     assert sentences(text)[-1] == WHOLE
-    assert sum("ROE" in sentence for sentence in sentences(text)) == 1  # of the first page
+    assert sum("ROE" in sentence for sentence in sentences(text)) == 1  # the header of the first page stays
 
 
-def test_a_footer_above_the_number() -> None:
+def test_footer_above_the_page_number() -> None:
     text = "\n".join(f"{page}\n\nAccession S24-7\n\nPage {i} of 3\n" for i, page in enumerate(PAGES, 1))
     assert sentences(text) == [WHOLE]
     assert drop_page_lines(text)[1].count("Accession S24-7") == 3
 
 
-def test_a_report_without_line_ends() -> None:
+def test_report_without_line_breaks() -> None:
     text = paged(HEADER, "Page {} of 3", " ")
     kept, dropped = drop_page_lines(text)
     assert kept.split() == [*HEADER.split(), *WHOLE.split()]
     assert dropped == ["Page 1 of 3", *(f"Page {i} of 3 {' '.join(HEADER.split())}" for i in (2, 3))]
 
 
-def test_the_number_in_the_line_of_a_header() -> None:
+def test_page_number_in_a_header_line() -> None:
     text = "\n".join(f"Patient: ROE      Page {i} of 3\n{page}" for i, page in enumerate(PAGES, 1))
     assert sentences(text) == [WHOLE]
 
@@ -56,7 +56,7 @@ def test_the_number_in_the_line_of_a_header() -> None:
 @pytest.mark.parametrize(
     "line", ["Not identified", "Tubular adenoma", "Lymph nodes are free of tumor.", "Gross description: Colon"]
 )
-def test_repeated_findings_and_headings_stay(line: str) -> None:
+def test_repeated_findings_and_headings_are_kept(line: str) -> None:
     text = f"Venous invasion:\nPage 1 of 3\n{line}\nPerineural invasion:\nPage 2 of 3\n{line}\nDone."
     assert drop_page_lines(text)[1] == ["Page 1 of 3", "Page 2 of 3"]
     assert drop_page_lines(text)[0].count(line) == 2
@@ -74,12 +74,12 @@ def test_text_without_page_breaks_is_unchanged(text: str) -> None:
     assert drop_page_lines(text) == (text, [])
 
 
-def test_lines_at_one_break_stay() -> None:
+def test_lines_at_a_single_page_break_are_kept() -> None:
     text = "Part A shows glands.\nPage 2 of 4\nPart B: stroma\nwithout atypia."
     assert drop_page_lines(text)[1] == ["Page 2 of 4"]
 
 
-def test_the_summary_lists_them_and_a_key_turns_it_off() -> None:
+def test_summary_lists_page_lines_and_the_check_can_be_disabled() -> None:
     reports = Reports((Report("r1", paged(HEADER, "Page {} of 3")), Report("r2", "Mucosa with glands.")), (), "x", 0)
     config = ReportsConfig(path="x", morphology_prompts=None)
     built = build_snippets(reports, config, lambda texts: [len(text.split()) for text in texts], 60)
@@ -99,8 +99,8 @@ def test_the_summary_lists_them_and_a_key_turns_it_off() -> None:
 
 
 def test_time_is_linear() -> None:
-    hard = "Page 1 of 2 Patient: ROE MRN 4 glands " * 400, "a\f" * 8_000, "Page 1 of 2\n" * 4_000, "Page " * 8_000
+    texts = "Page 1 of 2 Patient: ROE MRN 4 glands " * 400, "a\f" * 8_000, "Page 1 of 2\n" * 4_000, "Page " * 8_000
     start = time.process_time()
-    for text in hard:
+    for text in texts:
         drop_page_lines(text)
     assert time.process_time() - start < 5

@@ -1,4 +1,4 @@
-"""Readers: every format gives the same reports, every mistake a message with its place."""
+"""Report readers: all formats give the same reports, and errors name the file and row."""
 
 import csv
 import json
@@ -44,15 +44,15 @@ def write_table(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables(tmp_path: Path, suffix: str) -> None:
-    found = read(write_table(tmp_path / f"reports.{suffix}"), **COLUMNS)
-    assert [report.text for report in found.reports] == TEXTS
-    assert [report.report_id for report in found.reports] == ["c0", "c1", "c2"]
-    assert [report.organ for report in found.reports] == ["colon", None, "liver"]
-    assert [report.group for report in found.reports] == ["p0", "p1", "p0"]
-    assert found.problems == () and found.empty == 0
+    corpus = read(write_table(tmp_path / f"reports.{suffix}"), **COLUMNS)
+    assert [report.text for report in corpus.reports] == TEXTS
+    assert [report.report_id for report in corpus.reports] == ["c0", "c1", "c2"]
+    assert [report.organ for report in corpus.reports] == ["colon", None, "liver"]
+    assert [report.group for report in corpus.reports] == ["p0", "p1", "p0"]
+    assert corpus.problems == () and corpus.empty == 0
 
 
-def test_lines_get_ids_from_their_content(tmp_path: Path) -> None:
+def test_ids_of_text_lines_are_derived_from_their_content(tmp_path: Path) -> None:
     path = tmp_path / "reports.txt"
     path.write_bytes(b"\xef\xbb\xbfColon.\r\n\r\nLiver.\nColon.\n")
     first = read(path)
@@ -81,7 +81,7 @@ def test_folder_and_zip_of_texts_agree(tmp_path: Path) -> None:
     assert from_zip.fingerprint == from_folder.fingerprint
 
 
-def test_huggingface_folders(tmp_path: Path) -> None:
+def test_hugging_face_folders(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list(ROWS)
     saved.save_to_disk(tmp_path / "one")
@@ -95,17 +95,17 @@ def test_huggingface_folders(tmp_path: Path) -> None:
         read(tmp_path / "one")
 
 
-def test_class_numbers_of_huggingface_become_names(tmp_path: Path) -> None:
+def test_class_indices_of_hugging_face_data_sets_become_names(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     names = datasets.ClassLabel(names=["mucin", "colon"])
     features = datasets.Features({"text": datasets.Value("string"), "l": names, "g": datasets.Value("float64")})
     rows = [{"text": f"case {i}", "l": i - 1, "g": [1.5, float("nan"), None][i]} for i in range(3)]
     datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
-    found = read(tmp_path / "set", label_column="l", group_column="g").reports
-    assert [(r.label, r.group) for r in found] == [(None, "1.5"), ("mucin", None), ("colon", None)]
+    corpus = read(tmp_path / "set", label_column="l", group_column="g").reports
+    assert [(r.label, r.group) for r in corpus] == [(None, "1.5"), ("mucin", None), ("colon", None)]
 
 
-def test_huggingface_folder_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_folder_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "tables").mkdir()
@@ -114,33 +114,33 @@ def test_huggingface_folder_of_tables(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("format_name", ["auto", "parquet"])
-def test_parts_of_a_table_that_are_missing_are_listed(
+def test_missing_shards_of_a_table_are_listed(
     format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "tables").mkdir()
     write_table(tmp_path / "tables" / "train-00001-of-00002.parquet")
-    found = read(tmp_path / "tables", format=format_name, **COLUMNS)
-    assert any("1 file seems to be missing" in text and "train-00000-of-00002" in text for text in found.problems)
+    corpus = read(tmp_path / "tables", format=format_name, **COLUMNS)
+    assert any("1 file seems to be missing" in text and "train-00000-of-00002" in text for text in corpus.problems)
 
 
-def test_tables_that_the_names_of_splits_hide_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The datasets package reads no other file if one is named after a split."""
+def test_tables_ignored_because_of_split_names_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one file is named after a split, the datasets package ignores files that are not."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "tables").mkdir()
     for name in ("train.parquet", "more.parquet"):
         write_table(tmp_path / "tables" / name)
-    found = read(tmp_path / "tables", **COLUMNS)
-    assert len(found.reports) == len(ROWS)
-    assert any("1 file is not read" in text and "more.parquet" in text for text in found.problems)
+    corpus = read(tmp_path / "tables", **COLUMNS)
+    assert len(corpus.reports) == len(ROWS)
+    assert any("1 file is not read" in text and "more.parquet" in text for text in corpus.problems)
     (tmp_path / "tables" / "train.parquet").rename(tmp_path / "tables" / "b.parquet")
     (tmp_path / "tables" / "more.parquet").unlink()
     assert not read(tmp_path / "tables", **COLUMNS).problems
 
 
-def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_content(tmp_path: Path) -> None:
     path = write_table(tmp_path / "reports.csv")
     before = read(path, **COLUMNS).fingerprint
     assert read(path, **COLUMNS).fingerprint == before
@@ -150,12 +150,12 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_wrong_column_names_those_that_exist(tmp_path: Path, suffix: str) -> None:
+def test_unknown_column_error_lists_the_columns(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match=r"no column 'text'; the columns are: 'body', 'case', 'site', 'patient'"):
         read(write_table(tmp_path / f"reports.{suffix}"))
 
 
-def test_the_advice_for_a_table_without_header_shows_no_whole_report(tmp_path: Path) -> None:
+def test_error_for_a_missing_header_does_not_quote_a_whole_report(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     text = "Adenocarcinoma of the colon. " * 40
     path.write_text(f"TCGA-AA-3500,{text}\nTCGA-AA-3501,Benign.\n", encoding="utf-8")
@@ -166,7 +166,7 @@ def test_the_advice_for_a_table_without_header_shows_no_whole_report(tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
-def test_text_in_another_encoding_is_located(tmp_path: Path, suffix: str) -> None:
+def test_undecodable_bytes_are_located(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"reports.{suffix}"
     lines = {"txt": "ok\nCaf\xe9\n", "csv": "text\nCaf\xe9\n", "jsonl": '{"text": "a"}\n{"text": "\xe9"}\n'}[suffix]
     path.write_bytes(lines.encode("latin-1"))
@@ -176,7 +176,7 @@ def test_text_in_another_encoding_is_located(tmp_path: Path, suffix: str) -> Non
     assert "\xe9" in read(path, encoding="latin-1").reports[-1].text
 
 
-def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
+def test_undecodable_zip_member_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
         archive.writestr("a.txt", b"\xef\xbb\xbfok\nno\xe9")
     with pytest.raises(DataError, match=r"texts\.zip, a\.txt, line 2, byte 3 \(0xe9\)"):
@@ -243,7 +243,7 @@ def test_missing_source(tmp_path: Path, name: str) -> None:
         read(tmp_path / name)
 
 
-def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="empty corpus"):
         read(tmp_path)
     with pytest.raises(DataError, match="the path is a folder"):
@@ -258,7 +258,7 @@ def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("header", ["text,id,text", "text,id, text"])
-def test_a_column_that_stands_there_twice(tmp_path: Path, header: str) -> None:
+def test_duplicate_column_names_are_an_error(tmp_path: Path, header: str) -> None:
     path = tmp_path / "reports.csv"
     path.write_text(f"{header}\nColon.,1,Liver.\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"(?s)several columns have the same name: text.*reports\.csv"):
@@ -269,25 +269,25 @@ def test_a_column_that_stands_there_twice(tmp_path: Path, header: str) -> None:
         read(tmp_path / "reports.parquet")
 
 
-def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
+def test_columns_without_a_name_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text,,\nColon.,,\n", encoding="utf-8")
     assert [report.text for report in read(path).reports] == ["Colon."]
 
 
 @pytest.mark.parametrize("name", ["reports.csv", "reports.tsv"])
-def test_rows_without_a_value_are_skipped(tmp_path: Path, name: str) -> None:
+def test_empty_rows_are_skipped(tmp_path: Path, name: str) -> None:
     path, mark = tmp_path / name, "\t" if name.endswith("tsv") else ","
     lines = ["id,text,organ", "1,Colon.,colon", ",,", "2,Rectum.,colon", "3,,colon", ",,", ",,,,"]
     path.write_text("\n".join(lines).replace(",", mark), encoding="utf-8")
-    found = read(path, id_column="id")
-    assert [(report.report_id, report.text) for report in found.reports] == [("1", "Colon."), ("2", "Rectum.")]
-    assert found.empty == 1  # of report 3
+    corpus = read(path, id_column="id")
+    assert [(report.report_id, report.text) for report in corpus.reports] == [("1", "Colon."), ("2", "Rectum.")]
+    assert corpus.empty == 1  # report 3
     path.write_text('text\nColon.\n""\n', encoding="utf-8")
     assert read(path).empty == 1
 
 
-def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
+def test_other_delimiters_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("id\ttext\n1\tColon, with carcinoma.\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"one column that contains tabs: save the table as comma-separated \.csv"):
@@ -303,13 +303,13 @@ def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("name", ["reports.csv", "reports.txt", "reports.jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
-def test_a_byte_order_mark_states_the_encoding(tmp_path: Path, codec: str, name: str, encoding: str) -> None:
+def test_a_byte_order_mark_overrides_the_encoding(tmp_path: Path, codec: str, name: str, encoding: str) -> None:
     path = tmp_path / name
     text = '{"text": "Größe 2 mm."}\n' if name.endswith("jsonl") else "text\nGröße 2 mm.\n"
     path.write_bytes(f"\ufeff{text}".encode(codec))
     assert read(path, encoding=encoding).reports[-1].text == "Größe 2 mm."
     assert not read(path, encoding=encoding).problems
-    path.write_bytes(path.read_bytes()[:-1])  # half of a character is missing
+    path.write_bytes(path.read_bytes()[:-1])  # truncates a character of two or four bytes
     if codec.startswith(("utf-16", "utf-32")):
         with pytest.raises(DataError, match=rf"not valid {codec[:6]}\n.*\n.*copy or export the file again"):
             read(path, encoding=encoding)
@@ -318,7 +318,7 @@ def test_a_byte_order_mark_states_the_encoding(tmp_path: Path, codec: str, name:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("ending", ["", "."])
 def test_a_folder_of_files_in_utf_8_and_utf_16(tmp_path: Path, zipped: bool, ending: str) -> None:
-    """Python decodes UTF-8 text of even length as UTF-16, to Chinese characters."""
+    """UTF-8 text of even length also decodes as UTF-16, into Chinese characters."""
     texts = {"a.txt": f"Adenoma in situ{ending}".encode(), "b.txt": f"Skin, no naevu{ending}".encode("utf-16")}
     path = tmp_path / ("reports.zip" if zipped else "reports")
     if zipped:
@@ -335,7 +335,7 @@ def test_a_folder_of_files_in_utf_8_and_utf_16(tmp_path: Path, zipped: bool, end
     assert "UTF-8 text, not utf-16" in str(caught.value)
 
 
-def test_utf_16_without_a_mark_is_read_if_it_is_configured(tmp_path: Path) -> None:
+def test_utf_16_without_a_byte_order_mark_is_read_if_configured(tmp_path: Path) -> None:
     for text in ("Größe 2 mm.\n", "中分化腺癌浸潤肌層。\n"):
         (tmp_path / "a.txt").write_bytes(text.encode("utf-16-le"))
         assert [report.text for report in read(tmp_path / "a.txt", encoding="utf-16-le").reports] == [text.strip()]
@@ -356,60 +356,60 @@ def test_codecs_that_are_not_text_encodings(tmp_path: Path, encoding: str) -> No
         (b"\x93caf\xe9\x81", "to the encoding in which the file was written"),
     ],
 )
-def test_the_hint_names_an_encoding_that_keeps_all_letters(tmp_path: Path, data: bytes, hint: str) -> None:
+def test_the_suggested_encoding_keeps_all_letters(tmp_path: Path, data: bytes, hint: str) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(DataError, match=hint):
         read(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("mark", ["NA", "nan", "None", "NULL", "#N/A", "-1"])
-def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str) -> None:
+def test_missing_values_are_not_patients_organs_or_classes(tmp_path: Path, mark: str) -> None:
     path = tmp_path / "reports.csv"
     path.write_text(f"text,g,o,l\na colon,1,{mark},2\na liver,{mark},3,{mark}\na lung,2,4,4\nNA,3,5,5\n")
-    found = read(path, group_column="g", organ_column="o", label_column="l")
-    assert [(r.group, r.organ, r.label) for r in found.reports] == [
+    corpus = read(path, group_column="g", organ_column="o", label_column="l")
+    assert [(r.group, r.organ, r.label) for r in corpus.reports] == [
         ("1", None, "2"),
         (None, "3", None),
         ("2", "4", "4"),
     ]
-    assert found.empty == 1
-    assert f"1 report without a value for reports.label_column ({mark}: 1)" in found.problems
-    assert sum("without a value" in problem for problem in found.problems) == 3
+    assert corpus.empty == 1
+    assert f"1 report without a value for reports.label_column ({mark}: 1)" in corpus.problems
+    assert sum("without a value" in problem for problem in corpus.problems) == 3
 
 
-def test_reports_of_an_unknown_patient_are_named(tmp_path: Path) -> None:
+def test_reports_of_an_unknown_patient_trigger_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text,g\na colon,1\na liver,unknown\na lung,unknown\n")
-    told = "WARNING: 2 reports with the group 'unknown' count as one patient or slide"
-    assert any(problem.startswith(told) for problem in read(path, group_column="g").problems)
+    warning = "WARNING: 2 reports with the group 'unknown' count as one patient or slide"
+    assert any(problem.startswith(warning) for problem in read(path, group_column="g").problems)
 
 
-def test_minus_one_beside_names_is_missing_and_beside_one_number_unclear(tmp_path: Path) -> None:
+def test_minus_one_is_missing_beside_names_and_ambiguous_beside_one_number(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text,l\na colon,-1\na liver,x\n")
-    found = read(path, label_column="l")
-    assert [r.label for r in found.reports] == [None, "x"]
-    assert found.problems == ("1 report without a value for reports.label_column (-1: 1)",)
+    corpus = read(path, label_column="l")
+    assert [r.label for r in corpus.reports] == [None, "x"]
+    assert corpus.problems == ("1 report without a value for reports.label_column (-1: 1)",)
     path.write_text("text,l\na colon,-1\na liver,1\n")
     with pytest.raises(DataError, match=r"-1 may be a value or mark missing values\n.*reports\.label_column"):
         read(path, label_column="l")
 
 
-def test_minus_one_in_a_column_of_decimals_is_missing_as_well(tmp_path: Path) -> None:
+def test_minus_one_is_missing_in_a_column_of_decimals(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("text,g,l\na colon,1.0,2.0\na liver,-1.0,-1.0\na lung,2.0,4.0\n")
-    found = read(path, group_column="g", label_column="l")
-    assert [(r.group, r.label) for r in found.reports] == [("1", "2.0"), (None, None), ("2", "4.0")]
+    corpus = read(path, group_column="g", label_column="l")
+    assert [(r.group, r.label) for r in corpus.reports] == [("1", "2.0"), (None, None), ("2", "4.0")]
     path.write_text("text,l\na colon,-1.0\na liver,1.0\n")
     with pytest.raises(DataError, match=r"values are -1\.0, 1\.0: -1 may be a value or mark missing values"):
         read(path, label_column="l")
 
 
-def test_missing_values_of_parquet(tmp_path: Path) -> None:
+def test_missing_values_in_parquet(tmp_path: Path) -> None:
     table = pa.table({"text": ["a colon", "a liver"], "g": [1.5, float("nan")], "l": [b"mucin", None]})
     pq.write_table(table, tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet", group_column="g", label_column="l").reports
-    assert [(r.group, r.label) for r in found] == [("1.5", "mucin"), (None, None)]
+    corpus = read(tmp_path / "a.parquet", group_column="g", label_column="l").reports
+    assert [(r.group, r.label) for r in corpus] == [("1.5", "mucin"), (None, None)]
 
 
 def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
@@ -455,11 +455,11 @@ def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
     (folder / "up").symlink_to(folder)
     (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text("Lung.")
-    found = read(folder)
-    assert [report.report_id for report in found.reports] == ["a", "linked/b"]
-    assert found.problems[0].endswith("1 link to a missing file skipped: gone.txt")
-    assert "1 file whose name is not UTF-8 skipped: caf" in found.problems[1]
-    assert found.problems[2].endswith("1 link to a folder also read elsewhere skipped: up")
+    corpus = read(folder)
+    assert [report.report_id for report in corpus.reports] == ["a", "linked/b"]
+    assert corpus.problems[0].endswith("1 link to a missing file skipped: gone.txt")
+    assert "1 file whose name is not UTF-8 skipped: caf" in corpus.problems[1]
+    assert corpus.problems[2].endswith("1 link to a folder also read elsewhere skipped: up")
 
 
 def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:
@@ -490,7 +490,7 @@ def test_a_folder_of_documents_must_be_converted(tmp_path: Path, zipped: bool, f
         read(path, format=format_name)
 
 
-def test_a_pointer_in_a_folder(tmp_path: Path) -> None:
+def test_git_lfs_pointer_in_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
     with pytest.raises(DataError, match=r"Git LFS pointer(.|\n)*a\.txt(.|\n)*git lfs pull"):
         read(tmp_path)
@@ -510,7 +510,7 @@ def test_damaged_zips_name_the_member(tmp_path: Path, method: int) -> None:
             read(path)
 
 
-def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+def test_zip_bombs_are_rejected_before_unpacking(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "one.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.txt", b"a" * (17 * 2**20))
     with pytest.raises(DataError, match=r"the report takes 17,825,792 bytes(.|\n)*a\.txt"):
@@ -531,14 +531,14 @@ def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
         read(tmp_path / "texts.zip")
 
 
-def test_a_pointer_in_a_table(tmp_path: Path) -> None:
+def test_git_lfs_pointer_in_a_table_is_an_error(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     (tmp_path / "a.csv").write_text(f'id,text,organ\n1,Adenoma.,colon\n2,"{pointer}",colon\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"this report is a Git LFS pointer(?s:.*)line 3(?s:.*)lfs pull"):
         read(tmp_path / "a.csv")
 
 
-def test_a_zip_that_states_no_bytes_for_a_text(tmp_path: Path) -> None:
+def test_zip_members_with_a_wrong_size_of_zero_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "texts.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "Colon with adenoma. " * 4)
@@ -563,14 +563,14 @@ def test_a_zip_that_states_no_bytes_for_a_text(tmp_path: Path) -> None:
         ("MSH|^~\\&|LIS|\rPID|1||7||Doe", "an HL7 message"),
     ],
 )
-def test_documents_of_other_programs_are_refused(tmp_path: Path, text: str, kind: str) -> None:
+def test_documents_of_other_programs_are_an_error(tmp_path: Path, text: str, kind: str) -> None:
     (tmp_path / "a.txt").write_text("Adenoma.")
     (tmp_path / "b.txt").write_text(text)
     with pytest.raises(DataError, match=rf"this (report|file) is {kind}(.|\n)*b\.txt(.|\n)*convert"):
         read(tmp_path)
 
 
-def test_a_zip_whose_list_of_files_is_cut_short(tmp_path: Path) -> None:
+def test_a_zip_with_a_truncated_directory_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "texts.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("a", "b", "c"):
@@ -583,26 +583,26 @@ def test_a_zip_whose_list_of_files_is_cut_short(tmp_path: Path) -> None:
         read(path)
 
 
-def test_rows_that_a_stray_quotation_mark_joins_are_reported(tmp_path: Path) -> None:
+def test_rows_merged_by_a_stray_quotation_mark_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "reports.tsv"
     path.write_text('id\ttext\n1\t"Polyp of colon\n2\tbenign"\n3\tlast one\n', encoding="utf-8")
-    found = read(path, id_column="id")
-    assert len(found.reports) == 2
-    assert "line 2: this report spans several lines that look like rows" in found.problems[0]
+    corpus = read(path, id_column="id")
+    assert len(corpus.reports) == 2
+    assert "line 2: this report spans several lines that look like rows" in corpus.problems[0]
 
 
 def test_characters_that_may_separate_reports_within_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "reports.txt"
     path.write_text("Colon.\u2028Liver.\nLung.\x0cSkin.\x0cBone.\nKidney.\x0c\nBrain.\n", encoding="utf-8")
-    found = read(path)
-    assert [report.text for report in found.reports][2:] == ["Kidney.\x0c", "Brain."]
-    (problem,) = found.problems
+    corpus = read(path)
+    assert [report.text for report in corpus.reports][2:] == ["Kidney.\x0c", "Brain."]
+    (problem,) = corpus.problems
     assert "2 of 4 lines contain characters" in problem
     assert "(2 x form feed, 1 x line separator); each line was read as one report" in problem
 
 
 @pytest.mark.parametrize("char", ["\0", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
-def test_a_file_whose_reports_are_not_separated_by_line_breaks_is_an_error(tmp_path: Path, char: str) -> None:
+def test_reports_not_separated_by_line_breaks_are_an_error(tmp_path: Path, char: str) -> None:
     path = tmp_path / "reports.txt"
     reports = [f"Colon, adenocarcinoma number {number}." for number in range(5)]
     path.write_text(char.join(reports), encoding="utf-8")
@@ -617,16 +617,16 @@ def test_a_carriage_return_within_a_line_keeps_one_report(tmp_path: Path) -> Non
     path = tmp_path / "reports.txt"
     for end in ("\n", "\r\n", "\r\r\n"):
         path.write_bytes(f"Colon.\rNo metastasis.{end}Liver.{end}Lung.{end}".encode())
-        found = read(path)
-        assert [report.text for report in found.reports] == ["Colon.\rNo metastasis.", "Liver.", "Lung."]
-        assert found.empty == 0
-        assert "1 of 3 lines contains characters" in found.problems[0] and "1 x carriage return" in found.problems[0]
+        corpus = read(path)
+        assert [report.text for report in corpus.reports] == ["Colon.\rNo metastasis.", "Liver.", "Lung."]
+        assert corpus.empty == 0
+        assert "1 of 3 lines contains characters" in corpus.problems[0] and "1 x carriage return" in corpus.problems[0]
     path.write_bytes(b"Colon.\rLiver.\rLung.\r")
     old_mac = read(path)
     assert [report.text for report in old_mac.reports] == ["Colon.", "Liver.", "Lung."] and not old_mac.problems
 
 
-def test_lines_of_json_end_like_those_of_text(tmp_path: Path) -> None:
+def test_line_endings_of_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     for end in ("\n", "\r\n", "\r"):
         first = '{"text": "Colon."}' if end == "\r" else '{"text":\r "Colon."}'
@@ -634,7 +634,7 @@ def test_lines_of_json_end_like_those_of_text(tmp_path: Path) -> None:
         assert [report.text for report in read(path).reports] == ["Colon.", "Liver."]
 
 
-def test_an_object_that_lacks_a_key_of_the_others_is_to_get_null(tmp_path: Path) -> None:
+def test_json_objects_with_a_missing_key_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     lines = ['{"text": "Colon.", "organ": "colon"}', '{"text": "Liver."}']
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -651,7 +651,7 @@ def test_an_object_that_lacks_a_key_of_the_others_is_to_get_null(tmp_path: Path)
         read(path)
 
 
-def test_a_csv_row_that_a_carriage_return_cuts_in_two_is_an_error(tmp_path: Path) -> None:
+def test_a_csv_row_split_by_a_carriage_return_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_bytes(b"text\nColon.\rNo metastasis.\nLiver.\n")
     with pytest.raises(DataError, match=r"(?s)1 row ends in a carriage return alone, 3 in line feeds.*line 2"):
@@ -664,7 +664,7 @@ def test_a_csv_row_that_a_carriage_return_cuts_in_two_is_an_error(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet", "txt", ""])
-def test_null_characters_in_a_report_are_a_problem_that_names_its_row(tmp_path: Path, suffix: str) -> None:
+def test_null_characters_in_a_report_are_reported_with_its_row(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"reports.{suffix}"
     texts = [f"Colon {number}, adenocarcinoma." for number in range(4)]
     texts[2] = "Colon 2, " + 512 * "\0" + "adenocarcinoma."
@@ -677,9 +677,9 @@ def test_null_characters_in_a_report_are_a_problem_that_names_its_row(tmp_path: 
         path.write_text("\n".join(texts), encoding="utf-8")
     else:
         write_table(path, [{"text": text} for text in texts])
-    found = read(path)
-    assert len(found.reports) == 4
-    (problem,) = found.problems
+    corpus = read(path)
+    assert len(corpus.reports) == 4
+    (problem,) = corpus.problems
     row = {"csv": "line 4", "tsv": "line 4", "jsonl": "line 3", "parquet": "row 3", "txt": "line 3", "": "2.txt"}
     assert problem.startswith(f"{path}, {row[suffix]}: this report contains 512 null characters")
 
@@ -701,7 +701,7 @@ def test_null_characters_in_a_report_are_a_problem_that_names_its_row(tmp_path: 
         ("a.parquet", {**COLUMNS, "columns": ("body", "case")}, "format parquet: reports.columns"),
     ],
 )
-def test_options_that_a_format_would_ignore_are_errors(
+def test_options_that_do_not_apply_to_a_format_are_errors(
     tmp_path: Path, name: str, options: dict[str, Any], words: str
 ) -> None:
     path = tmp_path / name
@@ -722,11 +722,11 @@ def test_columns_of_the_metadata_apply_to_every_format(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "c0.txt").write_text(TEXTS[0], encoding="utf-8")
     metadata = write_table(tmp_path / "a.csv", [{"report_id": "c0", "patient": "p0", "site": "colon"}])
-    found = read(tmp_path / "texts", metadata=str(metadata), group_column="patient", organ_column="site")
-    assert (found.reports[0].group, found.reports[0].organ) == ("p0", "colon")
+    corpus = read(tmp_path / "texts", metadata=str(metadata), group_column="patient", organ_column="site")
+    assert (corpus.reports[0].group, corpus.reports[0].organ) == ("p0", "colon")
 
 
-def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Path) -> None:
+def test_labels_altered_by_a_spreadsheet_are_an_error(tmp_path: Path) -> None:
     labelled = [{**row, "grade": f"{number + 1}-Mar"} for number, row in enumerate(ROWS)]
     with pytest.raises(DataError, match=r"(?s)changed 3 values in column label: '1-Mar' in .*csv, .*2"):
         read(write_table(tmp_path / "a.csv", labelled), **COLUMNS, label_column="grade")
@@ -735,14 +735,14 @@ def test_labels_that_a_spreadsheet_program_has_changed_are_refused(tmp_path: Pat
         read(write_table(tmp_path / "c.csv"), **COLUMNS, label_column="grade", metadata=str(metadata))
 
 
-def test_groups_in_a_parquet_column_of_rounded_numbers_are_refused(tmp_path: Path) -> None:
+def test_groups_in_a_parquet_column_of_rounded_numbers_are_an_error(tmp_path: Path) -> None:
     table = pa.table({"body": TEXTS, "patient": pa.array([2.0**24, 2.0**24 + 2, 1.0], pa.float32())})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"row 1 contains 16777216 in column patient, but the column's type \(float\)"):
         read(tmp_path / "a.parquet", text_column="body", group_column="patient")
 
 
-def test_a_column_may_be_named_with_the_spaces_of_its_header(tmp_path: Path) -> None:
+def test_column_names_may_include_the_spaces_of_the_header(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id, text, site\n1,Tubular adenoma.,colon\n", encoding="utf-8")
     for space in ("", " "):
         (report,) = read(tmp_path / "a.csv", text_column=f"{space}text", organ_column=f"{space}site").reports

@@ -1,4 +1,4 @@
-"""Real reports from $CLIPIT_TEST_DATA: nothing is lost, nothing is over the budget."""
+"""Real reports from $CLIPIT_TEST_DATA: no text is lost and no snippet exceeds the token budget."""
 
 import difflib
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not COLON.is_file(), reason="set CLIPIT_TEST_DAT
 
 @pytest.fixture(scope="module")
 def count_tokens() -> TokenCounter:
-    """CLIP's own tokenizer, start and end token counted, nothing cut."""
+    """Count tokens with CLIP's tokenizer, including the start and end tokens, without truncation."""
     open_clip = pytest.importorskip("open_clip")
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
 
@@ -39,31 +39,32 @@ def count_tokens() -> TokenCounter:
     return count
 
 
-def same_letters(one: str, other: str) -> int:
-    """Length of the longest common beginning."""
+def common_prefix_length(one: str, other: str) -> int:
+    """Length of the longest common prefix."""
     shorter = min(len(one), len(other))
-    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
+    return next((index for index in range(shorter) if one[index] != other[index]), shorter)
 
 
-def recovered(report: str, pieces: str) -> float:
-    """Share of a report's letters and digits that are found again, in order, in its pieces."""
+def recovered_share(report: str, pieces: str) -> float:
+    """Share of a report's letters and digits that occur in its pieces in the same order."""
     wanted, found = ("".join(filter(str.isalnum, text)) for text in (report, pieces))
     if wanted == found:
         return 1.0
-    start = same_letters(wanted, found)
-    end = same_letters(wanted[start:][::-1], found[start:][::-1])
+    start = common_prefix_length(wanted, found)
+    end = common_prefix_length(wanted[start:][::-1], found[start:][::-1])
     middle, other = wanted[start : len(wanted) - end], found[start : len(found) - end]
     blocks = difflib.SequenceMatcher(None, middle, other, autojunk=False).get_matching_blocks()
     return (start + end + sum(block.size for block in blocks)) / max(len(wanted), 1)
 
 
 @pytest.mark.parametrize(("path", "n_reports"), [(COLON, 376), (PROSTATE, 404)], ids=["colon", "prostate"])
-def test_nothing_is_lost(path: Path, n_reports: int, count_tokens: TokenCounter) -> None:
+def test_no_text_is_lost(path: Path, n_reports: int, count_tokens: TokenCounter) -> None:
     reports = read_reports(ReportsConfig(path=str(path)))
     assert len(reports.reports) == n_reports
     split = split_reports([clean_text(report.text) for report in reports.reports], count_tokens, BUDGET)
     shares = [
-        recovered(r.text, " ".join(p.text for p in pieces)) for r, pieces in zip(reports.reports, split, strict=True)
+        recovered_share(r.text, " ".join(p.text for p in pieces))
+        for r, pieces in zip(reports.reports, split, strict=True)
     ]
     assert min(shares) >= 0.995
     counts = count_tokens([piece.text for pieces in split for piece in pieces])

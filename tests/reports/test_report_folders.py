@@ -1,4 +1,4 @@
-"""Folders of tables: cells as they are written, and no file or split that is ignored without a word."""
+"""Folders of tables: cells are read as written, and skipped files and splits are reported."""
 
 import csv
 import json
@@ -31,22 +31,22 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_ids_and_patients_of_csv_files_in_a_folder_are_not_read_as_numbers(tmp_path: Path) -> None:
+def test_ids_and_patients_in_csv_files_are_not_parsed_as_numbers(tmp_path: Path) -> None:
     write(tmp_path / "r" / "a.csv", ROWS[:2])
     write(tmp_path / "r" / "b.csv", ROWS[2:])
-    found = read(tmp_path / "r")
-    assert [(report.report_id, report.text, report.group) for report in found.reports] == [
+    corpus = read(tmp_path / "r")
+    assert [(report.report_id, report.text, report.group) for report in corpus.reports] == [
         (row["id"], row["text"], row["patient"]) for row in ROWS
     ]
-    assert not found.problems
+    assert not corpus.problems
 
 
-def test_splits_that_are_not_read_are_listed(tmp_path: Path) -> None:
+def test_skipped_splits_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "r" / "train.csv", ROWS[:3])
     write(tmp_path / "r" / "test.csv", ROWS[3:])
-    found = read(tmp_path / "r")
-    assert len(found.reports) == 3
-    assert any("other splits skipped (reports.split): test (1 file)" in line for line in found.problems)
+    corpus = read(tmp_path / "r")
+    assert len(corpus.reports) == 3
+    assert any("other splits skipped (reports.split): test (1 file)" in line for line in corpus.problems)
     assert len(read(tmp_path / "r", split="test").reports) == 1
 
 
@@ -54,14 +54,14 @@ def test_hidden_folders_with_reports_are_counted(tmp_path: Path) -> None:
     for name in ("a.txt", "._a.txt", ".old/b.txt", ".old/deep/c.TXT", "sub/.old/d.txt", ".empty/notes.md"):
         (tmp_path / "r" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "r" / name).write_text("Tubular adenoma of the colon.", encoding="utf-8")
-    found = read_reports(ReportsConfig(path=str(tmp_path / "r")))
-    assert [report.report_id for report in found.reports] == ["a"]
+    corpus = read_reports(ReportsConfig(path=str(tmp_path / "r")))
+    assert [report.report_id for report in corpus.reports] == ["a"]
     assert any(
-        "skipped 4 hidden reports: ._a.txt, .old/b.txt, .old/deep/c.TXT and 1 more" in line for line in found.problems
+        "skipped 4 hidden reports: ._a.txt, .old/b.txt, .old/deep/c.TXT and 1 more" in line for line in corpus.problems
     )
 
 
-def test_tables_of_two_kinds_are_an_error(tmp_path: Path) -> None:
+def test_tables_in_two_formats_are_an_error(tmp_path: Path) -> None:
     write(tmp_path / "r" / "a.csv", ROWS)
     (tmp_path / "r" / "b.jsonl").write_text('{"id": "x", "text": "Adenoma.", "patient": "1"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"tables in several formats: 1 \.csv, 1 \.jsonl"):
@@ -71,19 +71,19 @@ def test_tables_of_two_kinds_are_an_error(tmp_path: Path) -> None:
     assert len(read(tmp_path / "r").reports) == 4
 
 
-def test_suffixes_that_datasets_does_not_know_are_named(tmp_path: Path) -> None:
+def test_upper_case_suffixes_are_an_error(tmp_path: Path) -> None:
     write(tmp_path / "r" / "A.CSV", ROWS)
     with pytest.raises(DataError, match=r"write the suffixes of the files in lower case: A\.CSV"):
         read(tmp_path / "r")
 
 
 def outcome(path: Path) -> object:
-    """Return what reading a file or folder gives: the reports and problems, or the first line of the error."""
+    """Reports and problems of a file or folder, or the first line of the error."""
     try:
-        found = read(path)
+        corpus = read(path)
     except DataError as error:
         return error.what
-    return found.reports, [problem.split(": ", 1)[1] for problem in found.problems]
+    return corpus.reports, [problem.split(": ", 1)[1] for problem in corpus.problems]
 
 
 @pytest.mark.parametrize(
@@ -101,20 +101,20 @@ def outcome(path: Path) -> object:
         ("a.json", '{"data": [\n{"id": "1"}]}'),
     ],
 )
-def test_a_folder_gives_what_its_only_file_gives(tmp_path: Path, name: str, content: str) -> None:
+def test_a_folder_with_one_file_reads_like_the_file(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / name).write_text(content)
     assert outcome(tmp_path / "r") == outcome(tmp_path / "r" / name)
 
 
-def test_ids_and_times_in_json_stay_as_they_are_written(tmp_path: Path) -> None:
+def test_ids_and_times_in_json_are_read_as_written(tmp_path: Path) -> None:
     rows = [("2024-01-02T10:00:00Z", "007"), ("2024-01-02T12:00:00+02:00", "2024-01-02")]
     (tmp_path / "a.json").write_text(json.dumps([{"id": i, "text": "Adenoma", "patient": p} for i, p in rows]))
     for path in (tmp_path, tmp_path / "a.json"):
         assert [(report.report_id, report.group) for report in read(path).reports] == rows
 
 
-def test_a_new_table_with_the_time_of_the_old_one_is_read(tmp_path: Path) -> None:
+def test_a_changed_table_with_the_same_modification_time_is_read_again(tmp_path: Path) -> None:
     for rows in (ROWS[:2], ROWS[1:]):
         write(tmp_path / "r" / "a.csv", rows)
         os.utime(tmp_path / "r" / "a.csv", (1_600_000_000, 1_600_000_000))

@@ -1,4 +1,4 @@
-"""Labels from report text by rules: phrases, negation, uncertainty, and the files of rule sets."""
+"""Rule-based labels of reports: phrases, negation, uncertainty and rule set files."""
 
 import time
 from functools import cache
@@ -40,7 +40,7 @@ def statuses(text: str, rules: RuleSet = TUMOUR) -> list[tuple[str, str]]:
         "Microsatellite insta-\nbility-high",
     ],
 )
-def test_phrases_are_found_in_any_case_with_any_white_space_hyphens_and_line_breaks(text: str) -> None:
+def test_phrases_match_regardless_of_case_white_space_hyphens_and_line_breaks(text: str) -> None:
     assert label_report(text, TUMOUR).class_name == "high"
 
 
@@ -49,13 +49,13 @@ def test_only_whole_words_match_and_punctuation_separates_them(text: str) -> Non
     assert "high" not in dict(statuses(text))
 
 
-def test_a_longer_phrase_hides_the_shorter_ones_within_it() -> None:
+def test_a_longer_phrase_hides_shorter_phrases_within_it() -> None:
     assert statuses("MSI-H") == [("high", "affirmed")]
     assert statuses("MSI") == [("stable", "affirmed")]
     assert statuses("microsatellite instability high; microsatellite") == [("high", "affirmed"), ("stable", "affirmed")]
 
 
-def test_an_ignored_phrase_counts_for_no_class_and_hides_the_shorter_ones_within_it() -> None:
+def test_an_ignored_phrase_has_no_class_and_hides_shorter_phrases_within_it() -> None:
     rules = RuleSet("r", {"high": ("MSI",)}, ignored=("MSI testing",))
     assert label_report("MSI testing was performed.", rules).class_name == "none"
     assert label_report("MSI testing: MSI.", rules).class_name == "high"
@@ -80,7 +80,7 @@ def test_an_ignored_phrase_counts_for_no_class_and_hides_the_shorter_ones_within
 def test_a_negation_before_or_after_a_mention_negates_it(text: str) -> None:
     label = label_report(text, TUMOUR)
     assert [mention.status for mention in label.mentions] == ["negated"]
-    assert label.class_name == "stable"  # by `negated`
+    assert label.class_name == "stable"  # `negated` maps high to stable
 
 
 FINDINGS = RuleSet(
@@ -116,7 +116,7 @@ FINDINGS = RuleSet(
         "None of the 14 regional lymph nodes examined contains metastatic carcinoma.",
     ],
 )
-def test_an_answer_after_a_dash_and_a_count_of_zero_negate(text: str) -> None:
+def test_a_negative_answer_after_a_dash_and_a_count_of_zero_negate(text: str) -> None:
     assert statuses(text, FINDINGS) == [("finding", "negated")]
 
 
@@ -159,7 +159,7 @@ def test_other_dashes_counts_ratios_and_dates_do_not_negate(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["Gleason 3 - no", "Grade 3 - no.", "Gleason 3 - no 4 or 5"])
-def test_a_number_before_a_dash_has_no_answer(text: str) -> None:
+def test_an_answer_after_a_number_and_a_dash_does_not_negate(text: str) -> None:
     assert statuses(text, FINDINGS) == [("pattern", "affirmed")]
 
 
@@ -267,7 +267,7 @@ def test_a_question_mark_before_a_mention_makes_it_uncertain(text: str) -> None:
         ("Invasion [ ] no [x] yes", ["affirmed"]),
         ("Invasion [x] no [ ] yes  Metastasis [ ] no [x] yes", ["uncertain", "uncertain"]),  # two questions
         ("Invasion [ ]", ["negated"]),
-        ("Submitted by Dr. [ ] as invasion.", ["affirmed"]),  # a name that was removed
+        ("Submitted by Dr. [ ] as invasion.", ["affirmed"]),  # a redacted name
         ("Adenocarcinoma with invasion, reviewed with Dr. [ ].", ["affirmed", "affirmed"]),
         ("Invasion [1]", ["affirmed"]),
     ],
@@ -306,7 +306,7 @@ def test_a_label_without_an_answer_is_uncertain(text: str) -> None:
     assert statuses(text, FINDINGS)[0] == ("finding", "uncertain")
 
 
-def test_denials_apply_to_the_mention_beside_them_alone() -> None:
+def test_denials_apply_only_to_the_adjacent_mention() -> None:
     text = "Adenocarcinoma with vascular invasion - no; metastasis - yes"
     assert statuses(text, FINDINGS) == [("finding", status) for status in ("affirmed", "negated", "affirmed")]
     text = "Adenocarcinoma, metastasis in 0/12 lymph nodes, MSI-H"
@@ -328,7 +328,7 @@ def test_denials_apply_to_the_mention_beside_them_alone() -> None:
         "MSI-H tumour of the ascending part of the colon with all margins negative.",
     ],
 )
-def test_the_scope_of_a_negation_ends_at_but_a_semicolon_the_sentence_and_after_a_few_words(text: str) -> None:
+def test_the_scope_of_a_negation_is_limited(text: str) -> None:
     assert statuses(text) == [("high", "affirmed")]
 
 
@@ -369,7 +369,7 @@ def test_a_negation_on_both_sides_is_not_a_double_negation() -> None:
         "Presumed MSI-H.",
     ],
 )
-def test_an_uncertain_mention_counts_for_no_class(text: str) -> None:
+def test_an_uncertain_mention_has_no_class(text: str) -> None:
     label = label_report(text, TUMOUR)
     assert [mention.status for mention in label.mentions] == ["uncertain"]
     assert label.class_name == "none"
@@ -424,13 +424,13 @@ def test_what_is_not_ruled_out_leaves_other_mentions_affirmed(text: str) -> None
     assert statuses(text) == [("high", "affirmed")]
 
 
-def test_a_trigger_within_a_phrase_has_no_effect_and_one_beside_it_still_has() -> None:
+def test_a_trigger_within_a_phrase_has_no_effect() -> None:
     rules = RuleSet("r", {"intact": ("no loss of MLH1",), "residual": ("residual tumour",)})
     assert statuses("No loss of MLH1.", rules) == [("intact", "affirmed")]
     assert statuses("There is no evidence of residual tumour.", rules) == [("residual", "negated")]
 
 
-def test_the_triggers_of_a_rule_set_are_used_beside_those_of_the_package(tmp_path: Path) -> None:
+def test_triggers_of_a_rule_set_extend_the_packaged_ones(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(
         "name: mine\nclasses: {high: [MSI-H]}\nnegation: {before: [kein]}\nuncertainty: {after: [fraglich]}\n",
@@ -441,20 +441,20 @@ def test_the_triggers_of_a_rule_set_are_used_beside_those_of_the_package(tmp_pat
     assert statuses("MSI-H fraglich.", rules) == [("high", "uncertain")]
 
 
-def test_several_classes_are_both_and_no_class_is_none() -> None:
+def test_several_classes_give_both_and_no_class_gives_none() -> None:
     assert label_report("First tumour MSS. Second tumour MSI-H.", TUMOUR).class_name == "both"
-    silent = label_report("Adenocarcinoma of the colon.", TUMOUR)
-    assert (silent.class_name, silent.mentions, silent.uncertain_only) == ("none", (), False)
+    unmentioned = label_report("Adenocarcinoma of the colon.", TUMOUR)
+    assert (unmentioned.class_name, unmentioned.mentions, unmentioned.uncertain_only) == ("none", (), False)
     assert label_report("", TUMOUR).class_name == "none"
     assert not label_report("MSS. Possible MSI-H.", TUMOUR).uncertain_only
 
 
-def test_a_negated_mention_counts_for_no_class_unless_the_set_maps_it() -> None:
+def test_a_negated_mention_has_no_class_unless_the_rule_set_maps_it() -> None:
     assert label_report("Not MSS.", TUMOUR).class_name == "none"
     assert label_report("Not MSS, not MSI-H.", TUMOUR).class_name == "stable"
 
 
-def test_only_the_sections_of_the_set_are_read_and_each_mention_names_its_own() -> None:
+def test_only_the_configured_sections_are_read() -> None:
     text = "CLINICAL HISTORY:\nKnown tumour, MSI-H.\nFINAL DIAGNOSIS:\nAdenocarcinoma of the colon, MSS.\n"
     assert label_report(text, TUMOUR).class_name == "both"
     rules = RuleSet("r", TUMOUR.classes, sections=("diagnosis",))
@@ -465,7 +465,7 @@ def test_only_the_sections_of_the_set_are_read_and_each_mention_names_its_own() 
     assert mention.sentence == "Adenocarcinoma of the colon, MSS."
 
 
-def test_a_regular_expression_is_found_and_its_mention_is_placed_in_its_sentence() -> None:
+def test_mentions_of_regular_expressions_have_a_position_in_their_sentence() -> None:
     rules = RuleSet("r", {"7": (r"/\b3 ?\+ ?4\b/",)})
     label = label_report("Biopsy before. GLEASON SCORE 3 + 4 = 7, no invasion.", rules)
     (mention,) = label.mentions
@@ -473,7 +473,7 @@ def test_a_regular_expression_is_found_and_its_mention_is_placed_in_its_sentence
     assert mention.sentence[mention.start :].startswith("3 + 4 = 7, no")
 
 
-def test_a_phrase_over_a_line_end_has_both_lines_as_its_sentence() -> None:
+def test_the_sentence_of_a_phrase_across_a_line_break_contains_both_lines() -> None:
     rules = RuleSet("r", {"4+3": (r"/primary grade: 4\s+secondary grade: 3/",)})
     (mention,) = label_report("PRIMARY GRADE: 4\nSECONDARY GRADE: 3\n", rules).mentions
     assert mention.sentence == "PRIMARY GRADE: 4 SECONDARY GRADE: 3"
@@ -494,7 +494,7 @@ def test_a_report_of_400_kilobytes_with_thousands_of_phrases_takes_linear_time()
     assert seconds[1] < 120
 
 
-def test_composed_and_decomposed_accents_are_the_same() -> None:
+def test_composed_and_decomposed_accents_are_equivalent() -> None:
     rules = RuleSet("r", {"size": ("Gr\u00f6\u00dfe",)})
     assert label_report("GRO\u0308\u00dfE 3 cm", rules).class_name == "size"
     decomposed = RuleSet("r", {"size": ("Gro\u0308\u00dfe",)})
@@ -506,7 +506,7 @@ def test_the_sentence_of_many_mentions_is_stored_once() -> None:
     assert len({id(mention.sentence) for mention in mentions}) == 1
 
 
-def valid() -> dict[str, Any]:
+def valid_rules() -> dict[str, Any]:
     return {"name": "mine", "classes": {"high": ["MSI-H"], "stable": ["MSS"]}}
 
 
@@ -539,11 +539,9 @@ def valid() -> dict[str, Any]:
         ({"uncertainty": {"before": ["/x/"]}}, "triggers cannot be regular expressions"),
     ],
 )
-def test_an_invalid_rule_set_is_refused_with_the_key_that_is_wrong(
-    changes: dict[str, Any], expected: str, tmp_path: Path
-) -> None:
+def test_errors_of_invalid_rule_sets_name_the_key(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
-    path.write_text(yaml.safe_dump(valid() | changes), encoding="utf-8")
+    path.write_text(yaml.safe_dump(valid_rules() | changes), encoding="utf-8")
     with pytest.raises(DataError) as error:
         load_rules(path)
     assert expected in str(error.value)
@@ -557,13 +555,13 @@ def test_all_problems_of_a_rule_set_are_listed_at_once(tmp_path: Path) -> None:
         load_rules(path)
 
 
-def test_an_unknown_rule_set_names_the_packaged_ones() -> None:
+def test_the_error_for_an_unknown_rule_set_lists_the_packaged_ones() -> None:
     with pytest.raises(DataError, match="gleason, msi"):
         load_rules("grading")
 
 
 @pytest.mark.parametrize("name", packaged_rules())
-def test_every_packaged_rule_set_is_valid_and_has_a_fingerprint_of_its_own(name: str) -> None:
+def test_packaged_rule_sets_are_valid_and_have_a_fingerprint(name: str) -> None:
     rules = load_rules(name)
     assert rules.name == name
     assert len(rules.classes) > 1

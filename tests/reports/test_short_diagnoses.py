@@ -44,7 +44,7 @@ def test_other_statements_are_left_to_the_filters(text: str) -> None:
     assert not is_short_diagnosis(text)
 
 
-def test_filter_by_prompts_keeps_short_diagnoses_of_several_words_outside_of_the_history() -> None:
+def test_prompt_filter_keeps_short_diagnoses_outside_the_clinical_history() -> None:
     mucinous, negative = "Partially mucinous colorectal adenocarcinoma.", "Margins are negative for carcinoma."
     history = "Previously resected mucinous adenocarcinoma."
     sections = {mucinous: {"diagnosis"}, negative: {"diagnosis"}, history: {"clinical"}}
@@ -56,5 +56,5 @@ def test_filter_by_prompts_keeps_short_diagnoses_of_several_words_outside_of_the
     kept, dropped, short = filter_snippets(sections, config, nearer_to_boilerplate)
     assert kept == [mucinous] and short is not None and short.examples == [mucinous]
     assert sum(tally.count for tally in dropped.values()) == 2
-    own = ReportsConfig(path="reports.txt", morphology_prompts="mine.yaml")
-    assert filter_snippets(sections, own, nearer_to_boilerplate)[0] == [], "bags of one's own are taken at their word"
+    custom = ReportsConfig(path="reports.txt", morphology_prompts="mine.yaml")
+    assert filter_snippets(sections, custom, nearer_to_boilerplate)[0] == [], "custom prompts may drop longer diagnoses"

@@ -1,4 +1,4 @@
-"""Splitting: sections, sentences, and a budget that is never passed."""
+"""Splitting of reports into sections, sentences and pieces within the token budget."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
 
-def words_and_two(texts: Sequence[str]) -> list[int]:
-    """A token for each 4 characters of a word, and two special ones."""
+def count_toy_tokens(texts: Sequence[str]) -> list[int]:
+    """One token per four characters of a word, rounded up, plus two special tokens."""
     return [2 + sum(-(-len(word) // 4) for word in text.split()) for text in texts]
 
 
@@ -23,7 +23,7 @@ def split_report(report: str, count_tokens: TokenCounter, budget: int) -> list[P
 
 
 def texts_of(report: str) -> list[str]:
-    return [piece.text for piece in split_report(report, words_and_two, 60)]
+    return [piece.text for piece in split_report(report, count_toy_tokens, 60)]
 
 
 WORDS = st.lists(
@@ -42,16 +42,15 @@ NOISY = st.lists(
 
 
 def letters(text: str) -> str:
-    """All letters and digits."""
     return "".join(filter(str.isalnum, text))
 
 
 @settings(deadline=None)
 @given(st.one_of(WORDS, NOISY), st.integers(3, 20))
-def test_nothing_is_lost_and_the_budget_is_held(text: str, budget: int) -> None:
-    pieces = split_report(text, words_and_two, budget)
+def test_no_text_is_lost_and_no_piece_exceeds_the_budget(text: str, budget: int) -> None:
+    pieces = split_report(text, count_toy_tokens, budget)
     assert letters("".join(piece.text for piece in pieces)) == letters(text)
-    assert all(piece.n_tokens == words_and_two([piece.text])[0] <= budget for piece in pieces)
+    assert all(piece.n_tokens == count_toy_tokens([piece.text])[0] <= budget for piece in pieces)
     assert [piece.position for piece in pieces] == list(range(len(pieces)))
     assert all(letters(piece.text) for piece in pieces)
 
@@ -83,39 +82,39 @@ def test_sentences(sentences: list[str]) -> None:
 def test_sentences_of_scripts_without_spaces() -> None:
     sentences = ["中分化腺癌大小3.5 x 2.1cm。", "淋巴结0/12未见转移。", "CK7阴性"]
     assert texts_of("".join(sentences)) == sentences
-    halves = [piece.text for piece in split_report("未见脉管侵犯12.5cm大小及转移", words_and_two, 5)]
+    halves = [piece.text for piece in split_report("未见脉管侵犯12.5cm大小及转移", count_toy_tokens, 5)]
     assert "".join(halves) == "未见脉管侵犯12.5cm大小及转移"
     assert halves == ["未见脉管侵犯", "12.5cm大小及转移"]
 
 
-def test_a_label_is_not_cut_at_a_shorter_one() -> None:
+def test_a_field_label_is_not_split_at_a_shorter_label() -> None:
     form = "Number of Lymph Nodes Involved: 0 Number of Lymph Nodes Examined: 21"
     assert texts_of(form) == ["Number of Lymph Nodes Involved: 0", "Number of Lymph Nodes Examined: 21"]
 
 
 def test_numbered_addenda_and_conclusions_are_sections() -> None:
     report = "Diagnosis: Colonic adenoma.\nADDENDUM #1 (03/05/2020): BRAF is not mutated.\nConclusion: It is benign."
-    found = {piece.text: piece.section for piece in split_report(report, words_and_two, 60)}
-    assert found["BRAF is not mutated."] == "addendum"
-    assert found["It is benign."] == "diagnosis"
+    sections = {piece.text: piece.section for piece in split_report(report, count_toy_tokens, 60)}
+    assert sections["BRAF is not mutated."] == "addendum"
+    assert sections["It is benign."] == "diagnosis"
 
 
-def test_parts_of_a_long_negation_repeat_it() -> None:
+def test_each_part_of_a_long_negated_list_repeats_the_negation() -> None:
     text = "There is no evidence of invasion, necrosis, dysplasia, budding, metastasis, mucin, ulcers or granulomas."
-    first, second = [piece.text for piece in split_report(text, words_and_two, 24)]
+    first, second = [piece.text for piece in split_report(text, count_toy_tokens, 24)]
     assert first == "There is no evidence of invasion, necrosis, dysplasia"
     assert second == "no evidence of budding, metastasis, mucin, ulcers or granulomas."
     other = "There is no evidence of invasion, but the stroma is fibrotic, the mucosa is ulcerated, the serosa is dull."
-    assert not any("no evidence" in piece.text for piece in split_report(other, words_and_two, 20)[1:])
+    assert not any("no evidence" in piece.text for piece in split_report(other, count_toy_tokens, 20)[1:])
 
 
-def test_long_sentences_are_not_cut_within_a_measurement() -> None:
+def test_long_sentences_are_not_split_within_a_measurement() -> None:
     text = "tumour growing along serosa measures 3.5 x 2.1 x 1.0 cm deep under mucosa near resection margin"
-    pieces = [piece.text for piece in split_report(text, words_and_two, 16)]
+    pieces = [piece.text for piece in split_report(text, count_toy_tokens, 16)]
     assert any("3.5 x 2.1 x 1.0 cm" in piece for piece in pieces)
 
 
-def test_glued_sentences_and_form_fields_are_parted() -> None:
+def test_sentences_and_form_fields_without_a_space_are_separated() -> None:
     assert texts_of("It is 3 cm in dimension.The margin is free.") == [
         "It is 3 cm in dimension.",
         "The margin is free.",
@@ -135,8 +134,8 @@ def test_sections_of_a_one_line_report() -> None:
         "Microscopic description: Glands invade the muscularis. Final Diagnosis Adenocarcinoma of the colon. "
         "Tumor stage: pT3 pN0 G2. Comment: No further tumor was found (see microscopic description)."
     )
-    found = {piece.text: piece.section for piece in split_report(report, words_and_two, 60)}
-    assert found == {
+    sections = {piece.text: piece.section for piece in split_report(report, count_toy_tokens, 60)}
+    assert sections == {
         "Surgical specimen of colon.": "unknown",
         "CLINICAL HISTORY:": "clinical",
         "Anaemia for two years.": "clinical",
@@ -153,13 +152,13 @@ def test_sections_of_a_one_line_report() -> None:
     }
 
 
-def test_sections_of_a_report_in_lines() -> None:
+def test_sections_of_a_multi_line_report() -> None:
     report = (
         "FINAL DIAGNOSIS\nA. Colon, resection:\n- Adenocarcinoma, low grade.\n\n"
         "Gross\nThe bowel is\n\nopened.\nNote:\nNone"
     )
-    found = [(piece.section, piece.text) for piece in split_report(report, words_and_two, 60)]
-    assert found == [
+    pieces = [(piece.section, piece.text) for piece in split_report(report, count_toy_tokens, 60)]
+    assert pieces == [
         ("diagnosis", "FINAL DIAGNOSIS"),
         ("diagnosis", "A. Colon, resection:"),
         ("diagnosis", "Adenocarcinoma, low grade."),
@@ -169,32 +168,32 @@ def test_sections_of_a_report_in_lines() -> None:
     ]
 
 
-def test_a_stage_does_not_swallow_what_follows() -> None:
+def test_a_stage_section_ends_after_the_stage() -> None:
     report = "Diagnosis: Carcinoma of the colon. Tumor stage: pT3 pN0. The margins are free of tumor."
-    assert [p.section for p in split_report(report, words_and_two, 60)][-1] == "diagnosis"
+    assert [p.section for p in split_report(report, count_toy_tokens, 60)][-1] == "diagnosis"
 
 
-def test_a_gross_description_is_known_without_its_heading() -> None:
+def test_a_gross_description_is_recognised_without_its_heading() -> None:
     report = "COMMENT: The stain is negative here. 1. The specimen is received fresh in one part. It is brown and soft."
-    assert [p.section for p in split_report(report, words_and_two, 60)] == ["comment", "comment", "gross", "gross"]
+    assert [p.section for p in split_report(report, count_toy_tokens, 60)] == ["comment", "comment", "gross", "gross"]
 
 
-def test_long_sentences_are_cut_at_clauses_then_words_then_letters() -> None:
+def test_long_sentences_are_split_at_clauses_then_words_then_letters() -> None:
     clauses = "the first clause is rather long here; the second clause, which has commas, is rather long, too"
-    pieces = split_report(clauses, words_and_two, 24)
+    pieces = split_report(clauses, count_toy_tokens, 24)
     assert [piece.text for piece in pieces] == [
         "the first clause is rather long here",
         "the second clause, which has commas, is rather long, too",
     ]
     assert [piece.first_part for piece in pieces] == [True, False]
     assert texts_of("word " * 5) == ["word word word word word"]
-    assert [p.text for p in split_report("alpha beta", words_and_two, 4)] == ["alpha", "beta"]
-    assert [p.text for p in split_report("abcdefghijkl", words_and_two, 4)] == ["abcdef", "ghijkl"]
+    assert [p.text for p in split_report("alpha beta", count_toy_tokens, 4)] == ["alpha", "beta"]
+    assert [p.text for p in split_report("abcdefghijkl", count_toy_tokens, 4)] == ["abcdef", "ghijkl"]
 
 
-def test_a_budget_for_nothing_is_an_error() -> None:
+def test_a_budget_below_one_character_is_an_error() -> None:
     with pytest.raises(ConfigError, match="one character does not fit"):
-        split_report("carcinoma", words_and_two, 2)
+        split_report("carcinoma", count_toy_tokens, 2)
 
 
 def test_tokens_of_many_reports_are_counted_in_few_calls() -> None:
@@ -202,19 +201,19 @@ def test_tokens_of_many_reports_are_counted_in_few_calls() -> None:
 
     def count(texts: Sequence[str]) -> list[int]:
         calls.append(len(texts))
-        return words_and_two(texts)
+        return count_toy_tokens(texts)
 
     reports = [f"Tumor number {i} is seen. Margins are free of tumor." for i in range(50)]
     split = split_reports([clean_text(report) for report in reports], count, 60)
-    assert split == [split_report(report, words_and_two, 60) for report in reports]
-    assert calls == [51]  # the second sentence, equal in all, is counted once
+    assert split == [split_report(report, count_toy_tokens, 60) for report in reports]
+    assert calls == [51]  # the second sentence, identical in all reports, is counted once
 
 
 @pytest.mark.parametrize(
     "repeated",
     [
-        "J. ",  # no sentence ends
-        "A. - 1) ",  # items that do not begin
+        "J. ",  # never ends a sentence
+        "A. - 1) ",  # list markers without items
         "Diagnosis: glands. Comment: none. ",
         "Deep ",  # the beginning of a field label
         "LEFT LYMPH NODES: ",
@@ -225,12 +224,12 @@ def test_tokens_of_many_reports_are_counted_in_few_calls() -> None:
     ],
 )
 def test_time_is_linear_in_the_length_of_a_line(repeated: str) -> None:
-    assert_linear(repeated, lambda text: split_report(text, words_and_two, 77))
+    assert_linear(repeated, lambda text: split_report(text, count_toy_tokens, 77))
 
 
 @pytest.mark.parametrize("repeated", ["_", "& "])
 def test_time_is_linear_in_the_length_of_a_ruled_line(repeated: str) -> None:
-    assert_linear(repeated, lambda text: split_report(clean_text(f"{text} seen"), words_and_two, 77))
+    assert_linear(repeated, lambda text: split_report(clean_text(f"{text} seen"), count_toy_tokens, 77))
 
 
 def assert_linear(repeated: str, split: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""TCGA reports in the published csv and in folders of texts."""
+"""TCGA reports: the published csv file and folders of texts."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ def config(path: Path, **more: object) -> ReportsConfig:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """As TCGA_Reports.csv: a barcode with the scan's name, and text with line ends."""
+    """Table in the format of TCGA_Reports.csv: barcodes with scan names, and multi-line texts."""
     path = tmp_path / "TCGA_Reports.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -59,7 +59,7 @@ def test_the_published_csv(published: Path, types: Path) -> None:
     assert any("no cancer type for 1 patient (TCGA-ZZ-0001)" in problem for problem in reports.problems)
 
 
-def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) -> None:
+def test_without_cancer_types_reports_have_groups_but_no_organs(published: Path) -> None:
     reports = read_reports(config(published))
     assert {report.organ for report in reports.reports} == {None}
     assert len({report.group for report in reports.reports}) == 3
@@ -69,7 +69,7 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
         read_reports(config(published, organs=("stomach",)))
 
 
-def test_only_some_organs(published: Path, types: Path) -> None:
+def test_filter_by_organ(published: Path, types: Path) -> None:
     reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
     assert any("dropped 2 reports with other or unknown organs" in problem for problem in reports.problems)
@@ -167,13 +167,13 @@ def test_real_cancer_types_are_all_known(tmp_path: Path) -> None:
     assert (counts["kidney"], counts["prostate"], counts["brain"]) == (941, 500, 1_111)
 
 
-def test_another_csv_is_told_by_its_columns(tmp_path: Path) -> None:
+def test_other_csv_files_are_recognised_by_their_columns(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("id,text\na,b\n")
     with pytest.raises(DataError, match=r"(?s)no column 'patient_filename'; the columns are: id, text.*TCGA_Reports"):
         read_reports(config(tmp_path / "other.csv"))
 
 
-def test_a_row_that_stands_there_twice(published: Path) -> None:
+def test_duplicate_rows_are_an_error(published: Path) -> None:
     with published.open("a", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerow((KIDNEY, "Another text."))
     with pytest.raises(DataError, match=rf"(?s)patient_filename '{KIDNEY}' occurs twice.*line 2 and .*line 7") as e:
@@ -181,12 +181,12 @@ def test_a_row_that_stands_there_twice(published: Path) -> None:
     assert "id_column" not in str(e.value)
 
 
-def test_the_folder_of_the_csv(published: Path, types: Path) -> None:
+def test_the_folder_of_the_csv_is_an_error_that_names_the_file(published: Path, types: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)the folder contains TCGA_Reports.csv.*the file: .*/TCGA_Reports.csv"):
         read_reports(config(published.parent))
 
 
-def test_the_csv_is_read_strictly(tmp_path: Path) -> None:
+def test_malformed_csv_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / CSV
     path.write_text(f'patient_filename,text\n{KIDNEY},"Kidney\nTCGA-D7-8573.x,Stomach\n')
     with pytest.raises(DataError, match="malformed row"):
@@ -203,7 +203,7 @@ def test_the_csv_is_read_strictly(tmp_path: Path) -> None:
     ("first", "hint"),
     [("patient_filename\ttext", "one column that contains tabs"), ("sep=;", "first line declares a delim")],
 )
-def test_another_delimiter(tmp_path: Path, first: str, hint: str) -> None:
+def test_other_delimiters_are_an_error(tmp_path: Path, first: str, hint: str) -> None:
     path = tmp_path / CSV
     path.write_text(f"{first}\n{KIDNEY};Kidney\n")
     with pytest.raises(DataError, match=hint):
@@ -226,7 +226,7 @@ def test_linked_folders_of_texts(tmp_path: Path) -> None:
     assert [r.report_id for r in read_reports(config(tmp_path / "texts")).reports] == [f"linked/{KIDNEY}"]
 
 
-def test_a_quote_that_is_closed_in_a_later_report_joins_no_reports(tmp_path: Path) -> None:
+def test_a_stray_quotation_mark_does_not_merge_reports(tmp_path: Path) -> None:
     lines = ["patient_filename,text", *(f"TCGA-AA-{i:04}.file-{i},Colon adenocarcinoma {i}." for i in range(40))]
     lines[3] = lines[3].replace(",Colon", ',"Colon')
     lines[18] += '"'

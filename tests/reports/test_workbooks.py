@@ -30,15 +30,15 @@ def workbook(path: Path, *rows: list[Any], **sheets: list[list[Any]]) -> Path:
     assert sheet is not None
     for row in rows:
         sheet.append(row)
-    for name, others in sheets.items():
-        other = book.create_sheet(name)
-        for row in others:
-            other.append(row)
+    for name, sheet_rows in sheets.items():
+        extra_sheet = book.create_sheet(name)
+        for row in sheet_rows:
+            extra_sheet.append(row)
     book.save(path)
     return path
 
 
-def change(path: Path, edit: Any) -> Path:
+def edit_workbook(path: Path, edit: Any) -> Path:
     book = openpyxl.load_workbook(path)
     edit(book.active)
     book.save(path)
@@ -59,7 +59,7 @@ def test_numbers_and_dates_are_written_as_in_a_csv(tmp_path: Path) -> None:
     ]
 
 
-def test_one_of_several_sheets_has_to_be_named(tmp_path: Path) -> None:
+def test_a_workbook_with_several_sheets_requires_a_sheet_name(tmp_path: Path) -> None:
     path = workbook(tmp_path / "r.xlsx", ["notes"], Reports=[HEADER, FIRST])
     with pytest.raises(DataError, match=r"2 sheets contain data: Sheet, Reports(.|\n)*reports\.sheet"):
         read(path)
@@ -68,10 +68,10 @@ def test_one_of_several_sheets_has_to_be_named(tmp_path: Path) -> None:
         read(path, sheet="reports")
 
 
-def test_merged_cells_formulas_and_errors_are_refused(tmp_path: Path) -> None:
+def test_merged_cells_formulas_and_error_values_are_an_error(tmp_path: Path) -> None:
     path = workbook(tmp_path / "r.xlsx", HEADER, FIRST)
     with pytest.raises(DataError, match=r"merged cells: C2:C3(.|\n)*unmerge"):
-        read(change(path, lambda sheet: sheet.merge_cells("C2:C3")))
+        read(edit_workbook(path, lambda sheet: sheet.merge_cells("C2:C3")))
     path = workbook(tmp_path / "f.xlsx", HEADER, ["a", "Glands.", "=3+4", None])
     with pytest.raises(DataError, match=r"1 formula without a saved value: C2"):
         read(path)
@@ -93,7 +93,7 @@ def test_a_formula_is_read_as_its_saved_value(tmp_path: Path) -> None:
     assert [report.label for report in read(saved).reports] == ["7"]
 
 
-def test_damaged_and_old_workbooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_and_legacy_workbooks_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.xlsx"
     path.write_bytes(b"PK no zip")
     with pytest.raises(DataError, match="cannot read this workbook"):
@@ -112,7 +112,7 @@ def workbook_without_import(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".xlsx"])
-def test_a_table_without_a_header_has_its_columns_named_by_position(tmp_path: Path, suffix: str) -> None:
+def test_columns_of_a_table_without_a_header_are_named_by_position(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"r{suffix}"
     rows = [["P1", "Infiltrating glands."], ["P2", "Benign mucosa."]]
     if suffix == ".xlsx":
@@ -123,7 +123,7 @@ def test_a_table_without_a_header_has_its_columns_named_by_position(tmp_path: Pa
     assert [(r.group, r.text) for r in reports.reports] == [(row[0], row[1]) for row in rows]
 
 
-def test_a_missing_header_is_noticed_and_a_superfluous_list_of_columns_too(tmp_path: Path) -> None:
+def test_missing_header_and_superfluous_column_names_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text(f"1,{'Infiltrating glands. ' * 5}\n2,Benign mucosa.\n")
     with pytest.raises(DataError, match=r"no column 'text'(.|\n)*has no header(.|\n)*--reports\.columns"):
@@ -135,19 +135,19 @@ def test_a_missing_header_is_noticed_and_a_superfluous_list_of_columns_too(tmp_p
         read_reports(ReportsConfig(path=str(path), columns=("a", "text")))
 
 
-def test_line_ends_that_excel_escapes_are_decoded(tmp_path: Path) -> None:
+def test_line_breaks_escaped_by_excel_are_decoded(tmp_path: Path) -> None:
     text = "First line._x000D_\nSecond line, named _x005F_x000D_."
     (report,) = read(workbook(tmp_path / "r.xlsx", HEADER, ["a", text, 1, None])).reports
     assert report.text == "First line.\nSecond line, named _x000D_."
 
 
-def test_a_formatted_cell_far_away_does_not_fill_the_sheet(tmp_path: Path) -> None:
+def test_a_formatted_cell_far_away_does_not_exhaust_memory(tmp_path: Path) -> None:
     path = workbook(tmp_path / "r.xlsx", HEADER, FIRST)
 
     def format_far_cell(sheet: Any) -> None:
         sheet.cell(600, 600).number_format = "0.00"
 
-    change(path, format_far_cell)
+    edit_workbook(path, format_far_cell)
     read(path)
     tracemalloc.start()
     assert len(read(path).reports) == 1
@@ -178,22 +178,22 @@ def test_whole_numbers_are_read_as_their_number_format_shows_them(
     def change_format(sheet: Any) -> None:
         sheet["A2"].number_format = number_format
 
-    change(path, change_format)
+    edit_workbook(path, change_format)
     assert [(r.report_id, r.label) for r in read(path).reports] == [(shown, "3")]
 
 
-def test_merged_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merged_columns_do_not_exhaust_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, merged = workbook(tmp_path / "r.xlsx", HEADER, FIRST), tmp_path / "merged.xlsx"
     cells = b'<mergeCells><mergeCell ref="F1:AA1048576"/></mergeCells>'
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(merged, "w") as target:
         for name in source.namelist():
             target.writestr(name, source.read(name).replace(b"</sheetData>", b"</sheetData>" + cells))
-    monkeypatch.setattr(ExcelReader, "read", lambda reader: pytest.fail("it creates 23 million cells"))
+    monkeypatch.setattr(ExcelReader, "read", lambda reader: pytest.fail("openpyxl would create 23 million cells"))
     with pytest.raises(DataError, match=r"merged cells: F1:AA1048576(.|\n)*unmerge"):
         read(merged)
 
 
-def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
+def test_charts_are_skipped_and_hidden_and_empty_sheets_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = workbook(tmp_path / "r.xlsx", Reports=[HEADER, FIRST])
@@ -218,16 +218,16 @@ def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
 
 
 def test_hidden_rows_columns_and_sheets_are_read_and_counted(tmp_path: Path) -> None:
-    """A filter hides rows, which programs that read the file see nevertheless."""
+    """Rows hidden by a filter are read like the others, so their number is reported."""
     path = workbook(tmp_path / "r.xlsx", HEADER, FIRST, ["b", *FIRST[1:]], ["c", *FIRST[1:]], ["d", *FIRST[1:]])
 
     def edit(sheet: Any) -> None:
         sheet.auto_filter.ref = "A1:D5"
         sheet.row_dimensions[3].hidden = sheet.row_dimensions[4].hidden = True
-        sheet.row_dimensions[90].hidden = sheet.column_dimensions["K"].hidden = True  # without values
+        sheet.row_dimensions[90].hidden = sheet.column_dimensions["K"].hidden = True  # hidden, but empty
         sheet.column_dimensions.group("B", "C", hidden=True)
 
-    reports = read(change(path, edit))
+    reports = read(edit_workbook(path, edit))
     assert len(reports.reports) == 4
     (problem,) = reports.problems
     assert "sheet 'Sheet': 2 hidden rows (3, 4) and 2 hidden columns (B, C), read like the others" in problem
@@ -236,15 +236,15 @@ def test_hidden_rows_columns_and_sheets_are_read_and_counted(tmp_path: Path) -> 
         sheet.parent.create_sheet("Empty")
         sheet.sheet_state = "hidden"
 
-    assert ": hidden sheet and 2 hidden rows" in read(change(path, hide_sheet)).problems[0]
+    assert ": hidden sheet and 2 hidden rows" in read(edit_workbook(path, hide_sheet)).problems[0]
     plain = workbook(tmp_path / "plain.xlsx", HEADER, FIRST)
     assert not read(plain).problems
     joined = read(plain, metadata=str(path), metadata_id_column="id", organ_column="grade")
     assert "hidden rows" in joined.problems[0] and joined.reports[0].organ == "7"
 
 
-def test_text_that_is_struck_through_is_read_and_counted(tmp_path: Path) -> None:
-    """Whole cells, and a part of a cell."""
+def test_struck_through_text_is_read_and_counted(tmp_path: Path) -> None:
+    """Strikethrough of whole cells and of parts of a cell."""
     path = workbook(tmp_path / "r.xlsx", HEADER, FIRST, ["b", *FIRST[1:]], ["c", *FIRST[1:]])
 
     def edit(sheet: Any) -> None:
@@ -252,7 +252,7 @@ def test_text_that_is_struck_through_is_read_and_counted(tmp_path: Path) -> None
         sheet["B9"].font = Font(strike=True)  # without a value
         sheet["B3"].value = CellRichText("Adenoma. ", TextBlock(InlineFont(strike=True), "Carcinoma."))
 
-    reports = read(change(path, edit))
+    reports = read(edit_workbook(path, edit))
     assert len(reports.reports) == 3 and reports.reports[1].text == "Adenoma. Carcinoma."
     (problem,) = reports.problems
     assert problem.startswith("WARNING: ") and "sheet 'Sheet': 2 cells with text that is struck through" in problem
@@ -271,7 +271,7 @@ def test_text_that_is_struck_through_is_read_and_counted(tmp_path: Path) -> None
         (["####", "Sep-02"], "2 values .*'####' in row 2, 'Sep-02' in row 3"),
     ],
 )
-def test_names_that_a_spreadsheet_changed_are_refused(tmp_path: Path, names: list[Any], problem: str) -> None:
+def test_ids_altered_by_a_spreadsheet_are_an_error(tmp_path: Path, names: list[Any], problem: str) -> None:
     rows = [[name, f"Text of report {number}.", 1, None] for number, name in enumerate(names)]
     path = workbook(tmp_path / "r.xlsx", HEADER, *rows)
     for columns in ({"id_column": "id"}, {"id_column": None, "group_column": "id"}):
@@ -279,7 +279,7 @@ def test_names_that_a_spreadsheet_changed_are_refused(tmp_path: Path, names: lis
             read(path, **columns)
 
 
-def test_numbers_and_dates_alone_are_names(tmp_path: Path) -> None:
+def test_columns_of_only_numbers_or_dates_are_valid_ids(tmp_path: Path) -> None:
     for names in ([120000000001, 7], [datetime(2024, 9, 2), datetime(2024, 9, 3)], ["1E5", "12E+1"]):
         rows = [[name, f"Text of report {number}.", 1, None] for number, name in enumerate(names)]
         assert len(read(workbook(tmp_path / "r.xlsx", HEADER, *rows)).reports) == 2

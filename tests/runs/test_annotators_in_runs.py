@@ -35,29 +35,29 @@ SKILLS = {"ann": 0.9, "ben": 0.8, "cleo": 0.7, "dora": 0.95, "eve": 0.9}
 
 @pytest.fixture(scope="module")
 def annotations(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Keys of a run with five annotators of the small world, two of them for the test tiles."""
+    """Configuration keys for five annotators of the small world, two of whom label the test tiles."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("annotators") / "annotations.csv"
     with Path(world["tiles"]["path"]).open(encoding="utf-8") as source, path.open("w", encoding="utf-8") as stream:
         stream.write("tile,annotator,label\n")
         for row in csv.DictReader(source):
             for name, skill in SKILLS.items():
-                right = CLASSES.index(row["label"])
-                given = right if rng.random() < skill else (right + rng.integers(1, 3)) % 3
-                stream.write(f"{row['path']},{name},{CLASSES[given]}\n")
+                true_class = CLASSES.index(row["label"])
+                annotated_class = true_class if rng.random() < skill else (true_class + rng.integers(1, 3)) % 3
+                stream.write(f"{row['path']},{name},{CLASSES[annotated_class]}\n")
     return {
         "tiles.annotations": {"path": str(path), "test_annotators": ["dora", "eve"]},
         "tiles.labels": {"kind": "all"},
     }
 
 
-def test_a_run_without_annotators_has_no_key_of_them(configure: MakeConfig, annotations: dict[str, Any]) -> None:
+def test_runs_without_annotators_have_no_annotator_keys(configure: MakeConfig, annotations: dict[str, Any]) -> None:
     assert not any("annotations" in key for key in select_keys(configure(), "results"))
     keys = select_keys(configure(annotations), "results")
     assert keys["tiles.annotations.labels"] == "consensus" and "tiles.annotations.path" not in keys
 
 
-def test_fingerprints_differ_by_the_kind_of_labels(configure: MakeConfig, annotations: dict[str, Any]) -> None:
+def test_fingerprints_depend_on_the_kind_of_labels(configure: MakeConfig, annotations: dict[str, Any]) -> None:
     def fingerprint(arm: str) -> Any:
         config = resolve_arm(configure(annotations, arms=ARMS, arm=arm))
         return run_fingerprint(config, Workspace(config), "backbone")
@@ -81,7 +81,7 @@ def test_posteriors_replace_the_labels_of_labelled_tiles(configure: MakeConfig, 
     term.labels = tiles.of_split("train").labels
     term.prepare(TermInputs(workspace, tiles, lambda split: np.zeros((0, 3), dtype=np.float32), [term]))
     rows = np.arange(len(term.labels))
-    assert term.count(rows) == 12, "the labels that the run may use"
+    assert term.count(rows) == 12, "3 classes with 4 labels each"
     assert tiles.annotations is not None
     wanted = tiles.annotations.posteriors(tiles.of_split("train").ids.tolist())
     kept = term.labels >= 0
@@ -89,7 +89,7 @@ def test_posteriors_replace_the_labels_of_labelled_tiles(configure: MakeConfig, 
     assert (wanted[kept].max(axis=1) < 0.99).sum() > 0, "some tiles are uncertain"
     prompts = PromptBagsTerm(few)
     prompts.labels, prompts._soft = term.labels, term
-    assert prompts.count(rows) == 12, "each labelled tile once"
+    assert prompts.count(rows) == 12, "each labelled tile counts once"
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -102,8 +102,8 @@ def test_certain_posteriors_give_the_loss_of_hard_labels(
     labels = np.array([0, 2, -1, 1, 2])
     soft.labels = hard.labels = labels
     certain = np.where(labels[:, None] >= 0, np.eye(3)[labels], 1 / 3).astype(np.float32)
-    made = make_soft_labels(certain, soft.options)
-    soft._soft = SoftLabels(made.probabilities, made.weights * (labels >= 0))
+    soft_labels = make_soft_labels(certain, soft.options)
+    soft._soft = SoftLabels(soft_labels.probabilities, soft_labels.weights * (labels >= 0))
     rows, logits = np.arange(5), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     batch = MicroBatch(
         rows, rows, torch.from_numpy(labels), (logits,), (), None, torch.nn.Linear(1, 1), get_processes()
@@ -120,10 +120,10 @@ def test_certain_posteriors_give_the_loss_of_hard_labels(
         ({**POSTERIOR, "training.monitor": "agreement"}, "annotators also label the validation tiles"),
     ],
 )
-def test_keys_that_do_not_fit(
+def test_contradicting_annotator_keys_are_errors(
     configure: Callable[..., RunConfig], annotations: dict[str, Any], keys: dict[str, Any], message: str
 ) -> None:
-    config = resolve_arm(configure(annotations, arms={"odd": {"base": "image_only", **keys}}, arm="odd"))
+    config = resolve_arm(configure(annotations, arms={"invalid": {"base": "image_only", **keys}}, arm="invalid"))
     with pytest.raises(ConfigError, match=message):
         check_keys(config)
 
@@ -135,9 +135,11 @@ def test_a_run_on_posteriors_shows_the_human_ceiling(
     keys = {"reports": None, "prompts": None, "output": str(tmp_path), "training.steps": 3}
     folder = train_run(configure(annotations, arms=ARMS, arm="posterior", **keys))
     people = json.loads((folder / "results.json").read_text(encoding="utf-8"))["splits"]["test"]["annotators"]
-    of = {record["annotator"]: record for record in people["annotators"]}
-    assert set(of) == set(SKILLS) and of["dora"]["reference"] == "eve alone" and people["independent"] == "yes"
-    assert 0.5 < of["cleo"]["metrics"]["accuracy"] < of["ann"]["metrics"]["accuracy"]
+    by_name = {record["annotator"]: record for record in people["annotators"]}
+    assert (
+        set(by_name) == set(SKILLS) and by_name["dora"]["reference"] == "eve alone" and people["independent"] == "yes"
+    )
+    assert 0.5 < by_name["cleo"]["metrics"]["accuracy"] < by_name["ann"]["metrics"]["accuracy"]
     assert "test, mean annotator" in (folder / "report.html").read_text(encoding="utf-8")
     summary = (folder / "summary.md").read_text(encoding="utf-8")
     assert "test, annotators" in summary and "none of them labels a training tile" in summary

@@ -1,4 +1,4 @@
-"""What arms beyond the published recipe promise: no label read, the text side, a second VLM, self-training."""
+"""Arms beyond the published recipe: zero labels, tuning of the text encoder, a second VLM and self-training."""
 
 import json
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from clipit.workspace.workspace import Workspace
 pytestmark = pytest.mark.slow
 
 
-def facts(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    return found
+def training_facts(folder: Path) -> dict[str, object]:
+    values: dict[str, object] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return values
 
 
 def with_labels(config: RunConfig, table: Path, change: Callable[[str, int], str]) -> Path:
-    """A copy of the tiles' table whose training and validation labels are others."""
+    """Copy the tile table with changed training and validation labels."""
     source = Path(config.tiles.path)
     head, *rows = source.read_text(encoding="utf-8").splitlines()
     changed = []
@@ -46,8 +46,8 @@ def test_zero_label_reads_no_label(configure: MakeConfig, tmp_path: Path) -> Non
     names = ("gland", "stroma", "tumour")
     folders = []
     for name, change in (
-        ("right", lambda label, number: label),
-        ("garbage", lambda label, number: names[number % 3]),
+        ("original", lambda label, number: label),
+        ("arbitrary", lambda label, number: names[number % 3]),
         ("none", lambda label, number: ""),
     ):
         table = with_labels(config, tmp_path / f"{name}.csv", change)
@@ -56,16 +56,18 @@ def test_zero_label_reads_no_label(configure: MakeConfig, tmp_path: Path) -> Non
     weights = [load_file(folder / "classifier" / "model.safetensors") for folder in folders]
     for other in weights[1:]:
         assert all(np.array_equal(weights[0][key], other[key]) for key in weights[0])
-    assert facts(folders[0])["score"] is not None, "a step was chosen, by agreement"
-    assert facts(folders[0])["training_labels"] == 0
+    assert training_facts(folders[0])["score"] is not None, "the step is selected by agreement"
+    assert training_facts(folders[0])["training_labels"] == 0
     table = predictions(folders[2])
     assert set(table.column("split").to_pylist()) == {"validation", "test"}
 
 
-def test_a_validation_part_is_cut_without_labels_when_none_may_be_read(configure: MakeConfig, tmp_path: Path) -> None:
+def test_the_validation_split_does_not_depend_on_labels_without_a_label_budget(
+    configure: MakeConfig, tmp_path: Path
+) -> None:
     config = configure()
     parts = []
-    for name, change in (("right", lambda label, number: label), ("turned", lambda label, number: "tumour")):
+    for name, change in (("original", lambda label, number: label), ("changed", lambda label, number: "tumour")):
         table = with_labels(config, tmp_path / f"{name}.csv", change)
         table.write_text(table.read_text(encoding="utf-8").replace(",validation,", ",train,"), encoding="utf-8")
         keys = {"tiles.path": str(table), "tiles.labels.kind": "none", "tiles.classes": ["gland", "stroma", "tumour"]}
@@ -75,19 +77,19 @@ def test_a_validation_part_is_cut_without_labels_when_none_may_be_read(configure
 
 
 @pytest.mark.parametrize("text", ["adapter", "lora"])
-def test_the_text_side_is_adapted_and_its_cost_is_told(configure: MakeConfig, text: str) -> None:
+def test_the_text_encoder_is_tuned_and_the_time_is_recorded(configure: MakeConfig, text: str) -> None:
     config = configure({"training.steps": 2}, name=f"text-{text}", arm=f"text_{text}")
     workspace = Workspace(config)
     before = workspace.vlm.encode_texts(["tumour with atypia"])
     folder = train_run(config, workspace)
-    assert f"text_{text}_seconds" in facts(folder)["text_side"]  # type: ignore[operator]
+    assert f"text_{text}_seconds" in training_facts(folder)["text_side"]  # type: ignore[operator]
     after = workspace.vlm.encode_texts(["tumour with atypia"])
-    assert np.array_equal(before, after), "the VLM is as it was"
+    assert np.array_equal(before, after), "the VLM itself is unchanged"
     classifier = clipit.load_classifier(folder / "classifier")
-    assert classifier.spec.vlm is None, "its projections lie in a space of their own"
+    assert classifier.spec.vlm is None, "the projections are not in the VLM's joint space"
 
 
-def test_a_second_vlm_has_a_projector_of_its_own(configure: MakeConfig, tmp_path: Path) -> None:
+def test_a_second_vlm_has_its_own_projector(configure: MakeConfig, tmp_path: Path) -> None:
     other = save_clip(tmp_path / "other", seed=5)
     config = configure(
         {"training.steps": 3, "second_vlm.name": str(other)}, name="two-teachers", arm="clip_it_all", output=tmp_path
@@ -95,7 +97,7 @@ def test_a_second_vlm_has_a_projector_of_its_own(configure: MakeConfig, tmp_path
     folder = train_run(config)
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert first["second_distillation"] > 0 and first["second_distillation"] != first["distillation"]
-    classifier = clipit.load_classifier(folder / "classifier")  # one linear layer; export has compared the logits
+    classifier = clipit.load_classifier(folder / "classifier")  # the export has compared the logits
     assert classifier.spec.plain
     with pytest.raises(ConfigError, match=r"student\.head=linear"):
         train_run(configure({"second_vlm.name": str(other)}, name="fused", arm="clip_it_paper"))
@@ -106,7 +108,7 @@ def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: Mak
     folder = train_run(config)
     teacher = folder.parents[1] / "alone-teacher" / "image_only-seed0"
     assert (teacher / "results.json").is_file()
-    assert "vlm" not in facts(folder), "no VLM in it"
+    assert "vlm" not in training_facts(folder), "self-training does not use the VLM"
 
 
 def test_self_training_depends_on_all_keys_of_its_teacher(configure: MakeConfig) -> None:
@@ -122,7 +124,7 @@ def test_self_training_depends_on_all_keys_of_its_teacher(configure: MakeConfig)
 
 
 @pytest.mark.parametrize(
-    ("keys", "what"),
+    ("keys", "message"),
     [
         ({"prompts": None, "arm": "zero_label"}, "needs a prompt set"),
         ({"arm": "bags", "pairing.k": 2, "overrides": ["pairing.k"]}, "pairing.k is 2"),
@@ -138,20 +140,20 @@ def test_self_training_depends_on_all_keys_of_its_teacher(configure: MakeConfig)
         ),
     ],
 )
-def test_contradictions_are_found_before_anything_is_built(
-    configure: MakeConfig, keys: dict[str, object], what: str
+def test_contradicting_keys_are_an_error_before_anything_is_built(
+    configure: MakeConfig, keys: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=what.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         train_run(configure(keys, name="wrong"))
 
 
-def test_no_label_and_nothing_that_stands_for_one(configure: MakeConfig) -> None:
+def test_training_without_labels_or_a_substitute_is_an_error(configure: MakeConfig) -> None:
     config = configure({"tiles.labels.kind": "none"}, name="nothing", arm="clip_it_all")
     with pytest.raises(DataError, match="arm=zero_label"):
         train_run(config)
 
 
-def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: MakeConfig) -> None:
+def test_bags_contain_neighbours_and_nearby_prompts(configure: MakeConfig) -> None:
     keys = {
         "pairing.k": 5, "bags.weight": 0.5, "bags.text_neighbours": True, "bags.prompts": 4, "bags.class_prompts": 3,
         "bags.margin": 0.0,
@@ -170,16 +172,18 @@ def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: Mak
     assert vectors.shape[:2] == mask.shape == (4, bags.texts.members.shape[1] + 7)
 
 
-def test_bags_hold_the_whole_dictionary_entries_of_their_nearest_texts(configure: MakeConfig, tmp_path: Path) -> None:
+def test_bags_contain_whole_dictionary_entries_of_the_nearest_texts(configure: MakeConfig, tmp_path: Path) -> None:
     entries = [
         {"id": "fat", "term": "fat", "variants": ["adipose", "lipid"], "findings": ["white holes"], "causes": ["diet"]},
         {"id": "mucin", "term": "mucin", "variants": ["mucus", "pools of mucin"]},
         {"id": "scar", "term": "scar", "variants": ["fibrosis", "old wound"], "causes": ["injury"]},
     ]
-    more = {"kind": "tissue", "organ": "any", "source": "own"}
+    common_keys = {"kind": "tissue", "organ": "any", "source": "own"}
     file = tmp_path / "dictionary.yaml"
     file.write_text(
-        json.dumps({"name": "own", "version": "1", "chapter": "all", "entries": [entry | more for entry in entries]}),
+        json.dumps(
+            {"name": "own", "version": "1", "chapter": "all", "entries": [entry | common_keys for entry in entries]}
+        ),
         encoding="utf-8",
     )
     dictionary = load_dictionary(file)
@@ -188,8 +192,8 @@ def test_bags_hold_the_whole_dictionary_entries_of_their_nearest_texts(configure
     workspace = Workspace(config)
     train = workspace.all_tiles.of_split("train")
     nearest, whole = (
-        prompt_members(configure({**keys, "bags.whole_entries": chosen}, arm="clip_it_all"), workspace, train)
-        for chosen in (False, True)
+        prompt_members(configure({**keys, "bags.whole_entries": whole_entries}, arm="clip_it_all"), workspace, train)
+        for whole_entries in (False, True)
     )
 
     def texts(members: PromptMembers, row: int) -> list[str]:
@@ -202,10 +206,10 @@ def test_bags_hold_the_whole_dictionary_entries_of_their_nearest_texts(configure
         names = list(dict.fromkeys(entry_of[term] for term in terms))
         assert texts(whole, row) == [*(text for name in names for text in dictionary.bag(name)), prompt]
         bags.add(tuple(names))
-    assert len(bags) > 1, "tiles differ in their entries"
+    assert len(bags) > 1, "all tiles have the same entries"
 
 
-def test_tiles_to_be_distilled_that_have_no_pair_stop_the_run(configure: MakeConfig) -> None:
+def test_distilled_tiles_without_a_pair_are_an_error(configure: MakeConfig) -> None:
     config = configure({"pairing.threshold": 0.999}, name="nobody", arm="clip_it_labelled")
     with pytest.raises(DataError, match="pair"):
         train_run(config)

@@ -1,4 +1,4 @@
-"""The card of a run's classifier: made from the run, without anything private, and no part of the checksums."""
+"""Model cards of runs: they contain results but nothing private, and are not covered by the checksums."""
 
 import os
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 HOSTILE = "patient Jane Roe, /home/roe/secret.svs: carcinoma"
 
 
-def test_a_run_writes_a_card_from_its_results_and_nothing_private(configure: MakeConfig, tmp_path: Path) -> None:
+def test_a_run_writes_a_card_with_its_results_and_nothing_private(configure: MakeConfig, tmp_path: Path) -> None:
     keys = {"training.steps": 2, "evaluation.bootstrap": 20, "output": tmp_path / "out"}
     config = configure(keys, name="patient-17", note=HOSTILE, arm="clip_it_all")
     workspace = Workspace(config)
@@ -40,8 +40,8 @@ def test_a_run_writes_a_card_from_its_results_and_nothing_private(configure: Mak
     private = [*tiles.ids.tolist(), *tiles.groups.tolist(), *workspace.snippet_texts().values()]
     private += [report.report_id for report in workspace.reports.reports if len(report.report_id) > 2]
     private += ["Roe", "carcinoma", "patient-17", "/home", str(tmp_path), str(config.tiles.path), ".csv", ".jsonl"]
-    found = [item for item in private if item in text]
-    assert not found
+    leaked = [item for item in private if item in text]
+    assert not leaked
 
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("timm", "image-classification", "other")
@@ -56,12 +56,12 @@ def test_a_run_writes_a_card_from_its_results_and_nothing_private(configure: Mak
     assert "text targets in the teacher's joint space, for all tiles" in text and "research use only" in text
     assert read_spec(card.parent).provenance["vlms"] == ["local clip"] and "a local model" in text
 
-    # A later comparison and evaluation write it again; the folder stays valid, also without a card.
+    # A later comparison and evaluation rewrite the card; the folder is valid even without one.
     arm = CardArm("clip_it_all", "this classifier", 0.5, 0.125, (-0.25, 0.5))
     lines = [CardArm("image_only", "baseline", 0.375), arm, CardArm("<b>|x", "control", None)]
     record_comparison(folder, CardComparison("accuracy", 3, "image_only", lines, 4))
-    again = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"bootstrap": 30})})
-    evaluate_run(resolve_arm(again), workspace, folder)
+    changed = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"bootstrap": 30})})
+    evaluate_run(resolve_arm(changed), workspace, folder)
     second = card.read_text(encoding="utf-8")
     assert "+0.125 [-0.250, +0.500]" in second and "4 other arms" in second and "<b>" not in second
     assert second != text

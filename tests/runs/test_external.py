@@ -1,4 +1,4 @@
-"""Finished runs on new tiles and with new prompts."""
+"""External evaluation of finished runs on new tiles or with new prompts."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ MakeSet = Callable[..., TilesConfig]
 
 @pytest.fixture(scope="module")
 def home(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the small world's tiles, which a test may remove, and a run that was trained on them."""
+    """Folder with a copy of the small world's tiles, which tests may remove, and a run trained on them."""
     root = tmp_path_factory.mktemp("home")
     source = Path(world["tiles"]["path"]).parent
     shutil.copytree(source / "images", root / "images")
@@ -58,7 +58,7 @@ def run(home: Path) -> Path:
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> MakeSet:
-    """A table of new tiles: class -> number of tiles, two of a patient; `copies` of files under given names."""
+    """Function that writes a table of new tiles with the given counts per class and copies of existing files."""
 
     def make(counts: dict[str, int], copies: dict[str, Path] | None = None, **keys: Any) -> TilesConfig:
         folder = tmp_path / "elsewhere"
@@ -84,19 +84,19 @@ def with_policy(run: Path, policy: str) -> RunConfig:
     return config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": policy})})
 
 
-def content(run: Path) -> dict[str, bytes]:
-    """The run's own files."""
+def run_files(run: Path) -> dict[str, bytes]:
+    """Contents of the run's files, without those of external evaluations."""
     files = [path for path in run.rglob("*") if path.is_file() and "external" not in path.parts]
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: Path, make_set: MakeSet) -> None:
-    before = content(run)
+def test_evaluation_of_a_new_set_leaves_the_run_unchanged(run: Path, make_set: MakeSet) -> None:
+    before = run_files(run)
     class_map = {"gland": "gland", "cancer": "tumour", "fat": "fat"}
     tiles = make_set({"gland": 6, "cancer": 8, "fat": 3}, class_map=class_map)
     folder, results = evaluate_external(run, tiles)
     assert folder == run / "external" / "elsewhere-tiles"
-    after, card = content(run), "classifier/README.md"
+    after, card = run_files(run), "classifier/README.md"
     text = after.pop(card).decode()
     assert after == {name: data for name, data in before.items() if name != card}
     assert "set 1 (n = 14)" in text and "set 1: 14 tiles from 7 patients" in text and "elsewhere" not in text
@@ -109,7 +109,7 @@ def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: P
     for name in ("balanced_accuracy", "macro_f1", "auroc"):
         assert scores["metrics"][name]["over"] == "over 2 of 3 classes; no tile of stroma"
         assert scores["metrics"][name]["value"] is not None
-    assert "zero_shot" in scores, "the run's own prompts"
+    assert "zero_shot" in scores, "the prompts of the run are used"
     assert results["own"] == json.loads(before["results.json"])["splits"]["test"]
     assert set(results["calibration"]["measures"]) == {"ece", "nll", "brier"}
     written = read_predictions(folder / "predictions.parquet", results["predictions_sha256"])
@@ -122,17 +122,17 @@ def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: P
     assert read_predictions(folder / "predictions.parquet", results["predictions_sha256"]).classes == CLASSES
 
 
-def test_the_folder_of_another_set_is_refused_with_both_values(run: Path, make_set: MakeSet) -> None:
+def test_a_name_that_is_taken_by_another_set_is_an_error(run: Path, make_set: MakeSet) -> None:
     evaluate_external(run, make_set({"gland": 2, "tumour": 2}), name="twice")
     mapped = make_set({"gland": 2, "tumour": 2}, class_map={"gland": "stroma"})
     with pytest.raises(ArtifactError, match=r"(?s)tiles\.class_map: \{\} in the folder, .*stroma.* now.*--name"):
         evaluate_external(run, mapped, name="twice")
 
 
-def test_an_evaluation_of_another_run_is_refused(run: Path, make_set: MakeSet) -> None:
+def test_evaluations_of_another_run_are_an_error(run: Path, make_set: MakeSet) -> None:
     folder, results = evaluate_external(run, make_set({"gland": 2}), name="copied")
     write_record(folder / "results.json", results | {"run_fingerprint": "0123456789abcdef"})
-    for name in ("copied", "another"):  # the card lists all
+    for name in ("copied", "another"):  # the card lists all evaluations
         with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*copied/results\.json"):
             evaluate_external(run, make_set({"gland": 2}), name=name)
     shutil.rmtree(folder)
@@ -147,7 +147,7 @@ def test_classes_without_a_counterpart_are_an_error(run: Path, make_set: MakeSet
         evaluate_external(run, make_set({"": 2}), name="classes")
 
 
-def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: Path, make_set: MakeSet) -> None:
+def test_training_tiles_among_new_tiles_are_an_error_dropped_or_noted(run: Path, home: Path, make_set: MakeSet) -> None:
     copies = {"copy.png": home / "images" / "train-005.png"}
     tiles = make_set({"gland": 4, "tumour": 4}, copies)
     table = Path(tiles.path)
@@ -166,7 +166,7 @@ def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: P
         assert any(message in line for line in lines)
 
 
-def test_patients_whose_data_adapted_the_run_s_vlm_are_a_warning(run: Path, make_set: MakeSet, tmp_path: Path) -> None:
+def test_patients_used_to_adapt_the_vlm_trigger_a_warning(run: Path, make_set: MakeSet, tmp_path: Path) -> None:
     adapter = tmp_path / "text-seed0" / "adapter"
     adapter.mkdir(parents=True)
     (adapter.parent / "adapted_patients.json").write_text('{"patients": ["elsewhere-1"], "problem": ""}')
@@ -206,7 +206,7 @@ def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make
         hidden.rename(home / "images")
 
 
-def test_a_record_of_fewer_training_tiles_is_refused(run: Path, home: Path, make_set: MakeSet) -> None:
+def test_an_incomplete_record_of_training_tiles_is_an_error(run: Path, home: Path, make_set: MakeSet) -> None:
     tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": home / "images" / "train-005.png"})
     record = (run / TRAINING_TILES).read_bytes()
     table = pq.read_table(run / TRAINING_TILES)
@@ -221,7 +221,9 @@ def test_a_record_of_fewer_training_tiles_is_refused(run: Path, home: Path, make
         (run / TRAINING_TILES).write_bytes(record)
 
 
-def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str, Any], tmp_path: Path) -> None:
+def test_new_prompts_are_evaluated_on_the_test_tiles_of_the_run(
+    run: Path, world: dict[str, Any], tmp_path: Path
+) -> None:
     values = yaml.safe_load(Path(world["prompts"]).read_text())
     values |= {"name": "other", "templates": ["a large {}."]}
     path = tmp_path / "other.yaml"
@@ -229,7 +231,9 @@ def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str
     folder, results = evaluate_external(run, prompts=str(path))
     assert folder.name == "other"
     scores = results["splits"]["other"]
-    assert scores["metrics"]["accuracy"] == results["own"]["metrics"]["accuracy"], "the head does not read prompts"
+    assert scores["metrics"]["accuracy"] == results["own"]["metrics"]["accuracy"], (
+        "the classification head does not depend on prompts"
+    )
     new = read_predictions(folder / "predictions.parquet").zero_shot
     own = read_predictions(run / "predictions.parquet").select("test").zero_shot
     assert new is not None and own is not None and not np.allclose(new, own)
@@ -243,7 +247,7 @@ def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str
         _check_prompts(load_prompts(world["prompts"]), without_text, run)
 
 
-def test_the_command_takes_a_run_alone_or_with_new_tiles(
+def test_command_with_and_without_new_tiles(
     run: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     before = (run / "predictions.parquet").read_bytes()
@@ -254,9 +258,9 @@ def test_the_command_takes_a_run_alone_or_with_new_tiles(
     path = make_set({"gland": 2, "tumour": 2}).path
     monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", f"--run={run}", f"--tiles.path={path}", "--name=centre2"])
     main()
-    told = capsys.readouterr().out
-    assert "centre2 (n = 4)" in told
-    assert "new set centre2: table" in told and "4 tiles, 2 classes: gland 2, tumour 2" in told
+    output = capsys.readouterr().out
+    assert "centre2 (n = 4)" in output
+    assert "new set centre2: table" in output and "4 tiles, 2 classes: gland 2, tumour 2" in output
     assert (run / "external" / "centre2" / "results.json").is_file()
     monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", "--run", str(run.parent)])
     with pytest.raises(SystemExit, match="2"):
@@ -264,7 +268,7 @@ def test_the_command_takes_a_run_alone_or_with_new_tiles(
     assert "does not contain a trained run" in capsys.readouterr().err
 
 
-def test_the_python_function_gives_scores_and_predictions_of_new_tiles(run: Path, make_set: MakeSet) -> None:
+def test_python_function_returns_scores_and_predictions_of_new_tiles(run: Path, make_set: MakeSet) -> None:
     path = make_set({"gland": 2, "tumour": 2}).path
     result = clipit.evaluate_external(run, path, name="in_python", keys={"evaluation.bootstrap": 0})
     assert result.folder == run / "external" / "in_python" and result.page.is_file() and result.summary.is_file()
@@ -286,7 +290,7 @@ def test_a_held_out_test_split_needs_no_validation_tiles(run: Path, make_set: Ma
     assert not any("validation" in note for note in tiles.notes)
 
 
-def test_options_that_change_a_finished_run_are_refused(tmp_path: Path) -> None:
+def test_options_that_would_change_a_finished_run_are_errors(tmp_path: Path) -> None:
     run = ["--run", "folder"]
     with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*only --tiles keys"):
         read_new_inputs("", OPTIONS, [*run, "--lora.rank=2", "--leaks.policy=note"])

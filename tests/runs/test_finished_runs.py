@@ -1,4 +1,4 @@
-"""What becomes of finished runs whose folders were changed afterwards, or of which more is asked."""
+"""Finished runs that are started again, evaluated again, or whose folders have changed."""
 
 import json
 import os
@@ -39,49 +39,49 @@ MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, Any]:
-    """Workspace that the tests of this module share, and the folder of a finished run that they copy."""
+def shared() -> dict[str, Any]:
+    """Workspace shared by the tests of this module, and the folder of a finished run that they copy."""
     return {}
 
 
 @pytest.fixture
 def finished(
-    configure: MakeConfig, kept: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: MakeConfig, shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunConfig, Callable[[RunConfig], list[str]]]:
-    """A configuration with a copy of a finished run, and `again`: carry it out, and give what was said."""
+    """Configuration with a copy of a finished run, and a function that starts it again and returns the log lines."""
     whole, config = (configure({"training.steps": 2}, name=name) for name in ("whole", f"f{abs(hash(tmp_path))}"))
 
-    def again(asked: RunConfig) -> list[str]:
-        said = capture_log()
-        workspace = kept.setdefault("workspace", Workspace(asked))
-        train_run(asked, workspace)
-        return said
+    def rerun(requested: RunConfig) -> list[str]:
+        lines = capture_log()
+        workspace = shared.setdefault("workspace", Workspace(requested))
+        train_run(requested, workspace)
+        return lines
 
-    if "folder" not in kept:
-        again(whole)
-        kept["folder"] = run_folder(whole)
-    shutil.copytree(kept["folder"], run_folder(config))
-    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
-    return config, again
+    if "folder" not in shared:
+        rerun(whole)
+        shared["folder"] = run_folder(whole)
+    shutil.copytree(shared["folder"], run_folder(config))
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("the run was trained again"))
+    return config, rerun
 
 
 Finished = tuple[RunConfig, Callable[[RunConfig], list[str]]]
 
 
-def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, again = finished
+def test_missing_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, rerun = finished
     folder = run_folder(config)
     weights = (folder / "classifier" / "model.safetensors").read_bytes()
     (folder / "classifier" / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"(?s)incomplete.*model\.safetensors.*delete this folder"):
-        again(config)
+        rerun(config)
     shutil.rmtree(folder / "classifier")
     monkeypatch.undo()
-    assert any("no classifier, so the run is trained again" in line for line in again(config))
+    assert any("no classifier, so the run is trained again" in line for line in rerun(config))
     assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
 
 
-def test_keys_without_effect_that_earlier_versions_recorded_do_not_matter(
+def test_keys_without_effect_recorded_by_earlier_versions_are_ignored(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure({"training.steps": 2, "output": str(tmp_path)}, arm="image_only")
@@ -97,7 +97,7 @@ def test_keys_without_effect_that_earlier_versions_recorded_do_not_matter(
         write_run_json(folder / "training.json", facts, folder)
         write_run_json(folder / "results.json", results, folder)
 
-    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("the run was trained again"))
     rewrite(**{"vlm.name": "another", "vlm.precision": "bf16", "soft_labels.own_report.labels": "label"})
     written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     written["soft_labels"]["own_report"] = written.pop("own_report") | {"several": "latest"}
@@ -122,9 +122,9 @@ def test_a_damaged_classifier_is_not_evaluated(finished: Finished, name: str) ->
     assert (folder / "results.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", ["lost", "truncated", "rows dropped", "labels shifted"])
-def test_lost_or_changed_predictions_are_made_again(finished: Finished, change: str) -> None:
-    config, again = finished
+@pytest.mark.parametrize("change", ["missing", "truncated", "rows dropped", "labels shifted"])
+def test_missing_or_changed_predictions_are_recomputed(finished: Finished, change: str) -> None:
+    config, rerun = finished
     path = run_folder(config) / "predictions.parquet"
     content, table = path.read_bytes(), pq.read_table(path)
     path.unlink()
@@ -136,58 +136,58 @@ def test_lost_or_changed_predictions_are_made_again(finished: Finished, change: 
         labels = np.roll(table.column("label").to_numpy(), 1)
         pq.write_table(table.set_column(2, "label", pa.array(labels)), path)
     note = "lacks the predictions.parquet that its scores were computed from, so the run is re-evaluated"
-    assert any(note in line for line in again(config))
+    assert any(note in line for line in rerun(config))
     assert path.read_bytes() == content
-    assert not [line for line in again(config) if "again" in line]
+    assert not [line for line in rerun(config) if "again" in line]
 
 
-def test_other_keys_of_evaluation_count(finished: Finished) -> None:
-    config, again = finished
+def test_changed_evaluation_keys_trigger_a_new_evaluation(finished: Finished) -> None:
+    config, rerun = finished
     other = config.evaluation.model_copy(update={"splits": ("train", "test"), "batch_size": 7})
     changed = config.model_copy(update={"evaluation": other})
-    assert any("keys of `evaluation`" in line for line in again(changed))
+    assert any("keys of `evaluation`" in line for line in rerun(changed))
     assert set(read_results(run_folder(config))["splits"]) == {"train", "test"}
-    assert not [line for line in again(changed) if "again" in line]
+    assert not [line for line in rerun(changed) if "again" in line]
 
 
-def test_no_page_of_an_earlier_evaluation_is_left(finished: Finished) -> None:
-    config, again = finished
+def test_pages_of_an_earlier_evaluation_are_deleted(finished: Finished) -> None:
+    config, rerun = finished
     folder = run_folder(config)
-    drawn = {"report.html", "curves.png", "confusion_test.png", "reliability_test.png"}
-    assert drawn < {path.name for path in folder.iterdir()}
+    pages = {"report.html", "curves.png", "confusion_test.png", "reliability_test.png"}
+    assert pages < {path.name for path in folder.iterdir()}
     other = config.evaluation.model_copy(update={"splits": ("test",), "page": False})
     changed = config.model_copy(update={"evaluation": other})
-    again(changed)
+    rerun(changed)
     assert not [*folder.glob("*.png"), *folder.glob("*.html")]
     assert "confusion_test.png" not in (folder / "summary.md").read_text(encoding="utf-8")
     evaluate_again(changed, Workspace(changed))
-    assert drawn < {path.name for path in folder.iterdir()}, "somebody asked to see this run"
+    assert pages < {path.name for path in folder.iterdir()}, "evaluate_again always writes the page"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_damaged_results(finished: Finished, content: str) -> None:
-    config, again = finished
+def test_damaged_results_are_an_error(finished: Finished, content: str) -> None:
+    config, rerun = finished
     path = run_folder(config) / "results.json"
     path.write_text(content)
     with pytest.raises(ArtifactError, match=r"(?s)results\.json.*delete this file"):
-        again(config)
+        rerun(config)
     path.unlink()
-    again(config)
+    rerun(config)
     assert read_results(path.parent)["splits"]
 
 
-def test_damaged_facts_of_the_training(finished: Finished) -> None:
-    config, again = finished
+def test_damaged_training_facts_are_an_error(finished: Finished) -> None:
+    config, rerun = finished
     folder = run_folder(config)
     (folder / "training.json").write_text("{")
     (folder / "results.json").unlink()
     with pytest.raises(ArtifactError, match=r"(?s)training\.json.*delete this file and the folder .*classifier"):
-        again(config)
+        rerun(config)
     with pytest.raises(ArtifactError, match=r"training\.json"):
         read_training(folder)
 
 
-def test_a_classifier_of_another_run(finished: Finished) -> None:
+def test_a_classifier_of_another_run_is_an_error(finished: Finished) -> None:
     config, _ = finished
     folder = run_folder(config)
     open_classifier(config, folder)
@@ -200,34 +200,34 @@ def test_a_classifier_of_another_run(finished: Finished) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"commit": ""}'])
-def test_a_damaged_mark_belongs_to_nobody(finished: Finished, content: str) -> None:
-    config, again = finished
+def test_a_damaged_run_record_is_an_error(finished: Finished, content: str) -> None:
+    config, rerun = finished
     (run_folder(config) / "run.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"(?s)run.*--name .*or delete the"):
-        again(config)
+        rerun(config)
 
 
 @pytest.mark.parametrize("content", ["{", '{"commit": ""}'])
-def test_advice_for_a_damaged_mark(finished: Finished, content: str) -> None:
+def test_fix_for_a_damaged_run_record(finished: Finished, content: str) -> None:
     folder = run_folder(finished[0])
     (folder / "run.json").write_text(content)
     with pytest.raises(ArtifactError, match=rf"(?s)run\.json.*or delete the folder {folder} and run clipit train"):
         read_training(folder)
 
 
-@pytest.mark.parametrize("left", ["classifier", "results.json", "checkpoints"])
-def test_a_run_without_its_mark_is_not_taken_over(finished: Finished, left: str) -> None:
-    config, again = finished
+@pytest.mark.parametrize("remaining", ["classifier", "results.json", "checkpoints"])
+def test_a_folder_without_a_run_record_is_not_reused(finished: Finished, remaining: str) -> None:
+    config, rerun = finished
     folder = run_folder(config)
     for path in folder.iterdir():
-        if path.name != left:
+        if path.name != remaining:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(ArtifactError, match=r"(?s)run\.json is missing.*--name"):
-        again(config)
+        rerun(config)
 
 
-def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> None:
-    config, again = finished
+def test_temporary_files_of_killed_processes_are_deleted(finished: Finished) -> None:
+    config, rerun = finished
     folder = run_folder(config)
     for name in (".config.yaml.1.tmp", "checkpoints/.best-00000002.safetensors.77.tmp", "checkpoints/.tmpWAkYZw"):
         (folder / name).write_text("half")
@@ -236,7 +236,7 @@ def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> Non
     half_deleted = folder / "checkpoints" / "step-00000001"
     half_deleted.mkdir()
     (half_deleted / "weights.safetensors").write_text("old")
-    again(config)
+    rerun(config)
     assert list(folder.rglob(".*tmp*")) == [written_now] and not half_deleted.exists()
     (folder / ".summary.md.1.tmp").write_text("half")
     evaluate_again(config, Workspace(config))
@@ -244,17 +244,17 @@ def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> Non
     assert json.loads((folder / "run.json").read_text())["fingerprint"]
 
 
-def test_a_finished_run_that_cannot_be_written_is_read(
-    finished: Finished, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_read_only_finished_run_is_read(
+    finished: Finished, shared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, again = finished
-    folder, workspace = run_folder(config), kept["workspace"]
+    config, rerun = finished
+    folder, workspace = run_folder(config), shared["workspace"]
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     results = read_results(folder)
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
     monkeypatch.setattr("clipit.output_files.artifacts.FileLock", lambda *_: pytest.fail("a lock file was written"))
-    assert any("is read-only; its existing results are used" in line for line in again(config))
+    assert any("is read-only; its existing results are used" in line for line in rerun(config))
     resolved = resolve_arm(config)
     assert evaluate_again(resolved, workspace) == (folder, results)
     assert write_pages(resolved, workspace) == [folder / "report.html"]
@@ -265,7 +265,7 @@ def test_a_finished_run_that_cannot_be_written_is_read(
 
 
 @pytest.mark.parametrize("content", ['{"splits": []}', '{"splits": {"test": 1}, "provenance": {}}', "[" * 100_000])
-def test_results_of_another_form(finished: Finished, content: str) -> None:
+def test_results_of_an_unexpected_form_are_an_error(finished: Finished, content: str) -> None:
     config, _ = finished
     path = run_folder(config) / "results.json"
     path.write_text(content)
@@ -274,26 +274,26 @@ def test_results_of_another_form(finished: Finished, content: str) -> None:
 
 
 @pytest.mark.parametrize("content", ['{"score": "high"}', '{"score": 0.5, "sections": []}', "{}", "[]"])
-def test_facts_of_another_form(tmp_path: Path, content: str) -> None:
+def test_training_facts_of_an_unexpected_form_are_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "training.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"training\.json"):
         read_training(tmp_path, "score")
 
 
-def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path) -> None:
+def test_dropped_images_are_logged_once(configure: MakeConfig, tmp_path: Path) -> None:
     source = Path(configure().tiles.path)
     shutil.copytree(source.parent / "images", tmp_path / "images")
     shutil.copy(source, tmp_path / "tiles.csv")
     (tmp_path / "images" / "test-003.png").write_bytes(b"nothing")
     keys = {"tiles.path": str(tmp_path / "tiles.csv"), "tiles.unreadable": "quarantine", "leaks.policy": "off"}
-    said = capture_log()
+    lines = capture_log()
     workspace = Workspace(configure(keys))
     assert len(workspace.tiles(0)) == len(workspace.tiles(1)) == 119
-    assert sum("dropped 1 of 120 images (cannot be decoded): images/test-003.png" in text for text in said) == 1
+    assert sum("dropped 1 of 120 images (cannot be decoded): images/test-003.png" in text for text in lines) == 1
 
 
 @pytest.mark.parametrize("name", ["results.json", "training.json"])
-def test_a_changed_number_is_not_reported(finished: Finished, name: str) -> None:
+def test_changed_values_are_an_error(finished: Finished, name: str) -> None:
     config, _ = finished
     path = run_folder(config) / name
     values = json.loads(path.read_text())
@@ -303,7 +303,7 @@ def test_a_changed_number_is_not_reported(finished: Finished, name: str) -> None
         write_pages(resolve_arm(config), Workspace(config))
 
 
-def test_rows_missing_from_the_training_log(finished: Finished) -> None:
+def test_missing_rows_of_the_training_log_are_an_error(finished: Finished) -> None:
     folder = run_folder(finished[0])
     log, (first, *_) = folder / "metrics.jsonl", (folder / "metrics.jsonl").read_text().splitlines()
     rows = len(read_curves(log)["loss"][0])
@@ -316,7 +316,7 @@ def test_rows_missing_from_the_training_log(finished: Finished) -> None:
             _ = RunResult(folder).history
 
 
-def test_a_changed_value_in_the_training_log(finished: Finished) -> None:
+def test_changed_values_in_the_training_log_are_an_error(finished: Finished) -> None:
     log = run_folder(finished[0]) / "metrics.jsonl"
     first, *others = log.read_text().splitlines()
     log.write_text("\n".join([json.dumps(json.loads(first) | {"loss": 9.0}), *others, ""]))
@@ -324,16 +324,16 @@ def test_a_changed_value_in_the_training_log(finished: Finished) -> None:
         read_curves(log)
 
 
-def test_a_deleted_configuration_is_written_again(finished: Finished) -> None:
-    config, again = finished
+def test_a_deleted_configuration_is_restored(finished: Finished) -> None:
+    config, rerun = finished
     folder = run_folder(config)
     before = read_run_config(folder)
     (folder / "config.yaml").unlink()
-    assert any("config.yaml was missing" in line for line in again(config))
+    assert any("config.yaml was missing" in line for line in rerun(config))
     assert read_run_config(folder).model_dump(exclude={"name"}) == before.model_dump(exclude={"name"})
 
 
-def test_a_classifier_without_its_description(finished: Finished) -> None:
+def test_a_classifier_without_its_description_is_an_error(finished: Finished) -> None:
     folder = run_folder(finished[0])
     (folder / "classifier" / "clipit.json").unlink()
     for path in (folder, folder / "classifier"):
@@ -352,7 +352,7 @@ def test_a_classifier_without_its_description(finished: Finished) -> None:
         ("compared.json", _read_compared),
     ],
 )
-def test_a_file_of_another_run(finished: Finished, name: str, read: Callable[[Path], object]) -> None:
+def test_files_of_another_run_are_an_error(finished: Finished, name: str, read: Callable[[Path], object]) -> None:
     config, _ = finished
     folder = run_folder(config)
     record_comparison(folder, CardComparison("accuracy", 1, "image_only", []))

@@ -1,6 +1,6 @@
-"""Every family of model loaders, from a local folder and without a network: embed, index, pair, train, export, reload.
+"""Every family of model loaders from local folders, without network: embed, index, pair, train, export, reload.
 
-Each run has a different VLM and a different backbone; together they meet every family once.
+Each run uses a different VLM and a different backbone; together the runs cover every family once.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ Save = Callable[[Path], str]
 
 
 def save_open_clip(folder: Path) -> str:
-    """An open_clip folder with towers of its own; the tokeniser is the one that open_clip brings."""
+    """Save a tiny open_clip model, which uses the default tokenizer of open_clip."""
     import open_clip
     import torch
     from open_clip.push_to_hf_hub import save_config_for_hf
@@ -38,8 +38,8 @@ def save_open_clip(folder: Path) -> str:
     }
     torch.manual_seed(0)
     model = open_clip.CLIP(**config)
-    shown = {"size": 32, "mean": (0.7, 0.6, 0.7), "std": (0.2, 0.25, 0.2), "interpolation": "bicubic"}
-    open_clip.model.set_model_preprocess_cfg(model, {**shown, "resize_mode": "shortest"})
+    preprocessing = {"size": 32, "mean": (0.7, 0.6, 0.7), "std": (0.2, 0.25, 0.2), "interpolation": "bicubic"}
+    open_clip.model.set_model_preprocess_cfg(model, {**preprocessing, "resize_mode": "shortest"})
     save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     save_config_for_hf(model, folder / "open_clip_config.json", config)
     return str(folder)
@@ -67,47 +67,47 @@ MATRIX = [
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever tries to connect fails the test."""
+    """Fail the test on any attempt to open a network connection."""
     import huggingface_hub.constants
 
     def refuse(self: socket.socket, address: Any) -> None:
-        raise AssertionError(f"a connection to {address} was tried")
+        raise AssertionError(f"attempted to connect to {address}")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.fixture
-def taught(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The student as it was trained, before anything is merged: `probabilities(images)`."""
+def trained_student(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Record the probabilities of the trained student for `images` before its LoRA layers are merged."""
     import torch
 
     import clipit.models.export_classifier as export_module
 
-    export, found = export_module.export_classifier, {}
+    export, record = export_module.export_classifier, {}
 
-    def keep(student: Any, backbone: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Ask the student, then export it as usual."""
-        pixels = torch.from_numpy(np.stack([backbone.preprocess.pixels(image) for image in found["images"]]))
+    def record_and_export(student: Any, backbone: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Record the student's probabilities, then export it as usual."""
+        pixels = torch.from_numpy(np.stack([backbone.preprocess.pixels(image) for image in record["images"]]))
         student.eval()
         with torch.no_grad():
-            found["probabilities"] = student(backbone.preprocess.normalise(pixels)).logits.softmax(-1).numpy()
-        found["lora"] = any("lora_" in name for name, _ in student.named_parameters())
+            record["probabilities"] = student(backbone.preprocess.normalise(pixels)).logits.softmax(-1).numpy()
+        record["lora"] = any("lora_" in name for name, _ in student.named_parameters())
         return export(student, backbone, *arguments, **keywords)
 
-    monkeypatch.setattr(export_module, "export_classifier", keep)
-    return found
+    monkeypatch.setattr(export_module, "export_classifier", record_and_export)
+    return record
 
 
-def goes_through(config: Any, taught: dict[str, Any]) -> None:
-    """One run from its models' folders to a classifier that is loaded again and gives the student's answers."""
+def check_whole_run(config: Any, trained_student: dict[str, Any]) -> None:
+    """Train and export a run, and check that the reloaded classifier reproduces the trained student."""
     import clipit
     from clipit.runs.train import train_run
     from clipit.workspace.workspace import Workspace
 
     workspace = Workspace(config)
     tests = workspace.all_tiles.of_split("test")
-    images = taught["images"] = [tests.read(row) for row in range(len(tests))]
+    images = trained_student["images"] = [tests.read(row) for row in range(len(tests))]
     folder = train_run(config, workspace)
     for kind in KINDS:
         assert list((config.output / "artefacts").glob(f"{kind}-*/manifest.json")), kind
@@ -116,22 +116,22 @@ def goes_through(config: Any, taught: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(np.isfinite(row["loss"]) and row["distillation"] > 0 for row in rows)
-    assert taught["lora"]
+    assert trained_student["lora"]
     reloaded = clipit.load_classifier(folder / "classifier", vlm=config.vlm)
-    found = reloaded.predict_proba(images)
-    np.testing.assert_allclose(found, taught["probabilities"], atol=2e-5)
+    probabilities = reloaded.predict_proba(images)
+    np.testing.assert_allclose(probabilities, trained_student["probabilities"], atol=2e-5)
     table = pq.read_table(folder / "predictions.parquet")
     by_id = {row["id"]: row for row in table.to_pylist()}
-    written = [[by_id[name][f"p_{c}"] for c in tests.classes] for name in tests.ids.tolist()]
-    np.testing.assert_allclose(found, written, atol=2e-5)
-    assert len({tuple(np.round(row, 6)) for row in found.tolist()}) > 1, "the same answer to every tile"
-    answers = reloaded.zero_shot(images[:3], {"tumour": ["tumour with atypia"], "other": ["normal mucosa"]})
-    assert np.asarray(answers).shape[0] == 3
+    stored = [[by_id[name][f"p_{c}"] for c in tests.classes] for name in tests.ids.tolist()]
+    np.testing.assert_allclose(probabilities, stored, atol=2e-5)
+    assert len({tuple(np.round(row, 6)) for row in probabilities.tolist()}) > 1, "all tiles have the same probabilities"
+    zero_shot = reloaded.zero_shot(images[:3], {"tumour": ["tumour with atypia"], "other": ["normal mucosa"]})
+    assert np.asarray(zero_shot).shape[0] == 3
 
 
 @pytest.mark.parametrize(("vlm", "backbone", "arm"), MATRIX, ids=lambda value: str(value).replace(" ", "_"))
-def test_a_family_goes_the_whole_way(
-    configure: MakeConfig, taught: dict[str, Any], tmp_path: Path, vlm: str, backbone: str, arm: str
+def test_whole_run(
+    configure: MakeConfig, trained_student: dict[str, Any], tmp_path: Path, vlm: str, backbone: str, arm: str
 ) -> None:
     folders = {name: tmp_path / name for name in ("vlm", "backbone")}
     for folder in folders.values():
@@ -146,17 +146,17 @@ def test_a_family_goes_the_whole_way(
         },
         arm=arm,
     )
-    goes_through(config, taught)
+    check_whole_run(config, trained_student)
     assert config.vlm.name == "embedded" or Path(config.vlm.name).is_dir()
 
 
-def test_every_family_is_met() -> None:
+def test_matrix_covers_every_family() -> None:
     assert {row[0] for row in MATRIX} == set(VLMS) and {row[1] for row in MATRIX} == set(BACKBONES)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("conch") is None, reason="the package conch is not installed")
-def test_conch_goes_the_whole_way(
-    configure: MakeConfig, taught: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_whole_run_with_conch(
+    configure: MakeConfig, trained_student: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipit.models.vlm_specs import VLMS as SPECS
 
@@ -171,5 +171,5 @@ def test_conch_goes_the_whole_way(
         },
         arm="clip_it_all",
     )
-    goes_through(config, taught)
+    check_whole_run(config, trained_student)
     assert config.vlm.path is not None

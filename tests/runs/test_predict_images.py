@@ -1,4 +1,4 @@
-"""Prediction of folders, zips and tables with an exported classifier: resume, processes, damaged images, files."""
+"""Prediction of images with an exported classifier: inputs, resuming, processes, damaged images and output files."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ SMALL = PredictionOptions(batch_size=4, workers=2)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier with text, whose VLM is a local folder beside it."""
+    """Folder of a classifier with a text branch, and of its VLM."""
     return save_classifier(tmp_path_factory.mktemp("classifier"))
 
 
@@ -53,7 +53,7 @@ def classifier(folder: Path) -> Classifier:
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 37 images, of which three are damaged, and a file that is no image."""
+    """Folder with 37 images, of which three are damaged, and a text file."""
     root = tmp_path_factory.mktemp("tiles")
     rng = np.random.default_rng(0)
     for number in range(37):
@@ -64,7 +64,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = (root / name).read_bytes()
         (root / name).write_bytes(data[: len(data) // 2])
     (root / "case 2/35.png").write_bytes(b"")
-    (root / "case 2/notes.txt").write_text("no image")
+    (root / "case 2/notes.txt").write_text("not an image")
     return root
 
 
@@ -73,7 +73,7 @@ def readable(tiles: Path) -> list[Path]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """The visible files of a prediction: its hidden lock file stays."""
+    """Contents of the visible files of a prediction, without its hidden lock file."""
     visible = [path for path in out.parent.iterdir() if path.is_file() and not path.name.startswith(".")]
     return {path.name: path.read_bytes() for path in visible}
 
@@ -83,9 +83,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_the_table_holds_what_the_classifier_predicts_and_lists_damaged_images(
-    classifier: Classifier, tiles: Path, tmp_path: Path
-) -> None:
+def test_tables_of_predictions_and_of_damaged_images(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
     prompts = embed_classes(classifier, "stored")
     for name in ("a/p.parquet", "p.csv"):
         summary = predict_images(classifier, open_images(tiles), tmp_path / name, zero_shot=prompts, options=SMALL)
@@ -122,11 +120,11 @@ def test_the_table_holds_what_the_classifier_predicts_and_lists_damaged_images(
 def test_the_page_shows_the_least_and_most_certain_images(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
     predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
-    sure = {row["id"]: max(float(row[f"p_{name}"]) for name in CLASSES) for row in table(tmp_path / "p.csv")}
-    order = sorted(sure, key=lambda name: sure[name])
+    confidence = {row["id"]: max(float(row[f"p_{name}"]) for name in CLASSES) for row in table(tmp_path / "p.csv")}
+    order = sorted(confidence, key=lambda name: confidence[name])
     least, rest = page.split("Least certain")[-1].split("Most certain")
     assert least.index(f"id {order[0]}<") < least.index(f"id {order[1]}<") and f"id {order[-1]}<" in rest
-    assert f"of {len(sure)} images, the least certain first: class and its probability" in least
+    assert f"of {len(confidence)} images, the least certain first: class and its probability" in least
     assert re.search(r"tumour: \d+ of \d+ images, the most certain first", rest)
     assert f"id {order[-1]}<" not in least and "data:image/jpeg" in least and "case 2/35.png" in page
 
@@ -146,7 +144,7 @@ def killed_after_two_chunks() -> Iterator[None]:
         yield
 
 
-def test_a_killed_command_goes_on_and_the_files_are_the_same(
+def test_a_resumed_command_writes_the_same_files(
     classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("once", "twice"):
@@ -161,13 +159,13 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(
         prediction_chunks._Chunk, "add", lambda self, rows, *rest: (read.extend(rows), add(self, rows, *rest))
     )
     predict_images(classifier, open_images(tiles), out, options=SMALL)
-    assert read == list(range(8, 37)), "the two finished chunks of four images are not predicted again"
+    assert read == list(range(8, 37)), "the two finished chunks of four images are skipped"
     predict_images(classifier, open_images(tiles), tmp_path / "once/p.csv", options=SMALL)
     assert files(out) == files(tmp_path / "once/p.csv")
 
 
 @pytest.mark.parametrize("change", ["packed", "dropped", "reordered", "retyped", "renamed", "text", "null", "negative"])
-def test_a_rewritten_chunk_counts_only_if_its_rows_are_the_same(
+def test_a_rewritten_chunk_is_accepted_only_with_the_same_rows(
     classifier: Classifier, tiles: Path, tmp_path: Path, change: str
 ) -> None:
     out = tmp_path / "p.csv"
@@ -199,7 +197,7 @@ def test_a_rewritten_chunk_counts_only_if_its_rows_are_the_same(
     assert out.read_bytes() == (tmp_path / "once.csv").read_bytes()
 
 
-def test_a_killed_command_goes_on_with_another_batch_size(
+def test_a_command_can_be_resumed_with_another_batch_size(
     classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, whole, larger = tmp_path / "p.csv", tmp_path / "whole.csv", PredictionOptions(batch_size=5)
@@ -211,7 +209,7 @@ def test_a_killed_command_goes_on_with_another_batch_size(
         prediction_chunks._Chunk, "add", lambda self, rows, *rest: (read.append(rows), add(self, rows, *rest))
     )
     predict_images(classifier, open_images(tiles), out, options=larger)
-    assert read[0] == range(8, 12) and read[-1].stop == 37, "the chunks are those of the first command"
+    assert read[0] == range(8, 12) and read[-1].stop == 37, "chunks keep the size of the first command"
     predict_images(classifier, open_images(tiles), whole, options=larger)
     pd.testing.assert_frame_equal(pd.read_csv(out), pd.read_csv(whole), rtol=1e-4)
     before = files(out)
@@ -220,7 +218,7 @@ def test_a_killed_command_goes_on_with_another_batch_size(
     assert files(out) == before, "a finished command is not repeated for another batch size"
 
 
-def test_a_kill_while_the_files_are_written_is_resumed(
+def test_a_command_killed_while_writing_files_is_resumed(
     classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -244,7 +242,7 @@ def test_temporary_files_of_killed_attempts_are_deleted(classifier: Classifier, 
     assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
 
 
-def test_a_command_that_waits_for_the_same_one_finds_it_finished(
+def test_a_command_that_waits_for_an_identical_one_uses_its_result(
     classifier: Classifier,
     tiles: Path,
     tmp_path: Path,
@@ -312,7 +310,7 @@ def test_changed_lists_of_unreadable_images_are_an_error(
         predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
 
 
-def test_nothing_is_left_if_no_image_can_be_read(classifier: Classifier, tmp_path: Path) -> None:
+def test_no_files_are_left_if_no_image_can_be_read(classifier: Classifier, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "bad" / name).write_bytes(b"damaged")
@@ -328,7 +326,7 @@ def test_chunks_are_whole_batches_and_small_sets_can_be_shared() -> None:
     assert chunk_starts(100, 4) == range(0, 100, 8) and len(chunk_starts(1, 64)) == 1
 
 
-def test_values_that_are_not_finite_are_an_error_that_names_the_image(
+def test_non_finite_outputs_are_an_error_that_names_the_image(
     classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = classifier.forward
@@ -343,26 +341,26 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_image(
         predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
 
 
-def test_bfloat16_agrees_within_its_precision(folder: Path, tiles: Path, tmp_path: Path) -> None:
+def test_bfloat16_agrees_with_float32(folder: Path, tiles: Path, tmp_path: Path) -> None:
     values = []
     for bf16 in (False, True):
         out = tmp_path / f"{bf16}.parquet"
-        found = clipit.predict(folder / "run", tiles, out, bf16=bf16, device="cpu")
-        values.append(found.predictions["p_gland"].to_numpy())
-        assert found.summary["inputs"]["precision"] == ("bfloat16" if bf16 else "float32")
+        result = clipit.predict(folder / "run", tiles, out, bf16=bf16, device="cpu")
+        values.append(result.predictions["p_gland"].to_numpy())
+        assert result.summary["inputs"]["precision"] == ("bfloat16" if bf16 else "float32")
     assert 0 < np.abs(values[0] - values[1]).max() < 0.05
 
 
-def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles: Path, tmp_path: Path) -> None:
+def test_tables_with_path_and_id_columns_and_ignored_labels(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,label,key\ncase 1/01.png,NA,x\ncase 0/03.png,,y\n")
     with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
         for name in ("case 0/03.png", "case 1/01.png"):
             archive.write(tiles / name, name)
     for images in (tiles, tmp_path / "t.zip"):
-        found = open_inputs([tmp_path / "t.csv"], images, "file", "key")
-        assert list(found.ids) == ["x", "y"]
+        opened = open_inputs([tmp_path / "t.csv"], images, "file", "key")
+        assert list(opened.ids) == ["x", "y"]
         wanted = np.asarray(Image.open(tiles / "case 1/01.png"))
-        np.testing.assert_array_equal(np.asarray(found.read(0)), wanted)
+        np.testing.assert_array_equal(np.asarray(opened.read(0)), wanted)
     assert list(open_inputs([tmp_path / "t.csv"], tiles, "file").ids) == ["case 1/01.png", "case 0/03.png"]
     with pytest.raises(DataError, match=r"missing columns: path(.|\n)*--path-column"):
         open_inputs([tmp_path / "t.csv"], tiles)
@@ -379,16 +377,16 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]
 
 
-@pytest.mark.parametrize(("edge", "mpp", "warned"), [(32, "", False), (128, "", True), (128, "0.25", False)])
+@pytest.mark.parametrize(("edge", "mpp", "expect_note"), [(32, "", False), (128, "", True), (128, "0.25", False)])
 def test_images_that_show_more_tissue_than_the_training_tiles_are_noted(
-    classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture, edge: int, mpp: str, warned: bool
+    classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture, edge: int, mpp: str, expect_note: bool
 ) -> None:
     caplog.set_level("INFO")
     Image.new("RGB", (edge, edge), "pink").save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text(f"path,mpp\na.png,{mpp}\n")
     summary = predict_images(classifier, open_inputs([tmp_path / "t.csv"]), tmp_path / "p.csv", options=SMALL)
     expected = "1 of 1 sampled image shows 4 times the width of the training tiles (32 pixels at 1 µm per pixel)"
-    assert (expected in summary["note"], expected in caplog.text) == (warned, warned)
+    assert (expected in summary["note"], expected in caplog.text) == (expect_note, expect_note)
 
 
 def test_images_that_are_not_square_are_noted(
@@ -431,9 +429,9 @@ def test_zero_shot_classes_come_from_files_names_and_the_command_line(
 ) -> None:
     prompts = read_prompts(world["prompts"], None)
     assert prompts is not None
-    found = embed_classes(classifier, prompts)
+    zero_shot = embed_classes(classifier, prompts)
     texts = {name: prompts.texts(name) for name in prompts.classes}
-    np.testing.assert_allclose(found.embeddings, classifier.prompt_embeddings(texts))
+    np.testing.assert_allclose(zero_shot.embeddings, classifier.prompt_embeddings(texts))
     named = read_prompts(None, "necrosis; normal mucosa ;")
     assert named is not None and embed_classes(classifier, named).classes == ("necrosis", "normal mucosa")
     np.testing.assert_allclose(
@@ -469,10 +467,10 @@ def test_names_that_are_not_utf8_are_read_but_not_written(classifier: Classifier
 def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
     for name in ("a/p.csv", "b/p.parquet"):
         result = clipit.predict(classifier, tiles, tmp_path / name, prompts="stored", batch_size=4)
-        found = result.predictions
-        assert len(found) == result.summary["predicted"] == 34 and list(found["id"]) == sorted(found["id"])
-        assert set(found["zero_shot"]) <= set(CLASSES)
-        assert found.filter(regex="^p_").sum(axis=1).between(0.999, 1.001).all()
+        rows = result.predictions
+        assert len(rows) == result.summary["predicted"] == 34 and list(rows["id"]) == sorted(rows["id"])
+        assert set(rows["zero_shot"]) <= set(CLASSES)
+        assert rows.filter(regex="^p_").sum(axis=1).between(0.999, 1.001).all()
         assert list(result.unreadable["id"]) == ["case 0/00.png", "case 1/19.png", "case 2/35.png"]
         changed = bytearray(result.table.read_bytes())
         changed[len(changed) // 2] ^= 1
@@ -483,16 +481,16 @@ def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: 
     assert whole.unreadable_file is None and whole.unreadable.empty and list(whole.predictions["id"]) == ["02.png"]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["clipit predict", *map(str, arguments)])
     main()
 
 
-def test_the_command_prints_shares_and_where_the_files_are(
+def test_the_command_prints_class_shares_and_output_paths(
     folder: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new/p.csv"
-    command(
+    run_command(
         monkeypatch, folder / "run", "--out", out, "--classes", "necrosis; mucin", "--vlm", folder / "clip",
         "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
     )  # fmt: skip
@@ -501,7 +499,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
     assert all(name in printed for name in (*CLASSES, "necrosis", "mucin", str(out), str(out.with_suffix(".html"))))
     summary = json.loads(out.with_suffix(".summary.json").read_text("utf-8"))
     assert f"{summary['classes']['stroma']['share']:.1%}" in printed
-    command(
+    run_command(
         monkeypatch, folder / "run", "--out", out, "--classes", "necrosis; mucin", "--vlm", folder / "clip",
         "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
     )  # fmt: skip
@@ -509,7 +507,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message_part"),
     [
         (("{tiles}", "--out", "{tmp}/p.txt"), "unknown table format"),
         (("{tmp}/gone", "--out", "{tmp}/p.csv"), "fix: correct the path; "),
@@ -518,14 +516,16 @@ def test_the_command_prints_shares_and_where_the_files_are(
         (("{tiles}", "--out", "{tmp}/p.csv", "--device", "tpu9"), "device"),
     ],
 )
-def test_mistakes_are_explained_without_a_traceback(
-    arguments: tuple[str, ...], words: str, folder: Path, tiles: Path, tmp_path: Path,
+def test_input_errors_are_printed_without_a_traceback(
+    arguments: tuple[str, ...], message_part: str, folder: Path, tiles: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     with pytest.raises(SystemExit, match="2"):
-        command(monkeypatch, folder / "run/classifier", *(part.format(tiles=tiles, tmp=tmp_path) for part in arguments))
+        run_command(
+            monkeypatch, folder / "run/classifier", *(part.format(tiles=tiles, tmp=tmp_path) for part in arguments)
+        )
     message = capsys.readouterr().err
-    assert words in message and "fix:" in message and "Traceback" not in message
+    assert message_part in message and "fix:" in message and "Traceback" not in message
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Programs as they are started: two processes, kills by a signal, two programs at once, launches gone wrong."""
+"""Programs run as subprocesses: two processes, kills by a signal, concurrent programs and failed launches."""
 
 import json
 import signal
@@ -25,15 +25,15 @@ from clipit.workspace.workspace import Workspace
 pytestmark = pytest.mark.slow
 WriteConfig = Callable[..., Path]
 
-# Runs commands one after another in the same two processes, each with its own number of rows per shard; starting
+# Runs several commands in the same two processes, each with its own number of rows per shard, because starting the
 # processes takes longer than the commands.
 COMMANDS = """
 import atexit, json, runpy, sys
 from pathlib import Path
-# Registered first, so called last: threads that outlive the process group may end the program with SIGABRT.
+# Registered first, hence called last: threads that outlive the process group may abort the program.
 atexit.register(lambda: print("threads", [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]))
 import clipit.stores.embed, clipit.tiles.resized_tiles, pytest
-clipit.tiles.resized_tiles._BLOCK = 8  # so that both processes resize tiles to the disk
+clipit.tiles.resized_tiles._BLOCK = 8  # small enough that both processes cache resized tiles on disk
 sys.path.insert(0, sys.argv[2])
 from no_plots import COMPARISON_PLOTS, RUN_PLOTS, leave_out_plots
 leave_out_plots(pytest.MonkeyPatch(), RUN_PLOTS | COMPARISON_PLOTS)
@@ -60,15 +60,15 @@ COMPARED = {
 SEVERAL_SHARDS = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
 ARMS = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
 
-# Writes the variables that the launcher sets for a process; that takes no import of torch.
+# Writes the environment variables that the launcher sets for a process, without importing torch.
 VARIABLES = """
 import json, os, sys
 from pathlib import Path
 Path(sys.argv[1], os.environ.get("RANK", "0")).write_text(json.dumps(dict(os.environ)))
 """
 
-# Dies without any clean-up when the n-th file is about to get its final name.
-DYING = """
+# Exits without clean-up when the n-th file is about to be renamed to its final name.
+EXITING = """
 import os, sys
 from pathlib import Path
 rename, left, script = Path.replace, int(sys.argv.pop(1)), sys.argv.pop(1)
@@ -88,11 +88,11 @@ runpy.run_path(script, run_name="__main__")
 
 def files_of(output: Path, kind: str) -> dict[str, str]:
     (folder,) = (path for path in (output / "artefacts").glob(f"{kind}-*") if path.is_dir())
-    found: dict[str, str] = json.loads((folder / "manifest.json").read_text())["files"]
-    return found
+    files: dict[str, str] = json.loads((folder / "manifest.json").read_text())["files"]
+    return files
 
 
-def in_this_process(make: Callable[..., RunConfig], output: Path, changes: dict[str, Any]) -> Path:
+def train_in_this_process(make: Callable[..., RunConfig], output: Path, changes: dict[str, Any]) -> Path:
     return train_run(make({**changes, "output": str(output)}))
 
 
@@ -104,18 +104,18 @@ def same_predictions(one: Path, other: Path) -> bool:
 
 
 def launched_variables(options: Sequence[str], folder: Path, **more: str) -> list[dict[str, str]]:
-    """The environment of each process that `accelerate launch` starts with these options."""
-    script, found = folder / "variables.py", folder / "variables"
+    """Environment variables of each process started by `accelerate launch` with the given options."""
+    script, variables_folder = folder / "variables.py", folder / "variables"
     script.write_text(VARIABLES)
-    found.mkdir()
-    launched = run_program(*LAUNCHER, *options, script, found, **more)
+    variables_folder.mkdir()
+    launched = run_program(*LAUNCHER, *options, script, variables_folder, **more)
     assert launched.returncode == 0, launched.stderr
-    return [json.loads(path.read_text()) for path in sorted(found.iterdir())]
+    return [json.loads(path.read_text()) for path in sorted(variables_folder.iterdir())]
 
 
 @pytest.fixture(scope="module")
 def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output folders of commands that two processes ran together: equal, terms, compared and shards."""
+    """Output folders of the commands run by two processes: equal, terms, compared and shards."""
     folder = tmp_path_factory.mktemp("two")
 
     def command(script: str, name: str, changes: dict[str, Any], *options: str) -> list[str]:
@@ -127,7 +127,7 @@ def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         (None, command("train.py", "equal", WHOLE_BATCHES | {"training.cache_tiles": "disk"})),
         (None, command("train.py", "terms", EVERY_TERM)),
         (None, command("compare.py", "compared", COMPARED)),
-        # Small shards, so that both processes have some.
+        # Small shards, so that both processes write some.
         *((20, command("train.py", "shards", SEVERAL_SHARDS, f"--arm={arm}")) for arm in ARMS),
     ]
     (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
@@ -141,9 +141,9 @@ def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def test_two_processes_equal_one(two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_two_processes_match_one(two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path) -> None:
     two = two_processes / "equal" / "runs" / "small" / "clip_it_all-seed0"
-    one = in_this_process(configure, tmp_path / "one", WHOLE_BATCHES)
+    one = train_in_this_process(configure, tmp_path / "one", WHOLE_BATCHES)
     assert len(losses(one)) == 20
     assert np.allclose(losses(two), losses(one), rtol=1e-4)
     assert same_predictions(two, one)
@@ -152,16 +152,16 @@ def test_two_processes_equal_one(two_processes: Path, configure: Callable[..., R
     cached = [
         json.loads(path.read_text()) for path in two_processes.glob("equal/artefacts/resized_tiles-*/manifest.json")
     ]
-    assert len(cached) == 2, "both processes resized the training and validation tiles to the disk"
+    assert len(cached) == 2, "training and validation tiles were cached on disk"
 
 
-def test_two_processes_with_several_shards_and_arms(
+def test_two_processes_match_one_with_several_shards_and_arms(
     two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = two_processes / "shards"
     monkeypatch.setattr(embedding, "SHARD", 20)
     for arm in ARMS:
-        one = in_this_process(configure, tmp_path / "one", {**SEVERAL_SHARDS, "arm": arm})
+        one = train_in_this_process(configure, tmp_path / "one", {**SEVERAL_SHARDS, "arm": arm})
         two = output / "runs" / "small" / one.name
         assert np.allclose(losses(two), losses(one), rtol=1e-4), arm
         assert same_predictions(two, one), arm
@@ -176,13 +176,13 @@ def test_two_processes_with_several_shards_and_arms(
 
 
 @pytest.mark.parametrize(("options", "count"), [(("--cpu", "--num_processes", "2"), 1), (TWO, 2)])
-def test_fewer_processes_than_asked_for(
+def test_fewer_processes_than_requested_is_an_error(
     write_config: WriteConfig, tmp_path: Path, options: tuple[str, ...], count: int
 ) -> None:
     import torch
 
     if torch.cuda.is_available() and options is TWO:
-        pytest.skip("with GPUs this launch is right")
+        pytest.skip("this launch is valid on a machine with GPUs")
     processes = launched_variables(options, tmp_path)
     assert len(processes) == count
     command = [ROOT / "scripts" / "train.py", f"--config={write_config()}"]
@@ -196,7 +196,7 @@ def test_fewer_processes_than_asked_for(
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_by_a_signal_while_training(
+def test_resume_after_sigkill_during_training(
     write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     changes = {
@@ -215,69 +215,71 @@ def test_killed_by_a_signal_while_training(
     program.kill()
     assert program.wait().returncode == -signal.SIGKILL
     assert not (folder / "classifier").exists()
-    seen = len((folder / "metrics.jsonl").read_text().splitlines())
-    assert 10 <= seen < 60
-    again = in_this_process(configure, tmp_path / "out", changes)
-    straight = in_this_process(configure, tmp_path / "straight", changes)
-    assert again == folder
-    assert losses(again) == losses(straight)
-    assert predictions(again).equals(predictions(straight))
-    outcomes = [json.loads((run / "training.json").read_text()) for run in (again, straight)]
+    steps_before_kill = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert 10 <= steps_before_kill < 60
+    resumed = train_in_this_process(configure, tmp_path / "out", changes)
+    uninterrupted = train_in_this_process(configure, tmp_path / "uninterrupted", changes)
+    assert resumed == folder
+    assert losses(resumed) == losses(uninterrupted)
+    assert predictions(resumed).equals(predictions(uninterrupted))
+    outcomes = [json.loads((run / "training.json").read_text()) for run in (resumed, uninterrupted)]
     assert outcomes[0]["chosen_step"] == outcomes[1]["chosen_step"]
 
 
-def test_death_between_files_of_an_artefact(
+def test_resume_after_exit_between_files_of_an_artefact(
     write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "dying.py"
-    script.write_text(DYING)
+    script = tmp_path / "exiting.py"
+    script.write_text(EXITING)
     artefacts = tmp_path / "out" / "artefacts"
-    # Amid the tile store, whose 4 shards are 8 files; then, of what is left, amid the text store of 15 shards.
+    # First within the tile store (4 shards, 8 files), then within the text store (15 shards).
     no_artefact: set[str] = set()
     for files, finished, unfinished in (
         (5, no_artefact, "tile_store"),
         (20, {"snippets", "tile_store"}, "text_store"),
     ):
-        config = write_config({"leaks.pixels": "off"})  # no files but those of the path itself
+        config = write_config({"leaks.pixels": "off"})  # no other files are written
         done = run_program(script, str(files), ROOT / "scripts" / "pair.py", f"--config={config}")
         assert done.returncode == 9, done.stderr
         manifests = {path.parent.name.split("-")[0] for path in artefacts.glob("*/manifest.json")}
         assert finished <= manifests and unfinished not in manifests and "pairs" not in manifests
         assert list(artefacts.glob(f"{unfinished}-*.partial/emb-*.npy"))
     monkeypatch.setattr(embedding, "SHARD", 20)
-    again, straight = (Workspace(configure(output=str(tmp_path / name))).pairs for name in ("out", "straight"))
-    assert again.artifact.manifest.files == straight.artifact.manifest.files
-    assert again.artifact.folder.parent == artefacts
+    resumed, uninterrupted = (
+        Workspace(configure(output=str(tmp_path / name))).pairs for name in ("out", "uninterrupted")
+    )
+    assert resumed.artifact.manifest.files == uninterrupted.artifact.manifest.files
+    assert resumed.artifact.folder.parent == artefacts
     for kind in ("text_store", "tile_store"):
-        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "straight", kind)
+        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "uninterrupted", kind)
     assert not [path.name for path in artefacts.rglob("*") if path.name.endswith((".tmp", ".partial"))]
 
 
-def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_two_programs_build_the_same_artefacts_once(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config()
     programs = [start(ROOT / "scripts" / "pair.py", f"--config={config}") for _ in range(2)]
-    both = [program.wait() for program in programs]
-    assert [done.returncode for done in both] == [0, 0], both
-    assert sum("reports into snippets" in done.stdout for done in both) == 1  # the one that cut them
-    assert sum("exact duplicates" in done.stdout for done in both) == 1  # the summary, where it was made
-    assert all("72 tiles paired" in done.stdout for done in both)
+    results = [program.wait() for program in programs]
+    assert [done.returncode for done in results] == [0, 0], results
+    assert sum("reports into snippets" in done.stdout for done in results) == 1  # the program that split them
+    assert sum("exact duplicates" in done.stdout for done in results) == 1  # the program that printed the summary
+    assert all("72 tiles paired" in done.stdout for done in results)
     folders = [path.name for path in (tmp_path / "out" / "artefacts").iterdir() if path.is_dir()]
     kinds = sorted(name.rsplit("-", 1)[0] for name in folders)
     assert kinds == ["index", "pairs", "snippets", "text_store", "tile_digests", "tile_store"]
 
 
-def test_two_processes_equal_one_with_every_term(
+def test_two_processes_match_one_with_every_term(
     two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     two = two_processes / "terms" / "runs" / "small" / "bags-seed0"
-    one = in_this_process(configure, tmp_path / "one", EVERY_TERM)
+    one = train_in_this_process(configure, tmp_path / "one", EVERY_TERM)
     assert np.allclose(losses(two), losses(one), rtol=1e-4)
     assert same_predictions(two, one)
     first = json.loads((one / "metrics.jsonl").read_text().splitlines()[0])
     assert {"bags", "prompt_bags", "soft_labels", "consistency", "distillation"} <= set(first)
 
 
-def test_two_processes_make_the_comparison_of_one(
+def test_two_processes_give_the_same_comparison_as_one(
     two_processes: Path, configure_file: Callable[..., ConfigFile], tmp_path: Path
 ) -> None:
     file = configure_file({**COMPARED, "output": str(tmp_path / "one")})

@@ -1,4 +1,4 @@
-"""The documented first real use: real colorectal tiles and real TCGA reports through configs/own_table.yaml."""
+"""Training on real colorectal tiles and real TCGA reports with configs/own_table.yaml, as documented."""
 
 import json
 import os
@@ -21,16 +21,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("own_table")
     data = Path(str(DATA))
     reports = (data / "reports" / "tcga_colon_reports_clipit.txt").read_text(encoding="utf-8").splitlines()
-    some = tmp_path_factory.mktemp("reports") / "colon.txt"  # test_real_reports cuts them all
-    some.write_text("\n".join(reports[:80]), encoding="utf-8")
+    report_file = tmp_path_factory.mktemp("reports") / "colon.txt"  # test_real_reports splits all of them
+    report_file.write_text("\n".join(reports[:80]), encoding="utf-8")
     header, *rows = (data / "crc_polito5" / "labels.csv").read_text(encoding="utf-8").splitlines()
-    eighth = some.with_name("labels.csv")
-    eighth.write_text("\n".join([header, *rows[::8]]), encoding="utf-8")
+    labels_file = report_file.with_name("labels.csv")
+    labels_file.write_text("\n".join([header, *rows[::8]]), encoding="utf-8")
     command = [
         *(ROOT / "scripts/train.py", "--config", "configs/own_table.yaml"),
-        f"--tiles.path={eighth}",
+        f"--tiles.path={labels_file}",
         f"--tiles.images={data / 'crc_polito5' / 'crc_polito5_tiles.zip'}",
-        f"--reports.path={some}",
+        f"--reports.path={report_file}",
         *("--prompts=crc_polito5", "--tiles.labels.kind=per_class", "--tiles.labels.value=20"),
         *("--training.steps=20", "--training.evaluate_every=10", "--evaluation.bootstrap=50", f"--output={output}"),
     ]
@@ -40,22 +40,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "runs" / "own_table" / "clip_it_all-seed0"
 
 
-def test_every_test_tile_is_predicted(run: Path) -> None:
+def test_every_validation_and_test_tile_is_predicted(run: Path) -> None:
     table = pq.read_table(run / "predictions.parquet")
     splits = table.column("split").to_pylist()
     assert splits.count("test") == 50
     assert splits.count("validation") == 30
 
 
-def test_summary_says_what_the_scores_do_not_say(run: Path) -> None:
+def test_summary_states_the_limits_of_the_scores(run: Path) -> None:
     summary = (run / "summary.md").read_text(encoding="utf-8")
     assert "say nothing about CLIP-IT on real pathology" in " ".join(summary.split())
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert results["provenance"]["training_labels"] == 100
-    assert results["splits"]["test"]["metrics"]["accuracy"]["value"] > 0.25, "five classes: better than chance"
+    assert results["splits"]["test"]["metrics"]["accuracy"]["value"] > 0.25, "chance level is 0.2 for five classes"
 
 
-def test_classifier_opens_in_plain_timm(run: Path) -> None:
+def test_classifier_can_be_loaded_with_timm(run: Path) -> None:
     import timm
     import torch
 
@@ -68,7 +68,7 @@ def test_classifier_opens_in_plain_timm(run: Path) -> None:
         torch.testing.assert_close(model(pixels), ours.forward(pixels)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_no_report_text_leaves_with_the_classifier(run: Path) -> None:
+def test_the_classifier_contains_no_report_text(run: Path) -> None:
     snippets = next((run.parents[2] / "artefacts").glob("snippets-*/snippets.parquet"))
     texts = [text for text in pq.read_table(snippets).column("text").to_pylist() if len(text) > 20]
     exported = b"".join(path.read_bytes() for path in (run / "classifier").rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""A student that reads its tiles at a different size than the VLM: runs, their identity, and messages."""
+"""Students that read tiles at a different size than the VLM: runs, fingerprints and messages."""
 
 import json
 from collections.abc import Callable
@@ -25,35 +25,35 @@ from clipit.workspace.workspace import Workspace
 MakeConfig = Callable[..., RunConfig]
 
 
-def test_the_size_is_part_of_what_a_run_is(configure: MakeConfig) -> None:
+def test_fingerprints_depend_on_the_pixel_size(configure: MakeConfig) -> None:
     configs = [resolve_arm(configure({"backbone.pixels": pixels}, arm="clip_it_all")) for pixels in (None, 16)]
     workspace = [Workspace(config) for config in configs]
     backbones = [load_backbone(config.backbone) for config in configs]
-    marks = [run_fingerprint(c, m, b.fingerprint).value for c, m, b in zip(configs, workspace, backbones, strict=True)]
-    assert marks[0] != marks[1] and backbones[0].fingerprint != backbones[1].fingerprint
+    fingerprints = [
+        run_fingerprint(c, m, b.fingerprint).value for c, m, b in zip(configs, workspace, backbones, strict=True)
+    ]
+    assert fingerprints[0] != fingerprints[1] and backbones[0].fingerprint != backbones[1].fingerprint
     # Pairs do not depend on the student: both configurations share them.
     assert workspace[0].pairs.artifact.folder == workspace[1].pairs.artifact.folder
     assert workspace[0].for_config(configs[1]) is workspace[0]
 
 
-@pytest.mark.parametrize(("pixels", "told"), [(None, "0.5"), (32, ""), (16, "2"), (48, "")])
-def test_users_are_told_when_the_field_becomes_too_coarse_or_too_fine(
-    configure: MakeConfig, pixels: int | None, told: str
+@pytest.mark.parametrize(("pixels", "resolution"), [(None, "0.5"), (32, ""), (16, "2"), (48, "")])
+def test_a_resolution_that_does_not_fit_the_backbone_triggers_a_warning(
+    configure: MakeConfig, pixels: int | None, resolution: str
 ) -> None:
-    """The world's tiles have 32 px; at 1 um/px the bundled backbone (64 px, made for 1 um/px) enlarges them to 0.5."""
-    said = capture_log()
+    """The 32 px tiles at 1 um/px are enlarged to 0.5 um/px by the bundled backbone (64 px, trained at 1 um/px)."""
+    lines = capture_log()
     workspace = Workspace(configure({"tiles.mpp": 1.0}))
     backbone = load_backbone(BackboneConfig(pixels=pixels))
-    for seed in (0, 1):  # the runs of a comparison say the same once
+    for seed in (0, 1):  # runs of one comparison warn once
         run = workspace.for_config(workspace.config.model_copy(update={"seed": seed}))
         run.warn_about_view(backbone.name, backbone.expected_mpp, backbone.preprocess)
-    warnings = [line for line in said if "µm per pixel" in line]
-    assert [f"are read at {told}: features" in line for line in warnings] == ([True] if told else [])
+    warnings = [line for line in lines if "µm per pixel" in line]
+    assert [f"are read at {resolution}: features" in line for line in warnings] == ([True] if resolution else [])
 
 
-def test_tiles_that_are_not_square_are_noted_in_the_console_and_the_summary(
-    configure: MakeConfig, tmp_path: Path
-) -> None:
+def test_tiles_that_are_not_square_are_noted_in_the_log_and_the_summary(configure: MakeConfig, tmp_path: Path) -> None:
     source = Path(configure().tiles.path).parent
     for path in source.rglob("*.png"):
         wide = tmp_path / path.relative_to(source)
@@ -61,22 +61,22 @@ def test_tiles_that_are_not_square_are_noted_in_the_console_and_the_summary(
         with Image.open(path) as image:
             image.resize((64, 32)).save(wide)
     keys = {"arm": "image_only", "training.steps": 1, "tiles.images": str(tmp_path)}
-    said, config = capture_log(), configure(keys, name="wide")
+    lines, config = capture_log(), configure(keys, name="wide")
     folder = train_run(config, Workspace(config))
     expected = "16 of 16 sampled images are not square: images of 64 x 32 px are cropped"
-    assert sum(expected in line and "50% of their pixels are lost" in line for line in said) == 1
+    assert sum(expected in line and "50% of their pixels are lost" in line for line in lines) == 1
     summary = (folder / "summary.md").read_text()
     assert f"WARNING: {expected}" in summary.partition("## Tiles")[2].partition("##")[0]
     assert expected in json.loads((folder / "training.json").read_text())["notes"][-1]
     classifier, pictures = clipit.load_classifier(folder, "cpu"), [Image.new("RGB", (64, 32)), Image.new("RGB", (9, 9))]
-    del said[:]
+    del lines[:]
     for _ in range(2):
         classifier.predict(pictures)
-    assert [line[:37] for line in said] == ["1 of 2 sampled images is not square: "], "once for each classifier"
+    assert [line[:37] for line in lines] == ["1 of 2 sampled images is not square: "], "warned once per classifier"
 
 
 @pytest.mark.slow
-def test_a_run_at_half_the_pixels(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_at_half_the_pixel_size(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure({"backbone.pixels": 16, "tiles.mpp": 1.0}, name="half", arm="clip_it_all")
     workspace = Workspace(config)
     folder = train_run(config, workspace)
@@ -91,7 +91,7 @@ def test_a_run_at_half_the_pixels(configure: MakeConfig, monkeypatch: pytest.Mon
     np.testing.assert_allclose(classifier.predict_proba(pictures), wanted, atol=1e-4)
 
 
-def test_sizes_that_cannot_be(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_pixel_sizes_are_errors(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"backbone\.pixels"):
         validate({**world, "output": str(tmp_path), "backbone": {"name": "embedded", "pixels": 0}}, "test")
     config = configure({"backbone.pixels": 12}, name="odd", arm="image_only")

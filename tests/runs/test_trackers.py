@@ -1,4 +1,4 @@
-"""Trackers beside metrics.jsonl: without a server, into the run's own folder."""
+"""Experiment trackers: they write to the run folder, without a server."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from clipit.runs.train import train_run
 pytestmark = pytest.mark.slow
 
 
-def test_tensorboard_gets_the_curves_and_the_test_scores(configure: MakeConfig) -> None:
+def test_tensorboard_logs_curves_and_test_scores(configure: MakeConfig) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     lines = capture_log()
     folder = train_run(configure({"training.steps": 2, "tracking.tracker": "tensorboard"}, name="board"))
@@ -35,15 +35,15 @@ def test_wandb_offline_needs_no_key(configure: MakeConfig, monkeypatch: pytest.M
     keys = {"training.steps": 2, "tracking.tracker": "wandb", "tracking.group": "several arms"}
     config = configure(keys, name="offline")
     folder = train_run(config)
-    wandb.teardown()  # the end of the process, which flushes the record
+    wandb.teardown()  # happens at the end of a process and flushes the record
     (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
     assert b"several arms" in content and b"test_accuracy" in content and b"training.learning_rate" in content
-    assert not (tmp_path / "wandb").exists(), "nothing is left where the command was started"
+    assert not (tmp_path / "wandb").exists(), "no files are left in the working directory"
     assert list(folder.parent.glob(opening_command(config, folder).rpartition(f"{folder.parent}/")[2]))
 
 
-def test_runs_elsewhere_are_opened_by_a_quoted_path(configure: MakeConfig) -> None:
+def test_commands_that_open_a_tracker_quote_the_path(configure: MakeConfig) -> None:
     folder = Path("my runs/demo/image_only-seed0")
     commands = {
         tracker: opening_command(configure({"tracking.tracker": tracker}), folder)
@@ -56,10 +56,10 @@ def test_runs_elsewhere_are_opened_by_a_quoted_path(configure: MakeConfig) -> No
         "trackio": "trackio show --project clipit",
     }
     online = configure({"tracking.tracker": "wandb", "tracking.wandb_mode": "online"})
-    assert opening_command(online, folder) == "", "wandb prints the address itself"
+    assert opening_command(online, folder) == "", "wandb prints the URL itself"
 
 
-def test_a_tracker_that_is_not_installed(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_package_is_an_error(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.tracking.filter_trackers", lambda *_, **__: [])
     with pytest.raises(ConfigError, match="trackio is not installed"):
         train_run(configure({"training.steps": 2, "tracking.tracker": "trackio"}, name="absent"))

@@ -1,4 +1,4 @@
-"""Whole runs in one process: arms, resume, early stopping, and what a run folder refuses."""
+"""Whole training runs in one process: arms, resuming, early stopping and errors of run folders."""
 
 import json
 from collections.abc import Callable
@@ -26,24 +26,24 @@ from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 MakeConfig = Callable[..., RunConfig]
-OWN = {"distil_more": {"base": "clip_it_all", "distillation.weight": 2.0}}
+CUSTOM_ARMS = {"distil_more": {"base": "clip_it_all", "distillation.weight": 2.0}}
 
 
 class Killed(BaseException):
-    """Stands for a kill: no code of the package catches it."""
+    """Simulated kill, which no code of the package catches."""
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, Workspace]:
-    """Workspace that the runs of this module share, so that the VLM is loaded once."""
+def shared() -> dict[str, Workspace]:
+    """Workspace shared by the runs of this module, so that the VLM is loaded once."""
     return {}
 
 
 @pytest.fixture
-def train(kept: dict[str, Workspace]) -> Callable[[RunConfig], Path]:
+def train(shared: dict[str, Workspace]) -> Callable[[RunConfig], Path]:
     def run(config: RunConfig) -> Path:
-        kept.setdefault("workspace", Workspace(config))
-        return train_run(config, kept["workspace"])
+        shared.setdefault("workspace", Workspace(config))
+        return train_run(config, shared["workspace"])
 
     return run
 
@@ -58,7 +58,7 @@ def trained_names(folder: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("run_plots")
-def test_a_run_leaves_what_is_promised(configure: MakeConfig, train: Train) -> None:
+def test_files_and_contents_of_a_finished_run(configure: MakeConfig, train: Train) -> None:
     folder = train(configure(name="whole", arm="clip_it_all"))
     names = {path.name for path in folder.iterdir()}
     assert names >= {
@@ -78,7 +78,7 @@ def test_a_run_leaves_what_is_promised(configure: MakeConfig, train: Train) -> N
 
 @pytest.fixture(scope="module")
 def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Keys of a configuration with reports of the small world's training patients, and of one without tiles."""
+    """Configuration keys for reports of the small world's training patients and of one patient without tiles."""
     folder = tmp_path_factory.mktemp("own")
     with (folder / "own.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(19):
@@ -97,18 +97,18 @@ def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("arm", [*ARMS, "distil_more"])
 def test_every_arm_trains_and_exports(
-    configure: MakeConfig, train: Train, kept: dict[str, Workspace], own_reports: dict[str, Any], arm: str
+    configure: MakeConfig, train: Train, shared: dict[str, Workspace], own_reports: dict[str, Any], arm: str
 ) -> None:
     import clipit
 
     keys = own_reports if arm.startswith("own_") or arm == "other_snippet" else {}
-    config = configure({"training.steps": 2, **keys}, name="arms", arm=arm, arms=OWN)
-    if arm == "report_diagnosis":  # the small world's reports have no headings
-        given = config.distillation.model_copy(update={"sections": ("unknown",)})
-        config = config.model_copy(update={"distillation": given, "overrides": ("distillation.sections",)})
+    config = configure({"training.steps": 2, **keys}, name="arms", arm=arm, arms=CUSTOM_ARMS)
+    if arm == "report_diagnosis":  # reports of the small world have no headings
+        distillation = config.distillation.model_copy(update={"sections": ("unknown",)})
+        config = config.model_copy(update={"distillation": distillation, "overrides": ("distillation.sections",)})
     folder = train(config)
-    losses_found = losses(folder)
-    assert np.isfinite(losses_found).all()
+    run_losses = losses(folder)
+    assert np.isfinite(run_losses).all()
     names = trained_names(folder)
     resolved = resolve_arm(config)
     assert any("lora_" in name for name in names) == (resolved.backbone.tuning == "lora")
@@ -124,7 +124,7 @@ def test_every_arm_trains_and_exports(
     assert {term.name for term in terms} <= first.keys()
     assert first["loss"] == pytest.approx(sum(term.weight * first[term.name] for term in terms), rel=1e-4)
     classifier = clipit.load_classifier(folder / "classifier")
-    image = kept["workspace"].all_tiles.read(0)
+    image = shared["workspace"].all_tiles.read(0)
     assert classifier.predict_proba([image]).shape == (1, 3)
 
 
@@ -146,7 +146,7 @@ def test_mixed_precision_exports_the_trained_student(configure: MakeConfig) -> N
     assert np.isfinite(losses(folder)).all()
 
 
-def test_variables_of_accelerate_change_no_run(
+def test_environment_variables_of_accelerate_have_no_effect(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"arm": "image_only", "training.steps": 4, "training.clip_norm": 0.01}
@@ -162,18 +162,18 @@ def test_variables_of_accelerate_change_no_run(
     ("arm", "killed_at"),
     [
         ("clip_it_all", "step 3"),  # right after a checkpoint
-        ("clip_it_all", "step 5"),  # after a better look than the checkpoint's
+        ("clip_it_all", "step 5"),  # after a better validation score than the checkpoint's
         ("clip_it_all", "export"),
         ("clip_it_all", "evaluation"),
-        ("clip_it_paper", "saving"),  # the first checkpoint is half written: stage 1 must be done again
+        ("clip_it_paper", "saving"),  # while the first checkpoint is written: stage 1 must be repeated
         ("clip_it_paper", "step 7"),
     ],
 )
-def test_killed_and_started_again_ends_the_same(
+def test_a_resumed_run_gives_the_same_result(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch, arm: str, killed_at: str
 ) -> None:
     keys = {"training.steps": 8, "training.checkpoint_every": 3, "training.evaluate_every": 2, "lora.dropout": 0.2}
-    straight = train(configure(keys, name="straight", arm=arm))
+    uninterrupted = train(configure(keys, name="uninterrupted", arm=arm))
     config = configure(keys, name="killed-" + killed_at.replace(" ", ""), arm=arm)
     if killed_at.startswith("step"):
         original, stop = train_student_module.one_step, int(killed_at.split()[1])
@@ -199,12 +199,12 @@ def test_killed_and_started_again_ends_the_same(
         train(config)
     monkeypatch.undo()
     assert not (run_folder(config) / "results.json").exists()
-    again = train(config)
-    assert losses(again) == losses(straight)
-    assert predictions(again).equals(predictions(straight))
-    chosen = [json.loads((folder / "training.json").read_text())["chosen_step"] for folder in (straight, again)]
+    resumed = train(config)
+    assert losses(resumed) == losses(uninterrupted)
+    assert predictions(resumed).equals(predictions(uninterrupted))
+    chosen = [json.loads((folder / "training.json").read_text())["chosen_step"] for folder in (uninterrupted, resumed)]
     assert chosen[0] == chosen[1]
-    weights = [(folder / "classifier" / "model.safetensors").read_bytes() for folder in (straight, again)]
+    weights = [(folder / "classifier" / "model.safetensors").read_bytes() for folder in (uninterrupted, resumed)]
     assert weights[0] == weights[1]
 
 
@@ -221,12 +221,12 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         assert all(parameter.grad is None for parameter in student.parameters())
         rows = np.flatnonzero(data.labels >= 0)
         targets = next(term.targets for term in data.terms if term.name == "distillation")
-        fitted = student.text_head(torch.from_numpy(targets.vectors[rows].astype(np.float32)))
+        text_logits = student.text_head(torch.from_numpy(targets.vectors[rows].astype(np.float32)))
         labels = torch.from_numpy(data.labels[rows])
-        assert functional.cross_entropy(fitted, labels) < 0.2
-        student.fusion, student.projector = None, None  # the image head alone
-        alone = student_logits(student, normalise, data.source, rows, 64)
-        assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
+        assert functional.cross_entropy(text_logits, labels) < 0.2
+        student.fusion, student.projector = None, None  # leaves only the image head
+        image_logits = student_logits(student, normalise, data.source, rows, 64)
+        assert functional.cross_entropy(torch.from_numpy(image_logits), labels) < 0.2
         raise Killed
 
     monkeypatch.setattr(train_student_module, "train_student", inspect)
@@ -234,10 +234,12 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         train(configure(name="stage1", arm="clip_it_paper"))
 
 
-def test_a_finished_run_is_not_done_again(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_trained_again(
+    configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configure({"training.steps": 2}, name="finished")
     folder = train(config)
-    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("the run was trained again"))
     assert train(config) == folder
 
 
@@ -254,24 +256,24 @@ def test_early_stopping_keeps_the_best_step(
     assert len(losses(folder)) == 4
 
 
-def test_without_validation_labels_the_last_step_counts_and_it_is_said(configure: MakeConfig, tmp_path: Path) -> None:
-    config = configure({"training.steps": 3}, name="blind")
+def test_without_validation_labels_the_last_step_is_exported_with_a_note(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure({"training.steps": 3}, name="unlabelled")
     table = tmp_path / "tiles.csv"
     source = Path(config.tiles.path)
     lines = source.read_text().splitlines()
     hidden = [",".join([f[0], "" if f[2] == "validation" else f[1], *f[2:]]) for f in (r.split(",") for r in lines)]
     table.write_text("\n".join(hidden) + "\n")
-    said = capture_log()
-    blind = configure({"training.steps": 3, "tiles.path": str(table), "tiles.images": str(source.parent)}, name="blind")
-    folder = train_run(blind)
+    log_lines = capture_log()
+    unlabelled = configure(
+        {"training.steps": 3, "tiles.path": str(table), "tiles.images": str(source.parent)}, name="unlabelled"
+    )
+    folder = train_run(unlabelled)
     outcome = json.loads((folder / "training.json").read_text())
     assert (outcome["chosen_step"], outcome["score"]) == (3, None)
-    assert any("no validation tile has a label" in line for line in said)
+    assert any("no validation tile has a label" in line for line in log_lines)
 
 
-def test_the_best_weights_are_exported_not_the_last(
-    configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_weights_are_exported(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.9, 0.1, 0.1])
     monkeypatch.setattr(run_module, "make_monitor", lambda *_: lambda logits: next(scores))
     keys = {"training.evaluate_every": 1, "training.steps": 3, "training.warmup": 0.0}
@@ -282,7 +284,7 @@ def test_the_best_weights_are_exported_not_the_last(
     assert not predictions(best).equals(predictions(last))
 
 
-def test_accumulation_changes_nothing_but_the_order_of_sums(configure: MakeConfig, train: Train) -> None:
+def test_gradient_accumulation_matches_a_single_batch(configure: MakeConfig, train: Train) -> None:
     folders = [
         train(configure({"training.accumulation": parts, "training.steps": 5}, name=f"parts{parts}", arm="clip_it_all"))
         for parts in (1, 3)
@@ -290,18 +292,18 @@ def test_accumulation_changes_nothing_but_the_order_of_sums(configure: MakeConfi
     assert np.allclose(losses(folders[0]), losses(folders[1]), rtol=1e-4)
 
 
-def test_copies_of_a_tile_in_one_batch_are_augmented_anew(
+def test_copies_of_a_tile_in_a_batch_are_augmented_independently(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, keys = step_module.augment, []
 
-    def spy(pixels: Any, own: Any, *rest: Any) -> Any:
-        keys.append(own)
-        return original(pixels, own, *rest)
+    def spy(pixels: Any, tile_keys: Any, *rest: Any) -> Any:
+        keys.append(tile_keys)
+        return original(pixels, tile_keys, *rest)
 
     monkeypatch.setattr(step_module, "augment", spy)
     train(configure({"training.steps": 1, "training.tiles_per_step": 30}, name="copies", arm="image_only"))
-    assert len(keys) == 1 and len(set(keys[0].tolist())) == 30  # of 12 labelled tiles
+    assert len(keys) == 1 and len(set(keys[0].tolist())) == 30  # drawn from 12 labelled tiles
 
 
 def all_bytes(folder: Path) -> bytes:
@@ -324,55 +326,55 @@ def test_no_report_text_and_no_snippet_embedding_in_the_classifier(configure: Ma
             assert vector.astype(dtype).tobytes() not in content
 
 
-def test_the_folder_of_another_configuration(configure: MakeConfig, train: Train) -> None:
+def test_a_folder_of_another_configuration_is_an_error(configure: MakeConfig, train: Train) -> None:
     train(configure({"training.steps": 2}, name="taken"))
     with pytest.raises(ArtifactError, match=r"differences:\n +lora\.rank: 4 in the folder, 2 now\n(?s:.*)--name"):
         train(configure({"training.steps": 2, "lora.rank": 2}, name="taken"))
 
 
 @pytest.mark.parametrize("changed", ["reports", "labels", "prompts"])
-def test_the_folder_of_other_data(configure: MakeConfig, tmp_path: Path, changed: str) -> None:
+def test_a_folder_of_other_data_is_an_error(configure: MakeConfig, tmp_path: Path, changed: str) -> None:
     config = configure()
     assert config.reports is not None and config.prompts is not None
     files = {"reports": Path(config.reports.path), "labels": Path(config.tiles.path), "prompts": Path(config.prompts)}
     for name, path in files.items():
         (tmp_path / name).with_suffix(path.suffix).write_text(path.read_text())
-    mine = {name: (tmp_path / name).with_suffix(path.suffix) for name, path in files.items()}
+    copies = {name: (tmp_path / name).with_suffix(path.suffix) for name, path in files.items()}
     keys = {
-        "training.steps": 1, "tiles.path": str(mine["labels"]), "tiles.images": str(files["labels"].parent),
-        "reports.path": str(mine["reports"]), "prompts": str(mine["prompts"]), "output": str(tmp_path / "out"),
+        "training.steps": 1, "tiles.path": str(copies["labels"]), "tiles.images": str(files["labels"].parent),
+        "reports.path": str(copies["reports"]), "prompts": str(copies["prompts"]), "output": str(tmp_path / "out"),
     }  # fmt: skip
     train_run(configure(keys))
     train_run(configure(keys))
-    text = mine[changed].read_text()
+    text = copies[changed].read_text()
     swapped = text.replace("gland", "\0").replace("stroma", "gland").replace("\0", "stroma")
-    mine[changed].write_text(swapped if changed != "prompts" else text.replace("fibrosis", "oedema"))
+    copies[changed].write_text(swapped if changed != "prompts" else text.replace("fibrosis", "oedema"))
     difference = {"reports": "snippets", "labels": "labels of tiles", "prompts": "prompts"}[changed]
     with pytest.raises(ArtifactError, match=rf"differences:\n +{difference}: \w+ in the folder, \w+ now"):
         train_run(configure(keys))
 
 
-def test_lora_targets_that_match_nothing(configure: MakeConfig, train: Train) -> None:
+def test_lora_targets_without_a_match_are_an_error(configure: MakeConfig, train: Train) -> None:
     with pytest.raises(ModelError, match=r"'nowhere' matches no(?s:.*)lora\.targets"):
         train(configure({"lora.targets": ["nowhere"]}, name="nowhere"))
 
 
-def test_lora_layers_that_do_not_reach_the_loss_are_found_at_the_first_step(
+def test_lora_layers_without_gradient_are_an_error(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipit.models.student import Student, StudentOutput
 
     original = Student.heads
 
-    def cut(self: Student, features: Any) -> StudentOutput:
+    def heads_without_gradient(self: Student, features: Any) -> StudentOutput:
         return original(self, features.detach())
 
-    monkeypatch.setattr(Student, "heads", cut)
+    monkeypatch.setattr(Student, "heads", heads_without_gradient)
     with pytest.raises(ModelError, match=r"LoRA weights receive no gradient(?s:.*)lora\.targets"):
         train(configure(name="idle"))
 
 
-def test_an_arm_that_pairs_in_its_own_way_gets_its_own_pairs(configure: MakeConfig, train: Train) -> None:
+def test_arms_with_different_pairing_keys_have_different_pairs(configure: MakeConfig, train: Train) -> None:
     arms = {"three": {"base": "clip_it_all", "pairing.k": 3}}
     one = train(configure({"training.steps": 1}, name="k", arm="clip_it_all"))
     three = train(configure({"training.steps": 1}, name="k", arm="three", arms=arms))
@@ -380,7 +382,7 @@ def test_an_arm_that_pairs_in_its_own_way_gets_its_own_pairs(configure: MakeConf
     assert facts[0] != facts[1]
 
 
-def test_full_disk_while_training(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_during_training(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
     config = configure(name="disk")
@@ -396,7 +398,7 @@ def test_full_disk_while_training(configure: MakeConfig, train: Train, monkeypat
     assert (train(config) / "results.json").is_file()
 
 
-def test_evaluating_a_run_that_does_not_exist(configure: MakeConfig) -> None:
+def test_evaluating_a_missing_run_is_an_error(configure: MakeConfig) -> None:
     from clipit.errors import ClipitError
     from clipit.runs.evaluate import evaluate_run
 
